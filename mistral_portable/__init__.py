@@ -1,0 +1,25 @@
+"""Mistral models on whatever machine you have: one graph, interchangeable executors, the same answers everywhere.
+
+import mistral_portable as mp
+model = mp.load("tiny")                      # or a folder, a .gguf file, a hub id
+print(model.generate("Once upon a time").text)
+"""
+
+from mistral_portable.config import MistralConfig
+from mistral_portable.engine import Generation, Model, TextStreamer, Timings, load
+from mistral_portable.errors import MistralPortableError
+from mistral_portable.sampling import SamplingParams
+
+__all__ = [
+    "Generation",
+    "MistralConfig",
+    "MistralPortableError",
+    "Model",
+    "SamplingParams",
+    "TextStreamer",
+    "Timings",
+    "__version__",
+    "load",
+]
+
+__version__ = "0.1.0"

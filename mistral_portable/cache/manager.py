@@ -1,0 +1,168 @@
+"""CacheManager: hands out lanes, positions, slots and what each sequence reads. Integers only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mistral_portable.cache.plan import Reads, StepPlan
+from mistral_portable.cache.spec import CacheSpec, LayerGroup
+from mistral_portable.cache.window import first_visible
+from mistral_portable.errors import CacheError
+
+__all__ = ["CacheManager", "Chunk"]
+
+_BLOCK = 256  # lanes grow by this many slots, doubling, so that a short chat does not allocate a whole context
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next tokens of the sequence in `lane`, and which of them (indices into `tokens`) want their logits."""
+
+    lane: int
+    tokens: Sequence[int]
+    rows: Sequence[int] = ()
+
+
+@dataclass
+class _Lane:
+    length: int = 0  # positions 0 .. length - 1 are valid
+    high: int = 0  # the largest length so far: position p was overwritten if p < high - slots
+
+
+class CacheManager:
+    """Bookkeeping of `spec.max_lanes` lanes. `plan` moves the sequences forward; `rollback` moves one back.
+
+    Example: `lane = manager.open(); manager.plan([Chunk(lane, [5, 6, 7], rows=[2])])`, then
+    `manager.length(lane)` is 3; `manager.rollback(lane, 2)` forgets the last token.
+    """
+
+    def __init__(self, spec: CacheSpec) -> None:
+        self.spec = spec
+        self._lanes: dict[int, _Lane] = {}
+
+    def open(self) -> int:
+        """Take a free lane, the lowest one, with length 0. Raises CacheError if all are taken."""
+        lane = next((lane for lane in range(self.spec.max_lanes) if lane not in self._lanes), None)
+        if lane is None:
+            raise CacheError(f"all {self.spec.max_lanes} lanes are taken: close a sequence or raise max_lanes")
+        self._lanes[lane] = _Lane()
+        return lane
+
+    def close(self, lane: int) -> None:
+        """Give the lane back; its content is void."""
+        self._lane(lane)
+        del self._lanes[lane]
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """The lanes in use, ascending."""
+        return tuple(sorted(self._lanes))
+
+    def length(self, lane: int) -> int:
+        """Tokens of the sequence in `lane`; the next one gets this position."""
+        return self._lane(lane).length
+
+    def plan(self, chunks: Sequence[Chunk]) -> StepPlan:
+        """Lay the chunks end to end and move their sequences forward.
+
+        Raises CacheError, and changes nothing, if there is no chunk, a chunk is empty or longer than max_chunk, a
+        lane is not open or named twice, a row is not in its chunk, or a sequence would outgrow max_context.
+        """
+        spec = self.spec
+        if not chunks or len({chunk.lane for chunk in chunks}) != len(chunks):
+            raise CacheError("a step takes at least one chunk, and one chunk per lane")
+        for chunk in chunks:
+            length, count = self._lane(chunk.lane).length, len(chunk.tokens)
+            if not 1 <= count <= spec.max_chunk:
+                raise CacheError(f"lane {chunk.lane}: a chunk of {count} tokens, 1 to max_chunk={spec.max_chunk} fit")
+            if length + count > spec.max_context:
+                raise CacheError(f"lane {chunk.lane}: {length} + {count} tokens exceed max_context={spec.max_context}")
+            if any(not 0 <= row < count for row in chunk.rows):
+                raise CacheError(f"lane {chunk.lane}: rows {list(chunk.rows)} are not all within {count} tokens")
+        begins = [self._lanes[chunk.lane].length for chunk in chunks]
+        ends = [begin + len(chunk.tokens) for begin, chunk in zip(begins, chunks, strict=True)]
+        starts = np.cumsum([0, *(len(chunk.tokens) for chunk in chunks)])
+        positions = np.concatenate([np.arange(b, e) for b, e in zip(begins, ends, strict=True)])
+        for chunk, end in zip(chunks, ends, strict=True):
+            lane = self._lanes[chunk.lane]
+            lane.length, lane.high = end, max(lane.high, end)
+        return StepPlan(
+            tokens=np.concatenate([np.asarray(chunk.tokens, np.int32) for chunk in chunks]),
+            positions=positions.astype(np.int32),
+            lanes=np.array([chunk.lane for chunk in chunks], np.int32),
+            starts=starts.astype(np.int32),
+            rows=np.array(
+                [start + row for start, chunk in zip(starts, chunks, strict=False) for row in sorted(set(chunk.rows))],
+                np.int32,
+            ),
+            groups=tuple(
+                Reads(
+                    slots=(positions % group.slots).astype(np.int32),
+                    first=np.array([first_visible(begin, group.window) for begin in begins], np.int32),
+                    capacity=_capacity(group, max(ends)),
+                )
+                for group in spec.groups
+            ),
+        )
+
+    def rollback(self, lane: int, length: int) -> None:
+        """Forget the tokens from position `length` on.
+
+        Legal while no key that the next query sees has been overwritten: a windowed lane keeps max_chunk
+        tokens of slack beyond its window. Raises CacheError otherwise, and changes nothing.
+
+        Example: window 3, max_chunk 2, 4 slots, length 10 (positions 6..9 are held). Back to 8: the next query, 8,
+        sees 6, 7, 8: legal. Back to 7: it would see 5, which 9 has overwritten: CacheError.
+        """
+        state = self._lane(lane)
+        if not 0 <= length <= state.length:
+            raise CacheError(f"lane {lane}: cannot roll back from {state.length} to {length} tokens")
+        for group in self.spec.groups:
+            oldest = first_visible(length, group.window)
+            if oldest < length and oldest < state.high - group.slots:
+                raise CacheError(
+                    f"lane {lane}: rolling back from {state.length} to {length} tokens needs position {oldest}, "
+                    f"but the window's ring keeps only positions from {state.high - group.slots}: "
+                    f"start the sequence again"
+                )
+        state.length = length
+        if length == 0:  # nothing is held any more, so nothing that was overwritten matters
+            state.high = 0
+
+    def fork(self, lane: int) -> int:
+        """A new lane with the same integers. The caller copies the arrays: `program.copy_lane(lane, new)`.
+
+        Roll the new lane back to share a prefix only. Raises CacheError if no lane is free.
+        """
+        source = self._lane(lane)
+        new = self.open()
+        self._lanes[new] = _Lane(source.length, source.high)
+        return new
+
+    def save(self, lane: int) -> dict[str, int]:
+        """The lane's integers, for JSON; the arrays are `program.save_lane(lane)`."""
+        state = self._lane(lane)
+        return {"length": state.length, "high": state.high}
+
+    def load(self, saved: Mapping[str, int]) -> int:
+        """Open a lane with integers from `save`. Raises CacheError if they cannot belong to this spec."""
+        length, high = saved.get("length", -1), saved.get("high", -1)
+        if not (isinstance(length, int) and isinstance(high, int) and 0 <= length <= high <= self.spec.max_context):
+            raise CacheError(f"saved lane {dict(saved)} does not fit max_context={self.spec.max_context}")
+        lane = self.open()
+        self._lanes[lane] = _Lane(length, high)
+        return lane
+
+    def _lane(self, lane: int) -> _Lane:
+        if lane not in self._lanes:
+            raise CacheError(f"lane {lane} is not open: open ones are {list(self.lanes)}")
+        return self._lanes[lane]
+
+
+def _capacity(group: LayerGroup, length: int) -> int:
+    """Slots to hold `length` tokens, in doublings of a block, at most the group's slots: 300 -> 512."""
+    capacity = _BLOCK
+    while capacity < length:
+        capacity *= 2
+    return min(capacity, group.slots)

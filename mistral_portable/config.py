@@ -1,0 +1,233 @@
+"""MistralConfig: the numbers that define a model, read from HF `config.json` or raw `params.json`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mistral_portable.errors import ConfigError
+
+__all__ = ["MistralConfig", "Window"]
+
+Window = int | None
+"""Number of keys a query sees, itself included; None = all keys up to itself (plain causal)."""
+
+_POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+# Far above any model; keeps a hostile file from asking for absurd tables before a tensor is seen.
+_LIMIT = 2**31 - 1
+_LAYER_LIMIT = 10_000
+
+_RAW_TO_HF = {
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "hidden_dim": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "tied_embeddings": "tie_word_embeddings",
+    "max_seq_len": "max_position_embeddings",
+}
+_RAW_UNSUPPORTED = ("moe", "yarn", "llama_4_scaling")
+
+
+@dataclass(frozen=True)
+class MistralConfig:
+    """Shape and constants of a Mistral decoder; field names and defaults are those of transformers.
+
+    `sliding_window` is an int W (a query sees W keys, itself included), None (plain causal), or a tuple that
+    is repeated over the layers: `(None, 8)` on 4 layers gives the windows None, 8, None, 8 (`layer_windows`).
+    `extra` keeps every key of a `config.json` that this class does not know; `to_dict` writes it back.
+
+    Raises ConfigError, naming the field, for impossible values.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 14336
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int = 0  # 0: hidden_size // num_attention_heads, set in __post_init__
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 131072
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | tuple[int, ...] | None = 2
+    tie_word_embeddings: bool = False
+    rope_theta: float = 10000.0
+    sliding_window: Window | tuple[Window, ...] = 4096
+    attention_dropout: float = 0.0
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=True, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            _integer(name, getattr(self, name), minimum=1)
+        if self.num_hidden_layers > _LAYER_LIMIT:
+            raise ConfigError(f"num_hidden_layers={self.num_hidden_layers}: at most {_LAYER_LIMIT} are accepted")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_key_value_heads={self.num_key_value_heads} must divide "
+                f"num_attention_heads={self.num_attention_heads}"
+            )
+        if self.head_dim == 0:
+            if self.hidden_size % self.num_attention_heads:
+                raise ConfigError(
+                    f"hidden_size={self.hidden_size} is not a multiple of "
+                    f"num_attention_heads={self.num_attention_heads}: set head_dim"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        _integer("head_dim", self.head_dim, minimum=2)
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs")
+        if self.hidden_act != "silu":
+            raise ConfigError(f"hidden_act={self.hidden_act!r} is not supported: Mistral models use 'silu'")
+        for name in ("rms_norm_eps", "rope_theta"):
+            if not 0 < _real(name, getattr(self, name)) < float("inf"):
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be a positive number")
+        for name in ("initializer_range", "attention_dropout"):
+            _real(name, getattr(self, name))
+        for name in ("use_cache", "tie_word_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be true or false")
+        for name in ("pad_token_id", "bos_token_id"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name), minimum=-1)
+        for token in self.eos_token_ids:
+            _integer("eos_token_id", token, minimum=-1)
+        windows = self.sliding_window if isinstance(self.sliding_window, tuple) else (self.sliding_window,)
+        if not windows or len(windows) > self.num_hidden_layers:
+            raise ConfigError(
+                f"sliding_window has {len(windows)} entries for num_hidden_layers={self.num_hidden_layers}"
+            )
+        for window in windows:
+            if window is not None:
+                _integer("sliding_window", window, minimum=1)
+
+    @property
+    def layer_windows(self) -> tuple[Window, ...]:
+        """The window of each layer, `num_hidden_layers` entries."""
+        pattern = self.sliding_window if isinstance(self.sliding_window, tuple) else (self.sliding_window,)
+        return tuple(pattern[i % len(pattern)] for i in range(self.num_hidden_layers))
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """All ids that end a text; HF allows one id, a list, or none."""
+        if self.eos_token_id is None:
+            return ()
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+
+    def with_window(self, window: Window | tuple[Window, ...]) -> "MistralConfig":
+        """A copy in which the layers have this window (None: plain causal)."""
+        return replace(self, sliding_window=window)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "MistralConfig":
+        """Read the keys of an HF `config.json`: old `rope_theta`, new `rope_parameters`, `layer_types`."""
+        values = dict(data)
+        known = {f.name for f in fields(cls)} - {"extra"}
+        rope = _rope_parameters(values)
+        if "rope_theta" in rope:
+            values["rope_theta"] = rope["rope_theta"]
+        for name in ("head_dim", "num_key_value_heads"):
+            if values.get(name, 0) is None:
+                del values[name]
+                if name == "num_key_value_heads":  # HF: null means one key/value head per query head
+                    values[name] = values.get("num_attention_heads", cls.num_attention_heads)
+        if isinstance(values.get("eos_token_id"), list):
+            values["eos_token_id"] = tuple(values["eos_token_id"])
+        values["sliding_window"] = _windows(values)
+        own = {name: values[name] for name in known & values.keys()}
+        extra = {name: value for name, value in values.items() if name not in known}
+        return cls(**own, extra=extra)
+
+    @classmethod
+    def from_params(cls, data: Mapping[str, Any]) -> "MistralConfig":
+        """Read the keys of a raw Mistral `params.json`.
+
+        Source: mistral-inference `args.py`; without `rope_theta` it is 1e4 (7B v0.1's file has none), without
+        `n_kv_heads` it is `n_heads`, without a window the attention is plain causal.
+        """
+        for name in _RAW_UNSUPPORTED:
+            if data.get(name):
+                raise ConfigError(f"params.json: {name!r} is not supported")
+        values = {_RAW_TO_HF.get(name, name): value for name, value in data.items()}
+        window = values.pop("_sliding_window", None)
+        values["sliding_window"] = values.get("sliding_window", window)
+        values.setdefault("num_key_value_heads", values.get("num_attention_heads", cls.num_attention_heads))
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "MistralConfig":
+        """Read `config.json` (HF) or `params.json` (raw Mistral), told apart by their keys."""
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}: not valid JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: holds no JSON object")
+        try:
+            return cls.from_params(data) if "dim" in data else cls.from_dict(data)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of an HF `config.json`, unknown ones included; `from_dict` gives an equal config back."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        if isinstance(self.eos_token_id, tuple):
+            own["eos_token_id"] = list(self.eos_token_id)
+        if isinstance(self.sliding_window, tuple):
+            own["sliding_window"] = list(self.sliding_window)
+        return {**own, **self.extra}
+
+
+def _integer(name: str, value: object, minimum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= _LIMIT:
+        raise ConfigError(f"{name}={value!r} must be an integer from {minimum} to {_LIMIT}")
+    return value
+
+
+def _real(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name}={value!r} must be a number")
+    return float(value)
+
+
+def _rope_parameters(values: dict[str, Any]) -> Mapping[str, Any]:
+    """Take `rope_parameters` (transformers 5) or `rope_scaling` (older) out of `values`."""
+    rope = values.pop("rope_parameters", None) or values.pop("rope_scaling", None) or {}
+    values.pop("rope_scaling", None)
+    if not isinstance(rope, Mapping):
+        raise ConfigError(f"rope_parameters={rope!r} must be an object")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise ConfigError(f"rope_parameters.rope_type={kind!r} is not supported: only 'default' is")
+    return rope
+
+
+def _windows(values: dict[str, Any]) -> Window | tuple[Window, ...]:
+    """`sliding_window` (an int, null or a list), with HF's `layer_types` folded into it."""
+    window = values.get("sliding_window", MistralConfig.sliding_window)
+    kinds = values.pop("layer_types", None)
+    if kinds is None:
+        return tuple(window) if isinstance(window, list) else window
+    if not isinstance(kinds, list) or not set(kinds) <= {"full_attention", "sliding_attention"}:
+        raise ConfigError(f"layer_types={kinds!r}: only 'full_attention' and 'sliding_attention' are known")
+    if len(kinds) != values.get("num_hidden_layers", MistralConfig.num_hidden_layers):
+        raise ConfigError(f"layer_types has {len(kinds)} entries, one per layer is needed")
+    windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    return windows[0] if len(set(windows)) == 1 else windows

@@ -1,0 +1,88 @@
+"""load(): checkpoint -> graph -> passes -> program -> Model."""
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from mistral_portable.cache import CacheManager, CacheSpec
+from mistral_portable.config import Window
+from mistral_portable.engine.model import Model
+from mistral_portable.errors import CheckpointError, InputError
+from mistral_portable.executor import ExecutorOptions
+from mistral_portable.graph import Graph, build, verify
+from mistral_portable.graph.passes import select_rows
+from mistral_portable.registry import select
+from mistral_portable.tokenizer import load_tokenizer
+from mistral_portable.weights import Checkpoint, open_checkpoint
+
+__all__ = ["load"]
+
+_LANES = 8  # sequences that one Model can hold at a time; lanes take memory only when used
+_CHUNK = 512  # prompt tokens of one prefill step
+_NAMED = 10  # missing tensors that an error lists before it counts the rest
+
+
+def load(
+    model: str | Path = "tiny",
+    *,
+    backend: str = "auto",
+    dtype: str | None = None,
+    window: Window | Literal["config"] = "config",
+    max_context: int | None = None,
+    threads: int | None = None,
+    revision: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Model:
+    """Open a checkpoint and make it ready to run.
+
+    model: "tiny" (the embedded model), a folder, a .gguf file, or a hub id (`owner/name`, `owner/name:file.gguf`).
+    backend: "auto" takes the best one that can run here. dtype: the executor's choice if None.
+    window: "config" keeps the checkpoint's, None is full attention, an int replaces it in every layer.
+    max_context: tokens a sequence may reach; the model's own limit if None. revision: of a hub id.
+    progress: called as (what, done, total), in bytes, while downloading.
+
+    Things that the user should know (an inferred window, say) are issued as warnings.
+    Raises MistralPortableError: CheckpointError, ConfigError, InputError or BackendError.
+    """
+    begin = time.perf_counter()
+    chosen = select(backend)
+    if threads is not None and threads < 1:
+        raise InputError(f"threads={threads} must be at least 1")
+    checkpoint = open_checkpoint(model, revision=revision, progress=progress)
+    for notice in checkpoint.notices:
+        warnings.warn(notice, stacklevel=2)
+    config = checkpoint.config if window == "config" else checkpoint.config.with_window(window)
+    limit = config.max_position_embeddings
+    context = limit if max_context is None else max_context
+    if not 1 <= context <= limit:
+        raise InputError(f"max_context={context} must be from 1 to max_position_embeddings={limit}")
+    graph = verify(select_rows(verify(build(config)), "logits"))
+    check_tensors(checkpoint, graph)
+    spec = CacheSpec.from_config(config, max_context=context, max_chunk=_CHUNK, max_lanes=_LANES)
+    program = chosen.prepare(graph, checkpoint.tensors, spec, ExecutorOptions(dtype, threads))
+    return Model(
+        config=config,
+        backend=chosen.name,
+        program=program,
+        manager=CacheManager(spec),
+        tokenizer=load_tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None,
+        source=str(checkpoint.path),
+        load_s=time.perf_counter() - begin,
+    )
+
+
+def check_tensors(checkpoint: Checkpoint, graph: Graph) -> None:
+    """Raise CheckpointError that names every tensor the graph needs and the checkpoint lacks or mis-shapes."""
+    problems = []
+    for parameter in graph.parameters.values():
+        tensor = checkpoint.tensors.get(parameter.name)
+        if tensor is None:
+            problems.append(f"{parameter.name} is missing")
+        elif tensor.shape != parameter.shape:
+            problems.append(f"{parameter.name} has shape {tensor.shape} instead of {parameter.shape}")
+    if problems:
+        listed = "; ".join(problems[:_NAMED])
+        more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        raise CheckpointError(f"{checkpoint.path}: the tensors do not fit the config: {listed}{more}")

@@ -1,0 +1,120 @@
+"""TextStreamer: the generate loop of one sequence, as an iterator over pieces of text."""
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.cache import Chunk
+from mistral_portable.engine.generation import Generation, Timings, peak_memory_bytes
+from mistral_portable.errors import InputError
+from mistral_portable.sampling import Sampled, Sampler, SamplingParams, StopMatcher
+
+if TYPE_CHECKING:
+    from mistral_portable.engine.model import Model
+
+__all__ = ["TextStreamer"]
+
+
+class TextStreamer:
+    """Iterate for pieces of text, each final: no broken characters, nothing of a stop string.
+
+    `generation` is what there is so far, also after an interruption. The cache lane is given back at the end of
+    the iteration, on an error, and by `close()` or the end of a `with` block.
+    """
+
+    def __init__(self, model: "Model", prompt: Sequence[int], params: SamplingParams) -> None:
+        if params.stop and not model.has_tokenizer:
+            raise InputError("stop strings need a tokenizer, and this checkpoint has none: use stop_token_ids")
+        self._model = model
+        self._prompt = prompt
+        self._params = params
+        self._text: list[str] = []
+        self._sampled: list[Sampled] = []
+        self._finish_reason = ""
+        self._prefill_s = self._decode_s = 0.0
+        self._pieces = self._run()
+
+    @property
+    def generation(self) -> Generation:
+        """The text, tokens and timings so far."""
+        return Generation(
+            text="".join(self._text),
+            tokens=tuple(sampled.token for sampled in self._sampled),
+            finish_reason=self._finish_reason,
+            logprobs=None if self._params.logprobs is None else tuple(self._sampled),
+            timings=Timings(
+                load_s=self._model.load_s,
+                prefill_tokens=len(self._prompt),
+                prefill_s=self._prefill_s,
+                decode_tokens=max(0, len(self._sampled) - 1),
+                decode_s=self._decode_s,
+                peak_memory_bytes=peak_memory_bytes(),
+            ),
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop generating and give the cache lane back."""
+        self._pieces.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self) -> Generator[str, None, None]:
+        """Prefill, then sample and step until something ends it; yields text that is final and not empty."""
+        model, params = self._model, self._params
+        pieces = model.tokenizer.stream(after=self._prompt) if model.has_tokenizer else None
+        stops = StopMatcher(params.stop)
+        sampler = Sampler(params, prompt_tokens=self._prompt)
+        ends = set(params.stop_token_ids) | (set() if params.ignore_eos else model.end_tokens)
+        with model.lane() as lane:
+            logits = self._prefill(lane)
+            while True:
+                sampled = sampler.sample(logits)
+                self._sampled.append(sampled)
+                ended = sampled.token in ends
+                if pieces is not None and not ended:
+                    yield from self._show(stops.push(pieces.push(sampled.token)))
+                if ended or stops.matched is not None:
+                    self._finish_reason = "stop"
+                    break
+                if len(self._sampled) == params.max_tokens or model.manager.length(lane) == model.max_context:
+                    self._finish_reason = "length"
+                    break
+                begin = time.perf_counter()
+                logits = model.step([Chunk(lane, [sampled.token], rows=[0])])[0]
+                self._decode_s += time.perf_counter() - begin
+        if pieces is not None:
+            yield from self._show(stops.push(pieces.flush()))
+            yield from self._show(stops.flush())
+
+    def _prefill(self, lane: int) -> NDArray[np.float32]:
+        """Run the prompt, a chunk at a time; the logits [vocab_size] behind its last token."""
+        begin = time.perf_counter()
+        size = self._model.manager.spec.max_chunk
+        for start in range(0, len(self._prompt), size):
+            tokens = self._prompt[start : start + size]
+            last = start + len(tokens) == len(self._prompt)
+            logits = self._model.step([Chunk(lane, tokens, rows=[len(tokens) - 1] if last else [])])
+        self._prefill_s = time.perf_counter() - begin
+        row: NDArray[np.float32] = logits[0]
+        return row
+
+    def _show(self, text: str) -> Iterator[str]:
+        if text:
+            self._text.append(text)
+            yield text

@@ -1,0 +1,22 @@
+"""The backend-agnostic description of the decoder: ops, immutable IR, builder, verifier, passes, rendering."""
+
+from mistral_portable.graph.build import build
+from mistral_portable.graph.ir import Dim, Graph, Node, Parameter, Shape
+from mistral_portable.graph.ops import OPS, Op
+from mistral_portable.graph.render import to_mermaid, to_text
+from mistral_portable.graph.verify import infer_shapes, verify
+
+__all__ = [
+    "OPS",
+    "Dim",
+    "Graph",
+    "Node",
+    "Op",
+    "Parameter",
+    "Shape",
+    "build",
+    "infer_shapes",
+    "to_mermaid",
+    "to_text",
+    "verify",
+]

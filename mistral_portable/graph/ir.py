@@ -1,0 +1,66 @@
+"""The immutable graph: parameters, nodes in execution order, named outputs.
+
+Every value has one name and one producer. A value is an input of the step (`tokens`, `positions`, `rows`),
+a parameter, or the result of a node. Shapes are tuples of ints and of the symbolic dimensions
+
+    T  tokens of the step, of all its sequences laid end to end (there is no batch axis)
+    R  rows that the caller asked for (`rows` lists their places on the token axis)
+    K  keys that the longest sequence of the step reads
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+__all__ = ["INPUTS", "Attribute", "Dim", "Graph", "Node", "Parameter", "Shape"]
+
+Dim = int | str
+Shape = tuple[Dim, ...]
+Attribute = int | float | None
+
+INPUTS: Mapping[str, Shape] = MappingProxyType({"tokens": ("T",), "positions": ("T",), "rows": ("R",)})
+"""The integers of a step that a graph may read; they come from the StepPlan."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A weight. `parts` are the checkpoint tensors that, stacked along axis 0, form it.
+
+    An unfused parameter has one part, itself; fusing q (64, 8), k (16, 8) and v (16, 8) gives one parameter of
+    shape (96, 8) with three parts.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation: `name` = `op`(`inputs`; `attributes`). The name is also the name of its result."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    attributes: Mapping[str, Attribute]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A decoder step. `nodes` are in execution order; `outputs` maps public names to values.
+
+    `taps` names interior values that a pass may turn into outputs (`expose`): `hidden_states.0` is the
+    embedding, `hidden_states.i` the output of layer i, and the last one is taken after the final norm.
+    """
+
+    parameters: Mapping[str, Parameter]
+    nodes: tuple[Node, ...]
+    outputs: Mapping[str, str]
+    taps: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        for name in ("parameters", "outputs", "taps"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))

@@ -1,0 +1,133 @@
+"""Pure rewrites, Graph -> Graph. The engine exposes outputs and selects rows; a backend fuses what it likes."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from mistral_portable.errors import GraphError
+from mistral_portable.graph.ir import Graph, Node, Parameter
+from mistral_portable.graph.ops import OPS
+
+__all__ = [
+    "drop_dead_nodes",
+    "expose_attention_weights",
+    "expose_hidden_states",
+    "fuse_linears",
+    "select_rows",
+]
+
+
+def expose_hidden_states(graph: Graph) -> Graph:
+    """Add the outputs `hidden_states.0` .. `hidden_states.L`; the last one is taken after the final norm."""
+    return replace(graph, outputs={**graph.outputs, **graph.taps})
+
+
+def expose_attention_weights(graph: Graph) -> Graph:
+    """Add the outputs `attentions.0` .. `attentions.L-1`, each [T, heads, K] (op `attention_weights`)."""
+    nodes: list[Node] = []
+    outputs = dict(graph.outputs)
+    for node in graph.nodes:
+        nodes.append(node)
+        if node.op == "attention":
+            name = f"{node.name}_weights"
+            nodes.append(Node(name, "attention_weights", node.inputs[:2], node.attributes))
+            outputs[f"attentions.{node.attributes['layer']}"] = name
+    return replace(graph, nodes=tuple(nodes), outputs=outputs)
+
+
+def drop_dead_nodes(graph: Graph) -> Graph:
+    """Remove nodes, parameters and taps that no output depends on."""
+    live = set(graph.outputs.values())
+    for node in reversed(graph.nodes):
+        if node.name in live:
+            live.update(node.inputs)
+    return Graph(
+        {name: parameter for name, parameter in graph.parameters.items() if name in live},
+        tuple(node for node in graph.nodes if node.name in live),
+        graph.outputs,
+        {name: value for name, value in graph.taps.items() if value in live},
+    )
+
+
+def fuse_linears(graph: Graph, fusible: Callable[[Sequence[Parameter]], bool] = lambda parameters: True) -> Graph:
+    """Join the `linear` nodes that read the same value: q/k/v become one, gate/up become one.
+
+    q (64, 8), k (16, 8), v (16, 8) over x become one `linear` with a parameter of shape (96, 8) and three parts,
+    and three `take_columns`: 0..63, 64..79, 80..95. `fusible` lets a backend decline (say, weights of different
+    types). Linears with a bias stay as they are.
+    """
+    groups: dict[str, list[Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.op == "linear" and len(node.inputs) == 2:
+            groups[node.inputs[0]].append(node)
+    parameters = dict(graph.parameters)
+    leaders: dict[str, tuple[Node, list[Node]]] = {}
+    for x, group in groups.items():
+        weights = [graph.parameters[node.inputs[1]] for node in group]
+        if len(group) < 2 or not fusible(weights):
+            continue
+        fused = Parameter(
+            "+".join(weight.name for weight in weights),
+            (sum(weight.shape[0] for weight in weights), weights[0].shape[1]),
+            tuple(part for weight in weights for part in weight.parts),
+        )
+        parameters[fused.name] = fused
+        joined = Node("+".join(node.name for node in group), "linear", (x, fused.name), {})
+        start, columns = 0, []
+        for node, weight in zip(group, weights, strict=True):
+            stop = start + weight.shape[0]
+            columns.append(Node(node.name, "take_columns", (joined.name,), {"start": start, "stop": stop}))
+            start = stop
+        leaders[group[0].name] = (joined, columns)
+    replaced = {column.name for _, columns in leaders.values() for column in columns}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if node.name in leaders:
+            joined, columns = leaders[node.name]
+            nodes += [joined, *columns]
+        elif node.name not in replaced:
+            nodes.append(node)
+    return drop_dead_nodes(replace(graph, parameters=parameters, nodes=tuple(nodes)))
+
+
+def select_rows(graph: Graph, *outputs: str) -> Graph:
+    """Compute `outputs` for the asked rows only: their shape becomes [R, ...] instead of [T, ...].
+
+    `take_rows` is placed as early as the row-wise ops allow. In a causal LM that is right behind the last
+    attention: the output projection, the MLP of the last layer, the final norm and the LM head then run on R
+    rows, and a prefill chunk that wants no logits (R = 0) skips them.
+
+    Raises GraphError for an unknown output. Taps that no longer exist on all rows are dropped, so expose hidden
+    states first.
+    """
+    for name in outputs:
+        if name not in graph.outputs:
+            raise GraphError(f"output {name!r} is unknown: the graph has {', '.join(graph.outputs)}")
+    some = {graph.outputs[name] for name in outputs}  # values wanted on R rows
+    whole = {value for name, value in graph.outputs.items() if name not in outputs}  # values wanted on T rows
+    for node in reversed(graph.nodes):
+        if node.name in some and not OPS[node.op].rowwise:
+            whole.add(node.name)
+        if node.name in whole:
+            whole.update(node.inputs)
+        elif node.name in some:
+            some.update(value for value in node.inputs if value not in graph.parameters)
+    nodes: list[Node] = []
+    on_rows: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.name in whole:
+            nodes.append(node)
+            if node.name in some:
+                on_rows[node.name] = f"{node.name}.rows"
+                nodes.append(Node(on_rows[node.name], "take_rows", (node.name, "rows"), {}))
+        elif node.name in some:
+            nodes.append(replace(node, inputs=tuple(on_rows.get(value, value) for value in node.inputs)))
+            on_rows[node.name] = node.name
+    return drop_dead_nodes(
+        Graph(
+            graph.parameters,
+            tuple(nodes),
+            {name: on_rows[value] if name in outputs else value for name, value in graph.outputs.items()},
+            {name: value for name, value in graph.taps.items() if value in whole},
+        )
+    )

@@ -1,0 +1,53 @@
+"""A graph as text and as a Mermaid diagram, for people."""
+
+from mistral_portable.graph.ir import INPUTS, Graph, Node, Shape
+from mistral_portable.graph.verify import infer_shapes
+
+__all__ = ["to_mermaid", "to_text"]
+
+
+def to_text(graph: Graph) -> str:
+    """One line per node: `layers.0.q [T, 256] = linear(layers.0.input_layernorm, model...q_proj.weight)`."""
+    shapes = infer_shapes(graph)
+    lines = [f"input {name} {_shape(INPUTS[name])}" for name in _used_inputs(graph)]
+    for node in graph.nodes:
+        attributes = [f"{key}={_number(value)}" for key, value in node.attributes.items()]
+        lines.append(f"{node.name} {_shape(shapes[node.name])} = {node.op}({', '.join([*node.inputs, *attributes])})")
+    lines += [f"output {name} = {value}" for name, value in graph.outputs.items()]
+    return "\n".join(lines)
+
+
+def to_mermaid(graph: Graph) -> str:
+    """A Mermaid `flowchart`; parameters are named inside their node to keep the picture readable."""
+    shapes = infer_shapes(graph)
+    ids = {node.name: f"n{index}" for index, node in enumerate(graph.nodes)}
+    ids |= {name: name for name in _used_inputs(graph)}
+    lines = ["flowchart TD"]
+    lines += [f'  {name}(["{name} {_shape(INPUTS[name])}"])' for name in _used_inputs(graph)]
+    for node in graph.nodes:
+        lines.append(f'  {ids[node.name]}["{_label(graph, node)}"]')
+        for value in node.inputs:
+            if value not in graph.parameters:
+                lines.append(f'  {ids[value]} -->|"{_shape(shapes[value])}"| {ids[node.name]}')
+    for index, (name, value) in enumerate(graph.outputs.items()):
+        lines.append(f'  out{index}(["{name} {_shape(shapes[value])}"])')
+        lines.append(f"  {ids[value]} --> out{index}")
+    return "\n".join(lines)
+
+
+def _label(graph: Graph, node: Node) -> str:
+    weights = [value for value in node.inputs if value in graph.parameters]
+    return "<br/>".join([f"{node.name}: {node.op}", *weights])
+
+
+def _used_inputs(graph: Graph) -> list[str]:
+    used = {value for node in graph.nodes for value in node.inputs}
+    return [name for name in INPUTS if name in used]
+
+
+def _shape(shape: Shape) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

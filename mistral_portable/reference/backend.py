@@ -1,0 +1,42 @@
+"""The descriptor of the reference executor."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mistral_portable.cache import CacheSpec
+from mistral_portable.errors import BackendError
+from mistral_portable.executor import Availability, ExecutorOptions
+from mistral_portable.graph import OPS, Graph
+from mistral_portable.reference.program import ReferenceProgram
+from mistral_portable.weights import Tensor
+
+__all__ = ["BACKEND", "ReferenceBackend"]
+
+_DTYPES = ("float32", "float64")
+
+
+class ReferenceBackend:
+    """Plain NumPy on the CPU. Slow, exact, the one to compare with."""
+
+    name = "reference"
+
+    def probe(self) -> Availability:
+        return Availability(1, f"CPU, NumPy {np.__version__}, float32 or float64: the slow, exact oracle")
+
+    def supports(self, op: str, dtype: str) -> str | None:
+        if dtype not in _DTYPES:
+            return f"dtype {dtype!r}: the reference computes in {' or '.join(_DTYPES)}"
+        return None if op in OPS else f"unknown op {op!r}"
+
+    def prepare(
+        self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
+    ) -> ReferenceProgram:
+        dtype = options.dtype or "float32"
+        for op in sorted({node.op for node in graph.nodes}):
+            if reason := self.supports(op, dtype):
+                raise BackendError(f"backend 'reference' cannot run {op!r}: {reason}")
+        return ReferenceProgram(graph, weights, cache, dtype)
+
+
+BACKEND = ReferenceBackend()

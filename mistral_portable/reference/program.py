@@ -1,0 +1,176 @@
+"""ReferenceProgram: walks the graph node by node, and keeps the cache in plain arrays."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.errors import CacheError
+from mistral_portable.executor import LaneState
+from mistral_portable.graph import Graph, Node, Parameter
+from mistral_portable.reference import ops
+from mistral_portable.weights import Tensor
+
+__all__ = ["ReferenceProgram"]
+
+Floats = NDArray[np.floating[Any]]
+
+# Weights are converted to float once if that takes less than this, else at each use: slower, in little memory.
+_RESIDENT_BYTES = 4 * 2**30
+
+
+class ReferenceProgram:
+    """Keys and values of a (layer, lane): [capacity, kv_heads, head_dim], grown as the plans ask.
+
+    Slots that nothing was written to hold NaN, so that reading one cannot go unnoticed.
+    """
+
+    def __init__(self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, dtype: str) -> None:
+        self.dtype = dtype
+        self._graph = graph
+        self._cache_spec = cache
+        self._weights = weights
+        self._keys: dict[tuple[int, int], Floats] = {}
+        self._values: dict[tuple[int, int], Floats] = {}
+        numbers = sum(int(np.prod(parameter.shape)) for parameter in graph.parameters.values())
+        self._resident: dict[str, Floats] = {}
+        if numbers * np.dtype(dtype).itemsize <= _RESIDENT_BYTES:
+            self._resident = {name: self._read(parameter) for name, parameter in graph.parameters.items()}
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(array.nbytes for store in (self._keys, self._values) for array in store.values())
+
+    def step(self, plan: StepPlan) -> dict[str, NDArray[Any]]:
+        values: dict[str, Any] = {"tokens": plan.tokens, "positions": plan.positions, "rows": plan.rows}
+        for node in self._graph.nodes:
+            inputs = [self._parameter(name) if name in self._graph.parameters else values[name] for name in node.inputs]
+            values[node.name] = self._run(node, inputs, plan)
+        return {name: np.array(values[value]) for name, value in self._graph.outputs.items()}
+
+    def copy_lane(self, source: int, target: int) -> None:
+        self.load_lane(target, self.save_lane(source))
+
+    def save_lane(self, lane: int) -> LaneState:
+        stores = {"keys": self._keys, "values": self._values}
+        return {
+            f"{name}.{layer}": array.copy()
+            for name, store in stores.items()
+            for (layer, owner), array in store.items()
+            if owner == lane
+        }
+
+    def load_lane(self, lane: int, state: LaneState) -> None:
+        spec = self._cache_spec
+        arrays: dict[str, Floats] = {}
+        for group in spec.groups:
+            for name in (f"{kind}.{layer}" for layer in group.layers for kind in ("keys", "values")):
+                array = state.get(name)
+                if array is None and not state:  # the lane was saved before its first step
+                    continue
+                if array is None or array.shape[1:] != (spec.num_key_value_heads, spec.head_dim):
+                    raise CacheError(f"the saved lane does not fit this model: {name} is missing or mis-shaped")
+                if array.dtype != self.dtype or len(array) > group.slots:
+                    raise CacheError(f"the saved lane has {len(array)} slots of {array.dtype}: {name} does not fit")
+                arrays[name] = array.copy()
+        for name, array in arrays.items():
+            kind, layer = name.split(".")
+            (self._keys if kind == "keys" else self._values)[int(layer), lane] = array
+
+    def close(self) -> None:
+        self._keys.clear()
+        self._values.clear()
+        self._resident.clear()
+
+    def _run(self, node: Node, inputs: list[Any], plan: StepPlan) -> Floats:
+        attributes: Any = node.attributes
+        match node.op:
+            case "embedding":
+                return ops.embedding(inputs[0], inputs[1])
+            case "rms_norm":
+                return ops.rms_norm(inputs[0], inputs[1], attributes["eps"])
+            case "linear":
+                return ops.linear(*inputs)
+            case "rope":
+                return ops.rope(inputs[0], inputs[1], attributes["head_dim"], attributes["theta"])
+            case "attention":
+                return self._attention(node, inputs, plan)
+            case "attention_weights":
+                return self._attention_weights(node, inputs, plan)
+            case "silu_mul":
+                return ops.silu_mul(inputs[0], inputs[1])
+            case "add":
+                return ops.add(inputs[0], inputs[1])
+            case "take_columns":
+                return ops.take_columns(inputs[0], attributes["start"], attributes["stop"])
+            case "take_rows":
+                return ops.take_rows(inputs[0], inputs[1])
+        raise AssertionError(f"verified graphs have no op {node.op!r}")
+
+    def _attention(self, node: Node, inputs: list[Floats], plan: StepPlan) -> Floats:
+        q, k, v = inputs
+        self._write(self._keys, node, k, plan)
+        self._write(self._values, node, v, plan)
+        layer: Any = node.attributes["layer"]
+        out = np.empty_like(q)
+        for tokens, lane, slots, weights in self._scores(node, q, plan):
+            out[tokens] = ops.attend(weights, self._values[layer, lane][slots])
+        return out
+
+    def _attention_weights(self, node: Node, inputs: list[Floats], plan: StepPlan) -> Floats:
+        q, k = inputs
+        self._write(self._keys, node, k, plan)
+        scores = list(self._scores(node, q, plan))
+        longest = max(weights.shape[-1] for *_, weights in scores)
+        out: Floats = np.zeros((len(q), scores[0][-1].shape[1], longest), q.dtype)
+        for tokens, _, _, weights in scores:
+            out[tokens, :, : weights.shape[-1]] = weights
+        return out
+
+    def _scores(self, node: Node, q: Floats, plan: StepPlan) -> Iterator[tuple[slice, int, NDArray[np.int64], Floats]]:
+        """Per sequence: its tokens, its lane, the slots of the keys it reads in order of position, the softmax."""
+        attributes: Any = node.attributes
+        group = self._cache_spec.group_of(attributes["layer"])
+        reads, ring = plan.groups[group], self._cache_spec.groups[group].slots
+        for s, lane in enumerate(plan.lanes.tolist()):
+            tokens = slice(int(plan.starts[s]), int(plan.starts[s + 1]))
+            query_positions = plan.positions[tokens]
+            key_positions = np.arange(reads.first[s], query_positions[-1] + 1)
+            slots = key_positions % ring
+            heads = q[tokens].reshape(len(query_positions), -1, attributes["head_dim"])
+            keys = self._keys[attributes["layer"], lane][slots]
+            yield (
+                tokens,
+                lane,
+                slots,
+                ops.softmax_scores(
+                    heads, keys, query_positions, key_positions, attributes["scale"], attributes["window"]
+                ),
+            )
+
+    def _write(self, store: dict[tuple[int, int], Floats], node: Node, x: Floats, plan: StepPlan) -> None:
+        """Put the rows of x [T, kv_heads * head_dim] into their slots, growing the lanes to the plan's capacity."""
+        spec, layer = self._cache_spec, int(node.attributes["layer"] or 0)
+        reads = plan.groups[spec.group_of(layer)]
+        heads = x.reshape(len(x), spec.num_key_value_heads, spec.head_dim)
+        for s, lane in enumerate(plan.lanes.tolist()):
+            tokens = slice(int(plan.starts[s]), int(plan.starts[s + 1]))
+            array = store.get((layer, lane))
+            held = 0 if array is None else len(array)
+            if held < reads.capacity:
+                grown = np.full((reads.capacity, *heads.shape[1:]), np.nan, x.dtype)
+                if array is not None:
+                    grown[:held] = array
+                store[layer, lane] = array = grown
+            assert array is not None
+            array[reads.slots[tokens]] = heads[tokens]
+
+    def _parameter(self, name: str) -> Floats:
+        array = self._resident.get(name)
+        return self._read(self._graph.parameters[name]) if array is None else array
+
+    def _read(self, parameter: Parameter) -> Floats:
+        parts: list[Floats] = [self._weights[part].numpy(np.dtype(self.dtype)) for part in parameter.parts]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,0 +1,65 @@
+"""Finding backends: the reference, and whatever the entry-point group `mistral_portable.backends` names."""
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from mistral_portable.errors import BackendError
+from mistral_portable.executor import Availability, Backend
+from mistral_portable.reference import BACKEND as REFERENCE
+
+__all__ = ["GROUP", "Candidate", "candidates", "select"]
+
+GROUP = "mistral_portable.backends"
+
+# What to install for the executors of this project that are missing from an installation.
+_INSTALL = {
+    "numba": "pip install --upgrade mistral-portable",
+    "mlx": "pip install --upgrade 'mistral-portable[mlx]'",
+    "torch": "pip install --upgrade 'mistral-portable[torch]'",
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A name, what `probe` said of it, and the backend itself (None: not installed, or its import failed)."""
+
+    name: str
+    availability: Availability
+    backend: Backend | None
+
+
+def candidates() -> tuple[Candidate, ...]:
+    """All backends that are installed or known by name, best score first."""
+    found = {REFERENCE.name: Candidate(REFERENCE.name, REFERENCE.probe(), REFERENCE)}
+    for entry in entry_points(group=GROUP):
+        found.setdefault(entry.name, _load(entry))
+    for name, command in _INSTALL.items():
+        found.setdefault(name, Candidate(name, Availability(0, f"not installed: {command}"), None))
+    return tuple(sorted(found.values(), key=lambda candidate: (-candidate.availability.score, candidate.name)))
+
+
+def select(name: str = "auto") -> Backend:
+    """The backend of that name, or for "auto" the usable one with the best score.
+
+    Raises BackendError, with the reason and the remedy, for an unknown name or one that cannot run here.
+    """
+    known = candidates()
+    if name == "auto":
+        name = known[0].name
+    for candidate in known:
+        if candidate.name == name:
+            if candidate.backend is None or candidate.availability.score <= 0:
+                raise BackendError(f"backend {name!r} cannot run here: {candidate.availability.reason}")
+            return candidate.backend
+    names = ", ".join(candidate.name for candidate in known)
+    raise BackendError(
+        f"backend {name!r} is unknown: choose one of auto, {names}, or install the package that provides it"
+    )
+
+
+def _load(entry: EntryPoint) -> Candidate:
+    try:
+        backend: Backend = entry.load()
+        return Candidate(entry.name, backend.probe(), backend)
+    except Exception as error:  # a third party's plugin must not break the others
+        return Candidate(entry.name, Availability(0, f"its import failed: {type(error).__name__}: {error}"), None)
