@@ -164,12 +164,14 @@ class Model:
             if not prompt:
                 raise InputError("the prompt is empty: give some text")
             return self._checked(self.tokenizer.encode(prompt))
-        if len(prompt) and isinstance(prompt[0], Mapping):
+        if isinstance(prompt, Sequence) and len(prompt) and isinstance(prompt[0], Mapping):
             return self._checked(self.tokenizer.chat(cast(Messages, prompt)))
         return self._checked(prompt)
 
     def _checked(self, token_ids: Sequence[Any]) -> list[int]:
         """Token ids as ints, within the vocabulary and the context."""
+        if not isinstance(token_ids, Sequence | np.ndarray) or getattr(token_ids, "ndim", 1) != 1:
+            raise InputError(f"a prompt is text, a list of token ids, or a list of messages, not {token_ids!r:.40}")
         if not len(token_ids):
             raise InputError("the prompt is empty: give at least one token")
         if len(token_ids) > self.max_context:

@@ -1,0 +1,104 @@
+"""Case: a graph with weights and a scenario, and the check that runs it on a backend against the oracle."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mistral_portable.cache import CacheSpec
+from mistral_portable.config import MistralConfig
+from mistral_portable.errors import BackendError
+from mistral_portable.executor import Backend, ExecutorOptions
+from mistral_portable.graph import Graph
+from mistral_portable.reference.program import ReferenceProgram
+from mistral_portable.testing.naive import NaiveProgram
+from mistral_portable.testing.scenario import Outputs, Scenario, one_shot, run
+from mistral_portable.testing.tolerance import compare
+from mistral_portable.weights import Tensor
+
+__all__ = ["Case", "CheckResult", "check"]
+
+_NAIVE_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """`config` gives the sizes of the cache; `graph` may be any graph over it."""
+
+    name: str
+    config: MistralConfig
+    graph: Graph
+    weights: Mapping[str, Tensor]
+    scenario: Scenario
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The outcome of a Case on a backend.
+
+    status: "pass", "fail" or "unsupported". nmse: the worst of the outputs. error and limit: max |out - ref| of
+    the output that comes closest to its limit, and that limit. agreement: share of rows whose largest entry is
+    the oracle's. note: what is wrong, or why it is unsupported.
+    """
+
+    name: str
+    status: str
+    nmse: float
+    error: float
+    limit: float
+    agreement: float
+    note: str
+
+
+def check(case: Case, backend: Backend, options: ExecutorOptions) -> CheckResult:
+    """Run the case on `backend` as its scenario says, and judge every output of every sequence.
+
+    The oracle sees each sequence alone and in one step, in float64: so a pass also means that chunked = one-shot,
+    ragged = alone, and that a rollback leaves no trace.
+    """
+    scenario = case.scenario
+    spec = _spec(case, scenario)
+    try:
+        program = backend.prepare(case.graph, case.weights, spec, options)
+    except BackendError as error:
+        return CheckResult(case.name, "unsupported", np.nan, np.nan, np.nan, np.nan, str(error))
+    try:
+        outputs = run(program, case.graph, spec, scenario)
+        dtype = program.dtype
+    finally:
+        program.close()
+    comparisons, agreements = [], []
+    for sequence, text in scenario.texts.items():
+        ref, *naive = _oracle(case, text, dtype)
+        for name, out in outputs[sequence].items():
+            comparisons.append(compare(out, ref[name], [run[name] for run in naive], dtype))
+            if out.shape == ref[name].shape:
+                agreements.append(np.mean(out.argmax(-1) == ref[name].argmax(-1)))
+    worst = max(comparisons, key=lambda c: c.error / c.limit if c.limit else np.inf if c.error else 0)
+    return CheckResult(
+        case.name,
+        "fail" if worst.problem else "pass",
+        max(comparison.nmse for comparison in comparisons),
+        worst.error,
+        worst.limit,
+        float(np.mean(agreements)) if agreements else np.nan,
+        worst.problem,
+    )
+
+
+def _spec(case: Case, scenario: Scenario) -> CacheSpec:
+    return CacheSpec.from_config(
+        case.config,
+        max_context=scenario.max_context,
+        max_chunk=scenario.max_chunk,
+        max_lanes=len(scenario.texts),
+    )
+
+
+def _oracle(case: Case, text: tuple[int, ...], dtype: str) -> list[Outputs]:
+    """Outputs of one text in one step: the float64 reference, then the naive runs in `dtype`."""
+    scenario = one_shot(text)
+    spec = _spec(case, scenario)
+    programs = [ReferenceProgram(case.graph, case.weights, spec, "float64")]
+    programs += [NaiveProgram(case.graph, case.weights, spec, dtype, seed) for seed in range(_NAIVE_RUNS)]
+    return [run(program, case.graph, spec, scenario)[0] for program in programs]

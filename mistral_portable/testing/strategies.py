@@ -1,0 +1,86 @@
+"""Hypothesis strategies: configs, scenarios, and the cases made of them. Needs the [test] extra."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+
+from mistral_portable.config import MistralConfig, Window
+from mistral_portable.graph import build
+from mistral_portable.graph.passes import select_rows
+from mistral_portable.testing.case import Case
+from mistral_portable.testing.op_cases import op_case
+from mistral_portable.testing.scenario import Feed, Scenario
+from mistral_portable.testing.weights import random_weights
+
+__all__ = ["configs", "model_cases", "op_cases", "scenarios"]
+
+_MAX_LENGTH = 33  # 4 W at the widest window drawn, and one more
+
+
+@st.composite
+def configs(draw: st.DrawFn, /, *, max_layers: int = 3, columns: int = 1) -> MistralConfig:
+    """Small models of every shape: head_dim != hidden / heads, MQA, GQA and MHA, tied or not, windows 1..8 and
+    None, also mixed over the layers. All matrix columns are multiples of `columns` (32 fills a Q4_0 block)."""
+    kv_heads = draw(st.sampled_from([1, 2, 3]))
+    heads = kv_heads * draw(st.sampled_from([1, 2, 4]))
+    head_dim = draw(st.sampled_from([2, 4, 6, 8, 10, 16])) if columns == 1 else columns
+    window: st.SearchStrategy[Window] = st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, None])
+    layers = draw(st.integers(1, max_layers))
+    pattern: Any = draw(st.one_of(window, st.lists(window, min_size=1, max_size=layers).map(tuple)))
+    return MistralConfig(
+        vocab_size=draw(st.integers(5, 40)),
+        hidden_size=columns * draw(st.integers(1, 4)) if columns > 1 else draw(st.integers(4, 48)),
+        intermediate_size=columns * draw(st.integers(1, 4)) if columns > 1 else draw(st.integers(4, 64)),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=4096,
+        rms_norm_eps=draw(st.sampled_from([1e-5, 1e-6])),
+        rope_theta=draw(st.sampled_from([1e4, 1e6])),
+        tie_word_embeddings=draw(st.booleans()),
+        sliding_window=pattern,
+    )
+
+
+@st.composite
+def scenarios(
+    draw: st.DrawFn, /, vocab_size: int, *, sequences: int = 1, rollback: bool = False, chunks: Sequence[int] | None = None
+) -> Scenario:
+    """Texts of drawn lengths, cut into drawn chunks; sequences join at drawn steps and run ragged.
+
+    chunks: the chunk sizes to choose from (None: any; (1,): token by token). rollback: feeds may carry tokens that
+    are taken back after the step.
+    """
+    token = st.integers(0, vocab_size - 1)
+    size = st.sampled_from(list(chunks)) if chunks else st.integers(1, _MAX_LENGTH)
+    steps: list[list[Feed]] = []
+    for sequence in range(sequences):
+        text = draw(st.lists(token, min_size=1, max_size=_MAX_LENGTH))
+        step = draw(st.integers(0, 3)) if sequence else 0
+        while text:
+            keep = min(draw(size), len(text))
+            surplus = draw(st.lists(token, max_size=4)) if rollback else []
+            while len(steps) <= step:
+                steps.append([])
+            steps[step].append(Feed(sequence, (*text[:keep], *surplus), keep))
+            text = text[keep:]
+            step += 1
+    return Scenario(tuple(tuple(feeds) for feeds in steps if feeds))
+
+
+@st.composite
+def op_cases(draw: st.DrawFn, /, name: str) -> Case:
+    """A drawn case of one op, over ragged, chunked sequences."""
+    config = draw(configs(max_layers=1))
+    return op_case(name, config, draw(scenarios(config.vocab_size, sequences=2)), draw(st.integers(0, 2**31)))
+
+
+@st.composite
+def model_cases(draw: st.DrawFn, /, quantization: str | None = None, **scenario: Any) -> Case:
+    """A drawn causal LM with drawn weights and the kind of scenario that the keywords of `scenarios` ask for."""
+    config = draw(configs(columns=1 if quantization is None else 32))
+    graph = select_rows(build(config), "logits")
+    weights = random_weights(graph, draw(st.integers(0, 2**31)), quantization)
+    return Case("causal LM", config, graph, weights, draw(scenarios(config.vocab_size, **scenario)))

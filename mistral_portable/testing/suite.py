@@ -1,0 +1,76 @@
+"""The conformance ladder as pytest tests. Needs the [test] extra.
+
+A backend's test file is four lines:
+
+    import pytest
+    from mistral_portable.testing.suite import *  # the ladder
+
+    @pytest.fixture(scope="module", params=["float32"])
+    def target(request): return Target(BACKEND, ExecutorOptions(dtype=request.param), Path("xfails/mine.txt"))
+
+Each rung draws its cases and checks them as `check` says. A gap that is known stands in the xfail file, one
+`RUNG  reason` a line; it must then fail or be unsupported (a gap that is closed is an error: take the line out).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mistral_portable.executor import Backend, ExecutorOptions
+from mistral_portable.testing.case import Case, check
+from mistral_portable.testing.op_cases import OP_CASES
+from mistral_portable.testing.strategies import model_cases, op_cases
+from mistral_portable.testing.weights import QUANTIZABLE
+
+__all__ = ["RUNGS", "Target", "test_conformance"]
+
+RUNGS: dict[str, st.SearchStrategy[Case]] = {
+    **{f"op.{name}": op_cases(name) for name in OP_CASES},
+    "one_shot": model_cases(chunks=(64,)),
+    "chunked": model_cases(),
+    "token_by_token": model_cases(chunks=(1,)),
+    "ragged": model_cases(sequences=3),
+    "rollback": model_cases(sequences=2, rollback=True),
+    **{f"weights.{name}": model_cases(quantization=name) for name in QUANTIZABLE},
+}
+"""The ladder: name -> cases."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the suite runs on: a backend with options, and its file of known gaps."""
+
+    backend: Backend
+    options: ExecutorOptions
+    xfails: Path | None = None
+
+    def known_gap(self, rung: str) -> str | None:
+        """The reason that the xfail file gives for this rung, if it does."""
+        if self.xfails is None or not self.xfails.exists():
+            return None
+        for line in self.xfails.read_text().splitlines():
+            name, _, reason = line.partition(" ")
+            if name == rung:
+                assert reason.strip(), f"{self.xfails}: {rung} has no reason"
+                return reason.strip()
+        return None
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_conformance(rung: str, target: Target) -> None:
+    """Every drawn case of the rung passes on the target."""
+
+    @given(RUNGS[rung])
+    def climb(case: Case) -> None:
+        result = check(case, target.backend, target.options)
+        assert result.status == "pass", f"{target.backend.name}: {result}"
+
+    reason = target.known_gap(rung)
+    if reason is None:
+        climb()
+    else:
+        with pytest.raises(AssertionError):
+            climb()

@@ -1,0 +1,156 @@
+"""generate, stream, chat and logits, through the public face."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mistral_portable as mp
+
+PROMPT = "Once upon a time"
+CHAT = [{"role": "user", "content": "Tom has a red ball. What color is Tom's ball?"}]
+
+
+def test_greedy_tokens_are_the_argmax_of_the_teacher_forced_logits(tiny: mp.Model) -> None:
+    prompt = tiny.tokenizer.encode(PROMPT)
+    out = tiny.generate(PROMPT, max_tokens=150, temperature=0, ignore_eos=True)  # beyond twice the window
+    logits = tiny.logits([*prompt, *out.tokens])
+    assert logits.dtype == np.float32
+    assert logits.shape == (len(prompt) + 150, tiny.config.vocab_size)
+    assert list(out.tokens) == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+    assert (out.finish_reason, out.logprobs) == ("length", None)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=10),
+    chunk=st.sampled_from([None, 1, 7, 64]),
+    data=st.data(),
+)
+@settings(max_examples=10)
+def test_a_ragged_batch_in_chunks_equals_each_sequence_alone(
+    tiny: mp.Model, lengths: list[int], chunk: int | None, data: st.DataObject
+) -> None:
+    token = st.integers(0, tiny.config.vocab_size - 1)
+    sequences = [data.draw(st.lists(token, min_size=n, max_size=n)) for n in lengths]
+    batch = tiny.logits(sequences, chunk=chunk)
+    assert len(batch) == len(sequences)
+    for sequence, together in zip(sequences, batch, strict=True):
+        alone = tiny.logits(sequence)
+        np.testing.assert_allclose(together, alone, rtol=0, atol=1e-4 * np.abs(alone).max())  # the issue's figure
+
+
+def test_text_ids_and_arrays_are_the_same_prompt(tiny: mp.Model) -> None:
+    ids = tiny.tokenizer.encode(PROMPT)
+    runs = [tiny.generate(prompt, max_tokens=8, temperature=0) for prompt in (PROMPT, ids, np.array(ids))]
+    assert len({run.tokens for run in runs}) == 1
+    assert len({run.text for run in runs}) == 1
+
+
+def test_pieces_of_a_stream_join_to_the_text(tiny: mp.Model) -> None:
+    stream = tiny.stream(PROMPT, max_tokens=60, seed=3, temperature=1.5)
+    pieces = list(stream)
+    assert "".join(pieces) == stream.generation.text
+    assert stream.generation.text == tiny.generate(PROMPT, max_tokens=60, seed=3, temperature=1.5).text
+    ids = tiny.tokenizer.encode(PROMPT)
+    whole = tiny.tokenizer.decode([*ids, *stream.generation.tokens])
+    assert whole == PROMPT + stream.generation.text
+
+
+def test_the_seed_decides(tiny: mp.Model) -> None:
+    runs = [tiny.generate(PROMPT, max_tokens=20, temperature=2.0, seed=seed).tokens for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_stop_string_ends_the_text_and_does_not_show(tiny: mp.Model) -> None:
+    whole = tiny.generate(PROMPT, max_tokens=60, temperature=0, ignore_eos=True).text
+    for start in (5, 11, 20):
+        stop = whole[start : start + 6]
+        stream = tiny.stream(PROMPT, max_tokens=60, temperature=0, ignore_eos=True, stop=stop)
+        assert "".join(stream) == whole[: whole.index(stop)]
+        assert stream.generation.finish_reason == "stop"
+
+
+def test_stop_tokens_and_the_end_token(tiny: mp.Model) -> None:
+    free = tiny.generate(PROMPT, max_tokens=30, temperature=0, ignore_eos=True)
+    token = free.tokens[9]
+    stopped = tiny.generate(PROMPT, max_tokens=30, temperature=0, ignore_eos=True, stop_token_ids=[token])
+    assert stopped.tokens == free.tokens[: free.tokens.index(token) + 1]
+    assert stopped.finish_reason == "stop"
+    eos = tiny.tokenizer.eos_id
+    ended = tiny.generate(PROMPT, max_tokens=30, temperature=0, logit_bias={eos: 1e6})
+    assert (ended.tokens, ended.text, ended.finish_reason) == ((eos,), "", "stop")
+    assert len(tiny.generate(PROMPT, max_tokens=5, temperature=0, logit_bias={eos: 1e6}, ignore_eos=True).tokens) == 5
+
+
+def test_logprobs_are_those_of_the_logits(tiny: mp.Model) -> None:
+    out = tiny.generate(PROMPT, max_tokens=4, temperature=0, logprobs=3)
+    logits = tiny.logits([*tiny.tokenizer.encode(PROMPT), *out.tokens])[-5:-1].astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    assert out.logprobs is not None
+    for row, sampled in zip(expected, out.logprobs, strict=True):
+        assert sampled.logprob == pytest.approx(row[sampled.token], abs=1e-3)
+        assert [top.token for top in sampled.top_logprobs] == np.argsort(-row)[:3].tolist()
+
+
+def test_chat_is_generate_on_the_template(tiny: mp.Model) -> None:
+    ids = tiny.tokenizer.chat(CHAT)
+    runs = [
+        tiny.chat(CHAT, max_tokens=8, temperature=0),
+        tiny.generate(CHAT, max_tokens=8, temperature=0),
+        tiny.generate(ids, max_tokens=8, temperature=0),
+    ]
+    assert len({run.tokens for run in runs}) == 1
+    assert runs[0].text == tiny.tokenizer.decode(runs[0].tokens)
+
+
+def test_timings_count_tokens_and_seconds(tiny: mp.Model) -> None:
+    out = tiny.generate([1] * 600, max_tokens=7, temperature=0, ignore_eos=True)  # two prefill chunks
+    timings = out.timings
+    assert (timings.prefill_tokens, timings.decode_tokens) == (600, 6)
+    assert min(timings.load_s, timings.prefill_s, timings.decode_s) > 0
+    assert timings.peak_memory_bytes > 2**20
+
+
+def test_generation_ends_with_the_context() -> None:
+    with mp.load("tiny", backend="reference", max_context=12) as model:
+        out = model.generate([1] * 9, max_tokens=None, temperature=0, ignore_eos=True)
+        assert (len(out.tokens), out.finish_reason) == (4, "length")  # 9 + 3 cached, one sampled beyond
+        assert len(model.generate([1] * 12, max_tokens=None, temperature=0).tokens) == 1
+
+
+def test_a_stream_that_is_left_gives_its_lane_back(tiny: mp.Model) -> None:
+    lanes = tiny.manager.spec.max_lanes
+    for _ in range(2 * lanes):
+        stream = tiny.stream(PROMPT, max_tokens=5)
+        next(stream)
+        stream.close()
+    assert tiny.manager.lanes == ()
+
+
+def test_interleaved_streams_and_threads_do_not_disturb_each_other(tiny: mp.Model) -> None:
+    prompts = [PROMPT, "The cat", "A red ball"]
+    alone = [tiny.generate(prompt, max_tokens=12, temperature=0, ignore_eos=True).text for prompt in prompts]
+    streams = [tiny.stream(prompt, max_tokens=12, temperature=0, ignore_eos=True) for prompt in prompts]
+    texts = ["", "", ""]
+    running = set(range(3))
+    while running:
+        for i in sorted(running):
+            piece = next(streams[i], None)
+            if piece is None:
+                running.remove(i)
+            else:
+                texts[i] += piece
+    assert texts == alone
+    results: dict[int, str] = {}
+
+    def work(i: int) -> None:
+        results[i] = tiny.generate(prompts[i], max_tokens=12, temperature=0, ignore_eos=True).text
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [results[i] for i in range(3)] == alone
