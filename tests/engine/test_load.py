@@ -1,0 +1,106 @@
+"""load(): every format gives the same model, and what does not fit is named."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizer.vocabularies import TINY, gguf_vocabulary
+from weights.files import random_tensors, small_config, write_gguf, write_hf
+
+import mistral_portable as mp
+from mistral_portable.errors import CheckpointError, InputError, TokenizerError
+from mistral_portable.testing import nmse
+from mistral_portable.weights import open_checkpoint
+
+IDS = [1, 5, 9, 17, 33, 65, 3, 8]
+
+
+def small(folder: Path, format: str, quantization: str = "F32") -> Path:
+    config = small_config()
+    tensors = random_tensors(config, np.random.default_rng(0))
+    if format == "gguf":
+        write_gguf(folder / "model.gguf", config, tensors, quantization)
+        return folder / "model.gguf"
+    write_hf(folder / "hf", config, tensors, shards=2, dtype=quantization)
+    return folder / "hf"
+
+
+@pytest.mark.parametrize("quantization", ["F32", "F16", "BF16", "Q8_0"])
+def test_gguf_gives_the_logits_of_the_safetensors_folder(tmp_path: Path, quantization: str) -> None:
+    expected = mp.load(small(tmp_path, "hf", "float32"), backend="reference").logits(IDS)
+    logits = mp.load(small(tmp_path, "gguf", quantization), backend="reference").logits(IDS)
+    # What the storage type itself costs, measured on the weights: 0 for F32, where the bits are the same.
+    stored = {name: tensor.numpy() for name, tensor in open_checkpoint(tmp_path / "model.gguf").tensors.items()}
+    exact = {name: tensor.numpy() for name, tensor in open_checkpoint(tmp_path / "hf").tensors.items()}
+    cost = max(nmse(stored[name], exact[name]) for name in exact)
+    if quantization == "F32":
+        np.testing.assert_array_equal(logits, expected)
+    assert nmse(logits, expected) <= 20 * cost  # 14 matrices of two layers, and the head, add their shares
+
+
+def test_tiny_as_gguf_is_the_same_model_with_the_same_tokenizer(tmp_path: Path, tiny: mp.Model) -> None:
+    checkpoint = open_checkpoint("tiny")
+    tensors = {name: tensor.numpy() for name, tensor in checkpoint.tensors.items()}
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, checkpoint.config, tensors, "BF16", gguf_vocabulary(TINY, chat_template="mistral-v3"))
+    with mp.load(path, backend="reference") as model:
+        assert model.config.layer_windows == tiny.config.layer_windows
+        run = model.generate("Once upon a time", max_tokens=100, temperature=0)
+        assert run.text == tiny.generate("Once upon a time", max_tokens=100, temperature=0).text
+        chat = [{"role": "user", "content": "Who has the ball?"}]
+        assert model.tokenizer.chat(chat) == tiny.tokenizer.chat(chat)
+
+
+def test_without_a_tokenizer_ids_work_and_text_says_what_is_missing(tmp_path: Path) -> None:
+    with mp.load(small(tmp_path, "gguf"), backend="reference") as model:
+        out = model.generate(IDS, max_tokens=3, temperature=0, ignore_eos=True)
+        assert (len(out.tokens), out.text) == (3, "")
+        for call in (
+            lambda: model.generate("text"),
+            lambda: model.chat([{"role": "user", "content": "x"}]),
+            lambda: model.tokenizer,
+        ):
+            with pytest.raises(TokenizerError, match="has no tokenizer"):
+                call()
+        with pytest.raises(InputError, match="stop"):
+            model.generate(IDS, stop="x")
+
+
+def test_the_window_can_be_replaced(tiny: mp.Model) -> None:
+    ids = list(range(20, 100))
+    for window in (1, 8, 64, None):
+        with mp.load("tiny", backend="reference", window=window) as model:
+            assert set(model.config.layer_windows) == {window}
+            same = np.array_equal(model.logits(ids), tiny.logits(ids))
+            assert same == (window == 64)
+            # Up to the window nothing differs.
+            assert np.allclose(model.logits(ids[: window or 64]), tiny.logits(ids[: window or 64]), atol=1e-4)
+
+
+def test_every_tensor_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    config = small_config()
+    tensors = random_tensors(config, np.random.default_rng(0))
+    del tensors["model.norm.weight"], tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1]
+    write_hf(tmp_path, config, tensors)
+    with pytest.raises(CheckpointError) as caught:
+        mp.load(tmp_path, backend="reference")
+    message = str(caught.value)
+    for words in ("model.norm.weight is missing", "model.layers.1.mlp.up_proj.weight is missing", "(95, 64)"):
+        assert words in message
+
+
+def test_an_inferred_window_is_announced(tmp_path: Path) -> None:
+    v01 = small_config(
+        vocab_size=32000, intermediate_size=14336, num_hidden_layers=1, num_attention_heads=8, num_key_value_heads=8,
+        head_dim=8, max_position_embeddings=32768,
+    )  # fmt: skip
+    other = small_config()
+    for name, config in {"v01": v01, "other": other}.items():
+        write_gguf(tmp_path / f"{name}.gguf", config, random_tensors(config, np.random.default_rng(0)), "Q4_0")
+    with pytest.warns(UserWarning, match="4096"):
+        assert mp.load(tmp_path / "v01.gguf", backend="reference").config.layer_windows == (4096,)
+    with warnings.catch_warnings(record=True) as notices:
+        assert mp.load(tmp_path / "other.gguf", backend="reference").config.layer_windows == (None, None)
+    assert not any("window" in str(notice.message) for notice in notices)
