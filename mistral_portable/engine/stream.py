@@ -99,8 +99,10 @@ class TextStreamer:
                 logits = model.step([Chunk(lane, [sampled.token], rows=[0])])[0]
                 self._decode_s += time.perf_counter() - begin
         if pieces is not None:
-            yield from self._show(stops.push(pieces.flush()))
-            yield from self._show(stops.flush())
+            text = stops.push(pieces.flush())
+            if stops.matched is not None:
+                self._finish_reason = "stop"
+            yield from self._show(text + stops.flush())
 
     def _prefill(self, lane: int) -> NDArray[np.float32]:
         """Run the prompt, a chunk at a time; the logits [vocab_size] behind its last token."""

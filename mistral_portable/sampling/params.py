@@ -1,0 +1,126 @@
+"""SamplingParams: how the next token is chosen and when to stop, validated once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from mistral_portable.errors import InputError
+
+__all__ = ["SamplingParams"]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """The sampling settings of one sequence; every default but `temperature` and `max_tokens` means "off".
+
+    `temperature=0` is greedy: the highest logit, the lowest id on ties; `top_k`, `top_p`, `min_p` and
+    `typical_p` then have no effect, penalties and `logit_bias` do. The rules are those of `processors.py`.
+
+    `stop` also takes one str or any sequence of str, `stop_token_ids` any sequence of int; both are kept as
+    tuples. `logprobs=n` reports the n most likely tokens beside the chosen one. `max_tokens=None` goes on
+    until a stop or the end of the context. `seed=None` draws another seed for every sequence.
+
+    Raises InputError, naming the field, its value and the allowed range.
+    """
+
+    max_tokens: int | None = 128
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        checked: dict[str, Any] = {
+            "temperature": _real("temperature", self.temperature, 0, 100),
+            "top_k": _integer("top_k", self.top_k, 0),
+            "top_p": _share("top_p", self.top_p),
+            "min_p": _real("min_p", self.min_p, 0, 1),
+            "typical_p": _share("typical_p", self.typical_p),
+            "repetition_penalty": _real("repetition_penalty", self.repetition_penalty, 0.01, 100),
+            "frequency_penalty": _real("frequency_penalty", self.frequency_penalty, -2, 2),
+            "presence_penalty": _real("presence_penalty", self.presence_penalty, -2, 2),
+            "logit_bias": _biases(self.logit_bias),
+            "stop": _stops(self.stop),
+            "stop_token_ids": _tokens("stop_token_ids", self.stop_token_ids),
+        }
+        for name, low in (("max_tokens", 1), ("seed", 0), ("logprobs", 0)):
+            value = getattr(self, name)
+            checked[name] = None if value is None else _integer(name, value, low)
+        if not isinstance(self.ignore_eos, bool):
+            raise InputError(f"ignore_eos={self.ignore_eos!r} must be True or False")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Raise InputError if `logit_bias`, `stop_token_ids` or `logprobs` goes beyond the vocabulary."""
+        for name, tokens in (("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)):
+            for token in tokens:
+                if token >= vocab_size:
+                    raise InputError(f"{name}: token id {token} must be in 0..{vocab_size - 1} (vocabulary)")
+        if self.logprobs is not None and self.logprobs > vocab_size:
+            raise InputError(f"logprobs={self.logprobs} must be in 0..{vocab_size} (vocabulary size)")
+
+
+def _real(name: str, value: Any, low: float, high: float) -> float:
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not number or not low <= value <= high:  # false for NaN
+        raise InputError(f"{name}={value!r} must be a number in [{low:g}, {high:g}]")
+    return float(value)
+
+
+def _share(name: str, value: object) -> float:
+    """A share of the probability mass: 0 would keep no token at all."""
+    share = _real(name, value, 0, 1)
+    if share == 0:
+        raise InputError(f"{name}={value!r} must be a number in (0, 1]; greedy sampling is temperature=0")
+    return share
+
+
+def _integer(name: str, value: object, low: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+        raise InputError(f"{name}={value!r} must be an integer >= {low}")
+    return int(value)
+
+
+def _sequence(name: str, value: object) -> Sequence[object]:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise InputError(f"{name}={value!r} must be a list or tuple")
+    return value
+
+
+def _tokens(name: str, value: object) -> tuple[int, ...]:
+    return tuple(_integer(name, token, 0) for token in _sequence(name, value))
+
+
+def _stops(value: object) -> tuple[str, ...]:
+    stops: list[str] = []
+    for stop in [value] if isinstance(value, str) else _sequence("stop", value):
+        if not isinstance(stop, str) or not stop:
+            raise InputError(f"stop={value!r} must be a non-empty string or a sequence of them")
+        stops.append(stop)
+    return tuple(stops)
+
+
+def _biases(value: object) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"logit_bias={value!r} must map token ids to numbers")
+    # The bound keeps a biased float32 logit finite; -inf alone bans a token.
+    return {
+        _integer("logit_bias token id", token, 0): (
+            -inf if bias == -inf else _real(f"logit_bias[{token}]", bias, -1e6, 1e6)
+        )
+        for token, bias in value.items()
+    }

@@ -1,0 +1,152 @@
+"""Sampler: chooses the next token of one sequence from a row of logits."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.errors import InputError
+from mistral_portable.sampling import processors
+from mistral_portable.sampling.params import SamplingParams
+from mistral_portable.sampling.processors import Row
+
+__all__ = ["Sampled", "Sampler", "TokenLogprob"]
+
+
+class TokenLogprob(NamedTuple):
+    """A token id and the natural logarithm of its probability."""
+
+    token: int
+    logprob: float
+
+
+class Sampled(NamedTuple):
+    """The chosen token; with `SamplingParams.logprobs=n`, its log-probability and the n most likely tokens.
+
+    Log-probabilities are those of the model, a float64 log-softmax of the logits before any rule (vLLM's
+    `raw_logprobs`). `top_logprobs` is ordered from the most likely, lower ids first on ties.
+    """
+
+    token: int
+    logprob: float | None = None
+    top_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Sampler:
+    """One per sequence: holds its random stream and what it has seen, so that penalties know.
+
+    A draw takes one uniform number u from PCG64(seed) and returns the first token, in id order, at which the
+    cumulative float64 probability exceeds u: with probabilities 0.2, 0.5, 0.3 and u = 0.4 that is token 1.
+    Each draw takes one number even if one token is left, and greedy choices take none. So the same seed and
+    logits give the same tokens on every backend, and logits that differ by rounding almost always do.
+    """
+
+    def __init__(self, params: SamplingParams, *, prompt_tokens: Sequence[int] = ()) -> None:
+        self.params = params
+        self._prompt = np.asarray(prompt_tokens, dtype=np.int64)
+        self._random = np.random.Generator(np.random.PCG64(params.seed))
+        # [vocab] each; the first row tells the size.
+        self._counts = np.zeros(0, dtype=np.int64)
+        self._seen = np.zeros(0, dtype=np.bool_)
+        self._penalties = self._make_penalties()
+        self._filters = self._make_filters()
+
+    def sample(self, logits: Row) -> Sampled:
+        """Choose a token from float32 logits [vocab] and remember it for the penalties.
+
+        Raises InputError for logits of another shape or dtype, with NaN or +inf, or in which no token is
+        left; at the first row also for ids of the prompt or the parameters outside the vocabulary.
+        """
+        tokens, probabilities = self.distribution(logits)
+        if self.params.temperature == 0:
+            token = int(tokens[0])
+        else:
+            cumulative = np.cumsum(probabilities)
+            # u < 1, so u * total rounds to less than the total, and a token of probability 0 is never hit.
+            u = self._random.random() * cumulative[-1]
+            token = int(tokens[np.searchsorted(cumulative, u, side="right")])
+        self._counts[token] += 1
+        self._seen[token] = True
+        if self.params.logprobs is None:
+            return Sampled(token)
+        return _with_logprobs(token, logits, self.params.logprobs)
+
+    def distribution(self, logits: Row) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return what `sample` would draw from: token ids [n] in rising order, probabilities float64 [n]."""
+        if logits.ndim != 1 or logits.dtype != np.float32 or not logits.size:
+            raise InputError(f"logits are {logits.dtype} {list(logits.shape)}: pass one float32 row [vocab]")
+        if logits.size != self._counts.size:
+            self._begin(logits.size)
+        row = logits
+        for penalty in self._penalties:
+            row = penalty(row)
+        best = row.argmax()  # NaN counts as the maximum, so this one entry tells whether the row is sound
+        if not np.isfinite(row[best]):
+            raise _unsound(row[best], best)
+        if self.params.temperature == 0:
+            return np.array([best]), np.ones(1)
+        for keep in self._filters:
+            row = keep(row)
+        tokens = np.flatnonzero(row > -np.inf)
+        return tokens, processors.softmax(row[tokens])
+
+    def _begin(self, vocab_size: int) -> None:
+        if self._counts.size:
+            raise InputError(f"logits have {vocab_size} entries, but the rows before had {self._counts.size}")
+        self.params.check_vocab(vocab_size)
+        outside = self._prompt[(self._prompt < 0) | (self._prompt >= vocab_size)]
+        if outside.size:
+            raise InputError(f"prompt: token id {outside[0]} must be in 0..{vocab_size - 1} (vocabulary)")
+        self._counts = np.zeros(vocab_size, dtype=np.int64)
+        self._seen = np.zeros(vocab_size, dtype=np.bool_)
+        self._seen[self._prompt] = True
+
+    def _make_penalties(self) -> list[Callable[[Row], Row]]:
+        p, rules = self.params, list[Callable[[Row], Row]]()
+        if p.logit_bias:
+            tokens = np.array(list(p.logit_bias), dtype=np.int64)
+            biases = np.array(list(p.logit_bias.values()), dtype=np.float32)
+            rules.append(lambda row: processors.logit_bias(row, tokens, biases))
+        if p.repetition_penalty != 1:
+            rules.append(lambda row: processors.repetition_penalty(row, self._seen, p.repetition_penalty))
+        if p.frequency_penalty or p.presence_penalty:
+            rules.append(
+                lambda row: processors.frequency_presence_penalty(
+                    row, self._counts, p.frequency_penalty, p.presence_penalty
+                )
+            )
+        return rules
+
+    def _make_filters(self) -> list[Callable[[Row], Row]]:
+        p, rules = self.params, list[Callable[[Row], Row]]()
+        if p.temperature != 1:
+            rules.append(lambda row: processors.temperature(row, p.temperature))
+        if p.top_k:
+            rules.append(lambda row: processors.top_k(row, p.top_k))
+        if p.top_p < 1:
+            rules.append(lambda row: processors.top_p(row, p.top_p))
+        if p.min_p:
+            rules.append(lambda row: processors.min_p(row, p.min_p))
+        if p.typical_p < 1:
+            rules.append(lambda row: processors.typical_p(row, p.typical_p))
+        return rules
+
+
+def _with_logprobs(token: int, logits: Row, n: int) -> Sampled:
+    raw = processors.log_softmax(logits)
+    top: tuple[TokenLogprob, ...] = ()
+    if n:
+        candidates = np.flatnonzero(logits >= np.partition(logits, -n)[-n])
+        best = candidates[np.argsort(-logits[candidates], kind="stable")[:n]]
+        top = tuple(TokenLogprob(int(i), float(raw[i])) for i in best)
+    return Sampled(token, float(raw[token]), top)
+
+
+def _unsound(value: np.float32, token: np.intp) -> InputError:
+    if value == -np.inf:
+        return InputError("every logit is -inf, no token is left to sample: ban fewer tokens in logit_bias")
+    return InputError(
+        f"the logit of token {token} is {value}: the weights are corrupt or the dtype overflowed; "
+        "try float32, another backend, or `mistral-portable verify`"
+    )
