@@ -137,7 +137,8 @@ class Model:
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Run one step: logits float32 [R, vocab_size] of the rows that the chunks ask for."""
         with self._turn:
-            return self.program.step(self.manager.plan(chunks))["logits"]
+            logits = self.program.step(self.manager.plan(chunks))["logits"]
+        return logits.astype(np.float32, copy=False)  # float64 programs return float64
 
     def close(self) -> None:
         """Release the executor's threads and memory."""

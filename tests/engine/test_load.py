@@ -104,3 +104,12 @@ def test_an_inferred_window_is_announced(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as notices:
         assert mp.load(tmp_path / "other.gguf", backend="reference").config.layer_windows == (None, None)
     assert not any("window" in str(notice.message) for notice in notices)
+
+
+def test_float64_gives_the_same_text_and_float32_logits(tiny: mp.Model) -> None:
+    with mp.load("tiny", backend="reference", dtype="float64") as model:
+        logits = model.logits(IDS)
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, tiny.logits(IDS), rtol=0, atol=1e-4 * np.abs(logits).max())
+        run = model.generate("Once upon a time", max_tokens=20, temperature=0)
+        assert run.text == tiny.generate("Once upon a time", max_tokens=20, temperature=0).text

@@ -1,0 +1,94 @@
+"""Open a tokenizer. Every source becomes a file that mistral-common reads: one path for all of them."""
+
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mistral_portable.errors import TokenizerError
+from mistral_portable.tokenizer.gguf import is_mistral_chat, to_file
+from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
+from mistral_portable.tokenizer.tokenizer import Tokenizer
+from mistral_portable.tokenizer.version import infer_version
+
+__all__ = ["load_tokenizer"]
+
+MAX_FILE_BYTES = 256 * 2**20  # the largest real one, tekken_240911.json, has 19 MB
+RAREST = "\U0010ffff"  # no vocabulary has a token for it: it is encoded byte by byte
+
+
+def load_tokenizer(source: TokenizerFile | GGUFVocabulary) -> Tokenizer:
+    """Return the tokenizer of a file, or of the vocabulary inside a GGUF file: both give the same ids.
+
+    A plain `tokenizer.model` holds v1 or v3 in Mistral's own repositories: its control tokens decide.
+
+    Raises:
+        TokenizerError: The file is missing, truncated, corrupt or of another format, or GGUF's vocabulary is
+            not one of Mistral's.
+    """
+    if isinstance(source, TokenizerFile):
+        try:
+            return _open(*_read(source.path))
+        except TokenizerError as error:
+            raise TokenizerError(f"tokenizer file {source.path}: {error}") from error
+    try:
+        name, content = to_file(source)
+        return _open(name, content, eos_id=source.eos_token_id, chats=is_mistral_chat(source.chat_template))
+    except TokenizerError as error:
+        raise TokenizerError(f"the GGUF file's tokenizer: {error}") from error
+
+
+def _read(path: Path) -> tuple[str, bytes]:
+    """Return a name, from which mistral-common takes the format and the version, and the file's content."""
+    tekken = "tekken" in path.name and path.suffix == ".json"
+    if not tekken and ".model" not in path.name:
+        raise TokenizerError("unknown format; pass a tokenizer.model, tokenizer.model.v3 or tekken.json file")
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise TokenizerError(f"larger than {MAX_FILE_BYTES >> 20} MiB, so no tokenizer; pass another file")
+        content = path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{error.strerror}; check the path") from error
+    if not content:
+        raise TokenizerError("empty; download it again")
+    if tekken and re.search(rb'"default_num_special_tokens"\s*:\s*\d{6}', content):
+        raise TokenizerError("declares 100000 special tokens or more; download it again")  # they would fill memory
+    if path.suffix == ".model":
+        return f"tokenizer.model.{infer_version(_control_tokens(content))}", content
+    return path.name, content
+
+
+def _control_tokens(model: bytes) -> set[str]:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        processor = SentencePieceProcessor(model_proto=model)
+        return {processor.id_to_piece(id) for id in range(processor.vocab_size()) if processor.is_control(id)}
+    except Exception as error:
+        raise _corrupt(str(error)) from error
+
+
+def _open(name: str, content: bytes, *, eos_id: int | None = None, chats: bool = True) -> Tokenizer:
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(content)
+        try:
+            mistral = MistralTokenizer.from_file(str(path))
+            vocabulary = mistral.instruct_tokenizer.tokenizer
+            if vocabulary.n_words - vocabulary.num_special_tokens < 256:
+                raise ValueError("fewer than 256 tokens")  # tiktoken panics on a byte that has none
+            tokenizer = Tokenizer(mistral, eos_id=eos_id, chats=chats)
+            tokenizer.encode("")  # tiktoken panics here if a damaged pattern can match nothing
+            if tokenizer.decode(tokenizer.encode(RAREST)) != RAREST:
+                raise ValueError("no tokens for single bytes")
+            tokenizer.decode([tokenizer.eos_id, tokenizer.pad_id])  # raises if there are no such ids
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # whatever the parsers raise on a file like this; tiktoken's panics, too
+            raise _corrupt(f"{type(error).__name__}: {error}".replace(str(path), name)) from error
+    return tokenizer
+
+
+def _corrupt(reason: str) -> TokenizerError:
+    return TokenizerError(f"corrupt ({' '.join(reason.split())[:200]}); download it again")

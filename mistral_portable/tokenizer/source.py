@@ -1,0 +1,44 @@
+"""Where a tokenizer comes from: a file beside the weights, or the vocabulary inside a GGUF file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["GGUFVocabulary", "TokenizerFile"]
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A `tokenizer.model`, `tokenizer.model.v3` (sentencepiece) or `tekken.json` file."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class GGUFVocabulary:
+    """The `tokenizer.*` metadata of a GGUF file, as stored.
+
+    Attributes:
+        model: `tokenizer.ggml.model`: "llama" (sentencepiece) or "gpt2" (tekken).
+        tokens: One UTF-8 string per id: sentencepiece's pieces, or words in GPT-2's byte alphabet.
+        scores: sentencepiece's merge scores; empty for "gpt2".
+        types: `gguf.TokenType` values: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
+        merges: `b"left right"` pairs of "gpt2"; empty for "llama".
+        pre: `tokenizer.ggml.pre`, the pre-tokenizer's name: "tekken", or "default" or "" for "llama".
+        bos_token_id, eos_token_id, unknown_token_id: As stored, None where absent.
+        add_bos: Whether a prompt starts with the bos token.
+        add_space_prefix: Whether "llama" puts a space before a text.
+        chat_template: The Jinja template, if any. It is kept, never run: mistral-common builds the chat.
+    """
+
+    model: str
+    tokens: tuple[bytes, ...]
+    scores: tuple[float, ...]
+    types: tuple[int, ...]
+    merges: tuple[bytes, ...]
+    pre: str
+    bos_token_id: int | None
+    eos_token_id: int | None
+    unknown_token_id: int | None
+    add_bos: bool
+    add_space_prefix: bool
+    chat_template: str | None
