@@ -87,7 +87,8 @@ class TextStreamer:
                 sampled = sampler.sample(logits)
                 self._sampled.append(sampled)
                 ended = sampled.token in ends
-                if pieces is not None and not ended:
+                # Embeddings are often padded beyond the tokenizer's vocabulary: such an id stands for no text.
+                if pieces is not None and not ended and sampled.token < model.tokenizer.vocab_size:
                     yield from self._show(stops.push(pieces.push(sampled.token)))
                 if ended or stops.matched is not None:
                     self._finish_reason = "stop"

@@ -1,0 +1,210 @@
+"""GGUF checkpoints: config and vocabulary from the metadata, tensors that stay quantized."""
+
+import re
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mistral_portable.config import MistralConfig
+from mistral_portable.errors import CheckpointError, ConfigError
+from mistral_portable.tokenizer.source import GGUFVocabulary
+from mistral_portable.weights.gguf_file import Array, GGUFFile, Scalar, StoredTensor, read_gguf
+from mistral_portable.weights.names import complete, from_gguf, half_split
+from mistral_portable.weights.quant import QUANTIZED, QuantTensor
+from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, Tensor
+
+__all__ = ["open_gguf", "refuse_split"]
+
+# Both store q and k rows for interleaved RoPE: llama.cpp runs them with LLAMA_ROPE_TYPE_NORM; its conversion
+# un-permutes HF checkpoints (`undo_permute`) and leaves Mistral's raw ones, which are interleaved, alone.
+_ARCHITECTURES = ("llama", "mistral3")
+
+_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.ASCII)
+
+_REQUIRED = {
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "block_count": "num_hidden_layers",
+    "attention.head_count": "num_attention_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
+_OPTIONAL = {
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "context_length": "max_position_embeddings",
+    "rope.freq_base": "rope_theta",
+}
+# Keys that change the arithmetic, with the values that do not; other values are refused.
+_NEUTRAL: dict[str, tuple[Scalar, ...]] = {
+    "attention.sliding_window_pattern": (0,),
+    "attention.temperature_scale": (0,),
+    "expert_count": (0,),
+    "rope.scale_linear": (0, 1),
+    "rope.scaling.factor": (0, 1),
+    "rope.scaling.type": ("none",),
+}
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Open one GGUF file of the architecture `llama` or `mistral3`; q and k rows become half-split.
+
+    Raises CheckpointError for corrupt, incomplete and split files and for tensor types that cannot be
+    unpacked; ConfigError for hyper-parameters that are impossible or not supported (experts, RoPE scaling).
+    """
+    refuse_split(path.name)
+    file = read_gguf(path)
+    architecture = file.scalars.get("general.architecture")
+    if architecture not in _ARCHITECTURES:
+        raise CheckpointError(
+            f"{path}: the GGUF architecture {reprlib.repr(architecture)} is not supported, "
+            f"{' and '.join(_ARCHITECTURES)} are"
+        )
+    if file.scalars.get("split.count", 1) not in (0, 1):
+        raise CheckpointError(f"{path}: {_SPLIT_MESSAGE}")
+    try:
+        config, notices = _config(str(architecture), file)
+    except (CheckpointError, ConfigError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    tensors: dict[str, Tensor] = {}
+    for stored in file.tensors:
+        tensor = half_split(_tensor(path, stored), config)
+        if tensor.name in tensors:
+            raise CheckpointError(f"{path}: {tensor.name!r} is stored twice")
+        tensors[tensor.name] = tensor
+    if "rope_freqs.weight" in tensors:
+        raise ConfigError(f"{path}: rope_freqs.weight: scaled RoPE frequencies are not supported")
+    vocabulary, missing = _vocabulary(path, file)
+    return Checkpoint(
+        path, "gguf", config, complete(path, config, tensors), vocabulary, notices + missing, file.scalars
+    )
+
+
+_SPLIT_MESSAGE = "split GGUF files are not supported yet; merge them with `llama-gguf-split --merge`"
+
+
+def refuse_split(name: str) -> None:
+    """Raise CheckpointError for the name of one part of several, `...-00001-of-00003.gguf`."""
+    if _SPLIT.search(name):
+        raise CheckpointError(f"{name}: {_SPLIT_MESSAGE}")
+
+
+def _config(architecture: str, file: GGUFFile) -> tuple[MistralConfig, tuple[str, ...]]:
+    own = {
+        key.removeprefix(f"{architecture}."): value
+        for key, value in file.scalars.items()
+        if key.startswith(f"{architecture}.")
+    }
+    for key in file.arrays:
+        if key.startswith(f"{architecture}."):
+            raise ConfigError(f"{key} is an array: values per layer are not supported")
+    for key, neutral in _NEUTRAL.items():
+        if own.get(key, neutral[0]) not in neutral:
+            raise ConfigError(f"{architecture}.{key}={reprlib.repr(own[key])} is not supported")
+    missing = [f"{architecture}.{key}" for key in _REQUIRED if key not in own]
+    if missing:
+        raise CheckpointError(f"the metadata lacks {', '.join(missing)}")
+
+    values: dict[str, Any] = {name: own[key] for key, name in (_REQUIRED | _OPTIONAL).items() if key in own}
+    values.setdefault("num_key_value_heads", values["num_attention_heads"])
+    for name in ("bos_token_id", "eos_token_id"):
+        if f"tokenizer.ggml.{name}" in file.scalars:
+            values[name] = file.scalars[f"tokenizer.ggml.{name}"]
+    shapes = {tensor.name: tensor.shape for tensor in file.tensors}
+    if "token_embd.weight" in shapes:
+        values["vocab_size"] = shapes["token_embd.weight"][0]
+    window = own.get("attention.sliding_window", 0)
+    config = MistralConfig(
+        **values,
+        tie_word_embeddings="output.weight" not in shapes,
+        sliding_window=None if window == 0 else window,  # type: ignore[arg-type]  # MistralConfig checks it
+    )
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if own.get(key, config.head_dim) != config.head_dim:
+            raise ConfigError(f"{architecture}.{key}={reprlib.repr(own[key])} must be the head_dim {config.head_dim}")
+    if "attention.sliding_window" not in own and _is_first_7b(config):
+        return config.with_window(4096), (
+            "GGUF files of Mistral 7B v0.1 do not store its attention window; a window of 4096 was inferred "
+            "from the model's shape. Set another one with window= or --window.",
+        )
+    return config, ()
+
+
+def _is_first_7b(config: MistralConfig) -> bool:
+    """Mistral 7B v0.1 and its derivatives, which add up to two tokens; v0.2 has theta 1e6 and no window."""
+    return (
+        config.rope_theta == 1e4
+        and 32000 <= config.vocab_size <= 32002
+        and config.num_key_value_heads == 8
+        and config.intermediate_size == 14336
+    )
+
+
+def _tensor(path: Path, stored: StoredTensor) -> Tensor:
+    name, kind = from_gguf(stored.name), stored.type.name
+    if kind in DENSE:
+        dtype, numpy_type = DENSE[kind]
+        return DenseTensor(name, dtype, stored.data.view(numpy_type).reshape(stored.shape))
+    if kind not in QUANTIZED:
+        supported = ", ".join([*DENSE, *sorted(QUANTIZED)])
+        raise CheckpointError(f"{path}: {stored.name!r} has the type {kind}, which is not supported ({supported} are)")
+    rows = int(np.prod(stored.shape[:-1]))
+    return QuantTensor(name, stored.shape, stored.type, stored.data.reshape(rows, -1))
+
+
+def _vocabulary(path: Path, file: GGUFFile) -> tuple[GGUFVocabulary | None, tuple[str, ...]]:
+    """The tokenizer in the metadata, or None and a notice that says why there is none."""
+    model = file.scalars.get("tokenizer.ggml.model")
+    if model not in ("llama", "gpt2"):
+        return None, (
+            f"{path.name} has no tokenizer that is supported ({reprlib.repr(model)}): give token ids instead of text.",
+        )
+    tokens = _strings(path, file.arrays, "tokens")
+    scores = _numbers(path, file.arrays, "scores", len(tokens))
+    types = _numbers(path, file.arrays, "token_type", len(tokens))
+    ids = {name: _id(path, file.scalars, name) for name in ("bos_token_id", "eos_token_id", "unknown_token_id")}
+    pre = str(file.scalars.get("tokenizer.ggml.pre", ""))
+    template = file.scalars.get("tokenizer.chat_template")
+    spm = model == "llama"
+    return GGUFVocabulary(
+        model=str(model),
+        tokens=tokens,
+        scores=tuple(map(float, scores)),
+        types=tuple(map(int, types)) or (1,) * len(tokens),
+        merges=() if spm else _strings(path, file.arrays, "merges"),
+        pre=pre,
+        **ids,
+        # llama.cpp's defaults (llama-vocab.cpp).
+        add_bos=bool(file.scalars.get("tokenizer.ggml.add_bos_token", spm or pre == "tekken")),
+        add_space_prefix=bool(file.scalars.get("tokenizer.ggml.add_space_prefix", spm)),
+        chat_template=None if template is None else str(template),
+    ), ()
+
+
+def _strings(path: Path, arrays: Mapping[str, Array], name: str) -> tuple[bytes, ...]:
+    value = arrays.get(f"tokenizer.ggml.{name}")
+    if not isinstance(value, tuple):
+        raise CheckpointError(f"{path}: tokenizer.ggml.{name} must be an array of strings")
+    return value
+
+
+def _numbers(path: Path, arrays: Mapping[str, Array], name: str, count: int) -> list[float]:
+    """One number per token, or none at all."""
+    value = arrays.get(f"tokenizer.ggml.{name}", ())
+    if isinstance(value, tuple):
+        if value:
+            raise CheckpointError(f"{path}: tokenizer.ggml.{name} must be an array of numbers")
+        return []
+    if len(value) != count:
+        raise CheckpointError(f"{path}: tokenizer.ggml.{name} has {len(value)} entries for {count} tokens")
+    numbers: list[float] = value.tolist()
+    return numbers
+
+
+def _id(path: Path, scalars: Mapping[str, Scalar], name: str) -> int | None:
+    value = scalars.get(f"tokenizer.ggml.{name}")
+    if value is not None and not isinstance(value, int):
+        raise CheckpointError(f"{path}: tokenizer.ggml.{name}={reprlib.repr(value)} must be an integer")
+    return value

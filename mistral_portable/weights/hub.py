@@ -1,0 +1,100 @@
+"""Hugging Face hub repositories, downloaded once into its cache by `huggingface_hub`."""
+
+import errno
+import glob
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mistral_portable.errors import CheckpointError
+
+__all__ = ["Progress", "download"]
+
+Progress = Callable[[str, int, int], None]
+"""Called from download threads with (what, bytes done, bytes in total so far known)."""
+
+# What an HF checkpoint needs. Only the top folder: subfolders hold copies in other formats.
+_HF_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.model*", "tekken.json"]
+_NOT_NEEDED = ["*/*", "consolidated*", "adapter_*"]
+
+
+def download(repository: str, file: str | None, revision: str | None, progress: Progress | None) -> Path:
+    """The local path of a repository's HF checkpoint (a folder), or of its one `file`.
+
+    Complete files in the cache are not downloaded again, and without a network the cache is used. A connection that
+    breaks is resumed; a download that is stopped starts its unfinished files anew. With `progress` None
+    huggingface_hub shows its own bars.
+
+    Raises CheckpointError: no such repository, revision or file; no access; no network; disk full.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot = Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=_HF_FILES if file is None else glob.escape(file),
+                ignore_patterns=_NOT_NEEDED if file is None else None,
+                tqdm_class=None if progress is None else _reporter(file or repository, progress),
+            )
+        )
+        if file is not None and (snapshot / file).is_file():
+            return snapshot / file
+        if file is None and (snapshot / "config.json").is_file() and any(snapshot.glob("*.safetensors")):
+            return snapshot
+        raise CheckpointError(_what_is_there(repository, file, snapshot.name))
+    except CheckpointError:
+        raise
+    except Exception as error:  # huggingface_hub raises OSErrors and, by version, those of requests, httpx or httpx2
+        raise CheckpointError(f"{repository}: {_explain(error, repository, revision)}") from error
+
+
+def _what_is_there(repository: str, file: str | None, commit: str) -> str:
+    from huggingface_hub import HfApi
+
+    ggufs = [name for name in HfApi().list_repo_files(repository, revision=commit) if name.endswith(".gguf")]
+    wanted = "config.json and *.safetensors" if file is None else file
+    if not ggufs:
+        return f"{repository}: the repository has no {wanted}, and no GGUF file either"
+    return f"{repository}: the repository has no {wanted}; name a file: " + ", ".join(
+        f"{repository}:{name}" for name in ggufs
+    )
+
+
+def _explain(error: Exception, repository: str, revision: str | None) -> str:
+    from huggingface_hub import constants, errors
+
+    match error:
+        case errors.GatedRepoError():
+            return f"access is restricted: accept the terms at {constants.ENDPOINT}/{repository}, then `hf auth login`"
+        case errors.RepositoryNotFoundError():
+            return "no such file or folder, and no such repository on the hub (or a private one: `hf auth login`)"
+        case errors.RevisionNotFoundError():
+            return f"the repository has no revision {revision!r}"
+        case errors.LocalEntryNotFoundError():
+            return (
+                "the hub cannot be reached and the cache does not hold all files; check the network and HF_HUB_OFFLINE"
+            )
+        case OSError(errno=errno.ENOSPC):
+            return f"the disk is full: free some space, or move the cache {constants.HF_HUB_CACHE} with HF_HOME"
+        case _:
+            return f"the download failed: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def _reporter(what: str, progress: Progress) -> type[Any]:
+    """A tqdm class that draws nothing and calls `progress`."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Reporter(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # There is a bar of files too, and the bytes are counted twice: as received and as written.
+            self.counts_bytes = kwargs.get("unit") == "B" and kwargs.get("desc") != "Downloading bytes"
+            super().__init__(*args, **kwargs | {"disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            if self.counts_bytes:
+                progress(what, int(self.n), int(self.total or 0))
+
+    return Reporter

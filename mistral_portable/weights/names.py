@@ -1,0 +1,155 @@
+"""Tensor names and layouts: every format is mapped to the names, shapes and RoPE layout of HF checkpoints."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.config import MistralConfig
+from mistral_portable.errors import CheckpointError
+from mistral_portable.weights.source import Tensor, listing
+
+__all__ = ["complete", "from_gguf", "from_hf", "from_raw", "half_split", "half_split_order", "shapes"]
+
+_GGUF = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_GGUF_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_RAW = {
+    "tok_embeddings": "model.embed_tokens",
+    "norm": "model.norm",
+    "output": "lm_head",
+}
+_RAW_LAYER = {
+    "attention_norm": "input_layernorm",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+}
+_LAYER = re.compile(r"(?:blk|layers)\.(\d+)\.(.+)\.(weight|bias)", re.ASCII)
+
+
+def from_hf(name: str) -> str:
+    """HF name; checkpoints of the bare model come without `model.`: `norm.weight` -> `model.norm.weight`."""
+    return f"model.{name}" if name.startswith(("embed_tokens.", "layers.", "norm.")) else name
+
+
+def from_gguf(name: str) -> str:
+    """`blk.0.attn_q.weight` -> `model.layers.0.self_attn.q_proj.weight`; an unknown name stays as it is."""
+    return _rename(name, _GGUF, _GGUF_LAYER)
+
+
+def from_raw(name: str) -> str:
+    """`layers.0.attention.wq.weight` -> `model.layers.0.self_attn.q_proj.weight`; see `from_gguf`."""
+    return _rename(name, _RAW, _RAW_LAYER)
+
+
+def _rename(name: str, top: Mapping[str, str], layer: Mapping[str, str]) -> str:
+    if match := _LAYER.fullmatch(name):
+        index, module, kind = match.groups()
+        return f"model.layers.{index}.{layer[module]}.{kind}" if module in layer else name
+    module, _, kind = name.rpartition(".")
+    return f"{top[module]}.{kind}" if module in top else name
+
+
+def half_split_order(heads: int, head_dim: int) -> NDArray[np.intp]:
+    """Row order that turns interleaved RoPE pairs into HF's half-split pairs, [heads * head_dim].
+
+    Interleaved RoPE rotates rows (2i, 2i+1) of a head together, half-split RoPE rows (i, i + head_dim/2):
+    `half_split_order(heads=1, head_dim=6)` is `[0, 2, 4, 1, 3, 5]`. Source: `permute` in transformers'
+    `convert_llama_weights_to_hf.py`; llama.cpp's conversion applies the inverse.
+    """
+    rows = np.arange(heads * head_dim, dtype=np.intp)
+    return rows.reshape(heads, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def half_split(tensor: Tensor, config: MistralConfig) -> Tensor:
+    """Permute the rows of a q or k projection that is stored for interleaved RoPE; others pass through."""
+    for module, heads in (
+        ("q_proj", config.num_attention_heads),
+        ("k_proj", config.num_key_value_heads),
+    ):
+        rows = heads * config.head_dim
+        # A tensor of a wrong shape passes through too: `complete` names all of them.
+        if tensor.name.endswith(f".self_attn.{module}.weight") and tensor.shape[:1] == (rows,):
+            return tensor.permute_rows(half_split_order(heads, config.head_dim))
+    return tensor
+
+
+def shapes(config: MistralConfig) -> dict[str, tuple[int, ...]]:
+    """HF name -> shape of every parameter of the decoder; tied embeddings leave out `lm_head.weight`."""
+    hidden, ffn = config.hidden_size, config.intermediate_size
+    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    table: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    for layer in range(config.num_hidden_layers):
+        prefix = f"model.layers.{layer}."
+        table |= {
+            prefix + "input_layernorm.weight": (hidden,),
+            prefix + "self_attn.q_proj.weight": (q, hidden),
+            prefix + "self_attn.k_proj.weight": (kv, hidden),
+            prefix + "self_attn.v_proj.weight": (kv, hidden),
+            prefix + "self_attn.o_proj.weight": (hidden, q),
+            prefix + "post_attention_layernorm.weight": (hidden,),
+            prefix + "mlp.gate_proj.weight": (ffn, hidden),
+            prefix + "mlp.up_proj.weight": (ffn, hidden),
+            prefix + "mlp.down_proj.weight": (hidden, ffn),
+        }
+    table["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        table["lm_head.weight"] = (config.vocab_size, hidden)
+    return table
+
+
+def complete(path: Path, config: MistralConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, checked against `shapes`; tied, `lm_head.weight` is the embedding.
+
+    Tensors beyond the decoder's (heads, adapters) are kept, but not biases of its layers: Mistral has none,
+    and ignoring them would change the answers. `lm_head.weight` may be missing where the config's
+    `architectures` names no causal LM.
+
+    Raises one CheckpointError that names every parameter that is missing or of a wrong shape.
+    """
+    complete = dict(tensors)
+    if config.tie_word_embeddings:
+        complete.pop("lm_head.weight", None)
+        if embedding := tensors.get("model.embed_tokens.weight"):
+            complete["lm_head.weight"] = embedding
+    problems = []
+    for name, shape in shapes(config).items():
+        if name in tensors:
+            if tensors[name].shape != shape:
+                problems.append(f"{name} has the shape {tensors[name].shape} and needs {shape}")
+        elif name != "lm_head.weight" or _is_causal(config):
+            problems.append(f"{name} is missing")
+    for name in tensors:
+        if name.startswith("model.layers.") and name.endswith("_proj.bias"):
+            problems.append(f"{name!r} is a bias, which Mistral has not")
+    if problems:
+        raise CheckpointError(f"{path}: the tensors do not fit the config: {listing(problems)}")
+    return complete
+
+
+def _is_causal(config: MistralConfig) -> bool:
+    architectures = config.extra.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        return True
+    return any(isinstance(name, str) and name.endswith("ForCausalLM") for name in architectures)

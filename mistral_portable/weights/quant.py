@@ -1,0 +1,55 @@
+"""QuantTensor: a ggml-quantized matrix that stays packed until a backend asks for its values."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+__all__ = ["QUANTIZED", "QuantTensor"]
+
+QUANTIZED = frozenset(
+    ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
+)
+"""Names of the ggml block types that can be unpacked."""
+
+
+@dataclass(frozen=True, eq=False)
+class QuantTensor:
+    """Rows of ggml blocks. A row is whole blocks, so rows can be permuted without unpacking them.
+
+    A Q4_0 block holds 32 weights in 18 bytes: a matrix of shape (8, 64) has `blocks()` of shape (8, 36).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: "GGMLQuantizationType"
+    data: NDArray[np.uint8]
+    """[rows, bytes_per_row] as stored, usually a view of the mapped file."""
+    order: NDArray[np.intp] | None = None
+
+    @property
+    def dtype(self) -> str:
+        return self.type.name.lower()
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def blocks(self) -> NDArray[np.uint8]:
+        """uint8 [rows, bytes_per_row]. A read-only view of the file where no rows are permuted."""
+        return self.data if self.order is None else self.data[self.order]
+
+    def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """Unpacked values of `shape`, bit for bit those of `gguf.quants.dequantize` when float32."""
+        from gguf.quants import dequantize
+
+        with np.errstate(over="ignore", invalid="ignore"):  # an infinite scale gives what the file says
+            values: NDArray[np.float32] = dequantize(self.blocks(), self.type)
+        return values.reshape(self.shape).astype(dtype, copy=False)
+
+    def permute_rows(self, order: NDArray[np.intp]) -> "QuantTensor":
+        return replace(self, order=order if self.order is None else self.order[order])

@@ -1,0 +1,123 @@
+"""What every checkpoint format is read into: lazy tensors and the Checkpoint that holds them."""
+
+import mmap
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from mistral_portable.config import MistralConfig
+from mistral_portable.errors import CheckpointError
+from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
+
+__all__ = ["DENSE", "Checkpoint", "DenseTensor", "Tensor", "listing", "map_file"]
+
+DENSE: dict[str, tuple[str, type[np.generic]]] = {
+    "F32": ("float32", np.float32),
+    "F16": ("float16", np.float16),
+    "BF16": ("bfloat16", np.uint16),
+}
+"""safetensors' and GGUF's name of a float type -> `Tensor.dtype` and what NumPy, which has no bfloat16, stores."""
+
+
+class Tensor(Protocol):
+    """A stored tensor. Nothing is read from the file before `numpy`, `raw` or `blocks` is called."""
+
+    @property
+    def name(self) -> str:
+        """HF canonical name, such as `model.layers.0.self_attn.q_proj.weight`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Elements per axis, rows (outputs of a linear layer) first."""
+
+    @property
+    def dtype(self) -> str:
+        """As stored: "float32", "float16", "bfloat16" or a ggml type in lower case ("q4_0", "q6_k")."""
+
+    @property
+    def nbytes(self) -> int:
+        """Stored size in bytes."""
+
+    def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """The values as a new array of `shape` and the floating `dtype`; quantized blocks are unpacked."""
+
+    def permute_rows(self, order: NDArray[np.intp]) -> "Tensor":
+        """The tensor whose row i is row `order[i]` of this one. Lossless and lazy: applied when read."""
+
+
+@dataclass(frozen=True, eq=False)
+class DenseTensor:
+    """A float32, float16 or bfloat16 tensor; `array` is usually a view of the mapped file."""
+
+    name: str
+    dtype: str
+    array: NDArray[Any]
+    """The stored values, bfloat16 as uint16 (its bits are the upper half of a float32)."""
+    order: NDArray[np.intp] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.array.nbytes
+
+    def raw(self) -> NDArray[Any]:
+        """The stored array, bfloat16 as uint16. A read-only view of the file where no rows are permuted."""
+        if self.order is not None:
+            return self.array[self.order]
+        # A safetensors header may end anywhere; compiled kernels need aligned data.
+        return np.require(self.array, requirements="A")
+
+    def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        raw = self.raw()
+        if self.dtype == "bfloat16":
+            return (raw.astype(np.uint32) << 16).view(np.float32).astype(dtype, copy=False)
+        return raw.astype(dtype)
+
+    def permute_rows(self, order: NDArray[np.intp]) -> "DenseTensor":
+        return replace(self, order=order if self.order is None else self.order[order])
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """An opened checkpoint. Opening maps the files and reads their headers only, whatever their size."""
+
+    path: Path
+    """The folder (safetensors) or the file (GGUF)."""
+    format: str
+    """"safetensors" or "gguf"."""
+    config: MistralConfig
+    tensors: Mapping[str, Tensor]
+    """By HF canonical name, q and k rows in HF's half-split RoPE layout; see `names.shapes`."""
+    tokenizer: TokenizerFile | GGUFVocabulary | None
+    notices: tuple[str, ...]
+    """Sentences that the user must see once, such as an inferred attention window."""
+    metadata: Mapping[str, object]
+    """Scalars of the GGUF metadata, or the `__metadata__` of the safetensors files."""
+
+
+def listing(items: Sequence[str]) -> str:
+    """For error messages: `a; b; c`, and of more than ten items the first ten and how many more there are."""
+    more = [f"and {len(items) - 10} more"] if len(items) > 10 else []
+    return "; ".join([*items[:10], *more])
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """Map a whole file read-only, without reading it.
+
+    Raises CheckpointError if it is missing, unreadable, empty or not a regular file (a FIFO would hang).
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"{path}: not a regular file")
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error

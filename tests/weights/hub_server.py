@@ -1,0 +1,131 @@
+"""A Hugging Face hub on loopback: what `huggingface_hub` asks of one, for repositories held in memory.
+
+with Hub({"owner/name": {"config.json": b"{}"}}) as hub:
+    subprocess.run(..., env={"HF_ENDPOINT": hub.url, ...})
+    hub.requests  # [("GET", "/owner/name/resolve/<commit>/config.json", "bytes=100-"), ...]
+"""
+
+import json
+import threading
+from collections.abc import Mapping
+from hashlib import sha1
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+__all__ = ["COMMIT", "Hub"]
+
+COMMIT = "c0ffee" + "0" * 34
+"""The only commit of each repository; its branch is `main`."""
+
+
+class Hub:
+    """Serves repositories (name -> file name -> content) until the `with` block ends.
+
+    Args:
+        repositories: The files of each repository.
+        gated: Names of repositories that answer 403.
+        break_after: The first download of each file ends after this many bytes, as if the connection broke.
+    """
+
+    def __init__(
+        self,
+        repositories: Mapping[str, Mapping[str, bytes]],
+        gated: tuple[str, ...] = (),
+        break_after: int | None = None,
+    ) -> None:
+        self.repositories = repositories
+        self.gated = gated
+        self.break_after = break_after
+        self.broken: set[str] = set()
+        self.requests: list[tuple[str, str, str | None]] = []
+        hub = self
+
+        class Handler(_Handler):
+            pass
+
+        Handler.hub = hub
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> "Hub":
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent: the tests read `Hub.requests`."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append((self.command, path, self.headers.get("Range")))
+        match path.strip("/").split("/", 5):
+            case ["api", "models", owner, name, ("revision" | "tree") as what, revision]:
+                if self._exists(f"{owner}/{name}", revision):
+                    self._listing(f"{owner}/{name}", what)
+            case [owner, name, "resolve", revision, *file]:
+                if self._exists(f"{owner}/{name}", revision):
+                    self._file(f"{owner}/{name}", "/".join(file))
+            case _:
+                self._answer(404, b"{}", {})
+
+    def _exists(self, repository: str, revision: str) -> bool:
+        if repository in self.hub.gated:
+            self._answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        elif repository not in self.hub.repositories:
+            self._answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif revision not in ("main", COMMIT):
+            self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        else:
+            return True
+        return False
+
+    def _listing(self, repository: str, what: str) -> None:
+        files = self.hub.repositories[repository]
+        tree = [{"type": "file", "path": f, "size": len(d), "oid": sha1(d).hexdigest()} for f, d in files.items()]
+        info = {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}
+        self._answer(200, json.dumps(tree if what == "tree" else info).encode(), {})
+
+    def _file(self, repository: str, file: str) -> None:
+        data = self.hub.repositories[repository].get(file)
+        if data is None:
+            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        headers = {"ETag": f'"{sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        span = self.headers.get("Range")
+        if span is None:
+            self._answer(200, data, headers)
+            return
+        start = int(span.removeprefix("bytes=").rstrip("-"))
+        headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        self._answer(206, data[start:], headers)
+
+    def _answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        limit = self.hub.break_after
+        if limit is not None and "resolve" in self.path and len(body) > limit and self.path not in self.hub.broken:
+            self.hub.broken.add(self.path)
+            self.wfile.write(body[:limit])
+            self.close_connection = True
+            return
+        self.wfile.write(body)

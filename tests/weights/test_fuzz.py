@@ -1,0 +1,205 @@
+"""Damaged checkpoints: a one-line error of the package or a correct load, quickly, in little memory."""
+
+import json
+import shutil
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf.quants  # noqa: F401  # imported before memory is measured, as is safetensors
+import numpy as np
+import pytest
+import safetensors.numpy  # noqa: F401
+from hypothesis import example, given
+from hypothesis import strategies as st
+from weights.files import random_tensors, small_config, write_gguf, write_hf
+
+from mistral_portable.errors import MistralPortableError
+from mistral_portable.tokenizer.source import GGUFVocabulary
+from mistral_portable.weights import open_checkpoint
+
+CONFIG = small_config(
+    vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, head_dim=16
+)
+VOCABULARY = GGUFVocabulary(
+    model="llama",
+    tokens=tuple(b"%d" % i for i in range(32)),
+    scores=(0.0,) * 32,
+    types=(1,) * 32,
+    merges=(),
+    pre="default",
+    bos_token_id=1,
+    eos_token_id=2,
+    unknown_token_id=0,
+    add_bos=True,
+    add_space_prefix=True,
+    chat_template=None,
+)
+
+# Small numbers, signs and powers of two that overflow counts, offsets and products of them.
+_NUMBERS = st.sampled_from(
+    [0, 1, 2, 31, 33, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
+)
+_BYTES = st.binary(min_size=1, max_size=9) | _NUMBERS.map(lambda n: n.to_bytes(8, "little"))
+_PLACE = st.floats(0, 1)  # of the header or the file
+
+Damage = Callable[[bytes], bytes]
+
+
+def _damage(header: int) -> st.SearchStrategy[list[Damage]]:
+    """Edits of a file whose header has about this many bytes: most of them there, some anywhere."""
+
+    def at(place: float, everywhere: bool, data: bytes) -> int:
+        return int(place * (len(data) if everywhere else min(header, len(data))))
+
+    def overwrite(place: float, everywhere: bool, new: bytes) -> Damage:
+        return lambda data: data[: at(place, everywhere, data)] + new + data[at(place, everywhere, data) + len(new) :]
+
+    def insert(place: float, everywhere: bool, new: bytes) -> Damage:
+        return lambda data: data[: at(place, everywhere, data)] + new + data[at(place, everywhere, data) :]
+
+    def delete(place: float, everywhere: bool, new: bytes) -> Damage:
+        return lambda data: data[: at(place, everywhere, data)] + data[at(place, everywhere, data) + len(new) :]
+
+    def truncate(place: float, everywhere: bool, new: bytes) -> Damage:
+        return lambda data: data[: at(place, everywhere, data)]
+
+    def duplicate(place: float, everywhere: bool, new: bytes) -> Damage:
+        return lambda data: data + data[at(place, everywhere, data) :]
+
+    edit = st.sampled_from([overwrite, overwrite, insert, delete, truncate, duplicate])
+    return st.lists(
+        st.tuples(edit, _PLACE, st.sampled_from([False, False, True]), _BYTES).map(lambda e: e[0](*e[1:])),
+        min_size=1,
+        max_size=4,
+    )
+
+
+def _opens_or_explains(path: Path) -> None:
+    explanation = "it opened"
+    started = time.process_time()
+    tracemalloc.start()
+    try:
+        for tensor in open_checkpoint(path).tensors.values():
+            assert tensor.numpy().shape == tensor.shape
+    except MistralPortableError as error:
+        explanation = str(error)
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert explanation
+    assert explanation.isprintable()  # one line, nothing that a terminal would act on
+    assert peak < 64e6
+    assert time.process_time() - started < 10
+
+
+def _apply(path: Path, damage: list[Damage]) -> None:
+    data = path.read_bytes()
+    for edit in damage:
+        data = edit(data)
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hf")
+    write_hf(folder, CONFIG, random_tensors(CONFIG, np.random.default_rng(0)), shards=2, dtype="bfloat16")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    write_gguf(path, CONFIG, random_tensors(CONFIG, np.random.default_rng(0)), "Q4_0", VOCABULARY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture(scope="module")
+def fresh_hf(hf: Path, scratch: Path) -> Callable[[], Path]:
+    """An undamaged copy of the folder, made anew for each example."""
+
+    def copy() -> Path:
+        shutil.rmtree(scratch / "hf", ignore_errors=True)
+        return Path(shutil.copytree(hf, scratch / "hf"))
+
+    return copy
+
+
+def test_the_undamaged_files_open(hf: Path, gguf_file: Path) -> None:
+    assert open_checkpoint(hf).tensors.keys() == open_checkpoint(gguf_file).tensors.keys()
+
+
+@given(damage=_damage(header=700), file=st.sampled_from(["model-00001-of-00002.safetensors", "config.json"]))
+def test_damaged_hf_files(fresh_hf: Callable[[], Path], damage: list[Damage], file: str) -> None:
+    folder = fresh_hf()
+    _apply(folder / file, damage)
+    _opens_or_explains(folder)
+
+
+@given(damage=_damage(header=2200))
+def test_damaged_gguf_files(gguf_file: Path, scratch: Path, damage: list[Damage]) -> None:
+    path = scratch / "damaged.gguf"
+    shutil.copyfile(gguf_file, path)
+    _apply(path, damage)
+    _opens_or_explains(path)
+
+
+_JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | _NUMBERS | st.integers(-2, 64),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+_FIELDS = [
+    *CONFIG.to_dict(),
+    *["rope_parameters", "rope_scaling", "layer_types", "model_type", "architectures", "quantization_config", "dim"],
+]
+
+
+@given(values=st.dictionaries(st.sampled_from(_FIELDS), _JSON, min_size=1, max_size=3))
+@example(values={"num_hidden_layers": 10_000})
+def test_any_json_in_the_config(fresh_hf: Callable[[], Path], values: dict[str, Any]) -> None:
+    folder = fresh_hf()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+    _opens_or_explains(folder)
+
+
+@given(index=_JSON | st.fixed_dictionaries({"weight_map": _JSON | st.dictionaries(st.text(), st.text())}))
+def test_any_json_as_the_index(fresh_hf: Callable[[], Path], index: Any) -> None:
+    folder = fresh_hf()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    _opens_or_explains(folder)
+
+
+_METADATA = [
+    *["block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "expert_count"],
+    *["attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"],
+    *["attention.layer_norm_rms_epsilon", "attention.sliding_window", "rope.freq_base", "rope.scaling.type"],
+]
+_SCALAR = st.booleans() | st.integers(0, 2**32 - 1) | st.integers(0, 64) | st.floats(width=32) | st.text()
+_ARRAY = st.lists(st.integers(0, 9), min_size=1) | st.lists(st.text(min_size=1), min_size=1)
+
+
+@given(
+    values=st.dictionaries(st.sampled_from(_METADATA).map("llama.{}".format), _SCALAR | _ARRAY, max_size=3),
+    tokenizer=st.dictionaries(
+        st.sampled_from(["model", "tokens", "scores", "token_type", "bos_token_id", "add_bos_token", "pre"]).map(
+            "tokenizer.ggml.{}".format
+        ),
+        _SCALAR | _ARRAY,
+        max_size=2,
+    ),
+)
+@example(values={"llama.block_count": 10_000}, tokenizer={})
+def test_any_gguf_metadata(scratch: Path, values: dict[str, Any], tokenizer: dict[str, Any]) -> None:
+    path = scratch / "metadata.gguf"
+    tensors = random_tensors(CONFIG, np.random.default_rng(0))
+    write_gguf(path, CONFIG, tensors, vocabulary=VOCABULARY, metadata=values | tokenizer)
+    _opens_or_explains(path)

@@ -1,0 +1,186 @@
+"""Hub repositories as a user meets them: another process, a server on loopback, an empty cache."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from weights.files import random_tensors, small_config, write_gguf, write_hf
+from weights.hub_server import COMMIT, Hub
+
+# Opens each model that is named as an argument and prints one JSON line for it.
+CLIENT = """
+import json, sys
+from mistral_portable.errors import MistralPortableError
+from mistral_portable.weights import open_checkpoint
+
+seen = []
+for model in sys.argv[1:]:
+    model, _, revision = model.partition("@")
+    try:
+        checkpoint = open_checkpoint(
+            model, revision=revision or None, progress=lambda *step: seen.append(step)
+        )
+        answer = {
+            "path": str(checkpoint.path),
+            "format": checkpoint.format,
+            "sum": sum(float(t.numpy().sum()) for t in checkpoint.tensors.values()),
+            "tokenizer": checkpoint.tokenizer and checkpoint.tokenizer.path.name,
+            "progress": seen,
+        }
+    except MistralPortableError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    print(json.dumps(answer))
+"""
+
+# The same with a disk that is full as soon as a download writes to it.
+FULL_DISK = """
+import errno, os, pathlib
+
+path_open = pathlib.Path.open
+def full(self, mode="r", *args, **kwargs):
+    file = path_open(self, mode, *args, **kwargs)
+    if not self.name.endswith(".incomplete"):
+        return file
+    class Full:
+        def __enter__(self): return self
+        def __exit__(self, *_): file.close()
+        def __getattr__(self, name): return getattr(file, name)
+        def write(self, data): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return Full()
+pathlib.Path.open = full
+"""
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    folder = tmp_path_factory.mktemp("repositories")
+    config = small_config()
+    tensors = random_tensors(config, np.random.default_rng(0))
+    write_hf(folder / "hf", config, tensors, shards=2)
+    write_gguf(folder / "model.gguf", config, tensors)
+    hf = {path.name: path.read_bytes() for path in (folder / "hf").iterdir()}
+    gguf = (folder / "model.gguf").read_bytes()
+    unwanted = dict.fromkeys(["pytorch_model.bin", "consolidated.safetensors", "onnx/model.safetensors"], b"unwanted")
+    return {
+        "some/hf": hf | unwanted | {"tokenizer.model.v3": b"v3", "tokenizer.model": b"v1", "README.md": b"read me"},
+        "some/gguf": {"a.Q8_0.gguf": gguf, "b[1].gguf": gguf, "README.md": b"read me"},
+        "some/pickles": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
+        "some/nothing": {"README.md": b"read me"},
+        "some/secret": {},
+    }
+
+
+@pytest.fixture
+def hub(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
+    with Hub(repositories, gated=("some/secret",)) as hub:
+        yield hub
+
+
+def open_all(
+    models: list[str], home: Path, url: str, before: str = "", environment: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Open the models in a process of their own, with the hub at `url` and the cache under `home`."""
+    own = {"HF_ENDPOINT": url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    source = Path(__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", before + CLIENT, *models],
+        env=kept | own | {"PYTHONPATH": str(source)} | dict(environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def downloads(hub: Hub) -> list[str]:
+    """Names of the files whose content was asked for, sorted."""
+    return sorted(
+        path.split(f"/resolve/{COMMIT}/")[1] for get, path, _ in hub.requests if get == "GET" and "resolve" in path
+    )
+
+
+def test_a_repository_is_downloaded_once(hub: Hub, tmp_path: Path, repositories: dict[str, dict[str, bytes]]) -> None:
+    (first,) = open_all(["some/hf"], tmp_path, hub.url)
+    assert first["format"] == "safetensors"
+    assert first["tokenizer"] == "tokenizer.model.v3"
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    wanted = ["config.json", *shards, "tokenizer.model", "tokenizer.model.v3"]
+    assert downloads(hub) == wanted
+    size = sum(len(repositories["some/hf"][file]) for file in wanted)
+    assert first["progress"][-1] == ["some/hf", size, size]
+
+    hub.requests.clear()
+    again, at_revision, offline_commit = open_all(["some/hf", "some/hf@main", f"some/hf@{COMMIT}"], tmp_path, hub.url)
+    assert not downloads(hub)
+    assert again["path"] == at_revision["path"] == offline_commit["path"] == first["path"]
+    assert again["sum"] == first["sum"]
+
+    (offline,) = open_all(["some/hf"], tmp_path, "http://127.0.0.1:9", environment={"HF_HUB_OFFLINE": "1"})
+    (no_network,) = open_all(["some/hf"], tmp_path, "http://127.0.0.1:9")
+    assert offline["path"] == no_network["path"] == first["path"]
+
+
+def test_one_gguf_file_of_a_repository(hub: Hub, tmp_path: Path, repositories: dict[str, dict[str, bytes]]) -> None:
+    plain, special = open_all(["some/gguf:a.Q8_0.gguf", "some/gguf:b[1].gguf"], tmp_path, hub.url)
+    assert plain["format"] == special["format"] == "gguf"
+    assert plain["sum"] == special["sum"]
+    size = len(repositories["some/gguf"]["a.Q8_0.gguf"])
+    assert plain["progress"][-1] == ["a.Q8_0.gguf", size, size]
+    assert downloads(hub) == ["a.Q8_0.gguf"]  # the other has the same content, and is linked
+
+
+def test_errors_say_what_to_do(hub: Hub, tmp_path: Path) -> None:
+    expected = {
+        "some/missing": "no such file or folder, and no such repository on the hub",
+        "some/secret": f"access is restricted: accept the terms at {hub.url}/some/secret",
+        "some/hf@v9": "some/hf: the repository has no revision 'v9'",
+        "some/gguf": "no config.json and *.safetensors; name a file: some/gguf:a.Q8_0.gguf, some/gguf:b[1].gguf",
+        "some/gguf:c.gguf": "no c.gguf; name a file: some/gguf:a.Q8_0.gguf, some/gguf:b[1].gguf",
+        "some/nothing": "no config.json and *.safetensors, and no GGUF file either",
+        "some/pickles": "no config.json and *.safetensors, and no GGUF file either",
+        "some/gguf:m-00001-of-00002.gguf": "split GGUF",
+        "no--way/x": "the download failed",
+    }
+    answers = open_all(list(expected), tmp_path, hub.url)
+    for model, answer in zip(expected, answers, strict=True):
+        assert answer.get("error") == "CheckpointError", (model, answer)
+        assert expected[model] in answer["message"], model
+        assert answer["message"].isprintable(), model
+
+
+def test_without_a_network(tmp_path: Path) -> None:
+    (refused,) = open_all(["some/hf"], tmp_path, "http://127.0.0.1:9")
+    (offline,) = open_all(["some/hf"], tmp_path, "http://127.0.0.1:9", environment={"HF_HUB_OFFLINE": "1"})
+    for answer in (refused, offline):
+        assert "the hub cannot be reached" in answer["message"]
+
+
+def test_a_broken_connection_is_resumed(tmp_path: Path) -> None:
+    """huggingface_hub writes chunks of 10 MiB, so the file is larger and the connection breaks after the first."""
+    config = small_config(vocab_size=32768)
+    write_gguf(tmp_path / "model.gguf", config, random_tensors(config, np.random.default_rng(0)))
+    data = (tmp_path / "model.gguf").read_bytes()
+    with Hub({"some/gguf": {"large.gguf": data}}, break_after=11_000_000) as hub:
+        (answer,) = open_all(["some/gguf:large.gguf"], tmp_path / "home", hub.url)
+    assert Path(answer["path"]).read_bytes() == data
+    assert [span for method, _, span in hub.requests if method == "GET" and span] == ["bytes=10485760-"]
+    assert answer["progress"][-1] == ["large.gguf", len(data), len(data)]
+
+
+def test_a_full_disk(hub: Hub, tmp_path: Path) -> None:
+    (answer,) = open_all(["some/hf"], tmp_path, hub.url, before=FULL_DISK)
+    assert answer.get("error") == "CheckpointError"
+    assert "the disk is full" in answer["message"]
+    assert str(tmp_path) in answer["message"]
+    assert "HF_HOME" in answer["message"]
+
+    (later,) = open_all(["some/hf"], tmp_path, hub.url)
+    assert later["format"] == "safetensors"
