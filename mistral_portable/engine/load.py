@@ -6,22 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from mistral_portable.binding import check_tensors
 from mistral_portable.cache import CacheManager, CacheSpec
 from mistral_portable.config import Window
 from mistral_portable.engine.model import Model
-from mistral_portable.errors import CheckpointError, InputError
+from mistral_portable.errors import InputError
 from mistral_portable.executor import ExecutorOptions
-from mistral_portable.graph import Graph, build, verify
+from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.registry import select
 from mistral_portable.tokenizer import load_tokenizer
-from mistral_portable.weights import Checkpoint, open_checkpoint
+from mistral_portable.weights import open_checkpoint
 
 __all__ = ["load"]
 
 _LANES = 8  # sequences that one Model can hold at a time; lanes take memory only when used
 _CHUNK = 512  # prompt tokens of one prefill step
-_NAMED = 10  # missing tensors that an error lists before it counts the rest
 
 
 def load(
@@ -59,7 +59,7 @@ def load(
     if not 1 <= context <= limit:
         raise InputError(f"max_context={context} must be from 1 to max_position_embeddings={limit}")
     graph = verify(select_rows(verify(build(config)), "logits"))
-    check_tensors(checkpoint, graph)
+    check_tensors(graph, checkpoint.tensors, str(checkpoint.path))
     spec = CacheSpec.from_config(config, max_context=context, max_chunk=_CHUNK, max_lanes=_LANES)
     program = chosen.prepare(graph, checkpoint.tensors, spec, ExecutorOptions(dtype, threads))
     return Model(
@@ -71,18 +71,3 @@ def load(
         source=str(checkpoint.path),
         load_s=time.perf_counter() - begin,
     )
-
-
-def check_tensors(checkpoint: Checkpoint, graph: Graph) -> None:
-    """Raise CheckpointError that names every tensor the graph needs and the checkpoint lacks or mis-shapes."""
-    problems = []
-    for parameter in graph.parameters.values():
-        tensor = checkpoint.tensors.get(parameter.name)
-        if tensor is None:
-            problems.append(f"{parameter.name} is missing")
-        elif tensor.shape != parameter.shape:
-            problems.append(f"{parameter.name} has shape {tensor.shape} instead of {parameter.shape}")
-    if problems:
-        listed = "; ".join(problems[:_NAMED])
-        more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-        raise CheckpointError(f"{checkpoint.path}: the tensors do not fit the config: {listed}{more}")

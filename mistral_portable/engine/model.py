@@ -22,7 +22,7 @@ from mistral_portable.tokenizer import Tokenizer
 __all__ = ["Messages", "Model", "Prompt"]
 
 Messages = Sequence[Mapping[str, Any]]
-Prompt = str | Sequence[int] | Messages
+Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Messages
 """Text, token ids, or chat messages (`{"role": "user", "content": "..."}`)."""
 
 
@@ -169,7 +169,7 @@ class Model:
             return self._checked(self.tokenizer.chat(cast(Messages, prompt)))
         return self._checked(prompt)
 
-    def _checked(self, token_ids: Sequence[Any]) -> list[int]:
+    def _checked(self, token_ids: Any) -> list[int]:
         """Token ids as ints, within the vocabulary and the context."""
         if not isinstance(token_ids, Sequence | np.ndarray) or getattr(token_ids, "ndim", 1) != 1:
             raise InputError(f"a prompt is text, a list of token ids, or a list of messages, not {token_ids!r:.40}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,10 +10,10 @@ from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError
 from mistral_portable.executor import Backend, ExecutorOptions
-from mistral_portable.graph import Graph
+from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.testing.naive import NaiveProgram
-from mistral_portable.testing.scenario import Outputs, Scenario, one_shot, run
+from mistral_portable.testing.scenario import Outputs, Scenario, WrongOutput, one_shot, run
 from mistral_portable.testing.tolerance import compare
 from mistral_portable.weights import Tensor
 
@@ -21,7 +22,7 @@ __all__ = ["Case", "CheckResult", "check"]
 _NAIVE_RUNS = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Case:
     """`config` gives the sizes of the cache; `graph` may be any graph over it."""
 
@@ -30,6 +31,13 @@ class Case:
     graph: Graph
     weights: Mapping[str, Tensor]
     scenario: Scenario
+
+    def __repr__(self) -> str:
+        """Without the graph and the weights, which would bury the rest."""
+        return f"Case({self.name!r}, {self.config}, {self.scenario})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # hypothesis prints failing cases through this
+        printer.text(repr(self))
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ def check(case: Case, backend: Backend, options: ExecutorOptions) -> CheckResult
     """Run the case on `backend` as its scenario says, and judge every output of every sequence.
 
     The oracle sees each sequence alone and in one step, in float64: so a pass also means that chunked = one-shot,
-    ragged = alone, and that a rollback leaves no trace.
+    ragged = alone, and that a rollback or a swap leaves no trace.
     """
     scenario = case.scenario
     spec = _spec(case, scenario)
@@ -65,15 +73,20 @@ def check(case: Case, backend: Backend, options: ExecutorOptions) -> CheckResult
     try:
         outputs = run(program, case.graph, spec, scenario)
         dtype = program.dtype
+    except WrongOutput as error:
+        return CheckResult(case.name, "fail", np.inf, np.inf, 0.0, np.nan, str(error))
     finally:
         program.close()
     comparisons, agreements = [], []
+    shapes = infer_shapes(case.graph)
     for sequence, text in scenario.texts.items():
-        ref, *naive = _oracle(case, text, dtype)
+        runs = _oracle(case, text, dtype)
         for name, out in outputs[sequence].items():
-            comparisons.append(compare(out, ref[name], [run[name] for run in naive], dtype))
-            if out.shape == ref[name].shape:
-                agreements.append(np.mean(out.argmax(-1) == ref[name].argmax(-1)))
+            on_rows = shapes[case.graph.outputs[name]][0] == "R"
+            ref, *naive = (run[name][scenario.asked(sequence)] if on_rows else run[name] for run in runs)
+            comparisons.append(compare(out, ref, naive, dtype))
+            if out.size and out.shape == ref.shape:
+                agreements.append(np.mean(out.argmax(-1) == ref.argmax(-1)))
     worst = max(comparisons, key=lambda c: c.error / c.limit if c.limit else np.inf if c.error else 0)
     return CheckResult(
         case.name,
@@ -91,7 +104,7 @@ def _spec(case: Case, scenario: Scenario) -> CacheSpec:
         case.config,
         max_context=scenario.max_context,
         max_chunk=scenario.max_chunk,
-        max_lanes=len(scenario.texts),
+        max_lanes=scenario.max_lanes,
     )
 
 

@@ -1,6 +1,6 @@
-"""Scenarios: how tokens reach a program (chunks, batches, rollbacks), and the run that gathers its outputs."""
+"""Scenarios: how tokens reach a program (chunks, batches, rollbacks, swaps), and the run that gathers its outputs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,21 +8,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
-from mistral_portable.executor import Program
+from mistral_portable.executor import LaneState, Program
 from mistral_portable.graph import Graph, infer_shapes
 
-__all__ = ["Feed", "Scenario", "one_shot", "run"]
+__all__ = ["Feed", "Outputs", "Scenario", "WrongOutput", "one_shot", "run"]
 
 Outputs = dict[str, NDArray[Any]]
+
+_BLOCK = 4  # the first capacity of a lane: so small that short texts make the lanes grow several times
+
+
+class WrongOutput(Exception):
+    """A program returned something that is not the array that the graph and the plan describe."""
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Tokens for one sequence in one step; after the step all but the first `keep` are rolled back."""
+    """Tokens for one sequence in one step; after the step all but the first `keep` are rolled back.
+
+    `rows`: which of the kept tokens ask for their row of outputs with an R axis; None: all of them.
+    """
 
     sequence: int
     tokens: tuple[int, ...]
     keep: int
+    rows: tuple[int, ...] | None = None
+
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """`rows`, spelled out."""
+        return tuple(range(self.keep)) if self.rows is None else self.rows
 
 
 @dataclass(frozen=True)
@@ -31,9 +46,12 @@ class Scenario:
 
     Example: `Scenario(((Feed(0, (5, 6), 2),), (Feed(0, (7, 9), 1), Feed(1, (5,), 1))))` feeds 5 6, then 7 9 beside
     a second sequence, and takes the 9 back: the texts are (5, 6, 7) and (5,).
+
+    swap: after each step its sequences are saved and leave their lanes to others, until they are loaded again.
     """
 
     steps: tuple[tuple[Feed, ...], ...]
+    swap: bool = False
 
     @property
     def texts(self) -> dict[int, tuple[int, ...]]:
@@ -43,6 +61,20 @@ class Scenario:
             for feed in step:
                 texts[feed.sequence] = texts.get(feed.sequence, ()) + feed.tokens[: feed.keep]
         return texts
+
+    def asked(self, sequence: int) -> list[int]:
+        """The positions of the sequence whose rows are asked for, in order."""
+        positions: list[int] = []
+        begin = 0
+        for feed in (feed for step in self.steps for feed in step if feed.sequence == sequence):
+            positions += [begin + row for row in feed.asked]
+            begin += feed.keep
+        return positions
+
+    @property
+    def max_lanes(self) -> int:
+        """As many as there are sequences; with `swap`, as few as the widest step and a fork need."""
+        return max(len(step) for step in self.steps) + 1 if self.swap else len(self.texts)
 
     @property
     def max_chunk(self) -> int:
@@ -70,36 +102,96 @@ def one_shot(text: Sequence[int]) -> Scenario:
 def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:
     """Drive `program` through the scenario; per sequence, every graph output on the kept tokens, in order.
 
-    Outputs with a K axis (attention weights) come back with one column per position, [tokens, heads, positions].
+    Outputs with an R axis have the asked rows only. Outputs with a K axis (attention weights) come back with one
+    column per position, [tokens, heads, positions]. Raises WrongOutput for a wrong name, shape or dtype.
     """
-    manager = CacheManager(spec)
-    lanes = {sequence: manager.open() for sequence in scenario.texts}
-    gathered: dict[int, dict[str, list[NDArray[Any]]]] = {sequence: {} for sequence in lanes}
-    shapes = infer_shapes(graph)
+    manager = CacheManager(spec, block=_BLOCK)
+    lanes: dict[int, int] = {}
+    parked: dict[int, tuple[Mapping[str, int], LaneState]] = {}
+    gathered: dict[int, dict[str, list[NDArray[Any]]]] = {sequence: {} for sequence in scenario.texts}
     for step in scenario.steps:
-        plan = manager.plan([Chunk(lanes[feed.sequence], feed.tokens, range(len(feed.tokens))) for feed in step])
+        for feed in step:
+            if feed.sequence in parked:
+                lanes[feed.sequence] = _resume(manager, program, *parked.pop(feed.sequence))
+            elif feed.sequence not in lanes:
+                lanes[feed.sequence] = manager.open()
+        plan = manager.plan([Chunk(lanes[feed.sequence], feed.tokens, feed.asked) for feed in step])
         outputs = program.step(plan)
+        _require_described(outputs, graph, spec, plan, "float64" if program.dtype == "float64" else "float32")
         for index, feed in enumerate(step):
-            start = int(plan.starts[index])
-            for name, value in graph.outputs.items():
-                rows = outputs[name][start : start + feed.keep]
-                if shapes[value][-1] == "K":
-                    first = _first(graph, spec, plan, value, index)
-                    rows = _by_position(rows, first, len(scenario.texts[feed.sequence]))
+            text = scenario.texts[feed.sequence]
+            for name, rows in _rows_of(index, feed, outputs, graph, spec, plan, len(text)).items():
                 gathered[feed.sequence].setdefault(name, []).append(rows)
+        for array in outputs.values():
+            array.fill(np.nan)  # they are the caller's own: no later step may read them, or leave them as they are
+        for feed in step:
+            lane = lanes[feed.sequence]
             if feed.keep < len(feed.tokens):
-                lane = lanes[feed.sequence]
                 manager.rollback(lane, manager.length(lane) - len(feed.tokens) + feed.keep)
+            if scenario.swap:
+                parked[feed.sequence] = manager.save(lane), program.save_lane(lane)
+                manager.close(lanes.pop(feed.sequence))
     return {
         sequence: {name: np.concatenate(parts) for name, parts in outputs.items()}
         for sequence, outputs in gathered.items()
     }
 
 
-def _first(graph: Graph, spec: CacheSpec, plan: StepPlan, value: str, index: int) -> int:
+def _resume(manager: CacheManager, program: Program, integers: Mapping[str, int], arrays: LaneState) -> int:
+    """A lane with what was saved of a sequence; by way of a second lane, so that `copy_lane` is run too."""
+    loaded = manager.load(integers)
+    program.load_lane(loaded, arrays)
+    lane = manager.fork(loaded)
+    program.copy_lane(loaded, lane)
+    manager.close(loaded)
+    return lane
+
+
+def _require_described(
+    outputs: Mapping[str, NDArray[Any]], graph: Graph, spec: CacheSpec, plan: StepPlan, dtype: str
+) -> None:
+    if set(outputs) != set(graph.outputs):
+        raise WrongOutput(f"outputs {sorted(outputs)} instead of {sorted(graph.outputs)}")
+    shapes = infer_shapes(graph)
+    for name, value in graph.outputs.items():
+        sizes = {"T": len(plan.tokens), "R": len(plan.rows)}
+        if shapes[value][-1] == "K":
+            sizes["K"] = int(np.max(plan.positions[plan.starts[1:] - 1] + 1 - _first(graph, spec, plan, value)))
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in shapes[value])
+        array = outputs[name]
+        if array.shape != shape or array.dtype != dtype or not array.flags.writeable:
+            kind = "" if array.flags.writeable else "read-only "
+            raise WrongOutput(f"{name} is {kind}{array.dtype} {array.shape} instead of {dtype} {shape}")
+
+
+def _rows_of(
+    index: int,
+    feed: Feed,
+    outputs: Mapping[str, NDArray[Any]],
+    graph: Graph,
+    spec: CacheSpec,
+    plan: StepPlan,
+    positions: int,
+) -> Outputs:
+    """Copies of the rows of the plan's sequence `index`."""
+    shapes = infer_shapes(graph)
+    start, stop = plan.starts[index : index + 2]
+    rows: Outputs = {}
+    for name, value in graph.outputs.items():
+        if shapes[value][0] == "R":
+            rows[name] = outputs[name][(start <= plan.rows) & (plan.rows < stop)]
+        else:
+            rows[name] = outputs[name][start : start + feed.keep].copy()
+        if shapes[value][-1] == "K":
+            rows[name] = _by_position(rows[name], int(_first(graph, spec, plan, value)[index]), positions)
+    return rows
+
+
+def _first(graph: Graph, spec: CacheSpec, plan: StepPlan, value: str) -> NDArray[np.int32]:
+    """The oldest position that each sequence reads in the layer of the node `value`."""
     layer = next(node.attributes["layer"] for node in graph.nodes if node.name == value)
     assert isinstance(layer, int)
-    return int(plan.groups[spec.group_of(layer)].first[index])
+    return plan.groups[spec.group_of(layer)].first
 
 
 def _by_position(rows: NDArray[Any], first: int, positions: int) -> NDArray[Any]:

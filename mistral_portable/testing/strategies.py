@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
 from mistral_portable.config import MistralConfig, Window
@@ -16,6 +17,7 @@ from mistral_portable.testing.weights import random_weights
 __all__ = ["configs", "model_cases", "op_cases", "scenarios"]
 
 _MAX_LENGTH = 33  # 4 W at the widest window drawn, and one more
+_SEEDS = st.integers(0, 2**31)
 
 
 @st.composite
@@ -46,35 +48,51 @@ def configs(draw: st.DrawFn, /, *, max_layers: int = 3, columns: int = 1) -> Mis
 
 @st.composite
 def scenarios(
-    draw: st.DrawFn, /, vocab_size: int, *, sequences: int = 1, rollback: bool = False, chunks: Sequence[int] | None = None
+    draw: st.DrawFn,
+    /,
+    vocab_size: int,
+    *,
+    sequences: int = 1,
+    chunks: Sequence[int] | None = None,
+    rollback: bool = False,
+    rows: bool = False,
+    swap: bool = False,
 ) -> Scenario:
-    """Texts of drawn lengths, cut into drawn chunks; sequences join at drawn steps and run ragged.
+    """Texts of drawn lengths, cut into drawn chunks; sequences join and pause at drawn steps and run ragged.
 
     chunks: the chunk sizes to choose from (None: any; (1,): token by token). rollback: feeds may carry tokens that
-    are taken back after the step.
+    are taken back after the step. rows: feeds ask for some of their rows, or none. swap: see Scenario.
     """
-    token = st.integers(0, vocab_size - 1)
-    size = st.sampled_from(list(chunks)) if chunks else st.integers(1, _MAX_LENGTH)
+    random = np.random.default_rng(draw(_SEEDS))
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(random.integers(0, vocab_size, count).tolist())
+
+    # Small chunks as often as any: else most texts would be over after one or two steps.
+    size = st.sampled_from(list(chunks)) if chunks else st.one_of(st.integers(1, 4), st.integers(1, _MAX_LENGTH))
     steps: list[list[Feed]] = []
     for sequence in range(sequences):
-        text = draw(st.lists(token, min_size=1, max_size=_MAX_LENGTH))
+        text = tokens(draw(st.integers(1, _MAX_LENGTH)))
         step = draw(st.integers(0, 3)) if sequence else 0
         while text:
             keep = min(draw(size), len(text))
-            surplus = draw(st.lists(token, max_size=4)) if rollback else []
+            surplus = tokens(draw(st.integers(0, 4))) if rollback else ()
+            asked = tuple(sorted(draw(st.sets(st.integers(0, keep - 1))))) if rows else None
             while len(steps) <= step:
                 steps.append([])
-            steps[step].append(Feed(sequence, (*text[:keep], *surplus), keep))
+            steps[step].append(Feed(sequence, text[:keep] + surplus, keep, asked))
             text = text[keep:]
-            step += 1
-    return Scenario(tuple(tuple(feeds) for feeds in steps if feeds))
+            step += draw(st.integers(1, 2)) if sequences > 1 else 1
+    # In any order: a plan's lanes need not ascend.
+    return Scenario(tuple(tuple(draw(st.permutations(feeds))) for feeds in steps if feeds), swap)
 
 
 @st.composite
 def op_cases(draw: st.DrawFn, /, name: str) -> Case:
     """A drawn case of one op, over ragged, chunked sequences."""
     config = draw(configs(max_layers=1))
-    return op_case(name, config, draw(scenarios(config.vocab_size, sequences=2)), draw(st.integers(0, 2**31)))
+    scenario = draw(scenarios(config.vocab_size, sequences=2, rows=name == "take_rows"))
+    return op_case(name, config, scenario, draw(_SEEDS))
 
 
 @st.composite
@@ -82,5 +100,5 @@ def model_cases(draw: st.DrawFn, /, quantization: str | None = None, **scenario:
     """A drawn causal LM with drawn weights and the kind of scenario that the keywords of `scenarios` ask for."""
     config = draw(configs(columns=1 if quantization is None else 32))
     graph = select_rows(build(config), "logits")
-    weights = random_weights(graph, draw(st.integers(0, 2**31)), quantization)
+    weights = random_weights(graph, draw(_SEEDS), quantization)
     return Case("causal LM", config, graph, weights, draw(scenarios(config.vocab_size, **scenario)))

@@ -34,13 +34,16 @@ def compare(out: NDArray[Any], ref: NDArray[Any], naive: Sequence[NDArray[Any]],
     """Judge `out` by `max|out - ref| <= 2 * max|naive - ref| + eps * max|ref|`, ref in float64.
 
     `naive` are runs of NaiveProgram in the executor's `dtype` with different seeds; the worst one counts.
-    Shape, NaN and infinity are looked at first.
+    Shape, NaN and infinity are looked at first: of `out`, and of the limit, which could not judge anything.
     """
     if out.shape != ref.shape:
         return Comparison(np.inf, 0.0, np.inf, f"shape {out.shape} instead of {ref.shape}")
-    limit = 2 * max(_distance(run, ref) for run in naive) + EPSILON[dtype] * float(np.max(np.abs(ref), initial=0))
+    worst = float(np.max([_distance(run, ref) for run in naive]))  # NaN if any is, unlike the built-in max
+    limit = 2 * worst + EPSILON[dtype] * float(np.max(np.abs(ref), initial=0))
     if not np.isfinite(out).all():
         return Comparison(np.inf, limit, np.inf, f"{np.count_nonzero(~np.isfinite(out))} values are not finite")
+    if not np.isfinite(limit):
+        return Comparison(np.inf, 0.0, np.inf, f"plain {dtype} arithmetic overflows here: choose a wider dtype")
     error = _distance(out, ref)
     problem = f"error {error:.3g} exceeds {limit:.3g}" if error > limit else ""
     return Comparison(error, limit, nmse(out, ref), problem)

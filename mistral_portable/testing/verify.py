@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from mistral_portable.binding import check_tensors
 from mistral_portable.config import MistralConfig
 from mistral_portable.executor import Backend, ExecutorOptions
 from mistral_portable.graph import build, verify
@@ -40,7 +41,9 @@ def verify_checkpoint(
 
     The model is run at its own window and at window 8: in one step, in chunks, token by token, as a ragged batch
     and with rollbacks. `progress` is called with the name of each check before it runs.
+    Raises CheckpointError if the checkpoint is no causal LM of its config.
     """
+    check_tensors(build(checkpoint.config), checkpoint.tensors, str(checkpoint.path))
     options = ExecutorOptions(dtype)
     results = []
     for case in _cases(checkpoint):

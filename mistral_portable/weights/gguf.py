@@ -12,7 +12,7 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.tokenizer.source import GGUFVocabulary
 from mistral_portable.weights.gguf_file import Array, GGUFFile, Scalar, StoredTensor, read_gguf
-from mistral_portable.weights.names import complete, from_gguf, half_split
+from mistral_portable.weights.names import from_gguf, half_split
 from mistral_portable.weights.quant import QUANTIZED, QuantTensor
 from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, Tensor
 
@@ -51,7 +51,7 @@ _NEUTRAL: dict[str, tuple[Scalar, ...]] = {
 def open_gguf(path: Path) -> Checkpoint:
     """Open one GGUF file of the architecture `llama` or `mistral3`; q and k rows become half-split.
 
-    Raises CheckpointError for corrupt, incomplete and split files and for tensor types that cannot be
+    Raises CheckpointError for corrupt, truncated and split files and for tensor types that cannot be
     unpacked; ConfigError for hyper-parameters that are impossible or not supported (experts, RoPE scaling).
     """
     refuse_split(path.name)
@@ -77,9 +77,7 @@ def open_gguf(path: Path) -> Checkpoint:
     if "rope_freqs.weight" in tensors:
         raise ConfigError(f"{path}: rope_freqs.weight: scaled RoPE frequencies are not supported")
     vocabulary, missing = _vocabulary(path, file)
-    return Checkpoint(
-        path, "gguf", config, complete(path, config, tensors), vocabulary, notices + missing, file.scalars
-    )
+    return Checkpoint(path, "gguf", config, tensors, vocabulary, notices + missing, file.scalars)
 
 
 _SPLIT_MESSAGE = "split GGUF files are not supported yet; merge them with `llama-gguf-split --merge`"

@@ -2,16 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.config import MistralConfig
-from mistral_portable.errors import CheckpointError
-from mistral_portable.weights.source import Tensor, listing
+from mistral_portable.weights.source import Tensor
 
-__all__ = ["complete", "from_gguf", "from_hf", "from_raw", "half_split", "half_split_order", "shapes"]
+__all__ = ["from_gguf", "from_hf", "from_raw", "half_split", "half_split_order"]
 
 _GGUF = {
     "token_embd": "model.embed_tokens",
@@ -89,67 +87,7 @@ def half_split(tensor: Tensor, config: MistralConfig) -> Tensor:
         ("k_proj", config.num_key_value_heads),
     ):
         rows = heads * config.head_dim
-        # A tensor of a wrong shape passes through too: `complete` names all of them.
+        # A tensor of a wrong shape passes through too: `binding.check_tensors` names all of them.
         if tensor.name.endswith(f".self_attn.{module}.weight") and tensor.shape[:1] == (rows,):
             return tensor.permute_rows(half_split_order(heads, config.head_dim))
     return tensor
-
-
-def shapes(config: MistralConfig) -> dict[str, tuple[int, ...]]:
-    """HF name -> shape of every parameter of the decoder; tied embeddings leave out `lm_head.weight`."""
-    hidden, ffn = config.hidden_size, config.intermediate_size
-    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    table: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
-    for layer in range(config.num_hidden_layers):
-        prefix = f"model.layers.{layer}."
-        table |= {
-            prefix + "input_layernorm.weight": (hidden,),
-            prefix + "self_attn.q_proj.weight": (q, hidden),
-            prefix + "self_attn.k_proj.weight": (kv, hidden),
-            prefix + "self_attn.v_proj.weight": (kv, hidden),
-            prefix + "self_attn.o_proj.weight": (hidden, q),
-            prefix + "post_attention_layernorm.weight": (hidden,),
-            prefix + "mlp.gate_proj.weight": (ffn, hidden),
-            prefix + "mlp.up_proj.weight": (ffn, hidden),
-            prefix + "mlp.down_proj.weight": (hidden, ffn),
-        }
-    table["model.norm.weight"] = (hidden,)
-    if not config.tie_word_embeddings:
-        table["lm_head.weight"] = (config.vocab_size, hidden)
-    return table
-
-
-def complete(path: Path, config: MistralConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, checked against `shapes`; tied, `lm_head.weight` is the embedding.
-
-    Tensors beyond the decoder's (heads, adapters) are kept, but not biases of its layers: Mistral has none,
-    and ignoring them would change the answers. `lm_head.weight` may be missing where the config's
-    `architectures` names no causal LM.
-
-    Raises one CheckpointError that names every parameter that is missing or of a wrong shape.
-    """
-    complete = dict(tensors)
-    if config.tie_word_embeddings:
-        complete.pop("lm_head.weight", None)
-        if embedding := tensors.get("model.embed_tokens.weight"):
-            complete["lm_head.weight"] = embedding
-    problems = []
-    for name, shape in shapes(config).items():
-        if name in tensors:
-            if tensors[name].shape != shape:
-                problems.append(f"{name} has the shape {tensors[name].shape} and needs {shape}")
-        elif name != "lm_head.weight" or _is_causal(config):
-            problems.append(f"{name} is missing")
-    for name in tensors:
-        if name.startswith("model.layers.") and name.endswith("_proj.bias"):
-            problems.append(f"{name!r} is a bias, which Mistral has not")
-    if problems:
-        raise CheckpointError(f"{path}: the tensors do not fit the config: {listing(problems)}")
-    return complete
-
-
-def _is_causal(config: MistralConfig) -> bool:
-    architectures = config.extra.get("architectures")
-    if not isinstance(architectures, list) or not architectures:
-        return True
-    return any(isinstance(name, str) and name.endswith("ForCausalLM") for name in architectures)

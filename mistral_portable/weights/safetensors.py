@@ -13,7 +13,7 @@ import numpy as np
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.tokenizer.source import TokenizerFile
-from mistral_portable.weights.names import complete, from_hf
+from mistral_portable.weights.names import from_hf
 from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, listing, map_file
 
 __all__ = ["INDEX", "open_safetensors", "weight_files"]
@@ -26,8 +26,8 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
 
     Without an index all `*.safetensors` but `consolidated*` (Mistral's own names) are read.
 
-    Raises CheckpointError for missing shards, tensors stored twice, and everything `names.complete` finds;
-    ConfigError for a config that is no plain Mistral's.
+    Raises CheckpointError for missing shards, corrupt files and tensors stored twice; ConfigError for a config
+    that is no plain Mistral's.
     """
     config = _config(folder / "config.json")
     index = {} if file else _index(folder / INDEX)
@@ -47,7 +47,7 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
             tensors[name] = DenseTensor(name, tensor.dtype, tensor.array)
             where[name] = shard
     tokenizer, notices = _tokenizer(folder)
-    return Checkpoint(folder, "safetensors", config, complete(folder, config, tensors), tokenizer, notices, metadata)
+    return Checkpoint(folder, "safetensors", config, tensors, tokenizer, notices, metadata)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -95,7 +95,7 @@ class Checkpoint:
     """"safetensors" or "gguf"."""
     config: MistralConfig
     tensors: Mapping[str, Tensor]
-    """By HF canonical name, q and k rows in HF's half-split RoPE layout; see `names.shapes`."""
+    """By HF canonical name, q and k rows in HF's half-split RoPE layout; not yet compared with the config."""
     tokenizer: TokenizerFile | GGUFVocabulary | None
     notices: tuple[str, ...]
     """Sentences that the user must see once, such as an inferred attention window."""

@@ -28,7 +28,8 @@ def peer(config: MistralConfig, seed: int) -> MistralForCausalLM:
     window = config.layer_windows[0]
     known = {**config.to_dict(), "sliding_window": window, "attn_implementation": "eager"}
     torch.manual_seed(seed)
-    model = MistralForCausalLM(PeerConfig(**known)).eval()
+    model: MistralForCausalLM = MistralForCausalLM(PeerConfig(**known))
+    model.eval()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)

@@ -79,9 +79,9 @@ def test_a_damaged_vocabulary_is_refused_or_works(data: st.DataObject) -> None:
     vocabulary = TINY_VOCABULARY
     damage = {"tokens": st.binary(max_size=4), "scores": st.floats(width=32), "types": st.integers(0, 7)}
     for name in data.draw(st.lists(st.sampled_from(sorted(damage)), min_size=1, max_size=3)):
-        values = list(getattr(vocabulary, name))
+        values: list[Any] = list(getattr(vocabulary, name))
         values[data.draw(st.integers(0, 300))] = data.draw(damage[name])
-        change: dict[str, Any] = {name: tuple(values)}
+        change: Any = {name: tuple(values)}
         vocabulary = replace(vocabulary, **change)
     try:
         tokenizer = load_tokenizer(vocabulary)

@@ -18,10 +18,20 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
 from numpy.typing import NDArray
 
 from mistral_portable.config import MistralConfig
+from mistral_portable.graph import build
 from mistral_portable.tokenizer.source import GGUFVocabulary
-from mistral_portable.weights.names import half_split_order, shapes
+from mistral_portable.weights.names import half_split_order
 
-__all__ = ["bfloat16", "random_blocks", "random_tensors", "small_config", "write_gguf", "write_hf", "write_safetensors"]
+__all__ = [
+    "bfloat16",
+    "random_blocks",
+    "random_tensors",
+    "shapes",
+    "small_config",
+    "write_gguf",
+    "write_hf",
+    "write_safetensors",
+]
 
 # Where the float16 scales of a block lie, and the factor of each that centres the weights near zero.
 _SCALES: dict[str, dict[int, float]] = {
@@ -67,6 +77,11 @@ def small_config(**changes: Any) -> MistralConfig:
         "sliding_window": None,
     }
     return MistralConfig(**(sizes | changes))
+
+
+def shapes(config: MistralConfig) -> dict[str, tuple[int, ...]]:
+    """HF name -> shape of every parameter of the causal LM; tied embeddings have no `lm_head.weight`."""
+    return {name: parameter.shape for name, parameter in build(config).parameters.items()}
 
 
 def random_tensors(

@@ -1,17 +1,13 @@
 """Names, shapes and the RoPE row order that all formats are mapped to."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from weights.files import small_config
+from weights.files import shapes, small_config
 
-from mistral_portable.errors import CheckpointError
-from mistral_portable.weights import DenseTensor
-from mistral_portable.weights.names import complete, from_gguf, from_hf, from_raw, half_split_order, shapes
+from mistral_portable.weights.names import from_gguf, from_hf, from_raw, half_split_order
 
 LAYER = {  # HF: (GGUF, raw)
     "input_layernorm": ("attn_norm", "attention_norm"),
@@ -90,47 +86,3 @@ def _rope_half_split(head: NDArray[np.float64], position: int) -> NDArray[np.flo
     return np.concatenate(
         [first * np.cos(angles) - second * np.sin(angles), second * np.cos(angles) + first * np.sin(angles)], axis=1
     )
-
-
-def _tensors(names: dict[str, tuple[int, ...]]) -> dict[str, DenseTensor]:
-    return {name: DenseTensor(name, "float32", np.zeros(shape, np.float32)) for name, shape in names.items()}
-
-
-def test_complete_names_all_problems_at_once() -> None:
-    config = small_config()
-    table = shapes(config)
-    del table["model.norm.weight"], table["lm_head.weight"]
-    table["model.embed_tokens.weight"] = (7, 64)
-    table["model.layers.0.self_attn.q_proj.bias"] = (64,)
-    with pytest.raises(CheckpointError) as caught:
-        complete(Path("here"), config, _tensors(table))
-    message = str(caught.value)
-    assert message.startswith("here: ")
-    for part in (
-        "model.norm.weight is missing",
-        "lm_head.weight is missing",
-        "model.embed_tokens.weight has the shape (7, 64) and needs (96, 64)",
-        "model.layers.0.self_attn.q_proj.bias",
-    ):
-        assert part in message
-
-
-def test_a_long_list_of_problems_is_cut() -> None:
-    with pytest.raises(CheckpointError, match=r"; and 11 more$"):
-        complete(Path("here"), small_config(), {})
-
-
-def test_tied_embeddings_are_one_tensor_under_two_names() -> None:
-    config = small_config(tie_word_embeddings=True)
-    assert "lm_head.weight" not in shapes(config)
-    tensors = complete(Path("here"), config, _tensors(shapes(config)))
-    assert tensors["lm_head.weight"] is tensors["model.embed_tokens.weight"]
-
-
-@pytest.mark.parametrize("architectures", [["MistralModel"], ["MistralForSequenceClassification"]])
-def test_models_without_a_language_head(architectures: list[str]) -> None:
-    config = small_config(extra={"architectures": architectures})
-    table = shapes(config)
-    del table["lm_head.weight"]
-    table["score.weight"] = (2, 64)
-    assert complete(Path("here"), config, _tensors(table)).keys() == table.keys()

@@ -5,19 +5,21 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
-from weights.files import random_tensors, small_config, write_gguf, write_hf
+from weights.files import random_tensors, shapes, small_config, write_gguf, write_hf
 
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError
 from mistral_portable.tokenizer.source import TokenizerFile
 from mistral_portable.weights import open_checkpoint
-from mistral_portable.weights.names import shapes
 
 CONFIG = small_config()
 TENSORS = random_tensors(CONFIG, np.random.default_rng(0))
@@ -118,14 +120,31 @@ def test_a_fifo_does_not_hang(tmp_path: Path, file: str) -> None:
         open_checkpoint(tmp_path / "pipe" if file == "pipe" else tmp_path)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_folders_and_files_without_permission(tmp_path: Path) -> None:
-    write_hf(tmp_path / "model", CONFIG, TENSORS)
-    for path in (tmp_path / "model" / "model.safetensors", tmp_path / "model"):
-        path.chmod(0)
-        with pytest.raises(CheckpointError):
-            open_checkpoint(tmp_path / "model")
-        path.chmod(0o700)
+@contextmanager
+def _as_nobody() -> Iterator[None]:
+    """Root may read everything, so for a while it is somebody else."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_folders_and_files_without_permission() -> None:
+    with TemporaryDirectory() as folder:  # not tmp_path: nobody else may enter that
+        Path(folder).chmod(0o755)
+        model = Path(folder) / "model"
+        write_hf(model, CONFIG, TENSORS)
+        with _as_nobody():
+            open_checkpoint(model)
+        for path in (model / "model.safetensors", model):
+            path.chmod(0)
+            with _as_nobody(), pytest.raises(CheckpointError, match="Permission denied"):
+                open_checkpoint(model)
+            path.chmod(0o755)
 
 
 def test_a_broken_link(tmp_path: Path) -> None:
