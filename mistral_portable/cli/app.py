@@ -1,0 +1,75 @@
+"""The application: its commands, and what becomes of errors."""
+
+import io
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from mistral_portable import __version__
+from mistral_portable.cli.backends import backends
+from mistral_portable.cli.chat import chat
+from mistral_portable.cli.inspect import inspect
+from mistral_portable.cli.options import DebugOption, Settings, flatten
+from mistral_portable.cli.output import one_line
+from mistral_portable.cli.run import run
+from mistral_portable.cli.verify import verify
+from mistral_portable.errors import MistralPortableError
+
+__all__ = ["run_app"]
+
+app = typer.Typer(
+    name="mistral-portable", add_completion=False, pretty_exceptions_enable=False, invoke_without_command=True
+)
+for command in (run, chat, backends, inspect, verify):
+    app.command()(flatten(command))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mistral-portable {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run Mistral models on whatever machine you have."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def run_app(arguments: list[str] | None) -> None:
+    """Run the application and leave by SystemExit. What went wrong is one line on stderr."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by `>&-`: nobody reads it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model may write what an old code page cannot show
+    settings = Settings()
+    try:
+        # Ctrl-C is typer's 130; a pipe whose reader has gone is its quiet 1.
+        sys.exit(app(arguments, obj=settings, standalone_mode=False))
+    except Exception as error:
+        if settings.debug:
+            raise
+        status, message = _explain(error)
+        typer.echo(f"error: {one_line(message)}", err=True)
+        sys.exit(status)
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """The exit status and the message."""
+    if hasattr(error, "format_message"):  # typer's usage errors; their class has no public name
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "mistral-portable"
+        return 2, f"{error.format_message().rstrip('.')}; see '{command} --help'"
+    if isinstance(error, MistralPortableError | OSError | MemoryError):
+        return 1, str(error) or "out of memory"
+    return 1, f"internal: {type(error).__name__}: {error}; run again with --debug for the traceback"

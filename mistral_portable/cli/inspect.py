@@ -1,0 +1,118 @@
+"""`inspect`: what a checkpoint holds and what it will need, without reading its weights."""
+
+import json
+from collections import Counter
+from enum import StrEnum
+from math import prod
+from typing import Annotated, Any
+
+import typer
+
+from mistral_portable.cache import CacheSpec
+from mistral_portable.cli.loading import open_model
+from mistral_portable.cli.options import DebugOption, JsonOption, ModelArgument, RevisionOption
+from mistral_portable.cli.output import print_table, size
+from mistral_portable.errors import InputError, TokenizerError
+from mistral_portable.graph import build, to_mermaid, to_text
+from mistral_portable.graph.passes import select_rows
+from mistral_portable.tokenizer import load_tokenizer
+from mistral_portable.weights import Checkpoint
+
+__all__ = ["GraphFormat", "inspect"]
+
+_CONTEXT = 4096
+
+
+class GraphFormat(StrEnum):
+    """How `--graph` writes the graph."""
+
+    TEXT = "text"
+    MERMAID = "mermaid"
+
+
+def inspect(
+    model: ModelArgument,
+    graph: Annotated[
+        GraphFormat | None, typer.Option(help="Print the graph that the engine runs, and nothing else.")
+    ] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors, and nothing else.")] = False,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Tokens for the size of the cache; by default {_CONTEXT} or the model's limit."),
+    ] = None,
+    as_json: JsonOption = False,
+    revision: RevisionOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Show a model's configuration, its size, and the memory that weights and cache need."""
+    if graph and (tensors or as_json):
+        raise typer.BadParameter("goes with neither --tensors nor --json", param_hint="'--graph'")
+    checkpoint = open_model(model, revision)
+    if graph:
+        write = to_text if graph is GraphFormat.TEXT else to_mermaid
+        typer.echo(write(select_rows(build(checkpoint.config), "logits")))
+    elif tensors:
+        _print_tensors(checkpoint, as_json)
+    elif as_json:
+        typer.echo(json.dumps(_summary(checkpoint, context), indent=2))
+    else:
+        _print_summary(_summary(checkpoint, context))
+
+
+def _print_tensors(checkpoint: Checkpoint, as_json: bool) -> None:
+    rows = [(tensor.name, tensor.dtype, list(tensor.shape), tensor.nbytes) for tensor in checkpoint.tensors.values()]
+    columns = ("name", "dtype", "shape", "bytes")
+    if as_json:
+        typer.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
+    else:
+        print_table(columns, [[*map(str, row)] for row in rows], right=["bytes"])
+
+
+def _summary(checkpoint: Checkpoint, context: int | None) -> dict[str, Any]:
+    config = checkpoint.config
+    limit = config.max_position_embeddings
+    tokens = min(_CONTEXT, limit) if context is None else context
+    if tokens > limit:
+        raise InputError(f"context={tokens} must be from 1 to max_position_embeddings={limit}")
+    spec = CacheSpec.from_config(config, max_context=tokens)
+    parameters, stored = Counter[str](), Counter[str]()
+    for tensor in checkpoint.tensors.values():
+        parameters[tensor.dtype] += prod(tensor.shape)
+        stored[tensor.dtype] += tensor.nbytes
+    return {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "tokenizer": _tokenizer(checkpoint),
+        "parameters": parameters,
+        "weights_bytes": {"stored": stored, "float32": 4 * parameters.total()},
+        "context": tokens,
+        "cache_bytes": {"float16": spec.lane_bytes(2), "float32": spec.lane_bytes(4)},
+        "config": config.to_dict(),
+        "notices": checkpoint.notices,
+    }
+
+
+def _tokenizer(checkpoint: Checkpoint) -> str:
+    if checkpoint.tokenizer is None:
+        return "none"
+    try:
+        tokenizer = load_tokenizer(checkpoint.tokenizer)
+    except TokenizerError as error:
+        return f"unusable: {error}"
+    return f"{tokenizer.kind} {tokenizer.version}, {tokenizer.vocab_size} tokens"
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    parameters, weights, cache = summary["parameters"], summary["weights_bytes"], summary["cache_bytes"]
+    types = ", ".join(f"{dtype}: {count:,} in {size(weights['stored'][dtype])}" for dtype, count in parameters.items())
+    rows = {
+        "path": summary["path"],
+        "format": summary["format"],
+        "tokenizer": summary["tokenizer"],
+        "parameters": f"{parameters.total():,} ({types})",
+        "weights": f"{size(weights['stored'].total())} as stored, {size(weights['float32'])} in float32",
+        "cache": f"{size(cache['float16'])} in float16, {size(cache['float32'])} in float32, "
+        f"for a sequence of {summary['context']} tokens",
+        "": "",
+    }
+    print_table(["", ""], [*rows.items(), *((name, str(value)) for name, value in summary["config"].items())])

@@ -1,0 +1,68 @@
+"""Opening a checkpoint or loading a model, with a progress bar on a terminal and the notes that go with it."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+from mistral_portable.cli.options import ModelOptions
+from mistral_portable.cli.output import note, one_line, size
+from mistral_portable.engine import Model, load
+from mistral_portable.weights import Checkpoint, open_checkpoint
+
+__all__ = ["load_model", "open_model", "working"]
+
+
+def load_model(options: ModelOptions) -> Model:
+    """`mistral_portable.load`; its warnings become notes on stderr."""
+    arguments = options.arguments()
+    with warnings.catch_warnings(record=True) as caught, _downloading(f"loading {options.model}") as progress:
+        model = load(**arguments, progress=progress)
+    for warning in caught:
+        note(f"note: {one_line(str(warning.message))}")
+    return model
+
+
+def open_model(model: str, revision: str | None) -> Checkpoint:
+    """`open_checkpoint`; its notices become notes on stderr. No weights are read."""
+    with _downloading(f"opening {model}") as progress:
+        checkpoint = open_checkpoint(model, revision=revision, progress=progress)
+    for notice in checkpoint.notices:
+        note(f"note: {one_line(notice)}")
+    return checkpoint
+
+
+@contextmanager
+def working(title: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr behind which the block can put what it is doing; nothing if stderr is no terminal."""
+    with _bar(title) as (bar, task):
+        yield lambda what: bar.update(task, description=one_line(f"{title}: {what}"))
+
+
+@contextmanager
+def _downloading(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A spinner that becomes a bar as long as the block reports a download (from any thread)."""
+    with _bar(title) as (bar, task):
+
+        def report(what: str, done: int, total: int) -> None:
+            text = f"downloading {what}, {size(done)} of {size(total)}" if done < total else title
+            bar.update(task, description=one_line(text), completed=done, total=total)
+
+        yield report
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[tuple[Progress, TaskID]]:
+    bar = Progress(
+        SpinnerColumn(),
+        BarColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    with bar:
+        yield bar, bar.add_task(one_line(title), total=None)

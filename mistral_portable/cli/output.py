@@ -1,0 +1,82 @@
+"""What the commands write: answers to stdout, everything else to stderr, nothing that could control a terminal."""
+
+import re
+import sys
+from collections.abc import Sequence
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mistral_portable.engine import Timings
+
+__all__ = ["aside", "end_line", "note", "one_line", "print_table", "printable", "show", "size", "speed"]
+
+# A terminal obeys these, and a model or a file may hold any of them: C0 but tab and newline, DEL, C1.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """The text with U+FFFD for each control character; tabs and newlines stay."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def one_line(text: str) -> str:
+    """The text on one printable line."""
+    return printable(" ".join(text.split()))
+
+
+def show(text: str) -> None:
+    """Write a piece of an answer at once: as it is, or printable on a terminal."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def end_line(text: str) -> None:
+    """End the line that `text` has left open."""
+    if not text.endswith("\n"):
+        show("\n")
+
+
+def note(text: str) -> None:
+    """Tell the user something on stderr."""
+    typer.echo(printable(text), err=True)
+
+
+def aside(text: str) -> None:
+    """Tell someone who watches: dim, and only if stderr is a terminal."""
+    if sys.stderr.isatty():
+        typer.secho(printable(text), err=True, dim=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """Print rows under headings (none: no heading line); the columns named in `right` are aligned to the right."""
+    table = Table(box=None, pad_edge=False, show_header=any(columns), padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(one_line, row))
+    # In a pipe there is no width to fit into: one line per row, for grep.
+    width = None if sys.stdout.isatty() else 10_000
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
+
+
+def size(count: int) -> str:
+    """Bytes as people read them: 1.4 GiB."""
+    value, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f"{count} bytes" if units[0] == "bytes" else f"{value:.1f} {units[0]}"
+
+
+def speed(timings: Timings) -> str:
+    """One line about a call: the speed of prompt and answer, and the memory."""
+    parts = [f"prompt {timings.prefill_tokens} tokens"]
+    if timings.prefill_s:
+        parts[0] += f", {timings.prefill_tokens / timings.prefill_s:.1f}/s"
+    if timings.decode_s:
+        parts.append(f"answer {timings.decode_tokens + 1} tokens, {timings.decode_tokens / timings.decode_s:.1f}/s")
+    if timings.peak_memory_bytes:
+        parts.append(f"memory {size(timings.peak_memory_bytes)}")
+    return "; ".join(parts)

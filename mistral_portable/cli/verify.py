@@ -1,0 +1,55 @@
+"""`verify`: the conformance suite on a user's checkpoint."""
+
+from math import isnan
+
+import typer
+
+from mistral_portable.cli.loading import open_model, working
+from mistral_portable.cli.options import BackendOption, DebugOption, DtypeOption, ModelArgument, RevisionOption
+from mistral_portable.cli.output import one_line, print_table
+from mistral_portable.registry import select
+
+__all__ = ["verify"]
+
+
+def verify(
+    model: ModelArgument,
+    backend: BackendOption = "auto",
+    dtype: DtypeOption = None,
+    revision: RevisionOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Check a backend against the float64 reference, with a model's weights.
+
+    The exit status is 1 if a check fails. NMSE: mean squared error, relative. error: the largest difference.
+    allowed: its limit, from plain arithmetic in the same float type. agree: how often the likeliest token is the same.
+    """
+    from mistral_portable.testing import verify_checkpoint
+
+    chosen = select(backend)
+    checkpoint = open_model(model, revision)
+    with working(f"{chosen.name} on {model}") as progress:
+        results = verify_checkpoint(checkpoint, chosen, dtype=dtype, progress=progress)
+    numbers = ["NMSE", "error", "allowed", "agree"]
+    print_table(
+        ["check", *numbers, "result"],
+        [
+            [
+                result.name,
+                *(_number(value, ".1e") for value in (result.nmse, result.error, result.limit)),
+                _number(result.agreement, ".1%"),
+                result.status,
+            ]
+            for result in results
+        ],
+        right=numbers,
+    )
+    for result in results:
+        if result.status != "pass":
+            typer.echo(one_line(f"{result.name}: {result.note}"))
+    if any(result.status == "fail" for result in results):
+        raise typer.Exit(1)
+
+
+def _number(value: float, form: str) -> str:
+    return "" if isnan(value) else format(value, form)  # an unsupported check has no numbers

@@ -1,0 +1,111 @@
+"""Three ways to run the command line: in this process, in one of its own, and on a pseudo-terminal."""
+
+import io
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+from unittest.mock import patch
+
+import pytest
+
+from mistral_portable.cli import main
+
+COMMAND = [sys.executable, "-m", "mistral_portable"]
+_ENVIRONMENT = os.environ | {"TERM": "dumb", "NO_COLOR": "1"}
+_PATIENCE = 120  # seconds; the machines that run this are shared
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command wrote, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+
+def invoke(*arguments: str, stdin: bytes = b"") -> Result:
+    """Call `main` in this process, with nothing that is a terminal."""
+    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
+    piped = patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8"))
+    with redirect_stdout(out), redirect_stderr(err), piped, pytest.raises(SystemExit) as left:
+        main(list(arguments))
+    texts = []
+    for stream in (out, err):
+        stream.flush()
+        stream.seek(0)
+        texts.append(stream.read())
+    return Result(left.value.code if isinstance(left.value.code, int) else 0, *texts)
+
+
+def run_process(*arguments: str, stdin: bytes = b"") -> Result:
+    """Run `python -m mistral_portable` with pipes."""
+    done = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, timeout=_PATIENCE)
+    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class Terminal:
+    """`python -m mistral_portable` on a pseudo-terminal: stdin, stdout and stderr are all it.
+
+    >>> with Terminal("chat") as terminal:
+    ...     terminal.expect("> ")
+    ...     terminal.press("/exit\\n")
+    ...     assert terminal.wait() == 0
+    """
+
+    def __init__(self, *arguments: str) -> None:
+        import pty
+
+        self.text = ""
+        self._read_up_to = 0
+        self._pid, self._fd = pty.fork()
+        if self._pid == 0:
+            os.execve(sys.executable, [*COMMAND, *arguments], _ENVIRONMENT)
+
+    def press(self, keys: str) -> None:
+        """Press keys: "\\x03" is Ctrl-C, "\\x04" Ctrl-D."""
+        os.write(self._fd, keys.encode())
+
+    def expect(self, pattern: str) -> str:
+        """Wait until the regular expression appears after what was matched before; the text up to its end."""
+        end = time.monotonic() + _PATIENCE
+        while not (found := re.compile(pattern).search(self.text, self._read_up_to)):
+            assert time.monotonic() < end, f"no {pattern!r} in {self.text[self._read_up_to :]!r}"
+            assert self._read(), f"it ended without {pattern!r}: {self.text[self._read_up_to :]!r}"
+        begin, self._read_up_to = self._read_up_to, found.end()
+        return self.text[begin : self._read_up_to]
+
+    def wait(self) -> int:
+        """Read to the end; the exit status."""
+        while self._read():
+            pass
+        _, status = os.waitpid(self._pid, 0)
+        self._pid = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def _read(self) -> bool:
+        assert select.select([self._fd], [], [], _PATIENCE)[0], f"silence after {self.text!r}"
+        try:
+            data = os.read(self._fd, 65536)
+        except OSError:  # Linux: EIO once the other side is closed
+            return False
+        self.text += data.decode(errors="replace").replace("\r\n", "\n")
+        return bool(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pid:
+            os.kill(self._pid, 9)
+            os.waitpid(self._pid, 0)
+        os.close(self._fd)

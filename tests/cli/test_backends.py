@@ -1,0 +1,25 @@
+"""`backends`: the table and its JSON say what the registry says."""
+
+import json
+
+from cli.processes import invoke
+
+from mistral_portable.registry import candidates, select
+
+
+def test_table() -> None:
+    result = invoke("backends")
+    assert (result.status, result.err) == (0, "")
+    heading, *rows = result.out.splitlines()
+    assert heading.split()[:3] == ["backend", "usable", "score"]
+    assert len(rows) == len(candidates())
+    assert [row.split()[0] for row in rows if "(auto)" in row] == [select().name]
+    for row, candidate in zip(rows, candidates(), strict=True):
+        assert " ".join(candidate.availability.reason.split()) in row
+
+
+def test_json() -> None:
+    rows = json.loads(invoke("backends", "--json").out)
+    assert [row["name"] for row in rows] == [candidate.name for candidate in candidates()]
+    assert [row["name"] for row in rows if row["auto"]] == [select().name]
+    assert all(row["usable"] == (row["score"] > 0) and row["reason"] for row in rows)

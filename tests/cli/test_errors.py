@@ -1,0 +1,114 @@
+"""Whatever a user does wrong is one line and an exit status, never a traceback."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from cli.processes import invoke
+
+import mistral_portable as mp
+from mistral_portable.weights import open_checkpoint
+
+TINY = open_checkpoint("tiny").path
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "words"),
+    [
+        ("run", 1, "the prompt is empty"),
+        ("run x --model /no/such/model", 1, "/no/such/model"),
+        ("run x --backend frob", 1, "'frob' is unknown"),
+        ("run x --dtype int3", 1, "int3"),
+        ("run x --window 0", 2, "'--window'"),
+        ("run x --window -1", 2, "'--window'"),
+        ("run x --window 1_0", 2, "'--window'"),
+        ("run x --window wide", 2, "'wide' is not"),
+        ("run x --temperature -1", 2, "'--temperature'"),
+        ("run x --temperature nan", 2, "'--temperature'"),
+        ("run x --temperature hot", 2, "'--temperature'"),
+        ("run x --max-tokens 0", 2, "'--max-tokens'"),
+        ("run x --top-p 0", 1, "top_p=0.0"),
+        ("run x --seed -1", 2, "'--seed'"),
+        ("run x --threads 0", 2, "'--threads'"),
+        ("run x --max-context 999999999", 1, "max_context=999999999"),
+        ("run x --logprobs 1", 2, "'--logprobs'"),
+        ("run x --logprobs 99999 --json", 1, "logprobs=99999"),
+        ("run one-two-three --max-context 2", 1, "the context holds 2"),
+        ("run x y", 2, "y"),
+        ("run x --frob", 2, "--frob"),
+        ("run \udcff", 1, "surrogate"),
+        ("frob", 2, "'frob'"),
+        ("inspect", 2, "'model'"),
+        ("inspect /no/such/model", 1, "/no/such/model"),
+        ("inspect tiny --graph dot", 2, "'--graph'"),
+        ("inspect tiny --graph text --json", 2, "'--graph'"),
+        ("inspect tiny --context 999999999", 1, "context=999999999"),
+        ("verify /no/such/model", 1, "/no/such/model"),
+        ("verify tiny --backend frob", 1, "'frob' is unknown"),
+        ("chat --window none --model /no/such/model", 1, "/no/such/model"),
+    ],
+)
+def test_one_line(line: str, status: int, words: str) -> None:
+    result = invoke(*line.split())
+    assert (result.status, result.out) == (status, "")
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert words in result.err
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_standard_input_that_is_not_utf8(command: str) -> None:
+    result = invoke(command, stdin=b"ab\xff")
+    assert (result.status, result.out) == (1, "")
+    assert result.err == "error: standard input is not UTF-8 text: byte 0xff at index 2\n"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"GGUF", b"GGUF\x03" + b"\xff" * 40, b"\x08" + b"\0" * 7 + b"{", b"hello" * 9]
+)
+@pytest.mark.parametrize("command", [("run", "x", "--model"), ("inspect",), ("verify",)])
+def test_a_corrupt_file(command: tuple[str, ...], content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "model\x1b[31m.gguf"
+    file.write_bytes(content)
+    result = invoke(*command, str(file))
+    assert (result.status, result.out) == (1, "")
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert "\x1b" not in result.err
+
+
+@pytest.mark.parametrize("command", [("run", "x"), ("chat",)])
+def test_a_model_without_tokenizer(command: tuple[str, ...], tmp_path: Path) -> None:
+    shutil.copytree(TINY, tmp_path, ignore=shutil.ignore_patterns("tokenizer*"), dirs_exist_ok=True)
+    result = invoke(*command, "--model", str(tmp_path))
+    assert (result.status, result.out) == (1, "")
+    assert result.err.startswith(f"error: {tmp_path} has no tokenizer: ")
+
+
+def test_a_defect_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**arguments: object) -> None:
+        raise ZeroDivisionError("no\nwhere")
+
+    monkeypatch.setattr("mistral_portable.cli.loading.load", broken)
+    result = invoke("run", "x")
+    assert result.status == 1
+    assert result.err == ("error: internal: ZeroDivisionError: no where; run again with --debug for the traceback\n")
+
+
+@pytest.mark.parametrize("line", ["--debug inspect /no/such/model", "inspect /no/such/model --debug"])
+def test_debug_lets_the_error_through(line: str) -> None:
+    from mistral_portable.cli import main
+
+    with pytest.raises(mp.MistralPortableError, match="/no/such/model"):
+        main(line.split())
+
+
+@pytest.mark.parametrize("line", ["", "--help", "run --help", "chat --help", "backends --help", "verify --help"])
+def test_help(line: str) -> None:
+    result = invoke(*line.split())
+    assert (result.status, result.err) == (0, "")
+    assert "Usage:" in result.out
+
+
+def test_version() -> None:
+    assert invoke("--version").out == f"mistral-portable {mp.__version__}\n"

@@ -1,0 +1,70 @@
+"""The command line as users start it."""
+
+import json
+import shlex
+import subprocess
+import sys
+
+import pytest
+from cli.processes import COMMAND, run_process
+
+GREEDY = ("--max-tokens", "12", "--temperature", "0")
+
+
+def test_run_streams_the_prompt_and_its_continuation() -> None:
+    shown = run_process("run", "Once upon a time", *GREEDY)
+    assert (shown.status, shown.err) == (0, "")
+    piped = run_process("run", "--json", *GREEDY, stdin=b"Once upon a time\n")
+    assert (piped.status, piped.err) == (0, "")
+    assert shown.out == f"Once upon a time{json.loads(piped.out)['text']}\n"
+
+
+def test_chat_answers_each_piped_line() -> None:
+    result = run_process("chat", "--max-tokens", "6", "--temperature", "0", stdin=b"Hello\nAnd then?\n")
+    assert (result.status, result.err) == (0, "")
+    assert len(result.out.strip().splitlines()) >= 2
+
+
+def test_a_reader_that_leaves_ends_it_quietly() -> None:
+    with subprocess.Popen(
+        [*COMMAND, "run", "Once", "--ignore-eos", "--max-tokens", "30000"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(5) == b"Once "
+        process.stdout.close()
+        assert process.wait(60) == 1
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no /dev/full")
+def test_a_full_disk_is_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*COMMAND, "backends"], stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: [Errno 28]")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_help_needs_no_heavy_library() -> None:
+    code = (
+        "import sys, mistral_portable\n"
+        "assert not {'typer', 'rich'} & set(sys.modules)\n"
+        "from mistral_portable.cli import main\n"
+        "try: main(['run', '--help'])\n"
+        "except SystemExit as left: assert not left.code\n"
+        "heavy = {'torch', 'mlx', 'numba', 'mistral_common', 'gguf', 'huggingface_hub', 'hypothesis'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell closes the streams")
+def test_closed_streams() -> None:
+    line = shlex.join([*COMMAND, "backends"])
+    done = subprocess.run(f"{line} >&- && {line} 2>&- && {line} <&-", shell=True, capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"reference") == 2

@@ -1,0 +1,154 @@
+"""`run`: what is printed, and which settings arrive."""
+
+import json
+import sys
+from typing import Any
+
+import pytest
+from cli.processes import invoke
+
+import mistral_portable as mp
+from mistral_portable.cli.options import ModelOptions, SamplingOptions
+
+SHORT = ("--max-tokens", "6", "--temperature", "0")
+
+
+def test_json_reports_the_generation() -> None:
+    report = json.loads(invoke("run", "Once", "--json", "--logprobs", "2", *SHORT).out)
+    generation = mp.load("tiny").generate("Once", max_tokens=6, temperature=0, logprobs=2)
+    assert report["text"] == generation.text
+    assert report["tokens"] == list(generation.tokens)
+    assert report["finish_reason"] == generation.finish_reason
+    assert report["model"].endswith("tiny")
+    assert report["backend"]
+    assert report["timings"]["prefill_tokens"] == generation.timings.prefill_tokens
+    assert len(report["logprobs"]) == len(report["tokens"])
+    for entry, token in zip(report["logprobs"], report["tokens"], strict=True):
+        assert entry["token"] == token == entry["top_logprobs"][0]["token"]  # greedy
+        assert entry["logprob"] == entry["top_logprobs"][0]["logprob"] < 0
+        assert len(entry["top_logprobs"]) == 2
+
+
+def test_chat_prints_the_answer_only() -> None:
+    answer = mp.load("tiny").chat([{"role": "user", "content": "Hello"}], max_tokens=6, temperature=0).text
+    assert invoke("run", "Hello", "--chat", *SHORT).out == answer + "\n"
+
+
+def test_the_argument_wins_over_the_pipe() -> None:
+    assert invoke("run", "Once", *SHORT, stdin=b"\xff never read").out.startswith("Once")
+
+
+def test_a_pipe_loses_one_newline_only() -> None:
+    assert invoke("run", *SHORT, stdin=b"One\nday\n\n").out.startswith("One\nday\n")
+
+
+def test_the_stop_text_is_not_printed() -> None:
+    prompt = "Once upon a time"
+    answer = invoke("run", prompt, "--max-tokens", "20", "--temperature", "0").out.removeprefix(prompt)
+    stop = answer[4:8]
+    stopped = invoke("run", prompt, "--temperature", "0", "--stop", stop)
+    assert stopped.out == f"{prompt}{answer.split(stop)[0]}\n"
+
+
+def test_the_same_seed_gives_the_same_text() -> None:
+    options = ("--max-tokens", "16", "--temperature", "2")
+    texts = [invoke("run", "Once", "--seed", seed, *options).out for seed in ("1", "1", "2")]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_ctrl_c_keeps_what_there_is(options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = json.loads(invoke("run", "Once", "--json", *SHORT).out)["text"]
+    pieces: list[str] = []
+    advance = mp.TextStreamer.__next__
+
+    def interrupted(streamer: mp.TextStreamer) -> str:
+        if len(pieces) == 3:
+            raise KeyboardInterrupt
+        pieces.append(advance(streamer))
+        return pieces[-1]
+
+    monkeypatch.setattr(mp.TextStreamer, "__next__", interrupted)
+    result = invoke("run", "Once", *options, *SHORT)
+    partial = "".join(pieces)
+    assert result.status == 130
+    assert result.err == ""
+    assert whole.startswith(partial)
+    if options:
+        report = json.loads(result.out)
+        assert (report["text"], report["finish_reason"]) == (partial, "abort")
+    else:
+        assert result.out == f"Once{partial}\n"
+
+
+def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived: dict[str, Any] = {}
+
+    def load(**arguments: Any) -> mp.Model:
+        arrived.update(arguments)
+        return mp.load("tiny")
+
+    def stream(self: mp.Model, prompt: str, params: mp.SamplingParams) -> mp.TextStreamer:
+        arrived.update(prompt=prompt, params=params)
+        raise mp.MistralPortableError("that is enough")
+
+    monkeypatch.setattr("mistral_portable.cli.loading.load", load)
+    monkeypatch.setattr(mp.Model, "stream", stream)
+    line = (
+        "run Hi --model a/b --backend reference --dtype float64 --window 7 --max-context 99 --threads 2 "
+        "--revision main --max-tokens 5 --temperature 0.5 --top-k 9 --top-p 0.8 --min-p 0.1 --typical-p 0.9 "
+        "--repetition-penalty 1.1 --frequency-penalty 0.2 --presence-penalty -0.3 --seed 4 --stop x --stop yz "
+        "--ignore-eos --logprobs 3 --json"
+    )
+    assert invoke(*line.split()).err == "error: that is enough\n"
+    del arrived["progress"]
+    assert arrived == {
+        "model": "a/b",
+        "backend": "reference",
+        "dtype": "float64",
+        "window": 7,
+        "max_context": 99,
+        "threads": 2,
+        "revision": "main",
+        "prompt": "Hi",
+        "params": mp.SamplingParams(
+            max_tokens=5,
+            temperature=0.5,
+            top_k=9,
+            top_p=0.8,
+            min_p=0.1,
+            typical_p=0.9,
+            repetition_penalty=1.1,
+            frequency_penalty=0.2,
+            presence_penalty=-0.3,
+            seed=4,
+            stop=("x", "yz"),
+            ignore_eos=True,
+            logprobs=3,
+        ),
+    }
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    assert SamplingOptions().params() == mp.SamplingParams()
+    assert ModelOptions().arguments()["window"] == "config"
+    assert ModelOptions(window="none").arguments()["window"] is None
+
+
+def test_a_warning_of_the_load_is_one_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    import warnings
+
+    def load(**arguments: Any) -> mp.Model:
+        warnings.warn("the window is\ninferred", stacklevel=2)
+        return mp.load("tiny")
+
+    monkeypatch.setattr("mistral_portable.cli.loading.load", load)
+    assert invoke("run", "Once", *SHORT).err == "note: the window is inferred\n"
+
+
+def test_no_standard_input_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mistral_portable.cli import stdin
+
+    monkeypatch.setattr(sys, "stdin", None)  # what Python makes of `<&-`
+    assert stdin.read_text() is None
+    assert list(stdin.read_lines()) == []
