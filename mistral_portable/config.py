@@ -1,6 +1,8 @@
 """MistralConfig: the numbers that define a model, read from HF `config.json` or raw `params.json`."""
 
 import json
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -25,6 +27,7 @@ _POSITIVE = (
 # Far above any model; keeps a hostile file from asking for absurd tables before a tensor is seen.
 _LIMIT = 2**31 - 1
 _LAYER_LIMIT = 10_000
+_REAL_LIMIT = sys.float_info.max  # refuses NaN, infinity and integers beyond float
 
 _RAW_TO_HF = {
     "dim": "hidden_size",
@@ -81,6 +84,7 @@ class MistralConfig:
                 f"num_key_value_heads={self.num_key_value_heads} must divide "
                 f"num_attention_heads={self.num_attention_heads}"
             )
+        _integer("head_dim", self.head_dim, minimum=0)
         if self.head_dim == 0:
             if self.hidden_size % self.num_attention_heads:
                 raise ConfigError(
@@ -92,15 +96,16 @@ class MistralConfig:
         if self.head_dim % 2:
             raise ConfigError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs")
         if self.hidden_act != "silu":
-            raise ConfigError(f"hidden_act={self.hidden_act!r} is not supported: Mistral models use 'silu'")
+            raise ConfigError(f"hidden_act={_show(self.hidden_act)} is not supported: Mistral models use 'silu'")
         for name in ("rms_norm_eps", "rope_theta"):
-            if not 0 < _real(name, getattr(self, name)) < float("inf"):
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be a positive number")
+            if _real(name, getattr(self, name)) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be positive")
         for name in ("initializer_range", "attention_dropout"):
-            _real(name, getattr(self, name))
+            if _real(name, getattr(self, name)) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must not be negative")
         for name in ("use_cache", "tie_word_embeddings"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be true or false")
+                raise ConfigError(f"{name}={_show(getattr(self, name))} must be true or false")
         for name in ("pad_token_id", "bos_token_id"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), minimum=-1)
@@ -173,7 +178,7 @@ class MistralConfig:
         """Read `config.json` (HF) or `params.json` (raw Mistral), told apart by their keys."""
         path = Path(path)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
@@ -197,25 +202,41 @@ class MistralConfig:
 
 def _integer(name: str, value: object, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= _LIMIT:
-        raise ConfigError(f"{name}={value!r} must be an integer from {minimum} to {_LIMIT}")
+        raise ConfigError(f"{name}={_show(value)} must be an integer from {minimum} to {_LIMIT}")
     return value
 
 
 def _real(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{name}={value!r} must be a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_REAL_LIMIT <= value <= _REAL_LIMIT:
+        raise ConfigError(f"{name}={_show(value)} must be a finite number")
     return float(value)
 
 
+def _show(value: object) -> str:
+    """A repr that is short for every value: `[1, 2, 3, 4, 5, 6, ...]`."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return "(a huge integer)"
+
+
+def _no_constant(literal: str) -> None:
+    raise ValueError(f"{literal} is not JSON")
+
+
 def _rope_parameters(values: dict[str, Any]) -> Mapping[str, Any]:
-    """Take `rope_parameters` (transformers 5) or `rope_scaling` (older) out of `values`."""
-    rope = values.pop("rope_parameters", None) or values.pop("rope_scaling", None) or {}
-    values.pop("rope_scaling", None)
-    if not isinstance(rope, Mapping):
-        raise ConfigError(f"rope_parameters={rope!r} must be an object")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise ConfigError(f"rope_parameters.rope_type={kind!r} is not supported: only 'default' is")
+    """Take `rope_parameters` (transformers 5) and `rope_scaling` (older) out of `values`."""
+    rope: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        given = values.pop(name, None)
+        if given is None:
+            continue
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{name}={_show(given)} must be an object")
+        kind = given.get("rope_type", given.get("type", "default"))
+        if kind != "default":
+            raise ConfigError(f"{name}.rope_type={_show(kind)} is not supported: only 'default' is")
+        rope.update(given)
     return rope
 
 
@@ -225,9 +246,11 @@ def _windows(values: dict[str, Any]) -> Window | tuple[Window, ...]:
     kinds = values.pop("layer_types", None)
     if kinds is None:
         return tuple(window) if isinstance(window, list) else window
-    if not isinstance(kinds, list) or not set(kinds) <= {"full_attention", "sliding_attention"}:
-        raise ConfigError(f"layer_types={kinds!r}: only 'full_attention' and 'sliding_attention' are known")
+    if not isinstance(kinds, list) or any(kind not in ("full_attention", "sliding_attention") for kind in kinds):
+        raise ConfigError(f"layer_types={_show(kinds)}: only 'full_attention' and 'sliding_attention' are known")
     if len(kinds) != values.get("num_hidden_layers", MistralConfig.num_hidden_layers):
         raise ConfigError(f"layer_types has {len(kinds)} entries, one per layer is needed")
+    if isinstance(window, list | dict):
+        raise ConfigError(f"sliding_window={_show(window)} must be one number or null beside layer_types")
     windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
     return windows[0] if len(set(windows)) == 1 else windows

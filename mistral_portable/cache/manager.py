@@ -37,8 +37,10 @@ class CacheManager:
     `manager.length(lane)` is 3; `manager.rollback(lane, 2)` forgets the last token.
     """
 
-    def __init__(self, spec: CacheSpec) -> None:
+    def __init__(self, spec: CacheSpec, *, block: int = _BLOCK) -> None:
+        """`block`: the first capacity that plans ask for; it doubles as sequences grow."""
         self.spec = spec
+        self._block = block
         self._lanes: dict[int, _Lane] = {}
 
     def open(self) -> int:
@@ -84,10 +86,7 @@ class CacheManager:
         ends = [begin + len(chunk.tokens) for begin, chunk in zip(begins, chunks, strict=True)]
         starts = np.cumsum([0, *(len(chunk.tokens) for chunk in chunks)])
         positions = np.concatenate([np.arange(b, e) for b, e in zip(begins, ends, strict=True)])
-        for chunk, end in zip(chunks, ends, strict=True):
-            lane = self._lanes[chunk.lane]
-            lane.length, lane.high = end, max(lane.high, end)
-        return StepPlan(
+        plan = StepPlan(
             tokens=np.concatenate([np.asarray(chunk.tokens, np.int32) for chunk in chunks]),
             positions=positions.astype(np.int32),
             lanes=np.array([chunk.lane for chunk in chunks], np.int32),
@@ -100,11 +99,15 @@ class CacheManager:
                 Reads(
                     slots=(positions % group.slots).astype(np.int32),
                     first=np.array([first_visible(begin, group.window) for begin in begins], np.int32),
-                    capacity=_capacity(group, max(ends)),
+                    capacity=_capacity(group, max(ends), self._block),
                 )
                 for group in spec.groups
             ),
         )
+        for chunk, end in zip(chunks, ends, strict=True):
+            lane = self._lanes[chunk.lane]
+            lane.length, lane.high = end, max(lane.high, end)
+        return plan
 
     def rollback(self, lane: int, length: int) -> None:
         """Forget the tokens from position `length` on.
@@ -118,14 +121,7 @@ class CacheManager:
         state = self._lane(lane)
         if not 0 <= length <= state.length:
             raise CacheError(f"lane {lane}: cannot roll back from {state.length} to {length} tokens")
-        for group in self.spec.groups:
-            oldest = first_visible(length, group.window)
-            if oldest < length and oldest < state.high - group.slots:
-                raise CacheError(
-                    f"lane {lane}: rolling back from {state.length} to {length} tokens needs position {oldest}, "
-                    f"but the window's ring keeps only positions from {state.high - group.slots}: "
-                    f"start the sequence again"
-                )
+        self._require_held(f"lane {lane}: rolling back from {state.length}", length, state.high)
         state.length = length
         if length == 0:  # nothing is held any more, so nothing that was overwritten matters
             state.high = 0
@@ -143,16 +139,37 @@ class CacheManager:
     def save(self, lane: int) -> dict[str, int]:
         """The lane's integers, for JSON; the arrays are `program.save_lane(lane)`."""
         state = self._lane(lane)
-        return {"length": state.length, "high": state.high}
+        rings = {f"slots.{index}": group.slots for index, group in enumerate(self.spec.groups)}
+        return {"length": state.length, "high": state.high, **rings}
 
     def load(self, saved: Mapping[str, int]) -> int:
-        """Open a lane with integers from `save`. Raises CacheError if they cannot belong to this spec."""
-        length, high = saved.get("length", -1), saved.get("high", -1)
-        if not (isinstance(length, int) and isinstance(high, int) and 0 <= length <= high <= self.spec.max_context):
+        """Open a lane with integers from `save`. Raises CacheError if they cannot belong to this spec.
+
+        A lane that was saved with other slots (another max_chunk or max_context) fits while no ring has wrapped.
+        """
+        names = ["length", "high", *(f"slots.{index}" for index in range(len(self.spec.groups)))]
+        length, high, *rings = values = [saved.get(name, -1) for name in names]
+        if not all(isinstance(value, int) for value in values) or not 0 <= length <= high <= self.spec.max_context:
             raise CacheError(f"saved lane {dict(saved)} does not fit max_context={self.spec.max_context}")
+        for slots, group in zip(rings, self.spec.groups, strict=True):
+            if slots != group.slots and high > min(slots, group.slots):
+                raise CacheError(
+                    f"saved lane has rings of {slots} slots, these have {group.slots}: set max_chunk alike"
+                )
+        self._require_held("saved lane: going on", length, high)
         lane = self.open()
         self._lanes[lane] = _Lane(length, high)
         return lane
+
+    def _require_held(self, action: str, length: int, high: int) -> None:
+        """Raise CacheError if a key that the query at position `length` sees was overwritten."""
+        for group in self.spec.groups:
+            oldest, kept = first_visible(length, group.window), high - group.slots
+            if oldest < length and oldest < kept:
+                raise CacheError(
+                    f"{action} to {length} tokens needs position {oldest}, "
+                    f"but the window's ring keeps only positions from {kept}: start the sequence again"
+                )
 
     def _lane(self, lane: int) -> _Lane:
         if lane not in self._lanes:
@@ -160,9 +177,9 @@ class CacheManager:
         return self._lanes[lane]
 
 
-def _capacity(group: LayerGroup, length: int) -> int:
+def _capacity(group: LayerGroup, length: int, block: int) -> int:
     """Slots to hold `length` tokens, in doublings of a block, at most the group's slots: 300 -> 512."""
-    capacity = _BLOCK
+    capacity = block
     while capacity < length:
         capacity *= 2
     return min(capacity, group.slots)

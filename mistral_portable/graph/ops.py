@@ -7,6 +7,7 @@ it takes the shapes of the inputs and the attributes, raises GraphError, or retu
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 
 from mistral_portable.errors import GraphError
 from mistral_portable.graph.ir import Attribute, Shape
@@ -58,6 +59,11 @@ def _int(attributes: Mapping[str, Attribute], name: str, minimum: int = 1) -> in
     return int(value)  # type: ignore[arg-type]  # narrowed by _require
 
 
+def _positive(attributes: Mapping[str, Attribute], name: str) -> None:
+    value = attributes[name]
+    _require(isinstance(value, int | float) and 0 < value < inf, f"{name}={value!r} must be a positive number")
+
+
 @_op("rows of a table, by token id", arity=(2,))
 def embedding(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> Shape:
     """(tokens [T], table [V, H]) -> [T, H]"""
@@ -71,8 +77,7 @@ def rms_norm(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> 
     """(x [T, H], weight [H]) -> [T, H]. Source: Zhang & Sennrich 2019; computed in float32 or wider."""
     x, weight = shapes
     _require(len(x) == 2 and weight == (x[1],), f"takes x [T, H] and weight [H], got {x} {weight}")
-    eps = attributes["eps"]
-    _require(isinstance(eps, int | float) and eps > 0, f"eps={eps!r} must be positive")
+    _positive(attributes, "eps")
     return x
 
 
@@ -96,8 +101,8 @@ def rope(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> Shap
     head_dim = _int(attributes, "head_dim", 2)
     _require(len(x) == 2 and positions == (x[0],), f"takes x [T, N] and positions [T], got {x} {positions}")
     _require(isinstance(x[1], int) and x[1] % head_dim == 0, f"x {x} is not a whole number of heads of {head_dim}")
-    theta = attributes["theta"]
-    _require(isinstance(theta, int | float) and theta > 0, f"theta={theta!r} must be positive")
+    _require(head_dim % 2 == 0, f"head_dim={head_dim} must be even: rope rotates pairs")
+    _positive(attributes, "theta")
     return x
 
 
@@ -105,6 +110,7 @@ def _heads(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute], input
     heads, kv_heads = _int(attributes, "num_attention_heads"), _int(attributes, "num_key_value_heads")
     head_dim = _int(attributes, "head_dim", 2)
     _int(attributes, "layer", 0)
+    _positive(attributes, "scale")
     _require(heads % kv_heads == 0, f"{kv_heads} key/value heads do not divide {heads} heads")
     if attributes["window"] is not None:
         _int(attributes, "window")
@@ -169,4 +175,5 @@ def take_rows(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) ->
     """(x [T, H], rows [R]) -> [R, H]"""
     x, rows = shapes
     _require(len(x) == 2 and len(rows) == 1, f"takes x [T, H] and rows [R], got {x} {rows}")
+    _require(x[0] != rows[0], f"the rows of x {x} are selected already")
     return (rows[0], x[1])

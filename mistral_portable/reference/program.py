@@ -64,20 +64,19 @@ class ReferenceProgram:
 
     def load_lane(self, lane: int, state: LaneState) -> None:
         spec = self._cache_spec
-        arrays: dict[str, Floats] = {}
-        for group in spec.groups:
-            for name in (f"{kind}.{layer}" for layer in group.layers for kind in ("keys", "values")):
-                array = state.get(name)
-                if array is None and not state:  # the lane was saved before its first step
-                    continue
-                if array is None or array.shape[1:] != (spec.num_key_value_heads, spec.head_dim):
-                    raise CacheError(f"the saved lane does not fit this model: {name} is missing or mis-shaped")
-                if array.dtype != self.dtype or len(array) > group.slots:
-                    raise CacheError(f"the saved lane has {len(array)} slots of {array.dtype}: {name} does not fit")
-                arrays[name] = array.copy()
-        for name, array in arrays.items():
+        slots = {layer: group.slots for group in spec.groups for layer in group.layers}
+        names = {f"{kind}.{layer}" for layer in slots for kind in ("keys", "values")}
+        if state and set(state) != names:  # a lane that was saved before its first step is empty
+            raise CacheError(f"the saved lane holds {', '.join(sorted(state))}: not the layers of this model")
+        for name, array in state.items():
+            layer = name.split(".")[1]
+            if array.shape[1:] != (spec.num_key_value_heads, spec.head_dim) or array.dtype != self.dtype:
+                raise CacheError(f"the saved lane does not fit this model: {name} is {array.dtype} {array.shape}")
+            if len(array) > slots[int(layer)] or len(array) != len(state[f"keys.{layer}"]):
+                raise CacheError(f"the saved lane does not fit this cache: {name} has {len(array)} slots")
+        for name, array in state.items():
             kind, layer = name.split(".")
-            (self._keys if kind == "keys" else self._values)[int(layer), lane] = array
+            (self._keys if kind == "keys" else self._values)[int(layer), lane] = array.copy()
 
     def close(self) -> None:
         self._keys.clear()

@@ -1,0 +1,294 @@
+"""Wrong backends: each is the reference with one mistake that a real backend could make."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.executor import Availability, ExecutorOptions, LaneState, Program
+from mistral_portable.graph import Graph, Node, Parameter
+from mistral_portable.reference.program import ReferenceProgram
+from mistral_portable.testing.naive import NaiveProgram
+from mistral_portable.testing.weights import QUANTIZABLE
+from mistral_portable.weights import Tensor
+
+__all__ = ["MUTANTS", "Mutant"]
+
+Make = Callable[[Graph, Mapping[str, Tensor], CacheSpec], Program]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A backend whose programs are made by `make`."""
+
+    name: str
+    make: Make
+
+    def probe(self) -> Availability:
+        return Availability(1, "a wrong backend")
+
+    def supports(self, op: str, dtype: str) -> str | None:
+        return None
+
+    def prepare(
+        self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
+    ) -> Program:
+        return self.make(graph, weights, cache)
+
+
+def _attributes(op: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
+    """Mistakes in an op's attributes: `change` maps the right ones to those that are wrong."""
+
+    def make(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> Program:
+        nodes = tuple(
+            replace(node, attributes={**node.attributes, **change(dict(node.attributes))}) if node.op == op else node
+            for node in graph.nodes
+        )
+        return ReferenceProgram(replace(graph, nodes=nodes), weights, cache, "float32")
+
+    return make
+
+
+def _plan(change: Callable[[StepPlan, CacheSpec], StepPlan]) -> Make:
+    """Mistakes in reading the plan: `change` maps the right plan to what the backend makes of it."""
+
+    class Misread(ReferenceProgram):
+        def step(self, plan: StepPlan) -> dict[str, Array]:
+            return super().step(change(plan, self._cache_spec))
+
+    return _program(Misread)
+
+
+def _inputs(op: str, change: Callable[[list[Any], StepPlan], list[Any]]) -> Make:
+    """Mistakes in an op's inputs."""
+
+    class Misled(ReferenceProgram):
+        def _run(self, node: Node, inputs: list[Any], plan: StepPlan) -> Array:
+            return super()._run(node, change(inputs, plan) if node.op == op else inputs, plan)
+
+    return _program(Misled)
+
+
+def _outputs(change: Callable[[Array], Array]) -> Make:
+    """Mistakes in what a step returns."""
+
+    class Miswritten(ReferenceProgram):
+        def step(self, plan: StepPlan) -> dict[str, Array]:
+            return {name: change(array) for name, array in super().step(plan).items()}
+
+    return _program(Miswritten)
+
+
+def _program(kind: type[ReferenceProgram]) -> Make:
+    return lambda graph, weights, cache: kind(graph, weights, cache, "float32")
+
+
+def _window(step: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda attributes: {"window": attributes["window"] and max(1, attributes["window"] + step)}
+
+
+def _layer_0_window(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> Program:
+    window = next((node.attributes["window"] for node in graph.nodes if node.op == "attention"), None)
+    return _attributes("attention", lambda attributes: {"window": window})(graph, weights, cache)
+
+
+def _next_slot(plan: StepPlan, spec: CacheSpec) -> StepPlan:
+    groups = zip(plan.groups, spec.groups, strict=True)
+    return replace(plan, groups=tuple(replace(r, slots=(r.slots + 1) % min(g.slots, r.capacity)) for r, g in groups))
+
+
+def _short_ring(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> Program:
+    """One slot too few: the last token of a full chunk overwrites a key that its first token still sees."""
+    short = replace(cache, groups=tuple(replace(group, slots=max(1, group.slots - 1)) for group in cache.groups))
+
+    def change(plan: StepPlan, spec: CacheSpec) -> StepPlan:
+        groups = [
+            replace(reads, slots=plan.positions % group.slots, capacity=min(reads.capacity, group.slots))
+            for reads, group in zip(plan.groups, spec.groups, strict=True)
+        ]
+        return replace(plan, groups=tuple(groups))
+
+    return _plan(change)(graph, weights, short)
+
+
+def _at_the_end(plan: StepPlan, spec: CacheSpec) -> StepPlan:
+    """All queries of a sequence at the position of its last one."""
+    return replace(plan, positions=np.repeat(plan.positions[plan.starts[1:] - 1], np.diff(plan.starts)))
+
+
+def _restarted(inputs: list[Any], plan: StepPlan) -> list[Any]:
+    return [inputs[0], np.concatenate([np.arange(count) for count in np.diff(plan.starts)])]
+
+
+def _first_rows(inputs: list[Any], plan: StepPlan) -> list[Any]:
+    return [inputs[0], np.arange(len(plan.rows))]
+
+
+def _rows_within(inputs: list[Any], plan: StepPlan) -> list[Any]:
+    starts = plan.starts[np.searchsorted(plan.starts, plan.rows, side="right") - 1]
+    return [inputs[0], plan.rows - starts]
+
+
+def _columns_before(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {"start": attributes["start"] - 1, "stop": attributes["stop"] - 1}
+
+
+class _Interleaved(ReferenceProgram):
+    """RoPE on the pairs (x_2j, x_2j+1), as in the original checkpoints."""
+
+    def _run(self, node: Node, inputs: list[Any], plan: StepPlan) -> Array:
+        if node.op != "rope":
+            return super()._run(node, inputs, plan)
+        d: Any = node.attributes["head_dim"]
+        order = np.concatenate([np.arange(0, d, 2), np.arange(1, d, 2)])
+        columns = np.concatenate([start + order for start in range(0, inputs[0].shape[1], d)])
+        turned = super()._run(node, [inputs[0][:, columns], inputs[1]], plan)
+        return turned[:, np.argsort(columns)]
+
+
+class _HeadModulo(ReferenceProgram):
+    """Query head h reads key/value head h % kv_heads instead of h // group."""
+
+    def _run(self, node: Node, inputs: list[Any], plan: StepPlan) -> Array:
+        if node.op != "attention":
+            return super()._run(node, inputs, plan)
+        a: Any = node.attributes
+        heads = np.arange(a["num_attention_heads"]).reshape(-1, a["num_key_value_heads"]).T.ravel()
+        columns = (heads[:, None] * a["head_dim"] + np.arange(a["head_dim"])).ravel()
+        return super()._run(node, [inputs[0][:, columns], *inputs[1:]], plan)[:, np.argsort(columns)]
+
+
+class _NoRollback(ReferenceProgram):
+    """Counts the tokens of a lane itself, so that what was taken back stays."""
+
+    def step(self, plan: StepPlan) -> dict[str, Array]:
+        self._counts: dict[int, int] = getattr(self, "_counts", {})
+        groups, positions = list(plan.groups), plan.positions.copy()
+        for s, lane in enumerate(plan.lanes.tolist()):
+            tokens = slice(plan.starts[s], plan.starts[s + 1])
+            behind = self._counts.get(lane, 0) - int(plan.positions[plan.starts[s]])
+            positions[tokens] += behind
+            self._counts[lane] = int(positions[tokens][-1]) + 1
+            groups = [
+                replace(reads, first=np.maximum(0, reads.first + behind * (plan.lanes == lane))) for reads in groups
+            ]
+        groups = [
+            replace(reads, slots=positions % group.slots, capacity=group.slots)
+            for reads, group in zip(groups, self._cache_spec.groups, strict=True)
+        ]
+        return super().step(replace(plan, positions=positions, groups=tuple(groups)))
+
+
+class _NoGrowth(ReferenceProgram):
+    """A lane that grows starts empty (zeros, so that it is not noticed as NaN)."""
+
+    def _write(self, store: dict[tuple[int, int], Array], node: Node, x: Array, plan: StepPlan) -> None:
+        layer: Any = node.attributes["layer"]
+        capacity = plan.groups[self._cache_spec.group_of(layer)].capacity
+        for lane in plan.lanes.tolist():
+            array = store.get((layer, lane))
+            if array is not None and len(array) < capacity:
+                store[layer, lane] = np.zeros((capacity, *array.shape[1:]), array.dtype)
+        super()._write(store, node, x, plan)
+
+
+class _NoCopy(ReferenceProgram):
+    def copy_lane(self, source: int, target: int) -> None:
+        pass
+
+
+class _SharedLane(ReferenceProgram):
+    """Saves the arrays themselves, which the lane's next sequence overwrites."""
+
+    def save_lane(self, lane: int) -> LaneState:
+        stores = {"keys": self._keys, "values": self._values}
+        return {f"{n}.{i}": a for n, store in stores.items() for (i, owner), a in store.items() if owner == lane}
+
+
+class _ReusedBuffer(ReferenceProgram):
+    """Returns one buffer at every step, and leaves its last row as it finds it."""
+
+    def step(self, plan: StepPlan) -> dict[str, Array]:
+        outputs = super().step(plan)
+        self._buffers: dict[str, Array] = getattr(self, "_buffers", {})
+        for name, array in outputs.items():
+            buffer = self._buffers.get(name)
+            if buffer is None or buffer.shape != array.shape:
+                self._buffers[name] = array
+            else:
+                buffer[:-1] = array[:-1]
+        return dict(self._buffers)
+
+
+class _Tied(ReferenceProgram):
+    """Multiplies by the embedding table where the model has its own LM head."""
+
+    def _parameter(self, name: str) -> Array:
+        return super()._parameter("model.embed_tokens.weight" if name == "lm_head.weight" else name)
+
+
+class _Halves(ReferenceProgram):
+    """Takes the two halves of a packed block (of 32 numbers) for one another."""
+
+    def _read(self, parameter: Parameter) -> Array:
+        array = super()._read(parameter)
+        if self._weights[parameter.name].dtype not in QUANTIZABLE:
+            return array
+        return array.reshape(-1, 2, 16)[:, ::-1].reshape(array.shape)
+
+
+def _nan_row(array: Array) -> Array:
+    array[-1:, 0] = np.nan
+    return array
+
+
+def _float16(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> Program:
+    return NaiveProgram(graph, weights, cache, "float16", seed=7)
+
+
+MUTANTS: dict[str, tuple[str, Make]] = {
+    "token ids one off": ("op.embedding", _inputs("embedding", lambda inputs, plan: [inputs[0] - 1, inputs[1]])),
+    "no eps": ("op.rms_norm", _attributes("rms_norm", lambda attributes: {"eps": 1e-30})),
+    "float16 that says float32": ("op.linear", _float16),
+    "no bias": ("op.linear+bias", _inputs("linear", lambda inputs, plan: inputs[:2])),
+    "RoPE interleaved": ("op.rope", _program(_Interleaved)),
+    "positions restart at each chunk": ("op.rope", _inputs("rope", _restarted)),
+    "theta 10000 always": ("op.rope", _attributes("rope", lambda attributes: {"theta": 1e4})),
+    "window one too wide": ("op.attention", _attributes("attention", _window(1))),
+    "window one too narrow": ("op.attention", _attributes("attention", _window(-1))),
+    "no scale": ("op.attention", _attributes("attention", lambda attributes: {"scale": 1.0})),
+    "key/value head h % kv_heads": ("op.attention", _program(_HeadModulo)),
+    "not causal within a chunk": ("op.attention", _plan(_at_the_end)),
+    "weights one column off": ("op.attention_weights", _outputs(lambda array: np.roll(array, 1, axis=-1))),
+    "gate and up swapped": ("op.silu_mul", _inputs("silu_mul", lambda inputs, plan: inputs[::-1])),
+    "a + a": ("op.add", _inputs("add", lambda inputs, plan: [inputs[0], inputs[0]])),
+    "columns one off": ("op.take_columns", _attributes("take_columns", _columns_before)),
+    "first rows for asked rows": ("op.take_rows", _inputs("take_rows", _first_rows)),
+    "window of layer 0 in all layers": ("one_shot", _layer_0_window),
+    "output head tied always": ("one_shot", _program(_Tied)),
+    "slot off by one": ("one_shot", _plan(_next_slot)),
+    "NaN in one row": ("one_shot", _outputs(_nan_row)),
+    "one column too few": ("one_shot", _outputs(lambda array: array[:, :-1].copy())),
+    "rows twice": ("one_shot", _outputs(lambda array: np.concatenate([array, array]))),
+    "float64 output": ("one_shot", _outputs(lambda array: array.astype(np.float64))),
+    "ring one slot too short": ("chunked", _short_ring),
+    "grown lanes start empty": ("chunked", _program(_NoGrowth)),
+    "layers share a cache": ("token_by_token", _attributes("attention", lambda attributes: {"layer": 0})),
+    "last row left as it was": ("token_by_token", _program(_ReusedBuffer)),
+    "all sequences in one lane": ("ragged", _plan(lambda plan, spec: replace(plan, lanes=plan.lanes * 0))),
+    "lane = index in the batch": (
+        "ragged",
+        _plan(lambda plan, spec: replace(plan, lanes=np.arange(len(plan.lanes), dtype=np.int32))),
+    ),
+    "lanes in ascending order": ("ragged", _plan(lambda plan, spec: replace(plan, lanes=np.sort(plan.lanes)))),
+    "rollback not honoured": ("rollback", _program(_NoRollback)),
+    "rows counted within a sequence": ("rows", _inputs("take_rows", _rows_within)),
+    "copy_lane does nothing": ("swapped", _program(_NoCopy)),
+    "save_lane copies nothing": ("swapped", _program(_SharedLane)),
+    **{f"{name} halves swapped": (f"weights.{name}", _program(_Halves)) for name in QUANTIZABLE},
+}
+"""Name -> the rung of the ladder that must catch it, and how it is made."""

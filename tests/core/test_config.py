@@ -1,0 +1,238 @@
+"""MistralConfig: the documented fields, both file formats, exact round trips, and one-line refusals."""
+
+import json
+import math
+from contextlib import suppress
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mistral_portable.config import MistralConfig
+from mistral_portable.errors import ConfigError
+from mistral_portable.testing.strategies import configs
+
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "use_cache": True,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "attention_dropout": 0.0,
+}
+
+RAW_7B_V01 = {
+    "dim": 4096,
+    "n_layers": 32,
+    "head_dim": 128,
+    "hidden_dim": 14336,
+    "n_heads": 32,
+    "n_kv_heads": 8,
+    "norm_eps": 1e-05,
+    "sliding_window": 4096,
+    "vocab_size": 32000,
+}
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+NAN, INF, HUGE = math.nan, math.inf, 10**400
+OBJECTS = ("4", [4], {"a": 4})
+NOT_A_COUNT = (NAN, INF, -1, -HUGE, HUGE, 2.5, True, *OBJECTS)
+NOT_A_SIZE = (0, False, *NOT_A_COUNT)
+NOT_POSITIVE = (NAN, INF, -INF, -1.0, 0.0, HUGE, True, None, *OBJECTS)
+NOT_A_TOKEN = (NAN, INF, -2, HUGE, 2.5, True, "4", {"a": 4})
+NOT_A_BOOL = (NAN, 0, 1, 2.5, None, *OBJECTS)
+BAD: dict[str, tuple[Any, ...]] = {
+    "vocab_size": (None, *NOT_A_SIZE),
+    "hidden_size": (None, *NOT_A_SIZE),
+    "intermediate_size": (None, *NOT_A_SIZE),
+    "num_hidden_layers": (None, 10_001, *NOT_A_SIZE),
+    "num_attention_heads": (None, *NOT_A_SIZE),
+    "num_key_value_heads": (3, 64, *NOT_A_SIZE),
+    "head_dim": (1, 3, False, *NOT_A_COUNT),
+    "hidden_act": (NAN, 1, True, None, "gelu", ["silu"], {}),
+    "max_position_embeddings": (None, *NOT_A_SIZE),
+    "initializer_range": (NAN, INF, -0.1, HUGE, True, None, *OBJECTS),
+    "rms_norm_eps": NOT_POSITIVE,
+    "use_cache": NOT_A_BOOL,
+    "pad_token_id": ([4], *NOT_A_TOKEN),
+    "bos_token_id": ([4], *NOT_A_TOKEN),
+    "eos_token_id": ([2, True], [[2]], *NOT_A_TOKEN),
+    "tie_word_embeddings": NOT_A_BOOL,
+    "rope_theta": NOT_POSITIVE,
+    "sliding_window": ([], [0], [[4]], [4, "4"], [4] * 33, *(bad for bad in NOT_A_SIZE if bad != [4])),
+    "attention_dropout": (NAN, INF, -0.1, HUGE, True, None, *OBJECTS),
+    "rope_parameters": (NAN, 1, True, "linear", [4], {"rope_type": "yarn"}, {"rope_type": [1]}),
+    "rope_scaling": (0, False, "", {"type": "linear"}),
+    "layer_types": (1, "full_attention", ["full_attention"], [[]] * 32, [{}] * 32, ["chunked_attention"] * 32),
+}
+
+
+def test_every_documented_field_and_default() -> None:
+    assert {f.name: getattr(MistralConfig(), f.name) for f in fields(MistralConfig)} == DEFAULTS | {"extra": {}}
+    assert MistralConfig.from_dict({}) == MistralConfig()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"rope_theta": 5e5},
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+        {"rope_theta": 5e5, "rope_parameters": None, "rope_scaling": None},
+        {"rope_scaling": {"rope_theta": 5e5, "type": "default"}},
+    ],
+)
+def test_rope_theta_is_read_in_its_old_and_new_place(data: dict[str, Any]) -> None:
+    config = MistralConfig.from_dict(data)
+    assert config.rope_theta == 5e5
+    assert config.extra == {}
+
+
+def test_null_head_sizes_mean_what_they_mean_in_transformers() -> None:
+    config = MistralConfig.from_dict(
+        {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": None, "head_dim": None}
+    )
+    assert (config.head_dim, config.num_key_value_heads) == (8, 6)
+
+
+def test_layer_types_and_window_patterns_give_a_window_per_layer() -> None:
+    sliding, full = "sliding_attention", "full_attention"
+    data = {"num_hidden_layers": 3, "sliding_window": 8}
+    assert MistralConfig.from_dict(data | {"layer_types": [sliding, full, sliding]}).layer_windows == (8, None, 8)
+    assert MistralConfig.from_dict(data | {"layer_types": [full] * 3}).sliding_window is None
+    assert MistralConfig.from_dict(data | {"layer_types": [sliding] * 3}).sliding_window == 8
+    assert MistralConfig.from_dict(data | {"sliding_window": [None, 4]}).layer_windows == (None, 4, None)
+    with pytest.raises(ConfigError, match="sliding_window"):
+        MistralConfig.from_dict(data | {"sliding_window": [4, 8], "layer_types": [sliding, full, sliding]})
+
+
+def test_with_window_changes_the_window_alone() -> None:
+    config = MistralConfig(num_hidden_layers=2).with_window((None, 4))
+    assert config.layer_windows == (None, 4)
+    assert replace(config, sliding_window=4096) == MistralConfig(num_hidden_layers=2)
+
+
+def test_raw_params_of_7b_v01() -> None:
+    assert MistralConfig.from_params(RAW_7B_V01) == MistralConfig(rms_norm_eps=1e-5)
+    without = {name: value for name, value in RAW_7B_V01.items() if name not in ("n_kv_heads", "sliding_window")}
+    config = MistralConfig.from_params(without)
+    assert (config.num_key_value_heads, config.sliding_window) == (32, None)
+
+
+@pytest.mark.parametrize("name", ["sliding_window", "_sliding_window"])
+def test_raw_window_may_be_a_list(name: str) -> None:
+    data = {key: value for key, value in RAW_7B_V01.items() if key != "sliding_window"} | {"n_layers": 4}
+    assert MistralConfig.from_params(data | {name: 512}).sliding_window == 512
+    assert MistralConfig.from_params(data | {name: [None, 512]}).layer_windows == (None, 512, None, 512)
+    with pytest.raises(ConfigError, match="moe"):
+        MistralConfig.from_params(data | {"moe": {"num_experts": 8}})
+
+
+def test_eos_token_ids_are_one_a_list_or_none() -> None:
+    assert MistralConfig(eos_token_id=None).eos_token_ids == ()
+    assert MistralConfig().eos_token_ids == (2,)
+    assert MistralConfig.from_dict({"eos_token_id": [2, 7]}).eos_token_ids == (2, 7)
+
+
+@given(config=configs(), eos=st.one_of(st.none(), st.integers(0, 9), st.lists(st.integers(0, 9)).map(tuple)))
+def test_valid_configs_round_trip(config: MistralConfig, eos: Any) -> None:
+    config = replace(config, eos_token_id=eos)
+    assert MistralConfig.from_dict(config.to_dict()) == config
+    assert MistralConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@given(st.dictionaries(st.text().filter(lambda name: name not in BAD), JSON, max_size=4))
+def test_unknown_keys_survive_json(extra: dict[str, Any]) -> None:
+    config = MistralConfig.from_dict(json.loads(json.dumps({"hidden_size": 64} | extra)))
+    assert config.extra == extra
+    assert MistralConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_impossible_values_are_refused_by_name(name: str) -> None:
+    for value in BAD[name]:
+        with pytest.raises(ConfigError, match=name) as caught:
+            MistralConfig.from_dict({name: value})
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_hidden_size_that_the_heads_do_not_divide_is_refused() -> None:
+    with pytest.raises(ConfigError, match="hidden_size=100"):
+        MistralConfig(hidden_size=100)
+    assert MistralConfig(hidden_size=100, head_dim=8).head_dim == 8
+
+
+HF_KEYS = (*BAD, "extra")
+RAW_KEYS = (*RAW_7B_V01, "tied_embeddings", "max_seq_len", "_sliding_window", "moe", "yarn", "rope_theta")
+
+
+def one_or_many(keys: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
+    """Objects of arbitrary JSON; those of one key matter most: no other key is refused before it."""
+    return st.dictionaries(st.sampled_from(keys), JSON, max_size=1) | st.dictionaries(st.sampled_from(keys), JSON)
+
+
+@given(one_or_many(HF_KEYS), one_or_many(RAW_KEYS))
+def test_any_json_gives_a_config_or_a_config_error(data: dict[str, Any], raw: dict[str, Any]) -> None:
+    for read, values in ((MistralConfig.from_dict, data), (MistralConfig.from_params, raw)):
+        with suppress(ConfigError):
+            config = read(values)
+            assert MistralConfig.from_dict(config.to_dict()) == config
+
+
+def test_from_file_tells_both_formats_apart(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MistralConfig(rms_norm_eps=1e-5).to_dict()))
+    (tmp_path / "params.json").write_text(json.dumps(RAW_7B_V01))
+    for name in ("config.json", "params.json"):
+        assert MistralConfig.from_file(tmp_path / name) == MistralConfig(rms_norm_eps=1e-5)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[1, 2]",
+        b"null",
+        b'{"hidden_size": -1}',
+        b'{"dim": -1}',
+        b'{"rms_norm_eps": NaN}',
+        b'{"unknown": [NaN, -Infinity]}',
+        b'{"hidden_size": ' + b"9" * 5000 + b"}",
+        b'{"hidden_size": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+)
+def test_bad_files_are_one_line_errors_that_name_the_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.json: ") as caught:
+        MistralConfig.from_file(path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < len(str(path)) + 300
+
+
+def test_missing_files_and_folders_are_config_errors(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            MistralConfig.from_file(path)
