@@ -59,7 +59,7 @@ class MistralConfig:
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
     num_key_value_heads: int = 8
-    head_dim: int = 0  # 0: hidden_size // num_attention_heads, set in __post_init__
+    head_dim: int = 0  # 0 or None: hidden_size // num_attention_heads, set in __post_init__
     hidden_act: str = "silu"
     max_position_embeddings: int = 131072
     initializer_range: float = 0.02
@@ -84,8 +84,8 @@ class MistralConfig:
                 f"num_key_value_heads={self.num_key_value_heads} must divide "
                 f"num_attention_heads={self.num_attention_heads}"
             )
-        _integer("head_dim", self.head_dim, minimum=0)
-        if self.head_dim == 0:
+        _integer("head_dim", 0 if self.head_dim is None else self.head_dim, minimum=0)
+        if not self.head_dim:
             if self.hidden_size % self.num_attention_heads:
                 raise ConfigError(
                     f"hidden_size={self.hidden_size} is not a multiple of "
@@ -236,6 +236,9 @@ def _rope_parameters(values: dict[str, Any]) -> Mapping[str, Any]:
         kind = given.get("rope_type", given.get("type", "default"))
         if kind != "default":
             raise ConfigError(f"{name}.rope_type={_show(kind)} is not supported: only 'default' is")
+        for key in given.keys() - {"rope_theta", "rope_type", "type"}:  # to ignore them would change the answers
+            if given[key] not in (None, 1):
+                raise ConfigError(f"{name}.{key}={_show(given[key])} is not supported")
         rope.update(given)
     return rope
 

@@ -112,8 +112,9 @@ class CacheManager:
     def rollback(self, lane: int, length: int) -> None:
         """Forget the tokens from position `length` on.
 
-        Legal while no key that the next query sees has been overwritten: a windowed lane keeps max_chunk
-        tokens of slack beyond its window. Raises CacheError otherwise, and changes nothing.
+        Legal while no key that the next query sees has been overwritten: a windowed lane keeps max_chunk tokens of
+        slack beyond its window, counted from the greatest length that it has had. Raises CacheError otherwise, and
+        changes nothing.
 
         Example: window 3, max_chunk 2, 4 slots, length 10 (positions 6..9 are held). Back to 8: the next query, 8,
         sees 6, 7, 8: legal. Back to 7: it would see 5, which 9 has overwritten: CacheError.

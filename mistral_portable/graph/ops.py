@@ -8,6 +8,7 @@ it takes the shapes of the inputs and the attributes, raises GraphError, or retu
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
+from types import MappingProxyType
 
 from mistral_portable.errors import GraphError
 from mistral_portable.graph.ir import Attribute, Shape
@@ -32,7 +33,9 @@ class Op:
     shape: ShapeRule
 
 
-OPS: dict[str, Op] = {}
+_OPS: dict[str, Op] = {}
+OPS: Mapping[str, Op] = MappingProxyType(_OPS)
+"""The ops by name."""
 
 _ATTENTION = ("layer", "num_attention_heads", "num_key_value_heads", "head_dim", "scale", "window")
 
@@ -42,7 +45,7 @@ def _op(
 ) -> Callable[[ShapeRule], ShapeRule]:
     def register(rule: ShapeRule) -> ShapeRule:
         name = rule.__name__
-        OPS[name] = Op(name, summary, arity, attributes, rowwise, rule)
+        _OPS[name] = Op(name, summary, arity, attributes, rowwise, rule)
         return rule
 
     return register

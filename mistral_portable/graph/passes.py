@@ -36,8 +36,13 @@ def expose_attention_weights(graph: Graph) -> Graph:
 
 
 def drop_dead_nodes(graph: Graph) -> Graph:
-    """Remove nodes, parameters and taps that no output depends on."""
+    """Remove nodes, parameters and taps that no output depends on.
+
+    An `attention` node stays while its layer has an `attention_weights` node, which reads the keys it has cached.
+    """
+    shown = {node.attributes["layer"] for node in graph.nodes if node.op == "attention_weights"}
     live = set(graph.outputs.values())
+    live.update(node.name for node in graph.nodes if node.op == "attention" and node.attributes["layer"] in shown)
     for node in reversed(graph.nodes):
         if node.name in live:
             live.update(node.inputs)

@@ -44,16 +44,17 @@ def infer_shapes(graph: Graph) -> dict[str, Shape]:
 def verify(graph: Graph) -> Graph:
     """Return `graph` unchanged if it keeps every rule, else raise GraphError.
 
-    Beyond `infer_shapes`: there is an output, outputs and taps are defined values, and each layer has at most one
+    Beyond `infer_shapes`: there is an output, outputs and taps are results of nodes, and each layer has at most one
     attention node (two would write the same cache).
     """
-    shapes = infer_shapes(graph)
+    infer_shapes(graph)
+    results = {node.name for node in graph.nodes}
     if not graph.outputs:
         raise GraphError("the graph has no output")
     for kind, names in (("output", graph.outputs), ("tap", graph.taps)):
         for name, value in names.items():
-            if value not in shapes:
-                raise GraphError(f"{kind} {name!r}: value {value!r} is not defined")
+            if value not in results:
+                raise GraphError(f"{kind} {name!r}: value {value!r} is not the result of a node")
     layers = [node.attributes["layer"] for node in graph.nodes if node.op == "attention"]
     for layer in layers:
         if layers.count(layer) > 1:

@@ -29,10 +29,12 @@ def round_to(x: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 class NaiveProgram(ReferenceProgram):
-    """The reference in float32, with weights and every result rounded to `dtype`.
+    """The reference in float32 (float64 for "float64"), with weights and every result rounded to `dtype`.
 
-    Each result is moved at random by up to half an epsilon before it is rounded, so that a run is one sample of
-    the errors that an honest implementation may make in another order of the same operations.
+    Each number that an op reads is first moved at random by up to one epsilon. So a run is one sample of the errors
+    that an honest implementation may make: those of another order of summation are errors of this kind (Higham,
+    Accuracy and Stability of Numerical Algorithms, section 3.1: a rounded dot product is an exact one of inputs
+    that are slightly off).
     """
 
     def __init__(self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, dtype: str, seed: int) -> None:
@@ -45,11 +47,18 @@ class NaiveProgram(ReferenceProgram):
             return super().step(plan)
 
     def _run(self, node: Node, inputs: list[Any], plan: StepPlan) -> NDArray[Any]:
-        result = super()._run(node, inputs, plan)
         if node.op in ("take_rows", "take_columns", "embedding"):  # nothing is computed, nothing is rounded
-            return result
-        nudge = self._random.uniform(-0.5, 0.5, result.shape) * EPSILON[self._rounding]
-        return round_to((result * (1 + nudge)).astype(result.dtype), self._rounding)
+            return super()._run(node, inputs, plan)
+        read = [
+            x if name in self._graph.parameters else self._nudge(x) for name, x in zip(node.inputs, inputs, strict=True)
+        ]
+        return round_to(super()._run(node, read, plan), self._rounding)
+
+    def _nudge(self, x: NDArray[Any]) -> NDArray[Any]:
+        if not np.issubdtype(x.dtype, np.floating):  # positions
+            return x
+        nudge = self._random.uniform(-1, 1, x.shape) * EPSILON[self._rounding]
+        return round_to((x * (1 + nudge)).astype(x.dtype), self._rounding)
 
     def _read(self, parameter: Parameter) -> NDArray[Any]:
         return round_to(super()._read(parameter), self._rounding)

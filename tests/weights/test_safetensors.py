@@ -64,13 +64,6 @@ def test_heads_and_other_tensors_are_kept(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path).tensors["score.bias"].numpy().tolist() == [1, 1, 1]
 
 
-def test_tied_embeddings_use_the_embedding_as_head(tmp_path: Path) -> None:
-    """Also where a stale `lm_head.weight` is stored: transformers ties after loading."""
-    write_hf(tmp_path, small_config(tie_word_embeddings=True), TENSORS)
-    tensors = open_checkpoint(tmp_path).tensors
-    assert tensors["lm_head.weight"] is tensors["model.embed_tokens.weight"]
-
-
 def test_mistrals_own_weights_beside_the_hf_ones_are_left_alone(tmp_path: Path) -> None:
     write_hf(tmp_path, CONFIG, TENSORS)
     (tmp_path / "consolidated.safetensors").write_bytes(b"")
@@ -99,15 +92,14 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_a_tensor_that_its_shard_lacks_is_missing(tmp_path: Path) -> None:
+def test_a_tensor_that_its_shard_lacks_is_not_taken_from_another(tmp_path: Path) -> None:
     write_hf(tmp_path, CONFIG, TENSORS, shards=2)
     index = json.loads((tmp_path / INDEX).read_text())
     name = "model.norm.weight"
     other = ({*index["weight_map"].values()} - {index["weight_map"][name]}).pop()
     index["weight_map"][name] = other
     (tmp_path / INDEX).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is missing"):
-        open_checkpoint(tmp_path)
+    assert name not in open_checkpoint(tmp_path).tensors  # `binding.check_tensors` names it
 
 
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "a\0b", "", 7])
