@@ -26,7 +26,7 @@ _POSITIVE = (
 )
 # Far above any model; keeps a hostile file from asking for absurd tables before a tensor is seen.
 _LIMIT = 2**31 - 1
-_LAYER_LIMIT = 10_000
+_LAYER_LIMIT = 1000
 _REAL_LIMIT = sys.float_info.max  # refuses NaN, infinity and integers beyond float
 
 _RAW_TO_HF = {
@@ -238,7 +238,7 @@ def _rope_parameters(values: dict[str, Any]) -> Mapping[str, Any]:
             raise ConfigError(f"{name}.rope_type={_show(kind)} is not supported: only 'default' is")
         for key in given.keys() - {"rope_theta", "rope_type", "type"}:  # to ignore them would change the answers
             if given[key] not in (None, 1):
-                raise ConfigError(f"{name}.{key}={_show(given[key])} is not supported")
+                raise ConfigError(f"{name}: {_show(key)}={_show(given[key])} is not supported")
         rope.update(given)
     return rope
 

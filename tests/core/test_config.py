@@ -114,6 +114,25 @@ def test_null_head_sizes_mean_what_they_mean_in_transformers() -> None:
     assert (config.head_dim, config.num_key_value_heads) == (8, 6)
 
 
+def test_head_dim_none_is_derived() -> None:
+    assert MistralConfig(head_dim=None) == MistralConfig(head_dim=128)  # type: ignore[arg-type]  # as in transformers
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"partial_rotary_factor": 0.5},
+        {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}},
+        {"rope_type": "default", "factor": 8.0},
+    ],
+)
+def test_rope_settings_that_would_be_ignored_are_refused(rope: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="rope_parameters: .* is not supported"):
+        MistralConfig.from_dict({"rope_parameters": rope})
+    neutral = {"rope_theta": 5e5, "rope_type": "default", "partial_rotary_factor": 1.0}
+    assert MistralConfig.from_dict({"rope_parameters": neutral}).rope_theta == 5e5
+
+
 def test_layer_types_and_window_patterns_give_a_window_per_layer() -> None:
     sliding, full = "sliding_attention", "full_attention"
     data = {"num_hidden_layers": 3, "sliding_window": 8}

@@ -91,6 +91,14 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path: Path) -> None:
         assert words in message
 
 
+def test_biases_are_refused_not_ignored(tmp_path: Path) -> None:
+    config = small_config()
+    tensors = random_tensors(config, np.random.default_rng(0))
+    write_gguf(tmp_path / "m.gguf", config, tensors | {"blk.0.attn_q.bias": np.ones(64, np.float32)})
+    with pytest.raises(CheckpointError, match=r"layers\.0\.self_attn\.q_proj\.bias is a bias"):
+        mp.load(tmp_path / "m.gguf", backend="reference")
+
+
 def test_an_inferred_window_is_announced(tmp_path: Path) -> None:
     v01 = small_config(
         vocab_size=32000, intermediate_size=14336, num_hidden_layers=1, num_attention_heads=8, num_key_value_heads=8,

@@ -16,7 +16,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from weights.files import random_tensors, small_config, write_gguf, write_hf
 
+from mistral_portable.binding import check_tensors
 from mistral_portable.errors import MistralPortableError
+from mistral_portable.graph import build
 from mistral_portable.tokenizer.source import GGUFVocabulary
 from mistral_portable.weights import open_checkpoint
 
@@ -82,7 +84,9 @@ def _opens_or_explains(path: Path) -> None:
     started = time.process_time()
     tracemalloc.start()
     try:
-        for tensor in open_checkpoint(path).tensors.values():
+        checkpoint = open_checkpoint(path)
+        check_tensors(build(checkpoint.config), checkpoint.tensors, str(path))
+        for tensor in checkpoint.tensors.values():
             assert tensor.numpy().shape == tensor.shape
     except MistralPortableError as error:
         explanation = str(error)
