@@ -127,7 +127,7 @@ def test_head_dim_none_is_derived() -> None:
     ],
 )
 def test_rope_settings_that_would_be_ignored_are_refused(rope: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="rope_parameters: .* is not supported"):
+    with pytest.raises(ConfigError, match=r"rope_parameters: .* is not supported"):
         MistralConfig.from_dict({"rope_parameters": rope})
     neutral = {"rope_theta": 5e5, "rope_type": "default", "partial_rotary_factor": 1.0}
     assert MistralConfig.from_dict({"rope_parameters": neutral}).rope_theta == 5e5
