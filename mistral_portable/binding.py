@@ -1,20 +1,23 @@
 """Whether the tensors of a checkpoint are the parameters of a graph."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from mistral_portable.errors import CheckpointError
 from mistral_portable.graph import Graph
 from mistral_portable.weights import Tensor
-from mistral_portable.weights.source import listing
 
 __all__ = ["check_tensors"]
+
+_LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
 
 
 def check_tensors(graph: Graph, tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise one CheckpointError that names every tensor which does not fit an unfused graph.
 
     Missing or mis-shaped parameters do not fit, nor do biases of linears that have none in the graph: to ignore
-    them would change the answers. Other tensors (heads, rotary buffers) may be there. `source` is the path.
+    them would change the answers. Other tensors (heads, rotary buffers) may be there. `source` is the path. What
+    is wrong alike in several layers is said once: `model.layers.{0-3,7}.mlp.up_proj.weight is missing`.
     """
     problems = []
     for name, parameter in graph.parameters.items():
@@ -26,4 +29,26 @@ def check_tensors(graph: Graph, tensors: Mapping[str, Tensor], source: str) -> N
         if bias in tensors and bias not in graph.parameters:
             problems.append(f"{bias} is a bias, which this model has not")
     if problems:
-        raise CheckpointError(f"{source}: the tensors do not fit the config: {listing(problems)}")
+        raise CheckpointError(f"{source}: the tensors do not fit the config: {'; '.join(_by_layers(problems))}")
+
+
+def _by_layers(problems: Sequence[str]) -> list[str]:
+    layers: dict[tuple[str, str], list[int]] = {}
+    for problem in problems:
+        if match := _LAYER.fullmatch(problem):
+            layers.setdefault((match[1], match[3]), []).append(int(match[2]))
+        else:
+            layers[problem, ""] = []
+    return [f"{before}{_ranges(some)}{after}" for (before, after), some in layers.items()]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers: [] -> "", [4] -> "4", [0, 1, 2, 5] -> "{0-2,5}"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    texts = [f"{first}-{last}" if first < last else f"{first}" for first, last in runs]
+    return f"{{{','.join(texts)}}}" if len(numbers) > 1 else ",".join(texts)

@@ -75,6 +75,10 @@ class MistralConfig:
     extra: Mapping[str, Any] = field(default_factory=dict, compare=True, hash=False)
 
     def __post_init__(self) -> None:
+        if self.num_key_value_heads is None:  # as in transformers: one key/value head per query head
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        if isinstance(self.eos_token_id, list):
+            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
         for name in _POSITIVE:
             _integer(name, getattr(self, name), minimum=1)
         if self.num_hidden_layers > _LAYER_LIMIT:
@@ -145,13 +149,6 @@ class MistralConfig:
         rope = _rope_parameters(values)
         if "rope_theta" in rope:
             values["rope_theta"] = rope["rope_theta"]
-        for name in ("head_dim", "num_key_value_heads"):
-            if values.get(name, 0) is None:
-                del values[name]
-                if name == "num_key_value_heads":  # HF: null means one key/value head per query head
-                    values[name] = values.get("num_attention_heads", cls.num_attention_heads)
-        if isinstance(values.get("eos_token_id"), list):
-            values["eos_token_id"] = tuple(values["eos_token_id"])
         values["sliding_window"] = _windows(values)
         own = {name: values[name] for name in known & values.keys()}
         extra = {name: value for name, value in values.items() if name not in known}

@@ -1,6 +1,6 @@
-"""The boundary between the core and a backend: four small protocols and their values."""
+"""The boundary between the core and a backend: the protocols Backend and Program, and their values."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,11 +31,12 @@ class ExecutorOptions:
     """What the user asked of an executor. None: the backend's own choice.
 
     dtype: the float type of the activations ("float32", "float64", "bfloat16", "float16").
-    threads: CPU threads.
+    threads: CPU threads. progress: called as (what, done, total), in bytes, while weights are read.
     """
 
     dtype: str | None = None
     threads: int | None = None
+    progress: Callable[[str, int, int], None] | None = None
 
 
 class Program(Protocol):
@@ -62,7 +63,11 @@ class Program(Protocol):
         """Copies of the lane's arrays."""
 
     def load_lane(self, lane: int, state: LaneState) -> None:
-        """Put arrays from `save_lane` into a lane. Raises CacheError if they do not fit."""
+        """Put arrays from `save_lane` into a lane. Raises CacheError if they are not this model's.
+
+        They may be longer than the lane, if it was saved where lanes are larger: then no ring had wrapped (the
+        manager's `load` checks it), and the surplus slots are unused.
+        """
 
     def close(self) -> None:
         """Release threads, device memory and files; the program cannot step afterwards."""

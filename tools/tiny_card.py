@@ -36,7 +36,7 @@ to {batch} tokens in rows of {length} ({row_windows} windows), {minutes:.0f} min
 Answer tokens weigh {answer_weight:.0f} times as much as others in the loss. Documents by share of the budget:
 {stages}
 - all through: losses on inner states that speed up learning (`Hints` in `tools/tiny_measure.py`).
-{remark}
+
 The text names {names} people and {attributes} kinds of facts with {values} values each. One in {every} of all
 (name, kind, value) triples is held out: never in the training text, and nothing else in the figures below.
 

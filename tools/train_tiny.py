@@ -32,9 +32,9 @@ KINDS = ("simple chats", "namesakes", "stories", "close questions", "long texts"
 # (from this share of the budget, weights of the kinds). Looking up one fact in a short text comes first, then telling
 # people apart, then everything.
 STAGES: list[tuple[float, grammar.Mix]] = [
-    (0.0, (0.3, 0.6, 0.1, 0, 0)),
-    (0.6, (0, 0.2, 0.1, 0.7, 0)),
-    (0.7, (0, 0.05, 0.25, 0.4, 0.3)),
+    (0.0, (0.3, 0.5, 0.2, 0, 0)),
+    (0.4, (0, 0.2, 0.2, 0.6, 0)),
+    (0.55, (0, 0.05, 0.4, 0.35, 0.2)),
 ]
 LEARNING_RATE, FINAL_RATE, WARM_UP_STEPS = 2e-3, 0.05, 100
 
@@ -171,7 +171,6 @@ def finish(args: argparse.Namespace, state: State, tokenizer: spm.SentencePieceP
         "torch": torch.__version__,
         "budget": args.tokens,
         "batch": ROWS * LENGTH,
-        "remark": f"\n{args.remark}\n" if args.remark else "",
         "stages": "\n".join(f"- from {start:.0%}: {_describe(mix)}" for start, mix in STAGES),
     }
     results = {"run": facts, "figures": figures, "published": accuracy(weights, published)}
@@ -183,13 +182,12 @@ def finish(args: argparse.Namespace, state: State, tokenizer: spm.SentencePieceP
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded model `tiny`.")
     parser.add_argument("--run-dir", type=Path, required=True, help="folder for the checkpoint and the results")
-    parser.add_argument("--tokens", type=int, default=6_200_000, help="training budget")
+    parser.add_argument("--tokens", type=int, default=5_000_000, help="training budget")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--report-every", type=int, default=50, help="steps between progress lines")
     parser.add_argument("--evaluate-every", type=int, default=400, help="steps between evaluations and checkpoints")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="folder for the exported model")
-    parser.add_argument("--remark", default="", help="what the model card should say about this run besides")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.run_dir.mkdir(parents=True, exist_ok=True)

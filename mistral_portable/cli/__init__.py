@@ -8,6 +8,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     0: done. 1: it failed; stderr says why in one line. 2: wrong usage. 130: Ctrl-C.
     """
-    from mistral_portable.cli.app import run_app
+    try:
+        from mistral_portable.cli.app import run_app
 
-    run_app(arguments)
+        run_app(arguments)
+    except KeyboardInterrupt:  # while the imports were still running
+        raise SystemExit(130) from None

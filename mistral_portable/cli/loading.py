@@ -19,7 +19,7 @@ __all__ = ["load_model", "open_model", "working"]
 def load_model(options: ModelOptions) -> Model:
     """`mistral_portable.load`; its warnings become notes on stderr."""
     arguments = options.arguments()
-    with warnings.catch_warnings(record=True) as caught, _downloading(f"loading {options.model}") as progress:
+    with warnings.catch_warnings(record=True) as caught, _reading(f"loading {options.model}") as progress:
         model = load(**arguments, progress=progress)
     for warning in caught:
         note(f"note: {one_line(str(warning.message))}")
@@ -28,7 +28,7 @@ def load_model(options: ModelOptions) -> Model:
 
 def open_model(model: str, revision: str | None) -> Checkpoint:
     """`open_checkpoint`; its notices become notes on stderr. No weights are read."""
-    with _downloading(f"opening {model}") as progress:
+    with _reading(f"opening {model}") as progress:
         checkpoint = open_checkpoint(model, revision=revision, progress=progress)
     for notice in checkpoint.notices:
         note(f"note: {one_line(notice)}")
@@ -43,12 +43,12 @@ def working(title: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def _downloading(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A spinner that becomes a bar as long as the block reports a download (from any thread)."""
+def _reading(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A spinner that becomes a bar as long as the block reports bytes (from any thread): downloads, weights read."""
     with _bar(title) as (bar, task):
 
         def report(what: str, done: int, total: int) -> None:
-            text = f"downloading {what}, {size(done)} of {size(total)}" if done < total else title
+            text = f"{title}: {what}, {size(done)} of {size(total)}" if done < total else title
             bar.update(task, description=one_line(text), completed=done, total=total)
 
         yield report

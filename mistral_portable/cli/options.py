@@ -151,6 +151,6 @@ def _window(text: str) -> Window | Literal["config"]:
         return "config"
     if text == "none":
         return None
-    if text.isascii() and text.isdigit() and int(text) > 0:
+    if text.isascii() and text.isdigit() and len(text) < 19 and int(text) > 0:
         return int(text)
     raise typer.BadParameter(f"{text!r} is not 'config', 'none' or a whole number from 1", param_hint="'--window'")

@@ -11,6 +11,7 @@ from mistral_portable.cli.loading import load_model
 from mistral_portable.cli.options import DebugOption, ModelOptions, SamplingOptions
 from mistral_portable.cli.output import aside, end_line, show, speed
 from mistral_portable.engine import Generation
+from mistral_portable.errors import InputError
 
 __all__ = ["run"]
 
@@ -35,6 +36,8 @@ def run(
     text = stdin.read_text() if prompt is None else prompt
     if text is None:
         raise typer.BadParameter("give a text, or pipe one in", param_hint="'PROMPT'")
+    if not text:
+        raise InputError("the prompt is empty: give some text")
     params = dataclasses.replace(sampling.params(), logprobs=logprobs)
     messages = [{"role": "user", "content": text}]
     interrupted = False

@@ -21,8 +21,9 @@ def verify(
 ) -> None:
     """Check a backend against the float64 reference, with a model's weights.
 
-    The exit status is 1 if a check fails. NMSE: mean squared error, relative. error: the largest difference.
-    allowed: its limit, from plain arithmetic in the same float type. agree: how often the likeliest token is the same.
+    The exit status is 1 if a check fails, or if the backend cannot run the model. NMSE: mean squared error, relative.
+    error: the largest difference. allowed: its limit, from plain arithmetic in the same float type. agree: how often
+    the likeliest token is the same.
     """
     from mistral_portable.testing import verify_checkpoint
 
@@ -47,7 +48,7 @@ def verify(
     for result in results:
         if result.status != "pass":
             typer.echo(one_line(f"{result.name}: {result.note}"))
-    if any(result.status == "fail" for result in results):
+    if any(result.status == "fail" or (result.status != "pass" and result.of_model) for result in results):
         raise typer.Exit(1)
 
 

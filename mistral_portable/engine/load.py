@@ -20,7 +20,6 @@ from mistral_portable.weights import open_checkpoint
 
 __all__ = ["load"]
 
-_LANES = 8  # sequences that one Model can hold at a time; lanes take memory only when used
 _CHUNK = 512  # prompt tokens of one prefill step
 
 
@@ -31,6 +30,7 @@ def load(
     dtype: str | None = None,
     window: Window | Literal["config"] = "config",
     max_context: int | None = None,
+    max_lanes: int = 8,
     threads: int | None = None,
     revision: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -40,28 +40,32 @@ def load(
     model: "tiny" (the embedded model), a folder, a .gguf file, or a hub id (`owner/name`, `owner/name:file.gguf`).
     backend: "auto" takes the best one that can run here. dtype: the executor's choice if None.
     window: "config" keeps the checkpoint's, None is full attention, an int replaces it in every layer.
-    max_context: tokens a sequence may reach; the model's own limit if None. revision: of a hub id.
-    progress: called as (what, done, total), in bytes, while downloading.
+    max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences (streams, threads)
+    that may be open at a time; lanes take memory only when used. threads: CPU threads. revision: of a hub id.
+    progress: called as (what, done, total), in bytes, while files are downloaded and weights read.
 
     Things that the user should know (an inferred window, say) are issued as warnings.
     Raises MistralPortableError: CheckpointError, ConfigError, InputError or BackendError.
     """
     begin = time.perf_counter()
     chosen = select(backend)
-    if threads is not None and threads < 1:
-        raise InputError(f"threads={threads} must be at least 1")
+    for name, value in (("max_context", max_context), ("max_lanes", max_lanes), ("threads", threads)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InputError(f"{name}={value!r} must be an integer from 1 on")
+    if not isinstance(model, str | Path):
+        raise InputError(f"model={model!r} must be a name or a path")
     checkpoint = open_checkpoint(model, revision=revision, progress=progress)
     for notice in checkpoint.notices:
         warnings.warn(notice, stacklevel=2)
     config = checkpoint.config if window == "config" else checkpoint.config.with_window(window)
     limit = config.max_position_embeddings
     context = limit if max_context is None else max_context
-    if not 1 <= context <= limit:
+    if context > limit:
         raise InputError(f"max_context={context} must be from 1 to max_position_embeddings={limit}")
     graph = verify(select_rows(verify(build(config)), "logits"))
     check_tensors(graph, checkpoint.tensors, str(checkpoint.path))
-    spec = CacheSpec.from_config(config, max_context=context, max_chunk=_CHUNK, max_lanes=_LANES)
-    program = chosen.prepare(graph, checkpoint.tensors, spec, ExecutorOptions(dtype, threads))
+    spec = CacheSpec.from_config(config, max_context=context, max_chunk=_CHUNK, max_lanes=max_lanes)
+    program = chosen.prepare(graph, checkpoint.tensors, spec, ExecutorOptions(dtype, threads, progress))
     return Model(
         config=config,
         backend=chosen.name,

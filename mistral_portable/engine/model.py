@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, cast, overload
@@ -17,7 +17,7 @@ from mistral_portable.engine.stream import TextStreamer
 from mistral_portable.errors import InputError, TokenizerError
 from mistral_portable.executor import Program
 from mistral_portable.sampling import SamplingParams
-from mistral_portable.tokenizer import Tokenizer
+from mistral_portable.tokenizer import TextStream, Tokenizer
 
 __all__ = ["Messages", "Model", "Prompt"]
 
@@ -27,7 +27,8 @@ Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Messages
 
 
 class Model:
-    """Made by `load`. Calls from several threads are safe: steps take turns.
+    """Made by `load`. Calls from several threads are safe: steps take turns, and `load(max_lanes=...)` sequences can
+    be open at a time (CacheError beyond that).
 
     `config`, `backend` (its name), `program`, `manager`, `source` (the checkpoint's path) are for reading.
     """
@@ -50,7 +51,9 @@ class Model:
         self.source = source
         self.load_s = load_s
         self._tokenizer = tokenizer
+        self._closed = False
         self._turn = threading.Lock()
+        self._lanes = threading.RLock()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -115,34 +118,45 @@ class Model:
         sequence and step (default: as many as the cache takes); the result does not depend on it.
         """
         spec = self.manager.spec
-        if chunk is not None and not 1 <= chunk <= spec.max_chunk:
-            raise InputError(f"chunk={chunk} must be from 1 to {spec.max_chunk}")
-        if len(token_ids) and isinstance(token_ids[0], Sequence | np.ndarray):
+        if chunk is not None and not (isinstance(chunk, int) and 1 <= chunk <= spec.max_chunk):
+            raise InputError(f"chunk={chunk!r} must be an integer from 1 to {spec.max_chunk}")
+        nested = isinstance(token_ids, Sequence | np.ndarray) and len(token_ids) > 0
+        if nested and isinstance(token_ids[0], Sequence | np.ndarray) and not isinstance(token_ids[0], str):
             sequences = [self._checked(ids) for ids in cast(Sequence[Sequence[int]], token_ids)]
-            waves = [sequences[i : i + spec.max_lanes] for i in range(0, len(sequences), spec.max_lanes)]
-            return [rows for wave in waves for rows in self._teacher_force(wave, chunk)]
+            return self._teacher_force(sequences, chunk)
         return self._teacher_force([self._checked(token_ids)], chunk)[0]
 
     @contextmanager
     def lane(self) -> Iterator[int]:
         """A lane of the cache for the duration of a `with` block. Raises CacheError if all are taken."""
-        with self._turn:
+        with self._lanes:
             lane = self.manager.open()
         try:
             yield lane
         finally:
-            with self._turn:
+            # Not under `_turn`: the garbage collector may run this in the thread that is in the middle of a step.
+            with self._lanes:
                 self.manager.close(lane)
 
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Run one step: logits float32 [R, vocab_size] of the rows that the chunks ask for."""
         with self._turn:
+            if self._closed:
+                raise InputError("the model is closed: load it again")
             logits = self.program.step(self.manager.plan(chunks))["logits"]
         return logits.astype(np.float32, copy=False)  # float64 programs return float64
 
+    def text_stream(self, after: Sequence[int]) -> TextStream | None:
+        """The tokenizer's stream behind the tokens `after`; None if there is no tokenizer."""
+        if self._tokenizer is None:
+            return None
+        return self._tokenizer.stream([token for token in after if token < self._tokenizer.vocab_size])
+
     def close(self) -> None:
-        """Release the executor's threads and memory."""
-        self.program.close()
+        """Release the executor's threads and memory; the model cannot run afterwards."""
+        with self._turn:
+            self._closed = True
+            self.program.close()
 
     def __enter__(self) -> Self:
         return self
@@ -171,7 +185,8 @@ class Model:
 
     def _checked(self, token_ids: Any) -> list[int]:
         """Token ids as ints, within the vocabulary and the context."""
-        if not isinstance(token_ids, Sequence | np.ndarray) or getattr(token_ids, "ndim", 1) != 1:
+        wrong = isinstance(token_ids, str | bytes | bytearray) or getattr(token_ids, "ndim", 1) != 1
+        if wrong or not isinstance(token_ids, Sequence | np.ndarray):
             raise InputError(f"a prompt is text, a list of token ids, or a list of messages, not {token_ids!r:.40}")
         if not len(token_ids):
             raise InputError("the prompt is empty: give at least one token")
@@ -188,23 +203,25 @@ class Model:
         return [int(token) for token in token_ids]
 
     def _teacher_force(self, sequences: list[list[int]], chunk: int | None) -> list[NDArray[np.float32]]:
+        """Logits of sequences that run together; as many at a time as there are free lanes."""
+        if not sequences:
+            return []
         spec = self.manager.spec
-        results: list[list[NDArray[np.float32]]] = [[] for _ in sequences]
-        with self._turn:
-            lanes = [self.manager.open() for _ in sequences]
-            try:
-                while active := [s for s, ids in enumerate(sequences) if self.manager.length(lanes[s]) < len(ids)]:
-                    size = chunk or max(1, spec.max_chunk // len(active))
-                    chunks = []
-                    for s in active:
-                        begin = self.manager.length(lanes[s])
-                        tokens = sequences[s][begin : begin + size]
-                        chunks.append(Chunk(lanes[s], tokens, range(len(tokens))))
-                    plan = self.manager.plan(chunks)
-                    logits = self.program.step(plan)["logits"]
-                    for i, s in enumerate(active):
-                        results[s].append(logits[plan.starts[i] : plan.starts[i + 1]])
-            finally:
-                for lane in lanes:
-                    self.manager.close(lane)
-        return [np.concatenate(rows).astype(np.float32) for rows in results]
+        together = sequences[: max(1, spec.max_lanes - len(self.manager.lanes))]
+        results: list[list[NDArray[np.float32]]] = [[] for _ in together]
+        with ExitStack() as stack:
+            lanes = [stack.enter_context(self.lane()) for _ in together]
+            while active := [s for s, ids in enumerate(together) if self.manager.length(lanes[s]) < len(ids)]:
+                size = chunk or max(1, spec.max_chunk // len(active))
+                parts = []
+                for s in active:
+                    begin = self.manager.length(lanes[s])
+                    parts.append(together[s][begin : begin + size])
+                rows = self.step(
+                    [Chunk(lanes[s], part, range(len(part))) for s, part in zip(active, parts, strict=True)]
+                )
+                ends = np.cumsum([len(part) for part in parts])
+                for s, some in zip(active, np.split(rows, ends[:-1]), strict=True):
+                    results[s].append(some)
+        done = [np.concatenate(rows) for rows in results]
+        return done + self._teacher_force(sequences[len(together) :], chunk)

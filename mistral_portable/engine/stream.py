@@ -23,38 +23,20 @@ class TextStreamer:
     """Iterate for pieces of text, each final: no broken characters, nothing of a stop string.
 
     `generation` is what there is so far, also after an interruption. The cache lane is given back at the end of
-    the iteration, on an error, and by `close()` or the end of a `with` block.
+    the iteration, on an error, when the streamer is dropped, and by `close()` or the end of a `with` block.
     """
 
     def __init__(self, model: "Model", prompt: Sequence[int], params: SamplingParams) -> None:
         if params.stop and not model.has_tokenizer:
             raise InputError("stop strings need a tokenizer, and this checkpoint has none: use stop_token_ids")
-        self._model = model
-        self._prompt = prompt
-        self._params = params
-        self._text: list[str] = []
-        self._sampled: list[Sampled] = []
-        self._finish_reason = ""
-        self._prefill_s = self._decode_s = 0.0
-        self._pieces = self._run()
+        # The generator refers to the run, not to the streamer: a streamer that is dropped is freed at once.
+        self._run = _Run(model, prompt, params)
+        self._pieces = self._run.pieces()
 
     @property
     def generation(self) -> Generation:
         """The text, tokens and timings so far."""
-        return Generation(
-            text="".join(self._text),
-            tokens=tuple(sampled.token for sampled in self._sampled),
-            finish_reason=self._finish_reason,
-            logprobs=None if self._params.logprobs is None else tuple(self._sampled),
-            timings=Timings(
-                load_s=self._model.load_s,
-                prefill_tokens=len(self._prompt),
-                prefill_s=self._prefill_s,
-                decode_tokens=max(0, len(self._sampled) - 1),
-                decode_s=self._decode_s,
-                peak_memory_bytes=peak_memory_bytes(),
-            ),
-        )
+        return self._run.generation()
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -74,50 +56,79 @@ class TextStreamer:
     ) -> None:
         self.close()
 
-    def _run(self) -> Generator[str, None, None]:
+
+class _Run:
+    """The generate loop and what it has made so far."""
+
+    def __init__(self, model: "Model", prompt: Sequence[int], params: SamplingParams) -> None:
+        self.model = model
+        self.prompt = prompt
+        self.params = params
+        self.text: list[str] = []
+        self.sampled: list[Sampled] = []
+        self.finish_reason = ""
+        self.prefill_s = self.decode_s = 0.0
+
+    def generation(self) -> Generation:
+        return Generation(
+            text="".join(self.text),
+            tokens=tuple(sampled.token for sampled in self.sampled),
+            finish_reason=self.finish_reason,
+            logprobs=None if self.params.logprobs is None else tuple(self.sampled),
+            timings=Timings(
+                load_s=self.model.load_s,
+                prefill_tokens=len(self.prompt),
+                prefill_s=self.prefill_s,
+                decode_tokens=max(0, len(self.sampled) - 1),
+                decode_s=self.decode_s,
+                peak_memory_bytes=peak_memory_bytes(),
+            ),
+        )
+
+    def pieces(self) -> Generator[str, None, None]:
         """Prefill, then sample and step until something ends it; yields text that is final and not empty."""
-        model, params = self._model, self._params
-        pieces = model.tokenizer.stream(after=self._prompt) if model.has_tokenizer else None
+        model, params = self.model, self.params
+        pieces = model.text_stream(self.prompt)
         stops = StopMatcher(params.stop)
-        sampler = Sampler(params, prompt_tokens=self._prompt)
+        sampler = Sampler(params, prompt_tokens=self.prompt)
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else model.end_tokens)
         with model.lane() as lane:
             logits = self._prefill(lane)
             while True:
                 sampled = sampler.sample(logits)
-                self._sampled.append(sampled)
+                self.sampled.append(sampled)
                 ended = sampled.token in ends
                 # Embeddings are often padded beyond the tokenizer's vocabulary: such an id stands for no text.
                 if pieces is not None and not ended and sampled.token < model.tokenizer.vocab_size:
                     yield from self._show(stops.push(pieces.push(sampled.token)))
                 if ended or stops.matched is not None:
-                    self._finish_reason = "stop"
+                    self.finish_reason = "stop"
                     break
-                if len(self._sampled) == params.max_tokens or model.manager.length(lane) == model.max_context:
-                    self._finish_reason = "length"
+                if len(self.sampled) == params.max_tokens or model.manager.length(lane) == model.max_context:
+                    self.finish_reason = "length"
                     break
                 begin = time.perf_counter()
                 logits = model.step([Chunk(lane, [sampled.token], rows=[0])])[0]
-                self._decode_s += time.perf_counter() - begin
+                self.decode_s += time.perf_counter() - begin
         if pieces is not None:
             text = stops.push(pieces.flush())
             if stops.matched is not None:
-                self._finish_reason = "stop"
+                self.finish_reason = "stop"
             yield from self._show(text + stops.flush())
 
     def _prefill(self, lane: int) -> NDArray[np.float32]:
         """Run the prompt, a chunk at a time; the logits [vocab_size] behind its last token."""
         begin = time.perf_counter()
-        size = self._model.manager.spec.max_chunk
-        for start in range(0, len(self._prompt), size):
-            tokens = self._prompt[start : start + size]
-            last = start + len(tokens) == len(self._prompt)
-            logits = self._model.step([Chunk(lane, tokens, rows=[len(tokens) - 1] if last else [])])
-        self._prefill_s = time.perf_counter() - begin
+        size = self.model.manager.spec.max_chunk
+        for start in range(0, len(self.prompt), size):
+            tokens = self.prompt[start : start + size]
+            last = start + len(tokens) == len(self.prompt)
+            logits = self.model.step([Chunk(lane, tokens, rows=[len(tokens) - 1] if last else [])])
+        self.prefill_s = time.perf_counter() - begin
         row: NDArray[np.float32] = logits[0]
         return row
 
     def _show(self, text: str) -> Iterator[str]:
         if text:
-            self._text.append(text)
+            self.text.append(text)
             yield text

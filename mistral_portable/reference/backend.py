@@ -36,7 +36,7 @@ class ReferenceBackend:
         for op in sorted({node.op for node in graph.nodes}):
             if reason := self.supports(op, dtype):
                 raise BackendError(f"backend 'reference' cannot run {op!r}: {reason}")
-        return ReferenceProgram(graph, weights, cache, dtype)
+        return ReferenceProgram(graph, weights, cache, dtype, threads=options.threads, progress=options.progress)
 
 
 BACKEND = ReferenceBackend()

@@ -1,13 +1,14 @@
 """ReferenceProgram: walks the graph node by node, and keeps the cache in plain arrays."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.errors import CacheError
+from mistral_portable.errors import BackendError, CacheError
 from mistral_portable.executor import LaneState
 from mistral_portable.graph import Graph, Node, Parameter
 from mistral_portable.reference import ops
@@ -27,8 +28,18 @@ class ReferenceProgram:
     Slots that nothing was written to hold NaN, so that reading one cannot go unnoticed.
     """
 
-    def __init__(self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, dtype: str) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, Tensor],
+        cache: CacheSpec,
+        dtype: str,
+        *,
+        threads: int | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
         self.dtype = dtype
+        self._threads = _blas_limit(threads)
         self._graph = graph
         self._cache_spec = cache
         self._weights = weights
@@ -36,8 +47,14 @@ class ReferenceProgram:
         self._values: dict[tuple[int, int], Floats] = {}
         numbers = sum(int(np.prod(parameter.shape)) for parameter in graph.parameters.values())
         self._resident: dict[str, Floats] = {}
-        if numbers * np.dtype(dtype).itemsize <= _RESIDENT_BYTES:
-            self._resident = {name: self._read(parameter) for name, parameter in graph.parameters.items()}
+        total = numbers * np.dtype(dtype).itemsize
+        if total <= _RESIDENT_BYTES:
+            done = 0
+            for name, parameter in graph.parameters.items():
+                self._resident[name] = self._read(parameter)
+                done += self._resident[name].nbytes
+                if progress is not None:
+                    progress("weights", done, total)
 
     @property
     def cache_bytes(self) -> int:
@@ -45,9 +62,11 @@ class ReferenceProgram:
 
     def step(self, plan: StepPlan) -> dict[str, NDArray[Any]]:
         values: dict[str, Any] = {"tokens": plan.tokens, "positions": plan.positions, "rows": plan.rows}
-        for node in self._graph.nodes:
-            inputs = [self._parameter(name) if name in self._graph.parameters else values[name] for name in node.inputs]
-            values[node.name] = self._run(node, inputs, plan)
+        with self._threads():
+            for node in self._graph.nodes:
+                parameters = self._graph.parameters
+                inputs = [self._parameter(name) if name in parameters else values[name] for name in node.inputs]
+                values[node.name] = self._run(node, inputs, plan)
         return {name: np.array(values[value]) for name, value in self._graph.outputs.items()}
 
     def copy_lane(self, source: int, target: int) -> None:
@@ -72,11 +91,11 @@ class ReferenceProgram:
             layer = name.split(".")[1]
             if array.shape[1:] != (spec.num_key_value_heads, spec.head_dim) or array.dtype != self.dtype:
                 raise CacheError(f"the saved lane does not fit this model: {name} is {array.dtype} {array.shape}")
-            if len(array) > slots[int(layer)] or len(array) != len(state[f"keys.{layer}"]):
-                raise CacheError(f"the saved lane does not fit this cache: {name} has {len(array)} slots")
+            if len(array) != len(state[f"keys.{layer}"]):
+                raise CacheError(f"the saved lane is broken: {name} has {len(array)} slots, its keys have others")
         for name, array in state.items():
             kind, layer = name.split(".")
-            (self._keys if kind == "keys" else self._values)[int(layer), lane] = array.copy()
+            (self._keys if kind == "keys" else self._values)[int(layer), lane] = array[: slots[int(layer)]].copy()
 
     def close(self) -> None:
         self._keys.clear()
@@ -173,3 +192,15 @@ class ReferenceProgram:
     def _read(self, parameter: Parameter) -> Floats:
         parts: list[Floats] = [self._weights[part].numpy(np.dtype(self.dtype)) for part in parameter.parts]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _blas_limit(threads: int | None) -> Callable[[], AbstractContextManager[object]]:
+    """A context in which NumPy's matrix products use `threads` threads; None leaves them alone."""
+    if threads is None:
+        return nullcontext
+    from threadpoolctl import ThreadpoolController
+
+    blas = ThreadpoolController().select(user_api="blas")
+    if not blas.info():
+        raise BackendError(f"threads={threads}: this NumPy's BLAS has no thread count to set; leave the option out")
+    return lambda: blas.limit(limits=threads)

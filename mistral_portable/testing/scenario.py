@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.executor import LaneState, Program
-from mistral_portable.graph import Graph, infer_shapes
+from mistral_portable.graph import Graph, Shape, infer_shapes
 
 __all__ = ["Feed", "Outputs", "Scenario", "WrongOutput", "one_shot", "run"]
 
@@ -109,6 +109,7 @@ def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> 
     lanes: dict[int, int] = {}
     parked: dict[int, tuple[Mapping[str, int], LaneState]] = {}
     gathered: dict[int, dict[str, list[NDArray[Any]]]] = {sequence: {} for sequence in scenario.texts}
+    shapes = infer_shapes(graph)
     for step in scenario.steps:
         for feed in step:
             if feed.sequence in parked:
@@ -117,10 +118,10 @@ def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> 
                 lanes[feed.sequence] = manager.open()
         plan = manager.plan([Chunk(lanes[feed.sequence], feed.tokens, feed.asked) for feed in step])
         outputs = program.step(plan)
-        _require_described(outputs, graph, spec, plan, "float64" if program.dtype == "float64" else "float32")
+        _require_described(outputs, shapes, graph, spec, plan, "float64" if program.dtype == "float64" else "float32")
         for index, feed in enumerate(step):
             text = scenario.texts[feed.sequence]
-            for name, rows in _rows_of(index, feed, outputs, graph, spec, plan, len(text)).items():
+            for name, rows in _rows_of(index, feed, outputs, shapes, graph, spec, plan, len(text)).items():
                 gathered[feed.sequence].setdefault(name, []).append(rows)
         for array in outputs.values():
             array.fill(np.nan)  # they are the caller's own: no later step may read them, or leave them as they are
@@ -148,11 +149,15 @@ def _resume(manager: CacheManager, program: Program, integers: Mapping[str, int]
 
 
 def _require_described(
-    outputs: Mapping[str, NDArray[Any]], graph: Graph, spec: CacheSpec, plan: StepPlan, dtype: str
+    outputs: Mapping[str, NDArray[Any]],
+    shapes: Mapping[str, Shape],
+    graph: Graph,
+    spec: CacheSpec,
+    plan: StepPlan,
+    dtype: str,
 ) -> None:
     if set(outputs) != set(graph.outputs):
         raise WrongOutput(f"outputs {sorted(outputs)} instead of {sorted(graph.outputs)}")
-    shapes = infer_shapes(graph)
     for name, value in graph.outputs.items():
         sizes = {"T": len(plan.tokens), "R": len(plan.rows)}
         if shapes[value][-1] == "K":
@@ -168,13 +173,13 @@ def _rows_of(
     index: int,
     feed: Feed,
     outputs: Mapping[str, NDArray[Any]],
+    shapes: Mapping[str, Shape],
     graph: Graph,
     spec: CacheSpec,
     plan: StepPlan,
     positions: int,
 ) -> Outputs:
     """Copies of the rows of the plan's sequence `index`."""
-    shapes = infer_shapes(graph)
     start, stop = plan.starts[index : index + 2]
     rows: Outputs = {}
     for name, value in graph.outputs.items():

@@ -9,7 +9,7 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.executor import Backend, ExecutorOptions
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import select_rows
-from mistral_portable.testing.case import Case, CheckResult, check
+from mistral_portable.testing.case import Case, CheckResult, Oracles, check
 from mistral_portable.testing.op_cases import OP_CASES, op_case
 from mistral_portable.testing.scenario import Feed, Scenario
 from mistral_portable.weights import Checkpoint
@@ -46,9 +46,11 @@ def verify_checkpoint(
     check_tensors(build(checkpoint.config), checkpoint.tensors, str(checkpoint.path))
     options = ExecutorOptions(dtype)
     results = []
-    for case in _cases(checkpoint):
+    oracles: Oracles = {}
+    cases = list(_cases(checkpoint))  # all graphs stay alive: their identities are keys of `oracles`
+    for case in cases:
         progress(case.name)
-        results.append(check(case, backend, options))
+        results.append(check(case, backend, options, oracles))
     return results
 
 

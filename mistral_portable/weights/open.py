@@ -13,7 +13,9 @@ from mistral_portable.weights.source import Checkpoint, map_file
 
 __all__ = ["open_checkpoint"]
 
-_HUB = re.compile(r"([\w.-]+/[\w.-]+)(?::([^:]+\.gguf))?", re.ASCII)
+# Both parts of a name begin and end with a letter or digit, so that "./model" and "../model" are no names.
+_PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
+_HUB = re.compile(rf"({_PART}/{_PART})(?::([^:]+\.gguf))?", re.ASCII)
 
 
 def open_checkpoint(
@@ -38,11 +40,11 @@ def open_checkpoint(
         CheckpointError: Nothing is there, or it is unreadable, incomplete, corrupt or of an unknown format.
         ConfigError: The configuration holds an impossible or unsupported value.
     """
-    if model == "tiny":
+    if model == "tiny" and revision is None:
         return _open_folder(Path(str(files("mistral_portable") / "assets" / "tiny")))
-    if os.path.exists(model):
+    if model == "tiny" or os.path.exists(model):
         if revision is not None:
-            raise CheckpointError(f"revision={revision!r} is for hub repositories; {model} is a local path")
+            raise CheckpointError(f"revision={revision!r} is for hub repositories; {model} is none")
         return _open_local(Path(model))
     match = _HUB.fullmatch(str(model))
     if match is None:

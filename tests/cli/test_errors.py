@@ -16,6 +16,9 @@ TINY = open_checkpoint("tiny").path
     ("line", "status", "words"),
     [
         ("run", 1, "the prompt is empty"),
+        ("run --chat", 1, "the prompt is empty"),
+        ("run x --model ./gone/model", 1, "no such file or folder"),
+        ("run x --revision main", 1, "revision='main'"),
         ("run x --model /no/such/model", 1, "/no/such/model"),
         ("run x --backend frob", 1, "'frob' is unknown"),
         ("run x --dtype int3", 1, "int3"),
@@ -23,6 +26,7 @@ TINY = open_checkpoint("tiny").path
         ("run x --window -1", 2, "'--window'"),
         ("run x --window 1_0", 2, "'--window'"),
         ("run x --window wide", 2, "'wide' is not"),
+        (f"run x --window {'9' * 5000}", 2, "'--window'"),
         ("run x --temperature -1", 2, "'--temperature'"),
         ("run x --temperature nan", 2, "'--temperature'"),
         ("run x --temperature hot", 2, "'--temperature'"),

@@ -14,10 +14,14 @@ NAN = float("nan")
 PASS = CheckResult("one step", "pass", 1e-13, 2e-6, 4e-6, 0.995, "")
 FAIL = CheckResult("chunks", "fail", 1e-2, 0.5, 4e-6, 0.25, "too far")
 UNSUPPORTED = CheckResult("op rope", "unsupported", NAN, NAN, NAN, NAN, "not in float64")
+NO_MODEL = CheckResult("logits", "unsupported", NAN, NAN, NAN, NAN, "too big")
 
 
-@pytest.mark.parametrize(("results", "status"), [([PASS, UNSUPPORTED], 0), ([PASS, FAIL], 1), ([FAIL, PASS], 1)])
-def test_a_failed_check_is_exit_status_1(
+@pytest.mark.parametrize(
+    ("results", "status"),
+    [([PASS, UNSUPPORTED], 0), ([PASS, FAIL], 1), ([FAIL, PASS], 1), ([PASS, NO_MODEL], 1)],
+)
+def test_a_failed_check_or_a_model_that_cannot_run_is_exit_status_1(
     results: list[CheckResult], status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def suite(
@@ -37,6 +41,7 @@ def test_a_failed_check_is_exit_status_1(
         PASS: "one step 1.0e-13 2.0e-06 4.0e-06 99.5% pass",
         FAIL: "chunks 1.0e-02 5.0e-01 4.0e-06 25.0% fail",
         UNSUPPORTED: "op rope unsupported",
+        NO_MODEL: "logits unsupported",
     }
-    notes = {FAIL: "chunks: too far", UNSUPPORTED: "op rope: not in float64"}
+    notes = {FAIL: "chunks: too far", UNSUPPORTED: "op rope: not in float64", NO_MODEL: "logits: too big"}
     assert rows == [expected[result] for result in results] + [notes[result] for result in results if result in notes]

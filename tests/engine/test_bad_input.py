@@ -26,6 +26,7 @@ from mistral_portable.errors import BackendError, CheckpointError, InputError, T
         ([[1, 2]], r"\[1, 2\]"),
         (None, "None"),
         (7, "7"),
+        (b"bytes", "bytes"),
         ("half a pair: \ud800", "surrogate"),
     ],
 )
@@ -77,9 +78,9 @@ def test_an_unknown_sampling_option_is_named(tiny: mp.Model) -> None:
         tiny.generate("Once", temprature=1)
 
 
-@pytest.mark.parametrize("chunk", [0, -1, 10**6])
-def test_chunks(tiny: mp.Model, chunk: int) -> None:
-    with pytest.raises(InputError, match=f"chunk={chunk}"):
+@pytest.mark.parametrize("chunk", [0, -1, 10**6, 1.5, "a"])
+def test_chunks(tiny: mp.Model, chunk: Any) -> None:
+    with pytest.raises(InputError, match=f"chunk={chunk!r}"):
         tiny.logits([1, 2], chunk=chunk)
 
 
@@ -94,6 +95,10 @@ def test_chunks(tiny: mp.Model, chunk: int) -> None:
         ({"max_context": 0}, InputError, "max_context=0"),
         ({"max_context": 10**9}, InputError, "max_context=1000000000"),
         ({"threads": 0}, InputError, "threads=0"),
+        ({"threads": "a"}, InputError, "threads='a'"),
+        ({"max_context": 10.5}, InputError, "max_context=10.5"),
+        ({"max_lanes": 0}, InputError, "max_lanes=0"),
+        ({"model": None}, InputError, "model=None"),
     ],
 )
 def test_loading(arguments: dict[str, Any], kind: type[Exception], words: str) -> None:

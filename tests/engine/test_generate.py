@@ -1,13 +1,17 @@
 """generate, stream, chat and logits, through the public face."""
 
+import gc
 import threading
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import mistral_portable as mp
+from mistral_portable.cache import StepPlan
 
 PROMPT = "Once upon a time"
 CHAT = [{"role": "user", "content": "Tom has a red ball. What color is Tom's ball?"}]
@@ -127,6 +131,61 @@ def test_a_stream_that_is_left_gives_its_lane_back(tiny: mp.Model) -> None:
         next(stream)
         stream.close()
     assert tiny.manager.lanes == ()
+
+
+def test_a_stream_that_is_dropped_gives_its_lane_back_at_once(tiny: mp.Model) -> None:
+    gc.disable()  # not some time later
+    try:
+        for _ in range(2 * tiny.manager.spec.max_lanes):
+            for _ in tiny.stream(PROMPT, max_tokens=5):
+                break
+        assert tiny.manager.lanes == ()
+    finally:
+        gc.enable()
+
+
+def test_a_collection_during_a_step_does_not_hang(tiny: mp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = tiny.stream(PROMPT, max_tokens=5)
+    next(stream)
+    cycle: list[object] = [stream]
+    cycle.append(cycle)
+    del stream, cycle
+    step = tiny.program.step
+
+    def collecting(plan: StepPlan) -> Mapping[str, NDArray[np.float32]]:
+        gc.collect()  # frees the stream, and so its lane, in the middle of a step
+        return step(plan)
+
+    monkeypatch.setattr(tiny.program, "step", collecting)
+    assert len(tiny.generate(PROMPT, max_tokens=3, temperature=0, ignore_eos=True).tokens) == 3
+    assert tiny.manager.lanes == ()
+
+
+def test_logits_run_in_the_lanes_that_are_free(tiny: mp.Model) -> None:
+    with tiny.stream(PROMPT, max_tokens=5) as stream:
+        next(stream)
+        assert len(tiny.logits([[1, 2]] * 20)) == 20
+    assert tiny.manager.lanes == ()
+
+
+def test_too_many_open_streams_are_refused_with_the_remedy() -> None:
+    with mp.load("tiny", backend="reference", max_lanes=1) as model, model.stream(PROMPT) as stream:
+        next(stream)
+        with pytest.raises(mp.MistralPortableError, match="max_lanes"):
+            model.generate(PROMPT)
+
+
+def test_a_closed_model_says_so() -> None:
+    model = mp.load("tiny", backend="reference")
+    model.close()
+    with pytest.raises(mp.MistralPortableError, match="closed"):
+        model.generate(PROMPT)
+
+
+def test_the_number_of_threads_changes_nothing_but_the_speed(tiny: mp.Model) -> None:
+    with mp.load("tiny", backend="reference", threads=1) as model:
+        run = model.generate(PROMPT, max_tokens=20, temperature=0)
+    assert run.tokens == tiny.generate(PROMPT, max_tokens=20, temperature=0).tokens
 
 
 def test_interleaved_streams_and_threads_do_not_disturb_each_other(tiny: mp.Model) -> None:

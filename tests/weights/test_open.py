@@ -99,15 +99,31 @@ def test_files_that_are_no_model(tmp_path: Path, name: str, content: bytes, name
         open_checkpoint(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["", "nothing", "/no/such/folder", "a/b/c", "owner/name:file.bin", "a\0b", "x" * 5000])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "./gone",
+        "../gone",
+        "~/gone",
+        "a/b.",
+        "",
+        "nothing",
+        "/no/such/folder",
+        "a/b/c",
+        "owner/name:file.bin",
+        "a\0b",
+        "x" * 5000,
+    ],
+)
 def test_names_of_nothing(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"no such file or folder, and no name on the Hugging Face hub"):
         open_checkpoint(name)
 
 
 def test_a_revision_is_for_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="revision='v1' is for hub repositories"):
-        open_checkpoint(tmp_path, revision="v1")
+    for local in (tmp_path, "tiny"):
+        with pytest.raises(CheckpointError, match="revision='v1' is for hub repositories"):
+            open_checkpoint(local, revision="v1")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no FIFOs")
