@@ -4,6 +4,7 @@ import io
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -67,6 +68,7 @@ class Terminal:
         self._read_up_to = 0
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background has it ignored, and so its children
             os.execve(sys.executable, [*COMMAND, *arguments], _ENVIRONMENT)
 
     def press(self, keys: str) -> None:
@@ -84,8 +86,9 @@ class Terminal:
 
     def wait(self) -> int:
         """Read to the end; the exit status."""
+        end = time.monotonic() + _PATIENCE
         while self._read():
-            pass
+            assert time.monotonic() < end, f"it does not end: {self.text[-200:]!r}"
         _, status = os.waitpid(self._pid, 0)
         self._pid = 0
         return os.waitstatus_to_exitcode(status)
