@@ -93,6 +93,20 @@ class Terminal:
         self._pid = 0
         return os.waitstatus_to_exitcode(status)
 
+    def interrupt(self) -> int:
+        """Press Ctrl-C each second until it ends; the exit status.
+
+        readline loses a Ctrl-C that comes between its prompt and its wait for a key, and a person presses again.
+        """
+        ended = False
+        for _ in range(_PATIENCE):
+            if ended:
+                break
+            self.press("\x03")
+            while not ended and select.select([self._fd], [], [], 1)[0]:
+                ended = not self._read()
+        return self.wait()
+
     def _read(self) -> bool:
         assert select.select([self._fd], [], [], _PATIENCE)[0], f"silence after {self.text!r}"
         try:

@@ -45,8 +45,7 @@ def test_ctrl_c_at_the_prompt_leaves_with_130_and_a_full_context_does_not_leave(
         terminal.expect("> ")
         terminal.press("one two three four five six seven eight\n")
         terminal.expect("error: the prompt has .*/clear starts a new conversation\n.*> ")
-        terminal.press("\x03")
-        assert terminal.wait() == 130
+        assert terminal.interrupt() == 130
     assert "Traceback" not in terminal.text
 
 
