@@ -37,7 +37,10 @@ def test_a_saved_causal_lm_opens_unchanged(tmp_path: Path, dtype: str, tied: boo
     model = transformers.MistralForCausalLM(_hf_config(config)).to(getattr(torch, dtype))
     model.save_pretrained(tmp_path, max_shard_size=shard_size)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_size == "40KB")
-    _assert_equal(tmp_path, model.state_dict())
+    state = model.state_dict()
+    if tied:  # saved once, under the embedding's name
+        del state["lm_head.weight"]
+    _assert_equal(tmp_path, state)
     opened = open_checkpoint(tmp_path).config.to_dict()
     assert {name: opened[name] for name in config.to_dict()} == config.to_dict()
 
