@@ -1,7 +1,6 @@
 """Tensor names and layouts: every format is mapped to the names, shapes and RoPE layout of HF checkpoints."""
 
 import re
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from mistral_portable.config import MistralConfig
 from mistral_portable.weights.source import Tensor
 
-__all__ = ["from_gguf", "from_hf", "from_raw", "half_split", "half_split_order"]
+__all__ = ["from_gguf", "from_hf", "half_split", "half_split_order"]
 
 _GGUF = {
     "token_embd": "model.embed_tokens",
@@ -27,23 +26,7 @@ _GGUF_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_RAW = {
-    "tok_embeddings": "model.embed_tokens",
-    "norm": "model.norm",
-    "output": "lm_head",
-}
-_RAW_LAYER = {
-    "attention_norm": "input_layernorm",
-    "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj",
-}
-_LAYER = re.compile(r"(?:blk|layers)\.(\d+)\.(.+)\.(weight|bias)", re.ASCII)
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)", re.ASCII)
 
 
 def from_hf(name: str) -> str:
@@ -53,20 +36,11 @@ def from_hf(name: str) -> str:
 
 def from_gguf(name: str) -> str:
     """`blk.0.attn_q.weight` -> `model.layers.0.self_attn.q_proj.weight`; an unknown name stays as it is."""
-    return _rename(name, _GGUF, _GGUF_LAYER)
-
-
-def from_raw(name: str) -> str:
-    """`layers.0.attention.wq.weight` -> `model.layers.0.self_attn.q_proj.weight`; see `from_gguf`."""
-    return _rename(name, _RAW, _RAW_LAYER)
-
-
-def _rename(name: str, top: Mapping[str, str], layer: Mapping[str, str]) -> str:
     if match := _LAYER.fullmatch(name):
         index, module, kind = match.groups()
-        return f"model.layers.{index}.{layer[module]}.{kind}" if module in layer else name
+        return f"model.layers.{index}.{_GGUF_LAYER[module]}.{kind}" if module in _GGUF_LAYER else name
     module, _, kind = name.rpartition(".")
-    return f"{top[module]}.{kind}" if module in top else name
+    return f"{_GGUF[module]}.{kind}" if module in _GGUF else name
 
 
 def half_split_order(heads: int, head_dim: int) -> NDArray[np.intp]:

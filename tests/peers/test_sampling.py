@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mistral_portable.sampling import Sampler, SamplingParams, processors
 from mistral_portable.sampling.processors import Row
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 EDGE = 1e-5  # float32 sums of up to 300 terms are good to a few 1e-6
 
@@ -62,7 +61,8 @@ def test_repetition_penalty(row: Row, penalty: float, data: st.DataObject) -> No
 def test_logit_bias(row: Row, data: st.DataObject) -> None:
     values = st.floats(-100, 100, width=32) | st.just(-np.inf)
     bias = data.draw(st.dictionaries(st.integers(0, row.size - 1), values, min_size=1))
-    processor = transformers.SequenceBiasLogitsProcessor({(token,): value for token, value in bias.items()})
+    biases: Any = {(token,): value for token, value in bias.items()}  # its annotation names the JSON form only
+    processor = transformers.SequenceBiasLogitsProcessor(biases)
     ours = processors.logit_bias(row, np.array(list(bias)), np.array(list(bias.values()), np.float32))
     np.testing.assert_array_equal(ours, theirs(processor, row, [0]))
 
@@ -133,7 +133,7 @@ def model() -> Any:
         vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, initializer_range=0.5, bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    return transformers.MistralForCausalLM(config).eval()
+    return transformers.MistralForCausalLM(config).eval()  # type: ignore[no-untyped-call]
 
 
 @given(
