@@ -11,7 +11,22 @@ from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.graph import Graph
 from mistral_portable.weights import Tensor
 
-__all__ = ["Availability", "Backend", "ExecutorOptions", "LaneState", "Program"]
+__all__ = [
+    "INT8_BLOCK",
+    "Q8_0_BLOCK",
+    "Availability",
+    "Backend",
+    "ExecutorOptions",
+    "LaneState",
+    "Precision",
+    "Program",
+]
+
+INT8_BLOCK = 128
+"""Columns of a linear's input that share one int8 scale (see Precision)."""
+
+Q8_0_BLOCK = 32
+"""Numbers of a cached head that share one q8_0 scale (see Precision)."""
 
 LaneState = Mapping[str, NDArray[Any]]
 """A lane's arrays by name; what the names mean is the backend's own business. Saved with `numpy.savez`."""
@@ -30,21 +45,43 @@ class Availability:
 class ExecutorOptions:
     """What the user asked of an executor. None: the backend's own choice.
 
-    dtype: the float type of the activations ("float32", "float64", "bfloat16", "float16").
-    threads: CPU threads. progress: called as (what, done, total), in bytes, while weights are read.
+    dtype: the float type of the activations ("float32", "float64", "bfloat16", "float16"), or "int8": linears over
+    quantized weights take int8 inputs, everything else is float32.
+    threads: CPU threads; the backend's choice should be the physical cores that this process may use.
+    progress: called as (what, done, total), in any unit, while weights are read or kernels compiled.
+    kv_cache: the type of cached keys and values ("float32", "float16", "q8_0").
     """
 
     dtype: str | None = None
     threads: int | None = None
     progress: Callable[[str, int, int], None] | None = None
+    kv_cache: str | None = None
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Where a program rounds, so that the conformance kit can imitate it and knows what errors are honest.
+
+    dtype: the float type of the activations. The rest is rounded besides, if it is not None:
+
+    quantized_linear: "int8": the input of a `linear` whose weight is in ggml blocks, in blocks of INT8_BLOCK columns.
+    kv_cache: keys and values as they are written: a float type, or "q8_0", in blocks of Q8_0_BLOCK along head_dim.
+
+    The numbers of a block, the last of which may be shorter, become `round(x / scale) * scale` with
+    `scale = max|x| / 127`; q8_0 keeps its scales in float16. [1, -2, 127] with scale 1 stays as it is.
+    """
+
+    dtype: str = "float32"
+    quantized_linear: str | None = None
+    kv_cache: str | None = None
 
 
 class Program(Protocol):
     """A graph that is ready to run, with its weights and its cache arrays. Not safe for concurrent steps."""
 
     @property
-    def dtype(self) -> str:
-        """The float type of the activations."""
+    def precision(self) -> Precision:
+        """Where it rounds."""
 
     @property
     def cache_bytes(self) -> int:
@@ -84,7 +121,7 @@ class Backend(Protocol):
         """Whether it can run here. Imports the framework if it must; never raises for a missing one."""
 
     def supports(self, op: str, dtype: str) -> str | None:
-        """None if the op runs in this dtype, else the reason why not."""
+        """None if the op runs in this dtype (of ExecutorOptions), else the reason why not."""
 
     def prepare(
         self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions

@@ -4,32 +4,33 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn
 
 from mistral_portable.cli.options import ModelOptions
-from mistral_portable.cli.output import note, one_line, size
+from mistral_portable.cli.output import note, one_line
 from mistral_portable.engine import Model, load
 from mistral_portable.weights import Checkpoint, open_checkpoint
 
 __all__ = ["load_model", "open_model", "working"]
 
 
-def load_model(options: ModelOptions) -> Model:
-    """`mistral_portable.load`; its warnings become notes on stderr."""
+def load_model(options: ModelOptions, **more: Any) -> Model:
+    """`mistral_portable.load`, with `more` arguments; its warnings become notes on stderr."""
     arguments = options.arguments()
     with warnings.catch_warnings(record=True) as caught, _reading(f"loading {options.model}") as progress:
-        model = load(**arguments, progress=progress)
+        model = load(**arguments, **more, progress=progress)
     for warning in caught:
         note(f"note: {one_line(str(warning.message))}")
     return model
 
 
-def open_model(model: str, revision: str | None) -> Checkpoint:
+def open_model(model: str, revision: str | None, quantize: str | None = None) -> Checkpoint:
     """`open_checkpoint`; its notices become notes on stderr. No weights are read."""
     with _reading(f"opening {model}") as progress:
-        checkpoint = open_checkpoint(model, revision=revision, progress=progress)
+        checkpoint = open_checkpoint(model, revision=revision, quantize=quantize, progress=progress)
     for notice in checkpoint.notices:
         note(f"note: {one_line(notice)}")
     return checkpoint
@@ -44,11 +45,11 @@ def working(title: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _reading(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A spinner that becomes a bar as long as the block reports bytes (from any thread): downloads, weights read."""
+    """A spinner that becomes a bar as long as the block reports how far it is, from any thread and in any unit."""
     with _bar(title) as (bar, task):
 
         def report(what: str, done: int, total: int) -> None:
-            text = f"{title}: {what}, {size(done)} of {size(total)}" if done < total else title
+            text = f"{title}: {what}" if done < total else title
             bar.update(task, description=one_line(text), completed=done, total=total)
 
         yield report
@@ -59,6 +60,7 @@ def _bar(title: str) -> Iterator[tuple[Progress, TaskID]]:
     bar = Progress(
         SpinnerColumn(),
         BarColumn(),
+        TaskProgressColumn(),
         TextColumn("{task.description}", markup=False),
         console=Console(stderr=True),
         transient=True,

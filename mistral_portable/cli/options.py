@@ -17,8 +17,10 @@ __all__ = [
     "DebugOption",
     "DtypeOption",
     "JsonOption",
+    "KVCacheOption",
     "ModelArgument",
     "ModelOptions",
+    "QuantizeOption",
     "RevisionOption",
     "SamplingOptions",
     "Settings",
@@ -52,7 +54,21 @@ DebugOption = Annotated[bool, typer.Option("--debug", callback=_set_debug, help=
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 ModelArgument = Annotated[str, typer.Argument(help=_MODELS, show_default=False)]
 BackendOption = Annotated[str, _model("The executor; 'backends' lists them.")]
-DtypeOption = Annotated[str | None, _model("float32, float64, bfloat16 or float16; by default the backend's choice.")]
+DtypeOption = Annotated[
+    str | None,
+    _model(
+        "float32, float64, bfloat16, float16, or int8 (for the inputs of quantized weights); "
+        "by default the backend's choice.",
+        "TYPE",
+    ),
+]
+KVCacheOption = Annotated[
+    str | None,
+    _model("Type of cached keys and values: float32, float16 or q8_0; by default the backend's choice.", "TYPE"),
+]
+QuantizeOption = Annotated[
+    str | None, _model("Quantize float weights as they are read: q4_0, q4_1, q5_0, q5_1 or q8_0.", "TYPE")
+]
 RevisionOption = Annotated[str | None, _model("Branch, tag or commit of a hub id.")]
 
 
@@ -63,6 +79,8 @@ class ModelOptions:
     model: Annotated[str, _model(_MODELS, "MODEL")] = "tiny"
     backend: BackendOption = "auto"
     dtype: DtypeOption = None
+    quantize: QuantizeOption = None
+    kv_cache: KVCacheOption = None
     window: Annotated[
         str,
         _model("Tokens that a token sees, itself included; 'none': all; 'config': as the model says.", "N|none|config"),
@@ -70,7 +88,9 @@ class ModelOptions:
     max_context: Annotated[
         int | None, _model("Most tokens of prompt and answer together; by default the model's limit.", "N", min=1)
     ] = None
-    threads: Annotated[int | None, _model("CPU threads.", "N", min=1)] = None
+    threads: Annotated[
+        int | None, _model("CPU threads; by default the physical cores that this process may use.", "N", min=1)
+    ] = None
     revision: RevisionOption = None
 
     def arguments(self) -> dict[str, Any]:

@@ -5,7 +5,15 @@ from math import isnan
 import typer
 
 from mistral_portable.cli.loading import open_model, working
-from mistral_portable.cli.options import BackendOption, DebugOption, DtypeOption, ModelArgument, RevisionOption
+from mistral_portable.cli.options import (
+    BackendOption,
+    DebugOption,
+    DtypeOption,
+    KVCacheOption,
+    ModelArgument,
+    QuantizeOption,
+    RevisionOption,
+)
 from mistral_portable.cli.output import one_line, print_table
 from mistral_portable.registry import select
 
@@ -16,21 +24,23 @@ def verify(
     model: ModelArgument,
     backend: BackendOption = "auto",
     dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
+    kv_cache: KVCacheOption = None,
     revision: RevisionOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Check a backend against the float64 reference, with a model's weights.
 
     The exit status is 1 if a check fails, or if the backend cannot run the model. NMSE: mean squared error, relative.
-    error: the largest difference. allowed: its limit, from plain arithmetic in the same float type. agree: how often
-    the likeliest token is the same.
+    error: the largest difference. allowed: its limit, from plain arithmetic that rounds to the same types. agree: how
+    often the likeliest token is the same.
     """
     from mistral_portable.testing import verify_checkpoint
 
     chosen = select(backend)
-    checkpoint = open_model(model, revision)
+    checkpoint = open_model(model, revision, quantize)
     with working(f"{chosen.name} on {model}") as progress:
-        results = verify_checkpoint(checkpoint, chosen, dtype=dtype, progress=progress)
+        results = verify_checkpoint(checkpoint, chosen, dtype=dtype, kv_cache=kv_cache, progress=progress)
     numbers = ["NMSE", "error", "allowed", "agree"]
     print_table(
         ["check", *numbers, "result"],

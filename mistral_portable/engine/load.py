@@ -28,6 +28,8 @@ def load(
     *,
     backend: str = "auto",
     dtype: str | None = None,
+    quantize: str | None = None,
+    kv_cache: str | None = None,
     window: Window | Literal["config"] = "config",
     max_context: int | None = None,
     max_lanes: int = 8,
@@ -38,11 +40,16 @@ def load(
     """Open a checkpoint and make it ready to run.
 
     model: "tiny" (the embedded model), a folder, a .gguf file, or a hub id (`owner/name`, `owner/name:file.gguf`).
-    backend: "auto" takes the best one that can run here. dtype: the executor's choice if None.
+    backend: "auto" takes the best one that can run here.
+    dtype: the float type of the arithmetic, or "int8" (linears over quantized weights take int8 inputs, everything
+    else is float32); the executor's choice if None.
+    quantize: "q4_0", "q4_1", "q5_0", "q5_1" or "q8_0": float matrices become such ggml blocks as they are read.
+    kv_cache: the type of cached keys and values ("float32", "float16", "q8_0"); the executor's choice if None.
     window: "config" keeps the checkpoint's, None is full attention, an int replaces it in every layer.
     max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences (streams, threads)
-    that may be open at a time; lanes take memory only when used. threads: CPU threads. revision: of a hub id.
-    progress: called as (what, done, total), in bytes, while files are downloaded and weights read.
+    that may be open at a time; lanes take memory only when used. threads: CPU threads; by default the physical cores
+    that this process may use. revision: of a hub id.
+    progress: called as (what, done, total), in any unit, while files are downloaded, weights read and kernels compiled.
 
     Things that the user should know (an inferred window, say) are issued as warnings.
     Raises MistralPortableError: CheckpointError, ConfigError, InputError or BackendError.
@@ -54,7 +61,7 @@ def load(
             raise InputError(f"{name}={value!r} must be an integer from 1 on")
     if not isinstance(model, str | Path):
         raise InputError(f"model={model!r} must be a name or a path")
-    checkpoint = open_checkpoint(model, revision=revision, progress=progress)
+    checkpoint = open_checkpoint(model, revision=revision, quantize=quantize, progress=progress)
     for notice in checkpoint.notices:
         warnings.warn(notice, stacklevel=2)
     config = checkpoint.config if window == "config" else checkpoint.config.with_window(window)
@@ -65,7 +72,8 @@ def load(
     graph = verify(select_rows(verify(build(config)), "logits"))
     check_tensors(graph, checkpoint.tensors, str(checkpoint.path))
     spec = CacheSpec.from_config(config, max_context=context, max_chunk=_CHUNK, max_lanes=max_lanes)
-    program = chosen.prepare(graph, checkpoint.tensors, spec, ExecutorOptions(dtype, threads, progress))
+    options = ExecutorOptions(dtype, threads, progress, kv_cache)
+    program = chosen.prepare(graph, checkpoint.tensors, spec, options)
     return Model(
         config=config,
         backend=chosen.name,

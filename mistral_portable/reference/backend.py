@@ -26,7 +26,7 @@ class ReferenceBackend:
 
     def supports(self, op: str, dtype: str) -> str | None:
         if dtype not in _DTYPES:
-            return f"dtype {dtype!r}: the reference computes in {' or '.join(_DTYPES)}"
+            return f"dtype {dtype!r}: the reference computes in {' or '.join(_DTYPES)}; choose one, or another backend"
         return None if op in OPS else f"unknown op {op!r}"
 
     def prepare(
@@ -36,6 +36,11 @@ class ReferenceBackend:
         for op in sorted({node.op for node in graph.nodes}):
             if reason := self.supports(op, dtype):
                 raise BackendError(f"backend 'reference' cannot run {op!r}: {reason}")
+        if options.kv_cache not in (None, dtype):
+            raise BackendError(
+                f"kv_cache={options.kv_cache!r}: the reference keeps keys and values in its own {dtype}; "
+                "leave the option out, or choose another backend"
+            )
         return ReferenceProgram(graph, weights, cache, dtype, threads=options.threads, progress=options.progress)
 
 

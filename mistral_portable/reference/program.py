@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import BackendError, CacheError
-from mistral_portable.executor import LaneState
+from mistral_portable.executor import LaneState, Precision
 from mistral_portable.graph import Graph, Node, Parameter
 from mistral_portable.reference import ops
 from mistral_portable.weights import Tensor
@@ -38,7 +38,7 @@ class ReferenceProgram:
         threads: int | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        self.dtype = dtype
+        self.precision = Precision(dtype)
         self._threads = _blas_limit(threads)
         self._graph = graph
         self._cache_spec = cache
@@ -89,7 +89,7 @@ class ReferenceProgram:
             raise CacheError(f"the saved lane holds {', '.join(sorted(state))}: not the layers of this model")
         for name, array in state.items():
             layer = name.split(".")[1]
-            if array.shape[1:] != (spec.num_key_value_heads, spec.head_dim) or array.dtype != self.dtype:
+            if array.shape[1:] != (spec.num_key_value_heads, spec.head_dim) or array.dtype != self.precision.dtype:
                 raise CacheError(f"the saved lane does not fit this model: {name} is {array.dtype} {array.shape}")
             if len(array) != len(state[f"keys.{layer}"]):
                 raise CacheError(f"the saved lane is broken: {name} has {len(array)} slots, its keys have others")
@@ -190,7 +190,7 @@ class ReferenceProgram:
         return self._read(self._graph.parameters[name]) if array is None else array
 
     def _read(self, parameter: Parameter) -> Floats:
-        parts: list[Floats] = [self._weights[part].numpy(np.dtype(self.dtype)) for part in parameter.parts]
+        parts: list[Floats] = [self._weights[part].numpy(np.dtype(self.precision.dtype)) for part in parameter.parts]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Backend, ExecutorOptions
+from mistral_portable.executor import Backend, ExecutorOptions, Precision
 from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.testing.naive import NaiveProgram
@@ -65,7 +65,7 @@ class CheckResult:
         return not self.name.startswith("op ")
 
 
-Oracles = dict[tuple[int, tuple[int, ...], str], list[Outputs]]
+Oracles = dict[tuple[int, tuple[int, ...], Precision], list[Outputs]]
 
 
 def check(case: Case, backend: Backend, options: ExecutorOptions, oracles: Oracles | None = None) -> CheckResult:
@@ -84,7 +84,7 @@ def check(case: Case, backend: Backend, options: ExecutorOptions, oracles: Oracl
         return CheckResult(case.name, "unsupported", np.nan, np.nan, np.nan, np.nan, str(error))
     try:
         outputs = run(program, case.graph, spec, scenario)
-        dtype = program.dtype
+        precision = program.precision
     except Exception as error:  # a backend's own defects are a result of the check, not its end
         note = str(error) if isinstance(error, WrongOutput) else f"{type(error).__name__}: {error}"
         return CheckResult(case.name, "fail", np.inf, np.inf, 0.0, np.nan, note)
@@ -93,12 +93,12 @@ def check(case: Case, backend: Backend, options: ExecutorOptions, oracles: Oracl
     comparisons, agreements = [], []
     shapes = infer_shapes(case.graph)
     for sequence, text in scenario.texts.items():
-        key = id(case.graph), text, dtype
-        runs = oracles[key] = oracles.get(key) or _oracle(case, text, dtype)
+        key = id(case.graph), text, precision
+        runs = oracles[key] = oracles.get(key) or _oracle(case, text, precision)
         for name, out in outputs[sequence].items():
             on_rows = shapes[case.graph.outputs[name]][0] == "R"
             ref, *naive = (run[name][scenario.asked(sequence)] if on_rows else run[name] for run in runs)
-            comparisons.append(compare(out, ref, naive, dtype))
+            comparisons.append(compare(out, ref, naive, precision.dtype))
             if out.size and out.shape == ref.shape:
                 agreements.append(np.mean(out.argmax(-1) == ref.argmax(-1)))
     worst = max(comparisons, key=lambda c: c.error / c.limit if c.limit else np.inf if c.error else 0)
@@ -122,11 +122,11 @@ def _spec(case: Case, scenario: Scenario) -> CacheSpec:
     )
 
 
-def _oracle(case: Case, text: tuple[int, ...], dtype: str) -> list[Outputs]:
-    """Outputs of one text in one step: the float64 reference, then the naive runs in `dtype`."""
+def _oracle(case: Case, text: tuple[int, ...], precision: Precision) -> list[Outputs]:
+    """Outputs of one text in one step: the float64 reference, then the naive runs in `precision`."""
     scenario = one_shot(text)
     spec = _spec(case, scenario)
     ref = run(ReferenceProgram(case.graph, case.weights, spec, "float64"), case.graph, spec, scenario)[0]
     runs = _NAIVE_RUNS_OF_FEW if min(out.size for out in ref.values()) < _FEW else _NAIVE_RUNS
-    naive = [NaiveProgram(case.graph, case.weights, spec, dtype, seed) for seed in range(runs)]
+    naive = [NaiveProgram(case.graph, case.weights, spec, precision, seed) for seed in range(runs)]
     return [ref, *(run(program, case.graph, spec, scenario)[0] for program in naive)]

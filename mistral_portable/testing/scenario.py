@@ -118,7 +118,8 @@ def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> 
                 lanes[feed.sequence] = manager.open()
         plan = manager.plan([Chunk(lanes[feed.sequence], feed.tokens, feed.asked) for feed in step])
         outputs = program.step(plan)
-        _require_described(outputs, shapes, graph, spec, plan, "float64" if program.dtype == "float64" else "float32")
+        dtype = "float64" if program.precision.dtype == "float64" else "float32"
+        _require_described(outputs, shapes, graph, spec, plan, dtype)
         for index, feed in enumerate(step):
             text = scenario.texts[feed.sequence]
             for name, rows in _rows_of(index, feed, outputs, shapes, graph, spec, plan, len(text)).items():

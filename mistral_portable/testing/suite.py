@@ -23,7 +23,7 @@ from mistral_portable.executor import Backend, ExecutorOptions
 from mistral_portable.testing.case import Case, check
 from mistral_portable.testing.op_cases import OP_CASES
 from mistral_portable.testing.strategies import model_cases, op_cases
-from mistral_portable.testing.weights import QUANTIZABLE
+from mistral_portable.weights.quantize import QUANTIZABLE
 
 __all__ = ["RUNGS", "Target", "test_conformance"]
 

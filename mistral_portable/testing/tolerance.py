@@ -1,4 +1,4 @@
-"""The tolerance that calibrates itself: an executor may err as much as plain arithmetic of its type, twice."""
+"""The tolerance that calibrates itself: an executor may err as much as plain arithmetic that rounds alike, twice."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.testing.naive import EPSILON
+from mistral_portable.testing.rounding import EPSILON
 
 __all__ = ["Comparison", "compare", "nmse"]
 
@@ -33,7 +33,8 @@ def nmse(out: NDArray[Any], ref: NDArray[Any]) -> float:
 def compare(out: NDArray[Any], ref: NDArray[Any], naive: Sequence[NDArray[Any]], dtype: str) -> Comparison:
     """Judge `out` by `max|out - ref| <= 2 * max|naive - ref| + eps * max|ref|`, ref in float64.
 
-    `naive` are runs of NaiveProgram in the executor's `dtype` with different seeds; the worst one counts.
+    `naive` are runs of NaiveProgram in the executor's precision with different seeds; the worst one counts. `dtype`
+    is the float type of that precision, which eps belongs to.
     Shape, NaN and infinity are looked at first: of `out`, and of the limit, which could not judge anything.
     """
     if out.shape != ref.shape:

@@ -8,18 +8,15 @@ from numpy.typing import NDArray
 from mistral_portable.graph import Graph
 from mistral_portable.weights import DenseTensor, QuantTensor, Tensor
 
-__all__ = ["QUANTIZABLE", "random_weights"]
-
-QUANTIZABLE = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
-"""The types that `gguf.quants` can make from floats."""
+__all__ = ["random_weights"]
 
 
 def random_weights(graph: Graph, seed: int, quantization: str | None = None) -> Mapping[str, Tensor]:
     """Normal weights for every parameter part of an unfused graph, by checkpoint name.
 
     Matrices keep the scale of what they multiply (variance 1 / columns), vectors (norms, biases) lie near 1.
-    With `quantization`, one of QUANTIZABLE, matrices whose columns fill its blocks are packed; others stay
-    float32, as in GGUF files.
+    With `quantization`, one of `weights.quantize.QUANTIZABLE`, matrices whose columns fill its blocks are packed;
+    others stay float32, as in GGUF files.
     """
     random = np.random.default_rng(seed)
     weights: dict[str, Tensor] = {}

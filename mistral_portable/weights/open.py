@@ -3,11 +3,13 @@
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 from mistral_portable.errors import CheckpointError
 from mistral_portable.weights.gguf import open_gguf, refuse_split
+from mistral_portable.weights.quantize import quantized, require_quantizable
 from mistral_portable.weights.safetensors import INDEX, open_safetensors, weight_files
 from mistral_portable.weights.source import Checkpoint, map_file
 
@@ -22,6 +24,7 @@ def open_checkpoint(
     model: str | Path,
     *,
     revision: str | None = None,
+    quantize: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Checkpoint:
     """Open a checkpoint lazily: files are mapped and their headers checked, weights are read when asked for.
@@ -34,12 +37,21 @@ def open_checkpoint(
             - "owner/name": a repository of the Hugging Face hub with HF safetensors;
             - "owner/name:file.gguf": one GGUF file of a repository.
         revision: Branch, tag or commit of a hub repository; None is its main branch.
+        quantize: A ggml type ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0") that float matrices get as they are read.
         progress: Called while downloading, with (file name or description, bytes done, bytes in total).
 
     Raises:
         CheckpointError: Nothing is there, or it is unreadable, incomplete, corrupt or of an unknown format.
         ConfigError: The configuration holds an impossible or unsupported value.
+        InputError: `quantize` is no such type, or no tensor of the model could be of it.
     """
+    if quantize is not None:
+        require_quantizable(quantize)
+    checkpoint = _open(model, revision, progress)
+    return replace(checkpoint, tensors=quantized(checkpoint.tensors, quantize)) if quantize else checkpoint
+
+
+def _open(model: str | Path, revision: str | None, progress: Callable[[str, int, int], None] | None) -> Checkpoint:
     if model == "tiny" and revision is None:
         return _open_folder(Path(str(files("mistral_portable") / "assets" / "tiny")))
     if model == "tiny" or os.path.exists(model):

@@ -1,7 +1,9 @@
-"""QuantTensor: a ggml-quantized matrix that stays packed until a backend asks for its values."""
+"""Matrices in ggml blocks: BlockTensor, and QuantTensor, which is stored so."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from math import prod
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -9,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
-__all__ = ["QUANTIZED", "QuantTensor"]
+__all__ = ["QUANTIZED", "BlockTensor", "QuantTensor"]
 
 QUANTIZED = frozenset(
     ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
@@ -18,18 +20,16 @@ QUANTIZED = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class QuantTensor:
-    """Rows of ggml blocks. A row is whole blocks, so rows can be permuted without unpacking them.
+class BlockTensor(ABC):
+    """Rows of ggml blocks that stay packed until a backend asks for their values.
 
-    A Q4_0 block holds 32 weights in 18 bytes: a matrix of shape (8, 64) has `blocks()` of shape (8, 36).
+    A row is whole blocks, so rows can be permuted without unpacking them. A Q4_0 block holds 32 weights in 18
+    bytes: a matrix of shape (8, 64) has `blocks()` of shape (8, 36).
     """
 
     name: str
     shape: tuple[int, ...]
     type: "GGMLQuantizationType"
-    data: NDArray[np.uint8]
-    """[rows, bytes_per_row] as stored, usually a view of the mapped file."""
-    order: NDArray[np.intp] | None = None
 
     @property
     def dtype(self) -> str:
@@ -37,11 +37,14 @@ class QuantTensor:
 
     @property
     def nbytes(self) -> int:
-        return self.data.nbytes
+        from gguf import GGML_QUANT_SIZES
 
+        block, size = GGML_QUANT_SIZES[self.type]
+        return prod(self.shape) // block * size
+
+    @abstractmethod
     def blocks(self) -> NDArray[np.uint8]:
-        """uint8 [rows, bytes_per_row]. A read-only view of the file where no rows are permuted."""
-        return self.data if self.order is None else self.data[self.order]
+        """uint8 [rows, bytes_per_row], perhaps a read-only view of the file."""
 
     def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """Unpacked values of `shape`, bit for bit those of `gguf.quants.dequantize` when float32."""
@@ -51,5 +54,21 @@ class QuantTensor:
             values: NDArray[np.float32] = dequantize(self.blocks(), self.type)
         return values.reshape(self.shape).astype(dtype, copy=False)
 
-    def permute_rows(self, order: NDArray[np.intp]) -> "QuantTensor":
+    @abstractmethod
+    def permute_rows(self, order: NDArray[np.intp]) -> Self: ...
+
+
+@dataclass(frozen=True, eq=False)
+class QuantTensor(BlockTensor):
+    """Blocks as they are stored."""
+
+    data: NDArray[np.uint8]
+    """[rows, bytes_per_row], usually a view of the mapped file."""
+    order: NDArray[np.intp] | None = None
+
+    def blocks(self) -> NDArray[np.uint8]:
+        """uint8 [rows, bytes_per_row]. A read-only view of the file where no rows are permuted."""
+        return self.data if self.order is None else self.data[self.order]
+
+    def permute_rows(self, order: NDArray[np.intp]) -> Self:
         return replace(self, order=order if self.order is None else self.order[order])

@@ -14,7 +14,7 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError
 from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
 
-__all__ = ["DENSE", "Checkpoint", "DenseTensor", "Tensor", "listing", "map_file"]
+__all__ = ["DENSE", "Checkpoint", "DenseTensor", "Tensor", "listing", "map_file", "release"]
 
 DENSE: dict[str, tuple[str, type[np.generic]]] = {
     "F32": ("float32", np.float32),
@@ -81,6 +81,11 @@ class DenseTensor:
             return (raw.astype(np.uint32) << 16).view(np.float32).astype(dtype, copy=False)
         return raw.astype(dtype)
 
+    def rows(self, part: slice) -> "DenseTensor":
+        """A range of the rows as a tensor, of which nothing else is read."""
+        array = self.array[part if self.order is None else self.order[part]]
+        return replace(self, array=array, order=None)
+
     def permute_rows(self, order: NDArray[np.intp]) -> "DenseTensor":
         return replace(self, order=order if self.order is None else self.order[order])
 
@@ -121,3 +126,24 @@ def map_file(path: Path) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
+def release(array: NDArray[Any]) -> None:
+    """Tell the system that a view of a mapped file is not needed for now: its whole pages leave this process's memory.
+
+    The contents stay; to read them again reads the file, or the system's copy of it, again. Nothing happens for other
+    arrays, for mappings that can be written to, or where the system has no such call.
+    """
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if advice is None or not isinstance(owner, mmap.mmap) or not memoryview(owner).readonly:
+        return
+    start = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if array.flags.c_contiguous and first < last:
+        owner.madvise(advice, first, last - first)

@@ -25,15 +25,22 @@ def test_a_failed_check_or_a_model_that_cannot_run_is_exit_status_1(
     results: list[CheckResult], status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def suite(
-        checkpoint: Checkpoint, backend: Backend, *, dtype: str | None, progress: Callable[[str], None]
+        checkpoint: Checkpoint,
+        backend: Backend,
+        *,
+        dtype: str | None,
+        kv_cache: str | None,
+        progress: Callable[[str], None],
     ) -> list[CheckResult]:
-        assert (checkpoint.path.name, backend.name, dtype) == ("tiny", "reference", "float64")
+        assert (checkpoint.path.name, backend.name, dtype, kv_cache) == ("tiny", "reference", "float64", "q8_0")
+        assert checkpoint.tensors["lm_head.weight"].dtype == "q8_0"
         for result in results:
             progress(result.name)
         return results
 
     monkeypatch.setattr(mistral_portable.testing, "verify_checkpoint", suite)
-    printed = invoke("verify", "tiny", "--backend", "reference", "--dtype", "float64")
+    options = ("--dtype", "float64", "--kv-cache", "q8_0", "--quantize", "q8_0")
+    printed = invoke("verify", "tiny", "--backend", "reference", *options)
     assert (printed.status, printed.err) == (status, "")
     heading, *rows = [" ".join(line.split()) for line in printed.out.splitlines()]
     assert heading == "check NMSE error allowed agree result"

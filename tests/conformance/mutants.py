@@ -5,15 +5,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from conformance.rounded import WRONG
 from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.executor import Availability, ExecutorOptions, LaneState, Program
+from mistral_portable.executor import Availability, ExecutorOptions, LaneState, Precision, Program
 from mistral_portable.graph import Graph, Node, Parameter
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.testing.naive import NaiveProgram
-from mistral_portable.testing.weights import QUANTIZABLE
 from mistral_portable.weights import Tensor
+from mistral_portable.weights.quantize import QUANTIZABLE
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -247,7 +248,7 @@ def _nan_row(array: Array) -> Array:
 
 
 def _float16(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> Program:
-    return NaiveProgram(graph, weights, cache, "float16", seed=7)
+    return NaiveProgram(graph, weights, cache, Precision("float16"), seed=7)
 
 
 MUTANTS: dict[str, tuple[str, Make]] = {
@@ -289,6 +290,7 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "rows counted within a sequence": ("rows", _inputs("take_rows", _rows_within)),
     "copy_lane does nothing": ("swapped", _program(_NoCopy)),
     "save_lane copies nothing": ("swapped", _program(_SharedLane)),
+    **WRONG,
     **{f"{name} halves swapped": (f"weights.{name}", _program(_Halves)) for name in QUANTIZABLE},
 }
 """Name -> the rung of the ladder that must catch it, and how it is made."""

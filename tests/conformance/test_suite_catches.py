@@ -1,9 +1,13 @@
-"""The ladder can fail: every mutant falls from the rung that is named beside it, and every rung catches one."""
+"""The ladder can fail: every mutant falls from the rung that is named beside it, and every rung catches one.
+
+What rounds as it says it does passes.
+"""
 
 from pathlib import Path
 
 import pytest
 from conformance.mutants import MUTANTS, Mutant
+from conformance.rounded import HONEST
 from hypothesis import Phase, given, settings
 
 from mistral_portable.executor import ExecutorOptions
@@ -36,6 +40,12 @@ def test_mutant_is_caught(name: str) -> None:
 
     with pytest.raises(Caught):
         climb()
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_rounding_passes(name: str) -> None:
+    rung, make = HONEST[name]
+    ladder(rung, Target(Mutant(name, make), OPTIONS))
 
 
 def test_every_rung_catches_something() -> None:

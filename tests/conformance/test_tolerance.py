@@ -5,10 +5,12 @@ import pytest
 
 from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig
+from mistral_portable.executor import Precision
 from mistral_portable.graph import build
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.testing import compare, nmse, one_shot, random_weights, run
-from mistral_portable.testing.naive import EPSILON, NaiveProgram, round_to
+from mistral_portable.testing.naive import NaiveProgram
+from mistral_portable.testing.rounding import EPSILON
 
 REF = np.array([[1.0, -2.0, 0.5], [0.25, 4.0, -1.0]])
 NAIVE = [REF + 0.001, REF - 0.002]  # the worst naive error is 0.002
@@ -75,29 +77,8 @@ def test_four_times_a_real_naive_error_fails(dtype: str) -> None:
     scenario = one_shot(range(11))
     spec = CacheSpec.from_config(config, max_context=11, max_chunk=11)
     programs = [ReferenceProgram(graph, weights, spec, "float64")]
-    programs += [NaiveProgram(graph, weights, spec, dtype, seed) for seed in range(4)]
+    programs += [NaiveProgram(graph, weights, spec, Precision(dtype), seed) for seed in range(4)]
     ref, *naive, fourth = (run(program, graph, spec, scenario)[0]["logits"] for program in programs)
     assert compare(fourth, ref, naive, dtype).problem == ""
     worst = max(naive, key=lambda out: float(np.max(np.abs(out - ref))))
     assert "exceeds" in compare(ref + 4 * (worst - ref), ref, naive, dtype).problem
-
-
-def test_round_to_bfloat16_ties_to_even() -> None:
-    step = 2.0**-7  # between 1 and 2
-    x = np.array([1 + step / 2, 1 + 3 * step / 2, -1 - step / 2, 1 + step / 2 + 2.0**-20, 1.01, 0.0, np.inf, 3.4e38])
-    rounded = [1, 1 + 2 * step, -1, 1 + step, 1.0078125, 0, np.inf, np.inf]
-    np.testing.assert_array_equal(round_to(x, "bfloat16"), np.array(rounded, np.float32))
-
-
-def test_round_to_keeps_what_the_type_holds() -> None:
-    for dtype, epsilon in EPSILON.items():
-        x = np.array([1.0, 1 + epsilon, -0.5, 0.0])
-        np.testing.assert_array_equal(round_to(x, dtype), x)
-        assert round_to(np.array([1 + epsilon / 4]), dtype)[0] == 1
-        assert round_to(x, dtype).dtype == ("float64" if dtype == "float64" else "float32")
-
-
-def test_round_to_float16() -> None:
-    np.testing.assert_array_equal(
-        round_to(np.array([0.1, 65504.0]), "float16"), np.array([0.0999755859375, 65504.0], np.float32)
-    )

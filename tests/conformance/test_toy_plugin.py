@@ -14,7 +14,7 @@ from mistral_portable import registry
 from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError, CacheError
-from mistral_portable.executor import Availability, ExecutorOptions, Program
+from mistral_portable.executor import Availability, ExecutorOptions, Precision, Program
 from mistral_portable.graph import build
 from mistral_portable.testing import random_weights
 
@@ -71,6 +71,9 @@ def test_toy_says_what_it_cannot_do() -> None:
         _program(ExecutorOptions("bfloat16"))
     with pytest.raises(BackendError, match="OMP_NUM_THREADS"):
         _program(ExecutorOptions(threads=4))
+    with pytest.raises(BackendError, match="kv_cache='q8_0'"):
+        _program(ExecutorOptions(kv_cache="q8_0"))
+    assert _program(ExecutorOptions(kv_cache="float32")).precision == Precision("float32")
 
 
 def test_toy_refuses_a_lane_of_another_size() -> None:

@@ -9,7 +9,7 @@ from tokenizer.vocabularies import TINY, gguf_vocabulary
 from weights.files import random_tensors, small_config, write_gguf, write_hf
 
 import mistral_portable as mp
-from mistral_portable.errors import CheckpointError, InputError, TokenizerError
+from mistral_portable.errors import BackendError, CheckpointError, InputError, TokenizerError
 from mistral_portable.testing import nmse
 from mistral_portable.weights import open_checkpoint
 
@@ -121,3 +121,25 @@ def test_float64_gives_the_same_text_and_float32_logits(tiny: mp.Model) -> None:
         np.testing.assert_allclose(logits, tiny.logits(IDS), rtol=0, atol=1e-4 * np.abs(logits).max())
         run = model.generate("Once upon a time", max_tokens=20, temperature=0)
         assert run.text == tiny.generate("Once upon a time", max_tokens=20, temperature=0).text
+
+
+def test_quantize_gives_the_logits_of_a_quantized_file(tmp_path: Path) -> None:
+    expected = mp.load(small(tmp_path, "gguf", "Q4_0"), backend="reference").logits(IDS)
+    logits = mp.load(small(tmp_path, "hf", "float32"), backend="reference", quantize="q4_0").logits(IDS)
+    np.testing.assert_array_equal(logits, expected)
+    with pytest.raises(InputError, match=r"quantized already \(q4_0\)"):
+        mp.load(tmp_path / "model.gguf", backend="reference", quantize="q8_0")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_reference_caches_in_its_own_type_only(dtype: str) -> None:
+    with mp.load("tiny", backend="reference", dtype=dtype, kv_cache=dtype) as model:
+        assert model.logits(IDS).shape[0] == len(IDS)
+    for kv_cache in ("float16", "q8_0", "int3", "float32" if dtype == "float64" else "float64"):
+        with pytest.raises(BackendError, match=f"kv_cache='{kv_cache}': the reference .* {dtype}; leave the option"):
+            mp.load("tiny", backend="reference", dtype=dtype, kv_cache=kv_cache)
+
+
+def test_the_reference_refuses_int8() -> None:
+    with pytest.raises(BackendError, match="dtype 'int8': the reference computes in float32 or float64; choose"):
+        mp.load("tiny", backend="reference", dtype="int8")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mistral_portable.testing.naive import round_to
+from mistral_portable.testing.rounding import round_to
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -21,6 +21,7 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.graph import build
 from mistral_portable.tokenizer.source import GGUFVocabulary
 from mistral_portable.weights.names import half_split_order
+from tools import random_blocks as blocks
 
 __all__ = [
     "bfloat16",
@@ -32,22 +33,6 @@ __all__ = [
     "write_hf",
     "write_safetensors",
 ]
-
-# Where the float16 scales of a block lie, and the factor of each that centres the weights near zero.
-_SCALES: dict[str, dict[int, float]] = {
-    "Q4_0": {0: 1},
-    "Q4_1": {0: 1, 2: -7.5},
-    "Q5_0": {0: 1},
-    "Q5_1": {0: 1, 2: -15.5},
-    "Q8_0": {0: 1},
-    "Q2_K": {80: 1, 82: 1.5},
-    "Q3_K": {108: 1},
-    "Q4_K": {0: 1, 2: 7.5},
-    "Q5_K": {0: 1, 2: 15.5},
-    "Q6_K": {208: 1},
-    "IQ4_NL": {0: 1},
-    "IQ4_XS": {0: 1},
-}
 
 _GGUF_NAMES = {
     "input_layernorm": "attn_norm",
@@ -107,20 +92,10 @@ def random_blocks(quantization: str, shape: tuple[int, ...], rng: np.random.Gene
 
     Random bits with sane scales. Works for every ggml type that the package reads; `gguf` itself cannot pack K-quants.
     """
-    kind = GGMLQuantizationType[quantization]
-    block, size = GGML_QUANT_SIZES[kind]
+    block, _ = GGML_QUANT_SIZES[GGMLQuantizationType[quantization]]
     rows, columns = shape
     assert columns % block == 0, f"{columns} columns are no whole number of {quantization} blocks of {block}"
-    blocks = rng.integers(0, 256, (rows * columns // block, size), np.uint8)
-
-    def scale(values: NDArray[np.float64]) -> None:
-        for offset, factor in _SCALES[quantization].items():
-            blocks[:, offset : offset + 2] = (values * factor).astype(np.float16)[:, None].view(np.uint8)
-
-    scale(np.ones(len(blocks)))
-    spread = quants.dequantize(blocks, kind).std()
-    scale(rng.uniform(0.5, 1.5, len(blocks)) * 0.05 / spread)
-    return blocks.reshape(rows, -1)
+    return blocks.random_blocks(quantization, rows * columns // block, 0.05, rng).reshape(rows, -1)
 
 
 def bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:

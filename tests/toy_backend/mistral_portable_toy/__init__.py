@@ -40,6 +40,8 @@ class ToyBackend:
                 raise BackendError(f"backend 'toy' cannot run {op!r}: {reason}")
         if options.threads is not None:
             raise BackendError(f"threads={options.threads}: the toy has NumPy's own threads, see OMP_NUM_THREADS")
+        if options.kv_cache not in (None, "float32"):
+            raise BackendError(f"kv_cache={options.kv_cache!r}: the toy keeps float32; leave the option out")
         return ToyProgram(graph, weights, cache)
 
 

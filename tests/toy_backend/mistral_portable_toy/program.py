@@ -6,7 +6,7 @@ import numpy as np
 
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import CacheError
-from mistral_portable.executor import LaneState
+from mistral_portable.executor import LaneState, Precision
 from mistral_portable.graph import Graph
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import Tensor
@@ -19,7 +19,7 @@ __all__ = ["ToyProgram"]
 class ToyProgram:
     """All weights are unpacked to float32 and all lanes are allocated at once: simple, and large."""
 
-    dtype = "float32"
+    precision = Precision("float32")
 
     def __init__(self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> None:
         graph = fuse_linears(graph)  # q, k, v become one matrix product, gate and up another

@@ -1,0 +1,79 @@
+"""Float matrices that become ggml blocks as they are read."""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.errors import InputError
+from mistral_portable.weights.quant import BlockTensor
+from mistral_portable.weights.source import DenseTensor, Tensor, release
+
+__all__ = ["QUANTIZABLE", "quantized", "require_quantizable"]
+
+QUANTIZABLE = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
+"""The types, among those that can be unpacked, that `gguf.quants` makes from floats."""
+
+_SLICE = 2**20  # numbers that a thread converts at a time: 4 MiB in float32
+# NumPy lets go of the GIL now and then: on two cores two threads were 1.5 times as fast as one, four slower than two.
+_THREADS = min(4, os.cpu_count() or 1)
+
+
+def require_quantizable(type: str) -> None:
+    """Raise InputError, which lists the types, if `type` is none of QUANTIZABLE."""
+    if type not in QUANTIZABLE:
+        raise InputError(f"quantize={type!r}: choose one of {', '.join(QUANTIZABLE)}")
+
+
+def quantized(tensors: Mapping[str, Tensor], type: str) -> Mapping[str, Tensor]:
+    """The tensors, with float matrices as blocks of `type`, one of QUANTIZABLE; lazy, as the tensors are.
+
+    What is in blocks already stays as it is, and so do vectors and matrices whose columns do not fill whole blocks.
+    Raises InputError for another type, and if nothing would change.
+    """
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    require_quantizable(type)
+    kind = GGMLQuantizationType[type.upper()]
+    columns, _ = GGML_QUANT_SIZES[kind]
+    made: dict[str, Tensor] = {
+        name: _QuantizedTensor(tensor.name, tensor.shape, kind, tensor)
+        for name, tensor in tensors.items()
+        if isinstance(tensor, DenseTensor) and len(tensor.shape) == 2 and tensor.shape[1] % columns == 0
+    }
+    if not made:
+        stored = sorted({tensor.dtype for tensor in tensors.values() if isinstance(tensor, BlockTensor)})
+        why = f"are quantized already ({', '.join(stored)})" if stored else f"have no multiple of {columns} columns"
+        raise InputError(f"quantize={type!r} changes nothing: the model's matrices {why}; leave the option out")
+    return {**tensors, **made}
+
+
+@dataclass(frozen=True, eq=False)
+class _QuantizedTensor(BlockTensor):
+    """Blocks that are made of floats, anew at each call of `blocks`."""
+
+    floats: DenseTensor
+
+    def blocks(self) -> NDArray[np.uint8]:
+        """uint8 [rows, bytes_per_row], the caller's own."""
+        from gguf.quants import quantize
+
+        rows, columns = self.shape
+        out = np.empty((rows, self.nbytes // rows), np.uint8)
+        step = max(1, _SLICE // columns)
+
+        def convert(begin: int) -> None:
+            part = slice(begin, begin + step)
+            out[part] = quantize(self.floats.rows(part).numpy(), self.type)
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(convert, range(0, rows, step)))  # a list, so that errors are raised here
+        release(self.floats.array)
+        return out
+
+    def permute_rows(self, order: NDArray[np.intp]) -> Self:
+        return replace(self, floats=self.floats.permute_rows(order))
