@@ -1,0 +1,106 @@
+"""`bench`: how fast a model is here."""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from mistral_portable.bench import STANDARD, Measurement, ModelEngine, Spread, measure, obstacle, parse, prepare
+from mistral_portable.cli.loading import load_model, working
+from mistral_portable.cli.options import DebugOption, JsonOption, ModelArgument, ModelOptions
+from mistral_portable.cli.output import print_table, size
+from mistral_portable.engine import Model
+from mistral_portable.engine.generation import peak_memory_bytes
+from mistral_portable.errors import InputError
+
+__all__ = ["bench"]
+
+_PROMPT = 16  # tokens behind which the first one is awaited
+
+
+@dataclass(frozen=True)
+class BenchedModel(ModelOptions):
+    """The same options, with the model in front, as it is all that this command is about."""
+
+    model: ModelArgument = "tiny"
+
+
+def bench(
+    model: BenchedModel,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[WHAT]...",
+            help="Any of prefill:TOKENS, decode:DEPTH and batch:SEQUENCES; by default " + ", ".join(STANDARD) + ".",
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode in one repetition.", metavar="N")] = 32,
+    repeat: Annotated[int, typer.Option(min=1, help="Repetitions.", metavar="N")] = 5,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Measure a model's speed: tokens per second of prompts, of decoding at a depth, and of sequences together.
+
+    Tokens are random. Also shown: seconds to load it and to its first token, and the memory that all of it took.
+    """
+    try:
+        measurements = [parse(text, tokens) for text in what or STANDARD]
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint="'WHAT'") from error
+    lanes = max(measurement.sequences for measurement in measurements)
+    with load_model(model, max_lanes=lanes) as loaded:
+        first_token_s = _first_token(loaded)
+        with working(f"{loaded.backend} on {model.model}") as progress:
+            engine, rows = ModelEngine(loaded), []
+            for measurement in measurements:
+                progress(measurement.name)
+                rows.append(_row(engine, measurement, repeat))
+        report = {
+            "model": loaded.source,
+            "backend": loaded.backend,
+            "precision": dataclasses.asdict(loaded.program.precision),
+            "load_s": loaded.load_s,
+            "first_token_s": first_token_s,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "measurements": rows,
+        }
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        _print(report)
+
+
+def _first_token(model: Model) -> float:
+    """Seconds from a loaded model to its first token: whatever is put off until the first step counts."""
+    begin = time.perf_counter()
+    model.generate([1] * min(_PROMPT, model.max_context), max_tokens=1, temperature=0)
+    return time.perf_counter() - begin
+
+
+def _row(engine: ModelEngine, measurement: Measurement, repeats: int) -> dict[str, Any]:
+    if reason := obstacle(engine, measurement, repeats):
+        return {"name": measurement.name, "skipped": reason}
+    prepare(engine, measurement, repeats)
+    seconds = [measure(engine, measurement, repeats) for _ in range(repeats)]
+    rates = Spread.of([measurement.rate(duration) for duration in seconds])
+    return {"name": measurement.name, "seconds": seconds, "tokens_per_s": dataclasses.asdict(rates)}
+
+
+def _print(report: dict[str, Any]) -> None:
+    numbers = ["tokens/s", "least", "most"]
+    table = []
+    for row in report["measurements"]:
+        figures = [f"{row['tokens_per_s'][name]:.1f}" for name in ("median", "min", "max")] if "seconds" in row else []
+        table.append([row["name"], *(figures or [""] * 3), row.get("skipped", "")])
+    print_table(["", *numbers, ""], table, right=numbers)
+    precision = [f"{name} {value}" for name, value in report["precision"].items() if value]
+    typer.echo(f"{report['backend']}: {', '.join(precision)}")
+    memory = report["peak_memory_bytes"]
+    typer.echo(
+        f"loaded in {report['load_s']:.2f} s, first token after {report['first_token_s']:.2f} s"
+        + (f", memory {size(memory)}" if memory else "")
+    )

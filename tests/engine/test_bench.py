@@ -1,0 +1,89 @@
+"""What is measured: the steps that an engine is asked for."""
+
+from collections.abc import Sequence
+
+import pytest
+
+import mistral_portable as mp
+from mistral_portable.bench import STANDARD, ModelEngine, Spread, measure, obstacle, parse, prepare
+from mistral_portable.errors import InputError
+
+
+class Recorder:
+    """An engine that notes what it is asked for: "2x100" for a reset, (lengths of the chunks, logits) for a step."""
+
+    vocab_size = 7
+    max_context = 1000
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    def reset(self, sequences: int, room: int) -> None:
+        self.asked.append(f"{sequences}x{room}")
+
+    def step(self, chunks: Sequence[Sequence[int]], logits: bool) -> None:
+        assert all(0 <= token < self.vocab_size for chunk in chunks for token in chunk)
+        self.asked.append(([len(chunk) for chunk in chunks], logits))
+
+
+def asked(text: str, tokens: int, repeats: int) -> tuple[list[object], list[object]]:
+    """What `prepare` and each `measure` ask for."""
+    engine, measurement = Recorder(), parse(text, tokens)
+    prepare(engine, measurement, repeats)
+    first, engine.asked = engine.asked, []
+    assert measure(engine, measurement, repeats) > 0
+    return first, engine.asked
+
+
+def test_a_prompt_is_one_sequence_in_chunks_with_logits_at_its_end() -> None:
+    first, each = asked("prefill:700", tokens=3, repeats=2)
+    assert first == ["1x700", ([512], True)]
+    assert each == ["1x700", ([512], False), ([188], True)]
+
+
+def test_decoding_at_a_depth_fills_the_cache_once() -> None:
+    first, each = asked("decode:600", tokens=3, repeats=2)
+    assert first == ["1x607", ([512], False), ([88], True), ([1], True)]
+    assert each == [([1], True)] * 3
+
+
+def test_sequences_are_decoded_together_from_the_start() -> None:
+    first, each = asked("batch:4", tokens=2, repeats=2)
+    assert first == ["4x2", ([1, 1, 1, 1], True)]
+    assert each == ["4x2", ([1, 1, 1, 1], True), ([1, 1, 1, 1], True)]
+    assert parse("batch:4", 2).rate(0.5) == 16
+
+
+@pytest.mark.parametrize(
+    "text", ["", "prefill", "prefill:", "prefill:0", "batch:0", "decode:-1", "run:3", "decode:1e3"]
+)
+def test_nonsense_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="prefill:TOKENS, decode:DEPTH or batch:SEQUENCES"):
+        parse(text, 1)
+
+
+def test_what_does_not_fit_has_a_reason() -> None:
+    engine = Recorder()
+    assert obstacle(engine, parse("decode:993", 3), repeats=2) is None
+    reason = obstacle(engine, parse("decode:994", 3), repeats=2)
+    assert reason == "needs 1001 positions, the context holds 1000"
+
+
+def test_a_model_takes_the_steps() -> None:
+    with mp.load("tiny", backend="reference", max_context=600, max_lanes=3) as model:
+        engine = ModelEngine(model)
+        for text, length in (("prefill:520", 520), ("decode:515", 515 + 1 + 2 * 2), ("batch:3", 2)):
+            measurement = parse(text, 2)
+            prepare(engine, measurement, 2)
+            assert all(measure(engine, measurement, 2) > 0 for _ in range(2))
+            assert [model.manager.length(lane) for lane in model.manager.lanes] == [length] * measurement.sequences
+        engine.reset(0, 0)
+        assert model.manager.lanes == ()
+
+
+def test_the_standard_measurements_are_sound() -> None:
+    assert [parse(text, 1).name for text in STANDARD] == list(STANDARD)
+
+
+def test_spread() -> None:
+    assert Spread.of([3, 1, 2]) == Spread(median=2, min=1, max=3)

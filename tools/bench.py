@@ -1,0 +1,120 @@
+"""Compare this library with others on one model: every repetition measures one after the other, never both at once.
+
+    python -m tools.bench MODEL.gguf                              # this library alone
+    python -m tools.bench MODEL.gguf prefill:512 decode:0 --peer llama.cpp
+    python -m tools.bench MODEL.gguf --peer llama.cpp --peer transformers --record "7B Q4_0"
+
+Needs the extra bench (llama-cpp-python, matplotlib); build llama-cpp-python for your machine, or the comparison is
+unfair: `CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python`.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mistral_portable.bench import STANDARD, Measurement, measure, obstacle, parse, prepare
+from mistral_portable.errors import MistralPortableError
+from tools.bench_engines import PEERS, Setup, Worker
+from tools.bench_process import COMMANDS, one_token
+from tools.bench_report import machine, markdown, record, versions
+from tools.bench_roofline import Work, kernels, limits
+
+OURS = "mistral_portable"
+_REST = 0.1  # seconds before each measurement: threads of the engine before may spin a while before they sleep
+
+
+def compare(
+    setups: dict[str, Setup], measurements: list[Measurement], *, process: bool, repeats: int
+) -> dict[str, Any]:
+    """Rows of figures, one per engine and repetition, and the kernels' figures if the backend tells them."""
+    rows: list[dict[str, Any]] = []
+    if process:  # first: later the engines hold memory that the machine may not have twice
+        rows += _processes(setups, repeats)
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(setup)) for name, setup in setups.items()}
+        for measurement in measurements:
+            print(measurement.name, file=sys.stderr, flush=True)
+            rows.append(_row(workers, setups[OURS], measurement, repeats))
+        ours = setups[OURS]
+        known = ours.backend == "numba"
+        return {"rows": rows, "kernels": workers[OURS].run(kernels, ours.threads) if known else []}
+
+
+def _row(workers: dict[str, Worker], ours: Setup, measurement: Measurement, repeats: int) -> dict[str, Any]:
+    if reason := workers[OURS].run(obstacle, measurement, repeats):
+        return {"name": measurement.name, "skipped": reason}
+    for worker in workers.values():
+        worker.run(prepare, measurement, repeats)
+    figures: dict[str, list[float]] = {name: [] for name in workers}
+    shares: list[float] = []
+    for _ in range(repeats):
+        for name, worker in workers.items():
+            time.sleep(_REST)
+            seconds = worker.run(measure, measurement, repeats)
+            figures[name].append(measurement.rate(seconds))
+            if name == OURS and ours.backend == "numba":
+                least = Work.of(ours.model).seconds(measurement, worker.run(limits, ours.threads))
+                shares.append(least / seconds)
+    return {"name": measurement.name, "unit": "tokens/s", "figures": figures, "shares": shares}
+
+
+def _processes(setups: dict[str, Setup], repeats: int) -> list[dict[str, Any]]:
+    able = {name: setup for name, setup in setups.items() if setup.peer in COMMANDS}
+    seconds: dict[str, list[float]] = {name: [] for name in able}
+    memory: dict[str, list[float]] = {name: [] for name in able}
+    for _ in range(repeats):
+        for name, setup in able.items():
+            wall, peak = one_token(setup)
+            seconds[name].append(wall)
+            memory[name].append(peak / 1e9)
+    return [
+        {"name": "process, one token", "unit": "s", "figures": seconds},
+        {"name": "process, peak memory", "unit": "GB", "figures": memory},
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description="Compare with others on one model.")
+    parser.add_argument("model", help="a .gguf file; for --peer transformers alone any model")
+    parser.add_argument("what", nargs="*", help=f"of process {' '.join(STANDARD)}, with any numbers; default: all")
+    parser.add_argument("--peer", choices=PEERS, action="append", default=[], help="may be given several times")
+    parser.add_argument("--backend", default="numba")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=32, help="to decode in one repetition")
+    parser.add_argument("--record", metavar="TITLE", help="put the result into docs/benchmarks.md, instead of the last")
+    args = parser.parse_args()
+    what = args.what or ["process", *STANDARD]
+    model = str(Path(args.model).resolve()) if Path(args.model).exists() else args.model
+    try:
+        measurements = [parse(text, args.tokens) for text in what if text != "process"]
+        lanes = max([1, *(measurement.sequences for measurement in measurements)])
+        setups = {
+            peer or OURS: Setup(peer, model, args.backend, args.threads, lanes)
+            for peer in dict.fromkeys([None, *args.peer])
+        }
+        result = compare(setups, measurements, process="process" in what, repeats=args.repeat)
+    except MistralPortableError as error:
+        parser.error(str(error))
+    run = {
+        "title": args.record or Path(model).name,
+        "command": shlex.join(["python", "-m", "tools.bench", *sys.argv[1:]]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "versions": versions(args.backend, args.peer),
+        "engines": list(setups),
+        **result,
+    }
+    print(markdown(run))
+    if args.record:
+        record(run)
+
+
+if __name__ == "__main__":
+    main()

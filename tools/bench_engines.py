@@ -1,0 +1,144 @@
+"""The engines that `tools/bench.py` compares, and the process of its own that each lives in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from typing import Any, Self, TypeVar
+
+import mistral_portable as mp
+from mistral_portable.bench import Engine, ModelEngine
+from mistral_portable.weights import open_checkpoint
+
+__all__ = ["PEERS", "Setup", "Worker"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Which engine (None: this library's), and what it is to run."""
+
+    peer: str | None
+    model: str
+    backend: str
+    threads: int
+    lanes: int
+
+
+class Worker:
+    """An engine in a process of its own: it loads the model when it is first asked, and sleeps between requests."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+    def run(self, function: Callable[..., T], *arguments: object) -> T:
+        """`function(engine, *arguments)` in the process."""
+        return self._pool.submit(_run, self._setup, function, arguments).result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+
+def _run(setup: Setup, function: Callable[..., T], arguments: Sequence[object]) -> T:
+    return function(_engine(setup), *arguments)
+
+
+@cache
+def _engine(setup: Setup) -> Engine:
+    if setup.peer is not None:
+        return PEERS[setup.peer](setup)
+    return ModelEngine(mp.load(setup.model, backend=setup.backend, threads=setup.threads, max_lanes=setup.lanes))
+
+
+class LlamaCpp:
+    """llama.cpp by its C interface, with its defaults: weights mapped and repacked, flash attention if it likes."""
+
+    _BATCH = 512
+
+    def __init__(self, setup: Setup) -> None:
+        import llama_cpp
+
+        self._c = llama_cpp
+        self._threads = setup.threads
+        self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self._quiet, None)
+        self._model = llama_cpp.llama_model_load_from_file(setup.model.encode(), llama_cpp.llama_model_default_params())
+        if self._model is None:
+            raise RuntimeError(f"llama.cpp cannot load {setup.model}")
+        self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+        self.max_context: int = llama_cpp.llama_model_n_ctx_train(self._model)
+        self._sizes = (0, 0)
+        self._context: Any = None
+        self._length = 0
+
+    def reset(self, sequences: int, room: int) -> None:
+        self._length = 0
+        if self._sizes == (sequences, room):
+            self._c.llama_memory_clear(self._c.llama_get_memory(self._context), False)
+            return
+        if self._context is not None:
+            self._c.llama_free(self._context)
+        params = self._c.llama_context_default_params()
+        params.n_ctx = sequences * (room + 255 & -256)  # each sequence has its part, in blocks of 256
+        params.n_seq_max = sequences
+        params.n_batch = self._BATCH
+        params.n_threads = params.n_threads_batch = self._threads
+        self._context = self._c.llama_init_from_model(self._model, params)
+        if self._context is None:
+            raise RuntimeError(f"llama.cpp makes no context of {sequences} x {room} tokens")
+        self._sizes = (sequences, room)
+
+    def step(self, chunks: Sequence[Sequence[int]], logits: bool) -> None:
+        batch = self._c.llama_batch_init(sum(map(len, chunks)), 0, 1)
+        for sequence, chunk in enumerate(chunks):
+            for offset, token in enumerate(chunk):
+                at = batch.n_tokens
+                batch.token[at] = token
+                batch.pos[at] = self._length + offset
+                batch.n_seq_id[at] = 1
+                batch.seq_id[at][0] = sequence
+                batch.logits[at] = logits and offset == len(chunk) - 1
+                batch.n_tokens += 1
+        status = self._c.llama_decode(self._context, batch)
+        self._c.llama_synchronize(self._context)
+        self._c.llama_batch_free(batch)
+        if status != 0:
+            raise RuntimeError(f"llama_decode returned {status}")
+        self._length += len(chunks[0])
+
+
+class Transformers:
+    """transformers in bfloat16, as on any CPU; random weights of the model's shape, as it reads no GGUF blocks."""
+
+    def __init__(self, setup: Setup) -> None:
+        import torch
+        from transformers import MistralConfig, MistralForCausalLM
+
+        torch.set_num_threads(setup.threads)
+        config = open_checkpoint(setup.model).config
+        torch.set_default_dtype(torch.bfloat16)
+        self._model = MistralForCausalLM(MistralConfig(**config.to_dict()))
+        self.vocab_size = config.vocab_size
+        self.max_context = config.max_position_embeddings
+        self._cache: Any = None
+
+    def reset(self, sequences: int, room: int) -> None:
+        self._cache = None
+
+    def step(self, chunks: Sequence[Sequence[int]], logits: bool) -> None:
+        import torch
+
+        with torch.inference_mode():
+            output = self._model(torch.tensor(chunks), past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._cache = output.past_key_values
+
+
+PEERS: dict[str, Callable[[Setup], Engine]] = {"llama.cpp": LlamaCpp, "transformers": Transformers}

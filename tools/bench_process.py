@@ -1,0 +1,53 @@
+"""A whole process, from its start to one token: wall time and peak memory."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+
+from tools.bench_engines import Setup
+
+__all__ = ["COMMANDS", "one_token"]
+
+_PROMPT = "Once upon a time"
+_CONTEXT = 4096
+_LLAMA_CPP = (
+    "import sys, llama_cpp; _, model, threads, context, prompt = sys.argv; "
+    "llama_cpp.Llama(model, n_ctx=int(context), n_threads=int(threads), verbose=False)(prompt, max_tokens=1)"
+)
+
+
+def _ours(setup: Setup) -> list[str]:
+    options = {
+        "--model": setup.model,
+        "--backend": setup.backend,
+        "--threads": str(setup.threads),
+        "--max-context": str(_CONTEXT),
+        "--max-tokens": "1",
+    }
+    return ["-m", "mistral_portable", "run", _PROMPT, *(word for option in options.items() for word in option)]
+
+
+def _llama_cpp(setup: Setup) -> list[str]:
+    return ["-c", _LLAMA_CPP, setup.model, str(setup.threads), str(_CONTEXT), _PROMPT]
+
+
+COMMANDS = {None: _ours, "llama.cpp": _llama_cpp}
+"""The arguments of Python, for the engines that have such a command."""
+
+
+def one_token(setup: Setup) -> tuple[float, int]:
+    """Seconds, and the largest resident size in bytes, of a fresh process with a context of 4096 tokens.
+
+    Memory is that of the process or of its largest child, mapped pages of the file included.
+    """
+    command = [sys.executable, *COMMANDS[setup.peer](setup)]
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - begin
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise RuntimeError(f"{shlex.join(command)} ended with {process.returncode}")
+    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)

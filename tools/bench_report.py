@@ -1,0 +1,160 @@
+"""What `tools/bench.py` found, for people: docs/benchmarks.md and its plot, drawn from docs/benchmarks.json."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from mistral_portable.bench import Spread
+
+__all__ = ["machine", "markdown", "plot", "ratios", "record", "versions"]
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+_INTRO = """# Benchmarks
+
+Written by `tools/bench.py --record`; the figures of every repetition are in [benchmarks.json](benchmarks.json).
+
+Each engine lives in a process of its own with the same file, loaded once. A repetition measures one engine after the
+other, the rest sleep, so a neighbour on the machine slows all of them alike. A figure is the median of the
+repetitions, with the least and the most; "times" is this library's figure over the other's (for seconds and memory:
+under it) within one repetition, so above 1 this library is better.
+
+- `prefill:N`: tokens per second of a prompt of N tokens, 512 in a step.
+- `decode:N`: tokens per second behind N tokens, one at a time. llama.cpp ignores the window of `llama` files, so
+  beyond it reads more than the model asks for.
+- `batch:N`: tokens per second of N sequences together, from empty ones on.
+- process: a fresh process that generates one token with a context of 4096.
+- of limit: the least time that the work can take over the time it took. The work is to read the weights once in every
+  step, and the visible keys and values as float16, or to multiply 8-bit numbers, whichever takes longer at the speeds
+  that the machine had in the same repetition.
+
+Weights are random (`tools/make_random_gguf.py`): speed and memory do not depend on them.
+
+![How many times llama.cpp's figure](benchmarks.svg)
+"""
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "system": platform.platform(),
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def versions(backend: str, peers: Sequence[str]) -> dict[str, str]:
+    """Of everything that computes."""
+    packages = ["mistral-portable", "numpy"]
+    if backend == "numba":
+        packages += ["numba", "llvmlite"]
+    if "llama.cpp" in peers:
+        packages.append("llama-cpp-python")
+    if "transformers" in peers:
+        packages += ["transformers", "torch"]
+    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+
+
+def ratios(row: dict[str, Any], ours: str, peer: str) -> Spread | None:
+    """How many times better `ours` is, repetition by repetition; None if one of them has no figures."""
+    figures = row.get("figures", {})
+    if ours not in figures or peer not in figures:
+        return None
+    pairs = zip(figures[ours], figures[peer], strict=True)
+    return Spread.of([a / b if row["unit"] == "tokens/s" else b / a for a, b in pairs])
+
+
+def markdown(run: dict[str, Any]) -> str:
+    """A section: what it was measured on, and the tables."""
+    on, (ours, *peers) = run["machine"], run["engines"]
+    columns = ["", ours, "of limit", *(column for peer in peers for column in (peer, "times"))]
+    parts = [
+        f"## {run['title']}",
+        f"{run['date']}, {on['cpu']}, {on['cores']} cores, {on['memory_gb']} GB, {on['system']}; "
+        + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        + ".",
+        f"```\n{run['command']}\n```",
+        _table(columns, [list(_cells(row, ours, peers)) for row in run["rows"]]),
+    ]
+    parts += [f"{row['name']} was skipped: {row['skipped']}." for row in run["rows"] if "skipped" in row]
+    if run["kernels"]:
+        rows = [[name, f"{_short(value)} {unit}", f"{share:.0f}%"] for name, value, unit, share in run["kernels"]]
+        parts.append(_table(["kernel", "", "of limit"], rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(row: dict[str, Any], ours: str, peers: Sequence[str]) -> Iterator[str]:
+    yield row["name"]
+    figures = row.get("figures", {})
+    yield _figure(figures.get(ours), row.get("unit", ""))
+    yield f"{median(row['shares']):.0%}" if row.get("shares") else ""
+    for peer in peers:
+        yield _figure(figures.get(peer), row.get("unit", ""))
+        times = ratios(row, ours, peer)
+        yield f"**{times.median:.2f}** ({times.min:.2f}-{times.max:.2f})" if times else ""
+
+
+def _figure(figures: Sequence[float] | None, unit: str) -> str:
+    if not figures:
+        return ""
+    spread = Spread.of(figures)
+    return f"{_short(spread.median)} {unit} ({_short(spread.min)}-{_short(spread.max)})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def record(run: dict[str, Any], docs: Path = DOCS) -> None:
+    """Put the run in place of the one with its title, and write the page and the plot again."""
+    data = docs / "benchmarks.json"
+    runs = {old["title"]: old for old in json.loads(data.read_text())} if data.exists() else {}
+    runs[run["title"]] = run
+    data.write_text(json.dumps(list(runs.values()), indent=1) + "\n")
+    (docs / "benchmarks.md").write_text("\n".join([_INTRO, *map(markdown, runs.values())]))
+    plot(list(runs.values()), "llama.cpp", docs / "benchmarks.svg")
+
+
+def plot(runs: Sequence[dict[str, Any]], peer: str, path: Path) -> None:
+    """A panel per run: how many times the peer's figure, with the least and the most."""
+    runs = [run for run in runs if peer in run["engines"]]
+    if not runs:
+        return
+
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "benchmarks"  # the same figures give the same file
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(runs), figsize=(1 + 4 * len(runs), 4.5), squeeze=False)
+    for run, axes in zip(runs, panels[0], strict=True):
+        found = [(row["name"], ratios(row, run["engines"][0], peer)) for row in reversed(run["rows"])]
+        bars = {name: spread for name, spread in found if spread}
+        middles = [spread.median for spread in bars.values()]
+        below = [spread.median - spread.min for spread in bars.values()]
+        above = [spread.max - spread.median for spread in bars.values()]
+        axes.barh(list(bars), middles, xerr=[below, above], color="#4c78a8", ecolor="#777777", capsize=2)
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_title(run["title"])
+        axes.set_xlabel(f"times as good as {peer}")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})

@@ -1,0 +1,207 @@
+"""Write a GGUF file of random weights with a real model's shape, block types and tokenizer, in seconds.
+
+    python -m tools.make_random_gguf --family 7b-v0.1 --type Q4_0 7b-q4_0.gguf
+    python -m tools.make_random_gguf --family 7b-v0.1 --type Q4_K_M --layers 4 l4-q4_k_m.gguf
+
+For speed and memory, not for text: no value means anything. llama.cpp loads the files, too.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mistral_common
+import numpy as np
+from gguf import GGML_QUANT_SIZES, MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
+from gguf.vocab import MistralTokenizerType, MistralVocab
+
+from mistral_portable.config import MistralConfig
+from mistral_portable.errors import ConfigError
+from mistral_portable.graph import build
+from mistral_portable.weights.quant import QUANTIZED
+from tools.random_blocks import random_blocks
+
+__all__ = ["FAMILIES", "TYPES", "write"]
+
+TYPES = (*sorted(QUANTIZED), "Q4_K_M", "Q5_K_M", "F32", "F16", "BF16")
+
+_DATA = Path(mistral_common.__file__).with_name("data")
+_SENTENCEPIECE_V1 = _DATA / "tokenizer.model.v1"
+_SENTENCEPIECE_V3 = _DATA / "mistral_instruct_tokenizer_240323.model.v3"
+_TEKKEN = _DATA / "tekken_240911.json"
+
+_STD = 0.02
+_POOL = 65537  # blocks: prime, so no two rows of a matrix are alike although all are cut from one pool
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model's configuration, and a tokenizer file with its vocabulary."""
+
+    config: MistralConfig
+    tokenizer: Path
+
+
+def _family(
+    tokenizer: Path,
+    vocab: int,
+    hidden: int,
+    layers: int,
+    heads: int,
+    ffn: int,
+    theta: float,
+    context: int,
+    window: int | None = None,
+) -> Family:
+    config = MistralConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=ffn,
+        rope_theta=theta,
+        max_position_embeddings=context,
+        sliding_window=window,
+        rms_norm_eps=1e-5,
+    )
+    return Family(config, tokenizer)
+
+
+FAMILIES = {
+    "7b-v0.1": _family(_SENTENCEPIECE_V1, 32000, 4096, 32, 32, 14336, 1e4, 32768, window=4096),
+    "7b-v0.2": _family(_SENTENCEPIECE_V1, 32000, 4096, 32, 32, 14336, 1e6, 32768),
+    "7b-v0.3": _family(_SENTENCEPIECE_V3, 32768, 4096, 32, 32, 14336, 1e6, 32768),
+    "nemo-12b": _family(_TEKKEN, 131072, 5120, 40, 32, 14336, 1e6, 131072),
+    "small-22b": _family(_SENTENCEPIECE_V3, 32768, 6144, 56, 48, 16384, 1e6, 32768),
+    "small-24b": _family(_TEKKEN, 131072, 5120, 40, 32, 32768, 1e8, 32768),
+}
+
+
+def write(path: Path, family: Family, kind: str, seed: int = 0) -> None:
+    """Write the file. `kind` is one of TYPES. Memory holds one tensor at a time."""
+    rng = np.random.default_rng(seed)
+    tensors = list(_tensors(family.config, kind))
+    writer = GGUFWriter(path, "llama")
+    _add_config(writer, family.config)
+    _add_tokenizer(writer, family.tokenizer)
+    for name, shape, type in tensors:
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), _nbytes(shape, type), raw_dtype=type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    pools = {type: random_blocks(type.name, _POOL, _STD, rng) for type in sorted({type for _, _, type in tensors})}
+    for _, shape, type in tensors:
+        if len(shape) == 1:  # a norm
+            writer.write_tensor_data(np.ones(shape, np.float32))
+        else:
+            pool = np.roll(pools[type], rng.integers(_POOL), axis=0)
+            writer.write_tensor_data(np.resize(pool, _nbytes(shape, type)))
+    writer.close()
+
+
+def _tensors(config: MistralConfig, kind: str) -> Iterator[tuple[str, tuple[int, ...], GGMLQuantizationType]]:
+    """GGUF name, shape and type of every tensor."""
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for hf_name, parameter in build(config).parameters.items():
+        name = names.get_name(hf_name, try_suffixes=[".weight"])
+        assert name is not None
+        type = _matrix_type(name, kind, config.num_hidden_layers) if len(parameter.shape) == 2 else "F32"
+        yield name, parameter.shape, GGMLQuantizationType[type]
+
+
+def _matrix_type(name: str, kind: str, layers: int) -> str:
+    """As llama.cpp's `llama_tensor_get_type_impl` (llama-quant.cpp) without an importance matrix.
+
+    Its mixtures Q4_K_M and Q5_K_M give more bits to the first and last eighth of the layers and to every third one
+    between. Its small departures from the other types (`Q2_K` means Q3_K here and there) are left out.
+    """
+    base = kind.removesuffix("_M")
+    if base not in QUANTIZED:
+        return base
+    if name == "output.weight":
+        return "Q8_0" if base == "Q8_0" else "Q6_K"
+    if kind != base and name.endswith(("attn_v.weight", "ffn_down.weight")):
+        layer, eighth = int(name.split(".")[1]), layers // 8
+        if layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2:
+            return "Q6_K"
+    return base
+
+
+def _nbytes(shape: tuple[int, ...], type: GGMLQuantizationType) -> int:
+    length, size = GGML_QUANT_SIZES[type]
+    assert shape[-1] % length == 0, f"rows of {shape[-1]} values are no whole blocks of {type.name}"
+    return prod(shape) // length * size
+
+
+def _add_config(writer: GGUFWriter, config: MistralConfig) -> None:
+    writer.add_name("random weights")
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    assert not isinstance(config.sliding_window, tuple)
+    writer.add_sliding_window(config.sliding_window or 0)
+
+
+def _add_tokenizer(writer: GGUFWriter, file: Path) -> None:
+    """As llama.cpp's conversion of a raw Mistral checkpoint (`_set_vocab_mistral`)."""
+    with TemporaryDirectory() as folder:  # MistralVocab takes a folder, and a tekken file by this name only
+        (Path(folder) / ("tekken.json" if file.suffix == ".json" else file.name)).symlink_to(file)
+        vocab = MistralVocab(Path(folder))
+    tokens, scores, types = zip(*vocab.all_tokens(), strict=True)
+    tekken = vocab.tokenizer_type is MistralTokenizerType.tekken
+    writer.add_tokenizer_model(vocab.gguf_tokenizer_model)
+    if tekken:
+        writer.add_tokenizer_pre("tekken")
+        writer.add_token_merges(vocab.extract_vocab_merges_from_model())  # type: ignore[no-untyped-call]
+    writer.add_token_list(tokens)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_bos_token_id(vocab.bos_id)
+    writer.add_eos_token_id(vocab.eos_id)
+    writer.add_unk_token_id(vocab.unk_id)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_chat_template(f"mistral-{vocab.tokenizer.version.value}{'-tekken' if tekken else ''}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a GGUF file of random weights with a real model's shape.")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--family", choices=FAMILIES, default="7b-v0.1")
+    parser.add_argument("--type", choices=TYPES, default="Q4_0")
+    parser.add_argument("--layers", type=int, help="fewer layers than the model has")
+    parser.add_argument("--window", type=int, help="tokens that a token sees; 0: all; by default the model's")
+    parser.add_argument("--context", type=int, help="most tokens of a sequence; by default the model's limit")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    family = FAMILIES[args.family]
+    own = family.config
+    try:
+        config = replace(
+            own,
+            num_hidden_layers=own.num_hidden_layers if args.layers is None else args.layers,
+            max_position_embeddings=own.max_position_embeddings if args.context is None else args.context,
+            sliding_window=own.sliding_window if args.window is None else args.window or None,
+        )
+    except ConfigError as error:
+        parser.error(str(error))
+    write(args.path, replace(family, config=config), args.type, args.seed)
+    print(f"{args.path}: {args.path.stat().st_size / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
