@@ -1,0 +1,78 @@
+"""The descriptor of the Numba executor."""
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from mistral_portable.cache import CacheSpec
+from mistral_portable.errors import BackendError
+from mistral_portable.executor import Availability, ExecutorOptions, Precision, Program
+from mistral_portable.graph import OPS, Graph
+from mistral_portable.weights import Tensor
+
+__all__ = ["BACKEND", "NumbaBackend"]
+
+_DTYPES = ("int8", "float32")
+_KV_CACHES = ("float16", "q8_0", "float32")
+
+
+class NumbaBackend:
+    """CPUs: kernels written in Python, compiled for the instruction set at hand.
+
+    dtype "int8" (the default): linears over ggml blocks multiply integers; "float32": they are unpacked to float32.
+    """
+
+    name = "numba"
+
+    def __init__(self, isa: str | None = None, folder: Path | None = None) -> None:
+        """isa: one of `compiler.isa.ISAS` instead of the machine's own. folder: where compiled kernels are kept."""
+        self._isa, self._folder = isa, folder
+
+    def probe(self) -> Availability:
+        from mistral_portable_numba.threads import default_threads
+
+        try:
+            from mistral_portable_numba.compiler.isa import ISAS, host_isa
+
+            isa = ISAS[self._isa] if self._isa else host_isa()
+            compiler = version("numba")
+        except (ImportError, PackageNotFoundError) as error:
+            return Availability(0, f"{error}: pip install --upgrade numba")
+        threads = default_threads()
+        cores = f"{threads} thread{'' if threads == 1 else 's'}"
+        return Availability(10, f"CPU, {isa.title}, {cores}, Numba {compiler}: int4 GGUF, int8 or float32 arithmetic")
+
+    def supports(self, op: str, dtype: str) -> str | None:
+        if dtype not in _DTYPES:
+            return f"dtype {dtype!r}: this backend computes in {' or '.join(_DTYPES)}"
+        return None if op in OPS else f"unknown op {op!r}"
+
+    def prepare(
+        self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
+    ) -> Program:
+        from mistral_portable_numba.compiler.isa import ISAS, host_isa
+        from mistral_portable_numba.compiler.objects import default_folder
+        from mistral_portable_numba.program import NumbaProgram
+        from mistral_portable_numba.threads import default_threads
+
+        dtype = options.dtype or "int8"
+        for op in sorted({node.op for node in graph.nodes}):
+            if reason := self.supports(op, dtype):
+                raise BackendError(f"backend 'numba' cannot run {op!r}: {reason}")
+        kv_cache = options.kv_cache or ("float16" if dtype == "int8" else "float32")
+        if kv_cache not in _KV_CACHES:
+            raise BackendError(f"backend 'numba' has no kv_cache {kv_cache!r}: choose one of {', '.join(_KV_CACHES)}")
+        precision = Precision("float32", "int8" if dtype == "int8" else None, kv_cache)
+        return NumbaProgram(
+            graph,
+            weights,
+            cache,
+            precision,
+            options,
+            isa=ISAS[self._isa] if self._isa else host_isa(),
+            threads=options.threads or default_threads(),
+            folder=self._folder or default_folder(),
+        )
+
+
+BACKEND = NumbaBackend()

@@ -1,0 +1,136 @@
+"""The arrays of cached keys and values: their growth, copies, and the table that tells kernels where they are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.errors import CacheError
+from mistral_portable.executor import LaneState
+from mistral_portable_numba.layouts import KV_DTYPES, SLOT_BLOCK, head_width, round_up
+
+__all__ = ["KVCache"]
+
+_Arrays = NDArray[np.uint8]  # [key/value heads, bytes of a head]
+
+
+class KVCache:
+    """Keys and values of (layer, lane), laid out as `layouts.py` says, grown as the plans ask."""
+
+    def __init__(self, spec: CacheSpec, dtype: str) -> None:
+        self._spec = spec
+        self._dtype = dtype
+        self._number = KV_DTYPES[dtype].itemsize
+        self._layers = {layer: group.slots for group in spec.groups for layer in group.layers}
+        self._arrays: dict[tuple[int, int, str], _Arrays] = {}
+        self.tables = {layer: np.zeros((spec.max_lanes, 3), np.int64) for layer in self._layers}
+        """Per layer and lane: the addresses of the keys and of the values, and the allocated slots."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes now allocated."""
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def grow(self, plan: StepPlan) -> None:
+        """Allocate what the plan's lanes need by now."""
+        for group, reads in zip(self._spec.groups, plan.groups, strict=True):
+            slots = round_up(reads.capacity, SLOT_BLOCK)
+            for layer in group.layers:
+                table = self.tables[layer]
+                for lane in plan.lanes[table[plan.lanes, 2] < slots].tolist():
+                    self._resize(layer, lane, slots)
+
+    def keys(self, layer: int, lane: int, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The keys in some slots, float32 [slots, key/value heads, head_dim]."""
+        numbers, scales = self._parts(self._arrays[layer, lane, "keys"], "keys")
+        heads, head_dim = self._spec.num_key_value_heads, self._spec.head_dim
+        picked = numbers.reshape(heads, -1, head_dim, 16).transpose(1, 3, 0, 2).reshape(-1, heads, head_dim)[slots]
+        values = picked.astype(np.float32)
+        if scales is not None:
+            groups = head_width(head_dim) // 32
+            factors = scales.reshape(heads, -1, groups, 16).transpose(1, 3, 0, 2).reshape(-1, heads, groups)[slots]
+            values *= np.repeat(factors.astype(np.float32), 32, axis=-1)[..., :head_dim]
+        return values
+
+    def save(self, lane: int) -> LaneState:
+        """Copies of a lane's arrays: numbers, and scales if there are any, [heads, slots / 16 or slots, ...]."""
+        state: dict[str, NDArray[Any]] = {}
+        for layer in self._layers:
+            for kind in ("keys", "values"):
+                if (array := self._arrays.get((layer, lane, kind))) is not None:
+                    numbers, scales = self._parts(array, kind)
+                    state[f"{kind}.{layer}"] = numbers.copy()
+                    if scales is not None:
+                        state[f"{kind}.{layer}.scales"] = scales.copy()
+        return state
+
+    def load(self, lane: int, state: LaneState) -> None:
+        """Put saved arrays into a lane. Raises CacheError, and changes nothing, if they are not this model's."""
+        slots = {layer: self._fitting(state, layer) for layer in self._layers} if state else {}
+        if len(state) != len(slots) * (4 if self._dtype == "q8_0" else 2):
+            raise CacheError(f"the saved lane holds {', '.join(sorted(state))}: not the layers of this model")
+        for layer in self._layers:
+            for kind in ("keys", "values"):
+                self._arrays.pop((layer, lane, kind), None)
+            self.tables[layer][lane] = 0
+            if not state:
+                continue
+            self._resize(layer, lane, min(slots[layer], round_up(self._layers[layer], SLOT_BLOCK)))
+            for kind in ("keys", "values"):
+                parts = self._parts(self._arrays[layer, lane, kind], kind)
+                for target, name in zip(parts, (f"{kind}.{layer}", f"{kind}.{layer}.scales"), strict=True):
+                    if target is not None:
+                        target[:] = state[name][:, : target.shape[1]]
+
+    def clear(self) -> None:
+        """Let go of all memory."""
+        self._arrays.clear()
+
+    def _fitting(self, state: Mapping[str, NDArray[Any]], layer: int) -> int:
+        """The slots of a saved layer."""
+        width, head_dim = head_width(self._spec.head_dim), self._spec.head_dim
+        slots = -1
+        for kind, numbers in (("keys", head_dim), ("values", width)):
+            for name, dtype, count in (
+                (f"{kind}.{layer}", KV_DTYPES[self._dtype], numbers),
+                (f"{kind}.{layer}.scales", np.dtype(np.float16), width // 32),
+            ):
+                if name.endswith("scales") and self._dtype != "q8_0":
+                    continue
+                array = state.get(name)
+                if array is None:
+                    raise CacheError(f"the saved lane holds {', '.join(sorted(state))}: not the layers of this model")
+                found = array.shape[1] // count if array.ndim == 2 else -1
+                wrong = array.dtype != dtype or array.shape != (self._spec.num_key_value_heads, found * count)
+                if wrong or found % SLOT_BLOCK or slots not in (-1, found):
+                    raise CacheError(
+                        f"the saved lane does not fit this model: {name} is {array.dtype} {array.shape}"
+                    )
+                slots = found
+        return slots
+
+    def _resize(self, layer: int, lane: int, slots: int) -> None:
+        """Allocate `slots`, a multiple of SLOT_BLOCK, and take over what is there."""
+        spec = self._spec
+        for column, (kind, numbers) in enumerate((("keys", spec.head_dim), ("values", head_width(spec.head_dim)))):
+            scales = head_width(spec.head_dim) // 32 * 2 if self._dtype == "q8_0" else 0
+            new = np.zeros((spec.num_key_value_heads, slots * (numbers * self._number + scales)), np.uint8)
+            old = self._arrays.get((layer, lane, kind))
+            if old is not None:
+                for target, source in zip(self._parts(new, kind), self._parts(old, kind), strict=True):
+                    if target is not None and source is not None:
+                        target[:, : source.shape[1]] = source
+            self._arrays[layer, lane, kind] = new
+            self.tables[layer][lane, column] = new.ctypes.data
+        self.tables[layer][lane, 2] = slots
+
+    def _parts(self, array: _Arrays, kind: str) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
+        """The numbers [heads, N] and the scales [heads, M] in an array, in order of slots."""
+        width = head_width(self._spec.head_dim)
+        numbers = (self._spec.head_dim if kind == "keys" else width) * self._number
+        if self._dtype != "q8_0":
+            return array.view(KV_DTYPES[self._dtype]), None
+        slots = array.shape[1] // (numbers + width // 32 * 2)
+        return array[:, : slots * numbers].view(np.int8), array[:, slots * numbers :].view(np.float16)

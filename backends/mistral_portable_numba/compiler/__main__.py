@@ -1,0 +1,22 @@
+"""`python -m mistral_portable_numba.compiler ISA FOLDER KERNEL...`: compile kernels into a folder, one line for each."""
+
+import sys
+from pathlib import Path
+
+from mistral_portable_numba.compiler.isa import ISAS
+from mistral_portable_numba.compiler.objects import host_triple, write_object
+from mistral_portable_numba.compiler.toolchain import lower, object_file
+from mistral_portable_numba.kernels.registry import KERNELS
+
+
+def main(isa_name: str, folder: str, *names: str) -> None:
+    """Compile for this system."""
+    isa = ISAS[isa_name]
+    for name in names:
+        text = lower(name, KERNELS[name](isa.tokens))
+        write_object(Path(folder) / f"{name}.o", object_file(name, text, isa, host_triple()))
+        print(name, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

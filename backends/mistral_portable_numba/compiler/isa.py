@@ -1,0 +1,355 @@
+"""The instruction sets, and how each defines the functions `mp.*` that kernels call (LLVM IR).
+
+| function | computes |
+|---|---|
+| mp.dot4(acc, w, x) | acc + the sums of four products; w 0..127, x -127..127 |
+| mp.dot4_signed(acc, w, x) | the same of (w + mp.signed_zero()) * x; w -128..127, x -127..127 |
+| mp.lookup(index, table) | table[index] of 64 bytes; index 0..15 |
+| mp.widen, mp.narrow | float16 to float32 and back, to nearest even |
+| mp.pause | a hint in spin loops |
+| mp.pointer | an address as a pointer |
+"""
+
+from dataclasses import dataclass
+
+import llvmlite.binding as llvm
+
+__all__ = ["FUNCTIONS", "ISAS", "Isa", "host_isa"]
+
+FUNCTIONS = ("dot4", "dot4_signed", "signed_zero", "lookup", "widen", "narrow", "pause", "pointer")
+
+
+@dataclass(frozen=True)
+class Isa:
+    """name: as in ISAS. title: as `backends` shows it. cpu, features: LLVM's target. functions: definitions of `mp.*`.
+
+    tokens: how many tokens a prefill kernel takes at once, as the registers allow.
+    """
+
+    name: str
+    title: str
+    cpu: str
+    features: str
+    functions: str
+    tokens: int
+
+
+def _constant(kind: str, value: int | float, count: int) -> str:
+    return "<" + ", ".join([f"{kind} {value}"] * count) + ">"
+
+
+def _lanes(start: int, count: int) -> str:
+    return "<" + ", ".join(f"i32 {lane}" for lane in range(start, start + count)) + ">"
+
+
+def _function(result: str, name: str, parameters: str, body: str) -> str:
+    return f"define internal {result} @mp.{name}({parameters}) alwaysinline nounwind {{\n{body}\n}}\n"
+
+
+def _dot(name: str, declarations: str, part: str, parts: int) -> str:
+    """A function (acc, w, x) of 16 lanes from the body `part`, which makes %r of %a, %w and %x in 16 / parts lanes."""
+    lanes = 16 // parts
+    small = f"<{lanes} x i32> %a, <{4 * lanes} x i8> %w, <{4 * lanes} x i8> %x"
+    result = _function(f"<{lanes} x i32>", f"{name}.part", small, f"{part}\n  ret <{lanes} x i32> %r")
+    body, joined = [], []
+    for p in range(parts):
+        for value, kind, count in (("a", "i32", lanes), ("w", "i8", 4 * lanes), ("x", "i8", 4 * lanes)):
+            vector, mask = f"<{count * parts} x {kind}>", _lanes(p * count, count)
+            body.append(f"  %{value}{p} = shufflevector {vector} %{value}, {vector} poison, <{count} x i32> {mask}")
+        body.append(
+            f"  %r{p} = call <{lanes} x i32> @mp.{name}.part(<{lanes} x i32> %a{p}, <{4 * lanes} x i8> %w{p}, "
+            f"<{4 * lanes} x i8> %x{p})"
+        )
+        joined.append(f"%r{p}")
+    while len(joined) > 1:
+        lanes *= 2
+        pairs = list(zip(joined[::2], joined[1::2], strict=True))
+        half = f"<{lanes // 2} x i32>"
+        joined = [f"{left}.{lanes}" for left, _ in pairs]
+        body += [
+            f"  {left}.{lanes} = shufflevector {half} {left}, {half} {right}, <{lanes} x i32> {_lanes(0, lanes)}"
+            for left, right in pairs
+        ]
+    body.append(f"  ret <16 x i32> {joined[0]}")
+    large = "<16 x i32> %a, <64 x i8> %w, <64 x i8> %x"
+    return declarations + result + _function("<16 x i32>", name, large, "\n".join(body))
+
+
+def _signed_zero(value: int) -> str:
+    return _function("i32", "signed_zero", "", f"  ret i32 {value}")
+
+
+# vpdpbusd multiplies unsigned by signed bytes: to flip the sign bit of a signed weight adds 128 to it.
+_FLIPPED = _signed_zero(128) + _function(
+    "<16 x i32>",
+    "dot4_signed",
+    "<16 x i32> %a, <64 x i8> %w, <64 x i8> %x",
+    f"""  %u = xor <64 x i8> %w, {_constant("i8", -128, 64)}
+  %r = call <16 x i32> @mp.dot4(<16 x i32> %a, <64 x i8> %u, <64 x i8> %x)
+  ret <16 x i32> %r""",
+)
+
+_DOT_AVX512_VNNI = (
+    _dot(
+        "dot4",
+        "declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <64 x i8>, <64 x i8>)\n",
+        "  %r = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %a, <64 x i8> %w, <64 x i8> %x)",
+        1,
+    )
+    + _FLIPPED
+)
+
+_DOT_AVX_VNNI = (
+    _dot(
+        "dot4",
+        "declare <8 x i32> @llvm.x86.avx512.vpdpbusd.256(<8 x i32>, <32 x i8>, <32 x i8>)\n",
+        "  %r = call <8 x i32> @llvm.x86.avx512.vpdpbusd.256(<8 x i32> %a, <32 x i8> %w, <32 x i8> %x)",
+        2,
+    )
+    + _FLIPPED
+)
+
+_MADD = f"""  %s = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %p, <16 x i16> {_constant("i16", 1, 16)})
+  %r = add <8 x i32> %a, %s"""
+
+# pmaddubsw adds two products in 16 bits: at most 2 * 127 * 127, or 2 * 128 * 127 of signed weights, so it never
+# saturates. For signed weights |w| is the unsigned operand, and x takes the sign of w.
+_DOT_AVX2 = (
+    _dot(
+        "dot4",
+        """declare <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8>, <32 x i8>)
+declare <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16>, <16 x i16>)
+declare <32 x i8> @llvm.x86.avx2.psign.b(<32 x i8>, <32 x i8>)
+declare <32 x i8> @llvm.abs.v32i8(<32 x i8>, i1)
+""",
+        f"  %p = call <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8> %w, <32 x i8> %x)\n{_MADD}",
+        2,
+    )
+    + _dot(
+        "dot4_signed",
+        "",
+        f"""  %u = call <32 x i8> @llvm.abs.v32i8(<32 x i8> %w, i1 false)
+  %y = call <32 x i8> @llvm.x86.avx2.psign.b(<32 x i8> %x, <32 x i8> %w)
+  %p = call <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8> %u, <32 x i8> %y)
+{_MADD}""",
+        2,
+    )
+    + _signed_zero(0)
+)
+
+
+def _alias_signed(zero: str) -> str:
+    return zero + _function(
+        "<16 x i32>",
+        "dot4_signed",
+        "<16 x i32> %a, <64 x i8> %w, <64 x i8> %x",
+        """  %r = call <16 x i32> @mp.dot4(<16 x i32> %a, <64 x i8> %w, <64 x i8> %x)
+  ret <16 x i32> %r""",
+    )
+
+
+_DOT_AARCH64 = _dot(
+    "dot4",
+    "declare <4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32>, <16 x i8>, <16 x i8>)\n",
+    "  %r = call <4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32> %a, <16 x i8> %w, <16 x i8> %x)",
+    4,
+) + _alias_signed(_signed_zero(0))
+
+
+def _strided(first: int) -> str:
+    return "<" + ", ".join(f"i32 {first + 4 * lane}" for lane in range(4)) + ">"
+
+
+_DOT_GENERIC = _dot(
+    "dot4",
+    "",
+    """  %w32 = sext <16 x i8> %w to <16 x i32>
+  %x32 = sext <16 x i8> %x to <16 x i32>
+  %p = mul <16 x i32> %w32, %x32
+"""
+    + "".join(
+        f"  %p{k} = shufflevector <16 x i32> %p, <16 x i32> poison, <4 x i32> {_strided(k)}\n" for k in range(4)
+    )
+    + """  %s0 = add <4 x i32> %p0, %p1
+  %s1 = add <4 x i32> %p2, %p3
+  %s = add <4 x i32> %s0, %s1
+  %r = add <4 x i32> %a, %s""",
+    4,
+) + _alias_signed(_signed_zero(0))
+
+
+def _lookup(declarations: str, instruction: str, parts: int) -> str:
+    """Table lookup by an instruction that makes %rP of the indices %iP and of %t, the table in each 16 bytes."""
+    count = 64 // parts
+    sixteen = ", ".join(f"i32 {lane % 16}" for lane in range(count))
+    body = [f"  %t = shufflevector <16 x i8> %table, <16 x i8> poison, <{count} x i32> <{sixteen}>"]
+    for p in range(parts):
+        body.append(
+            f"  %i{p} = shufflevector <64 x i8> %index, <64 x i8> poison, <{count} x i32> {_lanes(p * count, count)}"
+        )
+        body.append(instruction.format(p=p))
+    joined = [f"%r{p}" for p in range(parts)]
+    while len(joined) > 1:
+        kind, doubled = f"<{count} x i8>", 2 * count
+        body += [
+            f"  {a}.{doubled} = shufflevector {kind} {a}, {kind} {b}, <{doubled} x i32> {_lanes(0, doubled)}"
+            for a, b in zip(joined[::2], joined[1::2], strict=True)
+        ]
+        joined, count = [f"{a}.{doubled}" for a in joined[::2]], doubled
+    body.append(f"  ret <64 x i8> {joined[0]}")
+    return declarations + _function("<64 x i8>", "lookup", "<64 x i8> %index, <16 x i8> %table", "\n".join(body))
+
+
+_LOOKUP_AVX512 = _lookup(
+    "declare <64 x i8> @llvm.x86.avx512.pshuf.b.512(<64 x i8>, <64 x i8>)\n",
+    "  %r{p} = call <64 x i8> @llvm.x86.avx512.pshuf.b.512(<64 x i8> %t, <64 x i8> %i{p})",
+    1,
+)
+_LOOKUP_AVX2 = _lookup(
+    "declare <32 x i8> @llvm.x86.avx2.pshuf.b(<32 x i8>, <32 x i8>)\n",
+    "  %r{p} = call <32 x i8> @llvm.x86.avx2.pshuf.b(<32 x i8> %t, <32 x i8> %i{p})",
+    2,
+)
+_LOOKUP_AARCH64 = _lookup(
+    "declare <16 x i8> @llvm.aarch64.neon.tbl1.v16i8(<16 x i8>, <16 x i8>)\n",
+    "  %r{p} = call <16 x i8> @llvm.aarch64.neon.tbl1.v16i8(<16 x i8> %t, <16 x i8> %i{p})",
+    4,
+)
+
+
+def _lookup_by_comparison() -> str:
+    body, last = [], "zeroinitializer"
+    for value in range(16):
+        body += [
+            f"  %t{value} = shufflevector <16 x i8> %table, <16 x i8> poison, <64 x i32> {_constant('i32', value, 64)}",
+            f"  %c{value} = icmp eq <64 x i8> %index, {_constant('i8', value, 64)}",
+            f"  %r{value} = select <64 x i1> %c{value}, <64 x i8> %t{value}, <64 x i8> {last}",
+        ]
+        last = f"%r{value}"
+    body.append(f"  ret <64 x i8> {last}")
+    return _function("<64 x i8>", "lookup", "<64 x i8> %index, <16 x i8> %table", "\n".join(body))
+
+
+_HALF_NATIVE = _function(
+    "<16 x float>",
+    "widen",
+    "<16 x i16> %x",
+    """  %h = bitcast <16 x i16> %x to <16 x half>
+  %r = fpext <16 x half> %h to <16 x float>
+  ret <16 x float> %r""",
+) + _function(
+    "<16 x i16>",
+    "narrow",
+    "<16 x float> %x",
+    """  %h = fptrunc <16 x float> %x to <16 x half>
+  %r = bitcast <16 x half> %h to <16 x i16>
+  ret <16 x i16> %r""",
+)
+
+
+def _half_by_bits() -> str:
+    """Without hardware: the exponent is rebiased by a product with 2^112, which is exact for denormals, too."""
+
+    def c(value: int) -> str:
+        return _constant("i32", value, 16)
+
+    v = "<16 x i32>"
+    widen = f"""  %w = zext <16 x i16> %x to {v}
+  %sign0 = and {v} %w, {c(0x8000)}
+  %sign = shl {v} %sign0, {c(16)}
+  %magnitude = and {v} %w, {c(0x7FFF)}
+  %shifted = shl {v} %magnitude, {c(13)}
+  %small = bitcast {v} %shifted to <16 x float>
+  %scaled = fmul <16 x float> %small, {_constant("float", 5.192296858534828e33, 16)}
+  %bits = bitcast <16 x float> %scaled to {v}
+  %special = icmp uge {v} %magnitude, {c(0x7C00)}
+  %marked = or {v} %bits, {c(0x7F800000)}
+  %chosen = select <16 x i1> %special, {v} %marked, {v} %bits
+  %signed = or {v} %chosen, %sign
+  %r = bitcast {v} %signed to <16 x float>
+  ret <16 x float> %r"""
+    narrow = f"""  %bits = bitcast <16 x float> %x to {v}
+  %sign0 = lshr {v} %bits, {c(16)}
+  %sign = and {v} %sign0, {c(0x8000)}
+  %abs = and {v} %bits, {c(0x7FFFFFFF)}
+  %odd0 = lshr {v} %abs, {c(13)}
+  %odd = and {v} %odd0, {c(1)}
+  %rebiased = sub {v} %abs, {c((112 << 23) - 0xFFF)}
+  %even = add {v} %rebiased, %odd
+  %normal = lshr {v} %even, {c(13)}
+  %f = bitcast {v} %abs to <16 x float>
+  %aligned = fadd <16 x float> %f, {_constant("float", 0.5, 16)}
+  %aligned.bits = bitcast <16 x float> %aligned to {v}
+  %denormal = sub {v} %aligned.bits, {c(0x3F000000)}
+  %is.denormal = icmp ult {v} %abs, {c(0x38800000)}
+  %finite = select <16 x i1> %is.denormal, {v} %denormal, {v} %normal
+  %is.large = icmp uge {v} %abs, {c(0x47800000)}
+  %bounded = select <16 x i1> %is.large, {v} {c(0x7C00)}, {v} %finite
+  %is.nan = icmp ugt {v} %abs, {c(0x7F800000)}
+  %chosen = select <16 x i1> %is.nan, {v} {c(0x7E00)}, {v} %bounded
+  %signed = or {v} %chosen, %sign
+  %r = trunc {v} %signed to <16 x i16>
+  ret <16 x i16> %r"""
+    return _function("<16 x float>", "widen", "<16 x i16> %x", widen) + _function(
+        "<16 x i16>", "narrow", "<16 x float> %x", narrow
+    )
+
+
+_POINTER = _function("ptr", "pointer", "i64 %address", "  %r = inttoptr i64 %address to ptr\n  ret ptr %r")
+
+
+def _pause(declaration: str, instruction: str) -> str:
+    return _POINTER + declaration + _function("void", "pause", "", f"{instruction}  ret void")
+
+
+_PAUSE_X86 = _pause("declare void @llvm.x86.sse2.pause()\n", "  call void @llvm.x86.sse2.pause()\n")
+_PAUSE_AARCH64 = _pause("declare void @llvm.aarch64.hint(i32)\n", "  call void @llvm.aarch64.hint(i32 1)\n")
+
+_X86_64_V3 = "+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+lzcnt,+movbe"
+
+ISAS: dict[str, Isa] = {
+    isa.name: isa
+    for isa in (
+        Isa(
+            "avx512_vnni",
+            "AVX-512 VNNI",
+            "cascadelake",
+            f"{_X86_64_V3},+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd,+avx512vnni,-prefer-256-bit",
+            _DOT_AVX512_VNNI + _LOOKUP_AVX512 + _HALF_NATIVE + _PAUSE_X86,
+            8,
+        ),
+        Isa(
+            "avx_vnni",
+            "AVX2 with AVX-VNNI",
+            "alderlake",
+            f"{_X86_64_V3},+avxvnni",
+            _DOT_AVX_VNNI + _LOOKUP_AVX2 + _HALF_NATIVE + _PAUSE_X86,
+            4,
+        ),
+        Isa("avx2", "AVX2", "haswell", _X86_64_V3, _DOT_AVX2 + _LOOKUP_AVX2 + _HALF_NATIVE + _PAUSE_X86, 4),
+        Isa(
+            "neon_dotprod",
+            "NEON with dotprod",
+            "apple-m1",
+            "+neon,+dotprod,+fullfp16",
+            _DOT_AARCH64 + _LOOKUP_AARCH64 + _HALF_NATIVE + _PAUSE_AARCH64,
+            4,
+        ),
+        Isa("generic", "any", "", "", _DOT_GENERIC + _lookup_by_comparison() + _half_by_bits() + _pause("", ""), 4),
+    )
+}
+"""By name, best first within an architecture."""
+
+
+def host_isa() -> Isa:
+    """The best instruction set of this machine."""
+    features = llvm.get_host_cpu_features()
+
+    def has(*names: str) -> bool:
+        return all(features.get(name, False) for name in names)
+
+    if has("avx2", "f16c", "fma", "bmi2", "movbe"):
+        if has("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512vnni"):
+            return ISAS["avx512_vnni"]
+        return ISAS["avx_vnni" if has("avxvnni") else "avx2"]
+    return ISAS["neon_dotprod" if has("neon", "dotprod", "fullfp16") else "generic"]

@@ -1,0 +1,143 @@
+"""Kernels as code in this process: compiled in child processes, kept on disk, loaded by LLVM.
+
+Children import Numba, so that a process whose kernels are on disk need not, and they compile side by side. A file is
+the SHA-256 of the object and the object. Its folder is named after all that the code depends on: sources, versions and
+instruction set; so nothing stale is ever loaded, and what is damaged is compiled again.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import llvmlite.binding as llvm
+
+from mistral_portable.errors import BackendError
+from mistral_portable_numba.compiler.isa import Isa
+
+__all__ = ["LoadedKernels", "default_folder", "host_triple", "write_object"]
+
+Progress = Callable[[str, int, int], None]
+
+
+def default_folder() -> Path:
+    """Where compiled kernels are kept: $MISTRAL_PORTABLE_CACHE, or else the user's cache folder."""
+    if chosen := os.environ.get("MISTRAL_PORTABLE_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "mistral_portable"
+
+
+class LoadedKernels:
+    """The kernels of one program. Their code stays loaded as long as this object lives."""
+
+    def __init__(self, names: Iterable[str], isa: Isa, folder: Path, progress: Progress | None = None) -> None:
+        """Compile what is not in `folder`, and load all. Raises BackendError if the compiler fails."""
+        wanted = sorted(set(names))
+        place = folder / "kernels" / _digest(isa)
+        found = {name: code for name in wanted if (code := _read(place / f"{name}.o")) is not None}
+        if len(found) < len(wanted):
+            with tempfile.TemporaryDirectory() as spare:
+                missing = [name for name in wanted if name not in found]
+                written = _compile(missing, isa, _writable(place) or Path(spare), progress)
+                found |= {name: _required(written / f"{name}.o") for name in missing}
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        machine = llvm.Target.from_triple(host_triple()).create_target_machine()
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        for code in found.values():
+            self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        self._engine.finalize_object()
+        self._addresses = {name: int(self._engine.get_function_address(name)) for name in found}
+
+    def __getitem__(self, name: str) -> int:
+        """The address of a kernel."""
+        return self._addresses[name]
+
+
+def write_object(path: Path, code: bytes) -> None:
+    """Put an object and its hash where nobody can see half of it."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(hashlib.sha256(code).digest() + code)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def host_triple() -> str:
+    """This process's system as LLVM names it; JIT-compiled code is ELF also on Windows."""
+    triple: str = llvm.get_process_triple()
+    return f"{triple}-elf" if sys.platform == "win32" else triple
+
+
+def _read(path: Path) -> bytes | None:
+    """The object in a file; None if there is none or it is damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return data[32:] if hashlib.sha256(data[32:]).digest() == data[:32] and len(data) > 32 else None
+
+
+def _required(path: Path) -> bytes:
+    code = _read(path)
+    if code is None:
+        raise BackendError(f"backend 'numba': the compiled kernel {path} vanished: start again")
+    return code
+
+
+def _writable(folder: Path) -> Path | None:
+    """The folder, if files can be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return None
+
+
+def _digest(isa: Isa) -> str:
+    """Of everything that the machine code depends on."""
+    package = Path(__file__).parent.parent
+    content = hashlib.sha256(repr((isa, host_triple(), version("numba"), version("llvmlite"))).encode())
+    for path in sorted([*package.glob("compiler/*.py"), *package.glob("kernels/*.py")]):
+        content.update(path.name.encode() + path.read_bytes())
+    return f"{isa.name}-{content.hexdigest()[:24]}"
+
+
+def _compile(names: list[str], isa: Isa, folder: Path, progress: Progress | None) -> Path:
+    """Compile kernels in two processes, and return the folder."""
+    # The formats of 256 columns take some ten times as long as the others: deal them out first.
+    ordered = sorted(names, key=lambda name: (not name.startswith("linear_"), not name.endswith(("_k", "_xs")), name))
+    children = []
+    for share in (ordered[::2], ordered[1::2]):
+        if share:
+            command = [sys.executable, "-m", "mistral_portable_numba.compiler", isa.name, str(folder), *share]
+            children.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    done = 0
+    try:
+        # A child says each kernel that it has finished; its share is fixed, so reading one after the other loses little.
+        for child in children:
+            assert child.stdout is not None
+            for _ in child.stdout:
+                done += 1
+                if progress is not None:
+                    progress("compiling kernels, once per machine", done, len(names))
+        for child in children:
+            error = child.communicate()[1]
+            if child.returncode:
+                lines = error.strip().splitlines() or [f"exit status {child.returncode}"]
+                raise BackendError(f"backend 'numba' could not compile its kernels: {lines[-1]}")
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+    return folder

@@ -1,0 +1,212 @@
+"""Attention over the cache, in the manner of FlashAttention (Dao et al. 2022).
+
+A work item is a few query tokens of one sequence with the query heads of one key/value head: its rows. It goes through
+the slots in the order of storage, 64 at a time, with a running maximum, a running sum, and outputs that are rescaled
+when the maximum grows. The order does not depend on threads or on what else is in the step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+from mistral_portable_numba.compiler.simd import (
+    Tokens,
+    all_f32,
+    all_i32,
+    fetch_add,
+    first_lane,
+    get_f16,
+    get_f32,
+    get_f64_as_f32,
+    get_i64,
+    keep_between,
+    lane_numbers,
+    load_f16,
+    load_f32,
+    max_lanes,
+    maximum,
+    put_f32,
+    store_f32,
+    sum_lanes,
+    where_at_most,
+)
+from mistral_portable_numba.kernels.exp import exp
+from mistral_portable_numba.kernels.kv import KV_FORMATS
+
+__all__ = ["attention_kernel"]
+
+_NONE = -3.0e38  # the score of a hidden key
+
+
+def attention_kernel(dtype: str) -> Callable[..., Any]:
+    """Arguments: counter, address of the number of items, address of the address of the items, query heads, key/value
+    heads, head_dim, window (0: none), ring (slots of a full lane), scale (float64), q, its stride, out, its stride,
+    the layer's table (see `kv.store_kernel`), scratch, scratch bytes per thread.
+
+    An item is int64: lane, first token, tokens, position of the first, position of the sequence's last token.
+    """
+    kind = KV_FORMATS[dtype]
+    size, scaled, load = kind.size, kind.scaled, kind.load
+    each = Tokens(4)
+    zeros, fma_one, add_times, add_scaled = each.zeros, each.fma_one, each.add_times, each.add_scaled
+    load_each, store_each = each.load_each, each.store_each
+
+    @numba.njit
+    def scores4(keys: Any, scales: Any, head_dim: Any, q: Any, qs: Any, out: Any) -> None:
+        """out [4, 64] = 4 rows times the 64 keys of a block."""
+        a, b, c, d = zeros(), zeros(), zeros(), zeros()
+        apart = 16 * head_dim * size
+        if scaled:
+            groups = (head_dim + 31) // 32
+            for group in range(groups):
+                e, f, g, h = zeros(), zeros(), zeros(), zeros()
+                for j in range(32 * group, min(32 * group + 32, head_dim)):
+                    at = keys + 16 * j * size
+                    e = fma_one(e, load(at), q + 4 * j, qs)
+                    f = fma_one(f, load(at + apart), q + 4 * j, qs)
+                    g = fma_one(g, load(at + 2 * apart), q + 4 * j, qs)
+                    h = fma_one(h, load(at + 3 * apart), q + 4 * j, qs)
+                scale = scales + 32 * group
+                a = add_times(a, e, load_f16(scale))
+                b = add_times(b, f, load_f16(scale + 32 * groups))
+                c = add_times(c, g, load_f16(scale + 64 * groups))
+                d = add_times(d, h, load_f16(scale + 96 * groups))
+        else:
+            for j in range(head_dim):
+                at = keys + 16 * j * size
+                a = fma_one(a, load(at), q + 4 * j, qs)
+                b = fma_one(b, load(at + apart), q + 4 * j, qs)
+                c = fma_one(c, load(at + 2 * apart), q + 4 * j, qs)
+                d = fma_one(d, load(at + 3 * apart), q + 4 * j, qs)
+        store_each(out, 256, a)
+        store_each(out + 64, 256, b)
+        store_each(out + 128, 256, c)
+        store_each(out + 192, 256, d)
+
+    @numba.njit
+    def attend4(values: Any, scales: Any, width: Any, weights: Any, factors: Any, out: Any, os: Any) -> None:
+        """out [4, width] = out * factors + weights [4, 64] times the 64 values of a block."""
+        for j in range(0, width, 32):
+            a = add_scaled(zeros(), load_each(out + 4 * j, os), factors, 4)
+            b = add_scaled(zeros(), load_each(out + 4 * j + 64, os), factors, 4)
+            for slot in range(64):
+                at = values + (slot * width + j) * size
+                v, w = load(at), load(at + 16 * size)
+                if scaled:
+                    scale = all_f32(get_f16(scales + (slot * width + j) // 16))
+                    v, w = v * scale, w * scale
+                a = fma_one(a, v, weights + 4 * slot, 256)
+                b = fma_one(b, w, weights + 4 * slot, 256)
+            store_each(out + 4 * j, os, a)
+            store_each(out + 4 * j + 64, os, b)
+
+    @numba.njit
+    def positions(slot: Any, last: Any, ring: Any) -> Any:
+        """The positions in 16 slots: the newest that lie there, negative where there is none."""
+        turn = last // ring * ring
+        slots = lane_numbers() + slot
+        earlier = where_at_most(slots, ring - 1, slots + (turn - ring), all_i32(-1))
+        return where_at_most(slots, last - turn, slots + turn, earlier)
+
+    @numba.njit
+    def soften(scores: Any, slot: Any, last: Any, ring: Any, low: Any, high: Any, whole: Any, state: Any) -> Any:
+        """Scores [64] of one row to weights; updates its maximum and sum; the factor for what it has so far."""
+        a, b, c, d = load_f32(scores), load_f32(scores + 64), load_f32(scores + 128), load_f32(scores + 192)
+        p = positions(slot, last, ring)
+        q, r, s = positions(slot + 16, last, ring), positions(slot + 32, last, ring), positions(slot + 48, last, ring)
+        if not whole:
+            a, b = keep_between(a, p, low, high, _NONE), keep_between(b, q, low, high, _NONE)
+            c, d = keep_between(c, r, low, high, _NONE), keep_between(d, s, low, high, _NONE)
+        before = all_f32(get_f32(state))
+        now = all_f32(max_lanes(maximum(maximum(maximum(a, b), maximum(c, d)), before)))
+        a, b, c, d = exp(a - now), exp(b - now), exp(c - now), exp(d - now)
+        if not whole:
+            a, b = keep_between(a, p, low, high, 0.0), keep_between(b, q, low, high, 0.0)
+            c, d = keep_between(c, r, low, high, 0.0), keep_between(d, s, low, high, 0.0)
+        store_f32(scores, a)
+        store_f32(scores + 64, b)
+        store_f32(scores + 128, c)
+        store_f32(scores + 192, d)
+        factor = first_lane(exp(before - now))
+        put_f32(state, first_lane(now))
+        put_f32(state + 4, get_f32(state + 4) * factor + sum_lanes((a + b) + (c + d)))
+        return factor
+
+    def kernel(args: Any, thread: Any, threads: Any) -> None:
+        counter, count, items = get_i64(args), get_i64(get_i64(args + 8)), get_i64(get_i64(args + 16))
+        heads, kv_heads, head_dim = get_i64(args + 24), get_i64(args + 32), get_i64(args + 40)
+        window, ring, scale = get_i64(args + 48), get_i64(args + 56), get_f64_as_f32(args + 64)
+        q, qs, out, os = get_i64(args + 72), get_i64(args + 80), get_i64(args + 88), get_i64(args + 96)
+        table, scratch = get_i64(args + 104), get_i64(args + 112) + thread * get_i64(args + 120)
+        group, groups = heads // kv_heads, (head_dim + 31) // 32
+        width = 32 * groups
+        while True:
+            work = fetch_add(counter, 1)
+            if work >= count * kv_heads:
+                break
+            item, head = items + 40 * (work // kv_heads), work % kv_heads
+            lane, first, tokens = table + 24 * get_i64(item), get_i64(item + 8), get_i64(item + 16)
+            begin, last = get_i64(item + 24), get_i64(item + 32)
+            slots = get_i64(lane + 16)
+            scale_bytes = 2 * slots * groups if scaled else 0
+            keys = get_i64(lane) + head * (slots * head_dim * size + scale_bytes)
+            values = get_i64(lane + 8) + head * (slots * width * size + scale_bytes)
+            key_scales, value_scales = keys + slots * head_dim * size, values + slots * width * size
+            rows = tokens * group
+            padded = (rows + 3) // 4 * 4
+            queries, outputs = scratch, scratch + 4 * padded * width
+            states, weights = outputs + 4 * padded * width, outputs + 4 * padded * (width + 2)
+            factors = weights + 4 * 256
+            for row in range(padded):
+                token, which = first + row // group, head * group + row % group
+                for j in range(head_dim):
+                    value = get_f32(q + token * qs + 4 * (which * head_dim + j)) * scale if row < rows else 0.0
+                    put_f32(queries + 4 * (row * width + j), value)
+                for j in range(0, width, 16):
+                    store_f32(outputs + 4 * (row * width + j), all_f32(0.0))
+                put_f32(states + 8 * row, _NONE)
+                put_f32(states + 8 * row + 4, 0.0)
+            newest = last % ring
+            for slot in range(0, min(last + 1, ring), 64):
+                # The positions in these slots, if they are of one turn of the ring.
+                oldest = last - newest + slot - (ring if slot > newest else 0)
+                mixed = slot <= newest and slot + 63 > newest or slot + 64 > ring
+                for row in range(0, padded, 4):
+                    low_first, high_last = begin + row // group, begin + min(row + 3, rows - 1) // group
+                    high_first = low_first
+                    low_last = max(0, high_last - window + 1) if window > 0 else 0
+                    low_first = max(0, low_first - window + 1) if window > 0 else 0
+                    if not mixed and (oldest > high_last or oldest + 63 < low_first):
+                        continue
+                    whole = not mixed and oldest >= low_last and oldest + 63 <= high_first
+                    scores4(
+                        keys + slot * head_dim * size,
+                        key_scales + slot * groups * 2,
+                        head_dim,
+                        queries + 4 * row * width,
+                        4 * width,
+                        weights,
+                    )
+                    for i in range(4):
+                        high = begin + min(row + i, rows - 1) // group
+                        low = max(0, high - window + 1) if window > 0 else 0
+                        state = states + 8 * (row + i)
+                        factor = soften(weights + 256 * i, slot, last, ring, low, high, whole, state)
+                        put_f32(factors + 4 * i, factor)
+                    attend4(
+                        values + slot * width * size,
+                        value_scales + slot * groups * 2,
+                        width,
+                        weights,
+                        factors,
+                        outputs + 4 * row * width,
+                        4 * width,
+                    )
+            for row in range(rows):
+                to = out + (first + row // group) * os + 4 * (head * group + row % group) * head_dim
+                total = get_f32(states + 8 * row + 4)
+                for j in range(head_dim):
+                    put_f32(to + 4 * j, get_f32(outputs + 4 * (row * width + j)) / total)
+
+    return kernel

@@ -1,0 +1,105 @@
+"""The types of cached keys and values, and the kernel that writes them (`layouts.py` says where)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+
+from mistral_portable_numba.compiler.simd import (
+    fetch_add,
+    get_f16,
+    get_f32,
+    get_i32,
+    get_i64,
+    load_f16,
+    load_f32,
+    load_i8,
+    nearest_i64,
+    put_f16,
+    put_f32,
+    put_i8,
+)
+
+__all__ = ["KV_FORMATS", "KVFormat", "store_kernel"]
+
+
+@dataclass(frozen=True)
+class KVFormat:
+    """size: bytes of a number; scaled: whether it is multiplied with a scale; load: 16 numbers; put: one."""
+
+    size: int
+    scaled: bool
+    load: Any
+    put: Any
+
+
+@numba.njit
+def _put_code(address: Any, value: Any) -> None:
+    put_i8(address, nearest_i64(min(max(value, -127.0), 127.0)))  # 127.06, if the scale was rounded down
+
+
+KV_FORMATS = {
+    "float32": KVFormat(4, False, load_f32, put_f32),
+    "float16": KVFormat(2, False, load_f16, put_f16),
+    "q8_0": KVFormat(1, True, load_i8, _put_code),
+}
+
+
+def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
+    """Write the rows of x into the cache, as keys or as values.
+
+    Arguments: counter, address of T, key/value heads, head_dim, x, its stride, address of the address of the tokens'
+    lanes (int32), of their slots (int32), the layer's table: per lane the addresses of keys and values, and the slots.
+    """
+    kind = KV_FORMATS[dtype]
+    size, scaled, put = kind.size, kind.scaled, kind.put
+
+    @numba.njit
+    def put_scale(address: Any, x: Any, count: Any) -> Any:
+        """Store the scale of some numbers; what they are to be multiplied with."""
+        most = numba.float32(0.0)
+        for j in range(count):
+            most = max(most, abs(get_f32(x + 4 * j)))
+        put_f16(address, most / 127.0)
+        rounded = get_f16(address)
+        return 1.0 / rounded if rounded > 0.0 else numba.float32(0.0)
+
+    @numba.njit
+    def store(x: Any, at: Any, apart: Any, scales: Any, scales_apart: Any, head_dim: Any) -> None:
+        """head_dim numbers, `apart` bytes from each other."""
+        factor = numba.float32(1.0)
+        for j in range(head_dim):
+            value = get_f32(x + 4 * j)
+            if scaled:
+                if j % 32 == 0:
+                    factor = put_scale(scales + j // 32 * scales_apart, x + 4 * j, min(32, head_dim - j))
+                value *= factor
+            put(at + apart * j, value)
+
+    def kernel(args: Any, thread: Any, threads: Any) -> None:
+        counter, count, heads, head_dim = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16), get_i64(args + 24)
+        x, xs, lanes, places = get_i64(args + 32), get_i64(args + 40), get_i64(args + 48), get_i64(args + 56)
+        table = get_i64(args + 64)
+        groups = (head_dim + 31) // 32
+        while True:
+            t = fetch_add(counter, 1)
+            if t >= count:
+                break
+            lane = table + 24 * get_i32(get_i64(lanes) + 4 * t)
+            slot, slots = get_i32(get_i64(places) + 4 * t), get_i64(lane + 16)
+            for head in range(heads):
+                row = x + t * xs + 4 * head * head_dim
+                if keys:
+                    numbers = slots * head_dim * size
+                    base = get_i64(lane) + head * (numbers + (2 * slots * groups if scaled else 0))
+                    at = base + (slot // 16 * 16 * head_dim + slot % 16) * size
+                    scales = base + numbers + (slot // 16 * 16 * groups + slot % 16) * 2
+                    store(row, at, 16 * size, scales, 32, head_dim)
+                else:
+                    numbers = slots * groups * 32 * size
+                    base = get_i64(lane + 8) + head * (numbers + (2 * slots * groups if scaled else 0))
+                    at = base + slot * groups * 32 * size
+                    store(row, at, size, base + numbers + slot * groups * 2, 2, head_dim)
+
+    return kernel

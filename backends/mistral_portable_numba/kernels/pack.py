@@ -1,0 +1,46 @@
+"""Packing: rows of ggml blocks, as a file has them, into tiles of 16 rows (see `formats.py`). Bytes are only moved."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+from mistral_portable_numba.compiler.simd import fetch_add, get_i16, get_i32, get_i64, put_i16, put_i32
+
+__all__ = ["pack_kernel"]
+
+
+def pack_kernel() -> Callable[..., Any]:
+    """Arguments: counter, tiles, rows, blocks per row, source, bytes of a block, offset of its lone float16 or -1,
+    offset of its dwords, their number, destination. Rows beyond the last are zeros."""
+
+    @numba.njit
+    def pack_block(source: Any, row_bytes: Any, rows: Any, half: Any, payload: Any, dwords: Any, tile: Any) -> None:
+        for row in range(16):
+            at = source + row * row_bytes
+            for i in range(dwords):
+                put_i32(tile + 64 * i + 4 * row, get_i32(at + payload + 4 * i) if row < rows else 0)
+            if half >= 0:
+                put_i16(tile + 64 * dwords + 2 * row, get_i16(at + half) if row < rows else 0)
+
+    def kernel(args: Any, thread: Any, threads: Any) -> None:
+        counter, tiles, rows, blocks = get_i64(args), get_i64(args + 8), get_i64(args + 16), get_i64(args + 24)
+        source, block_bytes, half = get_i64(args + 32), get_i64(args + 40), get_i64(args + 48)
+        payload, dwords, out = get_i64(args + 56), get_i64(args + 64), get_i64(args + 72)
+        row_bytes = blocks * block_bytes
+        while True:
+            tile = fetch_add(counter, 1)
+            if tile >= tiles:
+                break
+            for block in range(blocks):
+                pack_block(
+                    source + 16 * tile * row_bytes + block * block_bytes,
+                    row_bytes,
+                    rows - 16 * tile,
+                    half,
+                    payload,
+                    dwords,
+                    out + (tile * blocks + block) * 16 * block_bytes,
+                )
+
+    return kernel

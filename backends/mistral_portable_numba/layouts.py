@@ -1,0 +1,116 @@
+"""How weights, activations, keys and values lie in memory: what kernels and their callers agree on. Needs no Numba.
+
+**Weights in ggml blocks.** A tile holds the blocks of 16 rows, lane by lane: for each block column, dword i of the 16
+rows' blocks makes vector i (64 bytes, lane r is row r), and a float16 that stands alone makes a last vector of 16.
+Nothing is re-encoded: a tile has exactly the bytes of its rows, and to pack is to transpose.
+
+    q4_0, 18 bytes a block: | d | 16 bytes of nibbles |   ->   4 vectors of nibbles, 16 x d: 288 bytes a tile block
+
+**Activations** of integer linears: int8 codes, a float32 scale for each 128 columns, and -64 * the sums of the codes
+over 16 and over 32 columns, int32.
+
+**Keys and values** of a lane of a layer, `slots` allocated (whole blocks of 64), per key/value head:
+
+    keys    [slots / 16, head_dim, 16]   so that 16 keys are the lanes of a vector: a score is no sum over lanes
+    values  [slots, width]               width: head_dim filled up to a multiple of 32
+
+as float32, float16, or int8 with a scale for each 32 numbers of a key or value, max|x| / 127 in float16 (q8_0). The
+scales lie behind the numbers: keys' [slots / 16, width / 32, 16], values' [slots, width / 32].
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = [
+    "BLOCKS",
+    "CHUNK",
+    "KV_DTYPES",
+    "SLOT_BLOCK",
+    "BlockLayout",
+    "attention_scratch",
+    "head_width",
+    "linear_record",
+    "linear_scratch",
+    "padded_rows",
+    "round_up",
+    "tokens_per_item",
+]
+
+TILE_ROWS = 16
+SLOT_BLOCK = 64
+
+CHUNK = 2048
+"""Columns of a linear that are taken apart at a time."""
+
+KV_DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "q8_0": np.dtype(np.int8)}
+"""Types of the cache, and of the numbers in it."""
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """columns: of a block. bytes: stored, of one row's. half: offset of a lone float16 in it, or -1; the other bytes are
+    dwords from `payload` on. step: columns per scale. offset: whether there are offsets (minima) beside the scales."""
+
+    columns: int
+    bytes: int
+    half: int
+    payload: int
+    step: int
+    offset: bool = False
+
+    @property
+    def dwords(self) -> int:
+        return self.bytes // 4
+
+
+BLOCKS = {
+    "q4_0": BlockLayout(32, 18, 0, 2, 32),
+    "q4_1": BlockLayout(32, 20, -1, 0, 32, offset=True),
+    "q5_0": BlockLayout(32, 22, 0, 2, 32),
+    "q5_1": BlockLayout(32, 24, -1, 0, 32, offset=True),
+    "q8_0": BlockLayout(32, 34, 0, 2, 32),
+    "iq4_nl": BlockLayout(32, 18, 0, 2, 32),
+    "q2_k": BlockLayout(256, 84, -1, 0, 16, offset=True),
+    "q3_k": BlockLayout(256, 110, 108, 0, 16),
+    "q4_k": BlockLayout(256, 144, -1, 0, 32, offset=True),
+    "q5_k": BlockLayout(256, 176, -1, 0, 32, offset=True),
+    "q6_k": BlockLayout(256, 210, 208, 0, 16),
+    "iq4_xs": BlockLayout(256, 136, -1, 0, 32),
+}
+"""By ggml's name in lower case."""
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The next multiple: 33, 32 -> 64."""
+    return -(-number // multiple) * multiple
+
+
+def linear_record(layout: BlockLayout) -> int:
+    """Bytes of 32 columns of two tiles, taken apart: 8 x 2 vectors of codes, then scales, then offsets."""
+    return 1024 + 128 * (32 // layout.step) * (2 if layout.offset else 1)
+
+
+def linear_scratch(layout: BlockLayout) -> int:
+    """Scratch that each thread needs for a linear."""
+    return CHUNK // 32 * linear_record(layout)
+
+
+def head_width(head_dim: int) -> int:
+    """Numbers that a value takes in the cache."""
+    return round_up(head_dim, 32)
+
+
+def tokens_per_item(group: int) -> int:
+    """Query tokens of a work item of attention, if `group` query heads share a key/value head: some 64 rows."""
+    return max(1, 64 // group)
+
+
+def padded_rows(group: int) -> int:
+    """Rows of a full work item, filled up to fours."""
+    return round_up(tokens_per_item(group) * group, 4)
+
+
+def attention_scratch(group: int, head_dim: int) -> int:
+    """Scratch that each thread needs: queries and outputs, a maximum and a sum for each row, 4 x 64 weights, factors."""
+    return 4 * (padded_rows(group) * (2 * head_width(head_dim) + 2) + 4 * 64 + 16)

@@ -1,0 +1,261 @@
+"""Graph -> tape: which kernels run, on what, in which order. Embeddings and attention weights are left to the host."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.cache import CacheSpec
+from mistral_portable.executor import Precision
+from mistral_portable.graph import Graph, Node, infer_shapes
+from mistral_portable.weights import Tensor
+from mistral_portable_numba.cache import KVCache
+from mistral_portable_numba.layouts import BLOCKS, attention_scratch, linear_scratch, round_up
+from mistral_portable_numba.matrices import Matrix, float_row, matrix
+from mistral_portable_numba.step import StepValues
+from mistral_portable_numba.tape import Argument, Buffer, Instruction, Place, bits, set_waits
+
+__all__ = ["Lowered", "lower_graph"]
+
+
+@dataclass
+class Lowered:
+    """instructions: in order. buffers: of values that the kernels make or the host gives them, by name.
+
+    matrices: of the linear layers, by parameter, still to be filled. embeddings, attention_weights: nodes that the
+    host runs, before and after the tape. memory: what the tape points to beside these.
+    """
+
+    instructions: list[Instruction] = field(default_factory=list)
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    matrices: dict[str, Matrix] = field(default_factory=dict)
+    embeddings: list[Node] = field(default_factory=list)
+    attention_weights: list[Node] = field(default_factory=list)
+    memory: list[NDArray[Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """A value as int8: its codes, scales, and sums over 16 and over 32 columns."""
+
+    codes: Buffer
+    scales: Buffer
+    sums16: Buffer
+    sums32: Buffer
+
+    @property
+    def all(self) -> tuple[Buffer, ...]:
+        return self.codes, self.scales, self.sums16, self.sums32
+
+
+def lower_graph(
+    graph: Graph,
+    weights: Mapping[str, Tensor],
+    spec: CacheSpec,
+    precision: Precision,
+    values: StepValues,
+    cache: KVCache,
+    threads: int,
+) -> Lowered:
+    """Choose the kernels and their arguments."""
+    lowering = _Lowering(graph, weights, spec, precision, values, cache, threads)
+    for node in graph.nodes:
+        getattr(lowering, node.op)(node)
+    out = lowering.out
+    set_waits(out.instructions)
+    kept = {*graph.outputs.values(), *(node.inputs[0] for node in out.attention_weights)}
+    for name, buffer in out.buffers.items():
+        if name in kept:  # the host reads it after the tape
+            buffer.last = len(out.instructions)
+        if name in (node.name for node in out.embeddings):  # the host writes it before
+            buffer.first = 0
+    return out
+
+
+class _Lowering:
+    """One method per op of the closed list."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, Tensor],
+        spec: CacheSpec,
+        precision: Precision,
+        values: StepValues,
+        cache: KVCache,
+        threads: int,
+    ) -> None:
+        self.out = Lowered()
+        self._graph, self._weights, self._spec, self._precision = graph, weights, spec, precision
+        self._values, self._cache = values, cache
+        self._shapes = infer_shapes(graph)
+        self._codes: dict[str, _Codes] = {}
+        self._attended = {node.attributes["layer"] for node in graph.nodes if node.op == "attention"}
+        for node in graph.nodes:
+            if node.op == "linear" and node.inputs[1] not in self.out.matrices:
+                parts = [weights[part] for part in graph.parameters[node.inputs[1]].parts]
+                self.out.matrices[node.inputs[1]] = matrix(parts, precision.quantized_linear == "int8")
+        self._scratch_bytes = round_up(max([64, *self._scratch_needs()]), 64)
+        scratch = np.empty(threads * self._scratch_bytes + 64, np.uint8)
+        self._scratch = round_up(scratch.ctypes.data, 64)
+        self.out.memory.append(scratch)
+
+    def embedding(self, node: Node) -> None:
+        self._new(node)
+        self.out.embeddings.append(node)
+
+    def rms_norm(self, node: Node) -> None:
+        x, (weight, eps) = node.inputs[0], (self._row(node.inputs[1]), bits(_float(node, "eps")))
+        self._row_kernel("rms_norm", node, [x], [weight, eps])
+
+    def linear(self, node: Node) -> None:
+        x, name, *bias = node.inputs
+        weight = self.out.matrices[name]
+        out, at = self._new(node), self._at(x)
+        if weight.kind in BLOCKS:
+            layout = BLOCKS[weight.kind]
+            codes = self._quantized(x)
+            sums = codes.sums16 if layout.step == 16 else codes.sums32
+            blocks = weight.columns // layout.columns
+            arguments: list[Argument] = [self._count(node), weight.row_pairs, blocks, weight.address]
+            for buffer in (out, codes.codes, codes.scales, sums):
+                arguments += [Place(buffer), buffer.stride]
+            self._emit(f"linear_{weight.kind}", [*arguments, self._scratch, self._scratch_bytes], codes.all, [out])
+        else:
+            arguments = [self._count(node), weight.rows, weight.columns, weight.address, *at, Place(out), out.stride]
+            self._emit(f"linear_{weight.kind}", arguments, [self._buffer(x)], [out])
+        for parameter in bias:
+            same = [Place(out), out.stride]
+            arguments = [self._count(node), weight.rows, *same, self._row(parameter), 0, *same]
+            self._emit("add", arguments, [out], [out])
+
+    def rope(self, node: Node) -> None:
+        x, head_dim = node.inputs[0], _int(node, "head_dim")
+        out = self._new(node)
+        arguments = [self._count(node), self._columns(x) // head_dim, head_dim, *self._at(x), Place(out), out.stride]
+        angles = self._values.angles(head_dim, _float(node, "theta"))
+        self._emit("rope", [*arguments, angles], [self._buffer(x)], [out])
+
+    def attention(self, node: Node) -> None:
+        q, k, v = node.inputs
+        self._store("keys", node, k)
+        self._store("values", node, v)
+        layer, heads, kv_heads = _int(node, "layer"), _int(node, "num_attention_heads"), _int(node, "num_key_value_heads")
+        window, head_dim = node.attributes["window"], _int(node, "head_dim")
+        out = self._new(node)
+        arguments: list[Argument] = [*self._values.items(heads // kv_heads), heads, kv_heads, head_dim]
+        # The kernel's translation of `cache.window.visible`: it takes 0 for no window.
+        arguments += [int(window) if window is not None else 0, self._ring(layer), bits(_float(node, "scale"))]
+        arguments += [*self._at(q), Place(out), out.stride, self._table(layer), self._scratch, self._scratch_bytes]
+        self._emit(f"attention_{self._kv}", arguments, [self._buffer(q), ("cache", layer)], [out])
+
+    def attention_weights(self, node: Node) -> None:
+        if node.attributes["layer"] not in self._attended:
+            self._store("keys", node, node.inputs[1])
+        self.out.attention_weights.append(node)
+
+    def silu_mul(self, node: Node) -> None:
+        self._row_kernel("silu_mul", node, node.inputs)
+
+    def add(self, node: Node) -> None:
+        self._row_kernel("add", node, node.inputs)
+
+    def take_columns(self, node: Node) -> None:
+        self._take(node, 4 * _int(node, "start"), 0)
+
+    def take_rows(self, node: Node) -> None:
+        self._take(node, 0, self._values.rows())
+
+    @property
+    def _kv(self) -> str:
+        return self._precision.kv_cache or self._precision.dtype
+
+    def _take(self, node: Node, offset: int, rows: int) -> None:
+        x, out = self._buffer(node.inputs[0]), self._new(node)
+        columns = self._columns(node.name)
+        arguments = [self._count(node), columns, Place(x, offset), x.stride, Place(out), out.stride, rows]
+        self._emit("take", arguments, [x], [out])
+
+    def _row_kernel(self, kernel: str, node: Node, inputs: Any, more: Any = ()) -> None:
+        out = self._new(node)
+        places = [argument for name in inputs for argument in self._at(name)]
+        arguments = [self._count(node), self._columns(node.name), *places, Place(out), out.stride, *more]
+        self._emit(kernel, arguments, [self._buffer(name) for name in inputs], [out])
+
+    def _store(self, kind: str, node: Node, x: str) -> None:
+        layer = _int(node, "layer")
+        sizes = [_int(node, "num_key_value_heads"), _int(node, "head_dim")]
+        cells = [self._values.lanes(), self._values.slots(layer)]
+        arguments = [self._values.count("T"), *sizes, *self._at(x), *cells, self._table(layer)]
+        self._emit(f"store_{kind}_{self._kv}", arguments, [self._buffer(x)], [("cache", layer, kind), ("cache", layer)])
+
+    def _quantized(self, x: str) -> _Codes:
+        """The value as int8, made once."""
+        if x not in self._codes:
+            source, columns = self._buffer(x), self._columns(x)
+            # Rows a multiple of 4096 bytes apart would share the same few lines of the first-level cache.
+            widths = (round_up(columns, 128) + 64, columns // 32 + 4, columns // 4, columns // 8)
+            codes = _Codes(*(Buffer(source.rows, round_up(width, 64)) for width in widths))
+            places = [argument for buffer in codes.all for argument in (Place(buffer), buffer.stride)]
+            arguments = [self._values.count(source.rows), columns, *self._at(x), *places]
+            self._emit("quantize", arguments, [source], codes.all)
+            self._codes[x] = codes
+        return self._codes[x]
+
+    def _new(self, node: Node) -> Buffer:
+        """The buffer of a node's result: float32, rows filled up to 32 columns, which linears write."""
+        rows = str(self._shapes[node.name][0])
+        buffer = self.out.buffers[node.name] = Buffer(rows, 4 * round_up(self._columns(node.name), 32) + 64)
+        return buffer
+
+    def _emit(self, kernel: str, arguments: Any, reads: Any, writes: Any) -> None:
+        self.out.instructions.append(Instruction(kernel, list(arguments), list(reads), list(writes)))
+
+    def _buffer(self, value: str) -> Buffer:
+        return self.out.buffers[value]
+
+    def _at(self, value: str) -> tuple[Place, int]:
+        """Address and stride of a value."""
+        return Place(self._buffer(value)), self._buffer(value).stride
+
+    def _columns(self, value: str) -> int:
+        columns = self._shapes[value][1]
+        assert isinstance(columns, int)
+        return columns
+
+    def _count(self, node: Node) -> int:
+        return self._values.count(str(self._shapes[node.name][0]))
+
+    def _row(self, parameter: str) -> int:
+        """The address of a vector."""
+        row = float_row([self._weights[part] for part in self._graph.parameters[parameter].parts])
+        self.out.memory.append(row)
+        return int(row.ctypes.data)
+
+    def _table(self, layer: int) -> int:
+        return int(self._cache.tables[layer].ctypes.data)
+
+    def _ring(self, layer: int) -> int:
+        return self._spec.groups[self._spec.group_of(layer)].slots
+
+    def _scratch_needs(self) -> list[int]:
+        needs = [linear_scratch(BLOCKS[m.kind]) for m in self.out.matrices.values() if m.kind in BLOCKS]
+        for node in self._graph.nodes:
+            if node.op == "attention":
+                group = _int(node, "num_attention_heads") // _int(node, "num_key_value_heads")
+                needs.append(attention_scratch(group, _int(node, "head_dim")))
+        return needs
+
+
+def _int(node: Node, name: str) -> int:
+    value = node.attributes[name]
+    assert isinstance(value, int)
+    return value
+
+
+def _float(node: Node, name: str) -> float:
+    value = node.attributes[name]
+    assert isinstance(value, int | float)
+    return float(value)

@@ -1,0 +1,191 @@
+"""NumbaProgram: a lowered graph with its weights, cache, memory and team of threads."""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.cache import CacheSpec, StepPlan, visible
+from mistral_portable.errors import BackendError
+from mistral_portable.executor import ExecutorOptions, LaneState, Precision
+from mistral_portable.graph import Graph, Node, infer_shapes
+from mistral_portable.weights import BlockTensor, Tensor
+from mistral_portable_numba.cache import KVCache
+from mistral_portable_numba.compiler.isa import Isa
+from mistral_portable_numba.compiler.objects import LoadedKernels
+from mistral_portable_numba.lowering import lower_graph
+from mistral_portable_numba.step import StepValues
+from mistral_portable_numba.tape import Layout, lay_out
+from mistral_portable_numba.team import Team, yield_address
+
+__all__ = ["NumbaProgram"]
+
+
+class NumbaProgram:
+    """Steps are safe from several threads: they take turns."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, Tensor],
+        spec: CacheSpec,
+        precision: Precision,
+        options: ExecutorOptions,
+        *,
+        isa: Isa,
+        threads: int,
+        folder: Path,
+    ) -> None:
+        self.precision = precision
+        self._graph, self._weights, self._spec = graph, weights, spec
+        self._turn = threading.Lock()
+        self._values = StepValues(spec)
+        self._cache = KVCache(spec, precision.kv_cache or precision.dtype)
+        self._lowered = lower_graph(graph, weights, spec, precision, self._values, self._cache, threads)
+        self._widths = infer_shapes(graph)
+        names = {"tape", "pack", *(instruction.kernel for instruction in self._lowered.instructions)}
+        self._kernels = LoadedKernels(names, isa, folder, options.progress)
+        self._addresses = {name: self._kernels[name] for name in names}
+        self._team: Team | None = Team(threads, self._kernels["tape"])
+        self._barrier = np.zeros(64, np.int64)
+        self._tables = {
+            node.inputs[1]: _Table([weights[part] for part in graph.parameters[node.inputs[1]].parts])
+            for node in self._lowered.embeddings
+        }
+        self._layout: Layout | None = None
+        self._room = (0, 0)
+        try:
+            self._read_weights(options)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def cache_bytes(self) -> int:
+        return self._cache.bytes
+
+    def step(self, plan: StepPlan) -> dict[str, NDArray[np.float32]]:
+        with self._turn:
+            if self._team is None:
+                raise BackendError("the program is closed: prepare it again")
+            layout = self._room_for(len(plan.tokens), len(plan.rows))
+            self._cache.grow(plan)
+            self._values.update(plan)
+            for node in self._lowered.embeddings:
+                self._view(layout, node.name, len(plan.tokens))[:] = self._tables[node.inputs[1]].rows(plan.tokens)
+            self._run(layout.tape)
+            shown = {node.name: self._attention_weights(layout, node, plan) for node in self._lowered.attention_weights}
+            sizes = {"T": len(plan.tokens), "R": len(plan.rows)}
+            return {
+                name: shown[value]
+                if value in shown
+                else self._view(layout, value, sizes[self._lowered.buffers[value].rows]).copy()
+                for name, value in self._graph.outputs.items()
+            }
+
+    def copy_lane(self, source: int, target: int) -> None:
+        self.load_lane(target, self.save_lane(source))
+
+    def save_lane(self, lane: int) -> LaneState:
+        with self._turn:
+            return self._cache.save(lane)
+
+    def load_lane(self, lane: int, state: LaneState) -> None:
+        with self._turn:
+            self._cache.load(lane, state)
+
+    def close(self) -> None:
+        with self._turn:
+            if self._team is not None:
+                self._team.close()
+            self._team = self._layout = None
+            self._room = (0, 0)
+            self._cache.clear()
+            self._lowered.matrices.clear()
+            self._tables.clear()
+
+    def _read_weights(self, options: ExecutorOptions) -> None:
+        """Pack what is to be packed, on all threads, while the file is read."""
+        matrices = list(self._lowered.matrices.values())
+        total = sum(matrix.data.nbytes for matrix in matrices)
+        done = 0
+        for matrix in matrices:
+            if matrix.parts:
+                matrix.fill(self._pack)
+            done += matrix.data.nbytes
+            if options.progress is not None:
+                options.progress("weights", done, total)
+
+    def _pack(self, arguments: list[int]) -> None:
+        counter = np.zeros(8, np.int64)
+        values = np.array([counter.ctypes.data, *arguments], np.int64)
+        self._run(np.array([[self._kernels["pack"], values.ctypes.data, 0]], np.int64))
+
+    def _run(self, tape: NDArray[np.int64]) -> None:
+        assert self._team is not None
+        job = np.array([len(tape), tape.ctypes.data, self._barrier.ctypes.data, yield_address()], np.int64)
+        self._team.run(job.ctypes.data)
+
+    def _room_for(self, tokens: int, rows: int) -> Layout:
+        """The tape with buffers for a step of so many tokens and rows."""
+        if self._layout is None or tokens > self._room[0] or rows > self._room[1]:
+            self._layout = None  # its memory first
+            self._room = max(tokens, self._room[0]), max(rows, self._room[1])
+            self._layout = lay_out(self._lowered.instructions, self._lowered.buffers.values(), self._addresses, *self._room)
+        self._layout.counters[:] = 0
+        return self._layout
+
+    def _view(self, layout: Layout, value: str, count: int) -> NDArray[np.float32]:
+        """Rows of a buffer, [count, columns]."""
+        buffer = self._lowered.buffers[value]
+        columns = self._widths[value][1]
+        assert isinstance(columns, int)
+        begin = layout.addresses[buffer] - layout.memory.ctypes.data
+        rows = layout.memory[begin : begin + count * buffer.stride].view(np.float32)
+        return rows.reshape(count, buffer.stride // 4)[:, :columns]
+
+    def _attention_weights(self, layout: Layout, node: Node, plan: StepPlan) -> NDArray[np.float32]:
+        """[T, heads, K], from the queries of the step and the cached keys."""
+        attributes: Any = node.attributes
+        group = self._spec.group_of(attributes["layer"])
+        reads, ring = plan.groups[group], self._spec.groups[group].slots
+        q = self._view(layout, node.inputs[0], len(plan.tokens)).reshape(
+            len(plan.tokens), -1, attributes["head_dim"]
+        )
+        ends = plan.positions[plan.starts[1:] - 1] + 1
+        out = np.zeros((*q.shape[:2], int(np.max(ends - reads.first))), np.float32)
+        for s, lane in enumerate(plan.lanes.tolist()):
+            tokens = slice(int(plan.starts[s]), int(plan.starts[s + 1]))
+            keys_at = np.arange(reads.first[s], ends[s])
+            keys = self._cache.keys(attributes["layer"], lane, keys_at % ring)
+            keys = np.repeat(keys, q.shape[1] // keys.shape[1], axis=1)
+            scores = np.einsum("thd,nhd->thn", q[tokens], keys) * np.float32(attributes["scale"])
+            mask = visible(plan.positions[tokens, None], keys_at[None, :], attributes["window"])[:, None, :]
+            scores = np.where(mask, scores, -np.inf)
+            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            out[tokens, :, : len(keys_at)] = weights / weights.sum(axis=-1, keepdims=True)
+        return out
+
+
+class _Table:
+    """An embedding table, which stays in the file: a step reads a few rows."""
+
+    def __init__(self, parts: list[Tensor]) -> None:
+        self._tensor = parts[0]
+        if len(parts) == 1 and isinstance(parts[0], BlockTensor):
+            self._blocks: NDArray[Any] = parts[0].blocks()
+        else:
+            self._blocks = np.concatenate([part.numpy(np.float32) for part in parts])
+
+    def rows(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """float32 [T, columns]"""
+        if isinstance(self._tensor, BlockTensor):
+            from gguf.quants import dequantize
+
+            unpacked: NDArray[np.float32] = dequantize(self._blocks[tokens], self._tensor.type)
+            return unpacked
+        rows: NDArray[np.float32] = self._blocks[tokens]
+        return rows

@@ -1,0 +1,93 @@
+"""The integers and tables of a step, where the tape finds them: cells at fixed addresses, filled from the StepPlan."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable_numba.layouts import tokens_per_item
+
+__all__ = ["StepValues"]
+
+_CELLS = 256
+
+
+class StepValues:
+    """Cells (int64) that the tape's arguments point to. A cell holds a count, or the address of an array."""
+
+    def __init__(self, spec: CacheSpec) -> None:
+        self._spec = spec
+        self._cells = np.zeros(_CELLS, np.int64)
+        self._index: dict[tuple[object, ...], int] = {}
+        self._arrays: list[NDArray[np.generic]] = []
+
+    def count(self, rows: str) -> int:
+        """The address of the cell that counts the tokens ("T") or the asked rows ("R")."""
+        return self._cell("count", rows)
+
+    def rows(self) -> int:
+        """Of the cell for the asked rows, int32 [R]."""
+        return self._cell("rows")
+
+    def lanes(self) -> int:
+        """Of the cell for the tokens' lanes, int32 [T]."""
+        return self._cell("lanes")
+
+    def slots(self, layer: int) -> int:
+        """Of the cell for the slots that a layer's keys and values go to, int32 [T]."""
+        return self._cell("slots", self._spec.group_of(layer))
+
+    def angles(self, head_dim: int, theta: float) -> int:
+        """Of the cell for cosines and sines, float32 [T, 2, head_dim / 2]."""
+        return self._cell("angles", head_dim, theta)
+
+    def items(self, group: int) -> tuple[int, int]:
+        """Of the cells for the number of attention's work items and for the items, int64 [n, 5] (see its kernel)."""
+        return self._cell("item count", group), self._cell("items", group)
+
+    def update(self, plan: StepPlan) -> None:
+        """Fill the cells. The arrays live until the next call."""
+        self._arrays = []
+        for key, index in self._index.items():
+            match key:
+                case ("count", rows):
+                    self._cells[index] = len(plan.tokens) if rows == "T" else len(plan.rows)
+                case ("rows",):
+                    self._put(index, plan.rows)
+                case ("lanes",):
+                    self._put(index, np.repeat(plan.lanes, np.diff(plan.starts)))
+                case ("slots", int(group)):
+                    self._put(index, plan.groups[group].slots)
+                case ("angles", int(head_dim), float(theta)):
+                    self._put(index, _angles(plan.positions, head_dim, theta))
+                case ("items", int(group)):
+                    items = _items(plan, tokens_per_item(group))
+                    self._put(index, items)
+                    self._cells[self._index["item count", group]] = len(items)
+
+    def _cell(self, *key: object) -> int:
+        index = self._index.setdefault(key, len(self._index))
+        return int(self._cells[index:].ctypes.data)
+
+    def _put(self, index: int, array: NDArray[np.generic]) -> None:
+        array = np.ascontiguousarray(array)
+        self._arrays.append(array)
+        self._cells[index] = array.ctypes.data
+
+
+def _angles(positions: NDArray[np.int32], head_dim: int, theta: float) -> NDArray[np.float32]:
+    """In float64 first, as positions may be large."""
+    half = head_dim // 2
+    frequencies = float(theta) ** (-np.arange(half, dtype=np.float64) / half)
+    angles = positions.astype(np.float64)[:, None] * frequencies
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def _items(plan: StepPlan, size: int) -> NDArray[np.int64]:
+    """Each sequence's tokens in pieces of `size`: lane, first token, tokens, its position, the sequence's last one."""
+    items = []
+    for lane, start, stop in zip(plan.lanes.tolist(), plan.starts.tolist(), plan.starts[1:].tolist(), strict=False):
+        position = int(plan.positions[start])
+        for first in range(start, stop, size):
+            last = position + stop - start - 1
+            items.append((lane, first, min(size, stop - first), position + first - start, last))
+    return np.array(items, np.int64)

@@ -1,0 +1,103 @@
+"""How many threads to use: the fast physical cores that this process may run on, within its cgroup's CPU limit.
+
+A second thread on a core adds nothing to kernels that keep its units busy, and a slow core makes the fast ones wait.
+"""
+
+import ctypes
+import math
+import os
+import sys
+from collections.abc import Iterator, Set
+from pathlib import Path, PurePosixPath
+
+__all__ = ["cpu_limit", "default_threads", "parse_cpus", "physical_cores"]
+
+_ROOT = Path("/")
+
+
+def default_threads(root: Path = _ROOT) -> int:
+    """Fast physical cores for this process, at least 1.
+
+    Linux: those in its affinity mask, at most the cgroup limit rounded up. macOS: the performance cores.
+    Windows does not say it simply: half the logical CPUs, as most machines have two per core.
+    """
+    if sys.platform == "linux":
+        return max(1, math.ceil(min(physical_cores(os.sched_getaffinity(0), root), cpu_limit(root))))
+    logical = os.cpu_count() or 1
+    if sys.platform == "darwin":
+        return _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu") or logical
+    return max(1, logical // 2) if sys.platform == "win32" else logical
+
+
+def parse_cpus(text: str) -> set[int]:
+    """The CPUs of one of the kernel's lists: "0-3,8" -> {0, 1, 2, 3, 8}. Raises ValueError if it is none."""
+    cpus: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, dash, last = part.partition("-")
+        cpus.update(range(int(first), int(last if dash else first) + 1))
+    return cpus
+
+
+def physical_cores(cpus: Set[int], root: Path = _ROOT) -> int:
+    """How many fast cores these CPUs are on; the number of CPUs if /sys does not tell."""
+    try:
+        devices = root / "sys/devices"
+        return len({_siblings(devices / f"system/cpu/cpu{cpu}/topology") for cpu in _fast(cpus, devices)})
+    except (OSError, ValueError):
+        return len(cpus)
+
+
+def _siblings(topology: Path) -> frozenset[int]:
+    """The CPUs of a core. Kernels before 5.2 know only the second name."""
+    names = (topology / "core_cpus_list", topology / "thread_siblings_list")
+    return frozenset(parse_cpus(next((name for name in names if name.exists()), names[0]).read_text()))
+
+
+def _fast(cpus: Set[int], devices: Path) -> Set[int]:
+    """The performance cores among the CPUs if there are any, else all.
+
+    On ARM, those with at least two thirds of the best capacity: the large and the largest cores, not the small ones.
+    """
+    performance = devices / "cpu_core/cpus"  # Intel's hybrids have it
+    if performance.exists():
+        return cpus & parse_cpus(performance.read_text()) or cpus
+    files = {cpu: devices / f"system/cpu/cpu{cpu}/cpu_capacity" for cpu in cpus}
+    capacity = {cpu: int(file.read_text()) if file.exists() else 0 for cpu, file in files.items()}
+    return {cpu for cpu in cpus if 3 * capacity[cpu] >= 2 * max(capacity.values())}
+
+
+def cpu_limit(root: Path = _ROOT) -> float:
+    """The smallest number of CPUs that a cgroup of this process grants; infinite if none limits it or says so."""
+    try:
+        quotas = list(_quotas(root))
+        return min((int(quota) / int(period) for quota, period in quotas if quota.isdigit()), default=math.inf)
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
+
+
+def _quotas(root: Path) -> Iterator[tuple[str, str]]:
+    """Quota and period of the process's cgroups and of all above; "max" or "-1" is no limit.
+
+    In a container, its own group is often the root of what is mounted: names that do not exist there are passed over.
+    """
+    mounts = root / "sys/fs/cgroup"
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, name = line.split(":", 2)
+        group = PurePosixPath(name.lstrip("/"))
+        for path in (group, *group.parents):
+            if not controllers:  # version 2, alone or beside version 1
+                for limit in (mounts / path / "cpu.max", mounts / "unified" / path / "cpu.max"):
+                    if limit.exists():
+                        quota, period = limit.read_text().split()
+                        yield quota, period
+            elif "cpu" in controllers.split(","):
+                quota_file, period_file = (mounts / "cpu" / path / f"cpu.cfs_{word}_us" for word in ("quota", "period"))
+                if quota_file.exists():
+                    yield quota_file.read_text().strip(), period_file.read_text()
+
+
+def _sysctl(name: str) -> int:
+    """An integer that macOS knows by name; 0 if it does not."""
+    value, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
+    failed = ctypes.CDLL(None).sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0)
+    return 0 if failed else value.value

@@ -1,0 +1,18 @@
+"""The conformance ladder on the Numba executor: exact arithmetic, the default, and the 8-bit cache."""
+
+import pytest
+from mistral_portable_numba import BACKEND
+
+from mistral_portable.executor import ExecutorOptions
+from mistral_portable.testing.suite import *  # noqa: F403  # the ladder
+from mistral_portable.testing.suite import Target
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("float32", "float32"), (None, None), ("int8", "q8_0")],
+    ids=["float32", "default", "q8_0 cache"],
+)
+def target(request: pytest.FixtureRequest) -> Target:
+    dtype, kv_cache = request.param
+    return Target(BACKEND, ExecutorOptions(dtype=dtype, kv_cache=kv_cache, threads=2))
