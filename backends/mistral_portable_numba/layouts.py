@@ -27,6 +27,8 @@ __all__ = [
     "CHUNK",
     "KV_DTYPES",
     "SLOT_BLOCK",
+    "TILE_ROWS",
+    "TOKEN_GROUP",
     "BlockLayout",
     "attention_scratch",
     "head_width",
@@ -39,6 +41,9 @@ __all__ = [
 
 TILE_ROWS = 16
 SLOT_BLOCK = 64
+
+TOKEN_GROUP = 8
+"""Linears take so many tokens at a time, and go beyond the last one: buffers have room for whole groups."""
 
 CHUNK = 2048
 """Columns of a linear that are taken apart at a time."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable_numba.layouts import round_up
+from mistral_portable_numba.layouts import TOKEN_GROUP, round_up
 
 __all__ = ["Argument", "Buffer", "Instruction", "Layout", "Place", "bits", "lay_out", "set_waits"]
 
@@ -31,8 +31,8 @@ class Buffer:
     last: int = -1
 
     def size(self, tokens: int, rows: int) -> int:
-        """Bytes in a step of so many tokens and asked rows, in whole lines."""
-        return round_up(self.stride * (tokens if self.rows == "T" else rows), _LINE)
+        """Bytes in a step of so many tokens and asked rows, in whole groups of them and whole lines."""
+        return round_up(self.stride * round_up(tokens if self.rows == "T" else rows, TOKEN_GROUP), _LINE)
 
 
 @dataclass(frozen=True)

@@ -228,8 +228,8 @@ def _compile() -> _Native:
     llvm.initialize_native_asmprinter()
     module = llvm.parse_assembly(_NATIVE)
     engine = llvm.create_mcjit_compiler(module, llvm.Target.from_default_triple().create_target_machine())
-    for name, function in (("acquire", _acquire), ("release", _release), ("yield", _give_way())):
-        engine.add_global_mapping(module.get_function(name), ctypes.cast(function, ctypes.c_void_p).value)
+    for name, address in (("acquire", _address(_acquire)), ("release", _address(_release)), ("yield", yield_address())):
+        engine.add_global_mapping(module.get_function(name), address)
     engine.finalize_object()
     signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
     return _Native(engine, *(signature(engine.get_function_address(name)) for name in ("lead", "follow")))
@@ -237,16 +237,15 @@ def _compile() -> _Native:
 
 def yield_address() -> int:
     """The address of the system's function that lets another thread have the core."""
-    address = ctypes.cast(_give_way(), ctypes.c_void_p).value
+    if sys.platform == "win32":
+        return _address(ctypes.WinDLL("kernel32").SwitchToThread)
+    return _address(ctypes.CDLL(None).sched_yield)
+
+
+def _address(function: Any) -> int:
+    address = ctypes.cast(function, ctypes.c_void_p).value
     assert address is not None
     return address
-
-
-@cache
-def _give_way() -> Any:
-    if sys.platform == "win32":
-        return ctypes.WinDLL("kernel32").SwitchToThread
-    return ctypes.CDLL(None).sched_yield
 
 
 _teams: "weakref.WeakSet[Team]" = weakref.WeakSet()

@@ -258,6 +258,14 @@ def load_bytes(builder: Any, address: Any) -> Any:
     return _load(builder, address, _B)
 
 
+@_operation(types.void, types.int64)
+def prefetch(builder: Any, address: Any) -> None:
+    """Ask for the cache line at an address, which need not be valid."""
+    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [_at(builder, address, I8), I32(0), I32(3), I32(1)])
+
+
 @_operation(bytes64, types.int64)
 def repeat4(builder: Any, address: Any) -> Any:
     """The four bytes at an address, 16 times: four columns of one token, beside those of 16 rows."""
@@ -505,6 +513,22 @@ def table_of(*values: int) -> Any:
     return lookup
 
 
+@_operation(types.void, types.int64, types.int64, types.int64)
+def transpose4(builder: Any, source: Any, stride: Any, out: Any) -> None:
+    """Four rows of four dwords, `stride` bytes apart, to four columns, 64 bytes apart."""
+    four = ir.VectorType(I32, 4)
+
+    def shuffle(a: Any, b: Any, *lanes: int) -> Any:
+        return builder.shuffle_vector(a, b, ir.Constant(four, list(lanes)))
+
+    rows = [_load(builder, builder.add(source, builder.mul(stride, I64(row))), four) for row in range(4)]
+    low = [shuffle(rows[i], rows[i + 1], 0, 4, 1, 5) for i in (0, 2)]
+    high = [shuffle(rows[i], rows[i + 1], 2, 6, 3, 7) for i in (0, 2)]
+    for column, (a, b) in enumerate((low, low, high, high)):
+        lanes = (2, 3, 6, 7) if column % 2 else (0, 1, 4, 5)
+        _store(builder, builder.add(out, I64(64 * column)), shuffle(a, b, *lanes))
+
+
 # --- threads -------------------------------------------------------------------------------------------------------
 
 
@@ -545,8 +569,7 @@ def call_kernel(builder: Any, address: Any, arguments: Any, thread: Any, threads
 class Tokens:
     """Operations on tuples of `count` vectors, one per token. A token's number lies `stride` bytes after the last's."""
 
-    def __init__(self, count: int, step: int = 4) -> None:
-        """step: columns that `dot` multiplies, all in one run of instructions."""
+    def __init__(self, count: int) -> None:
         ints, floats = types.UniTuple(i32x16, count), types.UniTuple(f32x16, count)
         pair = types.UniTuple(ints, 2)
 
@@ -566,23 +589,17 @@ class Tokens:
             return splat(builder, _load(builder, at, kind), vector)
 
         def dot(name: str) -> Any:
-            @_operation(pair, pair, types.int64, types.int64, types.int64)
-            def dot_step(b: Any, totals: Any, tiles: Any, first: Any, stride: Any) -> Any:
-                both = [[b.extract_value(totals, (side, token)) for token in range(count)] for side in (0, 1)]
-                rows = [address(b, first, stride, token) for token in range(count)]
-                for k in range(step // 4):
-                    weights = [_load(b, b.add(tiles, I64(128 * k + 64 * side)), _B) for side in (0, 1)]
-                    for token in range(count):
-                        x = b.bitcast(repeat(b, b.add(rows[token], I64(4 * k)), I32, _I), _B)
-                        for side in (0, 1):
-                            both[side][token] = _call(b, name, _I, both[side][token], weights[side], x)
-                result = ir.Constant(ir.ArrayType(ir.ArrayType(_I, count), 2), ir.Undefined)
-                for side in (0, 1):
-                    for token in range(count):
-                        result = b.insert_value(result, both[side][token], (side, token))
+            @_operation(pair, pair, bytes64, bytes64, types.int64, types.int64)
+            def dot_pair(b: Any, totals: Any, left: Any, right: Any, first: Any, stride: Any) -> Any:
+                result = totals
+                for token in range(count):
+                    x = b.bitcast(repeat(b, address(b, first, stride, token), I32, _I), _B)
+                    for side, weights in enumerate((left, right)):
+                        total = _call(b, name, _I, b.extract_value(totals, (side, token)), weights, x)
+                        result = b.insert_value(result, total, (side, token))
                 return result
 
-            return dot_step
+            return dot_pair
 
         @_operation(floats)
         def zeros(b: Any) -> Any:
@@ -652,7 +669,7 @@ class Tokens:
         self.start = start
         """(first, stride, factor) -> ints: each token's int32 times factor, in all lanes."""
         self.dot, self.dot_signed = dot("mp.dot4"), dot("mp.dot4_signed")
-        """((ints, ints), tiles, first, stride) -> (ints, ints): + `step` columns of two tiles times each token's."""
+        """((ints, ints), left, right, first, stride) -> (ints, ints): + the codes of two tiles times each token's."""
         self.scale_ints = scale_ints
         """(floats, ints, scale) -> floats + ints * scale."""
         self.add_int_times = add_int_times

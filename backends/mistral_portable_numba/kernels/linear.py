@@ -1,7 +1,8 @@
 """Linear layers over quantized weights: int4 times int8, one kernel per block format.
 
-A lane is a row, so nothing is summed across lanes. One token is a stream through the weights, taken apart in registers. Several tokens
-have two tiles at a time taken apart for all of them, into a scratch that stays in the cache.
+A lane is a row, so nothing is summed across lanes. Weights are taken apart in registers: for one token, a tile at a
+time; for a few tokens, two tiles at a time. For more tokens two tiles are taken apart once, into a scratch that stays
+in the cache.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,6 @@ from typing import Any
 
 import numba
 
-from mistral_portable_numba.kernels.formats import Format
 from mistral_portable_numba.compiler.simd import (
     Tokens,
     all_f32,
@@ -20,7 +20,9 @@ from mistral_portable_numba.compiler.simd import (
     fma,
     get_i32,
     get_i64,
+    load_bytes,
     load_f32,
+    prefetch,
     repeat4,
     repeat_f32,
     signed_zero,
@@ -28,26 +30,40 @@ from mistral_portable_numba.compiler.simd import (
     store_f32,
     to_f32,
 )
+from mistral_portable_numba.kernels.formats import Format
 from mistral_portable_numba.layouts import CHUNK, linear_record
 
 __all__ = ["linear_kernel"]
 
 
-def linear_kernel(fmt: Format, most_tokens: int) -> Callable[..., Any]:
-    """The kernel of out = x @ weight.T for a format; it takes `most_tokens` tokens at a time.
+def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
+    """The kernel of out = x @ weight.T for a format; it takes 4 or `most` tokens at a time.
 
     Arguments: counter, address of T, pairs of tiles, blocks per row, weights; then the addresses and strides (bytes
     between tokens) of out, of x's codes, scales and sums per step; scratch, its bytes per thread.
+
+    If T > 1 it reads and writes as many tokens as make whole groups (see `layouts.TOKEN_GROUP`).
     """
-    # Activations carry -64 * the sums of their columns. Unsigned codes are taken apart into codes with zero 64, so that
-    # the sum is what the integers start with; signed ones have the zero of the instruction set, 0 or 128.
+    # Activations carry -64 * the sums of their columns. Unsigned codes of several tokens are turned into codes with
+    # zero 64, so that the sum is what the integers start with; signed ones have the zero of the instruction set.
     codes, scale, offset = fmt.codes, fmt.scale, fmt.offset or fmt.scale
     layout, signed, zero = fmt.layout, fmt.signed, fmt.zero
     has_offset, tile_bytes, record = layout.offset, 16 * layout.bytes, linear_record(layout)
     subs, steps, chunk_blocks = layout.columns // 32, 32 // layout.step, CHUNK // layout.columns
     in_step = 8 // steps
+    ahead = max(1, 9216 // tile_bytes) * tile_bytes
 
-    def sub_block(s: int) -> Any:
+    @numba.njit
+    def centered(p: Any, s: Any, k: Any) -> Any:
+        return codes(p, s, k) if signed else codes(p, s, k) + (64 - zero)
+
+    @numba.njit
+    def ask_for(p: Any) -> None:
+        """Fetch a block of a tile. The order in which blocks are taken apart hides from the hardware what comes next."""
+        for line in range(0, tile_bytes, 64):
+            prefetch(p + line)
+
+    def one_token_sub(s: int) -> Any:
         """32 columns of a tile, s of a block, times one token; s is a constant, so LLVM can plan the bit fields."""
 
         @numba.njit
@@ -65,9 +81,9 @@ def linear_kernel(fmt: Format, most_tokens: int) -> Callable[..., Any]:
 
         return add
 
-    def half_block(s: int) -> Any:
+    def one_token_half(s: int) -> Any:
         """128 columns of a tile, from sub-block s on, times one token."""
-        a, b, c, d = (sub_block(min(i, subs - 1)) for i in range(s, s + 4))
+        a, b, c, d = (one_token_sub(min(i, subs - 1)) for i in range(s, s + 4))
 
         @numba.njit
         def add(p: Any, x: Any, sums: Any) -> Any:
@@ -78,7 +94,7 @@ def linear_kernel(fmt: Format, most_tokens: int) -> Callable[..., Any]:
 
         return add
 
-    first_half, second_half, only_sub = half_block(0), half_block(4), sub_block(0)
+    first_half, second_half, only_sub = one_token_half(0), one_token_half(4), one_token_sub(0)
 
     @numba.njit
     def one_token(weights: Any, blocks: Any, x: Any, scales: Any, sums: Any) -> Any:
@@ -87,6 +103,7 @@ def linear_kernel(fmt: Format, most_tokens: int) -> Callable[..., Any]:
         if subs == 8:
             for block in range(blocks):
                 p = weights + tile_bytes * block
+                ask_for(p + ahead)
                 total = fma(first_half(p, x, sums), repeat_f32(scales), total)
                 total = fma(second_half(p, x + 128, sums + 16 * steps), repeat_f32(scales + 4), total)
                 x += 256
@@ -96,6 +113,7 @@ def linear_kernel(fmt: Format, most_tokens: int) -> Callable[..., Any]:
             for first in range(0, blocks, 4):
                 part = all_f32(0.0)
                 for block in range(first, min(first + 4, blocks)):
+                    ask_for(weights + tile_bytes * block + ahead)
                     part = only_sub(part, weights + tile_bytes * block, x, sums)
                     x += 32
                     sums += 4 * steps
@@ -103,11 +121,76 @@ def linear_kernel(fmt: Format, most_tokens: int) -> Callable[..., Any]:
                 scales += 4
         return total
 
-    def store_sub_block(s: int) -> Any:
+    def few_tokens(count: int) -> Any:
+        """Two tiles times `count` tokens, over all columns."""
+        each = Tokens(count)
+        zeros, start, store_each, scale_ints = each.zeros, each.start, each.store_each, each.scale_ints
+        add_int_times, add_scaled, dot = each.add_int_times, each.add_scaled, each.dot_signed if signed else each.dot
+
+        def sub(s: int) -> Any:
+            @numba.njit
+            def add(left: Any, right: Any, p: Any, q: Any, x: Any, xs: Any, sums: Any, us: Any) -> Any:
+                for h in range(steps):
+                    ints = start(sums + 4 * h, us, signed_zero() >> 6 if signed else 1)
+                    both = (ints, ints)
+                    for k in range(in_step * h, in_step * (h + 1)):
+                        both = dot(both, centered(p, s, k), centered(q, s, k), x + 4 * k, xs)
+                    left = scale_ints(left, both[0], scale(p, s, h))
+                    right = scale_ints(right, both[1], scale(q, s, h))
+                    if has_offset:
+                        left = add_int_times(left, sums + 4 * h, us, offset(p, s, h) * -0.015625)
+                        right = add_int_times(right, sums + 4 * h, us, offset(q, s, h) * -0.015625)
+                return left, right
+
+            return add
+
+        a, b, c, d, e, f, g, h = (sub(min(s, subs - 1)) for s in range(8))
+
+        @numba.njit
+        def tile_pair(
+            p: Any, q: Any, blocks: Any, x: Any, xs: Any, scales: Any, ss: Any, sums: Any, us: Any, out: Any, os: Any
+        ) -> None:
+            left, right = zeros(), zeros()
+            some, more = zeros(), zeros()
+            column = 0
+            for _ in range(blocks):
+                ask_for(p + ahead)
+                ask_for(q + ahead)
+                some, more = a(some, more, p, q, x, xs, sums, us)
+                if subs == 8:
+                    some, more = b(some, more, p, q, x + 32, xs, sums + 4 * steps, us)
+                    some, more = c(some, more, p, q, x + 64, xs, sums + 8 * steps, us)
+                    some, more = d(some, more, p, q, x + 96, xs, sums + 12 * steps, us)
+                    left = add_scaled(left, some, scales, ss)
+                    right = add_scaled(right, more, scales, ss)
+                    some, more = e(zeros(), zeros(), p, q, x + 128, xs, sums + 16 * steps, us)
+                    some, more = f(some, more, p, q, x + 160, xs, sums + 20 * steps, us)
+                    some, more = g(some, more, p, q, x + 192, xs, sums + 24 * steps, us)
+                    some, more = h(some, more, p, q, x + 224, xs, sums + 28 * steps, us)
+                    scales += 4
+                p += tile_bytes
+                q += tile_bytes
+                x += 32 * subs
+                sums += 4 * steps * subs
+                column += 32 * subs
+                if column % 128 == 0:
+                    left = add_scaled(left, some, scales, ss)
+                    right = add_scaled(right, more, scales, ss)
+                    some, more = zeros(), zeros()
+                    scales += 4
+            if column % 128 != 0:
+                left = add_scaled(left, some, scales, ss)
+                right = add_scaled(right, more, scales, ss)
+            store_each(out, os, left)
+            store_each(out + 64, os, right)
+
+        return tile_pair
+
+    def store_sub(s: int) -> Any:
         @numba.njit
         def store(p: Any, at: Any) -> None:
             for k in range(8):
-                store_bytes(at + 128 * k, codes(p, s, k) if signed else codes(p, s, k) + (64 - zero))
+                store_bytes(at + 128 * k, centered(p, s, k))
             for h in range(steps):
                 store_f32(at + 1024 + 128 * h, scale(p, s, h))
                 if has_offset:
@@ -115,62 +198,64 @@ def linear_kernel(fmt: Format, most_tokens: int) -> Callable[..., Any]:
 
         return store
 
-    a, b, c, d, e, f, g, h = (store_sub_block(min(s, subs - 1)) for s in range(8))
+    store0, store1, store2, store3, store4, store5, store6, store7 = (store_sub(min(s, subs - 1)) for s in range(8))
 
     @numba.njit
     def take_apart(weights: Any, blocks: Any, at: Any) -> None:
         """One tile of a pair into its half of the scratch's records."""
         for block in range(blocks):
             p = weights + tile_bytes * block
-            a(p, at)
+            store0(p, at)
             if subs == 8:
-                b(p, at + record)
-                c(p, at + 2 * record)
-                d(p, at + 3 * record)
-                e(p, at + 4 * record)
-                f(p, at + 5 * record)
-                g(p, at + 6 * record)
-                h(p, at + 7 * record)
+                store1(p, at + record)
+                store2(p, at + 2 * record)
+                store3(p, at + 3 * record)
+                store4(p, at + 4 * record)
+                store5(p, at + 5 * record)
+                store6(p, at + 6 * record)
+                store7(p, at + 7 * record)
             at += subs * record
 
-    def several_tokens(count: int) -> Any:
-        each = Tokens(count, layout.step)
+    def many_tokens(count: int) -> Any:
+        """Two tiles times `count` tokens, over the columns in the scratch; added to out if `add`."""
+        each = Tokens(count)
         zeros, start, load_each, store_each = each.zeros, each.start, each.load_each, each.store_each
-        dot = each.dot_signed if signed else each.dot
         scale_ints, add_int_times, add_scaled = each.scale_ints, each.add_int_times, each.add_scaled
+        dot = each.dot_signed if signed else each.dot
 
         @numba.njit
         def tile_pair(
             at: Any, records: Any, x: Any, xs: Any, scales: Any, ss: Any, sums: Any, us: Any, out: Any, os: Any, add: Any
         ) -> None:
-            """Two tiles times `count` tokens, over the columns in the scratch; added to out if `add`."""
             left, right = zeros(), zeros()
             if add:
                 left, right = load_each(out, os), load_each(out + 64, os)
             for first in range(0, records, 4):
-                part_left, part_right = zeros(), zeros()
+                some, more = zeros(), zeros()
                 for _ in range(min(4, records - first)):
                     for h in range(steps):
                         ints = start(sums, us, signed_zero() >> 6 if signed else 1)
-                        ints_left, ints_right = dot((ints, ints), at + 128 * in_step * h, x + 4 * in_step * h, xs)
-                        part_left = scale_ints(part_left, ints_left, load_f32(at + 1024 + 128 * h))
-                        part_right = scale_ints(part_right, ints_right, load_f32(at + 1088 + 128 * h))
+                        both = (ints, ints)
+                        for k in range(in_step * h, in_step * (h + 1)):
+                            both = dot(both, load_bytes(at + 128 * k), load_bytes(at + 128 * k + 64), x + 4 * k, xs)
+                        some = scale_ints(some, both[0], load_f32(at + 1024 + 128 * h))
+                        more = scale_ints(more, both[1], load_f32(at + 1088 + 128 * h))
                         if has_offset:
                             o = at + 1024 + 128 * (steps + h)
-                            part_left = add_int_times(part_left, sums, us, load_f32(o))
-                            part_right = add_int_times(part_right, sums, us, load_f32(o + 64))
+                            some = add_int_times(some, sums, us, load_f32(o))
+                            more = add_int_times(more, sums, us, load_f32(o + 64))
                         sums += 4
                     at += record
                     x += 32
-                left = add_scaled(left, part_left, scales, ss)
-                right = add_scaled(right, part_right, scales, ss)
+                left = add_scaled(left, some, scales, ss)
+                right = add_scaled(right, more, scales, ss)
                 scales += 4
             store_each(out, os, left)
             store_each(out + 64, os, right)
 
         return tile_pair
 
-    most, four, one = several_tokens(most_tokens), several_tokens(4), several_tokens(1)
+    up_to_four, up_to_most, many = few_tokens(4), few_tokens(most), many_tokens(most)
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, pairs, blocks = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16), get_i64(args + 24)
@@ -179,36 +264,29 @@ def linear_kernel(fmt: Format, most_tokens: int) -> Callable[..., Any]:
         sums, us = get_i64(args + 88), get_i64(args + 96)
         scratch = get_i64(args + 104) + thread * get_i64(args + 112)
         row_bytes = blocks * tile_bytes
-        if count == 1:
-            share = max(1, pairs // (8 * threads))
-            while True:
-                pair = fetch_add(counter, share)
-                if pair >= pairs:
-                    break
-                for tile in range(2 * pair, 2 * min(pair + share, pairs)):
-                    store_f32(out + 64 * tile, one_token(weights + row_bytes * tile, blocks, x, scales, sums))
-            return
+        share = max(1, pairs // (8 * threads)) if count <= most else 1
         while count > 0:
-            pair = fetch_add(counter, 1)
-            if pair >= pairs:
+            first_pair = fetch_add(counter, share)
+            if first_pair >= pairs:
                 break
-            o = out + 128 * pair
-            for first in range(0, blocks, chunk_blocks):
-                some = min(chunk_blocks, blocks - first)
-                left = weights + row_bytes * 2 * pair + tile_bytes * first
-                take_apart(left, some, scratch)
-                take_apart(left + row_bytes, some, scratch + 64)
-                columns = first * subs * 32
-                a, b, c, records = x + columns, scales + columns // 32, sums + columns // 8 * steps, some * subs
-                t, add = 0, first > 0
-                while t + most_tokens <= count:
-                    most(scratch, records, a + t * xs, xs, b + t * ss, ss, c + t * us, us, o + t * os, os, add)
-                    t += most_tokens
-                while t + 4 <= count:
-                    four(scratch, records, a + t * xs, xs, b + t * ss, ss, c + t * us, us, o + t * os, os, add)
-                    t += 4
-                while t < count:
-                    one(scratch, records, a + t * xs, xs, b + t * ss, ss, c + t * us, us, o + t * os, os, add)
-                    t += 1
+            for pair in range(first_pair, min(first_pair + share, pairs)):
+                p, o = weights + 2 * row_bytes * pair, out + 128 * pair
+                q = p + row_bytes
+                if count == 1:
+                    store_f32(o, one_token(p, blocks, x, scales, sums))
+                    store_f32(o + 64, one_token(q, blocks, x, scales, sums))
+                elif count <= 4:
+                    up_to_four(p, q, blocks, x, xs, scales, ss, sums, us, o, os)
+                elif count <= most:
+                    up_to_most(p, q, blocks, x, xs, scales, ss, sums, us, o, os)
+                else:
+                    for first in range(0, blocks, chunk_blocks):
+                        some, columns = min(chunk_blocks, blocks - first), first * subs * 32
+                        take_apart(p + tile_bytes * first, some, scratch)
+                        take_apart(q + tile_bytes * first, some, scratch + 64)
+                        a, b, c, records = x + columns, scales + columns // 32, sums + columns // 8 * steps, some * subs
+                        for t in range(0, count, most):
+                            d, e, f, g = a + t * xs, b + t * ss, c + t * us, o + t * os
+                            many(scratch, records, d, xs, e, ss, f, us, g, os, first > 0)
 
     return kernel

@@ -5,7 +5,7 @@ from typing import Any
 
 import numba
 
-from mistral_portable_numba.compiler.simd import fetch_add, get_i16, get_i32, get_i64, put_i16, put_i32
+from mistral_portable_numba.compiler.simd import fetch_add, get_i16, get_i32, get_i64, put_i16, put_i32, transpose4
 
 __all__ = ["pack_kernel"]
 
@@ -16,12 +16,19 @@ def pack_kernel() -> Callable[..., Any]:
 
     @numba.njit
     def pack_block(source: Any, row_bytes: Any, rows: Any, half: Any, payload: Any, dwords: Any, tile: Any) -> None:
-        for row in range(16):
-            at = source + row * row_bytes
-            for i in range(dwords):
-                put_i32(tile + 64 * i + 4 * row, get_i32(at + payload + 4 * i) if row < rows else 0)
-            if half >= 0:
-                put_i16(tile + 64 * dwords + 2 * row, get_i16(at + half) if row < rows else 0)
+        for row in range(0, 16, 4):
+            done = 0
+            if row + 4 <= rows:
+                while done + 4 <= dwords:
+                    at = source + row * row_bytes + payload + 4 * done
+                    transpose4(at, row_bytes, tile + 64 * done + 4 * row)
+                    done += 4
+            for r in range(row, row + 4):
+                at = source + r * row_bytes
+                for i in range(done, dwords):
+                    put_i32(tile + 64 * i + 4 * r, get_i32(at + payload + 4 * i) if r < rows else 0)
+                if half >= 0:
+                    put_i16(tile + 64 * dwords + 2 * r, get_i16(at + half) if r < rows else 0)
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, tiles, rows, blocks = get_i64(args), get_i64(args + 8), get_i64(args + 16), get_i64(args + 24)

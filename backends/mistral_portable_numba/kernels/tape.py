@@ -9,7 +9,7 @@ from mistral_portable_numba.compiler.simd import call_address, call_kernel, fetc
 
 __all__ = ["tape_kernel"]
 
-_SPINS = 4000  # some 0.1 ms: then other processes may have the core
+_SPINS = 200  # then other threads may have the core: with more of them than cores a spin is a waste
 
 
 def tape_kernel() -> Callable[..., Any]:
