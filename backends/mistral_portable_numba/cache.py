@@ -105,9 +105,7 @@ class KVCache:
                 found = array.shape[1] // count if array.ndim == 2 else -1
                 wrong = array.dtype != dtype or array.shape != (self._spec.num_key_value_heads, found * count)
                 if wrong or found % SLOT_BLOCK or slots not in (-1, found):
-                    raise CacheError(
-                        f"the saved lane does not fit this model: {name} is {array.dtype} {array.shape}"
-                    )
+                    raise CacheError(f"the saved lane does not fit this model: {name} is {array.dtype} {array.shape}")
                 slots = found
         return slots
 

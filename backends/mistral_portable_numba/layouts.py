@@ -19,6 +19,7 @@ scales lie behind the numbers: keys' [slots / 16, width / 32, 16], values' [slot
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -48,14 +49,18 @@ TOKEN_GROUP = 8
 CHUNK = 2048
 """Columns of a linear that are taken apart at a time."""
 
-KV_DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "q8_0": np.dtype(np.int8)}
+KV_DTYPES: dict[str, "np.dtype[Any]"] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "q8_0": np.dtype(np.int8),
+}
 """Types of the cache, and of the numbers in it."""
 
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """columns: of a block. bytes: stored, of one row's. half: offset of a lone float16 in it, or -1; the other bytes are
-    dwords from `payload` on. step: columns per scale. offset: whether there are offsets (minima) beside the scales."""
+    """columns: of a block. bytes: stored, of one row's. half: offset of a lone float16 in it, or -1; the other bytes
+    are dwords from `payload` on. step: columns per scale. offset: whether there are offsets (minima), too."""
 
     columns: int
     bytes: int
@@ -117,5 +122,5 @@ def padded_rows(group: int) -> int:
 
 
 def attention_scratch(group: int, head_dim: int) -> int:
-    """Scratch that each thread needs: queries and outputs, a maximum and a sum for each row, 4 x 64 weights, factors."""
+    """Scratch that each thread needs: queries, outputs, a maximum and a sum for each row, 4 x 64 weights, factors."""
     return 4 * (padded_rows(group) * (2 * head_width(head_dim) + 2) + 4 * 64 + 16)

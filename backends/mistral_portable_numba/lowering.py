@@ -107,8 +107,8 @@ class _Lowering:
         self.out.embeddings.append(node)
 
     def rms_norm(self, node: Node) -> None:
-        x, (weight, eps) = node.inputs[0], (self._row(node.inputs[1]), bits(_float(node, "eps")))
-        self._row_kernel("rms_norm", node, [x], [weight, eps])
+        x, weight = node.inputs
+        self._row_kernel("rms_norm", node, [x], [self._row(weight), bits(_float(node, "eps"))])
 
     def linear(self, node: Node) -> None:
         x, name, *bias = node.inputs
@@ -127,7 +127,7 @@ class _Lowering:
             arguments = [self._count(node), weight.rows, weight.columns, weight.address, *at, Place(out), out.stride]
             self._emit(f"linear_{weight.kind}", arguments, [self._buffer(x)], [out])
         for parameter in bias:
-            same = [Place(out), out.stride]
+            same = (Place(out), out.stride)
             arguments = [self._count(node), weight.rows, *same, self._row(parameter), 0, *same]
             self._emit("add", arguments, [out], [out])
 
@@ -142,7 +142,11 @@ class _Lowering:
         q, k, v = node.inputs
         self._store("keys", node, k)
         self._store("values", node, v)
-        layer, heads, kv_heads = _int(node, "layer"), _int(node, "num_attention_heads"), _int(node, "num_key_value_heads")
+        layer, heads, kv_heads = (
+            _int(node, "layer"),
+            _int(node, "num_attention_heads"),
+            _int(node, "num_key_value_heads"),
+        )
         window, head_dim = node.attributes["window"], _int(node, "head_dim")
         out = self._new(node)
         arguments: list[Argument] = [*self._values.items(heads // kv_heads), heads, kv_heads, head_dim]

@@ -134,7 +134,9 @@ class NumbaProgram:
         if self._layout is None or tokens > self._room[0] or rows > self._room[1]:
             self._layout = None  # its memory first
             self._room = max(tokens, self._room[0]), max(rows, self._room[1])
-            self._layout = lay_out(self._lowered.instructions, self._lowered.buffers.values(), self._addresses, *self._room)
+            self._layout = lay_out(
+                self._lowered.instructions, self._lowered.buffers.values(), self._addresses, *self._room
+            )
         self._layout.counters[:] = 0
         return self._layout
 
@@ -152,9 +154,7 @@ class NumbaProgram:
         attributes: Any = node.attributes
         group = self._spec.group_of(attributes["layer"])
         reads, ring = plan.groups[group], self._spec.groups[group].slots
-        q = self._view(layout, node.inputs[0], len(plan.tokens)).reshape(
-            len(plan.tokens), -1, attributes["head_dim"]
-        )
+        q = self._view(layout, node.inputs[0], len(plan.tokens)).reshape(len(plan.tokens), -1, attributes["head_dim"])
         ends = plan.positions[plan.starts[1:] - 1] + 1
         out = np.zeros((*q.shape[:2], int(np.max(ends - reads.first))), np.float32)
         for s, lane in enumerate(plan.lanes.tolist()):

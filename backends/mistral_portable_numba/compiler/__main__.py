@@ -1,4 +1,4 @@
-"""`python -m mistral_portable_numba.compiler ISA FOLDER KERNEL...`: compile kernels into a folder, one line for each."""
+"""`python -m mistral_portable_numba.compiler ISA FOLDER KERNEL...`: compile into a folder, a line for each kernel."""
 
 import sys
 from pathlib import Path

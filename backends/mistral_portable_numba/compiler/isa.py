@@ -167,9 +167,7 @@ _DOT_GENERIC = _dot(
   %x32 = sext <16 x i8> %x to <16 x i32>
   %p = mul <16 x i32> %w32, %x32
 """
-    + "".join(
-        f"  %p{k} = shufflevector <16 x i32> %p, <16 x i32> poison, <4 x i32> {_strided(k)}\n" for k in range(4)
-    )
+    + "".join(f"  %p{k} = shufflevector <16 x i32> %p, <16 x i32> poison, <4 x i32> {_strided(k)}\n" for k in range(4))
     + """  %s0 = add <4 x i32> %p0, %p1
   %s1 = add <4 x i32> %p2, %p3
   %s = add <4 x i32> %s0, %s1

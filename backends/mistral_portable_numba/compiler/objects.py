@@ -124,7 +124,7 @@ def _compile(names: list[str], isa: Isa, folder: Path, progress: Progress | None
             children.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     done = 0
     try:
-        # A child says each kernel that it has finished; its share is fixed, so reading one after the other loses little.
+        # A child says when a kernel is done; the shares are alike, so to read one child after the other loses little.
         for child in children:
             assert child.stdout is not None
             for _ in child.stdout:

@@ -22,7 +22,7 @@ F32 = ir.FloatType()
 _Emit = Callable[..., Any]
 
 
-class Vector(types.Type):  # type: ignore[misc]  # numba is untyped
+class Vector(types.Type):
     """`lanes` numbers of an LLVM type."""
 
     def __init__(self, name: str, element: ir.Type, lanes: int) -> None:
@@ -31,7 +31,7 @@ class Vector(types.Type):  # type: ignore[misc]  # numba is untyped
 
 
 @register_model(Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, vector: Vector) -> None:
         super().__init__(manager, vector, vector.llvm)
 
@@ -471,7 +471,8 @@ def sum_i32(builder: Any, value: Any) -> Any:
 def keep_between(builder: Any, value: Any, key: Any, low: Any, high: Any, other: Any) -> Any:
     """The lanes whose key is in low..high; the rest are `other`."""
     inside = builder.and_(
-        builder.icmp_signed(">=", key, splat(builder, low, _I)), builder.icmp_signed("<=", key, splat(builder, high, _I))
+        builder.icmp_signed(">=", key, splat(builder, low, _I)),
+        builder.icmp_signed("<=", key, splat(builder, high, _I)),
     )
     return builder.select(inside, value, splat(builder, other, _F))
 
@@ -493,7 +494,7 @@ def dot4(builder: Any, total: Any, weights: Any, x: Any) -> Any:
 
 @_operation(i32x16, i32x16, bytes64, bytes64)
 def dot4_signed(builder: Any, total: Any, weights: Any, x: Any) -> Any:
-    """total + the four products (weight + zero) * x of each lane; weights -128..127, x -127..127, zero `signed_zero()`."""
+    """total + the four (weight + signed_zero()) * x of each lane; weights -128..127, x -127..127."""
     return _call(builder, "mp.dot4_signed", _I, total, weights, x)
 
 

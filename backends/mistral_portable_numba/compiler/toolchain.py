@@ -24,7 +24,7 @@ def lower(name: str, kernel: Kernel) -> str:
 
     for function in FUNCTIONS:  # Numba also emits code for its own process, where nobody defines or calls them
         llvm.add_symbol(f"mp.{function}", 1)
-    compiled = cfunc("void(int64, int64, int64)", nopython=True, error_model="numpy")(kernel)
+    compiled = cfunc("void(int64, int64, int64)", error_model="numpy")(kernel)
     text = compiled.inspect_llvm().replace(compiled.native_name, name)
     return re.sub(r"^(target (triple|datalayout)|declare .*@mp\.).*\n", "", text, flags=re.M)
 

@@ -171,7 +171,7 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
             for slot in range(0, min(last + 1, ring), 64):
                 # The positions in these slots, if they are of one turn of the ring.
                 oldest = last - newest + slot - (ring if slot > newest else 0)
-                mixed = slot <= newest and slot + 63 > newest or slot + 64 > ring
+                mixed = (slot <= newest and slot + 63 > newest) or slot + 64 > ring
                 for row in range(0, padded, 4):
                     low_first, high_last = begin + row // group, begin + min(row + 3, rows - 1) // group
                     high_first = low_first

@@ -77,7 +77,12 @@ def dense_kernel(dtype: str) -> Callable[..., Any]:
     four, one = block(4), block(1)
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
-        counter, count, rows, columns = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16), get_i64(args + 24)
+        counter, count, rows, columns = (
+            get_i64(args),
+            get_i64(get_i64(args + 8)),
+            get_i64(args + 16),
+            get_i64(args + 24),
+        )
         w, x, xs, out, os = (
             get_i64(args + 32),
             get_i64(args + 40),

@@ -78,7 +78,12 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
             put(at + apart * j, value)
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
-        counter, count, heads, head_dim = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16), get_i64(args + 24)
+        counter, count, heads, head_dim = (
+            get_i64(args),
+            get_i64(get_i64(args + 8)),
+            get_i64(args + 16),
+            get_i64(args + 24),
+        )
         x, xs, lanes, places = get_i64(args + 32), get_i64(args + 40), get_i64(args + 48), get_i64(args + 56)
         table = get_i64(args + 64)
         groups = (head_dim + 31) // 32

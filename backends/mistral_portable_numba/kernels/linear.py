@@ -59,7 +59,7 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
 
     @numba.njit
     def ask_for(p: Any) -> None:
-        """Fetch a block of a tile. The order in which blocks are taken apart hides from the hardware what comes next."""
+        """Fetch a block of a tile: the order in which blocks are read hides from the hardware what comes next."""
         for line in range(0, tile_bytes, 64):
             prefetch(p + line)
 
@@ -225,7 +225,17 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
 
         @numba.njit
         def tile_pair(
-            at: Any, records: Any, x: Any, xs: Any, scales: Any, ss: Any, sums: Any, us: Any, out: Any, os: Any, add: Any
+            at: Any,
+            records: Any,
+            x: Any,
+            xs: Any,
+            scales: Any,
+            ss: Any,
+            sums: Any,
+            us: Any,
+            out: Any,
+            os: Any,
+            add: Any,
         ) -> None:
             left, right = zeros(), zeros()
             if add:
@@ -258,7 +268,12 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
     up_to_four, up_to_most, many = few_tokens(4), few_tokens(most), many_tokens(most)
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
-        counter, count, pairs, blocks = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16), get_i64(args + 24)
+        counter, count, pairs, blocks = (
+            get_i64(args),
+            get_i64(get_i64(args + 8)),
+            get_i64(args + 16),
+            get_i64(args + 24),
+        )
         weights, out, os = get_i64(args + 32), get_i64(args + 40), get_i64(args + 48)
         x, xs, scales, ss = get_i64(args + 56), get_i64(args + 64), get_i64(args + 72), get_i64(args + 80)
         sums, us = get_i64(args + 88), get_i64(args + 96)

@@ -11,6 +11,7 @@ from mistral_portable_numba.kernels.formats import FORMATS
 from mistral_portable_numba.kernels.kv import KV_FORMATS, store_kernel
 from mistral_portable_numba.kernels.linear import linear_kernel
 from mistral_portable_numba.kernels.pack import pack_kernel
+from mistral_portable_numba.kernels.probes import dot4_probe, fma_probe, read_probe
 from mistral_portable_numba.kernels.rows import add_kernel, rms_norm_kernel, rope_kernel, silu_mul_kernel, take_kernel
 from mistral_portable_numba.kernels.tape import tape_kernel
 
@@ -30,5 +31,8 @@ KERNELS: dict[str, Callable[[int], Any]] = {
     "take": lambda tokens: take_kernel(),
     "pack": lambda tokens: pack_kernel(),
     "tape": lambda tokens: tape_kernel(),
+    "probe_read": lambda tokens: read_probe(),
+    "probe_dot4": dot4_probe,
+    "probe_fma": fma_probe,
 }
 """Name -> the kernel as a Python function, for an instruction set that takes so many tokens at once."""

@@ -89,7 +89,12 @@ def rope_kernel() -> Callable[..., Any]:
             put_f32(out + far + 4 * j, d * cosine + c * sine)
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
-        counter, count, heads, head_dim = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16), get_i64(args + 24)
+        counter, count, heads, head_dim = (
+            get_i64(args),
+            get_i64(get_i64(args + 8)),
+            get_i64(args + 16),
+            get_i64(args + 24),
+        )
         x, xs, out, os = get_i64(args + 32), get_i64(args + 40), get_i64(args + 48), get_i64(args + 56)
         angles = get_i64(get_i64(args + 64))
         first, last = _claim(counter, count)

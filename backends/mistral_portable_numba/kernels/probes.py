@@ -1,0 +1,106 @@
+"""What the machine can do at best: loops that only read memory, or only multiply and add.
+
+Threads claim pieces, so that one that is held up does not make the others wait. Sums go to a sink of 64 bytes per
+thread, or LLVM would leave the work out.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+from mistral_portable_numba.compiler.simd import (
+    all_f32,
+    all_i32,
+    dot4,
+    fetch_add,
+    fma,
+    get_i64,
+    load_bytes,
+    load_f32,
+    load_i32,
+    repeat4,
+    repeat_f32,
+    store_f32,
+    store_i32,
+)
+
+__all__ = ["dot4_probe", "fma_probe", "read_probe"]
+
+_PIECE = 2**20  # bytes
+_ROUNDS = 2**15  # in a piece
+
+
+def read_probe() -> Callable[..., Any]:
+    """Arguments: counter, address, bytes (whole MiB), sink."""
+
+    def kernel(args: Any, thread: Any, threads: Any) -> None:
+        counter, data, size, sink = get_i64(args), get_i64(args + 8), get_i64(args + 16), get_i64(args + 24)
+        a, b, c, d = all_i32(0), all_i32(0), all_i32(0), all_i32(0)
+        while True:
+            first = fetch_add(counter, _PIECE)
+            if first >= size:
+                break
+            for at in range(data + first, data + first + _PIECE, 256):
+                a, b = a + load_i32(at), b + load_i32(at + 64)
+                c, d = c + load_i32(at + 128), d + load_i32(at + 192)
+        store_i32(sink + 64 * thread, (a + b) + (c + d))
+
+    return kernel
+
+
+def dot4_probe(tokens: int) -> Callable[..., Any]:
+    """Arguments: counter, pieces, the address of 1 KiB to multiply, sink, and the address of an int64 to which each
+    piece adds its number of multiplications and additions."""
+
+    @numba.njit
+    def zero() -> Any:
+        return all_i32(0)
+
+    @numba.njit
+    def add(total: Any, weights: Any, x: Any) -> Any:
+        return dot4(total, load_bytes(weights), repeat4(x))
+
+    return _arithmetic(tokens, 128, zero, add, store_i32)
+
+
+def fma_probe(tokens: int) -> Callable[..., Any]:
+    """As `dot4_probe`, in float32."""
+
+    @numba.njit
+    def zero() -> Any:
+        return all_f32(0.0)
+
+    @numba.njit
+    def add(total: Any, weights: Any, x: Any) -> Any:
+        return fma(load_f32(weights), repeat_f32(x), total)
+
+    return _arithmetic(tokens, 32, zero, add, store_f32)
+
+
+def _arithmetic(tokens: int, operations: int, zero: Any, add: Any, store: Any) -> Callable[..., Any]:
+    """Four or twelve sums, as many as the registers hold, so that none waits for the one before."""
+    many = tokens > 4
+    done = _ROUNDS * operations * (12 if many else 4)
+
+    @numba.njit
+    def four(sums: Any, weights: Any, x: Any) -> Any:
+        a, b, c, d = sums
+        return add(a, weights, x), add(b, weights, x + 4), add(c, weights, x + 8), add(d, weights, x + 12)
+
+    def kernel(args: Any, thread: Any, threads: Any) -> None:
+        counter, pieces, data, sink = get_i64(args), get_i64(args + 8), get_i64(args + 16), get_i64(args + 24)
+        a = b = c = (zero(), zero(), zero(), zero())
+        while fetch_add(counter, 1) < pieces:
+            for i in range(_ROUNDS):
+                at = data + 64 * (i & 7)  # other weights than before, or LLVM would multiply only once
+                a = four(a, at, data)
+                if many:
+                    b, c = four(b, at + 64, data), four(c, at + 128, data)
+            fetch_add(get_i64(args + 32), done)
+        total = zero()
+        for some in (a, b, c):
+            total = total + some[0] + some[1] + some[2] + some[3]
+        store(sink + 64 * thread, total)
+
+    return kernel
