@@ -27,6 +27,7 @@ class KVCache:
         self._arrays: dict[tuple[int, int, str], _Arrays] = {}
         self.tables = {layer: np.zeros((spec.max_lanes, 3), np.int64) for layer in self._layers}
         """Per layer and lane: the addresses of the keys and of the values, and the allocated slots."""
+        self._slots = {(group, lane): 0 for group in range(len(spec.groups)) for lane in range(spec.max_lanes)}
 
     @property
     def bytes(self) -> int:
@@ -35,12 +36,14 @@ class KVCache:
 
     def grow(self, plan: StepPlan) -> None:
         """Allocate what the plan's lanes need by now."""
-        for group, reads in zip(self._spec.groups, plan.groups, strict=True):
-            slots = round_up(reads.capacity, SLOT_BLOCK)
-            for layer in group.layers:
-                table = self.tables[layer]
-                for lane in plan.lanes[table[plan.lanes, 2] < slots].tolist():
-                    self._resize(layer, lane, slots)
+        lanes = plan.lanes.tolist()
+        for group, reads in enumerate(plan.groups):
+            for lane in lanes:
+                if self._slots[group, lane] < reads.capacity:
+                    self._slots[group, lane] = slots = round_up(reads.capacity, SLOT_BLOCK)
+                    for layer in self._spec.groups[group].layers:
+                        if self.tables[layer][lane, 2] < slots:
+                            self._resize(layer, lane, slots)
 
     def keys(self, layer: int, lane: int, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """The keys in some slots, float32 [slots, key/value heads, head_dim]."""
@@ -75,6 +78,7 @@ class KVCache:
             for kind in ("keys", "values"):
                 self._arrays.pop((layer, lane, kind), None)
             self.tables[layer][lane] = 0
+            self._slots[self._spec.group_of(layer), lane] = 0
             if not state:
                 continue
             self._resize(layer, lane, min(slots[layer], round_up(self._layers[layer], SLOT_BLOCK)))

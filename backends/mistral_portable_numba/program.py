@@ -12,7 +12,7 @@ from mistral_portable.cache import CacheSpec, StepPlan, visible
 from mistral_portable.errors import BackendError
 from mistral_portable.executor import ExecutorOptions, LaneState, Precision
 from mistral_portable.graph import Graph, Node, infer_shapes
-from mistral_portable.weights import BlockTensor, Tensor
+from mistral_portable.weights import BlockTensor, DenseTensor, Tensor
 from mistral_portable_numba.cache import KVCache
 from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.compiler.objects import LoadedKernels
@@ -51,6 +51,8 @@ class NumbaProgram:
         self._addresses = {name: self._kernels[name] for name in names}
         self._team: Team | None = Team(threads, self._kernels["tape"])
         self._barrier = np.zeros(64, np.int64)
+        self._job = np.array([0, 0, self._barrier.ctypes.data, yield_address()], np.int64)
+        self._job_address = int(self._job.ctypes.data)
         self._tables = {
             node.inputs[1]: _Table([weights[part] for part in graph.parameters[node.inputs[1]].parts])
             for node in self._lowered.embeddings
@@ -126,8 +128,8 @@ class NumbaProgram:
 
     def _run(self, tape: NDArray[np.int64]) -> None:
         assert self._team is not None
-        job = np.array([len(tape), tape.ctypes.data, self._barrier.ctypes.data, yield_address()], np.int64)
-        self._team.run(job.ctypes.data)
+        self._job[:2] = len(tape), tape.ctypes.data
+        self._team.run(self._job_address)
 
     def _room_for(self, tokens: int, rows: int) -> Layout:
         """The tape with buffers for a step of so many tokens and rows."""
@@ -145,7 +147,7 @@ class NumbaProgram:
         buffer = self._lowered.buffers[value]
         columns = self._widths[value][1]
         assert isinstance(columns, int)
-        begin = layout.addresses[buffer] - layout.memory.ctypes.data
+        begin = layout.offsets[buffer]
         rows = layout.memory[begin : begin + count * buffer.stride].view(np.float32)
         return rows.reshape(count, buffer.stride // 4)[:, :columns]
 
@@ -175,17 +177,16 @@ class _Table:
 
     def __init__(self, parts: list[Tensor]) -> None:
         self._tensor = parts[0]
-        if len(parts) == 1 and isinstance(parts[0], BlockTensor):
-            self._blocks: NDArray[Any] = parts[0].blocks()
-        else:
-            self._blocks = np.concatenate([part.numpy(np.float32) for part in parts])
+        if len(parts) > 1 or not isinstance(self._tensor, BlockTensor | DenseTensor):
+            floats = np.concatenate([part.numpy(np.float32) for part in parts])
+            self._tensor = DenseTensor(parts[0].name, "float32", floats)
+        self._stored = self._tensor.blocks() if isinstance(self._tensor, BlockTensor) else self._tensor.raw()
 
     def rows(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
         """float32 [T, columns]"""
         if isinstance(self._tensor, BlockTensor):
             from gguf.quants import dequantize
 
-            unpacked: NDArray[np.float32] = dequantize(self._blocks[tokens], self._tensor.type)
+            unpacked: NDArray[np.float32] = dequantize(self._stored[tokens], self._tensor.type)
             return unpacked
-        rows: NDArray[np.float32] = self._blocks[tokens]
-        return rows
+        return DenseTensor(self._tensor.name, self._tensor.dtype, self._stored[tokens]).numpy(np.float32)

@@ -18,6 +18,7 @@ class StepValues:
         self._spec = spec
         self._cells = np.zeros(_CELLS, np.int64)
         self._index: dict[tuple[object, ...], int] = {}
+        self._frequencies: dict[tuple[int, float], NDArray[np.float64]] = {}
         self._arrays: list[NDArray[np.generic]] = []
 
     def count(self, rows: str) -> int:
@@ -38,6 +39,8 @@ class StepValues:
 
     def angles(self, head_dim: int, theta: float) -> int:
         """Of the cell for cosines and sines, float32 [T, 2, head_dim / 2]."""
+        half = head_dim // 2
+        self._frequencies[head_dim, theta] = float(theta) ** (-np.arange(half, dtype=np.float64) / half)
         return self._cell("angles", head_dim, theta)
 
     def items(self, group: int) -> tuple[int, int]:
@@ -54,11 +57,12 @@ class StepValues:
                 case ("rows",):
                     self._put(index, plan.rows)
                 case ("lanes",):
-                    self._put(index, np.repeat(plan.lanes, np.diff(plan.starts)))
+                    alone = len(plan.lanes) == len(plan.tokens)  # one token each, as in decoding
+                    self._put(index, plan.lanes if alone else np.repeat(plan.lanes, np.diff(plan.starts)))
                 case ("slots", int(group)):
                     self._put(index, plan.groups[group].slots)
                 case ("angles", int(head_dim), float(theta)):
-                    self._put(index, _angles(plan.positions, head_dim, theta))
+                    self._put(index, _angles(plan.positions, self._frequencies[head_dim, theta]))
                 case ("items", int(group)):
                     items = _items(plan, tokens_per_item(group))
                     self._put(index, items)
@@ -74,12 +78,12 @@ class StepValues:
         self._cells[index] = array.ctypes.data
 
 
-def _angles(positions: NDArray[np.int32], head_dim: int, theta: float) -> NDArray[np.float32]:
-    """In float64 first, as positions may be large."""
-    half = head_dim // 2
-    frequencies = float(theta) ** (-np.arange(half, dtype=np.float64) / half)
-    angles = positions.astype(np.float64)[:, None] * frequencies
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+def _angles(positions: NDArray[np.int32], frequencies: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Cosines and sines, computed in float64, as positions may be large."""
+    angles = positions[:, None] * frequencies
+    turns = np.empty((len(positions), 2, len(frequencies)), np.float32)
+    turns[:, 0], turns[:, 1] = np.cos(angles), np.sin(angles)
+    return turns
 
 
 def _items(plan: StepPlan, size: int) -> NDArray[np.int64]:

@@ -60,12 +60,12 @@ class Instruction:
 @dataclass(frozen=True)
 class Layout:
     """A tape ready to run: `tape` int64 [n, 3] (see `kernels/tape.py`), `arguments` and `counters`, which it points
-    to, and the address of every buffer. `memory` is what they lie in."""
+    to, and where every buffer begins in `memory`."""
 
     tape: NDArray[np.int64]
     arguments: NDArray[np.int64]
     counters: NDArray[np.int64]
-    addresses: dict[Buffer, int]
+    offsets: dict[Buffer, int]
     memory: NDArray[np.uint8]
 
 
@@ -106,8 +106,8 @@ def lay_out(
     buffers = dict.fromkeys([*values, *(buffer for buffer in used if isinstance(buffer, Buffer))])
     offsets, size = _plan(buffers, tokens, rows)
     memory = np.empty(size + _LINE, np.uint8)
-    base = round_up(memory.ctypes.data, _LINE)
-    addresses = {buffer: base + offset for buffer, offset in offsets.items()}
+    start = memory.ctypes.data
+    offsets = {buffer: offset + round_up(start, _LINE) - start for buffer, offset in offsets.items()}
     counters = np.zeros((len(instructions), _LINE // 8), np.int64)  # a line each, so that threads share no other's
     width = 1 + max((len(instruction.arguments) for instruction in instructions), default=0)
     arguments = np.zeros((len(instructions), width), np.int64)
@@ -116,10 +116,10 @@ def lay_out(
         arguments[index, 0] = counters[index].ctypes.data
         for place, argument in enumerate(instruction.arguments, 1):
             if isinstance(argument, Place):
-                argument = addresses[argument.buffer] + argument.offset
+                argument = start + offsets[argument.buffer] + argument.offset
             arguments[index, place] = argument
         tape[index] = kernels[instruction.kernel], arguments[index].ctypes.data, instruction.wait
-    return Layout(tape, arguments, counters, addresses, memory)
+    return Layout(tape, arguments, counters, offsets, memory)
 
 
 def _plan(buffers: Iterable[Buffer], tokens: int, rows: int) -> tuple[dict[Buffer, int], int]:
