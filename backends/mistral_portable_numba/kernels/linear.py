@@ -57,17 +57,25 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
     def centered(p: Any, s: Any, k: Any) -> Any:
         return codes(p, s, k) if signed else codes(p, s, k) + (64 - zero)
 
-    @numba.njit
-    def ask_for(p: Any) -> None:
-        """Fetch a block of a tile: the order in which blocks are read hides from the hardware what comes next."""
-        for line in range(0, tile_bytes, 64):
-            prefetch(p + line)
+    def ask_for(s: int) -> Any:
+        """Fetch the share of sub-block s of a block that is due later: the order in which blocks are read hides from
+        the hardware what comes next."""
+        begin, end = tile_bytes * s // subs // 64, -(-tile_bytes * (s + 1) // subs // 64)
+
+        @numba.njit
+        def fetch(p: Any) -> None:
+            for line in range(begin, end):
+                prefetch(p + ahead + 64 * line)
+
+        return fetch
 
     def one_token_sub(s: int) -> Any:
         """32 columns of a tile, s of a block, times one token; s is a constant, so LLVM can plan the bit fields."""
+        fetch = ask_for(s)
 
         @numba.njit
         def add(part: Any, p: Any, x: Any, sums: Any) -> Any:
+            fetch(p)
             for h in range(steps):
                 xsum = get_i32(sums + 4 * h)
                 ints = all_i32((xsum * (signed_zero() if signed else zero)) >> 6)
@@ -103,7 +111,6 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
         if subs == 8:
             for block in range(blocks):
                 p = weights + tile_bytes * block
-                ask_for(p + ahead)
                 total = fma(first_half(p, x, sums), repeat_f32(scales), total)
                 total = fma(second_half(p, x + 128, sums + 16 * steps), repeat_f32(scales + 4), total)
                 x += 256
@@ -113,7 +120,6 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
             for first in range(0, blocks, 4):
                 part = all_f32(0.0)
                 for block in range(first, min(first + 4, blocks)):
-                    ask_for(weights + tile_bytes * block + ahead)
                     part = only_sub(part, weights + tile_bytes * block, x, sums)
                     x += 32
                     sums += 4 * steps
@@ -128,8 +134,12 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
         add_int_times, add_scaled, dot = each.add_int_times, each.add_scaled, each.dot_signed if signed else each.dot
 
         def sub(s: int) -> Any:
+            fetch = ask_for(s)
+
             @numba.njit
             def add(left: Any, right: Any, p: Any, q: Any, x: Any, xs: Any, sums: Any, us: Any) -> Any:
+                fetch(p)
+                fetch(q)
                 for h in range(steps):
                     ints = start(sums + 4 * h, us, signed_zero() >> 6 if signed else 1)
                     both = (ints, ints)
@@ -154,8 +164,6 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
             some, more = zeros(), zeros()
             column = 0
             for _ in range(blocks):
-                ask_for(p + ahead)
-                ask_for(q + ahead)
                 some, more = a(some, more, p, q, x, xs, sums, us)
                 if subs == 8:
                     some, more = b(some, more, p, q, x + 32, xs, sums + 4 * steps, us)
