@@ -345,6 +345,7 @@ def interrupts_in_runs() -> None:
 
 def interrupts_in_starts() -> None:
     """Ctrl-C at any moment of a first run: the next one works, and no worker is left in the end."""
+    calls_of_a_run(team_of(1))  # compiles, and an interrupt in llvmlite can make it free memory twice
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     gc.disable()  # Python ignores an exception in a finalizer, so the interrupt would be lost
     interrupts = 0

@@ -1,0 +1,120 @@
+"""The descriptor of the Numba executor: what it says of itself, and what it imports."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from cli.processes import invoke
+from mistral_portable_numba import BACKEND
+from mistral_portable_numba.backend import NumbaBackend
+from mistral_portable_numba.compiler.isa import ISAS, host_isa
+
+from mistral_portable.errors import BackendError
+from mistral_portable.executor import ExecutorOptions
+from mistral_portable.graph import OPS
+from mistral_portable.registry import select
+
+PATIENCE = 600  # seconds; a first run compiles
+
+
+def python(code: str, *arguments: str) -> str:
+    """What the code prints, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_what_it_says_of_itself() -> None:
+    found = BACKEND.probe()
+    assert found.score == 10
+    assert host_isa().title in found.reason
+    assert " thread" in found.reason
+    assert "int4 GGUF" in found.reason
+    assert ISAS["avx2"].title in NumbaBackend("avx2").probe().reason
+
+
+def test_it_is_the_one_that_is_chosen() -> None:
+    assert select().name == select("numba").name == "numba"
+    rows = {row["name"]: row for row in json.loads(invoke("backends", "--json").out)}
+    assert rows["numba"]["auto"]
+    assert rows["numba"]["usable"]
+    assert rows["numba"]["reason"] == BACKEND.probe().reason
+
+
+def test_supports() -> None:
+    assert all(BACKEND.supports(op, dtype) is None for op in OPS for dtype in ("int8", "float32"))
+    assert "float16" in (BACKEND.supports("linear", "float16") or "")
+    assert "convolve" in (BACKEND.supports("convolve", "int8") or "")
+
+
+MISSING = """
+import sys
+sys.modules[sys.argv[1]] = None
+import importlib.metadata
+version = importlib.metadata.version
+def without(name):
+    if name == sys.argv[1]:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = without
+from mistral_portable.registry import candidates, select
+from mistral_portable.errors import BackendError
+[found] = [candidate for candidate in candidates() if candidate.name == "numba"]
+print(found.availability.score, candidates()[0].name != "numba", found.availability.reason)
+try:
+    select("numba")
+except BackendError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("package", ["numba", "llvmlite"])
+def test_without_its_packages_it_says_what_to_do(package: str) -> None:
+    found, error = python(MISSING, package).splitlines()
+    assert found.startswith("0 True ")
+    assert package in found
+    assert found.endswith("pip install --upgrade numba")
+    assert error.startswith("backend 'numba' cannot run here: ")
+
+
+def test_importing_it_imports_no_framework() -> None:
+    code = (
+        "import sys, mistral_portable_numba\n"
+        "mistral_portable_numba.BACKEND.supports('linear', 'int8')\n"
+        "print([name for name in ('numba', 'llvmlite', 'gguf') if name in sys.modules])"
+    )
+    assert python(code) == "[]"
+
+
+def test_a_warm_model_imports_no_numba() -> None:
+    code = (
+        "import sys, mistral_portable as mp\n"
+        "model = mp.load(backend='numba', threads=2)\n"
+        "text = model.generate('Once', max_tokens=3)\n"
+        "print('numba' in sys.modules, 'llvmlite' in sys.modules)"
+    )
+    assert python(code) == "False True"  # children compile, also in a cold run
+    assert python(code) == "False True"
+
+
+def test_probing_imports_no_numba() -> None:
+    code = "import sys\nfrom mistral_portable.registry import candidates\ncandidates()\nprint('numba' in sys.modules)"
+    assert python(code) == "False"
+
+
+def test_an_instruction_set_by_name() -> None:
+    with pytest.raises(KeyError, match="sse"):
+        NumbaBackend("sse").probe()
+
+
+def test_the_errors_of_prepare_come_before_any_work() -> None:
+    from mistral_portable.cache import CacheSpec
+    from mistral_portable.config import MistralConfig
+    from mistral_portable.graph import build
+
+    config = MistralConfig(vocab_size=8, hidden_size=8, num_attention_heads=1, num_key_value_heads=1)
+    spec = CacheSpec.from_config(config, max_context=8)
+    for options in (ExecutorOptions(dtype="float16"), ExecutorOptions(kv_cache="int4")):
+        with pytest.raises(BackendError, match="backend 'numba'"):
+            BACKEND.prepare(build(config), {}, spec, options)

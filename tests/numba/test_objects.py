@@ -1,0 +1,231 @@
+"""Compiled kernels on disk: made once, in children; what is damaged is made again; any folder will do."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mistral_portable_numba.compiler import objects
+from mistral_portable_numba.compiler.isa import host_isa
+from mistral_portable_numba.compiler.objects import LoadedKernels, default_folder
+
+from mistral_portable.errors import BackendError
+
+ISA = host_isa()
+NAMES = ("add", "take")
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds both kernels."""
+    folder = tmp_path_factory.mktemp("warm")
+    LoadedKernels(NAMES, ISA, folder)
+    return folder
+
+
+@pytest.fixture
+def copied(warm: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    for file in files(warm):
+        target = tmp_path / file.relative_to(warm)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.read_bytes())
+    return tmp_path
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The kernels that each child is told to compile, from now on."""
+    started: list[list[str]] = []
+    popen = subprocess.Popen
+
+    def spy(command: list[str], **options: Any) -> Any:
+        started.append(command[5:])
+        return popen(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", spy)
+    return started
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.o"))
+
+
+def add(kernels: LoadedKernels) -> float:
+    """1 + 2, by the kernel `add`."""
+    one, two, out = np.full(16, 1, np.float32), np.full(16, 2, np.float32), np.zeros(16, np.float32)
+    counter, count = np.zeros(8, np.int64), np.ones(1, np.int64)
+    addresses = [array.ctypes.data for array in (counter, count, one, two, out)]
+    args = np.array([addresses[0], addresses[1], 16, addresses[2], 0, addresses[3], 0, addresses[4], 0], np.int64)
+    kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(kernels["add"])
+    kernel(args.ctypes.data, 0, 1)
+    assert (out == out[0]).all()
+    return float(out[0])
+
+
+def test_a_cold_folder_compiles_and_a_warm_one_starts_no_child(tmp_path: Path, children: list[list[str]]) -> None:
+    calls: list[tuple[str, int, int]] = []
+    cold = LoadedKernels(["add", "take", "add"], ISA, tmp_path, lambda *call: calls.append(call))
+    assert add(cold) == 3
+    assert sorted(children) == [["add"], ["take"]]
+    assert [call[1:] for call in calls] == [(1, 2), (2, 2)]
+    assert all("once per machine" in call[0] for call in calls)
+    assert [file.name for file in files(tmp_path)] == ["add.o", "take.o"]
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == files(tmp_path)  # and nothing half-written
+    children.clear()
+    calls.clear()
+    warm = LoadedKernels(NAMES, ISA, tmp_path, lambda *call: calls.append(call))
+    assert add(warm) == 3
+    assert (children, calls) == ([], [])
+
+
+def test_only_what_is_missing_is_compiled(copied: Path, children: list[list[str]]) -> None:
+    files(copied)[0].unlink()
+    assert add(LoadedKernels(NAMES, ISA, copied)) == 3
+    assert children == [["add"]]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(file.read_bytes()[:20]),
+        lambda file: file.write_bytes(file.read_bytes()[:-1]),
+        lambda file: file.write_bytes(file.read_bytes()[:32]),
+        lambda file: file.write_bytes(file.read_bytes()[:500] + b"?" + file.read_bytes()[501:]),
+        lambda file: file.write_bytes(b"\0" * 4096),
+    ],
+    ids=["empty", "half a hash", "short", "no code", "a changed byte", "zeros"],
+)
+def test_a_damaged_file_is_made_again(copied: Path, children: list[list[str]], damage: Damage) -> None:
+    file = files(copied)[0]
+    whole = file.read_bytes()
+    damage(file)
+    assert add(LoadedKernels(["add"], ISA, copied)) == 3
+    assert children == [["add"]]
+    assert len(file.read_bytes()) == len(whole)
+    LoadedKernels(["add"], ISA, copied)
+    assert len(children) == 1
+
+
+def test_a_folder_in_the_place_of_a_file_is_an_error_of_one_line(copied: Path) -> None:
+    file = files(copied)[0]
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(BackendError, match="could not compile") as caught:
+        LoadedKernels(["add"], ISA, copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path, children: list[list[str]]) -> None:
+    place = tmp_path / "file"
+    place.write_text("in the way")
+    assert add(LoadedKernels(["add"], ISA, place)) == 3
+    assert place.read_text() == "in the way"
+    assert children == [["add"]]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can write, not even root")
+def test_a_folder_where_nothing_can_be_written(children: list[list[str]]) -> None:
+    for _ in range(2):
+        assert add(LoadedKernels(["add"], ISA, Path("/proc/self"))) == 3
+    assert len(children) == 2  # nothing was kept
+
+
+def test_what_is_there_is_used_where_nothing_can_be_written(
+    warm: Path, children: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "_writable", lambda folder: None)
+    assert add(LoadedKernels(NAMES, ISA, warm)) == 3
+    assert children == []
+
+
+def test_two_processes_fill_one_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\n"
+        "from mistral_portable_numba.compiler.isa import host_isa\n"
+        "from mistral_portable_numba.compiler.objects import LoadedKernels\n"
+        "kernels = LoadedKernels(['add', 'take'], host_isa(), pathlib.Path(sys.argv[1]))\n"
+        "print(kernels['add'] > 0, kernels['take'] > 0)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0] for process in processes] == ["True True\n"] * 2
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == ["add.o", "take.o"]
+    assert add(LoadedKernels(NAMES, ISA, tmp_path)) == 3
+
+
+def test_code_outlives_its_file(copied: Path) -> None:
+    kernels = LoadedKernels(NAMES, ISA, copied)
+    for file in files(copied):
+        file.unlink()
+    assert add(kernels) == 3
+
+
+def test_a_failing_compiler_is_an_error_of_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="could not compile its kernels: KeyError: 'no_such_kernel'"):
+        LoadedKernels(["no_such_kernel"], ISA, tmp_path)
+
+
+def test_a_child_ends_with_a_progress_that_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[str]] = []
+    popen = subprocess.Popen
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", spy)
+    with pytest.raises(KeyboardInterrupt):
+        LoadedKernels(NAMES, ISA, tmp_path, interrupt)
+    assert len(started) == 2
+    assert all(child.returncode is not None for child in started)
+
+
+def test_the_key_names_sources_and_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "package"
+    for path in ("compiler/objects.py", "kernels/rows.py", "team.py"):
+        (package / path).parent.mkdir(parents=True, exist_ok=True)
+        (package / path).write_text("x = 1\n")
+    monkeypatch.setattr(objects, "__file__", str(package / "compiler" / "objects.py"))
+    first = objects._digest(ISA)
+    assert first.startswith(ISA.name)
+    assert objects._digest(ISA) == first
+    assert objects._digest(replace(ISA, features=f"{ISA.features},+more")) != first
+    assert objects._digest(replace(ISA, functions=f"{ISA.functions}; a comment")) != first
+    (package / "team.py").write_text("x = 2\n")
+    assert objects._digest(ISA) == first  # it is no part of a kernel
+    (package / "kernels" / "rows.py").write_text("x = 2\n")
+    changed = objects._digest(ISA)
+    (package / "kernels" / "rows.py").rename(package / "kernels" / "lines.py")
+    renamed = objects._digest(ISA)
+    monkeypatch.setattr(objects, "version", lambda name: "9.9")
+    assert len({first, changed, renamed, objects._digest(ISA)}) == 4
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="the folders of Linux")
+def test_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MISTRAL_PORTABLE_CACHE", "/somewhere")
+    assert default_folder() == Path("/somewhere")
+    monkeypatch.setenv("MISTRAL_PORTABLE_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert default_folder() == Path("/caches/mistral_portable")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert default_folder() == Path("/home/somebody/.cache/mistral_portable")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="bits of a file are POSIX's")
+def test_others_may_read_what_is_kept(warm: Path) -> None:
+    assert all(file.stat().st_mode & 0o777 == 0o644 for file in files(warm))
