@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cli.processes import invoke
@@ -50,6 +51,7 @@ def test_supports() -> None:
 
 MISSING = """
 import sys
+from pathlib import Path
 sys.modules[sys.argv[1]] = None
 import importlib.metadata
 version = importlib.metadata.version
@@ -118,3 +120,18 @@ def test_the_errors_of_prepare_come_before_any_work() -> None:
     for options in (ExecutorOptions(dtype="float16"), ExecutorOptions(kv_cache="int4")):
         with pytest.raises(BackendError, match="backend 'numba'"):
             BACKEND.prepare(build(config), {}, spec, options)
+
+
+@pytest.mark.parametrize(
+    ("system", "features", "isa"),
+    [
+        ("linux", "fp asimd evtstrm crc32 atomics fphp asimdhp asimddp", "neon_dotprod"),
+        ("linux", "fp asimd evtstrm crc32", "generic"),
+        ("darwin", None, "neon_dotprod"),
+    ],
+)
+def test_instruction_set_of_arm_machines(system: str, features: str | None, isa: str, tmp_path: Path) -> None:
+    if features is not None:
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "proc" / "cpuinfo").write_text(f"processor\t: 0\nFeatures\t: {features}\n")
+    assert host_isa(system, "aarch64", tmp_path).name == isa

@@ -199,19 +199,19 @@ def test_the_key_names_sources_and_instruction_set(tmp_path: Path, monkeypatch: 
         (package / path).parent.mkdir(parents=True, exist_ok=True)
         (package / path).write_text("x = 1\n")
     monkeypatch.setattr(objects, "__file__", str(package / "compiler" / "objects.py"))
-    first = objects._digest(ISA)
+    first = objects.digest(ISA)
     assert first.startswith(ISA.name)
-    assert objects._digest(ISA) == first
-    assert objects._digest(replace(ISA, features=f"{ISA.features},+more")) != first
-    assert objects._digest(replace(ISA, functions=f"{ISA.functions}; a comment")) != first
+    assert objects.digest(ISA) == first
+    assert objects.digest(replace(ISA, features=f"{ISA.features},+more")) != first
+    assert objects.digest(replace(ISA, functions=f"{ISA.functions}; a comment")) != first
     (package / "team.py").write_text("x = 2\n")
-    assert objects._digest(ISA) == first  # it is no part of a kernel
+    assert objects.digest(ISA) == first  # it is no part of a kernel
     (package / "kernels" / "rows.py").write_text("x = 2\n")
-    changed = objects._digest(ISA)
+    changed = objects.digest(ISA)
     (package / "kernels" / "rows.py").rename(package / "kernels" / "lines.py")
-    renamed = objects._digest(ISA)
+    renamed = objects.digest(ISA)
     monkeypatch.setattr(objects, "version", lambda name: "9.9")
-    assert len({first, changed, renamed, objects._digest(ISA)}) == 4
+    assert len({first, changed, renamed, objects.digest(ISA)}) == 4
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="the folders of Linux")

@@ -54,6 +54,9 @@ def _optimized(name: str, text: str, isa: Isa, triple: str) -> tuple[Any, Any]:
     for function in module.functions:
         if not function.is_declaration and function.name != name:
             function.linkage = llvm.Linkage.internal
+    for variable in module.global_variables:
+        if not variable.is_declaration:
+            variable.linkage = llvm.Linkage.internal
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_vectorization = options.slp_vectorization = False  # vectors are the kernels' own
     builder = llvm.create_pass_builder(machine, options)

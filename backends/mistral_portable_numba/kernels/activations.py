@@ -39,7 +39,7 @@ def quantize_kernel() -> Callable[..., Any]:
                 largest = maximum(largest, absolute(load_f32(x + 4 * column)))
             most = max_lanes(largest)
             put_f32(scales + first // 32, most / 127.0)
-            inverse = all_f32(127.0 / most if most > 0.0 else 0.0)
+            inverse = all_f32(127.0 / most if most > 1e-36 else 0.0)  # below, the quotient would be infinite
             for column in range(first, last, 32):
                 low = nearest(load_f32(x + 4 * column) * inverse)
                 high = nearest(load_f32(x + 4 * column + 64) * inverse)

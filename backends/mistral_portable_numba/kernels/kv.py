@@ -58,10 +58,11 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
     @numba.njit
     def put_scale(address: Any, x: Any, count: Any) -> Any:
         """Store the scale of some numbers; what they are to be multiplied with."""
-        most = numba.float32(0.0)
+        most, nothing = numba.float32(0.0), numba.float32(0.0)
         for j in range(count):
             most = max(most, abs(get_f32(x + 4 * j)))
-        put_f16(address, most / 127.0)
+            nothing += get_f32(x + 4 * j) * numba.float32(0.0)  # NaN if a number is not finite, which `max` would lose
+        put_f16(address, most / 127.0 + nothing)
         rounded = get_f16(address)
         return 1.0 / rounded if rounded > 0.0 else numba.float32(0.0)
 

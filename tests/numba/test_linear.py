@@ -1,0 +1,138 @@
+"""Linear layers against float64: over blocks of every format from int8 activations, and over float matrices."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mistral_portable_numba.layouts import BLOCKS
+from numba_kernels import EVERY_ISA, Memory, at, is_blank
+from numba_linear import KINDS, PackedWeight, signed_blocks
+from numpy.typing import NDArray
+
+from mistral_portable.testing import compare
+from mistral_portable.testing.rounding import EPSILON, round_to
+
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
+ROWS, TOKENS, SEEDS = st.integers(1, 70), st.integers(1, 40), st.integers(0, 2**31)
+
+
+class Expected:
+    """x @ weight.T in float64, and in plain float32 of numbers that are moved by up to an epsilon, as `NaiveProgram`
+    does it, more often where there are few results to compare."""
+
+    def __init__(self, x: NDArray[Any], weight: NDArray[Any], random: np.random.Generator) -> None:
+        def nudged(y: NDArray[Any]) -> NDArray[np.float32]:
+            return (y * (1 + random.uniform(-1, 1, y.shape) * EPSILON["float32"])).astype(np.float32)
+
+        self._ref = x.astype(np.float64) @ weight.astype(np.float64).T
+        self._naive = [nudged(x) @ nudged(weight).T for _ in range(8 + 256 // max(1, self._ref.size))]
+
+    def check(self, out: NDArray[np.float32]) -> None:
+        """`out` are the first tokens' rows."""
+        tokens = len(out)
+        assert compare(out, self._ref[:tokens], [run[:tokens] for run in self._naive], "float32").problem == ""
+
+
+class Activations:
+    """Random int8 codes [tokens, columns], and scales of very different sizes."""
+
+    def __init__(self, tokens: int, columns: int, random: np.random.Generator) -> None:
+        self.codes = random.integers(-127, 128, (tokens, columns)).astype(np.int8)
+        self.scales = (10 ** random.uniform(-3, 1, (tokens, -(-columns // 128)))).astype(np.float32)
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        scales = np.repeat(self.scales.astype(np.float64), 128, axis=1)[:, : self.codes.shape[1]]
+        return np.asarray(scales * self.codes)
+
+
+@EVERY_ISA
+@EVERY_KIND
+@settings(max_examples=15)
+@given(rows=ROWS, tokens=TOKENS, size=st.integers(1, 3000), thread=st.integers(0, 1), seed=SEEDS)
+def test_blocks(isa: str, kind: str, rows: int, tokens: int, size: int, thread: int, seed: int) -> None:
+    columns = -(-size // BLOCKS[kind].columns) * BLOCKS[kind].columns
+    random = np.random.default_rng(seed)
+    weight, x = (
+        PackedWeight(isa, kind, signed_blocks(kind, rows, columns, random)),
+        Activations(tokens, columns, random),
+    )
+    Expected(x.values, weight.values, random).check(weight.times(x.codes, x.scales, thread))
+
+
+@EVERY_ISA
+@EVERY_KIND
+def test_blocks_with_every_number_of_tokens(isa: str, kind: str) -> None:
+    columns, random = 2 * BLOCKS[kind].columns, np.random.default_rng(2)
+    weight, x = PackedWeight(isa, kind, signed_blocks(kind, 50, columns, random)), Activations(40, columns, random)
+    expected = Expected(x.values, weight.values, random)
+    for tokens in range(41):
+        expected.check(weight.times(x.codes[:tokens], x.scales[:tokens]))
+
+
+@EVERY_ISA
+@EVERY_KIND
+@pytest.mark.parametrize("tokens", [1, 2, 9])
+def test_nan_stays_with_its_token(isa: str, kind: str, tokens: int) -> None:
+    """`quantize` gives NaN as a scale."""
+    random = np.random.default_rng(3)
+    weight, x = PackedWeight(isa, kind, signed_blocks(kind, 20, 256, random)), Activations(tokens, 256, random)
+    x.scales[-1, 1] = np.nan
+    out = weight.times(x.codes, x.scales)
+    assert np.isnan(out[-1]).all()
+    assert np.isfinite(out[:-1]).all()
+
+
+@EVERY_ISA
+@EVERY_KIND
+def test_zeros_are_zeros(isa: str, kind: str) -> None:
+    weight = PackedWeight(isa, kind, signed_blocks(kind, 20, 256, np.random.default_rng(4)))
+    for tokens in (1, 3, 8):
+        for scale in (0.0, 1.0):
+            assert not weight.times(np.zeros((tokens, 256), np.int8), np.full((tokens, 2), scale, np.float32)).any()
+
+
+# --- float matrices ---------------------------------------------------------------------------------------------------
+
+EVERY_DTYPE = pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+
+
+def dense(isa: str, dtype: str, x: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """x @ weight.T of a weight that holds numbers of `dtype`."""
+    memory, (rows, columns), tokens = Memory(), weight.shape, len(x)
+    stored = (weight.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else weight.astype(dtype)
+    out = memory.rows(tokens, rows)
+    places = (memory.array(stored), *at(memory.rows_of(x)), *at(out))
+    memory.run(isa, f"linear_{dtype}", [tokens], rows, columns, *places, thread=1)
+    assert is_blank(out[:, rows:])
+    assert is_blank(out[tokens:])
+    return out[:tokens, :rows]
+
+
+def random_weight(dtype: str, rows: int, columns: int, random: np.random.Generator) -> NDArray[np.float32]:
+    return round_to(random.standard_normal((rows, columns)).astype(np.float32), dtype)
+
+
+@EVERY_ISA
+@EVERY_DTYPE
+@given(rows=ROWS, columns=st.integers(1, 300), tokens=st.integers(0, 40), seed=SEEDS)
+def test_floats(isa: str, dtype: str, rows: int, columns: int, tokens: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    weight, x = random_weight(dtype, rows, columns, random), random_weight("float32", tokens, columns, random)
+    Expected(x, weight, random).check(dense(isa, dtype, x, weight))
+
+
+@EVERY_ISA
+@EVERY_DTYPE
+@pytest.mark.parametrize("tokens", [1, 3, 5])
+def test_float_weights_are_read_exactly(isa: str, dtype: str, tokens: int) -> None:
+    """Also the smallest and the largest."""
+    random = np.random.default_rng(5)
+    bits = random.integers(0, 2**32, (9, 45), np.uint32).view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        weight = round_to(bits, dtype)
+    weight[~np.isfinite(weight)] = 1
+    parts = np.split(np.eye(45, dtype=np.float32), range(tokens, 45, tokens))
+    assert np.array_equal(np.concatenate([dense(isa, dtype, part, weight) for part in parts]).T, weight)

@@ -1,0 +1,71 @@
+"""Every kernel compiles for ARM, from any machine, into the instructions that it is made for."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+from mistral_portable_numba.compiler.isa import ISAS
+from mistral_portable_numba.compiler.simd import load_f32, store_f16
+from mistral_portable_numba.compiler.toolchain import assembly, lower
+from mistral_portable_numba.kernels.registry import KERNELS
+from mistral_portable_numba.layouts import BLOCKS
+
+NEON, APPLE = ISAS["neon_dotprod"], "arm64-apple-darwin"
+TABLES = ("iq4_nl", "iq4_xs")
+INSTRUCTIONS: dict[str, set[str]] = {
+    **{f"linear_{kind}": {"sdot", "fmla", "fcvtl", *(["tbl"] if kind in TABLES else [])} for kind in BLOCKS},
+    "linear_float32": {"fmla"},
+    "linear_float16": {"fmla", "fcvtl"},
+    "linear_bfloat16": {"fmla"},
+    "attention_float32": {"fmla"},
+    "attention_float16": {"fmla", "fcvtl"},
+    "attention_q8_0": {"fmla", "fcvtl"},
+    "store_keys_float16": {"fcvt"},
+    "store_values_float16": {"fcvt"},
+    "silu_mul": {"fmla"},
+    "tape": {"ldaddal", "yield"},
+}
+SYMBOL = np.dtype(
+    [("name", "<u4"), ("kind", "u1"), ("how", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8")]
+)
+
+
+def instructions(listing: str) -> set[str]:
+    return set(re.findall(r"^\t([a-z]\w*)", listing, re.M))
+
+
+def symbols(elf: bytes) -> tuple[set[str], set[str]]:
+    """The global symbols of an object file: those that it defines, and those that it needs."""
+    parts = {section.name(): section.data() for section in llvm.ObjectFileRef.from_data(elf).sections()}
+    names, found = parts[b".strtab"], np.frombuffer(parts[b".symtab"], SYMBOL)
+    kinds: tuple[set[str], set[str]] = set(), set()
+    for symbol in found[found["kind"] >> 4 == 1]:
+        begin = symbol["name"]
+        kinds[0 if symbol["section"] else 1].add(names[begin : names.index(b"\0", begin)].decode())
+    return kinds
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_linux_object_needs_nothing_else(arm_object: Callable[[str], Path], name: str) -> None:
+    defined, needed = symbols(arm_object(name).read_bytes())
+    assert name in defined
+    assert not needed
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_apple_assembly_has_the_instructions(arm_ir: Callable[[str], str], name: str) -> None:
+    listing = assembly(name, arm_ir(name), NEON, APPLE)
+    assert INSTRUCTIONS.get(name, set()) <= instructions(listing)
+    calls = set(re.findall(r"^\tbl?\t([^L\s]\S*)", listing, re.M))
+    assert calls <= set(re.findall(r"^(\S+):", listing, re.M)), "calls what is elsewhere"
+
+
+def test_vectors_of_float16_are_narrowed_at_once() -> None:
+    def kernel(args: Any, thread: Any, threads: Any) -> None:
+        store_f16(args, load_f32(args))
+
+    assert "fcvtn" in instructions(assembly("narrow", lower("narrow", kernel), NEON, APPLE))

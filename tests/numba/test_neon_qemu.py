@@ -1,0 +1,404 @@
+"""The ARM kernels compute what NumPy does: run under qemu on two threads, by the tape, as a program would run them."""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, quants
+from mistral_portable_numba.compiler.isa import ISAS
+from mistral_portable_numba.compiler.simd import (
+    all_i32,
+    dot4,
+    dot4_signed,
+    get_i64,
+    load_bytes,
+    load_f16,
+    load_f32,
+    load_i32,
+    signed_zero,
+    store_bytes,
+    store_f16,
+    store_f32,
+    store_i32,
+    table_of,
+)
+from mistral_portable_numba.compiler.toolchain import lower, object_file
+from mistral_portable_numba.layouts import (
+    BLOCKS,
+    KV_DTYPES,
+    TOKEN_GROUP,
+    attention_scratch,
+    head_width,
+    linear_scratch,
+    round_up,
+)
+from mistral_portable_numba.tape import bits
+from numpy.typing import NDArray
+from weights.files import bfloat16, random_blocks
+
+COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
+MISSING = [tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+
+CPU = "neoverse-n1"  # ARMv8.2: the oldest that has the instruction set, so that it shows whether kernels need more
+BASE, THREADS, LINE = 1 << 36, 2, 64
+NUMBERS: dict[str, Any] = dict(KV_DTYPES)
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An array in an image, whose rows lie `stride` bytes apart."""
+
+    address: int
+    stride: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+Argument = int | Rows
+"""Of a kernel; rows are their address and stride."""
+
+
+class Image:
+    """The memory of an emulated process from BASE on. First come the arguments of the tape, see `run_tape.c`."""
+
+    def __init__(self) -> None:
+        self.memory = bytearray(LINE)
+
+    def put(self, array: Array) -> int:
+        """The address of a copy."""
+        self.memory += bytes(-len(self.memory) % LINE)
+        address = BASE + len(self.memory)
+        self.memory += array.tobytes()
+        return address
+
+    def cell(self, value: int) -> int:
+        """The address of an integer."""
+        return self.put(np.array(value, np.int64))
+
+    def space(self, size: int) -> int:
+        """The address of so many bytes."""
+        return self.put(np.zeros(size, np.uint8))
+
+    def rows(self, array: Array) -> Rows:
+        """A copy with room for whole vectors behind each row, and for whole groups of tokens: NaNs, if it is floats."""
+        size = array[0].nbytes
+        stride = round_up(size, 128) + LINE
+        memory = np.full((round_up(len(array), TOKEN_GROUP), stride), 0xFF, np.uint8)
+        memory[: len(array), :size] = np.ascontiguousarray(array).view(np.uint8).reshape(len(array), size)
+        return Rows(self.put(memory), stride, array.shape, array.dtype)
+
+    def results(self, *shape: int, dtype: Any = np.float32) -> Rows:
+        """Rows to be written."""
+        return self.rows(np.full(shape, 85, dtype))
+
+    def array(self, address: int, count: int, dtype: Any) -> Array:
+        """What now lies at an address."""
+        return np.frombuffer(self.memory, dtype, count, address - BASE)
+
+    def __getitem__(self, rows: Rows) -> Array:
+        """What rows now hold."""
+        size = int(np.prod(rows.shape[1:])) * rows.dtype.itemsize
+        memory = self.array(rows.address, rows.shape[0] * rows.stride, np.uint8).reshape(-1, rows.stride)
+        return np.ascontiguousarray(memory[:, :size]).view(rows.dtype).reshape(rows.shape)
+
+    def write_tape(self, instructions: Sequence[tuple[int, Sequence[Argument]]]) -> None:
+        """A tape of kernels at some addresses, with their arguments after the counter."""
+        tape = []
+        for kernel, arguments in instructions:
+            values = [self.space(LINE)]
+            for argument in arguments:
+                values += [argument.address, argument.stride] if isinstance(argument, Rows) else [argument]
+            tape.append((kernel, self.put(np.array(values, np.int64)), 1))
+        job = np.array([len(tape), self.put(np.array(tape, np.int64)), self.space(LINE), 0], np.int64)
+        self.memory[: job.nbytes] = job.tobytes()
+
+
+Run = Callable[..., None]
+"""(image, (kernel, arguments), ..): change the image as the kernels do."""
+
+
+@pytest.fixture
+def run(arm_object: Callable[[str], Path], tmp_path: Path) -> Run:
+    def run(image: Image, *instructions: tuple[str, Sequence[Argument]], own: Sequence[Path] = ()) -> None:
+        names = {"tape", *(name for name, _ in instructions)} - {path.stem for path in own}
+        objects = [*own, *(arm_object(name) for name in sorted(names))]
+        program, file = tmp_path / "program", tmp_path / "image"
+        sources = [str(path) for path in (Path(__file__).with_name("run_tape.c"), *objects)]
+        subprocess.run([COMPILER, "-O1", "-static", "-pthread", *sources, "-o", str(program)], check=True)
+        listing = subprocess.check_output(["aarch64-linux-gnu-nm", "--defined-only", program], text=True)
+        addresses = {name: int(address, 16) for address, _, name in map(str.split, listing.splitlines())}
+        image.write_tape([(addresses[name], arguments) for name, arguments in instructions])
+        file.write_bytes(image.memory)
+        command = [EMULATOR, "-cpu", CPU, str(program), str(file), str(BASE), str(THREADS)]
+        subprocess.run(command, check=True, timeout=120)
+        image.memory[:] = file.read_bytes()
+
+    return run
+
+
+def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def assert_sums(found: Array, x: Array, weight: Array) -> None:
+    """found = x @ weight.T, but for float32 roundings: relative to the sums of the magnitudes."""
+    exact, magnitude = x.astype(np.float64) @ weight.T.astype(np.float64), np.abs(x) @ np.abs(weight.T)
+    assert np.max(np.abs(found - exact) / magnitude) < 1e-6
+
+
+# --- linear layers -------------------------------------------------------------------------------------------------
+
+
+def int8(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The codes, and the scale of each 128 columns."""
+    filled = np.pad(x, ((0, 0), (0, -x.shape[1] % 128))).reshape(len(x), -1, 128)
+    largest = np.abs(filled).max(axis=2).astype(np.float64)
+    codes = np.rint(filled * (127.0 / largest).astype(np.float32)[..., None])
+    return codes.reshape(len(x), -1)[:, : x.shape[1]].astype(np.int8), (largest / 127.0).astype(np.float32)
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_linear_over_blocks(run: Run, kind: str, tokens: int) -> None:
+    """Rows that fill no tile; columns beyond one chunk, and where blocks allow it, no whole number of 128."""
+    layout, rows = BLOCKS[kind], 40
+    columns = 2304 if layout.columns == 256 else 2208
+    packed = random_blocks(kind.upper(), (rows, columns), np.random.default_rng(1))
+    x = normal(tokens, columns)
+    image = Image()
+    count, blocks, pairs = image.cell(tokens), columns // layout.columns, 2
+    source, tiles = image.put(packed), image.space(32 * pairs * blocks * layout.bytes)
+    codes, scales = image.results(tokens, columns, dtype=np.int8), image.results(tokens, -(-columns // 128))
+    sums16, sums32 = (image.results(tokens, columns // n, dtype=np.int32) for n in (16, 32))
+    out, scratch = image.results(tokens, rows), linear_scratch(layout)
+    block = [layout.bytes, layout.half, layout.payload, layout.dwords]
+    sums = sums16 if layout.step == 16 else sums32
+    run(
+        image,
+        ("pack", [2 * pairs, rows, blocks, source, *block, tiles]),
+        ("quantize", [count, columns, image.rows(x), codes, scales, sums16, sums32]),
+        (
+            f"linear_{kind}",
+            [count, pairs, blocks, tiles, out, codes, scales, sums, image.space(THREADS * scratch), scratch],
+        ),
+    )
+    expected_codes, expected_scales = int8(x)
+    np.testing.assert_array_equal(image[codes], expected_codes)
+    np.testing.assert_array_equal(image[scales], expected_scales)
+    for rounded, n in ((sums16, 16), (sums32, 32)):
+        expected_sums = -64 * expected_codes.reshape(tokens, -1, n).sum(axis=2, dtype=np.int32)
+        np.testing.assert_array_equal(image[rounded], expected_sums)
+    weight = quants.dequantize(packed, GGMLQuantizationType[kind.upper()])
+    assert_sums(image[out], expected_codes * np.repeat(expected_scales, 128, axis=1)[:, :columns], weight)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_linear_over_floats(run: Run, dtype: str) -> None:
+    weight, x = normal(18, 100, seed=1), normal(9, 100)
+    stored: Array = bfloat16(weight) if dtype == "bfloat16" else weight.astype(dtype)
+    rounded = (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else stored.astype(np.float32)
+    image = Image()
+    out = image.results(9, 18)
+    run(image, (f"linear_{dtype}", [image.cell(9), 18, 100, image.put(stored), image.rows(x), out]))
+    assert_sums(image[out], x, rounded)
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+def test_rms_norm(run: Run) -> None:
+    x, weight, eps = normal(9, 100), normal(112, seed=1), 1e-5
+    image = Image()
+    out = image.results(9, 100)
+    run(image, ("rms_norm", [image.cell(9), 100, image.rows(x), out, image.put(weight), bits(eps)]))
+    expected = x / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=1, keepdims=True) + eps) * weight[:100]
+    np.testing.assert_allclose(image[out], expected, rtol=1e-6)
+
+
+def test_rope(run: Run) -> None:
+    x, turn = normal(9, 3, 2, 20), np.random.default_rng(1).uniform(0, 6, (9, 20))
+    angles = np.stack([np.cos(turn), np.sin(turn)], axis=1).astype(np.float32)
+    image = Image()
+    out = image.results(9, 3, 2, 20)
+    run(image, ("rope", [image.cell(9), 3, 40, image.rows(x), out, image.cell(image.put(angles))]))
+    (a, b), (cos, sin) = x.transpose(2, 0, 1, 3), angles[:, :, None].transpose(1, 0, 2, 3)
+    expected = np.stack([a * cos - b * sin, b * cos + a * sin], axis=2)
+    np.testing.assert_allclose(image[out], expected, atol=1e-6)
+
+
+def test_silu_mul(run: Run) -> None:
+    gate, up = np.linspace(-100, 100, 900, dtype=np.float32).reshape(9, 100), normal(9, 100)
+    image = Image()
+    out = image.results(9, 100)
+    run(image, ("silu_mul", [image.cell(9), 100, image.rows(gate), image.rows(up), out]))
+    with np.errstate(over="ignore"):
+        expected = gate / (1 + np.exp(-gate.astype(np.float64))) * up
+    np.testing.assert_allclose(image[out], expected, rtol=1e-6, atol=1e-35)
+
+
+def test_add_and_take(run: Run) -> None:
+    a, b = normal(9, 100), normal(9, 100, seed=1)
+    rows = np.array([8, 0, 3], np.int32)
+    image = Image()
+    total, some = image.results(9, 100), image.results(3, 100)
+    run(
+        image,
+        ("add", [image.cell(9), 100, image.rows(a), image.rows(b), total]),
+        ("take", [image.cell(3), 100, total, some, image.cell(image.put(rows))]),
+    )
+    np.testing.assert_array_equal(image[total], a + b)
+    np.testing.assert_array_equal(image[some], (a + b)[rows])
+
+
+# --- attention -----------------------------------------------------------------------------------------------------
+
+HEADS, KV_HEADS, HEAD_DIM, SLOTS, RING, WINDOW = 4, 2, 40, 128, 100, 80
+GROUPS = head_width(HEAD_DIM) // 32
+
+
+def cached(memory: Array, kv: str, keys: bool) -> NDArray[np.float32]:
+    """[heads, slots, head_dim] from the bytes of a lane's keys or values (`layouts.py`)."""
+    dtype, width = NUMBERS[kv], HEAD_DIM if keys else head_width(HEAD_DIM)
+    heads = memory.reshape(KV_HEADS, -1)
+    numbers = heads[:, : SLOTS * width * dtype.itemsize].view(dtype)
+    scales = heads[:, SLOTS * width * dtype.itemsize :].view(np.float16) if kv == "q8_0" else None
+    if keys:
+        numbers = numbers.reshape(KV_HEADS, -1, width, 16).swapaxes(2, 3)
+        scales = scales if scales is None else scales.reshape(KV_HEADS, -1, GROUPS, 16).swapaxes(2, 3)
+    values: NDArray[np.float32] = numbers.reshape(KV_HEADS, SLOTS, width)[..., :HEAD_DIM].astype(np.float32)
+    if scales is not None:
+        factors = scales.reshape(KV_HEADS, SLOTS, GROUPS).astype(np.float32)
+        values *= np.repeat(factors, 32, axis=2)[..., :HEAD_DIM]
+    return values
+
+
+@pytest.mark.parametrize("kv", NUMBERS)
+def test_attention(run: Run, kv: str) -> None:
+    """Two lanes: the positions 30..129 in a ring of 100 slots, the last 9 of which ask, and 0..4, all of which do."""
+    size = KV_HEADS * SLOTS * (head_width(HEAD_DIM) * NUMBERS[kv].itemsize + 2 * GROUPS)
+    positions, lanes = np.r_[30:130, 0:5], np.repeat([0, 1], [100, 5]).astype(np.int32)
+    slots = (positions % RING).astype(np.int32)
+    k, v, q = (
+        normal(105, KV_HEADS, HEAD_DIM),
+        normal(105, KV_HEADS, HEAD_DIM, seed=1),
+        normal(14, HEADS, HEAD_DIM, seed=2),
+    )
+    scale = HEAD_DIM**-0.5
+    image = Image()
+    memory = [[image.space(size) for kind in "kv"] for lane in "01"]
+    table = image.put(np.array([[keys, values, SLOTS] for keys, values in memory], np.int64))
+    items = np.array([[0, 0, 9, 121, 129], [1, 9, 5, 0, 4]], np.int64)
+    out, scratch = image.results(14, HEADS, HEAD_DIM), attention_scratch(HEADS // KV_HEADS, HEAD_DIM)
+    to = [image.cell(image.put(lanes)), image.cell(image.put(slots)), table]
+    room = [image.space(THREADS * scratch), scratch]
+    sizes, attributes = [KV_HEADS, HEAD_DIM], [HEADS, KV_HEADS, HEAD_DIM, WINDOW, RING, bits(scale)]
+    run(
+        image,
+        (f"store_keys_{kv}", [image.cell(105), *sizes, image.rows(k), *to]),
+        (f"store_values_{kv}", [image.cell(105), *sizes, image.rows(v), *to]),
+        (
+            f"attention_{kv}",
+            [image.cell(2), image.cell(image.put(items)), *attributes, image.rows(q), out, table, *room],
+        ),
+    )
+    for lane, asking in ((0, np.r_[121:130]), (1, np.r_[0:5])):
+        own, found = lanes == lane, image[out][:9] if lane == 0 else image[out][9:]
+        stored = []
+        for address, original, width in zip(memory[lane], (k, v), (HEAD_DIM, head_width(HEAD_DIM)), strict=True):
+            per_head = SLOTS * (width * NUMBERS[kv].itemsize + (2 * GROUPS if kv == "q8_0" else 0))
+            content = cached(image.array(address, KV_HEADS * per_head, np.uint8), kv, original is k)[:, slots[own]]
+            stored.append(np.repeat(content, HEADS // KV_HEADS, axis=0).astype(np.float64))
+            if kv == "q8_0":
+                np.testing.assert_allclose(content.swapaxes(0, 1), original[own], atol=np.abs(original).max() / 250)
+            else:
+                np.testing.assert_array_equal(content.swapaxes(0, 1), original[own].astype(kv))
+        scores = np.einsum("thd,hnd->htn", q[:9] if lane == 0 else q[9:], stored[0]) * scale
+        behind = asking[:, None] - positions[own]
+        weights = np.exp(np.where((behind >= 0) & (behind < WINDOW), scores, -np.inf))
+        weights /= weights.sum(axis=2, keepdims=True)
+        np.testing.assert_allclose(found, np.einsum("htn,hnd->thd", weights, stored[1]), atol=1e-6)
+
+
+# --- the functions of the instruction set --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_own(run: Run, tmp_path: Path) -> Callable[..., None]:
+    """Run a kernel of a test's own: (image, kernel, arguments)."""
+
+    def run_own(image: Image, kernel: Any, *arguments: Argument) -> None:
+        path = tmp_path / "own.o"
+        path.write_bytes(object_file("own", lower("own", kernel), ISAS["neon_dotprod"], "aarch64-unknown-linux-gnu"))
+        run(image, ("own", arguments), own=[path])
+
+    return run_own
+
+
+def test_float16(run_own: Callable[..., None]) -> None:
+    """All float16 to float32; and float32 of all kinds to float16."""
+
+    def kernel(args: Any, thread: Any, threads: Any) -> None:
+        halves, widened, floats, narrowed = (
+            get_i64(args + 8),
+            get_i64(args + 16),
+            get_i64(args + 24),
+            get_i64(args + 32),
+        )
+        for i in range(0, 65536, 16):
+            store_f32(widened + 4 * i, load_f16(halves + 2 * i))
+            store_f16(narrowed + 2 * i, load_f32(floats + 4 * i))
+
+    halves = np.arange(65536, dtype=np.uint16).view(np.float16)
+    some = np.random.default_rng(0).integers(0, 2**16, 32768, np.uint16).view(np.float16).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        floats = np.concatenate([np.nextafter(some, np.float32(np.inf)), (some + np.roll(some, 1)) / 2])
+    image = Image()
+    widened, narrowed = image.space(4 * 65536), image.space(2 * 65536)
+    run_own(image, kernel, image.put(halves), widened, image.put(floats), narrowed)
+    np.testing.assert_array_equal(image.array(widened, 65536, np.float32), halves.astype(np.float32))
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(image.array(narrowed, 65536, np.float16), floats.astype(np.float16))
+
+
+def test_bytes_times_bytes(run_own: Callable[..., None]) -> None:
+    """Extremes included."""
+
+    def kernel(args: Any, thread: Any, threads: Any) -> None:
+        weights, x, start, out = get_i64(args + 8), get_i64(args + 16), get_i64(args + 24), get_i64(args + 32)
+        for i in range(0, 6400, 64):
+            unsigned = load_bytes(weights + i) & 127
+            store_i32(out + i, dot4(load_i32(start + i), unsigned, load_bytes(x + i)))
+            zero = all_i32(signed_zero())
+            store_i32(out + 6400 + i, dot4_signed(zero, load_bytes(weights + i), load_bytes(x + i)))
+
+    rng = np.random.default_rng(0)
+    weights, x, start = rng.integers(-128, 128, 6400), rng.integers(-127, 128, 6400), rng.integers(-99, 99, 1600)
+    weights[:128], x[:64], x[64:128] = -128, 127, -127
+    image = Image()
+    out = image.space(2 * 6400)
+    inputs = [image.put(weights.astype(np.int8)), image.put(x.astype(np.int8)), image.put(start.astype(np.int32))]
+    run_own(image, kernel, *inputs, out)
+    unsigned, signed = image.array(out, 3200, np.int32).reshape(2, 1600)
+    np.testing.assert_array_equal(unsigned, start + ((weights & 127) * x).reshape(-1, 4).sum(axis=1))
+    np.testing.assert_array_equal(signed, (weights * x).reshape(-1, 4).sum(axis=1))  # NEON's signed_zero() is 0
+
+
+def test_lookup(run_own: Callable[..., None]) -> None:
+    table = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+    lookup = table_of(*table)
+
+    def kernel(args: Any, thread: Any, threads: Any) -> None:
+        store_bytes(get_i64(args + 16), lookup(load_bytes(get_i64(args + 8))))
+
+    index = np.random.default_rng(0).integers(0, 16, 64).astype(np.int8)
+    image = Image()
+    out = image.space(64)
+    run_own(image, kernel, image.put(index), out)
+    np.testing.assert_array_equal(image.array(out, 64, np.int8), np.array(table, np.int8)[index])

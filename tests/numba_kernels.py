@@ -1,0 +1,175 @@
+"""Kernels of every instruction set, run on memory that shows what they should not have read or written."""
+
+import ctypes
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+from filelock import FileLock
+from mistral_portable_numba.compiler.isa import ISAS
+from mistral_portable_numba.compiler.objects import LoadedKernels, default_folder, digest, host_triple, write_object
+from mistral_portable_numba.compiler.toolchain import lower, object_file
+from mistral_portable_numba.kernels.registry import KERNELS
+from mistral_portable_numba.layouts import TOKEN_GROUP, round_up
+from mistral_portable_numba.tape import bits
+from numpy.typing import NDArray
+
+__all__ = ["EVERY_ISA", "Argument", "Memory", "at", "is_blank"]
+
+Argument = int | float | NDArray[Any] | Sequence[Any]
+
+_POISON = 0xFF  # as bytes of a float of any type they are NaN
+_GUARD = 256
+
+
+def _lacks(isa: str) -> str:
+    """The features that an instruction set takes and this machine has not."""
+    host = llvm.get_host_cpu_features()
+    wanted = [name[1:] for name in ISAS[isa].features.split(",") if name.startswith("+")]
+    return ", ".join(name for name in wanted if not host.get(name))
+
+
+EVERY_ISA = pytest.mark.parametrize(
+    "isa",
+    [pytest.param(isa, marks=pytest.mark.skipif(_lacks(isa) != "", reason=f"no {_lacks(isa)} here")) for isa in ISAS],
+)
+
+
+_HERE = [isa for name, isa in ISAS.items() if not _lacks(name)]
+
+
+class Memory:
+    """Arrays between sentinels. What is given no value is NaN, in any float type.
+
+    Example: `memory.run(isa, "add", [tokens], columns, *at(a), *at(b), *at(out))`.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[NDArray[np.uint8], int, int]] = []
+
+    def blank(self, shape: int | Sequence[int], dtype: Any) -> NDArray[Any]:
+        """A poisoned array, aligned as its type asks and no better."""
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape)) * dtype.itemsize
+        start = _GUARD + (0 if dtype == np.int64 else dtype.itemsize)
+        block = np.full(start + size + _GUARD, _POISON, np.uint8)
+        self._blocks.append((block, start, start + size))
+        array: NDArray[Any] = block[start : start + size].view(dtype).reshape(shape)
+        return array
+
+    def array(self, values: Any) -> NDArray[Any]:
+        """A copy."""
+        values = np.asarray(values)
+        copy = self.blank(values.shape, values.dtype)
+        copy[...] = values
+        return copy
+
+    def rows(self, count: int, columns: int, dtype: Any = np.float32) -> NDArray[Any]:
+        """Poisoned rows as values of a step have them: room for whole groups of tokens, and for whole vectors."""
+        return self.blank((round_up(count, TOKEN_GROUP), round_up(columns, 32) + 16), dtype)
+
+    def rows_of(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Such rows that begin with `values`; the rest is poison."""
+        rows = self.rows(values.shape[0], values.shape[1], values.dtype)
+        rows[: values.shape[0], : values.shape[1]] = values
+        return rows
+
+    def run(self, isa: str, kernel: str | Callable[..., Any], *arguments: Argument, thread: int = 0) -> None:
+        """Call a kernel, by name or a test's own, as one of two threads, which does all the work.
+
+        Arrays stand for their addresses, and lists for the address of an array of what they hold. Floats are float64.
+        """
+        counter = np.zeros(8, np.int64)
+        values = self.array(np.array([counter.ctypes.data, *map(self._word, arguments)], np.int64))
+        _function(isa, kernel)(values.ctypes.data, thread, 2)
+        self.check()
+
+    def check(self) -> None:
+        """Fail if a sentinel has been overwritten."""
+        for block, start, stop in self._blocks:
+            assert is_blank(block[:start]), "wrote before a buffer"
+            assert is_blank(block[stop:]), "wrote behind a buffer"
+
+    def _word(self, argument: Argument) -> int:
+        match argument:
+            case np.ndarray():
+                return int(argument.ctypes.data)
+            case float():
+                return bits(argument)
+            case int() | np.integer():
+                return int(argument)
+            case _:
+                return self._word(self.array(np.array([self._word(each) for each in argument], np.int64)))
+
+
+def at(array: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """Address and stride of rows."""
+    return array, array.strides[0]
+
+
+def is_blank(array: NDArray[Any]) -> bool:
+    """Whether nothing was ever written to it."""
+    return bool((np.ascontiguousarray(array).view(np.uint8) == _POISON).all())
+
+
+@cache
+def _function(isa: str, kernel: str | Callable[..., Any]) -> Callable[[int, int, int], None]:
+    signature = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+    return signature(_product(isa)[kernel] if isinstance(kernel, str) else _own(isa, kernel))
+
+
+@cache
+def _product(isa: str) -> LoadedKernels:
+    """All kernels. Of several processes that need them, one compiles."""
+    folder = default_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "tests.lock"):
+        _compile(folder / "kernels")
+        return LoadedKernels(KERNELS, ISAS[isa], folder)
+
+
+def _compile(folder: Path) -> None:
+    """Put the kernels of all instruction sets where `LoadedKernels` finds them.
+
+    It would, too, but one after the other: most of the time goes into the IR, which several of them share.
+    """
+    names = [name for name in KERNELS if not all((folder / digest(isa) / f"{name}.o").exists() for isa in _HERE)]
+    names.sort(key=lambda name: name.endswith(("_k", "_xs")), reverse=True)  # the slow ones first
+    shares = [share for share in (names[::2], names[1::2]) if share]
+    children = [subprocess.Popen([sys.executable, __file__, str(folder), *share]) for share in shares]
+    assert [child.wait() for child in children] == [0] * len(children)
+
+
+def _compile_share(folder: Path, *names: str) -> None:
+    for name in names:
+        for tokens in {isa.tokens for isa in _HERE}:
+            text = lower(name, KERNELS[name](tokens))
+            for isa in _HERE:
+                if isa.tokens == tokens:
+                    place = folder / digest(isa)
+                    place.mkdir(parents=True, exist_ok=True)
+                    write_object(place / f"{name}.o", object_file(name, text, isa, host_triple()))
+
+
+_engines: list[Any] = []  # they keep the code
+
+
+def _own(isa: str, kernel: Callable[..., Any]) -> int:
+    """The address of a function that is compiled here, as the product's kernels are."""
+    code = object_file("own", lower("own", kernel), ISAS[isa], host_triple())
+    machine = llvm.Target.from_triple(host_triple()).create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    return int(engine.get_function_address("own"))
+
+
+if __name__ == "__main__":
+    _compile_share(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,72 @@
+"""Quantized weights for the tests of linear kernels, packed as the product packs them."""
+
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+from mistral_portable_numba.layouts import BLOCKS, TOKEN_GROUP, linear_scratch, round_up
+from mistral_portable_numba.matrices import matrix
+from numba_kernels import Memory, at, is_blank
+from numpy.typing import NDArray
+from weights.files import random_blocks
+
+from mistral_portable.weights import QuantTensor
+
+__all__ = ["HALVES", "KINDS", "PackedWeight", "signed_blocks"]
+
+KINDS = tuple(BLOCKS)
+
+_PAIRS = {"q4_1": (0, 2), "q5_1": (0, 2), "q2_k": (80, 82), "q4_k": (0, 2), "q5_k": (0, 2)}
+HALVES = {kind: _PAIRS.get(kind, (max(layout.half, 0),)) for kind, layout in BLOCKS.items()}
+"""Where the float16 numbers of a block are."""
+
+
+def signed_blocks(kind: str, rows: int, columns: int, random: np.random.Generator) -> NDArray[np.uint8]:
+    """Random blocks, uint8 [rows, bytes]: any bits, float16 scales and offsets of either sign, some of them 0."""
+    blocks = random_blocks(kind.upper(), (rows, columns), random).reshape(-1, BLOCKS[kind].bytes)
+    for offset in HALVES[kind]:
+        halves = blocks[:, offset : offset + 2].copy().view(np.float16)
+        blocks[:, offset : offset + 2] = (halves * random.choice(np.array([-1, 0, 1], np.float16), halves.shape)).view(
+            np.uint8
+        )
+    return blocks.reshape(rows, -1)
+
+
+class PackedWeight:
+    """Blocks [rows, bytes] as the kernels of an instruction set read them: `tiles`."""
+
+    def __init__(self, isa: str, kind: str, blocks: NDArray[np.uint8]) -> None:
+        self._isa, self._layout = isa, BLOCKS[kind]
+        shape = (len(blocks), blocks.shape[1] // self._layout.bytes * self._layout.columns)
+        self._tensor = QuantTensor("w", shape, GGMLQuantizationType[kind.upper()], blocks)
+        empty = matrix([self._tensor], quantized=True)
+        self._memory = Memory()
+        self.tiles = self._memory.blank(empty.data.shape, np.uint8)
+        self._matrix = replace(empty, data=self.tiles)
+        self._matrix.fill(lambda arguments: self._memory.run(isa, "pack", *arguments))
+
+    @cached_property
+    def values(self) -> NDArray[np.float32]:
+        """What the blocks mean, [rows, columns]."""
+        values: NDArray[np.float32] = dequantize(self._tensor.blocks(), self._tensor.type)
+        return values
+
+    def times(self, codes: NDArray[np.int8], scales: NDArray[np.float32], thread: int = 0) -> NDArray[np.float32]:
+        """(codes * scales) @ values.T, of codes [tokens, columns] and scales [tokens, columns / 128]."""
+        memory, (tokens, columns), rows = Memory(), codes.shape, self._matrix.rows
+        steps = codes.astype(np.int32).reshape(tokens, columns // self._layout.step, self._layout.step)
+        inputs = (codes, scales, -64 * steps.sum(axis=-1, dtype=np.int32))
+        out = memory.rows(tokens, rows)
+        scratch = memory.blank((2, linear_scratch(self._layout)), np.uint8)
+        places = [place for x in inputs for place in at(memory.rows_of(x))]
+        weight = (self._matrix.row_pairs, columns // self._layout.columns, self.tiles)
+        memory.run(
+            self._isa, f"linear_{self._matrix.kind}", [tokens], *weight, *at(out), *places, *at(scratch), thread=thread
+        )
+        self._memory.check()
+        assert is_blank(scratch[1 - thread]), "wrote to another thread's scratch"
+        assert is_blank(out[:, round_up(rows, 32) :])
+        assert is_blank(out[tokens if tokens < 2 else round_up(tokens, TOKEN_GROUP) :])
+        return out[:tokens, :rows]
