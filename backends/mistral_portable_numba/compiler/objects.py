@@ -118,13 +118,10 @@ def _compile(names: list[str], isa: Isa, folder: Path, progress: Progress | None
     # The formats of 256 columns take some ten times as long as the others: deal them out first.
     ordered = sorted(names, key=lambda name: (not name.startswith("linear_"), not name.endswith(("_k", "_xs")), name))
     children = []
-    plain = os.environ | {"NUMBA_OPT": "0"}  # the toolchain optimizes anyway: a fifth of the time saved
     for share in (ordered[::2], ordered[1::2]):
         if share:
             command = [sys.executable, "-m", "mistral_portable_numba.compiler", isa.name, str(folder), *share]
-            children.append(
-                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=plain)
-            )
+            children.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     done = 0
     try:
         # A child says when a kernel is done; the shares are alike, so to read one child after the other loses little.
