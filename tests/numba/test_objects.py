@@ -229,3 +229,18 @@ def test_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="bits of a file are POSIX's")
 def test_others_may_read_what_is_kept(warm: Path) -> None:
     assert all(file.stat().st_mode & 0o777 == 0o644 for file in files(warm))
+
+
+def test_code_loads_wherever_memory_is_left() -> None:
+    """Large weights take up the address space near the code: it must not be torn into parts too far from each other."""
+    program = """
+import mmap
+from mistral_portable_numba.compiler.isa import host_isa
+from mistral_portable_numba.compiler.objects import LoadedKernels, default_folder
+held = []
+for turn in range(60):
+    held += [mmap.mmap(-1, 2**30), LoadedKernels(["silu_mul", "rms_norm"], host_isa(), default_folder())]
+    if turn % 7 == 3:
+        del held[len(held) // 2]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
