@@ -36,7 +36,7 @@ class NumbaBackend:
 
             isa = ISAS[self._isa] if self._isa else host_isa()
             compiler = version("numba")
-        except (ImportError, PackageNotFoundError) as error:
+        except (ImportError, OSError, PackageNotFoundError) as error:
             return Availability(0, f"{error}: pip install --upgrade numba")
         threads = default_threads()
         cores = f"{threads} thread{'' if threads == 1 else 's'}"

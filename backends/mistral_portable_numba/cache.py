@@ -40,10 +40,11 @@ class KVCache:
         for group, reads in enumerate(plan.groups):
             for lane in lanes:
                 if self._slots[group, lane] < reads.capacity:
-                    self._slots[group, lane] = slots = round_up(reads.capacity, SLOT_BLOCK)
+                    slots = round_up(reads.capacity, SLOT_BLOCK)
                     for layer in self._spec.groups[group].layers:
                         if self.tables[layer][lane, 2] < slots:
                             self._resize(layer, lane, slots)
+                    self._slots[group, lane] = slots
 
     def keys(self, layer: int, lane: int, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """The keys in some slots, float32 [slots, key/value heads, head_dim]."""
@@ -91,6 +92,9 @@ class KVCache:
     def clear(self) -> None:
         """Let go of all memory."""
         self._arrays.clear()
+        self._slots = dict.fromkeys(self._slots, 0)
+        for table in self.tables.values():
+            table[:] = 0
 
     def _fitting(self, state: Mapping[str, NDArray[Any]], layer: int) -> int:
         """The slots of a saved layer."""
@@ -116,17 +120,19 @@ class KVCache:
     def _resize(self, layer: int, lane: int, slots: int) -> None:
         """Allocate `slots`, a multiple of SLOT_BLOCK, and take over what is there."""
         spec = self._spec
-        for column, (kind, numbers) in enumerate((("keys", spec.head_dim), ("values", head_width(spec.head_dim)))):
-            scales = head_width(spec.head_dim) // 32 * 2 if self._dtype == "q8_0" else 0
-            new = np.zeros((spec.num_key_value_heads, slots * (numbers * self._number + scales)), np.uint8)
+        scales = head_width(spec.head_dim) // 32 * 2 if self._dtype == "q8_0" else 0
+        grown = {
+            kind: np.zeros((spec.num_key_value_heads, slots * (numbers * self._number + scales)), np.uint8)
+            for kind, numbers in (("keys", spec.head_dim), ("values", head_width(spec.head_dim)))
+        }
+        for kind, new in grown.items():  # from here on there is memory for both
             old = self._arrays.get((layer, lane, kind))
             if old is not None:
                 for target, source in zip(self._parts(new, kind), self._parts(old, kind), strict=True):
                     if target is not None and source is not None:
                         target[:, : source.shape[1]] = source
             self._arrays[layer, lane, kind] = new
-            self.tables[layer][lane, column] = new.ctypes.data
-        self.tables[layer][lane, 2] = slots
+        self.tables[layer][lane] = grown["keys"].ctypes.data, grown["values"].ctypes.data, slots
 
     def _parts(self, array: _Arrays, kind: str) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
         """The numbers [heads, N] and the scales [heads, M] in an array, in order of slots."""

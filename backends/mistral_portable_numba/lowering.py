@@ -153,7 +153,12 @@ class _Lowering:
         # The kernel's translation of `cache.window.visible`: it takes 0 for no window.
         arguments += [int(window) if window is not None else 0, self._ring(layer), bits(_float(node, "scale"))]
         arguments += [*self._at(q), Place(out), out.stride, self._table(layer), self._scratch, self._scratch_bytes]
-        self._emit(f"attention_{self._kv}", arguments, [self._buffer(q), ("cache", layer)], [out])
+        self._emit(
+            f"attention_{self._kv}",
+            arguments,
+            [self._buffer(q), ("cache", layer, "keys"), ("cache", layer, "values")],
+            [out],
+        )
 
     def attention_weights(self, node: Node) -> None:
         if node.attributes["layer"] not in self._attended:
@@ -193,7 +198,7 @@ class _Lowering:
         sizes = [_int(node, "num_key_value_heads"), _int(node, "head_dim")]
         cells = [self._values.lanes(), self._values.slots(layer)]
         arguments = [self._values.count("T"), *sizes, *self._at(x), *cells, self._table(layer)]
-        self._emit(f"store_{kind}_{self._kv}", arguments, [self._buffer(x)], [("cache", layer, kind), ("cache", layer)])
+        self._emit(f"store_{kind}_{self._kv}", arguments, [self._buffer(x)], [("cache", layer, kind)])
 
     def _quantized(self, x: str) -> _Codes:
         """The value as int8, made once."""

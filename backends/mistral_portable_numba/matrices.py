@@ -56,7 +56,10 @@ class Matrix:
 
 
 def matrix(parts: Sequence[Tensor], quantized: bool) -> Matrix:
-    """The rows of all parts as one matrix: in tiles if `quantized` and they are blocks of one type, else as floats."""
+    """The rows of all parts as one matrix: in tiles if `quantized` and they are blocks of one type, else as floats.
+
+    Only joined projections (`fuse_linears`) have several parts; of different types, they are unpacked.
+    """
     rows, columns = sum(part.shape[0] for part in parts), parts[0].shape[1]
     kinds = {part.dtype for part in parts}
     blocks = [part for part in parts if isinstance(part, BlockTensor)]

@@ -1,6 +1,8 @@
 """NumbaProgram: a lowered graph with its weights, cache, memory and team of threads."""
 
+import os
 import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ class NumbaProgram:
         folder: Path,
     ) -> None:
         self.precision = precision
-        self._graph, self._weights, self._spec = graph, weights, spec
+        self._graph, self._spec = graph, spec
         self._turn = threading.Lock()
         self._values = StepValues(spec)
         self._cache = KVCache(spec, precision.kv_cache or precision.dtype)
@@ -51,6 +53,7 @@ class NumbaProgram:
         self._addresses = {name: self._kernels[name] for name in names}
         self._team: Team | None = Team(threads, self._kernels["tape"])
         self._barrier = np.zeros(64, np.int64)
+        _programs.add(self)
         self._job = np.array([0, 0, self._barrier.ctypes.data, yield_address()], np.int64)
         self._job_address = int(self._job.ctypes.data)
         self._tables = {
@@ -71,8 +74,7 @@ class NumbaProgram:
 
     def step(self, plan: StepPlan) -> dict[str, NDArray[np.float32]]:
         with self._turn:
-            if self._team is None:
-                raise BackendError("the program is closed: prepare it again")
+            self._require_open()
             layout = self._room_for(len(plan.tokens), len(plan.rows))
             self._cache.grow(plan)
             self._values.update(plan)
@@ -93,10 +95,12 @@ class NumbaProgram:
 
     def save_lane(self, lane: int) -> LaneState:
         with self._turn:
+            self._require_open()
             return self._cache.save(lane)
 
     def load_lane(self, lane: int, state: LaneState) -> None:
         with self._turn:
+            self._require_open()
             self._cache.load(lane, state)
 
     def close(self) -> None:
@@ -106,8 +110,19 @@ class NumbaProgram:
             self._team = self._layout = None
             self._room = (0, 0)
             self._cache.clear()
+            self._lowered.instructions.clear()
+            self._lowered.memory.clear()
             self._lowered.matrices.clear()
             self._tables.clear()
+
+    def _require_open(self) -> None:
+        if self._team is None:
+            raise BackendError("the program is closed: prepare it again")
+
+    def _forget_other_threads(self) -> None:
+        """In a forked child: the thread that may have been in the middle of a step is not there."""
+        self._turn = threading.Lock()
+        self._barrier[:] = 0
 
     def _read_weights(self, options: ExecutorOptions) -> None:
         """Pack what is to be packed, on all threads, while the file is read."""
@@ -135,10 +150,9 @@ class NumbaProgram:
         """The tape with buffers for a step of so many tokens and rows."""
         if self._layout is None or tokens > self._room[0] or rows > self._room[1]:
             self._layout = None  # its memory first
-            self._room = max(tokens, self._room[0]), max(rows, self._room[1])
-            self._layout = lay_out(
-                self._lowered.instructions, self._lowered.buffers.values(), self._addresses, *self._room
-            )
+            room = max(tokens, self._room[0]), max(rows, self._room[1])
+            self._layout = lay_out(self._lowered.instructions, self._lowered.buffers.values(), self._addresses, *room)
+            self._room = room
         self._layout.counters[:] = 0
         return self._layout
 
@@ -190,3 +204,15 @@ class _Table:
             unpacked: NDArray[np.float32] = dequantize(self._stored[tokens], self._tensor.type)
             return unpacked
         return DenseTensor(self._tensor.name, self._tensor.dtype, self._stored[tokens]).numpy(np.float32)
+
+
+_programs: "weakref.WeakSet[NumbaProgram]" = weakref.WeakSet()
+
+
+def _forget_other_threads() -> None:
+    for program in _programs:
+        program._forget_other_threads()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)

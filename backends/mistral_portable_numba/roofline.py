@@ -82,7 +82,7 @@ class _Machine:
 
     def seconds(self, layout: Layout) -> float:
         """Run the tape."""
-        layout.counters[:] = 0
+        layout.counters[:] = self._barrier[:] = 0
         tape = layout.tape
         job = np.array([len(tape), tape.ctypes.data, self._barrier.ctypes.data, yield_address()], np.int64)
         begin = time.perf_counter()

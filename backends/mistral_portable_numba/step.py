@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.errors import BackendError
 from mistral_portable_numba.layouts import tokens_per_item
 
 __all__ = ["StepValues"]
@@ -70,6 +71,8 @@ class StepValues:
 
     def _cell(self, *key: object) -> int:
         index = self._index.setdefault(key, len(self._index))
+        if index >= _CELLS:
+            raise BackendError(f"backend 'numba' takes at most {_CELLS} kinds of windows and angles in one model")
         return int(self._cells[index:].ctypes.data)
 
     def _put(self, index: int, array: NDArray[np.generic]) -> None:

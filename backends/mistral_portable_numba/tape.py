@@ -6,7 +6,7 @@ writes, from which follows where all threads must wait for each other, and which
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class Instruction:
     arguments: Sequence[Argument]
     reads: Sequence[object]
     writes: Sequence[object]
-    wait: bool = field(default=True)
+    wait: bool = True
 
 
 @dataclass(frozen=True)

@@ -155,8 +155,7 @@ def test_store_keeps_what_is_not_finite(isa: str, dtype: str, kind: str, value: 
 class Scene:
     """A step over sequences of (length, tokens): the last `tokens` of each are the step's, and are in the cache.
 
-    The cache holds random numbers, where `store` would have put a sequence's newest ones. Else keys are NaN, and
-    values so large that they show where they count.
+    The cache holds random numbers, where `store` would have put a sequence's newest ones. Else it is NaN.
     """
 
     def __init__(
@@ -183,10 +182,10 @@ class Scene:
             rest = np.setdiff1d(np.arange(lane.slots), positions % self.ring)
             if dtype != "q8_0":
                 lane.keys.forget(rest)
-                lane.values.numbers[:, rest // 16, rest % 16] = 6e4
+                lane.values.forget(rest)
             else:
                 lane.keys.scales[:, rest // 16, rest % 16] = np.nan
-                lane.values.scales[:, rest // 16, rest % 16] = 6e4
+                lane.values.scales[:, rest // 16, rest % 16] = np.nan
         tokens = sum(count for _, count in sequences)
         self.q = (random.standard_normal((tokens, self.heads * self.group, self.head_dim)) * spread).astype(np.float32)
 

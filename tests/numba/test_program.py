@@ -1,6 +1,7 @@
 """The Numba executor's programs, through the protocol: whose arrays are whose, threads, memory, saved lanes, graphs."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -178,6 +179,68 @@ def test_a_forked_child_can_step() -> None:
     session = Session()
     expected = session.feed(session.begin(text(30))[0], text(5, 1))
     assert done.stdout.split() == [expected.tobytes().hex()] * 2
+
+
+def fork_during_steps() -> None:
+    """Fork while another thread steps; the children go on with a lane of their own. Run in a process of its own."""
+    session, busy = Session(), True
+
+    def keep_stepping() -> None:
+        lane, _ = session.begin(text(1))
+        while busy:
+            session.feed(lane, [5])
+            session.manager.rollback(lane, 1)
+
+    other = session.begin(text(30))[0]
+    thread = threading.Thread(target=keep_stepping)
+    thread.start()
+    for _ in range(10):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)  # ends a child that hangs
+            session.feed(other, text(5, 1))
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    busy = False
+    thread.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_forked_during_a_step_can_step() -> None:
+    done = subprocess.run([sys.executable, __file__, "busy"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2, 3])
+def test_no_memory_for_a_longer_lane_loses_nothing(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, expected = Session(), Session()
+    zeros, calls = np.zeros, 0
+
+    def scarce(*arguments: Any, **options: Any) -> NDArray[Any]:
+        nonlocal calls
+        calls += 1
+        if calls > failing:
+            raise MemoryError
+        return zeros(*arguments, **options)
+
+    plan = session.manager.plan([Chunk(session.manager.open(), text(20), range(20))])
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "zeros", scarce)
+        with pytest.raises(MemoryError):
+            session.program.step(plan)
+    np.testing.assert_array_equal(session.program.step(plan)["logits"], expected.begin(text(20))[1])
+
+
+def test_a_closed_program_neither_saves_nor_loads() -> None:
+    session = Session()
+    lane, _ = session.begin(text(3))
+    state = session.program.save_lane(lane)
+    session.program.close()
+    with pytest.raises(BackendError, match="closed"):
+        session.program.save_lane(lane)
+    with pytest.raises(BackendError, match="closed"):
+        session.program.load_lane(lane, state)
+    assert session.program.cache_bytes == 0
 
 
 # --- options -------------------------------------------------------------------------------------------------------
@@ -453,4 +516,4 @@ def test_steps_that_grow_and_shrink() -> None:
 
 
 if __name__ == "__main__":
-    fork()
+    fork_during_steps() if sys.argv[1:] else fork()

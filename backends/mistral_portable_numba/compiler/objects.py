@@ -13,9 +13,12 @@ import tempfile
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO
 
 import llvmlite.binding as llvm
 
+import mistral_portable
+import mistral_portable_numba
 from mistral_portable.errors import BackendError
 from mistral_portable_numba.compiler.isa import Isa
 
@@ -68,9 +71,14 @@ class LoadedKernels:
 def write_object(path: Path, code: bytes) -> None:
     """Put an object and its hash where nobody can see half of it."""
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(hashlib.sha256(code).digest() + code)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+        try:
+            file.write(hashlib.sha256(code).digest() + code)
+            file.close()
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:  # a full disk, Ctrl-C
+            os.unlink(file.name)
+            raise
 
 
 def host_triple() -> str:
@@ -109,8 +117,9 @@ def digest(isa: Isa) -> str:
     """Of everything that the machine code depends on."""
     package = Path(__file__).parent.parent
     content = hashlib.sha256(repr((isa, host_triple(), version("numba"), version("llvmlite"))).encode())
-    for path in sorted([*package.glob("compiler/*.py"), *package.glob("kernels/*.py")]):
-        content.update(path.name.encode() + path.read_bytes())
+    sources = [*package.glob("compiler/*.py"), *package.glob("kernels/*.py"), package / "layouts.py"]
+    for path in sorted(sources):
+        content.update(f"\0{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
     return f"{isa.name}-{content.hexdigest()[:24]}"
 
 
@@ -119,26 +128,39 @@ def _compile(names: list[str], isa: Isa, folder: Path, progress: Progress | None
     # The formats of 256 columns take some ten times as long as the others: deal them out first.
     ordered = sorted(names, key=lambda name: (not name.startswith("linear_"), not name.endswith(("_k", "_xs")), name))
     children = []
-    for share in (ordered[::2], ordered[1::2]):
-        if share:
-            command = [sys.executable, "-m", "mistral_portable_numba.compiler", isa.name, str(folder), *share]
-            children.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    done = 0
     try:
+        for share in filter(None, (ordered[::2], ordered[1::2])):
+            # -P: a file in the user's folder that is called numba.py, say, is not imported.
+            command = [sys.executable, "-Pm", "mistral_portable_numba.compiler", isa.name, str(folder), *share]
+            errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # a pipe could fill while nobody reads it
+            children.append((_start(command, errors), errors))
         # A child says when a kernel is done; the shares are alike, so to read one child after the other loses little.
-        for child in children:
+        done = 0
+        for child, _ in children:
             assert child.stdout is not None
             for _ in child.stdout:
                 done += 1
                 if progress is not None:
                     progress("compiling kernels, once per machine", done, len(names))
-        for child in children:
-            error = child.communicate()[1]
-            if child.returncode:
-                lines = error.strip().splitlines() or [f"exit status {child.returncode}"]
+        for child, errors in children:
+            if child.wait():
+                errors.seek(0)
+                lines = errors.read().strip().splitlines() or [f"exit status {child.returncode}"]
                 raise BackendError(f"backend 'numba' could not compile its kernels: {lines[-1]}")
     finally:
-        for child in children:
+        for child, errors in children:
             child.kill()
             child.communicate()
+            errors.close()
     return folder
+
+
+def _start(command: list[str], errors: IO[str]) -> "subprocess.Popen[str]":
+    """A compiling process, which finds this package where it is, installed or not."""
+    roots = {str(Path(module.__file__ or "").parent.parent) for module in (mistral_portable, mistral_portable_numba)}
+    path = [os.environ.get("PYTHONPATH", ""), *(root for root in sorted(roots) if "site-packages" not in root)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+    except OSError as error:
+        raise BackendError(f"backend 'numba' cannot start {command[0] or 'Python'} to compile: {error}") from error

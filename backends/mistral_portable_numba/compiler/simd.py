@@ -17,7 +17,7 @@ from numba.core import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
 _Emit = Callable[..., Any]
 
@@ -272,12 +272,6 @@ def repeat4(builder: Any, address: Any) -> Any:
     return builder.bitcast(splat(builder, _load(builder, address, I32), _I), _B)
 
 
-@_operation(i32x16, types.int64)
-def repeat_i32(builder: Any, address: Any) -> Any:
-    """The int32 at an address in all lanes."""
-    return splat(builder, _load(builder, address, I32), _I)
-
-
 @_operation(f32x16, types.int64)
 def repeat_f32(builder: Any, address: Any) -> Any:
     """The float32 at an address in all lanes."""
@@ -367,12 +361,6 @@ def high_f16(builder: Any, value: Any) -> Any:
     """The float16 in the high half of each lane."""
     high = builder.lshr(value, ir.Constant(_I, [16] * 16))
     return _call(builder, "mp.widen", _F, builder.trunc(high, _H))
-
-
-@_operation(i32x16, bytes64)
-def as_i32(builder: Any, value: Any) -> Any:
-    """The same bits as i32x16."""
-    return builder.bitcast(value, _I)
 
 
 @_operation(bytes64, i32x16)
@@ -652,6 +640,15 @@ class Tokens:
 
             return each(_F, one)(b)
 
+        @_operation(floats, floats, f32x16, types.int64, types.int64)
+        def fma_seen(b: Any, sums: Any, factor: Any, first: Any, stride: Any) -> Any:
+            def one(token: int) -> Any:
+                x = repeat(b, address(b, first, stride, token), F32, _F)
+                seen = b.select(b.fcmp_ordered("==", x, _zeros(_F)), _zeros(_F), factor)
+                return _fma(b, x, seen, b.extract_value(sums, token))
+
+            return each(_F, one)(b)
+
         @_operation(floats, floats, floats, f32x16)
         def add_times(b: Any, sums: Any, parts: Any, factor: Any) -> Any:
             return each(_F, lambda t: _fma(b, b.extract_value(parts, t), factor, b.extract_value(sums, t)))(b)
@@ -681,6 +678,8 @@ class Tokens:
         """(floats, factor, first, stride) -> floats + factor * each token's 16 float32."""
         self.fma_one = fma_one
         """(floats, factor, first, stride) -> floats + factor * each token's float32."""
+        self.fma_seen = fma_seen
+        """As fma_one, but what is multiplied with 0 may be infinite or NaN."""
         self.add_times = add_times
         """(floats, parts, factor) -> floats + parts * factor."""
         self.load_each, self.store_each = load_each, store_each

@@ -49,7 +49,8 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
     kind = KV_FORMATS[dtype]
     size, scaled, load = kind.size, kind.scaled, kind.load
     each = Tokens(4)
-    zeros, fma_one, add_times, add_scaled = each.zeros, each.fma_one, each.add_times, each.add_scaled
+    zeros, fma_one, fma_seen = each.zeros, each.fma_one, each.fma_seen
+    add_times, add_scaled = each.add_times, each.add_scaled
     load_each, store_each = each.load_each, each.store_each
 
     @numba.njit
@@ -85,8 +86,11 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
         store_each(out + 192, 256, d)
 
     @numba.njit
-    def attend4(values: Any, scales: Any, width: Any, weights: Any, factors: Any, out: Any, os: Any) -> None:
-        """out [4, width] = out * factors + weights [4, 64] times the 64 values of a block."""
+    def attend4(
+        values: Any, scales: Any, width: Any, weights: Any, factors: Any, out: Any, os: Any, whole: Any
+    ) -> None:
+        """out [4, width] = out * factors + weights [4, 64] times the 64 values of a block; not `whole`: of which some
+        are hidden, and may be anything."""
         for j in range(0, width, 32):
             a = add_scaled(zeros(), load_each(out + 4 * j, os), factors, 4)
             b = add_scaled(zeros(), load_each(out + 4 * j + 64, os), factors, 4)
@@ -96,8 +100,12 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
                 if scaled:
                     scale = all_f32(get_f16(scales + (slot * width + j) // 16))
                     v, w = v * scale, w * scale
-                a = fma_one(a, v, weights + 4 * slot, 256)
-                b = fma_one(b, w, weights + 4 * slot, 256)
+                if whole:
+                    a = fma_one(a, v, weights + 4 * slot, 256)
+                    b = fma_one(b, w, weights + 4 * slot, 256)
+                else:
+                    a = fma_seen(a, v, weights + 4 * slot, 256)
+                    b = fma_seen(b, w, weights + 4 * slot, 256)
             store_each(out + 4 * j, os, a)
             store_each(out + 4 * j + 64, os, b)
 
@@ -202,6 +210,7 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
                         factors,
                         outputs + 4 * row * width,
                         4 * width,
+                        whole,
                     )
             for row in range(rows):
                 to = out + (first + row // group) * os + 4 * (head * group + row % group) * head_dim
