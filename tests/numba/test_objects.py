@@ -195,7 +195,7 @@ def test_a_child_ends_with_a_progress_that_raises(tmp_path: Path, monkeypatch: p
 
 def test_the_key_names_sources_and_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "package"
-    for path in ("compiler/objects.py", "kernels/rows.py", "team.py"):
+    for path in ("compiler/objects.py", "kernels/rows.py", "layouts.py", "team.py"):
         (package / path).parent.mkdir(parents=True, exist_ok=True)
         (package / path).write_text("x = 1\n")
     monkeypatch.setattr(objects, "__file__", str(package / "compiler" / "objects.py"))
@@ -210,8 +210,10 @@ def test_the_key_names_sources_and_instruction_set(tmp_path: Path, monkeypatch: 
     changed = objects.digest(ISA)
     (package / "kernels" / "rows.py").rename(package / "kernels" / "lines.py")
     renamed = objects.digest(ISA)
+    (package / "layouts.py").write_text("x = 2\n")
+    laid_out = objects.digest(ISA)
     monkeypatch.setattr(objects, "version", lambda name: "9.9")
-    assert len({first, changed, renamed, objects.digest(ISA)}) == 4
+    assert len({first, changed, renamed, laid_out, objects.digest(ISA)}) == 5
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="the folders of Linux")
