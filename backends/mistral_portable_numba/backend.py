@@ -1,5 +1,6 @@
 """The descriptor of the Numba executor."""
 
+import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,7 +45,7 @@ class NumbaBackend:
 
     def supports(self, op: str, dtype: str) -> str | None:
         if dtype not in _DTYPES:
-            return f"dtype {dtype!r}: this backend computes in {' or '.join(_DTYPES)}"
+            return f"dtype {dtype!r}: this backend computes in {' or '.join(_DTYPES)}; choose one, or another backend"
         return None if op in OPS else f"unknown op {op!r}"
 
     def prepare(
@@ -62,6 +63,9 @@ class NumbaBackend:
         kv_cache = options.kv_cache or ("float16" if dtype == "int8" else "float32")
         if kv_cache not in _KV_CACHES:
             raise BackendError(f"backend 'numba' has no kv_cache {kv_cache!r}: choose one of {', '.join(_KV_CACHES)}")
+        threads, most = options.threads or default_threads(), 8 * (os.cpu_count() or 1)
+        if threads > most:
+            raise BackendError(f"threads={threads}: at most {most} here, 8 for each CPU; leave the option out")
         precision = Precision("float32", "int8" if dtype == "int8" else None, kv_cache)
         return NumbaProgram(
             graph,
@@ -70,7 +74,7 @@ class NumbaBackend:
             precision,
             options,
             isa=ISAS[self._isa] if self._isa else host_isa(),
-            threads=options.threads or default_threads(),
+            threads=threads,
             folder=self._folder or default_folder(),
         )
 

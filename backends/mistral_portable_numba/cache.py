@@ -59,7 +59,7 @@ class KVCache:
         return values
 
     def save(self, lane: int) -> LaneState:
-        """Copies of a lane's arrays: numbers, and scales if there are any, [heads, slots / 16 or slots, ...]."""
+        """Copies of a lane's arrays: numbers and, of q8_0, scales, [heads, N] in order of slots."""
         state: dict[str, NDArray[Any]] = {}
         for layer in self._layers:
             for kind in ("keys", "values"):

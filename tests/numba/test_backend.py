@@ -11,6 +11,7 @@ from mistral_portable_numba import BACKEND
 from mistral_portable_numba.backend import NumbaBackend
 from mistral_portable_numba.compiler.isa import ISAS, host_isa
 
+import mistral_portable as mp
 from mistral_portable.errors import BackendError
 from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import OPS
@@ -135,3 +136,8 @@ def test_instruction_set_of_arm_machines(system: str, features: str | None, isa:
         (tmp_path / "proc").mkdir()
         (tmp_path / "proc" / "cpuinfo").write_text(f"processor\t: 0\nFeatures\t: {features}\n")
     assert host_isa(system, "aarch64", tmp_path).name == isa
+
+
+def test_too_many_threads_are_refused() -> None:
+    with pytest.raises(BackendError, match="threads=100000: at most"):
+        mp.load("tiny", backend="numba", threads=100000)

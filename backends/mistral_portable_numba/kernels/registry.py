@@ -17,21 +17,27 @@ from mistral_portable_numba.kernels.tape import tape_kernel
 
 __all__ = ["KERNELS"]
 
+
+def _any(factory: Callable[..., Any], *arguments: Any) -> Callable[[int], Any]:
+    """A kernel that does not depend on how many tokens an instruction set takes at once."""
+    return lambda tokens: factory(*arguments)
+
+
 KERNELS: dict[str, Callable[[int], Any]] = {
     **{f"linear_{name}": partial(linear_kernel, fmt) for name, fmt in FORMATS.items()},
-    **{f"linear_{dtype}": lambda tokens, dtype=dtype: dense_kernel(dtype) for dtype in DENSE},  # type: ignore[misc]
-    **{f"attention_{kv}": lambda tokens, kv=kv: attention_kernel(kv) for kv in KV_FORMATS},  # type: ignore[misc]
-    **{f"store_keys_{kv}": lambda tokens, kv=kv: store_kernel(kv, True) for kv in KV_FORMATS},  # type: ignore[misc]
-    **{f"store_values_{kv}": lambda tokens, kv=kv: store_kernel(kv, False) for kv in KV_FORMATS},  # type: ignore[misc]
-    "quantize": lambda tokens: quantize_kernel(),
-    "rms_norm": lambda tokens: rms_norm_kernel(),
-    "rope": lambda tokens: rope_kernel(),
-    "silu_mul": lambda tokens: silu_mul_kernel(),
-    "add": lambda tokens: add_kernel(),
-    "take": lambda tokens: take_kernel(),
-    "pack": lambda tokens: pack_kernel(),
-    "tape": lambda tokens: tape_kernel(),
-    "probe_read": lambda tokens: read_probe(),
+    **{f"linear_{dtype}": _any(dense_kernel, dtype) for dtype in DENSE},
+    **{f"attention_{kv}": _any(attention_kernel, kv) for kv in KV_FORMATS},
+    **{f"store_keys_{kv}": _any(store_kernel, kv, True) for kv in KV_FORMATS},
+    **{f"store_values_{kv}": _any(store_kernel, kv, False) for kv in KV_FORMATS},
+    "quantize": _any(quantize_kernel),
+    "rms_norm": _any(rms_norm_kernel),
+    "rope": _any(rope_kernel),
+    "silu_mul": _any(silu_mul_kernel),
+    "add": _any(add_kernel),
+    "take": _any(take_kernel),
+    "pack": _any(pack_kernel),
+    "tape": _any(tape_kernel),
+    "probe_read": _any(read_probe),
     "probe_dot4": dot4_probe,
     "probe_fma": fma_probe,
 }
