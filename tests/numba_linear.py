@@ -6,8 +6,10 @@ from functools import cached_property
 import numpy as np
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
-from mistral_portable_numba.layouts import BLOCKS, TOKEN_GROUP, linear_scratch, round_up
+from mistral_portable_numba.compiler.isa import ISAS
+from mistral_portable_numba.layouts import BLOCKS, linear_scratch, round_up, token_group
 from mistral_portable_numba.matrices import matrix
+from numba_activations import Codes
 from numba_kernels import Memory, at, is_blank
 from numpy.typing import NDArray
 from weights.files import random_blocks
@@ -55,18 +57,16 @@ class PackedWeight:
 
     def times(self, codes: NDArray[np.int8], scales: NDArray[np.float32], thread: int = 0) -> NDArray[np.float32]:
         """(codes * scales) @ values.T, of codes [tokens, columns] and scales [tokens, columns / 128]."""
-        memory, (tokens, columns), rows = Memory(), codes.shape, self._matrix.rows
-        steps = codes.astype(np.int32).reshape(tokens, columns // self._layout.step, self._layout.step)
-        inputs = (codes, scales, -64 * steps.sum(axis=-1, dtype=np.int32))
+        memory, (tokens, columns), rows, most = Memory(), codes.shape, self._matrix.rows, ISAS[self._isa].tokens
+        blocks, sums32, sums16 = map(memory.array, Codes(codes, scales).laid_out(most))
+        sums = sums16 if self._layout.step == 16 else sums32
         out = memory.rows(tokens, rows)
         scratch = memory.blank((2, linear_scratch(self._layout)), np.uint8)
-        places = [place for x in inputs for place in at(memory.rows_of(x))]
         weight = (self._matrix.row_pairs, columns // self._layout.columns, self.tiles)
-        memory.run(
-            self._isa, f"linear_{self._matrix.kind}", [tokens], *weight, *at(out), *places, *at(scratch), thread=thread
-        )
+        places = [place for array in (out, blocks, sums, scratch) for place in at(array)]
+        memory.run(self._isa, f"linear_{self._matrix.kind}", [tokens], *weight, *places, thread=thread)
         self._memory.check()
         assert is_blank(scratch[1 - thread]), "wrote to another thread's scratch"
         assert is_blank(out[:, round_up(rows, 32) :])
-        assert is_blank(out[tokens if tokens < 2 else round_up(tokens, TOKEN_GROUP) :])
+        assert is_blank(out[round_up(tokens, token_group(tokens, most)) :])
         return out[:tokens, :rows]

@@ -6,8 +6,13 @@ Nothing is re-encoded: a tile has exactly the bytes of its rows, and to pack is 
 
     q4_0, 18 bytes a block: | d | 16 bytes of nibbles |   ->   4 vectors of nibbles, 16 x d: 288 bytes a tile block
 
-**Activations** of integer linears: int8 codes, a float32 scale for each 128 columns, and -64 * the sums of the codes
-over 16 and over 32 columns, int32.
+Kernels take two tiles at a time: those of a pair lie block by block beside each other, one stream of memory.
+
+**Activations** of integer linears: groups of tokens, one after the other, and of each group blocks of 128 columns as
+int8 (`activation_block`), and beside them sums of the codes (`activation_sums`). As with weights, four columns make a
+dword; those of the tokens of a group lie side by side:
+
+    a block of a group of 8   ->   32 x 8 dwords of codes, 8 scales: a kernel reads them in order
 
 **Keys and values** of a lane of a layer, `slots` allocated (whole blocks of 64), per key/value head:
 
@@ -28,15 +33,20 @@ __all__ = [
     "CHUNK",
     "KV_DTYPES",
     "SLOT_BLOCK",
+    "START_ZEROS",
     "TILE_ROWS",
     "TOKEN_GROUP",
     "BlockLayout",
+    "activation_block",
+    "activation_bytes",
+    "activation_sums",
     "attention_scratch",
     "head_width",
     "linear_record",
     "linear_scratch",
     "padded_rows",
     "round_up",
+    "token_group",
     "tokens_per_item",
 ]
 
@@ -44,10 +54,14 @@ TILE_ROWS = 16
 SLOT_BLOCK = 64
 
 TOKEN_GROUP = 8
-"""Linears take so many tokens at a time, and go beyond the last one: buffers have room for whole groups."""
+"""Linears take up to so many tokens at a time, and go beyond the last one: buffers have room for whole groups."""
 
-CHUNK = 2048
-"""Columns of a linear that are taken apart at a time."""
+START_ZEROS = {32: 8, 16: 32}
+"""Integer sums over a step begin with -zero * the sum of its inputs: by step, the zero that is at hand (q4_0, q6_k)."""
+
+CHUNK = 512
+"""Columns of a linear that are taken apart at a time: two tiles of them fit into a first-level cache, and the inputs of
+some hundred tokens into a second-level one."""
 
 KV_DTYPES: dict[str, "np.dtype[Any]"] = {
     "float32": np.dtype(np.float32),
@@ -94,6 +108,35 @@ BLOCKS = {
 def round_up(number: int, multiple: int) -> int:
     """The next multiple: 33, 32 -> 64."""
     return -(-number // multiple) * multiple
+
+
+def token_group(count: int, most: int) -> int:
+    """How many of `count` tokens a linear takes at a time, where the instruction set allows `most`."""
+    return 1 if count == 1 else 4 if count <= 4 else most
+
+
+def activation_block(group: int) -> "np.dtype[Any]":
+    """128 columns of a group of tokens: 132 bytes a token.
+
+    codes: column 4i + j of token t is [i, t, j]. scale: of the 128 columns.
+    """
+    return np.dtype([("codes", np.int8, (32, group, 4)), ("scale", np.float32, (group,))])
+
+
+def activation_sums(group: int, step: int) -> "np.dtype[Any]":
+    """Of 32 columns of a group of tokens, the sums of the codes over `step` columns, 32 or 16.
+
+    start: -START_ZEROS[step] times the sum. sum: itself, for weights with offsets.
+    """
+    shape = (32 // step, group)
+    return np.dtype([("start", np.int32, shape), ("sum", np.float32, shape)])
+
+
+def activation_bytes(columns: int) -> tuple[int, int, int]:
+    """Bytes that a token of so many columns takes: in blocks, in sums over 32 and in sums over 16."""
+    blocks, subs = -(-columns // 128), columns // 32
+    sums = (subs * activation_sums(1, step).itemsize for step in (32, 16))
+    return blocks * activation_block(1).itemsize, *sums
 
 
 def linear_record(layout: BlockLayout) -> int:

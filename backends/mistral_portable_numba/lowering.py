@@ -12,7 +12,7 @@ from mistral_portable.executor import Precision
 from mistral_portable.graph import Graph, Node, infer_shapes
 from mistral_portable.weights import Tensor
 from mistral_portable_numba.cache import KVCache
-from mistral_portable_numba.layouts import BLOCKS, attention_scratch, linear_scratch, round_up
+from mistral_portable_numba.layouts import BLOCKS, activation_bytes, attention_scratch, linear_scratch, round_up
 from mistral_portable_numba.matrices import Matrix, float_row, matrix
 from mistral_portable_numba.step import StepValues
 from mistral_portable_numba.tape import Argument, Buffer, Instruction, Place, bits, set_waits
@@ -34,20 +34,6 @@ class Lowered:
     embeddings: list[Node] = field(default_factory=list)
     attention_weights: list[Node] = field(default_factory=list)
     memory: list[NDArray[Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Codes:
-    """A value as int8: its codes, scales, and sums over 16 and over 32 columns."""
-
-    codes: Buffer
-    scales: Buffer
-    sums16: Buffer
-    sums32: Buffer
-
-    @property
-    def all(self) -> tuple[Buffer, ...]:
-        return self.codes, self.scales, self.sums16, self.sums32
 
 
 def lower_graph(
@@ -91,7 +77,7 @@ class _Lowering:
         self._graph, self._weights, self._spec, self._precision = graph, weights, spec, precision
         self._values, self._cache = values, cache
         self._shapes = infer_shapes(graph)
-        self._codes: dict[str, _Codes] = {}
+        self._codes: dict[str, tuple[Buffer, Buffer, Buffer]] = {}
         self._attended = {node.attributes["layer"] for node in graph.nodes if node.op == "attention"}
         for node in graph.nodes:
             if node.op == "linear" and node.inputs[1] not in self.out.matrices:
@@ -116,13 +102,12 @@ class _Lowering:
         out, at = self._new(node), self._at(x)
         if weight.kind in BLOCKS:
             layout = BLOCKS[weight.kind]
-            codes = self._quantized(x)
-            sums = codes.sums16 if layout.step == 16 else codes.sums32
-            blocks = weight.columns // layout.columns
-            arguments: list[Argument] = [self._count(node), weight.row_pairs, blocks, weight.address]
-            for buffer in (out, codes.codes, codes.scales, sums):
+            codes, sums32, sums16 = made = self._quantized(x)
+            arguments: list[Argument] = [self._count(node), weight.row_pairs, weight.columns // layout.columns]
+            arguments.append(weight.address)
+            for buffer in (out, codes, sums32 if layout.step == 32 else sums16):
                 arguments += [Place(buffer), buffer.stride]
-            self._emit(f"linear_{weight.kind}", [*arguments, self._scratch, self._scratch_bytes], codes.all, [out])
+            self._emit(f"linear_{weight.kind}", [*arguments, self._scratch, self._scratch_bytes], made, [out])
         else:
             arguments = [self._count(node), weight.rows, weight.columns, weight.address, *at, Place(out), out.stride]
             self._emit(f"linear_{weight.kind}", arguments, [self._buffer(x)], [out])
@@ -200,17 +185,15 @@ class _Lowering:
         arguments = [self._values.count("T"), *sizes, *self._at(x), *cells, self._table(layer)]
         self._emit(f"store_{kind}_{self._kv}", arguments, [self._buffer(x)], [("cache", layer, kind)])
 
-    def _quantized(self, x: str) -> _Codes:
-        """The value as int8, made once."""
+    def _quantized(self, x: str) -> tuple[Buffer, Buffer, Buffer]:
+        """The value as int8, made once, and its sums over 32 and over 16 columns."""
         if x not in self._codes:
             source, columns = self._buffer(x), self._columns(x)
-            # Rows a multiple of 4096 bytes apart would share the same few lines of the first-level cache.
-            widths = (round_up(columns, 128) + 64, columns // 32 + 4, columns // 4, columns // 8)
-            codes = _Codes(*(Buffer(source.rows, round_up(width, 64)) for width in widths))
-            places = [argument for buffer in codes.all for argument in (Place(buffer), buffer.stride)]
+            codes, sums32, sums16 = (Buffer(source.rows, size) for size in activation_bytes(columns))
+            self._codes[x] = made = codes, sums32, sums16
+            places = [argument for buffer in made for argument in (Place(buffer), buffer.stride)]
             arguments = [self._values.count(source.rows), columns, *self._at(x), *places]
-            self._emit("quantize", arguments, [source], codes.all)
-            self._codes[x] = codes
+            self._emit("quantize", arguments, [source], made)
         return self._codes[x]
 
     def _new(self, node: Node) -> Buffer:

@@ -40,7 +40,7 @@ class Matrix:
         source = sources[0] if len(sources) == 1 else np.concatenate(sources)
         pack(
             [
-                2 * self.row_pairs,
+                self.row_pairs,
                 self.rows,
                 blocks,
                 source.ctypes.data,

@@ -16,6 +16,7 @@ SEEDS = st.integers(0, 2**31)
 def unpacked(kind: str, tiles: NDArray[np.uint8], blocks: int) -> NDArray[np.uint8]:
     """The rows' own bytes, [rows, bytes], out of tiles as `layouts.py` describes them."""
     layout = BLOCKS[kind]
+    tiles = tiles.reshape(-1, blocks, 2, TILE_ROWS * layout.bytes).swapaxes(1, 2)
     tiles = tiles.reshape(-1, blocks, TILE_ROWS * layout.bytes)
     rows = np.zeros((len(tiles), TILE_ROWS, blocks, layout.bytes), np.uint8)
     vectors = tiles[:, :, : 64 * layout.dwords].reshape(len(tiles), blocks, layout.dwords, TILE_ROWS, 4)

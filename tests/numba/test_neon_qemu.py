@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType, quants
 from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.simd import (
     all_i32,
+    as_signed,
     dot4,
     dot4_signed,
     get_i64,
@@ -38,6 +39,7 @@ from mistral_portable_numba.layouts import (
     round_up,
 )
 from mistral_portable_numba.tape import bits
+from numba_activations import Codes, blank_codes
 from numpy.typing import NDArray
 from weights.files import bfloat16, random_blocks
 
@@ -175,26 +177,24 @@ def test_linear_over_blocks(run: Run, kind: str, tokens: int) -> None:
     image = Image()
     count, blocks, pairs = image.cell(tokens), columns // layout.columns, 2
     source, tiles = image.put(packed), image.space(32 * pairs * blocks * layout.bytes)
-    codes, scales = image.results(tokens, columns, dtype=np.int8), image.results(tokens, -(-columns // 128))
-    sums16, sums32 = (image.results(tokens, columns // n, dtype=np.int32) for n in (16, 32))
+    most = ISAS["neon_dotprod"].tokens
+    blank = blank_codes(tokens, columns, most)
+    made = [Rows(image.put(memory), memory.shape[1], memory.shape, memory.dtype) for memory in blank]
     out, scratch = image.results(tokens, rows), linear_scratch(layout)
     block = [layout.bytes, layout.half, layout.payload, layout.dwords]
-    sums = sums16 if layout.step == 16 else sums32
+    sums = made[2] if layout.step == 16 else made[1]
     run(
         image,
-        ("pack", [2 * pairs, rows, blocks, source, *block, tiles]),
-        ("quantize", [count, columns, image.rows(x), codes, scales, sums16, sums32]),
+        ("pack", [pairs, rows, blocks, source, *block, tiles]),
+        ("quantize", [count, columns, image.rows(x), *made]),
         (
             f"linear_{kind}",
-            [count, pairs, blocks, tiles, out, codes, scales, sums, image.space(THREADS * scratch), scratch],
+            [count, pairs, blocks, tiles, out, made[0], sums, image.space(THREADS * scratch), scratch],
         ),
     )
     expected_codes, expected_scales = int8(x)
-    np.testing.assert_array_equal(image[codes], expected_codes)
-    np.testing.assert_array_equal(image[scales], expected_scales)
-    for rounded, n in ((sums16, 16), (sums32, 32)):
-        expected_sums = -64 * expected_codes.reshape(tokens, -1, n).sum(axis=2, dtype=np.int32)
-        np.testing.assert_array_equal(image[rounded], expected_sums)
+    for memory, expected in zip(made, Codes(expected_codes, expected_scales).laid_out(most), strict=True):
+        np.testing.assert_array_equal(image[memory], expected)
     weight = quants.dequantize(packed, GGMLQuantizationType[kind.upper()])
     assert_sums(image[out], expected_codes * np.repeat(expected_scales, 128, axis=1)[:, :columns], weight)
 
@@ -376,7 +376,7 @@ def test_bytes_times_bytes(run_own: Callable[..., None]) -> None:
             unsigned = load_bytes(weights + i) & 127
             store_i32(out + i, dot4(load_i32(start + i), unsigned, load_bytes(x + i)))
             zero = all_i32(signed_zero())
-            store_i32(out + 6400 + i, dot4_signed(zero, load_bytes(weights + i), load_bytes(x + i)))
+            store_i32(out + 6400 + i, dot4_signed(zero, as_signed(load_bytes(weights + i)), load_bytes(x + i)))
 
     rng = np.random.default_rng(0)
     weights, x, start = rng.integers(-128, 128, 6400), rng.integers(-127, 128, 6400), rng.integers(-99, 99, 1600)

@@ -3,7 +3,8 @@
 | function | computes |
 |---|---|
 | mp.dot4(acc, w, x) | acc + the sums of four products; w 0..127, x -127..127 |
-| mp.dot4_signed(acc, w, x) | the same of (w + mp.signed_zero()) * x; w -128..127, x -127..127 |
+| mp.signed(w) | weights -128..127 as dot4_signed takes them: with mp.signed_zero() added |
+| mp.dot4_signed(acc, w, x) | acc + the sums of four products of such weights and x, -127..127 |
 | mp.lookup(index, table) | table[index] of 64 bytes; index 0..15 |
 | mp.widen, mp.narrow | float16 to float32 and back, to nearest even |
 | mp.pause | a hint in spin loops |
@@ -19,7 +20,7 @@ import llvmlite.binding as llvm
 
 __all__ = ["FUNCTIONS", "ISAS", "Isa", "host_isa"]
 
-FUNCTIONS = ("dot4", "dot4_signed", "signed_zero", "lookup", "widen", "narrow", "pause", "pointer")
+FUNCTIONS = ("dot4", "dot4_signed", "signed", "signed_zero", "lookup", "widen", "narrow", "pause", "pointer")
 
 
 @dataclass(frozen=True)
@@ -74,43 +75,43 @@ def _dot(name: str, declarations: str, part: str, parts: int) -> str:
             for left, right in pairs
         ]
     body.append(f"  ret <16 x i32> {joined[0]}")
-    large = "<16 x i32> %a, <64 x i8> %w, <64 x i8> %x"
-    return declarations + result + _function("<16 x i32>", name, large, "\n".join(body))
+    return declarations + result + _function("<16 x i32>", name, _ACC_W_X, "\n".join(body))
+
+
+_BYTES, _ACC_W_X = "<64 x i8>", "<16 x i32> %a, <64 x i8> %w, <64 x i8> %x"
 
 
 def _signed_zero(value: int) -> str:
-    return _function("i32", "signed_zero", "", f"  ret i32 {value}")
-
-
-# vpdpbusd multiplies unsigned by signed bytes: to flip the sign bit of a signed weight adds 128 to it.
-_FLIPPED = _signed_zero(128) + _function(
-    "<16 x i32>",
-    "dot4_signed",
-    "<16 x i32> %a, <64 x i8> %w, <64 x i8> %x",
-    f"""  %u = xor <64 x i8> %w, {_constant("i8", -128, 64)}
-  %r = call <16 x i32> @mp.dot4(<16 x i32> %a, <64 x i8> %u, <64 x i8> %x)
-  ret <16 x i32> %r""",
-)
-
-_DOT_AVX512_VNNI = (
-    _dot(
-        "dot4",
-        "declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <64 x i8>, <64 x i8>)\n",
-        "  %r = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %a, <64 x i8> %w, <64 x i8> %x)",
-        1,
+    """mp.signed_zero and mp.signed: 128 is added by flipping the sign bit, 0 by doing nothing."""
+    flip = f"  %r = xor {_BYTES} %w, {_constant('i8', -value, 64)}\n  ret {_BYTES} %r"
+    return _function("i32", "signed_zero", "", f"  ret i32 {value}") + _function(
+        _BYTES, "signed", f"{_BYTES} %w", flip if value else f"  ret {_BYTES} %w"
     )
-    + _FLIPPED
-)
 
-_DOT_AVX_VNNI = (
-    _dot(
-        "dot4",
-        "declare <8 x i32> @llvm.x86.avx512.vpdpbusd.256(<8 x i32>, <32 x i8>, <32 x i8>)\n",
-        "  %r = call <8 x i32> @llvm.x86.avx512.vpdpbusd.256(<8 x i32> %a, <32 x i8> %w, <32 x i8> %x)",
-        2,
+
+def _signed_as_dot4(zero: int) -> str:
+    """Where mp.dot4 takes all bytes as they are after mp.signed: vpdpbusd unsigned ones, NEON's sdot signed ones."""
+    return _signed_zero(zero) + _function(
+        "<16 x i32>",
+        "dot4_signed",
+        _ACC_W_X,
+        f"  %r = call <16 x i32> @mp.dot4({_ACC_W_X})\n  ret <16 x i32> %r",
     )
-    + _FLIPPED
-)
+
+
+_DOT_AVX512_VNNI = _dot(
+    "dot4",
+    "declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <64 x i8>, <64 x i8>)\n",
+    "  %r = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %a, <64 x i8> %w, <64 x i8> %x)",
+    1,
+) + _signed_as_dot4(128)
+
+_DOT_AVX_VNNI = _dot(
+    "dot4",
+    "declare <8 x i32> @llvm.x86.avx512.vpdpbusd.256(<8 x i32>, <32 x i8>, <32 x i8>)\n",
+    "  %r = call <8 x i32> @llvm.x86.avx512.vpdpbusd.256(<8 x i32> %a, <32 x i8> %w, <32 x i8> %x)",
+    2,
+) + _signed_as_dot4(128)
 
 _MADD = f"""  %s = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %p, <16 x i16> {_constant("i16", 1, 16)})
   %r = add <8 x i32> %a, %s"""
@@ -141,22 +142,12 @@ declare <32 x i8> @llvm.abs.v32i8(<32 x i8>, i1)
 )
 
 
-def _alias_signed(zero: str) -> str:
-    return zero + _function(
-        "<16 x i32>",
-        "dot4_signed",
-        "<16 x i32> %a, <64 x i8> %w, <64 x i8> %x",
-        """  %r = call <16 x i32> @mp.dot4(<16 x i32> %a, <64 x i8> %w, <64 x i8> %x)
-  ret <16 x i32> %r""",
-    )
-
-
 _DOT_AARCH64 = _dot(
     "dot4",
     "declare <4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32>, <16 x i8>, <16 x i8>)\n",
     "  %r = call <4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32> %a, <16 x i8> %w, <16 x i8> %x)",
     4,
-) + _alias_signed(_signed_zero(0))
+) + _signed_as_dot4(0)
 
 
 def _strided(first: int) -> str:
@@ -176,7 +167,7 @@ _DOT_GENERIC = _dot(
   %s = add <4 x i32> %s0, %s1
   %r = add <4 x i32> %a, %s""",
     4,
-) + _alias_signed(_signed_zero(0))
+) + _signed_as_dot4(0)
 
 
 def _lookup(declarations: str, instruction: str, parts: int) -> str:

@@ -1,6 +1,6 @@
-"""Activations as int8: what the integer linear layers read.
+"""Activations as int8: what the integer linear layers read (`layouts.activation_block`).
 
-Blocks of 128 columns share a scale, max|x| / 127. Beside the codes go -64 * their sums over 16 and over 32 columns.
+Blocks of 128 columns share a scale, max|x| / 127.
 """
 
 from collections.abc import Callable
@@ -19,52 +19,73 @@ from mistral_portable_numba.compiler.simd import (
     nearest,
     put_f32,
     put_i32,
-    store_i8,
+    store_i8_apart,
     sum_i32,
 )
+from mistral_portable_numba.layouts import START_ZEROS, activation_block, activation_sums, token_group
 
 __all__ = ["quantize_kernel"]
 
+_group_of = numba.njit(token_group)
+_BLOCK, _SUMS32, _SUMS16 = (
+    activation_block(1).itemsize,
+    activation_sums(1, 32).itemsize,
+    activation_sums(1, 16).itemsize,
+)
+_ZERO32, _ZERO16 = START_ZEROS[32], START_ZEROS[16]
+_PIECE = 8
 
-def quantize_kernel() -> Callable[..., Any]:
-    """Arguments: counter, address of T, columns (of 32); then the addresses and strides of x, codes, scales, sums
-    over 16 and sums over 32."""
+
+def quantize_kernel(most: int) -> Callable[..., Any]:
+    """Arguments: counter, address of T, columns (of 32), x, bytes between its rows; then of the blocks, the sums over
+    32 and the sums over 16 the address and the bytes of a token.
+
+    `most`: as of the linears that read them. A piece of work is 8 blocks of a group.
+    """
 
     @numba.njit
-    def quantize(x: Any, columns: Any, codes: Any, scales: Any, sums16: Any, sums32: Any) -> None:
-        for first in range(0, columns, 128):
-            last = min(first + 128, columns)
-            largest = all_f32(0.0)
-            for column in range(first, last, 16):
-                largest = maximum(largest, absolute(load_f32(x + 4 * column)))
-            most = max_lanes(largest)
-            put_f32(scales + first // 32, most / 127.0)
-            inverse = all_f32(127.0 / most if most > 1e-36 else 0.0)  # below, the quotient would be infinite
-            for column in range(first, last, 32):
-                low = nearest(load_f32(x + 4 * column) * inverse)
-                high = nearest(load_f32(x + 4 * column + 64) * inverse)
-                store_i8(codes + column, low)
-                store_i8(codes + column + 16, high)
-                a, b = sum_i32(low), sum_i32(high)
-                put_i32(sums16 + column // 4, -64 * a)
-                put_i32(sums16 + column // 4 + 4, -64 * b)
-                put_i32(sums32 + column // 8, -64 * (a + b))
+    def quantize(x: Any, columns: Any, codes: Any, sums32: Any, sums16: Any, group: Any) -> None:
+        """Up to 128 columns of a token of a group, whose first dword is at `codes`."""
+        largest = all_f32(0.0)
+        for column in range(0, columns, 16):
+            largest = maximum(largest, absolute(load_f32(x + 4 * column)))
+        bound = max_lanes(largest)
+        put_f32(codes + 128 * group, bound / 127.0)
+        inverse = all_f32(127.0 / bound if bound > 1e-36 else 0.0)  # below, the quotient would be infinite
+        for _ in range(columns // 32):
+            low, high = nearest(load_f32(x) * inverse), nearest(load_f32(x + 64) * inverse)
+            store_i8_apart(codes, 4 * group, low)
+            store_i8_apart(codes + 16 * group, 4 * group, high)
+            a, b = sum_i32(low), sum_i32(high)
+            put_i32(sums32, -_ZERO32 * (a + b))
+            put_f32(sums32 + 4 * group, a + b)
+            put_i32(sums16, -_ZERO16 * a)
+            put_i32(sums16 + 4 * group, -_ZERO16 * b)
+            put_f32(sums16 + 8 * group, a)
+            put_f32(sums16 + 12 * group, b)
+            x += 128
+            codes += 32 * group
+            sums32 += _SUMS32 * group
+            sums16 += _SUMS16 * group
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, columns = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
-        x, codes, scales = get_i64(args + 24), get_i64(args + 40), get_i64(args + 56)
-        sums16, sums32 = get_i64(args + 72), get_i64(args + 88)
+        x, xs, codes, cs = get_i64(args + 24), get_i64(args + 32), get_i64(args + 40), get_i64(args + 48)
+        sums32, s32, sums16, s16 = get_i64(args + 56), get_i64(args + 64), get_i64(args + 72), get_i64(args + 80)
+        group = _group_of(count, most)
+        pieces = (columns + 128 * _PIECE - 1) // (128 * _PIECE)
+        work = (count + group - 1) // group * pieces
         while True:
-            t = fetch_add(counter, 1)
-            if t >= count:
+            piece = fetch_add(counter, 1)
+            if piece >= work:
                 break
-            quantize(
-                x + t * get_i64(args + 32),
-                columns,
-                codes + t * get_i64(args + 48),
-                scales + t * get_i64(args + 64),
-                sums16 + t * get_i64(args + 80),
-                sums32 + t * get_i64(args + 96),
-            )
+            first, begin = piece // pieces * group, piece % pieces * 128 * _PIECE
+            for column in range(begin, min(begin + 128 * _PIECE, columns), 128):
+                c = codes + first * cs + column // 128 * _BLOCK * group
+                a = sums32 + first * s32 + column // 32 * _SUMS32 * group
+                b = sums16 + first * s16 + column // 32 * _SUMS16 * group
+                some = min(128, columns - column)
+                for t in range(min(group, count - first)):
+                    quantize(x + (first + t) * xs + 4 * column, some, c + 4 * t, a + 4 * t, b + 4 * t, group)
 
     return kernel

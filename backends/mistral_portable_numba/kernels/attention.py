@@ -11,7 +11,6 @@ from typing import Any
 import numba
 
 from mistral_portable_numba.compiler.simd import (
-    Tokens,
     all_f32,
     all_i32,
     fetch_add,
@@ -31,6 +30,7 @@ from mistral_portable_numba.compiler.simd import (
     sum_lanes,
     where_at_most,
 )
+from mistral_portable_numba.compiler.tokens import Tokens
 from mistral_portable_numba.kernels.exp import exp
 from mistral_portable_numba.kernels.kv import KV_FORMATS
 

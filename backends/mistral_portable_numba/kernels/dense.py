@@ -9,7 +9,6 @@ from typing import Any
 import numba
 
 from mistral_portable_numba.compiler.simd import (
-    Tokens,
     fetch_add,
     get_bf16,
     get_f16,
@@ -21,6 +20,7 @@ from mistral_portable_numba.compiler.simd import (
     put_f32,
     sum_lanes,
 )
+from mistral_portable_numba.compiler.tokens import Tokens
 
 __all__ = ["DENSE", "dense_kernel"]
 

@@ -1,315 +1,270 @@
 """Linear layers over quantized weights: int4 times int8, one kernel per block format.
 
-A lane is a row, so nothing is summed across lanes. Weights are taken apart in registers: for one token, a tile at a
-time; for a few tokens, two tiles at a time. For more tokens two tiles are taken apart once, into a scratch that stays
-in the cache.
+A lane is a row, so nothing is summed across lanes. Two tiles of weights are taken at a time, with as many tokens as the
+registers hold sums for. Their codes come out of the tiles as they are needed or, for many tokens, out of a scratch that
+stays in the cache, where they have been put once.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numba
 
 from mistral_portable_numba.compiler.simd import (
-    Tokens,
-    all_f32,
-    all_i32,
-    dot4,
-    dot4_signed,
+    as_signed,
     fetch_add,
-    fma,
-    get_i32,
     get_i64,
     load_bytes,
     load_f32,
     prefetch,
-    repeat4,
-    repeat_f32,
     signed_zero,
     store_bytes,
     store_f32,
-    to_f32,
 )
+from mistral_portable_numba.compiler.tokens import Tokens
 from mistral_portable_numba.kernels.formats import Format
-from mistral_portable_numba.layouts import CHUNK, linear_record
+from mistral_portable_numba.layouts import CHUNK, START_ZEROS, activation_block, activation_sums, linear_record
 
 __all__ = ["linear_kernel"]
 
+_BLOCK = activation_block(1).itemsize
+_AHEAD = 9216
+"""Bytes between what is read and what is fetched from memory."""
+
+_SHARE = 4
+"""Pairs of tiles that a thread claims where there are many tokens: their inputs stay in its cache for so long."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where codes, scales and offsets of two tiles come from: of both, functions of (address of a block, s, k or h), as
+    in `Format`. bytes: from block to block. subs: of 32 columns in it."""
+
+    codes: Callable[..., Any]
+    scale: Callable[..., Any]
+    offset: Callable[..., Any]
+    bytes: int
+    subs: int
+
 
 def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
-    """The kernel of out = x @ weight.T for a format; it takes 4 or `most` tokens at a time.
+    """The kernel of out = x @ weight.T for a format; it takes 1, 4 or `most` tokens at a time.
 
-    Arguments: counter, address of T, pairs of tiles, blocks per row, weights; then the addresses and strides (bytes
-    between tokens) of out, of x's codes, scales and sums per step; scratch, its bytes per thread.
+    Arguments: counter, address of T, pairs of tiles, blocks per row, weights, out, bytes between its rows; of x the
+    blocks, bytes of a token of them, sums over the format's steps, bytes of a token of them; scratch, its bytes per
+    thread.
 
-    If T > 1 it reads and writes as many tokens as make whole groups (see `layouts.TOKEN_GROUP`).
+    It reads and writes whole groups of tokens (see `layouts.token_group`).
     """
-    # Activations carry -64 * the sums of their columns. Unsigned codes of several tokens are turned into codes with
-    # zero 64, so that the sum is what the integers start with; signed ones have the zero of the instruction set.
-    codes, scale, offset = fmt.codes, fmt.scale, fmt.offset or fmt.scale
-    layout, signed, zero = fmt.layout, fmt.signed, fmt.zero
-    has_offset, tile_bytes, record = layout.offset, 16 * layout.bytes, linear_record(layout)
-    subs, steps, chunk_blocks = layout.columns // 32, 32 // layout.step, CHUNK // layout.columns
-    in_step = 8 // steps
-    ahead = max(1, 9216 // tile_bytes) * tile_bytes
+    layout, signed, tile_bytes = fmt.layout, fmt.signed, 16 * fmt.layout.bytes
+    steps, columns, record = 32 // layout.step, layout.columns, linear_record(layout)
+    subs = columns // 32
+    sums_bytes = activation_sums(1, layout.step).itemsize
+    in_step, chunk_blocks = 8 // steps, CHUNK // layout.columns
+    eighths = 8 * fmt.zero // START_ZEROS[layout.step]
 
     @numba.njit
-    def centered(p: Any, s: Any, k: Any) -> Any:
-        return codes(p, s, k) if signed else codes(p, s, k) + (64 - zero)
-
-    def ask_for(s: int) -> Any:
-        """Fetch the share of sub-block s of a block that is due later: the order in which blocks are read hides from
-        the hardware what comes next."""
-        begin, end = tile_bytes * s // subs // 64, -(-tile_bytes * (s + 1) // subs // 64)
-
-        @numba.njit
-        def fetch(p: Any) -> None:
-            for line in range(begin, end):
-                prefetch(p + ahead + 64 * line)
-
-        return fetch
-
-    def one_token_sub(s: int) -> Any:
-        """32 columns of a tile, s of a block, times one token; s is a constant, so LLVM can plan the bit fields."""
-        fetch = ask_for(s)
-
-        @numba.njit
-        def add(part: Any, p: Any, x: Any, sums: Any) -> Any:
-            fetch(p)
-            for h in range(steps):
-                xsum = get_i32(sums + 4 * h)
-                ints = all_i32((xsum * (signed_zero() if signed else zero)) >> 6)
-                for k in range(in_step * h, in_step * (h + 1)):
-                    w, four = codes(p, s, k), repeat4(x + 4 * k)
-                    ints = dot4_signed(ints, w, four) if signed else dot4(ints, w, four)
-                part = fma(to_f32(ints), scale(p, s, h), part)
-                if has_offset:
-                    part = fma(offset(p, s, h), all_f32(xsum * -0.015625), part)
-            return part
-
-        return add
-
-    def one_token_half(s: int) -> Any:
-        """128 columns of a tile, from sub-block s on, times one token."""
-        a, b, c, d = (one_token_sub(min(i, subs - 1)) for i in range(s, s + 4))
-
-        @numba.njit
-        def add(p: Any, x: Any, sums: Any) -> Any:
-            part = a(all_f32(0.0), p, x, sums)
-            part = b(part, p, x + 32, sums + 4 * steps)
-            part = c(part, p, x + 64, sums + 8 * steps)
-            return d(part, p, x + 96, sums + 12 * steps)
-
-        return add
-
-    first_half, second_half, only_sub = one_token_half(0), one_token_half(4), one_token_sub(0)
+    def codes(p: Any, s: Any, k: Any) -> Any:
+        return as_signed(fmt_codes(p, s, k)) if signed else fmt_codes(p, s, k)
 
     @numba.njit
-    def one_token(weights: Any, blocks: Any, x: Any, scales: Any, sums: Any) -> Any:
-        """A tile times one token."""
-        total = all_f32(0.0)
-        if subs == 8:
-            for block in range(blocks):
-                p = weights + tile_bytes * block
-                total = fma(first_half(p, x, sums), repeat_f32(scales), total)
-                total = fma(second_half(p, x + 128, sums + 16 * steps), repeat_f32(scales + 4), total)
-                x += 256
-                sums += 32 * steps
-                scales += 8
-        else:
-            for first in range(0, blocks, 4):
-                part = all_f32(0.0)
-                for block in range(first, min(first + 4, blocks)):
-                    part = only_sub(part, weights + tile_bytes * block, x, sums)
-                    x += 32
-                    sums += 4 * steps
-                total = fma(part, repeat_f32(scales), total)
-                scales += 4
-        return total
+    def put_codes(p: Any, s: Any, k: Any) -> Any:
+        return load_bytes(p + 128 * k)
 
-    def few_tokens(count: int) -> Any:
-        """Two tiles times `count` tokens, over all columns."""
+    @numba.njit
+    def put_scale(p: Any, s: Any, h: Any) -> Any:
+        return load_f32(p + 1024 + 128 * h)
+
+    @numba.njit
+    def put_offset(p: Any, s: Any, h: Any) -> Any:
+        return load_f32(p + 1024 + 128 * (steps + h))
+
+    fmt_codes, scale, offset = fmt.codes, fmt.scale, fmt.offset or fmt.scale
+    has_offset = layout.offset
+    sub_bytes = 2 * tile_bytes // subs
+    sub_lines = -(-sub_bytes // 64)
+    packed = _Source(codes, scale, offset, 2 * tile_bytes, subs)
+    taken_apart = _Source(put_codes, put_scale, put_offset, record, 1)
+
+    def tiles_times(count: int, source: _Source) -> Callable[..., Any]:
+        """Two tiles times a group of `count` tokens: out = or, if `add`, out + the product."""
         each = Tokens(count)
-        zeros, start, store_each, scale_ints = each.zeros, each.start, each.store_each, each.scale_ints
-        add_int_times, add_scaled, dot = each.add_int_times, each.add_scaled, each.dot_signed if signed else each.dot
+        zeros, fma_one, add_scaled, scale_ints = each.zeros, each.fma_one, each.add_scaled, each.scale_ints
+        load_each, store_each, start = each.load_each, each.store_each, each.start
+        dot = each.dot_signed if signed else each.dot
+        codes, scale, offset, size = source.codes, source.scale, source.offset, source.bytes
+        x_sub, x_scale, x_block = 32 * count, 128 * count, _BLOCK * count
+        u_sub, u_sum = sums_bytes * count, 4 * steps * count
 
-        def sub(s: int) -> Any:
-            fetch = ask_for(s)
+        @numba.njit
+        def first_ints(u: Any) -> Any:
+            return start(u, signed_zero() if signed else eighths)  # signed formats have steps of 32, whose zero is 8
+
+        def step(s: int, h: int) -> Any:
+            """The columns of a scale."""
+            first, x_first, sums = in_step * h, 4 * in_step * h * count, 4 * h * count
 
             @numba.njit
-            def add(left: Any, right: Any, p: Any, q: Any, x: Any, xs: Any, sums: Any, us: Any) -> Any:
-                fetch(p)
-                fetch(q)
-                for h in range(steps):
-                    ints = start(sums + 4 * h, us, signed_zero() >> 6 if signed else 1)
-                    both = (ints, ints)
-                    for k in range(in_step * h, in_step * (h + 1)):
-                        both = dot(both, centered(p, s, k), centered(q, s, k), x + 4 * k, xs)
-                    left = scale_ints(left, both[0], scale(p, s, h))
-                    right = scale_ints(right, both[1], scale(q, s, h))
-                    if has_offset:
-                        left = add_int_times(left, sums + 4 * h, us, offset(p, s, h) * -0.015625)
-                        right = add_int_times(right, sums + 4 * h, us, offset(q, s, h) * -0.015625)
+            def four(ints: Any, p: Any, q: Any, k: Any, x: Any) -> Any:
+                ints = dot(ints, codes(p, s, k), codes(q, s, k), x)
+                ints = dot(ints, codes(p, s, k + 1), codes(q, s, k + 1), x + 4 * count)
+                ints = dot(ints, codes(p, s, k + 2), codes(q, s, k + 2), x + 8 * count)
+                return dot(ints, codes(p, s, k + 3), codes(q, s, k + 3), x + 12 * count)
+
+            @numba.njit
+            def add(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any) -> Any:
+                ints = first_ints(u + sums)
+                both = four((ints, ints), p, q, first, x + x_first)
+                if steps == 1:
+                    both = four(both, p, q, 4, x + 16 * count)
+                left, right = scale_ints(left, both[0], scale(p, s, h)), scale_ints(right, both[1], scale(q, s, h))
+                if has_offset:
+                    left = fma_one(left, offset(p, s, h), u + sums + u_sum, 4)
+                    right = fma_one(right, offset(q, s, h), u + sums + u_sum, 4)
                 return left, right
 
             return add
 
-        a, b, c, d, e, f, g, h = (sub(min(s, subs - 1)) for s in range(8))
+        def sub_block(s: int) -> Any:
+            """32 columns: of the codes at x, and the sums at u."""
+            low, high = step(s, 0), step(s, steps - 1)
+
+            @numba.njit
+            def add(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any, due: Any) -> Any:
+                for line in range(sub_lines):  # the order in which blocks are read hides from the hardware what is next
+                    prefetch(due + 64 * line)
+                left, right = low(left, right, p, q, x, u)
+                if steps == 2:
+                    left, right = high(left, right, p, q, x, u)
+                return left, right
+
+            return add
+
+        def half(s: int) -> Any:
+            """128 columns of a block of 256, from sub-block s on."""
+            a, b, c, d = (sub_block(min(i, source.subs - 1)) for i in range(s, s + 4))
+
+            @numba.njit
+            def add(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any, due: Any) -> Any:
+                some, more = a(zeros(), zeros(), p, q, x, u, due)
+                some, more = b(some, more, p, q, x + x_sub, u + u_sub, due + sub_bytes)
+                some, more = c(some, more, p, q, x + 2 * x_sub, u + 2 * u_sub, due + 2 * sub_bytes)
+                some, more = d(some, more, p, q, x + 3 * x_sub, u + 3 * u_sub, due + 3 * sub_bytes)
+                return add_scaled(left, some, x + x_scale, 4), add_scaled(right, more, x + x_scale, 4)
+
+            return add
+
+        first_half, second_half, only = half(0), half(4), sub_block(0)
+        large = source.subs == 8
 
         @numba.njit
-        def tile_pair(
-            p: Any, q: Any, blocks: Any, x: Any, xs: Any, scales: Any, ss: Any, sums: Any, us: Any, out: Any, os: Any
-        ) -> None:
-            left, right = zeros(), zeros()
-            some, more = zeros(), zeros()
-            column = 0
-            for _ in range(blocks):
-                some, more = a(some, more, p, q, x, xs, sums, us)
-                if subs == 8:
-                    some, more = b(some, more, p, q, x + 32, xs, sums + 4 * steps, us)
-                    some, more = c(some, more, p, q, x + 64, xs, sums + 8 * steps, us)
-                    some, more = d(some, more, p, q, x + 96, xs, sums + 12 * steps, us)
-                    left = add_scaled(left, some, scales, ss)
-                    right = add_scaled(right, more, scales, ss)
-                    some, more = e(zeros(), zeros(), p, q, x + 128, xs, sums + 16 * steps, us)
-                    some, more = f(some, more, p, q, x + 160, xs, sums + 20 * steps, us)
-                    some, more = g(some, more, p, q, x + 192, xs, sums + 24 * steps, us)
-                    some, more = h(some, more, p, q, x + 224, xs, sums + 28 * steps, us)
-                    scales += 4
-                p += tile_bytes
-                q += tile_bytes
-                x += 32 * subs
-                sums += 4 * steps * subs
-                column += 32 * subs
-                if column % 128 == 0:
-                    left = add_scaled(left, some, scales, ss)
-                    right = add_scaled(right, more, scales, ss)
-                    some, more = zeros(), zeros()
-                    scales += 4
-            if column % 128 != 0:
-                left = add_scaled(left, some, scales, ss)
-                right = add_scaled(right, more, scales, ss)
-            store_each(out, os, left)
-            store_each(out + 64, os, right)
-
-        return tile_pair
-
-    def store_sub(s: int) -> Any:
-        @numba.njit
-        def store(p: Any, at: Any) -> None:
-            for k in range(8):
-                store_bytes(at + 128 * k, centered(p, s, k))
-            for h in range(steps):
-                store_f32(at + 1024 + 128 * h, scale(p, s, h))
-                if has_offset:
-                    store_f32(at + 1024 + 128 * (steps + h), offset(p, s, h) * -0.015625)
-
-        return store
-
-    store0, store1, store2, store3, store4, store5, store6, store7 = (store_sub(min(s, subs - 1)) for s in range(8))
-
-    @numba.njit
-    def take_apart(weights: Any, blocks: Any, at: Any) -> None:
-        """One tile of a pair into its half of the scratch's records."""
-        for block in range(blocks):
-            p = weights + tile_bytes * block
-            store0(p, at)
-            if subs == 8:
-                store1(p, at + record)
-                store2(p, at + 2 * record)
-                store3(p, at + 3 * record)
-                store4(p, at + 4 * record)
-                store5(p, at + 5 * record)
-                store6(p, at + 6 * record)
-                store7(p, at + 7 * record)
-            at += subs * record
-
-    def many_tokens(count: int) -> Any:
-        """Two tiles times `count` tokens, over the columns in the scratch; added to out if `add`."""
-        each = Tokens(count)
-        zeros, start, load_each, store_each = each.zeros, each.start, each.load_each, each.store_each
-        scale_ints, add_int_times, add_scaled = each.scale_ints, each.add_int_times, each.add_scaled
-        dot = each.dot_signed if signed else each.dot
-
-        @numba.njit
-        def tile_pair(
-            at: Any,
-            records: Any,
-            x: Any,
-            xs: Any,
-            scales: Any,
-            ss: Any,
-            sums: Any,
-            us: Any,
-            out: Any,
-            os: Any,
-            add: Any,
-        ) -> None:
+        def times(p: Any, q: Any, blocks: Any, due: Any, x: Any, u: Any, out: Any, os: Any, add: Any) -> None:
             left, right = zeros(), zeros()
             if add:
                 left, right = load_each(out, os), load_each(out + 64, os)
-            for first in range(0, records, 4):
-                some, more = zeros(), zeros()
-                for _ in range(min(4, records - first)):
-                    for h in range(steps):
-                        ints = start(sums, us, signed_zero() >> 6 if signed else 1)
-                        both = (ints, ints)
-                        for k in range(in_step * h, in_step * (h + 1)):
-                            both = dot(both, load_bytes(at + 128 * k), load_bytes(at + 128 * k + 64), x + 4 * k, xs)
-                        some = scale_ints(some, both[0], load_f32(at + 1024 + 128 * h))
-                        more = scale_ints(more, both[1], load_f32(at + 1088 + 128 * h))
-                        if has_offset:
-                            o = at + 1024 + 128 * (steps + h)
-                            some = add_int_times(some, sums, us, load_f32(o))
-                            more = add_int_times(more, sums, us, load_f32(o + 64))
-                        sums += 4
-                    at += record
-                    x += 32
-                left = add_scaled(left, some, scales, ss)
-                right = add_scaled(right, more, scales, ss)
-                scales += 4
+            if large:
+                for _ in range(blocks):
+                    left, right = first_half(left, right, p, q, x, u, due)
+                    left, right = second_half(left, right, p, q, x + x_block, u + 4 * u_sub, due + 4 * sub_bytes)
+                    p += size
+                    q += size
+                    due += 8 * sub_bytes
+                    x += 2 * x_block
+                    u += 8 * u_sub
+            else:
+                for first in range(0, blocks, 4):
+                    some, more = zeros(), zeros()
+                    at = x
+                    for _ in range(min(4, blocks - first)):
+                        some, more = only(some, more, p, q, at, u, due)
+                        p += size
+                        q += size
+                        due += sub_bytes
+                        at += x_sub
+                        u += u_sub
+                    left, right = add_scaled(left, some, x + x_scale, 4), add_scaled(right, more, x + x_scale, 4)
+                    x += x_block
             store_each(out, os, left)
             store_each(out + 64, os, right)
 
-        return tile_pair
+        return times
 
-    up_to_four, up_to_most, many = few_tokens(4), few_tokens(most), many_tokens(most)
+    def take_apart_sub(s: int) -> Any:
+        @numba.njit
+        def put(p: Any, at: Any) -> None:
+            for k in range(8):
+                store_bytes(at + 128 * k, codes(p, s, k))
+            for h in range(steps):
+                store_f32(at + 1024 + 128 * h, scale(p, s, h))
+                if has_offset:
+                    store_f32(at + 1024 + 128 * (steps + h), offset(p, s, h))
+
+        return put
+
+    put0, put1, put2, put3, put4, put5, put6, put7 = (take_apart_sub(min(s, subs - 1)) for s in range(8))
+
+    @numba.njit
+    def take_apart(p: Any, blocks: Any, at: Any) -> None:
+        """One tile of a pair into its half of the scratch's records."""
+        for _ in range(blocks):
+            put0(p, at)
+            if subs == 8:
+                put1(p, at + record)
+                put2(p, at + 2 * record)
+                put3(p, at + 3 * record)
+                put4(p, at + 4 * record)
+                put5(p, at + 5 * record)
+                put6(p, at + 6 * record)
+                put7(p, at + 7 * record)
+            p += 2 * tile_bytes
+            at += subs * record
+
+    one, up_to_four = tiles_times(1, packed), tiles_times(4, packed)
+    many = tiles_times(most, taken_apart)
+
+    @numba.njit
+    def for_many(
+        p: Any, pairs: Any, blocks: Any, count: Any, x: Any, xs: Any, u: Any, us: Any, out: Any, os: Any, scratch: Any
+    ) -> None:
+        """Some pairs of tiles times all tokens, chunk after chunk of the columns."""
+        row_bytes = blocks * tile_bytes
+        for first in range(0, blocks, chunk_blocks):
+            some, column = min(chunk_blocks, blocks - first), first * columns
+            for pair in range(pairs):
+                at, o = p + 2 * (row_bytes * pair + tile_bytes * first), out + 128 * pair
+                due = at + 2 * row_bytes if pair + 1 < pairs else p + 2 * tile_bytes * (first + some)
+                take_apart(at, some, scratch)
+                take_apart(at + tile_bytes, some, scratch + 64)
+                for t in range(0, count, most):
+                    a, b = x + t * xs + column // 128 * _BLOCK * most, u + t * us + column // 32 * sums_bytes * most
+                    many(scratch, scratch + 64, some * subs, due, a, b, o + t * os, os, first > 0)
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
-        counter, count, pairs, blocks = (
-            get_i64(args),
-            get_i64(get_i64(args + 8)),
-            get_i64(args + 16),
-            get_i64(args + 24),
-        )
-        weights, out, os = get_i64(args + 32), get_i64(args + 40), get_i64(args + 48)
-        x, xs, scales, ss = get_i64(args + 56), get_i64(args + 64), get_i64(args + 72), get_i64(args + 80)
-        sums, us = get_i64(args + 88), get_i64(args + 96)
-        scratch = get_i64(args + 104) + thread * get_i64(args + 112)
+        counter, count, pairs = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
+        blocks, weights, out, os = get_i64(args + 24), get_i64(args + 32), get_i64(args + 40), get_i64(args + 48)
+        x, xs, u, us = get_i64(args + 56), get_i64(args + 64), get_i64(args + 72), get_i64(args + 80)
+        scratch = get_i64(args + 88) + thread * get_i64(args + 96)
         row_bytes = blocks * tile_bytes
-        share = max(1, pairs // (8 * threads)) if count <= most else 1
+        share = pairs // (8 * threads) if count <= most else min(_SHARE, pairs // (4 * threads))
+        share = max(1, share)
         while count > 0:
-            first_pair = fetch_add(counter, share)
-            if first_pair >= pairs:
+            first = fetch_add(counter, share)
+            if first >= pairs:
                 break
-            for pair in range(first_pair, min(first_pair + share, pairs)):
-                p, o = weights + 2 * row_bytes * pair, out + 128 * pair
-                q = p + row_bytes
-                if count == 1:
-                    store_f32(o, one_token(p, blocks, x, scales, sums))
-                    store_f32(o + 64, one_token(q, blocks, x, scales, sums))
+            some = min(share, pairs - first)
+            p, o = weights + 2 * row_bytes * first, out + 128 * first
+            if count > most:
+                for_many(p, some, blocks, count, x, xs, u, us, o, os, scratch)
+                continue
+            for _ in range(some):
+                if count > 4:
+                    for_many(p, 1, blocks, count, x, xs, u, us, o, os, scratch)
+                elif count == 1:
+                    one(p, p + tile_bytes, blocks, p + _AHEAD, x, u, o, os, False)
                 elif count <= 4:
-                    up_to_four(p, q, blocks, x, xs, scales, ss, sums, us, o, os)
-                elif count <= most:
-                    up_to_most(p, q, blocks, x, xs, scales, ss, sums, us, o, os)
-                else:
-                    for first in range(0, blocks, chunk_blocks):
-                        some, columns = min(chunk_blocks, blocks - first), first * subs * 32
-                        take_apart(p + tile_bytes * first, some, scratch)
-                        take_apart(q + tile_bytes * first, some, scratch + 64)
-                        a, b, c, records = x + columns, scales + columns // 32, sums + columns // 8 * steps, some * subs
-                        for t in range(0, count, most):
-                            d, e, f, g = a + t * xs, b + t * ss, c + t * us, o + t * os
-                            many(scratch, records, d, xs, e, ss, f, us, g, os, first > 0)
+                    up_to_four(p, p + tile_bytes, blocks, p + _AHEAD, x, u, o, os, False)
+                p += 2 * row_bytes
+                o += 128
 
     return kernel

@@ -11,8 +11,8 @@ __all__ = ["pack_kernel"]
 
 
 def pack_kernel() -> Callable[..., Any]:
-    """Arguments: counter, tiles, rows, blocks per row, source, bytes of a block, offset of its lone float16 or -1,
-    offset of its dwords, their number, destination. Rows beyond the last are zeros."""
+    """Arguments: counter, pairs of tiles, rows, blocks per row, source, bytes of a block, offset of its lone float16 or
+    -1, offset of its dwords, their number, destination. Rows beyond the last are zeros."""
 
     @numba.njit
     def pack_block(source: Any, row_bytes: Any, rows: Any, half: Any, payload: Any, dwords: Any, tile: Any) -> None:
@@ -31,23 +31,19 @@ def pack_kernel() -> Callable[..., Any]:
                     put_i16(tile + 64 * dwords + 2 * r, get_i16(at + half) if r < rows else 0)
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
-        counter, tiles, rows, blocks = get_i64(args), get_i64(args + 8), get_i64(args + 16), get_i64(args + 24)
+        counter, pairs, rows, blocks = get_i64(args), get_i64(args + 8), get_i64(args + 16), get_i64(args + 24)
         source, block_bytes, half = get_i64(args + 32), get_i64(args + 40), get_i64(args + 48)
         payload, dwords, out = get_i64(args + 56), get_i64(args + 64), get_i64(args + 72)
         row_bytes = blocks * block_bytes
         while True:
-            tile = fetch_add(counter, 1)
-            if tile >= tiles:
+            pair = fetch_add(counter, 1)
+            if pair >= pairs:
                 break
-            for block in range(blocks):
-                pack_block(
-                    source + 16 * tile * row_bytes + block * block_bytes,
-                    row_bytes,
-                    rows - 16 * tile,
-                    half,
-                    payload,
-                    dwords,
-                    out + (tile * blocks + block) * 16 * block_bytes,
-                )
+            for tile in range(2 * pair, 2 * pair + 2):
+                at = out + (2 * pair * blocks + tile % 2) * 16 * block_bytes
+                for block in range(blocks):
+                    place = source + 16 * tile * row_bytes + block * block_bytes
+                    pack_block(place, row_bytes, rows - 16 * tile, half, payload, dwords, at)
+                    at += 32 * block_bytes
 
     return kernel

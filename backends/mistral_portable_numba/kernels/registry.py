@@ -29,7 +29,7 @@ KERNELS: dict[str, Callable[[int], Any]] = {
     **{f"attention_{kv}": _any(attention_kernel, kv) for kv in KV_FORMATS},
     **{f"store_keys_{kv}": _any(store_kernel, kv, True) for kv in KV_FORMATS},
     **{f"store_values_{kv}": _any(store_kernel, kv, False) for kv in KV_FORMATS},
-    "quantize": _any(quantize_kernel),
+    "quantize": quantize_kernel,
     "rms_norm": _any(rms_norm_kernel),
     "rope": _any(rope_kernel),
     "silu_mul": _any(silu_mul_kernel),
