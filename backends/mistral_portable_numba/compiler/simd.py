@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numba
 from llvmlite import ir
 from numba.core import types
 from numba.core.cgutils import get_or_insert_function
@@ -20,6 +21,10 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
 _Emit = Callable[..., Any]
+
+
+inlined: Callable[..., Any] = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
+"""Decorates the functions that kernels are made of: they become part of their callers, and know constant arguments."""
 
 
 class Vector(types.Type):

@@ -6,13 +6,12 @@ Blocks of 128 columns share a scale, max|x| / 127.
 from collections.abc import Callable
 from typing import Any
 
-import numba
-
 from mistral_portable_numba.compiler.simd import (
     absolute,
     all_f32,
     fetch_add,
     get_i64,
+    inlined,
     load_f32,
     max_lanes,
     maximum,
@@ -26,7 +25,7 @@ from mistral_portable_numba.layouts import START_ZEROS, activation_block, activa
 
 __all__ = ["quantize_kernel"]
 
-_group_of = numba.njit(token_group)
+_group_of = inlined(token_group)
 _BLOCK, _SUMS32, _SUMS16 = (
     activation_block(1).itemsize,
     activation_sums(1, 32).itemsize,
@@ -43,7 +42,7 @@ def quantize_kernel(most: int) -> Callable[..., Any]:
     `most`: as of the linears that read them. A piece of work is 8 blocks of a group.
     """
 
-    @numba.njit
+    @inlined
     def quantize(x: Any, columns: Any, codes: Any, sums32: Any, sums16: Any, group: Any) -> None:
         """Up to 128 columns of a token of a group, whose first dword is at `codes`."""
         largest = all_f32(0.0)

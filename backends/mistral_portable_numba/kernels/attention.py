@@ -8,8 +8,6 @@ when the maximum grows. The order does not depend on threads or on what else is 
 from collections.abc import Callable
 from typing import Any
 
-import numba
-
 from mistral_portable_numba.compiler.simd import (
     all_f32,
     all_i32,
@@ -19,6 +17,7 @@ from mistral_portable_numba.compiler.simd import (
     get_f32,
     get_f64_as_f32,
     get_i64,
+    inlined,
     keep_between,
     lane_numbers,
     load_f16,
@@ -53,7 +52,7 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
     add_times, add_scaled = each.add_times, each.add_scaled
     load_each, store_each = each.load_each, each.store_each
 
-    @numba.njit
+    @inlined
     def scores4(keys: Any, scales: Any, head_dim: Any, q: Any, qs: Any, out: Any) -> None:
         """out [4, 64] = 4 rows times the 64 keys of a block."""
         a, b, c, d = zeros(), zeros(), zeros(), zeros()
@@ -85,7 +84,7 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
         store_each(out + 128, 256, c)
         store_each(out + 192, 256, d)
 
-    @numba.njit
+    @inlined
     def attend4(
         values: Any, scales: Any, width: Any, weights: Any, factors: Any, out: Any, os: Any, whole: Any
     ) -> None:
@@ -109,7 +108,7 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
             store_each(out + 4 * j, os, a)
             store_each(out + 4 * j + 64, os, b)
 
-    @numba.njit
+    @inlined
     def positions(slot: Any, last: Any, ring: Any) -> Any:
         """The positions in 16 slots: the newest that lie there, negative where there is none."""
         turn = last // ring * ring
@@ -117,7 +116,7 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
         earlier = where_at_most(slots, ring - 1, slots + (turn - ring), all_i32(-1))
         return where_at_most(slots, last - turn, slots + turn, earlier)
 
-    @numba.njit
+    @inlined
     def soften(scores: Any, slot: Any, last: Any, ring: Any, low: Any, high: Any, whole: Any, state: Any) -> Any:
         """Scores [64] of one row to weights; updates its maximum and sum; the factor for what it has so far."""
         a, b, c, d = load_f32(scores), load_f32(scores + 64), load_f32(scores + 128), load_f32(scores + 192)

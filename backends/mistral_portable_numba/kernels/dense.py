@@ -6,14 +6,13 @@ Four rows times four tokens (or one) at a time, 16 columns a step; 16 rows stay 
 from collections.abc import Callable
 from typing import Any
 
-import numba
-
 from mistral_portable_numba.compiler.simd import (
     fetch_add,
     get_bf16,
     get_f16,
     get_f32,
     get_i64,
+    inlined,
     load_bf16,
     load_f16,
     load_f32,
@@ -44,7 +43,7 @@ def dense_kernel(dtype: str) -> Callable[..., Any]:
         each = Tokens(tokens)
         zeros, fma_each = each.zeros, each.fma_each
 
-        @numba.njit
+        @inlined
         def rows4(w: Any, ws: Any, rows: Any, columns: Any, x: Any, xs: Any, out: Any, os: Any) -> None:
             # The last group may have fewer rows: it then reads the last one again, and does not store it.
             w1, w2, w3 = w + ws * min(1, rows - 1), w + ws * min(2, rows - 1), w + ws * min(3, rows - 1)

@@ -2,14 +2,20 @@
 
 from typing import Any
 
-import numba
-
-from mistral_portable_numba.compiler.simd import all_f32, fma, keep_in, nearest, power_of_two, to_f32
+from mistral_portable_numba.compiler.simd import (
+    all_f32,
+    fma,
+    inlined,
+    keep_in,
+    nearest,
+    power_of_two,
+    to_f32,
+)
 
 __all__ = ["exp"]
 
 
-@numba.njit
+@inlined
 def exp(x: Any) -> Any:
     """e^x within 2 units in the last place; x is first limited to -87..88, NaN stays.
 

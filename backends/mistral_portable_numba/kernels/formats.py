@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numba
-
 from mistral_portable_numba.compiler.simd import (
     as_bytes,
     high_f16,
+    inlined,
     load_bytes,
     load_f16,
     load_i32,
@@ -43,20 +42,20 @@ class Format:
     offset: Callable[..., Any] | None = None
 
 
-@numba.njit
+@inlined
 def _nibbles(p: Any, k: Any) -> Any:
     """Columns 4k.. of 16 bytes at vector p, whose low nibbles are the columns 0..15 and the high ones 16..31."""
     return load_bytes(p + 64 * k) & 15 if k < 4 else load_bytes(p + 64 * (k - 4)) >> 4
 
 
-@numba.njit
+@inlined
 def _fifth_bits(p: Any, k: Any) -> Any:
     """Bits 4k..4k+3 of each lane of the vector at p, as 16 or 0 in the four bytes of the lane."""
     bits = (load_i32(p) >> (4 * k)) & 15
     return as_bytes(((bits * 0x00204081) & 0x01010101) << 4)
 
 
-@numba.njit
+@inlined
 def _half_after(p: Any, vectors: Any) -> Any:
     return load_f16(p + 64 * vectors)
 
@@ -64,57 +63,57 @@ def _half_after(p: Any, vectors: Any) -> Any:
 # --- 32 columns ----------------------------------------------------------------------------------------------------
 
 
-@numba.njit
+@inlined
 def _q4_0_codes(p: Any, s: Any, k: Any) -> Any:
     return _nibbles(p, k)
 
 
-@numba.njit
+@inlined
 def _q4_0_scale(p: Any, s: Any, h: Any) -> Any:
     return _half_after(p, 4)
 
 
-@numba.njit
+@inlined
 def _q4_1_codes(p: Any, s: Any, k: Any) -> Any:
     return _nibbles(p + 64, k)
 
 
-@numba.njit
+@inlined
 def _first_low(p: Any, s: Any, h: Any) -> Any:
     return low_f16(load_i32(p))
 
 
-@numba.njit
+@inlined
 def _first_high(p: Any, s: Any, h: Any) -> Any:
     return high_f16(load_i32(p))
 
 
-@numba.njit
+@inlined
 def _q5_0_codes(p: Any, s: Any, k: Any) -> Any:
     return _nibbles(p + 64, k) | _fifth_bits(p, k)
 
 
-@numba.njit
+@inlined
 def _q5_0_scale(p: Any, s: Any, h: Any) -> Any:
     return _half_after(p, 5)
 
 
-@numba.njit
+@inlined
 def _q5_1_codes(p: Any, s: Any, k: Any) -> Any:
     return _nibbles(p + 128, k) | _fifth_bits(p + 64, k)
 
 
-@numba.njit
+@inlined
 def _q8_0_codes(p: Any, s: Any, k: Any) -> Any:
     return load_bytes(p + 64 * k)
 
 
-@numba.njit
+@inlined
 def _q8_0_scale(p: Any, s: Any, h: Any) -> Any:
     return _half_after(p, 8)
 
 
-@numba.njit
+@inlined
 def _iq4_nl_codes(p: Any, s: Any, k: Any) -> Any:
     return _iq4_values(_nibbles(p, k))
 
@@ -122,7 +121,7 @@ def _iq4_nl_codes(p: Any, s: Any, k: Any) -> Any:
 # --- 256 columns, q*_k: d, dmin and small integers that multiply them ----------------------------------------------
 
 
-@numba.njit
+@inlined
 def _six_bit_scale(p: Any, s: Any) -> Any:
     """The scale of the sub-block s out of the 12 bytes at vector p (ggml `get_scale_min_k4`)."""
     if s < 4:
@@ -131,7 +130,7 @@ def _six_bit_scale(p: Any, s: Any) -> Any:
     return ((load_i32(p + 128) >> (8 * t)) & 15) | (((load_i32(p) >> (8 * t + 6)) & 3) << 4)
 
 
-@numba.njit
+@inlined
 def _six_bit_min(p: Any, s: Any) -> Any:
     if s < 4:
         return (load_i32(p + 64) >> (8 * s)) & 63
@@ -139,34 +138,34 @@ def _six_bit_min(p: Any, s: Any) -> Any:
     return ((load_i32(p + 128) >> (8 * t + 4)) & 15) | (((load_i32(p + 64) >> (8 * t + 6)) & 3) << 4)
 
 
-@numba.njit
+@inlined
 def _q4_k_scale(p: Any, s: Any, h: Any) -> Any:
     return low_f16(load_i32(p)) * to_f32(_six_bit_scale(p + 64, s))
 
 
-@numba.njit
+@inlined
 def _q4_k_offset(p: Any, s: Any, h: Any) -> Any:
     return high_f16(load_i32(p)) * (to_f32(_six_bit_min(p + 64, s)) * -1.0)
 
 
-@numba.njit
+@inlined
 def _paired_nibbles(p: Any, s: Any, k: Any) -> Any:
     """Of 32 bytes per 64 columns: the low nibbles are the even sub-block, the high ones the odd."""
     pair = load_bytes(p + 512 * (s // 2) + 64 * k)
     return pair & 15 if s % 2 == 0 else pair >> 4
 
 
-@numba.njit
+@inlined
 def _q4_k_codes(p: Any, s: Any, k: Any) -> Any:
     return _paired_nibbles(p + 64 * 4, s, k)
 
 
-@numba.njit
+@inlined
 def _q5_k_codes(p: Any, s: Any, k: Any) -> Any:
     return _paired_nibbles(p + 64 * 12, s, k) | (((load_bytes(p + 64 * (4 + k)) >> s) & 1) << 4)
 
 
-@numba.njit
+@inlined
 def _q6_k_codes(p: Any, s: Any, k: Any) -> Any:
     n, t = s // 4, s % 4
     low = load_bytes(p + 64 * (16 * n + 8 * (t % 2) + k))
@@ -174,24 +173,24 @@ def _q6_k_codes(p: Any, s: Any, k: Any) -> Any:
     return (low & 15 if t < 2 else low >> 4) | (high << 4)
 
 
-@numba.njit
+@inlined
 def _q6_k_scale(p: Any, s: Any, h: Any) -> Any:
     j = 2 * s + h
     return _half_after(p, 52) * to_f32(signed_byte(load_i32(p + 64 * (48 + j // 4)), j % 4))
 
 
-@numba.njit
+@inlined
 def _two_bits(p: Any, s: Any, k: Any) -> Any:
     """Of 32 bytes per 128 columns: bits 2t, 2t + 1 are the sub-block t of four."""
     return (load_bytes(p + 64 * (8 * (s // 4) + k)) >> (2 * (s % 4))) & 3
 
 
-@numba.njit
+@inlined
 def _q3_k_codes(p: Any, s: Any, k: Any) -> Any:
     return _two_bits(p + 64 * 8, s, k) | (((load_bytes(p + 64 * k) >> s) & 1) << 2)
 
 
-@numba.njit
+@inlined
 def _q3_k_scale(p: Any, s: Any, h: Any) -> Any:
     j = 2 * s + h
     low = (load_i32(p + 64 * (24 + j % 8 // 4)) >> (8 * (j % 4) + 4 * (j // 8))) & 15
@@ -199,30 +198,30 @@ def _q3_k_scale(p: Any, s: Any, h: Any) -> Any:
     return _half_after(p, 27) * to_f32((low | (high << 4)) - 32)
 
 
-@numba.njit
+@inlined
 def _q2_k_codes(p: Any, s: Any, k: Any) -> Any:
     return _two_bits(p + 64 * 4, s, k)
 
 
-@numba.njit
+@inlined
 def _q2_k_scale(p: Any, s: Any, h: Any) -> Any:
     j = 2 * s + h
     return low_f16(load_i32(p + 64 * 20)) * to_f32((load_i32(p + 64 * (j // 4)) >> (8 * (j % 4))) & 15)
 
 
-@numba.njit
+@inlined
 def _q2_k_offset(p: Any, s: Any, h: Any) -> Any:
     j = 2 * s + h
     small = to_f32((load_i32(p + 64 * (j // 4)) >> (8 * (j % 4) + 4)) & 15)
     return high_f16(load_i32(p + 64 * 20)) * (small * -1.0)
 
 
-@numba.njit
+@inlined
 def _iq4_xs_codes(p: Any, s: Any, k: Any) -> Any:
     return _iq4_values(_nibbles(p + 64 * (2 + 4 * s), k))
 
 
-@numba.njit
+@inlined
 def _iq4_xs_scale(p: Any, s: Any, h: Any) -> Any:
     low = (load_i32(p + 64) >> (4 * s)) & 15
     high = (load_i32(p) >> (16 + 2 * s)) & 3

@@ -12,6 +12,7 @@ from mistral_portable_numba.compiler.simd import (
     get_f32,
     get_i32,
     get_i64,
+    inlined,
     load_f16,
     load_f32,
     load_i8,
@@ -34,7 +35,7 @@ class KVFormat:
     put: Any
 
 
-@numba.njit
+@inlined
 def _put_code(address: Any, value: Any) -> None:
     put_i8(address, nearest_i64(min(max(value, -127.0), 127.0)))  # 127.06, if the scale was rounded down
 
@@ -55,7 +56,7 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
     kind = KV_FORMATS[dtype]
     size, scaled, put = kind.size, kind.scaled, kind.put
 
-    @numba.njit
+    @inlined
     def put_scale(address: Any, x: Any, count: Any) -> Any:
         """Store the scale of some numbers; what they are to be multiplied with."""
         most, nothing = numba.float32(0.0), numba.float32(0.0)
@@ -66,7 +67,7 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
         rounded = get_f16(address)
         return 1.0 / rounded if rounded > 0.0 else numba.float32(0.0)
 
-    @numba.njit
+    @inlined
     def store(x: Any, at: Any, apart: Any, scales: Any, scales_apart: Any, head_dim: Any) -> None:
         """head_dim numbers, `apart` bytes from each other."""
         factor = numba.float32(1.0)

@@ -1,7 +1,7 @@
 """Linear layers over quantized weights: int4 times int8, one kernel per block format.
 
 A lane is a row, so nothing is summed across lanes. Two tiles of weights are taken at a time, with as many tokens as the
-registers hold sums for. Their codes come out of the tiles as they are needed or, for many tokens, out of a scratch that
+registers hold sums for. For one token, codes come out of the tiles as they are needed; for more, out of a scratch that
 stays in the cache, where they have been put once.
 """
 
@@ -9,12 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numba
-
 from mistral_portable_numba.compiler.simd import (
     as_signed,
     fetch_add,
     get_i64,
+    inlined,
     load_bytes,
     load_f32,
     prefetch,
@@ -33,7 +32,7 @@ _AHEAD = 9216
 """Bytes between what is read and what is fetched from memory."""
 
 _SHARE = 4
-"""Pairs of tiles that a thread claims where there are many tokens: their inputs stay in its cache for so long."""
+"""Pairs of tiles that a thread claims where there are many tokens."""
 
 
 @dataclass(frozen=True)
@@ -64,24 +63,24 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
     in_step, chunk_blocks = 8 // steps, CHUNK // layout.columns
     eighths = 8 * fmt.zero // START_ZEROS[layout.step]
 
-    @numba.njit
+    @inlined
     def codes(p: Any, s: Any, k: Any) -> Any:
         return as_signed(fmt_codes(p, s, k)) if signed else fmt_codes(p, s, k)
 
-    @numba.njit
+    @inlined
     def put_codes(p: Any, s: Any, k: Any) -> Any:
         return load_bytes(p + 128 * k)
 
-    @numba.njit
+    @inlined
     def put_scale(p: Any, s: Any, h: Any) -> Any:
         return load_f32(p + 1024 + 128 * h)
 
-    @numba.njit
+    @inlined
     def put_offset(p: Any, s: Any, h: Any) -> Any:
         return load_f32(p + 1024 + 128 * (steps + h))
 
     fmt_codes, scale, offset = fmt.codes, fmt.scale, fmt.offset or fmt.scale
-    has_offset = layout.offset
+    has_offset, two_steps, large = layout.offset, steps == 2, subs == 8
     sub_bytes = 2 * tile_bytes // subs
     sub_lines = -(-sub_bytes // 64)
     packed = _Source(codes, scale, offset, 2 * tile_bytes, subs)
@@ -97,76 +96,56 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
         x_sub, x_scale, x_block = 32 * count, 128 * count, _BLOCK * count
         u_sub, u_sum = sums_bytes * count, 4 * steps * count
 
-        @numba.njit
-        def first_ints(u: Any) -> Any:
-            return start(u, signed_zero() if signed else eighths)  # signed formats have steps of 32, whose zero is 8
+        @inlined
+        def four_dwords(ints: Any, p: Any, q: Any, s: Any, k: Any, x: Any) -> Any:
+            ints = dot(ints, codes(p, s, k), codes(q, s, k), x)
+            ints = dot(ints, codes(p, s, k + 1), codes(q, s, k + 1), x + 4 * count)
+            ints = dot(ints, codes(p, s, k + 2), codes(q, s, k + 2), x + 8 * count)
+            return dot(ints, codes(p, s, k + 3), codes(q, s, k + 3), x + 12 * count)
 
-        def step(s: int, h: int) -> Any:
+        @inlined
+        def step(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any, s: Any, h: Any) -> Any:
             """The columns of a scale."""
-            first, x_first, sums = in_step * h, 4 * in_step * h * count, 4 * h * count
+            ints = start(u, signed_zero() if signed else eighths)  # signed formats have steps of 32, whose zero is 8
+            both = four_dwords((ints, ints), p, q, s, in_step * h, x)
+            if not two_steps:
+                both = four_dwords(both, p, q, s, 4, x + 16 * count)
+            left, right = scale_ints(left, both[0], scale(p, s, h)), scale_ints(right, both[1], scale(q, s, h))
+            if has_offset:
+                left = fma_one(left, offset(p, s, h), u + u_sum, 4)
+                right = fma_one(right, offset(q, s, h), u + u_sum, 4)
+            return left, right
 
-            @numba.njit
-            def four(ints: Any, p: Any, q: Any, k: Any, x: Any) -> Any:
-                ints = dot(ints, codes(p, s, k), codes(q, s, k), x)
-                ints = dot(ints, codes(p, s, k + 1), codes(q, s, k + 1), x + 4 * count)
-                ints = dot(ints, codes(p, s, k + 2), codes(q, s, k + 2), x + 8 * count)
-                return dot(ints, codes(p, s, k + 3), codes(q, s, k + 3), x + 12 * count)
+        @inlined
+        def sub_block(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any, due: Any, s: Any) -> Any:
+            """32 columns: of the codes at x, and the sums at u. s is a constant, so LLVM can plan the bit fields."""
+            for line in range(sub_lines):  # the order in which blocks are read hides from the hardware what is next
+                prefetch(due + 64 * line)
+            left, right = step(left, right, p, q, x, u, s, 0)
+            if two_steps:
+                left, right = step(left, right, p, q, x + 16 * count, u + 4 * count, s, 1)
+            return left, right
 
-            @numba.njit
-            def add(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any) -> Any:
-                ints = first_ints(u + sums)
-                both = four((ints, ints), p, q, first, x + x_first)
-                if steps == 1:
-                    both = four(both, p, q, 4, x + 16 * count)
-                left, right = scale_ints(left, both[0], scale(p, s, h)), scale_ints(right, both[1], scale(q, s, h))
-                if has_offset:
-                    left = fma_one(left, offset(p, s, h), u + sums + u_sum, 4)
-                    right = fma_one(right, offset(q, s, h), u + sums + u_sum, 4)
-                return left, right
-
-            return add
-
-        def sub_block(s: int) -> Any:
-            """32 columns: of the codes at x, and the sums at u."""
-            low, high = step(s, 0), step(s, steps - 1)
-
-            @numba.njit
-            def add(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any, due: Any) -> Any:
-                for line in range(sub_lines):  # the order in which blocks are read hides from the hardware what is next
-                    prefetch(due + 64 * line)
-                left, right = low(left, right, p, q, x, u)
-                if steps == 2:
-                    left, right = high(left, right, p, q, x, u)
-                return left, right
-
-            return add
-
-        def half(s: int) -> Any:
+        @inlined
+        def half(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any, due: Any, s: Any) -> Any:
             """128 columns of a block of 256, from sub-block s on."""
-            a, b, c, d = (sub_block(min(i, source.subs - 1)) for i in range(s, s + 4))
+            some, more = sub_block(zeros(), zeros(), p, q, x, u, due, s)
+            some, more = sub_block(some, more, p, q, x + x_sub, u + u_sub, due + sub_bytes, s + 1)
+            some, more = sub_block(some, more, p, q, x + 2 * x_sub, u + 2 * u_sub, due + 2 * sub_bytes, s + 2)
+            some, more = sub_block(some, more, p, q, x + 3 * x_sub, u + 3 * u_sub, due + 3 * sub_bytes, s + 3)
+            return add_scaled(left, some, x + x_scale, 4), add_scaled(right, more, x + x_scale, 4)
 
-            @numba.njit
-            def add(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any, due: Any) -> Any:
-                some, more = a(zeros(), zeros(), p, q, x, u, due)
-                some, more = b(some, more, p, q, x + x_sub, u + u_sub, due + sub_bytes)
-                some, more = c(some, more, p, q, x + 2 * x_sub, u + 2 * u_sub, due + 2 * sub_bytes)
-                some, more = d(some, more, p, q, x + 3 * x_sub, u + 3 * u_sub, due + 3 * sub_bytes)
-                return add_scaled(left, some, x + x_scale, 4), add_scaled(right, more, x + x_scale, 4)
+        in_tiles = source.subs == 8
 
-            return add
-
-        first_half, second_half, only = half(0), half(4), sub_block(0)
-        large = source.subs == 8
-
-        @numba.njit
+        @inlined
         def times(p: Any, q: Any, blocks: Any, due: Any, x: Any, u: Any, out: Any, os: Any, add: Any) -> None:
             left, right = zeros(), zeros()
             if add:
                 left, right = load_each(out, os), load_each(out + 64, os)
-            if large:
+            if in_tiles:
                 for _ in range(blocks):
-                    left, right = first_half(left, right, p, q, x, u, due)
-                    left, right = second_half(left, right, p, q, x + x_block, u + 4 * u_sub, due + 4 * sub_bytes)
+                    left, right = half(left, right, p, q, x, u, due, 0)
+                    left, right = half(left, right, p, q, x + x_block, u + 4 * u_sub, due + 4 * sub_bytes, 4)
                     p += size
                     q += size
                     due += 8 * sub_bytes
@@ -177,7 +156,7 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
                     some, more = zeros(), zeros()
                     at = x
                     for _ in range(min(4, blocks - first)):
-                        some, more = only(some, more, p, q, at, u, due)
+                        some, more = sub_block(some, more, p, q, at, u, due, 0)
                         p += size
                         q += size
                         due += sub_bytes
@@ -190,62 +169,61 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
 
         return times
 
-    def take_apart_sub(s: int) -> Any:
-        @numba.njit
-        def put(p: Any, at: Any) -> None:
-            for k in range(8):
-                store_bytes(at + 128 * k, codes(p, s, k))
-            for h in range(steps):
-                store_f32(at + 1024 + 128 * h, scale(p, s, h))
-                if has_offset:
-                    store_f32(at + 1024 + 128 * (steps + h), offset(p, s, h))
+    @inlined
+    def put(p: Any, s: Any, at: Any) -> None:
+        for k in range(8):
+            store_bytes(at + 128 * k, codes(p, s, k))
+        for h in range(steps):
+            store_f32(at + 1024 + 128 * h, scale(p, s, h))
+            if has_offset:
+                store_f32(at + 1024 + 128 * (steps + h), offset(p, s, h))
 
-        return put
-
-    put0, put1, put2, put3, put4, put5, put6, put7 = (take_apart_sub(min(s, subs - 1)) for s in range(8))
-
-    @numba.njit
+    @inlined
     def take_apart(p: Any, blocks: Any, at: Any) -> None:
         """One tile of a pair into its half of the scratch's records."""
         for _ in range(blocks):
-            put0(p, at)
-            if subs == 8:
-                put1(p, at + record)
-                put2(p, at + 2 * record)
-                put3(p, at + 3 * record)
-                put4(p, at + 4 * record)
-                put5(p, at + 5 * record)
-                put6(p, at + 6 * record)
-                put7(p, at + 7 * record)
+            put(p, 0, at)
+            if large:
+                put(p, 1, at + record)
+                put(p, 2, at + 2 * record)
+                put(p, 3, at + 3 * record)
+                put(p, 4, at + 4 * record)
+                put(p, 5, at + 5 * record)
+                put(p, 6, at + 6 * record)
+                put(p, 7, at + 7 * record)
             p += 2 * tile_bytes
             at += subs * record
 
-    one, up_to_four = tiles_times(1, packed), tiles_times(4, packed)
-    many = tiles_times(most, taken_apart)
+    one, many = tiles_times(1, packed), tiles_times(most, taken_apart)
+    four = many if most == 4 else tiles_times(4, taken_apart)
 
-    @numba.njit
-    def for_many(
+    @inlined
+    def several(
         p: Any, pairs: Any, blocks: Any, count: Any, x: Any, xs: Any, u: Any, us: Any, out: Any, os: Any, scratch: Any
     ) -> None:
         """Some pairs of tiles times all tokens, chunk after chunk of the columns."""
-        row_bytes = blocks * tile_bytes
+        row_bytes, group, q = blocks * tile_bytes, 4 if count <= 4 else most, scratch + 64
         for first in range(0, blocks, chunk_blocks):
             some, column = min(chunk_blocks, blocks - first), first * columns
+            x_first, u_first = x + column // 128 * _BLOCK * group, u + column // 32 * sums_bytes * group
             for pair in range(pairs):
                 at, o = p + 2 * (row_bytes * pair + tile_bytes * first), out + 128 * pair
                 due = at + 2 * row_bytes if pair + 1 < pairs else p + 2 * tile_bytes * (first + some)
-                take_apart(at, some, scratch)
-                take_apart(at + tile_bytes, some, scratch + 64)
-                for t in range(0, count, most):
-                    a, b = x + t * xs + column // 128 * _BLOCK * most, u + t * us + column // 32 * sums_bytes * most
-                    many(scratch, scratch + 64, some * subs, due, a, b, o + t * os, os, first > 0)
+                for side in range(2):
+                    take_apart(at + side * tile_bytes, some, scratch + 64 * side)
+                for t in range(0, count, group):
+                    a, b, c = x_first + t * xs, u_first + t * us, o + t * os
+                    if group == 4:
+                        four(scratch, q, some * subs, due, a, b, c, os, first > 0)
+                    else:
+                        many(scratch, q, some * subs, due, a, b, c, os, first > 0)
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, pairs = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
         blocks, weights, out, os = get_i64(args + 24), get_i64(args + 32), get_i64(args + 40), get_i64(args + 48)
         x, xs, u, us = get_i64(args + 56), get_i64(args + 64), get_i64(args + 72), get_i64(args + 80)
-        scratch = get_i64(args + 88) + thread * get_i64(args + 96)
-        row_bytes = blocks * tile_bytes
+        scratch, row_bytes = get_i64(args + 88) + thread * get_i64(args + 96), blocks * tile_bytes
+        # Many tokens' inputs stay in the cache for some pairs; of a few tokens weights are read in their order.
         share = pairs // (8 * threads) if count <= most else min(_SHARE, pairs // (4 * threads))
         share = max(1, share)
         while count > 0:
@@ -255,15 +233,13 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
             some = min(share, pairs - first)
             p, o = weights + 2 * row_bytes * first, out + 128 * first
             if count > most:
-                for_many(p, some, blocks, count, x, xs, u, us, o, os, scratch)
+                several(p, some, blocks, count, x, xs, u, us, o, os, scratch)
                 continue
             for _ in range(some):
-                if count > 4:
-                    for_many(p, 1, blocks, count, x, xs, u, us, o, os, scratch)
-                elif count == 1:
+                if count == 1:
                     one(p, p + tile_bytes, blocks, p + _AHEAD, x, u, o, os, False)
-                elif count <= 4:
-                    up_to_four(p, p + tile_bytes, blocks, p + _AHEAD, x, u, o, os, False)
+                else:
+                    several(p, 1, blocks, count, x, xs, u, us, o, os, scratch)
                 p += 2 * row_bytes
                 o += 128
 

@@ -3,9 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-import numba
-
-from mistral_portable_numba.compiler.simd import fetch_add, get_i16, get_i32, get_i64, put_i16, put_i32, transpose4
+from mistral_portable_numba.compiler.simd import (
+    fetch_add,
+    get_i16,
+    get_i32,
+    get_i64,
+    inlined,
+    put_i16,
+    put_i32,
+    transpose4,
+)
 
 __all__ = ["pack_kernel"]
 
@@ -14,7 +21,7 @@ def pack_kernel() -> Callable[..., Any]:
     """Arguments: counter, pairs of tiles, rows, blocks per row, source, bytes of a block, offset of its lone float16 or
     -1, offset of its dwords, their number, destination. Rows beyond the last are zeros."""
 
-    @numba.njit
+    @inlined
     def pack_block(source: Any, row_bytes: Any, rows: Any, half: Any, payload: Any, dwords: Any, tile: Any) -> None:
         for row in range(0, 16, 4):
             done = 0

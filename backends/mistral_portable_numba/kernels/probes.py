@@ -7,8 +7,6 @@ thread, or LLVM would leave the work out.
 from collections.abc import Callable
 from typing import Any
 
-import numba
-
 from mistral_portable_numba.compiler.simd import (
     all_f32,
     all_i32,
@@ -16,6 +14,7 @@ from mistral_portable_numba.compiler.simd import (
     fetch_add,
     fma,
     get_i64,
+    inlined,
     load_bytes,
     load_f32,
     load_i32,
@@ -53,11 +52,11 @@ def dot4_probe(tokens: int) -> Callable[..., Any]:
     """Arguments: counter, pieces, the address of 1 KiB to multiply, sink, and the address of an int64 to which each
     piece adds its number of multiplications and additions."""
 
-    @numba.njit
+    @inlined
     def zero() -> Any:
         return all_i32(0)
 
-    @numba.njit
+    @inlined
     def add(total: Any, weights: Any, x: Any) -> Any:
         return dot4(total, load_bytes(weights), repeat4(x))
 
@@ -67,11 +66,11 @@ def dot4_probe(tokens: int) -> Callable[..., Any]:
 def fma_probe(tokens: int) -> Callable[..., Any]:
     """As `dot4_probe`, in float32."""
 
-    @numba.njit
+    @inlined
     def zero() -> Any:
         return all_f32(0.0)
 
-    @numba.njit
+    @inlined
     def add(total: Any, weights: Any, x: Any) -> Any:
         return fma(load_f32(weights), repeat_f32(x), total)
 
@@ -83,7 +82,7 @@ def _arithmetic(tokens: int, operations: int, zero: Any, add: Any, store: Any) -
     many = tokens > 4
     done = _ROUNDS * operations * (12 if many else 4)
 
-    @numba.njit
+    @inlined
     def four(sums: Any, weights: Any, x: Any) -> Any:
         a, b, c, d = sums
         return add(a, weights, x), add(b, weights, x + 4), add(c, weights, x + 8), add(d, weights, x + 12)

@@ -7,8 +7,6 @@ beyond the columns. Sums stop at the last column. In the arguments an address is
 from collections.abc import Callable
 from typing import Any
 
-import numba
-
 from mistral_portable_numba.compiler.simd import (
     all_f32,
     fetch_add,
@@ -17,6 +15,7 @@ from mistral_portable_numba.compiler.simd import (
     get_f64_as_f32,
     get_i32,
     get_i64,
+    inlined,
     load_f32,
     put_f32,
     square_root,
@@ -30,7 +29,7 @@ __all__ = ["add_kernel", "rms_norm_kernel", "rope_kernel", "silu_mul_kernel", "t
 _ROWS = 8  # rows of many that a thread claims at a time
 
 
-@numba.njit
+@inlined
 def _claim(counter: Any, count: Any) -> Any:
     """The next rows to do: first, and one behind the last."""
     first = fetch_add(counter, _ROWS)
@@ -40,7 +39,7 @@ def _claim(counter: Any, count: Any) -> Any:
 def rms_norm_kernel() -> Callable[..., Any]:
     """Arguments: counter, address of T, columns, x, out, weight (float32, whole vectors), eps (float64)."""
 
-    @numba.njit
+    @inlined
     def norm(x: Any, out: Any, weight: Any, columns: Any, eps: Any) -> None:
         squares = all_f32(0.0)
         whole = columns // 16 * 16
@@ -73,7 +72,7 @@ def rope_kernel() -> Callable[..., Any]:
     Angles: float32 [T, 2, head_dim / 2], cosines and sines.
     """
 
-    @numba.njit
+    @inlined
     def turn(x: Any, out: Any, angles: Any, half: Any) -> None:
         whole = half // 16 * 16
         far = 4 * half
@@ -126,12 +125,12 @@ def _elementwise(one: Any) -> Callable[..., Any]:
     return kernel
 
 
-@numba.njit
+@inlined
 def _add(a: Any, b: Any) -> Any:
     return a + b
 
 
-@numba.njit
+@inlined
 def _silu_mul(gate: Any, up: Any) -> Any:
     return gate / (exp(gate * -1.0) + 1.0) * up
 

@@ -3,9 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-import numba
-
-from mistral_portable_numba.compiler.simd import call_address, call_kernel, fetch_add, get_i64, get_shared, pause
+from mistral_portable_numba.compiler.simd import (
+    call_address,
+    call_kernel,
+    fetch_add,
+    get_i64,
+    get_shared,
+    inlined,
+    pause,
+)
 
 __all__ = ["tape_kernel"]
 
@@ -17,7 +23,7 @@ def tape_kernel() -> Callable[..., Any]:
     address of a function that yields the core. An instruction is int64: kernel, its arguments, whether all threads
     must have finished before the next one."""
 
-    @numba.njit
+    @inlined
     def barrier(at: Any, threads: Any, yield_core: Any) -> None:
         generation = get_shared(at + 8)
         if fetch_add(at, 1) == threads - 1:
