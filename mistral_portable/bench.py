@@ -33,8 +33,9 @@ _CHUNK = 512  # tokens of one prefill step
 class Measurement:
     """Each of `sequences` sequences, with `depth` tokens already, gets `tokens` more, `chunk` at a time.
 
-    `prefill:2048` is one empty sequence that gets 2048 tokens, 512 at a time. `decode:4096` is one of 4096 tokens
-    that gets some more, one at a time. `batch:8` is eight empty ones that get them together.
+    `prefill:2048` is one empty sequence that gets 2048 tokens, 512 at a time; `prefill:512@8192` is one of 8192 tokens
+    that gets 512. `decode:4096` is one of 4096 tokens that gets some more, one at a time. `batch:8` is eight empty ones
+    that get them together.
     """
 
     name: str
@@ -103,13 +104,16 @@ class ModelEngine:
 
 
 def parse(text: str, tokens: int) -> Measurement:
-    """`prefill:N`, `decode:DEPTH` or `batch:N`; the latter two generate `tokens` tokens. Raises InputError."""
-    match = re.fullmatch(r"(prefill|decode|batch):(\d{1,7})", text, re.ASCII)
-    if not match or (match[1] != "decode" and int(match[2]) == 0):
-        raise InputError(f"{text!r} is not prefill:TOKENS, decode:DEPTH or batch:SEQUENCES")
+    """`prefill:N`, `prefill:N@DEPTH`, `decode:DEPTH` or `batch:N`; the latter two generate `tokens` tokens.
+
+    Raises InputError.
+    """
+    match = re.fullmatch(r"(prefill|decode|batch):(\d{1,7})(?:@(\d{1,7}))?", text, re.ASCII)
+    if not match or (match[1] != "decode" and int(match[2]) == 0) or (match[3] and match[1] != "prefill"):
+        raise InputError(f"{text!r} is not prefill:TOKENS[@DEPTH], decode:DEPTH or batch:SEQUENCES")
     kind, number = match[1], int(match[2])
     if kind == "prefill":
-        return Measurement(text, tokens=number, chunk=min(number, _CHUNK))
+        return Measurement(text, depth=int(match[3] or 0), tokens=number, chunk=min(number, _CHUNK))
     if kind == "decode":
         return Measurement(text, depth=number, tokens=tokens)
     return Measurement(text, sequences=number, tokens=tokens)

@@ -24,7 +24,8 @@ other, the rest sleep, so a neighbour on the machine slows all of them alike. A 
 repetitions, with the least and the most; "times" is this library's figure over the other's (for seconds and memory:
 under it) within one repetition, so above 1 this library is better.
 
-- `prefill:N`: tokens per second of a prompt of N tokens, 512 in a step.
+- `prefill:N`: tokens per second of a prompt of N tokens, 512 in a step; `prefill:N@D` behind D tokens. Repetitions at a
+  depth go on where the one before has ended.
 - `decode:N`: tokens per second behind N tokens, one at a time. llama.cpp ignores the window of `llama` files, so
   beyond it reads more than the model asks for.
 - `batch:N`: tokens per second of N sequences together, from empty ones on.

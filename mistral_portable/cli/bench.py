@@ -34,7 +34,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[WHAT]...",
-            help="Any of prefill:TOKENS, decode:DEPTH and batch:SEQUENCES; by default " + ", ".join(STANDARD) + ".",
+            help="Any of prefill:TOKENS[@DEPTH], decode:DEPTH and batch:SEQUENCES; by default " + ", ".join(STANDARD) + ".",
             show_default=False,
         ),
     ] = None,

@@ -42,7 +42,7 @@ def test_table() -> None:
 @pytest.mark.parametrize(
     ("line", "status", "words"),
     [
-        ("bench tiny frob:3", 2, "'frob:3' is not prefill:TOKENS, decode:DEPTH or batch:SEQUENCES"),
+        ("bench tiny frob:3", 2, "'frob:3' is not prefill:TOKENS[@DEPTH], decode:DEPTH or batch:SEQUENCES"),
         ("bench tiny prefill:0", 2, "'WHAT'"),
         ("bench tiny decode:-1", 2, "'WHAT'"),
         ("bench tiny batch:2 --repeat 0", 2, "'--repeat'"),

@@ -47,6 +47,12 @@ def test_decoding_at_a_depth_fills_the_cache_once() -> None:
     assert each == [([1], True)] * 3
 
 
+def test_a_prompt_at_a_depth_goes_on_where_the_last_one_ended() -> None:
+    first, each = asked("prefill:100@600", tokens=3, repeats=2)
+    assert first == ["1x900", ([512], False), ([88], True), ([100], True)]
+    assert each == [([100], True)]
+
+
 def test_sequences_are_decoded_together_from_the_start() -> None:
     first, each = asked("batch:4", tokens=2, repeats=2)
     assert first == ["4x2", ([1, 1, 1, 1], True)]
@@ -55,10 +61,10 @@ def test_sequences_are_decoded_together_from_the_start() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "prefill", "prefill:", "prefill:0", "batch:0", "decode:-1", "run:3", "decode:1e3"]
+    "text", ["", "prefill", "prefill:", "prefill:0", "batch:0", "decode:-1", "run:3", "decode:1e3", "decode:1@2", "prefill:1@"]
 )
 def test_nonsense_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="prefill:TOKENS, decode:DEPTH or batch:SEQUENCES"):
+    with pytest.raises(InputError, match=r"prefill:TOKENS\[@DEPTH\], decode:DEPTH or batch:SEQUENCES"):
         parse(text, 1)
 
 
