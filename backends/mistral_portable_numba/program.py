@@ -80,7 +80,7 @@ class NumbaProgram:
             self._values.update(plan)
             for node in self._lowered.embeddings:
                 self._view(layout, node.name, len(plan.tokens))[:] = self._tables[node.inputs[1]].rows(plan.tokens)
-            self._run(layout.tape)
+            self._run(len(layout.tape), layout.address)
             shown = {node.name: self._attention_weights(layout, node, plan) for node in self._lowered.attention_weights}
             sizes = {"T": len(plan.tokens), "R": len(plan.rows)}
             return {
@@ -139,11 +139,12 @@ class NumbaProgram:
     def _pack(self, arguments: list[int]) -> None:
         counter = np.zeros(8, np.int64)
         values = np.array([counter.ctypes.data, *arguments], np.int64)
-        self._run(np.array([[self._kernels["pack"], values.ctypes.data, 0]], np.int64))
+        tape = np.array([[self._kernels["pack"], values.ctypes.data, 0]], np.int64)
+        self._run(len(tape), tape.ctypes.data)
 
-    def _run(self, tape: NDArray[np.int64]) -> None:
+    def _run(self, instructions: int, tape: int) -> None:
         assert self._team is not None
-        self._job[:2] = len(tape), tape.ctypes.data
+        self._job[:2] = instructions, tape
         self._team.run(self._job_address)
 
     def _room_for(self, tokens: int, rows: int) -> Layout:

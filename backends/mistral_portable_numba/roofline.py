@@ -83,8 +83,7 @@ class _Machine:
     def seconds(self, layout: Layout) -> float:
         """Run the tape."""
         layout.counters[:] = self._barrier[:] = 0
-        tape = layout.tape
-        job = np.array([len(tape), tape.ctypes.data, self._barrier.ctypes.data, yield_address()], np.int64)
+        job = np.array([len(layout.tape), layout.address, self._barrier.ctypes.data, yield_address()], np.int64)
         begin = time.perf_counter()
         self._team.run(job.ctypes.data)
         return time.perf_counter() - begin

@@ -20,7 +20,7 @@ class StepValues:
         self._cells = np.zeros(_CELLS, np.int64)
         self._index: dict[tuple[object, ...], int] = {}
         self._frequencies: dict[tuple[int, float], NDArray[np.float64]] = {}
-        self._arrays: list[NDArray[np.generic]] = []
+        self._arrays: dict[int, NDArray[np.generic]] = {}
 
     def count(self, rows: str) -> int:
         """The address of the cell that counts the tokens ("T") or the asked rows ("R")."""
@@ -49,8 +49,7 @@ class StepValues:
         return self._cell("item count", group), self._cell("items", group)
 
     def update(self, plan: StepPlan) -> None:
-        """Fill the cells. The arrays live until the next call."""
-        self._arrays = []
+        """Fill the cells. What they point to stays as it is until the next call."""
         for key, index in self._index.items():
             match key:
                 case ("count", rows):
@@ -75,10 +74,14 @@ class StepValues:
             raise BackendError(f"backend 'numba' takes at most {_CELLS} kinds of windows and angles in one model")
         return int(self._cells[index:].ctypes.data)
 
-    def _put(self, index: int, array: NDArray[np.generic]) -> None:
-        array = np.ascontiguousarray(array)
-        self._arrays.append(array)
-        self._cells[index] = array.ctypes.data
+    def _put(self, index: int, values: NDArray[np.generic]) -> None:
+        """Copy to where the values of this cell lie: to find out the address of an array takes longer."""
+        size = values.size
+        array = self._arrays.get(index)
+        if array is None or array.size < size:
+            array = self._arrays[index] = np.empty(size, values.dtype)
+            self._cells[index] = array.ctypes.data
+        array[:size] = values.reshape(-1)
 
 
 def _angles(positions: NDArray[np.int32], frequencies: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -59,10 +59,11 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Layout:
-    """A tape ready to run: `tape` int64 [n, 3] (see `kernels/tape.py`), `arguments` and `counters`, which it points
-    to, and where every buffer begins in `memory`."""
+    """A tape ready to run: `tape` int64 [n, 3] (see `kernels/tape.py`) at `address`, `arguments` and `counters`, which
+    it points to, and where every buffer begins in `memory`."""
 
     tape: NDArray[np.int64]
+    address: int
     arguments: NDArray[np.int64]
     counters: NDArray[np.int64]
     offsets: dict[Buffer, int]
@@ -119,7 +120,7 @@ def lay_out(
                 argument = start + offsets[argument.buffer] + argument.offset
             arguments[index, place] = argument
         tape[index] = kernels[instruction.kernel], arguments[index].ctypes.data, instruction.wait
-    return Layout(tape, arguments, counters, offsets, memory)
+    return Layout(tape, tape.ctypes.data, arguments, counters, offsets, memory)
 
 
 def _plan(buffers: Iterable[Buffer], tokens: int, rows: int) -> tuple[dict[Buffer, int], int]:
