@@ -105,13 +105,15 @@ class Q8Format:
             keys, values = (self._unpacked(*parts[at : at + 2]) for at in (0, 2))
             return mx.fast.scaled_dot_product_attention(q[None], keys[None], values[None], scale=scale, mask=seen)[0]
         weights = self.weights(q, parts, seen, scale)
-        heads, kv_heads = len(weights), len(parts[2])
-        out = self._multiply(weights.reshape(kv_heads, -1, weights.shape[-1]), *parts[2:], transpose=False)
-        return out.reshape(heads, q.shape[1], -1)[..., : self._head_dim].astype(self._dtype)
+        codes, scales = parts[2:]
+        grouped = weights.reshape(len(codes), -1, weights.shape[-1])
+        out = self._multiply(grouped, codes, scales, transpose=False)
+        return out.reshape(len(weights), q.shape[1], -1)[..., : self._head_dim].astype(self._dtype)
 
     def weights(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
-        queries = _grouped(self._padded(q.astype(mx.float32) * scale), len(parts[0]))
-        return _softmax(self._multiply(queries, *parts[:2], transpose=True), seen)
+        codes, scales = parts[:2]
+        queries = _grouped(self._padded(q.astype(mx.float32) * scale), len(codes))
+        return _softmax(self._multiply(queries, codes, scales, transpose=True), seen)
 
     def _padded(self, x: mx.array) -> mx.array:
         missing = self._groups * Q8_0_BLOCK - self._head_dim
@@ -128,7 +130,7 @@ class Q8Format:
 
 
 def _grouped(q: mx.array, kv_heads: int) -> mx.array:
-    """[heads, T, d] -> [kv_heads, heads / kv_heads * T, d]: query head h uses key/value head h // (heads / kv_heads)."""
+    """[heads, T, d] -> [kv_heads, n * T, d]: query head h uses key/value head h // n, n = heads / kv_heads."""
     return q.reshape(kv_heads, -1, q.shape[-1])
 
 

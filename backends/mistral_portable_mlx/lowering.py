@@ -45,7 +45,7 @@ class Step:
 
 
 Kernel = Callable[..., Any]
-"""Takes the Step and the node's inputs, returns the node's result: an array, or of attention weights one per sequence."""
+"""Takes the Step and the node's inputs, returns its result: an array; of attention weights one per sequence."""
 
 
 def angles_name(head_dim: int, theta: float) -> str:

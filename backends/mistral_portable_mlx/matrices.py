@@ -76,8 +76,8 @@ class Affine:
         )
 
     def rows(self, tokens: mx.array) -> mx.array:
-        parts = (array[tokens] for array in self.arrays)
-        return mx.dequantize(*parts, group_size=self.form.group, bits=self.form.bits)
+        codes, scales, biases = (array[tokens] for array in self.arrays)
+        return mx.dequantize(codes, scales, biases, group_size=self.form.group, bits=self.form.bits)
 
     @property
     def arrays(self) -> tuple[mx.array, ...]:
@@ -110,11 +110,13 @@ def _float_type(tensor: Tensor) -> str:
 
 def read_matrix(parts: Sequence[Tensor], dtype: mx.Dtype) -> Matrix:
     """The rows of all parts, which have one form, as one matrix. Pages of the file are given back."""
-    made = [_read(part, dtype) for part in parts]
-    together = [arrays[0] if len(arrays) == 1 else mx.concatenate(arrays) for arrays in zip(*made, strict=True)]
-    mx.eval(together)
+    arrays = _stacked([_read(part, dtype) for part in parts])
+    mx.eval(arrays)
     kind = form(parts[0])
-    return Dense(*together) if kind.bits is None else Affine(*together, kind)
+    if kind.bits is None:
+        return Dense(arrays[0])
+    codes, scales, biases = arrays
+    return Affine(codes, scales, biases, kind)
 
 
 def read_vector(parts: Sequence[Tensor], dtype: mx.Dtype) -> mx.array:
@@ -159,4 +161,11 @@ def _affine(tensor: BlockTensor, dtype: mx.Dtype) -> tuple[mx.array, ...]:
         mx.eval(arrays)
         slices.append(arrays)
     release(blocks)
-    return tuple(arrays[0] if len(arrays) == 1 else mx.concatenate(arrays) for arrays in zip(*slices, strict=True))
+    return _stacked(slices)
+
+
+def _stacked(pieces: Sequence[tuple[mx.array, ...]]) -> tuple[mx.array, ...]:
+    """The arrays of all pieces, one below the other."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return tuple(mx.concatenate(list(arrays)) for arrays in zip(*pieces, strict=True))

@@ -5,4 +5,13 @@ from mistral_portable.weights.open import open_checkpoint
 from mistral_portable.weights.quant import BlockTensor, QuantTensor
 from mistral_portable.weights.source import Checkpoint, DenseTensor, Tensor, release
 
-__all__ = ["AffineTensor", "BlockTensor", "Checkpoint", "DenseTensor", "QuantTensor", "Tensor", "open_checkpoint", "release"]
+__all__ = [
+    "AffineTensor",
+    "BlockTensor",
+    "Checkpoint",
+    "DenseTensor",
+    "QuantTensor",
+    "Tensor",
+    "open_checkpoint",
+    "release",
+]

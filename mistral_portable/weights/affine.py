@@ -52,7 +52,7 @@ class AffineTensor:
         bits = np.unpackbits(np.ascontiguousarray(self.codes()).view(np.uint8), axis=-1, bitorder="little")
         codes = np.packbits(bits.reshape(rows, columns, self.bits), axis=-1, bitorder="little")
         groups = codes.reshape(rows, -1, self.group_size).astype(np.float32)
-        values = groups * self.scales.numpy()[..., None] + self.biases.numpy()[..., None]
+        values: NDArray[Any] = groups * self.scales.numpy()[..., None] + self.biases.numpy()[..., None]
         return values.reshape(rows, columns).astype(dtype, copy=False)
 
     def permute_rows(self, order: NDArray[np.intp]) -> Self:

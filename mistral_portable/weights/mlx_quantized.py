@@ -17,29 +17,25 @@ PACKED: dict[str, tuple[str, type[np.generic]]] = {"U32": ("uint32", np.uint32)}
 """As `source.DENSE`: how packed codes are stored."""
 
 
-def affine_tensors(
-    tensors: Mapping[str, Tensor], quantization: Mapping[str, Any], source: str
-) -> dict[str, Tensor]:
+def affine_tensors(tensors: Mapping[str, Tensor], quantization: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """Put `X.weight`, `X.scales` and `X.biases` together where all three are there; the rest stays as it is.
 
     `quantization`, of `config.json`, is `{"group_size": 64, "bits": 4}`; a module that differs has its own such
     object there, by its name. Raises ConfigError for what it cannot be, CheckpointError for shapes that do not fit.
     """
     if not isinstance(quantization, Mapping):
-        raise ConfigError(f"{source}: quantization={reprlib.repr(quantization)} must be an object with bits, group_size")
+        raise ConfigError(f"{source}: quantization={reprlib.repr(quantization)} must be an object")
     own = {from_hf(f"{name}.weight"): value for name, value in quantization.items() if isinstance(value, Mapping)}
     made: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        module = name.removesuffix(".weight")
-        parts = tensors.get(f"{module}.scales"), tensors.get(f"{module}.biases")
-        if tensor.dtype != "uint32":
-            if not (name.endswith((".scales", ".biases")) and f"{name.rpartition('.')[0]}.weight" in tensors):
-                made[name] = tensor
-            continue
-        scales, biases = parts
-        if not isinstance(tensor, DenseTensor) or not isinstance(scales, DenseTensor) or not isinstance(biases, DenseTensor):
-            raise CheckpointError(f"{source}: {name} is packed, but {module}.scales or {module}.biases is missing")
-        made[name] = _affine(tensor, scales, biases, {**quantization, **own.get(name, {})}, source)
+        module, _, kind = name.rpartition(".")
+        if isinstance(tensor, DenseTensor) and tensor.dtype == "uint32":
+            scales, biases = tensors.get(f"{module}.scales"), tensors.get(f"{module}.biases")
+            if not isinstance(scales, DenseTensor) or not isinstance(biases, DenseTensor):
+                raise CheckpointError(f"{source}: {name} is packed, but {module}.scales or {module}.biases is missing")
+            made[name] = _affine(tensor, scales, biases, {**quantization, **own.get(name, {})}, source)
+        elif kind not in ("scales", "biases") or f"{module}.weight" not in tensors:
+            made[name] = tensor
     return made
 
 
