@@ -49,48 +49,55 @@ class Dense:
 
 @dataclass(frozen=True)
 class Form:
-    """How a matrix lies on the device. bits None: dense; else affine groups of so many columns."""
+    """How a matrix lies on the device. bits None: dense; else affine groups of so many columns.
 
+    floats: the type of its weights, or of the scales and biases of its groups.
+    """
+
+    floats: mx.Dtype
     bits: int | None = None
     group: int = 0
 
-    def nbytes(self, shape: Sequence[int], itemsize: int) -> int:
+    def nbytes(self, shape: Sequence[int]) -> int:
         """Bytes of a matrix; a group has a scale and a bias."""
         if self.bits is None:
-            return prod(shape) * itemsize
-        return prod(shape) * self.bits // 8 + prod(shape) // self.group * 2 * itemsize
+            return prod(shape) * self.floats.size
+        return prod(shape) * self.bits // 8 + prod(shape) // self.group * 2 * self.floats.size
 
 
 @dataclass(frozen=True)
 class Affine:
-    """codes uint32 [O, I * bits / 32]; scales, biases [O, I / group] in the program's dtype."""
+    """codes uint32 [O, I * bits / 32]; scales, biases [O, I / group]. dtype: of the activations."""
 
     codes: mx.array
     scales: mx.array
     biases: mx.array
     form: Form
+    dtype: mx.Dtype
 
     def multiply(self, x: mx.array) -> mx.array:
-        return mx.quantized_matmul(
-            x, self.codes, self.scales, self.biases, group_size=self.form.group, bits=self.form.bits
-        )
+        wide, form = x.astype(self.form.floats), self.form
+        out = mx.quantized_matmul(wide, self.codes, self.scales, self.biases, group_size=form.group, bits=form.bits)
+        return out.astype(self.dtype)
 
     def rows(self, tokens: mx.array) -> mx.array:
         codes, scales, biases = (array[tokens] for array in self.arrays)
-        return mx.dequantize(codes, scales, biases, group_size=self.form.group, bits=self.form.bits)
+        return mx.dequantize(codes, scales, biases, group_size=self.form.group, bits=self.form.bits).astype(self.dtype)
 
     @property
     def arrays(self) -> tuple[mx.array, ...]:
         return self.codes, self.scales, self.biases
 
 
-def form(tensor: Tensor) -> Form:
-    """How a stored matrix will lie on the device."""
+def form(tensor: Tensor, dtype: mx.Dtype) -> Form:
+    """How a stored matrix will lie on the device of a program in `dtype`."""
+    # The 8 bits of a bfloat16 are too few for scales that were made with 11: these become float32, as their products.
+    floats = mx.float32 if dtype == mx.bfloat16 and _float_type(tensor) != "bfloat16" else dtype
     if isinstance(tensor, AffineTensor):
-        return Form(tensor.bits, tensor.group_size)
+        return Form(floats, tensor.bits, tensor.group_size)
     if isinstance(tensor, BlockTensor) and tensor.dtype in LAYOUTS:
-        return Form(LAYOUTS[tensor.dtype].bits, GROUP)
-    return Form()
+        return Form(floats, LAYOUTS[tensor.dtype].bits, GROUP)
+    return Form(dtype)
 
 
 def stored_dtype(tensors: Iterable[Tensor]) -> str:
@@ -112,11 +119,11 @@ def read_matrix(parts: Sequence[Tensor], dtype: mx.Dtype) -> Matrix:
     """The rows of all parts, which have one form, as one matrix. Pages of the file are given back."""
     arrays = _stacked([_read(part, dtype) for part in parts])
     mx.eval(arrays)
-    kind = form(parts[0])
+    kind = form(parts[0], dtype)
     if kind.bits is None:
         return Dense(arrays[0])
     codes, scales, biases = arrays
-    return Affine(codes, scales, biases, kind)
+    return Affine(codes, scales, biases, kind, dtype)
 
 
 def read_vector(parts: Sequence[Tensor], dtype: mx.Dtype) -> mx.array:
@@ -127,13 +134,14 @@ def read_vector(parts: Sequence[Tensor], dtype: mx.Dtype) -> mx.array:
 
 
 def _read(tensor: Tensor, dtype: mx.Dtype) -> tuple[mx.array, ...]:
+    floats = form(tensor, dtype).floats
     if isinstance(tensor, AffineTensor):
-        arrays = mx.array(tensor.codes()), _dense(tensor.scales, dtype), _dense(tensor.biases, dtype)
+        arrays = mx.array(tensor.codes()), _dense(tensor.scales, floats), _dense(tensor.biases, floats)
         mx.eval(arrays)
         release(tensor.packed)
         return arrays
     if isinstance(tensor, BlockTensor) and tensor.dtype in LAYOUTS:
-        return _affine(tensor, dtype)
+        return _affine(tensor, floats)
     return (_dense(tensor, dtype),)
 
 
@@ -147,7 +155,7 @@ def _dense(tensor: Tensor, dtype: mx.Dtype) -> mx.array:
     return weight
 
 
-def _affine(tensor: BlockTensor, dtype: mx.Dtype) -> tuple[mx.array, ...]:
+def _affine(tensor: BlockTensor, floats: mx.Dtype) -> tuple[mx.array, ...]:
     layout = LAYOUTS[tensor.dtype]
     blocks = tensor.blocks()
     rows, columns = tensor.shape
@@ -157,7 +165,7 @@ def _affine(tensor: BlockTensor, dtype: mx.Dtype) -> tuple[mx.array, ...]:
         part = mx.array(blocks[begin : begin + step])
         groups = layout.unpack(part.reshape(len(part), -1, layout.bytes))
         codes = pack(groups.codes.reshape(len(part), columns), layout.bits)
-        arrays = (codes, *(numbers.reshape(len(part), -1).astype(dtype) for numbers in (groups.scales, groups.biases)))
+        arrays = (codes, *(numbers.reshape(len(part), -1).astype(floats) for numbers in (groups.scales, groups.biases)))
         mx.eval(arrays)
         slices.append(arrays)
     release(blocks)

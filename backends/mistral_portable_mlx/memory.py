@@ -52,10 +52,10 @@ class Memory:
             )
 
 
-def weight_bytes(graph: Graph, weights: Mapping[str, Tensor], itemsize: int) -> int:
-    """Bytes of all parameters on the device, with floats of `itemsize` bytes."""
+def weight_bytes(graph: Graph, weights: Mapping[str, Tensor], dtype: mx.Dtype) -> int:
+    """Bytes of all parameters on the device of a program in `dtype`."""
     parts = {part for parameter in graph.parameters.values() for part in parameter.parts}
-    return sum(form(weights[part]).nbytes(weights[part].shape, itemsize) for part in parts)
+    return sum(form(weights[part], dtype).nbytes(weights[part].shape) for part in parts)
 
 
 def _gb(size: int) -> str:

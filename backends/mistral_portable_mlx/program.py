@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import BackendError
 from mistral_portable.executor import LaneState, Precision
-from mistral_portable.graph import Graph, infer_shapes
+from mistral_portable.graph import Graph, Parameter, infer_shapes
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import BlockTensor, Tensor
 from mistral_portable_mlx.attention import FloatFormat, Format, Q8Format
 from mistral_portable_mlx.cache import Cache, Parts
+from mistral_portable_mlx.ggml import LAYOUTS
 from mistral_portable_mlx.inputs import step_inputs
 from mistral_portable_mlx.lowering import Kernel, Lowering, Step
 from mistral_portable_mlx.matrices import Matrix, form, read_matrix, read_vector
@@ -55,9 +56,13 @@ class MLXProgram:
         self.traces = 0
         """How many steps were built: compiled once, or to be run once."""
         self._spec = spec
-        self._graph = fuse_linears(graph, lambda fused: len({form(weights[p]) for w in fused for p in w.parts}) == 1)
-        self._shapes = infer_shapes(self._graph)
         self._dtype: mx.Dtype = getattr(mx, precision.dtype)
+
+        def fusible(fused: Sequence[Parameter]) -> bool:
+            return len({form(weights[part], self._dtype) for weight in fused for part in weight.parts}) == 1
+
+        self._graph = fuse_linears(graph, fusible)
+        self._shapes = infer_shapes(self._graph)
         kind = Q8Format if precision.kv_cache == "q8_0" else FloatFormat
         self._format: Format = kind(self._dtype, spec.head_dim)
         self._cache = Cache(spec, self._format, memory)
@@ -68,7 +73,7 @@ class MLXProgram:
             for node in graph.nodes
             if node.op == "rope"
         }
-        total = weight_bytes(self._graph, weights, self._dtype.size)
+        total = weight_bytes(self._graph, weights, self._dtype)
         tokens = min(spec.max_chunk, spec.max_context)
         slots = [(len(group.layers), min(tokens, group.slots)) for group in spec.groups]
         lane = sum(layers * self._format.nbytes(spec.num_key_value_heads, count) for layers, count in slots)
@@ -212,7 +217,7 @@ class MLXProgram:
 def _notice_widened(graph: Graph, weights: Mapping[str, Tensor], dtype: str) -> None:
     """Say which of ggml's types become floats."""
     parts = [weights[part] for parameter in graph.parameters.values() for part in parameter.parts]
-    kinds = Counter(part.dtype for part in parts if isinstance(part, BlockTensor) and form(part).bits is None)
+    kinds = Counter(part.dtype for part in parts if isinstance(part, BlockTensor) and part.dtype not in LAYOUTS)
     if kinds:
         listed = ", ".join(f"{count} in {kind}" for kind, count in sorted(kinds.items()))
         warnings.warn(
