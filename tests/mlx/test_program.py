@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
@@ -49,15 +50,17 @@ def test_memory_is_constant_once_the_window_is_full(kv_cache: str | None) -> Non
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_a_ring_is_written_in_place(kv_cache: str | None, chunk: int) -> None:
     """A step takes less memory, for all that it computes, than a copy of one layer's keys would."""
-    config = replace(WIDE, head_dim=128, num_key_value_heads=4)  # keys that outweigh scores and activations
-    session = Session(config, max_context=9000, max_chunk=500, kv_cache=kv_cache)
-    lane, _ = session.begin(text(2600))
+    config = replace(
+        CONFIG.with_window(1000), head_dim=256, num_key_value_heads=4
+    )  # keys that outweigh scores and activations
+    session = Session(config, max_context=9000, max_chunk=100, kv_cache=kv_cache)
+    weights = mx.get_active_memory()
+    lane, _ = session.begin(text(1200))
     session.feed(lane, text(chunk))
-    active = mx.get_active_memory()
     mx.reset_peak_memory()
     session.feed(lane, text(chunk))
-    assert mx.get_peak_memory() - active < session.program.cache_bytes // (2 * CONFIG.num_hidden_layers)
-    assert mx.get_active_memory() <= active
+    cache = session.program.cache_bytes
+    assert mx.get_peak_memory() - weights < cache + cache // (2 * CONFIG.num_hidden_layers)
 
 
 def test_a_lane_takes_what_its_text_needs_and_gives_it_back_when_it_starts_anew() -> None:
@@ -240,7 +243,7 @@ def test_probe_says_what_runs() -> None:
     found = BACKEND.probe()
     assert found.score > 0
     assert found.reason.startswith(("Metal, ", "CUDA, ", "CPU, "))
-    assert f"MLX {mx.__version__}" in found.reason
+    assert f"MLX {version('mlx')}" in found.reason
 
 
 @pytest.mark.parametrize(
