@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -60,6 +59,10 @@ class Lowering:
         self, spec: CacheSpec, format: Format, matrices: Mapping[str, Matrix], vectors: Mapping[str, mx.array]
     ) -> None:
         self._spec, self._format, self._matrices, self._vectors = spec, format, matrices, vectors
+        # Elementwise ops in one kernel each, compiled once for any T. They are this program's own, as MLX compiles a
+        # function for the stream on which it runs first.
+        self._turn = mx.compile(lambda *arrays: _turn(*arrays), shapeless=True)
+        self._silu_mul = mx.compile(lambda *arrays: _silu_mul(*arrays), shapeless=True)
 
     def kernel(self, node: Node) -> tuple[Kernel, tuple[str, ...]]:
         """The kernel, and the values that it takes; parameters are bound."""
@@ -87,7 +90,7 @@ class Lowering:
 
         def turn(step: Step, x: mx.array) -> mx.array:
             pairs = x.reshape(len(x), -1, 2, head_dim // 2)  # (a, b) -> (a cos - b sin, b cos + a sin)
-            turned = _turn(pairs, pairs[:, :, ::-1], step.inputs[f"cos.{name}"], step.inputs[f"sin.{name}"])
+            turned = self._turn(pairs, pairs[:, :, ::-1], step.inputs[f"cos.{name}"], step.inputs[f"sin.{name}"])
             return turned.reshape(x.shape)
 
         return turn
@@ -125,7 +128,7 @@ class Lowering:
         return weights
 
     def silu_mul(self, node: Node) -> Kernel:
-        return lambda step, gate, up: _silu_mul(gate, up)
+        return lambda step, gate, up: self._silu_mul(gate, up)
 
     def add(self, node: Node) -> Kernel:
         return lambda step, a, b: a + b
@@ -158,13 +161,11 @@ def _heads(x: mx.array, head_dim: int) -> mx.array:
     return x.reshape(len(x), -1, head_dim).swapaxes(0, 1)
 
 
-# Elementwise ops in one kernel each: products in float32, rounded once. `shapeless`: compiled once for any T.
-@partial(mx.compile, shapeless=True)
 def _turn(x: mx.array, swapped: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    """Products in float32, rounded once; so is `_silu_mul`."""
     return (x.astype(mx.float32) * cos + swapped.astype(mx.float32) * sin).astype(x.dtype)
 
 
-@partial(mx.compile, shapeless=True)
 def _silu_mul(gate: mx.array, up: mx.array) -> mx.array:
     wide = gate.astype(mx.float32)
     return (wide * mx.sigmoid(wide) * up.astype(mx.float32)).astype(gate.dtype)

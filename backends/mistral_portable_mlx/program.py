@@ -1,10 +1,11 @@
-"""MLXProgram: a lowered graph with its weights and cache, on a thread of its own."""
+"""MLXProgram: a lowered graph with its weights and cache, on a stream of its own."""
 
+import threading
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -26,8 +27,6 @@ from mistral_portable_mlx.memory import Memory, weight_bytes
 
 __all__ = ["MLXProgram"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Values = dict[str, Any]
 Layers = dict[int, list[Parts]]
 Run = Callable[[dict[str, mx.array], Layers], tuple[Values, Layers]]
@@ -36,7 +35,7 @@ _KEPT = 64  # compiled steps; the one that was not used for longest goes
 
 
 class MLXProgram:
-    """Everything of MLX happens on one thread: its GPU streams belong to the thread that made them.
+    """Steps are safe from several threads: they take turns.
 
     A step in which every sequence has one token is compiled (`mx.compile`), once for the shape of its arrays: how many
     sequences there are and how many slots their lanes have. Others are built as they come: a prompt's chunks are long,
@@ -79,13 +78,11 @@ class MLXProgram:
         lane = sum(layers * self._format.nbytes(spec.num_key_value_heads, count) for layers, count in slots)
         memory.require(total, lane, tokens)
         _notice_widened(self._graph, weights, precision.dtype)
-        self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "mlx")
-        try:
-            self._on_thread(memory.configure)
-            self._lower(weights, total, progress)
-        except BaseException:
-            self.close()
-            raise
+        memory.configure()
+        self._turn = threading.Lock()
+        # Other streams of MLX work in the thread that has made them, and in no other.
+        self._stream: mx.Stream | None = mx.new_thread_unsafe_stream(mx.default_device())
+        self._lower(weights, total, progress)
 
     @property
     def cache_bytes(self) -> int:
@@ -97,33 +94,38 @@ class MLXProgram:
         return mx.get_peak_memory()
 
     def step(self, plan: StepPlan) -> dict[str, NDArray[np.float32]]:
-        return self._on_thread(self._step, plan)
+        with self._on_stream():
+            return self._step(plan)
 
     def copy_lane(self, source: int, target: int) -> None:
-        self._on_thread(self._cache.copy, source, target)
+        with self._on_stream():
+            self._cache.copy(source, target)
 
     def save_lane(self, lane: int) -> LaneState:
-        return self._on_thread(self._cache.save, lane)
+        with self._on_stream():
+            return self._cache.save(lane)
 
     def load_lane(self, lane: int, state: LaneState) -> None:
-        self._on_thread(self._cache.load, lane, state)
+        with self._on_stream():
+            self._cache.load(lane, state)
 
     def close(self) -> None:
-        if self._thread is not None:
-            self._thread.submit(self._release)
-            self._thread.shutdown()
-            self._thread = None
+        with self._turn:
+            if self._stream is not None:
+                mx.synchronize(self._stream)
+            self._stream = None
+            self._compiled.clear()
+            self._steps.clear()
+            self._cache.clear()
+            mx.clear_cache()
 
-    def _on_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if self._thread is None:
-            raise BackendError("the program is closed: prepare it again")
-        return self._thread.submit(function, *args, **kwargs).result()
-
-    def _release(self) -> None:
-        self._compiled.clear()
-        self._steps.clear()
-        self._cache.clear()
-        mx.clear_cache()
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        with self._turn:
+            if self._stream is None:
+                raise BackendError("the program is closed: prepare it again")
+            with mx.stream(self._stream):
+                yield
 
     def _lower(
         self, weights: Mapping[str, Tensor], total: int, progress: Callable[[str, int, int], None] | None
@@ -135,12 +137,13 @@ class MLXProgram:
         done = 0
         for name, parameter in self._graph.parameters.items():
             parts = [weights[part] for part in parameter.parts]
-            if name in tables:
-                matrices[name] = self._on_thread(read_matrix, parts, self._dtype)
-                done += sum(array.nbytes for array in matrices[name].arrays)
-            else:
-                vectors[name] = self._on_thread(read_vector, parts, self._dtype)
-                done += vectors[name].nbytes
+            with self._on_stream():
+                if name in tables:
+                    matrices[name] = read_matrix(parts, self._dtype)
+                    done += sum(array.nbytes for array in matrices[name].arrays)
+                else:
+                    vectors[name] = read_vector(parts, self._dtype)
+                    done += vectors[name].nbytes
             if progress is not None:
                 progress("weights", min(done, total), total)
         lowering = Lowering(self._spec, self._format, matrices, vectors)

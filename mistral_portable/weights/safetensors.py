@@ -113,7 +113,7 @@ def _read(path: Path, packed: bool) -> tuple[dict[str, str], list[DenseTensor]]:
         with safe_open(path, framework="np"):  # Rust checks the header: its size, the offsets, the gaps
             size = int.from_bytes(data[:8], "little")
             header = json.loads(data[8 : 8 + size])
-        metadata = header.pop("__metadata__", {})
+        metadata = header.pop("__metadata__", None) or {}  # MLX writes null
         others = [f"{name!r} ({entry['dtype']})" for name, entry in header.items() if entry["dtype"] not in known]
         if others:
             raise CheckpointError(f"{path}: only {', '.join(known)} tensors are supported, not {listing(others)}")
