@@ -28,10 +28,10 @@ def uncompiled() -> Iterator[None]:
 
 @pytest.fixture
 def few_examples() -> Iterator[None]:
-    """A fifth of the examples: there are several precisions, and every example has its oracle."""
+    """A seventh of the examples: there are several precisions, and every example has its oracle."""
     before = settings.default
     assert before is not None
-    settings.register_profile("few", before, max_examples=max(1, before.max_examples // 5))
+    settings.register_profile("few", before, max_examples=max(1, before.max_examples // 7))
     settings.load_profile("few")
     yield
     settings.register_profile("before", before)

@@ -24,7 +24,7 @@ def config_of(window: object) -> MistralConfig:
 
 
 @pytest.mark.parametrize("kv_cache", [None, "q8_0"])
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(window=st.sampled_from(WINDOWS), data=st.data(), seed=st.integers(0, 2**31))
 def test_compiled_steps_match_the_oracle(kv_cache: str | None, window: object, data: st.DataObject, seed: int) -> None:
     """Token by token and ragged, with rollbacks and lanes that are swapped."""

@@ -245,7 +245,7 @@ worker.join()
 print(len(model.generate("Once", max_tokens=3).tokens), flush=True)
 {end}
 """
-    for _ in range(3):
+    for _ in range(2):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
         assert done.stdout == "3\n", done.stderr
         assert done.returncode == (-2 if "kill" in end else 0), done.stderr
@@ -289,7 +289,7 @@ K_CONFIG = MistralConfig(
     vocab_size=40,
     hidden_size=256,
     intermediate_size=256,
-    num_hidden_layers=2,
+    num_hidden_layers=1,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=64,
@@ -298,9 +298,9 @@ K_CONFIG = MistralConfig(
 
 
 @pytest.mark.filterwarnings("ignore:.*matrices")
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("kind", ["q4_k", "q5_k", "iq4_xs", "iq4_nl", "q6_k"])
-def test_types_that_gguf_files_have_in_every_precision(kind: str, dtype: str) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])  # in float32 they are exact: test_ggml.py
+@pytest.mark.parametrize("kind", ["q4_k", "q5_k", "iq4_xs", "q6_k"])
+def test_types_that_gguf_files_have_in_half_precision(kind: str, dtype: str) -> None:
     graph = select_rows(build(K_CONFIG), "logits")
     tokens = tuple(text(20))
     scenario = Scenario(((Feed(0, tokens[:9], 9),), *((Feed(0, (token,), 1),) for token in tokens[9:])))
@@ -312,7 +312,7 @@ def test_types_that_gguf_files_have_in_every_precision(kind: str, dtype: str) ->
 def test_widened_types_are_noticed() -> None:
     spec = CacheSpec.from_config(K_CONFIG, max_context=64)
     graph = select_rows(build(K_CONFIG), "logits")
-    with pytest.warns(UserWarning, match=r"16 matrices \(16 in q6_k\) are kept in float32"):
+    with pytest.warns(UserWarning, match=r"9 matrices \(9 in q6_k\) are kept in float32"):
         BACKEND.prepare(graph, k_weights(K_CONFIG, "q6_k"), spec, ExecutorOptions("float32")).close()
 
 

@@ -16,7 +16,9 @@ import mistral_portable as mp
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError, InputError
 from mistral_portable.executor import ExecutorOptions
-from mistral_portable.testing import verify_checkpoint
+from mistral_portable.graph import build
+from mistral_portable.graph.passes import select_rows
+from mistral_portable.testing import Case, Feed, Scenario, check
 from mistral_portable.weights import AffineTensor, DenseTensor, open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
@@ -94,10 +96,11 @@ def test_weights_are_those_of_mlx(
 )
 def test_they_run_as_they_are(tmp_path: Path, bits: int, scales: mx.Dtype, dtype: str) -> None:
     write_repository(tmp_path, bits, dtype=scales)
-    results = verify_checkpoint(open_checkpoint(tmp_path), BACKEND, dtype=dtype)
-    assert {result.status for result in results} == {"pass"}, results
-    with mp.load(tmp_path, backend="mlx", dtype=dtype) as model:
-        assert model.program.precision.dtype == dtype
+    checkpoint, tokens = open_checkpoint(tmp_path), tuple(range(30))
+    scenario = Scenario(((Feed(0, tokens[:20], 20),), *((Feed(0, (token,), 1),) for token in tokens[20:])))
+    graph = select_rows(build(checkpoint.config), "logits")
+    result = check(Case("", checkpoint.config, graph, checkpoint.tensors, scenario), BACKEND, ExecutorOptions(dtype))
+    assert result.status == "pass", result
 
 
 def test_other_backends_unpack_them(tmp_path: Path) -> None:
@@ -205,4 +208,3 @@ def test_the_default_dtype_is_the_scales_own_on_a_gpu(tmp_path: Path) -> None:
     assert stored_dtype(open_checkpoint(tmp_path).tensors.values()) == "bfloat16"
     floats = np.zeros((2, 4), np.float32)
     assert stored_dtype([DenseTensor("a", "float32", floats), DenseTensor("v", "float16", floats[0])]) == "float32"
-    assert ExecutorOptions().dtype is None
