@@ -92,7 +92,10 @@ class Affine:
 def form(tensor: Tensor, dtype: mx.Dtype) -> Form:
     """How a stored matrix will lie on the device of a program in `dtype`."""
     # The 8 bits of a bfloat16 are too few for scales that were made with 11: these become float32, as their products.
-    floats = mx.float32 if dtype == mx.bfloat16 and _float_type(tensor) != "bfloat16" else dtype
+    # On a CPU all do: MLX adds up quantized products in the type of the scales there (0.32.4: in 11 bits).
+    narrowed = dtype == mx.bfloat16 and _float_type(tensor) != "bfloat16"
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    floats = mx.float32 if narrowed or on_cpu else dtype
     if isinstance(tensor, AffineTensor):
         return Form(floats, tensor.bits, tensor.group_size)
     if isinstance(tensor, BlockTensor) and tensor.dtype in LAYOUTS:

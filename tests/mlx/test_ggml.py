@@ -10,6 +10,7 @@ from mistral_portable_mlx.ggml import LAYOUTS, pack
 from mistral_portable_mlx.matrices import Affine, read_matrix
 from weights.files import random_blocks
 
+from mistral_portable.testing import nmse
 from mistral_portable.weights import QuantTensor
 
 _HALF_SCALES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl")  # scale and bias are float16 numbers
@@ -36,10 +37,18 @@ def test_weights_are_those_of_gguf_bit_for_bit(kind: str, rows: int, blocks: int
 
 @pytest.mark.parametrize("kind", _HALF_SCALES)
 def test_scales_of_float16_stay_what_they_are(kind: str) -> None:
-    stored = tensor(kind, 3, 512, 0)
-    wide, half = (read_matrix([stored], dtype) for dtype in (mx.float32, mx.float16))
-    for a, b in zip(wide.arrays, half.arrays, strict=True):
-        np.testing.assert_array_equal(np.array(a.astype(mx.float32)), np.array(b.astype(mx.float32)))
+    matrix = read_matrix([tensor(kind, 3, 512, 0)], mx.float32)
+    for numbers in matrix.arrays[1:]:
+        wide = np.array(numbers)
+        np.testing.assert_array_equal(wide.astype(np.float16).astype(np.float32), wide)
+
+
+def test_products_in_float16_are_added_up_in_float32() -> None:
+    stored = tensor("q4_0", 64, 4096, 0)
+    x = np.random.default_rng(1).standard_normal((4, 4096)).astype(np.float16)
+    expected = x.astype(np.float64) @ stored.numpy(np.float64).T
+    found = np.array(read_matrix([stored], mx.float16).multiply(mx.array(x)).astype(mx.float32))
+    assert nmse(found, expected) <= 1e-6
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
