@@ -15,7 +15,9 @@ import numpy as np
 
 from mistral_portable.cache import Chunk
 from mistral_portable.engine import Model
+from mistral_portable.engine.generation import peak_memory_bytes
 from mistral_portable.errors import InputError
+from mistral_portable.executor import OwnMemory
 
 __all__ = ["STANDARD", "Engine", "Measurement", "ModelEngine", "Spread", "measure", "obstacle", "parse", "prepare"]
 
@@ -80,8 +82,12 @@ class Engine(Protocol):
     def reset(self, sequences: int, room: int) -> None:
         """Forget what there was; from now on there are so many sequences, empty, of up to `room` tokens."""
 
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most memory that it has taken so far; 0 where nobody tells."""
+
     def step(self, chunks: Sequence[Sequence[int]], logits: bool) -> None:
-        """Append a chunk to each sequence and wait for it; with `logits` compute those behind its last token."""
+        """Append a chunk to each sequence; with `logits` compute those behind its last token, and wait for them."""
 
 
 class ModelEngine:
@@ -97,6 +103,11 @@ class ModelEngine:
     def reset(self, sequences: int, room: int) -> None:
         self._stack.close()
         self._lanes = [self._stack.enter_context(self.model.lane()) for _ in range(sequences)]
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        program = self.model.program
+        return program.peak_memory_bytes if isinstance(program, OwnMemory) else peak_memory_bytes()
 
     def step(self, chunks: Sequence[Sequence[int]], logits: bool) -> None:
         lanes = zip(self._lanes, chunks, strict=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ __all__ = [
     "Backend",
     "ExecutorOptions",
     "LaneState",
+    "OwnMemory",
     "Precision",
     "Program",
 ]
@@ -108,6 +109,15 @@ class Program(Protocol):
 
     def close(self) -> None:
         """Release threads, device memory and files; the program cannot step afterwards."""
+
+
+@runtime_checkable
+class OwnMemory(Protocol):
+    """A program whose memory is not, or not only, what the system counts for the process: that of a GPU."""
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most that its framework has held in this process: weights, cache and scratch."""
 
 
 class Backend(Protocol):

@@ -3,9 +3,11 @@
     python -m tools.bench MODEL.gguf                              # this library alone
     python -m tools.bench MODEL.gguf prefill:512 decode:0 --peer llama.cpp
     python -m tools.bench MODEL.gguf --peer llama.cpp --peer transformers --record "7B Q4_0"
+    python -m tools.bench FOLDER prefill:512 memory --backend mlx --peer mlx-lm --quantize none --quantize q4_0
 
 Needs the extra bench (llama-cpp-python, matplotlib); build llama-cpp-python for your machine, or the comparison is
-unfair: `CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python`.
+unfair: `CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python`. The peer mlx-lm needs
+mlx-lm, and a folder or hub id with safetensors.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mistral_portable.bench import STANDARD, Measurement, measure, obstacle, parse, prepare
+from mistral_portable.bench import STANDARD, Engine, Measurement, measure, obstacle, parse, prepare
 from mistral_portable.errors import MistralPortableError
 from tools.bench_engines import PEERS, Setup, Worker
 from tools.bench_process import COMMANDS, one_token
@@ -26,11 +28,12 @@ from tools.bench_report import machine, markdown, record, versions
 from tools.bench_roofline import Work, kernels, limits
 
 OURS = "mistral_portable"
+_ALL = ("process", *STANDARD)
 _REST = 0.1  # seconds before each measurement: threads of the engine before may spin a while before they sleep
 
 
 def compare(
-    setups: dict[str, Setup], measurements: list[Measurement], *, process: bool, repeats: int
+    setups: dict[str, Setup], measurements: list[Measurement], *, process: bool, repeats: int, memory: bool = False
 ) -> dict[str, Any]:
     """Rows of figures, one per engine and repetition, and the kernels' figures if the backend tells them."""
     rows: list[dict[str, Any]] = []
@@ -41,9 +44,16 @@ def compare(
         for measurement in measurements:
             print(measurement.name, file=sys.stderr, flush=True)
             rows.append(_row(workers, setups[OURS], measurement, repeats))
+        if memory:
+            peaks = {name: [worker.run(_peak) / 1e9] for name, worker in workers.items()}
+            rows.append({"name": "peak memory", "unit": "GB", "figures": peaks})
         ours = setups[OURS]
         known = ours.backend == "numba"
         return {"rows": rows, "kernels": workers[OURS].run(kernels, ours.threads) if known else []}
+
+
+def _peak(engine: Engine) -> int:
+    return engine.peak_memory_bytes
 
 
 def _row(workers: dict[str, Worker], ours: Setup, measurement: Measurement, repeats: int) -> dict[str, Any]:
@@ -82,28 +92,40 @@ def _processes(setups: dict[str, Setup], repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description="Compare with others on one model.")
     parser.add_argument("model", help="a .gguf file; for --peer transformers alone any model")
-    parser.add_argument("what", nargs="*", help=f"of process {' '.join(STANDARD)}, with any numbers; default: all")
+    parser.add_argument(
+        "what", nargs="*", help=f"of process memory {' '.join(STANDARD)}, with any numbers; default: all but memory"
+    )
     parser.add_argument("--peer", choices=PEERS, action="append", default=[], help="may be given several times")
     parser.add_argument("--backend", default="numba")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, help="default: all CPUs; MLX has its own")
+    parser.add_argument(
+        "--quantize", choices=["none", "q4_0"], action="append", default=[], help="several: one comparison for each"
+    )
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=32, help="to decode in one repetition")
     parser.add_argument("--record", metavar="TITLE", help="put the result into docs/benchmarks.md, instead of the last")
     args = parser.parse_args()
-    what = args.what or ["process", *STANDARD]
+    what = args.what or list(_ALL)
+    for quantize in dict.fromkeys(args.quantize or ["none"]):
+        try:
+            _compare_and_print(args, what, None if quantize == "none" else quantize)
+        except MistralPortableError as error:
+            parser.error(str(error))
+
+
+def _compare_and_print(args: argparse.Namespace, what: list[str], quantize: str | None) -> None:
     model = str(Path(args.model).resolve()) if Path(args.model).exists() else args.model
-    try:
-        measurements = [parse(text, args.tokens) for text in what if text != "process"]
-        lanes = max([1, *(measurement.sequences for measurement in measurements)])
-        setups = {
-            peer or OURS: Setup(peer, model, args.backend, args.threads, lanes)
-            for peer in dict.fromkeys([None, *args.peer])
-        }
-        result = compare(setups, measurements, process="process" in what, repeats=args.repeat)
-    except MistralPortableError as error:
-        parser.error(str(error))
+    measurements = [parse(text, args.tokens) for text in what if text not in ("process", "memory")]
+    lanes = max([1, *(measurement.sequences for measurement in measurements)])
+    threads = args.threads or (None if args.backend == "mlx" else os.cpu_count())
+    setups = {
+        peer or OURS: Setup(peer, model, args.backend, threads, lanes, quantize)
+        for peer in dict.fromkeys([None, *args.peer])
+    }
+    result = compare(setups, measurements, process="process" in what, repeats=args.repeat, memory="memory" in what)
+    title = args.record or Path(model).name
     run = {
-        "title": args.record or Path(model).name,
+        "title": f"{title}, {quantize}" if quantize else title,
         "command": shlex.join(["python", "-m", "tools.bench", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 import mistral_portable as mp
 from mistral_portable.bench import Engine, ModelEngine
+from mistral_portable.engine.generation import peak_memory_bytes
 from mistral_portable.weights import open_checkpoint
 
 __all__ = ["PEERS", "Setup", "Worker"]
@@ -25,8 +27,9 @@ class Setup:
     peer: str | None
     model: str
     backend: str
-    threads: int
+    threads: int | None
     lanes: int
+    quantize: str | None = None
 
 
 class Worker:
@@ -55,10 +58,19 @@ def _run(setup: Setup, function: Callable[..., T], arguments: Sequence[object]) 
 def _engine(setup: Setup) -> Engine:
     if setup.peer is not None:
         return PEERS[setup.peer](setup)
-    return ModelEngine(mp.load(setup.model, backend=setup.backend, threads=setup.threads, max_lanes=setup.lanes))
+    backend, threads, quantize = setup.backend, setup.threads, setup.quantize
+    return ModelEngine(mp.load(setup.model, backend=backend, threads=threads, quantize=quantize, max_lanes=setup.lanes))
 
 
-class LlamaCpp:
+class _InProcess:
+    """An engine whose memory is that of its process."""
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        return peak_memory_bytes()
+
+
+class LlamaCpp(_InProcess):
     """llama.cpp by its C interface, with its defaults: weights mapped and repacked, flash attention if it likes."""
 
     _BATCH = 512
@@ -67,7 +79,7 @@ class LlamaCpp:
         import llama_cpp
 
         self._c = llama_cpp
-        self._threads = setup.threads
+        self._threads = setup.threads or os.cpu_count()
         self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._quiet, None)
         self._model = llama_cpp.llama_model_load_from_file(setup.model.encode(), llama_cpp.llama_model_default_params())
@@ -115,14 +127,14 @@ class LlamaCpp:
         self._length += len(chunks[0])
 
 
-class Transformers:
+class Transformers(_InProcess):
     """transformers in bfloat16, as on any CPU; random weights of the model's shape, as it reads no GGUF blocks."""
 
     def __init__(self, setup: Setup) -> None:
         import torch
         from transformers import MistralConfig, MistralForCausalLM
 
-        torch.set_num_threads(setup.threads)
+        torch.set_num_threads(setup.threads or os.cpu_count() or 1)
         config = open_checkpoint(setup.model).config
         torch.set_default_dtype(torch.bfloat16)
         self._model = MistralForCausalLM(MistralConfig(**config.to_dict()))
@@ -141,4 +153,45 @@ class Transformers:
         self._cache = output.past_key_values
 
 
-PEERS: dict[str, Callable[[Setup], Engine]] = {"llama.cpp": LlamaCpp, "transformers": Transformers}
+class MlxLm:
+    """mlx-lm on the same folder, with its defaults; with `quantize`, 4 bits in groups of 32, as many bytes as q4_0."""
+
+    def __init__(self, setup: Setup) -> None:
+        import mlx.core as mx
+        from mlx_lm.models.cache import make_prompt_cache
+        from mlx_lm.utils import load_model, quantize_model
+
+        if setup.quantize not in (None, "q4_0"):
+            raise RuntimeError(f"mlx-lm has nothing like {setup.quantize}: choose --quantize q4_0 or none")
+        checkpoint = open_checkpoint(setup.model)
+        if checkpoint.format != "safetensors":
+            raise RuntimeError(f"mlx-lm reads no {checkpoint.format} files: give a folder with safetensors")
+        self._mx, self._make_cache = mx, make_prompt_cache
+        self._model, config = load_model(checkpoint.path)
+        if setup.quantize:
+            self._model, _ = quantize_model(self._model, config, group_size=32, bits=4)
+            mx.eval(self._model.parameters())
+        self.vocab_size = checkpoint.config.vocab_size
+        self.max_context = checkpoint.config.max_position_embeddings
+        self._cache: Any = None
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        return int(self._mx.get_peak_memory())
+
+    def reset(self, sequences: int, room: int) -> None:
+        self._cache = self._make_cache(self._model)
+
+    def step(self, chunks: Sequence[Sequence[int]], logits: bool) -> None:
+        out = self._model(self._mx.array(list(map(list, chunks))), cache=self._cache)
+        if logits:  # as its own generate step: the last row is looked at, of other chunks only the cache
+            self._mx.eval(out[:, -1])
+        else:
+            self._mx.eval([layer.state for layer in self._cache])
+
+
+PEERS: dict[str, Callable[[Setup], Engine]] = {
+    "llama.cpp": LlamaCpp,
+    "mlx-lm": MlxLm,
+    "transformers": Transformers,
+}

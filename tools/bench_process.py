@@ -22,15 +22,16 @@ def _ours(setup: Setup) -> list[str]:
     options = {
         "--model": setup.model,
         "--backend": setup.backend,
-        "--threads": str(setup.threads),
         "--max-context": str(_CONTEXT),
         "--max-tokens": "1",
     }
+    options |= {"--threads": str(setup.threads)} if setup.threads else {}
+    options |= {"--quantize": setup.quantize} if setup.quantize else {}
     return ["-m", "mistral_portable", "run", _PROMPT, *(word for option in options.items() for word in option)]
 
 
 def _llama_cpp(setup: Setup) -> list[str]:
-    return ["-c", _LLAMA_CPP, setup.model, str(setup.threads), str(_CONTEXT), _PROMPT]
+    return ["-c", _LLAMA_CPP, setup.model, str(setup.threads or os.cpu_count()), str(_CONTEXT), _PROMPT]
 
 
 COMMANDS = {None: _ours, "llama.cpp": _llama_cpp}

@@ -30,6 +30,7 @@ under it) within one repetition, so above 1 this library is better.
   beyond it reads more than the model asks for.
 - `batch:N`: tokens per second of N sequences together, from empty ones on.
 - process: a fresh process that generates one token with a context of 4096.
+- peak memory: after all of a section's measurements; of MLX what it has allocated, else the process's.
 - of limit: the least time that the work can take over the time it took. The work is to read the weights once in every
   step, and the visible keys and values as float16, or to multiply 8-bit numbers, whichever takes longer at the speeds
   that the machine had in the same repetition.
@@ -61,6 +62,10 @@ def versions(backend: str, peers: Sequence[str]) -> dict[str, str]:
     packages = ["mistral-portable", "numpy"]
     if backend == "numba":
         packages += ["numba", "llvmlite"]
+    if backend == "mlx":
+        packages.append("mlx")
+    if "mlx-lm" in peers:
+        packages.append("mlx-lm")
     if "llama.cpp" in peers:
         packages.append("llama-cpp-python")
     if "transformers" in peers:

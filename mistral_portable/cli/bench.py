@@ -13,7 +13,6 @@ from mistral_portable.cli.loading import load_model, working
 from mistral_portable.cli.options import DebugOption, JsonOption, ModelArgument, ModelOptions
 from mistral_portable.cli.output import print_table, size
 from mistral_portable.engine import Model
-from mistral_portable.engine.generation import peak_memory_bytes
 from mistral_portable.errors import InputError
 
 __all__ = ["bench"]
@@ -65,7 +64,7 @@ def bench(
             "precision": dataclasses.asdict(loaded.program.precision),
             "load_s": loaded.load_s,
             "first_token_s": first_token_s,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": engine.peak_memory_bytes,
             "measurements": rows,
         }
     if as_json:

@@ -1,7 +1,17 @@
 """Checkpoints: `open_checkpoint` gives a config, lazy tensors under HF names, and the tokenizer's source."""
 
+from mistral_portable.weights.affine import AffineTensor
 from mistral_portable.weights.open import open_checkpoint
 from mistral_portable.weights.quant import BlockTensor, QuantTensor
 from mistral_portable.weights.source import Checkpoint, DenseTensor, Tensor, release
 
-__all__ = ["BlockTensor", "Checkpoint", "DenseTensor", "QuantTensor", "Tensor", "open_checkpoint", "release"]
+__all__ = [
+    "AffineTensor",
+    "BlockTensor",
+    "Checkpoint",
+    "DenseTensor",
+    "QuantTensor",
+    "Tensor",
+    "open_checkpoint",
+    "release",
+]

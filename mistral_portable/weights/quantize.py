@@ -46,7 +46,7 @@ def quantized(tensors: Mapping[str, Tensor], type: str) -> Mapping[str, Tensor]:
         if isinstance(tensor, DenseTensor) and len(tensor.shape) == 2 and tensor.shape[1] % columns == 0
     }
     if not made:
-        stored = sorted({tensor.dtype for tensor in tensors.values() if isinstance(tensor, BlockTensor)})
+        stored = sorted({tensor.dtype for tensor in tensors.values() if not isinstance(tensor, DenseTensor)})
         why = f"are quantized already ({', '.join(stored)})" if stored else f"have no multiple of {columns} columns"
         raise InputError(f"quantize={type!r} changes nothing: the model's matrices {why}; leave the option out")
     return {**tensors, **made}

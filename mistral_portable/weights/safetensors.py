@@ -13,8 +13,9 @@ import numpy as np
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.tokenizer.source import TokenizerFile
+from mistral_portable.weights.mlx_quantized import PACKED, affine_tensors
 from mistral_portable.weights.names import from_hf
-from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, listing, map_file
+from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, Tensor, listing, map_file
 
 __all__ = ["INDEX", "open_safetensors", "weight_files"]
 
@@ -30,13 +31,14 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
     that is no plain Mistral's.
     """
     config = _config(folder / "config.json")
+    quantization = config.extra.get("quantization") or {}
     index = {} if file else _index(folder / INDEX)
     files = [file] if file else _shards(folder, index) if index else weight_files(folder)
-    tensors: dict[str, DenseTensor] = {}
+    tensors: dict[str, Tensor] = {}
     where: dict[str, Path] = {}
     metadata: dict[str, object] = {}
     for shard in files:
-        header, stored = _read(shard)
+        header, stored = _read(shard, packed=bool(quantization))
         metadata |= header
         for tensor in stored:
             if index and index.get(tensor.name) != shard.name:
@@ -46,6 +48,8 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
                 raise CheckpointError(f"{name!r} is stored twice: in {where[name]} and in {shard}")
             tensors[name] = DenseTensor(name, tensor.dtype, tensor.array)
             where[name] = shard
+    if quantization:
+        tensors = affine_tensors(tensors, quantization, str(folder))
     tokenizer, notices = _tokenizer(folder)
     return Checkpoint(folder, "safetensors", config, tensors, tokenizer, notices, metadata)
 
@@ -62,12 +66,12 @@ def _config(path: Path) -> MistralConfig:
     kind = config.extra.get("model_type", "mistral")
     if kind != "mistral":
         raise ConfigError(f"{path}: model_type={reprlib.repr(kind)} is not supported: only 'mistral' is")
-    for key in ("quantization_config", "quantization"):  # AWQ, GPTQ, FP8, ... and MLX
-        if config.extra.get(key):
-            raise ConfigError(
-                f"{path}: {key}={reprlib.repr(config.extra[key])}: quantized safetensors are not supported; "
-                "use the original checkpoint or a GGUF file"
-            )
+    other = config.extra.get("quantization_config")  # AWQ, GPTQ, FP8, ...; mlx-lm repeats its own there
+    if other and other != config.extra.get("quantization"):
+        raise ConfigError(
+            f"{path}: quantization_config={reprlib.repr(other)}: of quantized safetensors only MLX's are supported; "
+            "use the original checkpoint or a GGUF file"
+        )
     return config
 
 
@@ -97,29 +101,31 @@ def _shards(folder: Path, index: Mapping[str, str]) -> list[Path]:
     return files
 
 
-def _read(path: Path) -> tuple[dict[str, str], list[DenseTensor]]:
-    """`__metadata__` and the tensors of one file.
+def _read(path: Path, packed: bool) -> tuple[dict[str, str], list[DenseTensor]]:
+    """`__metadata__` and the tensors of one file; uint32 is for `packed` ones only.
 
     Layout: uint64 header size, a JSON header {name: {dtype, shape, data_offsets}}, then the data.
     """
     from safetensors import SafetensorError, safe_open
 
-    data = map_file(path)
+    data, known = map_file(path), DENSE | (PACKED if packed else {})
     try:
         with safe_open(path, framework="np"):  # Rust checks the header: its size, the offsets, the gaps
             size = int.from_bytes(data[:8], "little")
             header = json.loads(data[8 : 8 + size])
-        metadata = header.pop("__metadata__", {})
-        others = [f"{name!r} ({entry['dtype']})" for name, entry in header.items() if entry["dtype"] not in DENSE]
+        metadata = header.pop("__metadata__", None) or {}  # MLX writes null
+        others = [f"{name!r} ({entry['dtype']})" for name, entry in header.items() if entry["dtype"] not in known]
         if others:
-            raise CheckpointError(f"{path}: only {', '.join(DENSE)} tensors are supported, not {listing(others)}")
-        return metadata, [_tensor(data, 8 + size, name, entry) for name, entry in header.items()]
+            raise CheckpointError(f"{path}: only {', '.join(known)} tensors are supported, not {listing(others)}")
+        return metadata, [_tensor(data, 8 + size, name, entry, known) for name, entry in header.items()]
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a complete safetensors file: {error}") from error
 
 
-def _tensor(data: Any, start: int, name: str, entry: Mapping[str, Any]) -> DenseTensor:
-    dtype, stored = DENSE[entry["dtype"]]
+def _tensor(
+    data: Any, start: int, name: str, entry: Mapping[str, Any], known: Mapping[str, tuple[str, type[np.generic]]]
+) -> DenseTensor:
+    dtype, stored = known[entry["dtype"]]
     shape = tuple(entry["shape"])
     array = np.frombuffer(data, stored, math.prod(shape), start + entry["data_offsets"][0])
     return DenseTensor(name, dtype, array.reshape(shape))

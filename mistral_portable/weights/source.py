@@ -37,7 +37,7 @@ class Tensor(Protocol):
 
     @property
     def dtype(self) -> str:
-        """As stored: "float32", "float16", "bfloat16" or a ggml type in lower case ("q4_0", "q6_k")."""
+        """As stored: "float32", "float16", "bfloat16", a ggml type in lower case ("q4_0", "q6_k"), "affine_4bit"."""
 
     @property
     def nbytes(self) -> int:

@@ -14,6 +14,7 @@ class Recorder:
 
     vocab_size = 7
     max_context = 1000
+    peak_memory_bytes = 0
 
     def __init__(self) -> None:
         self.asked: list[object] = []

@@ -144,7 +144,6 @@ def test_truncated_files(tmp_path: Path, keep: int) -> None:
         ({"model_type": "mixtral"}, "model_type='mixtral'"),
         ({"model_type": None}, "model_type=None"),
         ({"quantization_config": {"quant_method": "awq"}}, "awq"),
-        ({"quantization": {"group_size": 64, "bits": 4}}, "group_size"),
     ],
 )
 def test_models_of_another_kind_are_refused(tmp_path: Path, extra: dict[str, Any], named: str) -> None:

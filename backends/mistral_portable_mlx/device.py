@@ -1,0 +1,45 @@
+"""What MLX runs on here: Metal, CUDA or the CPU, and how much memory it may take."""
+
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+__all__ = ["Device", "find_device"]
+
+# MLX multiplies float32 matrices in TF32 (10 bits) on CUDA and on Apple's M5 unless this is set before its first
+# product: https://github.com/ml-explore/mlx/issues/3860. Here float32 means float32; who sets the variable decides.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
+
+@dataclass(frozen=True)
+class Device:
+    """kind: "Metal", "CUDA" or "CPU". name: the chip's. memory: bytes that weights, cache and scratch may take."""
+
+    kind: str
+    name: str
+    memory: int
+    version: str
+
+
+def find_device() -> Device:
+    """The default device of the installed MLX. Raises ImportError or RuntimeError if it cannot run."""
+    import mlx.core as mx
+
+    info = mx.device_info(mx.default_device())
+    if mx.default_device().type == mx.DeviceType.gpu:
+        kind = "Metal" if mx.metal.is_available() else "CUDA"
+        # On Metal more than this would be swapped: the system and other programs need the rest.
+        sizes = [info.get(key) for key in ("max_recommended_working_set_size", "total_memory", "memory_size")]
+        memory = next((size for size in sizes if isinstance(size, int) and size > 0), _main_memory())
+    else:
+        kind, memory = "CPU", _main_memory()
+    return Device(kind, str(info.get("device_name", "unknown")), memory, version("mlx"))
+
+
+def _main_memory() -> int:
+    """Bytes of main memory, or what the control group leaves of it."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return min(total, int(text)) if text.isdigit() else total

@@ -1,0 +1,64 @@
+"""Matrices in MLX's affine groups: weight = scale * code + bias, with one scale and one bias for each group."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from mistral_portable.weights.source import DenseTensor
+
+__all__ = ["BITS", "GROUP_SIZES", "AffineTensor"]
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True, eq=False)
+class AffineTensor:
+    """A matrix as `mlx_lm.convert` stores it. A row's codes of `bits` bits follow each other, the lowest bits first.
+
+    Example: shape (8, 128) with 4 bits in groups of 64 has `packed` (8, 16), `scales` and `biases` (8, 2).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    bits: int
+    group_size: int
+    packed: NDArray[np.uint32]
+    """[rows, columns * bits / 32], usually a view of the mapped file."""
+    scales: DenseTensor
+    """[rows, columns / group_size], as `biases`."""
+    biases: DenseTensor
+    order: NDArray[np.intp] | None = None
+
+    @property
+    def dtype(self) -> str:
+        return f"affine_{self.bits}bit"
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes + self.scales.nbytes + self.biases.nbytes
+
+    def codes(self) -> NDArray[np.uint32]:
+        """uint32 [rows, columns * bits / 32]. A read-only view of the file where no rows are permuted."""
+        if self.order is not None:
+            return self.packed[self.order]
+        return np.require(self.packed, requirements="A")
+
+    def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """Unpacked values of `shape`: the product and the sum are float32's, whatever type the scales have."""
+        rows, columns = self.shape
+        bits = np.unpackbits(np.ascontiguousarray(self.codes()).view(np.uint8), axis=-1, bitorder="little")
+        codes = np.packbits(bits.reshape(rows, columns, self.bits), axis=-1, bitorder="little")
+        groups = codes.reshape(rows, -1, self.group_size).astype(np.float32)
+        values: NDArray[Any] = groups * self.scales.numpy()[..., None] + self.biases.numpy()[..., None]
+        return values.reshape(rows, columns).astype(dtype, copy=False)
+
+    def permute_rows(self, order: NDArray[np.intp]) -> Self:
+        return replace(
+            self,
+            scales=self.scales.permute_rows(order),
+            biases=self.biases.permute_rows(order),
+            order=order if self.order is None else self.order[order],
+        )

@@ -1,0 +1,59 @@
+"""Repositories that mlx-lm quantized: `config.json` says how, and a matrix is three tensors."""
+
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mistral_portable.errors import CheckpointError, ConfigError
+from mistral_portable.weights.affine import BITS, GROUP_SIZES, AffineTensor
+from mistral_portable.weights.names import from_hf
+from mistral_portable.weights.source import DenseTensor, Tensor
+
+__all__ = ["PACKED", "affine_tensors"]
+
+PACKED: dict[str, tuple[str, type[np.generic]]] = {"U32": ("uint32", np.uint32)}
+"""As `source.DENSE`: how packed codes are stored."""
+
+
+def affine_tensors(tensors: Mapping[str, Tensor], quantization: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """Put `X.weight`, `X.scales` and `X.biases` together where all three are there; the rest stays as it is.
+
+    `quantization`, of `config.json`, is `{"group_size": 64, "bits": 4}`; a module that differs has its own such
+    object there, by its name. Raises ConfigError for what it cannot be, CheckpointError for shapes that do not fit.
+    """
+    if not isinstance(quantization, Mapping):
+        raise ConfigError(f"{source}: quantization={reprlib.repr(quantization)} must be an object")
+    own = {from_hf(f"{name}.weight"): value for name, value in quantization.items() if isinstance(value, Mapping)}
+    made: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        if isinstance(tensor, DenseTensor) and tensor.dtype == "uint32":
+            scales, biases = tensors.get(f"{module}.scales"), tensors.get(f"{module}.biases")
+            if not isinstance(scales, DenseTensor) or not isinstance(biases, DenseTensor):
+                raise CheckpointError(f"{source}: {name} is packed, but {module}.scales or {module}.biases is missing")
+            made[name] = _affine(tensor, scales, biases, {**quantization, **own.get(name, {})}, source)
+        elif kind not in ("scales", "biases") or f"{module}.weight" not in tensors:
+            made[name] = tensor
+    return made
+
+
+def _affine(
+    packed: DenseTensor, scales: DenseTensor, biases: DenseTensor, how: Mapping[str, Any], source: str
+) -> AffineTensor:
+    bits, group, mode = how.get("bits"), how.get("group_size"), how.get("mode", "affine")
+    whole = isinstance(bits, int) and isinstance(group, int)
+    if not whole or mode != "affine" or bits not in BITS or group not in GROUP_SIZES:
+        raise ConfigError(
+            f"{source}: {packed.name} is quantized with mode={mode!r}, bits={bits!r}, group_size={group!r}: supported "
+            f"are mode 'affine', bits {', '.join(map(str, BITS))} and groups of {', '.join(map(str, GROUP_SIZES))}"
+        )
+    shape = (packed.shape[0], scales.shape[-1] * group) if len(packed.shape) == len(scales.shape) == 2 else (0, 0)
+    fits = packed.shape == (shape[0], shape[1] * bits // 32) and scales.shape == (shape[0], shape[1] // group)
+    if not fits or biases.shape != scales.shape or "uint32" in (scales.dtype, biases.dtype):
+        raise CheckpointError(
+            f"{source}: {packed.name} {packed.shape} does not fit its scales, {scales.dtype} {scales.shape}, and "
+            f"biases, {biases.dtype} {biases.shape}, with {bits} bits in groups of {group}"
+        )
+    return AffineTensor(packed.name, shape, bits, group, packed.array, scales, biases)

@@ -1,0 +1,78 @@
+"""Decoding steps are compiled: once for a shape, whatever the tokens, positions and lengths; and they are right."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mistral_portable_mlx import BACKEND
+from mlx_sessions import CONFIG, Session, text
+
+from mistral_portable.cache import Chunk
+from mistral_portable.config import MistralConfig
+from mistral_portable.executor import ExecutorOptions
+from mistral_portable.graph import build
+from mistral_portable.graph.passes import select_rows
+from mistral_portable.testing import Case, check, random_weights
+from mistral_portable.testing.strategies import scenarios
+
+WINDOWS = [1, 2, 3, 4, 5, 6, 7, 8, None, (None, 3), (2, 7)]
+
+
+def config_of(window: object) -> MistralConfig:
+    return CONFIG.with_window(window if not isinstance(window, tuple) else tuple(window))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kv_cache", [None, "q8_0"])
+@settings(max_examples=8)
+@given(window=st.sampled_from(WINDOWS), data=st.data(), seed=st.integers(0, 2**31))
+def test_compiled_steps_match_the_oracle(kv_cache: str | None, window: object, data: st.DataObject, seed: int) -> None:
+    """Token by token and ragged, with rollbacks and lanes that are swapped."""
+    config = config_of(window)
+    drawn = scenarios(config.vocab_size, sequences=2, chunks=(1, 1, 3), rollback=False, swap=data.draw(st.booleans()))
+    graph = select_rows(build(config), "logits")
+    case = Case("compiled", config, graph, random_weights(graph, seed), data.draw(drawn))
+    result = check(case, BACKEND, ExecutorOptions("float32", kv_cache=kv_cache))
+    assert result.status == "pass", result
+
+
+@pytest.mark.parametrize("kv_cache", [None, "q8_0"])
+def test_no_step_is_built_again_while_decoding(kv_cache: str | None) -> None:
+    session = Session(max_context=400, max_chunk=48, kv_cache=kv_cache)
+    lane, _ = session.begin(text(40))
+    session.decode(lane, 1)
+    before = session.program.traces
+    session.decode(lane, 300)  # four times around the ring of 67 slots
+    assert session.manager.length(lane) > 4 * 67
+    assert session.program.traces == before
+
+
+def test_a_lane_that_grows_builds_a_step_for_each_of_its_sizes() -> None:
+    session = Session(config_of(None), max_context=4000, max_chunk=500)
+    lane, _ = session.begin(text(3))
+    session.decode(lane, 1)
+    before = session.program.traces
+    session.decode(lane, 300)  # from 256 slots to 512
+    assert session.program.traces == before + 1
+
+
+def test_sequences_that_decode_together_share_a_step() -> None:
+    session = Session()
+    lanes = [session.begin(text(count, count))[0] for count in (30, 5, 48)]
+    for _ in range(2):
+        session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in lanes]))
+    before = session.program.traces
+    for token in text(60):
+        session.program.step(session.manager.plan([Chunk(lane, [token], [0]) for lane in lanes]))
+    assert session.program.traces == before
+
+
+def test_compiled_and_built_steps_agree() -> None:
+    compiled, built = Session(), Session()
+    a = np.concatenate([compiled.begin(text(30))[1], compiled.feed(0, text(1, 1))])
+    mx.disable_compile()
+    try:
+        b = np.concatenate([built.begin(text(30))[1], built.feed(0, text(1, 1))])
+    finally:
+        mx.enable_compile()
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,19 @@
+"""The conformance ladder on the MLX executor, on the device that MLX takes here: precisions and both caches."""
+
+import pytest
+from mistral_portable_mlx import BACKEND
+
+from mistral_portable.executor import ExecutorOptions
+from mistral_portable.testing.suite import *  # noqa: F403  # the ladder
+from mistral_portable.testing.suite import Target
+
+pytestmark = pytest.mark.usefixtures("uncompiled", "few_examples")
+
+
+@pytest.fixture(
+    params=[("float32", None), ("float32", "q8_0"), ("float16", None), ("bfloat16", "q8_0")],
+    ids=["float32", "float32, q8_0 cache", "float16", "bfloat16, q8_0 cache"],
+)
+def target(request: pytest.FixtureRequest) -> Target:
+    dtype, kv_cache = request.param
+    return Target(BACKEND, ExecutorOptions(dtype=dtype, kv_cache=kv_cache))

@@ -1,0 +1,331 @@
+"""The MLX executor's programs, through the protocol: memory, lanes, threads, options, and what a story says."""
+
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+from hypothesis import given
+from hypothesis import strategies as st
+from mistral_portable_mlx import BACKEND
+from mistral_portable_mlx.cache import room
+from mlx_sessions import CONFIG, Session, text
+from weights.files import random_blocks
+
+import mistral_portable as mp
+from mistral_portable.cache import CacheSpec, Chunk
+from mistral_portable.config import MistralConfig
+from mistral_portable.errors import BackendError, CacheError
+from mistral_portable.executor import ExecutorOptions
+from mistral_portable.graph import build
+from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states, select_rows
+from mistral_portable.testing import Case, Feed, Scenario, check, random_weights
+from mistral_portable.weights import QuantTensor, Tensor
+
+pytestmark = pytest.mark.usefixtures("uncompiled")
+WIDE = CONFIG.with_window(2000)
+KV_CACHES = [None, "q8_0"]
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kv_cache", KV_CACHES)
+def test_memory_is_constant_once_the_window_is_full(kv_cache: str | None) -> None:
+    session = Session(kv_cache=kv_cache)
+    lane, _ = session.begin(text(70))  # the ring has 67 slots
+    session.decode(lane, 1)
+    cache, active = session.program.cache_bytes, mx.get_active_memory()
+    session.decode(lane, 3 * 67)
+    assert session.program.cache_bytes == cache
+    assert mx.get_active_memory() <= active
+
+
+@pytest.mark.parametrize("kv_cache", KV_CACHES)
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_a_ring_is_written_in_place(kv_cache: str | None, chunk: int) -> None:
+    """A step takes less memory, for all that it computes, than a copy of one layer's keys would."""
+    config = replace(
+        CONFIG.with_window(1000), head_dim=256, num_key_value_heads=4
+    )  # keys that outweigh scores and activations
+    session = Session(config, max_context=9000, max_chunk=100, kv_cache=kv_cache)
+    weights = mx.get_active_memory()
+    lane, _ = session.begin(text(1200))
+    session.feed(lane, text(chunk))
+    mx.reset_peak_memory()
+    session.feed(lane, text(chunk))
+    cache = session.program.cache_bytes
+    assert mx.get_peak_memory() - weights < cache + cache // (2 * CONFIG.num_hidden_layers)
+
+
+def test_a_lane_takes_what_its_text_needs_and_gives_it_back_when_it_starts_anew() -> None:
+    session = Session(WIDE, max_context=9000, max_chunk=500)
+    lane, _ = session.begin(text(10))
+    short = session.program.cache_bytes
+    session.decode(lane, 1)
+    assert session.program.cache_bytes == short
+    session.feed(lane, text(3000))
+    slots = session.spec.groups[0].slots
+    assert session.program.cache_bytes == 4 * CONFIG.num_hidden_layers * 2 * 2 * slots * CONFIG.head_dim
+    session.manager.close(lane)
+    session.begin(text(10))
+    assert session.program.cache_bytes == short
+
+
+@given(length=st.integers(1, 200_000), beyond=st.integers(0, 100_000))
+def test_room(length: int, beyond: int) -> None:
+    capacity = length + beyond
+    found = room(length, capacity)
+    assert length <= found <= capacity
+    assert found <= max(1.125 * length, length + 1024)
+
+
+def test_a_model_that_cannot_fit_is_refused_with_the_sum() -> None:
+    with pytest.raises(BackendError, match=r"weights 0\.\d\d GB \+ keys and values of 48 tokens .* = .* has 0\.00 GB"):
+        Session(memory=1000)
+
+
+def test_a_cache_that_outgrows_the_memory_is_an_error_and_the_rest_goes_on() -> None:
+    session = Session(WIDE, max_context=9000, max_chunk=500, memory=mx.get_active_memory() + 1_500_000)
+    first, _ = session.begin(text(200))
+    second = session.manager.open()
+    with pytest.raises(CacheError, match=r"more beside .* in use"):
+        session.feed(second, text(3000))
+    assert np.isfinite(session.feed(first, [1])).all()
+
+
+def test_freed_scratch_is_given_back() -> None:
+    session = Session()
+    session.begin(text(48))
+    assert mx.get_cache_memory() <= 2**29
+    session.program.close()
+    assert mx.get_cache_memory() == 0
+
+
+# --- lanes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kv_cache", KV_CACHES)
+def test_a_fork_shares_memory_until_it_is_written_to(kv_cache: str | None) -> None:
+    session, alone = Session(kv_cache=kv_cache), Session(kv_cache=kv_cache)
+    lane, _ = session.begin(text(30))
+    before = session.program.cache_bytes
+    fork = session.manager.fork(lane)
+    session.program.copy_lane(lane, fork)
+    assert session.program.cache_bytes == before
+    forked = session.feed(fork, text(5, 1))
+    assert session.program.cache_bytes == 2 * before
+    kept = session.feed(lane, text(5, 2))
+    for found, tail in ((forked, text(5, 1)), (kept, text(5, 2))):
+        other, _ = alone.begin(text(30))
+        np.testing.assert_array_equal(found, alone.feed(other, tail))
+
+
+@pytest.mark.parametrize("options", [{}, {"kv_cache": "q8_0"}, {"dtype": "bfloat16"}])
+def test_a_saved_lane_goes_on_in_another_program(options: dict[str, Any]) -> None:
+    one, other = Session(**options), Session(**options)
+    lane, _ = one.begin(text(90))
+    arrays = {name: array.copy() for name, array in one.program.save_lane(lane).items()}
+    loaded = other.manager.load(one.manager.save(lane))
+    other.program.load_lane(loaded, arrays)
+    np.testing.assert_array_equal(one.feed(lane, text(9, 1)), other.feed(loaded, text(9, 1)))
+
+
+def test_a_lane_saved_before_its_first_step_is_empty() -> None:
+    session = Session()
+    lane = session.manager.open()
+    assert session.program.save_lane(lane) == {}
+    session.program.load_lane(lane, {})
+
+
+@pytest.mark.parametrize("broken", ["missing", "dtype", "heads", "slots", "other cache"])
+def test_a_foreign_lane_is_refused_and_nothing_changes(broken: str) -> None:
+    session = Session()
+    lane, _ = session.begin(text(30))
+    state = dict(session.program.save_lane(lane))
+    match broken:
+        case "missing":
+            del state["keys.1"]
+        case "dtype":
+            state["keys.1"] = state["keys.1"].astype(np.float16)
+        case "heads":
+            state["keys.1"] = state["keys.1"][:1]
+        case "slots":
+            state["values.1"] = state["values.1"][:, :3]
+        case "other cache":
+            state = dict(Session(kv_cache="q8_0").program.save_lane(lane)) or {"keys.scales.0": np.zeros(3)}
+    with pytest.raises(CacheError, match="saved lane"):
+        session.program.load_lane(lane, state)
+    expected = Session()
+    expected.begin(text(30))
+    np.testing.assert_array_equal(session.feed(lane, [1]), expected.feed(lane, [1]))
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def test_outputs_are_the_callers_own() -> None:
+    session, other = Session(), Session()
+    lane, first = session.begin(text(7))
+    kept = first.copy()
+    first.fill(np.nan)
+    np.testing.assert_array_equal(session.feed(lane, text(9, 1)), other.feed(other.begin(text(7))[0], text(9, 1)))
+    assert np.isfinite(kept).all()
+
+
+def test_a_chunk_that_nobody_asks_rows_of_gives_none_and_is_cached() -> None:
+    session, other = Session(), Session()
+    lane = session.manager.open()
+    out = session.program.step(session.manager.plan([Chunk(lane, text(40))]))
+    assert out["logits"].shape == (0, CONFIG.vocab_size)
+    expected = other.feed(other.begin(text(40))[0], text(4, 1))
+    np.testing.assert_array_equal(session.feed(lane, text(4, 1)), expected)
+
+
+def test_hidden_states_and_attention_weights_over_a_wrapped_ring() -> None:
+    graph = expose_attention_weights(expose_hidden_states(build(CONFIG.with_window((5, None)))))
+    config = CONFIG.with_window((5, None))
+    tokens = tuple(text(40))
+    scenario = Scenario(
+        (
+            (Feed(0, tokens[:9], 9), Feed(1, tokens[5:7], 2)),
+            (Feed(1, tokens[7:20], 13),),
+            *((Feed(0, (token,), 1),) for token in tokens[9:30]),
+        )
+    )
+    result = check(Case("all", config, graph, random_weights(graph, 0), scenario), BACKEND, ExecutorOptions("float32"))
+    assert result.status == "pass", result
+
+
+def test_steps_from_several_threads_take_turns() -> None:
+    session, alone = Session(), Session()
+    lanes = [session.manager.open() for _ in range(4)]
+    plans = [session.manager.plan([Chunk(lane, text(20, lane), [19])]) for lane in lanes]
+    found: dict[int, Any] = {}
+    threads = [
+        threading.Thread(target=lambda lane=lane: found.update({lane: session.program.step(plans[lane])["logits"]}))
+        for lane in lanes
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for lane in lanes:
+        np.testing.assert_allclose(found[lane][0], alone.begin(text(20, lane))[1][-1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_closed_program_says_so() -> None:
+    session = Session()
+    plan = session.manager.plan([Chunk(session.manager.open(), [1, 2], [1])])
+    session.program.step(plan)
+    assert session.program.cache_bytes > 0
+    session.program.close()
+    session.program.close()
+    assert session.program.cache_bytes == 0
+    with pytest.raises(BackendError, match="closed: prepare it again"):
+        session.program.step(plan)
+
+
+@pytest.mark.parametrize("end", ["", "model.close()", "import os; os.kill(os.getpid(), 2)"])
+def test_a_process_ends_as_it_should(end: str) -> None:
+    """MLX has threads of its own, which must not be in the way when the interpreter ends."""
+    script = f"""
+import threading
+import mistral_portable as mp
+model = mp.load("tiny", backend="mlx")
+worker = threading.Thread(target=model.generate, args=("Once",), kwargs={{"max_tokens": 3}})
+worker.start()
+worker.join()
+print(len(model.generate("Once", max_tokens=3).tokens), flush=True)
+{end}
+"""
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+        assert done.stdout == "3\n", done.stderr
+        assert done.returncode == (-2 if "kill" in end else 0), done.stderr
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_probe_says_what_runs() -> None:
+    found = BACKEND.probe()
+    assert found.score > 0
+    assert found.reason.startswith(("Metal, ", "CUDA, ", "CPU, "))
+    assert f"MLX {version('mlx')}" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float64"}, "computes in float32, float16, bfloat16"),
+        ({"dtype": "int8"}, "choose one, or another backend"),
+        ({"kv_cache": "q4_0"}, "choose float32 or q8_0"),
+        ({"dtype": "bfloat16", "kv_cache": "float32"}, "choose bfloat16 or q8_0"),
+        ({"threads": 3}, "MLX has its own threads"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_with_the_remedy(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BackendError, match=message):
+        Session(**({"dtype": "float32"} | options))
+
+
+def k_weights(config: MistralConfig, kind: str) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = dict(random_weights(build(config), 3))
+    for name, tensor in weights.items():
+        if len(tensor.shape) == 2:
+            blocks = random_blocks(kind.upper(), (tensor.shape[0], tensor.shape[1]), np.random.default_rng(len(name)))
+            weights[name] = QuantTensor(name, tensor.shape, GGMLQuantizationType[kind.upper()], blocks)
+    return weights
+
+
+K_CONFIG = MistralConfig(
+    vocab_size=40,
+    hidden_size=256,
+    intermediate_size=256,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    sliding_window=6,
+)
+
+
+@pytest.mark.filterwarnings("ignore:.*matrices")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])  # in float32 they are exact: test_ggml.py
+@pytest.mark.parametrize("kind", ["q4_k", "q5_k", "iq4_xs", "q6_k"])
+def test_types_that_gguf_files_have_in_half_precision(kind: str, dtype: str) -> None:
+    graph = select_rows(build(K_CONFIG), "logits")
+    tokens = tuple(text(20))
+    scenario = Scenario(((Feed(0, tokens[:9], 9),), *((Feed(0, (token,), 1),) for token in tokens[9:])))
+    case = Case(kind, K_CONFIG, graph, k_weights(K_CONFIG, kind), scenario)
+    result = check(case, BACKEND, ExecutorOptions(dtype))
+    assert result.status == "pass", result
+
+
+def test_widened_types_are_noticed() -> None:
+    spec = CacheSpec.from_config(K_CONFIG, max_context=64)
+    graph = select_rows(build(K_CONFIG), "logits")
+    with pytest.warns(UserWarning, match=r"9 matrices \(9 in q6_k\) are kept in float32"):
+        BACKEND.prepare(graph, k_weights(K_CONFIG, "q6_k"), spec, ExecutorOptions("float32")).close()
+
+
+# --- the embedded model ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quantize", [None, "q4_0"])
+def test_tiny_writes_the_reference_s_story(quantize: str | None) -> None:
+    found, expected = (
+        mp.load("tiny", backend=name, dtype="float32", quantize=quantize).generate(
+            "Once upon a time", max_tokens=200, temperature=0
+        )
+        for name in ("mlx", "reference")
+    )
+    assert len(expected.tokens) > 2 * 64  # two windows
+    assert found.tokens == expected.tokens

@@ -1,0 +1,69 @@
+"""A program of the MLX executor with its cache manager, for tests that look at one program over many steps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mistral_portable_mlx.backend import MLXBackend
+from mistral_portable_mlx.program import MLXProgram
+from numpy.typing import NDArray
+
+from mistral_portable.cache import CacheManager, CacheSpec, Chunk
+from mistral_portable.config import MistralConfig
+from mistral_portable.executor import ExecutorOptions
+from mistral_portable.graph import Graph, build
+from mistral_portable.graph.passes import select_rows
+from mistral_portable.testing import random_weights
+
+CONFIG = MistralConfig(
+    vocab_size=40,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    sliding_window=20,
+)
+
+
+class Session:
+    def __init__(
+        self,
+        config: MistralConfig = CONFIG,
+        graph: Graph | None = None,
+        *,
+        max_context: int = 400,
+        max_chunk: int = 48,
+        quantization: str | None = None,
+        memory: int | None = None,
+        **options: Any,
+    ) -> None:
+        self.spec = CacheSpec.from_config(config, max_context=max_context, max_chunk=max_chunk, max_lanes=4)
+        self.manager = CacheManager(self.spec)
+        weights = random_weights(build(config), 0, quantization)
+        graph = graph or select_rows(build(config), "logits")
+        program = MLXBackend(memory).prepare(graph, weights, self.spec, ExecutorOptions(**options))
+        assert isinstance(program, MLXProgram)
+        self.program = program
+
+    def feed(self, lane: int, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """The logits behind each token, of a step for each chunk."""
+        size = self.spec.max_chunk
+        chunks = [tokens[begin : begin + size] for begin in range(0, len(tokens), size)]
+        plans = (self.manager.plan([Chunk(lane, chunk, range(len(chunk)))]) for chunk in chunks)
+        return np.concatenate([self.program.step(plan)["logits"] for plan in plans])
+
+    def begin(self, tokens: Sequence[int]) -> tuple[int, NDArray[np.float32]]:
+        """A lane with these tokens."""
+        lane = self.manager.open()
+        return lane, self.feed(lane, tokens)
+
+    def decode(self, lane: int, count: int) -> None:
+        """Steps of one token each."""
+        for token in text(count, seed=1):
+            self.feed(lane, [token])
+
+
+def text(length: int, seed: int = 0) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(0, CONFIG.vocab_size, length)]
