@@ -62,7 +62,8 @@ def test_sequences_are_decoded_together_from_the_start() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "prefill", "prefill:", "prefill:0", "batch:0", "decode:-1", "run:3", "decode:1e3", "decode:1@2", "prefill:1@"]
+    "text",
+    ["", "prefill", "prefill:", "prefill:0", "batch:0", "decode:-1", "run:3", "decode:1e3", "decode:1@2", "prefill:1@"],
 )
 def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"prefill:TOKENS\[@DEPTH\], decode:DEPTH or batch:SEQUENCES"):
