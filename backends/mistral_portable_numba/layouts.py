@@ -135,8 +135,8 @@ def activation_sums(group: int, step: int) -> "np.dtype[Any]":
 def activation_bytes(columns: int) -> tuple[int, int, int]:
     """Bytes that a token of so many columns takes: in blocks, in sums over 32 and in sums over 16."""
     blocks, subs = -(-columns // 128), columns // 32
-    sums = (subs * activation_sums(1, step).itemsize for step in (32, 16))
-    return blocks * activation_block(1).itemsize, *sums
+    sums32, sums16 = (subs * activation_sums(1, step).itemsize for step in (32, 16))
+    return blocks * activation_block(1).itemsize, sums32, sums16
 
 
 def linear_record(layout: BlockLayout) -> int:

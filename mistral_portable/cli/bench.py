@@ -33,7 +33,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[WHAT]...",
-            help=f"Any of prefill:TOKENS[@DEPTH], decode:DEPTH and batch:SEQUENCES; by default {', '.join(STANDARD)}.",
+            help=f"Any of prefill:TOKENS, prefill:TOKENS@DEPTH, decode:DEPTH, batch:SEQUENCES; without it {', '.join(STANDARD)}.",
             show_default=False,
         ),
     ] = None,

@@ -23,7 +23,8 @@ F32 = ir.FloatType()
 _Emit = Callable[..., Any]
 
 
-inlined: Callable[..., Any] = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
+_PARTS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": True}
+inlined: Callable[..., Any] = numba.njit(**_PARTS)
 """Decorates the functions that kernels are made of: they become part of their callers, and know constant arguments."""
 
 

@@ -86,7 +86,7 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
     packed = _Source(codes, scale, offset, 2 * tile_bytes, subs)
     taken_apart = _Source(put_codes, put_scale, put_offset, record, 1)
 
-    def tiles_times(count: int, source: _Source) -> Callable[..., Any]:
+    def tiles_times(count: int, source: _Source) -> Any:
         """Two tiles times a group of `count` tokens: out = or, if `add`, out + the product."""
         each = Tokens(count)
         zeros, fma_one, add_scaled, scale_ints = each.zeros, each.fma_one, each.add_scaled, each.scale_ints
