@@ -33,7 +33,9 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[WHAT]...",
-            help=f"Any of prefill:TOKENS, prefill:TOKENS@DEPTH, decode:DEPTH, batch:SEQUENCES; without it {', '.join(STANDARD)}.",
+            help="Any of prefill:TOKENS, prefill:TOKENS@DEPTH, decode:DEPTH, batch:SEQUENCES; by default "
+            + ", ".join(STANDARD)
+            + ".",
             show_default=False,
         ),
     ] = None,
