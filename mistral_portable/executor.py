@@ -91,7 +91,8 @@ class Program(Protocol):
     def step(self, plan: StepPlan) -> Mapping[str, NDArray[np.float32]]:
         """Run the graph on the plan's tokens: every graph output by name, float32 (float64 in float64 programs).
 
-        `logits` is [R, vocab_size] where the graph selects rows. Arrays are the caller's own.
+        `logits` is [R, vocab_size] where the graph selects rows. Arrays are the caller's own. Raises CacheError if
+        there is no memory for a longer cache; the step then has not taken place, whatever it has written.
         """
 
     def copy_lane(self, source: int, target: int) -> None:

@@ -29,8 +29,8 @@ _STEP = 1024
 def room(length: int, capacity: int) -> int:
     """Slots for `length` tokens, at most `capacity`, the plan's: its doublings, and beyond 1024 finer steps.
 
-    A lane is read as a whole, so slots that are not used yet cost time: at most an eighth of it. 1500 tokens: 2048;
-    33,000 tokens, for which a plan says 65,536: 36,864.
+    A lane is read as a whole, so slots that are not used yet cost time: at most 1024 or, of long lanes, an eighth. 1500
+    tokens: 2048; 33,000 tokens, for which a plan says 65,536: 36,864.
     """
     step = max(_STEP, 1 << max(0, length.bit_length() - 4))
     return min(capacity, -(-length // step) * step)
@@ -117,6 +117,10 @@ class Cache:
                         self._format.parts, arrays, self._format.empty(self._spec.num_key_value_heads, 0), strict=True
                     )
                 ]
+            if len({loaded[layer][0].shape[1] for layer in group.layers}) > 1:
+                raise CacheError("the saved lane does not fit this model: layers of one window have different lengths")
+        size = sum(array.nbytes for parts in loaded.values() for array in parts)
+        self._memory.require_growth(size, max((parts[0].shape[1] for parts in loaded.values()), default=0))
         mx.eval(list(loaded.values()))
         self.drop(lane)
         for layer, parts in loaded.items():

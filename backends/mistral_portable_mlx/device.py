@@ -31,7 +31,9 @@ def find_device() -> Device:
         kind = "Metal" if mx.metal.is_available() else "CUDA"
         # On Metal more than this would be swapped: the system and other programs need the rest.
         sizes = [info.get(key) for key in ("max_recommended_working_set_size", "total_memory", "memory_size")]
-        memory = next((size for size in sizes if isinstance(size, int) and size > 0), _main_memory())
+        memory = next((size for size in sizes if isinstance(size, int) and size > 0), 0)
+        if not memory:
+            raise RuntimeError(f"it does not tell the memory of its {kind} device, only {', '.join(info)}")
     else:
         kind, memory = "CPU", _main_memory()
     return Device(kind, str(info.get("device_name", "unknown")), memory, version("mlx"))

@@ -35,10 +35,9 @@ class Memory:
         """Raise BackendError if weights and a first lane of `tokens` tokens do not fit."""
         used = mx.get_active_memory()
         if used + weights + lane > self.bytes:
-            others = f" beside the {_gb(used)} of other models" if used > _KEPT else ""
             raise BackendError(
-                f"the model does not fit: weights {_gb(weights)} + keys and values of {tokens} tokens {_gb(lane)} = "
-                f"{_gb(weights + lane)}{others}, and {self.kind} has {_gb(self.bytes)} for them: "
+                f"the model does not fit: weights {_gb(weights)} + keys and values of {tokens} tokens {_gb(lane)} + "
+                f"{_gb(used)} of other models = {_gb(weights + lane + used)}, and {self.kind} has {_gb(self.bytes)}: "
                 "use --quantize q4_0 or a smaller model"
             )
 

@@ -225,6 +225,6 @@ def _notice_widened(graph: Graph, weights: Mapping[str, Tensor], dtype: str) -> 
         listed = ", ".join(f"{count} in {kind}" for kind, count in sorted(kinds.items()))
         warnings.warn(
             f"{sum(kinds.values())} matrices ({listed}) are kept in {dtype}, as MLX has no such blocks: they take more "
-            "memory than in the file. Types that MLX can hold: q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q8_0.",
+            f"memory than in the file. Types that MLX can hold: {', '.join(sorted(LAYOUTS))}.",
             stacklevel=4,
         )

@@ -44,7 +44,6 @@ __all__ = [
     "head_width",
     "linear_record",
     "linear_scratch",
-    "padded_rows",
     "round_up",
     "token_group",
     "tokens_per_item",

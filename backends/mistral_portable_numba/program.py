@@ -2,6 +2,7 @@
 
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from mistral_portable.cache import CacheSpec, StepPlan, visible
 from mistral_portable.errors import BackendError
 from mistral_portable.executor import ExecutorOptions, LaneState, Precision
 from mistral_portable.graph import Graph, Node, infer_shapes
-from mistral_portable.weights import BlockTensor, DenseTensor, Tensor
+from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, Tensor
 from mistral_portable_numba.cache import KVCache
 from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.compiler.objects import LoadedKernels
@@ -47,6 +48,7 @@ class NumbaProgram:
         self._values = StepValues(spec)
         self._cache = KVCache(spec, precision.kv_cache or precision.dtype)
         self._lowered = lower_graph(graph, weights, spec, precision, self._values, self._cache, threads)
+        _notice_widened(weights)
         self._widths = infer_shapes(graph)
         names = {"tape", "pack", *(instruction.kernel for instruction in self._lowered.instructions)}
         self._kernels = LoadedKernels(names, isa, folder, options.progress)
@@ -185,6 +187,16 @@ class NumbaProgram:
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
             out[tokens, :, : len(keys_at)] = weights / weights.sum(axis=-1, keepdims=True)
         return out
+
+
+def _notice_widened(weights: Mapping[str, Tensor]) -> None:
+    """Say that MLX's groups become floats."""
+    if count := sum(isinstance(tensor, AffineTensor) for tensor in weights.values()):
+        warnings.warn(
+            f"{count} matrices in MLX's groups are kept in float32, as backend 'numba' has no kernels for them: "
+            "4 bytes a weight. Backend 'mlx' keeps them as they are; a GGUF file runs here in its own size.",
+            stacklevel=4,
+        )
 
 
 class _Table:

@@ -139,11 +139,20 @@ class Model:
                 self.manager.close(lane)
 
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Run one step: logits float32 [R, vocab_size] of the rows that the chunks ask for."""
+        """Run one step: logits float32 [R, vocab_size] of the rows that the chunks ask for.
+
+        If it fails, all sequences are as they were before it.
+        """
         with self._turn:
             if self._closed:
                 raise InputError("the model is closed: load it again")
-            logits = self.program.step(self.manager.plan(chunks))["logits"]
+            plan = self.manager.plan(chunks)
+            try:
+                logits = self.program.step(plan)["logits"]
+            except BaseException:  # no memory for more keys, say: what this step has written does not count
+                for lane, position in zip(plan.lanes.tolist(), plan.positions[plan.starts[:-1]].tolist(), strict=True):
+                    self.manager.rollback(lane, position)
+                raise
         return logits.astype(np.float32, copy=False)  # float64 programs return float64
 
     def text_stream(self, after: Sequence[int]) -> TextStream | None:

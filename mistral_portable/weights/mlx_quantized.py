@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -29,25 +29,30 @@ def affine_tensors(tensors: Mapping[str, Tensor], quantization: Mapping[str, Any
     made: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
-        if isinstance(tensor, DenseTensor) and tensor.dtype == "uint32":
+        if _packed(tensor):
             scales, biases = tensors.get(f"{module}.scales"), tensors.get(f"{module}.biases")
             if not isinstance(scales, DenseTensor) or not isinstance(biases, DenseTensor):
                 raise CheckpointError(f"{source}: {name} is packed, but {module}.scales or {module}.biases is missing")
             made[name] = _affine(tensor, scales, biases, {**quantization, **own.get(name, {})}, source)
-        elif kind not in ("scales", "biases") or f"{module}.weight" not in tensors:
+        elif kind not in ("scales", "biases") or not _packed(tensors.get(f"{module}.weight")):
             made[name] = tensor
     return made
+
+
+def _packed(tensor: Tensor | None) -> TypeGuard[DenseTensor]:
+    return isinstance(tensor, DenseTensor) and tensor.dtype == "uint32"
 
 
 def _affine(
     packed: DenseTensor, scales: DenseTensor, biases: DenseTensor, how: Mapping[str, Any], source: str
 ) -> AffineTensor:
     bits, group, mode = how.get("bits"), how.get("group_size"), how.get("mode", "affine")
+    shown = [reprlib.repr(value) for value in (mode, bits, group)]
     whole = isinstance(bits, int) and isinstance(group, int)
     if not whole or mode != "affine" or bits not in BITS or group not in GROUP_SIZES:
         raise ConfigError(
-            f"{source}: {packed.name} is quantized with mode={mode!r}, bits={bits!r}, group_size={group!r}: supported "
-            f"are mode 'affine', bits {', '.join(map(str, BITS))} and groups of {', '.join(map(str, GROUP_SIZES))}"
+            f"{source}: {packed.name} has mode={shown[0]}, bits={shown[1]}, group_size={shown[2]}: supported are "
+            f"mode 'affine', bits {', '.join(map(str, BITS))} and groups of {', '.join(map(str, GROUP_SIZES))}"
         )
     shape = (packed.shape[0], scales.shape[-1] * group) if len(packed.shape) == len(scales.shape) == 2 else (0, 0)
     fits = packed.shape == (shape[0], shape[1] * bits // 32) and scales.shape == (shape[0], shape[1] // group)

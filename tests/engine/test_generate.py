@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import mistral_portable as mp
-from mistral_portable.cache import StepPlan
+from mistral_portable.cache import Chunk, StepPlan
+from mistral_portable.errors import CacheError
 
 PROMPT = "Once upon a time"
 CHAT = [{"role": "user", "content": "Tom has a red ball. What color is Tom's ball?"}]
@@ -213,3 +214,26 @@ def test_interleaved_streams_and_threads_do_not_disturb_each_other(tiny: mp.Mode
     for thread in threads:
         thread.join()
     assert [results[i] for i in range(3)] == alone
+
+
+def test_a_step_that_fails_leaves_all_sequences_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the program may have written some of its keys, at every length up to beyond twice the window."""
+    with mp.load("tiny", backend="reference", max_lanes=2) as model, model.lane() as a, model.lane() as b:
+        window = model.config.sliding_window
+        assert isinstance(window, int)
+        calm = model.program.step
+
+        def fails(plan: StepPlan) -> Mapping[str, NDArray[np.float32]]:
+            calm(plan)
+            raise CacheError("no memory")
+
+        tokens = np.random.default_rng(0).integers(5, model.config.vocab_size, 2 * window + 9).tolist()
+        for start in range(0, len(tokens), 16):
+            chunk = tokens[start : start + 16]
+            with monkeypatch.context() as patch:
+                patch.setattr(model.program, "step", fails)
+                with pytest.raises(CacheError, match="no memory"):
+                    model.step([Chunk(a, chunk[::-1]), Chunk(b, chunk[:1])])
+            last = model.step([Chunk(a, chunk, [len(chunk) - 1])])
+            assert np.allclose(last[0], model.logits(tokens[: start + 16])[-1], atol=1e-4)
+        assert (model.manager.length(a), model.manager.length(b)) == (len(tokens), 0)

@@ -145,7 +145,7 @@ def test_a_module_may_have_its_own_bits(tmp_path: Path) -> None:
 )
 def test_what_is_not_supported_is_refused(tmp_path: Path, quantization: Any) -> None:
     write_repository(tmp_path, changes={"quantization": quantization, "quantization_config": None})
-    with pytest.raises(ConfigError, match="is quantized with mode="):
+    with pytest.raises(ConfigError, match="has mode="):
         open_checkpoint(tmp_path)
 
 
@@ -185,6 +185,17 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path, broken: str) -> Non
     mx.save_safetensors(path, tensors)
     with pytest.raises(CheckpointError, match=r"is missing|does not fit its scales"):
         open_checkpoint(tmp_path)
+
+
+def test_scales_of_a_matrix_that_is_not_packed_are_not_dropped(tmp_path: Path) -> None:
+    write_repository(tmp_path)
+    tensors = stored(tmp_path)
+    name = "model.layers.1.mlp.up_proj"
+    codes, scales, biases = (tensors[f"{name}.{part}"] for part in ("weight", "scales", "biases"))
+    tensors[f"{name}.weight"] = mx.dequantize(codes, scales, biases)
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
+    with pytest.raises(CheckpointError, match=r"up_proj\.(scales|biases)"):
+        mp.load(tmp_path, backend="reference")
 
 
 def test_uint32_tensors_of_others_are_refused(tmp_path: Path) -> None:

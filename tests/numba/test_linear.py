@@ -73,6 +73,16 @@ def test_blocks_with_every_number_of_tokens(isa: str, kind: str) -> None:
 
 
 @EVERY_ISA
+@pytest.mark.parametrize("kind", ["q4_0", "q6_k"])
+@pytest.mark.parametrize("tokens", [1, 3, 8, 20])
+def test_many_rows(isa: str, kind: str, tokens: int) -> None:
+    """So many that a thread claims several pairs of tiles at a time, and columns beyond a chunk."""
+    random = np.random.default_rng(6)
+    weight, x = PackedWeight(isa, kind, signed_blocks(kind, 1100, 768, random)), Activations(tokens, 768, random)
+    Expected(x.values, weight.values, random).check(weight.times(x.codes, x.scales))
+
+
+@EVERY_ISA
 @EVERY_KIND
 @pytest.mark.parametrize("tokens", [1, 2, 9])
 def test_nan_stays_with_its_token(isa: str, kind: str, tokens: int) -> None:

@@ -3,6 +3,7 @@
 | function | computes |
 |---|---|
 | mp.dot4(acc, w, x) | acc + the sums of four products; w 0..127, x -127..127 |
+| mp.signed_zero() | 128 where products take unsigned weights, else 0 |
 | mp.signed(w) | weights -128..127 as dot4_signed takes them: with mp.signed_zero() added |
 | mp.dot4_signed(acc, w, x) | acc + the sums of four products of such weights and x, -127..127 |
 | mp.lookup(index, table) | table[index] of 64 bytes; index 0..15 |

@@ -115,7 +115,6 @@ for _symbol, _int in (
     _infix(_symbol, i32x16, getattr(ir.IRBuilder, _int))
     _infix(_symbol, bytes64, getattr(ir.IRBuilder, _int))
 _infix(operator.truediv, f32x16, ir.IRBuilder.fdiv)
-_infix(operator.add, bytes64, ir.IRBuilder.add)
 
 
 def splat(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) -> ir.Value:
@@ -485,7 +484,7 @@ def where_at_most(builder: Any, key: Any, bound: Any, yes: Any, no: Any) -> Any:
 
 @operation(i32x16, i32x16, bytes64, bytes64)
 def dot4(builder: Any, total: Any, weights: Any, x: Any) -> Any:
-    """total + the four products of each lane; weights 0..127, x -128..127."""
+    """total + the four products of each lane; weights 0..127, x -127..127."""
     return call(builder, "mp.dot4", _I, total, weights, x)
 
 

@@ -68,7 +68,7 @@ class Tokens:
 
         @operation(ints, types.int64, types.int32)
         def start(b: Any, first: Any, eighths: Any) -> Any:
-            def one(token: int) -> Any:  # the flags let LLVM see that eight eighths are one
+            def one(token: int) -> Any:  # the flags let LLVM see that 8 eighths are one; sums of NaN may overflow
                 x = load(b, address(b, first, I64(4), token), I32)
                 return splat(b, b.ashr(b.mul(x, eighths, flags=["nsw"]), I32(3), flags=["exact"]), _I)
 

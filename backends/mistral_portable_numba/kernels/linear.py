@@ -1,7 +1,7 @@
-"""Linear layers over quantized weights: int4 times int8, one kernel per block format.
+"""Linear layers over quantized weights: codes of 2 to 8 bits times int8, one kernel per block format.
 
-A lane is a row, so nothing is summed across lanes. Two tiles of weights are taken at a time, with as many tokens as the
-registers hold sums for. For one token, codes come out of the tiles as they are needed; for more, out of a scratch that
+A lane is a row, so nothing is summed across lanes. Two tiles of weights are taken at a time, with as many tokens as an
+instruction set says. For one token, codes come out of the tiles as they are needed; for more, out of a scratch that
 stays in the cache, where they have been put once.
 """
 
@@ -23,7 +23,14 @@ from mistral_portable_numba.compiler.simd import (
 )
 from mistral_portable_numba.compiler.tokens import Tokens
 from mistral_portable_numba.kernels.formats import Format
-from mistral_portable_numba.layouts import CHUNK, START_ZEROS, activation_block, activation_sums, linear_record
+from mistral_portable_numba.layouts import (
+    CHUNK,
+    START_ZEROS,
+    TOKEN_GROUP,
+    activation_block,
+    activation_sums,
+    linear_record,
+)
 
 __all__ = ["linear_kernel"]
 
@@ -62,6 +69,9 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
     sums_bytes = activation_sums(1, layout.step).itemsize
     in_step, chunk_blocks = 8 // steps, CHUNK // layout.columns
     eighths = 8 * fmt.zero // START_ZEROS[layout.step]
+    assert TOKEN_GROUP % most == 0
+    assert 8 * fmt.zero % START_ZEROS[layout.step] == 0
+    assert layout.step == 32 or not signed  # a step of 16 would have another start
 
     @inlined
     def codes(p: Any, s: Any, k: Any) -> Any:

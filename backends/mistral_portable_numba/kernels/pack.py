@@ -1,4 +1,4 @@
-"""Packing: rows of ggml blocks, as a file has them, into tiles of 16 rows (see `formats.py`). Bytes are only moved."""
+"""Packing: rows of ggml blocks, as a file has them, into tiles of 16 rows (see `layouts.py`). Bytes are only moved."""
 
 from collections.abc import Callable
 from typing import Any
