@@ -42,6 +42,7 @@ class Cache:
     def __init__(self, spec: CacheSpec, format: Format, memory: Memory) -> None:
         self._spec, self._format, self._memory = spec, format, memory
         self._lanes: dict[tuple[int, int], Parts] = {}
+        self._shared: set[int] = set()  # lanes whose arrays another one may hold, too
 
     @property
     def nbytes(self) -> int:
@@ -58,6 +59,11 @@ class Cache:
             if begin == 0:
                 self.drop(lane)
             self._grow(lane, end, [room(end, reads.capacity) for reads in plan.groups])
+            if lane in self._shared:  # writing to them makes copies
+                others = {id(array) for (_, owner), parts in self._lanes.items() if owner != lane for array in parts}
+                mine = [array for (_, owner), parts in self._lanes.items() if owner == lane for array in parts]
+                self._memory.require_growth(sum(array.nbytes for array in mine if id(array) in others), end)
+                self._shared.discard(lane)
         layers = [layer for group in self._spec.groups for layer in group.layers]
         return {layer: [list(self._lanes[layer, lane]) for lane, _, _ in sequences] for layer in layers}
 
@@ -81,6 +87,7 @@ class Cache:
         for (layer, lane), parts in list(self._lanes.items()):
             if lane == source:
                 self._lanes[layer, target] = list(parts)
+        self._shared |= {source, target}
 
     def drop(self, lane: int) -> None:
         """Give a lane's memory back."""

@@ -34,7 +34,10 @@ def affine_tensors(tensors: Mapping[str, Tensor], quantization: Mapping[str, Any
             if not isinstance(scales, DenseTensor) or not isinstance(biases, DenseTensor):
                 raise CheckpointError(f"{source}: {name} is packed, but {module}.scales or {module}.biases is missing")
             made[name] = _affine(tensor, scales, biases, {**quantization, **own.get(name, {})}, source)
-        elif kind not in ("scales", "biases") or not _packed(tensors.get(f"{module}.weight")):
+        elif kind in ("scales", "biases") and (weight := tensors.get(f"{module}.weight")) is not None:
+            if not _packed(weight):
+                raise CheckpointError(f"{source}: there is {name}, but {weight.name} is {weight.dtype}, not packed")
+        else:
             made[name] = tensor
     return made
 

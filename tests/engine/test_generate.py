@@ -218,7 +218,7 @@ def test_interleaved_streams_and_threads_do_not_disturb_each_other(tiny: mp.Mode
 
 def test_a_step_that_fails_leaves_all_sequences_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the program may have written some of its keys, at every length up to beyond twice the window."""
-    with mp.load("tiny", backend="reference", max_lanes=2) as model, model.lane() as a, model.lane() as b:
+    with mp.load("tiny", backend="reference", max_lanes=3) as model, model.lane() as a, model.lane() as b:
         window = model.config.sliding_window
         assert isinstance(window, int)
         calm = model.program.step

@@ -1,4 +1,6 @@
-"""Decoding steps are compiled: once for a shape, whatever the tokens, positions and lengths; and they are right."""
+"""Decoding steps are compiled, once for a shape, whatever the tokens, positions and lengths; right, and in place."""
+
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from mistral_portable_mlx import BACKEND
 from mlx_sessions import CONFIG, Session, text
 
+import mistral_portable as mp
 from mistral_portable.cache import Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.executor import ExecutorOptions
@@ -76,3 +79,43 @@ def test_compiled_and_built_steps_agree() -> None:
     finally:
         mx.enable_compile()
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_cache", [None, "q8_0"])
+def test_memory_is_constant_once_the_window_is_full(kv_cache: str | None) -> None:
+    session = Session(kv_cache=kv_cache)
+    lane, _ = session.begin(text(70))  # the ring has 67 slots
+    session.decode(lane, 1)
+    cache, active = session.program.cache_bytes, mx.get_active_memory()
+    session.decode(lane, 3 * 67)
+    assert session.program.cache_bytes == cache
+    assert mx.get_active_memory() <= active
+
+
+@pytest.mark.parametrize("kv_cache", [None, "q8_0"])
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_a_ring_is_written_in_place(kv_cache: str | None, chunk: int) -> None:
+    """A step takes less memory, for all that it computes, than a copy of one layer's keys would."""
+    config = replace(
+        CONFIG.with_window(1000), head_dim=256, num_key_value_heads=4
+    )  # keys that outweigh scores and activations
+    session = Session(config, max_context=9000, max_chunk=100, kv_cache=kv_cache)
+    weights = mx.get_active_memory()
+    lane, _ = session.begin(text(1200))
+    session.feed(lane, text(chunk))
+    mx.reset_peak_memory()
+    session.feed(lane, text(chunk))
+    cache = session.program.cache_bytes
+    assert mx.get_peak_memory() - weights < cache + cache // (2 * CONFIG.num_hidden_layers)
+
+
+@pytest.mark.parametrize("quantize", [None, "q4_0"])
+def test_tiny_writes_the_reference_s_story(quantize: str | None) -> None:
+    found, expected = (
+        mp.load("tiny", backend=name, dtype="float32", quantize=quantize).generate(
+            "Once upon a time", max_tokens=200, temperature=0
+        )
+        for name in ("mlx", "reference")
+    )
+    assert len(expected.tokens) > 2 * 64  # two windows
+    assert found.tokens == expected.tokens
