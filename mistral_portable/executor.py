@@ -17,6 +17,8 @@ __all__ = [
     "Availability",
     "Backend",
     "ExecutorOptions",
+    "GreedyProgram",
+    "GreedyStep",
     "LaneState",
     "OwnMemory",
     "Precision",
@@ -119,6 +121,27 @@ class OwnMemory(Protocol):
     @property
     def peak_memory_bytes(self) -> int:
         """The most that its framework has held in this process: weights, cache and scratch."""
+
+
+class GreedyStep(Protocol):
+    """A step that has begun, of which the host has read nothing yet."""
+
+    def tokens(self) -> NDArray[np.int32]:
+        """Wait for it: per row of its plan the id of the highest logit, the lowest one on ties, as the sampler's.
+
+        -1 where the sampler would refuse: the row holds NaN, or its highest logit is infinite.
+        """
+
+
+@runtime_checkable
+class GreedyProgram(Protocol):
+    """A program whose device takes the likeliest token itself: the next step begins before the host has read it."""
+
+    def begin_greedy(self, plan: StepPlan, after: GreedyStep | None = None) -> GreedyStep:
+        """Begin a step and return at once. `after`: a step of this program, whose tokens, row by row, are this one's
+
+        (the plan's own mean nothing then). Raises as `step`.
+        """
 
 
 class Backend(Protocol):

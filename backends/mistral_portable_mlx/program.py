@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import LaneState, Precision
+from mistral_portable.executor import GreedyStep, LaneState, Precision
 from mistral_portable.graph import Graph, Parameter, infer_shapes
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import BlockTensor, Tensor
@@ -25,12 +25,13 @@ from mistral_portable_mlx.lowering import Kernel, Lowering, Step
 from mistral_portable_mlx.matrices import Matrix, form, read_matrix, read_vector
 from mistral_portable_mlx.memory import Memory, weight_bytes
 
-__all__ = ["MLXProgram"]
+__all__ = ["MLXGreedyStep", "MLXProgram"]
 
 Values = dict[str, Any]
 Layers = dict[int, list[Parts]]
 Run = Callable[[dict[str, mx.array], Layers], tuple[Values, Layers]]
 
+_LIKELIEST = "likeliest"
 _KEPT = 64  # compiled steps; the one that was not used for longest goes
 
 
@@ -95,7 +96,30 @@ class MLXProgram:
 
     def step(self, plan: StepPlan) -> dict[str, NDArray[np.float32]]:
         with self._on_stream():
-            return self._step(plan)
+            values = self._build(plan)
+            # Where nobody asked for rows there is nothing to wait for: the next chunk is built while this one runs.
+            mx.async_eval(values, self._cache.arrays())
+            return {name: self._output(value, values.get(name), plan) for name, value in self._graph.outputs.items()}
+
+    def begin_greedy(self, plan: StepPlan, after: GreedyStep | None = None) -> "MLXGreedyStep":
+        with self._on_stream():
+            before = after if isinstance(after, MLXGreedyStep) else None
+            values = self._build(plan, before.likeliest if before else None, greedy=True)
+            step = MLXGreedyStep(self, values[_LIKELIEST])
+            if before is None or before.read:
+                mx.async_eval(step.likeliest)
+            else:
+                before.following = step
+            return step
+
+    def read(self, step: "MLXGreedyStep") -> NDArray[np.int32]:
+        """The step's tokens, once they are computed; the one that follows it begins."""
+        with self._on_stream():
+            tokens = np.array(step.likeliest)
+            step.read = True
+            if step.following is not None:
+                mx.async_eval(step.following.likeliest)
+            return tokens
 
     def copy_lane(self, source: int, target: int) -> None:
         with self._on_stream():
@@ -149,30 +173,28 @@ class MLXProgram:
         lowering = Lowering(self._spec, self._format, matrices, vectors)
         self._steps = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
 
-    def _step(self, plan: StepPlan) -> dict[str, NDArray[np.float32]]:
-        values = self._start(plan)
-        # Where nobody asked for rows there is nothing to wait for: the next chunk is built while this one runs.
-        mx.async_eval(values, self._cache.arrays())
-        return {name: self._output(value, values.get(name), plan) for name, value in self._graph.outputs.items()}
-
-    def _start(self, plan: StepPlan) -> Values:
-        """The step's outputs, still to be computed. No name may keep a lane's old arrays: they are written in place."""
+    def _build(self, plan: StepPlan, tokens: mx.array | None = None, greedy: bool = False) -> Values:
+        """The step's outputs, still to be computed. `tokens` [T] stand in for the plan's."""
         starts, rows = tuple(plan.starts.tolist()), len(plan.rows)
         layers = self._cache.take(plan)
         lanes = plan.lanes.tolist()
         slots = [[self._cache.slots(group, lane) for lane in lanes] for group in range(len(self._spec.groups))]
         inputs = step_inputs(plan, self._spec, self._angles, slots)
-        values, layers = self._function(starts, rows, slots)(inputs, layers)
+        if tokens is not None:
+            inputs["tokens"] = tokens
+        # No name here may keep a lane's old arrays: they are written in place.
+        values, layers = self._function(starts, rows, slots, greedy)(inputs, layers)
         self._cache.put(plan, layers)
         return values
 
-    def _function(self, starts: tuple[int, ...], rows: int, slots: list[list[int]]) -> Run:
+    def _function(self, starts: tuple[int, ...], rows: int, slots: list[list[int]], greedy: bool) -> Run:
         def run(inputs: dict[str, mx.array], layers: Layers) -> tuple[Values, Layers]:
-            return self._run(starts, rows, inputs, layers)
+            values, layers = self._run(starts, rows, inputs, layers)
+            return ({_LIKELIEST: _likeliest(values["logits"])} if greedy else values), layers
 
         if starts[-1] != len(starts) - 1:
             return run
-        key = (starts, rows, *map(tuple, slots))
+        key = (starts, rows, greedy, *map(tuple, slots))
         if key not in self._compiled:
             self._compiled[key] = mx.compile(run)
             if len(self._compiled) > _KEPT:
@@ -215,6 +237,30 @@ class MLXProgram:
             slots = np.arange(first[s], ends[s]) % self._spec.groups[group].slots
             out[plan.starts[s] : plan.starts[s + 1], :, : len(slots)] = np.array(weights)[:, :, slots]
         return out
+
+
+class MLXGreedyStep:
+    """A step of `program` that is built, and computed once the one before it is read.
+
+    If both were on their way, MLX would not write the second one's keys in place: it copies a layer's ring that a
+    step may still read.
+    """
+
+    def __init__(self, program: MLXProgram, likeliest: mx.array) -> None:
+        self._program = program
+        self.likeliest = likeliest
+        """int32 [R]: what it will have chosen."""
+        self.following: MLXGreedyStep | None = None
+        self.read = False
+
+    def tokens(self) -> NDArray[np.int32]:
+        return self._program.read(self)
+
+
+def _likeliest(logits: mx.array) -> mx.array:
+    """The likeliest tokens, int32 [R], of float32 logits [R, vocab_size]; -1 for a row that the sampler refuses."""
+    unsound = mx.isnan(logits).any(axis=-1) | mx.isinf(logits.max(axis=-1))
+    return mx.where(unsound, -1, logits.argmax(axis=-1).astype(mx.int32))
 
 
 def _notice_widened(graph: Graph, weights: Mapping[str, Tensor], dtype: str) -> None:

@@ -10,12 +10,12 @@ from typing import Any, Self, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.cache import CacheManager, Chunk
+from mistral_portable.cache import CacheManager, Chunk, StepPlan
 from mistral_portable.config import MistralConfig
 from mistral_portable.engine.generation import Generation
 from mistral_portable.engine.stream import TextStreamer
 from mistral_portable.errors import InputError, TokenizerError
-from mistral_portable.executor import Program
+from mistral_portable.executor import GreedyProgram, GreedyStep, Program
 from mistral_portable.sampling import SamplingParams
 from mistral_portable.tokenizer import TextStream, Tokenizer
 
@@ -143,17 +143,31 @@ class Model:
 
         If it fails, all sequences are as they were before it.
         """
+        with self._planned(chunks) as plan:
+            logits = self.program.step(plan)["logits"]
+        return logits.astype(np.float32, copy=False)  # float64 programs return float64
+
+    def begin_greedy(self, chunks: Sequence[Chunk], after: GreedyStep | None = None) -> GreedyStep:
+        """Begin one step, on a backend whose `program` is a GreedyProgram; see there. Fails as `step`."""
+        program = self.program
+        if not isinstance(program, GreedyProgram):
+            raise InputError(f"the {self.backend} backend leaves the likeliest token to the sampler: use step")
+        with self._planned(chunks) as plan:
+            return program.begin_greedy(plan, after)
+
+    @contextmanager
+    def _planned(self, chunks: Sequence[Chunk]) -> Iterator[StepPlan]:
+        """The chunks' plan, for one step at a time; undone if that fails."""
         with self._turn:
             if self._closed:
                 raise InputError("the model is closed: load it again")
             plan = self.manager.plan(chunks)
             try:
-                logits = self.program.step(plan)["logits"]
+                yield plan
             except BaseException:  # no memory for more keys, say: what this step has written does not count
                 for lane, position in zip(plan.lanes.tolist(), plan.positions[plan.starts[:-1]].tolist(), strict=True):
                     self.manager.rollback(lane, position)
                 raise
-        return logits.astype(np.float32, copy=False)  # float64 programs return float64
 
     def text_stream(self, after: Sequence[int]) -> TextStream | None:
         """The tokenizer's stream behind the tokens `after`; None if there is no tokenizer."""

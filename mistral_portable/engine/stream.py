@@ -1,17 +1,14 @@
-"""TextStreamer: the generate loop of one sequence, as an iterator over pieces of text."""
+"""TextStreamer: one sequence's text as it is made, an iterator over pieces."""
 
 import time
 from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mistral_portable.cache import Chunk
+from mistral_portable.engine.decode import decode
 from mistral_portable.engine.generation import Generation, Timings, peak_memory_bytes
 from mistral_portable.errors import InputError
-from mistral_portable.sampling import Sampled, Sampler, SamplingParams, StopMatcher
+from mistral_portable.sampling import Sampled, SamplingParams, StopMatcher
 
 if TYPE_CHECKING:
     from mistral_portable.engine.model import Model
@@ -86,16 +83,13 @@ class _Run:
         )
 
     def pieces(self) -> Generator[str, None, None]:
-        """Prefill, then sample and step until something ends it; yields text that is final and not empty."""
+        """Decode until something ends it; yields text that is final and not empty."""
         model, params = self.model, self.params
         pieces = model.text_stream(self.prompt)
         stops = StopMatcher(params.stop)
-        sampler = Sampler(params, prompt_tokens=self.prompt)
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else model.end_tokens)
         with model.lane() as lane:
-            logits = self._prefill(lane)
-            while True:
-                sampled = sampler.sample(logits)
+            for sampled in self._timed(decode(model, lane, self.prompt, params)):
                 self.sampled.append(sampled)
                 ended = sampled.token in ends
                 # Embeddings are often padded beyond the tokenizer's vocabulary: such an id stands for no text.
@@ -104,29 +98,24 @@ class _Run:
                 if ended or stops.matched is not None:
                     self.finish_reason = "stop"
                     break
-                if len(self.sampled) == params.max_tokens or model.manager.length(lane) == model.max_context:
-                    self.finish_reason = "length"
-                    break
-                begin = time.perf_counter()
-                logits = model.step([Chunk(lane, [sampled.token], rows=[0])])[0]
-                self.decode_s += time.perf_counter() - begin
+            else:
+                self.finish_reason = "length"
         if pieces is not None:
             text = stops.push(pieces.flush())
             if stops.matched is not None:
                 self.finish_reason = "stop"
             yield from self._show(text + stops.flush())
 
-    def _prefill(self, lane: int) -> NDArray[np.float32]:
-        """Run the prompt, a chunk at a time; the logits [vocab_size] behind its last token."""
+    def _timed(self, tokens: Iterator[Sampled]) -> Iterator[Sampled]:
+        """The first token's time is the prompt's."""
         begin = time.perf_counter()
-        size = self.model.manager.spec.max_chunk
-        for start in range(0, len(self.prompt), size):
-            tokens = self.prompt[start : start + size]
-            last = start + len(tokens) == len(self.prompt)
-            logits = self.model.step([Chunk(lane, tokens, rows=[len(tokens) - 1] if last else [])])
-        self.prefill_s = time.perf_counter() - begin
-        row: NDArray[np.float32] = logits[0]
-        return row
+        for number, sampled in enumerate(tokens):
+            if number:
+                self.decode_s += time.perf_counter() - begin
+            else:
+                self.prefill_s = time.perf_counter() - begin
+            yield sampled
+            begin = time.perf_counter()
 
     def _show(self, text: str) -> Iterator[str]:
         if text:

@@ -64,6 +64,12 @@ class SamplingParams:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether each token is the one of the highest logit, and nothing else is asked of the logits."""
+        rules = self.repetition_penalty != 1 or self.frequency_penalty or self.presence_penalty or self.logit_bias
+        return self.temperature == 0 and not rules and self.logprobs is None
+
     def check_vocab(self, vocab_size: int) -> None:
         """Raise InputError if `logit_bias`, `stop_token_ids` or `logprobs` goes beyond the vocabulary."""
         for name, tokens in (("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)):

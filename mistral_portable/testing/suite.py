@@ -3,13 +3,14 @@
 A backend's test file is four lines:
 
     import pytest
-    from mistral_portable.testing.suite import *  # the ladder
+    from mistral_portable.testing.suite import Target, test_conformance
 
     @pytest.fixture(scope="module", params=["float32"])
     def target(request): return Target(BACKEND, ExecutorOptions(dtype=request.param), Path("xfails/mine.txt"))
 
 Each rung draws its cases and checks them as `check` says. A gap that is known stands in the xfail file, one
 `RUNG  reason` a line; it must then fail or be unsupported (a gap that is closed is an error: take the line out).
+`test_greedy` is for backends whose programs are GreedyPrograms.
 """
 
 from dataclasses import dataclass
@@ -21,11 +22,15 @@ from hypothesis import strategies as st
 
 from mistral_portable.executor import Backend, ExecutorOptions
 from mistral_portable.testing.case import Case, check
+from mistral_portable.testing.greedy import greedy_tokens
 from mistral_portable.testing.op_cases import OP_CASES
 from mistral_portable.testing.strategies import model_cases, op_cases
 from mistral_portable.weights.quantize import QUANTIZABLE
 
-__all__ = ["RUNGS", "Target", "test_conformance"]
+__all__ = ["RUNGS", "Target", "test_conformance", "test_greedy"]
+
+# Whoever runs this may have a slow machine.
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 RUNGS: dict[str, st.SearchStrategy[Case]] = {
     **{f"op.{name}": op_cases(name) for name in OP_CASES},
@@ -67,12 +72,8 @@ def test_conformance(rung: str, target: Target) -> None:
 
     reason = target.known_gap(rung)
 
-    # Whoever runs this may have a slow machine. A gap is proved by one case, which need not be the smallest.
-    @settings(
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-        phases=list(Phase) if reason is None else [Phase.generate],
-    )
+    # A gap is proved by one case, which need not be the smallest.
+    @settings(_PATIENT, phases=list(Phase) if reason is None else [Phase.generate])
     @given(RUNGS[rung])
     def climb(case: Case) -> None:
         result = check(case, target.backend, target.options)
@@ -83,3 +84,15 @@ def test_conformance(rung: str, target: Target) -> None:
     else:
         with pytest.raises(AssertionError):
             climb()
+
+
+def test_greedy(target: Target) -> None:
+    """Of programs that take the likeliest token on the device: it is the sampler's, across two windows and ragged."""
+
+    @settings(_PATIENT)
+    @given(model_cases(sequences=3))
+    def climb(case: Case) -> None:
+        by_device, by_host = greedy_tokens(case, target.backend, target.options, count=18)
+        assert by_device == by_host
+
+    climb()

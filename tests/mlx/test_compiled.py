@@ -13,11 +13,14 @@ from mlx_sessions import CONFIG, Session, text
 import mistral_portable as mp
 from mistral_portable.cache import Chunk
 from mistral_portable.config import MistralConfig
-from mistral_portable.executor import ExecutorOptions
+from mistral_portable.errors import InputError
+from mistral_portable.executor import ExecutorOptions, GreedyProgram
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import select_rows
+from mistral_portable.sampling import Sampler, SamplingParams
 from mistral_portable.testing import Case, check, random_weights
 from mistral_portable.testing.strategies import scenarios
+from mistral_portable.weights import DenseTensor
 
 WINDOWS = [1, 2, 3, 4, 5, 6, 7, 8, None, (None, 3), (2, 7)]
 
@@ -107,6 +110,48 @@ def test_a_ring_is_written_in_place(kv_cache: str | None, chunk: int) -> None:
     session.feed(lane, text(chunk))
     cache = session.program.cache_bytes
     assert mx.get_peak_memory() - weights < cache + cache // (2 * CONFIG.num_hidden_layers)
+
+
+def test_steps_that_choose_for_themselves_are_built_once_and_write_in_place() -> None:
+    config = replace(CONFIG.with_window(1000), head_dim=256, num_key_value_heads=4)
+    session = Session(config, max_context=9000, max_chunk=100)
+    weights = mx.get_active_memory()
+    lane, _ = session.begin(text(1200))
+    step = session.program.begin_greedy(session.manager.plan([Chunk(lane, [1], [0])]))
+    traces = session.program.traces
+    mx.reset_peak_memory()
+    for _ in range(20):
+        following = session.program.begin_greedy(session.manager.plan([Chunk(lane, [0], [0])]), after=step)
+        assert 0 <= int(step.tokens()[0]) < config.vocab_size
+        step = following
+    assert session.program.traces == traces
+    cache = session.program.cache_bytes
+    assert mx.get_peak_memory() - weights < cache + cache // (2 * CONFIG.num_hidden_layers)
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf])
+def test_logits_that_the_sampler_refuses_are_no_token(weight: float) -> None:
+    """A NaN anywhere, or an infinity on top; a logit of -inf is only never the highest."""
+    graph, weights = select_rows(build(CONFIG), "logits"), dict(random_weights(build(CONFIG), 0))
+    head = weights["lm_head.weight"].numpy()
+    head[7] = 0
+    head[7, 0] = weight  # one product decides, so that infinities do not meet
+    weights["lm_head.weight"] = DenseTensor("lm_head.weight", "float32", head)
+    session = Session()
+    program = BACKEND.prepare(graph, weights, session.spec, ExecutorOptions("float32"))
+    assert isinstance(program, GreedyProgram)
+    lanes = session.manager.open(), session.manager.open()
+    logits = program.step(session.manager.plan([Chunk(lanes[0], text(30), range(30))]))["logits"]
+    step = program.begin_greedy(session.manager.plan([Chunk(lanes[1], text(30), range(30))]))
+    sampler = Sampler(SamplingParams(temperature=0))
+    for row, token in zip(logits, step.tokens(), strict=True):
+        if token < 0:
+            with pytest.raises(InputError, match="the logit of token 7"):
+                sampler.sample(row)
+        else:
+            assert sampler.sample(row).token == token
+    assert (step.tokens() < 0).any()
+    program.close()
 
 
 @pytest.mark.parametrize("quantize", [None, "q4_0"])

@@ -4,8 +4,9 @@ import pytest
 from mistral_portable_mlx import BACKEND
 
 from mistral_portable.executor import ExecutorOptions
-from mistral_portable.testing.suite import *  # noqa: F403  # the ladder
-from mistral_portable.testing.suite import Target
+from mistral_portable.testing.suite import Target, test_conformance, test_greedy
+
+__all__ = ["test_conformance", "test_greedy"]
 
 pytestmark = pytest.mark.usefixtures("uncompiled", "few_examples")
 

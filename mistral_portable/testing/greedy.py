@@ -1,0 +1,49 @@
+"""Whether the tokens that a GreedyProgram takes on its device are those of the highest logits."""
+
+from mistral_portable.cache import CacheManager, CacheSpec, Chunk
+from mistral_portable.executor import Backend, ExecutorOptions, GreedyProgram, Program
+from mistral_portable.testing.case import Case
+
+__all__ = ["greedy_tokens"]
+
+
+def greedy_tokens(case: Case, backend: Backend, options: ExecutorOptions, count: int) -> tuple[list[int], list[int]]:
+    """Continue the case's texts together, by `count` tokens each: as the device chooses, and as `step`'s logits say.
+
+    On the device each step begins before a token of the last one is read.
+    """
+    prompts = list(case.scenario.texts.values())
+    longest = max(map(len, prompts))
+    spec = CacheSpec.from_config(
+        case.config, max_context=longest + count, max_chunk=longest, max_lanes=2 * len(prompts)
+    )
+    program = backend.prepare(case.graph, case.weights, spec, options)
+    try:
+        assert isinstance(program, GreedyProgram), f"{backend.name}'s program has no begin_greedy"
+        manager = CacheManager(spec)
+        return _by_device(program, manager, prompts, count), _by_host(program, manager, prompts, count)
+    finally:
+        program.close()
+
+
+def _by_device(program: GreedyProgram, manager: CacheManager, prompts: list[tuple[int, ...]], count: int) -> list[int]:
+    lanes = [manager.open() for _ in prompts]
+    steps = [program.begin_greedy(manager.plan(_last_rows(lanes, prompts)))]
+    for _ in range(count - 1):
+        plan = manager.plan([Chunk(lane, [0], rows=[0]) for lane in lanes])
+        steps.append(program.begin_greedy(plan, after=steps[-1]))
+    return [int(token) for step in steps for token in step.tokens()]
+
+
+def _by_host(program: Program, manager: CacheManager, prompts: list[tuple[int, ...]], count: int) -> list[int]:
+    lanes, chosen, tokens = [manager.open() for _ in prompts], prompts, list[int]()
+    for _ in range(count):
+        logits = program.step(manager.plan(_last_rows(lanes, chosen)))["logits"]
+        best = logits.argmax(axis=-1).tolist()
+        chosen = [(token,) for token in best]
+        tokens += best
+    return tokens
+
+
+def _last_rows(lanes: list[int], chunks: list[tuple[int, ...]]) -> list[Chunk]:
+    return [Chunk(lane, chunk, rows=[len(chunk) - 1]) for lane, chunk in zip(lanes, chunks, strict=True)]
