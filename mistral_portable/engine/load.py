@@ -30,6 +30,8 @@ def load(
     dtype: str | None = None,
     quantize: str | None = None,
     kv_cache: str | None = None,
+    device: str | None = None,
+    attention: str | None = None,
     window: Window | Literal["config"] = "config",
     max_context: int | None = None,
     max_lanes: int = 8,
@@ -45,6 +47,8 @@ def load(
     else is float32); the executor's choice if None.
     quantize: "q4_0", "q4_1", "q5_0", "q5_1" or "q8_0": float matrices become such ggml blocks as they are read.
     kv_cache: the type of cached keys and values ("float32", "float16", "q8_0"); the executor's choice if None.
+    device, attention: of the torch executor, where it runs ("cuda", "cuda:1", "mps", "cpu") and its attention kernel
+    ("flash_attn", "varlen", "flex", "sdpa", "eager"); the best one there is if None.
     window: "config" keeps the checkpoint's, None is full attention, an int replaces it in every layer.
     max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences (streams, threads)
     that may be open at a time; lanes take memory only when used. threads: CPU threads; by default the physical cores
@@ -72,7 +76,7 @@ def load(
     graph = verify(select_rows(verify(build(config)), "logits"))
     check_tensors(graph, checkpoint.tensors, str(checkpoint.path))
     spec = CacheSpec.from_config(config, max_context=context, max_chunk=_CHUNK, max_lanes=max_lanes)
-    options = ExecutorOptions(dtype, threads, progress, kv_cache)
+    options = ExecutorOptions(dtype, threads, progress, kv_cache, device, attention)
     program = chosen.prepare(graph, checkpoint.tensors, spec, options)
     return Model(
         config=config,
