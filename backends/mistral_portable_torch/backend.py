@@ -33,10 +33,6 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self, *, memory: int | None = None, page: int | None = None) -> None:
-        """memory: bytes that a program may take, instead of what is free. page: slots of a page of the cache."""
-        self._memory, self._page = memory, page
-
     def probe(self) -> Availability:
         try:
             build = installed_build()
@@ -58,7 +54,6 @@ class TorchBackend:
     ) -> Program:
         try:
             from mistral_portable_torch.attention import choose
-            from mistral_portable_torch.cache import PAGE
             from mistral_portable_torch.capture import cuda_graph
             from mistral_portable_torch.device import find_device
             from mistral_portable_torch.memory import Memory
@@ -88,8 +83,7 @@ class TorchBackend:
             Precision(dtype),
             device,
             attention,
-            Memory(device, self._memory),
-            page=self._page or PAGE,
+            Memory(device),
             threads=options.threads,
             record=cuda_graph(device.torch) if device.kind == "cuda" and attention.recordable else None,
             progress=options.progress,

@@ -67,9 +67,7 @@ class Cache:
             if begin == 0:
                 self.drop(lane)
         self._grow([(lane, end) for lane, _, end in sequences])
-        return [
-            group_reads(plan, index, group, self._pages[index]) for index, group in enumerate(self._spec.groups)
-        ]
+        return [group_reads(plan, index, group, self._pages[index]) for index, group in enumerate(self._spec.groups)]
 
     def copy(self, source: int, target: int) -> None:
         """Let a lane have what another one has."""

@@ -75,7 +75,9 @@ def _why_not(kind: str) -> str:
     if kind == "mps":
         return "torch finds no Metal (it needs Apple Silicon and macOS 14)"
     if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA: https://pytorch.org/get-started/locally has the others"
+        return (
+            f"torch {torch.__version__} is built without CUDA: https://pytorch.org/get-started/locally has the others"
+        )
     return "torch finds no CUDA GPU: see whether nvidia-smi does, and whether CUDA_VISIBLE_DEVICES hides it"
 
 

@@ -42,7 +42,9 @@ def pack(arrays: Mapping[str, NDArray[Any]]) -> tuple[Layout, NDArray[np.int32]]
     return Layout(tuple(entries)), words
 
 
-def angles(positions: NDArray[np.int32], head_dim: int, theta: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def angles(
+    positions: NDArray[np.int32], head_dim: int, theta: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosines and sines [T, 1, 2, head_dim / 2] of RoPE, by which (a, b) and (b, a) are multiplied.
 
     So the sine's first half is negative: (a, b) -> (a cos - b sin, b cos + a sin). In float64, as positions are large,

@@ -62,9 +62,10 @@ class Memory:
             self._raise_short(error, "a step's scratch does not fit beside weights and cache", CacheError)
 
     def _raise_short(self, error: Exception, what: str, kind: type[BackendError] | type[CacheError]) -> NoReturn:
+        name, free, total = self._device.name, self._device.free_memory, self._device.total_memory
         raise kind(
-            f"{what}: {self._device.name} has {_gb(self._device.free_memory)} of {_gb(self._device.total_memory)} free: "
-            "use --quantize q4_0, a shorter text, fewer sequences, or another device"
+            f"{what}: {name} has {_gb(free)} of {_gb(total)} free: use --quantize q4_0, a shorter text, fewer sequences, "
+            "or another device"
         ) from error
 
 

@@ -2,11 +2,11 @@
 
 A lane of a window is a ring of pages, and position p lies in its slot `p % (pages * page)`. The ring is as long as the
 cache manager's, up to whole pages, so a slot is free again when the manager says so. Position 0 begins a page, so the
-keys of a text, page by page from the one with its oldest visible key on, are in order of time: kernels that mask by index
-read a ring through a table of its pages, and nothing is moved.
+keys of a text, page by page from the one with its oldest visible key on, are in order of time: kernels that mask by
+index read a ring through a table of its pages, and nothing is moved.
 
-Example: pages of 4 slots, window 5 and chunks of 3, so 7 slots, 2 pages. After position 9 the ring holds 8 9 2 3 | 4 5 6
-7, with the pages 0 and 1 in this order. Query 9 sees 5 .. 9: from page 1 on, the table is 1 0, its keys are 4 5 6 7 8 9.
+Example: pages of 4 slots, window 5 and chunks of 3, so 7 slots, 2 pages. After position 9 the ring holds 8 9 2 3 | 4 5
+6 7. Query 9 sees 5 .. 9: the table is 1 0, its keys are 4 5 6 7 8 9, and the kernel's window hides the 4.
 """
 
 from heapq import heapify, heappop, heappush

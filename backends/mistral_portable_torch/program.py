@@ -17,7 +17,7 @@ from mistral_portable.graph import Graph, Parameter, infer_shapes
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import Tensor as Stored
 from mistral_portable_torch.attention import Attention, Eager
-from mistral_portable_torch.cache import Cache
+from mistral_portable_torch.cache import PAGE, Cache
 from mistral_portable_torch.capture import Captured, Record
 from mistral_portable_torch.device import Device
 from mistral_portable_torch.elementwise import elementwise
@@ -45,7 +45,7 @@ class TorchProgram:
         attention: Attention,
         memory: Memory,
         *,
-        page: int,
+        page: int = PAGE,
         threads: int | None = None,
         record: Record | None = None,
         progress: Callable[[str, int, int], None] | None = None,

@@ -30,7 +30,7 @@ class FlashAttn:
 
     recordable = True
 
-    def __init__(self, varlen: Callable[..., Any], with_kvcache: Callable[..., Any]) -> None:
+    def __init__(self, varlen: Callable[..., Tensor], with_kvcache: Callable[..., Tensor]) -> None:
         """flash_attn's flash_attn_varlen_func, and flash_attn_with_kvcache, which splits long texts for one query."""
         self._varlen, self._with_kvcache = varlen, with_kvcache
 
@@ -62,12 +62,10 @@ class FlashAttn:
             "window_size": fixed.window,
         }
         if fixed.decodes:
-            out: Tensor = self._with_kvcache(q[:, None], keys, values, cache_seqlens=integers["keys"], **common)
-            return out[:, 0]
-        out = self._varlen(
+            return self._with_kvcache(q[:, None], keys, values, cache_seqlens=integers["keys"], **common)[:, 0]
+        return self._varlen(
             q, keys, values, integers["starts"], integers["key_starts"], fixed.most_queries, fixed.most_keys, **common
         )
-        return out
 
 
 def _width(pages: int) -> int:
