@@ -38,8 +38,8 @@ def flash_attn_varlen_func(
     assert max(keys) <= max_seqlen_k <= block_table.shape[1] * k.shape[1]
     outs = []
     for s, part in enumerate(q.split(queries)):
-        own = [pool[block_table[s].long()].flatten(0, 1)[: keys[s]] for pool in (k, v)]
-        outs.append(_attend(part, *own, softmax_scale, window_size)[0])
+        own_k, own_v = (pool[block_table[s].long()].flatten(0, 1)[: keys[s]] for pool in (k, v))
+        outs.append(_attend(part, own_k, own_v, softmax_scale, window_size)[0])
     return torch.cat(outs)
 
 
@@ -97,8 +97,8 @@ def varlen_attn(
     parts = []
     for part, start, count in zip(query.split(queries), cu_seq_k.tolist(), keys, strict=False):
         assert 0 <= start <= start + count <= len(key)
-        own = [array[start : start + count] for array in (key, value)]
-        parts.append(_attend(part, *own, scale, window_size))
+        own = slice(start, start + count)
+        parts.append(_attend(part, key[own], value[own], scale, window_size))
     out, lse = torch.cat([part for part, _ in parts]), torch.cat([lse for _, lse in parts], dim=1)
     return (out, lse) if return_aux is not None and return_aux.lse else out
 
