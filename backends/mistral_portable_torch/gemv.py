@@ -4,7 +4,6 @@ A product of one token is bound by the bytes of the weights. Every program takes
 blocks at a time; a byte's two halves belong to columns that are `half` apart, so the activations are read in two parts.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,13 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["KINDS", "MOST_TOKENS", "multiply"]
+__all__ = ["KINDS", "multiply"]
 
 KINDS = ("q4_0", "q8_0", "q4_k", "q6_k")
-"""ggml types that have a kernel: what `--quantize` makes, and what files named Q4_K_M hold."""
-
-MOST_TOKENS = 8
-"""Beyond, unpacking a matrix once for all tokens is cheaper than reading it for each."""
+"""ggml types that have a kernel: those of `--quantize` most in use, and what files named Q4_K_M hold."""
 
 
 def multiply(x: Tensor, blocks: Tensor, kind: str) -> Tensor:
@@ -119,8 +115,8 @@ def _q4_k(x, bytes_, halves, out, rows, inputs, row_bytes, row_blocks, ROWS: tl.
 def _q6_k(x, bytes_, halves, out, rows, inputs, row_bytes, row_blocks, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
     """210 bytes: 128 of lower halves, 64 of upper two bits, 16 scales, d; d * scale * (code - 32).
 
-    A block is two parts of 128 columns, and these four of 32: the lower halves of 32 bytes, of the next 32, then the upper
-    halves of both; their upper bits are the four pairs of bits of one byte. A scale is 16 columns'.
+    A block is two parts of 128 columns, and these four of 32: the lower halves of 32 bytes, of the next 32, then the
+    upper halves of both; their upper bits are the four pairs of bits of one byte. A scale is 16 columns'.
     """
     row, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
     start = row.to(tl.int64)[:, None] * row_bytes

@@ -1,7 +1,9 @@
 """Weights on the device: dense matrices, and ggml's blocks as they are stored."""
 
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from math import prod
 from typing import Any, Protocol
 
@@ -16,6 +18,9 @@ from mistral_portable.weights import Tensor as Stored
 from mistral_portable_torch.ggml import LAYOUTS
 
 __all__ = ["Blocks", "Dense", "Matrix", "form", "read_matrix", "read_vector", "stored_bytes", "stored_dtype"]
+
+MOST_TOKENS = 8
+"""Beyond, unpacking a matrix once for all tokens is cheaper than reading its blocks for each."""
 
 _SLICE = 2**26  # bytes that go from the file to the device at a time: the host holds no more of a tensor
 
@@ -49,17 +54,46 @@ class Dense:
 
 
 class Blocks:
-    """blocks uint8 [O, bytes of a row] of ggml's `kind`; unpacked for each product, and then forgotten."""
+    """blocks uint8 [O, bytes of a row] of ggml's `kind`; unpacked for each product, and then forgotten.
+
+    On a CUDA GPU, a product of few tokens reads them as they are, if Triton and a kernel for the kind are there.
+    """
 
     def __init__(self, blocks: Tensor, kind: str, dtype: torch.dtype) -> None:
         self._blocks, self._layout, self._dtype = blocks, LAYOUTS[kind], dtype
+        self._kernel = gemv_of(kind) if blocks.is_cuda else None
         self.nbytes = blocks.nbytes
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self._kernel is not None and len(x) <= MOST_TOKENS:
+            out = self._kernel(x, self._blocks)
+            return out if bias is None else out + bias
         return linear(x, self._layout.rows(self._blocks, self._dtype), bias)
 
     def rows(self, tokens: Tensor) -> Tensor:
         return self._layout.rows(self._blocks[tokens], self._dtype)
+
+
+@cache
+def gemv_of(kind: str) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The kernel of `gemv.py` that takes x and blocks of the kind; None, with a notice, if there is none."""
+    try:
+        from mistral_portable_torch import gemv
+    except ImportError as error:
+        warnings.warn(
+            f"4-bit weights are unpacked for every token, which is slow, as Triton is missing ({error}): "
+            "pip install triton",
+            stacklevel=2,
+        )
+        return None
+    if kind not in gemv.KINDS:
+        warnings.warn(
+            f"weights in {kind} are unpacked for every token, which is slow: the types that are not are "
+            f"{', '.join(gemv.KINDS)}",
+            stacklevel=2,
+        )
+        return None
+    return partial(gemv.multiply, kind=kind)
 
 
 def form(tensor: Stored) -> str:

@@ -64,8 +64,8 @@ class Memory:
     def _raise_short(self, error: Exception, what: str, kind: type[BackendError] | type[CacheError]) -> NoReturn:
         name, free, total = self._device.name, self._device.free_memory, self._device.total_memory
         raise kind(
-            f"{what}: {name} has {_gb(free)} of {_gb(total)} free: use --quantize q4_0, a shorter text, fewer sequences, "
-            "or another device"
+            f"{what}: {name} has {_gb(free)} of {_gb(total)} free: use --quantize q4_0, a shorter text, fewer "
+            "sequences, or another device"
         ) from error
 
 

@@ -13,6 +13,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def untraced_flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `torch.compile`, FlexAttention traces itself for every shape, seconds each, unless told not to."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+
+
 @pytest.fixture
 def few_examples() -> Iterator[None]:
     """A sixteenth of the examples: there are several kernels, and every example has its oracle."""

@@ -1,4 +1,4 @@
-"""The torch executor's programs, through the protocol: memory, lanes, recorded steps, threads, and what a story says."""
+"""Programs of the torch executor, through the protocol: memory, lanes, recorded steps, threads, and a story."""
 
 import threading
 from dataclasses import replace
@@ -89,7 +89,7 @@ def test_memory_that_runs_out_in_a_step_is_one_line(monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch:
         patch.setattr("mistral_portable_torch.attention.sdpa.scaled_dot_product_attention", exhausted)
-        with pytest.raises(CacheError, match="a step's scratch does not fit .*: use --quantize q4_0, a shorter text"):
+        with pytest.raises(CacheError, match=r"a step's scratch does not fit .*: use --quantize q4_0, a shorter text"):
             session.feed(lane, [1])
     session.manager.rollback(lane, 5)
     np.testing.assert_array_equal(session.feed(lane, [1]), _alone(5))
@@ -232,7 +232,9 @@ def test_ties_go_to_the_lowest_token() -> None:
     weights["lm_head.weight"] = DenseTensor("lm_head.weight", "float32", np.zeros((40, 64), np.float32))
     session = Session()
     program = PagedBackend().prepare(graph, weights, session.spec, ExecutorOptions("float32"))
-    assert program.begin_greedy(session.manager.plan([Chunk(session.manager.open(), [5], [0])])).tokens().tolist() == [0]
+    assert program.begin_greedy(session.manager.plan([Chunk(session.manager.open(), [5], [0])])).tokens().tolist() == [
+        0
+    ]
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
