@@ -14,6 +14,7 @@ from mistral_portable.weights import Tensor
 
 __all__ = [
     "INT8_BLOCK",
+    "OWN_QUANTIZE",
     "Q8_0_BLOCK",
     "Availability",
     "Backend",
@@ -31,6 +32,9 @@ INT8_BLOCK = 128
 
 Q8_0_BLOCK = 32
 """Numbers of a cached head that share one q8_0 scale (see Precision)."""
+
+OWN_QUANTIZE = ("nf4", "fp4", "int8")
+"""Quantized types of float weights that a backend makes itself, where others are ggml's (weights.quantize)."""
 
 LaneState = Mapping[str, NDArray[Any]]
 """A lane's arrays by name; what the names mean is the backend's own business. Saved with `numpy.savez`."""
@@ -55,6 +59,7 @@ class ExecutorOptions:
     progress: called as (what, done, total), in any unit, while weights are read or kernels compiled.
     kv_cache: the type of cached keys and values ("float32", "float16", "q8_0").
     device: where to run, of a backend that has several ("cpu", "cuda:1"). attention: its kernel, likewise ("sdpa").
+    quantize: one of OWN_QUANTIZE, to be made of float matrices as they are read.
     """
 
     dtype: str | None = None
@@ -63,6 +68,7 @@ class ExecutorOptions:
     kv_cache: str | None = None
     device: str | None = None
     attention: str | None = None
+    quantize: str | None = None
 
     def refuse(self, backend: str, *names: str) -> None:
         """Raise BackendError if the user has set one of the options `names`, of which `backend` has no choice."""

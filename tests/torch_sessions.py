@@ -89,6 +89,7 @@ class PagedBackend:
             Memory(device, self.memory),
             page=self.page,
             record=self.record,
+            quantize=options.quantize,
         )
 
 

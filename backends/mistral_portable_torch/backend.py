@@ -86,6 +86,7 @@ class TorchBackend:
             Memory(device),
             threads=options.threads,
             record=cuda_graph(device.torch) if device.kind == "cuda" and attention.recordable else None,
+            quantize=options.quantize,
             progress=options.progress,
         )
 

@@ -1,14 +1,14 @@
 """From nodes to closures: what every op of the closed list is in torch."""
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from mistral_portable.cache import CacheSpec
 from mistral_portable.graph import Node
-from mistral_portable_torch.attention import Attention, Eager
+from mistral_portable_torch.attention import Attention, Eager, Planned
 from mistral_portable_torch.cache import Cache
 from mistral_portable_torch.elementwise import Elementwise
 from mistral_portable_torch.matrices import Matrix
@@ -25,11 +25,15 @@ class Step:
 
     inputs: Mapping[str, Tensor]
     fixed: Mapping[str, tuple[Hashable, ...]]
+    _prepared: dict[tuple[str, int], Any] = field(default_factory=dict)
 
-    def integers(self, prefix: str, group: int) -> dict[str, Tensor]:
-        """A kernel's inputs of one layer group, by their own names."""
-        start = f"{prefix}.{group}."
-        return {name.removeprefix(start): array for name, array in self.inputs.items() if name.startswith(start)}
+    def prepared(self, kernel: Attention, prefix: str, group: int) -> Any:
+        """What the kernel has made of its inputs of one layer group, once for all layers."""
+        if (prefix, group) not in self._prepared:
+            start = f"{prefix}.{group}."
+            arrays = {name.removeprefix(start): array for name, array in self.inputs.items() if name.startswith(start)}
+            self._prepared[prefix, group] = kernel.prepare(Planned(self.fixed[prefix][group], arrays))
+        return self._prepared[prefix, group]
 
 
 Kernel = Callable[..., Any]
@@ -87,8 +91,8 @@ class Lowering:
             keys, values, slots = self._cache.keys(layer), self._cache.values(layer), step.inputs[f"slots.{group}"]
             _write(keys, slots, k)
             _write(values, slots, v)
-            heads, integers = q.unflatten(1, (-1, head_dim)), step.integers(ATTENTION, group)
-            return self._attention.attend(heads, keys, values, step.fixed[ATTENTION][group], integers, scale).flatten(1)
+            prepared = step.prepared(self._attention, ATTENTION, group)
+            return self._attention.attend(q.unflatten(1, (-1, head_dim)), keys, values, prepared, scale).flatten(1)
 
         return attend
 
@@ -100,8 +104,8 @@ class Lowering:
             """Per sequence [T, heads, slots], in order of slots."""
             keys = self._cache.keys(layer)
             _write(keys, step.inputs[f"slots.{group}"], k)
-            heads, integers = q.unflatten(1, (-1, head_dim)), step.integers(SHOWN, group)
-            return self._eager.weights(heads, keys, step.fixed[SHOWN][group], integers, scale)
+            prepared = step.prepared(self._eager, SHOWN, group)
+            return self._eager.weights(q.unflatten(1, (-1, head_dim)), keys, prepared, scale)
 
         return weights
 

@@ -15,6 +15,7 @@ from torch.nn.functional import embedding, linear
 
 from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, release
 from mistral_portable.weights import Tensor as Stored
+from mistral_portable_torch.bits_and_bytes import quantized, quantized_bytes
 from mistral_portable_torch.ggml import LAYOUTS
 
 __all__ = ["Blocks", "Dense", "Matrix", "form", "read_matrix", "read_vector", "stored_bytes", "stored_dtype"]
@@ -101,9 +102,11 @@ def form(tensor: Stored) -> str:
     return tensor.dtype if isinstance(tensor, BlockTensor) else "dense"
 
 
-def stored_bytes(tensor: Stored, dtype: torch.dtype) -> int:
-    """Its bytes on the device of a program in `dtype`."""
-    return tensor.nbytes if isinstance(tensor, BlockTensor) else prod(tensor.shape) * dtype.itemsize
+def stored_bytes(tensor: Stored, dtype: torch.dtype, quantize: str | None = None) -> int:
+    """Its bytes on the device of a program in `dtype`, where floats are quantized so."""
+    if isinstance(tensor, BlockTensor):
+        return tensor.nbytes
+    return quantized_bytes(tensor.shape, quantize) if quantize else prod(tensor.shape) * dtype.itemsize
 
 
 def stored_dtype(tensors: Iterable[Stored]) -> str:
@@ -115,11 +118,17 @@ def stored_dtype(tensors: Iterable[Stored]) -> str:
     return sizes.most_common(1)[0][0] if sizes else "float32"
 
 
-def read_matrix(parts: Sequence[Stored], dtype: torch.dtype, device: torch.device) -> Matrix:
-    """The rows of all parts, which have one form, as one matrix. Pages of the file are given back."""
+def read_matrix(
+    parts: Sequence[Stored], dtype: torch.dtype, device: torch.device, quantize: str | None = None
+) -> Matrix:
+    """The rows of all parts, which have one form, as one matrix. Pages of the file are given back.
+
+    quantize: what dense ones become, a type of bits_and_bytes.py.
+    """
     kind = form(parts[0])
     if kind == "dense":
-        return Dense(_floats(parts, dtype, device))
+        weight = _floats(parts, dtype, device)
+        return quantized(weight, quantize) if quantize else Dense(weight)
     blocks = [part for part in parts if isinstance(part, BlockTensor)]
     sizes = [part.shape[0] for part in blocks]
     packed = torch.empty(sum(sizes), blocks[0].nbytes // sizes[0], dtype=torch.uint8, device=device)

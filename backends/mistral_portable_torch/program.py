@@ -48,10 +48,11 @@ class TorchProgram:
         page: int = PAGE,
         threads: int | None = None,
         record: Record | None = None,
+        quantize: str | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """page: slots of a page. threads: of CPUs; None leaves torch's alone. record: how decoding steps are recorded;
-        None: they are not."""
+        None: they are not. quantize: what float matrices become, a type of bits_and_bytes.py."""
         self.precision = precision
         self._spec, self._device, self._threads = spec, device, threads
         self._dtype: torch.dtype = getattr(torch, precision.dtype)
@@ -78,7 +79,7 @@ class TorchProgram:
         self._steps: list[tuple[str, Kernel, tuple[str, ...]]] = []
         self._closed = False
         with self._running(), memory.short_for_a_model():
-            self._lower(weights, progress)
+            self._lower(weights, quantize, progress)
 
     @property
     def cache_bytes(self) -> int:
@@ -119,11 +120,25 @@ class TorchProgram:
                 raise BackendError("the program is closed: prepare it again")
             yield
 
-    def _lower(self, weights: Mapping[str, Stored], progress: Callable[[str, int, int], None] | None) -> None:
+    def _lower(
+        self,
+        weights: Mapping[str, Stored],
+        quantize: str | None,
+        progress: Callable[[str, int, int], None] | None,
+    ) -> None:
         """Read the weights, one after the other, so that file and device hold but a part of one of them twice."""
-        parameters = self._graph.parameters
-        sizes = {name: sum(stored_bytes(weights[part], self._dtype) for part in parameter.parts)
-                 for name, parameter in parameters.items()}  # fmt: skip
+        parameters, shown = self._graph.parameters, set(self._graph.outputs.values())
+        inner = {node.inputs[1] for node in self._graph.nodes if node.op == "linear" and node.name not in shown}
+        inner -= {node.inputs[1] for node in self._graph.nodes if node.op == "embedding"}
+        kinds = {name: quantize if name in inner else None for name in parameters}  # LM head and table stay floats
+        if quantize and not any(form(weights[part]) == "dense" for name in inner for part in parameters[name].parts):
+            raise BackendError(
+                f"quantize={quantize!r} changes nothing: the weights are quantized already; leave it out"
+            )
+        sizes = {
+            name: sum(stored_bytes(weights[part], self._dtype, kinds[name]) for part in parameter.parts)
+            for name, parameter in parameters.items()
+        }
         total, tokens = sum(sizes.values()), min(self._spec.max_chunk, self._spec.max_context)
         self._memory.require(total, self._cache.first_bytes(tokens), tokens)
         self._memory.take(total)
@@ -134,7 +149,7 @@ class TorchProgram:
         for name, parameter in parameters.items():
             parts = [weights[part] for part in parameter.parts]
             if name in tables:
-                matrices[name] = read_matrix(parts, self._dtype, self._device.torch)
+                matrices[name] = read_matrix(parts, self._dtype, self._device.torch, kinds[name])
             else:
                 vectors[name] = read_vector(parts, self._dtype, self._device.torch)
             done += sizes[name]
@@ -175,7 +190,7 @@ class TorchProgram:
                 planned = [kernel.plan(read) for read in reads]
                 fixed[prefix] = tuple(group.fixed for group in planned)
                 for index, group in enumerate(planned):
-                    arrays |= {f"{prefix}.{index}.{name}": array for name, array in group.integers.items()}
+                    arrays |= {f"{prefix}.{index}.{name}": array for name, array in group.arrays.items()}
         arrays |= {f"slots.{index}": read.slots for index, read in enumerate(reads)}
         layout, words = pack(arrays)
         return layout, fixed, _to_device(words, self._device.torch)

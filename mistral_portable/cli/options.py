@@ -76,7 +76,11 @@ AttentionOption = Annotated[
     _model("Its attention kernel: flash_attn, varlen, flex, sdpa or eager; by default the best usable one.", "KERNEL"),
 ]
 QuantizeOption = Annotated[
-    str | None, _model("Quantize float weights as they are read: q4_0, q4_1, q5_0, q5_1 or q8_0.", "TYPE")
+    str | None,
+    _model(
+        "Quantize float weights as they are read: q4_0, q4_1, q5_0, q5_1 or q8_0; with torch also nf4, fp4 or int8.",
+        "TYPE",
+    ),
 ]
 RevisionOption = Annotated[str | None, _model("Branch, tag or commit of a hub id.")]
 

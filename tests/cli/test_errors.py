@@ -28,6 +28,7 @@ TINY = open_checkpoint("tiny").path
         ("run x --backend reference --kv-cache frob", 1, "kv_cache='frob'"),
         ("run x --backend reference --device cpu", 1, "device='cpu': backend 'reference' has no choice of it; leave"),
         ("run x --backend numba --attention sdpa", 1, "attention='sdpa': backend 'numba' has no choice of it; leave"),
+        ("run x --backend numba --quantize nf4", 1, "quantize='nf4': backend 'numba' has no choice of it; leave"),
         ("run x --backend mlx --device cuda", 1, "device='cuda': backend 'mlx' has no choice of it; leave"),
         ("chat --quantize q3", 1, "quantize='q3'"),
         ("run x --window 0", 2, "'--window'"),

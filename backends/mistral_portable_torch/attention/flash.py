@@ -1,6 +1,6 @@
 """The flash-attn package: its kernels read a ring through the table of its pages, and mask by index."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from mistral_portable_torch.attention.kernel import Planned
-from mistral_portable_torch.reads import Reads
+from mistral_portable_torch.reads import Integers, Reads
 
 __all__ = ["FlashAttn"]
 
@@ -34,7 +34,7 @@ class FlashAttn:
         """flash_attn's flash_attn_varlen_func, and flash_attn_with_kvcache, which splits long texts for one query."""
         self._varlen, self._with_kvcache = varlen, with_kvcache
 
-    def plan(self, reads: Reads) -> Planned:
+    def plan(self, reads: Reads) -> Planned[Integers]:
         tables = [reads.read_pages(s) for s in range(len(reads.pages))]
         width = _width(max(map(len, tables)))
         padded = np.array([[*table, *[table[0]] * (width - len(table))] for table in tables], np.int32)
@@ -51,9 +51,11 @@ class FlashAttn:
             },
         )
 
-    def attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, fixed: Hashable, integers: Mapping[str, Tensor], scale: float
-    ) -> Tensor:
+    def prepare(self, planned: Planned[Tensor]) -> Planned[Tensor]:
+        return planned
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, prepared: Planned[Tensor], scale: float) -> Tensor:
+        fixed, integers = prepared.fixed, prepared.arrays
         assert isinstance(fixed, _Fixed)
         common: dict[str, Any] = {
             "block_table": integers["table"],

@@ -6,26 +6,30 @@ head_dim. A pool is [pages, page, g, d].
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from mistral_portable_torch.reads import Integers, Reads
 
-__all__ = ["Attention", "Pieces", "Planned", "Seen"]
+__all__ = ["Attention", "Piece", "Pieces", "Planned"]
+
+
+Array = TypeVar("Array")
 
 
 @dataclass(frozen=True)
-class Planned:
+class Planned(Generic[Array]):
     """What a kernel makes of a step's reads.
 
-    fixed: what a captured step has baked in; another value needs another capture. integers: what differs from step to
-    step of one `fixed`; their shapes follow from it.
+    fixed: what a recorded step has baked in; another value needs another recording. arrays: integers that differ from
+    step to step of one `fixed`, their shapes do not; on the host, and later on the device.
     """
 
     fixed: Hashable
-    integers: Mapping[str, Integers]
+    arrays: Mapping[str, Array]
 
 
 class Attention(Protocol):
@@ -33,32 +37,43 @@ class Attention(Protocol):
 
     @property
     def recordable(self) -> bool:
-        """Whether `attend` does nothing on the host but on `fixed`, so that a CUDA graph may hold it."""
+        """Whether the host's part of a step depends on `Planned.fixed` alone, so that a CUDA graph may hold it."""
 
-    def plan(self, reads: Reads) -> Planned:
+    def plan(self, reads: Reads) -> Planned[Integers]:
         """On the host, once for all layers of a group."""
 
-    def attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, fixed: Hashable, integers: Mapping[str, Tensor], scale: float
-    ) -> Tensor:
-        """q [T, h, d], pools -> [T, h, d]. fixed, integers: of `plan`, the latter on the device."""
+    def prepare(self, planned: Planned[Tensor]) -> Any:
+        """What the plan gives on the device, once for all layers of a group: masks, say."""
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, prepared: Any, scale: float) -> Tensor:
+        """q [T, h, d], pools -> [T, h, d]"""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """first, positions [T of the sequence]: the oldest and the newest position that each query sees.
+class Piece:
+    """A sequence: its tokens, its lane's pages, and what its queries see.
 
-    held [N]: the position in each slot, negative if there is none.
+    first, positions [T of the sequence]: the oldest and the newest position that each query sees. held [N]: the
+    position in each slot, negative if there is none.
     """
 
+    tokens: slice
+    pages: tuple[int, ...]
     first: Tensor
     positions: Tensor
     held: Tensor
 
-    @property
+    @cached_property
     def mask(self) -> Tensor:
         """bool [T, N]: whether each query sees the key in each slot."""
         return (self.held >= self.first[:, None]) & (self.held <= self.positions[:, None])
+
+    def lane(self, pool: Tensor) -> Tensor:
+        """[N, g, d]: a view where the lane's pages follow each other, else a copy."""
+        first, count = self.pages[0], len(self.pages)
+        if self.pages == tuple(range(first, first + count)):
+            return pool[first : first + count].flatten(0, 1)
+        return torch.cat([pool[page] for page in self.pages])
 
 
 @dataclass(frozen=True)
@@ -77,26 +92,18 @@ class Pieces:
 
     recordable = True
 
-    def plan(self, reads: Reads) -> Planned:
+    def plan(self, reads: Reads) -> Planned[Integers]:
         fixed = _Fixed(reads.starts, reads.pages, reads.page, reads.ring)
         return Planned(fixed, {"first": reads.oldest, "positions": reads.positions, "last": reads.ends - 1})
 
-    def seen(self, fixed: Hashable, integers: Mapping[str, Tensor]) -> list[tuple[slice, Seen]]:
-        """Of each sequence its tokens, and what they see of its lane."""
+    def prepare(self, planned: Planned[Tensor]) -> list[Piece]:
+        fixed, arrays = planned.fixed, planned.arrays
         assert isinstance(fixed, _Fixed)
-        found = []
+        pieces = []
         for s, (begin, end) in enumerate(zip(fixed.starts, fixed.starts[1:], strict=False)):
-            tokens = slice(begin, end)
-            first, positions, last = integers["first"][tokens], integers["positions"][tokens], integers["last"][s]
+            tokens, last = slice(begin, end), arrays["last"][s]
             # The latest position congruent to the slot: of a ring of 5 with last 5, 5 1 2 3 4.
             slots = torch.arange(len(fixed.pages[s]) * fixed.page, dtype=torch.int32, device=last.device)
-            found.append((tokens, Seen(first, positions, last - (last - slots) % fixed.ring)))
-        return found
-
-    def lane(self, pool: Tensor, fixed: Hashable, sequence: int) -> Tensor:
-        """[N, g, d]: a view where the lane's pages follow each other, else a copy."""
-        assert isinstance(fixed, _Fixed)
-        pages = fixed.pages[sequence]
-        if pages == tuple(range(pages[0], pages[0] + len(pages))):
-            return pool[pages[0] : pages[0] + len(pages)].flatten(0, 1)
-        return torch.cat([pool[page] for page in pages])
+            held = last - (last - slots) % fixed.ring
+            pieces.append(Piece(tokens, fixed.pages[s], arrays["first"][tokens], arrays["positions"][tokens], held))
+        return pieces

@@ -5,7 +5,7 @@ little beside what a chunk computes. A decoding step moves no key: each page tha
 query goes to all of them, and the partial results are added up by their log-sum-exp, as in flash decoding.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import AuxRequest
 
 from mistral_portable_torch.attention.kernel import Planned
-from mistral_portable_torch.reads import Reads
+from mistral_portable_torch.reads import Integers, Reads
 
 __all__ = ["Varlen"]
 
@@ -41,12 +41,14 @@ class Varlen:
         """torch.nn.attention.varlen.varlen_attn"""
         self._varlen = varlen
 
-    def plan(self, reads: Reads) -> Planned:
+    def plan(self, reads: Reads) -> Planned[Integers]:
         return self._plan_decode(reads) if reads.most_tokens == 1 else self._plan_chunk(reads)
 
-    def attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, fixed: Hashable, integers: Mapping[str, Tensor], scale: float
-    ) -> Tensor:
+    def prepare(self, planned: Planned[Tensor]) -> Planned[Tensor]:
+        return planned
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, prepared: Planned[Tensor], scale: float) -> Tensor:
+        fixed, integers = prepared.fixed, prepared.arrays
         keys, values = keys.flatten(0, 1), values.flatten(0, 1)
         grouped = q.shape[1] != keys.shape[1]
         if isinstance(fixed, _Decode):
@@ -67,7 +69,7 @@ class Varlen:
         )
         return out
 
-    def _plan_chunk(self, reads: Reads) -> Planned:
+    def _plan_chunk(self, reads: Reads) -> Planned[Integers]:
         slots = [reads.read_slots(s) for s in range(len(reads.pages))]
         counts = [len(some) for some in slots]
         window = (-1 if reads.window is None else reads.window - 1, 0)
@@ -80,7 +82,7 @@ class Varlen:
             },
         )
 
-    def _plan_decode(self, reads: Reads) -> Planned:
+    def _plan_decode(self, reads: Reads) -> Planned[Integers]:
         """A text for each page of each sequence: where in the pool it starts, and how many keys it has.
 
         Pages beyond a sequence's own have none.
