@@ -40,8 +40,8 @@ def test_a_failed_check_or_a_model_that_cannot_run_is_exit_status_1(
 
     monkeypatch.setattr(mistral_portable.testing, "verify_checkpoint", suite)
     options = ("--dtype", "float64", "--kv-cache", "q8_0", "--quantize", "q8_0")
-    options += ("--device", "cuda:1", "--attention", "eager")
-    printed = invoke("verify", "tiny", "--backend", "reference", *options)
+    places = ("--device", "cuda:1", "--attention", "eager")
+    printed = invoke("verify", "tiny", "--backend", "reference", *options, *places)
     assert (printed.status, printed.err) == (status, "")
     heading, *rows = [" ".join(line.split()) for line in printed.out.splitlines()]
     assert heading == "check NMSE error allowed agree result"
