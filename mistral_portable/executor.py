@@ -60,6 +60,7 @@ class ExecutorOptions:
     kv_cache: the type of cached keys and values ("float32", "float16", "q8_0").
     device: where to run, of a backend that has several ("cpu", "cuda:1"). attention: its kernel, likewise ("sdpa").
     quantize: one of OWN_QUANTIZE, to be made of float matrices as they are read.
+    tensor_parallel: processes that share a model; each of them makes the same steps.
     """
 
     dtype: str | None = None
@@ -69,6 +70,7 @@ class ExecutorOptions:
     device: str | None = None
     attention: str | None = None
     quantize: str | None = None
+    tensor_parallel: int | None = None
 
     def refuse(self, backend: str, *names: str) -> None:
         """Raise BackendError if the user has set one of the options `names`, of which `backend` has no choice."""

@@ -12,6 +12,7 @@ from mistral_portable_torch import BACKEND
 from mistral_portable_torch.attention import Attention, choose
 from mistral_portable_torch.device import find_device
 from mistral_portable_torch.memory import Memory
+from mistral_portable_torch.parallel import Group
 from mistral_portable_torch.program import AsynchronousProgram
 from numpy.typing import NDArray
 
@@ -65,6 +66,7 @@ class PagedBackend:
     page: int = 3
     kernel: Attention | None = None
     record: Repeated | None = None
+    group: Group | None = None
     memory: int | None = None
     name: str = "torch"
 
@@ -90,6 +92,7 @@ class PagedBackend:
             page=self.page,
             record=self.record,
             quantize=options.quantize,
+            group=self.group,
         )
 
 

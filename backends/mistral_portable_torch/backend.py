@@ -1,5 +1,6 @@
 """The descriptor of the torch executor."""
 
+import os
 import platform
 import sys
 import warnings
@@ -57,10 +58,15 @@ class TorchBackend:
             from mistral_portable_torch.capture import cuda_graph
             from mistral_portable_torch.device import find_device
             from mistral_portable_torch.memory import Memory
+            from mistral_portable_torch.parallel import join
             from mistral_portable_torch.program import AsynchronousProgram, TorchProgram
         except (ImportError, OSError) as error:
             raise BackendError(f"torch cannot be imported ({error}): {_INSTALL}") from error
-        device = find_device(options.device)
+        device, group = find_device(options.device), None
+        if options.tensor_parallel not in (None, 1):
+            if options.device is None and device.kind == "cuda":
+                device = find_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+            group = join(options.tensor_parallel, device)
         dtype = options.dtype or _default_dtype(device, weights.values())
         for op in sorted({node.op for node in graph.nodes}):
             if reason := self.supports(op, dtype):
@@ -87,6 +93,7 @@ class TorchBackend:
             threads=options.threads,
             record=cuda_graph(device.torch) if device.kind == "cuda" and attention.recordable else None,
             quantize=options.quantize,
+            group=group,
             progress=options.progress,
         )
 

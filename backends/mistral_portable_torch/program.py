@@ -25,6 +25,7 @@ from mistral_portable_torch.inputs import Layout, angles, pack
 from mistral_portable_torch.lowering import ATTENTION, SHOWN, Kernel, Lowering, Step, angles_name
 from mistral_portable_torch.matrices import Matrix, form, read_matrix, read_vector, stored_bytes
 from mistral_portable_torch.memory import Memory
+from mistral_portable_torch.parallel import Group, shard
 from mistral_portable_torch.reads import Reads
 
 __all__ = ["AsynchronousProgram", "TorchGreedyStep", "TorchProgram"]
@@ -49,11 +50,19 @@ class TorchProgram:
         threads: int | None = None,
         record: Record | None = None,
         quantize: str | None = None,
+        group: Group | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """page: slots of a page. threads: of CPUs; None leaves torch's alone. record: how decoding steps are recorded;
-        None: they are not. quantize: what float matrices become, a type of bits_and_bytes.py."""
+        None: they are not. quantize: what float matrices become, a type of bits_and_bytes.py. group: this process among
+        those that share the model."""
         self.precision = precision
+        self._after: Mapping[str, Callable[[Tensor], Tensor]] = {}
+        whole = graph
+        if group is not None:
+            part = shard(graph, weights, spec, group.rank, group.size)
+            graph, weights, spec = part.graph, part.weights, part.spec
+            self._after = {name: getattr(group, what) for name, what in part.after.items()}
         self._spec, self._device, self._threads = spec, device, threads
         self._dtype: torch.dtype = getattr(torch, precision.dtype)
 
@@ -62,6 +71,7 @@ class TorchProgram:
 
         self._graph = fuse_linears(graph, fusible)
         self._shapes = infer_shapes(self._graph)
+        self._output_shapes = {name: infer_shapes(whole)[value] for name, value in whole.outputs.items()}
         self._attention = attention
         self._eager = Eager() if any(node.op == "attention_weights" for node in self._graph.nodes) else None
         self._cache = Cache(spec, self._dtype, device.torch, memory, page)
@@ -89,7 +99,7 @@ class TorchProgram:
         with self._running(), self._memory.short_for_a_step():
             values = self._begin(plan)
             # Where nobody asked for rows nothing is waited for: the next chunk is built while this one is computed.
-            return {name: self._output(value, values.get(name), plan) for name, value in self._graph.outputs.items()}
+            return {name: self._output(name, values.get(name), plan) for name in self._graph.outputs}
 
     def copy_lane(self, source: int, target: int) -> None:
         with self._running():
@@ -201,16 +211,18 @@ class TorchProgram:
             if self._shapes[name][0] == "R" and not rows:
                 continue
             values[name] = kernel(step, *(values[value] for value in names))
+            if name in self._after:
+                values[name] = self._after[name](values[name])
         found = {name: values[value] for name, value in self._graph.outputs.items() if value in values}
         return {
             name: [array.float() for array in value] if isinstance(value, list) else value.float()
             for name, value in found.items()
         }
 
-    def _output(self, value: str, found: Any, plan: StepPlan) -> NDArray[np.float32]:
-        shape = self._shapes[value]
+    def _output(self, name: str, found: Any, plan: StepPlan) -> NDArray[np.float32]:
+        shape = self._output_shapes[name]
         if shape[-1] == "K":
-            return self._by_position(value, found, plan)
+            return self._by_position(self._graph.outputs[name], found, plan)
         if found is None:  # no rows were asked for
             return np.zeros((0, *(int(size) for size in shape[1:])), np.float32)
         return np.array(found.cpu().numpy())

@@ -96,6 +96,9 @@ class ModelOptions:
     kv_cache: KVCacheOption = None
     device: DeviceOption = None
     attention: AttentionOption = None
+    tensor_parallel: Annotated[
+        int | None, _model("Processes, started by torchrun, that share the model (torch; needs --seed).", "N", min=1)
+    ] = None
     window: Annotated[
         str,
         _model("Tokens that a token sees, itself included; 'none': all; 'config': as the model says.", "N|none|config"),

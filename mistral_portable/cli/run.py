@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -38,10 +41,12 @@ def run(
         raise typer.BadParameter("give a text, or pipe one in", param_hint="'PROMPT'")
     if not text:
         raise InputError("the prompt is empty: give some text")
+    if model.tensor_parallel is not None and sampling.temperature > 0 and sampling.seed is None:
+        raise typer.BadParameter("all processes must draw alike: give --seed, too", param_hint="'--tensor-parallel'")
     params = dataclasses.replace(sampling.params(), logprobs=logprobs)
     messages = [{"role": "user", "content": text}]
     interrupted = False
-    with load_model(model) as loaded, loaded.stream(messages if chat else text, params) as streamer:
+    with _one_answer(model.tensor_parallel), load_model(model) as loaded, loaded.stream(messages if chat else text, params) as streamer:
         try:
             if not chat and not as_json:
                 show(text)
@@ -59,6 +64,16 @@ def run(
         aside(speed(generation.timings))
     if interrupted:
         raise typer.Exit(130)
+
+
+@contextmanager
+def _one_answer(processes: int | None) -> Iterator[None]:
+    """Of several processes that give the same answer only the first one writes it."""
+    if processes is None or os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _report(generation: Generation) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def load(
     kv_cache: str | None = None,
     device: str | None = None,
     attention: str | None = None,
+    tensor_parallel: int | None = None,
     window: Window | Literal["config"] = "config",
     max_context: int | None = None,
     max_lanes: int = 8,
@@ -50,6 +51,8 @@ def load(
     kv_cache: the type of cached keys and values ("float32", "float16", "q8_0"); the executor's choice if None.
     device, attention: of the torch executor, where it runs ("cuda", "cuda:1", "mps", "cpu") and its attention kernel
     ("flash_attn", "varlen", "flex", "sdpa", "eager"); the best one there is if None.
+    tensor_parallel: of the torch executor, processes, started by torchrun, that share the model: each of them makes the
+    same calls, with the same seeds.
     window: "config" keeps the checkpoint's, None is full attention, an int replaces it in every layer.
     max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences (streams, threads)
     that may be open at a time; lanes take memory only when used. threads: CPU threads; by default the physical cores
@@ -61,7 +64,8 @@ def load(
     """
     begin = time.perf_counter()
     chosen = select(backend)
-    for name, value in (("max_context", max_context), ("max_lanes", max_lanes), ("threads", threads)):
+    for name, value in (("max_context", max_context), ("max_lanes", max_lanes), ("threads", threads),
+                        ("tensor_parallel", tensor_parallel)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InputError(f"{name}={value!r} must be an integer from 1 on")
     if not isinstance(model, str | Path):
@@ -78,7 +82,7 @@ def load(
     graph = verify(select_rows(verify(build(config)), "logits"))
     check_tensors(graph, checkpoint.tensors, str(checkpoint.path))
     spec = CacheSpec.from_config(config, max_context=context, max_chunk=_CHUNK, max_lanes=max_lanes)
-    options = ExecutorOptions(dtype, threads, progress, kv_cache, device, attention, own)
+    options = ExecutorOptions(dtype, threads, progress, kv_cache, device, attention, own, tensor_parallel)
     program = chosen.prepare(graph, checkpoint.tensors, spec, options)
     return Model(
         config=config,

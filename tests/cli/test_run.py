@@ -96,7 +96,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mp.Model, "stream", stream)
     line = (
         "run Hi --model a/b --backend reference --dtype float64 --quantize q4_0 --kv-cache q8_0 --device cpu "
-        "--attention eager --window 7 "
+        "--attention eager --tensor-parallel 2 --window 7 "
         "--max-context 99 --threads 2 --revision main --max-tokens 5 --temperature 0.5 --top-k 9 --top-p 0.8 "
         "--min-p 0.1 --typical-p 0.9 --repetition-penalty 1.1 --frequency-penalty 0.2 --presence-penalty -0.3 "
         "--seed 4 --stop x --stop yz --ignore-eos --logprobs 3 --json"
@@ -111,6 +111,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "kv_cache": "q8_0",
         "device": "cpu",
         "attention": "eager",
+        "tensor_parallel": 2,
         "window": 7,
         "max_context": 99,
         "threads": 2,

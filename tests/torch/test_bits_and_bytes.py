@@ -1,5 +1,6 @@
 """bitsandbytes' types: no weight is farther off than its levels allow, and programs compute with those weights."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_what_cannot_be_quantized_is_refused(kind: str, quantization: str | None
 
 
 def test_a_missing_bitsandbytes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(BackendError, match=r"quantize='nf4' needs bitsandbytes .*: pip install"):
         PagedBackend().prepare(
             select_rows(build(CONFIG), "logits"),

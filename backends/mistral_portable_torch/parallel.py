@@ -1,0 +1,165 @@
+"""Tensor parallelism: the part of a graph that one of several processes runs, each with a device of its own.
+
+Which linear is cut how follows from the ops alone (Shoeybi et al. 2019, Megatron-LM, section 3). rope, attention and
+silu_mul work head by head or column by column, so what they read and give may be cut into columns. A linear that feeds
+them is cut by rows of its weight, and gives some columns of the result. One that reads them is cut by columns of its
+weight, and gives a summand of the result: summed over all processes. One that gives an output of the graph, the LM head,
+is cut by rows, and its columns are gathered. Everything else is computed by every process.
+
+Example, 2 processes, 4 heads of 8, 2 key/value heads: q_proj [32, 64] becomes [16, 64], k_proj [16, 64] becomes [8, 64],
+o_proj [64, 32] becomes [64, 16], with a sum.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+import numpy as np
+import torch
+import torch.distributed as distributed
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mistral_portable.cache import CacheSpec
+from mistral_portable.errors import BackendError
+from mistral_portable.graph import Graph, Node, Parameter
+from mistral_portable.weights import BlockTensor, DenseTensor
+from mistral_portable.weights import Tensor as Stored
+from mistral_portable_torch.device import Device
+from mistral_portable_torch.ggml import LAYOUTS
+
+__all__ = ["Group", "Shard", "join", "shard"]
+
+_BY_COLUMN = ("rope", "attention", "silu_mul")
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among all. rank: 0 .. size - 1."""
+
+    rank: int
+    size: int
+
+    def sum(self, x: Tensor) -> Tensor:
+        """[T, H]: the sum over all processes."""
+        distributed.all_reduce(x)
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[T, V / size] -> [T, V]: the columns of all processes, in order of ranks."""
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        distributed.all_gather(parts, x.contiguous())
+        return torch.cat(parts, dim=-1)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One process's part. after: by node, what is done with its result ("sum", "gather")."""
+
+    graph: Graph
+    weights: Mapping[str, Stored]
+    spec: CacheSpec
+    after: Mapping[str, str]
+
+
+def join(size: int, device: Device) -> Group:
+    """Meet the other processes that torchrun has started. Raises BackendError if they are not `size`."""
+    started = os.environ.get("WORLD_SIZE")
+    if started != str(size):
+        raise BackendError(
+            f"tensor_parallel={size}: torchrun has started {started or 'no'} processes: begin the command with "
+            f"torchrun --nproc-per-node {size} -m mistral_portable"
+        )
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.kind == "cuda" else "gloo")
+    return Group(distributed.get_rank(), size)
+
+
+def shard(graph: Graph, weights: Mapping[str, Stored], spec: CacheSpec, rank: int, size: int) -> Shard:
+    """The part of process `rank`. Raises BackendError if heads or columns cannot be shared out evenly."""
+    if spec.num_key_value_heads % size:
+        raise BackendError(
+            f"tensor_parallel={size}: {spec.num_key_value_heads} key/value heads cannot be shared out evenly: "
+            f"choose a divisor of {spec.num_key_value_heads}"
+        )
+    ops = {node.name: node.op for node in graph.nodes}
+    if any(node.op == "attention_weights" for node in graph.nodes):
+        raise BackendError(f"tensor_parallel={size}: attention weights are shown by one process only; leave it out")
+    tables = {node.inputs[1] for node in graph.nodes if node.op == "embedding"}
+    feeds_columns = {name for node in graph.nodes if node.op in _BY_COLUMN for name in node.inputs}
+    shown = set(graph.outputs.values())
+    parameters, parts, nodes = dict(graph.parameters), dict(weights), []
+    after: dict[str, str] = {}
+    for node in graph.nodes:
+        gathered = node.name in shown and node.op == "linear" and node.inputs[1] not in tables
+        gathered = gathered and parameters[node.inputs[1]].shape[0] % size == 0  # else every process computes all of it
+        if node.op == "linear" and (node.name in feeds_columns or gathered):
+            for name in node.inputs[1:]:
+                _cut(parameters, parts, name, 0, rank, size)
+            after |= {node.name: "gather"} if gathered else {}
+        elif node.op == "linear" and ops.get(node.inputs[0]) in _BY_COLUMN:
+            _cut(parameters, parts, node.inputs[1], 1, rank, size)
+            after[node.name] = "sum"
+            if rank:  # one bias for the sum
+                node = replace(node, inputs=node.inputs[:2])
+        nodes.append(_fewer_heads(node, size))
+    return Shard(
+        replace(graph, nodes=tuple(nodes), parameters=parameters),
+        parts,
+        replace(spec, num_key_value_heads=spec.num_key_value_heads // size),
+        after,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _CutBlocks(BlockTensor):
+    """A range of a matrix's rows, or of its columns in whole blocks."""
+
+    source: BlockTensor
+    part: tuple[slice, slice]
+    """Of its rows, and of the bytes of a row."""
+
+    def blocks(self) -> NDArray[np.uint8]:
+        return self.source.blocks()[self.part]
+
+    def permute_rows(self, order: NDArray[np.intp]) -> NoReturn:
+        raise TypeError(f"{self.name} is cut: permute before")
+
+
+def _cut(
+    parameters: dict[str, Parameter], parts: dict[str, Stored], name: str, axis: int, rank: int, size: int
+) -> None:
+    """Replace a parameter, and the tensor behind it, by the rank's range of rows or columns."""
+    parameter = parameters[name]
+    (part,) = parameter.parts  # graphs are cut before anything is joined
+    length = parameter.shape[axis]
+    columns = _block_columns(parts[part]) if axis == 1 else 1
+    if length % (size * columns):
+        raise BackendError(
+            f"tensor_parallel={size}: the {length} {'rows' if axis == 0 else 'columns'} of {part} cannot be shared out "
+            f"evenly{f' in blocks of {columns}' if columns > 1 else ''}: choose fewer processes"
+        )
+    span = slice(rank * length // size, (rank + 1) * length // size)
+    shape = tuple(length // size if at == axis else count for at, count in enumerate(parameter.shape))
+    parameters[name] = replace(parameter, shape=shape)
+    parts[part] = _cut_tensor(parts[part], span, axis, shape)
+
+
+def _cut_tensor(tensor: Stored, span: slice, axis: int, shape: tuple[int, ...]) -> Stored:
+    if isinstance(tensor, BlockTensor):
+        per_byte = tensor.shape[1] * tensor.shape[0] / tensor.nbytes  # columns
+        every, bytes_ = slice(None), slice(round(span.start / per_byte), round(span.stop / per_byte))
+        return _CutBlocks(tensor.name, shape, tensor.type, tensor, (span, every) if axis == 0 else (every, bytes_))
+    dense = tensor if isinstance(tensor, DenseTensor) else DenseTensor(tensor.name, "float32", tensor.numpy())
+    return dense.rows(span) if axis == 0 else replace(dense, array=dense.array[:, span])
+
+
+def _block_columns(tensor: Stored) -> int:
+    return LAYOUTS[tensor.dtype].columns if isinstance(tensor, BlockTensor) else 1
+
+
+def _fewer_heads(node: Node, size: int) -> Node:
+    names = ("num_attention_heads", "num_key_value_heads")
+    fewer = {name: int(node.attributes[name] or 0) // size for name in names if name in node.attributes}
+    return replace(node, attributes={**node.attributes, **fewer})

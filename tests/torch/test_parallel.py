@@ -1,0 +1,188 @@
+"""Tensor parallelism: several processes that share a model give what one gives.
+
+Most tests let threads stand for processes, and a barrier for the network; one starts two real ones.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mistral_portable_torch.parallel import Group, shard
+from numpy.typing import NDArray
+from torch_sessions import CONFIG, PagedBackend
+
+import mistral_portable as mp
+from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.errors import BackendError
+from mistral_portable.executor import Availability, ExecutorOptions, LaneState, Precision
+from mistral_portable.graph import Graph, build, infer_shapes
+from mistral_portable.graph.passes import expose_attention_weights, select_rows
+from mistral_portable.testing import Case, check, random_weights
+from mistral_portable.testing.strategies import configs, scenarios
+from mistral_portable.weights import Tensor
+
+
+class Network:
+    """Of `size` threads: each gives a tensor and gets all of them."""
+
+    def __init__(self, size: int) -> None:
+        self._barrier, self._given = Barrier(size), [torch.empty(0)] * size
+
+    def exchange(self, rank: int, x: torch.Tensor) -> list[torch.Tensor]:
+        self._given[rank] = x
+        self._barrier.wait()
+        found = list(self._given)
+        self._barrier.wait()
+        return found
+
+
+@dataclass(frozen=True)
+class Member(Group):
+    network: Network = field(default_factory=lambda: Network(1))
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self.network.exchange(self.rank, x)).sum(0)
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self.network.exchange(self.rank, x), dim=-1)
+
+
+class Together:
+    """Programs of all ranks as one: each makes every step, and what the first returns is returned."""
+
+    def __init__(self, programs: list[Any]) -> None:
+        self._programs = programs
+        self.precision: Precision = programs[0].precision
+
+    def _all(self, call: Callable[[Any], Any]) -> list[Any]:
+        with ThreadPoolExecutor(len(self._programs)) as pool:
+            return list(pool.map(call, self._programs))
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(program.cache_bytes for program in self._programs)
+
+    def step(self, plan: StepPlan) -> Mapping[str, NDArray[np.float32]]:
+        outputs = self._all(lambda program: program.step(plan))
+        for other in outputs[1:]:
+            for name, array in outputs[0].items():
+                np.testing.assert_array_equal(array, other[name])
+        first: Mapping[str, NDArray[np.float32]] = outputs[0]
+        return first
+
+    def copy_lane(self, source: int, target: int) -> None:
+        self._all(lambda program: program.copy_lane(source, target))
+
+    def save_lane(self, lane: int) -> LaneState:
+        return {
+            f"{name}/{rank}": array
+            for rank, state in enumerate(self._all(lambda program: program.save_lane(lane)))
+            for name, array in state.items()
+        }
+
+    def load_lane(self, lane: int, state: LaneState) -> None:
+        for rank, program in enumerate(self._programs):
+            own = {name.split("/")[0]: array for name, array in state.items() if name.endswith(f"/{rank}")}
+            program.load_lane(lane, own)
+
+    def close(self) -> None:
+        self._all(lambda program: program.close())
+
+
+@dataclass(frozen=True)
+class ParallelBackend:
+    size: int
+    name: str = "torch"
+
+    def probe(self) -> Availability:
+        return Availability(1, "")
+
+    def supports(self, op: str, dtype: str) -> str | None:
+        return None
+
+    def prepare(
+        self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
+    ) -> Together:
+        network = Network(self.size)
+        members = [Member(rank, self.size, network) for rank in range(self.size)]
+        return Together([PagedBackend(group=member).prepare(graph, weights, cache, options) for member in members])
+
+
+@pytest.mark.parametrize("quantization", [None, "q4_0"])
+@settings(max_examples=12)
+@given(data=st.data(), size=st.sampled_from([2, 3]), dtype=st.sampled_from(["float32", "bfloat16"]), seed=st.integers(0))
+def test_shards_give_what_one_process_gives(
+    quantization: str | None, data: st.DataObject, size: int, dtype: str, seed: int
+) -> None:
+    """Ragged, with rollbacks and swaps; the LM head is shared out if the vocabulary can be, and is the table if tied."""
+    config = data.draw(configs(columns=32 if quantization else 1))
+    config = replace(
+        config,
+        num_attention_heads=size * config.num_attention_heads,
+        num_key_value_heads=size * config.num_key_value_heads,
+        intermediate_size=size * config.intermediate_size,
+    )
+    drawn = data.draw(scenarios(config.vocab_size, sequences=2, rollback=True, rows=True, swap=data.draw(st.booleans())))
+    graph = select_rows(build(config), "logits")
+    case = Case("shards", config, graph, random_weights(graph, seed % 2**31, quantization), drawn)
+    result = check(case, ParallelBackend(size), ExecutorOptions(dtype))
+    assert result.status == "pass", result
+
+
+def test_every_process_holds_its_share() -> None:
+    graph, weights = select_rows(build(CONFIG), "logits"), random_weights(build(CONFIG), 0)
+    spec = CacheSpec.from_config(CONFIG, max_context=64)
+    parts = [shard(graph, weights, spec, rank, 2) for rank in range(2)]
+    for part in parts:
+        infer_shapes(part.graph)
+        assert part.spec.num_key_value_heads == CONFIG.num_key_value_heads // 2
+        assert set(part.after.values()) == {"sum", "gather"}
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj", "mlp.up_proj"):
+        whole = f"model.layers.0.{name}.weight"
+        rows = [part.weights[whole].numpy() for part in parts]
+        np.testing.assert_array_equal(np.concatenate(rows, axis=0), weights[whole].numpy())
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        whole = f"model.layers.1.{name}.weight"
+        columns = [part.weights[whole].numpy() for part in parts]
+        np.testing.assert_array_equal(np.concatenate(columns, axis=1), weights[whole].numpy())
+
+
+@pytest.mark.parametrize(
+    ("size", "quantization", "message"),
+    [
+        (4, None, "tensor_parallel=4: 2 key/value heads cannot be shared out evenly: choose a divisor of 2"),
+        (2, "q4_0", "the 96 columns of .*down_proj.* in blocks of 32: choose fewer processes"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(size: int, quantization: str | None, message: str) -> None:
+    graph, weights = build(CONFIG), random_weights(build(CONFIG), 0, quantization)
+    with pytest.raises(BackendError, match=message):
+        shard(graph, weights, CacheSpec.from_config(CONFIG, max_context=64), 0, size)
+
+
+def test_attention_weights_are_refused() -> None:
+    graph, weights = expose_attention_weights(build(CONFIG)), random_weights(build(CONFIG), 0)
+    with pytest.raises(BackendError, match="attention weights are shown by one process only"):
+        shard(graph, weights, CacheSpec.from_config(CONFIG, max_context=64), 0, 2)
+
+
+def test_two_processes_write_one_story() -> None:
+    """By torchrun, with gloo; and only the first one writes."""
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "mistral_portable", "run"]
+    options = ["--backend", "torch", "--tensor-parallel", "2", "--device", "cpu", "--dtype", "float32"]
+    text = ["Once upon a time", "--temperature", "0", "--max-tokens", "70", "--json"]
+    done = subprocess.run([sys.executable, *command, *text, *options], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    with mp.load("tiny", backend="torch", device="cpu", dtype="float32") as model:
+        expected = model.generate("Once upon a time", max_tokens=70, temperature=0)
+    assert json.loads(done.stdout)["tokens"] == list(expected.tokens)
