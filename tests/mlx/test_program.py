@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mistral_portable_mlx import BACKEND
 from mistral_portable_mlx.cache import room
+from mistral_portable_mlx.memory import Memory
 from mlx_sessions import CONFIG, Session, text
 from weights.files import random_blocks
 
@@ -295,3 +296,14 @@ def test_widened_types_are_noticed() -> None:
     graph = select_rows(build(K_CONFIG), "logits")
     with pytest.warns(UserWarning, match=r"9 matrices \(9 in q6_k\) are kept in float32"):
         BACKEND.prepare(graph, k_weights(K_CONFIG, "q6_k"), spec, ExecutorOptions("float32")).close()
+
+
+def test_it_is_said_if_weights_cannot_stay_resident(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before macOS 15."""
+
+    def refuse(limit: int) -> int:
+        raise RuntimeError("setting the wired limit needs macOS 15")
+
+    monkeypatch.setattr(mx, "set_wired_limit", refuse)
+    with pytest.warns(UserWarning, match="weights are not wired.*macOS 15"):
+        Memory(2**30, "Metal").configure()
