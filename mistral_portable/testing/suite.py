@@ -15,6 +15,7 @@ Each rung draws its cases and checks them as `check` says. A gap that is known s
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -29,8 +30,11 @@ from mistral_portable.weights.quantize import QUANTIZABLE
 
 __all__ = ["RUNGS", "Target", "test_conformance", "test_greedy"]
 
-# Whoever runs this may have a slow machine.
-_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+def _patient(**more: Any) -> settings:
+    """Settings for whoever may have a slow machine; the rest is the profile's that is loaded now."""
+    return settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], **more)
+
 
 RUNGS: dict[str, st.SearchStrategy[Case]] = {
     **{f"op.{name}": op_cases(name) for name in OP_CASES},
@@ -73,7 +77,7 @@ def test_conformance(rung: str, target: Target) -> None:
     reason = target.known_gap(rung)
 
     # A gap is proved by one case, which need not be the smallest.
-    @settings(_PATIENT, phases=list(Phase) if reason is None else [Phase.generate])
+    @_patient(phases=list(Phase) if reason is None else [Phase.generate])
     @given(RUNGS[rung])
     def climb(case: Case) -> None:
         result = check(case, target.backend, target.options)
@@ -89,7 +93,7 @@ def test_conformance(rung: str, target: Target) -> None:
 def test_greedy(target: Target) -> None:
     """Of programs that take the likeliest token on the device: it is the sampler's, across two windows and ragged."""
 
-    @settings(_PATIENT)
+    @_patient()
     @given(model_cases(sequences=3))
     def climb(case: Case) -> None:
         by_device, by_host = greedy_tokens(case, target.backend, target.options, count=18)
