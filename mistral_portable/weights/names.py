@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from mistral_portable.config import MistralConfig
 from mistral_portable.weights.source import Tensor
 
-__all__ = ["from_gguf", "from_hf", "half_split", "half_split_order"]
+__all__ = ["from_gguf", "from_hf", "from_raw", "half_split", "half_split_order"]
 
 _GGUF = {
     "token_embd": "model.embed_tokens",
@@ -26,6 +26,23 @@ _GGUF_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_RAW = {
+    "tok_embeddings": "model.embed_tokens",
+    "norm": "model.norm",
+    "output": "lm_head",
+}
+_RAW_LAYER = {
+    "attention_norm": "input_layernorm",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "feed_forward.w2": "mlp.down_proj",
+}
+_RAW_LAYER_NAME = re.compile(r"layers\.(\d+)\.(.+)", re.ASCII)
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)", re.ASCII)
 
 
@@ -41,6 +58,15 @@ def from_gguf(name: str) -> str:
         return f"model.layers.{index}.{_GGUF_LAYER[module]}.{kind}" if module in _GGUF_LAYER else name
     module, _, kind = name.rpartition(".")
     return f"{_GGUF[module]}.{kind}" if module in _GGUF else name
+
+
+def from_raw(name: str) -> str:
+    """`layers.0.attention.wq.weight` -> `model.layers.0.self_attn.q_proj.weight`; an unknown name stays as it is."""
+    module, _, kind = name.rpartition(".")
+    if match := _RAW_LAYER_NAME.fullmatch(module):
+        index, module = match.groups()
+        return f"model.layers.{index}.{_RAW_LAYER[module]}.{kind}" if module in _RAW_LAYER else name
+    return f"{_RAW[module]}.{kind}" if module in _RAW else name
 
 
 def half_split_order(heads: int, head_dim: int) -> NDArray[np.intp]:
