@@ -65,7 +65,7 @@ def gptq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sou
     group: Any = how.get("group_size")
     form = how.get("checkpoint_format", "gptq")
     whole = isinstance(bits, int) and isinstance(group, int)
-    if not whole or bits not in BITS or group < -1 or group == 0 or form not in _ZERO_OFFSET or how.get("dynamic"):
+    if not whole or bits not in BITS or group < -1 or group == 0 or form not in [*_ZERO_OFFSET] or how.get("dynamic"):
         raise ConfigError(
             f"{source}: GPTQ with bits={reprlib.repr(bits)}, group_size={reprlib.repr(group)}, "
             f"checkpoint_format={reprlib.repr(form)}, dynamic={reprlib.repr(how.get('dynamic'))}: supported are "

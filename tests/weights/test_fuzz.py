@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -12,9 +13,11 @@ import gguf.quants  # noqa: F401  # imported before memory is measured, as is sa
 import numpy as np
 import pytest
 import safetensors.numpy  # noqa: F401
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from weights.files import random_tensors, small_config, write_gguf, write_hf
+from weights import test_awq, test_fp8, test_gptq
+from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
+from weights.packed_files import write_packed
 
 from mistral_portable.binding import check_tensors
 from mistral_portable.errors import MistralPortableError
@@ -153,6 +156,95 @@ def test_damaged_gguf_files(gguf_file: Path, scratch: Path, damage: list[Damage]
     shutil.copyfile(gguf_file, path)
     _apply(path, damage)
     _opens_or_explains(path)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of each of the other formats: what to damage, in a folder with what it needs."""
+    folder, tensors = tmp_path_factory.mktemp("others"), random_tensors(CONFIG, np.random.default_rng(0))
+    write_raw(folder / "raw", CONFIG, tensors, dtype="bfloat16")
+    write_raw(folder / "torch", CONFIG, tensors, "pth", pieces=2)
+    write_gguf(folder / "split.gguf", CONFIG, tensors, "Q4_0", VOCABULARY, split_max_tensors=6)
+    (folder / "split").mkdir()
+    for part in folder.glob("split-*.gguf"):
+        part.rename(folder / "split" / part.name)
+    (folder / "tar").mkdir()
+    with tarfile.open(folder / "tar" / "m.tar", "w") as archive:
+        archive.add(folder / "torch", "m")
+    write_packed(folder / "awq", CONFIG, AWQ, test_awq.Packer(16))
+    write_packed(folder / "gptq", CONFIG, GPTQ, test_gptq.Packer(4, 16, True, True, 1))
+    write_packed(folder / "fp8", CONFIG, FP8, test_fp8.Packer("blocks", (16, 16)))
+    return {
+        "raw": folder / "raw" / "consolidated.safetensors",
+        "params": folder / "raw" / "params.json",
+        "torch": folder / "torch" / "consolidated.01.pth",
+        "split": folder / "split" / "split-00002-of-00002.gguf",
+        "tar": folder / "tar" / "m.tar",
+        **{kind: folder / kind / "model.safetensors" for kind in ("awq", "gptq", "fp8")},
+    }
+
+
+AWQ = test_awq.HOW | {"group_size": 16}
+GPTQ = test_gptq.HOW | {"group_size": 16}
+FP8 = test_fp8.HOW | {"weight_block_size": [16, 16]}
+KINDS = ["raw", "params", "torch", "split", "tar", "awq", "gptq", "fp8"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_other_formats_open_undamaged(others: dict[str, Path], kind: str) -> None:
+    checkpoint = open_checkpoint(others[kind] if kind == "tar" else others[kind].parent)
+    check_tensors(build(checkpoint.config), checkpoint.tensors, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25)
+@given(damage=_damage(header=1500))
+def test_damaged_files_of_the_other_formats(
+    others: dict[str, Path], scratch: Path, kind: str, damage: list[Damage]
+) -> None:
+    shutil.rmtree(scratch / kind, ignore_errors=True)
+    folder = Path(shutil.copytree(others[kind].parent, scratch / kind))
+    _apply(folder / others[kind].name, damage)
+    _opens_or_explains(folder / others[kind].name if kind == "tar" else folder)
+
+
+@given(damage=_damage(header=3000))
+def test_damaged_directories_of_torch_files(others: dict[str, Path], scratch: Path, damage: list[Damage]) -> None:
+    """The pickle, which lies first, stays; the zip's directory, which lies last, does not."""
+    folder = scratch / "directory"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(others["torch"].parent, folder)
+    path = folder / others["torch"].name
+    data = path.read_bytes()
+    at = data.index(b"PK\x01\x02")
+    end = data[at:]
+    for edit in damage:
+        end = edit(end)
+    path.write_bytes(data[:at] + end)
+    _opens_or_explains(folder)
+
+
+@given(
+    values=st.dictionaries(
+        st.sampled_from(
+            ["bits", "group_size", "version", "weight_block_size", "quant_method", "checkpoint_format", "dynamic"]
+        ),
+        st.deferred(lambda: _JSON),
+        min_size=1,
+    )
+)
+@pytest.mark.parametrize("kind", ["awq", "gptq", "fp8"])
+@settings(max_examples=15)
+def test_any_json_in_the_quantization_config(
+    others: dict[str, Path], scratch: Path, kind: str, values: dict[str, Any]
+) -> None:
+    folder = scratch / "json"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(others[kind].parent, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= values
+    (folder / "config.json").write_text(json.dumps(config))
+    _opens_or_explains(folder)
 
 
 _JSON: st.SearchStrategy[Any] = st.recursive(
