@@ -236,15 +236,15 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "m.gguf")
 
 
-def split(path: Path, *arguments: Any, parts: int) -> list[Path]:
-    """Write a split file with gguf's own splitter, so many tensors a part; returns the parts."""
-    write_gguf(path, *arguments, split_max_tensors=-(-len(TENSORS) // parts))
+def split(path: Path, parts: int) -> list[Path]:
+    """Write a split file with gguf's own splitter; returns the parts."""
+    write_gguf(path, CONFIG, TENSORS, split_max_tensors=-(-len(TENSORS) // parts))
     return sorted(path.parent.glob(f"{path.stem}-*.gguf"))
 
 
 @pytest.mark.parametrize("given", [0, 1, 2, None], ids=["first", "middle", "last", "folder"])
 def test_split_files_are_one_model(tmp_path: Path, given: int | None) -> None:
-    parts = split(tmp_path / "m.gguf", CONFIG, TENSORS, parts=3)
+    parts = split(tmp_path / "m.gguf", 3)
     assert len(parts) == 3
     checkpoint = open_checkpoint(tmp_path if given is None else parts[given])
     assert (checkpoint.path, checkpoint.config) == (parts[0], CONFIG)
@@ -254,7 +254,7 @@ def test_split_files_are_one_model(tmp_path: Path, given: int | None) -> None:
 
 
 def test_parts_of_split_files_that_are_missing_or_swapped_are_named(tmp_path: Path) -> None:
-    parts = split(tmp_path / "m.gguf", CONFIG, TENSORS, parts=3)
+    parts = split(tmp_path / "m.gguf", 3)
     parts[1].rename(tmp_path / "spare")
     with pytest.raises(CheckpointError, match=r"are missing: m-00002-of-00003\.gguf"):
         open_checkpoint(parts[0])

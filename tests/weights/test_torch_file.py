@@ -102,7 +102,7 @@ def test_anything_else_is_refused_and_never_run(tmp_path: Path, state: Any, name
     assert not witness.exists()
 
 
-def write_zip(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED, **more: bytes) -> None:
+def write_zip(path: Path, pickled: bytes, more: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> None:
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("m/data.pkl", pickled)
         for name, content in more.items():
@@ -153,7 +153,7 @@ HUGE = b"\x8a\x08" + struct.pack("<q", 2**62)
     ],
 )
 def test_hostile_pickles(tmp_path: Path, pickled: bytes, named: str) -> None:
-    write_zip(tmp_path / "m.pth", pickled, **{"data/0": b"\0" * 4})
+    write_zip(tmp_path / "m.pth", pickled, {"data/0": b"\0" * 4})
     tracemalloc.start()
     begin = time.process_time()
     if named == "does not open":  # a memo index that would make CPython's unpickler allocate gigabytes
@@ -168,19 +168,19 @@ def test_hostile_pickles(tmp_path: Path, pickled: bytes, named: str) -> None:
 
 
 def test_the_tensor_of_the_hostile_tests_is_a_tensor(tmp_path: Path) -> None:
-    write_zip(tmp_path / "m.pth", tensor_pickle(b"K\x01\x85", b"K\x01\x85"), **{"data/0": struct.pack("<f", 7)})
+    write_zip(tmp_path / "m.pth", tensor_pickle(b"K\x01\x85", b"K\x01\x85"), {"data/0": struct.pack("<f", 7)})
     assert read(tmp_path / "m.pth")["w"].numpy().tolist() == [7]
 
 
 def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
-    write_zip(tmp_path / "m.pth", b"." * 2**24, zipfile.ZIP_DEFLATED)
+    write_zip(tmp_path / "m.pth", b"." * 2**24, {}, zipfile.ZIP_DEFLATED)
     assert (tmp_path / "m.pth").stat().st_size < 2**16
     with pytest.raises(CheckpointError, match="is compressed"):
         read(tmp_path / "m.pth")
 
 
 def test_a_large_pickle_is_refused(tmp_path: Path) -> None:
-    write_zip(tmp_path / "m.pth", b"N" * (2**22 + 1))
+    write_zip(tmp_path / "m.pth", b"N" * (2**22 + 1), {})
     with pytest.raises(CheckpointError, match="at most 4194304 are accepted"):
         read(tmp_path / "m.pth")
 
@@ -200,7 +200,7 @@ def test_members_that_are_stored_twice_or_missing(tmp_path: Path) -> None:
         archive.writestr("m/data.pkl", b"}.")
     with pytest.raises(CheckpointError, match="stored twice"):
         read(tmp_path / "m.pth")
-    write_zip(tmp_path / "n.pth", tensor_pickle(b"K\x01\x85", b"K\x01\x85"))
+    write_zip(tmp_path / "n.pth", tensor_pickle(b"K\x01\x85", b"K\x01\x85"), {})
     with pytest.raises(CheckpointError, match="missing or too short"):
         read(tmp_path / "n.pth")
 
@@ -215,7 +215,7 @@ def test_truncated_files(tmp_path: Path, keep: float) -> None:
 
 
 def test_big_endian_and_old_files_are_refused(tmp_path: Path) -> None:
-    write_zip(tmp_path / "m.pth", b"}.", byteorder=b"big")
+    write_zip(tmp_path / "m.pth", b"}.", {"byteorder": b"big"})
     with pytest.raises(CheckpointError, match="not little-endian"):
         read(tmp_path / "m.pth")
     torch.save({"w": torch.ones(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
