@@ -19,6 +19,9 @@ from mistral_portable.weights import open_checkpoint
 
 __all__ = ["FORMATS", "convert"]
 
+_WINDOWLESS = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
+"""Formats whose usual reader attends to all tokens, whatever the file says (llama-cpp-python 0.3.36, mlx-lm 0.32)."""
+
 Progress = Callable[[str, int, int], None]
 Plan = Callable[[Source], list[Part]]
 Write = Callable[[Path, Source, list[Part], Callable[[Part], None]], None]
@@ -107,10 +110,10 @@ def _notices(model: Source, parts: list[Part], to: str) -> Iterator[str]:
         )
     if model.checkpoint.tokenizer is None:
         yield f"{model.checkpoint.path} has no tokenizer that can be carried over."
-    window = model.one_window(to) if to == "gguf" else None
+    window = model.one_window(to) if to in _WINDOWLESS else None
     if window is not None:
         yield (
-            f"the window of {window} is written, but llama.cpp does not apply it to this architecture: "
+            f"the window of {window} is written, but {_WINDOWLESS[to]} does not apply it to this architecture: "
             f"there answers differ after {window} tokens."
         )
 

@@ -56,12 +56,13 @@ def write_hf(folder: Path, source: Source, parts: list[Part], progress: Callable
 
 
 def write_mlx(folder: Path, source: Source, parts: list[Part], progress: Callable[[Part], None]) -> None:
-    """As `write_hf`, with what mlx-lm wants to know: the windows of the layers, and how weights are packed."""
+    """As `write_hf`, with what mlx-lm wants to know: how weights are packed.
+
+    Its class for Mistral cannot give all layers a window (0.32: it looks for a full one among `layer_types`).
+    """
     write_sharded(folder, parts, {"format": "mlx"}, progress)
     _write_beside(folder, source)
     config = _config(source, "mlx")
-    if config["sliding_window"] is not None:  # without it, mlx-lm ignores the window
-        config["layer_types"] = ["sliding_attention"] * source.config.num_hidden_layers
     if any(part.dtype == "uint32" for part in parts):
         config["quantization"] = config["quantization_config"] = _quantization(source)
     _write_json(folder / "config.json", config)

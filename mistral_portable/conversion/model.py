@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mistral_portable.binding import check_tensors
 from mistral_portable.config import MistralConfig, Window
-from mistral_portable.conversion.parts import FLOATS, is_float
+from mistral_portable.conversion.parts import is_float
 from mistral_portable.errors import ConfigError
 from mistral_portable.graph import build
 from mistral_portable.weights import Checkpoint, Tensor
@@ -68,8 +68,8 @@ def prepare(checkpoint: Checkpoint, config: MistralConfig, dtype: str | None) ->
     if others := sorted(checkpoint.tensors.keys() - tensors.keys()):
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         notices.append(f"{len(others)} tensors that are no parameters of the language model are left out: {shown}.")
-    rounded = sorted({t.dtype for t in tensors.values() if FLOATS.get(t.dtype, 4) > FLOATS[dtype]} if dtype else ())
-    if rounded:
+    rounded = sorted({tensor.dtype for tensor in tensors.values()} - {dtype})
+    if rounded and dtype not in (None, "float32"):
         notices.append(f"weights stored as {', '.join(rounded)} are rounded to {dtype}.")
     config = replace(config, extra={key: value for key, value in config.extra.items() if key not in _PACKING})
     return Source(checkpoint, config, tensors, dtype, tuple(notices))

@@ -16,6 +16,7 @@ import safetensors.numpy  # noqa: F401
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from weights import test_awq, test_fp8, test_gptq
+from weights.damage import NUMBERS, Damage, damage
 from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
 from weights.packed_files import write_packed
 
@@ -42,44 +43,6 @@ VOCABULARY = GGUFVocabulary(
     add_space_prefix=True,
     chat_template=None,
 )
-
-# Small numbers, signs and powers of two that overflow counts, offsets and products of them.
-_NUMBERS = st.sampled_from(
-    [0, 1, 2, 31, 33, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
-)
-_BYTES = st.binary(min_size=1, max_size=9) | _NUMBERS.map(lambda n: n.to_bytes(8, "little"))
-_PLACE = st.floats(0, 1)  # of the header or the file
-
-Damage = Callable[[bytes], bytes]
-
-
-def _damage(header: int) -> st.SearchStrategy[list[Damage]]:
-    """Edits of a file whose header has about this many bytes: most of them there, some anywhere."""
-
-    def at(place: float, everywhere: bool, data: bytes) -> int:
-        return int(place * (len(data) if everywhere else min(header, len(data))))
-
-    def overwrite(place: float, everywhere: bool, new: bytes) -> Damage:
-        return lambda data: data[: at(place, everywhere, data)] + new + data[at(place, everywhere, data) + len(new) :]
-
-    def insert(place: float, everywhere: bool, new: bytes) -> Damage:
-        return lambda data: data[: at(place, everywhere, data)] + new + data[at(place, everywhere, data) :]
-
-    def delete(place: float, everywhere: bool, new: bytes) -> Damage:
-        return lambda data: data[: at(place, everywhere, data)] + data[at(place, everywhere, data) + len(new) :]
-
-    def truncate(place: float, everywhere: bool, new: bytes) -> Damage:
-        return lambda data: data[: at(place, everywhere, data)]
-
-    def duplicate(place: float, everywhere: bool, new: bytes) -> Damage:
-        return lambda data: data + data[at(place, everywhere, data) :]
-
-    edit = st.sampled_from([overwrite, overwrite, insert, delete, truncate, duplicate])
-    return st.lists(
-        st.tuples(edit, _PLACE, st.sampled_from([False, False, True]), _BYTES).map(lambda e: e[0](*e[1:])),
-        min_size=1,
-        max_size=4,
-    )
 
 
 def _opens_or_explains(path: Path) -> None:
@@ -143,14 +106,14 @@ def test_the_undamaged_files_open(hf: Path, gguf_file: Path) -> None:
     assert open_checkpoint(hf).tensors.keys() == open_checkpoint(gguf_file).tensors.keys()
 
 
-@given(damage=_damage(header=700), file=st.sampled_from(["model-00001-of-00002.safetensors", "config.json"]))
+@given(damage=damage(header=700), file=st.sampled_from(["model-00001-of-00002.safetensors", "config.json"]))
 def test_damaged_hf_files(fresh_hf: Callable[[], Path], damage: list[Damage], file: str) -> None:
     folder = fresh_hf()
     _apply(folder / file, damage)
     _opens_or_explains(folder)
 
 
-@given(damage=_damage(header=2200))
+@given(damage=damage(header=2200))
 def test_damaged_gguf_files(gguf_file: Path, scratch: Path, damage: list[Damage]) -> None:
     path = scratch / "damaged.gguf"
     shutil.copyfile(gguf_file, path)
@@ -198,7 +161,7 @@ def test_the_other_formats_open_undamaged(others: dict[str, Path], kind: str) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25)
-@given(damage=_damage(header=1500))
+@given(damage=damage(header=1500))
 def test_damaged_files_of_the_other_formats(
     others: dict[str, Path], scratch: Path, kind: str, damage: list[Damage]
 ) -> None:
@@ -208,7 +171,7 @@ def test_damaged_files_of_the_other_formats(
     _opens_or_explains(folder / others[kind].name if kind == "tar" else folder)
 
 
-@given(damage=_damage(header=3000))
+@given(damage=damage(header=3000))
 def test_damaged_directories_of_torch_files(others: dict[str, Path], scratch: Path, damage: list[Damage]) -> None:
     """The pickle, which lies first, stays; the zip's directory, which lies last, does not."""
     folder = scratch / "directory"
@@ -248,7 +211,7 @@ def test_any_json_in_the_quantization_config(
 
 
 _JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | _NUMBERS | st.integers(-2, 64),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | NUMBERS | st.integers(-2, 64),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
