@@ -93,10 +93,23 @@ def convert(
         write(result, model, parts, report)
         prepare(open_checkpoint(result), model.config, None)  # what was written loads, whatever the disk did
         _require_free(destination, to, overwrite)
-        if destination.exists():
-            destination.rename(staging / "replaced")
-        result.rename(destination)
+        _put(result, destination, staging / "replaced")
     return destination
+
+
+def _put(result: Path, destination: Path, replaced: Path) -> None:
+    """Rename into place. A folder cannot be renamed onto another: the old one moves away, and back if that fails."""
+    if result.is_file():
+        result.replace(destination)
+        return
+    try:
+        if destination.exists():
+            destination.rename(replaced)
+        result.rename(destination)
+    except BaseException:
+        if replaced.exists() and not destination.exists():
+            replaced.rename(destination)
+        raise
 
 
 def _notices(model: Source, parts: list[Part], to: str) -> Iterator[str]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mistral_portable.conversion.model import Source
-from mistral_portable.conversion.parts import Part, float_part, is_float, narrowest
+from mistral_portable.conversion.parts import Part, float_part
 from mistral_portable.conversion.safetensors import write_sharded
 from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
 from mistral_portable.tokenizer.gguf import to_file
 from mistral_portable.tokenizer.load import read_file
-from mistral_portable.weights import AffineTensor, Tensor
+from mistral_portable.weights import AffineTensor
 
 __all__ = ["plan_hf", "plan_mlx", "tokenizer_file", "write_hf", "write_mlx"]
 
@@ -30,7 +30,7 @@ _BESIDE = (
 
 def plan_hf(source: Source) -> list[Part]:
     """All parameters as floats; packed ones are unpacked."""
-    return [_floats(name, tensor, source) for name, tensor in source.tensors.items()]
+    return [float_part(name, tensor, source.float_type(tensor)) for name, tensor in source.tensors.items()]
 
 
 def plan_mlx(source: Source) -> list[Part]:
@@ -44,15 +44,16 @@ def plan_mlx(source: Source) -> list[Part]:
             parts.append(float_part(f"{module}.scales", scales, scales.dtype))
             parts.append(float_part(f"{module}.biases", biases, biases.dtype))
         else:
-            parts.append(_floats(name, tensor, source))
+            parts.append(float_part(name, tensor, source.float_type(tensor)))
     return parts
 
 
 def write_hf(folder: Path, source: Source, parts: list[Part], progress: Callable[[Part], None]) -> None:
-    """Write the weights, the tokenizer and, last, the `config.json` without which nothing loads."""
-    write_sharded(folder, parts, {"format": "pt"}, progress)
+    """Write the tokenizer, the weights and, last, the `config.json` without which nothing loads."""
+    config = _config(source, "hf")
     _write_beside(folder, source)
-    _write_json(folder / "config.json", _config(source, "hf"))
+    write_sharded(folder, parts, {"format": "pt"}, progress)
+    _write_json(folder / "config.json", config)
 
 
 def write_mlx(folder: Path, source: Source, parts: list[Part], progress: Callable[[Part], None]) -> None:
@@ -60,11 +61,11 @@ def write_mlx(folder: Path, source: Source, parts: list[Part], progress: Callabl
 
     Its class for Mistral cannot give all layers a window (0.32: it looks for a full one among `layer_types`).
     """
-    write_sharded(folder, parts, {"format": "mlx"}, progress)
-    _write_beside(folder, source)
     config = _config(source, "mlx")
     if any(part.dtype == "uint32" for part in parts):
         config["quantization"] = config["quantization_config"] = _quantization(source)
+    _write_beside(folder, source)
+    write_sharded(folder, parts, {"format": "mlx"}, progress)
     _write_json(folder / "config.json", config)
 
 
@@ -74,14 +75,6 @@ def tokenizer_file(source: Source) -> tuple[str, bytes] | None:
     if tokenizer is None:
         return None
     return read_file(tokenizer) if isinstance(tokenizer, TokenizerFile) else to_file(tokenizer)
-
-
-def _floats(name: str, tensor: Tensor, source: Source) -> Part:
-    dtype = source.float_type(tensor)
-    # GGUF has norms in float32 always: they become what the matrices are where that is the same.
-    if source.checkpoint.format == "gguf" and is_float(tensor) and len(tensor.shape) == 1 and source.dtype is None:
-        dtype = narrowest(tensor, source.common_type)
-    return float_part(name, tensor, dtype)
 
 
 def _config(source: Source, format: str) -> dict[str, Any]:

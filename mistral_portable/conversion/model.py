@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mistral_portable.binding import check_tensors
 from mistral_portable.config import MistralConfig, Window
-from mistral_portable.conversion.parts import is_float
+from mistral_portable.conversion.parts import is_float, narrowest
 from mistral_portable.errors import ConfigError
 from mistral_portable.graph import build
 from mistral_portable.weights import Checkpoint, Tensor
@@ -28,12 +28,19 @@ class Source:
     notices: tuple[str, ...]
 
     def float_type(self, tensor: Tensor) -> str:
-        """The type in which a tensor's floats are written."""
-        return self.dtype or (tensor.dtype if is_float(tensor) else "float32")
+        """The type in which a tensor's floats are written.
+
+        GGUF files have all vectors in float32: they become what the matrices are, where that is the same.
+        """
+        if self.dtype or not is_float(tensor):
+            return self.dtype or "float32"
+        if self.checkpoint.format == "gguf" and len(tensor.shape) == 1:
+            return narrowest(tensor, self.common_type)
+        return tensor.dtype
 
     @property
     def common_type(self) -> str:
-        """The float type of most of the matrices' numbers."""
+        """The float type in which most of the matrices' numbers are written."""
         sizes: Counter[str] = Counter()
         for tensor in self.tensors.values():
             if len(tensor.shape) == 2:

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.weights import DenseTensor, JoinedTensor, Tensor, release
+from mistral_portable.weights import BlockTensor, DenseTensor, JoinedTensor, Tensor, release
 
 __all__ = ["FLOATS", "Part", "float_part", "forget", "is_float", "narrowest"]
 
 FLOATS = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Names of the float types and their bytes."""
+
+_STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+_SLICE = 2**20  # numbers that are unpacked and rounded at a time
 
 
 @dataclass(frozen=True)
@@ -56,16 +59,37 @@ def forget(tensor: Any) -> None:
 
 
 def _floats(tensor: Tensor, dtype: str) -> NDArray[Any]:
-    if tensor.dtype == dtype:
-        dense = tensor.joined() if isinstance(tensor, JoinedTensor) else tensor
-        assert isinstance(dense, DenseTensor)
-        return dense.raw()
+    if isinstance(tensor, JoinedTensor):
+        tensor = tensor.joined()
+    if isinstance(tensor, DenseTensor) and tensor.dtype == dtype:
+        return tensor.raw()
+    out, rows = np.empty(tensor.shape, _STORED[dtype]), _rows(tensor)
+    step = max(1, _SLICE * len(out) // out.size)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite is what float16 makes of what it cannot hold
+        for part in (slice(begin, begin + step) for begin in range(0, len(out), step)):
+            out[part] = _rounded(rows(part), dtype)
+    return out
+
+
+def _rows(tensor: Tensor) -> Callable[[slice], NDArray[np.float32]]:
+    """A range of a tensor's rows in float32; only that range is unpacked where the layout allows it."""
+    if isinstance(tensor, DenseTensor):
+        return lambda part: tensor.rows(part).numpy()
+    if isinstance(tensor, BlockTensor):
+        from gguf import quants
+
+        blocks, kind = tensor.blocks(), tensor.type
+        return lambda part: quants.dequantize(blocks[part], kind)
+    values: NDArray[np.float32] = tensor.numpy()
+    return lambda part: values[part]
+
+
+def _rounded(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     if dtype != "bfloat16":
-        with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite; the caller is told of rounding
-            return tensor.numpy(np.dtype(dtype))
+        return values.astype(dtype, copy=False)
     from gguf import GGMLQuantizationType, quants
 
-    return quants.quantize(tensor.numpy(), GGMLQuantizationType.BF16).view(np.uint16).reshape(tensor.shape)
+    return quants.quantize(values, GGMLQuantizationType.BF16).view(np.uint16).reshape(values.shape)
 
 
 def _widened(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from typing import Any
 from mistral_portable.config import MistralConfig
 from mistral_portable.conversion.hf import tokenizer_file
 from mistral_portable.conversion.model import Source
-from mistral_portable.conversion.parts import Part, float_part, is_float, narrowest
+from mistral_portable.conversion.parts import Part, float_part
 from mistral_portable.conversion.safetensors import write_safetensors
 from mistral_portable.weights.names import interleaved, to_raw
 
@@ -31,20 +31,17 @@ _DEFAULTS = {"max_seq_len": "max_position_embeddings", "tied_embeddings": "tie_w
 
 def plan_raw(source: Source) -> list[Part]:
     """All parameters as floats under Mistral's names, q and k rows for interleaved RoPE."""
-    parts = []
-    for name, tensor in source.tensors.items():
-        dtype = source.float_type(tensor)
-        if source.checkpoint.format == "gguf" and is_float(tensor) and len(tensor.shape) == 1 and source.dtype is None:
-            dtype = narrowest(tensor, source.common_type)
-        parts.append(float_part(to_raw(name), interleaved(tensor, source.config), dtype))
-    return parts
+    return [
+        float_part(to_raw(name), interleaved(tensor, source.config), source.float_type(tensor))
+        for name, tensor in source.tensors.items()
+    ]
 
 
 def write_raw(folder: Path, source: Source, parts: list[Part], progress: Callable[[Part], None]) -> None:
-    """Write the weights, the tokenizer and, last, the `params.json` without which nothing loads."""
-    write_safetensors(folder / "consolidated.safetensors", parts, {}, progress)
+    """Write the tokenizer, the weights and, last, the `params.json` without which nothing loads."""
     if file := tokenizer_file(source):
         (folder / file[0]).write_bytes(file[1])
+    write_safetensors(folder / "consolidated.safetensors", parts, {}, progress)
     (folder / "params.json").write_text(json.dumps(_params(source.config), indent=2) + "\n", encoding="utf-8")
 
 
