@@ -100,6 +100,27 @@ def test_an_existing_destination_is_replaced_only_if_asked(tmp_path: Path, to: s
     assert open_checkpoint(path).tensors["lm_head.weight"].dtype == "bfloat16"
 
 
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_a_folder_that_cannot_be_replaced_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    path = mp.convert("tiny", tmp_path / "m", "hf", dtype="float16")
+    rename, calls = Path.rename, []
+
+    def second_fails(self: Path, target: Path) -> Path:
+        calls.append(self.name)
+        if len(calls) == 2:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", second_fails)
+    with pytest.raises((CheckpointError, KeyboardInterrupt)):
+        mp.convert("tiny", path, "hf", overwrite=True)
+    assert calls == ["m", "m", "replaced"]
+    assert open_checkpoint(path).tensors["lm_head.weight"].dtype == "float16"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
+
+
 def interrupt(what: str, done: int, total: int) -> None:
     raise KeyboardInterrupt
 

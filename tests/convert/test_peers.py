@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from convert.test_round_trips import write_mlx
 
 import mistral_portable as mp
 from mistral_portable.weights import open_checkpoint
@@ -84,6 +85,18 @@ def test_mlx_lm(
     assert tokenizer.encode(PROMPT) == prompt
     found = [int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=TOKENS)]
     assert found == windowless
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlx_lm") is None, reason="mlx-lm is not installed")
+def test_mlx_lm_runs_packed_weights_as_they_were(tmp_path: Path) -> None:
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    write_mlx(tmp_path / "source")
+    folder = mp.convert(tmp_path / "source", tmp_path / "m", "mlx")
+    tokens = mx.array([list(range(40))])
+    expected, found = (load_model(path)[0](tokens) for path in (tmp_path / "source", folder))
+    assert mx.array_equal(found, expected)
 
 
 @pytest.mark.skipif(
