@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.errors import BackendError
 from mistral_portable.graph import Graph
 from mistral_portable.weights import Tensor
 
 __all__ = [
     "INT8_BLOCK",
+    "OWN_QUANTIZE",
     "Q8_0_BLOCK",
     "Availability",
     "Backend",
@@ -30,6 +32,9 @@ INT8_BLOCK = 128
 
 Q8_0_BLOCK = 32
 """Numbers of a cached head that share one q8_0 scale (see Precision)."""
+
+OWN_QUANTIZE = ("nf4", "fp4", "int8")
+"""Quantized types of float weights that a backend makes itself, where others are ggml's (weights.quantize)."""
 
 LaneState = Mapping[str, NDArray[Any]]
 """A lane's arrays by name; what the names mean is the backend's own business. Saved with `numpy.savez`."""
@@ -53,12 +58,23 @@ class ExecutorOptions:
     threads: CPU threads; the backend's choice should be the physical cores that this process may use.
     progress: called as (what, done, total), in any unit, while weights are read or kernels compiled.
     kv_cache: the type of cached keys and values ("float32", "float16", "q8_0").
+    device: where to run, of a backend that has several ("cpu", "cuda:1"). attention: its kernel, likewise ("sdpa").
+    quantize: one of OWN_QUANTIZE, to be made of float matrices as they are read.
     """
 
     dtype: str | None = None
     threads: int | None = None
     progress: Callable[[str, int, int], None] | None = None
     kv_cache: str | None = None
+    device: str | None = None
+    attention: str | None = None
+    quantize: str | None = None
+
+    def refuse(self, backend: str, *names: str) -> None:
+        """Raise BackendError if the user has set one of the options `names`, of which `backend` has no choice."""
+        for name in names:
+            if (value := getattr(self, name)) is not None:
+                raise BackendError(f"{name}={value!r}: backend {backend!r} has no choice of it; leave the option out")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ _REST = 0.1  # seconds before each measurement: threads of the engine before may
 def compare(
     setups: dict[str, Setup], measurements: list[Measurement], others: Container[str], repeats: int
 ) -> dict[str, Any]:
-    """Rows of figures, one per engine and repetition. `others`: of "process", "memory", and "kernels", which numba has."""
+    """Rows of figures, one per engine and repetition. `others`: "process", "memory", and "kernels", which numba has."""
     rows: list[dict[str, Any]] = []
     if "process" in others:  # first: later the engines hold memory that the machine may not have twice
         rows += _processes(setups, repeats)

@@ -52,6 +52,7 @@ class MLXBackend:
         from mistral_portable_mlx.memory import Memory
         from mistral_portable_mlx.program import MLXProgram
 
+        options.refuse("mlx", "device", "attention", "quantize")
         device = find_device()
         dtype = options.dtype or ("float32" if device.kind == "CPU" else stored_dtype(weights.values()))
         for op in sorted({node.op for node in graph.nodes}):

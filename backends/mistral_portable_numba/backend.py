@@ -56,6 +56,7 @@ class NumbaBackend:
         from mistral_portable_numba.program import NumbaProgram
         from mistral_portable_numba.threads import default_threads
 
+        options.refuse("numba", "device", "attention", "quantize")
         dtype = options.dtype or "int8"
         for op in sorted({node.op for node in graph.nodes}):
             if reason := self.supports(op, dtype):

@@ -13,8 +13,10 @@ from mistral_portable.config import Window
 from mistral_portable.sampling import SamplingParams
 
 __all__ = [
+    "AttentionOption",
     "BackendOption",
     "DebugOption",
+    "DeviceOption",
     "DtypeOption",
     "JsonOption",
     "KVCacheOption",
@@ -68,8 +70,19 @@ KVCacheOption = Annotated[
     str | None,
     _model("Type of cached keys and values: float32, float16 or q8_0; by default the backend's choice.", "TYPE"),
 ]
+DeviceOption = Annotated[
+    str | None, _model("Where the torch executor runs: cuda, cuda:1, mps or cpu; by default the best.", "DEVICE")
+]
+AttentionOption = Annotated[
+    str | None,
+    _model("Its attention kernel: flash_attn, varlen, flex, sdpa or eager; by default the best usable one.", "KERNEL"),
+]
 QuantizeOption = Annotated[
-    str | None, _model("Quantize float weights as they are read: q4_0, q4_1, q5_0, q5_1 or q8_0.", "TYPE")
+    str | None,
+    _model(
+        "Quantize float weights as they are read: q4_0, q4_1, q5_0, q5_1 or q8_0; with torch also nf4, fp4 or int8.",
+        "TYPE",
+    ),
 ]
 WindowOption = Annotated[
     str,
@@ -87,6 +100,8 @@ class ModelOptions:
     dtype: DtypeOption = None
     quantize: QuantizeOption = None
     kv_cache: KVCacheOption = None
+    device: DeviceOption = None
+    attention: AttentionOption = None
     window: WindowOption = "config"
     max_context: Annotated[
         int | None, _model("Most tokens of prompt and answer together; by default the model's limit.", "N", min=1)

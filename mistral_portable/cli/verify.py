@@ -6,8 +6,10 @@ import typer
 
 from mistral_portable.cli.loading import open_model, working
 from mistral_portable.cli.options import (
+    AttentionOption,
     BackendOption,
     DebugOption,
+    DeviceOption,
     DtypeOption,
     KVCacheOption,
     ModelArgument,
@@ -15,6 +17,7 @@ from mistral_portable.cli.options import (
     RevisionOption,
 )
 from mistral_portable.cli.output import one_line, print_table
+from mistral_portable.executor import ExecutorOptions
 from mistral_portable.registry import select
 
 __all__ = ["verify"]
@@ -26,6 +29,8 @@ def verify(
     dtype: DtypeOption = None,
     quantize: QuantizeOption = None,
     kv_cache: KVCacheOption = None,
+    device: DeviceOption = None,
+    attention: AttentionOption = None,
     revision: RevisionOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -40,7 +45,8 @@ def verify(
     chosen = select(backend)
     checkpoint = open_model(model, revision, quantize)
     with working(f"{chosen.name} on {model}") as progress:
-        results = verify_checkpoint(checkpoint, chosen, dtype=dtype, kv_cache=kv_cache, progress=progress)
+        options = ExecutorOptions(dtype, kv_cache=kv_cache, device=device, attention=attention)
+        results = verify_checkpoint(checkpoint, chosen, options, progress=progress)
     numbers = ["NMSE", "error", "allowed", "agree"]
     print_table(
         ["check", *numbers, "result"],

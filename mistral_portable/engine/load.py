@@ -11,7 +11,7 @@ from mistral_portable.cache import CacheManager, CacheSpec
 from mistral_portable.config import Window
 from mistral_portable.engine.model import Model
 from mistral_portable.errors import InputError
-from mistral_portable.executor import ExecutorOptions
+from mistral_portable.executor import OWN_QUANTIZE, ExecutorOptions
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.registry import select
@@ -30,6 +30,8 @@ def load(
     dtype: str | None = None,
     quantize: str | None = None,
     kv_cache: str | None = None,
+    device: str | None = None,
+    attention: str | None = None,
     window: Window | Literal["config"] = "config",
     max_context: int | None = None,
     max_lanes: int = 8,
@@ -43,8 +45,11 @@ def load(
     backend: "auto" takes the best one that can run here.
     dtype: the float type of the arithmetic, or "int8" (linears over quantized weights take int8 inputs, everything
     else is float32); the executor's choice if None.
-    quantize: "q4_0", "q4_1", "q5_0", "q5_1" or "q8_0": float matrices become such ggml blocks as they are read.
+    quantize: "q4_0", "q4_1", "q5_0", "q5_1" or "q8_0": float matrices become such ggml blocks as they are read; "nf4",
+    "fp4" or "int8": bitsandbytes' types, of the torch executor.
     kv_cache: the type of cached keys and values ("float32", "float16", "q8_0"); the executor's choice if None.
+    device, attention: of the torch executor, where it runs ("cuda", "cuda:1", "mps", "cpu") and its attention kernel
+    ("flash_attn", "varlen", "flex", "sdpa", "eager"); the best one there is if None.
     window: "config" keeps the checkpoint's, None is full attention, an int replaces it in every layer.
     max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences (streams, threads)
     that may be open at a time; lanes take memory only when used. threads: CPU threads; by default the physical cores
@@ -61,7 +66,8 @@ def load(
             raise InputError(f"{name}={value!r} must be an integer from 1 on")
     if not isinstance(model, str | Path):
         raise InputError(f"model={model!r} must be a name or a path")
-    checkpoint = open_checkpoint(model, revision=revision, quantize=quantize, progress=progress)
+    own, blocks = (quantize, None) if quantize in OWN_QUANTIZE else (None, quantize)
+    checkpoint = open_checkpoint(model, revision=revision, quantize=blocks, progress=progress)
     for notice in checkpoint.notices:
         warnings.warn(notice, stacklevel=2)
     config = checkpoint.config if window == "config" else checkpoint.config.with_window(window)
@@ -72,7 +78,7 @@ def load(
     graph = verify(select_rows(verify(build(config)), "logits"))
     check_tensors(graph, checkpoint.tensors, str(checkpoint.path))
     spec = CacheSpec.from_config(config, max_context=context, max_chunk=_CHUNK, max_lanes=max_lanes)
-    options = ExecutorOptions(dtype, threads, progress, kv_cache)
+    options = ExecutorOptions(dtype, threads, progress, kv_cache, device, attention, own)
     program = chosen.prepare(graph, checkpoint.tensors, spec, options)
     return Model(
         config=config,

@@ -32,6 +32,7 @@ class ReferenceBackend:
     def prepare(
         self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
     ) -> ReferenceProgram:
+        options.refuse("reference", "device", "attention", "quantize")
         dtype = options.dtype or "float32"
         for op in sorted({node.op for node in graph.nodes}):
             if reason := self.supports(op, dtype):

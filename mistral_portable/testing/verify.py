@@ -33,20 +33,18 @@ _OP_CONFIG = MistralConfig(
 def verify_checkpoint(
     checkpoint: Checkpoint,
     backend: Backend,
+    options: ExecutorOptions | None = None,
     *,
-    dtype: str | None = None,
-    kv_cache: str | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> list[CheckResult]:
     """Check every op on random inputs, then the checkpoint's logits against the float64 reference.
 
     The model is run at its own window and at window 8: in one step, in chunks, token by token, as a ragged batch
-    and with rollbacks. `dtype` and `kv_cache` are those of ExecutorOptions. `progress` is called with the name of
-    each check before it runs.
+    and with rollbacks. `progress` is called with the name of each check before it runs.
     Raises CheckpointError if the checkpoint is no causal LM of its config.
     """
     check_tensors(build(checkpoint.config), checkpoint.tensors, str(checkpoint.path))
-    options = ExecutorOptions(dtype, kv_cache=kv_cache)
+    options = options or ExecutorOptions()
     results = []
     oracles: Oracles = {}
     cases = list(_cases(checkpoint))  # all graphs stay alive: their identities are keys of `oracles`

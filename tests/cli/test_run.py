@@ -95,7 +95,8 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mistral_portable.cli.loading.load", load)
     monkeypatch.setattr(mp.Model, "stream", stream)
     line = (
-        "run Hi --model a/b --backend reference --dtype float64 --quantize q4_0 --kv-cache q8_0 --window 7 "
+        "run Hi --model a/b --backend reference --dtype float64 --quantize q4_0 --kv-cache q8_0 --device cpu "
+        "--attention eager --window 7 "
         "--max-context 99 --threads 2 --revision main --max-tokens 5 --temperature 0.5 --top-k 9 --top-p 0.8 "
         "--min-p 0.1 --typical-p 0.9 --repetition-penalty 1.1 --frequency-penalty 0.2 --presence-penalty -0.3 "
         "--seed 4 --stop x --stop yz --ignore-eos --logprobs 3 --json"
@@ -108,6 +109,8 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "dtype": "float64",
         "quantize": "q4_0",
         "kv_cache": "q8_0",
+        "device": "cpu",
+        "attention": "eager",
         "window": 7,
         "max_context": 99,
         "threads": 2,

@@ -6,7 +6,7 @@ import pytest
 from cli.processes import invoke
 
 import mistral_portable.testing
-from mistral_portable.executor import Backend
+from mistral_portable.executor import Backend, ExecutorOptions
 from mistral_portable.testing import CheckResult
 from mistral_portable.weights import Checkpoint
 
@@ -27,12 +27,12 @@ def test_a_failed_check_or_a_model_that_cannot_run_is_exit_status_1(
     def suite(
         checkpoint: Checkpoint,
         backend: Backend,
+        options: ExecutorOptions,
         *,
-        dtype: str | None,
-        kv_cache: str | None,
         progress: Callable[[str], None],
     ) -> list[CheckResult]:
-        assert (checkpoint.path.name, backend.name, dtype, kv_cache) == ("tiny", "reference", "float64", "q8_0")
+        assert (checkpoint.path.name, backend.name) == ("tiny", "reference")
+        assert options == ExecutorOptions("float64", kv_cache="q8_0", device="cuda:1", attention="eager")
         assert checkpoint.tensors["lm_head.weight"].dtype == "q8_0"
         for result in results:
             progress(result.name)
@@ -40,7 +40,8 @@ def test_a_failed_check_or_a_model_that_cannot_run_is_exit_status_1(
 
     monkeypatch.setattr(mistral_portable.testing, "verify_checkpoint", suite)
     options = ("--dtype", "float64", "--kv-cache", "q8_0", "--quantize", "q8_0")
-    printed = invoke("verify", "tiny", "--backend", "reference", *options)
+    places = ("--device", "cuda:1", "--attention", "eager")
+    printed = invoke("verify", "tiny", "--backend", "reference", *options, *places)
     assert (printed.status, printed.err) == (status, "")
     heading, *rows = [" ".join(line.split()) for line in printed.out.splitlines()]
     assert heading == "check NMSE error allowed agree result"

@@ -38,6 +38,7 @@ class ToyBackend:
         for op in sorted({node.op for node in graph.nodes}):
             if reason := self.supports(op, options.dtype or "float32"):
                 raise BackendError(f"backend 'toy' cannot run {op!r}: {reason}")
+        options.refuse("toy", "device", "attention", "quantize")
         if options.threads is not None:
             raise BackendError(f"threads={options.threads}: the toy has NumPy's own threads, see OMP_NUM_THREADS")
         if options.kv_cache not in (None, "float32"):

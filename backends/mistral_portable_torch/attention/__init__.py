@@ -1,0 +1,7 @@
+"""Attention over paged rings, by several kernels behind one protocol."""
+
+from mistral_portable_torch.attention.choice import choose
+from mistral_portable_torch.attention.eager import Eager
+from mistral_portable_torch.attention.kernel import Attention, Planned
+
+__all__ = ["Attention", "Eager", "Planned", "choose"]

@@ -1,0 +1,55 @@
+"""The kernel that was asked for, or the best one."""
+
+import torch
+
+from mistral_portable.errors import BackendError
+from mistral_portable_torch.attention.eager import Eager
+from mistral_portable_torch.attention.flash import FlashAttn
+from mistral_portable_torch.attention.flex import Flex
+from mistral_portable_torch.attention.kernel import Attention
+from mistral_portable_torch.attention.sdpa import SDPA
+from mistral_portable_torch.attention.varlen import Varlen
+from mistral_portable_torch.device import Device
+from mistral_portable_torch.obstacles import KERNELS, obstacle
+
+__all__ = ["choose"]
+
+
+def choose(wanted: str | None, device: Device, dtype: str, head_dim: int) -> Attention:
+    """The kernel of that name, or the best one for the device, the float type and the heads.
+
+    Raises BackendError if `wanted` is none of KERNELS or cannot run.
+    """
+
+    def reason(name: str) -> str | None:
+        return obstacle(name, device.kind, device.capability, torch.__version__, dtype, head_dim)
+
+    if wanted is None:
+        return _make(next(name for name in KERNELS if reason(name) is None), device)
+    if wanted not in KERNELS:
+        raise BackendError(f"attention={wanted!r}: choose one of {', '.join(KERNELS)}, or leave the option out")
+    if why := reason(wanted):
+        raise BackendError(f"attention={wanted!r}: {why}; choose another one, or leave the option out")
+    return _make(wanted, device)
+
+
+def _make(name: str, device: Device) -> Attention:
+    match name:
+        case "flash_attn":
+            try:
+                from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
+            except ImportError as error:
+                raise BackendError(
+                    f"attention='flash_attn': its import fails ({error}): build it anew for this torch, with "
+                    "pip install --force-reinstall --no-build-isolation flash-attn, or choose another one"
+                ) from error
+            return FlashAttn(flash_attn_varlen_func, flash_attn_with_kvcache)
+        case "varlen":
+            from torch.nn.attention.varlen import varlen_attn
+
+            return Varlen(varlen_attn)
+        case "sdpa":
+            return SDPA()
+        case "flex":
+            return Flex(compiled=device.kind == "cuda")
+    return Eager()

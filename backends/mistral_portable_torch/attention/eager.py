@@ -1,0 +1,32 @@
+"""Attention in plain operations, in float32: the only kernel that can show its softmax."""
+
+import torch
+from torch import Tensor
+
+from mistral_portable_torch.attention.kernel import Piece, Pieces
+
+__all__ = ["Eager"]
+
+
+class Eager(Pieces):
+    """On any device, in any float type, of any head_dim."""
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, prepared: list[Piece], scale: float) -> Tensor:
+        out = torch.empty_like(q)
+        for piece in prepared:
+            weights = _softmax(q, keys, piece, scale)
+            heads = torch.einsum("gntk,kgd->tgnd", weights, piece.lane(values).float())
+            out[piece.tokens] = heads.flatten(1, 2).to(q.dtype)
+        return out
+
+    def weights(self, q: Tensor, keys: Tensor, prepared: list[Piece], scale: float) -> list[Tensor]:
+        """Of each sequence the softmax, float32 [T, h, N], in order of slots."""
+        return [_softmax(q, keys, piece, scale).flatten(0, 1).transpose(0, 1) for piece in prepared]
+
+
+def _softmax(q: Tensor, keys: Tensor, piece: Piece, scale: float) -> Tensor:
+    """[g, h / g, T, N] of one sequence: query head i uses key/value head i // (h / g)."""
+    lane = piece.lane(keys)
+    grouped = q[piece.tokens].float().unflatten(1, (lane.shape[1], -1))
+    scores = torch.einsum("tgnd,kgd->gntk", grouped * scale, lane.float())
+    return torch.softmax(scores.masked_fill(~piece.mask, float("-inf")), dim=-1)

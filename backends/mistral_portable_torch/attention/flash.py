@@ -1,0 +1,75 @@
+"""The flash-attn package: its kernels read a ring through the table of its pages, and mask by index."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mistral_portable_torch.attention.kernel import Planned
+from mistral_portable_torch.reads import Integers, Reads
+
+__all__ = ["FlashAttn"]
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    decodes: bool
+    most_queries: int
+    most_keys: int
+    window: tuple[int, int]
+
+
+class FlashAttn:
+    """The table lists a sequence's pages in order of time, from the one with its oldest visible key on.
+
+    Indices then are positions, less a constant of the sequence: the kernels' own causal mask and window
+    (window_size=(W - 1, 0), both ends inclusive) hide what positions would.
+    """
+
+    recordable = True
+
+    def __init__(self, varlen: Callable[..., Tensor], with_kvcache: Callable[..., Tensor]) -> None:
+        """flash_attn's flash_attn_varlen_func, and flash_attn_with_kvcache, which splits long texts for one query."""
+        self._varlen, self._with_kvcache = varlen, with_kvcache
+
+    def plan(self, reads: Reads) -> Planned[Integers]:
+        tables = [reads.read_pages(s) for s in range(len(reads.pages))]
+        width = _width(max(map(len, tables)))
+        padded = np.array([[*table, *[table[0]] * (width - len(table))] for table in tables], np.int32)
+        keys = reads.ends - reads.first // reads.page * reads.page
+        window = (-1 if reads.window is None else reads.window - 1, 0)
+        fixed = _Fixed(reads.most_tokens == 1, reads.most_tokens, width * reads.page, window)
+        return Planned(
+            fixed,
+            {
+                "table": padded,
+                "keys": keys,
+                "starts": np.array(reads.starts, np.int32),
+                "key_starts": np.concatenate([[0], np.cumsum(keys)]).astype(np.int32),
+            },
+        )
+
+    def prepare(self, planned: Planned[Tensor]) -> Planned[Tensor]:
+        return planned
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, prepared: Planned[Tensor], scale: float) -> Tensor:
+        fixed, integers = prepared.fixed, prepared.arrays
+        assert isinstance(fixed, _Fixed)
+        common: dict[str, Any] = {
+            "block_table": integers["table"],
+            "softmax_scale": scale,
+            "causal": True,
+            "window_size": fixed.window,
+        }
+        if fixed.decodes:
+            return self._with_kvcache(q[:, None], keys, values, cache_seqlens=integers["keys"], **common)[:, 0]
+        return self._varlen(
+            q, keys, values, integers["starts"], integers["key_starts"], fixed.most_queries, fixed.most_keys, **common
+        )
+
+
+def _width(pages: int) -> int:
+    """Columns of a table: doublings, so that a captured step serves while a text grows."""
+    return 1 << (pages - 1).bit_length()

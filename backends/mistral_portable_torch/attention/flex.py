@@ -1,0 +1,46 @@
+"""FlexAttention: the mask is a function of positions, compiled into the kernel where there is a GPU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from mistral_portable_torch.attention.kernel import Piece, Pieces, Planned
+
+__all__ = ["Flex"]
+
+
+class Flex(Pieces):
+    """On a GPU compiled, blocks of keys that no query sees are skipped; on a CPU in plain operations."""
+
+    recordable = False  # the mask's blocks are made on the host
+
+    def __init__(self, compiled: bool) -> None:
+        self._attend: Any = torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+
+    def prepare(self, planned: Planned[Tensor]) -> Any:
+        return [(piece, _block_mask(piece)) for piece in super().prepare(planned)]
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, prepared: Any, scale: float) -> Tensor:
+        out = torch.empty_like(q)
+        for piece, mask in prepared:
+            heads = self._attend(
+                q[None, piece.tokens].transpose(1, 2),
+                piece.lane(keys)[None].transpose(1, 2),
+                piece.lane(values)[None].transpose(1, 2),
+                block_mask=mask,
+                scale=scale,
+                enable_gqa=True,
+            )
+            out[piece.tokens] = heads[0].transpose(0, 1)
+        return out
+
+
+def _block_mask(piece: Piece) -> Any:
+    first, positions, held = piece.first, piece.positions, piece.held
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, slot: Tensor) -> Tensor:
+        return (held[slot] >= first[query]) & (held[slot] <= positions[query])
+
+    return create_block_mask(visible, None, None, len(positions), len(held), device=held.device)

@@ -1,0 +1,130 @@
+"""The descriptor of the torch executor."""
+
+import platform
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from mistral_portable.cache import CacheSpec
+from mistral_portable.errors import BackendError
+from mistral_portable.executor import Availability, ExecutorOptions, Precision, Program
+from mistral_portable.graph import OPS, Graph
+from mistral_portable.weights import Tensor
+from mistral_portable_torch.installed import OLDEST, Build, installed_build
+from mistral_portable_torch.obstacles import table
+
+if TYPE_CHECKING:
+    from mistral_portable_torch.device import Device
+
+__all__ = ["BACKEND", "TorchBackend"]
+
+_DTYPES = ("float32", "float16", "bfloat16")
+_SCORES = {"cuda": 15, "mps": 8, "cpu": 4}  # numba, which is made for CPUs, has 10
+_INSTALL = "pip install --upgrade 'mistral-portable[torch]'"
+
+
+class TorchBackend:
+    """torch on a CUDA GPU, Apple's Metal or a CPU.
+
+    dtype: by default float32 on a CPU, and on a GPU the float type that most of the weights are stored in, where
+    ggml's blocks count as float16, as their scales are.
+    """
+
+    name = "torch"
+
+    def probe(self) -> Availability:
+        try:
+            build = installed_build()
+        except Exception as error:  # a version file that cannot be run
+            return Availability(0, f"torch's installation is broken ({error}): {_INSTALL}")
+        if build is None:
+            return Availability(0, f"torch is not installed: {_INSTALL}")
+        if build.too_old:
+            return Availability(0, f"torch {build.version} is older than {'.'.join(map(str, OLDEST))}: {_INSTALL}")
+        return _probe_cpu(build) if build.cuda is None else _probe_any()
+
+    def supports(self, op: str, dtype: str) -> str | None:
+        if dtype not in _DTYPES:
+            return f"dtype {dtype!r}: this backend computes in {', '.join(_DTYPES)}; choose one, or another backend"
+        return None if op in OPS else f"unknown op {op!r}"
+
+    def prepare(
+        self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
+    ) -> Program:
+        try:
+            from mistral_portable_torch.attention import choose
+            from mistral_portable_torch.capture import cuda_graph
+            from mistral_portable_torch.device import find_device
+            from mistral_portable_torch.memory import Memory
+            from mistral_portable_torch.program import AsynchronousProgram, TorchProgram
+        except (ImportError, OSError) as error:
+            raise BackendError(f"torch cannot be imported ({error}): {_INSTALL}") from error
+        device = find_device(options.device)
+        dtype = options.dtype or _default_dtype(device, weights.values())
+        for op in sorted({node.op for node in graph.nodes}):
+            if reason := self.supports(op, dtype):
+                raise BackendError(f"backend 'torch' cannot run {op!r}: {reason}")
+        if dtype not in device.dtypes:
+            raise BackendError(f"dtype {dtype!r}: {device.name} computes in {', '.join(device.dtypes)}; choose one")
+        if options.kv_cache not in (None, dtype):
+            raise BackendError(
+                f"kv_cache={options.kv_cache!r}: backend 'torch' keeps keys and values in its own {dtype}; "
+                "leave the option out, or choose another backend"
+            )
+        if options.threads is not None and device.kind != "cpu":
+            raise BackendError(f"threads={options.threads}: {device.kind} has no CPU threads; leave the option out")
+        attention = choose(options.attention, device, dtype, cache.head_dim)
+        program = TorchProgram if device.kind == "cpu" else AsynchronousProgram
+        return program(
+            graph,
+            weights,
+            cache,
+            Precision(dtype),
+            device,
+            attention,
+            Memory(device),
+            threads=options.threads,
+            record=cuda_graph(device.torch) if device.kind == "cuda" and attention.recordable else None,
+            quantize=options.quantize,
+            progress=options.progress,
+        )
+
+
+def _probe_cpu(build: Build) -> Availability:
+    """Of a torch without CUDA, without importing it."""
+    kind = "mps" if sys.platform == "darwin" and platform.machine() == "arm64" else "cpu"
+    return _availability(kind, {"mps": "Metal (MPS)", "cpu": "CPU"}[kind], None, build.version)
+
+
+def _probe_any() -> Availability:
+    try:
+        from mistral_portable_torch.device import find_device
+
+        device = find_device()
+        where = f"{device.kind.upper()}, {device.name}, {device.total_memory / 1e9:.0f} GB"
+    except (ImportError, OSError, RuntimeError) as error:
+        return Availability(0, f"torch cannot be imported ({error}): {_INSTALL}")
+    build = installed_build()
+    assert build is not None
+    return _availability(device.kind, where, device.capability, build.version)
+
+
+def _availability(kind: str, where: str, capability: tuple[int, int] | None, version: str) -> Availability:
+    kernels = table(kind, capability, version)
+    return Availability(_SCORES[kind], f"{where}, torch {version}: {', '.join(_DTYPES)}; attention by {kernels}")
+
+
+def _default_dtype(device: "Device", weights: Iterable[Tensor]) -> str:
+    from mistral_portable_torch.matrices import stored_dtype
+
+    if device.kind == "cpu":
+        return "float32"
+    stored = stored_dtype(weights)
+    if stored in device.dtypes:
+        return stored
+    warnings.warn(f"the weights are {stored}, which {device.name} does not have: computing in float16", stacklevel=3)
+    return "float16"
+
+
+BACKEND = TorchBackend()

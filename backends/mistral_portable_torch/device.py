@@ -1,0 +1,97 @@
+"""What torch runs on here: a CUDA GPU, Apple's Metal (MPS) or the CPU, and how much memory there is."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mistral_portable.errors import BackendError
+
+__all__ = ["Device", "find_device"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """torch: the device. name: the chip's. capability: of a CUDA GPU, such as (9, 0)."""
+
+    torch: torch.device
+    name: str
+    capability: tuple[int, int] | None = None
+
+    @property
+    def kind(self) -> str:
+        """ "cuda", "mps" or "cpu"."""
+        return self.torch.type
+
+    @property
+    def dtypes(self) -> Sequence[str]:
+        """The float types that it computes in, not in emulation."""
+        if self.capability is not None and self.capability < (8, 0):
+            return ("float32", "float16")
+        return ("float32", "float16", "bfloat16")
+
+    @property
+    def total_memory(self) -> int:
+        """Bytes of memory."""
+        if self.kind == "cuda":
+            return int(torch.cuda.get_device_properties(self.torch).total_memory)
+        if self.kind == "mps":
+            return torch.mps.recommended_max_memory()
+        return _main_memory()
+
+    @property
+    def free_memory(self) -> int:
+        """Bytes that this process may take now, on a CUDA GPU what torch holds in reserve included."""
+        if self.kind == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.torch)
+            reserve = torch.cuda.memory_reserved(self.torch) - torch.cuda.memory_allocated(self.torch)
+            return int(free) + reserve
+        if self.kind == "mps":
+            return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+        return _free_main_memory()
+
+
+def find_device(wanted: str | None = None) -> Device:
+    """The device of that name, or the best one: CUDA, else MPS, else the CPU. Raises BackendError."""
+    kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = wanted or next(kind for kind, usable in kinds.items() if usable)
+    kind, _, index = name.partition(":")
+    if kind not in kinds or (index and not (index.isascii() and index.isdigit())):
+        raise BackendError(f"device={name!r}: choose cuda, cuda:0, cuda:1 and so on, mps or cpu")
+    if not kinds[kind]:
+        raise BackendError(f"device={name!r}: {_why_not(kind)}; choose another device, or leave the option out")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if int(index or 0) >= count:
+        raise BackendError(f"device={name!r}: there {'is' if count == 1 else 'are'} {count} of this kind, from :0 on")
+    if kind == "cuda":
+        device = torch.device(kind, int(index) if index else torch.cuda.current_device())
+        return Device(device, torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+    return Device(torch.device(kind), "Metal" if kind == "mps" else torch.backends.cpu.get_cpu_capability())
+
+
+def _why_not(kind: str) -> str:
+    if kind == "mps":
+        return "torch finds no Metal (it needs Apple Silicon and macOS 14)"
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} is built without CUDA: https://pytorch.org/get-started/locally has the others"
+        )
+    return "torch finds no CUDA GPU: see whether nvidia-smi does, and whether CUDA_VISIBLE_DEVICES hides it"
+
+
+def _main_memory() -> int:
+    """Bytes of main memory, or what the control group leaves of it."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return min(total, int(text)) if text.isdigit() else total
+
+
+def _free_main_memory() -> int:
+    """Bytes that can be had without swapping; where the system does not tell, all that there is."""
+    status = Path("/proc/meminfo")
+    lines = status.read_text().splitlines() if status.exists() else []
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), _main_memory())
+    return min(free, _main_memory())

@@ -1,0 +1,56 @@
+"""A step's inputs, many small arrays, as one: a copy to the device costs much the same whatever its size."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["Layout", "angles", "pack"]
+
+_ALIGN = 32  # words: what kernels read in wide loads begins at a multiple of 128 bytes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Of each array its name, where it begins in words of 4 bytes, its shape, and whether it holds floats."""
+
+    entries: tuple[tuple[str, int, tuple[int, ...], bool], ...]
+
+    def unpack(self, words: Tensor) -> dict[str, Tensor]:
+        """Views of int32 words: int32 and float32 tensors by name."""
+        found = {}
+        for name, begin, shape, floats in self.entries:
+            part = words[begin : begin + int(np.prod(shape))].view(shape)
+            found[name] = part.view(torch.float32) if floats else part
+        return found
+
+
+def pack(arrays: Mapping[str, NDArray[Any]]) -> tuple[Layout, NDArray[np.int32]]:
+    """int32 and float32 arrays, end to end."""
+    entries, end = [], 0
+    for name, array in arrays.items():
+        entries.append((name, end, array.shape, array.dtype == np.float32))
+        end += -(-array.size // _ALIGN) * _ALIGN
+    words = np.zeros(end, np.int32)
+    for (_, begin, _, _), array in zip(entries, arrays.values(), strict=True):
+        assert array.dtype.itemsize == 4
+        words[begin : begin + array.size] = np.ascontiguousarray(array).ravel().view(np.int32)
+    return Layout(tuple(entries)), words
+
+
+def angles(
+    positions: NDArray[np.int32], head_dim: int, theta: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosines and sines [T, 1, 2, head_dim / 2] of RoPE, by which (a, b) and (b, a) are multiplied.
+
+    So the sine's first half is negative: (a, b) -> (a cos - b sin, b cos + a sin). In float64, as positions are large,
+    and on the host, as not every device has float64.
+    """
+    half = head_dim // 2
+    turns = positions[:, None, None, None] * float(theta) ** (-np.arange(half, dtype=np.float64) / half)
+    cos, sin = np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32)
+    return np.repeat(cos, 2, axis=2), np.concatenate([-sin, sin], axis=2)

@@ -1,0 +1,35 @@
+"""What is known of torch without importing it, which takes seconds: `auto` asks in every process."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+
+__all__ = ["OLDEST", "Build", "installed_build"]
+
+OLDEST = (2, 11)
+"""The first version that has all that is used here."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """version: "2.13.0+cpu". cuda: of the CUDA that it was built for, None if for none."""
+
+    version: str
+    cuda: str | None
+
+    @property
+    def too_old(self) -> bool:
+        return tuple(int(part) for part in self.version.split(".")[:2]) < OLDEST
+
+
+def installed_build() -> Build | None:
+    """The installed torch, by its version file; None if there is none."""
+    package = find_spec("torch")
+    if package is None or package.origin is None:
+        return None
+    spec = spec_from_file_location("torch_version", Path(package.origin).with_name("version.py"))
+    if spec is None or spec.loader is None:
+        return None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return Build(module.__version__, module.cuda)

@@ -1,0 +1,140 @@
+"""From nodes to closures: what every op of the closed list is in torch."""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from mistral_portable.cache import CacheSpec
+from mistral_portable.graph import Node
+from mistral_portable_torch.attention import Attention, Eager, Planned
+from mistral_portable_torch.cache import Cache
+from mistral_portable_torch.elementwise import Elementwise
+from mistral_portable_torch.matrices import Matrix
+
+__all__ = ["ATTENTION", "SHOWN", "Kernel", "Lowering", "Step", "angles_name"]
+
+ATTENTION, SHOWN = "attention", "shown"
+"""Prefixes of the inputs of the attention kernel, and of those of the one that shows attention weights."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """inputs: on the device, by name. fixed: by prefix, of each layer group what the host says (Planned.fixed)."""
+
+    inputs: Mapping[str, Tensor]
+    fixed: Mapping[str, tuple[Hashable, ...]]
+    _prepared: dict[tuple[str, int], Any] = field(default_factory=dict)
+
+    def prepared(self, kernel: Attention, prefix: str, group: int) -> Any:
+        """What the kernel has made of its inputs of one layer group, once for all layers."""
+        if (prefix, group) not in self._prepared:
+            start = f"{prefix}.{group}."
+            arrays = {name.removeprefix(start): array for name, array in self.inputs.items() if name.startswith(start)}
+            self._prepared[prefix, group] = kernel.prepare(Planned(self.fixed[prefix][group], arrays))
+        return self._prepared[prefix, group]
+
+
+Kernel = Callable[..., Any]
+"""Takes the Step and the node's inputs, returns its result: a tensor; of attention weights one per sequence."""
+
+
+def angles_name(head_dim: int, theta: float) -> str:
+    """The name of the inputs with cosines and sines, less their kind."""
+    return f"{head_dim}.{theta!r}"
+
+
+class Lowering:
+    """One method per op, each returning the kernel of a node."""
+
+    def __init__(
+        self,
+        spec: CacheSpec,
+        cache: Cache,
+        attention: Attention,
+        elementwise: Elementwise,
+        matrices: Mapping[str, Matrix],
+        vectors: Mapping[str, Tensor],
+    ) -> None:
+        self._spec, self._cache, self._attention, self._elementwise = spec, cache, attention, elementwise
+        self._matrices, self._vectors, self._eager = matrices, vectors, Eager()
+
+    def kernel(self, node: Node) -> tuple[Kernel, tuple[str, ...]]:
+        """The kernel, and the values that it takes; parameters are bound."""
+        made: Kernel = getattr(self, node.op)(node)
+        bound = {*self._matrices, *self._vectors, "tokens", "positions", "rows"}
+        return made, tuple(name for name in node.inputs if name not in bound)
+
+    def embedding(self, node: Node) -> Kernel:
+        table = self._matrices[node.inputs[1]]
+        return lambda step: table.rows(step.inputs["tokens"])
+
+    def rms_norm(self, node: Node) -> Kernel:
+        weight, eps = self._vectors[node.inputs[1]], _float(node, "eps")
+        return lambda step, x: self._elementwise.rms_norm(x, weight, eps)
+
+    def linear(self, node: Node) -> Kernel:
+        weight = self._matrices[node.inputs[1]]
+        bias = self._vectors[node.inputs[2]] if len(node.inputs) == 3 else None
+        return lambda step, x: weight.multiply(x, bias)
+
+    def rope(self, node: Node) -> Kernel:
+        name = angles_name(_int(node, "head_dim"), _float(node, "theta"))
+        return lambda step, x: self._elementwise.turn(x, step.inputs[f"cos.{name}"], step.inputs[f"sin.{name}"])
+
+    def attention(self, node: Node) -> Kernel:
+        head_dim, scale, layer = _int(node, "head_dim"), _float(node, "scale"), _int(node, "layer")
+        group = self._spec.group_of(layer)
+
+        def attend(step: Step, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values, slots = self._cache.keys(layer), self._cache.values(layer), step.inputs[f"slots.{group}"]
+            _write(keys, slots, k)
+            _write(values, slots, v)
+            prepared = step.prepared(self._attention, ATTENTION, group)
+            return self._attention.attend(q.unflatten(1, (-1, head_dim)), keys, values, prepared, scale).flatten(1)
+
+        return attend
+
+    def attention_weights(self, node: Node) -> Kernel:
+        head_dim, scale, layer = _int(node, "head_dim"), _float(node, "scale"), _int(node, "layer")
+        group = self._spec.group_of(layer)
+
+        def weights(step: Step, q: Tensor, k: Tensor) -> list[Tensor]:
+            """Per sequence [T, heads, slots], in order of slots."""
+            keys = self._cache.keys(layer)
+            _write(keys, step.inputs[f"slots.{group}"], k)
+            prepared = step.prepared(self._eager, SHOWN, group)
+            return self._eager.weights(q.unflatten(1, (-1, head_dim)), keys, prepared, scale)
+
+        return weights
+
+    def silu_mul(self, node: Node) -> Kernel:
+        return lambda step, gate, up: self._elementwise.silu_mul(gate, up)
+
+    def add(self, node: Node) -> Kernel:
+        return lambda step, a, b: a + b
+
+    def take_columns(self, node: Node) -> Kernel:
+        columns = slice(_int(node, "start"), _int(node, "stop"))
+        return lambda step, x: x[:, columns]
+
+    def take_rows(self, node: Node) -> Kernel:
+        return lambda step, x: x[step.inputs["rows"]]
+
+
+def _write(pool: Tensor, slots: Tensor, x: Tensor) -> None:
+    """Put keys or values [T, heads * d] into their slots of a pool."""
+    pool.flatten(0, 1)[slots] = x.view(-1, *pool.shape[2:])
+
+
+def _int(node: Node, name: str) -> int:
+    value = node.attributes[name]
+    assert isinstance(value, int)
+    return value
+
+
+def _float(node: Node, name: str) -> float:
+    value = node.attributes[name]
+    assert isinstance(value, int | float)
+    return float(value)

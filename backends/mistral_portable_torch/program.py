@@ -1,0 +1,289 @@
+"""TorchProgram: a lowered graph with its weights and cache on a device."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.errors import BackendError
+from mistral_portable.executor import GreedyStep, LaneState, Precision
+from mistral_portable.graph import Graph, Parameter, infer_shapes
+from mistral_portable.graph.passes import fuse_linears
+from mistral_portable.weights import Tensor as Stored
+from mistral_portable_torch.attention import Attention, Eager
+from mistral_portable_torch.cache import PAGE, Cache
+from mistral_portable_torch.capture import Captured, Record
+from mistral_portable_torch.device import Device
+from mistral_portable_torch.elementwise import elementwise
+from mistral_portable_torch.inputs import Layout, angles, pack
+from mistral_portable_torch.lowering import ATTENTION, SHOWN, Kernel, Lowering, Step, angles_name
+from mistral_portable_torch.matrices import Matrix, form, read_matrix, read_vector, stored_bytes
+from mistral_portable_torch.memory import Memory
+from mistral_portable_torch.reads import Reads
+
+__all__ = ["AsynchronousProgram", "TorchGreedyStep", "TorchProgram"]
+
+_LIKELIEST = "likeliest"
+
+
+class TorchProgram:
+    """Steps are safe from several threads: they take turns."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, Stored],
+        spec: CacheSpec,
+        precision: Precision,
+        device: Device,
+        attention: Attention,
+        memory: Memory,
+        *,
+        page: int = PAGE,
+        threads: int | None = None,
+        record: Record | None = None,
+        quantize: str | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        """page: slots of a page. threads: of CPUs; None leaves torch's alone. record: how decoding steps are recorded;
+        None: they are not. quantize: what float matrices become, a type of bits_and_bytes.py."""
+        self.precision = precision
+        self._spec, self._device, self._threads = spec, device, threads
+        self._dtype: torch.dtype = getattr(torch, precision.dtype)
+
+        def fusible(fused: Sequence[Parameter]) -> bool:
+            return len({form(weights[part]) for weight in fused for part in weight.parts}) == 1
+
+        self._graph = fuse_linears(graph, fusible)
+        self._shapes = infer_shapes(self._graph)
+        self._attention = attention
+        self._eager = Eager() if any(node.op == "attention_weights" for node in self._graph.nodes) else None
+        self._cache = Cache(spec, self._dtype, device.torch, memory, page)
+        self._captured = Captured(record) if record else None
+        self._growths = 0
+        self._angles = sorted(
+            {
+                (int(node.attributes["head_dim"] or 0), float(node.attributes["theta"] or 0))
+                for node in graph.nodes
+                if node.op == "rope"
+            }
+        )
+        self._turn = threading.Lock()
+        self._memory = memory
+        self._steps: list[tuple[str, Kernel, tuple[str, ...]]] = []
+        self._closed = False
+        with self._running(), memory.short_for_a_model():
+            self._lower(weights, quantize, progress)
+
+    @property
+    def cache_bytes(self) -> int:
+        return self._cache.nbytes
+
+    def step(self, plan: StepPlan) -> dict[str, NDArray[np.float32]]:
+        with self._running(), self._memory.short_for_a_step():
+            values = self._begin(plan)
+            # Where nobody asked for rows nothing is waited for: the next chunk is built while this one is computed.
+            return {name: self._output(value, values.get(name), plan) for name, value in self._graph.outputs.items()}
+
+    def copy_lane(self, source: int, target: int) -> None:
+        with self._running():
+            self._cache.copy(source, target)
+
+    def save_lane(self, lane: int) -> LaneState:
+        with self._running():
+            return self._cache.save(lane)
+
+    def load_lane(self, lane: int, state: LaneState) -> None:
+        with self._running():
+            self._cache.load(lane, state)
+
+    def close(self) -> None:
+        with self._turn:
+            self._closed = True
+            if self._captured:
+                self._captured.clear()
+            self._steps.clear()
+            self._cache.clear()
+            if self._device.kind == "cuda":
+                torch.cuda.empty_cache()
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with self._turn, torch.inference_mode(), _cpu_threads(self._threads):
+            if self._closed:
+                raise BackendError("the program is closed: prepare it again")
+            yield
+
+    def _lower(
+        self,
+        weights: Mapping[str, Stored],
+        quantize: str | None,
+        progress: Callable[[str, int, int], None] | None,
+    ) -> None:
+        """Read the weights, one after the other, so that file and device hold but a part of one of them twice."""
+        parameters, shown = self._graph.parameters, set(self._graph.outputs.values())
+        inner = {node.inputs[1] for node in self._graph.nodes if node.op == "linear" and node.name not in shown}
+        inner -= {node.inputs[1] for node in self._graph.nodes if node.op == "embedding"}
+        kinds = {name: quantize if name in inner else None for name in parameters}  # LM head and table stay floats
+        if quantize and not any(form(weights[part]) == "dense" for name in inner for part in parameters[name].parts):
+            raise BackendError(
+                f"quantize={quantize!r} changes nothing: the weights are quantized already; leave it out"
+            )
+        sizes = {
+            name: sum(stored_bytes(weights[part], self._dtype, kinds[name]) for part in parameter.parts)
+            for name, parameter in parameters.items()
+        }
+        total, tokens = sum(sizes.values()), min(self._spec.max_chunk, self._spec.max_context)
+        self._memory.require(total, self._cache.first_bytes(tokens), tokens)
+        self._memory.take(total)
+        tables = {node.inputs[1] for node in self._graph.nodes if node.op in ("linear", "embedding")}
+        matrices: dict[str, Matrix] = {}
+        vectors: dict[str, Tensor] = {}
+        done = 0
+        for name, parameter in parameters.items():
+            parts = [weights[part] for part in parameter.parts]
+            if name in tables:
+                matrices[name] = read_matrix(parts, self._dtype, self._device.torch, kinds[name])
+            else:
+                vectors[name] = read_vector(parts, self._dtype, self._device.torch)
+            done += sizes[name]
+            if progress is not None:
+                progress("weights", done, total)
+        plain = elementwise(compiled=self._device.kind == "cuda")
+        lowering = Lowering(self._spec, self._cache, self._attention, plain, matrices, vectors)
+        self._steps = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
+
+    def _begin(self, plan: StepPlan, tokens: Tensor | None = None, greedy: bool = False) -> dict[str, Any]:
+        """The step's outputs, on the device. `tokens` [T] stand in for the plan's."""
+        reads = self._cache.take(plan)
+        layout, fixed, words = self._inputs(plan, reads)
+        if tokens is not None:
+            layout.unpack(words)["tokens"].copy_(tokens)
+        rows = len(plan.rows)
+
+        def run(words: Tensor) -> dict[str, Any]:
+            values = self._run(Step(layout.unpack(words), fixed), rows)
+            return {_LIKELIEST: _likeliest(values["logits"])} if greedy else values
+
+        if self._captured is None or len(plan.tokens) != len(plan.lanes):
+            return run(words)
+        if self._growths != self._cache.growths:
+            self._captured.clear()
+            self._growths = self._cache.growths
+        return self._captured.run((layout, tuple(fixed.items()), greedy), words, run)
+
+    def _inputs(self, plan: StepPlan, reads: list[Reads]) -> tuple[Layout, dict[str, tuple[Any, ...]], Tensor]:
+        """All that kernels are told of a step: what is baked into a recorded one, and the words that are not."""
+        arrays: dict[str, NDArray[Any]] = {"tokens": plan.tokens, "rows": plan.rows}
+        for head_dim, theta in self._angles:
+            name = angles_name(head_dim, theta)
+            arrays[f"cos.{name}"], arrays[f"sin.{name}"] = angles(plan.positions, head_dim, theta)
+        fixed: dict[str, tuple[Any, ...]] = {}
+        for prefix, kernel in ((ATTENTION, self._attention), (SHOWN, self._eager)):
+            if kernel is not None:
+                planned = [kernel.plan(read) for read in reads]
+                fixed[prefix] = tuple(group.fixed for group in planned)
+                for index, group in enumerate(planned):
+                    arrays |= {f"{prefix}.{index}.{name}": array for name, array in group.arrays.items()}
+        arrays |= {f"slots.{index}": read.slots for index, read in enumerate(reads)}
+        layout, words = pack(arrays)
+        return layout, fixed, _to_device(words, self._device.torch)
+
+    def _run(self, step: Step, rows: int) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, kernel, names in self._steps:
+            if self._shapes[name][0] == "R" and not rows:
+                continue
+            values[name] = kernel(step, *(values[value] for value in names))
+        found = {name: values[value] for name, value in self._graph.outputs.items() if value in values}
+        return {
+            name: [array.float() for array in value] if isinstance(value, list) else value.float()
+            for name, value in found.items()
+        }
+
+    def _output(self, value: str, found: Any, plan: StepPlan) -> NDArray[np.float32]:
+        shape = self._shapes[value]
+        if shape[-1] == "K":
+            return self._by_position(value, found, plan)
+        if found is None:  # no rows were asked for
+            return np.zeros((0, *(int(size) for size in shape[1:])), np.float32)
+        return np.array(found.cpu().numpy())
+
+    def _by_position(self, value: str, found: list[Tensor], plan: StepPlan) -> NDArray[np.float32]:
+        """Attention weights, of each sequence [T, heads, slots] -> [all T, heads, K] in order of positions."""
+        layer = next(int(node.attributes["layer"] or 0) for node in self._graph.nodes if node.name == value)
+        group = self._spec.group_of(layer)
+        first, ends = plan.groups[group].first, plan.positions[plan.starts[1:] - 1] + 1
+        out = np.zeros((len(plan.tokens), found[0].shape[1], int(np.max(ends - first))), np.float32)
+        for s, weights in enumerate(found):
+            slots = np.arange(first[s], ends[s]) % self._cache.ring(group)
+            out[plan.starts[s] : plan.starts[s + 1], :, : len(slots)] = weights.cpu().numpy()[:, :, slots]
+        return out
+
+
+class AsynchronousProgram(TorchProgram):
+    """On a device that computes while the host goes on: it takes the likeliest token itself."""
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most that torch has held on the device in this process: weights, cache and scratch."""
+        if self._device.kind == "cuda":
+            return torch.cuda.max_memory_allocated(self._device.torch)
+        return torch.mps.driver_allocated_memory()
+
+    def begin_greedy(self, plan: StepPlan, after: GreedyStep | None = None) -> "TorchGreedyStep":
+        with self._running(), self._memory.short_for_a_step():
+            # A row without a likeliest token is -1: what follows it means nothing, but must be in the vocabulary.
+            before = after.likeliest.clamp(min=0) if isinstance(after, TorchGreedyStep) else None
+            return TorchGreedyStep(self._begin(plan, before, greedy=True)[_LIKELIEST].clone())
+
+
+class TorchGreedyStep:
+    """A step on its way, and its tokens on their way to the host."""
+
+    def __init__(self, likeliest: Tensor) -> None:
+        self.likeliest = likeliest
+        """int32 [R], on the device."""
+        self._host, self._event = likeliest, None
+        if likeliest.is_cuda:
+            self._host = torch.empty(likeliest.shape, dtype=likeliest.dtype, pin_memory=True)
+            self._host.copy_(likeliest, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(likeliest.device))
+
+    def tokens(self) -> NDArray[np.int32]:
+        if self._event is not None:
+            self._event.synchronize()
+        return np.array(self._host.cpu().numpy())
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    """The likeliest tokens, int32 [R], of float32 logits [R, vocab_size], the lowest on ties; -1 for a row that the
+    sampler refuses."""
+    highest = logits.amax(-1)  # NaN if there is one
+    return torch.where(torch.isfinite(highest), logits.argmax(-1), -1).int()
+
+
+def _to_device(words: NDArray[np.int32], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(words)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@contextmanager
+def _cpu_threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many CPU threads for a while; its number is one for the whole process."""
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

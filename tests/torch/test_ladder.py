@@ -1,0 +1,38 @@
+"""The conformance ladder on the torch executor: its kernels, on pages of 3 slots, so that rings turn.
+
+Those of GPUs are flash_kernels.py's: what they are told of a step is right if it is right for these.
+"""
+
+import pytest
+from flash_kernels import flash_attn_varlen_func, flash_attn_with_kvcache, varlen_attn
+from mistral_portable_torch.attention.flash import FlashAttn
+from mistral_portable_torch.attention.varlen import Varlen
+from torch_sessions import PagedBackend, Repeated
+
+from mistral_portable.executor import ExecutorOptions
+from mistral_portable.testing.suite import Target, test_conformance, test_greedy
+
+__all__ = ["test_conformance", "test_greedy"]
+
+pytestmark = [
+    pytest.mark.usefixtures("few_examples"),
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+]
+
+FLASH = PagedBackend(kernel=FlashAttn(flash_attn_varlen_func, flash_attn_with_kvcache))
+VARLEN = PagedBackend(kernel=Varlen(varlen_attn), record=Repeated())
+TARGETS = {
+    "sdpa, float32": Target(PagedBackend(record=Repeated()), ExecutorOptions("float32", attention="sdpa")),
+    "sdpa, bfloat16": Target(PagedBackend(), ExecutorOptions("bfloat16", attention="sdpa")),
+    "eager, float32": Target(PagedBackend(), ExecutorOptions("float32", attention="eager")),
+    "eager, bfloat16": Target(PagedBackend(), ExecutorOptions("bfloat16", attention="eager")),
+    "flex, float32": Target(PagedBackend(), ExecutorOptions("float32", attention="flex")),
+    "flex, bfloat16": Target(PagedBackend(), ExecutorOptions("bfloat16", attention="flex")),
+    "flash_attn": Target(FLASH, ExecutorOptions("bfloat16")),
+    "varlen": Target(VARLEN, ExecutorOptions("float16")),
+}
+
+
+@pytest.fixture(params=TARGETS)
+def target(request: pytest.FixtureRequest) -> Target:
+    return TARGETS[request.param]

@@ -1,0 +1,332 @@
+"""Programs of the torch executor, through the protocol: memory, lanes, recorded steps, threads, and a story."""
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flash_kernels import varlen_attn
+from mistral_portable_torch import BACKEND
+from mistral_portable_torch.attention.varlen import Varlen
+from torch_sessions import CONFIG, PagedBackend, Repeated, Session, text
+
+import mistral_portable as mp
+from mistral_portable.cache import CacheSpec, Chunk
+from mistral_portable.errors import BackendError, CacheError, InputError
+from mistral_portable.executor import ExecutorOptions, GreedyProgram
+from mistral_portable.graph import build
+from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states, select_rows
+from mistral_portable.sampling import Sampler, SamplingParams
+from mistral_portable.testing import Case, Feed, Scenario, check, random_weights
+from mistral_portable.weights import DenseTensor
+
+WIDE = CONFIG.with_window(2000)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lane_takes_pages_as_its_text_grows_and_no_more_once_its_window_is_full() -> None:
+    session = Session(max_chunk=48)  # a ring of 67 slots, 23 pages of 3
+    page = 3 * 4 * 2 * CONFIG.num_hidden_layers * CONFIG.num_key_value_heads * CONFIG.head_dim
+    lane, _ = session.begin(text(9))
+    assert session.program.cache_bytes == 3 * page
+    session.feed(lane, text(60))
+    full = session.program.cache_bytes
+    assert 23 * page <= full <= 1.25 * 23 * page
+    session.decode(lane, 150)
+    assert session.program.cache_bytes == full
+
+
+def test_a_sequence_that_starts_anew_takes_the_pages_that_it_had() -> None:
+    session = Session()
+    session.begin(text(60))
+    before = session.program.cache_bytes
+    session.manager.close(0)
+    session.begin(text(60))
+    assert session.program.cache_bytes == before
+
+
+def test_what_a_sequence_leaves_in_a_page_does_not_reach_the_next_one() -> None:
+    """NaN, which a weight of 0 does not hide."""
+    session = Session()
+    broken = {name: np.full_like(array, np.nan) for name, array in _saved(session, 20).items()}
+    lane = session.manager.load({"length": 20, "high": 20, "slots.0": 67})
+    session.program.load_lane(lane, broken)
+    assert np.isnan(session.feed(lane, [1])).all()
+    session.manager.close(lane)
+    assert np.isfinite(session.begin(text(4))[1]).all()
+
+
+def _saved(session: Session, count: int) -> dict[str, Any]:
+    other = Session()
+    lane, _ = other.begin(text(count))
+    return dict(other.program.save_lane(lane))
+
+
+def test_a_model_that_cannot_fit_is_refused_with_the_sum() -> None:
+    with pytest.raises(BackendError, match=r"weights 0\.00 GB \+ keys and values of 48 tokens .* has 0\.00 GB free"):
+        Session(backend=PagedBackend(memory=1000))
+
+
+def test_a_cache_that_outgrows_the_memory_is_an_error_and_the_rest_goes_on() -> None:
+    session = Session(WIDE, PagedBackend(page=64, memory=1_500_000), max_context=9000, max_chunk=500)
+    first, _ = session.begin(text(200))
+    second = session.manager.open()
+    with pytest.raises(CacheError, match=r"the cache of a sequence of \d+ tokens does not fit: .* more"):
+        session.feed(second, text(3000))
+    assert np.isfinite(session.feed(first, [1])).all()
+
+
+def test_memory_that_runs_out_in_a_step_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session()
+    lane, _ = session.begin(text(5))
+
+    def exhausted(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mistral_portable_torch.attention.sdpa.scaled_dot_product_attention", exhausted)
+        with pytest.raises(CacheError, match=r"a step's scratch does not fit .*: use --quantize q4_0, a shorter text"):
+            session.feed(lane, [1])
+    session.manager.rollback(lane, 5)
+    np.testing.assert_array_equal(session.feed(lane, [1]), _alone(5))
+
+
+def _alone(count: int) -> Any:
+    session = Session()
+    lane, _ = session.begin(text(count))
+    return session.feed(lane, [1])
+
+
+# --- lanes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_fork_goes_its_own_way() -> None:
+    session, alone = Session(), Session()
+    lane, _ = session.begin(text(30))
+    fork = session.manager.fork(lane)
+    session.program.copy_lane(lane, fork)
+    forked, kept = session.feed(fork, text(5, 1)), session.feed(lane, text(5, 2))
+    for found, tail in ((forked, text(5, 1)), (kept, text(5, 2))):
+        other, _ = alone.begin(text(30))
+        np.testing.assert_allclose(found, alone.feed(other, tail), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_saved_lane_goes_on_in_another_program(dtype: str) -> None:
+    one, other = Session(dtype=dtype), Session(dtype=dtype)
+    lane, _ = one.begin(text(90))
+    arrays = {name: array.copy() for name, array in one.program.save_lane(lane).items()}
+    loaded = other.manager.load(one.manager.save(lane))
+    other.program.load_lane(loaded, arrays)
+    np.testing.assert_array_equal(one.feed(lane, text(9, 1)), other.feed(loaded, text(9, 1)))
+
+
+@pytest.mark.parametrize("window", [20, None])
+def test_a_saved_lane_goes_on_where_lanes_have_other_sizes(window: int | None) -> None:
+    config = CONFIG.with_window(window)
+    source = Session(config, max_chunk=60, max_context=400)
+    lane, _ = source.begin(text(30))
+    saved, arrays = source.manager.save(lane), dict(source.program.save_lane(lane))
+    expected = source.feed(lane, text(9, 1))
+    for max_chunk, max_context in ((20, 400), (30, 60), (60, 900)):
+        session = Session(config, max_chunk=max_chunk, max_context=max_context)
+        loaded = session.manager.load(saved)
+        session.program.load_lane(loaded, arrays)
+        np.testing.assert_allclose(session.feed(loaded, text(9, 1)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_lane_saved_before_its_first_step_is_empty() -> None:
+    session = Session()
+    lane = session.manager.open()
+    assert session.program.save_lane(lane) == {}
+    session.program.load_lane(lane, {})
+
+
+@pytest.mark.parametrize("broken", ["missing", "dtype", "heads", "pages", "another page"])
+def test_a_foreign_lane_is_refused_and_nothing_changes(broken: str) -> None:
+    session = Session()
+    lane, _ = session.begin(text(30))
+    state = dict(session.program.save_lane(lane))
+    match broken:
+        case "missing":
+            del state["keys.1"]
+        case "dtype":
+            state["keys.1"] = state["keys.1"].astype(np.float16)
+        case "heads":
+            state["keys.1"] = state["keys.1"][:, :, :1]
+        case "pages":
+            state["values.1"] = state["values.1"][:3]
+        case "another page":
+            other = Session(backend=PagedBackend(page=5))
+            state = dict(other.program.save_lane(other.begin(text(30))[0]))
+    with pytest.raises(CacheError, match="saved lane"):
+        session.program.load_lane(lane, state)
+    np.testing.assert_array_equal(session.feed(lane, [1]), _alone(30))
+
+
+# --- recorded steps --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("varlen", [False, True])
+def test_a_step_is_recorded_once_while_a_window_turns(varlen: bool) -> None:
+    record = Repeated()
+    backend = PagedBackend(page=16, kernel=Varlen(varlen_attn) if varlen else None, record=record)
+    session, plain = Session(backend=backend), Session(backend=replace(backend, record=None))
+    lanes = [session.begin(text(count, count))[0] for count in (70, 81)]  # the ring has 80 slots
+    for count in (70, 81):
+        plain.begin(text(count, count))
+    records = 0
+    for number, token in enumerate(text(120)):
+        plan = session.manager.plan([Chunk(lane, [token], [0]) for lane in lanes])
+        expected = plain.program.step(plain.manager.plan([Chunk(lane, [token], [0]) for lane in lanes]))
+        np.testing.assert_array_equal(session.program.step(plan)["logits"], expected["logits"])
+        if number == 30:  # both rings are full
+            records = record.records
+    assert record.records == records
+    assert record.replays > 100
+
+
+def test_recorded_steps_are_forgotten_when_pools_move() -> None:
+    record = Repeated()
+    session = Session(CONFIG.with_window(None), PagedBackend(page=8, record=record))
+    plain = Session(CONFIG.with_window(None), PagedBackend(page=8))
+    lane, _ = session.begin(text(3))
+    plain.begin(text(3))
+    for token in text(60):
+        np.testing.assert_array_equal(session.feed(lane, [token]), plain.feed(lane, [token]))
+    assert record.replays > 30
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf])
+def test_logits_that_the_sampler_refuses_are_no_token_and_what_follows_does_no_harm(weight: float) -> None:
+    """A NaN anywhere, or an infinity on top; a logit of -inf is only never the highest."""
+    graph, weights = select_rows(build(CONFIG), "logits"), dict(random_weights(build(CONFIG), 0))
+    head = weights["lm_head.weight"].numpy()
+    head[7] = 0
+    head[7, 0] = weight  # one product decides, so that infinities do not meet
+    weights["lm_head.weight"] = DenseTensor("lm_head.weight", "float32", head)
+    session = Session()
+    program = PagedBackend().prepare(graph, weights, session.spec, ExecutorOptions("float32"))
+    assert isinstance(program, GreedyProgram)
+    lanes = [session.manager.open() for _ in range(3)]
+    logits = program.step(session.manager.plan([Chunk(lanes[0], text(30), range(30))]))["logits"]
+    step = program.begin_greedy(session.manager.plan([Chunk(lanes[1], text(30), range(30))]))
+    sampler = Sampler(SamplingParams(temperature=0))
+    for row, token in zip(logits, step.tokens(), strict=True):
+        if token < 0:
+            with pytest.raises(InputError, match="the logit of token 7"):
+                sampler.sample(row)
+        else:
+            assert sampler.sample(row).token == token
+    assert (step.tokens() < 0).any()
+    following = program.begin_greedy(session.manager.plan([Chunk(lanes[2], [0] * 30, range(30))]), after=step)
+    assert len(following.tokens()) == 30
+
+
+def test_ties_go_to_the_lowest_token() -> None:
+    graph, weights = select_rows(build(CONFIG), "logits"), dict(random_weights(build(CONFIG), 0))
+    weights["lm_head.weight"] = DenseTensor("lm_head.weight", "float32", np.zeros((40, 64), np.float32))
+    session = Session()
+    program = PagedBackend().prepare(graph, weights, session.spec, ExecutorOptions("float32"))
+    assert program.begin_greedy(session.manager.plan([Chunk(session.manager.open(), [5], [0])])).tokens().tolist() == [
+        0
+    ]
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def test_outputs_are_the_callers_own() -> None:
+    session, other = Session(backend=PagedBackend(record=Repeated())), Session()
+    lane, first = session.begin(text(7))
+    kept = first.copy()
+    first.fill(np.nan)
+    for token in text(6, 1):
+        session.feed(lane, [token]).fill(np.nan)
+    other.begin([*text(7), *text(6, 1)])
+    np.testing.assert_allclose(session.feed(lane, [1]), other.feed(0, [1]), rtol=1e-5, atol=1e-5)
+    assert np.isfinite(kept).all()
+
+
+def test_a_chunk_that_nobody_asks_rows_of_gives_none_and_is_cached() -> None:
+    session, other = Session(), Session()
+    lane = session.manager.open()
+    out = session.program.step(session.manager.plan([Chunk(lane, text(40))]))
+    assert out["logits"].shape == (0, CONFIG.vocab_size)
+    expected = other.feed(other.begin(text(40))[0], text(4, 1))
+    np.testing.assert_array_equal(session.feed(lane, text(4, 1)), expected)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_hidden_states_and_attention_weights_over_a_wrapped_ring(attention: str) -> None:
+    config = CONFIG.with_window((5, None))
+    graph = expose_attention_weights(expose_hidden_states(build(config)))
+    tokens = tuple(text(40))
+    scenario = Scenario(
+        (
+            (Feed(0, tokens[:9], 9), Feed(1, tokens[5:7], 2)),
+            (Feed(1, tokens[7:20], 13),),
+            *((Feed(0, (token,), 1),) for token in tokens[9:30]),
+        )
+    )
+    case = Case("all", config, graph, random_weights(graph, 0), scenario)
+    result = check(case, PagedBackend(record=Repeated()), ExecutorOptions("float32", attention=attention))
+    assert result.status == "pass", result
+
+
+def test_steps_from_several_threads_take_turns() -> None:
+    session, alone = Session(), Session()
+    lanes = [session.manager.open() for _ in range(4)]
+    plans = [session.manager.plan([Chunk(lane, text(20, lane), [19])]) for lane in lanes]
+    found: dict[int, Any] = {}
+    threads = [
+        threading.Thread(target=lambda lane=lane: found.update({lane: session.program.step(plans[lane])["logits"]}))
+        for lane in lanes
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for lane in lanes:
+        np.testing.assert_allclose(found[lane][0], alone.begin(text(20, lane))[1][-1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_closed_program_says_so() -> None:
+    session = Session()
+    plan = session.manager.plan([Chunk(session.manager.open(), [1, 2], [1])])
+    session.program.step(plan)
+    assert session.program.cache_bytes > 0
+    session.program.close()
+    session.program.close()
+    assert session.program.cache_bytes == 0
+    with pytest.raises(BackendError, match="closed: prepare it again"):
+        session.program.step(plan)
+
+
+@pytest.mark.parametrize("quantize", [None, "q4_0"])
+def test_tiny_writes_the_reference_s_story(quantize: str | None) -> None:
+    found, expected = (
+        mp.load("tiny", backend=name, dtype="float32", quantize=quantize).generate(
+            "Once upon a time", max_tokens=200, temperature=0
+        )
+        for name in ("torch", "reference")
+    )
+    assert len(expected.tokens) > 2 * 64  # two windows
+    assert found.tokens == expected.tokens
+
+
+def test_threads_are_set_and_put_back() -> None:
+    before, seen = torch.get_num_threads(), list[int]()
+    program = BACKEND.prepare(
+        select_rows(build(CONFIG), "logits"),
+        random_weights(build(CONFIG), 0),
+        CacheSpec.from_config(CONFIG, max_context=64),
+        ExecutorOptions(threads=before + 1, progress=lambda *_: seen.append(torch.get_num_threads())),
+    )
+    program.close()
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before

@@ -1,0 +1,134 @@
+"""Programs of the torch executor with pages so small that short texts turn a ring, and kernels that are given.
+
+The kernels of GPUs are given as `flash_kernels.py` writes them down; recorded steps as `Repeated` replays them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mistral_portable_torch import BACKEND
+from mistral_portable_torch.attention import Attention, choose
+from mistral_portable_torch.device import find_device
+from mistral_portable_torch.memory import Memory
+from mistral_portable_torch.program import AsynchronousProgram
+from numpy.typing import NDArray
+
+from mistral_portable.cache import CacheManager, CacheSpec, Chunk
+from mistral_portable.config import MistralConfig
+from mistral_portable.executor import Availability, ExecutorOptions, Precision
+from mistral_portable.graph import Graph, build
+from mistral_portable.graph.passes import select_rows
+from mistral_portable.testing import random_weights
+from mistral_portable.weights import Tensor
+
+CONFIG = MistralConfig(
+    vocab_size=40,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    sliding_window=20,
+)
+
+
+class Repeated:
+    """Stands for CUDA graphs: a replay computes the same function again and overwrites the outputs. Counts both."""
+
+    def __init__(self) -> None:
+        self.records = self.replays = 0
+
+    def __call__(self, function: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], Callable[[], None]]:
+        self.records += 1
+        outputs = function()
+
+        def replay() -> None:
+            self.replays += 1
+            for name, again in function().items():
+                for old, new in zip(_listed(outputs[name]), _listed(again), strict=True):
+                    old.copy_(new)
+
+        return outputs, replay
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+@dataclass(frozen=True)
+class PagedBackend:
+    """The executor on the CPU, as on a GPU: it takes greedy tokens itself. kernel: instead of the one by name."""
+
+    page: int = 3
+    kernel: Attention | None = None
+    record: Repeated | None = None
+    memory: int | None = None
+    name: str = "torch"
+
+    def probe(self) -> Availability:
+        return BACKEND.probe()
+
+    def supports(self, op: str, dtype: str) -> str | None:
+        return BACKEND.supports(op, dtype)
+
+    def prepare(
+        self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
+    ) -> AsynchronousProgram:
+        device, dtype = find_device("cpu"), options.dtype or "float32"
+        kernel = self.kernel or choose(options.attention, device, dtype, cache.head_dim)
+        return AsynchronousProgram(
+            graph,
+            weights,
+            cache,
+            Precision(dtype),
+            device,
+            kernel,
+            Memory(device, self.memory),
+            page=self.page,
+            record=self.record,
+            quantize=options.quantize,
+        )
+
+
+class Session:
+    """A program and its cache manager."""
+
+    def __init__(
+        self,
+        config: MistralConfig = CONFIG,
+        backend: PagedBackend | None = None,
+        *,
+        max_context: int = 400,
+        max_chunk: int = 48,
+        quantization: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.spec = CacheSpec.from_config(config, max_context=max_context, max_chunk=max_chunk, max_lanes=4)
+        self.manager = CacheManager(self.spec)
+        weights = random_weights(build(config), 0, quantization)
+        graph = select_rows(build(config), "logits")
+        self.program = (backend or PagedBackend()).prepare(graph, weights, self.spec, ExecutorOptions(**options))
+
+    def feed(self, lane: int, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """The logits behind each token, of a step for each chunk."""
+        size = self.spec.max_chunk
+        chunks = [tokens[begin : begin + size] for begin in range(0, len(tokens), size)]
+        plans = (self.manager.plan([Chunk(lane, chunk, range(len(chunk)))]) for chunk in chunks)
+        return np.concatenate([self.program.step(plan)["logits"] for plan in plans])
+
+    def begin(self, tokens: Sequence[int]) -> tuple[int, NDArray[np.float32]]:
+        """A lane with these tokens."""
+        lane = self.manager.open()
+        return lane, self.feed(lane, tokens)
+
+    def decode(self, lane: int, count: int) -> None:
+        """Steps of one token each."""
+        for token in text(count, seed=1):
+            self.feed(lane, [token])
+
+
+def text(length: int, seed: int = 0) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(0, CONFIG.vocab_size, length)]
