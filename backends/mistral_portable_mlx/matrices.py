@@ -116,7 +116,9 @@ def stored_dtype(tensors: Iterable[Tensor]) -> str:
 def _float_type(tensor: Tensor) -> str:
     if isinstance(tensor, AffineTensor):
         return tensor.scales.dtype
-    return tensor.dtype if tensor.dtype in _FLOATS else "float16"  # ggml's blocks, AWQ, GPTQ: as their scales
+    if tensor.dtype in _FLOATS:
+        return tensor.dtype
+    return "bfloat16" if tensor.dtype == "float8_e4m3" else "float16"  # as models and scales of that kind usually are
 
 
 def read_matrix(parts: Sequence[Tensor], dtype: mx.Dtype) -> Matrix:

@@ -172,4 +172,6 @@ def _slices(array: NDArray[Any]) -> Iterator[slice]:
 def _float_type(tensor: Stored) -> str:
     if isinstance(tensor, AffineTensor):
         return tensor.scales.dtype
-    return tensor.dtype if tensor.dtype in _FLOATS else "float16"  # ggml's blocks, AWQ, GPTQ: as their scales
+    if tensor.dtype in _FLOATS:
+        return tensor.dtype
+    return "bfloat16" if tensor.dtype == "float8_e4m3" else "float16"  # as models and scales of that kind usually are

@@ -80,7 +80,8 @@ AttentionOption = Annotated[
 QuantizeOption = Annotated[
     str | None,
     _model(
-        "Quantize float weights as they are read: q4_0, q4_1, q5_0, q5_1 or q8_0; with torch also nf4, fp4 or int8.",
+        "Quantize float weights as they are read: q4_0, q4_1, q5_0, q5_1 or q8_0; with torch (but not to verify) also "
+        "nf4, fp4 or int8.",
         "TYPE",
     ),
 ]

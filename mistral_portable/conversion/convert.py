@@ -136,14 +136,26 @@ def _require_free(destination: Path, to: str, overwrite: bool) -> None:
         return
     if not overwrite:
         raise InputError(f"{destination} exists already; choose another destination, or overwrite it (--overwrite)")
-    fits = destination.is_file() if to == "gguf" else _is_checkpoint_folder(destination)
+    fits = _is_gguf(destination) if to == "gguf" else _is_checkpoint_folder(destination)
     if destination.is_symlink() or not fits:
-        kind = "a file" if to == "gguf" else "a folder with config.json or params.json"
+        kind = "a GGUF file" if to == "gguf" else "a folder with weights and config.json or params.json"
         raise InputError(f"{destination} is not {kind}, and is not overwritten; choose another destination")
 
 
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
 def _is_checkpoint_folder(path: Path) -> bool:
-    return path.is_dir() and any((path / name).is_file() for name in ("config.json", "params.json"))
+    """Whether it has a config and weights: many a folder of another kind has a config.json."""
+    names = {entry.name for entry in path.iterdir() if entry.is_file()} if path.is_dir() else set()
+    return bool(names & {"config.json", "params.json"}) and any(
+        name.endswith((".safetensors", ".pth", ".pt")) for name in names
+    )
 
 
 @contextmanager

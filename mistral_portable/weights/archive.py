@@ -54,7 +54,7 @@ def tar_members(data: Buffer) -> dict[str, memoryview]:
                 if member.offset_data + member.size > len(view):
                     raise ValueError(f"it is truncated: {member.name!r:.100} goes beyond its {len(view)} bytes")
                 members[str(path)] = view[member.offset_data : member.offset_data + member.size]
-    except (tarfile.TarError, OSError, OverflowError) as error:
+    except (tarfile.TarError, OSError, OverflowError, IndexError, RecursionError) as error:
         raise ValueError(f"not a valid tar: {error}") from error
     return members
 

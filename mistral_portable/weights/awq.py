@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.weights.packed import PackedTensor, bit_fields
-from mistral_portable.weights.source import DenseTensor, Tensor
+from mistral_portable.weights.source import FLOATS, DenseTensor, Tensor
 
 __all__ = ["AWQTensor", "awq_tensors"]
 
@@ -86,13 +86,14 @@ def _awq(name: str, parts: list[DenseTensor | None], group: int, source: str) ->
         raise CheckpointError(f"{source}: {name} is packed, but its qzeros or scales are missing")
     shapes = [part.shape for part in (codes, zeros, scales)]
     kinds = (codes.dtype, zeros.dtype, scales.dtype)
-    if any(len(shape) != 2 or 0 in shape for shape in shapes) or kinds[:2] != ("int32", "int32") or kinds[2] == "int32":
+    no_matrix = any(len(shape) != 2 or 0 in shape for shape in shapes)
+    if no_matrix or kinds[:2] != ("int32", "int32") or kinds[2] not in FLOATS:
         raise CheckpointError(
             f"{source}: {name} has parts of {kinds} {shapes}: int32, int32, float matrices are needed"
         )
     columns, rows = shapes[0][0], shapes[0][1] * 8
     groups = 1 if group == -1 else columns // group
-    if shapes[1:] != [(groups, rows // 8), (groups, rows)] or columns % groups:
+    if shapes[1:] != [(groups, rows // 8), (groups, rows)] or columns % (columns if group == -1 else group):
         raise CheckpointError(
             f"{source}: {name} {shapes[0]} does not fit its qzeros {shapes[1]} and scales {shapes[2]} "
             f"with groups of {group}"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.weights.packed import PackedTensor
-from mistral_portable.weights.source import DenseTensor, Tensor
+from mistral_portable.weights.source import FLOATS, DenseTensor, Tensor
 
 __all__ = ["FP8Tensor", "fp8_tensors", "fp8_values"]
 
@@ -99,7 +99,7 @@ def fp8_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sour
 
 
 def _fp8(codes: DenseTensor, scales: DenseTensor, block: list[int] | None, source: str) -> FP8Tensor:
-    if len(codes.shape) != 2 or 0 in codes.shape or scales.dtype == "float8_e4m3":
+    if len(codes.shape) != 2 or 0 in codes.shape or scales.dtype not in FLOATS:
         raise CheckpointError(f"{source}: {codes.name} must be a matrix, not {codes.shape}, with scales in floats")
     rows, columns = codes.shape
     if scales.shape in ((), (1,), (1, 1)):

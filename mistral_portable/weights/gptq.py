@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.weights.packed import PackedTensor, bit_fields
-from mistral_portable.weights.source import DenseTensor, Tensor
+from mistral_portable.weights.source import FLOATS, DenseTensor, Tensor
 
 __all__ = ["BITS", "GPTQTensor", "gptq_tensors"]
 
@@ -35,7 +35,7 @@ class GPTQTensor(PackedTensor):
     zeros: DenseTensor
     scales: DenseTensor
     groups: NDArray[np.integer[Any]]
-    """[columns]; -1 counts from the end, as in the format's own implementation."""
+    """[columns], each from 0 to the number of groups - 1."""
     zero_offset: int
 
     @property
@@ -95,7 +95,8 @@ def _gptq(
         raise CheckpointError(f"{source}: {name} is packed, but its qzeros or scales are missing")
     shapes = [part.shape for part in (codes, zeros, scales)]
     kinds = (codes.dtype, zeros.dtype, scales.dtype)
-    if any(len(shape) != 2 or 0 in shape for shape in shapes) or kinds[:2] != ("int32", "int32") or kinds[2] == "int32":
+    no_matrix = any(len(shape) != 2 or 0 in shape for shape in shapes)
+    if no_matrix or kinds[:2] != ("int32", "int32") or kinds[2] not in FLOATS:
         raise CheckpointError(
             f"{source}: {name} has parts of {kinds} {shapes}: int32, int32, float matrices are needed"
         )

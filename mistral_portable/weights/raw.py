@@ -7,7 +7,6 @@ tensors; torch files (`consolidated.00.pth`, `consolidated.01.pth`, ...) hold on
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
@@ -156,12 +155,9 @@ def _joined(path: Path, name: str, pieces: Sequence[DenseTensor], config: Mistra
     narrow = module == "embed_tokens" and first.shape[-1] != config.hidden_size
     axis = 1 if module in _COLUMNS_SPLIT or narrow else 0
     if any(
-        piece.dtype != first.dtype or _without(piece.shape, axis) != _without(first.shape, axis) for piece in pieces
+        piece.dtype != first.dtype or len(piece.shape) != 2 or piece.shape[1 - axis] != first.shape[1 - axis]
+        for piece in pieces
     ):
         shapes = ", ".join(f"{piece.dtype} {piece.shape}" for piece in pieces)
         raise CheckpointError(f"{path}: the pieces of {name!r} do not fit together: {shapes}")
     return JoinedTensor(name, tuple(pieces), axis)
-
-
-def _without(shape: tuple[int, ...], axis: int) -> tuple[Any, ...]:
-    return shape[:axis] + shape[axis + 1 :]

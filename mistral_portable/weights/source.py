@@ -14,7 +14,7 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError
 from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
 
-__all__ = ["DENSE", "Buffer", "Checkpoint", "DenseTensor", "Tensor", "listing", "map_file", "release"]
+__all__ = ["DENSE", "FLOATS", "Buffer", "Checkpoint", "DenseTensor", "Tensor", "listing", "map_file", "release"]
 
 Buffer = mmap.mmap | memoryview
 """A mapped file, or the part of one that is a member of an archive."""
@@ -25,6 +25,9 @@ DENSE: dict[str, tuple[str, type[np.generic]]] = {
     "BF16": ("bfloat16", np.uint16),
 }
 """safetensors' and GGUF's name of a float type -> `Tensor.dtype` and what NumPy, which has no bfloat16, stores."""
+
+FLOATS = frozenset(name for name, _ in DENSE.values())
+"""`Tensor.dtype` of what is stored as plain floats."""
 
 
 class Tensor(Protocol):

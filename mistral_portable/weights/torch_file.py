@@ -20,7 +20,7 @@ from mistral_portable.weights.source import Buffer, DenseTensor
 
 __all__ = ["read_torch"]
 
-_MAX_PICKLE = 2**22  # bytes; that of a model with 300 tensors has 50 KB
+_MAX_PICKLE = 2**20  # bytes; that of a model with 300 tensors has 50 KB
 _MAX_AXES = 8
 _STORAGES: dict[str, tuple[str, type[np.generic]]] = {
     "torch FloatStorage": ("float32", np.float32),

@@ -129,7 +129,7 @@ def interrupt(what: str, done: int, total: int) -> None:
     ("to", "kind"),
     [
         *itertools.product(["hf", "gguf"], ["folder of something", "link", "empty folder"]),
-        ("hf", "file"),  # a file is what gguf replaces
+        *itertools.product(["hf", "gguf"], ["file", "folder with a config"]),
     ],
 )
 def test_what_is_no_model_is_never_replaced(tmp_path: Path, to: str, kind: str) -> None:
@@ -140,6 +140,9 @@ def test_what_is_no_model_is_never_replaced(tmp_path: Path, to: str, kind: str) 
             (path / "thesis.txt").write_text("years of work")
         case "file":
             path.write_text("years of work")
+        case "folder with a config":
+            path.mkdir()
+            (path / "config.json").write_text("{}")
         case "link":
             (tmp_path / "target").mkdir()
             path.symlink_to(tmp_path / "target")

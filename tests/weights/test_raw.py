@@ -74,7 +74,7 @@ def test_pieces_are_quantized_as_they_are_read(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tensor.numpy(), whole[name].numpy())
 
 
-@pytest.mark.parametrize("broken", ["lacking", "norms", "shapes"])
+@pytest.mark.parametrize("broken", ["lacking", "norms", "shapes", "rank", "scalars"])
 def test_pieces_that_do_not_fit_together(tmp_path: Path, broken: str) -> None:
     import torch
 
@@ -88,9 +88,15 @@ def test_pieces_that_do_not_fit_together(tmp_path: Path, broken: str) -> None:
             state["norm.weight"] += 1
         case "shapes":
             state["layers.0.attention.wq.weight"] = torch.zeros(32, 7)
+        case "rank":
+            state["layers.0.attention.wo.weight"] = torch.zeros(len(state["layers.0.attention.wo.weight"]))
+        case "scalars":
+            other = tmp_path / "consolidated.00.pth"
+            torch.save(torch.load(other) | {"output.weight": torch.zeros(())}, other)
+            state["output.weight"] = torch.zeros(())
     torch.save(state, path)
-    message = {"lacking": "in some of", "norms": r"copies of 'model\.norm\.weight' differ", "shapes": "do not fit"}
-    with pytest.raises(CheckpointError, match=message[broken]):
+    message = {"lacking": "in some of", "norms": r"copies of 'model\.norm\.weight' differ"}
+    with pytest.raises(CheckpointError, match=message.get(broken, "do not fit")):
         open_checkpoint(tmp_path)
 
 
@@ -252,3 +258,20 @@ def test_a_header_that_lies_about_its_size_allocates_nothing(tmp_path: Path, kin
         file.truncate(2**31 + 1024)  # sparse: the bytes are there
     with pytest.raises(CheckpointError, match="at most 1048576 are accepted"):
         open_checkpoint(path)
+
+
+def test_headers_that_the_library_stumbles_over(tmp_path: Path) -> None:
+    """A sparse file whose further headers are missing; long names of long names."""
+    info = tarfile.TarInfo("params.json")
+    info.type = tarfile.GNUTYPE_SPARSE
+    sparse = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    sparse[482] = 1
+    sparse[148:156] = b" " * 8
+    sparse[148:156] = b"%06o\0 " % sum(sparse)
+    name = tarfile.TarInfo("params.json")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 1
+    chain = (name.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")) * 2000
+    for content in (bytes(sparse), chain):
+        (tmp_path / "m.tar").write_bytes(content)
+        with pytest.raises(CheckpointError, match="not a valid tar"):
+            open_checkpoint(tmp_path / "m.tar")
