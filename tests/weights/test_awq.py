@@ -98,7 +98,7 @@ def test_settings_that_are_refused(tmp_path: Path, changes: dict[str, Any]) -> N
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("broken", ["qzeros", "scales", "qweight", "narrow", "dtype", "group", "empty"])
+@pytest.mark.parametrize("broken", ["qzeros", "scales", "qweight", "narrow", "dtype", "codes", "group", "empty"])
 def test_parts_that_do_not_fit(tmp_path: Path, broken: str) -> None:
     how = HOW | ({"group_size": 24} if broken == "group" else {})
     stored = write_packed(tmp_path, CONFIG, how, Packer(32))
@@ -110,6 +110,8 @@ def test_parts_that_do_not_fit(tmp_path: Path, broken: str) -> None:
             stored[f"{module}.scales"] = stored[f"{module}.scales"][:, :8].contiguous()
         case "dtype":
             stored[f"{module}.qweight"] = stored[f"{module}.qweight"].float()
+        case "codes":  # scales that are no floats
+            stored[f"{module}.scales"] = stored[f"{module}.scales"].float().to(torch.float8_e4m3fn)
         case "empty":
             stored[f"{module}.qweight"] = torch.zeros(0, 12, dtype=torch.int32)
     save_file(stored, tmp_path / "model.safetensors")
