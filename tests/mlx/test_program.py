@@ -219,8 +219,9 @@ def test_a_closed_program_says_so() -> None:
 def test_a_process_ends_as_it_should(end: str) -> None:
     """MLX has threads of its own, which must not be in the way when the interpreter ends."""
     script = f"""
-import threading
+import signal, threading
 import mistral_portable as mp
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored, and so its children
 model = mp.load("tiny", backend="mlx")
 worker = threading.Thread(target=model.generate, args=("Once",), kwargs={{"max_tokens": 3}})
 worker.start()
