@@ -6,6 +6,7 @@ print(model.generate("Once upon a time").text)
 """
 
 from mistral_portable.config import MistralConfig
+from mistral_portable.conversion import convert
 from mistral_portable.engine import Generation, Model, TextStreamer, Timings, load
 from mistral_portable.errors import MistralPortableError
 from mistral_portable.sampling import SamplingParams
@@ -19,6 +20,7 @@ __all__ = [
     "TextStreamer",
     "Timings",
     "__version__",
+    "convert",
     "load",
 ]
 

@@ -175,17 +175,23 @@ class MistralConfig:
         """Read `config.json` (HF) or `params.json` (raw Mistral), told apart by their keys."""
         path = Path(path)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+            return cls.from_json(path.read_bytes(), str(path))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+
+    @classmethod
+    def from_json(cls, text: bytes, source: str) -> "MistralConfig":
+        """Read the content of such a file; `source` names it in errors."""
+        try:
+            data = json.loads(text.decode(), parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: not valid JSON: {error}") from error
+            raise ConfigError(f"{source}: not valid JSON: {error}") from error
         if not isinstance(data, dict):
-            raise ConfigError(f"{path}: holds no JSON object")
+            raise ConfigError(f"{source}: holds no JSON object")
         try:
             return cls.from_params(data) if "dim" in data else cls.from_dict(data)
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
+            raise ConfigError(f"{source}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of an HF `config.json`, unknown ones included; `from_dict` gives an equal config back."""

@@ -15,6 +15,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Container
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,27 +29,28 @@ from tools.bench_report import machine, markdown, record, versions
 from tools.bench_roofline import Work, kernels, limits
 
 OURS = "mistral_portable"
-_ALL = ("process", *STANDARD)
+_ALL = ("process", *STANDARD, "kernels")
+_WORDS = ("process", "memory", "kernels")
 _REST = 0.1  # seconds before each measurement: threads of the engine before may spin a while before they sleep
 
 
 def compare(
-    setups: dict[str, Setup], measurements: list[Measurement], *, process: bool, repeats: int, memory: bool = False
+    setups: dict[str, Setup], measurements: list[Measurement], others: Container[str], repeats: int
 ) -> dict[str, Any]:
-    """Rows of figures, one per engine and repetition, and the kernels' figures if the backend tells them."""
+    """Rows of figures, one per engine and repetition. `others`: "process", "memory", and "kernels", which numba has."""
     rows: list[dict[str, Any]] = []
-    if process:  # first: later the engines hold memory that the machine may not have twice
+    if "process" in others:  # first: later the engines hold memory that the machine may not have twice
         rows += _processes(setups, repeats)
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(setup)) for name, setup in setups.items()}
         for measurement in measurements:
             print(measurement.name, file=sys.stderr, flush=True)
             rows.append(_row(workers, setups[OURS], measurement, repeats))
-        if memory:
+        if "memory" in others:
             peaks = {name: [worker.run(_peak) / 1e9] for name, worker in workers.items()}
             rows.append({"name": "peak memory", "unit": "GB", "figures": peaks})
         ours = setups[OURS]
-        known = ours.backend == "numba"
+        known = "kernels" in others and ours.backend == "numba"
         return {"rows": rows, "kernels": workers[OURS].run(kernels, ours.threads) if known else []}
 
 
@@ -93,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description="Compare with others on one model.")
     parser.add_argument("model", help="a .gguf file; for --peer transformers alone any model")
     parser.add_argument(
-        "what", nargs="*", help=f"of process memory {' '.join(STANDARD)}, with any numbers; default: all but memory"
+        "what", nargs="*", help=f"of {' '.join(_ALL)} memory, with any numbers; default: all but memory"
     )
     parser.add_argument("--peer", choices=PEERS, action="append", default=[], help="may be given several times")
     parser.add_argument("--backend", default="numba")
@@ -115,14 +117,14 @@ def main() -> None:
 
 def _compare_and_print(args: argparse.Namespace, what: list[str], quantize: str | None) -> None:
     model = str(Path(args.model).resolve()) if Path(args.model).exists() else args.model
-    measurements = [parse(text, args.tokens) for text in what if text not in ("process", "memory")]
+    measurements = [parse(text, args.tokens) for text in what if text not in _WORDS]
     lanes = max([1, *(measurement.sequences for measurement in measurements)])
     threads = args.threads or (None if args.backend == "mlx" else os.cpu_count())
     setups = {
         peer or OURS: Setup(peer, model, args.backend, threads, lanes, quantize)
         for peer in dict.fromkeys([None, *args.peer])
     }
-    result = compare(setups, measurements, process="process" in what, repeats=args.repeat, memory="memory" in what)
+    result = compare(setups, measurements, what, args.repeat)
     title = args.record or Path(model).name
     run = {
         "title": f"{title}, {quantize}" if quantize else title,

@@ -13,6 +13,7 @@ from mistral_portable_mlx.ggml import GROUP, LAYOUTS, pack
 
 __all__ = ["Affine", "Dense", "Form", "Matrix", "form", "read_matrix", "read_vector", "stored_dtype"]
 
+_FLOATS = ("float32", "float16", "bfloat16")
 _SLICE = 2**24  # weights that are taken out of ggml's blocks at a time: its scratch is a few bytes for each
 
 
@@ -115,7 +116,9 @@ def stored_dtype(tensors: Iterable[Tensor]) -> str:
 def _float_type(tensor: Tensor) -> str:
     if isinstance(tensor, AffineTensor):
         return tensor.scales.dtype
-    return "float16" if isinstance(tensor, BlockTensor) else tensor.dtype
+    if tensor.dtype in _FLOATS:
+        return tensor.dtype
+    return "bfloat16" if tensor.dtype == "float8_e4m3" else "float16"  # as models and scales of that kind usually are
 
 
 def read_matrix(parts: Sequence[Tensor], dtype: mx.Dtype) -> Matrix:

@@ -1,5 +1,6 @@
 """What a model needs and what the device has: a model that cannot fit is refused with the sum."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,8 +29,8 @@ class Memory:
         if self.kind == "Metal":
             try:
                 mx.set_wired_limit(self.bytes)
-            except (RuntimeError, ValueError):  # before macOS 15 there is no such limit
-                return
+            except (RuntimeError, ValueError) as error:  # before macOS 15 there is no such limit
+                warnings.warn(f"weights are not wired, the system may page them out: {error}", stacklevel=5)
 
     def require(self, weights: int, lane: int, tokens: int) -> None:
         """Raise BackendError if weights and a first lane of `tokens` tokens do not fit."""

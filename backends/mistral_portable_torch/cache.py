@@ -147,13 +147,13 @@ class Cache:
         for index, group in enumerate(self._spec.groups):
             if more[index]:
                 count = self._pages[index].count + more[index]
+                self.growths += 1  # first: some pools have moved even if memory runs out at a later one
                 for name in ((kind, layer) for layer in group.layers for kind in _KINDS):  # one is held twice at a time
                     old = self._pools[name]
                     if len(old) < count:  # not so where memory ran out at a later layer before
                         self._pools[name] = old.new_zeros(count, *old.shape[1:])
                         self._pools[name][: len(old)] = old
                 self._pages[index].add(more[index])
-                self.growths += 1
             taken = [page for lane, count in counts[index].items() for page in self._pages[index].take(lane, count)]
             if taken:
                 for name in ((kind, layer) for layer in group.layers for kind in _KINDS):

@@ -23,6 +23,7 @@ __all__ = ["Blocks", "Dense", "Matrix", "form", "read_matrix", "read_vector", "s
 MOST_TOKENS = 8
 """Beyond, unpacking a matrix once for all tokens is cheaper than reading its blocks for each."""
 
+_FLOATS = ("float32", "float16", "bfloat16")
 _SLICE = 2**26  # bytes that go from the file to the device at a time: the host holds no more of a tensor
 
 
@@ -171,4 +172,6 @@ def _slices(array: NDArray[Any]) -> Iterator[slice]:
 def _float_type(tensor: Stored) -> str:
     if isinstance(tensor, AffineTensor):
         return tensor.scales.dtype
-    return "float16" if isinstance(tensor, BlockTensor) else tensor.dtype
+    if tensor.dtype in _FLOATS:
+        return tensor.dtype
+    return "bfloat16" if tensor.dtype == "float8_e4m3" else "float16"  # as models and scales of that kind usually are

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -102,7 +102,7 @@ class TorchProgram:
             return {name: self._output(name, values.get(name), plan) for name in self._graph.outputs}
 
     def copy_lane(self, source: int, target: int) -> None:
-        with self._running():
+        with self._running(), self._memory.short_for_a_step():
             self._cache.copy(source, target)
 
     def save_lane(self, lane: int) -> LaneState:
@@ -110,7 +110,7 @@ class TorchProgram:
             return self._cache.save(lane)
 
     def load_lane(self, lane: int, state: LaneState) -> None:
-        with self._running():
+        with self._running(), self._memory.short_for_a_step():
             self._cache.load(lane, state)
 
     def close(self) -> None:
@@ -125,7 +125,8 @@ class TorchProgram:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        with self._turn, torch.inference_mode(), _cpu_threads(self._threads):
+        current = torch.cuda.device(self._device.torch) if self._device.kind == "cuda" else nullcontext()
+        with self._turn, torch.inference_mode(), _cpu_threads(self._threads), current:  # Triton runs on the current GPU
             if self._closed:
                 raise BackendError("the program is closed: prepare it again")
             yield

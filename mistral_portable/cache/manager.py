@@ -1,9 +1,11 @@
 """CacheManager: hands out lanes, positions, slots and what each sequence reads. Integers only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mistral_portable.cache.plan import Reads, StepPlan
 from mistral_portable.cache.spec import CacheSpec, LayerGroup
@@ -82,23 +84,22 @@ class CacheManager:
                 raise CacheError(f"lane {chunk.lane}: {length} + {count} tokens exceed max_context={spec.max_context}")
             if any(not 0 <= row < count for row in chunk.rows):
                 raise CacheError(f"lane {chunk.lane}: rows {list(chunk.rows)} are not all within {count} tokens")
+        # Lists, as NumPy's own functions would take longer than many a step of one token.
         begins = [self._lanes[chunk.lane].length for chunk in chunks]
         ends = [begin + len(chunk.tokens) for begin, chunk in zip(begins, chunks, strict=True)]
-        starts = np.cumsum([0, *(len(chunk.tokens) for chunk in chunks)])
-        positions = np.concatenate([np.arange(b, e) for b, e in zip(begins, ends, strict=True)])
+        starts = [0, *accumulate(len(chunk.tokens) for chunk in chunks)]
+        rows = [start + row for start, chunk in zip(starts, chunks, strict=False) for row in sorted(set(chunk.rows))]
+        positions = _integers(position for span in map(range, begins, ends) for position in span)
         plan = StepPlan(
-            tokens=np.concatenate([np.asarray(chunk.tokens, np.int32) for chunk in chunks]),
-            positions=positions.astype(np.int32),
-            lanes=np.array([chunk.lane for chunk in chunks], np.int32),
-            starts=starts.astype(np.int32),
-            rows=np.array(
-                [start + row for start, chunk in zip(starts, chunks, strict=False) for row in sorted(set(chunk.rows))],
-                np.int32,
-            ),
+            tokens=_integers(token for chunk in chunks for token in chunk.tokens),
+            positions=positions,
+            lanes=_integers(chunk.lane for chunk in chunks),
+            starts=_integers(starts),
+            rows=_integers(rows),
             groups=tuple(
                 Reads(
-                    slots=(positions % group.slots).astype(np.int32),
-                    first=np.array([first_visible(begin, group.window) for begin in begins], np.int32),
+                    slots=positions % np.int32(group.slots),
+                    first=_integers(first_visible(begin, group.window) for begin in begins),
                     capacity=_capacity(group, max(ends), self._block),
                 )
                 for group in spec.groups
@@ -176,6 +177,10 @@ class CacheManager:
         if lane not in self._lanes:
             raise CacheError(f"lane {lane} is not open: open ones are {list(self.lanes)}")
         return self._lanes[lane]
+
+
+def _integers(values: Iterable[int]) -> NDArray[np.int32]:
+    return np.array(list(values), np.int32)
 
 
 def _capacity(group: LayerGroup, length: int, block: int) -> int:

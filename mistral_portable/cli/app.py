@@ -11,6 +11,7 @@ from mistral_portable import __version__
 from mistral_portable.cli.backends import backends
 from mistral_portable.cli.bench import bench
 from mistral_portable.cli.chat import chat
+from mistral_portable.cli.convert import convert
 from mistral_portable.cli.inspect import inspect
 from mistral_portable.cli.options import DebugOption, Settings, flatten
 from mistral_portable.cli.output import one_line
@@ -23,7 +24,7 @@ __all__ = ["run_app"]
 app = typer.Typer(
     name="mistral-portable", add_completion=False, pretty_exceptions_enable=False, invoke_without_command=True
 )
-for command in (run, chat, backends, inspect, verify, bench):
+for command in (run, chat, backends, inspect, verify, bench, convert):
     app.command()(flatten(command))
 
 

@@ -14,22 +14,19 @@ from mistral_portable.cli.output import note, one_line
 from mistral_portable.engine import Model, load
 from mistral_portable.weights import Checkpoint, open_checkpoint
 
-__all__ = ["load_model", "open_model", "working"]
+__all__ = ["load_model", "open_model", "reading", "working"]
 
 
 def load_model(options: ModelOptions, **more: Any) -> Model:
     """`mistral_portable.load`, with `more` arguments; its warnings become notes on stderr."""
     arguments = options.arguments()
-    with warnings.catch_warnings(record=True) as caught, _reading(f"loading {options.model}") as progress:
-        model = load(**arguments, **more, progress=progress)
-    for warning in caught:
-        note(f"note: {one_line(str(warning.message))}")
-    return model
+    with reading(f"loading {options.model}") as progress:
+        return load(**arguments, **more, progress=progress)
 
 
 def open_model(model: str, revision: str | None, quantize: str | None = None) -> Checkpoint:
     """`open_checkpoint`; its notices become notes on stderr. No weights are read."""
-    with _reading(f"opening {model}") as progress:
+    with reading(f"opening {model}") as progress:
         checkpoint = open_checkpoint(model, revision=revision, quantize=quantize, progress=progress)
     for notice in checkpoint.notices:
         note(f"note: {one_line(notice)}")
@@ -44,15 +41,20 @@ def working(title: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def _reading(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A spinner that becomes a bar as long as the block reports how far it is, from any thread and in any unit."""
-    with _bar(title) as (bar, task):
+def reading(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A spinner that becomes a bar as long as the block reports how far it is, from any thread and in any unit.
+
+    Warnings of the block become notes on stderr after it, if it does not fail.
+    """
+    with warnings.catch_warnings(record=True) as caught, _bar(title) as (bar, task):
 
         def report(what: str, done: int, total: int) -> None:
             text = f"{title}: {what}" if done < total else title
             bar.update(task, description=one_line(text), completed=done, total=total)
 
         yield report
+    for warning in caught:
+        note(f"note: {one_line(str(warning.message))}")
 
 
 @contextmanager

@@ -26,10 +26,12 @@ __all__ = [
     "RevisionOption",
     "SamplingOptions",
     "Settings",
+    "WindowOption",
     "flatten",
+    "window_of",
 ]
 
-_MODELS = "'tiny' (built in), a folder, a .gguf file, or a hub id: owner/name or owner/name:file.gguf."
+_MODELS = "'tiny' (built in), a folder, a .gguf file or a raw tar, or a hub id: owner/name or owner/name:file.gguf."
 _DEFAULTS = SamplingParams()
 
 
@@ -78,9 +80,14 @@ AttentionOption = Annotated[
 QuantizeOption = Annotated[
     str | None,
     _model(
-        "Quantize float weights as they are read: q4_0, q4_1, q5_0, q5_1 or q8_0; with torch also nf4, fp4 or int8.",
+        "Quantize float weights as they are read: q4_0, q4_1, q5_0, q5_1 or q8_0; with torch (but not to verify) also "
+        "nf4, fp4 or int8.",
         "TYPE",
     ),
+]
+WindowOption = Annotated[
+    str,
+    _model("Tokens that a token sees, itself included; 'none': all; 'config': as the model says.", "N|none|config"),
 ]
 RevisionOption = Annotated[str | None, _model("Branch, tag or commit of a hub id.")]
 
@@ -99,10 +106,7 @@ class ModelOptions:
     tensor_parallel: Annotated[
         int | None, _model("Processes, started by torchrun, that share the model (torch; needs --seed).", "N", min=1)
     ] = None
-    window: Annotated[
-        str,
-        _model("Tokens that a token sees, itself included; 'none': all; 'config': as the model says.", "N|none|config"),
-    ] = "config"
+    window: WindowOption = "config"
     max_context: Annotated[
         int | None, _model("Most tokens of prompt and answer together; by default the model's limit.", "N", min=1)
     ] = None
@@ -113,7 +117,7 @@ class ModelOptions:
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments for `load`."""
-        return dataclasses.asdict(self) | {"window": _window(self.window)}
+        return dataclasses.asdict(self) | {"window": window_of(self.window)}
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,8 @@ def _parameter(option: dataclasses.Field[Any]) -> inspect.Parameter:
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option.type)
 
 
-def _window(text: str) -> Window | Literal["config"]:
+def window_of(text: str) -> Window | Literal["config"]:
+    """The value of a WindowOption; a usage error if it is none."""
     if text == "config":
         return "config"
     if text == "none":

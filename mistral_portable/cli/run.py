@@ -46,7 +46,11 @@ def run(
     params = dataclasses.replace(sampling.params(), logprobs=logprobs)
     messages = [{"role": "user", "content": text}]
     interrupted = False
-    with _one_answer(model.tensor_parallel), load_model(model) as loaded, loaded.stream(messages if chat else text, params) as streamer:
+    with (
+        _one_answer(model.tensor_parallel),
+        load_model(model) as loaded,
+        loaded.stream(messages if chat else text, params) as streamer,
+    ):
         try:
             if not chat and not as_json:
                 show(text)

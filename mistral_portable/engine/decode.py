@@ -5,8 +5,8 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from mistral_portable.cache import Chunk
-from mistral_portable.errors import InputError
-from mistral_portable.executor import GreedyProgram
+from mistral_portable.errors import CacheError, InputError
+from mistral_portable.executor import GreedyProgram, GreedyStep
 from mistral_portable.sampling import Sampled, Sampler, SamplingParams
 
 if TYPE_CHECKING:
@@ -38,19 +38,31 @@ def _sampled(model: "Model", lane: int, prompt: Sequence[int], params: SamplingP
 def _likeliest(model: "Model", lane: int, prompt: Sequence[int], params: SamplingParams) -> Iterator[Sampled]:
     """Each step begins before the host reads the token of the one before it. If the caller stops, one was in vain."""
     step = model.begin_greedy([_last_chunk(model, lane, prompt)])
-    for number in count(1):
-        done = _done(model, lane, params, number)
-        following = None if done else model.begin_greedy([Chunk(lane, [0], rows=[0])], after=step)
-        token = int(step.tokens()[0])
-        if token < 0:
-            raise InputError(
-                "a logit is not finite: the weights are corrupt or the dtype overflowed; "
-                "try float32, another backend, or `mistral-portable verify`"
-            )
-        yield Sampled(token)
-        if following is None:
+    yield _read(step)  # before anything else begins: its time is the prompt's
+    if _done(model, lane, params, 1):
+        return
+    step = model.begin_greedy([Chunk(lane, [0], rows=[0])], after=step)
+    for number in count(2):
+        if _done(model, lane, params, number):
+            yield _read(step)
             return
+        try:
+            following = model.begin_greedy([Chunk(lane, [0], rows=[0])], after=step)
+        except CacheError:  # no memory for one token more: this one is there all the same, and may be the last
+            yield _read(step)
+            raise
+        yield _read(step)
         step = following
+
+
+def _read(step: GreedyStep) -> Sampled:
+    token = int(step.tokens()[0])
+    if token < 0:
+        raise InputError(
+            "a logit is not finite: the weights are corrupt or the dtype overflowed; "
+            "try float32, another backend, or `mistral-portable verify`"
+        )
+    return Sampled(token)
 
 
 def _last_chunk(model: "Model", lane: int, prompt: Sequence[int]) -> Chunk:

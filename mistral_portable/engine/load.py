@@ -64,8 +64,12 @@ def load(
     """
     begin = time.perf_counter()
     chosen = select(backend)
-    for name, value in (("max_context", max_context), ("max_lanes", max_lanes), ("threads", threads),
-                        ("tensor_parallel", tensor_parallel)):
+    for name, value in (
+        ("max_context", max_context),
+        ("max_lanes", max_lanes),
+        ("threads", threads),
+        ("tensor_parallel", tensor_parallel),
+    ):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InputError(f"{name}={value!r} must be an integer from 1 on")
     if not isinstance(model, str | Path):

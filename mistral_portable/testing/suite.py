@@ -13,9 +13,9 @@ Each rung draws its cases and checks them as `check` says. A gap that is known s
 `test_greedy` is for backends whose programs are GreedyPrograms.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -31,10 +31,9 @@ from mistral_portable.weights.quantize import QUANTIZABLE
 __all__ = ["RUNGS", "Target", "test_conformance", "test_greedy"]
 
 
-def _patient(phases: Sequence[Phase] = tuple(Phase)) -> settings:
-    """Whoever runs this may have a slow machine. Made in the test, so that it is of the profile that is loaded then."""
-    slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(deadline=None, suppress_health_check=slow, phases=phases)
+def _patient(**more: Any) -> settings:
+    """Settings for whoever may have a slow machine; the rest is the profile's that is loaded now."""
+    return settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], **more)
 
 
 RUNGS: dict[str, st.SearchStrategy[Case]] = {
@@ -78,7 +77,7 @@ def test_conformance(rung: str, target: Target) -> None:
     reason = target.known_gap(rung)
 
     # A gap is proved by one case, which need not be the smallest.
-    @_patient(tuple(Phase) if reason is None else (Phase.generate,))
+    @_patient(phases=list(Phase) if reason is None else [Phase.generate])
     @given(RUNGS[rung])
     def climb(case: Case) -> None:
         result = check(case, target.backend, target.options)

@@ -10,7 +10,7 @@ from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
 from mistral_portable.tokenizer.tokenizer import Tokenizer
 from mistral_portable.tokenizer.version import infer_version
 
-__all__ = ["load_tokenizer"]
+__all__ = ["load_tokenizer", "read_file"]
 
 MAX_FILE_BYTES = 256 * 2**20  # the largest real one, tekken_240911.json, has 19 MB
 RAREST = "\U0010ffff"  # no vocabulary has a token for it: it is encoded byte by byte
@@ -27,7 +27,7 @@ def load_tokenizer(source: TokenizerFile | GGUFVocabulary) -> Tokenizer:
     """
     if isinstance(source, TokenizerFile):
         try:
-            return _open(*_read(source.path))
+            return _open(*read_file(source))
         except TokenizerError as error:
             raise TokenizerError(f"tokenizer file {source.path}: {error}") from error
     try:
@@ -37,15 +37,19 @@ def load_tokenizer(source: TokenizerFile | GGUFVocabulary) -> Tokenizer:
         raise TokenizerError(f"the GGUF file's tokenizer: {error}") from error
 
 
-def _read(path: Path) -> tuple[str, bytes]:
-    """Return a name, from which mistral-common takes the format and the version, and the file's content."""
+def read_file(source: TokenizerFile) -> tuple[str, bytes]:
+    """Return a name, from which mistral-common takes the format and the version, and the file's content.
+
+    Raises TokenizerError if it is missing, far too large, or no such file.
+    """
+    path = source.path
     tekken = "tekken" in path.name and path.suffix == ".json"
     if not tekken and ".model" not in path.name:
         raise TokenizerError("unknown format; pass a tokenizer.model, tokenizer.model.v3 or tekken.json file")
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        if source.size() > MAX_FILE_BYTES:
             raise TokenizerError(f"larger than {MAX_FILE_BYTES >> 20} MiB, so no tokenizer; pass another file")
-        content = path.read_bytes()
+        content = source.read()
     except OSError as error:
         raise TokenizerError(f"{error.strerror}; check the path") from error
     if not content:

@@ -8,9 +8,23 @@ __all__ = ["GGUFVocabulary", "TokenizerFile"]
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A `tokenizer.model`, `tokenizer.model.v3` (sentencepiece) or `tekken.json` file."""
+    """A `tokenizer.model`, `tokenizer.model.v3` (sentencepiece) or `tekken.json` file.
+
+    Attributes:
+        path: Its place; the name tells the format.
+        content: The bytes of a member of an archive, whose path is the archive's and its name. None: a file.
+    """
 
     path: Path
+    content: memoryview | None = None
+
+    def size(self) -> int:
+        """Bytes; raises OSError."""
+        return self.path.stat().st_size if self.content is None else self.content.nbytes
+
+    def read(self) -> bytes:
+        """The content; raises OSError."""
+        return self.path.read_bytes() if self.content is None else bytes(self.content)
 
 
 @dataclass(frozen=True)

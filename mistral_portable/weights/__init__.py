@@ -1,6 +1,7 @@
 """Checkpoints: `open_checkpoint` gives a config, lazy tensors under HF names, and the tokenizer's source."""
 
 from mistral_portable.weights.affine import AffineTensor
+from mistral_portable.weights.joined import JoinedTensor
 from mistral_portable.weights.open import open_checkpoint
 from mistral_portable.weights.quant import BlockTensor, QuantTensor
 from mistral_portable.weights.source import Checkpoint, DenseTensor, Tensor, release
@@ -10,6 +11,7 @@ __all__ = [
     "BlockTensor",
     "Checkpoint",
     "DenseTensor",
+    "JoinedTensor",
     "QuantTensor",
     "Tensor",
     "open_checkpoint",

@@ -6,6 +6,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from mistral_portable.weights.packed import bit_fields
 from mistral_portable.weights.source import DenseTensor
 
 __all__ = ["BITS", "GROUP_SIZES", "AffineTensor"]
@@ -49,9 +50,7 @@ class AffineTensor:
     def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """Unpacked values of `shape`: the product and the sum are float32's, whatever type the scales have."""
         rows, columns = self.shape
-        bits = np.unpackbits(np.ascontiguousarray(self.codes()).view(np.uint8), axis=-1, bitorder="little")
-        codes = np.packbits(bits.reshape(rows, columns, self.bits), axis=-1, bitorder="little")
-        groups = codes.reshape(rows, -1, self.group_size).astype(np.float32)
+        groups = bit_fields(self.codes(), self.bits).reshape(rows, -1, self.group_size).astype(np.float32)
         values: NDArray[Any] = groups * self.scales.numpy()[..., None] + self.biases.numpy()[..., None]
         return values.reshape(rows, columns).astype(dtype, copy=False)
 

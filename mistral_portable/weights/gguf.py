@@ -14,15 +14,15 @@ from mistral_portable.tokenizer.source import GGUFVocabulary
 from mistral_portable.weights.gguf_file import Array, GGUFFile, Scalar, StoredTensor, read_gguf
 from mistral_portable.weights.names import from_gguf, half_split
 from mistral_portable.weights.quant import QUANTIZED, QuantTensor
-from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, Tensor
+from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, Tensor, listing
 
-__all__ = ["open_gguf", "refuse_split"]
+__all__ = ["open_gguf", "part_names"]
 
 # Both store q and k rows for interleaved RoPE: llama.cpp runs them with LLAMA_ROPE_TYPE_NORM; its conversion
 # un-permutes HF checkpoints (`undo_permute`) and leaves Mistral's raw ones, which are interleaved, alone.
 _ARCHITECTURES = ("llama", "mistral3")
 
-_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.ASCII)
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.ASCII | re.DOTALL)
 
 _REQUIRED = {
     "embedding_length": "hidden_size",
@@ -49,28 +49,29 @@ _NEUTRAL: dict[str, tuple[Scalar, ...]] = {
 
 
 def open_gguf(path: Path) -> Checkpoint:
-    """Open one GGUF file of the architecture `llama` or `mistral3`; q and k rows become half-split.
+    """Open a GGUF file of the architecture `llama` or `mistral3`, whole or split; q and k rows become half-split.
 
-    Raises CheckpointError for corrupt, truncated and split files and for tensor types that cannot be
+    Of split files, `...-00001-of-00003.gguf`, any one may be given; all must be in its folder.
+
+    Raises CheckpointError for corrupt, truncated and missing files and for tensor types that cannot be
     unpacked; ConfigError for hyper-parameters that are impossible or not supported (experts, RoPE scaling).
     """
-    refuse_split(path.name)
-    file = read_gguf(path)
+    path, parts = _parts(path)
+    file = parts[0]
     architecture = file.scalars.get("general.architecture")
     if architecture not in _ARCHITECTURES:
         raise CheckpointError(
             f"{path}: the GGUF architecture {reprlib.repr(architecture)} is not supported, "
             f"{' and '.join(_ARCHITECTURES)} are"
         )
-    if file.scalars.get("split.count", 1) not in (0, 1):
-        raise CheckpointError(f"{path}: {_SPLIT_MESSAGE}")
+    stored = [tensor for part in parts for tensor in part.tensors]
     try:
-        config, notices = _config(str(architecture), file)
+        config, notices = _config(str(architecture), file, {tensor.name: tensor.shape for tensor in stored})
     except (CheckpointError, ConfigError) as error:
         raise type(error)(f"{path}: {error}") from error
     tensors: dict[str, Tensor] = {}
-    for stored in file.tensors:
-        tensor = half_split(_tensor(path, stored), config)
+    for each in stored:
+        tensor = half_split(_tensor(path, each), config)
         if tensor.name in tensors:
             raise CheckpointError(f"{path}: {tensor.name!r} is stored twice")
         tensors[tensor.name] = tensor
@@ -80,16 +81,43 @@ def open_gguf(path: Path) -> Checkpoint:
     return Checkpoint(path, "gguf", config, tensors, vocabulary, notices + missing, file.scalars)
 
 
-_SPLIT_MESSAGE = "split GGUF files are not supported yet; merge them with `llama-gguf-split --merge`"
+def part_names(name: str) -> list[str]:
+    """The names of all parts of a split file, or the name itself.
+
+    >>> part_names("m-00002-of-00002.gguf")
+    ['m-00001-of-00002.gguf', 'm-00002-of-00002.gguf']
+    """
+    match = _PART.fullmatch(name)
+    if match is None:
+        return [name]
+    stem, _, count = match.groups()
+    return [f"{stem}-{part:05}-of-{count}.gguf" for part in range(1, int(count) + 1)]
 
 
-def refuse_split(name: str) -> None:
-    """Raise CheckpointError for the name of one part of several, `...-00001-of-00003.gguf`."""
-    if _SPLIT.search(name):
-        raise CheckpointError(f"{name}: {_SPLIT_MESSAGE}")
+def _parts(path: Path) -> tuple[Path, list[GGUFFile]]:
+    """The path of the first part, and all parts in their order; metadata (llama.cpp's `split.*`) must agree."""
+    names = part_names(path.name)
+    missing = [name for name in names if not (path.parent / name).exists()]
+    if missing or not names:
+        raise CheckpointError(f"{path}: parts of the split file are missing: {listing(missing or [path.name])}")
+    files = [read_gguf(path.parent / name) for name in names]
+    for index, file in enumerate(files):
+        place, count = file.scalars.get("split.no", 0), file.scalars.get("split.count", 1) or 1
+        if (place, count) != (index, len(files)):
+            raise CheckpointError(
+                f"{path.parent / names[index]}: its metadata say part {reprlib.repr(place)} (from 0) of "
+                f"{reprlib.repr(count)}, its name part {index} of {len(files)}; restore the names, as "
+                "-00001-of-00003.gguf"
+            )
+    total = sum(len(file.tensors) for file in files)
+    if len(files) > 1 and files[0].scalars.get("split.tensors.count", total) != total:
+        raise CheckpointError(f"{path}: its parts hold {total} tensors, not as many as split.tensors.count says")
+    return path.parent / names[0], files
 
 
-def _config(architecture: str, file: GGUFFile) -> tuple[MistralConfig, tuple[str, ...]]:
+def _config(
+    architecture: str, file: GGUFFile, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[MistralConfig, tuple[str, ...]]:
     own = {
         key.removeprefix(f"{architecture}."): value
         for key, value in file.scalars.items()
@@ -110,7 +138,6 @@ def _config(architecture: str, file: GGUFFile) -> tuple[MistralConfig, tuple[str
     for name in ("bos_token_id", "eos_token_id"):
         if f"tokenizer.ggml.{name}" in file.scalars:
             values[name] = file.scalars[f"tokenizer.ggml.{name}"]
-    shapes = {tensor.name: tensor.shape for tensor in file.tensors}
     if "token_embd.weight" in shapes:
         values["vocab_size"] = shapes["token_embd.weight"][0]
     window = own.get("attention.sliding_window", 0)

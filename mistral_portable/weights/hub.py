@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mistral_portable.errors import CheckpointError
+from mistral_portable.weights.gguf import part_names
 
 __all__ = ["Progress", "download"]
 
@@ -19,7 +20,7 @@ _NOT_NEEDED = ["*/*", "consolidated*", "adapter_*"]
 
 
 def download(repository: str, file: str | None, revision: str | None, progress: Progress | None) -> Path:
-    """The local path of a repository's HF checkpoint (a folder), or of its one `file`.
+    """The local path of a repository's HF checkpoint (a folder), or of its `file`, all parts of it if it is split.
 
     Complete files in the cache are not downloaded again, and without a network the cache is used. A connection that
     breaks is resumed; a download that is stopped starts its unfinished files anew. With `progress` None
@@ -34,7 +35,7 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
             snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=_HF_FILES if file is None else glob.escape(file),
+                allow_patterns=_HF_FILES if file is None else [glob.escape(part) for part in part_names(file)],
                 ignore_patterns=_NOT_NEEDED if file is None else None,
                 tqdm_class=None if progress is None else _reporter(file or repository, progress),
             )

@@ -4,17 +4,12 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-import numpy as np
-
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.weights.affine import BITS, GROUP_SIZES, AffineTensor
 from mistral_portable.weights.names import from_hf
 from mistral_portable.weights.source import DenseTensor, Tensor
 
-__all__ = ["PACKED", "affine_tensors"]
-
-PACKED: dict[str, tuple[str, type[np.generic]]] = {"U32": ("uint32", np.uint32)}
-"""As `source.DENSE`: how packed codes are stored."""
+__all__ = ["affine_tensors"]
 
 
 def affine_tensors(tensors: Mapping[str, Tensor], quantization: Mapping[str, Any], source: str) -> dict[str, Tensor]:
@@ -23,8 +18,6 @@ def affine_tensors(tensors: Mapping[str, Tensor], quantization: Mapping[str, Any
     `quantization`, of `config.json`, is `{"group_size": 64, "bits": 4}`; a module that differs has its own such
     object there, by its name. Raises ConfigError for what it cannot be, CheckpointError for shapes that do not fit.
     """
-    if not isinstance(quantization, Mapping):
-        raise ConfigError(f"{source}: quantization={reprlib.repr(quantization)} must be an object")
     own = {from_hf(f"{name}.weight"): value for name, value in quantization.items() if isinstance(value, Mapping)}
     made: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from mistral_portable.config import MistralConfig
 from mistral_portable.weights.source import Tensor
 
-__all__ = ["from_gguf", "from_hf", "half_split", "half_split_order"]
+__all__ = ["from_gguf", "from_hf", "from_raw", "half_split", "half_split_order", "interleaved", "to_gguf", "to_raw"]
 
 _GGUF = {
     "token_embd": "model.embed_tokens",
@@ -26,6 +26,26 @@ _GGUF_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_RAW = {
+    "tok_embeddings": "model.embed_tokens",
+    "norm": "model.norm",
+    "output": "lm_head",
+}
+_RAW_LAYER = {
+    "attention_norm": "input_layernorm",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "feed_forward.w2": "mlp.down_proj",
+}
+_TO_GGUF = {hf: gguf for gguf, hf in (_GGUF | _GGUF_LAYER).items()}
+_TO_RAW = {hf: raw for raw, hf in (_RAW | _RAW_LAYER).items()}
+_HF_LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.(.+)", re.ASCII)
+_RAW_LAYER_NAME = re.compile(r"layers\.(\d+)\.(.+)", re.ASCII)
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)", re.ASCII)
 
 
@@ -43,6 +63,31 @@ def from_gguf(name: str) -> str:
     return f"{_GGUF[module]}.{kind}" if module in _GGUF else name
 
 
+def from_raw(name: str) -> str:
+    """`layers.0.attention.wq.weight` -> `model.layers.0.self_attn.q_proj.weight`; an unknown name stays as it is."""
+    module, _, kind = name.rpartition(".")
+    if match := _RAW_LAYER_NAME.fullmatch(module):
+        index, module = match.groups()
+        return f"model.layers.{index}.{_RAW_LAYER[module]}.{kind}" if module in _RAW_LAYER else name
+    return f"{_RAW[module]}.{kind}" if module in _RAW else name
+
+
+def to_gguf(name: str) -> str:
+    """The inverse of `from_gguf` for the parameters of a decoder; KeyError for other names."""
+    module, _, kind = name.rpartition(".")
+    if match := _HF_LAYER_NAME.fullmatch(module):
+        return f"blk.{match[1]}.{_TO_GGUF[match[2]]}.{kind}"
+    return f"{_TO_GGUF[module]}.{kind}"
+
+
+def to_raw(name: str) -> str:
+    """The inverse of `from_raw` for the parameters of a decoder; KeyError for other names."""
+    module, _, kind = name.rpartition(".")
+    if match := _HF_LAYER_NAME.fullmatch(module):
+        return f"layers.{match[1]}.{_TO_RAW[match[2]]}.{kind}"
+    return f"{_TO_RAW[module]}.{kind}"
+
+
 def half_split_order(heads: int, head_dim: int) -> NDArray[np.intp]:
     """Row order that turns interleaved RoPE pairs into HF's half-split pairs, [heads * head_dim].
 
@@ -56,6 +101,17 @@ def half_split_order(heads: int, head_dim: int) -> NDArray[np.intp]:
 
 def half_split(tensor: Tensor, config: MistralConfig) -> Tensor:
     """Permute the rows of a q or k projection that is stored for interleaved RoPE; others pass through."""
+    order = _order(tensor, config)
+    return tensor if order is None else tensor.permute_rows(order)
+
+
+def interleaved(tensor: Tensor, config: MistralConfig) -> Tensor:
+    """The inverse of `half_split`: what raw and GGUF files store."""
+    order = _order(tensor, config)
+    return tensor if order is None else tensor.permute_rows(np.argsort(order))
+
+
+def _order(tensor: Tensor, config: MistralConfig) -> NDArray[np.intp] | None:
     for module, heads in (
         ("q_proj", config.num_attention_heads),
         ("k_proj", config.num_key_value_heads),
@@ -63,5 +119,5 @@ def half_split(tensor: Tensor, config: MistralConfig) -> Tensor:
         rows = heads * config.head_dim
         # A tensor of a wrong shape passes through too: `binding.check_tensors` names all of them.
         if tensor.name.endswith(f".self_attn.{module}.weight") and tensor.shape[:1] == (rows,):
-            return tensor.permute_rows(half_split_order(heads, config.head_dim))
-    return tensor
+            return half_split_order(heads, config.head_dim)
+    return None

@@ -8,8 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from mistral_portable.errors import CheckpointError
-from mistral_portable.weights.gguf import open_gguf, refuse_split
+from mistral_portable.weights.archive import is_tar, is_zip
+from mistral_portable.weights.gguf import open_gguf, part_names
 from mistral_portable.weights.quantize import quantized, require_quantizable
+from mistral_portable.weights.raw import is_consolidated, open_raw, open_raw_tar
 from mistral_portable.weights.safetensors import INDEX, open_safetensors, weight_files
 from mistral_portable.weights.source import Checkpoint, map_file
 
@@ -32,10 +34,12 @@ def open_checkpoint(
     Args:
         model: A path that exists, or else a name on the hub; one of
             - "tiny": the model embedded in this package (a folder of that name is "./tiny" or a Path);
-            - a folder with `config.json` and safetensors files, or with one GGUF file;
-            - a `.safetensors` file (its folder has the `config.json`) or a `.gguf` file;
+            - a folder with `config.json` and safetensors files, with `params.json` and `consolidated.*`, or with one
+              GGUF file, whole or split; of several of these, its `config.json` or `params.json`, or the file;
+            - a `.safetensors` or `consolidated.*` file (its folder has the config), a `.gguf` file, or a tar of a
+              folder with `params.json`;
             - "owner/name": a repository of the Hugging Face hub with HF safetensors;
-            - "owner/name:file.gguf": one GGUF file of a repository.
+            - "owner/name:file.gguf": one GGUF file of a repository (of split ones any part).
         revision: Branch, tag or commit of a hub repository; None is its main branch.
         quantize: A ggml type ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0") that float matrices get as they are read.
         progress: Called while downloading, with (file name or description, bytes done, bytes in total).
@@ -69,21 +73,30 @@ def _open(model: str | Path, revision: str | None, progress: Callable[[str, int,
     repository, file = match.groups()
     if file is None:
         return open_safetensors(download(repository, None, revision, progress))
-    refuse_split(file)
     return open_gguf(download(repository, file, revision, progress))
 
 
 def _open_local(path: Path) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path)
-    head = map_file(path)[:9]
-    if head[:4] == b"GGUF":
+    if path.name == "params.json":
+        return open_raw(path.parent)
+    if path.name == "config.json":
+        return open_safetensors(path.parent)
+    data = map_file(path)
+    if data[:4] == b"GGUF":
         return open_gguf(path)
-    if _is_raw(path.name):
-        raise CheckpointError(f"{path}: {_RAW_MESSAGE}")
-    if head[8:9] == b"{":  # safetensors: the size of a JSON header, then the header
-        return open_safetensors(path.parent, path)
-    raise CheckpointError(f"{path}: neither GGUF nor safetensors; other formats are not supported")
+    if is_zip(data):
+        return open_raw(path.parent, path)
+    if is_tar(data):
+        return open_raw_tar(path)
+    if data[8:9] == b"{":  # safetensors: the size of a JSON header, then the header
+        alone = (path.parent / "params.json").exists() and not (path.parent / "config.json").exists()
+        raw = is_consolidated(path.name) or alone
+        return open_raw(path.parent, path) if raw else open_safetensors(path.parent, path)
+    raise CheckpointError(
+        f"{path}: no GGUF, safetensors or torch file and no tar of one; other formats are not supported"
+    )
 
 
 def _open_folder(folder: Path) -> Checkpoint:
@@ -92,27 +105,18 @@ def _open_folder(folder: Path) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
     hf = [INDEX] if INDEX in names else [path.name for path in weight_files(folder)]
-    ggufs = [name for name in names if name.endswith(".gguf")]
-    if hf and not ggufs:
-        return open_safetensors(folder)
-    if len(ggufs) == 1 and not hf:
-        return open_gguf(folder / ggufs[0])
-    if ggufs:
-        refuse_split(ggufs[0])
+    raw = [name for name in names if is_consolidated(name)]
+    ggufs = sorted({part_names(name)[0] for name in names if name.endswith(".gguf") and part_names(name)})
+    kinds = [kind for kind in (hf, raw, *([name] for name in ggufs)) if kind]
+    if len(kinds) > 1:
         raise CheckpointError(
-            f"{folder}: several checkpoints: {', '.join([*hf, *ggufs])}; give the path of one GGUF file, "
-            "or move the GGUF files elsewhere"
+            f"{folder}: several checkpoints: {', '.join([*hf, *raw, *ggufs])}; give the path of one GGUF file, of "
+            "config.json for Hugging Face's weights, or of params.json for Mistral's own"
         )
-    if any(map(_is_raw, names)):
-        raise CheckpointError(f"{folder}: {_RAW_MESSAGE}")
-    raise CheckpointError(f"{folder}: holds no *.safetensors and no *.gguf file")
-
-
-_RAW_MESSAGE = (
-    "Mistral's own format (params.json and consolidated.*) is not supported yet; "
-    "use the HF (config.json and *.safetensors) or the GGUF version of the model"
-)
-
-
-def _is_raw(name: str) -> bool:
-    return name == "params.json" or name.startswith("consolidated")
+    if hf:
+        return open_safetensors(folder)
+    if raw:
+        return open_raw(folder)
+    if ggufs:
+        return open_gguf(folder / ggufs[0])
+    raise CheckpointError(f"{folder}: holds no *.safetensors, no consolidated.* and no *.gguf file")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.errors import InputError
+from mistral_portable.weights.joined import JoinedTensor
 from mistral_portable.weights.quant import BlockTensor
 from mistral_portable.weights.source import DenseTensor, Tensor, release
 
@@ -43,10 +44,12 @@ def quantized(tensors: Mapping[str, Tensor], type: str) -> Mapping[str, Tensor]:
     made: dict[str, Tensor] = {
         name: _QuantizedTensor(tensor.name, tensor.shape, kind, tensor)
         for name, tensor in tensors.items()
-        if isinstance(tensor, DenseTensor) and len(tensor.shape) == 2 and tensor.shape[1] % columns == 0
+        if isinstance(tensor, DenseTensor | JoinedTensor) and len(tensor.shape) == 2 and tensor.shape[1] % columns == 0
     }
     if not made:
-        stored = sorted({tensor.dtype for tensor in tensors.values() if not isinstance(tensor, DenseTensor)})
+        stored = sorted(
+            {tensor.dtype for tensor in tensors.values() if not isinstance(tensor, DenseTensor | JoinedTensor)}
+        )
         why = f"are quantized already ({', '.join(stored)})" if stored else f"have no multiple of {columns} columns"
         raise InputError(f"quantize={type!r} changes nothing: the model's matrices {why}; leave the option out")
     return {**tensors, **made}
@@ -56,23 +59,24 @@ def quantized(tensors: Mapping[str, Tensor], type: str) -> Mapping[str, Tensor]:
 class _QuantizedTensor(BlockTensor):
     """Blocks that are made of floats, anew at each call of `blocks`."""
 
-    floats: DenseTensor
+    floats: DenseTensor | JoinedTensor
 
     def blocks(self) -> NDArray[np.uint8]:
         """uint8 [rows, bytes_per_row], the caller's own."""
         from gguf.quants import quantize
 
         rows, columns = self.shape
+        floats = self.floats.joined() if isinstance(self.floats, JoinedTensor) else self.floats
         out = np.empty((rows, self.nbytes // rows), np.uint8)
         step = max(1, _SLICE // columns)
 
         def convert(begin: int) -> None:
             part = slice(begin, begin + step)
-            out[part] = quantize(self.floats.rows(part).numpy(), self.type)
+            out[part] = quantize(floats.rows(part).numpy(), self.type)
 
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(convert, range(0, rows, step)))  # a list, so that errors are raised here
-        release(self.floats.array)
+        release(floats.array)
         return out
 
     def permute_rows(self, order: NDArray[np.intp]) -> Self:

@@ -14,7 +14,10 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError
 from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
 
-__all__ = ["DENSE", "Checkpoint", "DenseTensor", "Tensor", "listing", "map_file", "release"]
+__all__ = ["DENSE", "FLOATS", "Buffer", "Checkpoint", "DenseTensor", "Tensor", "listing", "map_file", "release"]
+
+Buffer = mmap.mmap | memoryview
+"""A mapped file, or the part of one that is a member of an archive."""
 
 DENSE: dict[str, tuple[str, type[np.generic]]] = {
     "F32": ("float32", np.float32),
@@ -22,6 +25,9 @@ DENSE: dict[str, tuple[str, type[np.generic]]] = {
     "BF16": ("bfloat16", np.uint16),
 }
 """safetensors' and GGUF's name of a float type -> `Tensor.dtype` and what NumPy, which has no bfloat16, stores."""
+
+FLOATS = frozenset(name for name, _ in DENSE.values())
+"""`Tensor.dtype` of what is stored as plain floats."""
 
 
 class Tensor(Protocol):
@@ -37,7 +43,8 @@ class Tensor(Protocol):
 
     @property
     def dtype(self) -> str:
-        """As stored: "float32", "float16", "bfloat16", a ggml type in lower case ("q4_0", "q6_k"), "affine_4bit"."""
+        """As stored: "float32", "float16", "bfloat16", or packed: a ggml type in lower case ("q4_0", "q6_k"),
+        "affine_4bit", "awq_4bit", "gptq_3bit", "float8_e4m3"."""
 
     @property
     def nbytes(self) -> int:
@@ -95,9 +102,9 @@ class Checkpoint:
     """An opened checkpoint. Opening maps the files and reads their headers only, whatever their size."""
 
     path: Path
-    """The folder (safetensors) or the file (GGUF)."""
+    """The folder (safetensors, raw) or the file (GGUF, of several the first; a tar of raw weights)."""
     format: str
-    """"safetensors" or "gguf"."""
+    """"safetensors", "gguf" or "raw"."""
     config: MistralConfig
     tensors: Mapping[str, Tensor]
     """By HF canonical name, q and k rows in HF's half-split RoPE layout; not yet compared with the config."""

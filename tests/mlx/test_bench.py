@@ -34,7 +34,7 @@ def test_mlx_lm_is_measured_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None
         OURS: Setup(None, TINY, "mlx", None, 1, "q4_0"),
         "mlx-lm": Setup("mlx-lm", TINY, "mlx", None, 1, "q4_0"),
     }
-    result = compare(setups, [parse("prefill:5", 1), parse("decode:3", 2)], process=False, repeats=1, memory=True)
+    result = compare(setups, [parse("prefill:5", 1), parse("decode:3", 2)], ["memory"], 1)
     assert [row["name"] for row in result["rows"]] == ["prefill:5", "decode:3", "peak memory"]
     for row in result["rows"]:
         assert set(row["figures"]) == set(setups)

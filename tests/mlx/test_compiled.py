@@ -1,5 +1,6 @@
 """Decoding steps are compiled, once for a shape, whatever the tokens, positions and lengths; right, and in place."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import mlx.core as mx
@@ -13,8 +14,8 @@ from mlx_sessions import CONFIG, Session, text
 import mistral_portable as mp
 from mistral_portable.cache import Chunk
 from mistral_portable.config import MistralConfig
-from mistral_portable.errors import InputError
-from mistral_portable.executor import ExecutorOptions, GreedyProgram
+from mistral_portable.errors import CacheError, InputError
+from mistral_portable.executor import ExecutorOptions, GreedyProgram, GreedyStep
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.sampling import Sampler, SamplingParams
@@ -164,3 +165,21 @@ def test_tiny_writes_the_reference_s_story(quantize: str | None) -> None:
     )
     assert len(expected.tokens) > 2 * 64  # two windows
     assert found.tokens == expected.tokens
+
+
+def test_a_token_that_is_there_comes_before_the_want_of_memory_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with mp.load("tiny", backend="mlx", dtype="float32") as model:
+        expected = model.generate("Once upon a time", max_tokens=5, temperature=0).tokens
+        begin, begun = model.begin_greedy, []
+
+        def begin_five(chunks: Sequence[Chunk], after: GreedyStep | None = None) -> GreedyStep:
+            begun.append(chunks)
+            if len(begun) > 5:
+                raise CacheError("the cache does not fit")
+            return begin(chunks, after)
+
+        monkeypatch.setattr(model, "begin_greedy", begin_five)
+        stream = model.stream("Once upon a time", max_tokens=20, temperature=0)
+        with pytest.raises(CacheError, match="does not fit"):
+            list(stream)
+        assert stream.generation.tokens == expected

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mistral_portable_mlx import BACKEND
 from mistral_portable_mlx.cache import room
+from mistral_portable_mlx.matrices import stored_dtype
+from mistral_portable_mlx.memory import Memory
 from mlx_sessions import CONFIG, Session, text
 from weights.files import random_blocks
 
@@ -24,7 +26,7 @@ from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states, select_rows
 from mistral_portable.testing import Case, Feed, Scenario, check, random_weights
-from mistral_portable.weights import QuantTensor, Tensor
+from mistral_portable.weights import DenseTensor, JoinedTensor, QuantTensor, Tensor
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 WIDE = CONFIG.with_window(2000)
@@ -217,8 +219,9 @@ def test_a_closed_program_says_so() -> None:
 def test_a_process_ends_as_it_should(end: str) -> None:
     """MLX has threads of its own, which must not be in the way when the interpreter ends."""
     script = f"""
-import threading
+import signal, threading
 import mistral_portable as mp
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored, and so its children
 model = mp.load("tiny", backend="mlx")
 worker = threading.Thread(target=model.generate, args=("Once",), kwargs={{"max_tokens": 3}})
 worker.start()
@@ -295,3 +298,21 @@ def test_widened_types_are_noticed() -> None:
     graph = select_rows(build(K_CONFIG), "logits")
     with pytest.warns(UserWarning, match=r"9 matrices \(9 in q6_k\) are kept in float32"):
         BACKEND.prepare(graph, k_weights(K_CONFIG, "q6_k"), spec, ExecutorOptions("float32")).close()
+
+
+def test_it_is_said_if_weights_cannot_stay_resident(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before macOS 15."""
+
+    def refuse(limit: int) -> int:
+        raise RuntimeError("setting the wired limit needs macOS 15")
+
+    monkeypatch.setattr(mx, "set_wired_limit", refuse)
+    with pytest.warns(UserWarning, match="weights are not wired.*macOS 15"):
+        Memory(2**30, "Metal").configure()
+
+
+def test_pieces_of_bfloat16_are_run_in_bfloat16_and_blocks_in_float16() -> None:
+    piece = DenseTensor("w", "bfloat16", np.zeros((2, 32), np.uint16))
+    blocks = QuantTensor("w", (2, 32), GGMLQuantizationType.Q8_0, np.zeros((2, 34), np.uint8))
+    assert stored_dtype([JoinedTensor("w", (piece, piece), 0), blocks]) == "bfloat16"
+    assert stored_dtype([blocks, blocks, piece]) == "float16"

@@ -37,7 +37,7 @@ RUN: dict[str, Any] = {
 
 def test_engines_alternate_in_their_own_processes() -> None:
     setups = {OURS: TINY, "again": TINY}
-    result = compare(setups, [parse("prefill:4", 1), parse("decode:99999", 1)], process=True, repeats=2)
+    result = compare(setups, [parse("prefill:4", 1), parse("decode:99999", 1)], ["process"], 2)
     seconds, memory, prefill, skipped = result["rows"]
     assert (seconds["unit"], memory["unit"], prefill["unit"]) == ("s", "GB", "tokens/s")
     for row in (seconds, memory, prefill):

@@ -120,7 +120,9 @@ class ParallelBackend:
 
 @pytest.mark.parametrize("quantization", [None, "q4_0"])
 @settings(max_examples=12)
-@given(data=st.data(), size=st.sampled_from([2, 3]), dtype=st.sampled_from(["float32", "bfloat16"]), seed=st.integers(0))
+@given(
+    data=st.data(), size=st.sampled_from([2, 3]), dtype=st.sampled_from(["float32", "bfloat16"]), seed=st.integers(0)
+)
 def test_shards_give_what_one_process_gives(
     quantization: str | None, data: st.DataObject, size: int, dtype: str, seed: int
 ) -> None:
@@ -132,7 +134,9 @@ def test_shards_give_what_one_process_gives(
         num_key_value_heads=size * config.num_key_value_heads,
         intermediate_size=size * config.intermediate_size,
     )
-    drawn = data.draw(scenarios(config.vocab_size, sequences=2, rollback=True, rows=True, swap=data.draw(st.booleans())))
+    drawn = data.draw(
+        scenarios(config.vocab_size, sequences=2, rollback=True, rows=True, swap=data.draw(st.booleans()))
+    )
     graph = select_rows(build(config), "logits")
     case = Case("shards", config, graph, random_weights(graph, seed % 2**31, quantization), drawn)
     result = check(case, ParallelBackend(size), ExecutorOptions(dtype))

@@ -95,6 +95,30 @@ def test_memory_that_runs_out_in_a_step_is_one_line(monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(session.feed(lane, [1]), _alone(5))
 
 
+def test_steps_are_recorded_anew_where_memory_ran_out_while_pools_grew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some layers' pools have moved by then, and a recorded step knows where they were."""
+    record = Repeated()
+    session = Session(WIDE, PagedBackend(page=64, record=record), max_context=9000, max_chunk=500)
+    first, _ = session.begin(text(5))
+    session.decode(first, 3)
+    assert record.records == 1
+    new_zeros, made = torch.Tensor.new_zeros, []
+
+    def twice(like: torch.Tensor, *sizes: int) -> torch.Tensor:
+        made.append(sizes)
+        if len(made) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return new_zeros(like, *sizes)
+
+    second = session.manager.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_zeros", twice)
+        with pytest.raises(CacheError, match="does not fit"):
+            session.feed(second, text(400))
+    session.decode(first, 3)
+    assert record.records == 2
+
+
 def _alone(count: int) -> Any:
     session = Session()
     lane, _ = session.begin(text(count))

@@ -3,6 +3,7 @@
 tensors = random_tensors(config, rng)                        # float32, HF names
 write_hf(folder, config, tensors, shards=2, dtype="bfloat16")
 write_gguf(path, config, tensors, quantization="Q8_0")
+write_raw(folder, config, tensors, form="pth", pieces=2)     # params.json, consolidated.00.pth and .01.pth
 
 tensors = random_tensors(config, rng, quantization="Q4_K")   # matrices are packed blocks, uint8
 write_gguf(path, config, tensors, quantization="Q4_K")       # rows must be whole blocks: 256 weights
@@ -27,10 +28,13 @@ __all__ = [
     "bfloat16",
     "random_blocks",
     "random_tensors",
+    "raw_params",
+    "raw_tensors",
     "shapes",
     "small_config",
     "write_gguf",
     "write_hf",
+    "write_raw",
     "write_safetensors",
 ]
 
@@ -142,6 +146,92 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
+_RAW_NAMES = {
+    "input_layernorm": "attention_norm",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+}
+
+
+def raw_tensors(config: MistralConfig, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The tensors under Mistral's own names, q and k rows in the interleaved RoPE layout."""
+    return {_raw_name(name): _interleaved(name, tensor, config) for name, tensor in tensors.items()}
+
+
+def raw_params(config: MistralConfig) -> dict[str, Any]:
+    """What `params.json` holds; the window only where there is one, as in Mistral's own files."""
+    params: dict[str, Any] = {
+        "dim": config.hidden_size,
+        "n_layers": config.num_hidden_layers,
+        "head_dim": config.head_dim,
+        "hidden_dim": config.intermediate_size,
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.num_key_value_heads,
+        "norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "vocab_size": config.vocab_size,
+    }
+    if config.sliding_window is not None:
+        window = config.sliding_window
+        params["sliding_window"] = list(window) if isinstance(window, tuple) else window
+    return params
+
+
+def write_raw(
+    folder: Path,
+    config: MistralConfig,
+    tensors: Mapping[str, NDArray[np.float32]],
+    form: str = "safetensors",
+    dtype: str = "float32",
+    pieces: int = 1,
+) -> None:
+    """Write `params.json` and `consolidated.safetensors`, or `consolidated.NN.pth` with a piece of each tensor.
+
+    Pieces are those of a model-parallel checkpoint: outputs of a linear layer are divided, but the inputs of wo and
+    w2, and the columns of the embedding table; every file has all norms.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "params.json").write_text(json.dumps(raw_params(config)))
+    raw = raw_tensors(config, tensors)
+    if form == "safetensors":
+        stored = {name: bfloat16(t) if dtype == "bfloat16" else t.astype(dtype) for name, t in raw.items()}
+        write_safetensors(folder / "consolidated.safetensors", stored)
+        return
+    import torch
+
+    for piece in range(pieces):
+        state = {}
+        for name, tensor in raw.items():
+            part = tensor
+            if tensor.ndim == 2:
+                columns = name.split(".")[-2] in ("wo", "w2", "tok_embeddings")
+                part = np.split(tensor, pieces, axis=int(columns))[piece]
+            state[name] = torch.tensor(part).to(getattr(torch, dtype))
+        torch.save(state, folder / f"consolidated.{piece:02}.pth")
+
+
+def _raw_name(name: str) -> str:
+    """The inverse of `names.from_raw`, written apart so that a mistake in one shows."""
+    if name.startswith("model.layers."):
+        _, _, index, module = name.removesuffix(".weight").split(".", 3)
+        return f"layers.{index}.{_RAW_NAMES[module]}.weight"
+    top = {"model.embed_tokens.weight": "tok_embeddings.weight", "lm_head.weight": "output.weight"}
+    return top.get(name, name.removeprefix("model."))
+
+
+def _interleaved(name: str, tensor: NDArray[Any], config: MistralConfig) -> NDArray[Any]:
+    for projection, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+        if name.endswith(f"{projection}.weight"):
+            return tensor[np.argsort(half_split_order(heads, config.head_dim))]
+    return tensor
+
+
 def write_gguf(
     path: Path,
     config: MistralConfig,
@@ -150,6 +240,7 @@ def write_gguf(
     vocabulary: GGUFVocabulary | None = None,
     architecture: str = "llama",
     metadata: Mapping[str, Any] | None = None,
+    split_max_tensors: int = 0,
 ) -> None:
     """Write one GGUF file as llama.cpp's conversion does, q and k rows in the interleaved RoPE layout.
 
@@ -163,6 +254,7 @@ def write_gguf(
         vocabulary: Written to `tokenizer.*`.
         architecture: `general.architecture` and the prefix of its keys.
         metadata: More keys; they replace those written by default, and None removes one.
+        split_max_tensors: If above 0, the file is split so.
     """
     keys: dict[str, Any] = {
         f"{architecture}.block_count": config.num_hidden_layers,
@@ -182,17 +274,14 @@ def write_gguf(
         keys[f"{architecture}.attention.sliding_window"] = config.sliding_window
     if vocabulary is not None:
         keys |= _vocabulary(vocabulary)
-    writer = GGUFWriter(path, architecture)
+    writer = GGUFWriter(path, architecture, split_max_tensors=split_max_tensors)
     for key, value in (keys | dict(metadata or {})).items():
         if value is not None:
             _add(writer, key, value)
     for name, tensor in tensors.items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        if name.endswith("q_proj.weight"):
-            tensor = tensor[np.argsort(half_split_order(config.num_attention_heads, config.head_dim))]
-        if name.endswith("k_proj.weight"):
-            tensor = tensor[np.argsort(half_split_order(config.num_key_value_heads, config.head_dim))]
+        tensor = _interleaved(name, tensor, config)
         kind = GGMLQuantizationType["F32" if tensor.ndim == 1 else quantization]
         packed = tensor if tensor.dtype == np.uint8 else quants.quantize(tensor, kind)
         writer.add_tensor(_gguf_name(name), np.ascontiguousarray(packed), raw_dtype=kind)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -12,9 +13,12 @@ import gguf.quants  # noqa: F401  # imported before memory is measured, as is sa
 import numpy as np
 import pytest
 import safetensors.numpy  # noqa: F401
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from weights.files import random_tensors, small_config, write_gguf, write_hf
+from weights import test_awq, test_fp8, test_gptq
+from weights.damage import NUMBERS, Damage, damage
+from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
+from weights.packed_files import write_packed
 
 from mistral_portable.binding import check_tensors
 from mistral_portable.errors import MistralPortableError
@@ -39,44 +43,6 @@ VOCABULARY = GGUFVocabulary(
     add_space_prefix=True,
     chat_template=None,
 )
-
-# Small numbers, signs and powers of two that overflow counts, offsets and products of them.
-_NUMBERS = st.sampled_from(
-    [0, 1, 2, 31, 33, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
-)
-_BYTES = st.binary(min_size=1, max_size=9) | _NUMBERS.map(lambda n: n.to_bytes(8, "little"))
-_PLACE = st.floats(0, 1)  # of the header or the file
-
-Damage = Callable[[bytes], bytes]
-
-
-def _damage(header: int) -> st.SearchStrategy[list[Damage]]:
-    """Edits of a file whose header has about this many bytes: most of them there, some anywhere."""
-
-    def at(place: float, everywhere: bool, data: bytes) -> int:
-        return int(place * (len(data) if everywhere else min(header, len(data))))
-
-    def overwrite(place: float, everywhere: bool, new: bytes) -> Damage:
-        return lambda data: data[: at(place, everywhere, data)] + new + data[at(place, everywhere, data) + len(new) :]
-
-    def insert(place: float, everywhere: bool, new: bytes) -> Damage:
-        return lambda data: data[: at(place, everywhere, data)] + new + data[at(place, everywhere, data) :]
-
-    def delete(place: float, everywhere: bool, new: bytes) -> Damage:
-        return lambda data: data[: at(place, everywhere, data)] + data[at(place, everywhere, data) + len(new) :]
-
-    def truncate(place: float, everywhere: bool, new: bytes) -> Damage:
-        return lambda data: data[: at(place, everywhere, data)]
-
-    def duplicate(place: float, everywhere: bool, new: bytes) -> Damage:
-        return lambda data: data + data[at(place, everywhere, data) :]
-
-    edit = st.sampled_from([overwrite, overwrite, insert, delete, truncate, duplicate])
-    return st.lists(
-        st.tuples(edit, _PLACE, st.sampled_from([False, False, True]), _BYTES).map(lambda e: e[0](*e[1:])),
-        min_size=1,
-        max_size=4,
-    )
 
 
 def _opens_or_explains(path: Path) -> None:
@@ -140,14 +106,14 @@ def test_the_undamaged_files_open(hf: Path, gguf_file: Path) -> None:
     assert open_checkpoint(hf).tensors.keys() == open_checkpoint(gguf_file).tensors.keys()
 
 
-@given(damage=_damage(header=700), file=st.sampled_from(["model-00001-of-00002.safetensors", "config.json"]))
+@given(damage=damage(header=700), file=st.sampled_from(["model-00001-of-00002.safetensors", "config.json"]))
 def test_damaged_hf_files(fresh_hf: Callable[[], Path], damage: list[Damage], file: str) -> None:
     folder = fresh_hf()
     _apply(folder / file, damage)
     _opens_or_explains(folder)
 
 
-@given(damage=_damage(header=2200))
+@given(damage=damage(header=2200))
 def test_damaged_gguf_files(gguf_file: Path, scratch: Path, damage: list[Damage]) -> None:
     path = scratch / "damaged.gguf"
     shutil.copyfile(gguf_file, path)
@@ -155,8 +121,97 @@ def test_damaged_gguf_files(gguf_file: Path, scratch: Path, damage: list[Damage]
     _opens_or_explains(path)
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of each of the other formats: what to damage, in a folder with what it needs."""
+    folder, tensors = tmp_path_factory.mktemp("others"), random_tensors(CONFIG, np.random.default_rng(0))
+    write_raw(folder / "raw", CONFIG, tensors, dtype="bfloat16")
+    write_raw(folder / "torch", CONFIG, tensors, "pth", pieces=2)
+    write_gguf(folder / "split.gguf", CONFIG, tensors, "Q4_0", VOCABULARY, split_max_tensors=6)
+    (folder / "split").mkdir()
+    for part in folder.glob("split-*.gguf"):
+        part.rename(folder / "split" / part.name)
+    (folder / "tar").mkdir()
+    with tarfile.open(folder / "tar" / "m.tar", "w") as archive:
+        archive.add(folder / "torch", "m")
+    write_packed(folder / "awq", CONFIG, AWQ, test_awq.Packer(16))
+    write_packed(folder / "gptq", CONFIG, GPTQ, test_gptq.Packer(4, 16, True, True, 1))
+    write_packed(folder / "fp8", CONFIG, FP8, test_fp8.Packer("blocks", (16, 16)))
+    return {
+        "raw": folder / "raw" / "consolidated.safetensors",
+        "params": folder / "raw" / "params.json",
+        "torch": folder / "torch" / "consolidated.01.pth",
+        "split": folder / "split" / "split-00002-of-00002.gguf",
+        "tar": folder / "tar" / "m.tar",
+        **{kind: folder / kind / "model.safetensors" for kind in ("awq", "gptq", "fp8")},
+    }
+
+
+AWQ = test_awq.HOW | {"group_size": 16}
+GPTQ = test_gptq.HOW | {"group_size": 16}
+FP8 = test_fp8.HOW | {"weight_block_size": [16, 16]}
+KINDS = ["raw", "params", "torch", "split", "tar", "awq", "gptq", "fp8"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_other_formats_open_undamaged(others: dict[str, Path], kind: str) -> None:
+    checkpoint = open_checkpoint(others[kind] if kind == "tar" else others[kind].parent)
+    check_tensors(build(checkpoint.config), checkpoint.tensors, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25)
+@given(damage=damage(header=1500))
+def test_damaged_files_of_the_other_formats(
+    others: dict[str, Path], scratch: Path, kind: str, damage: list[Damage]
+) -> None:
+    shutil.rmtree(scratch / kind, ignore_errors=True)
+    folder = Path(shutil.copytree(others[kind].parent, scratch / kind))
+    _apply(folder / others[kind].name, damage)
+    _opens_or_explains(folder / others[kind].name if kind == "tar" else folder)
+
+
+@given(damage=damage(header=3000))
+def test_damaged_directories_of_torch_files(others: dict[str, Path], scratch: Path, damage: list[Damage]) -> None:
+    """The pickle, which lies first, stays; the zip's directory, which lies last, does not."""
+    folder = scratch / "directory"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(others["torch"].parent, folder)
+    path = folder / others["torch"].name
+    data = path.read_bytes()
+    at = data.index(b"PK\x01\x02")
+    end = data[at:]
+    for edit in damage:
+        end = edit(end)
+    path.write_bytes(data[:at] + end)
+    _opens_or_explains(folder)
+
+
+@given(
+    values=st.dictionaries(
+        st.sampled_from(
+            ["bits", "group_size", "version", "weight_block_size", "quant_method", "checkpoint_format", "dynamic"]
+        ),
+        st.deferred(lambda: _JSON),
+        min_size=1,
+    )
+)
+@pytest.mark.parametrize("kind", ["awq", "gptq", "fp8"])
+@settings(max_examples=15)
+def test_any_json_in_the_quantization_config(
+    others: dict[str, Path], scratch: Path, kind: str, values: dict[str, Any]
+) -> None:
+    folder = scratch / "json"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(others[kind].parent, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= values
+    (folder / "config.json").write_text(json.dumps(config))
+    _opens_or_explains(folder)
+
+
 _JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | _NUMBERS | st.integers(-2, 64),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | NUMBERS | st.integers(-2, 64),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )

@@ -236,12 +236,42 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "m.gguf")
 
 
-def test_split_files_are_refused_by_name_and_by_metadata(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "m-00001-of-00002.gguf", CONFIG, TENSORS)
-    write_gguf(tmp_path / "renamed.gguf", CONFIG, TENSORS, metadata={"split.count": 2})
-    for name in ("m-00001-of-00002.gguf", "renamed.gguf"):
-        with pytest.raises(CheckpointError, match="split GGUF"):
-            open_checkpoint(tmp_path / name)
+def split(path: Path, parts: int) -> list[Path]:
+    """Write a split file with gguf's own splitter; returns the parts."""
+    write_gguf(path, CONFIG, TENSORS, split_max_tensors=-(-len(TENSORS) // parts))
+    return sorted(path.parent.glob(f"{path.stem}-*.gguf"))
+
+
+@pytest.mark.parametrize("given", [0, 1, 2, None], ids=["first", "middle", "last", "folder"])
+def test_split_files_are_one_model(tmp_path: Path, given: int | None) -> None:
+    parts = split(tmp_path / "m.gguf", 3)
+    assert len(parts) == 3
+    checkpoint = open_checkpoint(tmp_path if given is None else parts[given])
+    assert (checkpoint.path, checkpoint.config) == (parts[0], CONFIG)
+    assert checkpoint.tensors.keys() == TENSORS.keys()
+    for name, values in TENSORS.items():
+        assert np.array_equal(checkpoint.tensors[name].numpy(), values), name
+
+
+def test_parts_of_split_files_that_are_missing_or_swapped_are_named(tmp_path: Path) -> None:
+    parts = split(tmp_path / "m.gguf", 3)
+    parts[1].rename(tmp_path / "spare")
+    with pytest.raises(CheckpointError, match=r"are missing: m-00002-of-00003\.gguf"):
+        open_checkpoint(parts[0])
+    (tmp_path / "spare").rename(tmp_path / "renamed.gguf")
+    with pytest.raises(CheckpointError, match=r"renamed\.gguf: its metadata say part 1 .* of 3"):
+        open_checkpoint(tmp_path / "renamed.gguf")
+    (tmp_path / "renamed.gguf").rename(parts[1])
+    parts[2].write_bytes(parts[1].read_bytes())
+    with pytest.raises(CheckpointError, match=r"m-00003-of-00003\.gguf: its metadata say part 1"):
+        open_checkpoint(parts[0])
+
+
+@pytest.mark.parametrize("name", ["m-00000-of-00000.gguf", "m-00002-of-00001.gguf", "m-99999-of-99999.gguf"])
+def test_numbers_of_parts_that_lie(tmp_path: Path, name: str) -> None:
+    write_gguf(tmp_path / name, CONFIG, TENSORS)
+    with pytest.raises(CheckpointError, match=r"parts of the split file are missing|its metadata say"):
+        open_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize(("kind", "row"), [("F64", 8), ("I32", 4), ("TQ1_0", 54), ("IQ2_XXS", 66)])

@@ -64,12 +64,15 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
     tensors = random_tensors(config, np.random.default_rng(0))
     write_hf(folder / "hf", config, tensors, shards=2)
     write_gguf(folder / "model.gguf", config, tensors)
+    write_gguf(folder / "m.gguf", config, tensors, split_max_tensors=len(tensors) // 2 + 1)
+    parts = {f"Q8/{path.name}": path.read_bytes() for path in folder.glob("m-*.gguf")}
     hf = {path.name: path.read_bytes() for path in (folder / "hf").iterdir()}
     gguf = (folder / "model.gguf").read_bytes()
     unwanted = dict.fromkeys(["pytorch_model.bin", "consolidated.safetensors", "onnx/model.safetensors"], b"unwanted")
     return {
         "some/hf": hf | unwanted | {"tokenizer.model.v3": b"v3", "tokenizer.model": b"v1", "README.md": b"read me"},
         "some/gguf": {"a.Q8_0.gguf": gguf, "b[1].gguf": gguf, "README.md": b"read me"},
+        "some/split": {**parts, "Q4/m-00001-of-00002.gguf": b"unwanted"},
         "some/pickles": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
         "some/nothing": {"README.md": b"read me"},
         "some/secret": {},
@@ -137,6 +140,14 @@ def test_one_gguf_file_of_a_repository(hub: Hub, tmp_path: Path, repositories: d
     assert downloads(hub) == ["a.Q8_0.gguf"]  # the other has the same content, and is linked
 
 
+def test_all_parts_of_a_split_gguf_file(hub: Hub, tmp_path: Path) -> None:
+    whole, split = open_all(["some/gguf:a.Q8_0.gguf", "some/split:Q8/m-00002-of-00002.gguf"], tmp_path, hub.url)
+    assert Path(split["path"]).name == "m-00001-of-00002.gguf"
+    assert split["sum"] == whole["sum"]
+    parts = ["Q8/m-00001-of-00002.gguf", "Q8/m-00002-of-00002.gguf"]
+    assert [name for name in downloads(hub) if "split" in name or "of" in name] == parts
+
+
 def test_errors_say_what_to_do(hub: Hub, tmp_path: Path) -> None:
     expected = {
         "some/missing": "no such file or folder, and no such repository on the hub",
@@ -146,7 +157,7 @@ def test_errors_say_what_to_do(hub: Hub, tmp_path: Path) -> None:
         "some/gguf:c.gguf": "no c.gguf; name a file: some/gguf:a.Q8_0.gguf, some/gguf:b[1].gguf",
         "some/nothing": "no config.json and *.safetensors, and no GGUF file either",
         "some/pickles": "no config.json and *.safetensors, and no GGUF file either",
-        "some/gguf:m-00001-of-00002.gguf": "split GGUF",
+        "some/gguf:m-00001-of-00002.gguf": "no m-00001-of-00002.gguf; name a file: some/gguf:a.Q8_0.gguf",
         "no--way/x": "the download failed",
     }
     answers = open_all(list(expected), tmp_path, hub.url)

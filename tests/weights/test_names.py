@@ -7,39 +7,42 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from weights.files import shapes, small_config
 
-from mistral_portable.weights.names import from_gguf, from_hf, half_split_order
+from mistral_portable.weights.names import from_gguf, from_hf, from_raw, half_split_order, to_gguf, to_raw
 
-LAYER = {  # HF: GGUF
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+LAYER = {  # HF: GGUF, raw
+    "input_layernorm": ("attn_norm", "attention_norm"),
+    "self_attn.q_proj": ("attn_q", "attention.wq"),
+    "self_attn.k_proj": ("attn_k", "attention.wk"),
+    "self_attn.v_proj": ("attn_v", "attention.wv"),
+    "self_attn.o_proj": ("attn_output", "attention.wo"),
+    "post_attention_layernorm": ("ffn_norm", "ffn_norm"),
+    "mlp.gate_proj": ("ffn_gate", "feed_forward.w1"),
+    "mlp.up_proj": ("ffn_up", "feed_forward.w3"),
+    "mlp.down_proj": ("ffn_down", "feed_forward.w2"),
 }
 TOP = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
+    "model.embed_tokens": ("token_embd", "tok_embeddings"),
+    "model.norm": ("output_norm", "norm"),
+    "lm_head": ("output", "output"),
 }
 
 
 def test_every_parameter_has_a_name_in_every_format() -> None:
-    names = {f"{hf}.weight": f"{gguf}.weight" for hf, gguf in TOP.items()}
-    for hf, gguf in LAYER.items():
-        names[f"model.layers.1.{hf}.weight"] = f"blk.1.{gguf}.weight"
+    names = {f"{hf}.weight": (f"{gguf}.weight", f"{raw}.weight") for hf, (gguf, raw) in TOP.items()}
+    for hf, (gguf, raw) in LAYER.items():
+        names[f"model.layers.1.{hf}.weight"] = f"blk.1.{gguf}.weight", f"layers.1.{raw}.weight"
     assert set(names) == {name for name in shapes(small_config()) if ".layers.0." not in name}
-    for hf, gguf in names.items():
-        assert from_gguf(gguf) == hf
+    for hf, (gguf, raw) in names.items():
+        assert (from_gguf(gguf), to_gguf(hf)) == (hf, gguf)
+        assert (from_raw(raw), to_raw(hf)) == (hf, raw)
         assert from_hf(hf) == from_hf(hf.removeprefix("model.")) == hf
 
 
-@pytest.mark.parametrize("name", ["score.weight", "rope_freqs.weight", "blk.0.attn_rot.weight", "blk.x.attn_q.weight"])
+@pytest.mark.parametrize(
+    "name", ["score.weight", "rope_freqs.weight", "blk.0.attn_rot.weight", "blk.x.attn_q.weight", "vision_encoder.w"]
+)
 def test_unknown_names_stay_as_they_are(name: str) -> None:
-    assert from_gguf(name) == from_hf(name) == name
+    assert from_gguf(name) == from_hf(name) == from_raw(name) == name
 
 
 def test_half_split_order_of_one_head() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
-from weights.files import random_tensors, shapes, small_config, write_gguf, write_hf
+from weights.files import random_tensors, shapes, small_config, write_gguf, write_hf, write_raw
 
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError
@@ -58,20 +58,30 @@ def test_ambiguous_folders_are_refused_with_the_list(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_a_folder_of_split_gguf_files(tmp_path: Path) -> None:
-    for part in (1, 2):
-        write_gguf(tmp_path / f"m-0000{part}-of-00002.gguf", CONFIG, TENSORS)
-    with pytest.raises(CheckpointError, match="split GGUF"):
+def test_hugging_face_s_and_mistral_s_own_weights_in_one_folder(tmp_path: Path) -> None:
+    write_hf(tmp_path, CONFIG, TENSORS)
+    other = small_config(rope_theta=1e6)
+    write_raw(tmp_path, other, TENSORS)
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors, consolidated\.safetensors; .*config\.json .*params"
+    ):
         open_checkpoint(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        opened = open_checkpoint(tmp_path / name)
+        assert (opened.format, opened.config.rope_theta) == ("safetensors", CONFIG.rope_theta)
+    for name in ("params.json", "consolidated.safetensors"):
+        opened = open_checkpoint(tmp_path / name)
+        assert (opened.format, opened.config.rope_theta) == ("raw", 1e6)
 
 
 @pytest.mark.parametrize(
     ("files", "named"),
     [
-        ([], r"no \*\.safetensors and no \*\.gguf"),
-        (["pytorch_model.bin"], r"no \*\.safetensors and no \*\.gguf"),
-        (["params.json", "consolidated.00.pth"], "not supported yet; use the HF"),
-        (["consolidated.safetensors"], "not supported yet; use the HF"),
+        ([], r"no \*\.safetensors, no consolidated\.\* and no \*\.gguf"),
+        (["pytorch_model.bin"], r"no \*\.safetensors, no consolidated\.\* and no \*\.gguf"),
+        (["params.json"], r"no \*\.safetensors, no consolidated\.\* and no \*\.gguf"),
+        (["consolidated.00.pth"], r"params\.json: missing"),
+        (["consolidated.safetensors"], r"params\.json: missing"),
         (["config.json", "model.safetensors.index.json"], r"index\.json: cannot be read"),
         (["model.safetensors"], r"config\.json: missing"),
     ],
@@ -89,8 +99,10 @@ def test_folders_without_a_model(tmp_path: Path, files: list[str], named: str) -
     ("name", "content", "named"),
     [
         ("empty", b"", "cannot be read"),
-        ("model.bin", b"PK\x03\x04 a pickle", "neither GGUF nor safetensors"),
-        ("consolidated.00.pth", b"PK\x03\x04", "not supported yet; use the HF"),
+        ("model.bin", b"\x80\x02 a pickle", "no GGUF, safetensors or torch file"),
+        ("model.bin", b"PK\x03\x04 a zip", r"params\.json: missing"),
+        ("consolidated.00.pth", b"PK\x03\x04", r"params\.json: missing"),
+        ("m.tar.gz", b"\x1f\x8b", "no GGUF, safetensors or torch file"),
     ],
 )
 def test_files_that_are_no_model(tmp_path: Path, name: str, content: bytes, named: str) -> None:

@@ -64,13 +64,6 @@ def test_heads_and_other_tensors_are_kept(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path).tensors["score.bias"].numpy().tolist() == [1, 1, 1]
 
 
-def test_mistrals_own_weights_beside_the_hf_ones_are_left_alone(tmp_path: Path) -> None:
-    write_hf(tmp_path, CONFIG, TENSORS)
-    (tmp_path / "consolidated.safetensors").write_bytes(b"")
-    (tmp_path / "params.json").write_text("{}")
-    assert open_checkpoint(tmp_path).tensors.keys() == TENSORS.keys()
-
-
 def test_shards_without_an_index(tmp_path: Path) -> None:
     write_hf(tmp_path, CONFIG, TENSORS, shards=2)
     (tmp_path / INDEX).unlink()
@@ -143,7 +136,7 @@ def test_truncated_files(tmp_path: Path, keep: int) -> None:
     [
         ({"model_type": "mixtral"}, "model_type='mixtral'"),
         ({"model_type": None}, "model_type=None"),
-        ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
     ],
 )
 def test_models_of_another_kind_are_refused(tmp_path: Path, extra: dict[str, Any], named: str) -> None:

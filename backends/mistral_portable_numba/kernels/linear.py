@@ -1,7 +1,7 @@
 """Linear layers over quantized weights: codes of 2 to 8 bits times int8, one kernel per block format.
 
 A lane is a row, so nothing is summed across lanes. Two tiles of weights are taken at a time, with as many tokens as an
-instruction set says. For one token, codes come out of the tiles as they are needed; for more, out of a scratch that
+instruction set says. For few tokens, codes come out of the tiles as they are needed; for more, out of a scratch that
 stays in the cache, where they have been put once.
 """
 
@@ -107,19 +107,30 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
         u_sub, u_sum = sums_bytes * count, 4 * steps * count
 
         @inlined
-        def four_dwords(ints: Any, p: Any, q: Any, s: Any, k: Any, x: Any) -> Any:
+        def fetch(due: Any, k: Any) -> None:
+            """An eighth of a sub-block's lines, which are spread among the products: at once, they would wait for each
+            other, and the products for them."""
+            for line in range(k, sub_lines, 8):
+                prefetch(due + 64 * line)
+
+        @inlined
+        def four_dwords(ints: Any, p: Any, q: Any, s: Any, k: Any, x: Any, due: Any) -> Any:
+            fetch(due, k)
             ints = dot(ints, codes(p, s, k), codes(q, s, k), x)
+            fetch(due, k + 1)
             ints = dot(ints, codes(p, s, k + 1), codes(q, s, k + 1), x + 4 * count)
+            fetch(due, k + 2)
             ints = dot(ints, codes(p, s, k + 2), codes(q, s, k + 2), x + 8 * count)
+            fetch(due, k + 3)
             return dot(ints, codes(p, s, k + 3), codes(q, s, k + 3), x + 12 * count)
 
         @inlined
-        def step(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any, s: Any, h: Any) -> Any:
+        def step(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any, due: Any, s: Any, h: Any) -> Any:
             """The columns of a scale."""
             ints = start(u, signed_zero() if signed else eighths)  # signed formats have steps of 32, whose zero is 8
-            both = four_dwords((ints, ints), p, q, s, in_step * h, x)
+            both = four_dwords((ints, ints), p, q, s, in_step * h, x, due)
             if not two_steps:
-                both = four_dwords(both, p, q, s, 4, x + 16 * count)
+                both = four_dwords(both, p, q, s, 4, x + 16 * count, due)
             left, right = scale_ints(left, both[0], scale(p, s, h)), scale_ints(right, both[1], scale(q, s, h))
             if has_offset:
                 left = fma_one(left, offset(p, s, h), u + u_sum, 4)
@@ -129,11 +140,9 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
         @inlined
         def sub_block(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any, due: Any, s: Any) -> Any:
             """32 columns: of the codes at x, and the sums at u. s is a constant, so LLVM can plan the bit fields."""
-            for line in range(sub_lines):  # the order in which blocks are read hides from the hardware what is next
-                prefetch(due + 64 * line)
-            left, right = step(left, right, p, q, x, u, s, 0)
+            left, right = step(left, right, p, q, x, u, due, s, 0)
             if two_steps:
-                left, right = step(left, right, p, q, x + 16 * count, u + 4 * count, s, 1)
+                left, right = step(left, right, p, q, x + 16 * count, u + 4 * count, due, s, 1)
             return left, right
 
         @inlined
@@ -204,8 +213,11 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
             p += 2 * tile_bytes
             at += subs * record
 
-    one, many = tiles_times(1, packed), tiles_times(most, taken_apart)
-    four = many if most == 4 else tiles_times(4, taken_apart)
+    # Of a few tokens: blocks of 256 columns make long code, which is slower than the way through the scratch.
+    one, few, many = (tiles_times(*of) for of in ((1, packed), (most, packed), (most, taken_apart)))
+    four = few if most == 4 else tiles_times(4, packed)
+    if large:
+        few, four = many, many if most == 4 else tiles_times(4, taken_apart)
 
     @inlined
     def several(
@@ -223,7 +235,7 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
                     take_apart(at + side * tile_bytes, some, scratch + 64 * side)
                 for t in range(0, count, group):
                     a, b, c = x_first + t * xs, u_first + t * us, o + t * os
-                    if group == 4:
+                    if large and group == 4:
                         four(scratch, q, some * subs, due, a, b, c, os, first > 0)
                     else:
                         many(scratch, q, some * subs, due, a, b, c, os, first > 0)
@@ -248,8 +260,12 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
             for _ in range(some):
                 if count == 1:
                     one(p, p + tile_bytes, blocks, p + _AHEAD, x, u, o, os, False)
-                else:
+                elif large:
                     several(p, 1, blocks, count, x, xs, u, us, o, os, scratch)
+                elif count <= 4:
+                    four(p, p + tile_bytes, blocks, p + _AHEAD, x, u, o, os, False)
+                else:
+                    few(p, p + tile_bytes, blocks, p + _AHEAD, x, u, o, os, False)
                 p += 2 * row_bytes
                 o += 128
 

@@ -1,0 +1,157 @@
+"""GGUF files that llama.cpp loads, written by the `gguf` package's writer one tensor at a time."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mistral_portable.conversion.chat_template import chat_template
+from mistral_portable.conversion.model import Source
+from mistral_portable.conversion.parts import Part, float_part, forget
+from mistral_portable.errors import ConfigError
+from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
+from mistral_portable.tokenizer.vocabulary import to_vocabulary
+from mistral_portable.weights import BlockTensor
+from mistral_portable.weights.names import interleaved, to_gguf
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+__all__ = ["plan_gguf", "write_gguf"]
+
+_ARCHITECTURE = "llama"
+_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_MIXED = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama.cpp's names of files, for those of types
+_UNUSED, _PAD_SCORE = 5, -10000.0
+_OWN = ("general.architecture", "general.alignment", "general.file_type", "general.quantization_version")
+
+
+def plan_gguf(source: Source) -> list[Part]:
+    """ggml's blocks as they are, other matrices as floats, vectors as float32, which llama.cpp demands."""
+    parts: list[Part] = []
+    for name, tensor in source.tensors.items():
+        tensor, stored = interleaved(tensor, source.config), to_gguf(name)
+        if isinstance(tensor, BlockTensor) and source.dtype is None:
+            parts.append(Part(stored, tensor.dtype, tensor.shape, tensor.nbytes, tensor.blocks, tensor))
+        else:
+            vector = len(tensor.shape) == 1
+            parts.append(float_part(stored, tensor, "float32" if vector else source.float_type(tensor)))
+    return parts
+
+
+def write_gguf(path: Path, source: Source, parts: list[Part], progress: Callable[[Part], None]) -> None:
+    """Write one file: metadata and vocabulary, then each tensor as it is read."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    writer = GGUFWriter(path, _ARCHITECTURE)
+    with contextlib.closing(writer):
+        _add_metadata(writer, source, parts)
+        _add_vocabulary(writer, source)
+        for part in parts:
+            kind = GGMLQuantizationType[_TYPES.get(part.dtype, part.dtype.upper())]
+            # The element type is asked for only where there is no ggml type.
+            writer.add_tensor_info(part.name, part.shape, np.dtype(np.float32), part.nbytes, kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for part in parts:
+            writer.write_tensor_data(part.read())
+            forget(part.tensor)
+            progress(part)
+
+
+def _add_metadata(writer: "GGUFWriter", source: Source, parts: list[Part]) -> None:
+    from gguf import GGML_QUANT_VERSION, LlamaFileType
+
+    config = source.config
+    carried = source.checkpoint.metadata if source.checkpoint.format == "gguf" else {}
+    named = {key: value for key, value in carried.items() if key.startswith("general.") and key not in _OWN}
+    for key, value in ({"general.name": source.checkpoint.path.stem} | named).items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+    sizes: Counter[str] = Counter()
+    for part in parts:
+        if len(part.shape) == 2:
+            sizes[part.dtype] += prod(part.shape)
+    common = sizes.most_common(1)[0][0]
+    kind = _TYPES.get(common, common.upper())
+    kinds = LlamaFileType.__members__
+    writer.add_file_type(kinds["ALL_F32" if kind == "F32" else f"MOSTLY_{_MIXED.get(kind, kind)}"])
+    if common not in _TYPES:
+        writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_vocab_size(config.vocab_size)
+    # 0, too: it says that there is none, where a reader would otherwise take v0.1's for granted.
+    writer.add_sliding_window(source.one_window("gguf") or 0)
+
+
+def _add_vocabulary(writer: "GGUFWriter", source: Source) -> None:
+    tokenizer = source.checkpoint.tokenizer
+    if tokenizer is None:
+        writer.add_tokenizer_model("none")  # llama.cpp then takes token ids only
+        for name, ids in (("bos", [source.config.bos_token_id]), ("eos", source.config.eos_token_ids)):
+            for id in ids[:1]:
+                if id is not None and id >= 0:
+                    writer.add_uint32(f"tokenizer.ggml.{name}_token_id", id)
+        return
+    if isinstance(tokenizer, TokenizerFile):
+        tokenizer = to_vocabulary(tokenizer, chat_template(source.folder))
+    vocabulary = _padded(tokenizer, source)
+    keys: dict[str, Any] = {
+        "tokenizer.ggml.model": vocabulary.model,
+        "tokenizer.ggml.pre": vocabulary.pre,
+        "tokenizer.ggml.tokens": list(vocabulary.tokens),
+        "tokenizer.ggml.scores": list(vocabulary.scores),
+        "tokenizer.ggml.token_type": list(vocabulary.types),
+        "tokenizer.ggml.merges": list(vocabulary.merges),
+        "tokenizer.ggml.add_bos_token": vocabulary.add_bos,
+        "tokenizer.ggml.add_space_prefix": vocabulary.add_space_prefix,
+        "tokenizer.ggml.bos_token_id": vocabulary.bos_token_id,
+        "tokenizer.ggml.eos_token_id": vocabulary.eos_token_id,
+        "tokenizer.ggml.unknown_token_id": vocabulary.unknown_token_id,
+        "tokenizer.chat_template": vocabulary.chat_template,
+    }
+    for key, value in keys.items():
+        match value:
+            case None | "" | []:
+                continue
+            case bool():
+                writer.add_bool(key, value)
+            case int():
+                writer.add_uint32(key, value)
+            case str():
+                writer.add_string(key, value)
+            case list():
+                writer.add_array(key, value)
+
+
+def _padded(vocabulary: GGUFVocabulary, source: Source) -> GGUFVocabulary:
+    """With unused tokens up to the rows of the embedding table, whose number llama.cpp takes from the vocabulary."""
+    count, rows = len(vocabulary.tokens), source.config.vocab_size
+    if count > rows:
+        raise ConfigError(
+            f"{source.checkpoint.path}: its tokenizer has {count} tokens and its embedding table {rows} rows; "
+            "take the tokenizer file of this model"
+        )
+    more = range(count, rows)
+    return replace(
+        vocabulary,
+        tokens=vocabulary.tokens + tuple(b"[PAD%d]" % id for id in more),
+        types=vocabulary.types + (_UNUSED,) * len(more),
+        scores=vocabulary.scores + (_PAD_SCORE,) * len(more) if vocabulary.scores else (),
+    )

@@ -1,0 +1,127 @@
+"""Hugging Face folders, for transformers and, with its additions, for mlx-lm; and the files beside the weights."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mistral_portable.conversion.model import Source
+from mistral_portable.conversion.parts import Part, float_part
+from mistral_portable.conversion.safetensors import write_sharded
+from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
+from mistral_portable.tokenizer.gguf import to_file
+from mistral_portable.tokenizer.load import read_file
+from mistral_portable.weights import AffineTensor
+
+__all__ = ["plan_hf", "plan_mlx", "tokenizer_file", "write_hf", "write_mlx"]
+
+# What a repository may have beside its weights and the tokenizer file, and what other libraries read.
+_BESIDE = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+
+
+def plan_hf(source: Source) -> list[Part]:
+    """All parameters as floats; packed ones are unpacked."""
+    return [float_part(name, tensor, source.float_type(tensor)) for name, tensor in source.tensors.items()]
+
+
+def plan_mlx(source: Source) -> list[Part]:
+    """MLX's own packed matrices as they are, everything else as floats."""
+    parts: list[Part] = []
+    for name, tensor in source.tensors.items():
+        if isinstance(tensor, AffineTensor) and source.dtype is None:
+            module = name.removesuffix(".weight")
+            codes, scales, biases = tensor.codes, tensor.scales, tensor.biases
+            parts.append(Part(name, "uint32", tensor.packed.shape, tensor.packed.nbytes, codes, tensor))
+            parts.append(float_part(f"{module}.scales", scales, scales.dtype))
+            parts.append(float_part(f"{module}.biases", biases, biases.dtype))
+        else:
+            parts.append(float_part(name, tensor, source.float_type(tensor)))
+    return parts
+
+
+def write_hf(folder: Path, source: Source, parts: list[Part], progress: Callable[[Part], None]) -> None:
+    """Write the tokenizer, the weights and, last, the `config.json` without which nothing loads."""
+    config = _config(source, "hf")
+    _write_beside(folder, source)
+    write_sharded(folder, parts, {"format": "pt"}, progress)
+    _write_json(folder / "config.json", config)
+
+
+def write_mlx(folder: Path, source: Source, parts: list[Part], progress: Callable[[Part], None]) -> None:
+    """As `write_hf`, with what mlx-lm wants to know: how weights are packed.
+
+    Its class for Mistral cannot give all layers a window (0.32: it looks for a full one among `layer_types`).
+    """
+    config = _config(source, "mlx")
+    if any(part.dtype == "uint32" for part in parts):
+        config["quantization"] = config["quantization_config"] = _quantization(source)
+    _write_beside(folder, source)
+    write_sharded(folder, parts, {"format": "mlx"}, progress)
+    _write_json(folder / "config.json", config)
+
+
+def tokenizer_file(source: Source) -> tuple[str, bytes] | None:
+    """The name and content of the tokenizer file, with its version in the name, or None if there is none."""
+    tokenizer = source.checkpoint.tokenizer
+    if tokenizer is None:
+        return None
+    return read_file(tokenizer) if isinstance(tokenizer, TokenizerFile) else to_file(tokenizer)
+
+
+def _config(source: Source, format: str) -> dict[str, Any]:
+    dtype = source.common_type
+    return {
+        "architectures": ["MistralForCausalLM"],
+        **source.config.to_dict(),
+        "model_type": "mistral",
+        "sliding_window": source.one_window(format),
+        "dtype": dtype,
+        "torch_dtype": dtype,  # its name before transformers 4.56
+    }
+
+
+def _quantization(source: Source) -> dict[str, Any]:
+    """What most packed matrices have, and by its name what another has."""
+    how = {
+        name.removesuffix(".weight"): (tensor.group_size, tensor.bits)
+        for name, tensor in source.tensors.items()
+        if isinstance(tensor, AffineTensor)
+    }
+    common = Counter(how.values()).most_common(1)[0][0]
+    others = {name: {"group_size": size[0], "bits": size[1]} for name, size in how.items() if size != common}
+    return {"group_size": common[0], "bits": common[1], **others}
+
+
+def _write_beside(folder: Path, source: Source) -> None:
+    """The tokenizer file and its settings, with the names under which transformers looks for them."""
+    for name in _BESIDE if source.folder else ():
+        path = source.checkpoint.path / name
+        if path.is_file():
+            shutil.copyfile(path, folder / name)
+    tokenizer = source.checkpoint.tokenizer
+    if isinstance(tokenizer, TokenizerFile):
+        (folder / tokenizer.path.name).write_bytes(tokenizer.read())
+    if isinstance(tokenizer, GGUFVocabulary) and tokenizer.chat_template and "{" in tokenizer.chat_template:
+        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+    file = tokenizer_file(source)
+    if file is None or (folder / "tokenizer_config.json").exists():
+        return
+    if isinstance(tokenizer, TokenizerFile):
+        (folder / tokenizer.path.name).unlink()
+    name, content = file
+    (folder / name).write_bytes(content)
+    # mistral-common's tokenizer, which transformers then runs: the same ids as here.
+    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "MistralCommonBackend"})
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

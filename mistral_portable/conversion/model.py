@@ -1,0 +1,85 @@
+"""What is converted: a checkpoint's config and parameters, checked, with what the user asked for applied."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mistral_portable.binding import check_tensors
+from mistral_portable.config import MistralConfig, Window
+from mistral_portable.conversion.parts import is_float, narrowest
+from mistral_portable.errors import ConfigError
+from mistral_portable.graph import build
+from mistral_portable.weights import Checkpoint, Tensor
+
+__all__ = ["Source", "prepare"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A causal language model, ready to be written."""
+
+    checkpoint: Checkpoint
+    config: MistralConfig
+    tensors: Mapping[str, Tensor]
+    """The parameters of the graph, by HF name; nothing else."""
+    dtype: str | None
+    """The float type that the user wants; None: as stored, and float32 for what must be unpacked."""
+    notices: tuple[str, ...]
+
+    def float_type(self, tensor: Tensor) -> str:
+        """The type in which a tensor's floats are written.
+
+        GGUF files have all vectors in float32: they become what the matrices are, where that is the same.
+        """
+        if self.dtype or not is_float(tensor):
+            return self.dtype or "float32"
+        if self.checkpoint.format == "gguf" and len(tensor.shape) == 1:
+            return narrowest(tensor, self.common_type)
+        return tensor.dtype
+
+    @property
+    def common_type(self) -> str:
+        """The float type in which most of the matrices' numbers are written."""
+        sizes: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            if len(tensor.shape) == 2:
+                sizes[self.float_type(tensor)] += tensor.shape[0] * tensor.shape[1]
+        return sizes.most_common(1)[0][0]
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the files of a Hugging Face repository lie beside the weights."""
+        return self.checkpoint.path if self.checkpoint.format == "safetensors" else None
+
+    def one_window(self, format: str) -> Window:
+        """The window of all layers; ConfigError if they differ, which `format` cannot say."""
+        windows = set(self.config.layer_windows)
+        if len(windows) > 1:
+            raise ConfigError(
+                f"{self.checkpoint.path}: its layers have the windows {self.config.sliding_window}, and {format} files "
+                "hold one for all; convert it to raw"
+            )
+        return windows.pop()
+
+
+def prepare(checkpoint: Checkpoint, config: MistralConfig, dtype: str | None) -> Source:
+    """Check that the tensors are those of a causal language model. `config` is the checkpoint's, or a changed one.
+
+    Raises CheckpointError, which names what is missing or does not fit.
+    """
+    graph = build(config)
+    check_tensors(graph, checkpoint.tensors, str(checkpoint.path))
+    tensors = {name: checkpoint.tensors[name] for name in graph.parameters}
+    notices = []
+    if others := sorted(checkpoint.tensors.keys() - tensors.keys()):
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        notices.append(f"{len(others)} tensors that are no parameters of the language model are left out: {shown}.")
+    rounded = sorted({tensor.dtype for tensor in tensors.values()} - {dtype})
+    if rounded and dtype not in (None, "float32"):
+        notices.append(f"weights stored as {', '.join(rounded)} are rounded to {dtype}.")
+    config = replace(config, extra={key: value for key, value in config.extra.items() if key not in _PACKING})
+    return Source(checkpoint, config, tensors, dtype, tuple(notices))
+
+
+_PACKING = ("quantization", "quantization_config")

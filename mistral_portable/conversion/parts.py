@@ -1,0 +1,96 @@
+"""What a target file will hold, planned before anything is read: arrays under their names, read one at a time."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.weights import BlockTensor, DenseTensor, JoinedTensor, Tensor, release
+
+__all__ = ["FLOATS", "Part", "float_part", "forget", "is_float", "narrowest"]
+
+FLOATS = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Names of the float types and their bytes."""
+
+_STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+_SLICE = 2**20  # numbers that are unpacked and rounded at a time
+
+
+@dataclass(frozen=True)
+class Part:
+    """An array of a file: `read` gives it, of `nbytes` bytes, and `tensor` is what it is read from."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    read: Callable[[], NDArray[Any]]
+    tensor: Tensor
+
+
+def float_part(name: str, tensor: Tensor, dtype: str) -> Part:
+    """The values of a tensor in a float type, bfloat16 as uint16: the stored bits where it is of that type already."""
+    return Part(name, dtype, tensor.shape, prod(tensor.shape) * FLOATS[dtype], lambda: _floats(tensor, dtype), tensor)
+
+
+def is_float(tensor: Tensor) -> bool:
+    """Whether the tensor is stored as plain floats."""
+    return tensor.dtype in FLOATS
+
+
+def narrowest(tensor: Tensor, dtype: str) -> str:
+    """`dtype` if the tensor's values are the same in it, else the tensor's own type."""
+    exact = np.array_equal(_widened(_floats(tensor, dtype), dtype), tensor.numpy(), equal_nan=True)
+    return dtype if exact else tensor.dtype
+
+
+def forget(tensor: Any) -> None:
+    """Give back the pages of the file that a tensor is read from: arrays in its fields, and those of its tensors."""
+    for value in (getattr(tensor, field.name) for field in dataclasses.fields(tensor)):
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, np.ndarray):
+                release(item)
+            elif dataclasses.is_dataclass(item):
+                forget(item)
+
+
+def _floats(tensor: Tensor, dtype: str) -> NDArray[Any]:
+    if isinstance(tensor, JoinedTensor):
+        tensor = tensor.joined()
+    if isinstance(tensor, DenseTensor) and tensor.dtype == dtype:
+        return tensor.raw()
+    out, rows = np.empty(tensor.shape, _STORED[dtype]), _rows(tensor)
+    step = max(1, _SLICE * len(out) // out.size)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite is what float16 makes of what it cannot hold
+        for part in (slice(begin, begin + step) for begin in range(0, len(out), step)):
+            out[part] = _rounded(rows(part), dtype)
+    return out
+
+
+def _rows(tensor: Tensor) -> Callable[[slice], NDArray[np.float32]]:
+    """A range of a tensor's rows in float32; only that range is unpacked where the layout allows it."""
+    if isinstance(tensor, DenseTensor):
+        return lambda part: tensor.rows(part).numpy()
+    if isinstance(tensor, BlockTensor):
+        from gguf import quants
+
+        blocks, kind = tensor.blocks(), tensor.type
+        return lambda part: quants.dequantize(blocks[part], kind)
+    values: NDArray[np.float32] = tensor.numpy()
+    return lambda part: values[part]
+
+
+def _rounded(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    if dtype != "bfloat16":
+        return values.astype(dtype, copy=False)
+    from gguf import GGMLQuantizationType, quants
+
+    return quants.quantize(values, GGMLQuantizationType.BF16).view(np.uint16).reshape(values.shape)
+
+
+def _widened(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    return DenseTensor("", dtype, array).numpy()

@@ -1,0 +1,101 @@
+"""AWQ repositories, version "gemm": `config.json` says how, and a matrix is three tensors.
+
+Layout (AutoAWQ, `WQLinear_GEMM`), for a weight of [rows, columns] in groups of G columns, all transposed:
+qweight int32 [columns, rows / 8], qzeros int32 [columns / G, rows / 8], scales float16 [columns / G, rows];
+weight = scale * (code - zero). Nibble i of a word, from the lowest bits on, is row 8 * word + (0 2 4 6 1 3 5 7)[i].
+"""
+
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.errors import CheckpointError, ConfigError
+from mistral_portable.weights.packed import PackedTensor, bit_fields
+from mistral_portable.weights.source import FLOATS, DenseTensor, Tensor
+
+__all__ = ["AWQTensor", "awq_tensors"]
+
+_NIBBLE_OF_ROW = (0, 4, 1, 5, 2, 6, 3, 7)  # the inverse of 0 2 4 6 1 3 5 7
+_BITS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class AWQTensor(PackedTensor):
+    """Example: shape (16, 256) in groups of 128 has `codes` (256, 2), `zeros` (2, 2) and `scales` (2, 16)."""
+
+    codes: DenseTensor
+    zeros: DenseTensor
+    scales: DenseTensor
+
+    @property
+    def dtype(self) -> str:
+        return f"awq_{_BITS}bit"
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.zeros.nbytes + self.scales.nbytes
+
+    def unpack(self) -> NDArray[np.float32]:
+        codes, zeros = (_rows(packed.array) for packed in (self.codes, self.zeros))
+        values = codes.reshape(len(zeros), -1, codes.shape[1]).astype(np.float32)
+        values -= zeros[:, None]
+        values *= self.scales.numpy()[:, None]
+        return np.ascontiguousarray(values.reshape(codes.shape).T)
+
+
+def _rows(words: NDArray[Any]) -> NDArray[np.uint8]:
+    """[n, rows / 8] words -> [n, rows] codes."""
+    nibbles = bit_fields(words, _BITS)
+    return nibbles.reshape(len(words), -1, 8)[..., _NIBBLE_OF_ROW].reshape(nibbles.shape)
+
+
+def awq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """Put `X.qweight`, `X.qzeros` and `X.scales` together as `X.weight`; the rest stays as it is.
+
+    `how` is `quantization_config`. Raises ConfigError for other versions, bits or groups, CheckpointError for shapes
+    that do not fit and tensors without their counterparts.
+    """
+    bits, group, version = how.get("bits"), how.get("group_size"), how.get("version", "gemm")
+    if bits != _BITS or str(version).lower() != "gemm" or not isinstance(group, int) or group == 0 or group < -1:
+        raise ConfigError(
+            f"{source}: AWQ with bits={reprlib.repr(bits)}, group_size={reprlib.repr(group)}, "
+            f"version={reprlib.repr(version)}: supported are 4 bits in groups, version 'gemm'"
+        )
+    made: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        parts = [tensors.get(f"{module}.{part}") for part in ("qweight", "qzeros", "scales")]
+        if kind == "qweight":
+            made[f"{module}.weight"] = _awq(f"{module}.weight", parts, group, source)
+        elif kind in ("qzeros", "scales") and parts[0] is not None:
+            continue
+        elif tensor.dtype == "int32":
+            raise CheckpointError(f"{source}: {name} is int32, and no part of an AWQ matrix")
+        else:
+            made[name] = tensor
+    return made
+
+
+def _awq(name: str, parts: list[DenseTensor | None], group: int, source: str) -> AWQTensor:
+    codes, zeros, scales = parts
+    if codes is None or zeros is None or scales is None:
+        raise CheckpointError(f"{source}: {name} is packed, but its qzeros or scales are missing")
+    shapes = [part.shape for part in (codes, zeros, scales)]
+    kinds = (codes.dtype, zeros.dtype, scales.dtype)
+    no_matrix = any(len(shape) != 2 or 0 in shape for shape in shapes)
+    if no_matrix or kinds[:2] != ("int32", "int32") or kinds[2] not in FLOATS:
+        raise CheckpointError(
+            f"{source}: {name} has parts of {kinds} {shapes}: int32, int32, float matrices are needed"
+        )
+    columns, rows = shapes[0][0], shapes[0][1] * 8
+    groups = 1 if group == -1 else columns // group
+    if shapes[1:] != [(groups, rows // 8), (groups, rows)] or columns % (columns if group == -1 else group):
+        raise CheckpointError(
+            f"{source}: {name} {shapes[0]} does not fit its qzeros {shapes[1]} and scales {shapes[2]} "
+            f"with groups of {group}"
+        )
+    return AWQTensor(name, (rows, columns), codes, zeros, scales)

@@ -1,0 +1,119 @@
+"""GPTQ repositories: `config.json` says how, and a matrix is three or four tensors.
+
+Layout (AutoGPTQ, GPTQModel), for a weight of [rows, columns] with codes of b bits, transposed: qweight int32
+[columns * b / 32, rows], codes below each other; qzeros int32 [groups, rows * b / 32], codes beside each other, each
+one too low in the format "gptq" and as it is in "gptq_v2"; scales float [groups, rows]; g_idx int32 [columns], the
+group of each column: with act-order (`desc_act`) any, else column // group_size.
+weight = scale[group] * (code - zero[group]).
+"""
+
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.errors import CheckpointError, ConfigError
+from mistral_portable.weights.packed import PackedTensor, bit_fields
+from mistral_portable.weights.source import FLOATS, DenseTensor, Tensor
+
+__all__ = ["BITS", "GPTQTensor", "gptq_tensors"]
+
+BITS = (2, 3, 4, 8)
+_ZERO_OFFSET = {"gptq": 1, "gptq_v2": 0}
+_PARTS = ("qweight", "qzeros", "scales", "g_idx")
+
+
+@dataclass(frozen=True, eq=False)
+class GPTQTensor(PackedTensor):
+    """Example: shape (64, 256) with 4 bits in groups of 128: `codes` (32, 64), `zeros` (2, 8), `scales` (2, 64)."""
+
+    bits: int
+    codes: DenseTensor
+    zeros: DenseTensor
+    scales: DenseTensor
+    groups: NDArray[np.integer[Any]]
+    """[columns], each from 0 to the number of groups - 1."""
+    zero_offset: int
+
+    @property
+    def dtype(self) -> str:
+        return f"gptq_{self.bits}bit"
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.zeros.nbytes + self.scales.nbytes + self.groups.nbytes
+
+    def unpack(self) -> NDArray[np.float32]:
+        values = bit_fields(self.codes.array.T, self.bits).astype(np.float32)
+        zeros = bit_fields(self.zeros.array, self.bits).astype(np.float32) + self.zero_offset
+        values -= zeros.T[:, self.groups]
+        values *= self.scales.numpy().T[:, self.groups]
+        return values
+
+
+def gptq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """Put `X.qweight`, `X.qzeros`, `X.scales` and `X.g_idx` together as `X.weight`; the rest stays as it is.
+
+    Biases of packed modules that are all zero are left out: AutoGPTQ gives one to every module.
+    `how` is `quantization_config`. Raises ConfigError for other formats, bits or groups, CheckpointError for shapes
+    that do not fit and tensors without their counterparts.
+    """
+    bits: Any = how.get("bits")
+    group: Any = how.get("group_size")
+    form = how.get("checkpoint_format", "gptq")
+    whole = isinstance(bits, int) and isinstance(group, int)
+    if not whole or bits not in BITS or group < -1 or group == 0 or form not in [*_ZERO_OFFSET] or how.get("dynamic"):
+        raise ConfigError(
+            f"{source}: GPTQ with bits={reprlib.repr(bits)}, group_size={reprlib.repr(group)}, "
+            f"checkpoint_format={reprlib.repr(form)}, dynamic={reprlib.repr(how.get('dynamic'))}: supported are "
+            f"{', '.join(map(str, BITS))} bits in groups, the formats {' and '.join(_ZERO_OFFSET)}, no dynamic modules"
+        )
+    made: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        packed = f"{module}.qweight" in tensors
+        if kind == "qweight":
+            parts = [tensors.get(f"{module}.{part}") for part in _PARTS]
+            made[f"{module}.weight"] = _gptq(f"{module}.weight", parts, bits, group, _ZERO_OFFSET[form], source)
+        elif packed and (kind in _PARTS or (kind == "bias" and not tensor.numpy().any())):
+            continue
+        elif tensor.dtype == "int32":
+            raise CheckpointError(f"{source}: {name} is int32, and no part of a GPTQ matrix")
+        else:
+            made[name] = tensor
+    return made
+
+
+def _gptq(
+    name: str, parts: list[DenseTensor | None], bits: int, group: int, zero_offset: int, source: str
+) -> GPTQTensor:
+    codes, zeros, scales, index = parts
+    if codes is None or zeros is None or scales is None:
+        raise CheckpointError(f"{source}: {name} is packed, but its qzeros or scales are missing")
+    shapes = [part.shape for part in (codes, zeros, scales)]
+    kinds = (codes.dtype, zeros.dtype, scales.dtype)
+    no_matrix = any(len(shape) != 2 or 0 in shape for shape in shapes)
+    if no_matrix or kinds[:2] != ("int32", "int32") or kinds[2] not in FLOATS:
+        raise CheckpointError(
+            f"{source}: {name} has parts of {kinds} {shapes}: int32, int32, float matrices are needed"
+        )
+    columns, rows = shapes[0][0] * 32 // bits, shapes[0][1]
+    count = 1 if group == -1 else -(-columns // group)
+    if shapes[0][0] * 32 % bits or shapes[1:] != [(count, rows * bits // 32), (count, rows)] or rows * bits % 32:
+        raise CheckpointError(
+            f"{source}: {name} {shapes[0]} does not fit its qzeros {shapes[1]} and scales {shapes[2]} "
+            f"with {bits} bits in groups of {group}"
+        )
+    if index is None:
+        groups: NDArray[np.integer[Any]] = np.arange(columns) // (columns if group == -1 else group)
+    else:
+        groups = index.array
+        if index.dtype != "int32" or index.shape != (columns,) or groups.min() < 0 or groups.max() >= count:
+            raise CheckpointError(
+                f"{source}: the g_idx of {name}, {index.dtype} {index.shape}, does not name one of {count} groups "
+                f"for each of {columns} columns"
+            )
+    return GPTQTensor(name, (rows, columns), bits, codes, zeros, scales, groups, zero_offset)

@@ -1,0 +1,50 @@
+"""Tensors that a model-parallel checkpoint keeps in pieces, one in each of its files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from mistral_portable.weights.source import DenseTensor
+
+__all__ = ["JoinedTensor"]
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedTensor:
+    """Pieces of one float type, side by side along `axis`; put together anew at each read.
+
+    Example: two pieces (4, 8) are (8, 8) along axis 0 and (4, 16) along axis 1.
+    """
+
+    name: str
+    pieces: Sequence[DenseTensor]
+    axis: int
+    order: NDArray[np.intp] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        sizes = list(self.pieces[0].shape)
+        sizes[self.axis] = sum(piece.shape[self.axis] for piece in self.pieces)
+        return tuple(sizes)
+
+    @property
+    def dtype(self) -> str:
+        return self.pieces[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self.pieces)
+
+    def joined(self) -> DenseTensor:
+        """The whole tensor, in memory."""
+        array = np.concatenate([piece.array for piece in self.pieces], axis=self.axis)
+        return DenseTensor(self.name, self.dtype, array if self.order is None else array[self.order])
+
+    def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        return self.joined().numpy(dtype)
+
+    def permute_rows(self, order: NDArray[np.intp]) -> "JoinedTensor":
+        return replace(self, order=order if self.order is None else self.order[order])

@@ -1,0 +1,151 @@
+"""FP8 checkpoints, HF and raw: torch's own float8_e4m3fn says what a code is worth; what is refused."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from weights.files import random_tensors, raw_params, raw_tensors, small_config
+from weights.packed_files import packed, write_packed
+
+import mistral_portable as mp
+from mistral_portable.errors import CheckpointError, ConfigError
+from mistral_portable.weights import open_checkpoint
+from mistral_portable.weights.fp8 import FP8Tensor, fp8_values
+
+CONFIG = small_config()
+HOW: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
+
+
+def test_the_value_of_every_code() -> None:
+    expected = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
+    np.testing.assert_array_equal(fp8_values(), expected)
+    assert (fp8_values()[0x38], fp8_values()[0x7E], fp8_values()[1]) == (1, 448, 2**-9)
+
+
+class Packer:
+    """Matrices in float8_e4m3 with scales for the matrix, its rows, or blocks; remembers what they mean."""
+
+    def __init__(self, scheme: str, block: tuple[int, int], seed: int = 0) -> None:
+        self.scheme, self.block = scheme, block
+        self.random = np.random.default_rng(seed)
+        self.values: dict[str, NDArray[np.float32]] = {}
+
+    def __call__(self, name: str, values: NDArray[np.float32]) -> Mapping[str, torch.Tensor]:
+        codes = torch.tensor(values * 1000).to(torch.float8_e4m3fn)
+        rows, columns = values.shape
+        tall, wide = {"tensor": (rows, columns), "rows": (1, columns), "blocks": self.block}[self.scheme]
+        shape = (-(-rows // tall), -(-columns // wide))
+        scales = self.random.uniform(5e-4, 2e-3, shape).astype(np.float32)
+        meant = codes.float().numpy()
+        for row in range(rows):
+            for column in range(columns):
+                meant[row, column] *= scales[row // tall, column // wide]
+        self.values[name] = meant
+        stored = torch.tensor(scales)
+        return {
+            "weight": codes,
+            "weight_scale_inv": stored.reshape(()) if self.scheme == "tensor" else stored,
+            "activation_scale": torch.tensor(1.0),
+        }
+
+
+@settings(max_examples=10)
+@given(
+    scheme=st.sampled_from(["tensor", "rows", "blocks"]),
+    block=st.sampled_from([(16, 16), (128, 128), (24, 40), (1, 7)]),
+    seed=st.integers(0, 99),
+)
+def test_values_are_codes_times_scales(
+    tmp_path_factory: pytest.TempPathFactory, scheme: str, block: tuple[int, int], seed: int
+) -> None:
+    folder, packer = tmp_path_factory.mktemp("fp8"), Packer(scheme, block, seed)
+    write_packed(folder, CONFIG, HOW | {"weight_block_size": list(block) if scheme == "blocks" else None}, packer)
+    checkpoint = open_checkpoint(folder)
+    assert "FP8" in checkpoint.notices[0]
+    assert {name for name in checkpoint.tensors if packed(name)} == set(packer.values)
+    for name, expected in packer.values.items():
+        tensor = checkpoint.tensors[name]
+        assert isinstance(tensor, FP8Tensor)
+        assert (tensor.dtype, tensor.shape) == ("float8_e4m3", expected.shape)
+        np.testing.assert_array_equal(tensor.numpy(), expected, err_msg=name)
+        order = np.random.default_rng(seed).permutation(tensor.shape[0])
+        np.testing.assert_array_equal(tensor.permute_rows(order).numpy(), expected[order])
+
+
+def write_raw_fp8(folder: Path, params: dict[str, Any] | None = None) -> dict[str, NDArray[np.float32]]:
+    """A raw folder with `qscale_weight` and `qscale_act`; returns what its layers' matrices are, by HF name."""
+    tensors = random_tensors(CONFIG, np.random.default_rng(0))
+    scaled = {
+        name: torch.tensor(v * 1000).to(torch.float8_e4m3fn) if packed(name) else v for name, v in tensors.items()
+    }
+    meant = {name: v.float().numpy() * np.float32(0.001) for name, v in scaled.items() if isinstance(v, torch.Tensor)}
+    stored: dict[str, torch.Tensor] = {}
+    for name, values in raw_tensors(CONFIG, tensors | meant).items():
+        if values.ndim == 1 or name in ("tok_embeddings.weight", "output.weight"):
+            stored[name] = torch.tensor(values)
+            continue
+        module = name.removesuffix(".weight")
+        stored[name] = torch.tensor(values / np.float32(0.001)).to(torch.float8_e4m3fn)
+        stored[f"{module}.qscale_weight"] = torch.tensor(0.001)
+        stored[f"{module}.qscale_act"] = torch.tensor(1.0)
+    quantization = {"quantization": {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}}
+    (folder / "params.json").write_text(json.dumps(raw_params(CONFIG) | (quantization if params is None else params)))
+    save_file(stored, folder / "consolidated.safetensors")
+    return meant
+
+
+def test_raw_weights_are_codes_times_scales(tmp_path: Path) -> None:
+    meant = write_raw_fp8(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert (checkpoint.format, len(checkpoint.notices)) == ("raw", 1)
+    assert len(checkpoint.tensors) == len(random_tensors(CONFIG, np.random.default_rng(0)))
+    for name, expected in meant.items():
+        assert checkpoint.tensors[name].dtype == "float8_e4m3"
+        np.testing.assert_array_equal(checkpoint.tensors[name].numpy(), expected, err_msg=name)
+    assert np.isfinite(mp.load(tmp_path, backend="reference").logits([1, 2, 3])).all()
+
+
+@pytest.mark.parametrize("params", [{}, {"quantization": {"qformat_weight": "nvfp4"}}, {"quantization": "fp8"}])
+def test_what_params_json_does_not_announce_is_refused(tmp_path: Path, params: dict[str, Any]) -> None:
+    write_raw_fp8(tmp_path, params)
+    with pytest.raises(ConfigError, match="floats and fp8_e4m3 are supported"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("block", [128, [128], [0, 128], ["a", "b"], [128, 128, 1]])
+def test_blocks_that_are_impossible(tmp_path: Path, block: Any) -> None:
+    write_packed(tmp_path, CONFIG, HOW | {"weight_block_size": block}, Packer("tensor", (1, 1)))
+    with pytest.raises(ConfigError, match="weight_block_size"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["missing", "shape", "floats", "vector", "not announced"])
+def test_parts_that_do_not_fit(tmp_path: Path, broken: str) -> None:
+    write_packed(tmp_path, CONFIG, HOW, Packer("tensor", (1, 1)))
+    stored = load_file(tmp_path / "model.safetensors")
+    module = "model.layers.1.mlp.up_proj"
+    match broken:
+        case "missing":
+            del stored[f"{module}.weight_scale_inv"]
+        case "shape":
+            stored[f"{module}.weight_scale_inv"] = torch.ones(3, 2)
+        case "floats":
+            stored[f"{module}.weight"] = stored[f"{module}.weight"].float()
+        case "vector":
+            stored[f"{module}.weight"] = stored[f"{module}.weight"][0].contiguous()
+        case "not announced":
+            config = json.loads((tmp_path / "config.json").read_text())
+            del config["quantization_config"]
+            (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(stored, tmp_path / "model.safetensors")
+    messages = r"has no scale|not blocks of|but no float8|must be a matrix|only F32, F16, BF16"
+    with pytest.raises(CheckpointError, match=messages):
+        open_checkpoint(tmp_path)
