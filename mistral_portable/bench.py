@@ -37,7 +37,7 @@ class Measurement:
 
     `prefill:2048` is one empty sequence that gets 2048 tokens, 512 at a time; `prefill:512@8192` is one of 8192 tokens
     that gets 512. `decode:4096` is one of 4096 tokens that gets some more, one at a time. `batch:8` is eight empty ones
-    that get them together.
+    that get them together, `batch:8@4096` eight of 4096 tokens.
     """
 
     name: str
@@ -115,19 +115,19 @@ class ModelEngine:
 
 
 def parse(text: str, tokens: int) -> Measurement:
-    """`prefill:N`, `prefill:N@DEPTH`, `decode:DEPTH` or `batch:N`; the latter two generate `tokens` tokens.
+    """`prefill:N`, `decode:DEPTH` or `batch:N`, the first and the last also `@DEPTH`; the latter two generate `tokens`.
 
     Raises InputError.
     """
     match = re.fullmatch(r"(prefill|decode|batch):(\d{1,7})(?:@(\d{1,7}))?", text, re.ASCII)
-    if not match or (match[1] != "decode" and int(match[2]) == 0) or (match[3] and match[1] != "prefill"):
-        raise InputError(f"{text!r} is not prefill:TOKENS[@DEPTH], decode:DEPTH or batch:SEQUENCES")
+    if not match or (match[1] != "decode" and int(match[2]) == 0) or (match[3] and match[1] == "decode"):
+        raise InputError(f"{text!r} is not prefill:TOKENS[@DEPTH], decode:DEPTH or batch:SEQUENCES[@DEPTH]")
     kind, number = match[1], int(match[2])
     if kind == "prefill":
         return Measurement(text, depth=int(match[3] or 0), tokens=number, chunk=min(number, _CHUNK))
     if kind == "decode":
         return Measurement(text, depth=number, tokens=tokens)
-    return Measurement(text, sequences=number, tokens=tokens)
+    return Measurement(text, sequences=number, depth=int(match[3] or 0), tokens=tokens)
 
 
 def obstacle(engine: Engine, measurement: Measurement, repeats: int) -> str | None:

@@ -26,7 +26,7 @@ from mistral_portable.errors import MistralPortableError
 from tools.bench_engines import PEERS, Setup, Worker
 from tools.bench_process import COMMANDS, one_token
 from tools.bench_report import machine, markdown, record, versions
-from tools.bench_roofline import Work, kernels, limits
+from tools.bench_roofline import LIMITS, Work, kernels
 
 OURS = "mistral_portable"
 _ALL = ("process", *STANDARD, "kernels")
@@ -70,8 +70,8 @@ def _row(workers: dict[str, Worker], ours: Setup, measurement: Measurement, repe
             time.sleep(_REST)
             seconds = worker.run(measure, measurement, repeats)
             figures[name].append(measurement.rate(seconds))
-            if name == OURS and ours.backend == "numba":
-                least = Work.of(ours.model).seconds(measurement, worker.run(limits, ours.threads))
+            if name == OURS and ours.backend in LIMITS:
+                least = Work.of(ours.model).seconds(measurement, worker.run(LIMITS[ours.backend], ours.threads))
                 shares.append(least / seconds)
     return {"name": measurement.name, "unit": "tokens/s", "figures": figures, "shares": shares}
 
@@ -99,6 +99,8 @@ def main() -> None:
     )
     parser.add_argument("--peer", choices=PEERS, action="append", default=[], help="may be given several times")
     parser.add_argument("--backend", default="numba")
+    parser.add_argument("--dtype", help="of this library's arithmetic; default: the backend's choice")
+    parser.add_argument("--device", help="cuda, say: of the backend torch, and of transformers beside it")
     parser.add_argument("--threads", type=int, help="default: all CPUs; MLX has its own")
     parser.add_argument(
         "--quantize", choices=["none", "q4_0"], action="append", default=[], help="several: one comparison for each"
@@ -119,9 +121,10 @@ def _compare_and_print(args: argparse.Namespace, what: list[str], quantize: str 
     model = str(Path(args.model).resolve()) if Path(args.model).exists() else args.model
     measurements = [parse(text, args.tokens) for text in what if text not in _WORDS]
     lanes = max([1, *(measurement.sequences for measurement in measurements)])
-    threads = args.threads or (None if args.backend == "mlx" else os.cpu_count())
+    own_threads = args.backend == "mlx" or args.device not in (None, "cpu")
+    threads = args.threads or (None if own_threads else os.cpu_count())
     setups = {
-        peer or OURS: Setup(peer, model, args.backend, threads, lanes, quantize)
+        peer or OURS: Setup(peer, model, args.backend, threads, lanes, quantize, args.dtype, args.device)
         for peer in dict.fromkeys([None, *args.peer])
     }
     result = compare(setups, measurements, what, args.repeat)

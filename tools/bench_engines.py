@@ -30,6 +30,8 @@ class Setup:
     threads: int | None
     lanes: int
     quantize: str | None = None
+    dtype: str | None = None
+    device: str | None = None
 
 
 class Worker:
@@ -58,8 +60,16 @@ def _run(setup: Setup, function: Callable[..., T], arguments: Sequence[object]) 
 def _engine(setup: Setup) -> Engine:
     if setup.peer is not None:
         return PEERS[setup.peer](setup)
-    backend, threads, quantize = setup.backend, setup.threads, setup.quantize
-    return ModelEngine(mp.load(setup.model, backend=backend, threads=threads, quantize=quantize, max_lanes=setup.lanes))
+    model = mp.load(
+        setup.model,
+        backend=setup.backend,
+        dtype=setup.dtype,
+        device=setup.device,
+        threads=setup.threads,
+        quantize=setup.quantize,
+        max_lanes=setup.lanes,
+    )
+    return ModelEngine(model)
 
 
 class _InProcess:
@@ -127,8 +137,8 @@ class LlamaCpp(_InProcess):
         self._length += len(chunks[0])
 
 
-class Transformers(_InProcess):
-    """transformers in bfloat16, as on any CPU; random weights of the model's shape, as it reads no GGUF blocks."""
+class Transformers:
+    """transformers in bfloat16 with SDPA; random weights of the model's shape, as it reads no GGUF blocks."""
 
     def __init__(self, setup: Setup) -> None:
         import torch
@@ -137,10 +147,18 @@ class Transformers(_InProcess):
         torch.set_num_threads(setup.threads or os.cpu_count() or 1)
         config = open_checkpoint(setup.model).config
         torch.set_default_dtype(torch.bfloat16)
-        self._model = MistralForCausalLM(MistralConfig(**config.to_dict()))
+        self._device = torch.device(setup.device or "cpu")
+        with self._device:
+            self._model = MistralForCausalLM(MistralConfig(**config.to_dict(), attn_implementation="sdpa"))
         self.vocab_size = config.vocab_size
         self.max_context = config.max_position_embeddings
         self._cache: Any = None
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        import torch
+
+        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else peak_memory_bytes()
 
     def reset(self, sequences: int, room: int) -> None:
         self._cache = None
@@ -149,7 +167,10 @@ class Transformers(_InProcess):
         import torch
 
         with torch.inference_mode():
-            output = self._model(torch.tensor(chunks), past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            tokens = torch.tensor(chunks, device=self._device)
+            output = self._model(tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            if logits:
+                output.logits.cpu()
         self._cache = output.past_key_values
 
 

@@ -30,12 +30,12 @@ under it) within one repetition, so above 1 this library is better.
   depth go on where the one before has ended.
 - `decode:N`: tokens per second behind N tokens, one at a time. llama.cpp ignores the window of `llama` files, so
   beyond it reads more than the model asks for.
-- `batch:N`: tokens per second of N sequences together, from empty ones on.
+- `batch:N`: tokens per second of N sequences together, from empty ones on; `batch:N@D` behind D tokens each.
 - process: a fresh process that generates one token with a context of 4096.
 - peak memory: after all of a section's measurements; of MLX what it has allocated, else the process's.
 - of limit: the least time that the work can take over the time it took. The work is to read the weights once in every
   step, and the visible keys and values as float16, or to multiply 8-bit numbers, whichever takes longer at the speeds
-  that the machine had in the same repetition.
+  that the machine had in the same repetition. On torch: at the speeds of a copy, and of a product of large matrices.
 
 Weights are random (`tools/make_random_gguf.py`): speed and memory do not depend on them.
 
@@ -69,6 +69,8 @@ def versions(backend: str, peers: Sequence[str]) -> dict[str, str]:
         packages += ["numba", "llvmlite"]
     if backend == "mlx":
         packages.append("mlx")
+    if backend == "torch" and "transformers" not in peers:
+        packages.append("torch")
     if "mlx-lm" in peers:
         packages.append("mlx-lm")
     if "llama.cpp" in peers:

@@ -1,28 +1,40 @@
 """What the machine could do at best: how fast weights can be read and multiplied, beside how fast they were."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
-from mistral_portable.bench import Measurement
+from mistral_portable.bench import Measurement, ModelEngine
 from mistral_portable.config import MistralConfig
 from mistral_portable.weights import open_checkpoint
 
-__all__ = ["Limits", "Work", "kernels", "limits"]
+__all__ = ["LIMITS", "Limits", "Work", "kernels"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes read, and 8-bit multiplications and additions done, in a second."""
+    """Bytes read, and multiplications and additions done (8-bit ones on numba), in a second."""
 
     bytes_per_s: float
     ops_per_s: float
 
 
-def limits(engine: object, threads: int) -> Limits:
-    """Measure them, in the engine's process, so that both run where and when the engine runs."""
+def _numba(engine: object, threads: int) -> Limits:
     from mistral_portable_numba.roofline import int8_peak, read_bandwidth
 
     return Limits(read_bandwidth(threads) * 1e9, int8_peak(threads) * 1e9)
+
+
+def _torch(engine: ModelEngine, threads: int | None) -> Limits:
+    from tools.bench_torch import copy_bandwidth, matmul_peak
+
+    program: Any = engine.model.program
+    return Limits(copy_bandwidth(program.device), matmul_peak(program.device, program.precision.dtype))
+
+
+LIMITS: dict[str, Callable[..., Limits]] = {"numba": _numba, "torch": _torch}
+"""By backend. They are measured in the engine's process, so that both run where and when the engine runs."""
 
 
 def kernels(engine: object, threads: int) -> list[tuple[str, float, str, float]]:

@@ -3,11 +3,11 @@
 Which linear is cut how follows from the ops alone (Shoeybi et al. 2019, Megatron-LM, section 3). rope, attention and
 silu_mul work head by head or column by column, so what they read and give may be cut into columns. A linear that feeds
 them is cut by rows of its weight, and gives some columns of the result. One that reads them is cut by columns of its
-weight, and gives a summand of the result: summed over all processes. One that gives an output of the graph, the LM head,
-is cut by rows, and its columns are gathered. Everything else is computed by every process.
+weight, and gives a summand of the result: summed over all processes. One that gives an output of the graph, the LM
+head, is cut by rows, and its columns are gathered. Everything else is computed by every process.
 
-Example, 2 processes, 4 heads of 8, 2 key/value heads: q_proj [32, 64] becomes [16, 64], k_proj [16, 64] becomes [8, 64],
-o_proj [64, 32] becomes [64, 16], with a sum.
+Example, 2 processes, 4 heads of 8, 2 key/value heads: q_proj [32, 64] becomes [16, 64], k_proj [16, 64] becomes
+[8, 64], o_proj [64, 32] becomes [64, 16], with a sum.
 """
 
 import os

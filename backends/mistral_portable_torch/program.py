@@ -92,6 +92,11 @@ class TorchProgram:
             self._lower(weights, quantize, progress)
 
     @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self._device.torch
+
+    @property
     def cache_bytes(self) -> int:
         return self._cache.nbytes
 

@@ -33,7 +33,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[WHAT]...",
-            help="Any of prefill:TOKENS, prefill:TOKENS@DEPTH, decode:DEPTH, batch:SEQUENCES; by default "
+            help="Any of prefill:TOKENS, prefill:TOKENS@DEPTH, decode:DEPTH, batch:SEQUENCES, batch:SEQUENCES@DEPTH; by default "
             + ", ".join(STANDARD)
             + ".",
             show_default=False,

@@ -126,7 +126,7 @@ class ParallelBackend:
 def test_shards_give_what_one_process_gives(
     quantization: str | None, data: st.DataObject, size: int, dtype: str, seed: int
 ) -> None:
-    """Ragged, with rollbacks and swaps; the LM head is shared out if the vocabulary can be, and is the table if tied."""
+    """Ragged, with rollbacks and swaps; the LM head is shared out if its rows can be, and is not if it is the table."""
     config = data.draw(configs(columns=32 if quantization else 1))
     config = replace(
         config,
