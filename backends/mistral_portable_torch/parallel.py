@@ -83,22 +83,21 @@ def shard(graph: Graph, weights: Mapping[str, Stored], spec: CacheSpec, rank: in
             f"tensor_parallel={size}: {spec.num_key_value_heads} key/value heads cannot be shared out evenly: "
             f"choose a divisor of {spec.num_key_value_heads}"
         )
-    ops = {node.name: node.op for node in graph.nodes}
     if any(node.op == "attention_weights" for node in graph.nodes):
         raise BackendError(f"tensor_parallel={size}: attention weights are shown by one process only; leave it out")
     tables = {node.inputs[1] for node in graph.nodes if node.op == "embedding"}
-    feeds_columns = {name for node in graph.nodes if node.op in _BY_COLUMN for name in node.inputs}
+    feeding, cut = _values_in_columns(graph)
     shown = set(graph.outputs.values())
     parameters, parts, nodes = dict(graph.parameters), dict(weights), []
     after: dict[str, str] = {}
     for node in graph.nodes:
         gathered = node.name in shown and node.op == "linear" and node.inputs[1] not in tables
         gathered = gathered and parameters[node.inputs[1]].shape[0] % size == 0  # else every process computes all of it
-        if node.op == "linear" and (node.name in feeds_columns or gathered):
+        if node.op == "linear" and (node.name in feeding or gathered):
             for name in node.inputs[1:]:
                 _cut(parameters, parts, name, 0, rank, size)
             after |= {node.name: "gather"} if gathered else {}
-        elif node.op == "linear" and ops.get(node.inputs[0]) in _BY_COLUMN:
+        elif node.op == "linear" and node.inputs[0] in cut:
             _cut(parameters, parts, node.inputs[1], 1, rank, size)
             after[node.name] = "sum"
             if rank:  # one bias for the sum
@@ -110,6 +109,16 @@ def shard(graph: Graph, weights: Mapping[str, Stored], spec: CacheSpec, rank: in
         replace(spec, num_key_value_heads=spec.num_key_value_heads // size),
         after,
     )
+
+
+def _values_in_columns(graph: Graph) -> tuple[set[str], set[str]]:
+    """What an op that works by columns reads, and what it gives; to take rows changes nothing of that."""
+    feeding = {name for node in graph.nodes if node.op in _BY_COLUMN for name in node.inputs}
+    cut = {node.name for node in graph.nodes if node.op in _BY_COLUMN}
+    rows = [node for node in graph.nodes if node.op == "take_rows"]
+    feeding |= {node.inputs[0] for node in rows if node.name in feeding}
+    cut |= {node.name for node in rows if node.inputs[0] in cut}
+    return feeding, cut
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,11 +59,24 @@ def test_sequences_are_decoded_together_from_the_start() -> None:
     assert first == ["4x2", ([1, 1, 1, 1], True)]
     assert each == ["4x2", ([1, 1, 1, 1], True), ([1, 1, 1, 1], True)]
     assert parse("batch:4", 2).rate(0.5) == 16
+    assert parse("batch:4@9", 2).depth == 9
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "prefill", "prefill:", "prefill:0", "batch:0", "decode:-1", "run:3", "decode:1e3", "decode:1@2", "prefill:1@"],
+    [
+        "",
+        "prefill",
+        "prefill:",
+        "prefill:0",
+        "batch:0",
+        "decode:-1",
+        "run:3",
+        "decode:1e3",
+        "decode:1@2",
+        "prefill:1@",
+        "batch:2@",
+    ],
 )
 def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"prefill:TOKENS\[@DEPTH\], decode:DEPTH or batch:SEQUENCES"):
