@@ -149,7 +149,7 @@ class Transformers:
         torch.set_default_dtype(torch.bfloat16)
         self._device = torch.device(setup.device or "cpu")
         with self._device:
-            self._model = MistralForCausalLM(MistralConfig(**config.to_dict(), attn_implementation="sdpa"))
+            self._model = MistralForCausalLM(MistralConfig(**config.to_dict() | {"attn_implementation": "sdpa"}))
         self.vocab_size = config.vocab_size
         self.max_context = config.max_position_embeddings
         self._cache: Any = None
