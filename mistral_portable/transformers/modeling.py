@@ -1,6 +1,6 @@
 """The classes of Hugging Face's documentation, on any backend, for inference."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ from mistral_portable.transformers.batch import Batch, read_batch
 from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.configuration import MistralConfig
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES, Decoder, Outputs
+from mistral_portable.transformers.generation import continued, sampling_params
 from mistral_portable.transformers.options import backend_options
 from mistral_portable.transformers.outputs import (
     BaseModelOutputWithPast,
@@ -278,6 +279,47 @@ class MistralForCausalLM(MistralPreTrainedModel):
         output = CausalLMOutputWithPast(result.make(loss), result.make(logits), result.past, **result.shown)
         return self._finish(output, return_dict)
 
+    def generate(
+        self,
+        inputs: Any = None,
+        *,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        max_new_tokens: int | None = None,
+        max_length: int | None = None,
+        do_sample: bool = False,
+        num_return_sequences: int = 1,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+        seed: int | None = None,
+        **rules: Any,
+    ) -> Any:
+        """Continue each row: int64 [B * num_return_sequences, T + new], rows that end early padded on the right.
+
+        inputs (or input_ids): [B, T], padded on either side, with the attention_mask that says so. max_new_tokens: 20
+        by default; max_length counts the prompt's columns, too. do_sample: draw, with temperature, top_k (50), top_p,
+        min_p, typical_p; else the likeliest token. repetition_penalty: of tokens in the row. seed: row r draws with
+        seed + r. eos_token_id, pad_token_id: the config's by default; the first end token pads if there is no other.
+
+        Raises InputError, a ValueError, for what does not fit, and for arguments of transformers' that are not
+        supported.
+        """
+        prompt = input_ids if inputs is None else inputs
+        if (inputs is None) == (input_ids is None):
+            raise InputError("generate takes one of inputs and input_ids: pass token ids [batch, tokens]")
+        ids = np.repeat(as_numpy("input_ids", prompt, 2), _positive("num_return_sequences", num_return_sequences), 0)
+        mask = None if attention_mask is None else as_numpy("attention_mask", attention_mask, 2)
+        if mask is not None:
+            mask = np.repeat(mask, num_return_sequences, 0)
+        batch = read_batch(ids, mask, None, 0, self.decoder.config.vocab_size)
+        if max_new_tokens is None:
+            max_new_tokens = 20 if max_length is None else max_length - ids.shape[1]
+        params = sampling_params(do_sample, _positive("max_new_tokens", max_new_tokens), seed, rules)
+        ends = self.decoder.config.eos_token_ids if eos_token_id is None else np.ravel(eos_token_id).tolist()
+        pad = self.config.pad_token_id if pad_token_id is None else pad_token_id
+        after = continued(self.decoder, batch, params, ends, next(iter(ends), 0) if pad is None else pad)
+        return library_of(prompt).make(np.concatenate([ids.astype(np.int64), after], axis=1))
+
 
 class MistralForSequenceClassification(MistralPreTrainedModel):
     """`score` of the rightmost token that is no padding."""
@@ -409,6 +451,12 @@ class MistralForQuestionAnswering(MistralPreTrainedModel):
             result.make(loss), result.make(start.copy()), result.make(end.copy()), **result.shown
         )
         return self._finish(output, return_dict)
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name}={value!r} must be an integer from 1 on")
+    return value
 
 
 def _columns(wanted: Any, length: int) -> list[int] | None:
