@@ -80,6 +80,11 @@ class Decoder:
                 out["logits"] = out["logits"][:, np.asarray(rows, np.intp)]
             return out
 
+    @property
+    def program(self) -> Program:
+        """The one that shows nothing besides."""
+        return self._program(frozenset())
+
     def close(self) -> None:
         with self._turn:
             for program in self._programs.values():

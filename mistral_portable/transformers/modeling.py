@@ -18,7 +18,7 @@ from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.configuration import MistralConfig
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES, Decoder, Outputs
 from mistral_portable.transformers.generation import continued, sampling_params
-from mistral_portable.transformers.options import backend_options
+from mistral_portable.transformers.options import backend_options, ggml_type
 from mistral_portable.transformers.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -27,6 +27,7 @@ from mistral_portable.transformers.outputs import (
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
+from mistral_portable.transformers.saving import save
 from mistral_portable.weights import DenseTensor, Tensor, open_checkpoint
 
 __all__ = [
@@ -92,24 +93,47 @@ class MistralPreTrainedModel:
         torch_dtype: Any = None,
         device_map: Any = None,
         attn_implementation: str | None = None,
+        quantization_config: Any = None,
         revision: str | None = None,
         **changed: Any,
     ) -> Self:
         """Of a checkpoint in any format that this library reads: a folder, a file, a hub id, "tiny".
 
         dtype (older: torch_dtype): "auto" or None for the backend's choice, else a name, or a dtype of NumPy or torch.
-        device_map: "auto", or a device of the backend torch. attn_implementation: of the backend torch. `changed`:
-        fields of the config that get another value.
+        device_map: "auto", or a device of the backend torch. attn_implementation: of the backend torch.
+        quantization_config: a BitsAndBytesConfig. `changed`: fields of the config that get another value.
         """
-        checkpoint = open_checkpoint(name, revision=revision)
+        chosen = select(backend).name
+        checkpoint = open_checkpoint(name, revision=revision, quantize=ggml_type(chosen, quantization_config))
         read = config or MistralConfig.from_dict({**checkpoint.config.to_dict(), **_known(changed)})
         options = backend_options(
-            select(backend).name, torch_dtype if dtype is None else dtype, device_map, attn_implementation
+            chosen, torch_dtype if dtype is None else dtype, device_map, attn_implementation, quantization_config
         )
-        return cls(read, backend=backend, tensors=checkpoint.tensors, options=options, source=str(checkpoint.path))
+        return cls(read, backend=chosen, tensors=checkpoint.tensors, options=options, source=str(checkpoint.path))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and safetensors, for transformers and for `from_pretrained`; packed weights as float32.
+
+        Files of these names are replaced when the new ones are complete. Raises CheckpointError if they cannot be.
+        """
+        graph = build(self.config.native(), head=self.head, num_labels=int(self.config.num_labels))
+        tensors = {name: self.tensors[name] for name in graph.parameters}
+        save(Path(folder), self.config, type(self).__name__, tensors)
 
     def eval(self) -> Self:
         """As torch's; models here only infer."""
+        return self
+
+    def to(self, device: Any) -> Self:
+        """As torch's, where the model is already. Raises InputError elsewhere: `from_pretrained(device_map=...)` moves.
+
+        "cuda" is where any CUDA device is.
+        """
+        at = str(getattr(getattr(self.decoder.program, "device", None), "type", "cpu"))
+        if str(device).partition(":")[0] != at:
+            raise InputError(
+                f"the model is on {at}: to have it on {device}, pass device_map={str(device)!r} as it is loaded"
+            )
         return self
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
