@@ -93,7 +93,7 @@ def test_four_bits(backend: str, type: str) -> None:
     config = ours.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="torch.float32"
     )
-    call = {"backend": backend, "quantization_config": config, "device_map": "auto"}
+    call: dict[str, Any] = {"backend": backend, "quantization_config": config, "device_map": "auto"}
     if backend == "torch":
         pytest.importorskip("bitsandbytes")
         model = ours.AutoModelForCausalLM.from_pretrained("tiny", **call)
