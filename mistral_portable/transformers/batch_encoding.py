@@ -13,9 +13,9 @@ __all__ = ["BatchEncoding", "tensor_kind", "to_lists"]
 class BatchEncoding(UserDict[str, Any]):
     """A dictionary whose entries are attributes too: `inputs.input_ids` is `inputs["input_ids"]`.
 
-    >>> inputs = tokenizer(["Hi", "Hello there"], padding=True, return_tensors="np")
+    >>> inputs = tokenizer(["Hello", "Once upon a time"], padding=True, return_tensors="np")
     >>> inputs.input_ids.shape, inputs.attention_mask[0].tolist()
-    ((2, 3), [0, 1, 1])
+    ((2, 5), [0, 0, 0, 1, 1])
 
     Args:
         data: The entries.

@@ -50,7 +50,8 @@ def find(model: str | os.PathLike[str], revision: str, **hub: Any) -> TokenizerF
 
 
 def _in_folder(folder: Path, shown: str | None = None) -> TokenizerFile | GGUFVocabulary:
-    name = tokenizer_name([path.name for path in folder.iterdir() if path.is_file()])
+    files_there = folder.iterdir() if folder.is_dir() else ()  # of a repository without one, nothing is downloaded
+    name = tokenizer_name([path.name for path in files_there if path.is_file()])
     if name is not None:
         return TokenizerFile(folder / name)
     if shown is not None:

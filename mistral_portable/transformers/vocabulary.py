@@ -11,8 +11,8 @@ __all__ = ["Vocabulary"]
 class Vocabulary:
     """The tokens of a tokenizer.
 
-    >>> vocabulary.to_piece(23325), vocabulary.to_id("▁Hello")
-    ('▁Hello', 23325)
+    >>> vocabulary.to_piece(867), vocabulary.to_id("▁Hello")
+    ('▁Hello', 867)
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
