@@ -10,7 +10,7 @@ from mistral_portable.errors import TokenizerError
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-__all__ = ["encode_chat"]
+__all__ = ["ROLES", "encode_chat", "one_line"]
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -33,7 +33,7 @@ def encode_chat(
             request.messages[-1].prefix = True
         tokens: list[int] = mistral.encode_chat_completion(request).tokens
     except Exception as error:  # its own errors, pydantic's, AssertionError, KeyError, UnicodeEncodeError, ...
-        raise TokenizerError(f"chat template {mistral.version.value}: {_one_line(error)}") from error
+        raise TokenizerError(f"chat template {mistral.version.value}: {one_line(error)}") from error
     return tokens
 
 
@@ -54,7 +54,8 @@ def _check(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, A
             raise TokenizerError(f"tool {index} is {tool!r}; pass a mapping with type and function")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What mistral-common or pydantic found wrong, in one line."""
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from mistral_portable.errors import TokenizerError
 from mistral_portable.tokenizer.gguf import is_mistral_chat, to_file
@@ -13,13 +14,15 @@ from mistral_portable.tokenizer.version import infer_version
 __all__ = ["load_tokenizer", "read_file"]
 
 MAX_FILE_BYTES = 256 * 2**20  # the largest real one, tekken_240911.json, has 19 MB
+Mode = Literal["test", "finetuning"]
 RAREST = "\U0010ffff"  # no vocabulary has a token for it: it is encoded byte by byte
 
 
-def load_tokenizer(source: TokenizerFile | GGUFVocabulary) -> Tokenizer:
+def load_tokenizer(source: TokenizerFile | GGUFVocabulary, mode: Mode = "test") -> Tokenizer:
     """Return the tokenizer of a file, or of the vocabulary inside a GGUF file: both give the same ids.
 
-    A plain `tokenizer.model` holds v1 or v3 in Mistral's own repositories: its control tokens decide.
+    A plain `tokenizer.model` holds v1 or v3 in Mistral's own repositories: its control tokens decide. `mode` is the
+    rule for a chat's last message: "test" wants one to answer, "finetuning" an answer.
 
     Raises:
         TokenizerError: The file is missing, truncated, corrupt or of another format, or GGUF's vocabulary is
@@ -27,12 +30,12 @@ def load_tokenizer(source: TokenizerFile | GGUFVocabulary) -> Tokenizer:
     """
     if isinstance(source, TokenizerFile):
         try:
-            return _open(*read_file(source))
+            return _open(*read_file(source), mode)
         except TokenizerError as error:
             raise TokenizerError(f"tokenizer file {source.path}: {error}") from error
     try:
         name, content = to_file(source)
-        return _open(name, content, eos_id=source.eos_token_id, chats=is_mistral_chat(source.chat_template))
+        return _open(name, content, mode, eos_id=source.eos_token_id, chats=is_mistral_chat(source.chat_template))
     except TokenizerError as error:
         raise TokenizerError(f"the GGUF file's tokenizer: {error}") from error
 
@@ -71,14 +74,15 @@ def _control_tokens(model: bytes) -> set[str]:
         raise _corrupt(str(error)) from error
 
 
-def _open(name: str, content: bytes, *, eos_id: int | None = None, chats: bool = True) -> Tokenizer:
+def _open(name: str, content: bytes, mode: Mode, *, eos_id: int | None = None, chats: bool = True) -> Tokenizer:
+    from mistral_common.protocol.instruct.validator import ValidationMode
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
     with TemporaryDirectory() as folder:
         path = Path(folder, name)
         path.write_bytes(content)
         try:
-            mistral = MistralTokenizer.from_file(str(path))
+            mistral = MistralTokenizer.from_file(str(path), ValidationMode(mode))
             vocabulary = mistral.instruct_tokenizer.tokenizer
             if vocabulary.n_words - vocabulary.num_special_tokens < 256:
                 raise ValueError("fewer than 256 tokens")  # tiktoken panics on a byte that has none

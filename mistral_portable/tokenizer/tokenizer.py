@@ -29,6 +29,8 @@ class Tokenizer:
         bos_id: `<s>`.
         eos_id: The end of an answer: `</s>`, unless a GGUF file names another.
         pad_id: `<pad>`; where there is none, transformers' choice: 0 for sentencepiece, 11 for tekken.
+        chats: Whether its chats are Mistral's; a GGUF file may bring a template of another family.
+        mistral: mistral-common's own tokenizer, with what it alone offers: its pieces and its chat requests.
     """
 
     def __init__(
@@ -40,8 +42,8 @@ class Tokenizer:
     ) -> None:
         from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-        self._mistral = mistral
-        self._chats = chats
+        self.mistral = mistral
+        self.chats = chats
         self._tokenizer = tokenizer = mistral.instruct_tokenizer.tokenizer
         self._tekken = tokenizer if isinstance(tokenizer, Tekkenizer) else None
         # sentencepiece gives <unk> a type of its own, but it stands for no text either.
@@ -91,9 +93,9 @@ class Tokenizer:
             TokenizerError: This version does not allow a message, a tool or the order of the roles; or the GGUF
                 file's chat template is of another family.
         """
-        if not self._chats:
+        if not self.chats:
             raise TokenizerError("the model's chat template is not Mistral's; write the prompt and encode it")
-        return encode_chat(self._mistral, messages, tools)
+        return encode_chat(self.mistral, messages, tools)
 
     def decode(self, tokens: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of the tokens; U+FFFD stands for bytes that are no character.

@@ -1,6 +1,13 @@
-"""Hugging Face's documented names, on any backend: `from mistral_portable.transformers import MistralForCausalLM`."""
+"""The names of Hugging Face's documentation, on any backend: what follows its pages runs with one changed import.
+
+from mistral_portable.transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer, model = AutoTokenizer.from_pretrained("tiny"), AutoModelForCausalLM.from_pretrained("tiny")
+ids = tokenizer("Once upon a time", return_tensors="np")
+print(tokenizer.batch_decode(model.generate(**ids, max_new_tokens=40), skip_special_tokens=True)[0])
+"""
 
 from mistral_portable.transformers.attention_visualizer import AttentionMaskVisualizer
+from mistral_portable.transformers.auto import AutoTokenizer
 from mistral_portable.transformers.auto_model import (
     AutoModel,
     AutoModelForCausalLM,
@@ -8,8 +15,10 @@ from mistral_portable.transformers.auto_model import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from mistral_portable.transformers.batch_encoding import BatchEncoding
 from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.configuration import MistralConfig
+from mistral_portable.transformers.lengths import PaddingStrategy, TruncationStrategy
 from mistral_portable.transformers.modeling import (
     MistralForCausalLM,
     MistralForQuestionAnswering,
@@ -19,6 +28,8 @@ from mistral_portable.transformers.modeling import (
     MistralPreTrainedModel,
 )
 from mistral_portable.transformers.options import BitsAndBytesConfig
+from mistral_portable.transformers.pipelines import TextGenerationPipeline, pipeline
+from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
 
 __all__ = [
     "AttentionMaskVisualizer",
@@ -27,8 +38,11 @@ __all__ = [
     "AutoModelForQuestionAnswering",
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
+    "AutoTokenizer",
+    "BatchEncoding",
     "BitsAndBytesConfig",
     "Cache",
+    "MistralCommonTokenizer",
     "MistralConfig",
     "MistralForCausalLM",
     "MistralForQuestionAnswering",
@@ -36,4 +50,8 @@ __all__ = [
     "MistralForTokenClassification",
     "MistralModel",
     "MistralPreTrainedModel",
+    "PaddingStrategy",
+    "TextGenerationPipeline",
+    "TruncationStrategy",
+    "pipeline",
 ]

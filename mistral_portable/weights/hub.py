@@ -9,13 +9,14 @@ from typing import Any
 from mistral_portable.errors import CheckpointError
 from mistral_portable.weights.gguf import part_names
 
-__all__ = ["Progress", "download"]
+__all__ = ["Progress", "download", "download_tokenizer"]
 
 Progress = Callable[[str, int, int], None]
 """Called from download threads with (what, bytes done, bytes in total so far known)."""
 
 # What an HF checkpoint needs. Only the top folder: subfolders hold copies in other formats.
 _HF_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.model*", "tekken.json"]
+_TOKENIZER_FILES = ["tokenizer.model*", "tekken.json"]
 _NOT_NEEDED = ["*/*", "consolidated*", "adapter_*"]
 
 
@@ -48,6 +49,38 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
     except CheckpointError:
         raise
     except Exception as error:  # huggingface_hub raises OSErrors and, by version, those of requests, httpx or httpx2
+        raise CheckpointError(f"{repository}: {_explain(error, repository, revision)}") from error
+
+
+def download_tokenizer(
+    repository: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Path:
+    """The local folder with a repository's tokenizer files alone, whatever else it holds; see `download`.
+
+    The arguments are huggingface_hub's. Raises CheckpointError as `download` does.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+                allow_patterns=_TOKENIZER_FILES,
+                ignore_patterns=["*/*"],
+            )
+        )
+    except Exception as error:  # as in `download`
         raise CheckpointError(f"{repository}: {_explain(error, repository, revision)}") from error
 
 

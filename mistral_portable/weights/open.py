@@ -15,11 +15,11 @@ from mistral_portable.weights.raw import is_consolidated, open_raw, open_raw_tar
 from mistral_portable.weights.safetensors import INDEX, open_safetensors, weight_files
 from mistral_portable.weights.source import Checkpoint, map_file
 
-__all__ = ["open_checkpoint"]
+__all__ = ["HUB_NAME", "open_checkpoint"]
 
 # Both parts of a name begin and end with a letter or digit, so that "./model" and "../model" are no names.
 _PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
-_HUB = re.compile(rf"({_PART}/{_PART})(?::([^:]+\.gguf))?", re.ASCII)
+HUB_NAME = re.compile(rf"({_PART}/{_PART})(?::([^:]+\.gguf))?", re.ASCII)
 
 
 def open_checkpoint(
@@ -62,7 +62,7 @@ def _open(model: str | Path, revision: str | None, progress: Callable[[str, int,
         if revision is not None:
             raise CheckpointError(f"revision={revision!r} is for hub repositories; {model} is none")
         return _open_local(Path(model))
-    match = _HUB.fullmatch(str(model))
+    match = HUB_NAME.fullmatch(str(model))
     if match is None:
         raise CheckpointError(
             f"{str(model)!r}: no such file or folder, and no name on the Hugging Face hub "

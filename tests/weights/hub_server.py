@@ -3,10 +3,12 @@
 with Hub({"owner/name": {"config.json": b"{}"}}) as hub:
     subprocess.run(..., env={"HF_ENDPOINT": hub.url, ...})
     hub.requests  # [("GET", "/owner/name/resolve/<commit>/config.json", "bytes=100-"), ...]
+    hub.uploads  # {"owner/name": {"config.json": b"{}"}}: what clients committed
 """
 
 import json
 import threading
+from base64 import b64decode
 from collections.abc import Mapping
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +42,7 @@ class Hub:
         self.break_after = break_after
         self.broken: set[str] = set()
         self.requests: list[tuple[str, str, str | None]] = []
+        self.uploads: dict[str, dict[str, bytes]] = {}
         hub = self
 
         class Handler(_Handler):
@@ -82,6 +85,33 @@ class _Handler(BaseHTTPRequestHandler):
                     self._file(f"{owner}/{name}", "/".join(file))
             case _:
                 self._answer(404, b"{}", {})
+
+    def do_POST(self) -> None:
+        """Make a repository, say how files are uploaded, and take a commit of small ones."""
+        path = unquote(urlsplit(self.path).path)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.requests.append((self.command, path, None))
+        if self.headers.get("Authorization") != "Bearer secret":
+            self._answer(401, b"{}", {})
+            return
+        answer: dict[str, Any]
+        match path.strip("/").split("/"):
+            case ["api", "repos", "create"]:
+                name = "/".join(filter(None, [json.loads(body).get("organization"), json.loads(body)["name"]]))
+                self.hub.uploads.setdefault(name, {})
+                answer = {"url": f"{self.hub.url}/{name}", "name": name}
+            case ["api", "models", *_, "preupload", _]:
+                files = [file["path"] for file in json.loads(body)["files"]]
+                answer = {"files": [{"path": file, "uploadMode": "regular", "shouldIgnore": False} for file in files]}
+            case ["api", "models", *repository, "commit", _]:
+                name = "/".join(repository)
+                for line in map(json.loads, body.splitlines()):
+                    if line["key"] == "file":
+                        self.hub.uploads[name][line["value"]["path"]] = b64decode(line["value"]["content"])
+                answer = {"commitUrl": f"{self.hub.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
+            case _:
+                answer = {}
+        self._answer(200, json.dumps(answer).encode(), {})
 
     def _exists(self, repository: str, revision: str) -> bool:
         if repository in self.hub.gated:

@@ -1,0 +1,67 @@
+"""A conversation as transformers passes it, turned into mistral-common's ids."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mistral_portable.errors import InputError
+from mistral_portable.tokenizer import Tokenizer
+from mistral_portable.tokenizer.chat import ROLES, one_line
+
+__all__ = ["chat_ids", "is_batch"]
+
+UNREADABLE = ("image", "image_url", "audio", "audio_url", "input_audio")
+
+
+def is_batch(conversation: Any) -> bool:
+    """Whether it is a list of conversations, and not one. Raises ValueError if it is empty or neither."""
+    if not isinstance(conversation, list | tuple) or not conversation:
+        raise InputError(f"the conversation is {conversation!r:.80}; pass a list of messages")
+    return isinstance(conversation[0], list | tuple)
+
+
+def chat_ids(
+    tokenizer: Tokenizer, messages: Sequence[Any], tools: Sequence[Any] | None, continue_final_message: bool
+) -> list[int]:
+    """The ids of a conversation; see `MistralCommonTokenizer.apply_chat_template`."""
+    from mistral_common.exceptions import MistralCommonException
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+    if not tokenizer.chats:
+        raise InputError("the model's chat template is not Mistral's; write the prompt and encode it")
+    checked = [_message(index, message) for index, message in enumerate(messages)]
+    checked_tools = None if tools is None else [_tool(index, tool) for index, tool in enumerate(tools)]
+    try:
+        request: ChatCompletionRequest[Any] = ChatCompletionRequest.from_openai(
+            checked, checked_tools, continue_final_message
+        )
+        return list(tokenizer.mistral.encode_chat_completion(request).tokens)
+    except MistralCommonException as error:  # as in transformers, which lets it through
+        if "\n" in str(error):
+            raise type(error)(one_line(error)) from error
+        raise
+    except Exception as error:  # pydantic's, AssertionError, KeyError, UnicodeEncodeError, ...
+        raise InputError(f"chat template {tokenizer.version}: {one_line(error)}") from error
+
+
+def _message(index: int, message: Any) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise InputError(f"message {index} is {message!r:.80}; pass a mapping with role and content")
+    if message.get("role") not in ROLES:
+        raise InputError(f"message {index} has the role {message.get('role')!r:.80}; roles are {', '.join(ROLES)}")
+    content = message.get("content")
+    if isinstance(content, list | tuple):
+        for part in content:
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if kind in UNREADABLE:
+                raise InputError(f"message {index} has a part of the type {kind!r}; no model here reads it, only text")
+            if kind is None:
+                raise InputError(f"message {index} has the part {part!r:.80}; pass a mapping with type and text")
+    elif not (isinstance(content, str) or (content is None and message.get("tool_calls"))):
+        raise InputError(f"message {index} has the content {content!r:.80}; pass a string")
+    return dict(message)
+
+
+def _tool(index: int, tool: Any) -> dict[str, Any]:
+    if not isinstance(tool, Mapping):
+        raise InputError(f"tool {index} is {tool!r:.80}; pass its JSON schema, a mapping with type and function")
+    return dict(tool)

@@ -1,0 +1,343 @@
+"""Encoding: ids from text, of the lengths that the arguments ask for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mistral_portable.errors import InputError, TokenizerError
+from mistral_portable.transformers.batch_encoding import BatchEncoding, tensor_kind, to_lists
+from mistral_portable.transformers.lengths import Lengths, TruncationStrategy, positive, resolve, strategy, truncate
+from mistral_portable.transformers.tokens import Tokens, refuse
+
+__all__ = ["Encoder"]
+
+
+class Encoder(Tokens):
+    """The part of `MistralCommonTokenizer` that needs no files and no chats."""
+
+    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        """The tokens of a text as strings, with no special ones."""
+        refuse("tokenize", kwargs)
+        return [self._vocabulary.to_piece(id) for id in self._ids(text)]
+
+    def encode(
+        self,
+        text: Any,
+        text_pair: None = None,
+        add_special_tokens: bool = True,
+        padding: Any = False,
+        truncation: Any = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """The ids of a text, or of ids: those with `<s>` in front. See `__call__` for the arguments.
+
+        >>> tokenizer.encode("Once <s>")
+        [1, 547, 929, 1002, 941, 1004]
+        """
+        refuse("encode", kwargs)
+        return self(
+            text,
+            text_pair,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            stride=stride,
+            pad_to_multiple_of=pad_to_multiple_of,
+            padding_side=padding_side,
+            return_tensors=return_tensors,
+            verbose=verbose,
+        )["input_ids"]
+
+    def __call__(
+        self,
+        text: Any = None,
+        text_pair: None = None,
+        text_target: None = None,
+        text_pair_target: None = None,
+        add_special_tokens: bool = True,
+        padding: Any = False,
+        truncation: Any = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        **kwargs: Any,
+    ) -> BatchEncoding:
+        """Encode a text or a batch of texts; a list of ids may stand for each text.
+
+        Args:
+            text: One or several texts.
+            add_special_tokens: Whether ids begin with `<s>` and, in the mode "finetuning", end with `</s>`.
+            padding: True or "longest", "max_length", or False or "do_not_pad".
+            truncation: True or "longest_first", or False or "do_not_truncate". None: True if `max_length` is given
+                and `padding` is False.
+            max_length: Tokens, special ones included, to truncate and pad to.
+            stride: How many of the tokens kept are repeated in `overflowing_tokens`.
+            pad_to_multiple_of: Padded lengths are rounded up to a multiple of it.
+            padding_side: "left" or "right"; the tokenizer's own if None.
+            return_tensors: "np" or "pt": arrays of shape [texts, tokens], also for one text; None: lists.
+            return_attention_mask: Whether to return 1 for tokens and 0 for padding; by `model_input_names` if None.
+            return_overflowing_tokens: Whether to return `overflowing_tokens`, those cut off, and
+                `num_truncated_tokens`, where there are any; never as arrays.
+            return_special_tokens_mask: Whether to return 1 for special tokens and padding, and 0 for text.
+            return_length: Whether to return `length`: of one text with its padding, of texts in a batch without.
+            verbose: Whether to warn of arguments without effect, and of texts beyond `model_max_length`.
+
+        Raises:
+            ValueError: A pair or a target is given, or any argument is not one of these, or there is no such value.
+        """
+        refuse("the call", kwargs)
+        for name, pair in (("text_pair", text_pair), ("text_target", text_target), ("", text_pair_target)):
+            if pair:
+                raise InputError(f"{name or 'text_pair_target'} is not supported; pass one text, or a list of texts")
+        lengths = self._lengths(padding, truncation, max_length, pad_to_multiple_of, padding_side, verbose)
+        overflow = return_overflowing_tokens and not return_tensors
+        options = (lengths, add_special_tokens, stride, overflow, return_special_tokens_mask, verbose)
+        batched = isinstance(text, list | tuple) and (not text or isinstance(text[0], str | list | tuple))
+        if not batched:
+            row = self._row(self._ids(text), *options)
+            return self._one(row, lengths, return_attention_mask, return_length, return_tensors, True)
+        if not text:
+            raise InputError("the batch of texts is empty; pass at least one")
+        rows = [self._row(self._ids(part), *options) for part in text]
+        if any("overflowing_tokens" in row for row in rows):
+            nothing = {"overflowing_tokens": [0], "num_truncated_tokens": [0]}  # transformers' sign for it
+            rows = [row if "overflowing_tokens" in row else row | nothing for row in rows]
+        if return_length:
+            rows = [row | {"length": len(row["input_ids"])} for row in rows]
+        return BatchEncoding(self._padded(rows, lengths, return_attention_mask), return_tensors)
+
+    def prepare_for_model(
+        self,
+        ids: Sequence[int],
+        pair_ids: None = None,
+        add_special_tokens: bool = True,
+        padding: Any = False,
+        truncation: Any = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        prepend_batch_axis: bool = False,
+        **kwargs: Any,
+    ) -> BatchEncoding:
+        """Add special tokens to ids, truncate and pad them; see `__call__` for the arguments.
+
+        >>> tokenizer.prepare_for_model([5, 6, 7], max_length=3, return_overflowing_tokens=True)
+        {'input_ids': [1, 5, 6], 'overflowing_tokens': [7], 'num_truncated_tokens': 1, 'attention_mask': [1, 1, 1]}
+
+        `prepend_batch_axis` gives arrays the shape [1, tokens] in place of [tokens].
+        """
+        refuse("prepare_for_model", kwargs)
+        _no_pair("pair_ids", pair_ids)
+        lengths = self._lengths(padding, truncation, max_length, pad_to_multiple_of, padding_side, verbose)
+        overflow = return_overflowing_tokens and not return_tensors
+        listed = self._checked(to_lists(ids))
+        row = self._row(listed, lengths, add_special_tokens, stride, overflow, return_special_tokens_mask, verbose)
+        return self._one(row, lengths, return_attention_mask, return_length, return_tensors, prepend_batch_axis)
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: Any = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Pad encoded texts; see `__call__` for the arguments.
+
+        Args:
+            encoded_inputs: What calls return: of one text, of a batch, or a list of those of single texts. Arrays are
+                as good as lists, and come back as arrays unless `return_tensors` says otherwise.
+
+        Returns:
+            A new encoding: ids are padded with `pad_token_id`, attention masks with 0, special tokens' masks with 1.
+            The ids of one text that has none stay empty.
+
+        Raises:
+            ValueError: There are no ids, or not as many of them as of something else.
+        """
+        if isinstance(encoded_inputs, list | tuple) and encoded_inputs and isinstance(encoded_inputs[0], Mapping):
+            encoded_inputs = {name: [one[name] for one in encoded_inputs] for name in encoded_inputs[0]}
+        main = self.model_input_names[0]
+        if not isinstance(encoded_inputs, Mapping) or main not in encoded_inputs:
+            raise InputError(f"there is no {main} in {encoded_inputs!r:.80}; pass what the tokenizer returned")
+        return_tensors = return_tensors or tensor_kind(encoded_inputs[main])
+        inputs = {name: to_lists(value) for name, value in encoded_inputs.items()}
+        lengths = self._lengths(padding, False, max_length, pad_to_multiple_of, padding_side, verbose)
+        if not inputs[main]:
+            return BatchEncoding(inputs | ({"attention_mask": []} if return_attention_mask else {}), return_tensors)
+        if not isinstance(inputs[main][0], list):
+            self._checked(inputs[main])
+            padded = self._filled(inputs, lengths, lengths.padded(len(inputs[main])), return_attention_mask)
+            return BatchEncoding(padded, return_tensors)
+        count = len(inputs[main])
+        for name, values in inputs.items():
+            if not isinstance(values, list) or len(values) != count:
+                raise InputError(f"there are {count} rows of {main}, but not of {name}; pass one row for each text")
+        rows = [{name: values[index] for name, values in inputs.items()} for index in range(count)]
+        for row in rows:
+            self._checked(row[main])
+        return BatchEncoding(self._padded(rows, lengths, return_attention_mask), return_tensors)
+
+    def truncate_sequences(
+        self,
+        ids: Sequence[int],
+        pair_ids: None = None,
+        num_tokens_to_remove: int = 0,
+        truncation_strategy: Any = "longest_first",
+        stride: int = 0,
+        **kwargs: Any,
+    ) -> tuple[list[int], None, list[int]]:
+        """Cut ids at `truncation_side`: what is left, None, and what was cut with `stride` neighbours more.
+
+        >>> tokenizer.truncate_sequences([1, 2, 3, 4, 5], num_tokens_to_remove=2, stride=1)
+        ([1, 2, 3], None, [3, 4, 5])
+
+        Raises:
+            ValueError: A pair is given, or `truncation_strategy` is none for one text.
+        """
+        refuse("truncate_sequences", kwargs)
+        _no_pair("pair_ids", pair_ids)
+        listed = self._checked(to_lists(ids))
+        how = strategy("truncation_strategy", TruncationStrategy, truncation_strategy)
+        if how in (TruncationStrategy.ONLY_FIRST, TruncationStrategy.ONLY_SECOND):
+            raise InputError(f"truncation_strategy={how.value!r} is for pairs of texts, which are not supported")
+        if how is TruncationStrategy.DO_NOT_TRUNCATE or num_tokens_to_remove <= 0:
+            return listed, None, []
+        kept, cut = truncate(listed, num_tokens_to_remove, self.truncation_side, positive("stride", stride, 0))
+        return kept, None, cut
+
+    def get_special_tokens_mask(
+        self, token_ids_0: Sequence[int], token_ids_1: None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """1 for every special token and 0 for others, of ids that have special tokens or that will get them.
+
+        >>> tokenizer.get_special_tokens_mask([547, 550])
+        [1, 0, 0]
+        """
+        _no_pair("token_ids_1", token_ids_1)
+        if already_has_special_tokens:
+            return [int(self._is_special(id)) for id in to_lists(token_ids_0)]
+        return [1, *[0] * len(token_ids_0), *[1] * (self.mode == "finetuning")]
+
+    def _checked(self, ids: Any) -> list[int]:
+        """The ids, if they are a list of ids of the vocabulary."""
+        if not isinstance(ids, list):
+            raise InputError(f"{ids!r:.80} is no list of token ids")
+        return [self._vocabulary.checked(id) for id in ids]
+
+    def _ids(self, text: Any) -> list[int]:
+        """The ids of a text, without special tokens; or the ids that stand for it."""
+        if isinstance(text, str):
+            try:
+                return self._tokenizer.encode(text, bos=False)
+            except TokenizerError as error:
+                raise InputError(str(error)) from error
+        if isinstance(text, list | tuple) and text and not isinstance(text[0], str | list | tuple):
+            return self._checked(list(text))
+        raise InputError(f"{text!r:.80} is no text; pass a string, or a list of token ids")
+
+    def _lengths(
+        self,
+        padding: Any,
+        truncation: Any,
+        max_length: int | None,
+        multiple: int | None,
+        side: str | None,
+        verbose: bool,
+    ) -> Lengths:
+        side = self.padding_side if side is None else side
+        return resolve(padding, truncation, max_length, multiple, side, self.model_max_length, verbose)
+
+    def _row(
+        self,
+        ids: list[int],
+        lengths: Lengths,
+        add_special_tokens: bool,
+        stride: int,
+        overflow: bool,
+        special_mask: bool,
+        verbose: bool,
+    ) -> dict[str, Any]:
+        """One text: cut, and with its special tokens, for which room is kept."""
+        end = [self.eos_token_id] if self.mode == "finetuning" else []
+        total = len(ids) + (1 + len(end) if add_special_tokens else 0)
+        cut: list[int] = []
+        stride = positive("stride", stride, 0)
+        if lengths.truncates and lengths.max_length and total > lengths.max_length:
+            ids, cut = truncate(ids, total - lengths.max_length, self.truncation_side, stride)
+        row: dict[str, Any] = {"input_ids": [self.bos_token_id, *ids, *end] if add_special_tokens else ids}
+        if special_mask:
+            row["special_tokens_mask"] = self.get_special_tokens_mask(ids) if add_special_tokens else [0] * len(ids)
+        if overflow and cut and lengths.max_length:
+            row |= {"overflowing_tokens": cut, "num_truncated_tokens": total - lengths.max_length}
+        if verbose and lengths.max_length is None and total > self.model_max_length:
+            limit = self.model_max_length
+            warnings.warn(f"the text has {total} tokens, more than model_max_length={limit}; truncate it", stacklevel=3)
+        return row
+
+    def _one(
+        self,
+        row: dict[str, Any],
+        lengths: Lengths,
+        attention_mask: bool | None,
+        length: bool,
+        tensors: str | None,
+        prepend_batch_axis: bool,
+    ) -> BatchEncoding:
+        ids = row["input_ids"]
+        row = self._filled(row, lengths, lengths.padded(len(ids)) if ids else 0, attention_mask)
+        if length:
+            row["length"] = len(row["input_ids"])
+        return BatchEncoding(row, tensors, prepend_batch_axis)
+
+    def _padded(
+        self, rows: list[dict[str, Any]], lengths: Lengths, attention_mask: bool | None
+    ) -> dict[str, list[Any]]:
+        """The rows, as long as the longest of them or as the limit says, as one dictionary of lists."""
+        length = lengths.padded(max(len(row[self.model_input_names[0]]) for row in rows))
+        filled = [self._filled(row, lengths, length, attention_mask) for row in rows]
+        return {name: [row[name] for row in filled] for name in filled[0]}
+
+    def _filled(
+        self, row: dict[str, Any], lengths: Lengths, length: int, attention_mask: bool | None
+    ) -> dict[str, Any]:
+        main = self.model_input_names[0]
+        wanted = "attention_mask" in self.model_input_names if attention_mask is None else attention_mask
+        if wanted and "attention_mask" not in row:
+            row = row | {"attention_mask": [1] * len(row[main])}
+        fillers = {main: self.pad_token_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
+        return {
+            name: lengths.fill(value, length, fillers[name]) if name in fillers else value
+            for name, value in row.items()
+        }
+
+
+def _no_pair(name: str, value: Any) -> None:
+    if value is not None:
+        raise InputError(f"{name} is not supported: there are no pairs of texts; leave it out")

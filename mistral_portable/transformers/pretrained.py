@@ -1,0 +1,113 @@
+"""Where a tokenizer is found, saved and uploaded."""
+
+import os
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mistral_portable.errors import CheckpointError, InputError
+from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
+from mistral_portable.tokenizer.gguf import to_file
+from mistral_portable.weights import open_checkpoint
+from mistral_portable.weights.hub import download_tokenizer
+from mistral_portable.weights.open import HUB_NAME
+from mistral_portable.weights.safetensors import tokenizer_name
+
+__all__ = ["find", "save", "upload"]
+
+NONE = "no tekken.json and no tokenizer.model*"
+
+
+def find(model: str | os.PathLike[str], revision: str, **hub: Any) -> TokenizerFile | GGUFVocabulary:
+    """The tokenizer of a folder, a model's file, a hub repository (of which nothing else is downloaded) or "tiny".
+
+    Raises:
+        ValueError: There is none.
+        CheckpointError: The model, or the hub, cannot be read.
+    """
+    if model == "tiny":
+        return _in_folder(Path(str(files("mistral_portable") / "assets" / "tiny")))
+    path = Path(model)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists():
+        return TokenizerFile(path) if tokenizer_name([path.name]) else _inside(path)
+    match = HUB_NAME.fullmatch(str(model))
+    if match is None:
+        raise InputError(
+            f"{str(model)!r}: no such file or folder, and no name on the Hugging Face hub "
+            "(owner/name or owner/name:file.gguf)"
+        )
+    if match[2]:
+        if any(hub.values()):
+            given = ", ".join(name for name, value in hub.items() if value)
+            raise InputError(f"{model}: {given} cannot be used with one file of a repository; download it first")
+        return _inside(model, None if revision == "main" else revision)
+    if hub["force_download"] and hub["local_files_only"]:
+        raise InputError("force_download=True and local_files_only=True exclude each other; pass one of them")
+    return _in_folder(download_tokenizer(str(model), revision=revision, **hub), str(model))
+
+
+def _in_folder(folder: Path, shown: str | None = None) -> TokenizerFile | GGUFVocabulary:
+    files_there = folder.iterdir() if folder.is_dir() else ()  # of a repository without one, nothing is downloaded
+    name = tokenizer_name([path.name for path in files_there if path.is_file()])
+    if name is not None:
+        return TokenizerFile(folder / name)
+    if shown is not None:
+        raise InputError(f"{shown}: {NONE} in the repository")
+    try:
+        return _inside(folder)
+    except CheckpointError as error:
+        raise InputError(f"{folder}: {NONE}, and no model that brings its own ({error})") from error
+
+
+def _inside(model: str | os.PathLike[str], revision: str | None = None) -> TokenizerFile | GGUFVocabulary:
+    checkpoint = open_checkpoint(model if isinstance(model, str) else Path(model), revision=revision)
+    if checkpoint.tokenizer is None:
+        raise InputError(f"{model}: {NONE}; put one beside the weights")
+    return checkpoint.tokenizer
+
+
+def save(source: TokenizerFile | GGUFVocabulary, folder: str | os.PathLike[str]) -> Path:
+    """Write the tokenizer's file into a folder, which is made if need be, and return its path.
+
+    A file that is there already is replaced in one step. The name is one that `find` knows: `tekken_240718.json`
+    becomes `tekken.json`, `mistral_instruct.model.v3` `tokenizer.model.v3`.
+
+    Raises:
+        ValueError: `folder` is a file.
+        OSError: It cannot be written, or the tokenizer's own file is gone.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file; pass a folder")
+    if isinstance(source, TokenizerFile):
+        name, content = source.path.name, source.read()
+    else:
+        name, content = to_file(source)
+    if tokenizer_name([name]) is None:
+        name = "tekken.json" if name.endswith(".json") else f"tokenizer{name[name.index('.model') :]}"
+    target.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target) as scratch:
+        Path(scratch, name).write_bytes(content)
+        os.replace(Path(scratch, name), target / name)
+    return target / name
+
+
+def upload(file: Path, repository: str, *, token: str | bool | None, private: bool | None, **commit: Any) -> str:
+    """Upload a file to a repository of the hub, made if need be, and return the commit's address.
+
+    `commit` are `HfApi.upload_file`'s arguments. Raises CheckpointError: no access, no network.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    try:
+        name = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        return str(api.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id=name, **commit))
+    except Exception as error:  # OSErrors and, by version, those of requests, httpx or httpx2
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"{repository}: the upload failed: {reason}; check the name and `hf auth login`"
+        ) from error

@@ -1,0 +1,196 @@
+"""Tokens: what a tokenizer knows of its vocabulary, and text from ids."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mistral_portable.errors import InputError
+from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile, load_tokenizer
+from mistral_portable.transformers.batch_encoding import to_lists
+from mistral_portable.transformers.lengths import positive
+from mistral_portable.transformers.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+__all__ = ["Tokens", "refuse"]
+
+# What `clean_up_tokenization_spaces` drops the space before, in this order; " ' " loses both.
+CLEAN = [(f" {end}", end) for end in ".?!,"] + [(" ' ", "'")]
+CLEAN += [(f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")]
+
+
+class Tokens:
+    """The part of `MistralCommonTokenizer` that needs no encoding."""
+
+    def __init__(
+        self,
+        tokenizer_path: str | os.PathLike[str] | TokenizerFile | GGUFVocabulary,
+        mode: str = "test",
+        model_max_length: int = int(1e30),
+        padding_side: str = "left",
+        truncation_side: str = "right",
+        model_input_names: Sequence[str] | None = None,
+        clean_up_tokenization_spaces: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        refuse("MistralCommonTokenizer", kwargs)
+        if mode not in ("test", "finetuning"):
+            raise InputError(f'mode={mode!r} is neither "test" nor "finetuning"')
+        for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
+            if side not in ("left", "right"):
+                raise InputError(f'{name}={side!r} is neither "left" nor "right"')
+        self._source = (
+            tokenizer_path
+            if isinstance(tokenizer_path, TokenizerFile | GGUFVocabulary)
+            else TokenizerFile(Path(tokenizer_path))
+        )
+        self._tokenizer = load_tokenizer(self._source, "test" if mode == "test" else "finetuning")
+        self._vocabulary = Vocabulary(self._tokenizer)
+        self.mode = mode
+        self.model_max_length = positive("model_max_length", model_max_length)
+        self.padding_side = padding_side
+        self.truncation_side = truncation_side
+        self.model_input_names = list(model_input_names or ("input_ids", "attention_mask"))
+        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
+        self.bos_token_id = self._tokenizer.bos_id
+        self.eos_token_id = self._tokenizer.eos_id
+        self.unk_token_id = self._vocabulary.unknown
+        self.pad_token_id = self._tokenizer.pad_id
+
+    @property
+    def tokenizer(self) -> MistralTokenizer[Any, Any, Any, Any, Any]:
+        return self._tokenizer.mistral
+
+    @property
+    def vocab_size(self) -> int:
+        return self._tokenizer.vocab_size
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    @cached_property
+    def all_special_ids(self) -> list[int]:
+        """The ids of all control tokens, ascending."""
+        return sorted(self._vocabulary.special)
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        return [self._vocabulary.to_piece(id) for id in self.all_special_ids]
+
+    @property
+    def bos_token(self) -> str:
+        return self._vocabulary.to_piece(self.bos_token_id)
+
+    @property
+    def eos_token(self) -> str:
+        return self._vocabulary.to_piece(self.eos_token_id)
+
+    @property
+    def unk_token(self) -> str:
+        return self._vocabulary.to_piece(self.unk_token_id)
+
+    @property
+    def pad_token(self) -> str:
+        return self._vocabulary.to_piece(self.pad_token_id)
+
+    @pad_token.setter
+    def pad_token(self, token: str) -> None:
+        self.pad_token_id = self.convert_tokens_to_ids(token)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token's id. Tokens that are parts of characters look the same, U+FFFD: they share one entry."""
+        return dict(self._vocabulary.ids)
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The token of an id, as a string; a list of them for a list of ids.
+
+        >>> tokenizer.convert_ids_to_tokens([1, 867])
+        ['<s>', '▁Hello']
+
+        Raises:
+            ValueError: The only id is special, and to be skipped.
+            IndexError: An id is outside the vocabulary.
+        """
+        listed = to_lists(ids)
+        one = not isinstance(listed, list)
+        kept = [id for id in ([listed] if one else listed) if not (skip_special_tokens and self._is_special(id))]
+        if one and not kept:
+            raise InputError(f"token id {ids} is special, and skip_special_tokens=True leaves nothing")
+        tokens = [self._vocabulary.to_piece(id) for id in kept]
+        return tokens[0] if one else tokens
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """The id of a token, a list of them for a list; with a warning that of `<unk>` where there is no such token."""
+        if isinstance(tokens, list | tuple):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        id = self._vocabulary.to_id(tokens)
+        if id == self.unk_token_id and tokens != self.unk_token:
+            warnings.warn(f"the vocabulary has no token {tokens!r:.80}; it becomes {self.unk_token}", stacklevel=2)
+        return id
+
+    def add_tokens(self, *_: Any, **__: Any) -> int:
+        """Not supported: raises NotImplementedError."""
+        raise NotImplementedError("no tokens can be added to mistral-common's vocabulary")
+
+    add_special_tokens = add_tokens
+
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The text of ids, or of one id; of a batch of ids, a list.
+
+        With special tokens, sentencepiece's tokens come out as they are:
+
+        >>> tokenizer.decode([1, 547, 550]), tokenizer.decode([1, 547, 550], skip_special_tokens=True)
+        ('<s>▁Once▁upon', 'Once upon')
+
+        Raises:
+            TypeError, IndexError: An id is no integer, or outside the vocabulary.
+        """
+        refuse("decode", kwargs)
+        from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+
+        ids = to_lists(token_ids)
+        clean = (
+            self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
+        )
+        if isinstance(ids, list) and ids and isinstance(ids[0], list):
+            return [self.decode(row, skip_special_tokens, clean) for row in ids]
+        policy = SpecialTokenPolicy.IGNORE if skip_special_tokens else SpecialTokenPolicy.KEEP
+        checked = [self._vocabulary.checked(id) for id in (ids if isinstance(ids, list) else [ids])]
+        text = self.tokenizer.decode(checked, policy)
+        for spaced, without in CLEAN if clean else ():
+            text = text.replace(spaced, without)
+        return text
+
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """The texts of several lists of ids; a single list is a batch of one. See `decode`."""
+        refuse("batch_decode", kwargs)
+        ids = to_lists(sequences)
+        rows = ids if isinstance(ids, list) and (not ids or isinstance(ids[0], list)) else [ids]
+        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in rows]
+
+    def _is_special(self, id: int) -> bool:
+        return self._vocabulary.checked(id) in self._vocabulary.special
+
+
+def refuse(method: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError if there are arguments that a method does not have."""
+    if kwargs:
+        raise InputError(f"{method} has no argument {', '.join(kwargs)}; see the documentation for those it has")

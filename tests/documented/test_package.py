@@ -1,0 +1,42 @@
+"""The package as a whole: what importing it costs, and the examples in its docstrings."""
+
+import doctest
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from mistral_portable.transformers import AutoTokenizer
+from mistral_portable.transformers.lengths import Lengths, PaddingStrategy
+from mistral_portable.transformers.vocabulary import Vocabulary
+
+
+def test_importing_it_imports_no_framework() -> None:
+    code = (
+        "import sys, mistral_portable.transformers\n"
+        "foreign = ('torch', 'jax', 'tensorflow', 'mlx', 'transformers', 'mistral_common', 'huggingface_hub')\n"
+        "print([name for name in foreign if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_encoding_imports_no_framework() -> None:
+    code = (
+        "import sys\n"
+        "from mistral_portable.transformers import AutoTokenizer\n"
+        "AutoTokenizer.from_pretrained('tiny')(['a', 'b c'], padding=True, return_tensors='np').to('cpu')\n"
+        "print([name for name in ('torch', 'jax', 'tensorflow', 'mlx', 'transformers') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["auto", "batch_encoding", "encoder", "lengths", "tokenizer", "tokens", "vocabulary"])
+def test_the_examples_in_docstrings(name: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained("tiny")
+    names = {"tokenizer": tokenizer, "vocabulary": Vocabulary(tokenizer._tokenizer)}
+    names |= {"Lengths": Lengths, "PaddingStrategy": PaddingStrategy}
+    module = importlib.import_module(f"mistral_portable.transformers.{name}")
+    result = doctest.testmod(module, extraglobs=names, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.attempted
+    assert not result.failed

@@ -1,0 +1,177 @@
+"""Every combination of arguments for encoding, truncating and padding: what transformers' class returns."""
+
+from copy import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from documented.tokenizers import NAMES, comparable, ours, outcome, ragged, theirs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizer.strategies import texts
+from transformers.utils.generic import PaddingStrategy
+
+PAIRS = st.sampled_from([(name, "test") for name in NAMES] + [("v3", "finetuning"), ("tekken 240718", "finetuning")])
+SIDES = st.sampled_from(["left", "right"])
+MAYBE = st.sampled_from([None, False, True])
+PADDINGS = st.sampled_from([False, True, "longest", "max_length", "do_not_pad", *PaddingStrategy])
+TRUNCATIONS = st.sampled_from([None, False, True, "longest_first", "do_not_truncate"])
+TENSORS = st.sampled_from([None, "np", "pt"])
+IDS = st.lists(st.integers(0, 999), max_size=12)
+LIMITS = st.none() | st.integers(1, 16)
+MULTIPLES = st.none() | st.integers(1, 6)
+
+LENGTHS = {
+    "padding": PADDINGS,
+    "truncation": TRUNCATIONS,
+    "max_length": LIMITS,
+    "stride": st.integers(0, 5),
+    "pad_to_multiple_of": MULTIPLES,
+    "padding_side": st.none() | SIDES,
+    "return_tensors": TENSORS,
+    "add_special_tokens": st.booleans(),
+}
+RETURNS = {
+    "return_attention_mask": MAYBE,
+    "return_overflowing_tokens": st.booleans(),
+    "return_special_tokens_mask": st.booleans(),
+    "return_length": st.booleans(),
+}
+
+
+def arguments(**all: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional=all)
+
+
+@st.composite
+def both(draw: st.DrawFn) -> tuple[Any, Any]:
+    """The two tokenizers of a file, with the same settings."""
+    pair = draw(PAIRS)
+    mine, reference = copy(ours(*pair)), copy(theirs(*pair))
+    values = {
+        "padding_side": draw(SIDES),
+        "truncation_side": draw(SIDES),
+        "model_max_length": draw(st.sampled_from([int(1e30), 9])),
+        "model_input_names": draw(st.sampled_from([["input_ids", "attention_mask"], ["input_ids"]])),
+    }
+    for tokenizer in (mine, reference):
+        for name, value in values.items():
+            setattr(tokenizer, name, value)
+    return mine, reference
+
+
+def same(mine: Any, reference: Any) -> None:
+    """Equal, but that we refuse to make arrays of rows of different lengths."""
+    expected = outcome(reference)
+    assert outcome(mine) == ({ValueError} if ragged(expected) else expected)
+
+
+@settings(max_examples=200)
+@given(
+    both(),
+    texts | st.lists(texts, max_size=4) | IDS | st.lists(IDS, min_size=1, max_size=3),
+    arguments(**LENGTHS, **RETURNS),
+)
+def test_calls(pair: tuple[Any, Any], text: Any, options: dict[str, Any]) -> None:
+    mine, reference = pair
+    same(lambda: mine(text, **options), lambda: reference(text, **options))
+
+
+@given(both(), texts | st.lists(texts, min_size=1, max_size=3) | IDS, arguments(**LENGTHS))
+def test_encode(pair: tuple[Any, Any], text: Any, options: dict[str, Any]) -> None:
+    mine, reference = pair
+    expected = outcome(lambda: {"input_ids": reference.encode(text, **options)})
+    found = outcome(lambda: {"input_ids": mine.encode(text, **options)})
+    assert found == ({ValueError} if ragged(expected) else expected)
+
+
+@settings(max_examples=100)
+@given(both(), IDS, arguments(**LENGTHS, **RETURNS, prepend_batch_axis=st.booleans()))
+def test_prepare_for_model(pair: tuple[Any, Any], ids: list[int], options: dict[str, Any]) -> None:
+    mine, reference = pair
+    if options.get("return_length") and options.get("return_tensors"):
+        options["prepend_batch_axis"] = True  # theirs makes no array of one number
+    same(
+        lambda: mine.prepare_for_model(list(ids), **options), lambda: reference.prepare_for_model(list(ids), **options)
+    )
+
+
+@st.composite
+def encodings(draw: st.DrawFn) -> Any:
+    """What a call returns: of one text, of several, or several of one."""
+
+    def one() -> dict[str, Any]:
+        ids = draw(IDS.filter(len))
+        row: dict[str, Any] = {"input_ids": ids}
+        if masked:
+            row["attention_mask"] = [1] * len(ids)
+        if special:
+            row["special_tokens_mask"] = [0] * len(ids)
+        return row
+
+    masked, special = draw(st.booleans()), draw(st.booleans())
+    rows = [one() for _ in range(draw(st.integers(1, 4)))]
+    form = draw(st.sampled_from(["one", "list", "batch"]))
+    if form == "one":
+        return rows[0]
+    return rows if form == "list" else {name: [row[name] for row in rows] for name in rows[0]}
+
+
+@settings(max_examples=100)
+@given(
+    both(),
+    encodings(),
+    arguments(
+        padding=PADDINGS,
+        max_length=LIMITS,
+        pad_to_multiple_of=MULTIPLES,
+        padding_side=st.none() | SIDES,
+        return_attention_mask=st.sampled_from([None, True]),
+        return_tensors=TENSORS,
+    ),
+)
+def test_pad(pair: tuple[Any, Any], encoding: Any, options: dict[str, Any]) -> None:
+    """Theirs changes its argument, so that it comes last; and without return_attention_mask it may forget masks."""
+    mine, reference = pair
+    options["return_attention_mask"] = True
+    before = comparable(encoding)
+    found = outcome(lambda: mine.pad(encoding, **options))
+    assert comparable(encoding) == before
+    expected = outcome(lambda: reference.pad(encoding, **options))
+    assert found == ({ValueError} if ragged(expected) else expected)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_pad_takes_arrays_of_one_text_or_several(kind: Any) -> None:
+    encoding = ours("v3").pad(
+        {"input_ids": kind([[1, 5], [1, 6]]), "attention_mask": kind([[0, 1], [1, 1]])}, pad_to_multiple_of=3
+    )
+    assert type(encoding.input_ids) is type(kind([1]))
+    assert encoding.input_ids.tolist() == [[0, 1, 5], [0, 1, 6]]
+    assert encoding.attention_mask.tolist() == [[0, 0, 1], [0, 1, 1]]
+    assert ours("v3").pad({"input_ids": kind([1, 5])}, pad_to_multiple_of=3).input_ids.tolist() == [0, 1, 5]
+    assert ours("v3").pad([{"input_ids": kind([1, 5])}, {"input_ids": kind([1])}]).input_ids.tolist() == [
+        [1, 5],
+        [0, 1],
+    ]
+
+
+def test_pad_pads_a_mask_that_is_there() -> None:
+    """transformers' leaves it shorter than the ids."""
+    rows = {"input_ids": [[1, 5], [1]], "attention_mask": [[1, 1], [1]]}
+    assert ours("v3").pad(rows, return_attention_mask=False).attention_mask == [[1, 1], [0, 1]]
+
+
+@given(both(), IDS, st.integers(-2, 14), st.integers(0, 5), st.sampled_from(["longest_first", "do_not_truncate"]))
+def test_truncate_sequences(pair: tuple[Any, Any], ids: list[int], remove: int, stride: int, how: str) -> None:
+    mine, reference = pair
+    options = {"num_tokens_to_remove": remove, "truncation_strategy": how, "stride": stride}
+    assert mine.truncate_sequences(ids, **options) == reference.truncate_sequences(ids, **options)
+
+
+@given(both(), IDS, st.booleans())
+def test_special_tokens_mask(pair: tuple[Any, Any], ids: list[int], already: bool) -> None:
+    mine, reference = pair
+    expected = reference.get_special_tokens_mask(ids, already_has_special_tokens=already)
+    assert mine.get_special_tokens_mask(ids, already_has_special_tokens=already) == expected

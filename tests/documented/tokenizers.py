@@ -1,0 +1,52 @@
+"""Pairs of tokenizers over one file, ours and transformers' own, and what a call to either comes to."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from mistral_common.exceptions import MistralCommonException
+from tokenizer.vocabularies import FILES
+from transformers.tokenization_mistral_common import MistralCommonBackend
+
+from mistral_portable.transformers import MistralCommonTokenizer
+
+NAMES = ["v1", "v2", "v3", "v7", "tekken 240718"]
+
+
+@cache
+def ours(name: str, mode: str = "test") -> MistralCommonTokenizer:
+    return MistralCommonTokenizer(FILES[name], mode=mode)
+
+
+@cache
+def theirs(name: str, mode: str = "test") -> Any:
+    return MistralCommonBackend(FILES[name], mode=mode)
+
+
+def outcome(call: Callable[[], Any]) -> Any:
+    """What the call returns, comparable with ==, or what can catch its exception."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return comparable(call())
+        except Exception as error:
+            kinds = (ValueError, TypeError, LookupError, NotImplementedError, MistralCommonException)
+            return {kind for kind in kinds if isinstance(error, kind)} or type(error)
+
+
+def comparable(value: Any) -> Any:
+    """Arrays with their kind, type and shape; encodings as plain dictionaries; the rest as it is."""
+    if isinstance(value, Mapping):
+        return {name: comparable(entry) for name, entry in value.items()}
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return type(value), str(value.dtype), tuple(value.shape), value.tolist()
+    return value
+
+
+def ragged(result: Any) -> bool:
+    """Whether there is an array of arrays in what a call came to."""
+    arrays = [entry for entry in result.values() if isinstance(entry, tuple)] if isinstance(result, dict) else []
+    return any(dtype == "object" for _, dtype, _, _ in arrays)
