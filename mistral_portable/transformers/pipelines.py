@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mistral_portable.errors import InputError
+from mistral_portable.registry import select
 from mistral_portable.transformers.auto import AutoTokenizer
 from mistral_portable.transformers.modeling import MistralForCausalLM
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
@@ -27,8 +28,8 @@ def pipeline(
 ) -> "TextGenerationPipeline":
     """Of a checkpoint, or of a model and its tokenizer.
 
-    device: a number is that of a CUDA GPU, -1 the CPU; on other backends than torch there is nothing to choose, and 0 is
-    taken for what there is. `loading`: of MistralForCausalLM.from_pretrained, such as torch_dtype and backend.
+    device: a number is that of a CUDA GPU, -1 the CPU; on other backends than torch there is nothing to choose, and 0
+    is taken for what there is. `loading`: of MistralForCausalLM.from_pretrained, such as torch_dtype and backend.
 
     Raises InputError for another task than "text-generation", or without a model.
     """
@@ -44,7 +45,7 @@ def pipeline(
         tokenizer = model if tokenizer is None else tokenizer
         if device is not None and device_map is not None:
             raise InputError(f"device={device!r} and device_map={device_map!r}: pass one of them")
-        at = _device(device) if device_map is None else device_map
+        at = _device(device, loading.get("backend", "auto")) if device_map is None else device_map
         opened = MistralForCausalLM.from_pretrained(model, device_map=at, **(model_kwargs or {}), **loading)
     if not isinstance(tokenizer, MistralCommonTokenizer):
         assert tokenizer is not None
@@ -86,10 +87,13 @@ class TextGenerationPipeline:
         if "max_length" in generating and "max_new_tokens" not in generating:
             del chosen["max_new_tokens"]
         found = self.model.generate([ids], **chosen)
-        return [{"generated_text": self._text(prompt, row[len(ids) :].tolist(), full, chat, goes_on)} for row in found]
+        return [{"generated_text": self._text(prompt, ids, row.tolist(), full, chat, goes_on)} for row in found]
 
-    def _text(self, prompt: Any, tokens: list[int], full: bool, chat: bool, goes_on: bool) -> Any:
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+    def _text(self, prompt: Any, ids: list[int], row: list[int], full: bool, chat: bool, goes_on: bool) -> Any:
+        begins = 0 if not chat or goes_on else len(ids)
+        # What is behind the prompt's own text: the first piece of a text would lose its space.
+        before = self.tokenizer.decode(ids[begins:], skip_special_tokens=True)
+        text = self.tokenizer.decode(row[begins:], skip_special_tokens=True)[len(before) :]
         if not full:
             return text
         if not chat:
@@ -106,9 +110,7 @@ def _is_one(given: Any) -> bool:
     return isinstance(given, str) or messages
 
 
-def _device(device: int | str | None) -> int | str | None:
-    from mistral_portable.registry import select
-
+def _device(device: int | str | None, backend: str) -> int | str | None:
     if device == -1:
         return "cpu"
-    return None if device == 0 and select().name != "torch" else device
+    return None if device == 0 and select(backend).name != "torch" else device
