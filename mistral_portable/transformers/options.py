@@ -10,7 +10,6 @@ from mistral_portable.executor import ExecutorOptions
 
 __all__ = ["BitsAndBytesConfig", "backend_options", "ggml_type"]
 
-_ATTENTION = {"flash_attention_2": "flash_attn", "sdpa": "sdpa", "eager": "eager", "flex_attention": "flex"}
 _HALF = ("float16", "bfloat16")
 
 
@@ -74,8 +73,6 @@ def backend_options(
     if name in _HALF and backend in ("numba", "reference"):
         warnings.warn(f"backend {backend!r} computes in float32, which is finer than {name}", stacklevel=3)
         name = None
-    if attn_implementation is not None and attn_implementation not in _ATTENTION:
-        raise InputError(f"attn_implementation={attn_implementation!r}: choose one of {', '.join(_ATTENTION)}")
     if attn_implementation is not None and backend != "torch":
         warnings.warn(f"backend {backend!r} has an attention of its own, not {attn_implementation}", stacklevel=3)
     if device_map is not None and (isinstance(device_map, bool) or not isinstance(device_map, str | int)):
@@ -88,7 +85,7 @@ def backend_options(
     return ExecutorOptions(
         dtype=name,
         device=device,
-        attention=_ATTENTION[attn_implementation] if attn_implementation and backend == "torch" else None,
+        attention=attn_implementation if backend == "torch" else None,
         quantize=config.type if config and backend == "torch" else None,
     )
 

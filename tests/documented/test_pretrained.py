@@ -11,6 +11,7 @@ import transformers
 from documented_models import VALUES, pair
 
 from mistral_portable import transformers as ours
+from mistral_portable.errors import BackendError
 
 HEADS = (
     "MistralModel",
@@ -117,7 +118,6 @@ def test_four_bits(backend: str, type: str) -> None:
         ),
         ({"quantization_config": {"bnb_4bit_quant_type": "nf5"}}, "bnb_4bit_quant_type='nf5': choose 'fp4' or 'nf4'"),
         ({"torch_dtype": "int3"}, "dtype='int3': choose 'auto'"),
-        ({"attn_implementation": "frob"}, "attn_implementation='frob': choose one of flash_attention_2, sdpa"),
         ({"device_map": {"": 0}}, "pass 'auto' or one device"),
         ({"device_map": 0, "backend": "reference"}, "pass backend='torch'"),
         ({"frob": 1}, "frob=1: no argument, and no field of the config"),
@@ -145,3 +145,14 @@ def test_the_package_imports_no_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_attention_by_their_names() -> None:
+    call: dict[str, Any] = {"backend": "torch", "device_map": "cpu", "dtype": "float32"}
+    for name in ("sdpa", "eager", "flex_attention"):
+        found = ours.MistralModel.from_pretrained("tiny", attn_implementation=name, **call)([[1, 2, 3]])
+        assert found.last_hidden_state.shape == (1, 3, found.last_hidden_state.shape[-1])
+    with pytest.raises(BackendError, match="attention='flash_attn': it needs a CUDA GPU"):
+        ours.MistralModel.from_pretrained("tiny", attn_implementation="flash_attention_2", **call)
+    with pytest.warns(UserWarning, match="has an attention of its own, not sdpa"):
+        ours.MistralModel.from_pretrained("tiny", backend="reference", attn_implementation="sdpa")
