@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _MODELS = "'tiny' (built in), a folder, a .gguf file or a raw tar, or a hub id: owner/name or owner/name:file.gguf."
-_DTYPES = "float32, float64, bfloat16, float16, or int8 (for the inputs of quantized weights); by default the backend's choice"
+_DTYPES = "float32, float64, bfloat16, float16, or int8 (of quantized weights' inputs); by default the backend's choice"
 _ATTENTION = "Its attention kernel: flash_attn, varlen, flex, sdpa or eager; by default the best usable one."
 _DEFAULTS = SamplingParams()
 

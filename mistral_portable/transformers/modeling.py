@@ -131,9 +131,7 @@ class MistralPreTrainedModel:
         """
         at = str(getattr(getattr(self.decoder.program, "device", None), "type", "cpu"))
         if str(device).partition(":")[0] != at:
-            raise InputError(
-                f"the model is on {at}: to have it on {device}, pass device_map={str(device)!r} as it is loaded"
-            )
+            raise InputError(f"the model is on {at}: to have it on {device}, load it with device_map={str(device)!r}")
         return self
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
