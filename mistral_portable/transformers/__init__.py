@@ -10,4 +10,13 @@ from mistral_portable.transformers.batch_encoding import BatchEncoding
 from mistral_portable.transformers.lengths import PaddingStrategy, TruncationStrategy
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
 
-__all__ = ["AutoTokenizer", "BatchEncoding", "MistralCommonTokenizer", "PaddingStrategy", "TruncationStrategy"]
+__all__ = [
+    "AutoTokenizer",
+    "BatchEncoding",
+    "LlamaTokenizer",
+    "MistralCommonTokenizer",
+    "PaddingStrategy",
+    "TruncationStrategy",
+]
+
+LlamaTokenizer = MistralCommonTokenizer  # the name on v4.34's page, for converted weights
