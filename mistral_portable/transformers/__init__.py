@@ -42,6 +42,7 @@ __all__ = [
     "BatchEncoding",
     "BitsAndBytesConfig",
     "Cache",
+    "LlamaTokenizer",
     "MistralCommonTokenizer",
     "MistralConfig",
     "MistralForCausalLM",
@@ -55,3 +56,5 @@ __all__ = [
     "TruncationStrategy",
     "pipeline",
 ]
+
+LlamaTokenizer = MistralCommonTokenizer  # the name on v4.34's page, for converted weights

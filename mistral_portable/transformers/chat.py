@@ -28,6 +28,8 @@ def chat_ids(
 
     if not tokenizer.chats:
         raise InputError("the model's chat template is not Mistral's; write the prompt and encode it")
+    if not isinstance(messages, list | tuple):
+        raise InputError(f"the conversation is {messages!r:.80}; pass a list of messages")
     checked = [_message(index, message) for index, message in enumerate(messages)]
     checked_tools = None if tools is None else [_tool(index, tool) for index, tool in enumerate(tools)]
     try:

@@ -181,27 +181,26 @@ class Encoder(Tokens):
         Raises:
             ValueError: There are no ids, or not as many of them as of something else.
         """
-        if isinstance(encoded_inputs, list | tuple) and encoded_inputs and isinstance(encoded_inputs[0], Mapping):
-            encoded_inputs = {name: [one[name] for one in encoded_inputs] for name in encoded_inputs[0]}
-        main = self.model_input_names[0]
-        if not isinstance(encoded_inputs, Mapping) or main not in encoded_inputs:
-            raise InputError(f"there is no {main} in {encoded_inputs!r:.80}; pass what the tokenizer returned")
-        return_tensors = return_tensors or tensor_kind(encoded_inputs[main])
+        if isinstance(encoded_inputs, list | tuple):
+            encoded_inputs = _joined(encoded_inputs)
+        if not isinstance(encoded_inputs, Mapping) or "input_ids" not in encoded_inputs:
+            raise InputError(f"there is no input_ids in {encoded_inputs!r:.80}; pass what the tokenizer returned")
+        return_tensors = return_tensors or tensor_kind(encoded_inputs["input_ids"])
         inputs = {name: to_lists(value) for name, value in encoded_inputs.items()}
         lengths = self._lengths(padding, False, max_length, pad_to_multiple_of, padding_side, verbose)
-        if not inputs[main]:
+        if inputs["input_ids"] == []:
             return BatchEncoding(inputs | ({"attention_mask": []} if return_attention_mask else {}), return_tensors)
-        if not isinstance(inputs[main][0], list):
-            self._checked(inputs[main])
-            padded = self._filled(inputs, lengths, lengths.padded(len(inputs[main])), return_attention_mask)
+        if not (isinstance(inputs["input_ids"], list) and isinstance(inputs["input_ids"][0], list)):
+            self._checked(inputs["input_ids"])
+            padded = self._filled(inputs, lengths, lengths.padded(len(inputs["input_ids"])), return_attention_mask)
             return BatchEncoding(padded, return_tensors)
-        count = len(inputs[main])
+        count = len(inputs["input_ids"])
         for name, values in inputs.items():
             if not isinstance(values, list) or len(values) != count:
-                raise InputError(f"there are {count} rows of {main}, but not of {name}; pass one row for each text")
+                raise InputError(f"there are {count} rows of input_ids, but not of {name}; pass one row for each text")
         rows = [{name: values[index] for name, values in inputs.items()} for index in range(count)]
         for row in rows:
-            self._checked(row[main])
+            self._checked(row["input_ids"])
         return BatchEncoding(self._padded(rows, lengths, return_attention_mask), return_tensors)
 
     def truncate_sequences(
@@ -242,7 +241,7 @@ class Encoder(Tokens):
         """
         _no_pair("token_ids_1", token_ids_1)
         if already_has_special_tokens:
-            return [int(self._is_special(id)) for id in to_lists(token_ids_0)]
+            return [int(id in self._vocabulary.special) for id in self._checked(to_lists(token_ids_0))]
         return [1, *[0] * len(token_ids_0), *[1] * (self.mode == "finetuning")]
 
     def _checked(self, ids: Any) -> list[int]:
@@ -320,22 +319,32 @@ class Encoder(Tokens):
         self, rows: list[dict[str, Any]], lengths: Lengths, attention_mask: bool | None
     ) -> dict[str, list[Any]]:
         """The rows, as long as the longest of them or as the limit says, as one dictionary of lists."""
-        length = lengths.padded(max(len(row[self.model_input_names[0]]) for row in rows))
+        length = lengths.padded(max(len(row["input_ids"]) for row in rows))
         filled = [self._filled(row, lengths, length, attention_mask) for row in rows]
         return {name: [row[name] for row in filled] for name in filled[0]}
 
     def _filled(
         self, row: dict[str, Any], lengths: Lengths, length: int, attention_mask: bool | None
     ) -> dict[str, Any]:
-        main = self.model_input_names[0]
         wanted = "attention_mask" in self.model_input_names if attention_mask is None else attention_mask
         if wanted and "attention_mask" not in row:
-            row = row | {"attention_mask": [1] * len(row[main])}
-        fillers = {main: self.pad_token_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
+            row = row | {"attention_mask": [1] * len(row["input_ids"])}
+        fillers = {"input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
+        for name in fillers.keys() & row.keys():
+            if not isinstance(row[name], list) or len(row[name]) != len(row["input_ids"]):
+                raise InputError(f"{name}={row[name]!r:.80} is not as long as its input_ids; pass one number for each")
         return {
             name: lengths.fill(value, length, fillers[name]) if name in fillers else value
             for name, value in row.items()
         }
+
+
+def _joined(encodings: Sequence[Any]) -> dict[str, list[Any]]:
+    """Several encodings as one; raises ValueError if they do not have the same entries."""
+    for encoding in encodings:
+        if not isinstance(encoding, Mapping) or encoding.keys() != encodings[0].keys():
+            raise InputError(f"{encoding!r:.80} does not have the entries of the first encoding")
+    return {name: [encoding[name] for encoding in encodings] for name in (encodings[0] if encodings else ())}
 
 
 def _no_pair(name: str, value: Any) -> None:

@@ -45,6 +45,8 @@ class Tokens:
         for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
             if side not in ("left", "right"):
                 raise InputError(f'{name}={side!r} is neither "left" nor "right"')
+        if isinstance(model_input_names, str):
+            raise InputError(f"model_input_names={model_input_names!r} is one name; pass a list of names")
         self._source = (
             tokenizer_path
             if isinstance(tokenizer_path, TokenizerFile | GGUFVocabulary)
