@@ -20,11 +20,11 @@ def check_tensors(graph: Graph, tensors: Mapping[str, Tensor], source: str) -> N
     is wrong alike in several layers is said once: `model.layers.{0-3,7}.mlp.up_proj.weight is missing`.
     """
     problems = []
-    for name, parameter in graph.parameters.items():
+    for name, shape in graph.tensors.items():
         if name not in tensors:
             problems.append(f"{name} is missing")
-        elif tensors[name].shape != parameter.shape:
-            problems.append(f"{name} has the shape {tensors[name].shape} and needs {parameter.shape}")
+        elif tensors[name].shape != shape:
+            problems.append(f"{name} has the shape {tensors[name].shape} and needs {shape}")
         bias = f"{name.removesuffix('.weight')}.bias"
         if bias in tensors and bias not in graph.parameters:
             problems.append(f"{bias} is a bias, which this model has not")

@@ -10,6 +10,8 @@ from typing import Any
 from mistral_portable.conversion.model import Source
 from mistral_portable.conversion.parts import Part, float_part
 from mistral_portable.conversion.safetensors import write_sharded
+from mistral_portable.errors import ConfigError
+from mistral_portable.rope_scaling import rope_to_hf
 from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
 from mistral_portable.tokenizer.gguf import to_file
 from mistral_portable.tokenizer.load import read_file
@@ -26,6 +28,9 @@ _BESIDE = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
+
+
+_NO_CLASS = "no class that could read it has both {} and its other positions or windows; convert it to raw"
 
 
 def plan_hf(source: Source) -> list[Part]:
@@ -79,14 +84,43 @@ def tokenizer_file(source: Source) -> tuple[str, bytes] | None:
 
 def _config(source: Source, format: str) -> dict[str, Any]:
     dtype = source.common_type
-    return {
-        "architectures": ["MistralForCausalLM"],
+    kind, architecture = _class(source, format)
+    config = {
         **source.config.to_dict(),
-        "model_type": "mistral",
+        "architectures": [architecture],
+        "model_type": kind,
         "sliding_window": source.one_window(format),
         "dtype": dtype,
         "torch_dtype": dtype,  # its name before transformers 4.56
     }
+    if source.windowed:
+        kinds = ("full_attention", "sliding_attention")
+        config["layer_types"] = [kinds[windowed] for windowed in source.windowed]
+    if kind == "ministral3":
+        own = source.config
+        config["rope_parameters"] = {**rope_to_hf(own.rope_theta, own.yarn, own.query_scale)}
+    return config
+
+
+def _class(source: Source, format: str) -> tuple[str, str]:
+    """transformers' `model_type` and class of a model; mlx-lm has the same `model_type`s."""
+    config = source.config
+    scaled, mixed = bool(config.yarn or config.query_scale), source.windowed is not None
+    if format == "mlx" and config.yarn:
+        known = config.yarn.truncate and config.yarn.attention_factor in (1, config.yarn.usual_attention_factor)
+        if not known:
+            raise ConfigError(f"{source.checkpoint.path}: mlx-lm has no {config.yarn}; convert it to hf or raw")
+    if config.num_local_experts:
+        if mixed or config.query_scale or (format == "mlx" and config.yarn):
+            raise ConfigError(f"{source.checkpoint.path}: {_NO_CLASS.format('experts')}")
+        return "mixtral", "MixtralForCausalLM"
+    if scaled:
+        if mixed and format == "hf":
+            raise ConfigError(f"{source.checkpoint.path}: {_NO_CLASS.format('windows in some layers')}")
+        return "ministral3", "Ministral3ForCausalLM"
+    if mixed and format == "hf":
+        return "ministral", "MinistralForCausalLM"
+    return "mistral", "MistralForCausalLM"
 
 
 def _quantization(source: Source) -> dict[str, Any]:
