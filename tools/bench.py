@@ -3,6 +3,7 @@
     python -m tools.bench MODEL.gguf                              # this library alone
     python -m tools.bench MODEL.gguf prefill:512 decode:0 --peer llama.cpp
     python -m tools.bench MODEL.gguf --peer llama.cpp --peer transformers --record "7B Q4_0"
+    python -m tools.bench MODEL.gguf prefill:512 --backend torch --dtype bfloat16 --peer numba --peer transformers
     python -m tools.bench FOLDER prefill:512 memory --backend mlx --peer mlx-lm --quantize none --quantize q4_0
 
 Needs the extra bench (llama-cpp-python, matplotlib); build llama-cpp-python for your machine, or the comparison is
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Container
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from tools.bench_roofline import LIMITS, Work, kernels
 OURS = "mistral_portable"
 _ALL = ("process", *STANDARD, "kernels")
 _WORDS = ("process", "memory", "kernels")
+_BACKENDS = ("numba", "mlx", "torch")
 _REST = 0.1  # seconds before each measurement: threads of the engine before may spin a while before they sleep
 
 
@@ -97,7 +100,13 @@ def main() -> None:
     parser.add_argument(
         "what", nargs="*", help=f"of {' '.join(_ALL)} memory, with any numbers; default: all but memory"
     )
-    parser.add_argument("--peer", choices=PEERS, action="append", default=[], help="may be given several times")
+    parser.add_argument(
+        "--peer",
+        choices=[*PEERS, *_BACKENDS],
+        action="append",
+        default=[],
+        help="another engine, or another backend of this library; may be given several times",
+    )
     parser.add_argument("--backend", default="numba")
     parser.add_argument("--dtype", help="of this library's arithmetic; default: the backend's choice")
     parser.add_argument("--device", help="cuda, say: of the backend torch, and of transformers beside it")
@@ -123,10 +132,8 @@ def _compare_and_print(args: argparse.Namespace, what: list[str], quantize: str 
     lanes = max([1, *(measurement.sequences for measurement in measurements)])
     own_threads = args.backend == "mlx" or args.device not in (None, "cpu")
     threads = args.threads or (None if own_threads else os.cpu_count())
-    setups = {
-        peer or OURS: Setup(peer, model, args.backend, threads, lanes, quantize, args.dtype, args.device)
-        for peer in dict.fromkeys([None, *args.peer])
-    }
+    ours = Setup(None, model, args.backend, threads, lanes, quantize, args.dtype, args.device)
+    setups = {OURS: ours} | {peer: _beside(ours, peer) for peer in args.peer}
     result = compare(setups, measurements, what, args.repeat)
     title = args.record or Path(model).name
     run = {
@@ -134,13 +141,20 @@ def _compare_and_print(args: argparse.Namespace, what: list[str], quantize: str 
         "command": shlex.join(["python", "-m", "tools.bench", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
-        "versions": versions(args.backend, args.peer),
+        "versions": versions([args.backend, *args.peer]),
         "engines": list(setups),
         **result,
     }
     print(markdown(run))
     if args.record:
         record(run)
+
+
+def _beside(ours: Setup, peer: str) -> Setup:
+    """An engine that has the same to do; another backend of this library chooses its own dtype and device."""
+    if peer in PEERS:
+        return replace(ours, peer=peer)
+    return replace(ours, backend=peer, dtype=None, device=None, threads=ours.threads if peer != "mlx" else None)
 
 
 if __name__ == "__main__":

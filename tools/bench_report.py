@@ -62,22 +62,22 @@ def _cpu() -> str:
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
-def versions(backend: str, peers: Sequence[str]) -> dict[str, str]:
-    """Of everything that computes."""
-    packages = ["mistral-portable", "numpy"]
-    if backend == "numba":
-        packages += ["numba", "llvmlite"]
-    if backend == "mlx":
-        packages.append("mlx")
-    if backend == "torch" and "transformers" not in peers:
-        packages.append("torch")
-    if "mlx-lm" in peers:
-        packages.append("mlx-lm")
-    if "llama.cpp" in peers:
-        packages.append("llama-cpp-python")
-    if "transformers" in peers:
-        packages += ["transformers", "torch"]
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+_PACKAGES: dict[str, tuple[str, ...]] = {
+    "reference": (),
+    "numba": ("numba", "llvmlite"),
+    "mlx": ("mlx",),
+    "torch": ("torch",),
+    "mlx-lm": ("mlx-lm",),
+    "llama.cpp": ("llama-cpp-python",),
+    "transformers": ("transformers", "torch"),
+}
+
+
+def versions(engines: Sequence[str]) -> dict[str, str]:
+    """Of everything that computes; engines: backends of this library, and peers."""
+    packages = [package for engine in engines for package in _PACKAGES[engine]]
+    found = {package: version(package) for package in ["mistral-portable", "numpy", *packages]}
+    return {"python": platform.python_version()} | found
 
 
 def ratios(row: dict[str, Any], ours: str, peer: str) -> Spread | None:

@@ -203,20 +203,21 @@ class _Table:
     """An embedding table, which stays in the file: a step reads a few rows."""
 
     def __init__(self, parts: list[Tensor]) -> None:
-        self._tensor = parts[0]
-        if len(parts) > 1 or not isinstance(self._tensor, BlockTensor | DenseTensor):
-            floats = np.concatenate([part.numpy(np.float32) for part in parts])
-            self._tensor = DenseTensor(parts[0].name, "float32", floats)
-        self._stored = self._tensor.blocks() if isinstance(self._tensor, BlockTensor) else self._tensor.raw()
+        tensor = parts[0]
+        if len(parts) > 1 or not isinstance(tensor, BlockTensor | DenseTensor):
+            tensor = DenseTensor(tensor.name, "float32", np.concatenate([part.numpy(np.float32) for part in parts]))
+        self._tensor = tensor
+        self._blocks = tensor.blocks() if isinstance(tensor, BlockTensor) else None
 
     def rows(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
         """float32 [T, columns]"""
-        if isinstance(self._tensor, BlockTensor):
-            from gguf.quants import dequantize
+        if isinstance(self._tensor, DenseTensor):
+            return self._tensor.gather(tokens)
+        from gguf.quants import dequantize
 
-            unpacked: NDArray[np.float32] = dequantize(self._stored[tokens], self._tensor.type)
-            return unpacked
-        return DenseTensor(self._tensor.name, self._tensor.dtype, self._stored[tokens]).numpy(np.float32)
+        assert self._blocks is not None
+        unpacked: NDArray[np.float32] = dequantize(self._blocks[tokens], self._tensor.type)
+        return unpacked
 
 
 _programs: "weakref.WeakSet[NumbaProgram]" = weakref.WeakSet()

@@ -1,5 +1,8 @@
 """The integers and tables of a step, where the tape finds them: cells at fixed addresses, filled from the StepPlan."""
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,59 +22,66 @@ class StepValues:
         self._spec = spec
         self._cells = np.zeros(_CELLS, np.int64)
         self._index: dict[tuple[object, ...], int] = {}
-        self._frequencies: dict[tuple[int, float], NDArray[np.float64]] = {}
+        self._counts: list[tuple[int, Callable[[StepPlan], int]]] = []
+        self._sources: list[tuple[int, Callable[[StepPlan], NDArray[np.generic]]]] = []
         self._arrays: dict[int, NDArray[np.generic]] = {}
 
     def count(self, rows: str) -> int:
         """The address of the cell that counts the tokens ("T") or the asked rows ("R")."""
-        return self._cell("count", rows)
+        name = "tokens" if rows == "T" else "rows"
+        return self._cell(("count", rows), count=lambda plan: len(getattr(plan, name)))
 
     def rows(self) -> int:
         """Of the cell for the asked rows, int32 [R]."""
-        return self._cell("rows")
+        return self._cell(("rows",), array=lambda plan: plan.rows)
 
     def lanes(self) -> int:
         """Of the cell for the tokens' lanes, int32 [T]."""
-        return self._cell("lanes")
+        return self._cell(("lanes",), array=_lanes)
 
     def slots(self, layer: int) -> int:
         """Of the cell for the slots that a layer's keys and values go to, int32 [T]."""
-        return self._cell("slots", self._spec.group_of(layer))
+        group = self._spec.group_of(layer)
+        return self._cell(("slots", group), array=lambda plan: plan.groups[group].slots)
 
     def angles(self, head_dim: int, theta: float) -> int:
         """Of the cell for cosines and sines, float32 [T, 2, head_dim / 2]."""
         half = head_dim // 2
-        self._frequencies[head_dim, theta] = float(theta) ** (-np.arange(half, dtype=np.float64) / half)
-        return self._cell("angles", head_dim, theta)
+        frequencies = float(theta) ** (-np.arange(half, dtype=np.float64) / half)
+        return self._cell(("angles", head_dim, theta), array=lambda plan: _angles(plan.positions, frequencies))
 
     def items(self, group: int) -> tuple[int, int]:
         """Of the cells for the number of attention's work items and for the items, int64 [n, 5] (see its kernel)."""
-        return self._cell("item count", group), self._cell("items", group)
+        size = tokens_per_item(group)
+        return (
+            self._cell(("item count", group), count=lambda plan: _item_count(plan, size)),
+            self._cell(("items", group), array=lambda plan: _items(plan, size)),
+        )
 
     def update(self, plan: StepPlan) -> None:
         """Fill the cells. What they point to stays as it is until the next call."""
-        for key, index in self._index.items():
-            match key:
-                case ("count", rows):
-                    self._cells[index] = len(plan.tokens) if rows == "T" else len(plan.rows)
-                case ("rows",):
-                    self._put(index, plan.rows)
-                case ("lanes",):
-                    alone = len(plan.lanes) == len(plan.tokens)  # one token each, as in decoding
-                    self._put(index, plan.lanes if alone else np.repeat(plan.lanes, np.diff(plan.starts)))
-                case ("slots", int(group)):
-                    self._put(index, plan.groups[group].slots)
-                case ("angles", int(head_dim), float(theta)):
-                    self._put(index, _angles(plan.positions, self._frequencies[head_dim, theta]))
-                case ("items", int(group)):
-                    items = _items(plan, tokens_per_item(group))
-                    self._put(index, items)
-                    self._cells[self._index["item count", group]] = len(items)
+        for index, count in self._counts:
+            self._cells[index] = count(plan)
+        for index, source in self._sources:
+            self._put(index, source(plan))
 
-    def _cell(self, *key: object) -> int:
-        index = self._index.setdefault(key, len(self._index))
-        if index >= _CELLS:
-            raise BackendError(f"backend 'numba' takes at most {_CELLS} kinds of windows and angles in one model")
+    def _cell(
+        self,
+        key: tuple[object, ...],
+        *,
+        count: Callable[[StepPlan], int] | None = None,
+        array: Callable[[StepPlan], NDArray[np.generic]] | None = None,
+    ) -> int:
+        """The address of the cell `key`, which is filled from each plan by `count` or `array`."""
+        index = self._index.get(key)
+        if index is None:
+            index = self._index[key] = len(self._index)
+            if index >= _CELLS:
+                raise BackendError(f"backend 'numba' takes at most {_CELLS} kinds of windows and angles in one model")
+            if count is not None:
+                self._counts.append((index, count))
+            if array is not None:
+                self._sources.append((index, array))
         return int(self._cells[index:].ctypes.data)
 
     def _put(self, index: int, values: NDArray[np.generic]) -> None:
@@ -84,6 +94,12 @@ class StepValues:
         array[:size] = values.reshape(-1)
 
 
+def _lanes(plan: StepPlan) -> NDArray[np.int32]:
+    if len(plan.lanes) == len(plan.tokens):  # one token each, as in decoding
+        return plan.lanes
+    return np.repeat(plan.lanes, np.diff(plan.starts))
+
+
 def _angles(positions: NDArray[np.int32], frequencies: NDArray[np.float64]) -> NDArray[np.float32]:
     """Cosines and sines, computed in float64, as positions may be large."""
     angles = positions[:, None] * frequencies
@@ -92,10 +108,15 @@ def _angles(positions: NDArray[np.int32], frequencies: NDArray[np.float64]) -> N
     return turns
 
 
+def _item_count(plan: StepPlan, size: int) -> int:
+    starts = plan.starts.tolist()
+    return sum(-(-(stop - start) // size) for start, stop in pairwise(starts))
+
+
 def _items(plan: StepPlan, size: int) -> NDArray[np.int64]:
     """Each sequence's tokens in pieces of `size`: lane, first token, tokens, its position, the sequence's last one."""
     items = []
-    for lane, start, stop in zip(plan.lanes.tolist(), plan.starts.tolist(), plan.starts[1:].tolist(), strict=False):
+    for lane, (start, stop) in zip(plan.lanes.tolist(), pairwise(plan.starts.tolist()), strict=True):
         position = int(plan.positions[start])
         for first in range(start, stop, size):
             last = position + stop - start - 1

@@ -1,7 +1,12 @@
-"""Operations on numbers one by one: computed in float32, rounded once; on a GPU each is one kernel."""
+"""Operations on numbers one by one: computed in float32, rounded once; on a GPU each is one kernel.
+
+On a CPU some rows are done at a time, as what lies between two operations then stays in its cache: silu_mul of 512 rows
+of Mistral 7B's 14336 columns in bfloat16 took 22 ms at once and 7 ms so (2 Xeon cores).
+"""
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,22 +14,39 @@ from torch import Tensor
 __all__ = ["Elementwise", "elementwise"]
 
 
+_ROWS = 32
+
+
 class Elementwise:
-    """compiled: let `torch.compile` make one kernel of each, for any number of tokens. Else operation by operation."""
+    """For a kind of device. cuda: `torch.compile` makes one kernel of each, for any number of tokens."""
 
-    def __init__(self, compiled: bool) -> None:
-        def prepared(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-            return torch.compile(function, dynamic=True) if compiled else function
+    def __init__(self, device: str) -> None:
+        def prepared(function: Callable[..., Tensor], by_row: int) -> Callable[..., Tensor]:
+            if device == "cuda":
+                return torch.compile(function, dynamic=True)
+            return _in_pieces(function, by_row) if device == "cpu" else function
 
-        self.rms_norm = prepared(_rms_norm)
-        self.turn = prepared(_turn)
-        self.silu_mul = prepared(_silu_mul)
+        self.rms_norm = prepared(_rms_norm, 1)
+        self.turn = prepared(_turn, 3)
+        self.silu_mul = prepared(_silu_mul, 2)
 
 
 @cache
-def elementwise(compiled: bool) -> Elementwise:
+def elementwise(device: str) -> Elementwise:
     """One for all programs: a kernel is compiled once in a process."""
-    return Elementwise(compiled)
+    return Elementwise(device)
+
+
+def _in_pieces(function: Callable[..., Tensor], by_row: int) -> Callable[..., Tensor]:
+    """The function of _ROWS rows at a time. by_row: as many arguments, the first ones, have a row for each token."""
+
+    def run(*arguments: Any) -> Tensor:
+        if len(arguments[0]) <= _ROWS:
+            return function(*arguments)
+        rows, whole = arguments[:by_row], arguments[by_row:]
+        return torch.cat([function(*piece, *whole) for piece in zip(*(x.split(_ROWS) for x in rows), strict=True)])
+
+    return run
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -171,7 +171,7 @@ class TorchProgram:
             done += sizes[name]
             if progress is not None:
                 progress("weights", done, total)
-        plain = elementwise(compiled=self._device.kind == "cuda")
+        plain = elementwise(self._device.kind)
         lowering = Lowering(self._spec, self._cache, self._attention, plain, matrices, vectors)
         self._steps = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
 

@@ -1,11 +1,9 @@
 """CacheManager: hands out lanes, positions, slots and what each sequence reads. Integers only."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mistral_portable.cache.plan import Reads, StepPlan
 from mistral_portable.cache.spec import CacheSpec, LayerGroup
@@ -73,36 +71,35 @@ class CacheManager:
         Raises CacheError, and changes nothing, if there is no chunk, a chunk is empty or longer than max_chunk, a
         lane is not open or named twice, a row is not in its chunk, or a sequence would outgrow max_context.
         """
-        spec = self.spec
         if not chunks or len({chunk.lane for chunk in chunks}) != len(chunks):
             raise CacheError("a step takes at least one chunk, and one chunk per lane")
-        for chunk in chunks:
-            length, count = self._lane(chunk.lane).length, len(chunk.tokens)
-            if not 1 <= count <= spec.max_chunk:
-                raise CacheError(f"lane {chunk.lane}: a chunk of {count} tokens, 1 to max_chunk={spec.max_chunk} fit")
-            if length + count > spec.max_context:
-                raise CacheError(f"lane {chunk.lane}: {length} + {count} tokens exceed max_context={spec.max_context}")
-            if any(not 0 <= row < count for row in chunk.rows):
-                raise CacheError(f"lane {chunk.lane}: rows {list(chunk.rows)} are not all within {count} tokens")
         # Lists, as NumPy's own functions would take longer than many a step of one token.
-        begins = [self._lanes[chunk.lane].length for chunk in chunks]
-        ends = [begin + len(chunk.tokens) for begin, chunk in zip(begins, chunks, strict=True)]
-        starts = [0, *accumulate(len(chunk.tokens) for chunk in chunks)]
-        rows = [start + row for start, chunk in zip(starts, chunks, strict=False) for row in sorted(set(chunk.rows))]
-        positions = _integers(position for span in map(range, begins, ends) for position in span)
+        tokens, positions, rows = list[int](), list[int](), list[int]()
+        starts, begins, ends = [0], list[int](), list[int]()
+        for chunk in chunks:
+            begin = self._lane(chunk.lane).length
+            end = begin + len(chunk.tokens)
+            self._check(chunk, begin, end)
+            rows.extend(len(tokens) + row for row in sorted(set(chunk.rows)))
+            tokens.extend(chunk.tokens)
+            positions.extend(range(begin, end))
+            starts.append(len(tokens))
+            begins.append(begin)
+            ends.append(end)
+        absolute, longest = np.array(positions, np.int32), max(ends)
         plan = StepPlan(
-            tokens=_integers(token for chunk in chunks for token in chunk.tokens),
-            positions=positions,
-            lanes=_integers(chunk.lane for chunk in chunks),
-            starts=_integers(starts),
-            rows=_integers(rows),
+            tokens=np.array(tokens, np.int32),
+            positions=absolute,
+            lanes=np.array([chunk.lane for chunk in chunks], np.int32),
+            starts=np.array(starts, np.int32),
+            rows=np.array(rows, np.int32),
             groups=tuple(
                 Reads(
-                    slots=positions % np.int32(group.slots),
-                    first=_integers(first_visible(begin, group.window) for begin in begins),
-                    capacity=_capacity(group, max(ends), self._block),
+                    slots=absolute % np.int32(group.slots),
+                    first=np.array([first_visible(begin, group.window) for begin in begins], np.int32),
+                    capacity=_capacity(group, longest, self._block),
                 )
-                for group in spec.groups
+                for group in self.spec.groups
             ),
         )
         for chunk, end in zip(chunks, ends, strict=True):
@@ -163,6 +160,15 @@ class CacheManager:
         self._lanes[lane] = _Lane(length, high)
         return lane
 
+    def _check(self, chunk: Chunk, begin: int, end: int) -> None:
+        lane, count = chunk.lane, end - begin
+        if not 1 <= count <= self.spec.max_chunk:
+            raise CacheError(f"lane {lane}: a chunk of {count} tokens, 1 to max_chunk={self.spec.max_chunk} fit")
+        if end > self.spec.max_context:
+            raise CacheError(f"lane {lane}: {begin} + {count} tokens exceed max_context={self.spec.max_context}")
+        if len(chunk.rows) and not 0 <= min(chunk.rows) <= max(chunk.rows) < count:
+            raise CacheError(f"lane {lane}: rows {list(chunk.rows)} are not all within {count} tokens")
+
     def _require_held(self, action: str, length: int, high: int) -> None:
         """Raise CacheError if a key that the query at position `length` sees was overwritten."""
         for group in self.spec.groups:
@@ -177,10 +183,6 @@ class CacheManager:
         if lane not in self._lanes:
             raise CacheError(f"lane {lane} is not open: open ones are {list(self.lanes)}")
         return self._lanes[lane]
-
-
-def _integers(values: Iterable[int]) -> NDArray[np.int32]:
-    return np.array(list(values), np.int32)
 
 
 def _capacity(group: LayerGroup, length: int, block: int) -> int:

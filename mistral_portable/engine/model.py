@@ -1,11 +1,11 @@
 """Model: a loaded checkpoint on a backend, with the calls that users make."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, cast, overload
+from typing import Any, Self, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from mistral_portable.sampling import SamplingParams
 from mistral_portable.tokenizer import TextStream, Tokenizer
 
 __all__ = ["Messages", "Model", "Prompt"]
+
+T = TypeVar("T")
 
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Messages
@@ -143,8 +145,7 @@ class Model:
 
         If it fails, all sequences are as they were before it.
         """
-        with self._planned(chunks) as plan:
-            logits = self.program.step(plan)["logits"]
+        logits = self._run(chunks, self.program.step)["logits"]
         return logits.astype(np.float32, copy=False)  # float64 programs return float64
 
     def begin_greedy(self, chunks: Sequence[Chunk], after: GreedyStep | None = None) -> GreedyStep:
@@ -152,18 +153,16 @@ class Model:
         program = self.program
         if not isinstance(program, GreedyProgram):
             raise InputError(f"the {self.backend} backend leaves the likeliest token to the sampler: use step")
-        with self._planned(chunks) as plan:
-            return program.begin_greedy(plan, after)
+        return self._run(chunks, lambda plan: program.begin_greedy(plan, after))
 
-    @contextmanager
-    def _planned(self, chunks: Sequence[Chunk]) -> Iterator[StepPlan]:
-        """The chunks' plan, for one step at a time; undone if that fails."""
+    def _run(self, chunks: Sequence[Chunk], step: Callable[[StepPlan], T]) -> T:
+        """Run the chunks' plan, one step at a time; undone if that fails."""
         with self._turn:
             if self._closed:
                 raise InputError("the model is closed: load it again")
             plan = self.manager.plan(chunks)
             try:
-                yield plan
+                return step(plan)
             except BaseException:  # no memory for more keys, say: what this step has written does not count
                 for lane, position in zip(plan.lanes.tolist(), plan.positions[plan.starts[:-1]].tolist(), strict=True):
                     self.manager.rollback(lane, position)

@@ -89,7 +89,8 @@ class Sampler:
         for keep in self._filters:
             row = keep(row)
         tokens = np.flatnonzero(row > -np.inf)
-        return tokens, processors.softmax(row[tokens])
+        left = row if tokens.size == row.size else row[tokens]
+        return tokens, processors.softmax(left)
 
     def _begin(self, vocab_size: int) -> None:
         if self._counts.size:

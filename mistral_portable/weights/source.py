@@ -83,7 +83,13 @@ class DenseTensor:
         return np.require(self.array, requirements="A")
 
     def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        raw = self.raw()
+        return self._widened(self.raw(), dtype)
+
+    def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Some rows of a matrix, float32 [len(rows), columns]; nothing else is read."""
+        return self._widened(self.array[rows if self.order is None else self.order[rows]], np.float32)
+
+    def _widened(self, raw: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
         if self.dtype == "bfloat16":
             return (raw.astype(np.uint32) << 16).view(np.float32).astype(dtype, copy=False)
         return raw.astype(dtype)

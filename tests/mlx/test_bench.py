@@ -39,7 +39,7 @@ def test_mlx_lm_is_measured_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None
     for row in result["rows"]:
         assert set(row["figures"]) == set(setups)
         assert all(figure > 0 for figures in row["figures"].values() for figure in figures)
-    assert {"mlx", "mlx-lm"} <= set(versions("mlx", ["mlx-lm"]))
+    assert {"mlx", "mlx-lm"} <= set(versions(["mlx", "mlx-lm"]))
 
 
 def test_what_mlx_lm_cannot_load_is_said() -> None:

@@ -122,4 +122,4 @@ def test_the_plot_has_a_panel_per_run_with_the_peer(tmp_path: Path) -> None:
 def test_machine_and_versions() -> None:
     assert machine()["cpu"]
     assert machine()["memory_gb"] > 0
-    assert versions("reference", []).keys() == {"python", "mistral-portable", "numpy"}
+    assert versions(["reference"]).keys() == {"python", "mistral-portable", "numpy"}

@@ -41,4 +41,4 @@ def test_torch_is_compared_with_its_share_of_the_limits() -> None:
         assert set(row["figures"]) == set(setups)
         assert all(0 < share < 1 for share in row["shares"])
     assert all(figure[0] > 0 for figure in memory["figures"].values())
-    assert {"torch", "transformers"} <= set(versions("torch", ["transformers"]))
+    assert {"torch", "transformers"} <= set(versions(["torch", "transformers"]))
