@@ -170,7 +170,7 @@ def rope_from_params(values: dict[str, Any]) -> dict[str, Any]:
             if not isinstance(scaled, bool):
                 raise ConfigError(f"apply_scale={reprlib.repr(scaled)} must be true or false")
             own: list[Any] = [given.get("factor"), given.get(_LENGTH), given.get("beta", 32.0), given.get("alpha", 1.0)]
-            found["yarn"] = Yarn(*own, attention_factor=None if scaled else 1.0)
+            found["yarn"] = Yarn(*own, None if scaled else 1.0)
     with _named("llama_4_scaling"):
         given = _object(values.pop("llama_4_scaling", None), "beta", _LENGTH)
         if given.get("beta"):

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
+from mistral_portable.errors import BackendError
 from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, Tensor, release
 from mistral_portable_mlx.ggml import GROUP, LAYOUTS, pack
 
@@ -26,6 +27,9 @@ class Matrix(Protocol):
     def rows(self, tokens: mx.array) -> mx.array:
         """[T] -> [T, I]"""
 
+    def gather(self, x: mx.array, chosen: mx.array, count: int) -> mx.array:
+        """Of `count` matrices, one below the other, those of `chosen` [T, k] times x [T, 1 or k, 1, I], [T, k, 1, O]"""
+
     @property
     def arrays(self) -> tuple[mx.array, ...]:
         """All that it keeps on the device."""
@@ -42,6 +46,10 @@ class Dense:
 
     def rows(self, tokens: mx.array) -> mx.array:
         return self.weight[tokens]
+
+    def gather(self, x: mx.array, chosen: mx.array, count: int) -> mx.array:
+        matrices = self.weight.reshape(count, -1, self.weight.shape[1])
+        return mx.gather_mm(x, matrices.swapaxes(1, 2), rhs_indices=chosen)
 
     @property
     def arrays(self) -> tuple[mx.array, ...]:
@@ -79,6 +87,14 @@ class Affine:
     def multiply(self, x: mx.array) -> mx.array:
         wide, form = x.astype(self.form.floats), self.form
         out = mx.quantized_matmul(wide, self.codes, self.scales, self.biases, group_size=form.group, bits=form.bits)
+        return out.astype(self.dtype)
+
+    def gather(self, x: mx.array, chosen: mx.array, count: int) -> mx.array:
+        wide, form = x.astype(self.form.floats), self.form
+        codes, scales, biases = (array.reshape(count, -1, array.shape[1]) for array in self.arrays)
+        out = mx.gather_qmm(
+            wide, codes, scales, biases, rhs_indices=chosen, transpose=True, group_size=form.group, bits=form.bits
+        )
         return out.astype(self.dtype)
 
     def rows(self, tokens: mx.array) -> mx.array:
@@ -122,7 +138,10 @@ def _float_type(tensor: Tensor) -> str:
 
 
 def read_matrix(parts: Sequence[Tensor], dtype: mx.Dtype) -> Matrix:
-    """The rows of all parts, which have one form, as one matrix. Pages of the file are given back."""
+    """The rows of all parts, which must have one form, as one matrix. Pages of the file are given back."""
+    if len({form(part, dtype) for part in parts}) > 1:
+        kinds = ", ".join(sorted({part.dtype for part in parts}))
+        raise BackendError(f"{parts[0].name} and the like are of several types ({kinds}): choose backend 'numba'")
     arrays = _stacked([_read(part, dtype) for part in parts])
     mx.eval(arrays)
     kind = form(parts[0], dtype)

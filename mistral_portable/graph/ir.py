@@ -73,6 +73,12 @@ class Graph:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property
+    def rotations(self) -> tuple[Rotation, ...]:
+        """The different rotations of its `rope` nodes, in their order."""
+        found = (node.attributes["rotation"] for node in self.nodes if node.op == "rope")
+        return tuple(dict.fromkeys(rotation for rotation in found if isinstance(rotation, Rotation)))
+
+    @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """The checkpoint tensors of an unfused graph, and their shapes."""
         return {part: parameter.part_shape for parameter in self.parameters.values() for part in parameter.parts}

@@ -172,8 +172,8 @@ class _SoftmaxOfAll(ReferenceProgram):
     def _moe(self, node: Node, inputs: list[Any]) -> Array:
         scores = inputs[1]
         exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
-        chosen = np.sort(exponentials, axis=1)[:, scores.shape[1] - int(node.attributes["top_k"]) :]  # type: ignore[arg-type]
-        share: Array = chosen.sum(axis=1) / exponentials.sum(axis=1)
+        top_k: Any = node.attributes["top_k"]
+        share = np.sort(exponentials, axis=1)[:, -top_k:].sum(axis=1) / exponentials.sum(axis=1)
         return super()._moe(node, inputs) * share[:, None]
 
 
