@@ -24,7 +24,7 @@ def random_weights(graph: Graph, seed: int, quantization: str | None = None) -> 
     for name, shape in graph.tensors.items():
         normal = random.standard_normal(shape)
         values[name] = normal * shape[-1] ** -0.5 if normal.ndim == 2 else 1 + normal / 10
-    decide_clearly(graph, values, random)
+    decide_clearly(graph, values, np.random.default_rng((seed, 1)))
     singles = {name: array.astype(np.float32) for name, array in values.items()}
     if quantization is None:
         return {name: DenseTensor(name, "float32", array) for name, array in singles.items()}
