@@ -28,7 +28,7 @@ _POSITIVE = (
 # Far above any model; keeps a hostile file from asking for absurd tables before a tensor is seen.
 _LIMIT = 2**31 - 1
 _LAYER_LIMIT = 1000
-_EXPERT_LIMIT = 1024
+_EXPERT_LIMIT = 64
 _REAL_LIMIT = sys.float_info.max  # refuses NaN, infinity and integers beyond float
 
 _RAW_TO_HF = {

@@ -169,12 +169,14 @@ def rope_from_params(values: dict[str, Any]) -> dict[str, Any]:
             scaled = given.get("apply_scale", True)
             if not isinstance(scaled, bool):
                 raise ConfigError(f"apply_scale={reprlib.repr(scaled)} must be true or false")
-            own: list[Any] = [given.get("factor"), given.get(_LENGTH), given.get("beta", 32.0), given.get("alpha", 1.0)]
-            found["yarn"] = Yarn(*own, None if scaled else 1.0)
+            factor: Any = given.get("factor")
+            length: Any = given.get(_LENGTH)
+            fast, slow = given.get("beta", 32.0), given.get("alpha", 1.0)
+            found["yarn"] = Yarn(factor, length, fast, slow, None if scaled else 1.0)
     with _named("llama_4_scaling"):
         given = _object(values.pop("llama_4_scaling", None), "beta", _LENGTH)
         if given.get("beta"):
-            length: Any = given.get(_LENGTH)
+            length = given.get(_LENGTH)
             found["query_scale"] = QueryScale(given["beta"], length)
     return found
 

@@ -142,6 +142,8 @@ def _config(
     for key, neutral in _NEUTRAL.items():
         if own.get(key, neutral[0]) not in neutral:
             raise ConfigError(f"{architecture}.{key}={reprlib.repr(own[key])} is not supported")
+    if architecture == "llama" and own.get("attention.temperature_scale"):  # llama.cpp has it for mistral3 only
+        raise ConfigError("llama.attention.temperature_scale is not supported")
     missing = [f"{architecture}.{key}" for key in _REQUIRED if key not in own]
     if missing:
         raise CheckpointError(f"the metadata lacks {', '.join(missing)}")
@@ -198,7 +200,7 @@ def _rope_scaling(own: Mapping[str, Scalar]) -> dict[str, Any]:
         found["yarn"] = yarn if attention == 1 else replace(yarn, attention_factor=yarn.attention_factor * attention)
     elif kind != "none" or factor not in (0, 1) or attention != 1:
         raise ConfigError(
-            f"rope.scaling.type={reprlib.repr(kind)}, factor={reprlib.repr(factor)}: only yarn is supported"
+            f"rope.scaling.type={reprlib.repr(kind)}, rope.scaling.factor={reprlib.repr(factor)}: yarn is supported"
         )
     if beta := own.get("attention.temperature_scale"):
         found["query_scale"] = QueryScale(beta, original)  # type: ignore[arg-type]  # it checks

@@ -173,8 +173,9 @@ class _SoftmaxOfAll(ReferenceProgram):
         scores = inputs[1]
         exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
         top_k: Any = node.attributes["top_k"]
-        share = np.sort(exponentials, axis=1)[:, -top_k:].sum(axis=1) / exponentials.sum(axis=1)
-        return super()._moe(node, inputs) * share[:, None]
+        share: Array = np.sort(exponentials, axis=1)[:, -top_k:].sum(axis=1) / exponentials.sum(axis=1)
+        out: Array = super()._moe(node, inputs) * share[:, None]
+        return out
 
 
 class _Interleaved(ReferenceProgram):
