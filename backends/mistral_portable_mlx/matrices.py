@@ -48,8 +48,13 @@ class Dense:
         return self.weight[tokens]
 
     def gather(self, x: mx.array, chosen: mx.array, count: int) -> mx.array:
-        matrices = self.weight.reshape(count, -1, self.weight.shape[1])
-        return mx.gather_mm(x, matrices.swapaxes(1, 2), rhs_indices=chosen)
+        matrices = self.weight.reshape(count, -1, self.weight.shape[1]).swapaxes(1, 2)
+        if self.weight.dtype == mx.float32 or not _on_cpu():
+            return mx.gather_mm(x, matrices, rhs_indices=chosen)
+        out = x @ matrices[0]  # on a CPU, MLX 0.32 gathers matrices of float32 only: each is multiplied with all tokens
+        for index in range(1, count):
+            out = mx.where((chosen == index)[:, :, None, None], x @ matrices[index], out)
+        return out
 
     @property
     def arrays(self) -> tuple[mx.array, ...]:
@@ -111,13 +116,16 @@ def form(tensor: Tensor, dtype: mx.Dtype) -> Form:
     # The 8 bits of a bfloat16 are too few for scales that were made with 11: these become float32, as their products.
     # On a CPU all do: MLX adds up quantized products in the type of the scales there (0.32.4: in 11 bits).
     narrowed = dtype == mx.bfloat16 and _float_type(tensor) != "bfloat16"
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    floats = mx.float32 if narrowed or on_cpu else dtype
+    floats = mx.float32 if narrowed or _on_cpu() else dtype
     if isinstance(tensor, AffineTensor):
         return Form(floats, tensor.bits, tensor.group_size)
     if isinstance(tensor, BlockTensor) and tensor.dtype in LAYOUTS:
         return Form(floats, LAYOUTS[tensor.dtype].bits, GROUP)
     return Form(dtype)
+
+
+def _on_cpu() -> bool:
+    return mx.default_device().type == mx.DeviceType.cpu
 
 
 def stored_dtype(tensors: Iterable[Tensor]) -> str:

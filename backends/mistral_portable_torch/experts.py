@@ -30,7 +30,7 @@ class Experts:
         if chosen.numel() <= count:
             out = self._gathered(x, chosen.flatten(), count).unflatten(0, chosen.shape)
             return (out.float() * shares[:, :, None]).sum(1).to(x.dtype)
-        recorded = x.is_cuda and torch.cuda.is_current_stream_capturing()
+        recorded = torch.cuda.is_current_stream_capturing()
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for expert in range(count):
             its = chosen == expert
