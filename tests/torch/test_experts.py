@@ -45,7 +45,7 @@ def test_every_way_gives_the_sum_of_the_reference(
     x = random.standard_normal((tokens, 64), np.float32)
     scores = random.integers(0, 3, (tokens, count)).astype(np.float32)  # many are equal: the lower expert comes first
     matrices = [read_matrix(some, torch.float32, torch.device("cpu")) for some in parts.values()]
-    experts = Experts(matrices, top_k, elementwise(compiled=False))
+    experts = Experts(matrices, top_k, elementwise("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.cuda.is_current_stream_capturing", lambda: recorded)
         found = experts.mix(torch.from_numpy(x), torch.from_numpy(scores)).numpy()
