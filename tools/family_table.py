@@ -19,23 +19,25 @@ import numpy as np
 
 from mistral_portable.config import MistralConfig
 from mistral_portable.conversion.convert import FORMATS
+from mistral_portable.conversion.hf import hf_config
 from mistral_portable.conversion.model import prepare
 from mistral_portable.errors import MistralPortableError
 from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.registry import select
-from mistral_portable.testing import Case, Feed, Scenario, check, random_weights
+from mistral_portable.testing import Case, Feed, Scenario, check, nmse, random_weights
 from mistral_portable.testing.case import Oracles
 from mistral_portable.testing.families import FAMILIES, shrunk
 from mistral_portable.weights import Checkpoint, open_checkpoint
 from mistral_portable.weights.quantize import quantized
+from tools.packed_weights import PACKED, write_packed
 
 __all__ = ["BACKENDS", "COLUMNS", "outcomes", "table"]
 
 BACKENDS = ("reference", "numba", "mlx", "torch")
-COLUMNS = {"hf": None, "raw": None, "gguf": None, "gguf q4_0": "q4_0", "mlx": None}
-"""Format -> the type of ggml's blocks that its matrices are written in."""
+COLUMNS = ("hf", "raw", "gguf", "gguf q4_0", "mlx", *PACKED)
+"""Formats; those of PACKED are not written by `convert`."""
 
 _FILE = Path(__file__).parent.parent / "docs" / "families.md"
 _BEGIN, _END = "<!-- written by tools/family_table.py -->\n", "<!-- end -->"
@@ -61,22 +63,27 @@ def outcomes(config: MistralConfig, column: str, backends: Iterable[str] = BACKE
 
 def _written(config: MistralConfig, column: str, folder: Path) -> Checkpoint:
     """A checkpoint of random weights, written in the format and opened again."""
-    weights = random_weights(build(config), seed=0)
-    blocks = COLUMNS[column]
-    tensors = quantized(weights, blocks) if blocks else weights
-    checkpoint = Checkpoint(folder / "source", "safetensors", config, tensors, None, (), {})
-    format = column.split()[0]
-    plan, write = FORMATS[format]
-    model = prepare(checkpoint, config, None)
+    format, _, blocks = column.partition(" ")
+    tensors = random_weights(build(config), seed=0)
+    if column == "gguf q4_0":
+        tensors = quantized(tensors, blocks)
+    source = prepare(Checkpoint(folder / "source", "safetensors", config, tensors, None, (), {}), config, None)
     path = folder / ("model.gguf" if format == "gguf" else "model")
-    if format != "gguf":
-        path.mkdir()
-    write(path, model, plan(model), lambda part: None)
+    if column in PACKED:
+        floats = {name: tensor.numpy() for name, tensor in tensors.items()}
+        write_packed(path, column, hf_config(source, "mlx" if format == "mlx" else "hf"), floats)
+    else:
+        plan, write = FORMATS[format]
+        if format != "gguf":
+            path.mkdir()
+        write(path, source, plan(source), lambda part: None)
     opened = open_checkpoint(path)
     if _numbers(opened.config) != _numbers(config):
         raise MistralPortableError(f"the config is another one: {opened.config}")
     for name, tensor in tensors.items():
-        if not np.array_equal(opened.tensors[name].numpy(), tensor.numpy()):
+        # Unless it rounds, the format keeps every bit; four bits of normal numbers are 1 % off, or less.
+        error, limit = nmse(opened.tensors[name].numpy(), tensor.numpy()), 0.02 if column in PACKED else 0.0
+        if error > limit:
             raise MistralPortableError(f"{name} has other numbers")
     return opened
 

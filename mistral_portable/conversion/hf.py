@@ -17,7 +17,7 @@ from mistral_portable.tokenizer.gguf import to_file
 from mistral_portable.tokenizer.load import read_file
 from mistral_portable.weights import AffineTensor
 
-__all__ = ["plan_hf", "plan_mlx", "tokenizer_file", "write_hf", "write_mlx"]
+__all__ = ["hf_config", "plan_hf", "plan_mlx", "tokenizer_file", "write_hf", "write_mlx"]
 
 # What a repository may have beside its weights and the tokenizer file, and what other libraries read.
 _BESIDE = (
@@ -55,7 +55,7 @@ def plan_mlx(source: Source) -> list[Part]:
 
 def write_hf(folder: Path, source: Source, parts: list[Part], progress: Callable[[Part], None]) -> None:
     """Write the tokenizer, the weights and, last, the `config.json` without which nothing loads."""
-    config = _config(source, "hf")
+    config = hf_config(source, "hf")
     _write_beside(folder, source)
     write_sharded(folder, parts, {"format": "pt"}, progress)
     _write_json(folder / "config.json", config)
@@ -66,7 +66,7 @@ def write_mlx(folder: Path, source: Source, parts: list[Part], progress: Callabl
 
     Its class for Mistral cannot give all layers a window (0.32: it looks for a full one among `layer_types`).
     """
-    config = _config(source, "mlx")
+    config = hf_config(source, "mlx")
     if any(part.dtype == "uint32" for part in parts):
         config["quantization"] = config["quantization_config"] = _quantization(source)
     _write_beside(folder, source)
@@ -82,7 +82,8 @@ def tokenizer_file(source: Source) -> tuple[str, bytes] | None:
     return read_file(tokenizer) if isinstance(tokenizer, TokenizerFile) else to_file(tokenizer)
 
 
-def _config(source: Source, format: str) -> dict[str, Any]:
+def hf_config(source: Source, format: str) -> dict[str, Any]:
+    """The `config.json` of "hf" or "mlx". Raises ConfigError for what has no class there."""
     dtype = source.common_type
     kind, architecture = _class(source, format)
     config = {
