@@ -51,7 +51,7 @@ def outcomes(config: MistralConfig, column: str, backends: Iterable[str] = BACKE
         try:
             opened = _written(config, column, Path(folder))
         except MistralPortableError as error:
-            return dict.fromkeys(backends, str(error).replace(folder, "").lstrip("/source: "))
+            return dict.fromkeys(backends, str(error).replace(f"{folder}/source: ", ""))
         graph, oracles = select_rows(build(opened.config), "logits"), Oracles()
         found = {}
         for name in backends:

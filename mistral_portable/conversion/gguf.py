@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mistral_portable.config import MistralConfig
+from mistral_portable.config import MistralConfig, Window
 from mistral_portable.conversion.chat_template import chat_template
 from mistral_portable.conversion.model import Source
 from mistral_portable.conversion.parts import Part, StackedTensor, block_part, float_part, forget
@@ -24,7 +24,7 @@ from mistral_portable.weights.names import interleaved, to_gguf
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-__all__ = ["plan_gguf", "write_gguf"]
+__all__ = ["add_config", "architecture", "plan_gguf", "write_gguf"]
 
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _MIXED = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama.cpp's names of files, for those of types
@@ -61,9 +61,7 @@ def write_gguf(path: Path, source: Source, parts: list[Part], progress: Callable
     """Write one file: metadata and vocabulary, then each tensor as it is read."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
-    # llama.cpp reads YaRN and the scale of queries of `mistral3` only.
-    scaled = source.config.yarn or source.config.query_scale
-    writer = GGUFWriter(path, "mistral3" if scaled else "llama")
+    writer = GGUFWriter(path, architecture(source.config))
     with contextlib.closing(writer):
         _add_metadata(writer, source, parts)
         _add_vocabulary(writer, source)
@@ -99,6 +97,16 @@ def _add_metadata(writer: "GGUFWriter", source: Source, parts: list[Part]) -> No
     writer.add_file_type(kinds["ALL_F32" if kind == "F32" else f"MOSTLY_{_MIXED.get(kind, kind)}"])
     if common not in _TYPES:
         writer.add_quantization_version(GGML_QUANT_VERSION)
+    add_config(writer, config, source.one_window("gguf"))
+
+
+def architecture(config: MistralConfig) -> str:
+    """llama.cpp reads YaRN and the scale of queries of `mistral3` only."""
+    return "mistral3" if config.yarn or config.query_scale else "llama"
+
+
+def add_config(writer: "GGUFWriter", config: MistralConfig, window: Window) -> None:
+    """Everything that the model is, for a writer of its `architecture`; `window` is that of all layers with one."""
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -112,9 +120,10 @@ def _add_metadata(writer: "GGUFWriter", source: Source, parts: list[Part]) -> No
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_vocab_size(config.vocab_size)
     # 0, too: it says that there is none, where a reader would otherwise take v0.1's for granted.
-    writer.add_sliding_window(source.one_window("gguf") or 0)
-    if source.windowed:
-        writer.add_sliding_window_pattern(list(source.windowed))
+    writer.add_sliding_window(window or 0)
+    windowed = [own is not None for own in config.layer_windows]
+    if len(set(windowed)) > 1:
+        writer.add_sliding_window_pattern(windowed)
     if config.num_local_experts:
         writer.add_expert_count(config.num_local_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
