@@ -28,7 +28,7 @@ _POSITIVE = (
 # Far above any model; keeps a hostile file from asking for absurd tables before a tensor is seen.
 _LIMIT = 2**31 - 1
 _LAYER_LIMIT = 1000
-_EXPERT_LIMIT = 64
+_EXPERT_LIMIT = 2**14  # in all layers: each has three tensors
 _REAL_LIMIT = sys.float_info.max  # refuses NaN, infinity and integers beyond float
 
 _RAW_TO_HF = {
@@ -143,8 +143,8 @@ class MistralConfig:
         if self.yarn and self.rope_theta <= 1:
             raise ConfigError(f"rope_theta={self.rope_theta!r} must be greater than 1 with YaRN")
         experts = _integer("num_local_experts", self.num_local_experts, minimum=0)
-        if experts > _EXPERT_LIMIT:
-            raise ConfigError(f"num_local_experts={experts}: at most {_EXPERT_LIMIT} are accepted")
+        if experts * self.num_hidden_layers > _EXPERT_LIMIT:
+            raise ConfigError(f"num_local_experts={experts}: in all layers at most {_EXPERT_LIMIT} are accepted")
         _integer("num_experts_per_tok", self.num_experts_per_tok, minimum=min(experts, 1))
         if self.num_experts_per_tok > experts:
             raise ConfigError(f"num_experts_per_tok={self.num_experts_per_tok}, and num_local_experts={experts}")

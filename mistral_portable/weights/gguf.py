@@ -155,11 +155,12 @@ def _config(
             values[name] = file.scalars[f"tokenizer.ggml.{name}"]
     if "token_embd.weight" in shapes:
         values["vocab_size"] = shapes["token_embd.weight"][0]
+    window = own.get("attention.sliding_window", 0)
     config = MistralConfig(
         **values,
         **_rope_scaling(own),
         tie_word_embeddings="output.weight" not in shapes,
-        sliding_window=_windows(own.get("attention.sliding_window", 0), file.arrays.get(f"{architecture}.{_PATTERN}")),
+        sliding_window=_windows(window, file.arrays.get(f"{architecture}.{_PATTERN}"), own["block_count"]),
     )
     for key in ("attention.value_length", "rope.dimension_count"):
         if own.get(key, config.head_dim) != config.head_dim:
@@ -167,13 +168,13 @@ def _config(
     return (config, ()) if "attention.sliding_window" in own else inferred_windows(config, stated=False)
 
 
-def _windows(window: Any, pattern: Array | None) -> Any:
+def _windows(window: Any, pattern: Array | None, layers: object) -> Any:
     """What all layers see, or each, if the file says of every layer whether it has the window."""
     window = None if window == 0 else window  # MistralConfig checks it
     if pattern is None:
         return window
-    if isinstance(pattern, tuple):
-        raise ConfigError(f"{_PATTERN} must be an array of booleans")
+    if isinstance(pattern, tuple) or len(pattern) != layers:
+        raise ConfigError(f"{_PATTERN} must be an array of {reprlib.repr(layers)} booleans, one for each layer")
     windows = tuple(window if windowed else None for windowed in pattern.tolist())
     return windows[0] if len(set(windows)) == 1 else windows
 

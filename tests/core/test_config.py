@@ -90,7 +90,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "attention_dropout": (NAN, INF, -0.1, HUGE, True, None, *OBJECTS),
     "rope_parameters": (NAN, 1, True, "linear", [4], {"rope_type": "yarn"}, {"rope_type": [1]}),
     "rope_scaling": (0, False, "", {"type": "linear"}),
-    "num_local_experts": (None, 65, *NOT_A_COUNT),
+    "num_local_experts": (None, 513, *NOT_A_COUNT),
     "num_experts_per_tok": (None, 1, *NOT_A_COUNT),
     "layer_types": (1, "full_attention", ["full_attention"], [[]] * 32, [{}] * 32, ["chunked_attention"] * 32),
 }
