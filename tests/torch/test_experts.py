@@ -45,8 +45,8 @@ def test_every_way_gives_the_sum_of_the_reference(
     scores = random.integers(0, 3, (tokens, count)).astype(np.float32)  # many are equal: the lower expert comes first
     matrices = [read_matrix(some, torch.float32, torch.device("cpu")) for some in parts.values()]
     experts = Experts(matrices, top_k, elementwise("cpu"))
-    wide = [np.concatenate([part.numpy(np.float64) for part in some]) for some in parts.values()]
-    expected = ops.moe(x.astype(np.float64), scores.astype(np.float64), *wide, top_k)
+    gate, up, down = (np.concatenate([part.numpy(np.float64) for part in some]) for some in parts.values())
+    expected = ops.moe(x.astype(np.float64), scores.astype(np.float64), gate, up, down, top_k)
     inputs = (torch.from_numpy(x), *choose(torch.from_numpy(scores), top_k), count)
     for way in (experts.gathered, experts.one_by_one, experts.all_of_all):
         np.testing.assert_allclose(way(*inputs).numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
