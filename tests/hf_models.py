@@ -25,7 +25,7 @@ def has_class(config: MistralConfig) -> bool:
 def hf_model(config: MistralConfig, seed: int) -> Any:
     """Float32, eager attention, weights of `random_weights`."""
     windows = config.layer_windows
-    keys = {**config.to_dict(), "attn_implementation": "eager"}
+    keys = {**config.to_dict(), "attn_implementation": "eager", "experts_implementation": "eager"}
     keys["sliding_window"] = next((window for window in windows if window is not None), None)
     keys["rope_parameters"] = rope_to_hf(config.rope_theta, config.yarn, config.query_scale)
     model: Any
