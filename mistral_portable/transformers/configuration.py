@@ -12,8 +12,11 @@ from mistral_portable.weights import open_checkpoint
 
 __all__ = ["MistralConfig"]
 
+_SPELLED_OTHERWISE = ("yarn", "query_scale")  # in `rope_parameters`
 _DEFAULTS: dict[str, Any] = {
-    field.name: field.default for field in fields(native.MistralConfig) if field.default is not MISSING
+    field.name: field.default
+    for field in fields(native.MistralConfig)
+    if field.default is not MISSING and field.name not in _SPELLED_OTHERWISE
 }
 _OURS = {
     "num_labels": 2,

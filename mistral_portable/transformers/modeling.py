@@ -117,7 +117,7 @@ class MistralPreTrainedModel:
         Files of these names are replaced when the new ones are complete. Raises CheckpointError if they cannot be.
         """
         graph = build(self.config.native(), head=self.head, num_labels=int(self.config.num_labels))
-        tensors = {name: self.tensors[name] for name in graph.parameters}
+        tensors = {name: self.tensors[name] for name in graph.tensors}
         save(Path(folder), self.config, type(self).__name__, tensors)
 
     def eval(self) -> Self:
@@ -509,10 +509,10 @@ def _known(changed: Mapping[str, Any]) -> dict[str, Any]:
 def _random(config: MistralConfig, head: str, num_labels: int) -> dict[str, Tensor]:
     random = np.random.default_rng()
     tensors: dict[str, Tensor] = {}
-    for name, parameter in build(config.native(), head=head, num_labels=num_labels).parameters.items():
-        if len(parameter.shape) == 1:
-            values = np.full(parameter.shape, 0.0 if name.endswith(".bias") else 1.0, np.float32)
+    for name, shape in build(config.native(), head=head, num_labels=num_labels).tensors.items():
+        if len(shape) == 1:
+            values = np.full(shape, 0.0 if name.endswith(".bias") else 1.0, np.float32)
         else:
-            values = random.standard_normal(parameter.shape, np.float32) * np.float32(config.initializer_range)
+            values = random.standard_normal(shape, np.float32) * np.float32(config.initializer_range)
         tensors[name] = DenseTensor(name, "float32", values)
     return tensors

@@ -10,6 +10,7 @@ import torch
 import transformers
 from documented_models import VALUES, pair
 
+import mistral_portable as mp
 from mistral_portable import transformers as ours
 from mistral_portable.errors import BackendError
 
@@ -156,3 +157,20 @@ def test_attention_by_their_names() -> None:
         ours.MistralModel.from_pretrained("tiny", attn_implementation="flash_attention_2", **call)
     with pytest.warns(UserWarning, match="has an attention of its own, not sdpa"):
         ours.MistralModel.from_pretrained("tiny", backend="reference", attn_implementation="sdpa")
+
+
+@pytest.mark.parametrize("family", ["ministral3", "mixtral"])
+def test_other_families(family: str, tmp_path: Path) -> None:
+    """Ministral 3's rotations and Mixtral's experts, by the one class, on their own config."""
+    values: dict[str, Any] = {**VALUES, "sliding_window": None}
+    if family == "mixtral":
+        values |= {"num_local_experts": 4, "num_experts_per_tok": 2}
+    else:
+        rope = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 4}
+        values |= {"rope_parameters": rope | {"llama_4_scaling_beta": 0.1, "attention_factor": 1.0}}
+    model = ours.MistralForCausalLM(ours.MistralConfig(**values), backend="reference")
+    model.save_pretrained(tmp_path)
+    again = ours.MistralForCausalLM.from_pretrained(tmp_path, backend="reference")
+    np.testing.assert_array_equal(again(IDS).logits, model(IDS).logits)
+    native = mp.load(tmp_path, backend="reference")
+    np.testing.assert_allclose(native.logits(IDS[0].tolist()), model(IDS).logits[0], rtol=1e-5, atol=1e-5)
