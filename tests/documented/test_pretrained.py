@@ -172,5 +172,17 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = ours.MistralForCausalLM.from_pretrained(tmp_path, backend="reference")
     np.testing.assert_array_equal(again(IDS).logits, model(IDS).logits)
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    theirs, info = loaded
+    assert not info["missing_keys"]
+    with torch.no_grad():
+        np.testing.assert_allclose(model(IDS).logits, theirs(torch.tensor(IDS)).logits, rtol=1e-4, atol=1e-4)
     native = mp.load(tmp_path, backend="reference")
     np.testing.assert_allclose(native.logits(IDS[0].tolist()), model(IDS).logits[0], rtol=1e-5, atol=1e-5)
+
+
+def test_windows_that_differ_are_not_saved(tmp_path: Path) -> None:
+    model = ours.MistralModel(ours.MistralConfig(**{**VALUES, "sliding_window": (None, 4)}), backend="reference")
+    with pytest.raises(ValueError, match=r"sliding_window=\(None, 4\): layers differ"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
