@@ -9,6 +9,8 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.conversion import convert
 from mistral_portable.engine import Generation, Model, TextStreamer, Timings, load
 from mistral_portable.errors import MistralPortableError
+from mistral_portable.evaluation import Perplexity, perplexity
+from mistral_portable.quantization import quantize
 from mistral_portable.sampling import SamplingParams
 
 __all__ = [
@@ -16,12 +18,15 @@ __all__ = [
     "MistralConfig",
     "MistralPortableError",
     "Model",
+    "Perplexity",
     "SamplingParams",
     "TextStreamer",
     "Timings",
     "__version__",
     "convert",
     "load",
+    "perplexity",
+    "quantize",
 ]
 
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
 """The boundary between the core and a backend: the protocols Backend and Program, and their values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import BackendError
 from mistral_portable.graph import Graph
-from mistral_portable.weights import Tensor
+from mistral_portable.weights import DenseTensor, Tensor
 
 __all__ = [
     "INT8_BLOCK",
@@ -25,6 +25,8 @@ __all__ = [
     "OwnMemory",
     "Precision",
     "Program",
+    "Quantizer",
+    "QuantizingBackend",
 ]
 
 INT8_BLOCK = 128
@@ -182,3 +184,26 @@ class Backend(Protocol):
 
         Raises BackendError, with the remedy, for an op, dtype or option that it does not support.
         """
+
+
+class Quantizer(Protocol):
+    """Makes ggml blocks of floats, of the types that it was made for. Not safe for concurrent calls."""
+
+    def blocks(self, rows: DenseTensor, type: str, importance: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """uint8 [rows, bytes_per_row], as close to `rows` as it can: what is small is the sum over each block of
+        `importance`, float32 [columns], times the squared error. A row's blocks do not depend on other rows.
+
+        type: a ggml type such as "q4_k"; its blocks fill the rows. Raises CheckpointError, with the tensor's name, if a
+        number is not finite, or larger than the type can hold.
+        """
+
+    def close(self) -> None:
+        """Release its threads; it makes no blocks afterwards."""
+
+
+@runtime_checkable
+class QuantizingBackend(Backend, Protocol):
+    """A backend that also makes ggml blocks: `quantize` asks for it."""
+
+    def quantizer(self, types: Collection[str], options: ExecutorOptions) -> Quantizer:
+        """For these types; of the options `threads` and `progress` count."""

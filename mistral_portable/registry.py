@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Availability, Backend
+from mistral_portable.executor import Availability, Backend, QuantizingBackend
 from mistral_portable.reference import BACKEND as REFERENCE
 
-__all__ = ["GROUP", "Candidate", "candidates", "select"]
+__all__ = ["GROUP", "Candidate", "candidates", "select", "select_quantizing"]
 
 GROUP = "mistral_portable.backends"
 
@@ -58,6 +58,18 @@ def select(name: str = "auto") -> Backend:
     raise BackendError(
         f"backend {name!r} is unknown: choose one of auto, {names}, or install the package that provides it"
     )
+
+
+def select_quantizing() -> QuantizingBackend:
+    """The first backend by name that makes ggml blocks and can run here. Raises BackendError if there is none."""
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            backend = entry.load()
+            if isinstance(backend, QuantizingBackend) and backend.probe().score > 0:
+                return backend
+        except Exception:  # as in _load; `backends` says why
+            continue
+    raise BackendError(f"no backend that quantizes can run here: {_INSTALL['numba']}")
 
 
 def _load(entry: EntryPoint) -> Candidate:

@@ -1,13 +1,13 @@
 """The descriptor of the Numba executor."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Availability, ExecutorOptions, Precision, Program
+from mistral_portable.executor import Availability, ExecutorOptions, Precision, Program, Quantizer
 from mistral_portable.graph import OPS, Graph
 from mistral_portable.weights import Tensor
 
@@ -54,7 +54,6 @@ class NumbaBackend:
         from mistral_portable_numba.compiler.isa import ISAS, host_isa
         from mistral_portable_numba.compiler.objects import default_folder
         from mistral_portable_numba.program import NumbaProgram
-        from mistral_portable_numba.threads import default_threads
 
         options.refuse("numba", "device", "attention", "quantize", "tensor_parallel")
         dtype = options.dtype or "int8"
@@ -64,9 +63,6 @@ class NumbaBackend:
         kv_cache = options.kv_cache or ("float16" if dtype == "int8" else "float32")
         if kv_cache not in _KV_CACHES:
             raise BackendError(f"backend 'numba' has no kv_cache {kv_cache!r}: choose one of {', '.join(_KV_CACHES)}")
-        threads, most = options.threads or default_threads(), 8 * (os.cpu_count() or 1)
-        if threads > most:
-            raise BackendError(f"threads={threads}: at most {most} here, 8 for each CPU; leave the option out")
         precision = Precision("float32", "int8" if dtype == "int8" else None, kv_cache)
         return NumbaProgram(
             graph,
@@ -75,9 +71,31 @@ class NumbaBackend:
             precision,
             options,
             isa=ISAS[self._isa] if self._isa else host_isa(),
-            threads=threads,
+            threads=_threads(options),
             folder=self._folder or default_folder(),
         )
+
+    def quantizer(self, types: Collection[str], options: ExecutorOptions) -> Quantizer:
+        from mistral_portable_numba.compiler.isa import ISAS, host_isa
+        from mistral_portable_numba.compiler.objects import default_folder
+        from mistral_portable_numba.quantizer import NumbaQuantizer
+
+        return NumbaQuantizer(
+            types,
+            isa=ISAS[self._isa] if self._isa else host_isa(),
+            threads=_threads(options),
+            folder=self._folder or default_folder(),
+            progress=options.progress,
+        )
+
+
+def _threads(options: ExecutorOptions) -> int:
+    from mistral_portable_numba.threads import default_threads
+
+    threads, most = options.threads or default_threads(), 8 * (os.cpu_count() or 1)
+    if threads > most:
+        raise BackendError(f"threads={threads}: at most {most} here, 8 for each CPU; leave the option out")
+    return threads
 
 
 BACKEND = NumbaBackend()

@@ -31,6 +31,7 @@ import numpy as np
 __all__ = [
     "BLOCKS",
     "CHUNK",
+    "ENCODE_SCRATCH",
     "KV_DTYPES",
     "SLOT_BLOCK",
     "START_ZEROS",
@@ -61,6 +62,9 @@ START_ZEROS = {32: 8, 16: 32}
 CHUNK = 512
 """Columns of a linear that are taken apart at a time: two tiles of them fit into a first-level cache, and the inputs of
 some hundred tokens into a second-level one."""
+
+ENCODE_SCRATCH = 64 * (256 + 3 * 64)
+"""Bytes that a thread that makes blocks needs: 256 columns of 16 rows, scales, and a tile of the longest block."""
 
 KV_DTYPES: dict[str, "np.dtype[Any]"] = {
     "float32": np.dtype(np.float32),

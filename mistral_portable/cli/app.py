@@ -15,6 +15,8 @@ from mistral_portable.cli.convert import convert
 from mistral_portable.cli.inspect import inspect
 from mistral_portable.cli.options import DebugOption, Settings, flatten
 from mistral_portable.cli.output import one_line
+from mistral_portable.cli.perplexity import perplexity
+from mistral_portable.cli.quantize import quantize
 from mistral_portable.cli.run import run
 from mistral_portable.cli.verify import verify
 from mistral_portable.errors import MistralPortableError
@@ -24,7 +26,7 @@ __all__ = ["run_app"]
 app = typer.Typer(
     name="mistral-portable", add_completion=False, pretty_exceptions_enable=False, invoke_without_command=True
 )
-for command in (run, chat, backends, inspect, verify, bench, convert):
+for command in (run, chat, backends, inspect, verify, bench, convert, quantize, perplexity):
     app.command()(flatten(command))
 
 

@@ -57,13 +57,19 @@ def _part(name: str, tensor: Tensor, source: Source) -> Part:
     return float_part(name, tensor, "float32" if len(tensor.shape) == 1 else source.float_type(tensor))
 
 
-def write_gguf(path: Path, source: Source, parts: list[Part], progress: Callable[[Part], None]) -> None:
-    """Write one file: metadata and vocabulary, then each tensor as it is read."""
+def write_gguf(
+    path: Path, source: Source, parts: list[Part], progress: Callable[[Part], None], file_type: str | None = None
+) -> None:
+    """Write one file: metadata and vocabulary, then each tensor as it is read.
+
+    file_type: llama.cpp's name of the mixture of types, such as "MOSTLY_Q4_K_M"; by default that of the type that most
+    weights have.
+    """
     from gguf import GGMLQuantizationType, GGUFWriter
 
     writer = GGUFWriter(path, architecture(source.config))
     with contextlib.closing(writer):
-        _add_metadata(writer, source, parts)
+        _add_metadata(writer, source, parts, file_type)
         _add_vocabulary(writer, source)
         for part in parts:
             kind = GGMLQuantizationType[_TYPES.get(part.dtype, part.dtype.upper())]
@@ -78,7 +84,7 @@ def write_gguf(path: Path, source: Source, parts: list[Part], progress: Callable
             progress(part)
 
 
-def _add_metadata(writer: "GGUFWriter", source: Source, parts: list[Part]) -> None:
+def _add_metadata(writer: "GGUFWriter", source: Source, parts: list[Part], file_type: str | None) -> None:
     from gguf import GGML_QUANT_VERSION, LlamaFileType
 
     config = source.config
@@ -93,9 +99,9 @@ def _add_metadata(writer: "GGUFWriter", source: Source, parts: list[Part]) -> No
             sizes[part.dtype] += prod(part.shape)
     common = sizes.most_common(1)[0][0]
     kind = _TYPES.get(common, common.upper())
-    kinds = LlamaFileType.__members__
-    writer.add_file_type(kinds["ALL_F32" if kind == "F32" else f"MOSTLY_{_MIXED.get(kind, kind)}"])
-    if common not in _TYPES:
+    usual = "ALL_F32" if kind == "F32" else f"MOSTLY_{_MIXED.get(kind, kind)}"
+    writer.add_file_type(LlamaFileType[file_type or usual])
+    if any(part.dtype not in _TYPES for part in parts):
         writer.add_quantization_version(GGML_QUANT_VERSION)
     add_config(writer, config, source.one_window("gguf"))
 

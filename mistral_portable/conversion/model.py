@@ -1,7 +1,7 @@
 """What is converted: a checkpoint's config and parameters, checked, with what the user asked for applied."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,10 @@ from mistral_portable.errors import ConfigError
 from mistral_portable.graph import build
 from mistral_portable.weights import Checkpoint, Tensor
 
-__all__ = ["Source", "prepare"]
+__all__ = ["Source", "lost", "prepare"]
+
+_WINDOWLESS = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
+"""Formats whose usual reader attends to all tokens, whatever the file says (llama-cpp-python 0.3.36, mlx-lm 0.32)."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,19 @@ def prepare(checkpoint: Checkpoint, config: MistralConfig, dtype: str | None) ->
         notices.append(f"weights stored as {', '.join(rounded)} are rounded to {dtype}.")
     config = replace(config, extra={key: value for key, value in config.extra.items() if key not in _PACKING})
     return Source(checkpoint, config, tensors, dtype, tuple(notices))
+
+
+def lost(model: Source, to: str) -> Iterator[str]:
+    """Notices of what a file of the format `to`, or its usual reader, will lack."""
+    if model.checkpoint.tokenizer is None:
+        yield f"{model.checkpoint.path} has no tokenizer that can be carried over."
+    applied = to == "mlx" and model.windowed  # of the llama classes, which know `layer_types`, mlx-lm's does
+    window = model.one_window(to) if to in _WINDOWLESS and not applied else None
+    if window is not None:
+        yield (
+            f"the window of {window} is written, but {_WINDOWLESS[to]} does not apply it to this architecture: "
+            f"there answers differ after {window} tokens."
+        )
 
 
 _PACKING = ("quantization", "quantization_config")

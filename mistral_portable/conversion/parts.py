@@ -1,7 +1,7 @@
 """What a target file will hold, planned before anything is read: arrays under their names, read one at a time."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -11,7 +11,22 @@ from numpy.typing import DTypeLike, NDArray
 
 from mistral_portable.weights import BlockTensor, DenseTensor, JoinedTensor, Tensor, release
 
-__all__ = ["FLOATS", "Part", "StackedTensor", "block_part", "float_part", "forget", "is_float", "narrowest"]
+__all__ = [
+    "FLOATS",
+    "Part",
+    "Progress",
+    "StackedTensor",
+    "block_part",
+    "float_part",
+    "forget",
+    "is_float",
+    "narrowest",
+    "reporter",
+    "rows_of",
+]
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, in total), in any unit."""
 
 FLOATS = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Names of the float types and their bytes."""
@@ -98,6 +113,19 @@ def forget(tensor: Any) -> None:
                 forget(item)
 
 
+def reporter(parts: Sequence[Part], progress: Progress | None) -> Callable[[Part], None]:
+    """What a writer calls after each part: it tells `progress` the bytes that are written."""
+    done, total = 0, sum(part.nbytes for part in parts)
+
+    def report(part: Part) -> None:
+        nonlocal done
+        done += part.nbytes
+        if progress:
+            progress(part.name, done, total)
+
+    return report
+
+
 def _floats(tensor: Tensor, dtype: str) -> NDArray[Any]:
     if isinstance(tensor, StackedTensor):
         return np.stack([_floats(each, dtype) for each in tensor.tensors])
@@ -105,7 +133,7 @@ def _floats(tensor: Tensor, dtype: str) -> NDArray[Any]:
         tensor = tensor.joined()
     if isinstance(tensor, DenseTensor) and tensor.dtype == dtype:
         return tensor.raw()
-    out, rows = np.empty(tensor.shape, _STORED[dtype]), _rows(tensor)
+    out, rows = np.empty(tensor.shape, _STORED[dtype]), rows_of(tensor)
     step = max(1, _SLICE * len(out) // out.size)
     with np.errstate(over="ignore", invalid="ignore"):  # infinite is what float16 makes of what it cannot hold
         for part in (slice(begin, begin + step) for begin in range(0, len(out), step)):
@@ -113,7 +141,7 @@ def _floats(tensor: Tensor, dtype: str) -> NDArray[Any]:
     return out
 
 
-def _rows(tensor: Tensor) -> Callable[[slice], NDArray[np.float32]]:
+def rows_of(tensor: Tensor) -> Callable[[slice], NDArray[np.float32]]:
     """A range of a tensor's rows in float32; only that range is unpacked where the layout allows it."""
     if isinstance(tensor, DenseTensor):
         return lambda part: tensor.rows(part).numpy()

@@ -357,6 +357,13 @@ def nearest(builder: Any, value: Any) -> Any:
     return builder.sub(builder.bitcast(shifted, _I), ir.Constant(_I, [0x4B400000] * 16))
 
 
+@operation(f32x16, f32x16)
+def rounded(builder: Any, value: Any) -> Any:
+    """The nearest integers, ties to even, of numbers below 2^22, as float32."""
+    magic = ir.Constant(_F, [12582912.0] * 16)
+    return builder.fsub(builder.fadd(value, magic), magic)
+
+
 @operation(types.int64, types.float32)
 def nearest_i64(builder: Any, value: Any) -> Any:
     """The nearest integer, ties to even, of a number below 2^22."""
@@ -375,6 +382,12 @@ def high_f16(builder: Any, value: Any) -> Any:
     """The float16 in the high half of each lane."""
     high = builder.lshr(value, ir.Constant(_I, [16] * 16))
     return call(builder, "mp.widen", _F, builder.trunc(high, _H))
+
+
+@operation(i32x16, f32x16)
+def as_f16_bits(builder: Any, value: Any) -> Any:
+    """Each lane rounded to float16, whose bits are the low half."""
+    return builder.zext(call(builder, "mp.narrow", _H, value), _I)
 
 
 @operation(bytes64, i32x16)
@@ -483,6 +496,12 @@ def keep_between(builder: Any, value: Any, key: Any, low: Any, high: Any, other:
 def where_at_most(builder: Any, key: Any, bound: Any, yes: Any, no: Any) -> Any:
     """yes where key <= bound, else no."""
     return builder.select(builder.icmp_signed("<=", key, splat(builder, bound, _I)), yes, no)
+
+
+@operation(f32x16, f32x16, f32x16, f32x16, f32x16)
+def where_less(builder: Any, a: Any, b: Any, yes: Any, no: Any) -> Any:
+    """yes where a < b, else no, also where either is NaN."""
+    return builder.select(builder.fcmp_ordered("<", a, b), yes, no)
 
 
 # --- bytes times bytes ---------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 from mistral_portable_numba.kernels.activations import quantize_kernel
 from mistral_portable_numba.kernels.attention import attention_kernel
 from mistral_portable_numba.kernels.dense import DENSE, dense_kernel
+from mistral_portable_numba.kernels.encode import ENCODERS, encode_kernel
 from mistral_portable_numba.kernels.experts import add_rows_kernel, clear_kernel, route_kernel
 from mistral_portable_numba.kernels.formats import FORMATS
 from mistral_portable_numba.kernels.kv import KV_FORMATS, store_kernel
@@ -30,6 +31,7 @@ KERNELS: dict[str, Callable[[int], Any]] = {
     **{f"attention_{kv}": _any(attention_kernel, kv) for kv in KV_FORMATS},
     **{f"store_keys_{kv}": _any(store_kernel, kv, True) for kv in KV_FORMATS},
     **{f"store_values_{kv}": _any(store_kernel, kv, False) for kv in KV_FORMATS},
+    **{f"encode_{name}": _any(encode_kernel, encoder) for name, encoder in ENCODERS.items()},
     "quantize": quantize_kernel,
     "rms_norm": _any(rms_norm_kernel),
     "rope": _any(rope_kernel),

@@ -1,0 +1,56 @@
+"""`quantize`: a checkpoint in fewer bits."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mistral_portable.cli.loading import reading
+from mistral_portable.cli.options import DebugOption, RevisionOption
+from mistral_portable.cli.output import printable, size
+from mistral_portable.quantization import MIXTURES
+from mistral_portable.quantization import quantize as quantize_checkpoint
+
+__all__ = ["quantize"]
+
+
+def quantize(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The model, as 'run' takes it.", show_default=False)],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="The GGUF file to be made.", show_default=False)],
+    type: Annotated[str, typer.Option(help=f"One of {', '.join(MIXTURES)}.", metavar="TYPE")] = "q4_k_m",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            help="A text on which the model is run first, so that errors count by what they do to its answers.",
+            metavar="FILE",
+        ),
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Also take weights that are quantized already.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST if it is a GGUF file.")] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="CPU threads; by default the physical cores that this process may use.", metavar="N", min=1),
+    ] = None,
+    revision: RevisionOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write a model as a GGUF file of fewer bits, which llama.cpp runs as well.
+
+    The mixtures are llama.cpp's: q4_k_m gives 4 bits to most matrices, and 6 to some that matter more. DST appears when
+    it is complete. What it costs: 'perplexity'.
+    """
+    with reading(f"quantizing {source}") as progress:
+        written = quantize_checkpoint(
+            source,
+            destination,
+            type.lower(),
+            calibrate=calibrate,
+            allow_requantize=allow_requantize,
+            threads=threads,
+            overwrite=overwrite,
+            revision=revision,
+            progress=progress,
+        )
+    typer.echo(printable(f"{written}: {type.lower()}, {size(written.stat().st_size)}"))

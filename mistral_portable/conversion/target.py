@@ -1,0 +1,94 @@
+"""Where a conversion's result comes to be: beside its place, and into it when it is complete."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mistral_portable.errors import CheckpointError, InputError
+from mistral_portable.weights import Checkpoint
+
+__all__ = ["placed", "require_apart", "require_free"]
+
+
+@contextmanager
+def placed(destination: Path, to: str, overwrite: bool) -> Iterator[Path]:
+    """A path for the block to write to, in a new folder beside the destination that ends in ".partial".
+
+    After the block it is renamed into place, as renaming within a file system is atomic. If anything fails the folder
+    is removed, and what was at the destination is there still. Raises InputError as `require_free`, and
+    CheckpointError if the block raises OSError.
+    """
+    with _staging(destination) as staging:
+        result = staging / destination.name
+        yield result
+        require_free(destination, to, overwrite)
+        _put(result, destination, staging / "replaced")
+
+
+def require_apart(destination: Path, checkpoint: Checkpoint) -> None:
+    """InputError if the destination is the source, or holds it."""
+    source = checkpoint.path.resolve()
+    if destination.exists() and destination.resolve() in (source, *source.parents):
+        raise InputError(f"{destination} holds the source; choose another destination")
+
+
+def require_free(destination: Path, to: str, overwrite: bool) -> None:
+    """InputError if something is there; with `overwrite` only if it is no checkpoint of the format `to`."""
+    if not destination.exists() and not destination.is_symlink():
+        return
+    if not overwrite:
+        raise InputError(f"{destination} exists already; choose another destination, or overwrite it (--overwrite)")
+    fits = _is_gguf(destination) if to == "gguf" else _is_checkpoint_folder(destination)
+    if destination.is_symlink() or not fits:
+        kind = "a GGUF file" if to == "gguf" else "a folder with weights and config.json or params.json"
+        raise InputError(f"{destination} is not {kind}, and is not overwritten; choose another destination")
+
+
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
+def _is_checkpoint_folder(path: Path) -> bool:
+    """Whether it has a config and weights: many a folder of another kind has a config.json."""
+    names = {entry.name for entry in path.iterdir() if entry.is_file()} if path.is_dir() else set()
+    return bool(names & {"config.json", "params.json"}) and any(
+        name.endswith((".safetensors", ".pth", ".pt")) for name in names
+    )
+
+
+def _put(result: Path, destination: Path, replaced: Path) -> None:
+    """Rename into place. A folder cannot be renamed onto another: the old one moves away, and back if that fails."""
+    if result.is_file():
+        result.replace(destination)
+        return
+    try:
+        if destination.exists():
+            destination.rename(replaced)
+        result.rename(destination)
+    except BaseException:
+        if replaced.exists() and not destination.exists():
+            replaced.rename(destination)
+        raise
+
+
+@contextmanager
+def _staging(destination: Path) -> Iterator[Path]:
+    """A new folder beside the destination, removed at the end."""
+    staging = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir()
+    except OSError as error:
+        raise InputError(f"{destination}: cannot be written: {error.strerror}; choose another destination") from error
+    try:
+        yield staging
+    except OSError as error:
+        raise CheckpointError(f"{destination}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

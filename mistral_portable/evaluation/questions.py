@@ -1,0 +1,73 @@
+"""accuracy(): how many questions a model answers exactly."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from mistral_portable.engine import Model
+from mistral_portable.errors import InputError
+
+__all__ = ["Accuracy", "Question", "accuracy", "read_questions"]
+
+_TOGETHER = 16  # questions in a batch
+
+
+@dataclass(frozen=True)
+class Question:
+    """messages: a chat that the model answers. answer: the right one. bucket: the kind of question."""
+
+    messages: Sequence[Mapping[str, Any]]
+    answer: str
+    bucket: str
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """right of total questions, in all and by bucket."""
+
+    right: int
+    total: int
+    buckets: Mapping[str, tuple[int, int]]
+
+
+def read_questions(path: str | Path = "tiny") -> list[Question]:
+    """Questions from a JSON file: a list of objects with `messages`, `answer` and, perhaps, `bucket`.
+
+    "tiny": those of the embedded model, which it was not trained on. Raises InputError for another file.
+    """
+    place = files("mistral_portable") / "assets/tiny/questions.json" if path == "tiny" else Path(path)
+    try:
+        items = json.loads(place.read_text(encoding="utf-8"))
+        questions = [Question(item["messages"], item["answer"], str(item.get("bucket", "all"))) for item in items]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: no JSON list of questions with messages and an answer: {type(error).__name__}: {error}"
+        ) from error
+    if not questions or not all(isinstance(q.answer, str) and isinstance(q.messages, list) for q in questions):
+        raise InputError(f"{path}: no question, or one whose messages are no list or whose answer is no text")
+    return questions
+
+
+def accuracy(
+    model: Model, questions: Sequence[Question], *, progress: Callable[[str, int, int], None] | None = None
+) -> Accuracy:
+    """Count the questions to which the likeliest answer, token by token, is exactly the right one, its end included.
+
+    That is so if and only if each token of the right answer is the likeliest after those before it: one step tells.
+    """
+    right: dict[str, list[bool]] = {}
+    for start in range(0, len(questions), _TOGETHER):
+        some = questions[start : start + _TOGETHER]
+        prompts = [model.tokenizer.chat(question.messages) for question in some]
+        answers = [[*model.tokenizer.encode(q.answer, bos=False), model.tokenizer.eos_id] for q in some]
+        logits = model.logits([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
+        for question, rows, prompt, answer in zip(some, logits, prompts, answers, strict=True):
+            exact = rows[len(prompt) - 1 : -1].argmax(-1).tolist() == answer
+            right.setdefault(question.bucket, []).append(exact)
+        if progress:
+            progress("questions", min(start + _TOGETHER, len(questions)), len(questions))
+    buckets = {bucket: (sum(each), len(each)) for bucket, each in right.items()}
+    return Accuracy(sum(one for one, _ in buckets.values()), len(questions), buckets)

@@ -1,0 +1,6 @@
+"""Checkpoints in fewer bits: `quantize`."""
+
+from mistral_portable.quantization.mixtures import MIXTURES
+from mistral_portable.quantization.quantize import quantize
+
+__all__ = ["MIXTURES", "quantize"]

@@ -1,0 +1,237 @@
+"""What each type costs: the embedded model's size, and what it makes of held-out stories, as a table and a plot.
+
+    python -m tools.quantization_report docs/quantization.svg
+
+prints the rows of docs/quantization.md. Three quantizers: ours, ours with `--calibrate` on stories of the training
+split, and, where llama-cpp-python is installed, llama.cpp's own. All files are run by this library in float32, so that
+nothing but the weights differs. `--text FILE` also writes the held-out stories, for `perplexity tiny FILE`.
+"""
+
+import argparse
+import ctypes
+import importlib.util
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from random import Random
+from statistics import mean, stdev
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+import mistral_portable as mp
+from mistral_portable.evaluation import accuracy, read_questions
+from mistral_portable.quantization import MIXTURES
+from mistral_portable.weights import open_checkpoint
+from tools.tiny_grammar import Split, story_document
+
+__all__ = ["stories"]
+
+_CONTEXT = 256
+_COLUMNS = ("type", "quantizer", "bits a weight", "error of weights", "loss", "divergence", "answers")
+
+
+def stories(split: Split, characters: int) -> str:
+    """Raw stories about facts of a split, one a line; always the same."""
+    rng, lines = Random(f"quantization/{split}"), list[str]()
+    while sum(map(len, lines)) < characters:
+        if text := story_document(rng, split).text:
+            lines.append(text)
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of a type, by a quantizer. error: root mean square of what the matrices are off, relative. loss, divergence:
+    means over the orders of columns; the divergence is of the unquantized model's chances from these (Kullback-Leibler,
+    nats per token), and spread its standard error. answers: right ones, inside the window.
+    """
+
+    type: str
+    quantizer: str
+    bits: float
+    error: float
+    loss: float
+    divergence: float
+    spread: float
+    answers: str
+
+
+def reordered(folder: Path, seed: int) -> Path:
+    """The embedded model with the columns of its hidden states and of its MLPs in another order: the same function, but
+    other weights share a block. What a rounding happens to do to so small a model differs that much between them."""
+    checkpoint = open_checkpoint("tiny")
+    hidden = np.random.default_rng(seed).permutation(checkpoint.config.hidden_size)
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        values = tensor.numpy()
+        if ".mlp." in name:
+            layer = int(name.split(".")[2])
+            inner = np.random.default_rng([seed, layer]).permutation(checkpoint.config.intermediate_size)
+            values = values[hidden][:, inner] if "down_proj" in name else values[inner][:, hidden]
+        else:
+            values = values[hidden] if "o_proj" in name else values[..., hidden]
+        tensors[name] = np.ascontiguousarray(values)
+    shutil.copytree(checkpoint.path, folder)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@dataclass(frozen=True)
+class Chances:
+    """What a model makes of a text. log: of its chances, [tokens, vocabulary], where `perplexity` scores. loss: its."""
+
+    log: NDArray[np.float64]
+    loss: float
+
+
+def chances(model: mp.Model, text: str) -> Chances:
+    """Run the model on the chunks that `perplexity` takes."""
+    tokens = model.tokenizer.encode(text)
+    begins = range(0, len(tokens) // _CONTEXT * _CONTEXT, _CONTEXT)
+    chunks = [[model.tokenizer.bos_id, *tokens[begin + 1 : begin + _CONTEXT]] for begin in begins]
+    log = np.concatenate([logits[_CONTEXT // 2 : -1] for logits in model.logits(chunks)]).astype(np.float64)
+    log -= log.max(1, keepdims=True)
+    log -= np.log(np.exp(log).sum(1, keepdims=True))
+    targets = [token for chunk in chunks for token in chunk[_CONTEXT // 2 + 1 :]]
+    return Chances(log, -float(log[np.arange(len(log)), targets].mean()))
+
+
+def size_and_error(exact: Path, path: Path) -> tuple[float, float]:
+    """Bits per weight of the matrices, and how much they are off."""
+    stored, made = open_checkpoint(exact).tensors, open_checkpoint(path).tensors
+    matrices = [name for name, tensor in stored.items() if len(tensor.shape) == 2]
+    count = sum(int(np.prod(stored[name].shape)) for name in matrices)
+    off = sum(float(np.square(made[name].numpy() - stored[name].numpy()).sum()) for name in matrices)
+    all_of_it = sum(float(np.square(stored[name].numpy()).sum()) for name in matrices)
+    return 8 * sum(made[name].nbytes for name in matrices) / count, (off / all_of_it) ** 0.5
+
+
+def measured(folder: Path, text: str, calibration: Path, orders: int) -> Iterator[Row]:
+    """The rows, from more bits to fewer."""
+    sources = [reordered(folder / str(seed), seed) for seed in range(orders)]
+    converted = {source: mp.convert(source, folder / f"{source.name}.gguf", "gguf") for source in sources}
+    inside = [question for question in read_questions() if question.bucket == "inside W"]
+    with mp.load("tiny", backend="numba", dtype="float32", threads=1) as model:
+        exactly = chances(model, text)
+    quantizers: dict[str, Callable[[str, Path, Path], object]] = {
+        "ours": lambda type, source, path: mp.quantize(source, path, type, threads=1, overwrite=True),
+        "calibrated": lambda type, source, path: mp.quantize(
+            source, path, type, calibrate=calibration, threads=1, overwrite=True
+        ),
+    }
+    if importlib.util.find_spec("llama_cpp"):
+        quantizers["llama.cpp"] = lambda type, source, path: _by_llama_cpp(
+            converted[source], path, MIXTURES[type].file_type
+        )
+    types = reversed([type for type in MIXTURES if type not in ("f16", "f32")])
+    for type, (name, quantizer) in product(types, quantizers.items()):
+        # llama.cpp asks for an importance matrix to make q2_k_s, and nobody rounds these weights to bf16.
+        if (name != "ours" and type == "bf16") or (name, type) == ("llama.cpp", "q2_k_s"):
+            continue
+        losses, divergences = [], []
+        path = folder / "made.gguf"
+        for source in reversed(sources):
+            quantizer(type, source, path)
+            with mp.load(path, backend="numba", dtype="float32", threads=1) as model:
+                found = chances(model, text)
+                answers = accuracy(model, inside) if source is sources[0] and name == "ours" else None
+            losses.append(found.loss)
+            divergences.append(float((np.exp(exactly.log) * (exactly.log - found.log)).sum(1).mean()))
+        yield Row(
+            type,
+            name,
+            *size_and_error(sources[0], path),
+            mean(losses),
+            mean(divergences),
+            stdev(divergences) / len(divergences) ** 0.5 if orders > 1 else 0.0,
+            f"{answers.right} of {answers.total}" if answers else "",
+        )
+
+
+def _by_llama_cpp(source: Path, path: Path, file_type: str) -> None:
+    import llama_cpp
+
+    _silence_llama_cpp()
+    settings: Any = llama_cpp.llama_model_quantize_default_params()
+    settings.nthread, settings.ftype = 2, getattr(llama_cpp, f"LLAMA_FTYPE_{file_type}")
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(settings)):
+        raise RuntimeError(f"llama.cpp does not make {file_type}")
+
+
+@cache
+def _silence_llama_cpp() -> object:
+    """Its log goes nowhere. The result, which it calls as long as it is there, stays in the cache."""
+    import llama_cpp
+
+    quiet = llama_cpp.llama_log_callback(lambda *words: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p())
+    return quiet
+
+
+def line(row: Row) -> str:
+    divergence = f"{row.divergence:.5f} ± {row.spread:.5f}"
+    figures = (f"{row.bits:.2f}", f"{row.error:.4f}", f"{row.loss:.4f}", divergence)
+    cells = (row.type, row.quantizer, *figures, row.answers)
+    return f"| {' | '.join(cells)} |"
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Divergence from the unquantized model over bits per weight."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "quantization"  # the same rows give the same file
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 5.5))
+    for name, marker in (("llama.cpp", "x"), ("ours", "o"), ("calibrated", "^")):
+        some = sorted((row for row in rows if row.quantizer == name), key=lambda row: row.bits)
+        if some:
+            divergences = [row.divergence for row in some]
+            axes.plot([row.bits for row in some], divergences, marker, label=name, markersize=6, fillstyle="none")
+    for row in rows:
+        if row.quantizer == "ours":
+            place = (row.bits, row.divergence)
+            axes.annotate(row.type, place, xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.set_yscale("log")
+    axes.set_xlabel("bits per weight")
+    axes.set_ylabel("divergence from bfloat16, nats per token")
+    axes.set_title("The embedded model on held-out stories")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what each quantization costs the embedded model.")
+    parser.add_argument("plot", type=Path, help="the .svg file to be written")
+    parser.add_argument("--text", type=Path, help="where to write the held-out stories")
+    parser.add_argument("--orders", type=int, default=3, help="orders of columns")
+    args = parser.parse_args()
+    text = stories("held_out", 20_000)
+    if args.text:
+        args.text.write_text(text, encoding="utf-8")
+    warnings.simplefilter("ignore")
+    print(f"| {' | '.join(_COLUMNS)} |")
+    print("|---|---|" + "---:|" * (len(_COLUMNS) - 2))
+    rows: list[Row] = []
+    with TemporaryDirectory() as folder:
+        calibration = Path(folder) / "calibration.txt"
+        calibration.write_text(stories("train", 15_000), encoding="utf-8")
+        for row in measured(Path(folder), text, calibration, args.orders):
+            rows.append(row)
+            print(line(row), flush=True)
+    draw([row for row in rows if row.type != "bf16"], args.plot)
+
+
+if __name__ == "__main__":
+    main()
