@@ -10,14 +10,16 @@ from documented.tokenizers import NAMES, ours, same, theirs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer.strategies import texts
-from transformers.utils.generic import PaddingStrategy
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils.generic import PaddingStrategy, TensorType
 
+SINGLE = (TruncationStrategy.LONGEST_FIRST, TruncationStrategy.DO_NOT_TRUNCATE)
 PAIRS = st.sampled_from([(name, "test") for name in NAMES] + [("v3", "finetuning"), ("tekken 240718", "finetuning")])
 SIDES = st.sampled_from(["left", "right"])
 MAYBE = st.sampled_from([None, False, True])
 PADDINGS = st.sampled_from([False, True, "longest", "max_length", "do_not_pad", *PaddingStrategy])
-TRUNCATIONS = st.sampled_from([None, False, True, "longest_first", "do_not_truncate"])
-TENSORS = st.sampled_from([None, "np", "pt"])
+TRUNCATIONS = st.sampled_from([None, False, True, "longest_first", "do_not_truncate", *SINGLE])
+TENSORS = st.sampled_from([None, "np", "pt", TensorType.NUMPY])
 IDS = st.lists(st.integers(0, 999), max_size=12)
 LIMITS = st.none() | st.integers(1, 16)
 MULTIPLES = st.none() | st.integers(1, 6)
