@@ -19,9 +19,9 @@ SIDES = st.sampled_from(["left", "right"])
 MAYBE = st.sampled_from([None, False, True])
 PADDINGS = st.sampled_from([False, True, "longest", "max_length", "do_not_pad", *PaddingStrategy])
 TRUNCATIONS = st.sampled_from([None, False, True, "longest_first", "do_not_truncate", *SINGLE])
-TENSORS = st.sampled_from([None, "np", "pt", TensorType.NUMPY])
+TENSORS = st.sampled_from([None, None, None, "np", "pt", TensorType.NUMPY])
 IDS = st.lists(st.integers(0, 999), max_size=12)
-LIMITS = st.none() | st.integers(1, 16)
+LIMITS = st.none() | st.integers(1, 6) | st.integers(1, 16)
 MULTIPLES = st.none() | st.integers(1, 6)
 
 LENGTHS = {
@@ -43,7 +43,8 @@ RETURNS = {
 
 
 def arguments(**all: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries({}, optional=all)
+    """All of them, since only together they come to much; or some, with defaults for the others."""
+    return st.fixed_dictionaries(all) | st.fixed_dictionaries({}, optional=all)
 
 
 @st.composite
