@@ -9,7 +9,7 @@ from mistral_portable.weights import Tensor
 
 __all__ = ["check_tensors"]
 
-_LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
+_NUMBERED = [re.compile(rf"(.*\.{name}\.)(\d+)(\..*)") for name in ("experts", "layers")]
 
 
 def check_tensors(graph: Graph, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -17,29 +17,32 @@ def check_tensors(graph: Graph, tensors: Mapping[str, Tensor], source: str) -> N
 
     Missing or mis-shaped parameters do not fit, nor do biases of linears that have none in the graph: to ignore
     them would change the answers. Other tensors (heads, rotary buffers) may be there. `source` is the path. What
-    is wrong alike in several layers is said once: `model.layers.{0-3,7}.mlp.up_proj.weight is missing`.
+    is wrong alike in several layers or experts is said once: `model.layers.{0-3,7}.mlp.up_proj.weight is missing`.
     """
     problems = []
-    for name, parameter in graph.parameters.items():
+    for name, shape in graph.tensors.items():
         if name not in tensors:
             problems.append(f"{name} is missing")
-        elif tensors[name].shape != parameter.shape:
-            problems.append(f"{name} has the shape {tensors[name].shape} and needs {parameter.shape}")
+        elif tensors[name].shape != shape:
+            problems.append(f"{name} has the shape {tensors[name].shape} and needs {shape}")
         bias = f"{name.removesuffix('.weight')}.bias"
         if bias in tensors and bias not in graph.parameters:
             problems.append(f"{bias} is a bias, which this model has not")
     if problems:
-        raise CheckpointError(f"{source}: the tensors do not fit the config: {'; '.join(_by_layers(problems))}")
+        for pattern in _NUMBERED:
+            problems = _together(problems, pattern)
+        raise CheckpointError(f"{source}: the tensors do not fit the config: {'; '.join(problems)}")
 
 
-def _by_layers(problems: Sequence[str]) -> list[str]:
-    layers: dict[tuple[str, str], list[int]] = {}
+def _together(problems: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
+    """Those that differ in a number only as one."""
+    alike: dict[tuple[str, str], list[int]] = {}
     for problem in problems:
-        if match := _LAYER.fullmatch(problem):
-            layers.setdefault((match[1], match[3]), []).append(int(match[2]))
+        if match := pattern.fullmatch(problem):
+            alike.setdefault((match[1], match[3]), []).append(int(match[2]))
         else:
-            layers[problem, ""] = []
-    return [f"{before}{_ranges(some)}{after}" for (before, after), some in layers.items()]
+            alike[problem, ""] = []
+    return [f"{before}{_ranges(some)}{after}" for (before, after), some in alike.items()]
 
 
 def _ranges(numbers: Sequence[int]) -> str:

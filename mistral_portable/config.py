@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mistral_portable.errors import ConfigError
+from mistral_portable.rope_scaling import QueryScale, Yarn, rope_from_hf, rope_from_params, rope_to_hf
 
 __all__ = ["MistralConfig", "Window"]
 
@@ -27,6 +28,7 @@ _POSITIVE = (
 # Far above any model; keeps a hostile file from asking for absurd tables before a tensor is seen.
 _LIMIT = 2**31 - 1
 _LAYER_LIMIT = 1000
+_EXPERT_LIMIT = 2**14  # in all layers: each has three tensors
 _REAL_LIMIT = sys.float_info.max  # refuses NaN, infinity and integers beyond float
 
 _RAW_TO_HF = {
@@ -39,7 +41,36 @@ _RAW_TO_HF = {
     "tied_embeddings": "tie_word_embeddings",
     "max_seq_len": "max_position_embeddings",
 }
-_RAW_UNSUPPORTED = ("moe", "yarn", "llama_4_scaling")
+_NOT_IN_HF = ("yarn", "query_scale", "extra")
+"""Fields that a `config.json` spells otherwise."""
+
+_OF_CLASS: dict[str, dict[str, Any]] = {
+    "mixtral": {
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "sliding_window": None,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+    "ministral3": {
+        "vocab_size": 131072,
+        "num_hidden_layers": 34,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-5,
+        "pad_token_id": 11,
+        "sliding_window": None,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16384,
+            "attention_factor": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+}
+"""Defaults of transformers' classes that are not those of its MistralConfig, by `model_type`."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +79,7 @@ class MistralConfig:
 
     `sliding_window` is an int W (a query sees W keys, itself included), None (plain causal), or a tuple that
     is repeated over the layers: `(None, 8)` on 4 layers gives the windows None, 8, None, 8 (`layer_windows`).
+    With `num_local_experts` (Mixtral) every layer has so many MLPs, of which a token takes `num_experts_per_tok`.
     `extra` keeps every key of a `config.json` that this class does not know; `to_dict` writes it back.
 
     Raises ConfigError, naming the field, for impossible values.
@@ -72,6 +104,10 @@ class MistralConfig:
     rope_theta: float = 10000.0
     sliding_window: Window | tuple[Window, ...] = 4096
     attention_dropout: float = 0.0
+    yarn: Yarn | None = None
+    query_scale: QueryScale | None = None
+    num_local_experts: int = 0
+    num_experts_per_tok: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict, compare=True, hash=False)
 
     def __post_init__(self) -> None:
@@ -104,6 +140,14 @@ class MistralConfig:
         for name in ("rms_norm_eps", "rope_theta"):
             if _real(name, getattr(self, name)) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be positive")
+        if self.yarn and self.rope_theta <= 1:
+            raise ConfigError(f"rope_theta={self.rope_theta!r} must be greater than 1 with YaRN")
+        experts = _integer("num_local_experts", self.num_local_experts, minimum=0)
+        if experts * self.num_hidden_layers > _EXPERT_LIMIT:
+            raise ConfigError(f"num_local_experts={experts}: in all layers at most {_EXPERT_LIMIT} are accepted")
+        _integer("num_experts_per_tok", self.num_experts_per_tok, minimum=min(experts, 1))
+        if self.num_experts_per_tok > experts:
+            raise ConfigError(f"num_experts_per_tok={self.num_experts_per_tok}, and num_local_experts={experts}")
         for name in ("initializer_range", "attention_dropout"):
             if _real(name, getattr(self, name)) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must not be negative")
@@ -143,16 +187,14 @@ class MistralConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "MistralConfig":
-        """Read the keys of an HF `config.json`: old `rope_theta`, new `rope_parameters`, `layer_types`."""
-        values = dict(data)
-        known = {f.name for f in fields(cls)} - {"extra"}
-        rope = _rope_parameters(values)
-        if "rope_theta" in rope:
-            values["rope_theta"] = rope["rope_theta"]
-        values["sliding_window"] = _windows(values)
-        own = {name: values[name] for name in known & values.keys()}
-        extra = {name: value for name, value in values.items() if name not in known}
-        return cls(**own, extra=extra)
+        """Read the keys of an HF `config.json`: old `rope_theta`, new `rope_parameters`, `layer_types`.
+
+        Of a model that sees as well, whose `text_config` holds the language model's, that.
+        """
+        values = _text_part(data)
+        kind = values.get("model_type")
+        values = {**(_OF_CLASS.get(kind, {}) if isinstance(kind, str) else {}), **values}
+        return cls._of(values, **rope_from_hf(values))
 
     @classmethod
     def from_params(cls, data: Mapping[str, Any]) -> "MistralConfig":
@@ -161,14 +203,20 @@ class MistralConfig:
         Source: mistral-inference `args.py`; without `rope_theta` it is 1e4 (7B v0.1's file has none), without
         `n_kv_heads` it is `n_heads`, without a window the attention is plain causal.
         """
-        for name in _RAW_UNSUPPORTED:
-            if data.get(name):
-                raise ConfigError(f"params.json: {name!r} is not supported")
         values = {_RAW_TO_HF.get(name, name): value for name, value in data.items()}
         window = values.pop("_sliding_window", None)
         values["sliding_window"] = values.get("sliding_window", window)
         values.setdefault("num_key_value_heads", values.get("num_attention_heads", cls.num_attention_heads))
-        return cls.from_dict(values)
+        values |= _experts(values.pop("moe", None))
+        return cls._of(values, **rope_from_params(values), **rope_from_hf(values))
+
+    @classmethod
+    def _of(cls, values: dict[str, Any], **more: Any) -> "MistralConfig":
+        values["sliding_window"] = _windows(values)
+        known = {f.name for f in fields(cls)} - set(_NOT_IN_HF)
+        own = {name: values[name] for name in known & values.keys()}
+        extra = {name: value for name, value in values.items() if name not in known}
+        return cls(**{**own, **more}, extra=extra)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "MistralConfig":
@@ -194,8 +242,15 @@ class MistralConfig:
             raise ConfigError(f"{source}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys of an HF `config.json`, unknown ones included; `from_dict` gives an equal config back."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        """The keys of an HF `config.json`, unknown ones included; `from_dict` gives an equal config back.
+
+        Raises ConfigError if YaRN and the scale of queries have different original lengths, which has no such keys.
+        """
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_IN_HF}
+        if not self.num_local_experts:
+            del own["num_local_experts"], own["num_experts_per_tok"]
+        if self.yarn or self.query_scale:
+            own["rope_parameters"] = rope_to_hf(self.rope_theta, self.yarn, self.query_scale)
         if isinstance(self.eos_token_id, tuple):
             own["eos_token_id"] = list(self.eos_token_id)
         if isinstance(self.sliding_window, tuple):
@@ -227,23 +282,23 @@ def _no_constant(literal: str) -> None:
     raise ValueError(f"{literal} is not JSON")
 
 
-def _rope_parameters(values: dict[str, Any]) -> Mapping[str, Any]:
-    """Take `rope_parameters` (transformers 5) and `rope_scaling` (older) out of `values`."""
-    rope: dict[str, Any] = {}
-    for name in ("rope_scaling", "rope_parameters"):
-        given = values.pop(name, None)
-        if given is None:
-            continue
-        if not isinstance(given, Mapping):
-            raise ConfigError(f"{name}={_show(given)} must be an object")
-        kind = given.get("rope_type", given.get("type", "default"))
-        if kind != "default":
-            raise ConfigError(f"{name}.rope_type={_show(kind)} is not supported: only 'default' is")
-        for key in given.keys() - {"rope_theta", "rope_type", "type"}:  # to ignore them would change the answers
-            if given[key] not in (None, 1):
-                raise ConfigError(f"{name}: {_show(key)}={_show(given[key])} is not supported")
-        rope.update(given)
-    return rope
+def _text_part(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The language model's keys of a `config.json`, and how all weights are stored."""
+    text = data.get("text_config")
+    if not isinstance(text, Mapping):
+        return dict(data)
+    common = ("quantization", "quantization_config", "tie_word_embeddings")
+    return {**{name: data[name] for name in common if name in data}, **text}
+
+
+def _experts(given: object) -> dict[str, Any]:
+    """`moe` of a `params.json`."""
+    if not given:
+        return {}
+    known = {"num_experts": "num_local_experts", "num_experts_per_tok": "num_experts_per_tok"}
+    if not isinstance(given, Mapping) or given.keys() != known.keys():
+        raise ConfigError(f"moe={_show(given)}: {' and '.join(known)} are supported, and both are needed")
+    return {known[name]: value for name, value in given.items()}
 
 
 def _windows(values: dict[str, Any]) -> Window | tuple[Window, ...]:

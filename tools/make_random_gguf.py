@@ -15,12 +15,16 @@ from tempfile import TemporaryDirectory
 
 import mistral_common
 import numpy as np
-from gguf import GGML_QUANT_SIZES, MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.vocab import MistralTokenizerType, MistralVocab
 
 from mistral_portable.config import MistralConfig
+from mistral_portable.conversion.gguf import add_config, architecture
 from mistral_portable.errors import ConfigError
 from mistral_portable.graph import build
+from mistral_portable.testing.families import FAMILIES as PUBLISHED
+from mistral_portable.weights.experts import stacked_name
+from mistral_portable.weights.names import to_gguf
 from mistral_portable.weights.quant import QUANTIZED
 from tools.random_blocks import random_blocks
 
@@ -45,40 +49,23 @@ class Family:
     tokenizer: Path
 
 
-def _family(
-    tokenizer: Path,
-    vocab: int,
-    hidden: int,
-    layers: int,
-    heads: int,
-    ffn: int,
-    theta: float,
-    context: int,
-    window: int | None = None,
-) -> Family:
-    config = MistralConfig(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=8,
-        head_dim=128,
-        intermediate_size=ffn,
-        rope_theta=theta,
-        max_position_embeddings=context,
-        sliding_window=window,
-        rms_norm_eps=1e-5,
-    )
-    return Family(config, tokenizer)
-
-
 FAMILIES = {
-    "7b-v0.1": _family(_SENTENCEPIECE_V1, 32000, 4096, 32, 32, 14336, 1e4, 32768, window=4096),
-    "7b-v0.2": _family(_SENTENCEPIECE_V1, 32000, 4096, 32, 32, 14336, 1e6, 32768),
-    "7b-v0.3": _family(_SENTENCEPIECE_V3, 32768, 4096, 32, 32, 14336, 1e6, 32768),
-    "nemo-12b": _family(_TEKKEN, 131072, 5120, 40, 32, 14336, 1e6, 131072),
-    "small-22b": _family(_SENTENCEPIECE_V3, 32768, 6144, 56, 48, 16384, 1e6, 32768),
-    "small-24b": _family(_TEKKEN, 131072, 5120, 40, 32, 32768, 1e8, 32768),
+    name: Family(PUBLISHED[published], tokenizer)
+    for name, published, tokenizer in (
+        ("7b-v0.1", "7B v0.1", _SENTENCEPIECE_V1),
+        ("7b-v0.2", "7B v0.2", _SENTENCEPIECE_V1),
+        ("7b-v0.3", "7B v0.3", _SENTENCEPIECE_V3),
+        ("nemo-12b", "Nemo 12B", _TEKKEN),
+        ("small-22b", "Small 22B", _SENTENCEPIECE_V3),
+        ("small-24b", "Small 24B", _TEKKEN),
+        ("ministral-8b", "Ministral 8B", _TEKKEN),
+        ("ministral-3-3b", "Ministral 3 3B", _TEKKEN),
+        ("ministral-3-8b", "Ministral 3 8B", _TEKKEN),
+        ("devstral-small-2", "Devstral Small 2 24B", _TEKKEN),
+        ("devstral-2", "Devstral 2 123B", _TEKKEN),
+        ("mixtral-8x7b", "Mixtral 8x7B", _SENTENCEPIECE_V1),
+        ("mixtral-8x22b", "Mixtral 8x22B", _SENTENCEPIECE_V3),
+    )
 }
 
 
@@ -86,8 +73,9 @@ def write(path: Path, family: Family, kind: str, seed: int = 0) -> None:
     """Write the file. `kind` is one of TYPES. Memory holds one tensor at a time."""
     rng = np.random.default_rng(seed)
     tensors = list(_tensors(family.config, kind))
-    writer = GGUFWriter(path, "llama")
-    _add_config(writer, family.config)
+    writer = GGUFWriter(path, architecture(family.config))
+    writer.add_name("random weights")
+    add_config(writer, family.config, next((own for own in family.config.layer_windows if own is not None), None))
     _add_tokenizer(writer, family.tokenizer)
     for name, shape, type in tensors:
         writer.add_tensor_info(name, shape, np.dtype(np.float32), _nbytes(shape, type), raw_dtype=type)
@@ -106,12 +94,13 @@ def write(path: Path, family: Family, kind: str, seed: int = 0) -> None:
 
 def _tensors(config: MistralConfig, kind: str) -> Iterator[tuple[str, tuple[int, ...], GGMLQuantizationType]]:
     """GGUF name, shape and type of every tensor."""
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for hf_name, parameter in build(config).parameters.items():
-        name = names.get_name(hf_name, try_suffixes=[".weight"])
-        assert name is not None
-        type = _matrix_type(name, kind, config.num_hidden_layers) if len(parameter.shape) == 2 else "F32"
-        yield name, parameter.shape, GGMLQuantizationType[type]
+    for parameter in build(config).parameters.values():
+        together = stacked_name(parameter.parts[0])
+        name = together or to_gguf(parameter.name)
+        shape = (len(parameter.parts), *parameter.part_shape) if together else parameter.shape
+        router = name.endswith("ffn_gate_inp.weight")
+        type = _matrix_type(name, kind, config.num_hidden_layers) if len(shape) > 1 and not router else "F32"
+        yield name, shape, GGMLQuantizationType[type]
 
 
 def _matrix_type(name: str, kind: str, layers: int) -> str:
@@ -125,7 +114,7 @@ def _matrix_type(name: str, kind: str, layers: int) -> str:
         return base
     if name == "output.weight":
         return "Q8_0" if base == "Q8_0" else "Q6_K"
-    if kind != base and name.endswith(("attn_v.weight", "ffn_down.weight")):
+    if kind != base and name.endswith(("attn_v.weight", "ffn_down.weight", "ffn_down_exps.weight")):
         layer, eighth = int(name.split(".")[1]), layers // 8
         if layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2:
             return "Q6_K"
@@ -136,24 +125,6 @@ def _nbytes(shape: tuple[int, ...], type: GGMLQuantizationType) -> int:
     length, size = GGML_QUANT_SIZES[type]
     assert shape[-1] % length == 0, f"rows of {shape[-1]} values are no whole blocks of {type.name}"
     return prod(shape) // length * size
-
-
-def _add_config(writer: GGUFWriter, config: MistralConfig) -> None:
-    writer.add_name("random weights")
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    assert not isinstance(config.sliding_window, tuple)
-    writer.add_sliding_window(config.sliding_window or 0)
 
 
 def _add_tokenizer(writer: GGUFWriter, file: Path) -> None:

@@ -1,6 +1,6 @@
 """A StepPlan's integers as arrays: everything in which one step differs from the next of the same shape."""
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from functools import lru_cache
 
 import mlx.core as mx
@@ -8,23 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable_mlx.lowering import angles_name
+from mistral_portable.graph import Rotation
 
 __all__ = ["step_inputs"]
 
 
 def step_inputs(
-    plan: StepPlan, spec: CacheSpec, angles: Collection[tuple[int, float]], slots: list[list[int]]
+    plan: StepPlan, spec: CacheSpec, rotations: Sequence[Rotation], slots: list[list[int]]
 ) -> dict[str, mx.array]:
-    """tokens, positions [T], rows [R]; cos.X, sin.X [T, 1, 2, d / 2] for each (head_dim, theta) of `angles`;
+    """tokens, positions [T], rows [R]; cos.X, sin.X [T, 1, 2, d / 2] for each X of `rotations`;
 
     per layer group slots.G [T], first.G [T], the oldest position that each token sees; per group and sequence
     held.G.S, the position in each of the lane's allocated `slots[G][S]`.
     """
     inputs = {"tokens": mx.array(plan.tokens), "positions": mx.array(plan.positions), "rows": mx.array(plan.rows)}
-    for head_dim, theta in angles:
-        cos, sin = _angles(plan.positions, head_dim, theta)
-        name = angles_name(head_dim, theta)
+    for name, rotation in enumerate(rotations):
+        cos, sin = _angles(plan.positions, rotation)
         inputs |= {f"cos.{name}": mx.array(cos), f"sin.{name}": mx.array(sin)}
     last = plan.positions[plan.starts[1:] - 1].tolist()
     for index, (group, reads) in enumerate(zip(spec.groups, plan.groups, strict=True)):
@@ -37,12 +36,11 @@ def step_inputs(
     return inputs
 
 
-def _angles(positions: NDArray[np.int32], head_dim: int, theta: float) -> tuple[NDArray[np.float32], ...]:
-    """Computed in float64, as positions may be large: `mx.fast.rope` multiplies in float32, which turns the pairs of
-    position 32,768 by up to 0.002 too much. The sine's first half is negative, as (a, b) -> (a cos - b sin, ...)."""
-    half = head_dim // 2
-    turns = positions[:, None, None, None] * float(theta) ** (-np.arange(half, dtype=np.float64) / half)
-    cos, sin = np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32)
+def _angles(positions: NDArray[np.int32], rotation: Rotation) -> tuple[NDArray[np.float32], ...]:
+    """Not by `mx.fast.rope`, which multiplies in float32 and turns the pairs of position 32,768 by up to 0.002 too
+    much. The sine's first half is negative, as (a, b) -> (a cos - b sin, ...)."""
+    table: NDArray[np.float32] = rotation.table(positions)[:, None]
+    cos, sin = table[:, :, :1], table[:, :, 1:]
     return np.repeat(cos, 2, axis=2), np.concatenate([-sin, sin], axis=2)
 
 

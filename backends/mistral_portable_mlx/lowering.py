@@ -1,18 +1,18 @@
 """From nodes to closures: what every op of the closed list is in MLX."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 
 from mistral_portable.cache import CacheSpec
-from mistral_portable.graph import Node
+from mistral_portable.graph import Node, Rotation
 from mistral_portable_mlx.attention import Format, mask
 from mistral_portable_mlx.cache import Parts
 from mistral_portable_mlx.matrices import Matrix
 
-__all__ = ["Kernel", "Lowering", "Step", "angles_name"]
+__all__ = ["Kernel", "Lowering", "Step"]
 
 
 @dataclass
@@ -47,18 +47,19 @@ Kernel = Callable[..., Any]
 """Takes the Step and the node's inputs, returns its result: an array; of attention weights one per sequence."""
 
 
-def angles_name(head_dim: int, theta: float) -> str:
-    """The name of the inputs with cosines and sines, less their kind."""
-    return f"{head_dim}.{theta!r}"
-
-
 class Lowering:
     """One method per op, each returning the kernel of a node."""
 
     def __init__(
-        self, spec: CacheSpec, format: Format, matrices: Mapping[str, Matrix], vectors: Mapping[str, mx.array]
+        self,
+        spec: CacheSpec,
+        format: Format,
+        rotations: Sequence[Rotation],
+        matrices: Mapping[str, Matrix],
+        vectors: Mapping[str, mx.array],
     ) -> None:
-        self._spec, self._format, self._matrices, self._vectors = spec, format, matrices, vectors
+        self._spec, self._format, self._rotations = spec, format, rotations
+        self._matrices, self._vectors = matrices, vectors
         # Elementwise ops in one kernel each, compiled once for any T. They are this program's own, as MLX compiles a
         # function for the stream on which it runs first.
         self._turn = mx.compile(lambda *arrays: _turn(*arrays), shapeless=True)
@@ -86,10 +87,12 @@ class Lowering:
         return lambda step, x: weight.multiply(x) + bias
 
     def rope(self, node: Node) -> Kernel:
-        head_dim, name = _int(node, "head_dim"), angles_name(_int(node, "head_dim"), _float(node, "theta"))
+        rotation = node.attributes["rotation"]
+        assert isinstance(rotation, Rotation)
+        name, half = self._rotations.index(rotation), rotation.head_dim // 2
 
         def turn(step: Step, x: mx.array) -> mx.array:
-            pairs = x.reshape(len(x), -1, 2, head_dim // 2)  # (a, b) -> (a cos - b sin, b cos + a sin)
+            pairs = x.reshape(len(x), -1, 2, half)  # (a, b) -> (a cos - b sin, b cos + a sin)
             turned = self._turn(pairs, pairs[:, :, ::-1], step.inputs[f"cos.{name}"], step.inputs[f"sin.{name}"])
             return turned.reshape(x.shape)
 
@@ -130,6 +133,20 @@ class Lowering:
     def silu_mul(self, node: Node) -> Kernel:
         return lambda step, gate, up: self._silu_mul(gate, up)
 
+    def moe(self, node: Node) -> Kernel:
+        gate, up, down = (self._matrices[name] for name in node.inputs[2:])
+        top_k = _int(node, "top_k")
+
+        def mix(step: Step, x: mx.array, scores: mx.array) -> mx.array:
+            count = scores.shape[1]
+            chosen, shares = _choose(scores.astype(mx.float32), top_k)
+            each = x[:, None, None, :]  # [T, 1, 1, H], times matrices of [T, top_k]
+            inner = self._silu_mul(gate.gather(each, chosen, count), up.gather(each, chosen, count))
+            out = down.gather(inner, chosen, count)[:, :, 0].astype(mx.float32)  # [T, top_k, H]
+            return (out * shares[:, :, None]).sum(axis=1).astype(x.dtype)
+
+        return mix
+
     def add(self, node: Node) -> Kernel:
         return lambda step, a, b: a + b
 
@@ -154,6 +171,19 @@ class Lowering:
                 written = mx.array(parts[at])  # another name for it: assignment changes what a name stands for
                 written[:, slots[tokens]] = rows
                 parts[at] = written
+
+
+def _choose(scores: mx.array, top_k: int) -> tuple[mx.array, mx.array]:
+    """float32 [T, E] -> the experts of highest score, uint32 [T, top_k], and the softmax of their scores.
+
+    By rank, as sorting on a device need not keep the order of equal scores: the lower expert is to come first.
+    """
+    experts = mx.arange(scores.shape[1])
+    ours, others = scores[:, :, None], scores[:, None, :]
+    before = (others > ours) | ((others == ours) & (experts[None, :] < experts[:, None]))
+    ranks = before.astype(mx.int32).sum(axis=2)  # [T, E]
+    chosen = (ranks[:, None, :] == mx.arange(top_k)[:, None]).argmax(axis=2)
+    return chosen, mx.softmax(mx.take_along_axis(scores, chosen, axis=1), axis=1, precise=True)
 
 
 def _heads(x: mx.array, head_dim: int) -> mx.array:

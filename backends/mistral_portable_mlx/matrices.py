@@ -8,6 +8,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
+from mistral_portable.errors import BackendError
 from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, Tensor, release
 from mistral_portable_mlx.ggml import GROUP, LAYOUTS, pack
 
@@ -26,6 +27,9 @@ class Matrix(Protocol):
     def rows(self, tokens: mx.array) -> mx.array:
         """[T] -> [T, I]"""
 
+    def gather(self, x: mx.array, chosen: mx.array, count: int) -> mx.array:
+        """Of `count` matrices, one below the other, those of `chosen` [T, k] times x [T, 1 or k, 1, I], [T, k, 1, O]"""
+
     @property
     def arrays(self) -> tuple[mx.array, ...]:
         """All that it keeps on the device."""
@@ -42,6 +46,15 @@ class Dense:
 
     def rows(self, tokens: mx.array) -> mx.array:
         return self.weight[tokens]
+
+    def gather(self, x: mx.array, chosen: mx.array, count: int) -> mx.array:
+        matrices = self.weight.reshape(count, -1, self.weight.shape[1]).swapaxes(1, 2)
+        if self.weight.dtype == mx.float32 or not _on_cpu():
+            return mx.gather_mm(x, matrices, rhs_indices=chosen)
+        out = x @ matrices[0]  # on a CPU, MLX 0.32 gathers matrices of float32 only: each is multiplied with all tokens
+        for index in range(1, count):
+            out = mx.where((chosen == index)[:, :, None, None], x @ matrices[index], out)
+        return out
 
     @property
     def arrays(self) -> tuple[mx.array, ...]:
@@ -81,6 +94,14 @@ class Affine:
         out = mx.quantized_matmul(wide, self.codes, self.scales, self.biases, group_size=form.group, bits=form.bits)
         return out.astype(self.dtype)
 
+    def gather(self, x: mx.array, chosen: mx.array, count: int) -> mx.array:
+        wide, form = x.astype(self.form.floats), self.form
+        codes, scales, biases = (array.reshape(count, -1, array.shape[1]) for array in self.arrays)
+        out = mx.gather_qmm(
+            wide, codes, scales, biases, rhs_indices=chosen, transpose=True, group_size=form.group, bits=form.bits
+        )
+        return out.astype(self.dtype)
+
     def rows(self, tokens: mx.array) -> mx.array:
         codes, scales, biases = (array[tokens] for array in self.arrays)
         return mx.dequantize(codes, scales, biases, group_size=self.form.group, bits=self.form.bits).astype(self.dtype)
@@ -95,13 +116,16 @@ def form(tensor: Tensor, dtype: mx.Dtype) -> Form:
     # The 8 bits of a bfloat16 are too few for scales that were made with 11: these become float32, as their products.
     # On a CPU all do: MLX adds up quantized products in the type of the scales there (0.32.4: in 11 bits).
     narrowed = dtype == mx.bfloat16 and _float_type(tensor) != "bfloat16"
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    floats = mx.float32 if narrowed or on_cpu else dtype
+    floats = mx.float32 if narrowed or _on_cpu() else dtype
     if isinstance(tensor, AffineTensor):
         return Form(floats, tensor.bits, tensor.group_size)
     if isinstance(tensor, BlockTensor) and tensor.dtype in LAYOUTS:
         return Form(floats, LAYOUTS[tensor.dtype].bits, GROUP)
     return Form(dtype)
+
+
+def _on_cpu() -> bool:
+    return mx.default_device().type == mx.DeviceType.cpu
 
 
 def stored_dtype(tensors: Iterable[Tensor]) -> str:
@@ -122,7 +146,10 @@ def _float_type(tensor: Tensor) -> str:
 
 
 def read_matrix(parts: Sequence[Tensor], dtype: mx.Dtype) -> Matrix:
-    """The rows of all parts, which have one form, as one matrix. Pages of the file are given back."""
+    """The rows of all parts, which must have one form, as one matrix. Pages of the file are given back."""
+    if len({form(part, dtype) for part in parts}) > 1:
+        kinds = ", ".join(sorted({part.dtype for part in parts}))
+        raise BackendError(f"{parts[0].name} and the like are of several types ({kinds}): choose backend 'numba'")
     arrays = _stacked([_read(part, dtype) for part in parts])
     mx.eval(arrays)
     kind = form(parts[0], dtype)

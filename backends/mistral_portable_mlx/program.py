@@ -68,11 +68,7 @@ class MLXProgram:
         self._cache = Cache(spec, self._format, memory)
         self._steps: list[tuple[str, Kernel, tuple[str, ...]]] = []
         self._compiled: OrderedDict[tuple[object, ...], Run] = OrderedDict()
-        self._angles = {
-            (int(node.attributes["head_dim"] or 0), float(node.attributes["theta"] or 0))
-            for node in graph.nodes
-            if node.op == "rope"
-        }
+        self._rotations = graph.rotations
         total = weight_bytes(self._graph, weights, self._dtype)
         tokens = min(spec.max_chunk, spec.max_context)
         slots = [(len(group.layers), min(tokens, group.slots)) for group in spec.groups]
@@ -156,6 +152,7 @@ class MLXProgram:
     ) -> None:
         """Read the weights, one after the other, so that the file and the device hold but one of them twice."""
         tables = {node.inputs[1] for node in self._graph.nodes if node.op in ("linear", "embedding")}
+        tables |= {name for node in self._graph.nodes if node.op == "moe" for name in node.inputs[2:]}
         matrices: dict[str, Matrix] = {}
         vectors: dict[str, mx.array] = {}
         done = 0
@@ -170,7 +167,7 @@ class MLXProgram:
                     done += vectors[name].nbytes
             if progress is not None:
                 progress("weights", min(done, total), total)
-        lowering = Lowering(self._spec, self._format, matrices, vectors)
+        lowering = Lowering(self._spec, self._format, self._rotations, matrices, vectors)
         self._steps = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
 
     def _build(self, plan: StepPlan, tokens: mx.array | None = None, greedy: bool = False) -> Values:
@@ -179,7 +176,7 @@ class MLXProgram:
         layers = self._cache.take(plan)
         lanes = plan.lanes.tolist()
         slots = [[self._cache.slots(group, lane) for lane in lanes] for group in range(len(self._spec.groups))]
-        inputs = step_inputs(plan, self._spec, self._angles, slots)
+        inputs = step_inputs(plan, self._spec, self._rotations, slots)
         if tokens is not None:
             inputs["tokens"] = tokens
         # No name here may keep a lane's old arrays: they are written in place.
@@ -229,7 +226,7 @@ class MLXProgram:
 
     def _by_position(self, value: str, found: list[mx.array], plan: StepPlan) -> NDArray[np.float32]:
         """Attention weights, of each sequence [T, heads, slots] -> [all T, heads, K] in order of positions."""
-        layer = next(int(node.attributes["layer"] or 0) for node in self._graph.nodes if node.name == value)
+        layer: Any = next(node.attributes["layer"] for node in self._graph.nodes if node.name == value)
         group = self._spec.group_of(layer)
         first, ends = plan.groups[group].first, plan.positions[plan.starts[1:] - 1] + 1
         out = np.zeros((len(plan.tokens), found[0].shape[1], int(np.max(ends - first))), np.float32)

@@ -1,6 +1,6 @@
 """Graph -> tape: which kernels run, on what, in which order. Embeddings and attention weights are left to the host."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheSpec
 from mistral_portable.executor import Precision
-from mistral_portable.graph import Graph, Node, infer_shapes
+from mistral_portable.graph import Graph, Node, Rotation, infer_shapes
 from mistral_portable.weights import Tensor
 from mistral_portable_numba.cache import KVCache
 from mistral_portable_numba.layouts import BLOCKS, activation_bytes, attention_scratch, linear_scratch, round_up
@@ -77,12 +77,14 @@ class _Lowering:
         self._graph, self._weights, self._spec, self._precision = graph, weights, spec, precision
         self._values, self._cache = values, cache
         self._shapes = infer_shapes(graph)
-        self._codes: dict[str, tuple[Buffer, Buffer, Buffer]] = {}
+        self._codes: dict[Buffer, tuple[Buffer, Buffer, Buffer]] = {}
         self._attended = {node.attributes["layer"] for node in graph.nodes if node.op == "attention"}
         for node in graph.nodes:
             if node.op == "linear" and node.inputs[1] not in self.out.matrices:
                 parts = [weights[part] for part in graph.parameters[node.inputs[1]].parts]
                 self.out.matrices[node.inputs[1]] = matrix(parts, precision.quantized_linear == "int8")
+            for part in self._experts(node):
+                self.out.matrices[part] = matrix([weights[part]], precision.quantized_linear == "int8")
         self._scratch_bytes = round_up(max([64, *self._scratch_needs()]), 64)
         scratch = np.empty(threads * self._scratch_bytes + 64, np.uint8)
         self._scratch = round_up(scratch.ctypes.data, 64)
@@ -98,29 +100,19 @@ class _Lowering:
 
     def linear(self, node: Node) -> None:
         x, name, *bias = node.inputs
-        weight = self.out.matrices[name]
-        out, at = self._new(node), self._at(x)
-        if weight.kind in BLOCKS:
-            layout = BLOCKS[weight.kind]
-            codes, sums32, sums16 = made = self._quantized(x)
-            arguments: list[Argument] = [self._count(node), weight.row_pairs, weight.columns // layout.columns]
-            arguments.append(weight.address)
-            for buffer in (out, codes, sums32 if layout.step == 32 else sums16):
-                arguments += [Place(buffer), buffer.stride]
-            self._emit(f"linear_{weight.kind}", [*arguments, self._scratch, self._scratch_bytes], made, [out])
-        else:
-            arguments = [self._count(node), weight.rows, weight.columns, weight.address, *at, Place(out), out.stride]
-            self._emit(f"linear_{weight.kind}", arguments, [self._buffer(x)], [out])
+        weight, out = self.out.matrices[name], self._new(node)
+        self._multiply(self._count(node), weight, self._buffer(x), out)
         for parameter in bias:
             same = (Place(out), out.stride)
             arguments = [self._count(node), weight.rows, *same, self._row(parameter), 0, *same]
             self._emit("add", arguments, [out], [out])
 
     def rope(self, node: Node) -> None:
-        x, head_dim = node.inputs[0], _int(node, "head_dim")
-        out = self._new(node)
+        x, rotation = node.inputs[0], node.attributes["rotation"]
+        assert isinstance(rotation, Rotation)
+        out, head_dim = self._new(node), rotation.head_dim
         arguments = [self._count(node), self._columns(x) // head_dim, head_dim, *self._at(x), Place(out), out.stride]
-        angles = self._values.angles(head_dim, _float(node, "theta"))
+        angles = self._values.angles(rotation)
         self._emit("rope", [*arguments, angles], [self._buffer(x)], [out])
 
     def attention(self, node: Node) -> None:
@@ -132,11 +124,12 @@ class _Lowering:
             _int(node, "num_attention_heads"),
             _int(node, "num_key_value_heads"),
         )
-        window, head_dim = node.attributes["window"], _int(node, "head_dim")
+        head_dim = _int(node, "head_dim")
         out = self._new(node)
         arguments: list[Argument] = [*self._values.items(heads // kv_heads), heads, kv_heads, head_dim]
         # The kernel's translation of `cache.window.visible`: it takes 0 for no window.
-        arguments += [int(window) if window is not None else 0, self._ring(layer), bits(_float(node, "scale"))]
+        window = 0 if node.attributes["window"] is None else _int(node, "window")
+        arguments += [window, self._ring(layer), bits(_float(node, "scale"))]
         arguments += [*self._at(q), Place(out), out.stride, self._table(layer), self._scratch, self._scratch_bytes]
         self._emit(
             f"attention_{self._kv}",
@@ -152,6 +145,32 @@ class _Lowering:
 
     def silu_mul(self, node: Node) -> None:
         self._row_kernel("silu_mul", node, node.inputs)
+
+    def moe(self, node: Node) -> None:
+        """Expert by expert: its tokens, its MLP on them, its share added. An expert without tokens is not read."""
+        x, scores = self._buffer(node.inputs[0]), self._buffer(node.inputs[1])
+        columns, count, out = self._columns(node.name), self._columns(node.inputs[1]), self._new(node)
+        cells = np.zeros(3 * count, np.int64)
+        self.out.memory.append(cells)
+        at, routes = int(cells.ctypes.data), ("routes", node.name)
+        rows, shares = Buffer(out.rows, 4 * count), Buffer(out.rows, 4 * count)
+        self._emit("clear", [self._count(node), columns, *_at(out)], [], [out])
+        top_k, room = _int(node, "top_k"), [Place(rows), Place(shares)]
+        self._emit(
+            "route", [self._count(node), count, top_k, *_at(scores), at, *room], [scores], [routes, rows, shares]
+        )
+        parts = zip(*(self._graph.parameters[name].parts for name in node.inputs[2:]), strict=True)
+        for expert, names in enumerate(parts):
+            gate, up, down = (self.out.matrices[name] for name in names)
+            own, its_rows, its_shares = (at + 8 * (expert + count * kind) for kind in range(3))
+            taken, a, b, inner, y = (self._floats(out.rows, n) for n in (columns, *[gate.rows] * 3, columns))
+            self._emit("take", [own, columns, *_at(x), *_at(taken), its_rows], [x, routes, rows], [taken])
+            self._multiply(own, gate, taken, a)
+            self._multiply(own, up, taken, b)
+            self._emit("silu_mul", [own, gate.rows, *_at(a), *_at(b), *_at(inner)], [a, b, routes], [inner])
+            self._multiply(own, down, inner, y)
+            arguments = [own, columns, *_at(y), *_at(out), its_rows, its_shares]
+            self._emit("add_rows", arguments, [y, out, routes, rows, shares], [out])
 
     def add(self, node: Node) -> None:
         self._row_kernel("add", node, node.inputs)
@@ -185,22 +204,42 @@ class _Lowering:
         arguments = [self._values.count("T"), *sizes, *self._at(x), *cells, self._table(layer)]
         self._emit(f"store_{kind}_{self._kv}", arguments, [self._buffer(x)], [("cache", layer, kind)])
 
-    def _quantized(self, x: str) -> tuple[Buffer, Buffer, Buffer]:
+    def _multiply(self, count: int, weight: Matrix, x: Buffer, out: Buffer) -> None:
+        """out = x @ weight.T for as many rows as the cell `count` says."""
+        if weight.kind in BLOCKS:
+            layout = BLOCKS[weight.kind]
+            codes, sums32, sums16 = made = self._quantized(count, x, weight.columns)
+            arguments: list[Argument] = [count, weight.row_pairs, weight.columns // layout.columns, weight.address]
+            for buffer in (out, codes, sums32 if layout.step == 32 else sums16):
+                arguments += _at(buffer)
+            self._emit(f"linear_{weight.kind}", [*arguments, self._scratch, self._scratch_bytes], made, [out])
+        else:
+            arguments = [count, weight.rows, weight.columns, weight.address, *_at(x), *_at(out)]
+            self._emit(f"linear_{weight.kind}", arguments, [x], [out])
+
+    def _quantized(self, count: int, x: Buffer, columns: int) -> tuple[Buffer, Buffer, Buffer]:
         """The value as int8, made once, and its sums over 32 and over 16 columns."""
         if x not in self._codes:
-            source, columns = self._buffer(x), self._columns(x)
-            codes, sums32, sums16 = (Buffer(source.rows, size) for size in activation_bytes(columns))
+            codes, sums32, sums16 = (Buffer(x.rows, size) for size in activation_bytes(columns))
             self._codes[x] = made = codes, sums32, sums16
-            places = [argument for buffer in made for argument in (Place(buffer), buffer.stride)]
-            arguments = [self._values.count(source.rows), columns, *self._at(x), *places]
-            self._emit("quantize", arguments, [source], made)
+            places = [argument for buffer in made for argument in _at(buffer)]
+            self._emit("quantize", [count, columns, *_at(x), *places], [x], made)
         return self._codes[x]
 
     def _new(self, node: Node) -> Buffer:
-        """The buffer of a node's result: float32, rows filled up to 32 columns, which linears write."""
-        rows = str(self._shapes[node.name][0])
-        buffer = self.out.buffers[node.name] = Buffer(rows, 4 * round_up(self._columns(node.name), 32) + 64)
+        """The buffer of a node's result."""
+        buffer = self._floats(str(self._shapes[node.name][0]), self._columns(node.name))
+        self.out.buffers[node.name] = buffer
         return buffer
+
+    def _floats(self, rows: str, columns: int) -> Buffer:
+        """Of float32, rows filled up to 32 columns, which linears write."""
+        return Buffer(rows, 4 * round_up(columns, 32) + 64)
+
+    def _experts(self, node: Node) -> Iterator[str]:
+        """The tensors of all experts of a node, if it has some."""
+        for name in node.inputs[2:] if node.op == "moe" else ():
+            yield from self._graph.parameters[name].parts
 
     def _emit(self, kernel: str, arguments: Any, reads: Any, writes: Any) -> None:
         self.out.instructions.append(Instruction(kernel, list(arguments), list(reads), list(writes)))
@@ -210,7 +249,7 @@ class _Lowering:
 
     def _at(self, value: str) -> tuple[Place, int]:
         """Address and stride of a value."""
-        return Place(self._buffer(value)), self._buffer(value).stride
+        return _at(self._buffer(value))
 
     def _columns(self, value: str) -> int:
         columns = self._shapes[value][1]
@@ -239,6 +278,10 @@ class _Lowering:
                 group = _int(node, "num_attention_heads") // _int(node, "num_key_value_heads")
                 needs.append(attention_scratch(group, _int(node, "head_dim")))
         return needs
+
+
+def _at(buffer: Buffer) -> tuple[Place, int]:
+    return Place(buffer), buffer.stride
 
 
 def _int(node: Node, name: str) -> int:

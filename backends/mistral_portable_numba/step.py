@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import BackendError
+from mistral_portable.graph import Rotation
 from mistral_portable_numba.layouts import tokens_per_item
 
 __all__ = ["StepValues"]
@@ -44,11 +45,9 @@ class StepValues:
         group = self._spec.group_of(layer)
         return self._cell(("slots", group), array=lambda plan: plan.groups[group].slots)
 
-    def angles(self, head_dim: int, theta: float) -> int:
+    def angles(self, rotation: Rotation) -> int:
         """Of the cell for cosines and sines, float32 [T, 2, head_dim / 2]."""
-        half = head_dim // 2
-        frequencies = float(theta) ** (-np.arange(half, dtype=np.float64) / half)
-        return self._cell(("angles", head_dim, theta), array=lambda plan: _angles(plan.positions, frequencies))
+        return self._cell(("angles", rotation), array=lambda plan: rotation.table(plan.positions))
 
     def items(self, group: int) -> tuple[int, int]:
         """Of the cells for the number of attention's work items and for the items, int64 [n, 5] (see its kernel)."""
@@ -98,14 +97,6 @@ def _lanes(plan: StepPlan) -> NDArray[np.int32]:
     if len(plan.lanes) == len(plan.tokens):  # one token each, as in decoding
         return plan.lanes
     return np.repeat(plan.lanes, np.diff(plan.starts))
-
-
-def _angles(positions: NDArray[np.int32], frequencies: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Cosines and sines, computed in float64, as positions may be large."""
-    angles = positions[:, None] * frequencies
-    turns = np.empty((len(positions), 2, len(frequencies)), np.float32)
-    turns[:, 0], turns[:, 1] = np.cos(angles), np.sin(angles)
-    return turns
 
 
 def _item_count(plan: StepPlan, size: int) -> int:

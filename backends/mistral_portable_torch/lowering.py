@@ -1,6 +1,6 @@
 """From nodes to closures: what every op of the closed list is in torch."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,10 @@ from mistral_portable.graph import Node
 from mistral_portable_torch.attention import Attention, Eager, Planned
 from mistral_portable_torch.cache import Cache
 from mistral_portable_torch.elementwise import Elementwise
+from mistral_portable_torch.experts import Experts
 from mistral_portable_torch.matrices import Matrix
 
-__all__ = ["ATTENTION", "SHOWN", "Kernel", "Lowering", "Step", "angles_name"]
+__all__ = ["ATTENTION", "SHOWN", "Kernel", "Lowering", "Step"]
 
 ATTENTION, SHOWN = "attention", "shown"
 """Prefixes of the inputs of the attention kernel, and of those of the one that shows attention weights."""
@@ -40,11 +41,6 @@ Kernel = Callable[..., Any]
 """Takes the Step and the node's inputs, returns its result: a tensor; of attention weights one per sequence."""
 
 
-def angles_name(head_dim: int, theta: float) -> str:
-    """The name of the inputs with cosines and sines, less their kind."""
-    return f"{head_dim}.{theta!r}"
-
-
 class Lowering:
     """One method per op, each returning the kernel of a node."""
 
@@ -53,12 +49,13 @@ class Lowering:
         spec: CacheSpec,
         cache: Cache,
         attention: Attention,
+        rotations: Sequence[object],
         elementwise: Elementwise,
         matrices: Mapping[str, Matrix],
         vectors: Mapping[str, Tensor],
     ) -> None:
         self._spec, self._cache, self._attention, self._elementwise = spec, cache, attention, elementwise
-        self._matrices, self._vectors, self._eager = matrices, vectors, Eager()
+        self._rotations, self._matrices, self._vectors, self._eager = rotations, matrices, vectors, Eager()
 
     def kernel(self, node: Node) -> tuple[Kernel, tuple[str, ...]]:
         """The kernel, and the values that it takes; parameters are bound."""
@@ -80,7 +77,7 @@ class Lowering:
         return lambda step, x: weight.multiply(x, bias)
 
     def rope(self, node: Node) -> Kernel:
-        name = angles_name(_int(node, "head_dim"), _float(node, "theta"))
+        name = self._rotations.index(node.attributes["rotation"])
         return lambda step, x: self._elementwise.turn(x, step.inputs[f"cos.{name}"], step.inputs[f"sin.{name}"])
 
     def attention(self, node: Node) -> Kernel:
@@ -111,6 +108,11 @@ class Lowering:
 
     def silu_mul(self, node: Node) -> Kernel:
         return lambda step, gate, up: self._elementwise.silu_mul(gate, up)
+
+    def moe(self, node: Node) -> Kernel:
+        matrices = [self._matrices[name] for name in node.inputs[2:]]
+        experts = Experts(matrices, _int(node, "top_k"), self._elementwise)
+        return lambda step, x, scores: experts.mix(x, scores)
 
     def add(self, node: Node) -> Kernel:
         return lambda step, a, b: a + b

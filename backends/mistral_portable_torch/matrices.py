@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
+from mistral_portable.errors import BackendError
 from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, release
 from mistral_portable.weights import Tensor as Stored
 from mistral_portable_torch.bits_and_bytes import quantized, quantized_bytes
@@ -54,6 +55,14 @@ class Dense:
     def rows(self, tokens: Tensor) -> Tensor:
         return embedding(tokens, self._weight)
 
+    def one_of(self, index: int, count: int) -> "Dense":
+        """Of `count` matrices, one below the other, that of the index."""
+        return Dense(self._weight.unflatten(0, (count, -1))[index])
+
+    def some_of(self, indices: Tensor, count: int) -> Tensor:
+        """Those of the indices [n], as [n, O, I]."""
+        return self._weight.unflatten(0, (count, -1))[indices]
+
 
 class Blocks:
     """blocks uint8 [O, bytes of a row] of ggml's `kind`; unpacked for each product, and then forgotten.
@@ -62,7 +71,7 @@ class Blocks:
     """
 
     def __init__(self, blocks: Tensor, kind: str, dtype: torch.dtype) -> None:
-        self._blocks, self._layout, self._dtype = blocks, LAYOUTS[kind], dtype
+        self._blocks, self._kind, self._layout, self._dtype = blocks, kind, LAYOUTS[kind], dtype
         self._kernel = gemv_of(kind) if blocks.is_cuda else None
         self.nbytes = blocks.nbytes
 
@@ -74,6 +83,14 @@ class Blocks:
 
     def rows(self, tokens: Tensor) -> Tensor:
         return self._layout.rows(self._blocks[tokens], self._dtype)
+
+    def one_of(self, index: int, count: int) -> "Blocks":
+        """As Dense has it."""
+        return Blocks(self._blocks.unflatten(0, (count, -1))[index], self._kind, self._dtype)
+
+    def some_of(self, indices: Tensor, count: int) -> Tensor:
+        """As Dense has it, unpacked."""
+        return self._layout.rows(self._blocks.unflatten(0, (count, -1))[indices], self._dtype)
 
 
 @cache
@@ -122,11 +139,14 @@ def stored_dtype(tensors: Iterable[Stored]) -> str:
 def read_matrix(
     parts: Sequence[Stored], dtype: torch.dtype, device: torch.device, quantize: str | None = None
 ) -> Matrix:
-    """The rows of all parts, which have one form, as one matrix. Pages of the file are given back.
+    """The rows of all parts, which must have one form, as one matrix. Pages of the file are given back.
 
     quantize: what dense ones become, a type of bits_and_bytes.py.
     """
     kind = form(parts[0])
+    if any(form(part) != kind for part in parts):
+        kinds = ", ".join(sorted({form(part) for part in parts}))
+        raise BackendError(f"{parts[0].name} and the like are of several types ({kinds}): choose backend 'numba'")
     if kind == "dense":
         weight = _floats(parts, dtype, device)
         return quantized(weight, quantize) if quantize else Dense(weight)

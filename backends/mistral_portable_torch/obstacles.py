@@ -2,10 +2,13 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["KERNELS", "obstacle", "table"]
+__all__ = ["KERNELS", "THEIRS", "obstacle", "table"]
 
 KERNELS = ("flash_attn", "varlen", "sdpa", "flex", "eager")
 """By name, the best one first."""
+
+THEIRS = {"flash_attention_2": "flash_attn", "flex_attention": "flex"}
+"""Names that transformers has for some of them."""
 
 _OLDEST_FLASH = (2, 6)
 """flash-attn has windows since 2.3, and page tables in all of its kernels since 2.6."""

@@ -13,7 +13,7 @@ Example, 2 processes, 4 heads of 8, 2 key/value heads: q_proj [32, 64] becomes [
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -83,6 +83,8 @@ def shard(graph: Graph, weights: Mapping[str, Stored], spec: CacheSpec, rank: in
             f"tensor_parallel={size}: {spec.num_key_value_heads} key/value heads cannot be shared out evenly: "
             f"choose a divisor of {spec.num_key_value_heads}"
         )
+    if any(node.op == "moe" for node in graph.nodes):
+        raise BackendError(f"tensor_parallel={size}: not for models with experts; leave the option out")
     if any(node.op == "attention_weights" for node in graph.nodes):
         raise BackendError(f"tensor_parallel={size}: attention weights are shown by one process only; leave it out")
     tables = {node.inputs[1] for node in graph.nodes if node.op == "embedding"}
@@ -170,5 +172,6 @@ def _block_columns(tensor: Stored) -> int:
 
 def _fewer_heads(node: Node, size: int) -> Node:
     names = ("num_attention_heads", "num_key_value_heads")
-    fewer = {name: int(node.attributes[name] or 0) // size for name in names if name in node.attributes}
+    attributes: Mapping[str, Any] = node.attributes
+    fewer = {name: attributes[name] // size for name in names if name in attributes}
     return replace(node, attributes={**node.attributes, **fewer})

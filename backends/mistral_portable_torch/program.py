@@ -22,7 +22,7 @@ from mistral_portable_torch.capture import Captured, Record
 from mistral_portable_torch.device import Device
 from mistral_portable_torch.elementwise import elementwise
 from mistral_portable_torch.inputs import Layout, angles, pack
-from mistral_portable_torch.lowering import ATTENTION, SHOWN, Kernel, Lowering, Step, angles_name
+from mistral_portable_torch.lowering import ATTENTION, SHOWN, Kernel, Lowering, Step
 from mistral_portable_torch.matrices import Matrix, form, read_matrix, read_vector, stored_bytes
 from mistral_portable_torch.memory import Memory
 from mistral_portable_torch.parallel import Group, shard
@@ -77,13 +77,7 @@ class TorchProgram:
         self._cache = Cache(spec, self._dtype, device.torch, memory, page)
         self._captured = Captured(record) if record else None
         self._growths = 0
-        self._angles = sorted(
-            {
-                (int(node.attributes["head_dim"] or 0), float(node.attributes["theta"] or 0))
-                for node in graph.nodes
-                if node.op == "rope"
-            }
-        )
+        self._rotations = graph.rotations
         self._turn = threading.Lock()
         self._memory = memory
         self._steps: list[tuple[str, Kernel, tuple[str, ...]]] = []
@@ -159,6 +153,10 @@ class TorchProgram:
         self._memory.require(total, self._cache.first_bytes(tokens), tokens)
         self._memory.take(total)
         tables = {node.inputs[1] for node in self._graph.nodes if node.op in ("linear", "embedding")}
+        experts = {name for node in self._graph.nodes if node.op == "moe" for name in node.inputs[2:]}
+        if quantize and experts:
+            raise BackendError(f"quantize={quantize!r}: not for models with experts; choose q4_0 or leave it out")
+        tables |= experts
         matrices: dict[str, Matrix] = {}
         vectors: dict[str, Tensor] = {}
         done = 0
@@ -172,7 +170,7 @@ class TorchProgram:
             if progress is not None:
                 progress("weights", done, total)
         plain = elementwise(self._device.kind)
-        lowering = Lowering(self._spec, self._cache, self._attention, plain, matrices, vectors)
+        lowering = Lowering(self._spec, self._cache, self._attention, self._rotations, plain, matrices, vectors)
         self._steps = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
 
     def _begin(self, plan: StepPlan, tokens: Tensor | None = None, greedy: bool = False) -> dict[str, Any]:
@@ -197,9 +195,8 @@ class TorchProgram:
     def _inputs(self, plan: StepPlan, reads: list[Reads]) -> tuple[Layout, dict[str, tuple[Any, ...]], Tensor]:
         """All that kernels are told of a step: what is baked into a recorded one, and the words that are not."""
         arrays: dict[str, NDArray[Any]] = {"tokens": plan.tokens, "rows": plan.rows}
-        for head_dim, theta in self._angles:
-            name = angles_name(head_dim, theta)
-            arrays[f"cos.{name}"], arrays[f"sin.{name}"] = angles(plan.positions, head_dim, theta)
+        for name, rotation in enumerate(self._rotations):
+            arrays[f"cos.{name}"], arrays[f"sin.{name}"] = angles(plan.positions, rotation)
         fixed: dict[str, tuple[Any, ...]] = {}
         for prefix, kernel in ((ATTENTION, self._attention), (SHOWN, self._eager)):
             if kernel is not None:
@@ -235,7 +232,7 @@ class TorchProgram:
 
     def _by_position(self, value: str, found: list[Tensor], plan: StepPlan) -> NDArray[np.float32]:
         """Attention weights, of each sequence [T, heads, slots] -> [all T, heads, K] in order of positions."""
-        layer = next(int(node.attributes["layer"] or 0) for node in self._graph.nodes if node.name == value)
+        layer: Any = next(node.attributes["layer"] for node in self._graph.nodes if node.name == value)
         group = self._spec.group_of(layer)
         first, ends = plan.groups[group].first, plan.positions[plan.starts[1:] - 1] + 1
         out = np.zeros((len(plan.tokens), found[0].shape[1], int(np.max(ends - first))), np.float32)

@@ -1,5 +1,6 @@
 """`chat`: a conversation, typed, or piped in with one message per line."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -28,6 +29,7 @@ Ctrl-C      stops an answer; leaves, at the prompt"""
 def chat(
     model: ModelOptions,
     sampling: SamplingOptions,
+    name: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="As --model.", show_default=False)] = None,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Instructions for the whole conversation.", show_default=False)
     ] = None,
@@ -35,6 +37,8 @@ def chat(
 ) -> None:
     """Talk with a model. /help lists the commands; piped input is one message per line."""
     params = sampling.params()
+    if name is not None:
+        model = replace(model, model=name)
     with load_model(model) as loaded:
         conversation = Conversation(loaded.tokenizer, system)
         aside(f"{loaded.source} on {loaded.backend}; /help lists the commands")

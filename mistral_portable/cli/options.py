@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 _MODELS = "'tiny' (built in), a folder, a .gguf file or a raw tar, or a hub id: owner/name or owner/name:file.gguf."
+_DTYPES = "float32, float64, bfloat16, float16, or int8 (of quantized weights' inputs); by default the backend's choice"
+_ATTENTION = "Its attention kernel: flash_attn, varlen, flex, sdpa or eager; by default the best usable one."
 _DEFAULTS = SamplingParams()
 
 
@@ -46,8 +48,8 @@ def _set_debug(context: typer.Context, debug: bool) -> None:
     context.obj.debug |= debug
 
 
-def _model(help: str, metavar: str = "NAME", **settings: Any) -> Any:
-    return typer.Option(help=help, metavar=metavar, rich_help_panel="Model", **settings)
+def _model(help: str, metavar: str = "NAME", *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Model", **settings)
 
 
 def _sampling(help: str, metavar: str = "X", **settings: Any) -> Any:
@@ -58,14 +60,7 @@ DebugOption = Annotated[bool, typer.Option("--debug", callback=_set_debug, help=
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 ModelArgument = Annotated[str, typer.Argument(help=_MODELS, show_default=False)]
 BackendOption = Annotated[str, _model("The executor; 'backends' lists them.")]
-DtypeOption = Annotated[
-    str | None,
-    _model(
-        "float32, float64, bfloat16, float16, or int8 (for the inputs of quantized weights); "
-        "by default the backend's choice.",
-        "TYPE",
-    ),
-]
+DtypeOption = Annotated[str | None, _model(_DTYPES + ".", "TYPE")]
 KVCacheOption = Annotated[
     str | None,
     _model("Type of cached keys and values: float32, float16 or q8_0; by default the backend's choice.", "TYPE"),
@@ -73,10 +68,7 @@ KVCacheOption = Annotated[
 DeviceOption = Annotated[
     str | None, _model("Where the torch executor runs: cuda, cuda:1, mps or cpu; by default the best.", "DEVICE")
 ]
-AttentionOption = Annotated[
-    str | None,
-    _model("Its attention kernel: flash_attn, varlen, flex, sdpa or eager; by default the best usable one.", "KERNEL"),
-]
+AttentionOption = Annotated[str | None, _model(_ATTENTION, "KERNEL")]
 QuantizeOption = Annotated[
     str | None,
     _model(
@@ -98,11 +90,13 @@ class ModelOptions:
 
     model: Annotated[str, _model(_MODELS, "MODEL")] = "tiny"
     backend: BackendOption = "auto"
-    dtype: DtypeOption = None
+    dtype: Annotated[str | None, _model(_DTYPES + ", as 'auto'.", "TYPE", "--dtype", "--torch_dtype")] = None
     quantize: QuantizeOption = None
     kv_cache: KVCacheOption = None
     device: DeviceOption = None
-    attention: AttentionOption = None
+    attention: Annotated[
+        str | None, _model(_ATTENTION, "KERNEL", "--attention", "--attn_implementation", show_default=False)
+    ] = None
     tensor_parallel: Annotated[
         int | None, _model("Processes, started by torchrun, that share the model (torch; needs --seed).", "N", min=1)
     ] = None
@@ -116,8 +110,12 @@ class ModelOptions:
     revision: RevisionOption = None
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments for `load`."""
-        return dataclasses.asdict(self) | {"window": window_of(self.window)}
+        """The keyword arguments for `load`; also of transformers' command line, whose names are read, too."""
+        return dataclasses.asdict(self) | {
+            "window": window_of(self.window),
+            "dtype": None if self.dtype == "auto" else self.dtype,
+            "device": f"cuda:{self.device}" if self.device and self.device.isdecimal() else self.device,
+        }
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,8 @@ def _notices(model: Source, parts: list[Part], to: str) -> Iterator[str]:
         )
     if model.checkpoint.tokenizer is None:
         yield f"{model.checkpoint.path} has no tokenizer that can be carried over."
-    window = model.one_window(to) if to in _WINDOWLESS else None
+    applied = to == "mlx" and model.windowed  # of the llama classes, which know `layer_types`, mlx-lm's does
+    window = model.one_window(to) if to in _WINDOWLESS and not applied else None
     if window is not None:
         yield (
             f"the window of {window} is written, but {_WINDOWLESS[to]} does not apply it to this architecture: "

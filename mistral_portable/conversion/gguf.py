@@ -1,7 +1,7 @@
 """GGUF files that llama.cpp loads, written by the `gguf` package's writer one tensor at a time."""
 
 import contextlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mistral_portable.config import MistralConfig, Window
 from mistral_portable.conversion.chat_template import chat_template
 from mistral_portable.conversion.model import Source
-from mistral_portable.conversion.parts import Part, float_part, forget
+from mistral_portable.conversion.parts import Part, StackedTensor, block_part, float_part, forget
 from mistral_portable.errors import ConfigError
 from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
 from mistral_portable.tokenizer.vocabulary import to_vocabulary
-from mistral_portable.weights import BlockTensor
+from mistral_portable.weights import Tensor
+from mistral_portable.weights.experts import stacked_name
 from mistral_portable.weights.names import interleaved, to_gguf
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-__all__ = ["plan_gguf", "write_gguf"]
+__all__ = ["add_config", "architecture", "plan_gguf", "write_gguf"]
 
-_ARCHITECTURE = "llama"
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _MIXED = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama.cpp's names of files, for those of types
 _UNUSED, _PAD_SCORE = 5, -10000.0
@@ -32,23 +33,35 @@ _OWN = ("general.architecture", "general.alignment", "general.file_type", "gener
 
 
 def plan_gguf(source: Source) -> list[Part]:
-    """ggml's blocks as they are, other matrices as floats, vectors as float32, which llama.cpp demands."""
-    parts: list[Part] = []
+    """ggml's blocks as they are, other matrices as floats, vectors as float32, which llama.cpp demands.
+
+    The experts of a layer lie in one tensor with three axes.
+    """
+    tensors: dict[str, Tensor] = {}
+    experts: dict[str, list[Tensor]] = defaultdict(list)
     for name, tensor in source.tensors.items():
-        tensor, stored = interleaved(tensor, source.config), to_gguf(name)
-        if isinstance(tensor, BlockTensor) and source.dtype is None:
-            parts.append(Part(stored, tensor.dtype, tensor.shape, tensor.nbytes, tensor.blocks, tensor))
+        if together := stacked_name(name):
+            experts[together].append(tensor)
         else:
-            vector = len(tensor.shape) == 1
-            parts.append(float_part(stored, tensor, "float32" if vector else source.float_type(tensor)))
-    return parts
+            tensors[to_gguf(name)] = interleaved(tensor, source.config)
+    tensors |= {name: StackedTensor(name, tuple(each)) for name, each in experts.items()}
+    return [_part(name, tensor, source) for name, tensor in tensors.items()]
+
+
+def _part(name: str, tensor: Tensor, source: Source) -> Part:
+    blocks = block_part(name, tensor) if source.dtype is None else None
+    if blocks:
+        return blocks
+    if isinstance(tensor, StackedTensor) and len({each.dtype for each in tensor.tensors}) > 1:
+        return float_part(name, tensor, source.dtype or "float32")
+    return float_part(name, tensor, "float32" if len(tensor.shape) == 1 else source.float_type(tensor))
 
 
 def write_gguf(path: Path, source: Source, parts: list[Part], progress: Callable[[Part], None]) -> None:
     """Write one file: metadata and vocabulary, then each tensor as it is read."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
-    writer = GGUFWriter(path, _ARCHITECTURE)
+    writer = GGUFWriter(path, architecture(source.config))
     with contextlib.closing(writer):
         _add_metadata(writer, source, parts)
         _add_vocabulary(writer, source)
@@ -76,7 +89,7 @@ def _add_metadata(writer: "GGUFWriter", source: Source, parts: list[Part]) -> No
             writer.add_string(key, value)
     sizes: Counter[str] = Counter()
     for part in parts:
-        if len(part.shape) == 2:
+        if len(part.shape) > 1:
             sizes[part.dtype] += prod(part.shape)
     common = sizes.most_common(1)[0][0]
     kind = _TYPES.get(common, common.upper())
@@ -84,6 +97,16 @@ def _add_metadata(writer: "GGUFWriter", source: Source, parts: list[Part]) -> No
     writer.add_file_type(kinds["ALL_F32" if kind == "F32" else f"MOSTLY_{_MIXED.get(kind, kind)}"])
     if common not in _TYPES:
         writer.add_quantization_version(GGML_QUANT_VERSION)
+    add_config(writer, config, source.one_window("gguf"))
+
+
+def architecture(config: MistralConfig) -> str:
+    """llama.cpp reads YaRN and the scale of queries of `mistral3` only."""
+    return "mistral3" if config.yarn or config.query_scale else "llama"
+
+
+def add_config(writer: "GGUFWriter", config: MistralConfig, window: Window) -> None:
+    """Everything that the model is, for a writer of its `architecture`; `window` is that of all layers with one."""
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -97,7 +120,37 @@ def _add_metadata(writer: "GGUFWriter", source: Source, parts: list[Part]) -> No
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_vocab_size(config.vocab_size)
     # 0, too: it says that there is none, where a reader would otherwise take v0.1's for granted.
-    writer.add_sliding_window(source.one_window("gguf") or 0)
+    writer.add_sliding_window(window or 0)
+    windowed = [own is not None for own in config.layer_windows]
+    if len(set(windowed)) > 1:
+        writer.add_sliding_window_pattern(windowed)
+    if config.num_local_experts:
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    _add_rope_scaling(writer, config)
+
+
+def _add_rope_scaling(writer: "GGUFWriter", config: MistralConfig) -> None:
+    """As llama.cpp's conversion of Mistral's models: a logarithmic multiplier of 1 for an attention factor of 1."""
+    from gguf import RopeScalingType
+
+    yarn, scale = config.yarn, config.query_scale
+    lengths = {own.original_max_position_embeddings for own in (yarn, scale) if own}
+    if len(lengths) > 1 or (yarn and not yarn.truncate):
+        raise ConfigError("GGUF has one original length, and YaRN's bounds are whole pairs: keep the source")
+    for length in lengths:
+        writer.add_rope_scaling_orig_ctx_len(length)
+    if yarn:
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(yarn.factor)
+        writer.add_rope_scaling_yarn_beta_fast(yarn.beta_fast)
+        writer.add_rope_scaling_yarn_beta_slow(yarn.beta_slow)
+        usual = yarn.attention_factor == yarn.usual_attention_factor
+        writer.add_rope_scaling_yarn_log_mul(0.0 if usual else 1.0)
+        if not usual and yarn.attention_factor not in (None, 1):
+            writer.add_float32(f"{writer.arch}.rope.scaling.attn_factor", yarn.attention_factor)
+    if scale:
+        writer.add_attn_temperature_scale(scale.beta)
 
 
 def _add_vocabulary(writer: "GGUFWriter", source: Source) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 from mistral_portable.conversion.model import Source
 from mistral_portable.conversion.parts import Part, float_part
 from mistral_portable.conversion.safetensors import write_sharded
+from mistral_portable.errors import ConfigError
+from mistral_portable.rope_scaling import rope_to_hf
 from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
 from mistral_portable.tokenizer.gguf import to_file
 from mistral_portable.tokenizer.load import read_file
 from mistral_portable.weights import AffineTensor
 
-__all__ = ["plan_hf", "plan_mlx", "tokenizer_file", "write_hf", "write_mlx"]
+__all__ = ["hf_config", "plan_hf", "plan_mlx", "tokenizer_file", "write_hf", "write_mlx"]
 
 # What a repository may have beside its weights and the tokenizer file, and what other libraries read.
 _BESIDE = (
@@ -26,6 +28,9 @@ _BESIDE = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
+
+
+_NO_CLASS = "no class that could read it has both {} and its other positions or windows; convert it to raw"
 
 
 def plan_hf(source: Source) -> list[Part]:
@@ -50,7 +55,7 @@ def plan_mlx(source: Source) -> list[Part]:
 
 def write_hf(folder: Path, source: Source, parts: list[Part], progress: Callable[[Part], None]) -> None:
     """Write the tokenizer, the weights and, last, the `config.json` without which nothing loads."""
-    config = _config(source, "hf")
+    config = hf_config(source, "hf")
     _write_beside(folder, source)
     write_sharded(folder, parts, {"format": "pt"}, progress)
     _write_json(folder / "config.json", config)
@@ -61,7 +66,7 @@ def write_mlx(folder: Path, source: Source, parts: list[Part], progress: Callabl
 
     Its class for Mistral cannot give all layers a window (0.32: it looks for a full one among `layer_types`).
     """
-    config = _config(source, "mlx")
+    config = hf_config(source, "mlx")
     if any(part.dtype == "uint32" for part in parts):
         config["quantization"] = config["quantization_config"] = _quantization(source)
     _write_beside(folder, source)
@@ -77,16 +82,46 @@ def tokenizer_file(source: Source) -> tuple[str, bytes] | None:
     return read_file(tokenizer) if isinstance(tokenizer, TokenizerFile) else to_file(tokenizer)
 
 
-def _config(source: Source, format: str) -> dict[str, Any]:
+def hf_config(source: Source, format: str) -> dict[str, Any]:
+    """The `config.json` of "hf" or "mlx". Raises ConfigError for what has no class there."""
     dtype = source.common_type
-    return {
-        "architectures": ["MistralForCausalLM"],
+    kind, architecture = _class(source, format)
+    config = {
         **source.config.to_dict(),
-        "model_type": "mistral",
+        "architectures": [architecture],
+        "model_type": kind,
         "sliding_window": source.one_window(format),
         "dtype": dtype,
         "torch_dtype": dtype,  # its name before transformers 4.56
     }
+    if source.windowed:
+        kinds = ("full_attention", "sliding_attention")
+        config["layer_types"] = [kinds[windowed] for windowed in source.windowed]
+    if kind == "ministral3":
+        own = source.config
+        config["rope_parameters"] = {**rope_to_hf(own.rope_theta, own.yarn, own.query_scale)}
+    return config
+
+
+def _class(source: Source, format: str) -> tuple[str, str]:
+    """transformers' `model_type` and class of a model; mlx-lm has the same `model_type`s."""
+    config = source.config
+    scaled, mixed = bool(config.yarn or config.query_scale), source.windowed is not None
+    if format == "mlx" and config.yarn:
+        known = config.yarn.truncate and config.yarn.attention_factor in (1, config.yarn.usual_attention_factor)
+        if not known:
+            raise ConfigError(f"{source.checkpoint.path}: mlx-lm has no {config.yarn}; convert it to hf or raw")
+    if config.num_local_experts:
+        if mixed or config.query_scale or (format == "mlx" and config.yarn):
+            raise ConfigError(f"{source.checkpoint.path}: {_NO_CLASS.format('experts')}")
+        return "mixtral", "MixtralForCausalLM"
+    if scaled:
+        if mixed and format == "hf":
+            raise ConfigError(f"{source.checkpoint.path}: {_NO_CLASS.format('windows in some layers')}")
+        return "ministral3", "Ministral3ForCausalLM"
+    if mixed and format == "hf":
+        return "ministral", "MinistralForCausalLM"
+    return "mistral", "MistralForCausalLM"
 
 
 def _quantization(source: Source) -> dict[str, Any]:

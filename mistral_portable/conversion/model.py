@@ -53,14 +53,20 @@ class Source:
         return self.checkpoint.path if self.checkpoint.format == "safetensors" else None
 
     def one_window(self, format: str) -> Window:
-        """The window of all layers; ConfigError if they differ, which `format` cannot say."""
-        windows = set(self.config.layer_windows)
+        """The window of all layers that have one; ConfigError if there are several, which `format` cannot say."""
+        windows = set(self.config.layer_windows) - {None}
         if len(windows) > 1:
             raise ConfigError(
                 f"{self.checkpoint.path}: its layers have the windows {self.config.sliding_window}, and {format} files "
-                "hold one for all; convert it to raw"
+                "hold one for all that have any; convert it to raw"
             )
-        return windows.pop()
+        return windows.pop() if windows else None
+
+    @property
+    def windowed(self) -> tuple[bool, ...] | None:
+        """Of each layer whether it has the window; None if all are alike."""
+        flags = tuple(window is not None for window in self.config.layer_windows)
+        return flags if len(set(flags)) > 1 else None
 
 
 def prepare(checkpoint: Checkpoint, config: MistralConfig, dtype: str | None) -> Source:
@@ -70,7 +76,7 @@ def prepare(checkpoint: Checkpoint, config: MistralConfig, dtype: str | None) ->
     """
     graph = build(config)
     check_tensors(graph, checkpoint.tensors, str(checkpoint.path))
-    tensors = {name: checkpoint.tensors[name] for name in graph.parameters}
+    tensors = {name: checkpoint.tensors[name] for name in graph.tensors}
     notices = []
     if others := sorted(checkpoint.tensors.keys() - tensors.keys()):
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")

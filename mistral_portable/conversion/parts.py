@@ -7,11 +7,11 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from mistral_portable.weights import BlockTensor, DenseTensor, JoinedTensor, Tensor, release
 
-__all__ = ["FLOATS", "Part", "float_part", "forget", "is_float", "narrowest"]
+__all__ = ["FLOATS", "Part", "StackedTensor", "block_part", "float_part", "forget", "is_float", "narrowest"]
 
 FLOATS = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Names of the float types and their bytes."""
@@ -30,6 +30,46 @@ class Part:
     nbytes: int
     read: Callable[[], NDArray[Any]]
     tensor: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class StackedTensor:
+    """Matrices of one shape and type, such as a layer's experts, as one tensor with three axes."""
+
+    name: str
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.tensors), *self.tensors[0].shape)
+
+    @property
+    def dtype(self) -> str:
+        return self.tensors[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        return np.stack([tensor.numpy(dtype) for tensor in self.tensors])
+
+    def permute_rows(self, order: NDArray[np.intp]) -> "StackedTensor":
+        return dataclasses.replace(self, tensors=tuple(tensor.permute_rows(order) for tensor in self.tensors))
+
+
+def block_part(name: str, tensor: Tensor) -> Part | None:
+    """ggml's blocks as they are; None of a tensor that is not, or not only, of blocks of one type."""
+    if isinstance(tensor, BlockTensor):
+        return Part(name, tensor.dtype, tensor.shape, tensor.nbytes, tensor.blocks, tensor)
+    if not isinstance(tensor, StackedTensor) or len({one.dtype for one in tensor.tensors}) > 1:
+        return None
+    each = [one for one in tensor.tensors if isinstance(one, BlockTensor)]
+
+    def read() -> NDArray[np.uint8]:
+        return np.stack([one.blocks() for one in each])
+
+    return Part(name, tensor.dtype, tensor.shape, tensor.nbytes, read, tensor) if each else None
 
 
 def float_part(name: str, tensor: Tensor, dtype: str) -> Part:
@@ -59,6 +99,8 @@ def forget(tensor: Any) -> None:
 
 
 def _floats(tensor: Tensor, dtype: str) -> NDArray[Any]:
+    if isinstance(tensor, StackedTensor):
+        return np.stack([_floats(each, dtype) for each in tensor.tensors])
     if isinstance(tensor, JoinedTensor):
         tensor = tensor.joined()
     if isinstance(tensor, DenseTensor) and tensor.dtype == dtype:

@@ -10,6 +10,7 @@ from mistral_portable.conversion.hf import tokenizer_file
 from mistral_portable.conversion.model import Source
 from mistral_portable.conversion.parts import Part, float_part
 from mistral_portable.conversion.safetensors import write_safetensors
+from mistral_portable.rope_scaling import rope_to_params
 from mistral_portable.weights.names import interleaved, to_raw
 
 __all__ = ["plan_raw", "write_raw"]
@@ -39,10 +40,11 @@ def plan_raw(source: Source) -> list[Part]:
 
 def write_raw(folder: Path, source: Source, parts: list[Part], progress: Callable[[Part], None]) -> None:
     """Write the tokenizer, the weights and, last, the `params.json` without which nothing loads."""
+    params = _params(source.config)
     if file := tokenizer_file(source):
         (folder / file[0]).write_bytes(file[1])
     write_safetensors(folder / "consolidated.safetensors", parts, {}, progress)
-    (folder / "params.json").write_text(json.dumps(_params(source.config), indent=2) + "\n", encoding="utf-8")
+    (folder / "params.json").write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
 
 
 def _params(config: MistralConfig) -> dict[str, Any]:
@@ -50,6 +52,9 @@ def _params(config: MistralConfig) -> dict[str, Any]:
     for raw, name in _DEFAULTS.items():
         if (value := getattr(config, name)) != getattr(MistralConfig, name):
             params[raw] = value
+    if config.num_local_experts:
+        params["moe"] = {"num_experts": config.num_local_experts, "num_experts_per_tok": config.num_experts_per_tok}
+    params |= rope_to_params(config.yarn, config.query_scale)
     windows = config.layer_windows
     if set(windows) != {None}:
         params["sliding_window"] = windows[0] if len(set(windows)) == 1 else list(windows)

@@ -4,6 +4,7 @@ from mistral_portable.graph.build import build
 from mistral_portable.graph.ir import Dim, Graph, Node, Parameter, Shape
 from mistral_portable.graph.ops import OPS, Op
 from mistral_portable.graph.render import to_mermaid, to_text
+from mistral_portable.graph.rotation import Rotation
 from mistral_portable.graph.verify import infer_shapes, verify
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Node",
     "Op",
     "Parameter",
+    "Rotation",
     "Shape",
     "build",
     "infer_shapes",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import GraphError
 from mistral_portable.graph.ir import Attribute, Graph, Node, Parameter
+from mistral_portable.graph.rotation import Rotation
 
 __all__ = ["HEADS", "build"]
 
@@ -56,6 +57,12 @@ class _Builder:
         self.parameters[name] = Parameter(name, shape, (name,))
         return name
 
+    def experts(self, module: str, matrix: str, count: int, rows: int, columns: int) -> str:
+        name = f"{module}.{matrix}.weight"
+        parts = tuple(f"{module}.{expert}.{matrix}.weight" for expert in range(count))
+        self.parameters[name] = Parameter(name, (count * rows, columns), parts)
+        return name
+
     def node(self, name: str, op: str, inputs: Sequence[str], **attributes: Attribute) -> str:
         self.nodes.append(Node(name, op, tuple(inputs), attributes))
         return name
@@ -82,7 +89,7 @@ def _decoder(builder: _Builder, config: MistralConfig) -> str:
 
 
 def _layer(builder: _Builder, config: MistralConfig, layer: int, window: int | None, hidden: str) -> str:
-    """Pre-norm attention and gated MLP, each added to the residual stream."""
+    """Pre-norm attention and gated MLP (or experts), each added to the residual stream."""
     module, value = f"model.layers.{layer}", f"layers.{layer}"
     q_size = config.num_attention_heads * config.head_dim
     kv_size = config.num_key_value_heads * config.head_dim
@@ -94,9 +101,8 @@ def _layer(builder: _Builder, config: MistralConfig, layer: int, window: int | N
     def linear(name: str, x: str, submodule: str, rows: int, columns: int) -> str:
         return builder.linear(f"{value}.{name}", x, f"{module}.{submodule}", rows, columns)
 
-    def rope(name: str, x: str) -> str:
-        inputs = (x, "positions")
-        return builder.node(f"{value}.{name}", "rope", inputs, head_dim=config.head_dim, theta=config.rope_theta)
+    def rope(name: str, x: str, queries: bool) -> str:
+        return builder.node(f"{value}.{name}", "rope", (x, "positions"), rotation=Rotation.of(config, queries=queries))
 
     x = norm("input_layernorm", hidden)
     q = linear("q", x, "self_attn.q_proj", q_size, config.hidden_size)
@@ -105,7 +111,7 @@ def _layer(builder: _Builder, config: MistralConfig, layer: int, window: int | N
     attended = builder.node(
         f"{value}.attention",
         "attention",
-        (rope("q_rope", q), rope("k_rope", k), v),
+        (rope("q_rope", q, queries=True), rope("k_rope", k, queries=False), v),
         layer=layer,
         num_attention_heads=config.num_attention_heads,
         num_key_value_heads=config.num_key_value_heads,
@@ -116,8 +122,22 @@ def _layer(builder: _Builder, config: MistralConfig, layer: int, window: int | N
     o = linear("o", attended, "self_attn.o_proj", config.hidden_size, q_size)
     residual = builder.node(f"{value}.residual", "add", (hidden, o))
     x = norm("post_attention_layernorm", residual)
-    gate = linear("gate", x, "mlp.gate_proj", config.intermediate_size, config.hidden_size)
-    up = linear("up", x, "mlp.up_proj", config.intermediate_size, config.hidden_size)
-    activated = builder.node(f"{value}.silu_mul", "silu_mul", (gate, up))
-    down = linear("down", activated, "mlp.down_proj", config.hidden_size, config.intermediate_size)
+    if config.num_local_experts:
+        down = _experts(builder, config, module, value, x)
+    else:
+        gate = linear("gate", x, "mlp.gate_proj", config.intermediate_size, config.hidden_size)
+        up = linear("up", x, "mlp.up_proj", config.intermediate_size, config.hidden_size)
+        activated = builder.node(f"{value}.silu_mul", "silu_mul", (gate, up))
+        down = linear("down", activated, "mlp.down_proj", config.hidden_size, config.intermediate_size)
     return builder.node(f"{value}.output", "add", (residual, down))
+
+
+def _experts(builder: _Builder, config: MistralConfig, module: str, value: str, x: str) -> str:
+    """Mixtral's MLPs, with the names of its checkpoints: w1 is gate, w3 up, w2 down."""
+    count, inner, outer = config.num_local_experts, config.intermediate_size, config.hidden_size
+    scores = builder.linear(f"{value}.scores", x, f"{module}.block_sparse_moe.gate", count, outer)
+    gate, up, down = (
+        builder.experts(f"{module}.block_sparse_moe.experts", matrix, count, rows, columns)
+        for matrix, rows, columns in (("w1", inner, outer), ("w3", inner, outer), ("w2", outer, inner))
+    )
+    return builder.node(f"{value}.experts", "moe", (x, scores, gate, up, down), top_k=config.num_experts_per_tok)

@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from mistral_portable.graph.rotation import Rotation
+
 __all__ = ["INPUTS", "Attribute", "Dim", "Graph", "Node", "Parameter", "Shape"]
 
 Dim = int | str
 Shape = tuple[Dim, ...]
-Attribute = int | float | None
+Attribute = int | float | Rotation | None
 
 INPUTS: Mapping[str, Shape] = MappingProxyType({"tokens": ("T",), "positions": ("T",), "rows": ("R",)})
 """The integers of a step that a graph may read; they come from the StepPlan."""
@@ -26,13 +28,18 @@ INPUTS: Mapping[str, Shape] = MappingProxyType({"tokens": ("T",), "positions": (
 class Parameter:
     """A weight. `parts` are the checkpoint tensors that, stacked along axis 0, form it.
 
-    An unfused parameter has one part, itself; fusing q (64, 8), k (16, 8) and v (16, 8) gives one parameter of
-    shape (96, 8) with three parts.
+    Most have one part, themselves; the matrices of 8 experts, (14336, 4096) each, are the parts of one parameter of
+    shape (114688, 4096). Fusing q (64, 8), k (16, 8) and v (16, 8) gives one parameter of shape (96, 8) with three.
     """
 
     name: str
     shape: tuple[int, ...]
     parts: tuple[str, ...]
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """The shape of each part, where they are all alike: as long as nothing is fused."""
+        return (self.shape[0] // len(self.parts), *self.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -64,3 +71,14 @@ class Graph:
     def __post_init__(self) -> None:
         for name in ("parameters", "outputs", "taps"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @property
+    def rotations(self) -> tuple[Rotation, ...]:
+        """The different rotations of its `rope` nodes, in their order."""
+        found = (node.attributes["rotation"] for node in self.nodes if node.op == "rope")
+        return tuple(dict.fromkeys(rotation for rotation in found if isinstance(rotation, Rotation)))
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """The checkpoint tensors of an unfused graph, and their shapes."""
+        return {part: parameter.part_shape for parameter in self.parameters.values() for part in parameter.parts}

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from mistral_portable.errors import GraphError
 from mistral_portable.graph.ir import Attribute, Shape
+from mistral_portable.graph.rotation import Rotation
 
 __all__ = ["OPS", "Op"]
 
@@ -94,18 +95,26 @@ def linear(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> Sh
 
 
 @_op(
-    "rotate pairs (j, j + head_dim/2) of each head by position * theta^(-2j/head_dim)",
+    "rotate pairs (j, j + head_dim/2) of each head by position * frequencies[j], and scale them",
     arity=(2,),
-    attributes=("head_dim", "theta"),
+    attributes=("rotation",),
 )
 def rope(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> Shape:
-    """(x [T, heads * head_dim], positions [T]) -> same as x. Source: Su et al. 2021, half-split layout of HF."""
+    """(x [T, heads * head_dim], positions [T]) -> same as x. Source: Su et al. 2021, half-split layout of HF.
+
+    `rotation` is a Rotation, whose `table` has what the pairs are multiplied with.
+    """
     x, positions = shapes
-    head_dim = _int(attributes, "head_dim", 2)
+    rotation = attributes["rotation"]
+    if not isinstance(rotation, Rotation):
+        raise GraphError(f"rotation={rotation!r} must be a Rotation")
+    head_dim = rotation.head_dim
+    _require(all(0 <= f < inf for f in (*rotation.frequencies, rotation.scale)), "rotation: numbers must be finite")
     _require(len(x) == 2 and positions == (x[0],), f"takes x [T, N] and positions [T], got {x} {positions}")
-    _require(isinstance(x[1], int) and x[1] % head_dim == 0, f"x {x} is not a whole number of heads of {head_dim}")
-    _require(head_dim % 2 == 0, f"head_dim={head_dim} must be even: rope rotates pairs")
-    _positive(attributes, "theta")
+    _require(
+        head_dim > 0 and isinstance(x[1], int) and x[1] % head_dim == 0,
+        f"x {x} is not a whole number of heads of {head_dim}",
+    )
     return x
 
 
@@ -152,6 +161,30 @@ def silu_mul(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> 
     gate, up = shapes
     _require(len(gate) == 2 and gate == up, f"gate {gate} and up {up} differ")
     return gate
+
+
+@_op(
+    "sum over the `top_k` experts of highest score: softmax(their scores) * down(silu(gate(x)) * up(x))",
+    arity=(5,),
+    attributes=("top_k",),
+    rowwise=True,
+)
+def moe(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> Shape:
+    """(x [T, H], scores [T, E], gate [E * I, H], up [E * I, H], down [E * H, I]) -> [T, H].
+
+    The matrices of the experts 0 .. E-1 lie one below the other. The softmax is over the chosen scores alone, in
+    float32 or wider. Of equal scores the lower expert comes first: scores 1 3 3 3 and top_k 2 choose 1 and 2, with
+    weights 0.5 each. Source: Jiang et al. 2024, Mixtral of Experts, section 2.1.
+    """
+    x, scores, gate, up, down = shapes
+    _require(len(x) == 2 and len(scores) == 2 and x[0] == scores[0], f"takes x [T, H], scores [T, E], got {x} {scores}")
+    width, experts = x[1], scores[1]
+    _require(isinstance(width, int) and isinstance(experts, int), f"x {x} and scores {scores} have no fixed widths")
+    inner = down[1] if len(down) == 2 else 0
+    _require(gate == up == (experts * inner, width), f"gate {gate}, up {up}, down {down}: no {experts} experts")  # type: ignore[operator]
+    _require(down[0] == experts * width, f"down {down} is not that of {experts} experts over {width} columns")  # type: ignore[operator]
+    _require(_int(attributes, "top_k") <= experts, f"top_k={attributes['top_k']}, and there are {experts} experts")  # type: ignore[operator]
+    return x
 
 
 @_op("a + b", arity=(2,), rowwise=True)

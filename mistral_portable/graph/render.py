@@ -1,6 +1,7 @@
 """A graph as text and as a Mermaid diagram, for people."""
 
-from mistral_portable.graph.ir import INPUTS, Graph, Node, Shape
+from mistral_portable.graph.ir import INPUTS, Attribute, Graph, Node, Shape
+from mistral_portable.graph.rotation import Rotation
 from mistral_portable.graph.verify import infer_shapes
 
 __all__ = ["to_mermaid", "to_text"]
@@ -49,5 +50,12 @@ def _shape(shape: Shape) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def _number(value: float | None) -> str:
+def _number(value: Attribute) -> str:
+    """A rotation by its first and last frequency, and what it scales: `1..1.15e-06`, `1..7.2e-08 * 1.28`."""
+    if isinstance(value, Rotation):
+        first, last = value.frequencies[0], value.frequencies[-1]
+        scale = f" * {value.scale:.6g}" if value.scale != 1 else ""
+        growth = value.query_scale
+        grows = f" * (1 + {growth.beta:.6g} ln(1 + p // {growth.original_max_position_embeddings}))" if growth else ""
+        return f"{first:.6g}..{last:.6g}{scale}{grows}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

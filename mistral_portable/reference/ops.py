@@ -1,5 +1,6 @@
 """What every op means, in the plainest NumPy. Arrays are float32 or float64; the result has the input's dtype."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,14 @@ from numpy.typing import NDArray
 
 from mistral_portable.cache import visible
 from mistral_portable.config import Window
+from mistral_portable.graph import Rotation
 
 __all__ = [
     "add",
     "attend",
     "embedding",
     "linear",
+    "moe",
     "rms_norm",
     "rope",
     "silu_mul",
@@ -43,18 +46,11 @@ def linear(x: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
     return y if bias is None else y + bias
 
 
-def rope(x: Floats, positions: Integers, head_dim: int, theta: float) -> Floats:
-    """x [T, heads * head_dim], positions [T] -> same shape.
-
-    In each head the pair (x_j, x_{j+d/2}), d = head_dim, turns by the angle position * theta^(-2j/d):
-    (a, b) -> (a cos - b sin, b cos + a sin). Angles are computed in float64, as positions may be large.
-    """
-    half = head_dim // 2
-    frequencies = float(theta) ** (-np.arange(half, dtype=np.float64) / half)
-    angles = positions.astype(np.float64)[:, None, None] * frequencies  # [T, 1, half]
-    cos, sin = np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)
-    heads = x.reshape(len(x), -1, head_dim)
-    a, b = heads[..., :half], heads[..., half:]
+def rope(x: Floats, positions: Integers, rotation: Rotation) -> Floats:
+    """x [T, heads * head_dim], positions [T] -> same shape: every pair times its complex number of `rotation.table`."""
+    cos, sin = np.moveaxis(rotation.table(positions, x.dtype)[:, :, None], 1, 0)  # each [T, 1, half]
+    heads = x.reshape(len(x), -1, rotation.head_dim)
+    a, b = np.split(heads, 2, axis=-1)
     turned: Floats = np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     return turned.reshape(x.shape)
 
@@ -64,6 +60,34 @@ def silu_mul(gate: Floats, up: Floats) -> Floats:
     with np.errstate(over="ignore"):  # exp(-gate) may reach inf: the quotient is then 0, as it should be
         activated: Floats = gate / (1 + np.exp(-gate))
     return activated * up
+
+
+def moe(
+    x: Floats,
+    scores: Floats,
+    gate: Floats,
+    up: Floats,
+    down: Floats,
+    top_k: int,
+    *,
+    multiply: Callable[[str, Floats, Floats], Floats] = lambda matrix, x, weight: linear(x, weight),
+    activate: Callable[[Floats, Floats], Floats] = silu_mul,
+) -> Floats:
+    """x [T, H], scores [T, E], gate and up [E * I, H], down [E * H, I] -> [T, H]. See the op for what is chosen.
+
+    multiply, activate: a linear of "gate", "up" or "down", and silu_mul, as programs do them that round there.
+    """
+    experts = scores.shape[1]
+    chosen = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    exponentials = np.exp(np.take_along_axis(scores - scores.max(axis=1, keepdims=True), chosen, axis=1))
+    shares = exponentials / exponentials.sum(axis=1, keepdims=True)
+    out: Floats = np.zeros_like(x)
+    for expert in np.unique(chosen):
+        rows, place = np.nonzero(chosen == expert)
+        w1, w3, w2 = (matrix.reshape(experts, -1, matrix.shape[1])[expert] for matrix in (gate, up, down))
+        inner = activate(multiply("gate", x[rows], w1), multiply("up", x[rows], w3))
+        out[rows] += multiply("down", inner, w2) * shares[rows, place, None]
+    return out
 
 
 def add(a: Floats, b: Floats) -> Floats:

@@ -112,13 +112,15 @@ class ReferenceProgram:
             case "linear":
                 return ops.linear(*inputs)
             case "rope":
-                return ops.rope(inputs[0], inputs[1], attributes["head_dim"], attributes["theta"])
+                return ops.rope(inputs[0], inputs[1], attributes["rotation"])
             case "attention":
                 return self._attention(node, inputs, plan)
             case "attention_weights":
                 return self._attention_weights(node, inputs, plan)
             case "silu_mul":
                 return ops.silu_mul(inputs[0], inputs[1])
+            case "moe":
+                return self._moe(node, inputs)
             case "add":
                 return ops.add(inputs[0], inputs[1])
             case "take_columns":
@@ -126,6 +128,11 @@ class ReferenceProgram:
             case "take_rows":
                 return ops.take_rows(inputs[0], inputs[1])
         raise AssertionError(f"verified graphs have no op {node.op!r}")
+
+    def _moe(self, node: Node, inputs: list[Any]) -> Floats:
+        x, scores, gate, up, down = inputs
+        top_k: Any = node.attributes["top_k"]
+        return ops.moe(x, scores, gate, up, down, top_k)
 
     def _attention(self, node: Node, inputs: list[Floats], plan: StepPlan) -> Floats:
         q, k, v = inputs
@@ -170,7 +177,8 @@ class ReferenceProgram:
 
     def _write(self, store: dict[tuple[int, int], Floats], node: Node, x: Floats, plan: StepPlan) -> None:
         """Put the rows of x [T, kv_heads * head_dim] into their slots, growing the lanes to the plan's capacity."""
-        spec, layer = self._cache_spec, int(node.attributes["layer"] or 0)
+        spec = self._cache_spec
+        layer: Any = node.attributes["layer"]
         reads = plan.groups[spec.group_of(layer)]
         heads = x.reshape(len(x), spec.num_key_value_heads, spec.head_dim)
         for s, lane in enumerate(plan.lanes.tolist()):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.executor import INT8_BLOCK, Q8_0_BLOCK, Precision
 from mistral_portable.graph import Graph, Node, Parameter
+from mistral_portable.reference import ops
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.testing.rounding import EPSILON, round_to, round_to_int8
 from mistral_portable.weights import BlockTensor, Tensor
@@ -45,9 +46,24 @@ class NaiveProgram(ReferenceProgram):
             x if name in self._graph.parameters or name == "positions" else self._nudged(x, dtype)
             for name, x in zip(node.inputs, inputs, strict=True)
         ]
-        if node.op == "linear" and self._rounding.quantized_linear == "int8" and self._in_blocks(node.inputs[1]):
-            read[0] = self._int8(read[0], INT8_BLOCK)
+        if node.op == "linear":
+            read[0] = self._linear_input(read[0], node.inputs[1])
         return round_to(super()._run(node, read, plan), dtype)
+
+    def _moe(self, node: Node, inputs: list[Any]) -> NDArray[Any]:
+        """The experts round as the linears and the silu_mul that they are made of."""
+        x, scores, gate, up, down = inputs
+        names, dtype = dict(zip(("gate", "up", "down"), node.inputs[2:], strict=True)), self._rounding.dtype
+
+        def multiply(matrix: str, x: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
+            x = self._linear_input(self._nudged(x, dtype), names[matrix])
+            return round_to(ops.linear(x, weight), dtype)
+
+        def activate(gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
+            return round_to(ops.silu_mul(self._nudged(gate, dtype), self._nudged(up, dtype)), dtype)
+
+        top_k: Any = node.attributes["top_k"]
+        return ops.moe(x, scores, gate, up, down, top_k, multiply=multiply, activate=activate)
 
     def _write(self, store: dict[tuple[int, int], NDArray[Any]], node: Node, x: NDArray[Any], plan: StepPlan) -> None:
         kind = self._rounding.kv_cache
@@ -56,6 +72,11 @@ class NaiveProgram(ReferenceProgram):
         elif kind not in (None, self._rounding.dtype):
             x = self._nudged(x, kind)
         super()._write(store, node, x, plan)
+
+    def _linear_input(self, x: NDArray[Any], weight: str) -> NDArray[Any]:
+        """What a linear with this parameter multiplies with."""
+        int8 = self._rounding.quantized_linear == "int8" and self._in_blocks(weight)
+        return self._int8(x, INT8_BLOCK) if int8 else x
 
     def _in_blocks(self, parameter: str) -> bool:
         return any(isinstance(self._weights[part], BlockTensor) for part in self._graph.parameters[parameter].parts)

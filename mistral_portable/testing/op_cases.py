@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from mistral_portable.config import MistralConfig
-from mistral_portable.graph import Graph, Node, Parameter, verify
+from mistral_portable.graph import Graph, Node, Parameter, Rotation, verify
 from mistral_portable.graph.ir import Attribute
 from mistral_portable.testing.case import Case
 from mistral_portable.testing.scenario import Scenario
@@ -65,7 +65,7 @@ def _rms_norm(config: MistralConfig) -> Graph:
 
 
 def _rope(config: MistralConfig) -> Graph:
-    node = Node("out", "rope", ("x", "positions"), {"head_dim": config.head_dim, "theta": config.rope_theta})
+    node = Node("out", "rope", ("x", "positions"), {"rotation": Rotation.of(config, queries=True)})
     return _graph(_input("x", config, config.num_attention_heads * config.head_dim), ([], [node]))
 
 
@@ -75,6 +75,18 @@ def _binary(op: str) -> Callable[[MistralConfig], Graph]:
         return _graph(_input("a", config, width), _input("b", config, width), ([], [Node("out", op, ("a", "b"), {})]))
 
     return build
+
+
+def _moe(config: MistralConfig) -> Graph:
+    """Of configs without experts, 3 and 2 of them."""
+    count, top_k = config.num_local_experts or 3, config.num_experts_per_tok or 2
+    inner, outer = config.intermediate_size, config.hidden_size
+    weights = [
+        Parameter(name, (count * rows, columns), tuple(f"{name}.{expert}" for expert in range(count)))
+        for name, rows, columns in (("gate", inner, outer), ("up", inner, outer), ("down", outer, inner))
+    ]
+    node = Node("out", "moe", ("x", "scores", "gate", "up", "down"), {"top_k": top_k})
+    return _graph(_input("x", config, outer), _input("scores", config, count), (weights, [node]))
 
 
 def _take_columns(config: MistralConfig) -> Graph:
@@ -96,6 +108,7 @@ OP_CASES: dict[str, Callable[[MistralConfig], Graph]] = {
     "attention": lambda config: _attention(config, "attention"),
     "attention_weights": lambda config: _attention(config, "attention_weights"),
     "silu_mul": _binary("silu_mul"),
+    "moe": _moe,
     "add": _binary("add"),
     "take_columns": _take_columns,
     "take_rows": _take_rows,

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from mistral_portable.config import MistralConfig, Window
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import select_rows
+from mistral_portable.rope_scaling import QueryScale, Yarn
 from mistral_portable.testing.case import Case
 from mistral_portable.testing.op_cases import op_case
 from mistral_portable.testing.scenario import Feed, Scenario
 from mistral_portable.testing.weights import random_weights
 
-__all__ = ["configs", "model_cases", "op_cases", "scenarios"]
+__all__ = ["configs", "model_cases", "op_cases", "query_scales", "scenarios", "yarns"]
 
 _MAX_LENGTH = 33  # 4 W at the widest window drawn, and one more
 _SEEDS = st.integers(0, 2**31)
@@ -23,7 +24,9 @@ _SEEDS = st.integers(0, 2**31)
 @st.composite
 def configs(draw: st.DrawFn, /, *, max_layers: int = 3, columns: int = 1) -> MistralConfig:
     """Small models of every shape: head_dim != hidden / heads, MQA, GQA and MHA, tied or not, windows 1..8 and
-    None, also mixed over the layers. All matrix columns are multiples of `columns` (32 fills a Q4_0 block).
+    None, also mixed over the layers; YaRN, queries that grow with their position, and experts, each in one of three.
+    Texts pass the original lengths of the former several times. All matrix columns are multiples of `columns` (32
+    fills a Q4_0 block).
 
     The widest heads and inputs are longer than a block of a Precision, and end within one.
     """
@@ -32,10 +35,13 @@ def configs(draw: st.DrawFn, /, *, max_layers: int = 3, columns: int = 1) -> Mis
     head_dim = draw(st.sampled_from([2, 4, 6, 8, 10, 16, 40])) if columns == 1 else columns
     window: st.SearchStrategy[Window] = st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, None])
     layers = draw(st.integers(1, max_layers))
+    hidden = columns * draw(st.integers(1, 4)) if columns > 1 else draw(st.integers(4, 48))
+    original = draw(st.integers(4, 16))
+    experts = draw(st.sampled_from([0, 0, 0, 0, 2, 4]))
     pattern: Any = draw(st.one_of(window, st.lists(window, min_size=min(2, layers), max_size=layers).map(tuple)))
     return MistralConfig(
         vocab_size=draw(st.integers(5, 40)),
-        hidden_size=columns * draw(st.integers(1, 4)) if columns > 1 else draw(st.integers(4, 48)),
+        hidden_size=hidden,
         intermediate_size=columns * draw(st.integers(1, 9)) if columns > 1 else draw(st.integers(4, 64)),
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -46,7 +52,29 @@ def configs(draw: st.DrawFn, /, *, max_layers: int = 3, columns: int = 1) -> Mis
         rope_theta=draw(st.sampled_from([1e4, 1e6])),
         tie_word_embeddings=draw(st.booleans()),
         sliding_window=pattern,
+        yarn=draw(st.one_of(st.none(), st.none(), yarns(original))),
+        query_scale=draw(st.one_of(st.none(), st.none(), query_scales(original))),
+        num_local_experts=experts,
+        num_experts_per_tok=draw(st.integers(1, experts)) if experts else 0,
     )
+
+
+def yarns(original: int) -> st.SearchStrategy[Yarn]:
+    """YaRN whose bounds lie within the pairs of a head or beyond them."""
+    return st.builds(
+        Yarn,
+        factor=st.sampled_from([1.0, 4.0, 16.0, 48.0]),
+        original_max_position_embeddings=st.just(original),
+        beta_fast=st.sampled_from([1.5, 4.0, 32.0]),
+        beta_slow=st.sampled_from([0.125, 1.0]),
+        attention_factor=st.sampled_from([None, 1.0, 0.75]),
+        truncate=st.booleans(),
+    )
+
+
+def query_scales(original: int) -> st.SearchStrategy[QueryScale]:
+    """Queries that grow every `original` tokens."""
+    return st.builds(QueryScale, st.sampled_from([0.1, 1.0]), st.just(original))
 
 
 @st.composite

@@ -9,6 +9,7 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.executor import Backend, ExecutorOptions
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import select_rows
+from mistral_portable.rope_scaling import QueryScale, Yarn
 from mistral_portable.testing.case import Case, CheckResult, Oracles, check
 from mistral_portable.testing.op_cases import OP_CASES, op_case
 from mistral_portable.testing.scenario import Feed, Scenario
@@ -27,6 +28,8 @@ _OP_CONFIG = MistralConfig(
     num_key_value_heads=2,
     head_dim=32,
     sliding_window=5,
+    yarn=Yarn(4, 8),
+    query_scale=QueryScale(0.1, 8),
 )
 
 

@@ -1,22 +1,60 @@
-"""The names of Hugging Face's documentation: what follows its pages runs here with one changed import.
+"""The names of Hugging Face's documentation, on any backend: what follows its pages runs with one changed import.
 
-from mistral_portable.transformers import AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("tiny")
-tokenizer(["Hi", "Hello there"], padding=True, return_tensors="np")
+from mistral_portable.transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer, model = AutoTokenizer.from_pretrained("tiny"), AutoModelForCausalLM.from_pretrained("tiny")
+ids = tokenizer("Once upon a time", return_tensors="np")
+print(tokenizer.batch_decode(model.generate(**ids, max_new_tokens=40), skip_special_tokens=True)[0])
 """
 
+from mistral_portable.transformers.attention_visualizer import AttentionMaskVisualizer
 from mistral_portable.transformers.auto import AutoTokenizer
+from mistral_portable.transformers.auto_model import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from mistral_portable.transformers.batch_encoding import BatchEncoding
+from mistral_portable.transformers.cache import Cache
+from mistral_portable.transformers.configuration import MistralConfig
 from mistral_portable.transformers.lengths import PaddingStrategy, TruncationStrategy
+from mistral_portable.transformers.modeling import (
+    MistralForCausalLM,
+    MistralForQuestionAnswering,
+    MistralForSequenceClassification,
+    MistralForTokenClassification,
+    MistralModel,
+    MistralPreTrainedModel,
+)
+from mistral_portable.transformers.options import BitsAndBytesConfig
+from mistral_portable.transformers.pipelines import TextGenerationPipeline, pipeline
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
 
 __all__ = [
+    "AttentionMaskVisualizer",
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
     "AutoTokenizer",
     "BatchEncoding",
+    "BitsAndBytesConfig",
+    "Cache",
     "LlamaTokenizer",
     "MistralCommonTokenizer",
+    "MistralConfig",
+    "MistralForCausalLM",
+    "MistralForQuestionAnswering",
+    "MistralForSequenceClassification",
+    "MistralForTokenClassification",
+    "MistralModel",
+    "MistralPreTrainedModel",
     "PaddingStrategy",
+    "TextGenerationPipeline",
     "TruncationStrategy",
+    "pipeline",
 ]
 
 LlamaTokenizer = MistralCommonTokenizer  # the name on v4.34's page, for converted weights

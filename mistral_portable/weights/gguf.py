@@ -3,18 +3,26 @@
 import re
 import reprlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
+from mistral_portable.rope_scaling import QueryScale, Yarn, rope_from_hf
 from mistral_portable.tokenizer.source import GGUFVocabulary
+from mistral_portable.weights.experts import expert_names
 from mistral_portable.weights.gguf_file import Array, GGUFFile, Scalar, StoredTensor, read_gguf
 from mistral_portable.weights.names import from_gguf, half_split
 from mistral_portable.weights.quant import QUANTIZED, QuantTensor
 from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, Tensor, listing
+from mistral_portable.weights.windows import inferred_windows
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
 
 __all__ = ["open_gguf", "part_names"]
 
@@ -36,16 +44,21 @@ _OPTIONAL = {
     "attention.key_length": "head_dim",
     "context_length": "max_position_embeddings",
     "rope.freq_base": "rope_theta",
+    "expert_count": "num_local_experts",
+    "expert_used_count": "num_experts_per_tok",
 }
 # Keys that change the arithmetic, with the values that do not; other values are refused.
 _NEUTRAL: dict[str, tuple[Scalar, ...]] = {
     "attention.sliding_window_pattern": (0,),
-    "attention.temperature_scale": (0,),
-    "expert_count": (0,),
+    "expert_gating_func": (1, 0),  # softmax
+    "expert_shared_count": (0,),
+    "expert_weights_norm": (True,),
+    "expert_weights_scale": (0, 1),
     "rope.scale_linear": (0, 1),
-    "rope.scaling.factor": (0, 1),
-    "rope.scaling.type": ("none",),
+    "rope.scaling.yarn_attn_factor": (1,),
+    "rope.scaling.yarn_ext_factor": (1,),
 }
+_PATTERN = "attention.sliding_window_pattern"
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -54,7 +67,7 @@ def open_gguf(path: Path) -> Checkpoint:
     Of split files, `...-00001-of-00003.gguf`, any one may be given; all must be in its folder.
 
     Raises CheckpointError for corrupt, truncated and missing files and for tensor types that cannot be
-    unpacked; ConfigError for hyper-parameters that are impossible or not supported (experts, RoPE scaling).
+    unpacked; ConfigError for hyper-parameters that are impossible or not supported (linear RoPE scaling).
     """
     path, parts = _parts(path)
     file = parts[0]
@@ -71,10 +84,10 @@ def open_gguf(path: Path) -> Checkpoint:
         raise type(error)(f"{path}: {error}") from error
     tensors: dict[str, Tensor] = {}
     for each in stored:
-        tensor = half_split(_tensor(path, each), config)
-        if tensor.name in tensors:
-            raise CheckpointError(f"{path}: {tensor.name!r} is stored twice")
-        tensors[tensor.name] = tensor
+        for tensor in _tensors(path, each, config.num_local_experts):
+            if tensor.name in tensors:
+                raise CheckpointError(f"{path}: {tensor.name!r} is stored twice")
+            tensors[tensor.name] = half_split(tensor, config)
     if "rope_freqs.weight" in tensors:
         raise ConfigError(f"{path}: rope_freqs.weight: scaled RoPE frequencies are not supported")
     vocabulary, missing = _vocabulary(path, file)
@@ -124,11 +137,13 @@ def _config(
         if key.startswith(f"{architecture}.")
     }
     for key in file.arrays:
-        if key.startswith(f"{architecture}."):
+        if key.startswith(f"{architecture}.") and key != f"{architecture}.{_PATTERN}":
             raise ConfigError(f"{key} is an array: values per layer are not supported")
     for key, neutral in _NEUTRAL.items():
         if own.get(key, neutral[0]) not in neutral:
             raise ConfigError(f"{architecture}.{key}={reprlib.repr(own[key])} is not supported")
+    if architecture == "llama" and own.get("attention.temperature_scale"):  # llama.cpp has it for mistral3 only
+        raise ConfigError("llama.attention.temperature_scale is not supported")
     missing = [f"{architecture}.{key}" for key in _REQUIRED if key not in own]
     if missing:
         raise CheckpointError(f"the metadata lacks {', '.join(missing)}")
@@ -143,40 +158,83 @@ def _config(
     window = own.get("attention.sliding_window", 0)
     config = MistralConfig(
         **values,
+        **_rope_scaling(own),
         tie_word_embeddings="output.weight" not in shapes,
-        sliding_window=None if window == 0 else window,  # type: ignore[arg-type]  # MistralConfig checks it
+        sliding_window=_windows(window, file.arrays.get(f"{architecture}.{_PATTERN}"), own["block_count"]),
     )
     for key in ("attention.value_length", "rope.dimension_count"):
         if own.get(key, config.head_dim) != config.head_dim:
             raise ConfigError(f"{architecture}.{key}={reprlib.repr(own[key])} must be the head_dim {config.head_dim}")
-    if "attention.sliding_window" not in own and _is_first_7b(config):
-        return config.with_window(4096), (
-            "GGUF files of Mistral 7B v0.1 do not store its attention window; a window of 4096 was inferred "
-            "from the model's shape. Set another one with window= or --window.",
+    return (config, ()) if "attention.sliding_window" in own else inferred_windows(config, stated=False)
+
+
+def _windows(window: Any, pattern: Array | None, layers: object) -> Any:
+    """What all layers see, or each, if the file says of every layer whether it has the window."""
+    window = None if window == 0 else window  # MistralConfig checks it
+    if pattern is None:
+        return window
+    if isinstance(pattern, tuple) or len(pattern) != layers:
+        raise ConfigError(f"{_PATTERN} must be an array of {reprlib.repr(layers)} booleans, one for each layer")
+    windows = tuple(window if windowed else None for windowed in pattern.tolist())
+    return windows[0] if len(set(windows)) == 1 else windows
+
+
+def _rope_scaling(own: Mapping[str, Scalar]) -> dict[str, Any]:
+    """YaRN and the scale of queries, as llama.cpp's architecture `mistral3` has them (llama-model.cpp).
+
+    Its factor of attention is `attn_factor`, usually 1, times the one that follows from `yarn_log_multiplier`: of 0 the
+    usual one, of 1 none.
+    """
+    found: dict[str, Any] = {}
+    kind: Any = own.get("rope.scaling.type", "none")
+    original: Any = own.get("rope.scaling.original_context_length", own.get("context_length"))
+    factor: Any = own.get("rope.scaling.factor", 1)
+    attention: Any = own.get("rope.scaling.attn_factor", 1)
+    if kind == "yarn":
+        scales: dict[str, Any] = {"mscale": 1, "mscale_all_dim": own.get("rope.scaling.yarn_log_multiplier", 0)}
+        more = {
+            "beta_fast": own.get("rope.scaling.yarn_beta_fast"),
+            "beta_slow": own.get("rope.scaling.yarn_beta_slow"),
+        }
+        rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **scales, **more}
+        yarn: Yarn = rope_from_hf({"rope_parameters": rope})["yarn"]
+        found["yarn"] = yarn if attention == 1 else replace(yarn, attention_factor=yarn.attention_factor * attention)
+    elif kind != "none" or factor not in (0, 1) or attention != 1:
+        raise ConfigError(
+            f"rope.scaling.type={reprlib.repr(kind)}, rope.scaling.factor={reprlib.repr(factor)}: yarn is supported"
         )
-    return config, ()
+    if beta := own.get("attention.temperature_scale"):
+        found["query_scale"] = QueryScale(beta, original)  # type: ignore[arg-type]  # it checks
+        if own.get("attention.temperature_length", original) != original:
+            raise ConfigError("attention.temperature_length other than the original context length is not supported")
+    return found
 
 
-def _is_first_7b(config: MistralConfig) -> bool:
-    """Mistral 7B v0.1 and its derivatives, which add up to two tokens; v0.2 has theta 1e6 and no window."""
-    return (
-        config.rope_theta == 1e4
-        and 32000 <= config.vocab_size <= 32002
-        and config.num_key_value_heads == 8
-        and config.intermediate_size == 14336
-    )
+def _tensors(path: Path, stored: StoredTensor, experts: int) -> list[Tensor]:
+    """The tensor, or a matrix for each of the experts that it holds."""
+    names = expert_names(stored.name, experts)
+    if names is None:
+        return [_tensor(path, from_gguf(stored.name), stored.name, stored.type, stored.shape, stored.data)]
+    if len(stored.shape) != 3 or stored.shape[0] != experts:
+        raise CheckpointError(f"{path}: {stored.name!r} {stored.shape} does not hold {experts} experts")
+    each = stored.data.reshape(experts, -1)
+    return [
+        _tensor(path, name, stored.name, stored.type, stored.shape[1:], data)
+        for name, data in zip(names, each, strict=True)
+    ]
 
 
-def _tensor(path: Path, stored: StoredTensor) -> Tensor:
-    name, kind = from_gguf(stored.name), stored.type.name
+def _tensor(
+    path: Path, name: str, stored: str, type: "GGMLQuantizationType", shape: tuple[int, ...], data: NDArray[np.uint8]
+) -> Tensor:
+    kind = type.name
     if kind in DENSE:
         dtype, numpy_type = DENSE[kind]
-        return DenseTensor(name, dtype, stored.data.view(numpy_type).reshape(stored.shape))
+        return DenseTensor(name, dtype, data.view(numpy_type).reshape(shape))
     if kind not in QUANTIZED:
         supported = ", ".join([*DENSE, *sorted(QUANTIZED)])
-        raise CheckpointError(f"{path}: {stored.name!r} has the type {kind}, which is not supported ({supported} are)")
-    rows = int(np.prod(stored.shape[:-1]))
-    return QuantTensor(name, stored.shape, stored.type, stored.data.reshape(rows, -1))
+        raise CheckpointError(f"{path}: {stored!r} has the type {kind}, which is not supported ({supported} are)")
+    return QuantTensor(name, shape, type, data.reshape(int(np.prod(shape[:-1])), -1))
 
 
 def _vocabulary(path: Path, file: GGUFFile) -> tuple[GGUFVocabulary | None, tuple[str, ...]]:

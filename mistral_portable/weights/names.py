@@ -25,6 +25,7 @@ _GGUF_LAYER = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "block_sparse_moe.gate",
 }
 _RAW = {
     "tok_embeddings": "model.embed_tokens",
@@ -41,23 +42,40 @@ _RAW_LAYER = {
     "feed_forward.w1": "mlp.gate_proj",
     "feed_forward.w3": "mlp.up_proj",
     "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.gate": "block_sparse_moe.gate",
 }
 _TO_GGUF = {hf: gguf for gguf, hf in (_GGUF | _GGUF_LAYER).items()}
 _TO_RAW = {hf: raw for raw, hf in (_RAW | _RAW_LAYER).items()}
 _HF_LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.(.+)", re.ASCII)
 _RAW_LAYER_NAME = re.compile(r"layers\.(\d+)\.(.+)", re.ASCII)
+_RAW_EXPERT = re.compile(r"feed_forward\.(experts\.\d+\.w[123])", re.ASCII)
+_HF_EXPERT = re.compile(r"block_sparse_moe\.(experts\.\d+\.w[123])", re.ASCII)
+_GGUF_EXPERT = re.compile(r"ffn_(gate|up|down)\.(\d+)", re.ASCII)  # files from before they were put together
+_OF_EXPERT = {"gate": "w1", "up": "w3", "down": "w2"}
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)", re.ASCII)
 
 
 def from_hf(name: str) -> str:
-    """HF name; checkpoints of the bare model come without `model.`: `norm.weight` -> `model.norm.weight`."""
-    return f"model.{name}" if name.startswith(("embed_tokens.", "layers.", "norm.")) else name
+    """HF name; checkpoints of the bare model come without `model.`: `norm.weight` -> `model.norm.weight`.
+
+    In models that see as well, the language model's are `language_model.model.norm.weight` (transformers 4) or
+    `model.language_model.norm.weight`.
+    """
+    name = name.removeprefix("language_model.")
+    if name.startswith("model.language_model."):
+        name = "model." + name.removeprefix("model.language_model.")
+    if name.startswith(("embed_tokens.", "layers.", "norm.")):
+        name = f"model.{name}"
+    return name.replace(".mlp.gate.", ".block_sparse_moe.gate.")  # transformers' own name of Mixtral's router
 
 
 def from_gguf(name: str) -> str:
     """`blk.0.attn_q.weight` -> `model.layers.0.self_attn.q_proj.weight`; an unknown name stays as it is."""
     if match := _LAYER.fullmatch(name):
         index, module, kind = match.groups()
+        if expert := _GGUF_EXPERT.fullmatch(module):
+            own = f"experts.{expert[2]}.{_OF_EXPERT[expert[1]]}"
+            return f"model.layers.{index}.block_sparse_moe.{own}.{kind}"
         return f"model.layers.{index}.{_GGUF_LAYER[module]}.{kind}" if module in _GGUF_LAYER else name
     module, _, kind = name.rpartition(".")
     return f"{_GGUF[module]}.{kind}" if module in _GGUF else name
@@ -68,6 +86,8 @@ def from_raw(name: str) -> str:
     module, _, kind = name.rpartition(".")
     if match := _RAW_LAYER_NAME.fullmatch(module):
         index, module = match.groups()
+        if expert := _RAW_EXPERT.fullmatch(module):
+            return f"model.layers.{index}.block_sparse_moe.{expert[1]}.{kind}"
         return f"model.layers.{index}.{_RAW_LAYER[module]}.{kind}" if module in _RAW_LAYER else name
     return f"{_RAW[module]}.{kind}" if module in _RAW else name
 
@@ -84,6 +104,8 @@ def to_raw(name: str) -> str:
     """The inverse of `from_raw` for the parameters of a decoder; KeyError for other names."""
     module, _, kind = name.rpartition(".")
     if match := _HF_LAYER_NAME.fullmatch(module):
+        if expert := _HF_EXPERT.fullmatch(match[2]):
+            return f"layers.{match[1]}.feed_forward.{expert[1]}.{kind}"
         return f"layers.{match[1]}.{_TO_RAW[match[2]]}.{kind}"
     return f"{_TO_RAW[module]}.{kind}"
 

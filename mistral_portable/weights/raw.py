@@ -24,7 +24,7 @@ from mistral_portable.weights.torch_file import read_torch
 __all__ = ["is_consolidated", "open_raw", "open_raw_tar"]
 
 _TORCH = (".pth", ".pt")
-_COLUMNS_SPLIT = ("o_proj", "down_proj")  # row-parallel linears: each GPU has some of their inputs
+_COLUMNS_SPLIT = ("o_proj", "down_proj", "w2")  # row-parallel linears: each GPU has some of their inputs
 
 
 def is_consolidated(name: str) -> bool:

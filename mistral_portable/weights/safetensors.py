@@ -9,14 +9,18 @@ from pathlib import Path
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.tokenizer.source import TokenizerFile
+from mistral_portable.weights.experts import apart
 from mistral_portable.weights.hf_quantized import quantization, unite
 from mistral_portable.weights.names import from_hf
 from mistral_portable.weights.safetensors_file import PACKED_INTEGERS, read_safetensors
 from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, listing, map_file
+from mistral_portable.weights.windows import inferred_windows
 
 __all__ = ["INDEX", "open_safetensors", "tokenizer_name", "weight_files"]
 
 INDEX = "model.safetensors.index.json"
+_KINDS = ("mistral", "ministral", "ministral3", "mixtral")
+"""Of `model_type`; in models that see as well, it is the text's."""
 
 
 def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
@@ -27,7 +31,7 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
     Raises CheckpointError for missing shards, corrupt files and tensors stored twice; ConfigError for a config
     that is no plain Mistral's.
     """
-    config = _config(folder / "config.json")
+    config, inferred = _config(folder / "config.json")
     packed = quantization(config, str(folder))
     index = {} if file else _index(folder / INDEX)
     files = [file] if file else _shards(folder, index) if index else weight_files(folder)
@@ -45,9 +49,9 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
                 raise CheckpointError(f"{name!r} is stored twice: in {where[name]} and in {shard}")
             stored[name] = DenseTensor(name, tensor.dtype, tensor.array)
             where[name] = shard
-    tensors, rounded = unite(stored, packed, str(folder))
+    tensors, rounded = unite(apart(stored, config.num_local_experts, str(folder)), packed, str(folder))
     tokenizer, missing = _tokenizer(folder)
-    return Checkpoint(folder, "safetensors", config, tensors, tokenizer, rounded + missing, metadata)
+    return Checkpoint(folder, "safetensors", config, tensors, tokenizer, inferred + rounded + missing, metadata)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -55,14 +59,14 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
 
 
-def _config(path: Path) -> MistralConfig:
+def _config(path: Path) -> tuple[MistralConfig, tuple[str, ...]]:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; safetensors files need the config.json of their repository")
     config = MistralConfig.from_file(path)
     kind = config.extra.get("model_type", "mistral")
-    if kind != "mistral":
-        raise ConfigError(f"{path}: model_type={reprlib.repr(kind)} is not supported: only 'mistral' is")
-    return config
+    if kind not in _KINDS:
+        raise ConfigError(f"{path}: model_type={reprlib.repr(kind)} is not supported: {', '.join(_KINDS)} are")
+    return inferred_windows(config, stated=True)
 
 
 def _index(path: Path) -> dict[str, str]:

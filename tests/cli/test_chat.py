@@ -83,3 +83,20 @@ def test_ctrl_c_ends_a_piped_chat(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(mp.TextStreamer, "__next__", interrupted)
     assert chat("Hello") == Result(130, "", "")
+
+
+def test_the_documented_command() -> None:
+    """`echo ... | transformers chat MODEL --torch_dtype auto --device 0 --attn_implementation flash_attention_2`."""
+    plain = chat("My favorite condiment is")
+    named = invoke("chat", "tiny", "--torch_dtype", "auto", *OPTIONS, stdin=b"My favorite condiment is\n")
+    assert (named.status, named.out) == (0, plain.out)
+    cpu = invoke(
+        *("chat", "tiny", "--backend", "torch", "--device", "cpu", "--torch_dtype", "float32"),
+        *("--attn_implementation", "flash_attention_2", *OPTIONS),
+        stdin=b"Hi\n",
+    )
+    assert cpu.status == 1
+    assert "attention='flash_attn': it needs a CUDA GPU, and this is cpu" in cpu.err
+    gpu = invoke("chat", "tiny", "--backend", "numba", "--device", "0", stdin=b"Hi\n")
+    assert gpu.status == 1
+    assert "device='cuda:0': backend 'numba' has no choice of it; leave the option out" in gpu.err

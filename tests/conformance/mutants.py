@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.executor import Availability, ExecutorOptions, LaneState, Precision, Program
-from mistral_portable.graph import Graph, Node, Parameter
+from mistral_portable.graph import Graph, Node, Parameter, Rotation
 from mistral_portable.reference.program import ReferenceProgram
+from mistral_portable.rope_scaling import QueryScale
 from mistral_portable.testing.naive import NaiveProgram
 from mistral_portable.weights import Tensor
 from mistral_portable.weights.quantize import QUANTIZABLE
@@ -138,13 +139,53 @@ def _columns_before(attributes: dict[str, Any]) -> dict[str, Any]:
     return {"start": attributes["start"] - 1, "stop": attributes["stop"] - 1}
 
 
+def _rotation(change: Callable[[Rotation], Rotation]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda attributes: {"rotation": change(attributes["rotation"])}
+
+
+def _theta_1e4(rotation: Rotation) -> Rotation:
+    half = len(rotation.frequencies)
+    return replace(rotation, frequencies=tuple(1e4 ** (-j / half) for j in range(half)))
+
+
+def _later(rotation: Rotation) -> Rotation:
+    own = rotation.query_scale
+    return replace(rotation, query_scale=own and QueryScale(own.beta, own.original_max_position_embeddings + 1))
+
+
+def _keys_grow(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> Program:
+    rotations = [node.attributes["rotation"] for node in graph.nodes if node.op == "rope"]  # the first is of queries
+    return _attributes("rope", lambda attributes: {"rotation": rotations[0]})(graph, weights, cache)
+
+
+def _first_scores(inputs: list[Any], plan: StepPlan) -> list[Any]:
+    return [inputs[0], np.broadcast_to(inputs[1][:1], inputs[1].shape), *inputs[2:]]
+
+
+def _scores_of_none(inputs: list[Any], plan: StepPlan) -> list[Any]:
+    return [inputs[0], inputs[1] * 0, *inputs[2:]]
+
+
+class _SoftmaxOfAll(ReferenceProgram):
+    """Weighs the chosen experts by their share among all."""
+
+    def _moe(self, node: Node, inputs: list[Any]) -> Array:
+        scores = inputs[1]
+        exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+        top_k: Any = node.attributes["top_k"]
+        share: Array = np.sort(exponentials, axis=1)[:, -top_k:].sum(axis=1) / exponentials.sum(axis=1)
+        out: Array = super()._moe(node, inputs) * share[:, None]
+        return out
+
+
 class _Interleaved(ReferenceProgram):
     """RoPE on the pairs (x_2j, x_2j+1), as in the original checkpoints."""
 
     def _run(self, node: Node, inputs: list[Any], plan: StepPlan) -> Array:
         if node.op != "rope":
             return super()._run(node, inputs, plan)
-        d: Any = node.attributes["head_dim"]
+        rotation: Any = node.attributes["rotation"]
+        d = rotation.head_dim
         order = np.concatenate([np.arange(0, d, 2), np.arange(1, d, 2)])
         columns = np.concatenate([start + order for start in range(0, inputs[0].shape[1], d)])
         turned = super()._run(node, [inputs[0][:, columns], inputs[1]], plan)
@@ -258,7 +299,19 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "no bias": ("op.linear+bias", _inputs("linear", lambda inputs, plan: inputs[:2])),
     "RoPE interleaved": ("op.rope", _program(_Interleaved)),
     "positions restart at each chunk": ("op.rope", _inputs("rope", _restarted)),
-    "theta 10000 always": ("op.rope", _attributes("rope", lambda attributes: {"theta": 1e4})),
+    "theta 10000 always": ("op.rope", _attributes("rope", _rotation(_theta_1e4))),
+    "no attention factor of YaRN": ("op.rope", _attributes("rope", _rotation(lambda r: replace(r, scale=1.0)))),
+    "queries that do not grow": ("op.rope", _attributes("rope", _rotation(lambda r: replace(r, query_scale=None)))),
+    "queries that grow one token late": ("op.rope", _attributes("rope", _rotation(_later))),
+    "keys grow as queries do": ("one_shot", _keys_grow),
+    "one expert too many": ("op.moe", _attributes("moe", lambda a: {"top_k": a["top_k"] + 1})),
+    "gate and up of experts swapped": (
+        "op.moe",
+        _inputs("moe", lambda inputs, plan: [*inputs[:2], *inputs[3:1:-1], inputs[4]]),
+    ),
+    "softmax over all experts": ("op.moe", _program(_SoftmaxOfAll)),
+    "the experts of the first token for all": ("op.moe", _inputs("moe", _first_scores)),
+    "expert 0 always": ("one_shot", _inputs("moe", _scores_of_none)),
     "window one too wide": ("op.attention", _attributes("attention", _window(1))),
     "window one too narrow": ("op.attention", _attributes("attention", _window(-1))),
     "no scale": ("op.attention", _attributes("attention", lambda attributes: {"scale": 1.0})),

@@ -223,13 +223,16 @@ def test_a_float_type_for_all_weights_rounds_to_the_nearest(tmp_path: Path, dtyp
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf", "mlx"])
-def test_windows_that_differ_are_for_raw_files_only(tmp_path: Path, to: str) -> None:
-    config = small_config(sliding_window=(None, 8))
+def test_windows_of_several_sizes_are_for_raw_files_only(tmp_path: Path, to: str) -> None:
+    config = small_config(sliding_window=(4, 8))
     write_hf(tmp_path / "source", config, random_tensors(config, np.random.default_rng(0)))
     with pytest.raises(ConfigError, match="convert it to raw"):
         mp.convert(tmp_path / "source", tmp_path / "m", to)
     assert not (tmp_path / "m").exists()
-    assert open_checkpoint(mp.convert(tmp_path / "source", tmp_path / "raw", "raw")).config.layer_windows == (None, 8)
+    assert open_checkpoint(mp.convert(tmp_path / "source", tmp_path / "raw", "raw")).config.layer_windows == (4, 8)
+    mixed = small_config(sliding_window=(None, 8))
+    write_hf(tmp_path / "mixed", mixed, random_tensors(mixed, np.random.default_rng(0)))
+    assert open_checkpoint(mp.convert(tmp_path / "mixed", tmp_path / "some", to)).config.layer_windows == (None, 8)
     same = small_config(sliding_window=(8, 8))
     write_hf(tmp_path / "same", same, random_tensors(same, np.random.default_rng(0)))
     assert open_checkpoint(mp.convert(tmp_path / "same", tmp_path / "m", to)).config.layer_windows == (8, 8)

@@ -7,12 +7,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import ConfigError
+from mistral_portable.graph import Rotation
+from mistral_portable.rope_scaling import QueryScale, Yarn
 from mistral_portable.testing.strategies import configs
 
 DEFAULTS: dict[str, Any] = {
@@ -35,6 +38,10 @@ DEFAULTS: dict[str, Any] = {
     "rope_theta": 10000.0,
     "sliding_window": 4096,
     "attention_dropout": 0.0,
+    "yarn": None,
+    "query_scale": None,
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
 }
 
 RAW_7B_V01 = {
@@ -83,6 +90,8 @@ BAD: dict[str, tuple[Any, ...]] = {
     "attention_dropout": (NAN, INF, -0.1, HUGE, True, None, *OBJECTS),
     "rope_parameters": (NAN, 1, True, "linear", [4], {"rope_type": "yarn"}, {"rope_type": [1]}),
     "rope_scaling": (0, False, "", {"type": "linear"}),
+    "num_local_experts": (None, 513, *NOT_A_COUNT),
+    "num_experts_per_tok": (None, 1, *NOT_A_COUNT),
     "layer_types": (1, "full_attention", ["full_attention"], [[]] * 32, [{}] * 32, ["chunked_attention"] * 32),
 }
 
@@ -162,8 +171,96 @@ def test_raw_window_may_be_a_list(name: str) -> None:
     data = {key: value for key, value in RAW_7B_V01.items() if key != "sliding_window"} | {"n_layers": 4}
     assert MistralConfig.from_params(data | {name: 512}).sliding_window == 512
     assert MistralConfig.from_params(data | {name: [None, 512]}).layer_windows == (None, 512, None, 512)
-    with pytest.raises(ConfigError, match="moe"):
-        MistralConfig.from_params(data | {"moe": {"num_experts": 8}})
+
+
+def test_raw_params_of_later_models() -> None:
+    yarn = {"factor": 16, "original_max_position_embeddings": 64, "beta": 32, "alpha": 1, "apply_scale": False}
+    scaling = {"beta": 0.1, "original_max_position_embeddings": 32}
+    config = MistralConfig.from_params(RAW_7B_V01 | {"yarn": yarn, "llama_4_scaling": scaling})
+    assert config.yarn == Yarn(16, 64, attention_factor=1.0)
+    assert config.query_scale == QueryScale(0.1, 32)
+    config = MistralConfig.from_params(RAW_7B_V01 | {"yarn": yarn | {"apply_scale": True, "beta": 4}})
+    assert config.yarn == Yarn(16, 64, beta_fast=4, attention_factor=1 + 0.1 * math.log(16))
+    config = MistralConfig.from_params(RAW_7B_V01 | {"moe": {"num_experts": 8, "num_experts_per_tok": 2}})
+    assert (config.num_local_experts, config.num_experts_per_tok) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"moe": {"num_experts": 8}},
+        {"moe": {"num_experts": 2, "num_experts_per_tok": 3}},
+        {"moe": {"num_experts": 2, "num_experts_per_tok": 1, "first_k_dense_replace": 3}},
+        {"moe": [8]},
+        {"yarn": {"factor": 16}},
+        {"yarn": {"factor": 0.5, "original_max_position_embeddings": 64}},
+        {"yarn": {"factor": 16, "original_max_position_embeddings": 64, "gamma": 1}},
+        {"yarn": {"factor": 16, "original_max_position_embeddings": 64, "beta": 1, "alpha": 2}},
+        {"yarn": {"factor": 16, "original_max_position_embeddings": 64, "apply_scale": 1}},
+        {"llama_4_scaling": {"beta": 0.1}},
+        {"llama_4_scaling": {"beta": -0.1, "original_max_position_embeddings": 64}},
+    ],
+)
+def test_raw_parameters_that_would_be_ignored_are_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        MistralConfig.from_params(RAW_7B_V01 | more)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+YARN = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        (YARN, Yarn(16, 64)),
+        (YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}, Yarn(16, 64, attention_factor=1.0)),
+        (YARN | {"mscale": 1.0, "mscale_all_dim": 0.0}, Yarn(16, 64)),
+        (YARN | {"attention_factor": 0.5, "mscale": 1.0, "mscale_all_dim": 1.0}, Yarn(16, 64, attention_factor=0.5)),
+        (YARN | {"beta_fast": 4, "beta_slow": None, "truncate": False}, Yarn(16, 64, beta_fast=4, truncate=False)),
+        ({"rope_type": "yarn", "factor": 16.0}, Yarn(16, 256)),
+    ],
+)
+def test_yarn_of_transformers(rope: dict[str, Any], expected: Yarn) -> None:
+    for name in ("rope_parameters", "rope_scaling"):
+        config = MistralConfig.from_dict({name: rope, "max_position_embeddings": 256})
+        assert (config.yarn, config.query_scale) == (expected, None)
+    scaled = MistralConfig.from_dict({"rope_parameters": YARN | {"llama_4_scaling_beta": 0.1}})
+    assert scaled.query_scale == QueryScale(0.1, 64)
+
+
+def test_yarn_has_the_frequencies_of_its_docstring() -> None:
+    frequencies = Yarn(16, 64).frequencies(8, 1e4)
+    assert frequencies == pytest.approx((1, 0.1 * 17 / 32, 0.01 / 16, 0.001 / 16))
+    assert Yarn(1, 64).frequencies(8, 1e4) == pytest.approx((1, 0.1, 0.01, 0.001))
+
+
+def test_queries_grow_as_ministral_3s_do() -> None:
+    rotation = Rotation((0.0,), query_scale=QueryScale(0.1, 16384))
+    cosines = rotation.table(np.array([0, 16383, 16384, 131072]), np.float64)[:, 0, 0]
+    assert cosines == pytest.approx([1, 1, 1 + 0.1 * math.log(2), 1 + 0.1 * math.log(9)])
+
+
+def test_two_original_lengths_have_no_keys_in_transformers() -> None:
+    config = MistralConfig(yarn=Yarn(16, 64), query_scale=QueryScale(0.1, 32))
+    with pytest.raises(ConfigError, match=r"different original lengths, \[32, 64\]"):
+        config.to_dict()
+
+
+def test_defaults_of_other_classes_of_transformers() -> None:
+    mixtral = MistralConfig.from_dict({"model_type": "mixtral"})
+    assert (mixtral.num_local_experts, mixtral.num_experts_per_tok, mixtral.sliding_window) == (8, 2, None)
+    ministral = MistralConfig.from_dict({"model_type": "ministral3"})
+    assert ministral.yarn == Yarn(16, 16384, attention_factor=1.0)
+    assert ministral.query_scale == QueryScale(0.1, 16384)
+
+
+def test_of_a_model_that_sees_the_text_is_read() -> None:
+    text = {"model_type": "ministral3", "hidden_size": 64, "head_dim": 8}
+    config = MistralConfig.from_dict(
+        {"model_type": "mistral3", "text_config": text, "vision_config": {"hidden_size": 8}}
+    )
+    assert (config.hidden_size, config.head_dim, config.extra) == (64, 8, {"model_type": "ministral3"})
 
 
 def test_eos_token_ids_are_one_a_list_or_none() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import GraphError
-from mistral_portable.graph import OPS, Graph, Node, Parameter, build, infer_shapes, verify
+from mistral_portable.graph import OPS, Graph, Node, Parameter, Rotation, build, infer_shapes, verify
 from mistral_portable.graph.build import HEADS
 from mistral_portable.testing.strategies import configs
 
@@ -38,6 +38,15 @@ def with_node(*args: Any) -> Graph:
     return replace(GRAPH, nodes=(*GRAPH.nodes, Node(*args)))
 
 
+def chosen(top_k: int) -> Graph:
+    """A model of two experts, of which a node of the first layer wants `top_k`."""
+    graph = build(replace(CONFIG, num_local_experts=2, num_experts_per_tok=2))
+    nodes = [
+        replace(node, attributes={"top_k": top_k}) if node.name == "layers.0.experts" else node for node in graph.nodes
+    ]
+    return replace(graph, nodes=tuple(nodes))
+
+
 def test_the_list_of_ops_is_closed_and_documented() -> None:
     assert set(OPS) == {
         "add",
@@ -45,6 +54,7 @@ def test_the_list_of_ops_is_closed_and_documented() -> None:
         "attention_weights",
         "embedding",
         "linear",
+        "moe",
         "rms_norm",
         "rope",
         "silu_mul",
@@ -138,6 +148,7 @@ def test_graphs_are_immutable() -> None:
 
 
 TABLE, NORM = "model.embed_tokens.weight", "model.norm.weight"
+EXPERTS = tuple(f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
 BROKEN = {
     "unknown op": ("norm", changed("norm", op="layer_norm")),
     "too few inputs": ("norm", changed("norm", inputs=("layers.1.output",))),
@@ -156,10 +167,16 @@ BROKEN = {
     "weight of another size": ("layers.0.o", changed("layers.0.o", inputs=("layers.0.attention", "lm_head.weight"))),
     "bias of another size": ("logits", changed("logits", inputs=("norm", "lm_head.weight", NORM))),
     "rope over tokens of no position": ("layers.0.q_rope", changed("layers.0.q_rope", inputs=("layers.0.q", "rows"))),
-    "rope of half heads": ("layers.0.q_rope", changed("layers.0.q_rope", attributes={"head_dim": 10})),
-    "rope of odd heads": ("layers.0.q_rope", changed("layers.0.q_rope", attributes={"head_dim": 1})),
-    "theta of minus one": ("layers.0.q_rope", changed("layers.0.q_rope", attributes={"theta": -1.0})),
-    "endless theta": ("layers.0.q_rope", changed("layers.0.q_rope", attributes={"theta": float("inf")})),
+    "rope of half heads": (
+        "layers.0.q_rope",
+        changed("layers.0.q_rope", attributes={"rotation": Rotation((1.0,) * 5)}),
+    ),
+    "rope of no pairs": ("layers.0.q_rope", changed("layers.0.q_rope", attributes={"rotation": Rotation(())})),
+    "rope of no rotation": ("layers.0.q_rope", changed("layers.0.q_rope", attributes={"rotation": 1e4})),
+    "endless turns": (
+        "layers.0.q_rope",
+        changed("layers.0.q_rope", attributes={"rotation": Rotation((float("inf"),) * 4)}),
+    ),
     "attention to q as k": ("layers.0.attention", changed("layers.0.attention", inputs=("layers.0.q_rope",) * 3)),
     "attention of 3 heads": (
         "layers.0.attention",
@@ -170,6 +187,13 @@ BROKEN = {
     "attention to 0 keys": ("layers.0.attention", changed("layers.0.attention", attributes={"window": 0})),
     "add of unlike shapes": ("layers.0.output", changed("layers.0.output", inputs=("embedding", "layers.0.up"))),
     "silu_mul of unlike shapes": ("x", with_node("x", "silu_mul", ("layers.0.up", "norm"), {})),
+    "experts for a whole layer": ("x", with_node("x", "moe", ("norm", "layers.0.q", *EXPERTS), {"top_k": 1})),
+    "experts whose down is up": (
+        "x",
+        with_node("x", "moe", ("norm", "norm", *EXPERTS[:2], EXPERTS[0]), {"top_k": 1}),
+    ),
+    "no expert": ("layers.0.experts", chosen(0)),
+    "more experts than there are": ("layers.0.experts", chosen(3)),
     "columns beyond the last": ("x", with_node("x", "take_columns", ("norm",), {"start": 8, "stop": 25})),
     "no columns": ("x", with_node("x", "take_columns", ("norm",), {"start": 8, "stop": 8})),
     "rows by a table": ("x", with_node("x", "take_rows", ("norm", TABLE), {})),

@@ -92,7 +92,8 @@ def test_passes_are_pure_and_settle(config: MistralConfig) -> None:
 def test_fused_linears_are_one_per_value_read(config: MistralConfig) -> None:
     graph = fuse_linears(build(config))
     linears = [node for node in graph.nodes if node.op == "linear"]
-    assert len(linears) == 4 * config.num_hidden_layers + 1  # q+k+v, o, gate+up, down; the head
+    each = 3 if config.num_local_experts else 4  # q+k+v, o; the experts' scores, or gate+up, down
+    assert len(linears) == each * config.num_hidden_layers + 1  # and the head
     fused = graph.parameters[linears[0].inputs[1]]
     parts = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
     assert fused.parts == tuple(parts)

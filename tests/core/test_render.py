@@ -28,8 +28,8 @@ layers.0.input_layernorm [T, 24] = rms_norm(embedding, model.layers.0.input_laye
 layers.0.q [T, 16] = linear(layers.0.input_layernorm, model.layers.0.self_attn.q_proj.weight)
 layers.0.k [T, 8] = linear(layers.0.input_layernorm, model.layers.0.self_attn.k_proj.weight)
 layers.0.v [T, 8] = linear(layers.0.input_layernorm, model.layers.0.self_attn.v_proj.weight)
-layers.0.q_rope [T, 16] = rope(layers.0.q, positions, head_dim=4, theta=10000)
-layers.0.k_rope [T, 8] = rope(layers.0.k, positions, head_dim=4, theta=10000)
+layers.0.q_rope [T, 16] = rope(layers.0.q, positions, rotation=1..0.01)
+layers.0.k_rope [T, 8] = rope(layers.0.k, positions, rotation=1..0.01)
 layers.0.attention [T, 16] = attention(layers.0.q_rope, layers.0.k_rope, layers.0.v, layer=0, \
 num_attention_heads=4, num_key_value_heads=2, head_dim=4, scale=0.5, window=3)
 layers.0.o [T, 24] = linear(layers.0.attention, model.layers.0.self_attn.o_proj.weight)

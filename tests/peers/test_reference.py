@@ -1,12 +1,13 @@
-"""The oracle has an oracle: transformers' MistralForCausalLM, float32, eager, uncached and with its whole mask."""
+"""The oracle has an oracle: transformers' causal LMs, float32, eager, uncached and with their whole masks."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hf_models import has_class, hf_model
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import MistralConfig as PeerConfig
-from transformers import MistralForCausalLM
 
 from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig
@@ -14,41 +15,27 @@ from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import Graph, build
 from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states, select_rows
 from mistral_portable.reference import BACKEND
+from mistral_portable.testing import random_weights
 from mistral_portable.testing.scenario import Outputs, Scenario, one_shot, run
 from mistral_portable.testing.strategies import configs, scenarios
-from mistral_portable.weights import DenseTensor
 
-# Windows that differ over the layers are not transformers' MistralConfig: they are checked against one-shot runs
-# of the reference itself (tests/conformance).
-UNIFORM = configs(max_layers=2).filter(lambda config: len(set(config.layer_windows)) == 1)
+# What transformers has no class for is checked against one-shot runs of the reference itself (tests/conformance).
+KNOWN = configs(max_layers=2).filter(has_class)
 
 
-def peer(config: MistralConfig, seed: int) -> MistralForCausalLM:
-    """transformers' model of the same config with random weights."""
-    window = config.layer_windows[0]
-    known = {**config.to_dict(), "sliding_window": window, "attn_implementation": "eager"}
-    torch.manual_seed(seed)
-    model: MistralForCausalLM = MistralForCausalLM(PeerConfig(**known))
-    model.eval()  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
-    return model
-
-
-def ours(config: MistralConfig, model: MistralForCausalLM, graph: Graph, scenario: Scenario) -> dict[int, Outputs]:
+def ours(config: MistralConfig, seed: int, graph: Graph, scenario: Scenario) -> dict[int, Outputs]:
     """The scenario on the float32 reference with the peer's weights."""
-    weights = {name: DenseTensor(name, "float32", value.numpy()) for name, value in model.state_dict().items()}
+    weights = random_weights(build(config), seed)
     spec = CacheSpec.from_config(
         config, max_context=scenario.max_context, max_chunk=scenario.max_chunk, max_lanes=len(scenario.texts)
     )
     return run(BACKEND.prepare(graph, weights, spec, ExecutorOptions("float32")), graph, spec, scenario)
 
 
-@given(config=UNIFORM, seed=st.integers(0, 2**31), data=st.data())
+@given(config=KNOWN, seed=st.integers(0, 2**31), data=st.data())
 @pytest.mark.parametrize("kind", ["one_shot", "chunked", "token_by_token", "ragged", "rollback"])
 def test_logits_equal_transformers(kind: str, config: MistralConfig, seed: int, data: st.DataObject) -> None:
-    model = peer(config, seed)
+    model: Any = hf_model(config, seed)
     drawn = {
         "one_shot": scenarios(config.vocab_size, chunks=(64,)),
         "chunked": scenarios(config.vocab_size),
@@ -57,7 +44,7 @@ def test_logits_equal_transformers(kind: str, config: MistralConfig, seed: int, 
         "rollback": scenarios(config.vocab_size, rollback=True),
     }
     scenario = data.draw(drawn[kind])
-    outputs = ours(config, model, select_rows(build(config), "logits"), scenario)
+    outputs = ours(config, seed, select_rows(build(config), "logits"), scenario)
     for sequence, text in scenario.texts.items():
         with torch.no_grad():
             expected = model(torch.tensor([text]), use_cache=False).logits[0].numpy()
@@ -65,14 +52,14 @@ def test_logits_equal_transformers(kind: str, config: MistralConfig, seed: int, 
         assert np.abs(outputs[sequence]["logits"] - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-@given(config=UNIFORM, seed=st.integers(0, 2**31), data=st.data())
+@given(config=KNOWN, seed=st.integers(0, 2**31), data=st.data())
 def test_hidden_states_and_attention_weights_equal_transformers(
     config: MistralConfig, seed: int, data: st.DataObject
 ) -> None:
-    model = peer(config, seed)
+    model: Any = hf_model(config, seed)
     text = data.draw(st.lists(st.integers(0, config.vocab_size - 1), min_size=1, max_size=33))
     graph = expose_attention_weights(expose_hidden_states(build(config)))
-    outputs = ours(config, model, graph, one_shot(text))[0]
+    outputs = ours(config, seed, graph, one_shot(text))[0]
     with torch.no_grad():
         expected = model(torch.tensor([text]), use_cache=False, output_hidden_states=True, output_attentions=True)
     for index, states in enumerate(expected.hidden_states):

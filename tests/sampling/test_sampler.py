@@ -54,6 +54,30 @@ def test_a_draw_is_the_inverse_of_the_cumulative_probability() -> None:
     assert draw(200, temperature=1, seed=5) == expected.tolist()
 
 
+@given(
+    size=st.integers(1, 1500),
+    banned=st.lists(st.tuples(st.integers(0, 1500), st.integers(1, 600))),
+    scale=st.sampled_from([0.1, 5.0, 80.0]),
+    seed=st.integers(0, 2**32),
+)
+def test_large_vocabularies_are_drawn_from_alike(
+    size: int, banned: list[tuple[int, int]], scale: float, seed: int
+) -> None:
+    """Sums of blocks of probabilities, some of them 0, lead to the token that one sum over all leads to."""
+    logits = np.random.default_rng(seed).normal(0, scale, size).astype(np.float32)
+    for start, count in banned:
+        logits[start : start + count] = -np.inf
+    logits[seed % size] = 0
+    sampler, uniforms = Sampler(SamplingParams(temperature=1, seed=seed)), np.random.Generator(np.random.PCG64(seed))
+    tokens, probabilities = sampler.distribution(logits)
+    edges = np.cumsum(probabilities)
+    for u in uniforms.random(20):
+        token = sampler.sample(logits).token
+        assert probabilities[tokens.tolist().index(token)] > 0
+        if np.min(np.abs(edges - u)) > 1e-12:
+            assert token == tokens[np.searchsorted(edges, u, side="right")]
+
+
 def test_the_stream_is_frozen() -> None:
     """A change of these tokens breaks the seeds that users have noted down."""
     logits = np.linspace(-2, 2, 1000, dtype=np.float32)

@@ -62,7 +62,8 @@ def test_mixtures_are_those_of_llama_cpp(kind: str, tmp_path: Path) -> None:
 def test_families_have_their_shape_and_tokenizer(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     # The config that is written, in a file that is small: the tokenizer's vocabulary, and one narrow layer.
-    config = replace(family.config, hidden_size=32, intermediate_size=32, num_hidden_layers=1, head_dim=2)
+    layers = len(family.config.sliding_window) if isinstance(family.config.sliding_window, tuple) else 1
+    config = replace(family.config, hidden_size=32, intermediate_size=32, num_hidden_layers=layers, head_dim=2)
     path = tmp_path / "model.gguf"
     write(path, replace(family, config=config), "Q8_0")
     checkpoint = open_checkpoint(path)

@@ -109,6 +109,7 @@ def test_every_op_in_every_float_type() -> None:
         ({"device": "cpu:1"}, "device='cpu:1': there is 1 of this kind, from :0 on"),
         ({"attention": "frob"}, "attention='frob': choose one of flash_attn, varlen, sdpa, flex, eager"),
         ({"device": "cpu", "attention": "flash_attn"}, "attention='flash_attn': it needs a CUDA GPU, and this is cpu"),
+        ({"device": "cpu", "attention": "flash_attention_2"}, "attention='flash_attn': it needs a CUDA GPU, and this"),
         ({"device": "cpu", "attention": "varlen"}, "choose another one, or leave the option out"),
     ],
 )

@@ -133,6 +133,8 @@ def test_shards_give_what_one_process_gives(
         num_attention_heads=size * config.num_attention_heads,
         num_key_value_heads=size * config.num_key_value_heads,
         intermediate_size=size * config.intermediate_size,
+        num_local_experts=0,
+        num_experts_per_tok=0,
     )
     drawn = data.draw(
         scenarios(config.vocab_size, sequences=2, rollback=True, rows=True, swap=data.draw(st.booleans()))
@@ -172,6 +174,13 @@ def test_what_cannot_be_shared_out_is_refused(size: int, quantization: str | Non
     graph, weights = build(CONFIG), random_weights(build(CONFIG), 0, quantization)
     with pytest.raises(BackendError, match=message):
         shard(graph, weights, CacheSpec.from_config(CONFIG, max_context=64), 0, size)
+
+
+def test_experts_are_refused() -> None:
+    config = replace(CONFIG, num_local_experts=4, num_experts_per_tok=2)
+    graph, weights = build(config), random_weights(build(config), 0)
+    with pytest.raises(BackendError, match="tensor_parallel=2: not for models with experts"):
+        shard(graph, weights, CacheSpec.from_config(config, max_context=64), 0, 2)
 
 
 def test_attention_weights_are_refused() -> None:

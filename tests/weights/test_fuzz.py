@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy  # noqa: F401
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from weights import test_awq, test_fp8, test_gptq
+from weights import test_awq, test_experts, test_fp8, test_gptq
 from weights.damage import NUMBERS, Damage, damage
 from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
 from weights.packed_files import write_packed
@@ -137,7 +137,10 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_packed(folder / "awq", CONFIG, AWQ, test_awq.Packer(16))
     write_packed(folder / "gptq", CONFIG, GPTQ, test_gptq.Packer(4, 16, True, True, 1))
     write_packed(folder / "fp8", CONFIG, FP8, test_fp8.Packer("blocks", (16, 16)))
+    (folder / "experts").mkdir()
+    test_experts.write_gguf(folder / "experts" / "m.gguf", "Q4_0", together=True)
     return {
+        "experts": folder / "experts" / "m.gguf",
         "raw": folder / "raw" / "consolidated.safetensors",
         "params": folder / "raw" / "params.json",
         "torch": folder / "torch" / "consolidated.01.pth",
@@ -150,7 +153,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 AWQ = test_awq.HOW | {"group_size": 16}
 GPTQ = test_gptq.HOW | {"group_size": 16}
 FP8 = test_fp8.HOW | {"weight_block_size": [16, 16]}
-KINDS = ["raw", "params", "torch", "split", "tar", "awq", "gptq", "fp8"]
+KINDS = ["raw", "params", "torch", "split", "tar", "awq", "gptq", "fp8", "experts"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -218,10 +221,21 @@ _JSON: st.SearchStrategy[Any] = st.recursive(
 _FIELDS = [
     *CONFIG.to_dict(),
     *["rope_parameters", "rope_scaling", "layer_types", "model_type", "architectures", "quantization_config", "dim"],
+    *["num_local_experts", "num_experts_per_tok", "text_config"],
 ]
+_YARN_KEYS = [
+    *["factor", "original_max_position_embeddings", "beta_fast", "mscale", "mscale_all_dim", "attention_factor"],
+    *["llama_4_scaling_beta", "truncate"],
+]
+_YARN = st.dictionaries(
+    st.sampled_from(_YARN_KEYS),
+    st.floats() | st.integers(0, 99) | NUMBERS,
+).map(lambda keys: {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, **keys})
 
 
-@given(values=st.dictionaries(st.sampled_from(_FIELDS), _JSON, min_size=1, max_size=3))
+@given(values=st.dictionaries(st.sampled_from(_FIELDS), _JSON | _YARN, min_size=1, max_size=3))
+@example(values={"rope_parameters": {"rope_type": "yarn", "factor": 1e308, "mscale": 1e308, "mscale_all_dim": 1e-308}})
+@example(values={"num_hidden_layers": 1000, "num_local_experts": 16, "num_experts_per_tok": 2})
 @example(values={"num_hidden_layers": 10_000})
 def test_any_json_in_the_config(fresh_hf: Callable[[], Path], values: dict[str, Any]) -> None:
     folder = fresh_hf()
@@ -241,6 +255,8 @@ _METADATA = [
     *["block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "expert_count"],
     *["attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"],
     *["attention.layer_norm_rms_epsilon", "attention.sliding_window", "rope.freq_base", "rope.scaling.type"],
+    *["expert_used_count", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.attn_factor"],
+    *["rope.scaling.yarn_log_multiplier", "attention.sliding_window_pattern", "attention.temperature_scale"],
 ]
 _SCALAR = st.booleans() | st.integers(0, 2**32 - 1) | st.integers(0, 64) | st.floats(width=32) | st.text()
 _ARRAY = st.lists(st.integers(0, 9), min_size=1) | st.lists(st.text(min_size=1), min_size=1)

@@ -131,7 +131,7 @@ def test_a_weight_file_of_any_name(tmp_path: Path) -> None:
 def test_parameters_that_are_not_supported_are_named(tmp_path: Path, key: str) -> None:
     write_raw(tmp_path, CONFIG, TENSORS)
     (tmp_path / "params.json").write_text(json.dumps(raw_params(CONFIG) | {key: {"a": 1}}))
-    with pytest.raises(ConfigError, match=rf"params\.json: .*'{key}' is not supported"):
+    with pytest.raises(ConfigError, match=rf"params\.json: {key}"):
         open_checkpoint(tmp_path)
 
 

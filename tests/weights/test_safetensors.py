@@ -134,7 +134,7 @@ def test_truncated_files(tmp_path: Path, keep: int) -> None:
 @pytest.mark.parametrize(
     ("extra", "named"),
     [
-        ({"model_type": "mixtral"}, "model_type='mixtral'"),
+        ({"model_type": "mistral4"}, "model_type='mistral4'"),
         ({"model_type": None}, "model_type=None"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
     ],

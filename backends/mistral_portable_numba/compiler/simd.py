@@ -192,6 +192,12 @@ def put_i32(builder: Any, address: Any, value: Any) -> None:
     store(builder, address, value)
 
 
+@operation(types.void, types.int64, types.int64)
+def put_i64(builder: Any, address: Any, value: Any) -> None:
+    """Store an int64."""
+    store(builder, address, value)
+
+
 @operation(types.void, types.int64, types.float32)
 def put_f32(builder: Any, address: Any, value: Any) -> None:
     """Store a float32."""

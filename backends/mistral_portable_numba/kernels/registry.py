@@ -7,6 +7,7 @@ from typing import Any
 from mistral_portable_numba.kernels.activations import quantize_kernel
 from mistral_portable_numba.kernels.attention import attention_kernel
 from mistral_portable_numba.kernels.dense import DENSE, dense_kernel
+from mistral_portable_numba.kernels.experts import add_rows_kernel, clear_kernel, route_kernel
 from mistral_portable_numba.kernels.formats import FORMATS
 from mistral_portable_numba.kernels.kv import KV_FORMATS, store_kernel
 from mistral_portable_numba.kernels.linear import linear_kernel
@@ -35,6 +36,9 @@ KERNELS: dict[str, Callable[[int], Any]] = {
     "silu_mul": _any(silu_mul_kernel),
     "add": _any(add_kernel),
     "take": _any(take_kernel),
+    "route": _any(route_kernel),
+    "clear": _any(clear_kernel),
+    "add_rows": _any(add_rows_kernel),
     "pack": _any(pack_kernel),
     "tape": _any(tape_kernel),
     "probe_read": _any(read_probe),

@@ -10,7 +10,7 @@ from mistral_portable_torch.attention.kernel import Attention
 from mistral_portable_torch.attention.sdpa import SDPA
 from mistral_portable_torch.attention.varlen import Varlen
 from mistral_portable_torch.device import Device
-from mistral_portable_torch.obstacles import KERNELS, obstacle
+from mistral_portable_torch.obstacles import KERNELS, THEIRS, obstacle
 
 __all__ = ["choose"]
 
@@ -18,7 +18,7 @@ __all__ = ["choose"]
 def choose(wanted: str | None, device: Device, dtype: str, head_dim: int) -> Attention:
     """The kernel of that name, or the best one for the device, the float type and the heads.
 
-    Raises BackendError if `wanted` is none of KERNELS or cannot run.
+    `wanted` may be transformers' name of it. Raises BackendError if it is none of KERNELS or cannot run.
     """
 
     def reason(name: str) -> str | None:
@@ -26,6 +26,7 @@ def choose(wanted: str | None, device: Device, dtype: str, head_dim: int) -> Att
 
     if wanted is None:
         return _make(next(name for name in KERNELS if reason(name) is None), device)
+    wanted = THEIRS.get(wanted, wanted)
     if wanted not in KERNELS:
         raise BackendError(f"attention={wanted!r}: choose one of {', '.join(KERNELS)}, or leave the option out")
     if why := reason(wanted):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.graph import Node
+from mistral_portable.graph import Node, Rotation
 from mistral_portable_toy.attention import Floats, LayerCache, attention, attention_weights
 
 __all__ = ["OPS", "Kernel", "lower"]
@@ -38,19 +38,34 @@ def _linear(x: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
     return y if bias is None else y + bias
 
 
-def _rope(x: Floats, positions: NDArray[np.integer[Any]], *, head_dim: int, theta: float) -> Floats:
-    """x [T, heads * d], positions [T] -> as x. The pair (x_j, x_{j+d/2}) is a complex number, turned by e^(i angle)."""
-    half = head_dim // 2
-    angles = positions[:, None, None] * theta ** (-np.arange(half) / half)  # [T, 1, half], float64
-    pairs = x.reshape(len(x), -1, 2, half)
-    turned = (pairs[:, :, 0] + 1j * pairs[:, :, 1]) * np.exp(1j * angles)  # [T, heads, half]
-    return np.stack([turned.real, turned.imag], axis=2).reshape(x.shape).astype(np.float32)
+def _rope(x: Floats, positions: NDArray[np.integer[Any]], *, rotation: Rotation) -> Floats:
+    """x [T, heads * d], positions [T] -> as x. The pair (x_j, x_{j+d/2}) is a complex number, times cos + i sin."""
+    table: Floats = rotation.table(positions)[:, None]  # [T, 1, 2, d/2]
+    pairs = x.reshape(len(x), -1, *table.shape[2:])
+    turned = (pairs[:, :, 0] + 1j * pairs[:, :, 1]) * (table[:, :, 0] + 1j * table[:, :, 1])  # [T, heads, d/2]
+    back: Floats = np.stack([turned.real, turned.imag], axis=2)
+    return back.reshape(x.shape)
 
 
 def _silu_mul(gate: Floats, up: Floats) -> Floats:
     """gate, up [T, I] -> [T, I]"""
     sigmoid: Floats = np.exp(-np.logaddexp(np.float32(0), -gate))  # 1 / (1 + exp(-gate)), but never overflows
     return gate * sigmoid * up
+
+
+def _moe(x: Floats, scores: Floats, gate: Floats, up: Floats, down: Floats, *, top_k: int) -> Floats:
+    """x [T, H], scores [T, E], gate, up [E * I, H], down [E * H, I] -> [T, H], an expert and its tokens at a time."""
+    count = scores.shape[1]
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]  # of equal scores the lower expert comes first
+    best = np.take_along_axis(scores, order, axis=1)
+    shares = np.exp(best - best[:, :1])
+    shares /= shares.sum(axis=1, keepdims=True)
+    out = np.zeros_like(x)
+    for expert, (w1, w3, w2) in enumerate(zip(*(np.split(matrix, count) for matrix in (gate, up, down)), strict=True)):
+        tokens, place = np.nonzero(order == expert)
+        inner = _silu_mul(x[tokens] @ w1.T, x[tokens] @ w3.T)
+        out[tokens] += shares[tokens, place][:, None] * (inner @ w2.T)
+    return out
 
 
 OPS: dict[str, Kernel] = {
@@ -61,6 +76,7 @@ OPS: dict[str, Kernel] = {
     "attention": attention,
     "attention_weights": attention_weights,
     "silu_mul": _silu_mul,
+    "moe": _moe,
     "add": lambda a, b: a + b,
     "take_columns": lambda x, *, start, stop: x[:, start:stop],
     "take_rows": lambda x, rows: x[rows],

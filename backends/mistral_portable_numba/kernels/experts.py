@@ -1,0 +1,124 @@
+"""Mixtures of experts: which tokens go to which expert, and the weighted sum of what comes back.
+
+The cells of a layer are int64, three for each of E experts: how many tokens it has, at [e]; the address of their
+numbers, int32, at [E + e]; the address of its shares in them, float32, at [2 E + e]. `take` gathers an expert's tokens,
+linears and silu_mul run on them as on any others, none for most experts of a single token.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from mistral_portable_numba.compiler.simd import (
+    all_f32,
+    fetch_add,
+    first_lane,
+    fma,
+    get_f32,
+    get_i32,
+    get_i64,
+    inlined,
+    load_f32,
+    put_f32,
+    put_i32,
+    put_i64,
+    store_f32,
+)
+from mistral_portable_numba.kernels.exp import exp
+
+__all__ = ["add_rows_kernel", "clear_kernel", "route_kernel"]
+
+_ROWS = 8  # rows of many that a thread claims at a time
+
+
+def route_kernel() -> Callable[..., Any]:
+    """Arguments: counter, address of T, experts, top_k, scores, bytes between their rows, cells, room for the tokens'
+    numbers and for the shares, 4 bytes for each token and expert.
+
+    One thread does it: there are few scores.
+    """
+
+    @inlined
+    def better(scores: Any, experts: Any, expert: Any) -> Any:
+        """How many experts come before this one: of higher scores, or of the same and lower numbers."""
+        own, before = get_f32(scores + 4 * expert), 0
+        for other in range(experts):
+            score = get_f32(scores + 4 * other)
+            if score > own or (score == own and other < expert):
+                before += 1
+        return before
+
+    @inlined
+    def power(scores: Any, experts: Any, expert: Any) -> Any:
+        """e^(score - the highest score)"""
+        highest = get_f32(scores)
+        for other in range(1, experts):
+            highest = max(highest, get_f32(scores + 4 * other))
+        return first_lane(exp(all_f32(get_f32(scores + 4 * expert) - highest)))
+
+    @inlined
+    def route(scores: Any, experts: Any, top_k: Any, token: Any, cells: Any) -> None:
+        total = 0.0
+        for expert in range(experts):
+            if better(scores, experts, expert) < top_k:
+                total += power(scores, experts, expert)
+        for expert in range(experts):
+            if better(scores, experts, expert) < top_k:
+                count = get_i64(cells + 8 * expert)
+                put_i32(get_i64(cells + 8 * (experts + expert)) + 4 * count, token)
+                put_f32(get_i64(cells + 8 * (2 * experts + expert)) + 4 * count, power(scores, experts, expert) / total)
+                put_i64(cells + 8 * expert, count + 1)
+
+    def kernel(args: Any, thread: Any, threads: Any) -> None:
+        counter, count, experts, top_k = (
+            get_i64(args),
+            get_i64(get_i64(args + 8)),
+            get_i64(args + 16),
+            get_i64(args + 24),
+        )
+        scores, stride, cells = get_i64(args + 32), get_i64(args + 40), get_i64(args + 48)
+        tokens, shares = get_i64(args + 56), get_i64(args + 64)
+        if fetch_add(counter, 1) == 0:
+            for expert in range(experts):
+                put_i64(cells + 8 * expert, 0)
+                put_i64(cells + 8 * (experts + expert), tokens + 4 * count * expert)
+                put_i64(cells + 8 * (2 * experts + expert), shares + 4 * count * expert)
+            for token in range(count):
+                route(scores + token * stride, experts, top_k, token, cells)
+
+    return kernel
+
+
+def clear_kernel() -> Callable[..., Any]:
+    """out = 0. Arguments: counter, address of T, columns, out."""
+
+    def kernel(args: Any, thread: Any, threads: Any) -> None:
+        counter, count, columns = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
+        out, os = get_i64(args + 24), get_i64(args + 32)
+        first = fetch_add(counter, _ROWS)
+        while first < count:
+            for t in range(first, min(first + _ROWS, count)):
+                for column in range(0, columns, 16):
+                    store_f32(out + t * os + 4 * column, all_f32(0.0))
+            first = fetch_add(counter, _ROWS)
+
+    return kernel
+
+
+def add_rows_kernel() -> Callable[..., Any]:
+    """out[rows[i]] += shares[i] * y[i]. Arguments: counter, address of the count, columns, y, out, address of the
+    address of rows (int32, all different) and of shares."""
+
+    def kernel(args: Any, thread: Any, threads: Any) -> None:
+        counter, count, columns = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
+        y, ys, out, os = get_i64(args + 24), get_i64(args + 32), get_i64(args + 40), get_i64(args + 48)
+        rows, shares = get_i64(get_i64(args + 56)), get_i64(get_i64(args + 64))
+        first = fetch_add(counter, _ROWS)
+        while first < count:
+            for i in range(first, min(first + _ROWS, count)):
+                share, to = all_f32(get_f32(shares + 4 * i)), out + os * get_i32(rows + 4 * i)
+                for column in range(0, columns, 16):
+                    at = 4 * column
+                    store_f32(to + at, fma(load_f32(y + ys * i + at), share, load_f32(to + at)))
+            first = fetch_add(counter, _ROWS)
+
+    return kernel

@@ -1,0 +1,72 @@
+"""Mixtures of experts: a token is multiplied with the matrices of those that it has chosen."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mistral_portable_torch.elementwise import Elementwise
+from mistral_portable_torch.matrices import Blocks, Dense, Matrix
+
+__all__ = ["Experts", "choose"]
+
+
+class Experts:
+    """gate, up, down: each of `count` matrices, one below the other."""
+
+    def __init__(self, matrices: Sequence[Matrix], top_k: int, elementwise: Elementwise) -> None:
+        self._matrices = [matrix for matrix in matrices if isinstance(matrix, Dense | Blocks)]
+        assert len(self._matrices) == 3
+        self._top_k, self._elementwise = top_k, elementwise
+
+    def mix(self, x: Tensor, scores: Tensor) -> Tensor:
+        """x [T, H], scores [T, E] -> [T, H], added up in float32.
+
+        Of few tokens the chosen matrices are gathered, and no others are read. Of more, each expert has its tokens:
+        the host asks which, but not while a step is recorded.
+        """
+        chosen, shares = choose(scores.float(), self._top_k)
+        count = scores.shape[1]
+        if chosen.numel() <= count:
+            out = self.gathered(x, chosen, shares, count)
+        elif x.is_cuda and torch.cuda.is_current_stream_capturing():
+            out = self.all_of_all(x, chosen, shares, count)
+        else:
+            out = self.one_by_one(x, chosen, shares, count)
+        return out.to(x.dtype)
+
+    def gathered(self, x: Tensor, chosen: Tensor, shares: Tensor, count: int) -> Tensor:
+        """chosen, shares [T, top_k]: of `count` experts -> float32 [T, H]. Takes top_k * T matrices of memory."""
+        gate, up, down = (matrix.some_of(chosen.flatten(), count) for matrix in self._matrices)
+        each = x.repeat_interleave(self._top_k, 0)[:, :, None]
+        inner = self._elementwise.silu_mul((gate @ each)[:, :, 0], (up @ each)[:, :, 0])
+        out = (down @ inner[:, :, None])[:, :, 0].unflatten(0, chosen.shape)
+        return (out.float() * shares[:, :, None]).sum(1)
+
+    def one_by_one(self, x: Tensor, chosen: Tensor, shares: Tensor, count: int) -> Tensor:
+        """As `gathered`; each expert with the tokens that have chosen it, for which the host waits."""
+        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        for expert in range(count):
+            tokens, place = (chosen == expert).nonzero(as_tuple=True)
+            if len(tokens):
+                total.index_add_(0, tokens, self._one(x[tokens], expert, count) * shares[tokens, place, None])
+        return total
+
+    def all_of_all(self, x: Tensor, chosen: Tensor, shares: Tensor, count: int) -> Tensor:
+        """As `gathered`; every expert with all tokens, most of which weigh 0: the host need not know which."""
+        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        for expert in range(count):
+            total += self._one(x, expert, count) * (shares * (chosen == expert)).sum(1, keepdim=True)
+        return total
+
+    def _one(self, x: Tensor, expert: int, count: int) -> Tensor:
+        gate, up, down = (matrix.one_of(expert, count) for matrix in self._matrices)
+        inner = self._elementwise.silu_mul(gate.multiply(x, None), up.multiply(x, None))
+        return down.multiply(inner, None).float()
+
+
+def choose(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """float32 [T, E] -> the experts of highest score [T, top_k], of equal ones the lower first; softmax of their
+    scores."""
+    best, chosen = scores.sort(dim=1, descending=True, stable=True)
+    return chosen[:, :top_k], best[:, :top_k].softmax(1)

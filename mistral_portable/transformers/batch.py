@@ -1,0 +1,75 @@
+"""Padded batches at the edge, ragged ones inside: which columns of [B, T] are tokens, and back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.errors import InputError
+
+__all__ = ["Batch", "read_batch"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """shape: (B, T). tokens: of each row the ids that are no padding. columns: where each of them stands in the row.
+
+    Example: ids [[0, 0, 7, 8], [5, 6, 7, 8]] with the mask [[0, 0, 1, 1], [1, 1, 1, 1]] are the tokens [7, 8] in the
+    columns [2, 3], and [5, 6, 7, 8] in [0, 1, 2, 3].
+    """
+
+    shape: tuple[int, int]
+    tokens: Sequence[Sequence[int]]
+    columns: Sequence[NDArray[np.intp]]
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """[B, T]: what is no padding."""
+        kept = np.zeros(self.shape, np.bool_)
+        for row, columns in zip(kept, self.columns, strict=True):
+            row[columns] = True
+        return kept
+
+
+def read_batch(
+    input_ids: NDArray[Any],
+    attention_mask: NDArray[Any] | None,
+    position_ids: NDArray[Any] | None,
+    past: int,
+    vocab_size: int,
+) -> Batch:
+    """The tokens of ids [B, T] behind `past` columns of the same rows.
+
+    attention_mask: 1 keep, 0 masked, [B, past + T], or [B, T]: what is past is known. position_ids [B, T] or [1, T]:
+    what they say of tokens must be what the mask says: one after the other.
+
+    Raises InputError for other shapes, ids outside the vocabulary, a mask of more than two dimensions or with other
+    values, and positions with gaps.
+    """
+    if input_ids.dtype.kind not in "iu" or not input_ids.size:
+        raise InputError(f"input_ids is {input_ids.dtype} {list(input_ids.shape)}: pass integers [batch, tokens]")
+    rows, length = input_ids.shape
+    if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocab_size:
+        wrong = input_ids[(input_ids < 0) | (input_ids >= vocab_size)][0]
+        raise InputError(f"input_ids: token id {wrong} is outside the vocabulary of {vocab_size}")
+    kept = np.ones((rows, length), np.bool_)
+    if attention_mask is not None:
+        if attention_mask.shape not in ((rows, past + length), (rows, length)):
+            wanted = f"[{rows}, {past + length}]"
+            raise InputError(f"attention_mask has the shape {list(attention_mask.shape)}: pass 0 and 1 as {wanted}")
+        kept = attention_mask[:, attention_mask.shape[1] - length :] != 0
+    columns = [np.flatnonzero(row) for row in kept]
+    if position_ids is not None:
+        _require_consecutive(np.broadcast_to(position_ids, (rows, length)), columns)
+    tokens = [row[some].tolist() for row, some in zip(input_ids, columns, strict=True)]
+    return Batch((rows, length), tokens, columns)
+
+
+def _require_consecutive(positions: NDArray[Any], columns: Sequence[NDArray[np.intp]]) -> None:
+    for row, some in zip(positions, columns, strict=True):
+        if np.any(np.diff(row[some].astype(np.int64)) != 1):
+            raise InputError(
+                "position_ids must count on from token to token in each row, as the cache does; leave them out"
+            )

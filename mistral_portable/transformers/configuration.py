@@ -1,0 +1,94 @@
+"""MistralConfig as Hugging Face's documentation has it: attributes that may be set, and keys that nobody knows kept."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from mistral_portable import config as native
+from mistral_portable.errors import ConfigError
+from mistral_portable.weights import open_checkpoint
+
+__all__ = ["MistralConfig"]
+
+_SPELLED_OTHERWISE = ("yarn", "query_scale")  # in `rope_parameters`
+_DEFAULTS: dict[str, Any] = {
+    field.name: field.default
+    for field in fields(native.MistralConfig)
+    if field.default is not MISSING and field.name not in _SPELLED_OTHERWISE
+}
+_OURS = {
+    "num_labels": 2,
+    "problem_type": None,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+}
+"""What only models with heads, or calls, ask for; in a `config.json` only where it differs."""
+
+
+class MistralConfig:
+    """The numbers that define a model, with transformers' names and defaults; other keyword arguments are kept.
+
+    Example: `MistralConfig(num_hidden_layers=2, note="mine").to_dict()["note"]` is "mine".
+
+    Raises ConfigError, naming the field, for impossible values; those that are set later are checked by the model.
+    """
+
+    model_type = "mistral"
+    num_labels: int
+    problem_type: str | None
+    head_dim: int
+    num_key_value_heads: int
+
+    def __init__(self, **values: Any) -> None:
+        labels = values.get("id2label")
+        given = {"num_labels": len(labels)} if isinstance(labels, Mapping) else {}
+        self.__dict__.update(_DEFAULTS | _OURS | given | values)
+        checked = self.native()
+        self.head_dim, self.num_key_value_heads = checked.head_dim, checked.num_key_value_heads
+
+    def __getattr__(self, name: str) -> Any:
+        """Of what has not been set."""
+        raise AttributeError(f"MistralConfig has no {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MistralConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # it may change
+
+    def __repr__(self) -> str:
+        return f"MistralConfig {self.to_json_string()}"
+
+    def native(self) -> native.MistralConfig:
+        """The config that the graph is built from. Raises ConfigError."""
+        return native.MistralConfig.from_dict({k: v for k, v in self.__dict__.items() if k not in _OURS})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of a `config.json`."""
+        own = {name: getattr(self, name) for name, usual in _OURS.items() if getattr(self, name) != usual}
+        return {"model_type": self.model_type, **self.native().to_dict(), **own}
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "MistralConfig":
+        ours = {name: data[name] for name in _OURS if name in data}
+        read = native.MistralConfig.from_dict({k: v for k, v in data.items() if k not in _OURS}).to_dict()
+        return cls(**read, **ours)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **changed: Any) -> "MistralConfig":
+        """Of a checkpoint, in any format that this library reads; `changed`: fields that get another value."""
+        return cls.from_dict({**open_checkpoint(name).config.to_dict(), **changed})
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json`."""
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.json").write_text(self.to_json_string() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{folder}: config.json cannot be written: {error.strerror}") from error

@@ -1,0 +1,167 @@
+"""Decoder: a graph with a head on an executor, run on padded batches."""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.binding import check_tensors
+from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
+from mistral_portable.config import MistralConfig
+from mistral_portable.executor import Backend, ExecutorOptions, Program
+from mistral_portable.graph import build, verify
+from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states, select_rows
+from mistral_portable.transformers.batch import Batch
+from mistral_portable.transformers.cache import Cache
+from mistral_portable.weights import Tensor
+
+__all__ = ["ATTENTIONS", "HIDDEN_STATES", "Decoder"]
+
+HIDDEN_STATES, ATTENTIONS = "hidden_states", "attentions"
+"""What a step may show besides its result."""
+
+_CHUNK = 512
+_LANES = 256  # rows of batches that may be open at a time
+
+Outputs = dict[str, NDArray[np.float32]]
+
+
+class Decoder:
+    """Calls from several threads take turns."""
+
+    def __init__(
+        self,
+        config: MistralConfig,
+        tensors: Mapping[str, Tensor],
+        backend: Backend,
+        options: ExecutorOptions,
+        *,
+        head: str,
+        num_labels: int,
+        source: str,
+    ) -> None:
+        self.config = config
+        self._graph = verify(build(config, head=head, num_labels=num_labels))
+        self._selects_rows = head == "causal_lm"
+        check_tensors(self._graph, tensors, source)
+        self._tensors, self._backend, self._options = tensors, backend, options
+        limit = config.max_position_embeddings
+        self._spec = CacheSpec.from_config(config, max_context=limit, max_chunk=_CHUNK, max_lanes=_LANES)
+        self.manager = CacheManager(self._spec)
+        self._programs: dict[frozenset[str], Program] = {}
+        self._turn = threading.RLock()
+        self._program(frozenset())
+
+    def run(self, batch: Batch, cache: Cache, shown: frozenset[str], rows: Sequence[int] | None = None) -> Outputs:
+        """Every output of the graph as [B, T, ...], 0 where there is padding; the tokens are then in the cache.
+
+        shown: of HIDDEN_STATES and ATTENTIONS. Attention weights are [B, heads, T, keys], with a key for each column of
+        the cache. rows: of a causal LM, the columns whose logits are wanted, and their order; all if None.
+
+        If it fails, the cache is as it was.
+        """
+        with self._turn:
+            program = self._program_with(cache, shown)
+            before = [self.manager.length(lane) for lane in cache.lanes]
+            out: Outputs = {}
+            try:
+                for piece in self._pieces(batch, cache, range(batch.shape[1]) if rows is None else rows):
+                    plan = self.manager.plan(piece.chunks)
+                    for name, array in program.step(plan).items():
+                        self._place(out, name, array, piece, plan, batch)
+            except BaseException:
+                for lane, length in zip(cache.lanes, before, strict=True):
+                    self.manager.rollback(lane, length)
+                raise
+            cache.extend(batch.columns, batch.shape[1])
+            if rows is not None and "logits" in out:
+                out["logits"] = out["logits"][:, np.asarray(rows, np.intp)]
+            return out
+
+    @property
+    def program(self) -> Program:
+        """The one that shows nothing besides."""
+        return self._program(frozenset())
+
+    def close(self) -> None:
+        with self._turn:
+            for program in self._programs.values():
+                program.close()
+            self._programs.clear()
+
+    def _program(self, shown: frozenset[str]) -> Program:
+        """The one that shows these besides: prepared, and its weights read again, when it is first asked for."""
+        if shown not in self._programs:
+            graph = self._graph
+            if HIDDEN_STATES in shown:
+                graph = expose_hidden_states(graph)
+            if ATTENTIONS in shown:
+                graph = expose_attention_weights(graph)
+            if self._selects_rows:
+                graph = select_rows(graph, "logits")
+            self._programs[shown] = self._backend.prepare(verify(graph), self._tensors, self._spec, self._options)
+        return self._programs[shown]
+
+    def _program_with(self, cache: Cache, shown: frozenset[str]) -> Program:
+        """With the rows' keys and values, which the last program may have: all have lanes of the same layout."""
+        program = self._program(shown)
+        if cache.program != shown and cache.get_seq_length():
+            for lane in cache.lanes:
+                program.load_lane(lane, self._programs[cache.program].save_lane(lane))
+        cache.program = shown
+        return program
+
+    def _pieces(self, batch: Batch, cache: Cache, wanted: Iterable[int]) -> Iterator["_Piece"]:
+        """Steps of at most max_chunk tokens in all, of all rows that have some left."""
+        asked = np.zeros(batch.shape[1], np.bool_)
+        asked[list(wanted)] = True
+        past = cache.get_seq_length()
+        keys = [np.append(old, past + new) for old, new in zip(cache.columns, batch.columns, strict=True)]
+        done = [0] * batch.shape[0]
+        while active := [row for row, tokens in enumerate(batch.tokens) if done[row] < len(tokens)]:
+            size = max(1, self._spec.max_chunk // len(active))
+            spans = [slice(done[row], done[row] + size) for row in active]
+            columns = [batch.columns[row][span] for row, span in zip(active, spans, strict=True)]
+            chunks = [
+                Chunk(cache.lanes[row], batch.tokens[row][span], np.flatnonzero(asked[some]).tolist())
+                for row, span, some in zip(active, spans, columns, strict=True)
+            ]
+            yield _Piece(chunks, active, columns, [keys[row] for row in active], past + batch.shape[1])
+            for row, some in zip(active, columns, strict=True):
+                done[row] += len(some)
+
+    def _place(
+        self, out: Outputs, name: str, array: NDArray[np.float32], piece: "_Piece", plan: StepPlan, batch: Batch
+    ) -> None:
+        """Put the rows of a step's output where their tokens stand in the batch."""
+        if name.startswith(f"{ATTENTIONS}."):
+            target = out.setdefault(
+                name, np.zeros((batch.shape[0], array.shape[1], batch.shape[1], piece.width), np.float32)
+            )
+            first = plan.groups[self._spec.group_of(int(name.removeprefix(f"{ATTENTIONS}.")))].first
+            for s, (row, columns, keys) in enumerate(zip(piece.rows, piece.columns, piece.keys, strict=True)):
+                start, stop = int(plan.starts[s]), int(plan.starts[s + 1])
+                seen = keys[int(first[s]) : int(plan.positions[stop - 1]) + 1]
+                # [tokens, keys, heads]: what is indexed comes first
+                target[row].transpose(1, 2, 0)[np.ix_(columns, seen)] = array[start:stop, :, : len(seen)].swapaxes(1, 2)
+            return
+        rows = np.repeat(piece.rows, np.diff(plan.starts))
+        columns = np.concatenate(piece.columns)
+        if name == "logits" and self._selects_rows:
+            rows, columns = rows[plan.rows], columns[plan.rows]
+        target = out.setdefault(name, np.zeros((*batch.shape, *array.shape[1:]), np.float32))
+        target[rows, columns] = array
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The chunks of a step, and of each: the row of the batch, its tokens' columns there, the columns of all tokens of
+    the row by position. width: of the cache, columns."""
+
+    chunks: Sequence[Chunk]
+    rows: Sequence[int]
+    columns: Sequence[NDArray[np.intp]]
+    keys: Sequence[NDArray[np.intp]]
+    width: int

@@ -1,0 +1,87 @@
+"""generate(): continue the rows of a padded batch, each as if it were alone."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.errors import InputError
+from mistral_portable.sampling import Sampler, SamplingParams
+from mistral_portable.transformers.batch import Batch
+from mistral_portable.transformers.cache import Cache
+from mistral_portable.transformers.decoder import Decoder
+
+__all__ = ["continued", "sampling_params"]
+
+_INERT = {"num_beams": 1, "num_beam_groups": 1, "use_cache": True, "length_penalty": 1.0, "penalty_alpha": None}
+"""Arguments of transformers' generate that change nothing with this value, which is the only one here."""
+
+
+def sampling_params(do_sample: bool, max_new_tokens: int, seed: int | None, rules: dict[str, Any]) -> SamplingParams:
+    """transformers' arguments as sampling settings; `rules`: the rest, such as temperature.
+
+    Without do_sample the likeliest token is taken, whatever temperature says, as there. top_k is 50 by default.
+    Raises InputError, which names it, for an argument that is not supported.
+    """
+    known = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+    for name, value in rules.items():
+        if name not in known and value is not None and _INERT.get(name, ...) != value:
+            raise InputError(f"generate: {name}={value!r:.40} is not supported: leave it out")
+    given = {name: rules[name] for name in known if rules.get(name) is not None}
+    given = {"temperature": 1.0, "top_k": 50, **given} if do_sample else {**given, "temperature": 0.0}
+    return SamplingParams(max_tokens=max_new_tokens, seed=seed, **given)
+
+
+def continued(
+    decoder: Decoder, batch: Batch, params: SamplingParams, ends: Sequence[int], pad: int
+) -> NDArray[np.int64]:
+    """The tokens that follow, int64 [B, up to max_tokens], with `pad` behind a row's end (one of `ends`).
+
+    Each row has a sampler; with a seed, row r has seed + r.
+    """
+    rows, count = batch.shape[0], params.max_tokens or 0
+    if empty := [row for row, tokens in enumerate(batch.tokens) if not tokens]:
+        raise InputError(f"row {empty[0]} of input_ids is all padding: give it at least one token")
+    longest = max(len(tokens) for tokens in batch.tokens)
+    if longest + count > decoder.config.max_position_embeddings + 1:  # the last token is not read any more
+        raise InputError(
+            f"{longest} + {count} tokens exceed max_position_embeddings={decoder.config.max_position_embeddings}: "
+            "set max_new_tokens"
+        )
+    samplers = [Sampler(_of_row(params, row), prompt_tokens=batch.tokens[row]) for row in range(rows)]
+    out = np.full((rows, count), pad, np.int64)
+    going = list(range(rows))
+    cache = Cache(decoder.manager, rows)
+    try:
+        lasts = [int(columns[-1]) for columns in batch.columns]
+        asked = sorted(set(lasts))
+        logits = decoder.run(batch, cache, frozenset(), asked)["logits"]
+        logits = logits[np.arange(rows), [asked.index(last) for last in lasts]]
+        for number in range(count):
+            for row in going:
+                out[row, number] = samplers[row].sample(logits[row]).token
+            going = [row for row in going if out[row, number] not in ends]
+            if not going:
+                return out[:, : number + 1]
+            if number + 1 < count:
+                logits = decoder.run(_next(out[:, number], going), cache, frozenset(), [0])["logits"][:, 0]
+    finally:
+        cache.close()
+    return out
+
+
+def _next(tokens: NDArray[np.int64], going: Sequence[int]) -> Batch:
+    """One token for each row that goes on."""
+    rows = range(len(tokens))
+    none = np.zeros(0, np.intp)
+    return Batch(
+        (len(tokens), 1),
+        [[int(tokens[row])] if row in going else [] for row in rows],
+        [np.zeros(1, np.intp) if row in going else none for row in rows],
+    )
+
+
+def _of_row(params: SamplingParams, row: int) -> SamplingParams:
+    return params if params.seed is None else replace(params, seed=params.seed + row)

@@ -1,0 +1,111 @@
+"""dtype, device_map, attn_implementation and quantization_config, as transformers spells them, for a backend."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mistral_portable.errors import InputError
+from mistral_portable.executor import ExecutorOptions
+
+__all__ = ["BitsAndBytesConfig", "backend_options", "ggml_type"]
+
+_HALF = ("float16", "bfloat16")
+
+
+@dataclass
+class BitsAndBytesConfig:
+    """How float weights are quantized as they are read, under bitsandbytes' documented names.
+
+    The backend torch has these types. The others have ggml's of as many bits: q4_0 for 4, q8_0 for 8.
+    bnb_4bit_compute_dtype: of the arithmetic, "torch.float16" or the dtype itself; the model's if None.
+    bnb_4bit_use_double_quant and llm_int8_threshold change nothing here: scales stay as they are, and so do outliers.
+
+    Raises InputError for both widths, or another type than "fp4" and "nf4".
+    """
+
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+    llm_int8_threshold: float = 6.0
+    bnb_4bit_compute_dtype: Any = None
+    bnb_4bit_quant_type: str = "fp4"
+    bnb_4bit_use_double_quant: bool = False
+
+    def __post_init__(self) -> None:
+        if self.load_in_8bit and self.load_in_4bit:
+            raise InputError("load_in_4bit and load_in_8bit are both True, but only one can be used at the same time")
+        if self.bnb_4bit_quant_type not in ("fp4", "nf4"):
+            raise InputError(f"bnb_4bit_quant_type={self.bnb_4bit_quant_type!r}: choose 'fp4' or 'nf4'")
+        _dtype(self.bnb_4bit_compute_dtype)
+
+    @property
+    def type(self) -> str | None:
+        """The type of the backend torch; None if nothing is quantized."""
+        return "int8" if self.load_in_8bit else self.bnb_4bit_quant_type if self.load_in_4bit else None
+
+
+def ggml_type(backend: str, quantization: Any) -> str | None:
+    """What float matrices become as the file is opened, where the backend is not torch; None: nothing."""
+    config = _quantization(quantization)
+    if config is None or config.type is None or backend == "torch":
+        return None
+    chosen = "q8_0" if config.load_in_8bit else "q4_0"
+    warnings.warn(f"backend {backend!r} has ggml's {chosen} for bitsandbytes' {config.type}", stacklevel=3)
+    return chosen
+
+
+def backend_options(
+    backend: str,
+    dtype: Any = None,
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    quantization: Any = None,
+) -> ExecutorOptions:
+    """What the executor is told. Where a backend has no choice, a warning says what happens instead.
+
+    dtype: None and "auto" leave it to the backend; "float16", "torch.float16", torch.float16 and np.float16 are the
+    same. device_map: "auto", or a device. Raises InputError for others.
+    """
+    config = _quantization(quantization)
+    if config and config.type and config.bnb_4bit_compute_dtype is not None:
+        dtype = config.bnb_4bit_compute_dtype
+    name = _dtype(dtype)
+    if name in _HALF and backend in ("numba", "reference"):
+        warnings.warn(f"backend {backend!r} computes in float32, which is finer than {name}", stacklevel=3)
+        name = None
+    if attn_implementation is not None and backend != "torch":
+        warnings.warn(f"backend {backend!r} has an attention of its own, not {attn_implementation}", stacklevel=3)
+    if device_map is not None and (isinstance(device_map, bool) or not isinstance(device_map, str | int)):
+        raise InputError(f"device_map={device_map!r:.60}: pass 'auto' or one device")
+    device = f"cuda:{device_map}" if isinstance(device_map, int) else device_map
+    if device in ("auto", "cpu") and (device == "auto" or backend != "torch"):
+        device = None
+    if device is not None and backend != "torch":
+        raise InputError(f"device_map={device_map!r}: backend {backend!r} has no choice of it; pass backend='torch'")
+    return ExecutorOptions(
+        dtype=name,
+        device=device,
+        attention=attn_implementation if backend == "torch" else None,
+        quantize=config.type if config and backend == "torch" else None,
+    )
+
+
+def _quantization(given: Any) -> BitsAndBytesConfig | None:
+    if given is None or isinstance(given, BitsAndBytesConfig):
+        return given
+    if isinstance(given, Mapping):
+        try:
+            return BitsAndBytesConfig(**{key: value for key, value in given.items() if key != "quant_method"})
+        except TypeError as error:
+            raise InputError(f"quantization_config: {error}") from error
+    raise InputError(f"quantization_config={given!r:.40}: pass the BitsAndBytesConfig itself")
+
+
+def _dtype(dtype: Any) -> str | None:
+    if dtype is None or dtype == "auto":
+        return None
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
+    name = name.removeprefix("torch.")
+    if name not in ("float32", "float64", *_HALF):
+        raise InputError(f"dtype={dtype!r}: choose 'auto', 'float32', 'float16' or 'bfloat16'")
+    return name

@@ -1,0 +1,116 @@
+"""pipeline("text-generation"): texts and chats in, texts and chats out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mistral_portable.errors import InputError
+from mistral_portable.registry import select
+from mistral_portable.transformers.auto import AutoTokenizer
+from mistral_portable.transformers.modeling import MistralForCausalLM
+from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
+
+__all__ = ["TextGenerationPipeline", "pipeline"]
+
+_DEFAULTS: dict[str, Any] = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
+"""transformers' own for this task."""
+
+
+def pipeline(
+    task: str | None = None,
+    model: str | Path | MistralForCausalLM | None = None,
+    tokenizer: str | Path | MistralCommonTokenizer | None = None,
+    *,
+    device: int | str | None = None,
+    device_map: Any = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    **loading: Any,
+) -> "TextGenerationPipeline":
+    """Of a checkpoint, or of a model and its tokenizer.
+
+    device: a number is that of a CUDA GPU, -1 the CPU; on other backends than torch there is nothing to choose, and 0
+    is taken for what there is. `loading`: of MistralForCausalLM.from_pretrained, such as torch_dtype and backend.
+
+    Raises InputError for another task than "text-generation", or without a model.
+    """
+    if task not in (None, "text-generation"):
+        raise InputError(f"task={task!r}: only 'text-generation' is there")
+    if model is None:
+        raise InputError("pipeline needs a model: pass a name, a path or a MistralForCausalLM")
+    if isinstance(model, MistralForCausalLM):
+        if tokenizer is None:
+            raise InputError("pipeline needs the model's tokenizer: pass tokenizer=")
+        opened = model
+    else:
+        tokenizer = model if tokenizer is None else tokenizer
+        if device is not None and device_map is not None:
+            raise InputError(f"device={device!r} and device_map={device_map!r}: pass one of them")
+        at = _device(device, loading.get("backend", "auto")) if device_map is None else device_map
+        opened = MistralForCausalLM.from_pretrained(model, device_map=at, **(model_kwargs or {}), **loading)
+    if not isinstance(tokenizer, MistralCommonTokenizer):
+        assert tokenizer is not None
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    return TextGenerationPipeline(opened, tokenizer)
+
+
+class TextGenerationPipeline:
+    """A call with a text returns `[{"generated_text": text and what follows}]`, with messages
+    `[{"generated_text": messages and the answer as one more}]`; with a list of either, a list of these.
+
+    Messages that end with the assistant's are gone on with: what follows is joined to the last one.
+    """
+
+    task = "text-generation"
+
+    def __init__(self, model: MistralForCausalLM, tokenizer: MistralCommonTokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    def __call__(self, text_inputs: Any, *, return_full_text: bool = True, **generating: Any) -> Any:
+        """generating: of `generate`; by default 256 tokens at most, drawn at a temperature of 0.7.
+
+        return_full_text=False: what follows alone. Raises InputError for what is neither a text nor messages.
+        """
+        if _is_one(text_inputs):
+            return self._answer(text_inputs, return_full_text, generating)
+        if not isinstance(text_inputs, Sequence) or not text_inputs or not all(map(_is_one, text_inputs)):
+            raise InputError(f"{text_inputs!r:.60}: pass a text, a list of messages, or a list of either")
+        return [self._answer(one, return_full_text, generating) for one in text_inputs]
+
+    def _answer(self, prompt: Any, full: bool, generating: Mapping[str, Any]) -> list[dict[str, Any]]:
+        chat = not isinstance(prompt, str)
+        goes_on = chat and prompt[-1].get("role") == "assistant"
+        if chat:
+            ids = self.tokenizer.apply_chat_template([*prompt], continue_final_message=goes_on)
+        else:
+            ids = self.tokenizer.encode(prompt)
+        chosen = {**_DEFAULTS, **generating}
+        if "max_length" in generating and "max_new_tokens" not in generating:
+            del chosen["max_new_tokens"]
+        found = self.model.generate([ids], **chosen)
+        return [{"generated_text": self._text(prompt, ids, row.tolist(), full, chat, goes_on)} for row in found]
+
+    def _text(self, prompt: Any, ids: list[int], row: list[int], full: bool, chat: bool, goes_on: bool) -> Any:
+        begins = 0 if not chat or goes_on else len(ids)
+        # What is behind the prompt's own text: the first piece of a text would lose its space.
+        before = self.tokenizer.decode(ids[begins:], skip_special_tokens=True)
+        text = self.tokenizer.decode(row[begins:], skip_special_tokens=True)[len(before) :]
+        if not full:
+            return text
+        if not chat:
+            return prompt + text
+        *before, last = [dict(message) for message in prompt]
+        if goes_on:
+            return [*before, {**last, "content": last["content"] + text}]
+        return [*before, last, {"role": "assistant", "content": text}]
+
+
+def _is_one(given: Any) -> bool:
+    """Whether it is a text, or messages."""
+    messages = isinstance(given, Sequence) and len(given) > 0 and all(isinstance(item, Mapping) for item in given)
+    return isinstance(given, str) or messages
+
+
+def _device(device: int | str | None, backend: str) -> int | str | None:
+    if device == -1:
+        return "cpu"
+    return None if device == 0 and select(backend).name != "torch" else device

@@ -1,0 +1,98 @@
+"""generate() beside transformers' own, and what batches of it have in common with rows alone."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from documented_models import VALUES, batches, configs, pair
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mistral_portable import transformers as ours
+
+
+@settings(max_examples=20)
+@given(data=st.data(), values=configs(), seed=st.integers(0, 2**31), new=st.integers(1, 25))
+def test_the_likeliest_tokens_behind_left_padding(
+    data: st.DataObject, values: dict[str, Any], seed: int, new: int
+) -> None:
+    mine, theirs = pair("MistralForCausalLM", values, seed)
+    ids, mask = data.draw(batches(values["vocab_size"], "left"))
+    call = {"max_new_tokens": new, "eos_token_id": values["vocab_size"] - 1, "pad_token_id": 0}
+    wanted = theirs.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), do_sample=False, **call)
+    found = mine.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), **call)
+    assert found.dtype == torch.int64
+    for row, (some, other) in enumerate(zip(found.numpy(), wanted.numpy(), strict=False)):
+        length = min(len(some), len(other))
+        if len(differ := np.flatnonzero(some[:length] != other[:length])):  # only rounding may decide otherwise
+            tokens = some[: differ[0]][np.append(mask[row], np.ones(length, np.int64))[: differ[0]] == 1]
+            logits = mine(tokens[None], logits_to_keep=1).logits[0, 0]
+            assert abs(logits[some[differ[0]]] - logits[other[differ[0]]]) < 1e-5
+        else:
+            assert not some[length:].any()
+            assert not other[length:].any()
+
+
+@settings(max_examples=20)
+@given(data=st.data(), values=configs(), seed=st.integers(0, 2**31), sample=st.booleans())
+def test_rows_are_as_if_alone_wherever_the_padding_is(
+    data: st.DataObject, values: dict[str, Any], seed: int, sample: bool
+) -> None:
+    mine, _ = pair("MistralForCausalLM", values, seed, "float64")  # or rounding would decide at times
+    ids, mask = data.draw(batches(values["vocab_size"], "right"))
+    for row in range(len(ids)):  # and in the middle
+        tokens = np.flatnonzero(mask[row])
+        mask[row, tokens[1 : 1 + data.draw(st.integers(0, max(0, len(tokens) - 2)))]] = 0
+    call = {"max_new_tokens": 9, "eos_token_id": values["vocab_size"] - 1, "pad_token_id": 0, "do_sample": sample}
+    together = mine.generate(ids, attention_mask=mask, seed=seed, **call)[:, ids.shape[1] :]
+    for row in range(len(ids)):
+        alone = mine.generate(ids[row : row + 1, mask[row] == 1], seed=seed + row, **call)[0, mask[row].sum() :]
+        assert together[row, : len(alone)].tolist() == alone.tolist()
+        assert not together[row, len(alone) :].any()
+
+
+def test_more_than_one_answer_to_a_prompt() -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    found = mine.generate([[1, 2, 3]], max_length=9, do_sample=True, num_return_sequences=5, seed=3, eos_token_id=29)
+    assert found.shape[0] == 5
+    assert 3 < found.shape[1] <= 9
+    assert len({tuple(row) for row in found.tolist()}) > 1
+    again = mine.generate([[1, 2, 3]], max_length=9, do_sample=True, num_return_sequences=5, seed=3, eos_token_id=29)
+    np.testing.assert_array_equal(found, again)
+
+
+def test_the_embedded_model_writes_what_the_native_interface_writes() -> None:
+    import mistral_portable as mp
+
+    model = ours.MistralForCausalLM.from_pretrained("tiny", backend="numba", dtype="float32")
+    native = mp.load("tiny", backend="numba", dtype="float32")
+    prompt = native.tokenizer.encode("Once upon a time")
+    found = model.generate([prompt], max_new_tokens=100)
+    expected = native.generate("Once upon a time", max_tokens=100, temperature=0)
+    assert found[0, len(prompt) :].tolist() == list(expected.tokens)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "one of inputs and input_ids"),
+        ({"inputs": [[1]], "input_ids": [[1]]}, "one of inputs and input_ids"),
+        ({"inputs": [[1]], "num_beams": 4}, "generate: num_beams=4 is not supported: leave it out"),
+        ({"inputs": [[1]], "max_new_tokens": 0}, "max_new_tokens=0 must be an integer from 1 on"),
+        ({"inputs": [[1, 2]], "max_length": 2}, "max_new_tokens=0 must be an integer from 1 on"),
+        ({"inputs": [[1]], "max_new_tokens": 65}, r"1 \+ 65 tokens exceed max_position_embeddings=64"),
+        ({"inputs": [[1, 2]], "attention_mask": [[0, 0]]}, "row 0 of input_ids is all padding"),
+        ({"inputs": [[1]], "do_sample": True, "temperature": -1}, "temperature=-1"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: dict[str, Any], message: str) -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    with pytest.raises(ValueError, match=message):
+        mine.generate(**arguments)
+
+
+def test_what_changes_nothing_is_taken() -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    plain = mine.generate([[1, 2]], max_new_tokens=5)
+    np.testing.assert_array_equal(mine.generate([[1, 2]], max_new_tokens=5, num_beams=1, top_p=None), plain)

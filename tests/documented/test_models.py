@@ -1,0 +1,240 @@
+"""The documented classes against transformers' own, on drawn configs and padded batches, in float32."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from documented_models import VALUES, batches, configs, pair
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mistral_portable import transformers as ours
+
+HEADS = (
+    "MistralModel",
+    "MistralForCausalLM",
+    "MistralForSequenceClassification",
+    "MistralForTokenClassification",
+    "MistralForQuestionAnswering",
+)
+
+
+def close(found: Any, expected: torch.Tensor, mask: np.ndarray | None = None) -> None:
+    found, wanted = np.asarray(found), expected.detach().numpy()
+    assert found.shape == wanted.shape
+    if mask is not None:  # what is behind padding means nothing
+        found, wanted = found[mask == 1], wanted[mask == 1]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@settings(max_examples=15)
+@given(data=st.data(), values=configs(), side=st.sampled_from(["left", "right"]), seed=st.integers(0, 2**31))
+def test_a_padded_batch(name: str, data: st.DataObject, values: dict[str, Any], side: str, seed: int) -> None:
+    """Outputs, losses, hidden states and attentions; positions as a tokenizer's padding has them."""
+    mine, theirs = pair(name, values, seed)
+    ids, mask = data.draw(batches(values["vocab_size"], side))
+    positions = np.maximum(mask.cumsum(1) - 1, 0)
+    labels = _labels(name, values, ids, mask, seed)
+    call = {"output_hidden_states": True, "output_attentions": True, "use_cache": False}
+    got = mine(ids, attention_mask=mask, **labels, **call)
+    with torch.no_grad():
+        wanted = theirs(
+            torch.tensor(ids),
+            attention_mask=torch.tensor(mask),
+            position_ids=torch.tensor(positions),
+            **{key: torch.tensor(value) for key, value in labels.items()},
+            **call,
+        )
+    assert list(got.keys()) == list(wanted.keys())
+    for key in wanted:
+        if key == "loss":
+            if name != "MistralForQuestionAnswering" or mask.all():  # theirs takes padding for a possible answer
+                close(got.loss, wanted.loss)
+        elif key == "hidden_states":
+            assert len(got.hidden_states) == len(wanted.hidden_states)
+            for ours_, theirs_ in zip(got.hidden_states, wanted.hidden_states, strict=True):
+                close(ours_, theirs_, mask)
+        elif key == "attentions":
+            for ours_, theirs_ in zip(got.attentions, wanted.attentions, strict=True):
+                close(ours_.transpose(0, 2, 1, 3), theirs_.transpose(1, 2), mask)
+        else:
+            pooled = name == "MistralForSequenceClassification"
+            close(got[key], wanted[key], None if pooled else mask)
+
+
+def _labels(name: str, values: dict[str, Any], ids: np.ndarray, mask: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    rows, length = ids.shape
+    if name == "MistralForCausalLM":
+        before = np.roll(mask, 1, axis=1)  # theirs counts what is said behind padding, too
+        return {"labels": np.where((mask == 1) & (before == 1), ids, -100)} if length > 1 else {}
+    if name == "MistralForSequenceClassification":
+        if values["num_labels"] == 1:
+            return {"labels": np.asarray(random.standard_normal(rows), np.float32)}
+        if seed % 2:
+            return {"labels": random.integers(0, 2, (rows, values["num_labels"])).astype(np.float32)}
+        return {"labels": random.integers(0, values["num_labels"], rows)}
+    if name == "MistralForTokenClassification":
+        return {"labels": np.where(mask == 1, random.integers(0, values["num_labels"], ids.shape), -100)}
+    if name == "MistralForQuestionAnswering":
+        return {key: random.integers(-1, length + 2, rows) for key in ("start_positions", "end_positions")}
+    return {}
+
+
+@settings(max_examples=25)
+@given(
+    data=st.data(),
+    values=configs(),
+    seed=st.integers(0, 2**31),
+    cuts=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+)
+def test_with_a_cache(data: st.DataObject, values: dict[str, Any], seed: int, cuts: list[int]) -> None:
+    """Ids in several calls, behind left padding, give what they give at once; windows are crossed."""
+    mine, theirs = pair("MistralForCausalLM", values, seed)
+    ids, mask = data.draw(batches(values["vocab_size"], "left"))
+    random = np.random.default_rng(seed)
+    steps = [ids, *(random.integers(0, values["vocab_size"], (len(ids), cut)) for cut in cuts)]
+    whole = np.concatenate(steps, axis=1)
+    full_mask = np.concatenate([mask, np.ones((len(ids), whole.shape[1] - ids.shape[1]), np.int64)], axis=1)
+    positions = np.maximum(full_mask.cumsum(1) - 1, 0)
+    with torch.no_grad():
+        wanted = theirs(
+            torch.tensor(whole), attention_mask=torch.tensor(full_mask), position_ids=torch.tensor(positions)
+        ).logits
+    past: Any = None
+    begin = 0
+    for step in steps:
+        end = begin + step.shape[1]
+        shown = bool(data.draw(st.booleans()))
+        output = mine(step, attention_mask=full_mask[:, :end], past_key_values=past, output_hidden_states=shown)
+        past = output.past_key_values
+        assert past.get_seq_length() == end
+        assert (output.hidden_states is not None) == shown
+        close(output.logits, wanted[:, begin:end], full_mask[:, begin:end])
+        begin = end
+    if values["sliding_window"] is None:  # nothing has been overwritten
+        past.crop(ids.shape[1])
+        close(mine(steps[1], past_key_values=past).logits, wanted[:, ids.shape[1] : ids.shape[1] + cuts[0]])
+
+
+IDS = np.arange(1, 13).reshape(2, 6)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3, 6, 9, [2], [4, 0, 4], np.array([5])])
+def test_logits_to_keep(keep: Any) -> None:
+    mine, theirs = pair("MistralForCausalLM", VALUES, 0)
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(IDS), logits_to_keep=keep if isinstance(keep, int) else torch.tensor(keep)).logits
+    close(mine(IDS, logits_to_keep=keep).logits, wanted)
+
+
+def test_tuples_have_no_place_for_none() -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    output = mine(IDS, use_cache=False)
+    assert (list(output), len(output), "loss" in output, output[0] is output.logits) == (["logits"], 1, False, True)
+    logits, past = mine(IDS, return_dict=False)
+    np.testing.assert_array_equal(logits, output["logits"])
+    assert past.get_seq_length() == 6
+    with pytest.raises(KeyError):
+        output["loss"]
+
+
+def test_arrays_come_back_as_they_went_in() -> None:
+    mine, _ = pair("MistralModel", VALUES, 0)
+    output = mine(torch.tensor(IDS), attention_mask=torch.ones(2, 6))
+    assert isinstance(output.last_hidden_state, torch.Tensor)
+    mx = pytest.importorskip("mlx.core")
+    found = mine(mx.array(IDS)).last_hidden_state
+    assert isinstance(found, mx.array)
+    np.testing.assert_array_equal(np.array(found), output.last_hidden_state.numpy())
+    assert isinstance(mine(IDS.tolist()).last_hidden_state, np.ndarray)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba", "torch", "mlx"])
+def test_every_executor(backend: str) -> None:
+    """Hidden states, attentions, a cache and heads; the embedded model's weights and a random head."""
+    pytest.importorskip({"reference": "numpy", "mlx": "mlx.core"}.get(backend, backend))
+    dtype = None if backend == "mlx" else "float32"
+    ids = np.random.default_rng(0).integers(3, 1000, (2, 90))  # beyond the window of 64
+    mask = np.ones_like(ids)
+    mask[1, :7] = 0
+    expected = ours.MistralForCausalLM.from_pretrained("tiny", backend="reference")
+    model = ours.MistralForCausalLM.from_pretrained("tiny", backend=backend, dtype=dtype)
+    call = {"attention_mask": mask, "output_hidden_states": True, "output_attentions": True}
+    wanted, got = expected(ids, **call), model(ids, **call)
+    np.testing.assert_allclose(got.logits, wanted.logits, rtol=1e-3, atol=1e-3)
+    for name in ("hidden_states", "attentions"):
+        for mine, theirs in zip(got[name], wanted[name], strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-3)
+    more = {"attention_mask": np.ones((2, 92), np.int64)}
+    after = [output.past_key_values for output in (wanted, got)]
+    for past, some in zip(after, (expected, model), strict=True):
+        assert past.get_seq_length() == 90
+        found = some(np.array([[5, 6], [7, 8]]), past_key_values=past, **more).logits
+        np.testing.assert_allclose(
+            found,
+            expected(
+                np.array([[5, 6], [7, 8]]), past_key_values=expected(ids, attention_mask=mask).past_key_values, **more
+            ).logits,
+            rtol=1e-3,
+            atol=1e-3,
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one of input_ids or inputs_embeds"),
+        ({"input_ids": IDS, "inputs_embeds": IDS}, "exactly one of input_ids or inputs_embeds"),
+        ({"input_ids": IDS[0]}, r"input_ids has the shape \[6\]: pass 2 axes"),
+        ({"input_ids": [[1, 2], [3]]}, "rows of different lengths: pad them"),
+        ({"input_ids": IDS + 0.5}, "pass integers"),
+        ({"input_ids": IDS + 20}, "token id 30 is outside the vocabulary of 30"),
+        ({"input_ids": IDS, "attention_mask": np.ones((2, 5))}, r"attention_mask has the shape \[2, 5\]"),
+        ({"input_ids": IDS, "position_ids": np.arange(0, 12, 2)[None]}, "must count on from token to token"),
+        ({"input_ids": IDS, "labels": IDS + 20}, "label 30 is outside 0..29; -100 marks what does not count"),
+        ({"input_ids": IDS, "labels": IDS[:, :3]}, "labels has the shape"),
+        ({"input_ids": IDS, "past_key_values": ((1,),)}, "past_key_values is a tuple"),
+        ({"input_ids": IDS, "logits_to_keep": -1}, "logits_to_keep=-1"),
+        ({"input_ids": IDS, "logits_to_keep": [6]}, "must be columns within 6"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: dict[str, Any], message: str) -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    said = ""
+    try:
+        mine(**arguments)
+    except ValueError as error:
+        said = str(error)
+    assert re.search(message, said)
+    assert "\n" not in said
+    assert mine.decoder.manager.lanes == ()
+
+
+def test_several_rows_need_a_padding_token_to_classify() -> None:
+    mine, _ = pair("MistralForSequenceClassification", {**VALUES, "pad_token_id": None}, 0)
+    assert mine(IDS[:1]).logits.shape == (1, 3)
+    with pytest.raises(ValueError, match="Cannot handle batch sizes > 1 if no padding token is defined"):
+        mine(IDS)
+
+
+def test_lanes_are_free_again_when_nobody_holds_the_cache() -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    for _ in range(200):
+        past = mine(IDS).past_key_values
+    assert len(mine.decoder.manager.lanes) == 2
+    del past
+    assert mine.decoder.manager.lanes == ()
+
+
+def test_what_is_said_behind_padding_has_no_loss() -> None:
+    """transformers takes the logits of the padding for it: whatever they are."""
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    labels = np.where(mask == 1, IDS, -100)
+    without = labels.copy()
+    without[0, 2] = -100
+    assert mine(IDS, attention_mask=mask, labels=labels).loss == mine(IDS, attention_mask=mask, labels=without).loss
