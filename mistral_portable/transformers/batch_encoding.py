@@ -91,7 +91,7 @@ def _array(name: str, value: Any, kind: str) -> Any:
         return value
     lists = to_lists(value)
     if _ragged(lists):
-        raise InputError(f"{name} has rows of different lengths, which make no array; pass padding=True")
+        raise InputError(f"{name} has rows of different lengths, which make no array; pad them (padding=True)")
     if kind == "np":
         return np.asarray(lists, np.int64)
     try:

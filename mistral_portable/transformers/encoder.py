@@ -102,9 +102,9 @@ class Encoder(Tokens):
             ValueError: A pair or a target is given, or any argument is not one of these, or there is no such value.
         """
         refuse("the call", kwargs)
-        for name, pair in (("text_pair", text_pair), ("text_target", text_target), ("", text_pair_target)):
-            if pair:
-                raise InputError(f"{name or 'text_pair_target'} is not supported; pass one text, or a list of texts")
+        pairs = {"text_pair": text_pair, "text_target": text_target, "text_pair_target": text_pair_target}
+        for name in [name for name, value in pairs.items() if value]:
+            raise InputError(f"{name} is not supported; pass one text, or a list of texts")
         lengths = self._lengths(padding, truncation, max_length, pad_to_multiple_of, padding_side, verbose)
         overflow = return_overflowing_tokens and not return_tensors
         options = (lengths, add_special_tokens, stride, overflow, return_special_tokens_mask, verbose)

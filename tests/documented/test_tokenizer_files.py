@@ -76,7 +76,8 @@ def test_any_model_that_is_read(form: str, tmp_path: Path) -> None:
     """A GGUF file brings its vocabulary; others have a tokenizer beside the weights."""
     model: Path = tmp_path / "model.gguf"
     if form in ("gguf", "folder"):
-        mp.convert("tiny", model, to="gguf")
+        with pytest.warns(UserWarning, match="window of 64"):
+            mp.convert("tiny", model, to="gguf")
         model = tmp_path if form == "folder" else model
     elif form == "safetensors":
         model = TINY.parent / "model.safetensors"
@@ -182,6 +183,19 @@ def test_of_a_repository_only_the_tokenizer_is_downloaded(tmp_path: Path) -> Non
     assert found == AutoTokenizer.from_pretrained("tiny").encode("Hi")
     assert not_found[0] == "CheckpointError"
     assert "cache" in not_found[1]
+
+
+def test_one_file_of_a_repository_brings_its_vocabulary(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="window of 64"):
+        mp.convert("tiny", tmp_path / "tiny.gguf", to="gguf")
+    opened = "AutoTokenizer.from_pretrained('some/gguf:tiny.gguf'"
+    with Hub({"some/gguf": {"tiny.gguf": (tmp_path / "tiny.gguf").read_bytes()}}) as hub:
+        ids, refused = with_hub(hub.url, tmp_path, f"{opened}).encode({TEXT!r})", f"{opened}, force_download=True)")
+    assert ids == AutoTokenizer.from_pretrained("tiny").encode(TEXT)
+    assert refused == [
+        "InputError",
+        "some/gguf:tiny.gguf: force_download cannot be used with one file of a repository; download it first",
+    ]
 
 
 def test_uploads(tmp_path: Path) -> None:

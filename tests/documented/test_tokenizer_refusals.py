@@ -25,6 +25,7 @@ ALIKE: dict[str, Call] = {
     "return_tensors='jax' is none": lambda t: t("a", return_tensors="jax"),
     "None is no text": lambda t: t(),
     "3 is no text": lambda t: t(3),
+    "3 is no text; pass": lambda t: t(["a", 3]),
     "batch of texts is empty": lambda t: t([]),
     r"\[\] is no text": lambda t: t([[1], []]),
     "padding='x' is no strategy": lambda t: t("a", padding="x"),
@@ -69,6 +70,7 @@ ALIKE: dict[str, Call] = {
     "'x' is neither": lambda t: type(t)(FILES["v3"], mode="x"),
     "MistralCommonTokenizer has no argument foo": lambda t: type(t)(FILES["v3"], foo=1),
     "from_pretrained has no argument foo": lambda t: type(t).from_pretrained("tiny", foo=1),
+    "exclude each other": lambda t: type(t).from_pretrained("a/b", force_download=True, local_files_only=True),
     "pass one name": lambda t: type(t).from_pretrained("tiny", "b"),
 }
 
@@ -81,7 +83,6 @@ STRICTER: dict[str, Call] = {
     "stride=-1 must be": lambda t: t("a b c", max_length=2, stride=-1),
     "padding_side='up'": lambda t: t("a", padding_side="up"),
     "half a surrogate pair": lambda t: t("\ud83e"),
-    "3 is no text": lambda t: t(["a", 3]),
     "is no text; pass a string": lambda t: t([["a", "b"], ["c"]]),
     "not of attention_mask": lambda t: t.pad({"input_ids": [[1], [2]], "attention_mask": [[1]]}),
     "not as long as its input_ids": lambda t: t.pad({"input_ids": [[1], [2, 3]], "attention_mask": [[1], [1]]}),
@@ -100,7 +101,6 @@ STRICTER: dict[str, Call] = {
     "pass its JSON schema": lambda t: t.apply_chat_template([user("a")], tools=[print]),
     "'serving' is neither": lambda t: type(t)(FILES["v3"], mode="serving"),
     "return_tensors='mlx'": lambda t: t("a", return_tensors="mlx"),
-    "exclude each other": lambda t: type(t).from_pretrained("a/b", force_download=True, local_files_only=True),
 }
 
 
@@ -120,11 +120,12 @@ def test_the_exception_is_transformers(reason: str) -> None:
 
 
 @pytest.mark.parametrize("reason", STRICTER)
-def test_nonsense_is_a_value_error(reason: str) -> None:
+def test_where_transformers_does_not_a_value_error_is_raised(reason: str) -> None:
     message = refusal(STRICTER[reason])
     assert re.search(reason, message)
     assert "\n" not in message
     assert outcome(lambda: STRICTER[reason](ours("v3"))) == {ValueError}
+    assert outcome(lambda: STRICTER[reason](theirs("v3"))) != {ValueError}
 
 
 def test_what_the_template_refuses_is_mistral_commons_own() -> None:
