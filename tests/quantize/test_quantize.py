@@ -1,6 +1,7 @@
 """`quantize`: what it writes, what it refuses, and that an interrupted run leaves nothing that loads."""
 
 import importlib.util
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
 
 import mistral_portable as mp
+from mistral_portable import transformers
 from mistral_portable.conversion.model import prepare
 from mistral_portable.errors import CheckpointError, InputError, TokenizerError
 from mistral_portable.executor import ExecutorOptions
@@ -101,6 +103,7 @@ def test_numbers_that_are_not_finite_are_named(tmp_path: Path, wrong: float) -> 
 KILLED = """
 import os, signal, sys
 import mistral_portable as mp
+from mistral_portable import transformers
 
 def kill(what, done, total):
     if what == "blk.2.ffn_up.weight":
@@ -221,3 +224,25 @@ def test_llama_cpp_reads_the_same_weights(tmp_path: Path, type: str) -> None:
     found = np.array(llama.scores[: len(tokens)])
     assert np.square(found - expected).mean() < 0.01 * np.square(expected).mean()
     assert (found.argmax(1) == expected.argmax(1)).mean() > 0.95
+
+
+@pytest.mark.parametrize("calibrated_on_text", [False, True])
+def test_experts(tmp_path: Path, text: Path, calibrated_on_text: bool) -> None:
+    """In one tensor with three axes; the gate stays in floats."""
+    config = transformers.MistralConfig.from_pretrained(
+        "tiny", num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2
+    )
+    transformers.MistralForCausalLM(config, backend="reference").save_pretrained(tmp_path / "hf")
+    shutil.copy(open_checkpoint("tiny").path / "tokenizer.model.v3", tmp_path / "hf")
+    calibrate = text if calibrated_on_text else None
+    path = mp.quantize(tmp_path / "hf", tmp_path / "m.gguf", "q6_k", calibrate=calibrate)
+    exact, opened = open_checkpoint(tmp_path / "hf").tensors, open_checkpoint(path).tensors
+    for name, tensor in exact.items():
+        found, expected = opened[name].numpy(), tensor.numpy()
+        if ".gate." in name or expected.ndim == 1:
+            np.testing.assert_array_equal(found, expected)
+        else:
+            assert opened[name].dtype in ("q6_k", "q8_0")
+            assert 0 < np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < 0.03
+    with mp.load(path, backend="numba") as model:
+        assert np.isfinite(model.logits([1, 5, 9])).all()
