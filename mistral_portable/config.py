@@ -28,6 +28,8 @@ _POSITIVE = (
 # Far above any model; keeps a hostile file from asking for absurd tables before a tensor is seen.
 _LIMIT = 2**31 - 1
 _LAYER_LIMIT = 1000
+_HEAD_LIMIT = 2**16
+_THETAS = (1e-6, 1e18)
 _EXPERT_LIMIT = 2**14  # in all layers: each has three tensors
 _REAL_LIMIT = sys.float_info.max  # refuses NaN, infinity and integers beyond float
 
@@ -132,7 +134,8 @@ class MistralConfig:
                     f"num_attention_heads={self.num_attention_heads}: set head_dim"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        _integer("head_dim", self.head_dim, minimum=2)
+        if _integer("head_dim", self.head_dim, minimum=2) > _HEAD_LIMIT:
+            raise ConfigError(f"head_dim={self.head_dim}: at most {_HEAD_LIMIT} are accepted")
         if self.head_dim % 2:
             raise ConfigError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs")
         if self.hidden_act != "silu":
@@ -140,6 +143,8 @@ class MistralConfig:
         for name in ("rms_norm_eps", "rope_theta"):
             if _real(name, getattr(self, name)) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be positive")
+        if not _THETAS[0] <= self.rope_theta <= _THETAS[1]:
+            raise ConfigError(f"rope_theta={self.rope_theta!r} must be from {_THETAS[0]} to {_THETAS[1]}")
         if self.yarn and self.rope_theta <= 1:
             raise ConfigError(f"rope_theta={self.rope_theta!r} must be greater than 1 with YaRN")
         experts = _integer("num_local_experts", self.num_local_experts, minimum=0)

@@ -13,6 +13,7 @@ from mistral_portable.errors import ConfigError
 __all__ = ["QueryScale", "Yarn", "rope_from_hf", "rope_from_params", "rope_to_hf", "rope_to_params"]
 
 _LONGEST = 2**31 - 1
+_LARGEST = 1e6  # far above any factor and any number of turns
 _LENGTH = "original_max_position_embeddings"
 _KNOWN = {"max_position_embeddings", "rope_theta", "rope_type", "type", "llama_4_scaling_beta", _LENGTH}
 _YARN = {"factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"}
@@ -42,6 +43,8 @@ class Yarn:
             value = _number(name, getattr(self, name))
             if value < least or not value:
                 raise ConfigError(f"{name}={value!r} must be {'at least 1' if least else 'positive'}")
+            if not 1 / _LARGEST <= value <= _LARGEST:
+                raise ConfigError(f"{name}={value!r} must be from {1 / _LARGEST} to {_LARGEST}")
             object.__setattr__(self, name, value)
         if self.beta_fast < self.beta_slow:
             raise ConfigError(f"beta_fast={self.beta_fast!r} must not be less than beta_slow={self.beta_slow!r}")

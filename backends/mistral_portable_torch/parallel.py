@@ -72,7 +72,10 @@ def join(size: int, device: Device) -> Group:
             f"torchrun --nproc-per-node {size} -m mistral_portable"
         )
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.kind == "cuda" else "gloo")
+        try:
+            distributed.init_process_group("nccl" if device.kind == "cuda" else "gloo")
+        except ValueError as error:  # torchrun sets some variables that are missing
+            raise BackendError(f"tensor_parallel={size}: {error}: begin the command with torchrun") from error
     return Group(distributed.get_rank(), size)
 
 

@@ -1,5 +1,6 @@
 """CacheManager: hands out lanes, positions, slots and what each sequence reads. Integers only."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,18 +39,24 @@ class CacheManager:
     """
 
     def __init__(self, spec: CacheSpec, *, block: int = _BLOCK) -> None:
-        """`block`: the first capacity that plans ask for; it doubles as sequences grow."""
+        """`block`: the first capacity that plans ask for; it doubles as sequences grow.
+
+        Lanes may be opened and closed by any thread at any time, also by the garbage collector; plans and rollbacks
+        are the caller's to serialize.
+        """
         self.spec = spec
         self._block = block
         self._lanes: dict[int, _Lane] = {}
+        self._opening = threading.RLock()
 
     def open(self) -> int:
         """Take a free lane, the lowest one, with length 0. Raises CacheError if all are taken."""
-        lane = next((lane for lane in range(self.spec.max_lanes) if lane not in self._lanes), None)
-        if lane is None:
-            raise CacheError(f"all {self.spec.max_lanes} lanes are taken: close a sequence or raise max_lanes")
-        self._lanes[lane] = _Lane()
-        return lane
+        with self._opening:
+            lane = next((lane for lane in range(self.spec.max_lanes) if lane not in self._lanes), None)
+            if lane is None:
+                raise CacheError(f"all {self.spec.max_lanes} lanes are taken: close a sequence or raise max_lanes")
+            self._lanes[lane] = _Lane()
+            return lane
 
     def close(self, lane: int) -> None:
         """Give the lane back; its content is void."""
@@ -117,13 +124,18 @@ class CacheManager:
         Example: window 3, max_chunk 2, 4 slots, length 10 (positions 6..9 are held). Back to 8: the next query, 8,
         sees 6, 7, 8: legal. Back to 7: it would see 5, which 9 has overwritten: CacheError.
         """
+        self.check_rollback(lane, length)
+        state = self._lane(lane)
+        state.length = length
+        if length == 0:  # nothing is held any more, so nothing that was overwritten matters
+            state.high = 0
+
+    def check_rollback(self, lane: int, length: int) -> None:
+        """Raise CacheError if `rollback` would."""
         state = self._lane(lane)
         if not 0 <= length <= state.length:
             raise CacheError(f"lane {lane}: cannot roll back from {state.length} to {length} tokens")
         self._require_held(f"lane {lane}: rolling back from {state.length}", length, state.high)
-        state.length = length
-        if length == 0:  # nothing is held any more, so nothing that was overwritten matters
-            state.high = 0
 
     def fork(self, lane: int) -> int:
         """A new lane with the same integers. The caller copies the arrays: `program.copy_lane(lane, new)`.

@@ -37,6 +37,12 @@ def chat(
 ) -> None:
     """Talk with a model. /help lists the commands; piped input is one message per line."""
     params = sampling.params()
+    if model.tensor_parallel is not None:
+        raise typer.BadParameter(
+            "several processes cannot share a conversation: use 'run'", param_hint="'--tensor-parallel'"
+        )
+    if name is not None and model.model not in ("tiny", name):
+        raise typer.BadParameter(f"{name!r} beside --model {model.model!r}: give one of them", param_hint="'MODEL'")
     if name is not None:
         model = replace(model, model=name)
     with load_model(model) as loaded:

@@ -42,6 +42,8 @@ def perplexity(
 
     The text is cut into chunks; of each, the second half is scored. Lower is better; 1 would be a text known by heart.
     """
+    if model.tensor_parallel is not None:
+        raise typer.BadParameter("several processes would measure the same: use one", param_hint="'--tensor-parallel'")
     text, asked = _read(file), read_questions(questions) if questions else []
     with load_model(model) as loaded:
         with reading(f"{loaded.backend} on {model.model}") as progress:

@@ -55,7 +55,6 @@ class Model:
         self._tokenizer = tokenizer
         self._closed = False
         self._turn = threading.Lock()
-        self._lanes = threading.RLock()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -131,14 +130,12 @@ class Model:
     @contextmanager
     def lane(self) -> Iterator[int]:
         """A lane of the cache for the duration of a `with` block. Raises CacheError if all are taken."""
-        with self._lanes:
-            lane = self.manager.open()
+        lane = self.manager.open()
         try:
             yield lane
         finally:
             # Not under `_turn`: the garbage collector may run this in the thread that is in the middle of a step.
-            with self._lanes:
-                self.manager.close(lane)
+            self.manager.close(lane)
 
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Run one step: logits float32 [R, vocab_size] of the rows that the chunks ask for.

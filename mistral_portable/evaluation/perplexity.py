@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import exp, inf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ class Perplexity:
     @property
     def value(self) -> float:
         """The perplexity, e^loss: 1 if every token was certain, the size of the vocabulary if it was guessed."""
-        return exp(self.loss)
+        return exp(self.loss) if self.loss < 700 else inf
 
     @property
     def error(self) -> float:

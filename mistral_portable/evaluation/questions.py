@@ -12,7 +12,7 @@ from mistral_portable.errors import InputError
 
 __all__ = ["Accuracy", "Question", "accuracy", "read_questions"]
 
-_TOGETHER = 16  # questions in a batch
+_TOGETHER = 4  # questions in a batch, whose logits are held
 
 
 @dataclass(frozen=True)

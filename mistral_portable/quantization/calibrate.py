@@ -45,7 +45,7 @@ def calibrated(model: Source, path: Path, options: ExecutorOptions) -> dict[str,
     squares = {value: np.zeros(int(shapes[value][-1])) for value in set(inputs.values())}
     program = select().prepare(graph, model.checkpoint.tensors, spec, options)
     try:
-        for begin in range(0, len(tokens), context - 1):
+        for begin in range(0, len(tokens), max(1, context - 1)):
             lane = manager.open()
             chunk = [tokens[0], *tokens[max(begin, 1) : begin + context]][:context]
             for start in range(0, len(chunk), step):

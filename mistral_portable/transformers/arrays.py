@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.errors import InputError
 
-__all__ = ["Library", "as_numpy", "library_of"]
+__all__ = ["Library", "as_numpy", "integers", "library_of"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,16 @@ def library_of(*arrays: Any) -> Library:
         if name in ("jax", "jaxlib"):
             return Library("jax", sys.modules["jax"].numpy.asarray)
     return Library("numpy", lambda made: made)
+
+
+def integers(name: str, array: Any, shape: tuple[int, ...] | None = None) -> NDArray[np.int64]:
+    """Whole numbers, of that shape if one is given. Raises InputError, which says `name`."""
+    found = as_numpy(name, array)
+    if found.dtype.kind not in "iub":
+        raise InputError(f"{name} is {found.dtype}: pass integers")
+    if shape is not None and found.shape != shape:
+        raise InputError(f"{name} has the shape {list(found.shape)}, not {list(shape)}")
+    return found.astype(np.int64)
 
 
 def as_numpy(name: str, array: Any, dims: int | None = None) -> NDArray[Any]:

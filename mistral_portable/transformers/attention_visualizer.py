@@ -70,12 +70,15 @@ class AttentionMaskVisualizer:
         """Write a picture, .svg or .png, a panel for each window of the model's layers."""
         path = Path(path)
         words, windows = self._words(input_sentence), list(dict.fromkeys(self.config.layer_windows))
-        if path.suffix == ".svg":
-            path.write_text(_svg(words, windows), encoding="utf-8")
-        elif path.suffix == ".png":
-            _png(words, windows, path)
-        else:
+        if path.suffix not in (".svg", ".png"):
             raise InputError(f"{path}: the name must end in .svg or .png")
+        try:
+            if path.suffix == ".svg":
+                path.write_text(_svg(words, windows), encoding="utf-8")
+            else:
+                _png(words, windows, path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
     def _words(self, text: str) -> list[str]:
         tokens = self._tokenizer.encode(text, bos=False)

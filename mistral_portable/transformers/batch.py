@@ -37,13 +37,14 @@ def read_batch(
     input_ids: NDArray[Any],
     attention_mask: NDArray[Any] | None,
     position_ids: NDArray[Any] | None,
-    past: int,
+    past: Sequence[NDArray[np.intp]],
+    past_length: int,
     vocab_size: int,
 ) -> Batch:
-    """The tokens of ids [B, T] behind `past` columns of the same rows.
+    """The tokens of ids [B, T] behind `past_length` columns of the same rows, of which `past` are tokens.
 
-    attention_mask: 1 keep, 0 masked, [B, past + T], or [B, T]: what is past is known. position_ids [B, T] or [1, T]:
-    what they say of tokens must be what the mask says: one after the other.
+    attention_mask: 1 keep, 0 masked, [B, past_length + T], or [B, T]: what is past is known, and must be masked as it
+    was. position_ids [B, T] or [1, T]: of tokens they must count on, from those before.
 
     Raises InputError for other shapes, ids outside the vocabulary, a mask of more than two dimensions or with other
     values, and positions with gaps.
@@ -56,20 +57,36 @@ def read_batch(
         raise InputError(f"input_ids: token id {wrong} is outside the vocabulary of {vocab_size}")
     kept = np.ones((rows, length), np.bool_)
     if attention_mask is not None:
-        if attention_mask.shape not in ((rows, past + length), (rows, length)):
-            wanted = f"[{rows}, {past + length}]"
+        if attention_mask.shape not in ((rows, past_length + length), (rows, length)):
+            wanted = f"[{rows}, {past_length + length}]"
             raise InputError(f"attention_mask has the shape {list(attention_mask.shape)}: pass 0 and 1 as {wanted}")
+        if attention_mask.dtype.kind not in "iubf" or not np.isin(attention_mask, (0, 1)).all():
+            raise InputError("attention_mask holds other values than 0 and 1")
         kept = attention_mask[:, attention_mask.shape[1] - length :] != 0
+        before = attention_mask[:, : attention_mask.shape[1] - length]
+        if any(
+            not np.array_equal(np.flatnonzero(row), some) for row, some in zip(before, past, strict=True) if row.size
+        ):
+            raise InputError("attention_mask: what is in past_key_values was masked otherwise; begin again")
     columns = [np.flatnonzero(row) for row in kept]
     if position_ids is not None:
-        _require_consecutive(np.broadcast_to(position_ids, (rows, length)), columns)
+        if position_ids.shape not in ((rows, length), (1, length)) or position_ids.dtype.kind not in "iu":
+            raise InputError(
+                f"position_ids is {position_ids.dtype} {list(position_ids.shape)}: pass [{rows}, {length}]"
+            )
+        _require_consecutive(np.broadcast_to(position_ids, (rows, length)), columns, past, past_length)
     tokens = [row[some].tolist() for row, some in zip(input_ids, columns, strict=True)]
     return Batch((rows, length), tokens, columns)
 
 
-def _require_consecutive(positions: NDArray[Any], columns: Sequence[NDArray[np.intp]]) -> None:
-    for row, some in zip(positions, columns, strict=True):
-        if np.any(np.diff(row[some].astype(np.int64)) != 1):
+def _require_consecutive(
+    positions: NDArray[Any], columns: Sequence[NDArray[np.intp]], past: Sequence[NDArray[np.intp]], past_length: int
+) -> None:
+    """Counted from 0 or, as if padding counted, by columns."""
+    for row, some, before in zip(positions, columns, past, strict=True):
+        found = row[some].astype(np.int64)
+        begins = {len(before), past_length + int(some[0])} if len(some) else set()
+        if np.any(np.diff(found) != 1) or (begins and int(found[0]) not in begins):
             raise InputError(
                 "position_ids must count on from token to token in each row, as the cache does; leave them out"
             )

@@ -1,14 +1,18 @@
 """Cache: `past_key_values`, one lane of the cache manager for each row of a batch."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheManager
+from mistral_portable.errors import InputError
 
 __all__ = ["Cache"]
+
+CopyLane = Callable[[frozenset[str], int, int], None]
 
 
 class Cache:
@@ -17,18 +21,39 @@ class Cache:
     Windows are rings: their memory does not grow beyond them. The lanes are free again when the object is gone.
     """
 
-    def __init__(self, manager: CacheManager, rows: int) -> None:
-        """Raises CacheError if the model has not so many lanes left."""
+    def __init__(self, manager: CacheManager, rows: int, copy_lane: CopyLane) -> None:
+        """copy_lane: copies the arrays of a lane to another. Raises CacheError if the model has not so many left."""
+        self.manager, self._copy_lane = manager, copy_lane
         self.lanes: list[int] = []
         self.program = frozenset[str]()
         """Which of the model's programs holds the arrays: by what it shows besides."""
         self.columns: list[NDArray[np.intp]] = [np.zeros(0, np.intp)] * rows
         """Of each row, the columns of its tokens: padding has no place in a lane."""
         self._length = 0
-        self._manager = manager
         self.close = weakref.finalize(self, _close, manager, self.lanes)
         for _ in range(rows):
             self.lanes.append(manager.open())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Cache":
+        """With lanes of its own: to go on from one prompt in several ways. Raises CacheError if there are none left."""
+        self.require_open()
+        copy = Cache(self.manager, 0, self._copy_lane)
+        copy.program, copy.columns, copy._length = self.program, list(self.columns), self._length
+        for lane in self.lanes:
+            copy.lanes.append(self.manager.fork(lane))
+            self._copy_lane(self.program, lane, copy.lanes[-1])
+        return copy
+
+    def __copy__(self) -> "Cache":
+        return self.__deepcopy__({})
+
+    def __reduce__(self) -> Any:
+        raise InputError("a cache is not pickled: its keys and values are the model's")
+
+    def require_open(self) -> None:
+        """Raise InputError if it has been closed."""
+        if not self.close.alive:
+            raise InputError("past_key_values are closed: begin again")
 
     def __len__(self) -> int:
         """Rows."""
@@ -50,8 +75,10 @@ class Cache:
         """
         length = max(0, self._length + max_length) if max_length < 0 else min(max_length, self._length)
         kept = [columns[columns < length] for columns in self.columns]
-        for lane, columns in zip(self.lanes, kept, strict=True):
-            self._manager.rollback(lane, len(columns))
+        self.require_open()
+        for roll_back in (self.manager.check_rollback, self.manager.rollback):  # all or none
+            for lane, columns in zip(self.lanes, kept, strict=True):
+                roll_back(lane, len(columns))
         self.columns, self._length = kept, length
 
 

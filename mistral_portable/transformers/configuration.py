@@ -41,13 +41,21 @@ class MistralConfig:
     problem_type: str | None
     head_dim: int
     num_key_value_heads: int
+    rope_theta: float
+    rope_parameters: Mapping[str, Any] | None
 
     def __init__(self, **values: Any) -> None:
+        if wrong := [name for name in values if callable(getattr(type(self), name, None))]:
+            raise ConfigError(f"{wrong[0]}: a field cannot have the name of a method")
+        values = {name: _plain(value) for name, value in values.items()}
         labels = values.get("id2label")
         given = {"num_labels": len(labels)} if isinstance(labels, Mapping) else {}
         self.__dict__.update(_DEFAULTS | _OURS | given | values)
         checked = self.native()
         self.head_dim, self.num_key_value_heads = checked.head_dim, checked.num_key_value_heads
+        self.rope_theta = checked.rope_theta  # in one place, so that it may be set
+        if isinstance(rope := values.get("rope_parameters"), Mapping):
+            self.rope_parameters = {name: value for name, value in rope.items() if name != "rope_theta"}
 
     def __getattr__(self, name: str) -> Any:
         """Of what has not been set."""
@@ -92,3 +100,10 @@ class MistralConfig:
             (folder / "config.json").write_text(self.to_json_string() + "\n", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{folder}: config.json cannot be written: {error.strerror}") from error
+
+
+def _plain(value: Any) -> Any:
+    """torch.float16 and np.float16 as "float16"; other things as they are."""
+    if type(value).__module__ == "torch" or isinstance(value, type):
+        return getattr(value, "__name__", str(value)).removeprefix("torch.")
+    return value

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from mistral_portable.binding import check_tensors
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.config import MistralConfig
+from mistral_portable.errors import CacheError, InputError
 from mistral_portable.executor import Backend, ExecutorOptions, Program
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states, select_rows
@@ -52,6 +53,7 @@ class Decoder:
         self.manager = CacheManager(self._spec)
         self._programs: dict[frozenset[str], Program] = {}
         self._turn = threading.RLock()
+        self._closed = False
         self._program(frozenset())
 
     def run(self, batch: Batch, cache: Cache, shown: frozenset[str], rows: Sequence[int] | None = None) -> Outputs:
@@ -60,9 +62,16 @@ class Decoder:
         shown: of HIDDEN_STATES and ATTENTIONS. Attention weights are [B, heads, T, keys], with a key for each column of
         the cache. rows: of a causal LM, the columns whose logits are wanted, and their order; all if None.
 
-        If it fails, the cache is as it was.
+        If it fails, the cache is as it was, or closed where a window has moved on too far. Raises InputError for more
+        tokens than the model takes, and if there are none at all.
         """
         with self._turn:
+            cache.require_open()
+            longest = max(len(old) + len(new) for old, new in zip(cache.columns, batch.columns, strict=True))
+            if longest > self._spec.max_context:
+                raise InputError(f"{longest} tokens exceed max_position_embeddings={self._spec.max_context}")
+            if not any(len(tokens) for tokens in batch.tokens):
+                raise InputError("every row is padding: give at least one token")
             program = self._program_with(cache, shown)
             before = [self.manager.length(lane) for lane in cache.lanes]
             out: Outputs = {}
@@ -72,13 +81,19 @@ class Decoder:
                     for name, array in program.step(plan).items():
                         self._place(out, name, array, piece, plan, batch)
             except BaseException:
-                for lane, length in zip(cache.lanes, before, strict=True):
-                    self.manager.rollback(lane, length)
+                self._undo(cache, before)
                 raise
             cache.extend(batch.columns, batch.shape[1])
             if rows is not None and "logits" in out:
                 out["logits"] = out["logits"][:, np.asarray(rows, np.intp)]
             return out
+
+    def new_cache(self, rows: int) -> Cache:
+        """An empty one. Raises InputError if there are not so many lanes left."""
+        try:
+            return Cache(self.manager, rows, self._copy_lane)
+        except CacheError as error:
+            raise InputError(f"{rows} rows more: at most {_LANES} are open at a time, with those of caches") from error
 
     @property
     def program(self) -> Program:
@@ -87,12 +102,15 @@ class Decoder:
 
     def close(self) -> None:
         with self._turn:
+            self._closed = True
             for program in self._programs.values():
                 program.close()
             self._programs.clear()
 
     def _program(self, shown: frozenset[str]) -> Program:
         """The one that shows these besides: prepared, and its weights read again, when it is first asked for."""
+        if self._closed:
+            raise InputError("the model is closed: load it again")
         if shown not in self._programs:
             graph = self._graph
             if HIDDEN_STATES in shown:
@@ -112,6 +130,18 @@ class Decoder:
                 program.load_lane(lane, self._programs[cache.program].save_lane(lane))
         cache.program = shown
         return program
+
+    def _copy_lane(self, shown: frozenset[str], source: int, target: int) -> None:
+        with self._turn:
+            self._program(shown).copy_lane(source, target)
+
+    def _undo(self, cache: Cache, before: Sequence[int]) -> None:
+        """Take the lanes back to where they were; close the cache if a window's ring has overwritten what was there."""
+        try:
+            for lane, length in zip(cache.lanes, before, strict=True):
+                self.manager.rollback(lane, length)
+        except CacheError:
+            cache.close()
 
     def _pieces(self, batch: Batch, cache: Cache, wanted: Iterable[int]) -> Iterator["_Piece"]:
         """Steps of at most max_chunk tokens in all, of all rows that have some left."""

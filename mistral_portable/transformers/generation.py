@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import Sampler, SamplingParams
 from mistral_portable.transformers.batch import Batch
-from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.decoder import Decoder
 
 __all__ = ["continued", "sampling_params"]
@@ -53,7 +52,7 @@ def continued(
     samplers = [Sampler(_of_row(params, row), prompt_tokens=batch.tokens[row]) for row in range(rows)]
     out = np.full((rows, count), pad, np.int64)
     going = list(range(rows))
-    cache = Cache(decoder.manager, rows)
+    cache = decoder.new_cache(rows)
     try:
         lasts = [int(columns[-1]) for columns in batch.columns]
         asked = sorted(set(lasts))

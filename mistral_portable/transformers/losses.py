@@ -9,6 +9,8 @@ __all__ = ["IGNORED", "causal_lm", "cross_entropy", "question_answering", "seque
 
 IGNORED = -100
 
+_PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+
 Floats = NDArray[np.float32]
 Labels = NDArray[np.integer]
 
@@ -45,6 +47,12 @@ def sequence_classification(logits: Floats, labels: NDArray[np.generic], problem
     | single_label_classification | integers [B] | cross entropy |
     | multi_label_classification | 0 or 1, like the logits | mean binary cross entropy |
     """
+    if problem_type not in _PROBLEMS:
+        raise InputError(f"problem_type={problem_type!r}: choose one of {', '.join(_PROBLEMS)}")
+    if labels.dtype.kind not in "iubf":
+        raise InputError(f"labels are {labels.dtype}: pass numbers")
+    if problem_type == "single_label_classification" and (labels.dtype.kind == "f" or labels.size != len(logits)):
+        raise InputError(f"labels are {labels.dtype} {list(labels.shape)}: pass {len(logits)} integers, one per row")
     if problem_type == "single_label_classification":
         return cross_entropy(logits, labels.reshape(-1).astype(np.int64))
     wanted = labels.astype(np.float64)

@@ -12,7 +12,7 @@ from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build
 from mistral_portable.registry import select
 from mistral_portable.transformers import losses
-from mistral_portable.transformers.arrays import Library, as_numpy, library_of
+from mistral_portable.transformers.arrays import Library, as_numpy, integers, library_of
 from mistral_portable.transformers.batch import Batch, read_batch
 from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.configuration import MistralConfig
@@ -103,6 +103,8 @@ class MistralPreTrainedModel:
         device_map: "auto", or a device of the backend torch. attn_implementation: of the backend torch.
         quantization_config: a BitsAndBytesConfig. `changed`: fields of the config that get another value.
         """
+        if config is not None and (changed or not isinstance(config, MistralConfig)):
+            raise InputError("config= is a MistralConfig, and has all fields: change them there")
         chosen = select(backend).name
         checkpoint = open_checkpoint(name, revision=revision, quantize=ggml_type(chosen, quantization_config))
         read = config or MistralConfig.from_dict({**checkpoint.config.to_dict(), **_known(changed)})
@@ -164,12 +166,15 @@ class MistralPreTrainedModel:
         ids = as_numpy("input_ids", input_ids, 2)
         if past_key_values is not None and not isinstance(past_key_values, Cache):
             raise InputError(f"past_key_values is a {type(past_key_values).__name__}: pass what a call has returned")
+        if past_key_values is not None and past_key_values.manager is not self.decoder.manager:
+            raise InputError("past_key_values are another model's: pass what a call of this one has returned")
         if past_key_values is not None and len(past_key_values) != len(ids):
             raise InputError(f"input_ids has {len(ids)} rows, and past_key_values {len(past_key_values)}")
         batch = read_batch(
             ids,
             None if attention_mask is None else as_numpy("attention_mask", attention_mask, 2),
             None if position_ids is None else as_numpy("position_ids", position_ids, 2),
+            [np.zeros(0, np.intp)] * len(ids) if past_key_values is None else past_key_values.columns,
             0 if past_key_values is None else past_key_values.get_seq_length(),
             self.decoder.config.vocab_size,
         )
@@ -180,7 +185,7 @@ class MistralPreTrainedModel:
         }
         shown = frozenset(name for name, asked in wanted.items() if asked)
         keep = (self.config.use_cache if use_cache is None else use_cache) or past_key_values is not None
-        past = Cache(self.decoder.manager, len(ids)) if past_key_values is None else past_key_values
+        past = self.decoder.new_cache(len(ids)) if past_key_values is None else past_key_values
         try:
             outputs = self.decoder.run(batch, past, shown, rows)
         finally:
@@ -293,8 +298,8 @@ class MistralForCausalLM(MistralPreTrainedModel):
         logits = result.outputs["logits"]
         loss = None
         if labels is not None:
-            wanted = as_numpy("labels", labels, 2)
-            if wanted.shape != result.batch.shape or logits.shape[:2] != wanted.shape:
+            wanted = integers("labels", labels, result.batch.shape)
+            if logits.shape[:2] != wanted.shape:
                 raise InputError(f"labels has the shape {list(wanted.shape)}, and the logits {list(logits.shape[:2])}")
             behind_padding = ~np.roll(result.batch.kept, 1, axis=1)
             loss = losses.causal_lm(logits, np.where(behind_padding, losses.IGNORED, wanted))
@@ -333,12 +338,14 @@ class MistralForCausalLM(MistralPreTrainedModel):
         mask = None if attention_mask is None else as_numpy("attention_mask", attention_mask, 2)
         if mask is not None:
             mask = np.repeat(mask, num_return_sequences, 0)
-        batch = read_batch(ids, mask, None, 0, self.decoder.config.vocab_size)
+        none = [np.zeros(0, np.intp)] * len(ids)
+        batch = read_batch(ids, mask, None, none, 0, self.decoder.config.vocab_size)
         if max_new_tokens is None:
-            max_new_tokens = 20 if max_length is None else max_length - ids.shape[1]
+            max_new_tokens = 20 if max_length is None else _positive("max_length", max_length) - ids.shape[1]
         params = sampling_params(do_sample, _positive("max_new_tokens", max_new_tokens), seed, rules)
-        ends = self.decoder.config.eos_token_ids if eos_token_id is None else np.ravel(eos_token_id).tolist()
-        pad = self.config.pad_token_id if pad_token_id is None else pad_token_id
+        own = self.decoder.config.eos_token_ids
+        ends = own if eos_token_id is None else integers("eos_token_id", np.ravel(eos_token_id)).tolist()
+        pad = self.config.pad_token_id if pad_token_id is None else int(integers("pad_token_id", pad_token_id, ()))
         after = continued(self.decoder, batch, params, ends, next(iter(ends), 0) if pad is None else pad)
         return library_of(prompt).make(np.concatenate([ids.astype(np.int64), after], axis=1))
 
@@ -426,11 +433,8 @@ class MistralForTokenClassification(MistralPreTrainedModel):
         logits = result.outputs["logits"]
         loss = None
         if labels is not None:
-            wanted = as_numpy("labels", labels).reshape(-1).astype(np.int64)
-            flat = logits.reshape(-1, logits.shape[-1])
-            if len(wanted) != len(flat):
-                raise InputError(f"labels are {len(wanted)}, and tokens {len(flat)}")
-            loss = losses.cross_entropy(flat, wanted)
+            wanted = integers("labels", labels, result.batch.shape)
+            loss = losses.cross_entropy(logits.reshape(-1, logits.shape[-1]), wanted.reshape(-1))
         return self._finish(TokenClassifierOutput(result.make(loss), result.make(logits), **result.shown), return_dict)
 
 
@@ -467,8 +471,11 @@ class MistralForQuestionAnswering(MistralPreTrainedModel):
         start, end = np.moveaxis(result.outputs["logits"], -1, 0)
         loss = None
         if start_positions is not None and end_positions is not None:
-            positions = [as_numpy(n, p) for n, p in (("start", start_positions), ("end", end_positions))]
-            loss = losses.question_answering(start, end, positions[0], positions[1], result.batch.kept)
+            begins, ends = (
+                integers(name, np.reshape(as_numpy(name, given), -1), result.batch.shape[:1])
+                for name, given in (("start_positions", start_positions), ("end_positions", end_positions))
+            )
+            loss = losses.question_answering(start, end, begins, ends, result.batch.kept)
         output = QuestionAnsweringModelOutput(
             result.make(loss), result.make(start.copy()), result.make(end.copy()), **result.shown
         )

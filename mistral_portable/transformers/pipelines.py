@@ -37,6 +37,10 @@ def pipeline(
         raise InputError(f"task={task!r}: only 'text-generation' is there")
     if model is None:
         raise InputError("pipeline needs a model: pass a name, a path or a MistralForCausalLM")
+    if not isinstance(model, str | Path | MistralForCausalLM):
+        raise InputError(f"model is a {type(model).__name__}: pass a name, a path or a MistralForCausalLM")
+    if not isinstance(tokenizer, str | Path | MistralCommonTokenizer | None):
+        raise InputError(f"tokenizer is a {type(tokenizer).__name__}: pass a name, a path or a tokenizer")
     if isinstance(model, MistralForCausalLM):
         if tokenizer is None:
             raise InputError("pipeline needs the model's tokenizer: pass tokenizer=")
@@ -46,7 +50,7 @@ def pipeline(
         if device is not None and device_map is not None:
             raise InputError(f"device={device!r} and device_map={device_map!r}: pass one of them")
         at = _device(device, loading.get("backend", "auto")) if device_map is None else device_map
-        opened = MistralForCausalLM.from_pretrained(model, device_map=at, **(model_kwargs or {}), **loading)
+        opened = MistralForCausalLM.from_pretrained(model, **{"device_map": at, **loading, **(model_kwargs or {})})
     if not isinstance(tokenizer, MistralCommonTokenizer):
         assert tokenizer is not None
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
@@ -79,6 +83,8 @@ class TextGenerationPipeline:
     def _answer(self, prompt: Any, full: bool, generating: Mapping[str, Any]) -> list[dict[str, Any]]:
         chat = not isinstance(prompt, str)
         goes_on = chat and prompt[-1].get("role") == "assistant"
+        if goes_on and not isinstance(prompt[-1].get("content"), str):
+            raise InputError("the answer that is to be gone on with must be a text")
         if chat:
             ids = self.tokenizer.apply_chat_template([*prompt], continue_final_message=goes_on)
         else:

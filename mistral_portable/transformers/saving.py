@@ -22,7 +22,7 @@ _CLASSES = {"mistral": "Mistral", "mixtral": "Mixtral", "ministral3": "Ministral
 def save(folder: Path, config: MistralConfig, architecture: str, tensors: Mapping[str, Tensor]) -> None:
     """Everything is written beside its place and then renamed: the weights may be mapped from the very files.
 
-    Raises ConfigError for layers whose windows differ.
+    Raises ConfigError for what transformers has no class for.
     """
     kind = _kind(config)
     parts = [
@@ -41,8 +41,13 @@ def save(folder: Path, config: MistralConfig, architecture: str, tensors: Mappin
             "dtype": types.pop() if len(types) == 1 else "float32",
         }
         (staging / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
-            path.replace(folder / path.name)
+        new = {path.name for path in staging.iterdir()}
+        for name in sorted(new - {"config.json"}):
+            (staging / name).replace(folder / name)
+        for path in folder.glob("model*.safetensors*"):  # an index of before would name the weights of before
+            if path.name not in new:
+                path.unlink()
+        (staging / "config.json").replace(folder / "config.json")
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -54,6 +59,10 @@ def _kind(config: MistralConfig) -> str:
     if len(set(native.layer_windows)) > 1:
         raise ConfigError(
             f"sliding_window={native.sliding_window}: layers differ, which `mistral_portable.convert` writes"
+        )
+    if native.num_local_experts and native.query_scale:
+        raise ConfigError(
+            "transformers has no class with experts and a scale of queries; `mistral_portable.convert` writes raw files"
         )
     if native.num_local_experts:
         return "mixtral"

@@ -190,6 +190,8 @@ def _rope_scaling(own: Mapping[str, Scalar]) -> dict[str, Any]:
     original: Any = own.get("rope.scaling.original_context_length", own.get("context_length"))
     factor: Any = own.get("rope.scaling.factor", 1)
     attention: Any = own.get("rope.scaling.attn_factor", 1)
+    if type(attention) not in (int, float):
+        raise ConfigError(f"rope.scaling.attn_factor={attention!r:.40} must be a number")
     if kind == "yarn":
         scales: dict[str, Any] = {"mscale": 1, "mscale_all_dim": own.get("rope.scaling.yarn_log_multiplier", 0)}
         more = {

@@ -352,3 +352,22 @@ def test_missing_files_and_folders_are_config_errors(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(ConfigError, match="cannot be read"):
             MistralConfig.from_file(path)
+
+
+STRETCHED = {"factor": 2.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"head_dim": 10**8},
+        {"rope_theta": 5e-324},
+        {"rope_theta": 1e300},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, **STRETCHED, "beta_fast": 1.7e308}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, **STRETCHED, "beta_slow": 5e-324}},
+    ],
+)
+def test_absurd_numbers_are_refused(values: dict[str, Any]) -> None:
+    """Before anything of their size is allocated or computed."""
+    with pytest.raises(ConfigError, match=r"head_dim|rope_theta|beta"):
+        MistralConfig.from_dict(values)

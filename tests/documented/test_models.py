@@ -1,6 +1,9 @@
 """The documented classes against transformers' own, on drawn configs and padded batches, in float32."""
 
+import copy
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -169,7 +172,7 @@ def test_every_executor(backend: str) -> None:
     for name in ("hidden_states", "attentions"):
         for mine, theirs in zip(got[name], wanted[name], strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-3)
-    more = {"attention_mask": np.ones((2, 92), np.int64)}
+    more = {"attention_mask": np.concatenate([mask, np.ones((2, 2), np.int64)], axis=1)}
     after = [output.past_key_values for output in (wanted, got)]
     for past, some in zip(after, (expected, model), strict=True):
         assert past.get_seq_length() == 90
@@ -238,3 +241,78 @@ def test_what_is_said_behind_padding_has_no_loss() -> None:
     without = labels.copy()
     without[0, 2] = -100
     assert mine(IDS, attention_mask=mask, labels=labels).loss == mine(IDS, attention_mask=mask, labels=without).loss
+
+
+def test_every_row_may_not_be_padding() -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    with pytest.raises(ValueError, match="every row is padding"):
+        mine(IDS, attention_mask=np.zeros((2, 6)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attention_mask": [[0, 1, 1, 1, 1, 1, 1]] * 2}, "was masked otherwise"),
+        ({"attention_mask": [[1.0, -np.inf]] * 2, "input_ids": [[1, 2]] * 2}, "other values than 0 and 1"),
+        ({"position_ids": [[9]]}, "must count on from token to token"),
+        ({"position_ids": [[1, 2]]}, "position_ids is int64"),
+    ],
+)
+def test_what_contradicts_the_cache_is_refused(arguments: dict[str, Any], message: str) -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    past = mine(IDS).past_key_values
+    with pytest.raises(ValueError, match=message):
+        mine(**{"input_ids": [[5], [6]], "past_key_values": past, **arguments})
+    same = mine([[5], [6]], past_key_values=past, position_ids=[[6]], attention_mask=np.ones((2, 7))).logits
+    whole = mine(np.concatenate([IDS, [[5], [6]]], axis=1)).logits
+    np.testing.assert_allclose(same[:, 0], whole[:, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_caches_are_copied_and_not_shared() -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    other, _ = pair("MistralForCausalLM", VALUES, 1)
+    past = mine(IDS).past_key_values
+    twin = copy.deepcopy(past)
+    assert not set(twin.lanes) & set(past.lanes)
+    first = mine([[5], [6]], past_key_values=past).logits
+    np.testing.assert_array_equal(mine([[5], [6]], past_key_values=twin).logits, first)
+    with pytest.raises(ValueError, match="another model's"):
+        other([[5], [6]], past_key_values=past)
+    past.close()
+    with pytest.raises(ValueError, match="past_key_values are closed"):
+        mine([[5], [6]], past_key_values=past)
+
+
+def test_a_call_that_fails_leaves_the_cache_as_it_was() -> None:
+    mine, _ = pair("MistralForCausalLM", {**VALUES, "max_position_embeddings": 2000}, 0)
+    past, twin = (mine(IDS).past_key_values for _ in range(2))
+    with pytest.raises(ValueError, match="2006 tokens exceed max_position_embeddings=2000"):
+        mine(np.ones((2, 2000), np.int64), past_key_values=past)
+    assert past.get_seq_length() == 6
+    np.testing.assert_array_equal(
+        mine([[5], [6]], past_key_values=past).logits, mine([[5], [6]], past_key_values=twin).logits
+    )
+    mine(np.ones((2, 1200), np.int64), past_key_values=past, attention_mask=np.eye(2, 1200) + np.eye(2, 1200, 1) > 0)
+    lengths = [mine.decoder.manager.length(lane) for lane in past.lanes]
+    assert lengths == [9, 9]
+
+
+def test_a_closed_model_stays_closed() -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    mine.close()
+    with pytest.raises(ValueError, match="the model is closed"):
+        mine(IDS)
+
+
+def test_threads_have_lanes_of_their_own() -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    expected = mine(IDS).logits
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: mine(IDS).logits, range(60)))
+    finally:
+        sys.setswitchinterval(before)
+    for logits in found:
+        np.testing.assert_array_equal(logits, expected)

@@ -186,3 +186,27 @@ def test_windows_that_differ_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"sliding_window=\(None, 4\): layers differ"):
         model.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_an_index_of_before_does_not_stay(tmp_path: Path) -> None:
+    first, _ = pair("MistralForCausalLM", VALUES, 0)
+    _, theirs = pair("MistralForCausalLM", VALUES, 1)
+    theirs.save_pretrained(tmp_path, max_shard_size="2KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    first.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("model*")) == ["model.safetensors"]
+    again = ours.MistralForCausalLM.from_pretrained(tmp_path, backend="reference")
+    np.testing.assert_array_equal(again(IDS).logits, first(IDS).logits)
+
+
+def test_configs_are_checked_and_written() -> None:
+    with pytest.raises(ValueError, match="to_dict: a field cannot have the name of a method"):
+        ours.MistralConfig(to_dict=1)
+    assert '"torch_dtype": "float16"' in ours.MistralConfig(torch_dtype=torch.float16).to_json_string()
+    yarn = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 16}
+    config = ours.MistralConfig(rope_parameters=yarn)
+    assert config.rope_theta == config.native().rope_theta == 1e6
+    config.rope_theta = 5e5
+    assert config.native().rope_theta == 5e5
+    with pytest.raises(ValueError, match="config= is a MistralConfig, and has all fields"):
+        ours.MistralModel.from_pretrained("tiny", config=config, sliding_window=3)
