@@ -157,6 +157,7 @@ class MistralPreTrainedModel:
         output_attentions: bool | None,
         output_hidden_states: bool | None,
         columns: Any = None,
+        cache_position: Any = None,
     ) -> "_Result":
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("You must specify exactly one of input_ids or inputs_embeds")
@@ -178,6 +179,10 @@ class MistralPreTrainedModel:
             0 if past_key_values is None else past_key_values.get_seq_length(),
             self.decoder.config.vocab_size,
         )
+        if cache_position is not None:
+            first = 0 if past_key_values is None else past_key_values.get_seq_length()
+            if integers("cache_position", cache_position).tolist() != list(range(first, first + batch.shape[1])):
+                raise InputError(f"cache_position must count the columns from {first} on; leave it out")
         rows = None if columns is None else _columns(columns, batch.shape[1])
         wanted = {
             HIDDEN_STATES: self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
@@ -254,6 +259,7 @@ class MistralModel(MistralPreTrainedModel):
             use_cache,
             output_attentions,
             output_hidden_states,
+            cache_position=cache_position,
         )
         last = result.make(result.outputs["last_hidden_state"])
         return self._finish(BaseModelOutputWithPast(last, result.past, **result.shown), return_dict)
@@ -294,6 +300,7 @@ class MistralForCausalLM(MistralPreTrainedModel):
             output_attentions,
             output_hidden_states,
             logits_to_keep,
+            cache_position,
         )
         logits = result.outputs["logits"]
         loss = None
