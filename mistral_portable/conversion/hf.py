@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mistral_portable.config import MistralConfig
 from mistral_portable.conversion.model import Source
 from mistral_portable.conversion.parts import Part, float_part
 from mistral_portable.conversion.safetensors import write_sharded
@@ -17,7 +18,7 @@ from mistral_portable.tokenizer.gguf import to_file
 from mistral_portable.tokenizer.load import read_file
 from mistral_portable.weights import AffineTensor
 
-__all__ = ["hf_config", "plan_hf", "plan_mlx", "tokenizer_file", "write_hf", "write_mlx"]
+__all__ = ["hf_class", "hf_config", "plan_hf", "plan_mlx", "tokenizer_file", "write_hf", "write_mlx"]
 
 # What a repository may have beside its weights and the tokenizer file, and what other libraries read.
 _BESIDE = (
@@ -104,24 +105,33 @@ def hf_config(source: Source, format: str) -> dict[str, Any]:
 
 
 def _class(source: Source, format: str) -> tuple[str, str]:
-    """transformers' `model_type` and class of a model; mlx-lm has the same `model_type`s."""
-    config = source.config
-    scaled, mixed = bool(config.yarn or config.query_scale), source.windowed is not None
-    if format == "mlx" and config.yarn:
-        known = config.yarn.truncate and config.yarn.attention_factor in (1, config.yarn.usual_attention_factor)
-        if not known:
+    """As `hf_class`; mlx-lm has the same `model_type`s, and windows of layers in more of them."""
+    config, mixed = source.config, source.windowed is not None
+    if format == "mlx":
+        if config.yarn and not (
+            config.yarn.truncate and config.yarn.attention_factor in (1, config.yarn.usual_attention_factor)
+        ):
             raise ConfigError(f"{source.checkpoint.path}: mlx-lm has no {config.yarn}; convert it to hf or raw")
-    if config.num_local_experts:
-        if mixed or config.query_scale or (format == "mlx" and config.yarn):
+        if config.num_local_experts and (mixed or config.yarn):
             raise ConfigError(f"{source.checkpoint.path}: {_NO_CLASS.format('experts')}")
+        mixed = False
+    return hf_class(config, mixed, str(source.checkpoint.path))
+
+
+def hf_class(config: MistralConfig, mixed: bool, source: str) -> tuple[str, str]:
+    """transformers' `model_type` and class of a model; mixed: only some of its layers have a window.
+
+    Raises ConfigError, which begins with `source`, if it has none.
+    """
+    if config.num_local_experts:
+        if mixed or config.query_scale:
+            raise ConfigError(f"{source}: {_NO_CLASS.format('experts')}")
         return "mixtral", "MixtralForCausalLM"
-    if scaled:
-        if mixed and format == "hf":
-            raise ConfigError(f"{source.checkpoint.path}: {_NO_CLASS.format('windows in some layers')}")
+    if config.yarn or config.query_scale:
+        if mixed:
+            raise ConfigError(f"{source}: {_NO_CLASS.format('windows in some layers')}")
         return "ministral3", "Ministral3ForCausalLM"
-    if mixed and format == "hf":
-        return "ministral", "MinistralForCausalLM"
-    return "mistral", "MistralForCausalLM"
+    return ("ministral", "MinistralForCausalLM") if mixed else ("mistral", "MistralForCausalLM")
 
 
 def _quantization(source: Source) -> dict[str, Any]:
