@@ -1,0 +1,76 @@
+"""What every op but attention means in jax.numpy. Sums are float32's or wider; a result is rounded once."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+__all__ = ["OPS", "product", "rope", "wide"]
+
+
+def wide(x: Array) -> DTypeLike:
+    """The type to sum in: float32, or float64 for float64."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def product(subscripts: str, a: Array, b: Array) -> Array:
+    """einsum in the type of `a`, unrounded. "highest": on GPUs and TPUs float32 would else be multiplied in fewer bits."""
+    return jnp.einsum(subscripts, a, b.astype(a.dtype), precision="highest", preferred_element_type=wide(a))
+
+
+def rope(x: Array, angles: Array) -> Array:
+    """x [T, heads * d], angles [T, 2, d / 2], cosines and sines -> as x. The pair (a, b) is a complex number."""
+    cos, sin = angles[:, None, 0], angles[:, None, 1]
+    a, b = jnp.split(x.astype(wide(x)).reshape(len(x), -1, 2 * angles.shape[-1]), 2, axis=-1)
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+def _rms_norm(x: Array, weight: Array, *, eps: float) -> Array:
+    """x [T, H], weight [H] -> [T, H]"""
+    y = x.astype(wide(x))
+    return (y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps) * weight).astype(x.dtype)
+
+
+def _linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """x [T, I], weight [O, I], bias [O] -> [T, O]"""
+    y = product("ti,oi->to", x, weight)
+    return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def _silu_mul(gate: Array, up: Array) -> Array:
+    """gate, up [T, I] -> [T, I]"""
+    return (jax.nn.silu(gate.astype(wide(gate))) * up).astype(gate.dtype)
+
+
+def _moe(x: Array, scores: Array, gate: Array, up: Array, down: Array, *, top_k: int) -> Array:
+    """x [T, H], scores [T, E], gate, up [E * I, H], down [E * H, I] -> [T, H].
+
+    Every expert has all tokens, of which those that did not choose it take nothing: shapes do not depend on scores.
+    """
+    best, chosen = jax.lax.top_k(scores.astype(wide(x)), top_k)  # of equal scores the lower expert comes first
+    shares = jnp.zeros(scores.shape, best.dtype)
+    shares = shares.at[jnp.arange(len(x))[:, None], chosen].set(jax.nn.softmax(best, axis=-1))
+
+    def add_expert(out: Array, expert: tuple[Array, ...]) -> tuple[Array, None]:
+        w1, w3, w2, share = expert
+        y = _linear(_silu_mul(_linear(x, w1), _linear(x, w3)), w2)
+        return out + jnp.where(share[:, None] > 0, y * share[:, None], 0), None
+
+    experts = tuple(matrix.reshape(scores.shape[1], -1, matrix.shape[1]) for matrix in (gate, up, down))
+    out, _ = jax.lax.scan(add_expert, jnp.zeros(x.shape, wide(x)), (*experts, shares.T))
+    return out.astype(x.dtype)
+
+
+OPS: dict[str, Callable[..., Array]] = {
+    "embedding": lambda tokens, table: table[tokens],
+    "rms_norm": _rms_norm,
+    "linear": _linear,
+    "silu_mul": _silu_mul,
+    "moe": _moe,
+    "add": lambda a, b: a + b,
+    "take_columns": lambda x, *, start, stop: x[:, start:stop],
+    "take_rows": lambda x, rows: x[rows],
+}

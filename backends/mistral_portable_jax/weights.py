@@ -1,0 +1,31 @@
+"""Weights as JAX arrays: by parameter of a graph, whatever the checkpoint has packed unpacked."""
+
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from mistral_portable.graph import Graph
+from mistral_portable.weights import Tensor
+from mistral_portable_jax.step import Arrays
+
+__all__ = ["read"]
+
+
+def read(
+    graph: Graph,
+    weights: Mapping[str, Tensor],
+    dtype: str,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Arrays:
+    """Every parameter in `dtype`, one after the other, so that memory holds but one of them twice."""
+    arrays: Arrays = {}
+    total = sum(int(np.prod(parameter.shape)) for parameter in graph.parameters.values()) * jnp.dtype(dtype).itemsize
+    done = 0
+    for name, parameter in graph.parameters.items():
+        parts = [weights[part].numpy(np.float64 if dtype == "float64" else np.float32) for part in parameter.parts]
+        arrays[name] = jnp.asarray(np.concatenate(parts), dtype)
+        done += arrays[name].nbytes
+        if progress is not None:
+            progress("weights", done, total)
+    return arrays

@@ -1,0 +1,14 @@
+"""The conformance ladder on the JAX executor, in each of its float types."""
+
+import pytest
+from mistral_portable_jax import BACKEND
+
+from mistral_portable.executor import ExecutorOptions
+from mistral_portable.testing.suite import Target, test_conformance
+
+__all__ = ["test_conformance"]
+
+
+@pytest.fixture(params=["float32", "bfloat16", "float16", "float64"])
+def target(request: pytest.FixtureRequest) -> Target:
+    return Target(BACKEND, ExecutorOptions(dtype=request.param))
