@@ -10,37 +10,42 @@ from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.graph import Rotation
 from mistral_portable_jax.step import NOWHERE, Inputs
 
-__all__ = ["bucket", "step_inputs"]
-
-_FEWEST = 8
+__all__ = ["few", "step_inputs"]
 
 
-def bucket(count: int) -> int:
-    """The padded size: 0, 1, 8, 16, 32, 64, ..."""
-    return count if count <= 1 else max(_FEWEST, 1 << (count - 1).bit_length())
+def few(count: int) -> int:
+    """Padded number of sequences, each of which costs a look at its lane: 1, 2, 4, 8, ..."""
+    return 1 << (count - 1).bit_length()
+
+
+def many(count: int) -> int:
+    """Padded number of tokens, coarser, as every size is compiled: 1, 16, 64, 256, 1024, ..."""
+    return 1 if count == 1 else max(16, 1 << 2 * -(-(count - 1).bit_length() // 2))
 
 
 def step_inputs(plan: StepPlan, spec: CacheSpec, rotations: Sequence[Rotation], dtype: str) -> Inputs:
-    """Two sequences of 2 and 3 tokens: 8 tokens, 8 sequences of which the longest has 8; sequence is 0 0 1 1 1 0 0 0,
-    place 0 1 0 1 2 0 0 0, packed 0 1 0 .. | 2 3 4 0 .. | 0 .. A padded token is written to no slot."""
+    """Sequences of 2 and 3 tokens, one row: 16 tokens, 2 sequences, the longest of 16, 2 rows. Of the tokens, sequence
+    is 0 0 1 1 1 0 .. and place 0 1 0 1 2 0 ..; packed is 0 1 0 .. | 2 3 4 0 .. What is padding is written to no slot."""
     lengths = np.diff(plan.starts)
+    sequences, longest = few(len(lengths)), many(int(lengths.max()))
+    tokens = sequences if longest == 1 else many(len(plan.tokens))
+    rows = len(plan.rows) and (sequences if len(plan.rows) <= sequences else tokens)
     sequence = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(len(sequence)) - plan.starts[sequence]
-    packed = np.zeros((bucket(len(lengths)), bucket(int(lengths.max()))), np.int32)
+    packed = np.zeros((sequences, longest), np.int32)
     packed[sequence, place] = np.arange(len(sequence))
-    tokens = bucket(len(sequence))
     positions = _padded(plan.positions, tokens)
     table_dtype = np.float64 if dtype == "float64" else np.float32
     return Inputs(
         tokens=_padded(plan.tokens, tokens),
         positions=positions,
-        rows=_padded(plan.rows, bucket(len(plan.rows))),
+        rows=_padded(plan.rows, rows),
         angles=tuple(rotation.table(positions, table_dtype) for rotation in rotations),
         sequence=_padded(sequence, tokens),
         place=_padded(place, tokens),
         packed=packed,
-        lanes=_padded(plan.lanes, len(packed)),
-        last=_padded(plan.positions[plan.starts[1:] - 1], len(packed)),
+        lanes=_padded(plan.lanes, sequences),
+        last=_padded(plan.positions[plan.starts[1:] - 1], sequences),
         slots=tuple(_padded(reads.slots, tokens, NOWHERE) for reads in plan.groups),
         rings=tuple(np.int32(group.slots) for group in spec.groups),
     )

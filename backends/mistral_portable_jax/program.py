@@ -18,7 +18,7 @@ from mistral_portable.errors import BackendError, CacheError
 from mistral_portable.executor import LaneState, Precision
 from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.weights import BlockTensor, Tensor
-from mistral_portable_jax.inputs import bucket, step_inputs
+from mistral_portable_jax.inputs import few, step_inputs
 from mistral_portable_jax.step import Arrays, Inputs, run
 from mistral_portable_jax.weights import read
 
@@ -52,9 +52,9 @@ class JAXProgram:
         self._step = jax.jit(self._traced, donate_argnums=1)
         _notice_unpacked(graph, weights, dtype)
         self._weights: Arrays = self._in_turn(partial(read, graph, weights, dtype, progress))
-        empty = (0, 0, spec.num_key_value_heads, spec.head_dim)
+        empty = np.zeros((0, 0, spec.num_key_value_heads, spec.head_dim), jnp.dtype(dtype))
         names = [f"{kind}.{layer}" for layer in self._groups for kind in ("keys", "values")]
-        self._cache: Arrays = self._in_turn(lambda: {name: jnp.zeros(empty, dtype) for name in names})
+        self._cache: Arrays = self._in_turn(lambda: {name: jnp.asarray(empty) for name in names})
 
     @property
     def cache_bytes(self) -> int:
@@ -97,7 +97,7 @@ class JAXProgram:
     def _output(self, name: str, array: jax.Array, plan: StepPlan) -> NDArray[Any]:
         value = self._graph.outputs[name]
         count = len(plan.rows) if self._shapes[value][0] == "R" else len(plan.tokens)
-        out = np.array(array[:count], np.float64 if self.precision.dtype == "float64" else np.float32)
+        out = np.asarray(array)[:count].astype(np.float64 if self.precision.dtype == "float64" else np.float32)
         return self._by_position(value, out, plan) if self._shapes[value][-1] == "K" else out
 
     def _by_position(self, value: str, weights: NDArray[Any], plan: StepPlan) -> NDArray[Any]:
@@ -114,7 +114,7 @@ class JAXProgram:
 
     def _grow(self, lanes: int, capacities: list[int]) -> None:
         """Make room. Raises CacheError if there is no memory for it."""
-        lanes = min(bucket(lanes), self._spec.max_lanes)
+        lanes = min(few(lanes), self._spec.max_lanes)
         try:
             for layer, group in self._groups.items():
                 for name in (f"keys.{layer}", f"values.{layer}"):

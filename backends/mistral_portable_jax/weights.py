@@ -20,11 +20,12 @@ def read(
 ) -> Arrays:
     """Every parameter in `dtype`, one after the other, so that memory holds but one of them twice."""
     arrays: Arrays = {}
-    total = sum(int(np.prod(parameter.shape)) for parameter in graph.parameters.values()) * jnp.dtype(dtype).itemsize
+    kind = jnp.dtype(dtype)
+    total = sum(int(np.prod(parameter.shape)) for parameter in graph.parameters.values()) * kind.itemsize
     done = 0
     for name, parameter in graph.parameters.items():
         parts = [weights[part].numpy(np.float64 if dtype == "float64" else np.float32) for part in parameter.parts]
-        arrays[name] = jnp.asarray(np.concatenate(parts), dtype)
+        arrays[name] = jnp.asarray((parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(kind, copy=False))
         done += arrays[name].nbytes
         if progress is not None:
             progress("weights", done, total)

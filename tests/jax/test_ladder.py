@@ -9,6 +9,9 @@ from mistral_portable.testing.suite import Target, test_conformance
 __all__ = ["test_conformance"]
 
 
+pytestmark = pytest.mark.usefixtures("few_examples")
+
+
 @pytest.fixture(params=["float32", "bfloat16", "float16", "float64"])
 def target(request: pytest.FixtureRequest) -> Target:
     return Target(BACKEND, ExecutorOptions(dtype=request.param))
