@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.graph import Rotation
@@ -23,9 +23,18 @@ def many(count: int) -> int:
     return 1 if count == 1 else max(16, 1 << 2 * -(-(count - 1).bit_length() // 2))
 
 
-def step_inputs(plan: StepPlan, spec: CacheSpec, rotations: Sequence[Rotation], dtype: str) -> Inputs:
-    """Sequences of 2 and 3 tokens, one row: 16 tokens, 2 sequences, the longest of 16, 2 rows. Of the tokens, sequence
-    is 0 0 1 1 1 0 .. and place 0 1 0 1 2 0 ..; packed is 0 1 0 .. | 2 3 4 0 .. What is padding is written to no slot."""
+def step_inputs(
+    plan: StepPlan,
+    inputs_embeds: NDArray[np.floating[Any]] | None,
+    spec: CacheSpec,
+    rotations: Sequence[Rotation],
+    dtype: str,
+) -> Inputs:
+    """Sequences of 2 and 3 tokens, one row: 16 tokens, 2 sequences, the longest of 16, 2 rows.
+
+    Of the tokens, sequence is 0 0 1 1 1 0 .. and place 0 1 0 1 2 0 ..; packed is 0 1 0 .. | 2 3 4 0 .. Padding is
+    written to no slot.
+    """
     lengths = np.diff(plan.starts)
     sequences, longest = few(len(lengths)), many(int(lengths.max()))
     tokens = sequences if longest == 1 else many(len(plan.tokens))
@@ -35,12 +44,12 @@ def step_inputs(plan: StepPlan, spec: CacheSpec, rotations: Sequence[Rotation], 
     packed = np.zeros((sequences, longest), np.int32)
     packed[sequence, place] = np.arange(len(sequence))
     positions = _padded(plan.positions, tokens)
-    table_dtype = np.float64 if dtype == "float64" else np.float32
+    wide = np.float64 if dtype == "float64" else np.float32
     return Inputs(
-        tokens=_padded(plan.tokens, tokens),
+        tokens=_padded(plan.tokens, tokens) if inputs_embeds is None else _padded(inputs_embeds, tokens, dtype=wide),
         positions=positions,
         rows=_padded(plan.rows, rows),
-        angles=tuple(rotation.table(positions, table_dtype) for rotation in rotations),
+        angles=tuple(rotation.table(positions, wide) for rotation in rotations),
         sequence=_padded(sequence, tokens),
         place=_padded(place, tokens),
         packed=packed,
@@ -51,5 +60,6 @@ def step_inputs(plan: StepPlan, spec: CacheSpec, rotations: Sequence[Rotation], 
     )
 
 
-def _padded(array: NDArray[np.integer[Any]], size: int, value: int = 0) -> Any:
-    return np.pad(array.astype(np.int32), (0, size - len(array)), constant_values=value)
+def _padded(array: NDArray[Any], size: int, value: int = 0, dtype: DTypeLike = np.int32) -> Any:
+    ends = [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)]
+    return np.pad(array.astype(dtype), ends, constant_values=value)

@@ -16,7 +16,7 @@ def wide(x: Array) -> DTypeLike:
 
 
 def product(subscripts: str, a: Array, b: Array) -> Array:
-    """einsum in the type of `a`, unrounded. "highest": on GPUs and TPUs float32 would else be multiplied in fewer bits."""
+    """einsum in the type of `a`, unrounded. "highest", as GPUs and TPUs would else multiply float32 in fewer bits."""
     return jnp.einsum(subscripts, a, b.astype(a.dtype), precision="highest", preferred_element_type=wide(a))
 
 
@@ -65,7 +65,7 @@ def _moe(x: Array, scores: Array, gate: Array, up: Array, down: Array, *, top_k:
 
 
 OPS: dict[str, Callable[..., Array]] = {
-    "embedding": lambda tokens, table: table[tokens],
+    "embedding": lambda tokens, table: tokens if tokens.ndim == 2 else table[tokens],
     "rms_norm": _rms_norm,
     "linear": _linear,
     "silu_mul": _silu_mul,

@@ -60,15 +60,17 @@ class JAXProgram:
     def cache_bytes(self) -> int:
         return sum(array.nbytes for array in self._cache.values())
 
-    def step(self, plan: StepPlan) -> dict[str, NDArray[Any]]:
-        return self._in_turn(partial(self._run, plan))
+    def step(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None) -> dict[str, NDArray[Any]]:
+        return self._in_turn(partial(self._run, plan, inputs_embeds))
 
     def copy_lane(self, source: int, target: int) -> None:
         self._in_turn(partial(self._load, target, self.save_lane(source)))
 
     def save_lane(self, lane: int) -> LaneState:
         """By name; bfloat16, which NumPy does not have, as its bits."""
-        return self._in_turn(lambda: {name: _bits(array[lane]) for name, array in self._cache.items() if lane < len(array)})
+        return self._in_turn(
+            lambda: {name: _bits(array[lane]) for name, array in self._cache.items() if lane < len(array)}
+        )
 
     def load_lane(self, lane: int, state: LaneState) -> None:
         self._in_turn(partial(self._load, lane, state))
@@ -88,9 +90,9 @@ class JAXProgram:
         self.traces += 1
         return run(self._graph, self._groups, self.precision.dtype, weights, cache, inputs)
 
-    def _run(self, plan: StepPlan) -> dict[str, NDArray[Any]]:
+    def _run(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None) -> dict[str, NDArray[Any]]:
         self._grow(max(plan.lanes.tolist()) + 1, [reads.capacity for reads in plan.groups])
-        inputs = step_inputs(plan, self._spec, self._graph.rotations, self.precision.dtype)
+        inputs = step_inputs(plan, inputs_embeds, self._spec, self._graph.rotations, self.precision.dtype)
         outputs, self._cache = self._step(self._weights, self._cache, inputs)
         return {name: self._output(name, array, plan) for name, array in outputs.items()}
 

@@ -59,7 +59,9 @@ class JAXFunction:
             positions=positions,
             rows=columns,
             # From the host's float64, as a Program's: cosines of float32 angles are wrong at high positions.
-            angles=tuple(jnp.asarray(rotation.table(np.arange(slots)))[positions] for rotation in self._graph.rotations),
+            angles=tuple(
+                jnp.asarray(rotation.table(np.arange(slots)))[positions] for rotation in self._graph.rotations
+            ),
             sequence=columns // length,
             place=columns % length,
             packed=columns.reshape(rows, length),

@@ -22,7 +22,7 @@ NOWHERE = 2**30
 class Inputs(NamedTuple):
     """A StepPlan in arrays, padded: T tokens of S sequences, the longest of which has N; R rows are wanted.
 
-    tokens, positions [T]; rows [R]; angles: [T, 2, head_dim / 2] for each rotation of the graph. Token t is the one at
+    tokens [T], or [T, hidden_size] in place of their embeddings; positions [T]; rows [R]; angles: [T, 2, head_dim / 2] for each rotation of the graph. Token t is the one at
     `place[t]` of the sequence `sequence[t]`, [T] both; packed [S, N] is the way back. lanes [S]; last [S]: the position
     of a sequence's last token. By layer group: slots [T], and rings, how many slots a full lane has.
     """

@@ -1,4 +1,4 @@
-"""The conformance ladder on the JAX executor, in each of its float types."""
+"""The conformance ladder on the JAX executor, in float32 and bfloat16."""
 
 import pytest
 from mistral_portable_jax import BACKEND
@@ -12,6 +12,6 @@ __all__ = ["test_conformance"]
 pytestmark = pytest.mark.usefixtures("few_examples")
 
 
-@pytest.fixture(params=["float32", "bfloat16", "float16", "float64"])
+@pytest.fixture(params=["float32", "bfloat16"])
 def target(request: pytest.FixtureRequest) -> Target:
     return Target(BACKEND, ExecutorOptions(dtype=request.param))
