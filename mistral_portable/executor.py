@@ -231,9 +231,10 @@ class PureFunction(Protocol):
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Every output of the graph, float32, and the cache with these columns behind those before.
 
-        tokens: integers [rows, columns], kept: 0 where they are padding. Outputs are [rows, columns, ...], attention
-        weights [rows, heads, columns, cached columns]; what is at padding is 0. Neither token ids nor the room in the
-        cache are checked, as they may not be known yet.
+        tokens: integers [rows, columns], or floats [rows, columns, hidden_size] in place of their embeddings. kept: 0
+        where they are padding, [rows, columns] or, if it is wider, of the cache's columns. Outputs are [rows, columns,
+        ...], attention weights [rows, heads, columns, cached columns]; what is at padding is 0. Neither token ids nor
+        the room in the cache are checked, as they may not be known yet.
         """
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.errors import BackendError, CacheError
+from mistral_portable.errors import CacheError
 from mistral_portable.executor import LaneState, Precision
 from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.weights import BlockTensor, Tensor
@@ -126,8 +126,8 @@ class JAXProgram:
                         self._cache[name] = jnp.pad(array, [(0, more[0]), (0, more[1]), (0, 0), (0, 0)])
         except jax.errors.JaxRuntimeError as error:
             raise CacheError(
-                f"the cache of {lanes} sequences of {max(capacities)} tokens does not fit: {str(error).splitlines()[0]}; "
-                "use fewer sequences or a shorter text"
+                f"the cache of {lanes} sequences of {max(capacities)} tokens does not fit: use fewer sequences or a "
+                f"shorter text ({str(error).splitlines()[0]})"
             ) from error
 
     def _load(self, lane: int, state: LaneState) -> None:
@@ -144,7 +144,9 @@ class JAXProgram:
         self._grow(lane + 1, slots)
         for name, saved in state.items():
             array, count = self._cache[name], slots[self._groups[int(name.partition(".")[2])]]
-            self._cache[name] = array.at[lane, :count].set(saved[:count].view(array.dtype))
+            row = np.zeros(array.shape[1:], array.dtype)
+            row[:count] = saved[:count].view(array.dtype)
+            self._cache[name] = array.at[lane].set(row)
 
 
 def _bits(array: jax.Array) -> NDArray[Any]:

@@ -25,7 +25,8 @@ class JAXFunction:
     def __init__(self, graph: Graph, dtype: str) -> None:
         self._graph, self._dtype = graph, dtype
         self._shapes = infer_shapes(graph)
-        self._nodes = {node.attributes["layer"]: node.attributes for node in graph.nodes if node.op == "attention"}
+        found: list[Any] = [node.attributes for node in graph.nodes if node.op == "attention"]
+        self._layers: dict[int, Any] = {attributes["layer"]: attributes for attributes in found}
         self._compiled = jax.jit(self._traced)
 
     def weights(self, weights: Mapping[str, Tensor]) -> Arrays:
@@ -37,7 +38,7 @@ class JAXFunction:
             "lengths": jnp.zeros(rows, jnp.int32),
             "positions": jnp.full((rows, length), -1, jnp.int32),
         }
-        for layer, attributes in self._nodes.items():
+        for layer, attributes in self._layers.items():
             shape: Any = (rows, length, attributes["num_key_value_heads"], attributes["head_dim"])
             cache |= {f"{kind}.{layer}": jnp.zeros(shape, self._dtype) for kind in ("keys", "values")}
         return cache
@@ -49,13 +50,14 @@ class JAXFunction:
         return outputs, cache
 
     def _traced(self, weights: Arrays, cache: Arrays, tokens: Array, kept: Array) -> tuple[Arrays, Arrays]:
-        rows, length = tokens.shape
+        rows, length = tokens.shape[:2]
+        kept = jax.lax.dynamic_slice_in_dim(kept, cache["columns"], length, axis=1)  # clamped: all, if it is no longer
         slots = cache["positions"].shape[1]
         counts = cache["lengths"][:, None] + jnp.cumsum(kept, axis=1, dtype=jnp.int32)
         positions = jnp.maximum(counts - 1, 0).ravel()
         columns = jnp.arange(rows * length)
         inputs = Inputs(
-            tokens=tokens.ravel(),
+            tokens=tokens.reshape(rows * length, *tokens.shape[2:]),
             positions=positions,
             rows=columns,
             # From the host's float64, as a Program's: cosines of float32 angles are wrong at high positions.
@@ -70,7 +72,7 @@ class JAXFunction:
             slots=(jnp.where(kept.ravel(), positions, NOWHERE),),
             rings=(jnp.asarray(slots),),
         )
-        outputs, written = run(self._graph, dict.fromkeys(self._nodes, 0), self._dtype, weights, cache, inputs)
+        outputs, written = run(self._graph, dict.fromkeys(self._layers, 0), self._dtype, weights, cache, inputs)
         at = jax.lax.dynamic_update_slice(
             cache["positions"], jnp.where(kept, counts - 1, -1), (jnp.zeros((), jnp.int32), cache["columns"])
         )

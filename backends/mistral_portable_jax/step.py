@@ -22,22 +22,23 @@ NOWHERE = 2**30
 class Inputs(NamedTuple):
     """A StepPlan in arrays, padded: T tokens of S sequences, the longest of which has N; R rows are wanted.
 
-    tokens [T], or [T, hidden_size] in place of their embeddings; positions [T]; rows [R]; angles: [T, 2, head_dim / 2] for each rotation of the graph. Token t is the one at
-    `place[t]` of the sequence `sequence[t]`, [T] both; packed [S, N] is the way back. lanes [S]; last [S]: the position
-    of a sequence's last token. By layer group: slots [T], and rings, how many slots a full lane has.
+    tokens [T], or [T, hidden_size] in place of their embeddings; positions [T]; rows [R]. angles: [T, 2, head_dim / 2]
+    for each rotation of the graph. Token t is the one at `place[t]` of the sequence `sequence[t]`, [T] both; packed
+    [S, N] is the way back. lanes [S]; last [S]: the position of a sequence's last token. By layer group: slots [T], and
+    rings, how many slots a full lane has. They may be NumPy's, which JAX takes to its device.
     """
 
-    tokens: Array
-    positions: Array
-    rows: Array
-    angles: tuple[Array, ...]
-    sequence: Array
-    place: Array
-    packed: Array
-    lanes: Array
-    last: Array
-    slots: tuple[Array, ...]
-    rings: tuple[Array, ...]
+    tokens: Any
+    positions: Any
+    rows: Any
+    angles: tuple[Any, ...]
+    sequence: Any
+    place: Any
+    packed: Any
+    lanes: Any
+    last: Any
+    slots: tuple[Any, ...]
+    rings: tuple[Any, ...]
 
 
 def run(

@@ -8,7 +8,7 @@ from hypothesis import settings
 
 @pytest.fixture
 def few_examples() -> Iterator[None]:
-    """A twenty-fifth of the examples: every example has steps of several shapes, and each is compiled, in half a second.
+    """A twenty-fifth of the examples: every one has steps of several shapes, and each is compiled, in half a second.
 
     Always the same ones, as for torch: with so few, chance would decide what is checked.
     """
