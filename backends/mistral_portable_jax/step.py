@@ -79,7 +79,7 @@ def _attention(op: str, attributes: Any, q: Array, cache: Arrays, inputs: Inputs
     keys, values = (cache[f"{name}.{attributes['layer']}"][inputs.lanes] for name in ("keys", "values"))
     last, slots = inputs.last[:, None], keys.shape[1]
     held = last - (last - jnp.arange(slots)) % inputs.rings[group]  # the position in each slot, < 0: nothing yet
-    seen: Array = visible(inputs.positions[inputs.packed][:, :, None], held[:, None], attributes["window"])  # type: ignore[call-overload]
+    seen: Array = visible(inputs.positions[inputs.packed][:, :, None], held[:, None], attributes["window"])
     seen &= held[:, None] >= 0
     heads = q.reshape(len(q), keys.shape[2], -1, attributes["head_dim"])[inputs.packed]
     scores = product("snhgd,schd->snhgc", heads, keys) * attributes["scale"]

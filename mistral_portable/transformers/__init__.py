@@ -18,6 +18,7 @@ from mistral_portable.transformers.auto_model import (
 from mistral_portable.transformers.batch_encoding import BatchEncoding
 from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.configuration import MistralConfig
+from mistral_portable.transformers.flax_modeling import FlaxMistralForCausalLM, FlaxMistralModel
 from mistral_portable.transformers.lengths import PaddingStrategy, TruncationStrategy
 from mistral_portable.transformers.modeling import (
     MistralForCausalLM,
@@ -42,6 +43,8 @@ __all__ = [
     "BatchEncoding",
     "BitsAndBytesConfig",
     "Cache",
+    "FlaxMistralForCausalLM",
+    "FlaxMistralModel",
     "LlamaTokenizer",
     "MistralCommonTokenizer",
     "MistralConfig",

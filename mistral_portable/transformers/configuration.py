@@ -10,7 +10,7 @@ from mistral_portable import config as native
 from mistral_portable.errors import ConfigError
 from mistral_portable.weights import open_checkpoint
 
-__all__ = ["MistralConfig"]
+__all__ = ["MistralConfig", "known_fields"]
 
 _SPELLED_OTHERWISE = ("yarn", "query_scale")  # in `rope_parameters`
 _DEFAULTS: dict[str, Any] = {
@@ -100,6 +100,14 @@ class MistralConfig:
             (folder / "config.json").write_text(self.to_json_string() + "\n", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{folder}: config.json cannot be written: {error.strerror}") from error
+
+
+def known_fields(changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that give fields of a config another value. Raises ConfigError for those that are none."""
+    fields = vars(MistralConfig())
+    if unknown := sorted(changed.keys() - fields.keys()):
+        raise ConfigError(f"{unknown[0]}={changed[unknown[0]]!r:.40}: no argument, and no field of the config")
+    return dict(changed)
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from mistral_portable.errors import InputError
 from mistral_portable.executor import ExecutorOptions
 
-__all__ = ["BitsAndBytesConfig", "backend_options", "ggml_type"]
+__all__ = ["BitsAndBytesConfig", "backend_options", "dtype_name", "ggml_type"]
 
 _HALF = ("float16", "bfloat16")
 
@@ -36,7 +36,7 @@ class BitsAndBytesConfig:
             raise InputError("load_in_4bit and load_in_8bit are both True, but only one can be used at the same time")
         if self.bnb_4bit_quant_type not in ("fp4", "nf4"):
             raise InputError(f"bnb_4bit_quant_type={self.bnb_4bit_quant_type!r}: choose 'fp4' or 'nf4'")
-        _dtype(self.bnb_4bit_compute_dtype)
+        dtype_name(self.bnb_4bit_compute_dtype)
 
     @property
     def type(self) -> str | None:
@@ -69,7 +69,7 @@ def backend_options(
     config = _quantization(quantization)
     if config and config.type and config.bnb_4bit_compute_dtype is not None:
         dtype = config.bnb_4bit_compute_dtype
-    name = _dtype(dtype)
+    name = dtype_name(dtype)
     if name in _HALF and backend in ("numba", "reference"):
         warnings.warn(f"backend {backend!r} computes in float32, which is finer than {name}", stacklevel=3)
         name = None
@@ -101,8 +101,12 @@ def _quantization(given: Any) -> BitsAndBytesConfig | None:
     raise InputError(f"quantization_config={given!r:.40}: pass the BitsAndBytesConfig itself")
 
 
-def _dtype(dtype: Any) -> str | None:
-    if dtype is None or dtype == "auto":
+def dtype_name(dtype: Any) -> str | None:
+    """torch.float16, np.float16, jax.numpy.float16, "torch.float16" and "float16" as the last one; "auto" is None.
+
+    Raises InputError for others.
+    """
+    if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         return None
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
     name = name.removeprefix("torch.")

@@ -7,6 +7,8 @@ from typing import Any
 __all__ = [
     "BaseModelOutputWithPast",
     "CausalLMOutputWithPast",
+    "FlaxBaseModelOutputWithPast",
+    "FlaxCausalLMOutputWithCrossAttentions",
     "ModelOutput",
     "QuestionAnsweringModelOutput",
     "SequenceClassifierOutputWithPast",
@@ -101,3 +103,19 @@ class QuestionAnsweringModelOutput(ModelOutput):
     end_logits: Any = None
     hidden_states: tuple[Any, ...] | None = None
     attentions: tuple[Any, ...] | None = None
+
+
+@dataclass
+class FlaxBaseModelOutputWithPast(BaseModelOutputWithPast):
+    """past_key_values: arrays by name, if the call had some."""
+
+
+@dataclass
+class FlaxCausalLMOutputWithCrossAttentions(ModelOutput):
+    """logits: float32 [B, T, vocab_size]. A decoder has no cross_attentions: None."""
+
+    logits: Any = None
+    past_key_values: Any = None
+    hidden_states: tuple[Any, ...] | None = None
+    attentions: tuple[Any, ...] | None = None
+    cross_attentions: tuple[Any, ...] | None = None

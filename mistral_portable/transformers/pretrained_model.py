@@ -7,21 +7,22 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.errors import ConfigError, InputError
+from mistral_portable.errors import InputError
 from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build
 from mistral_portable.registry import select
 from mistral_portable.transformers.arrays import Library, as_numpy, integers, library_of
 from mistral_portable.transformers.batch import Batch, read_batch
 from mistral_portable.transformers.cache import Cache
-from mistral_portable.transformers.configuration import MistralConfig
+from mistral_portable.transformers.configuration import MistralConfig, known_fields
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES, Decoder, Outputs
+from mistral_portable.transformers.initial import initial_tensors
 from mistral_portable.transformers.options import backend_options, ggml_type
 from mistral_portable.transformers.outputs import (
     ModelOutput,
 )
 from mistral_portable.transformers.saving import save
-from mistral_portable.weights import DenseTensor, Tensor, open_checkpoint
+from mistral_portable.weights import Tensor, open_checkpoint
 
 __all__ = ["Embedding", "MistralPreTrainedModel", "Result"]
 
@@ -57,7 +58,7 @@ class MistralPreTrainedModel:
         self.config = config
         labels = int(config.num_labels)
         if tensors is None:
-            tensors = _random(config, self.head, labels)
+            tensors = initial_tensors(config, self.head, labels)
         self.tensors = tensors
         self.decoder = Decoder(
             config.native(),
@@ -94,7 +95,7 @@ class MistralPreTrainedModel:
             raise InputError("config= is a MistralConfig, and has all fields: change them there")
         chosen = select(backend).name
         checkpoint = open_checkpoint(name, revision=revision, quantize=ggml_type(chosen, quantization_config))
-        read = config or MistralConfig.from_dict({**checkpoint.config.to_dict(), **_known(changed)})
+        read = config or MistralConfig.from_dict({**checkpoint.config.to_dict(), **known_fields(changed)})
         options = backend_options(
             chosen, torch_dtype if dtype is None else dtype, device_map, attn_implementation, quantization_config
         )
@@ -247,22 +248,3 @@ def _columns(wanted: Any, length: int) -> list[int] | None:
     if columns.dtype.kind not in "iu" or np.any(columns < -length) or np.any(columns >= length):
         raise InputError(f"logits_to_keep={columns.tolist()!r:.60} must be columns within {length}")
     return [int(column) % length for column in columns]
-
-
-def _known(changed: Mapping[str, Any]) -> dict[str, Any]:
-    fields = vars(MistralConfig())
-    if unknown := sorted(changed.keys() - fields.keys()):
-        raise ConfigError(f"{unknown[0]}={changed[unknown[0]]!r:.40}: no argument, and no field of the config")
-    return dict(changed)
-
-
-def _random(config: MistralConfig, head: str, num_labels: int) -> dict[str, Tensor]:
-    random = np.random.default_rng()
-    tensors: dict[str, Tensor] = {}
-    for name, shape in build(config.native(), head=head, num_labels=num_labels).tensors.items():
-        if len(shape) == 1:
-            values = np.full(shape, 0.0 if name.endswith(".bias") else 1.0, np.float32)
-        else:
-            values = random.standard_normal(shape, np.float32) * np.float32(config.initializer_range)
-        tensors[name] = DenseTensor(name, "float32", values)
-    return tensors

@@ -1,0 +1,266 @@
+"""The Flax classes of Hugging Face's documentation, on a backend whose steps are pure functions: JAX's."""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mistral_portable.binding import check_tensors
+from mistral_portable.errors import BackendError, InputError
+from mistral_portable.executor import FunctionalBackend, PureFunction
+from mistral_portable.graph import build, verify
+from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states
+from mistral_portable.registry import select
+from mistral_portable.transformers.arrays import as_numpy
+from mistral_portable.transformers.batch import read_batch
+from mistral_portable.transformers.configuration import MistralConfig, known_fields
+from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES
+from mistral_portable.transformers.flax_params import cast, flat, require_like, tree
+from mistral_portable.transformers.initial import initial_tensors
+from mistral_portable.transformers.options import dtype_name
+from mistral_portable.transformers.outputs import (
+    FlaxBaseModelOutputWithPast,
+    FlaxCausalLMOutputWithCrossAttentions,
+    ModelOutput,
+)
+from mistral_portable.transformers.saving import save
+from mistral_portable.weights import DenseTensor, Tensor, open_checkpoint
+
+__all__ = ["FlaxMistralForCausalLM", "FlaxMistralModel", "FlaxMistralPreTrainedModel"]
+
+Params = Mapping[str, Any]
+
+
+class FlaxMistralPreTrainedModel:
+    """What the two models share: params, a tree of JAX arrays in dictionaries, by the names of the checkpoint, and calls
+    that are pure functions of params, ids and cache, so that jax.jit, grad and vmap apply to them.
+
+    params["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"] is [intermediate_size, hidden_size].
+    """
+
+    head: ClassVar[str] = "none"
+    output: ClassVar[Callable[..., ModelOutput]] = FlaxBaseModelOutputWithPast
+    result: ClassVar[str] = "last_hidden_state"
+
+    def __init__(
+        self,
+        config: MistralConfig,
+        input_shape: tuple[int, int] = (1, 1),
+        seed: int = 0,
+        dtype: Any = "float32",
+        _do_init: bool = True,
+    ) -> None:
+        """Random params of the seed; without _do_init none, and `init_weights` makes them.
+
+        dtype: of the computation, jax.numpy.float32, float16 or bfloat16; params stay float32 (see `to_bf16`).
+        input_shape decides nothing here. Raises BackendError if JAX is not installed.
+        """
+        backend = select("jax")
+        if not isinstance(backend, FunctionalBackend):
+            raise BackendError(f"backend {backend.name!r} has no pure functions: pip install mistral-portable[jax]")
+        self.config, self.dtype, self.input_shape = config, dtype, input_shape
+        self._backend, self._dtype = backend, dtype_name(dtype) or "float32"
+        self._graph = verify(build(config.native(), head=self.head))
+        self._functions: dict[frozenset[str], PureFunction] = {}
+        self._params: dict[str, Any] | None = None
+        self._function(frozenset())
+        for kind in (FlaxBaseModelOutputWithPast, FlaxCausalLMOutputWithCrossAttentions):
+            backend.register(kind)
+        if _do_init:
+            self._params = self._initial(np.random.default_rng(seed))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        dtype: Any = "float32",
+        *,
+        config: MistralConfig | None = None,
+        revision: str | None = None,
+        from_pt: bool = False,
+        _do_init: bool = True,
+        **changed: Any,
+    ) -> Any:
+        """Of a checkpoint in any format that this library reads, whatever from_pt says; packed weights are unpacked.
+
+        Without _do_init: the model, which then has no params, and the params. `changed`: fields of the config that get
+        another value.
+        """
+        if config is not None and (changed or not isinstance(config, MistralConfig)):
+            raise InputError("config= is a MistralConfig, and has all fields: change them there")
+        checkpoint = open_checkpoint(name, revision=revision)
+        read = config or MistralConfig.from_dict({**checkpoint.config.to_dict(), **known_fields(changed)})
+        model = cls(read, dtype=dtype, _do_init=False)
+        check_tensors(model._graph, checkpoint.tensors, str(checkpoint.path))
+        params = model._read(checkpoint.tensors)
+        if not _do_init:
+            return model, params
+        model._params = params
+        return model
+
+    def save_pretrained(self, folder: str | Path, params: Params | None = None) -> None:
+        """Write `config.json` and float32 safetensors, for `from_pretrained` here and in transformers."""
+        arrays = self._flat(params)
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self._graph.parameters.items():
+            whole = np.asarray(arrays[name]).astype(np.float32)
+            for part, values in zip(parameter.parts, np.split(whole, len(parameter.parts)), strict=True):
+                tensors[part] = DenseTensor(part, "float32", values)
+        save(Path(folder), self.config, type(self).__name__.removeprefix("Flax"), tensors)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Raises InputError if there are none."""
+        if self._params is None:
+            raise InputError("the model has no params: it was made with _do_init=False; pass params= to its calls")
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        self._params = tree(self._flat(params))
+
+    def init_weights(
+        self, rng: Any, input_shape: tuple[int, int] | None = None, params: Params | None = None
+    ) -> Params:
+        """Random params of a jax.random key; where `params` has a weight, that one."""
+        seeds = np.asarray(sys.modules["jax"].random.key_data(rng))
+        return tree({**flat(self._initial(np.random.default_rng(seeds))), **flat(params or {})})
+
+    def init_cache(self, batch_size: int, max_length: int) -> Mapping[str, Any]:
+        """An empty cache, past_key_values of a first call, with room for `max_length` columns, padding included."""
+        limit = self.config.max_position_embeddings
+        if not (isinstance(batch_size, int) and batch_size > 0 and isinstance(max_length, int) and max_length > 0):
+            raise InputError(f"init_cache({batch_size!r}, {max_length!r}): pass two integers from 1 on")
+        if max_length > limit:
+            raise InputError(f"max_length={max_length} exceeds max_position_embeddings={limit}")
+        return self._function(frozenset()).init_cache(batch_size, max_length)
+
+    def to_bf16(self, params: Params, mask: Params | None = None) -> Params:
+        """The params in bfloat16; with a mask, a tree like params, only where it is true."""
+        return cast(params, "bfloat16", mask)
+
+    def to_fp16(self, params: Params, mask: Params | None = None) -> Params:
+        """As `to_bf16`, in float16."""
+        return cast(params, "float16", mask)
+
+    def to_fp32(self, params: Params, mask: Params | None = None) -> Params:
+        """As `to_bf16`, in float32."""
+        return cast(params, "float32", mask)
+
+    def __call__(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        params: Params | None = None,
+        past_key_values: Mapping[str, Any] | None = None,
+        dropout_rng: Any = None,
+        train: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Float32 JAX arrays, 0 where there is padding, which may be anywhere: each row is as if it were alone.
+
+        input_ids: integers [B, T]. attention_mask: 1 keep, 0 masked, [B, T], or with past_key_values also [B, past + T]
+        or [B, max_length], of which only these T columns count. position_ids: [B, T], required with past_key_values;
+        they must count on from token to token, as they do anyway. params: the model's own if None. past_key_values: of
+        `init_cache` or of a call; the output has another one, and this one stays as it was. There is no dropout: with
+        `train` the config's attention_dropout must be 0.
+
+        Raises InputError, a ValueError, for what does not fit; of what JAX is tracing only shapes are known. Ids
+        outside the vocabulary, wrong positions and a full cache then go unnoticed.
+        """
+        if train and (dropout := self.config.to_dict().get("attention_dropout")):
+            raise InputError(f"attention_dropout={dropout}: there is no dropout; set it to 0")
+        if past_key_values is not None and position_ids is None:
+            raise InputError("Make sure to provide `position_ids` when passing `past_key_values`.")
+        arrays = self._flat(params)
+        ids = input_ids if hasattr(input_ids, "shape") else as_numpy("input_ids", input_ids)
+        if len(ids.shape) != 2 or 0 in ids.shape or np.dtype(ids.dtype).kind not in "iu":
+            raise InputError(f"input_ids is {ids.dtype} {list(ids.shape)}: pass integers [batch, tokens]")
+        if ids.shape[1] > self.config.max_position_embeddings:
+            limit = self.config.max_position_embeddings
+            raise InputError(f"{ids.shape[1]} tokens exceed max_position_embeddings={limit}")
+        mask = np.ones(ids.shape, np.bool_) if attention_mask is None else attention_mask
+        past = self.init_cache(*ids.shape) if past_key_values is None else past_key_values
+        self._check(ids, mask, position_ids, past)
+        wanted = {
+            HIDDEN_STATES: self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            ATTENTIONS: self.config.output_attentions if output_attentions is None else output_attentions,
+        }
+        shown = frozenset(name for name, asked in wanted.items() if asked)
+        outputs, cache = self._function(shown)(arrays, past, ids, mask)
+        output = self.output(
+            **{self.result: outputs[self.result]},
+            past_key_values=None if past_key_values is None else cache,
+            **{name: _series(outputs, name) for name in shown},
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _check(self, ids: Any, mask: Any, position_ids: Any, past: Mapping[str, Any]) -> None:
+        """What can be known of a call."""
+        rows, length = ids.shape
+        room = past["positions"].shape if "positions" in past else None
+        if room is None or room[0] != rows or length > room[1]:
+            raise InputError(f"past_key_values have the shape {room}, and input_ids {list(ids.shape)}: see init_cache")
+        shape = np.shape(mask)
+        if len(shape) != 2 or shape[0] != rows or not length <= shape[1] <= room[1]:
+            raise InputError(f"attention_mask has the shape {list(shape)}: pass 0 and 1 as [{rows}, {length}]")
+        if any(_traced(array) for array in (ids, mask, position_ids, past["positions"])):
+            return
+        done, before = int(past["columns"]), np.asarray(past["positions"])
+        if done + length > room[1]:
+            raise InputError(f"{done} + {length} columns exceed the cache's max_length={room[1]}")
+        read_batch(
+            np.asarray(ids),
+            as_numpy("attention_mask", mask, 2)[:, : done + length],
+            None if position_ids is None else as_numpy("position_ids", position_ids, 2),
+            [np.flatnonzero(row >= 0) for row in before],
+            done,
+            self.config.native(),
+        )
+
+    def _function(self, shown: frozenset[str]) -> PureFunction:
+        if shown not in self._functions:
+            graph = self._graph
+            if HIDDEN_STATES in shown:
+                graph = expose_hidden_states(graph)
+            if ATTENTIONS in shown:
+                graph = expose_attention_weights(graph)
+            self._functions[shown] = self._backend.pure(verify(graph), self._dtype)
+        return self._functions[shown]
+
+    def _initial(self, random: np.random.Generator) -> dict[str, Any]:
+        return self._read(initial_tensors(self.config, self.head, 1, random))
+
+    def _read(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        return tree(self._function(frozenset()).weights(tensors))
+
+    def _flat(self, params: Params | None) -> dict[str, Any]:
+        found = flat(self.params if params is None else params)
+        require_like(found, {name: parameter.shape for name, parameter in self._graph.parameters.items()})
+        return found
+
+
+class FlaxMistralModel(FlaxMistralPreTrainedModel):
+    """The decoder without a head: FlaxBaseModelOutputWithPast."""
+
+
+class FlaxMistralForCausalLM(FlaxMistralPreTrainedModel):
+    """The decoder with its LM head: FlaxCausalLMOutputWithCrossAttentions."""
+
+    head: ClassVar[str] = "causal_lm"
+    output: ClassVar[Callable[..., ModelOutput]] = FlaxCausalLMOutputWithCrossAttentions
+    result: ClassVar[str] = "logits"
+
+
+def _series(outputs: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    count = sum(key.startswith(f"{name}.") for key in outputs)
+    return tuple(outputs[f"{name}.{layer}"] for layer in range(count))
+
+
+def _traced(array: Any) -> bool:
+    return isinstance(array, sys.modules["jax"].core.Tracer)

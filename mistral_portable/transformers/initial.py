@@ -1,0 +1,24 @@
+"""The weights of a model that is made of a config alone."""
+
+import numpy as np
+
+from mistral_portable.graph import build
+from mistral_portable.transformers.configuration import MistralConfig
+from mistral_portable.weights import DenseTensor, Tensor
+
+__all__ = ["initial_tensors"]
+
+
+def initial_tensors(
+    config: MistralConfig, head: str, num_labels: int, random: np.random.Generator | None = None
+) -> dict[str, Tensor]:
+    """Matrices normal with the config's `initializer_range`; norms are 1, biases 0."""
+    random = random or np.random.default_rng()
+    tensors: dict[str, Tensor] = {}
+    for name, shape in build(config.native(), head=head, num_labels=num_labels).tensors.items():
+        if len(shape) == 1:
+            values = np.full(shape, 0.0 if name.endswith(".bias") else 1.0, np.float32)
+        else:
+            values = random.standard_normal(shape, np.float32) * np.float32(config.initializer_range)
+        tensors[name] = DenseTensor(name, "float32", values)
+    return tensors
