@@ -34,8 +34,8 @@ Params = Mapping[str, Any]
 
 
 class FlaxMistralPreTrainedModel:
-    """What the two models share: params, a tree of JAX arrays in dictionaries, by the names of the checkpoint, and calls
-    that are pure functions of params, ids and cache, so that jax.jit, grad and vmap apply to them.
+    """What the two models share: params, a tree of JAX arrays in dictionaries, by the names of the checkpoint; and
+    calls that are pure functions of params, ids and cache, so that jax.jit, grad and vmap apply to them.
 
     params["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"] is [intermediate_size, hidden_size].
     """

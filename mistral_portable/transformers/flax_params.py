@@ -28,9 +28,7 @@ def flat(params: Mapping[str, Any]) -> dict[str, Any]:
 def require_like(found: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise InputError unless the flat weights have exactly the expected names and shapes."""
     if missing := sorted(expected.keys() - found.keys()):
-        raise InputError(
-            f"params: {missing[0]} is missing, with {len(missing) - 1} others: pass the model's whole tree"
-        )
+        raise InputError(f"params: {missing[0]} is missing, {len(missing)} in all: pass the model's whole tree")
     if unknown := sorted(found.keys() - expected.keys()):
         raise InputError(f"params: the model has no {unknown[0]}")
     for name, shape in expected.items():

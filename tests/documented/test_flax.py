@@ -85,7 +85,7 @@ def test_a_padded_batch(name: str, data: st.DataObject, values: dict[str, Any], 
         close(mine.swapaxes(1, 2), other.transpose(1, 2), mask)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(data=st.data(), values=configs(), seed=SEEDS, cuts=st.lists(st.integers(1, 12), min_size=1, max_size=3))
 def test_with_a_cache(data: st.DataObject, values: dict[str, Any], seed: int, cuts: list[int]) -> None:
     """Ids in several calls, padded anywhere, with a mask as long as the cache, give what they give at once."""
@@ -137,7 +137,7 @@ def test_jit_and_vmap() -> None:
     mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
     plain = model(ids, mask)
     compiled = jax.jit(lambda params, *inputs: model(*inputs, params=params))(model.params, ids, mask, positions(mask))
-    assert type(compiled) is ours.FlaxMistralForCausalLM.output
+    assert type(compiled) is type(plain)
     close(compiled.logits, plain.logits)
 
     several = jax.tree.map(lambda weight: jnp.stack([weight, weight * 0.5, weight * 2]), model.params)
