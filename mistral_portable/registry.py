@@ -14,6 +14,7 @@ GROUP = "mistral_portable.backends"
 # What to install for the executors of this project that are missing from an installation.
 _INSTALL = {
     "numba": "pip install --upgrade mistral-portable",
+    "jax": "pip install --upgrade 'mistral-portable[jax]'",
     "mlx": "pip install --upgrade 'mistral-portable[mlx]'",
     "torch": "pip install --upgrade 'mistral-portable[torch]'",
 }

@@ -30,6 +30,11 @@ from mistral_portable.transformers.modeling import (
 from mistral_portable.transformers.options import BitsAndBytesConfig
 from mistral_portable.transformers.pipelines import TextGenerationPipeline, pipeline
 from mistral_portable.transformers.pretrained_model import MistralPreTrainedModel
+from mistral_portable.transformers.tf_modeling import (
+    TFMistralForCausalLM,
+    TFMistralForSequenceClassification,
+    TFMistralModel,
+)
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
 
 __all__ = [
@@ -55,6 +60,9 @@ __all__ = [
     "MistralModel",
     "MistralPreTrainedModel",
     "PaddingStrategy",
+    "TFMistralForCausalLM",
+    "TFMistralForSequenceClassification",
+    "TFMistralModel",
     "TextGenerationPipeline",
     "TruncationStrategy",
     "pipeline",

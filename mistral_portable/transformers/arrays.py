@@ -1,4 +1,4 @@
-"""Arrays of the user's library: NumPy, torch, MLX or JAX; each in, the same out. None of them is imported here."""
+"""Arrays of the user's library: NumPy, torch, MLX, JAX, TensorFlow; each in, the same out. None is imported here."""
 
 import sys
 from collections.abc import Callable
@@ -29,6 +29,8 @@ def library_of(*arrays: Any) -> Library:
             return Library("torch", _on(array.device))
         if name == "mlx":
             return Library("mlx", sys.modules["mlx.core"].array)
+        if name == "tensorflow":
+            return Library("tensorflow", sys.modules["tensorflow"].constant)
         if name in ("jax", "jaxlib"):
             return Library("jax", sys.modules["jax"].numpy.asarray)
     return Library("numpy", lambda made: made)

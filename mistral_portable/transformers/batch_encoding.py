@@ -1,9 +1,11 @@
 """What a tokenizer returns: names to lists or arrays, usable as `model(**inputs)` and `inputs.input_ids`."""
 
 from collections import UserDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mistral_portable.errors import InputError
 
@@ -19,12 +21,13 @@ class BatchEncoding(UserDict[str, Any]):
 
     Args:
         data: The entries.
-        tensor_type: "np" (int64 arrays), "pt" (int64 torch tensors) or None: lists, as given.
+        tensor_type: "np" (int64 arrays), "pt" (int64 torch tensors), "jax", "tf" (int32, as theirs are) or None: lists,
+            as given.
         prepend_batch_axis: Whether every entry gets an axis of length 1 in front, if `tensor_type` is given.
 
     Raises:
         ValueError: Rows of different lengths cannot make an array, or there is no such `tensor_type`.
-        ImportError: torch is not installed.
+        ImportError: torch, JAX or TensorFlow, where it is asked for, is not installed.
     """
 
     def __init__(
@@ -38,8 +41,8 @@ class BatchEncoding(UserDict[str, Any]):
         if tensor_type is None:
             return self
         kind = getattr(tensor_type, "value", tensor_type)
-        if kind not in ("np", "pt"):
-            raise InputError(f'return_tensors={kind!r} is none of "np" and "pt"; leave it out for lists')
+        if kind not in tuple(_MAKERS):
+            raise InputError(f'return_tensors={kind!r} is none of "np", "pt", "jax" and "tf"; leave it out for lists')
         for name, value in self.data.items():
             self.data[name] = _array(name, [value] if prepend_batch_axis else value, kind)
         return self
@@ -71,18 +74,20 @@ class BatchEncoding(UserDict[str, Any]):
 
 
 def tensor_kind(value: Any) -> str | None:
-    """ "np" or "pt" for an array, or a list of arrays; else None. Imports no framework."""
+    """ "np", "pt", "jax" or "tf" for an array, or a list of arrays; else None. Imports no framework."""
     if isinstance(value, list | tuple) and value:
         return tensor_kind(value[0])
     if isinstance(value, np.ndarray):
         return "np"
-    return "pt" if type(value).__module__.partition(".")[0] == "torch" else None
+    return _LIBRARIES.get(type(value).__module__.partition(".")[0])
 
 
 def to_lists(value: Any) -> Any:
     """Arrays and tensors as (nested) lists of Python numbers; everything else as it is."""
     if isinstance(value, list | tuple):
         return [to_lists(part) for part in value]
+    if tensor_kind(value) == "tf":
+        value = np.asarray(value)
     return value.tolist() if hasattr(value, "tolist") else value
 
 
@@ -92,15 +97,40 @@ def _array(name: str, value: Any, kind: str) -> Any:
     lists = to_lists(value)
     if _ragged(lists):
         raise InputError(f"{name} has rows of different lengths, which make no array; pad them (padding=True)")
-    if kind == "np":
-        return np.asarray(lists, np.int64)
     try:
-        import torch
+        return _MAKERS[kind](np.asarray(lists, np.int64))
     except ImportError as error:
-        raise ImportError('return_tensors="pt" needs torch; install mistral-portable[torch]') from error
-    return torch.tensor(lists, dtype=torch.int64)
+        extra = {"pt": "torch"}.get(kind, kind)
+        raise ImportError(f'return_tensors="{kind}" needs {error.name}; install mistral-portable[{extra}]') from error
 
 
 def _ragged(value: Any) -> bool:
     parts = [part for part in value if isinstance(part, list)] if isinstance(value, list) else []
     return len({len(part) for part in parts}) > 1 or any(map(_ragged, parts))
+
+
+def _torch(array: NDArray[np.int64]) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
+
+
+def _jax(array: NDArray[np.int64]) -> Any:
+    import jax.numpy
+
+    return jax.numpy.asarray(array, "int32")
+
+
+def _tensorflow(array: NDArray[np.int64]) -> Any:
+    import tensorflow
+
+    return tensorflow.constant(array, "int32")
+
+
+_MAKERS: dict[str, Callable[[NDArray[np.int64]], Any]] = {
+    "np": lambda array: array,
+    "pt": _torch,
+    "jax": _jax,
+    "tf": _tensorflow,
+}
+_LIBRARIES = {"torch": "pt", "jax": "jax", "jaxlib": "jax", "tensorflow": "tf"}

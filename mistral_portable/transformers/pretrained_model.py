@@ -108,7 +108,7 @@ class MistralPreTrainedModel:
         """
         graph = build(self.config.native(), head=self.head, num_labels=int(self.config.num_labels))
         tensors = {name: self.tensors[name] for name in graph.tensors}
-        save(Path(folder), self.config, type(self).__name__, tensors)
+        save(Path(folder), self.config, type(self).__name__.removeprefix("TF"), tensors)
 
     def get_input_embeddings(self) -> "Embedding":
         """What gives the `inputs_embeds` of ids: `model.get_input_embeddings()(input_ids)`."""
