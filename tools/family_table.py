@@ -35,7 +35,7 @@ from tools.packed_weights import PACKED, write_packed
 
 __all__ = ["BACKENDS", "COLUMNS", "outcomes", "table"]
 
-BACKENDS = ("reference", "numba", "mlx", "torch")
+BACKENDS = ("reference", "numba", "mlx", "torch", "jax")
 COLUMNS = ("hf", "raw", "gguf", "gguf q4_0", "mlx", *PACKED)
 """Formats; those of PACKED are not written by `convert`."""
 

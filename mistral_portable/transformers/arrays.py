@@ -57,6 +57,8 @@ def as_numpy(name: str, array: Any, dims: int | None = None) -> NDArray[Any]:
         found = np.asarray(array)
     except ValueError as error:
         raise InputError(f"{name}: rows of different lengths: pad them, as the tokenizer does") from error
+    if found.dtype.name == "bfloat16":  # of JAX and TensorFlow, as a type that is none of NumPy's
+        found = found.astype(np.float32)
     if dims is not None and found.ndim != dims:
         raise InputError(f"{name} has the shape {list(found.shape)}: pass {dims} axes")
     return found

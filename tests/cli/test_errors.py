@@ -32,6 +32,8 @@ TINY = open_checkpoint("tiny").path
         ("run x --backend numba --tensor-parallel 2 --temperature 0", 1, "tensor_parallel=2: backend 'numba' has no"),
         ("run x --tensor-parallel 2 --temperature 1", 2, "all processes must draw alike: give --seed, too"),
         ("run x --backend torch --tensor-parallel 2 --temperature 0", 1, "torchrun has started no processes: begin"),
+        ("run tiny --backend jax --device cuda", 1, "device='cuda': backend 'jax' has no choice of it; leave"),
+        ("run tiny --backend jax --dtype int8", 1, "computes in float32, bfloat16, float16, float64; choose one"),
         ("run x --backend mlx --device cuda", 1, "device='cuda': backend 'mlx' has no choice of it; leave"),
         ("chat --quantize q3", 1, "quantize='q3'"),
         ("run x --window 0", 2, "'--window'"),

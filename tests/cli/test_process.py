@@ -57,7 +57,7 @@ def test_help_needs_no_heavy_library() -> None:
         "from mistral_portable.cli import main\n"
         "try: main(['run', '--help'])\n"
         "except SystemExit as left: assert not left.code\n"
-        "heavy = {'torch', 'mlx', 'numba', 'mistral_common', 'gguf', 'huggingface_hub', 'hypothesis'}\n"
+        "heavy = {'torch', 'mlx', 'jax', 'numba', 'mistral_common', 'gguf', 'huggingface_hub', 'hypothesis'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)

@@ -143,7 +143,7 @@ def test_broken_plugin_is_a_row_with_a_reason() -> None:
 def test_rows_are_ordered_by_score() -> None:
     assert [candidate.name for candidate in registry.candidates()] == [
         *["fast", "reference"],
-        *["absent", "broken", "mlx", "numba", "torch"],  # score 0, by name
+        *["absent", "broken", "jax", "mlx", "numba", "torch"],  # score 0, by name
     ]
 
 
@@ -165,6 +165,7 @@ def test_unusable_backend_gives_its_reason() -> None:
     ("name", "command"),
     [
         ("numba", "pip install --upgrade mistral-portable"),
+        ("jax", "pip install --upgrade 'mistral-portable[jax]'"),
         ("mlx", "pip install --upgrade 'mistral-portable[mlx]'"),
         ("torch", "pip install --upgrade 'mistral-portable[torch]'"),
     ],
@@ -178,6 +179,6 @@ def test_missing_backend_says_how_to_install_it(name: str, command: str) -> None
 @pytest.mark.usefixtures("plugins")
 def test_unknown_name_lists_the_names() -> None:
     with pytest.raises(
-        BackendError, match=r"'tpu' is unknown: choose one of auto, fast, reference, absent, broken, mlx"
+        BackendError, match=r"'tpu' is unknown: choose one of auto, fast, reference, absent, broken, jax"
     ):
         registry.select("tpu")

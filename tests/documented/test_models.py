@@ -154,9 +154,16 @@ def test_arrays_come_back_as_they_went_in() -> None:
     assert isinstance(found, mx.array)
     np.testing.assert_array_equal(np.array(found), output.last_hidden_state.numpy())
     assert isinstance(mine(IDS.tolist()).last_hidden_state, np.ndarray)
+    jnp = pytest.importorskip("jax.numpy")
+    found = mine(jnp.array(IDS)).last_hidden_state
+    assert isinstance(found, jnp.ndarray)
+    np.testing.assert_array_equal(found, output.last_hidden_state)
+    coarse = mine.get_input_embeddings()(jnp.array(IDS)).astype(jnp.bfloat16)
+    found = mine(inputs_embeds=coarse).last_hidden_state
+    np.testing.assert_array_equal(found, mine(inputs_embeds=coarse.astype(jnp.float32)).last_hidden_state)
 
 
-@pytest.mark.parametrize("backend", ["reference", "numba", "torch", "mlx"])
+@pytest.mark.parametrize("backend", ["reference", "numba", "torch", "mlx", "jax"])
 def test_every_executor(backend: str) -> None:
     """Hidden states, attentions and a cache of the embedded model. 1e-3, as numba keeps keys and values in float16."""
     pytest.importorskip({"reference": "numpy", "mlx": "mlx.core"}.get(backend, backend))
