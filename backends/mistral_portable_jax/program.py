@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.errors import CacheError
+from mistral_portable.errors import BackendError, CacheError
 from mistral_portable.executor import LaneState, Precision
 from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.weights import BlockTensor, Tensor
@@ -93,7 +93,13 @@ class JAXProgram:
     def _run(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None) -> dict[str, NDArray[Any]]:
         self._grow(max(plan.lanes.tolist()) + 1, [reads.capacity for reads in plan.groups])
         inputs = step_inputs(plan, inputs_embeds, self._spec, self._graph.rotations, self.precision.dtype)
-        outputs, self._cache = self._step(self._weights, self._cache, inputs)
+        try:
+            outputs, self._cache = self._step(self._weights, self._cache, inputs)
+        except jax.errors.JaxRuntimeError as error:  # the cache is gone: it was the step's to write to
+            raise BackendError(
+                f"a step of {len(plan.tokens)} tokens failed, and the program cannot go on: prepare it again, for "
+                f"shorter chunks or fewer sequences ({str(error).splitlines()[0]})"
+            ) from error
         return {name: self._output(name, array, plan) for name, array in outputs.items()}
 
     def _output(self, name: str, array: jax.Array, plan: StepPlan) -> NDArray[Any]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mistral_portable.errors import BackendError
 from mistral_portable.graph import Graph
 from mistral_portable.weights import Tensor
 from mistral_portable_jax.step import Arrays
@@ -18,14 +20,24 @@ def read(
     dtype: str,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Arrays:
-    """Every parameter in `dtype`, one after the other, so that memory holds but one of them twice."""
+    """Every parameter in `dtype`, one after the other, so that memory holds but one of them twice.
+
+    Raises BackendError if there is no memory for them.
+    """
     arrays: Arrays = {}
     kind = jnp.dtype(dtype)
     total = sum(int(np.prod(parameter.shape)) for parameter in graph.parameters.values()) * kind.itemsize
     done = 0
     for name, parameter in graph.parameters.items():
         parts = [weights[part].numpy(np.float64 if dtype == "float64" else np.float32) for part in parameter.parts]
-        arrays[name] = jnp.asarray((parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(kind, copy=False))
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        try:
+            arrays[name] = jnp.asarray(whole.astype(kind, copy=False))
+        except jax.errors.JaxRuntimeError as error:
+            raise BackendError(
+                f"the model does not fit: {total / 1e9:.2f} GB of weights in {dtype}; use --dtype bfloat16 or another "
+                f"backend ({str(error).splitlines()[0]})"
+            ) from error
         done += arrays[name].nbytes
         if progress is not None:
             progress("weights", done, total)
