@@ -9,7 +9,10 @@ from mistral_portable.testing.suite import Target, test_conformance
 __all__ = ["test_conformance"]
 
 
-pytestmark = pytest.mark.usefixtures("few_examples")
+pytestmark = [
+    pytest.mark.usefixtures("few_examples"),
+    pytest.mark.filterwarnings("ignore:.* are unpacked to"),
+]
 
 
 @pytest.fixture(params=["float32", "bfloat16"])

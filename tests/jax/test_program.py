@@ -44,6 +44,7 @@ def prepared(dtype: str = "float32", **sizes: int) -> tuple[Any, CacheManager]:
     return BACKEND.prepare(GRAPH, random_weights(GRAPH, 1), spec, ExecutorOptions(dtype)), CacheManager(spec, block=64)
 
 
+@pytest.mark.filterwarnings("ignore:.* are unpacked to")
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 @pytest.mark.parametrize("rung", ["ragged", "op.moe", "op.rope", "weights.q4_0"])
 @settings(max_examples=2, derandomize=True, database=None, phases=[Phase.generate])
@@ -213,3 +214,15 @@ def test_as_it_is_installed() -> None:
     assert texts[0] == texts[1]
     code = "import sys; from mistral_portable.registry import candidates; candidates(); print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_weights_that_are_unpacked_are_named() -> None:
+    config = replace(CONFIG, hidden_size=32, intermediate_size=32, head_dim=16)
+    graph = verify(build(config))
+    with pytest.warns(UserWarning, match=r"16 matrices \(16 in q4_0\) are unpacked to bfloat16"):
+        BACKEND.prepare(
+            graph,
+            random_weights(graph, 1, "q4_0"),
+            CacheSpec.from_config(config, max_context=8),
+            ExecutorOptions("bfloat16"),
+        )
