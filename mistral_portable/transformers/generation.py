@@ -18,19 +18,23 @@ _INERT = {"num_beams": 1, "num_beam_groups": 1, "use_cache": True, "length_penal
 """Arguments of transformers' generate that change nothing with this value, which is the only one here."""
 
 
-def sampling_params(do_sample: bool, max_new_tokens: int, seed: int | None, rules: dict[str, Any]) -> SamplingParams:
+def sampling_params(
+    do_sample: bool | None, max_new_tokens: int, seed: int | None, rules: dict[str, Any]
+) -> SamplingParams:
     """transformers' arguments as sampling settings; `rules`: the rest, such as temperature.
 
     Without do_sample the likeliest token is taken, whatever temperature says, as there. top_k is 50 by default.
-    Raises InputError, which names it, for an argument that is not supported.
+    Raises InputError, which names it, for an argument that is not supported, or of the wrong type or range.
     """
+    if not isinstance(do_sample, bool | np.bool_ | None):
+        raise InputError(f"do_sample={do_sample!r:.40} must be True or False")
     known = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
     for name, value in rules.items():
         if name not in known and value is not None and _INERT.get(name, ...) != value:
             raise InputError(f"generate: {name}={value!r:.40} is not supported: leave it out")
     given = {name: rules[name] for name in known if rules.get(name) is not None}
-    given = {"temperature": 1.0, "top_k": 50, **given} if do_sample else {**given, "temperature": 0.0}
-    return SamplingParams(max_tokens=max_new_tokens, seed=seed, **given)
+    params = SamplingParams(max_tokens=max_new_tokens, seed=seed, **{"temperature": 1.0, "top_k": 50, **given})
+    return params if do_sample else replace(params, temperature=0.0)
 
 
 def continued(
