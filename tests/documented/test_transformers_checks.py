@@ -1,4 +1,4 @@
-"""What transformers' own tests of Mistral check, where nothing else here does: docs/transformers-tests.md has the list."""
+"""What transformers' own tests of Mistral check and nothing else here does: docs/transformers-tests.md lists them."""
 
 import copy
 from pathlib import Path
@@ -221,7 +221,7 @@ def test_what_no_mistral_model_has_is_refused(field: dict[str, Any], message: st
 @pytest.mark.parametrize("mask", [np.ones((2, 1, 6, 6)), np.ones(6)])
 def test_masks_have_two_axes(mask: np.ndarray) -> None:
     mine, _ = pair("MistralModel", VALUES, 0)
-    with pytest.raises(ValueError, match="attention_mask has the shape .*: pass 2 axes"):
+    with pytest.raises(ValueError, match=r"attention_mask has the shape .*: pass 2 axes"):
         mine(IDS, attention_mask=mask)
 
 
