@@ -34,9 +34,10 @@ class NaiveProgram(ReferenceProgram):
         self._random = np.random.default_rng(seed)
         super().__init__(graph, weights, cache, "float64" if rounding.dtype == "float64" else "float32")
 
-    def step(self, plan: StepPlan) -> dict[str, NDArray[Any]]:
+    def step(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None) -> dict[str, NDArray[Any]]:
+        given = None if inputs_embeds is None else round_to(inputs_embeds, self._rounding.dtype)
         with np.errstate(over="ignore"):
-            return super().step(plan)
+            return super().step(plan, given)
 
     def _run(self, node: Node, inputs: list[Any], plan: StepPlan) -> NDArray[Any]:
         if node.op in ("take_rows", "take_columns", "embedding"):  # nothing is computed, nothing is rounded

@@ -78,7 +78,7 @@ class Decoder:
             try:
                 for piece in self._pieces(batch, cache, range(batch.shape[1]) if rows is None else rows):
                     plan = self.manager.plan(piece.chunks)
-                    for name, array in program.step(plan).items():
+                    for name, array in program.step(plan, piece.embeds).items():
                         self._place(out, name, array, piece, plan, batch)
             except BaseException:
                 self._undo(cache, before)
@@ -158,7 +158,10 @@ class Decoder:
                 Chunk(cache.lanes[row], batch.tokens[row][span], np.flatnonzero(asked[some]).tolist())
                 for row, span, some in zip(active, spans, columns, strict=True)
             ]
-            yield _Piece(chunks, active, columns, [keys[row] for row in active], past + batch.shape[1])
+            embeds = None
+            if batch.embeds is not None:
+                embeds = np.concatenate([batch.embeds[row, some] for row, some in zip(active, columns, strict=True)])
+            yield _Piece(chunks, active, columns, [keys[row] for row in active], past + batch.shape[1], embeds)
             for row, some in zip(active, columns, strict=True):
                 done[row] += len(some)
 
@@ -188,10 +191,11 @@ class Decoder:
 @dataclass(frozen=True)
 class _Piece:
     """The chunks of a step, and of each: the row of the batch, its tokens' columns there, the columns of all tokens of
-    the row by position. width: of the cache, columns."""
+    the row by position. width: of the cache, columns. embeds: rows in place of all chunks' tokens."""
 
     chunks: Sequence[Chunk]
     rows: Sequence[int]
     columns: Sequence[NDArray[np.intp]]
     keys: Sequence[NDArray[np.intp]]
     width: int
+    embeds: NDArray[np.float32] | None

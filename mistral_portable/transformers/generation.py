@@ -53,7 +53,8 @@ def continued(
             f"{longest} + {count} tokens exceed max_position_embeddings={decoder.config.max_position_embeddings}: "
             "set max_new_tokens"
         )
-    samplers = [Sampler(_of_row(params, row), prompt_tokens=batch.tokens[row]) for row in range(rows)]
+    prompts = batch.tokens if batch.embeds is None else [()] * rows
+    samplers = [Sampler(_of_row(params, row), prompt_tokens=prompts[row]) for row in range(rows)]
     out = np.full((rows, count), pad, np.int64)
     going = list(range(rows))
     cache = decoder.new_cache(rows)
