@@ -17,9 +17,7 @@ from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.configuration import MistralConfig
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES, Decoder, Outputs
 from mistral_portable.transformers.options import backend_options, ggml_type
-from mistral_portable.transformers.outputs import (
-    ModelOutput,
-)
+from mistral_portable.transformers.outputs import ModelOutput
 from mistral_portable.transformers.saving import save
 from mistral_portable.weights import DenseTensor, Tensor, open_checkpoint
 
@@ -80,6 +78,7 @@ class MistralPreTrainedModel:
         torch_dtype: Any = None,
         device_map: Any = None,
         attn_implementation: str | None = None,
+        use_flash_attention_2: bool = False,
         quantization_config: Any = None,
         revision: str | None = None,
         **changed: Any,
@@ -87,11 +86,16 @@ class MistralPreTrainedModel:
         """Of a checkpoint in any format that this library reads: a folder, a file, a hub id, "tiny".
 
         dtype (older: torch_dtype): "auto" or None for the backend's choice, else a name, or a dtype of NumPy or torch.
-        device_map: "auto", or a device of the backend torch. attn_implementation: of the backend torch.
-        quantization_config: a BitsAndBytesConfig. `changed`: fields of the config that get another value.
+        device_map: "auto", or a device of the backend torch. attn_implementation: of the backend torch;
+        use_flash_attention_2=True is an older name of "flash_attention_2". quantization_config: a BitsAndBytesConfig.
+        `changed`: fields of the config that get another value.
         """
         if config is not None and (changed or not isinstance(config, MistralConfig)):
             raise InputError("config= is a MistralConfig, and has all fields: change them there")
+        if use_flash_attention_2:
+            if attn_implementation not in (None, "flash_attention_2"):
+                raise InputError(f"{attn_implementation=} and {use_flash_attention_2=}: pass one of them")
+            attn_implementation = "flash_attention_2"
         chosen = select(backend).name
         checkpoint = open_checkpoint(name, revision=revision, quantize=ggml_type(chosen, quantization_config))
         read = config or MistralConfig.from_dict({**checkpoint.config.to_dict(), **_known(changed)})
@@ -117,12 +121,17 @@ class MistralPreTrainedModel:
         """As torch's; models here only infer."""
         return self
 
+    @property
+    def device(self) -> str:
+        """Where it computes, for `.to(model.device)`: "cpu" or, on the backend torch, a device such as "cuda:0"."""
+        return str(getattr(self.decoder.program, "device", "cpu"))
+
     def to(self, device: Any) -> Self:
         """As torch's, where the model is already. Raises InputError elsewhere: `from_pretrained(device_map=...)` moves.
 
         "cuda" is where any CUDA device is.
         """
-        at = str(getattr(getattr(self.decoder.program, "device", None), "type", "cpu"))
+        at = self.device.partition(":")[0]
         if str(device).partition(":")[0] != at:
             raise InputError(f"the model is on {at}: to have it on {device}, load it with device_map={str(device)!r}")
         return self
@@ -156,7 +165,8 @@ class MistralPreTrainedModel:
         ids = None if input_ids is None else as_numpy("input_ids", input_ids, 2)
         given = as_numpy("inputs_embeds", inputs_embeds, 3) if ids is None else ids
         if past_key_values is not None and not isinstance(past_key_values, Cache):
-            raise InputError(f"past_key_values is a {type(past_key_values).__name__}: pass what a call has returned")
+            kind = type(past_key_values).__name__
+            raise InputError(f"past_key_values is a {kind}: pass the Cache that a call of this model has returned")
         if past_key_values is not None and past_key_values.manager is not self.decoder.manager:
             raise InputError("past_key_values are another model's: pass what a call of this one has returned")
         if past_key_values is not None and len(past_key_values) != len(given):
