@@ -119,7 +119,7 @@ class MistralForCausalLM(MistralPreTrainedModel):
         attention_mask: Any = None,
         max_new_tokens: int | None = None,
         max_length: int | None = None,
-        do_sample: bool = False,
+        do_sample: bool | None = False,
         num_return_sequences: int = 1,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
@@ -142,6 +142,8 @@ class MistralForCausalLM(MistralPreTrainedModel):
         if len(given) != 1:
             raise InputError("generate takes one of inputs and input_ids, token ids [batch, tokens], or inputs_embeds")
         count = _positive("num_return_sequences", num_return_sequences)
+        if count > 1 and not do_sample:
+            raise InputError(f"{num_return_sequences=} would all be the same: pass do_sample=True")
         prompt = as_numpy("input_ids", given[0], 2) if inputs_embeds is None else as_numpy("inputs_embeds", given[0], 3)
         mask = None if attention_mask is None else as_numpy("attention_mask", attention_mask, 2)
         if mask is not None:
@@ -150,6 +152,8 @@ class MistralForCausalLM(MistralPreTrainedModel):
         batch = read_batch(prompt, mask, None, [np.zeros(0, np.intp)] * len(prompt), 0, self.decoder.config)
         if max_new_tokens is None:
             max_new_tokens = 20 if max_length is None else _positive("max_length", max_length) - prompt.shape[1]
+            if max_new_tokens < 1:
+                raise InputError(f"{max_length=} leaves no room behind the {prompt.shape[1]} columns of the prompt")
         params = sampling_params(do_sample, _positive("max_new_tokens", max_new_tokens), seed, rules)
         own = self.decoder.config.eos_token_ids
         ends = own if eos_token_id is None else integers("eos_token_id", np.ravel(eos_token_id)).tolist()
@@ -296,9 +300,9 @@ class MistralForQuestionAnswering(MistralPreTrainedModel):
 
 
 def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise InputError(f"{name}={value!r} must be an integer from 1 on")
-    return value
+    return int(value)
 
 
 def _problem_type(labels: int, given: NDArray[Any]) -> str:

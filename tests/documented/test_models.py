@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from documented_models import VALUES, batches, configs, pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ HEADS = (
 
 def close(found: Any, expected: torch.Tensor, mask: np.ndarray | None = None) -> None:
     found, wanted = np.asarray(found), expected.detach().numpy()
-    assert found.shape == wanted.shape
+    assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
     if mask is not None:  # what is behind padding means nothing
         found, wanted = found[mask == 1], wanted[mask == 1]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
@@ -200,7 +201,8 @@ def test_every_executor(backend: str) -> None:
         ({"input_ids": IDS, "position_ids": np.arange(0, 12, 2)[None]}, "must count on from token to token"),
         ({"input_ids": IDS, "labels": IDS + 20}, "label 30 is outside 0..29; -100 marks what does not count"),
         ({"input_ids": IDS, "labels": IDS[:, :3]}, "labels has the shape"),
-        ({"input_ids": IDS, "past_key_values": ((1,),)}, "past_key_values is a tuple"),
+        ({"input_ids": IDS, "past_key_values": ((1,),)}, "past_key_values is a tuple: pass the Cache"),
+        ({"input_ids": IDS, "past_key_values": transformers.DynamicCache()}, "is a DynamicCache: pass the Cache"),
         ({"input_ids": IDS, "logits_to_keep": -1}, "logits_to_keep=-1"),
         ({"input_ids": IDS, "logits_to_keep": [6]}, "must be columns within 6"),
     ],
