@@ -42,7 +42,7 @@ def continued(
 ) -> NDArray[np.int64]:
     """The tokens that follow, int64 [B, up to max_tokens], with `pad` behind a row's end (one of `ends`).
 
-    Each row has a sampler; with a seed, row r has seed + r.
+    Each row has a sampler; with a seed, row r has seed + r. Of more rows than there are lanes some wait for others.
     """
     rows, count = batch.shape[0], params.max_tokens or 0
     if empty := [row for row, tokens in enumerate(batch.tokens) if not tokens]:
@@ -55,6 +55,19 @@ def continued(
         )
     prompts = batch.tokens if batch.embeds is None else [()] * rows
     samplers = [Sampler(_of_row(params, row), prompt_tokens=prompts[row]) for row in range(rows)]
+    parts = [
+        _continued(decoder, batch.take(some), [samplers[row] for row in some], count, ends, pad)
+        for some in decoder.turns(range(rows))
+    ]
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=pad) for part in parts])
+
+
+def _continued(
+    decoder: Decoder, batch: Batch, samplers: Sequence[Sampler], count: int, ends: Sequence[int], pad: int
+) -> NDArray[np.int64]:
+    """`count` tokens at most of rows that each have a lane."""
+    rows = batch.shape[0]
     out = np.full((rows, count), pad, np.int64)
     going = list(range(rows))
     cache = decoder.new_cache(rows)

@@ -37,7 +37,7 @@ class MistralPreTrainedModel:
     cache_position may say what is so anyway.
 
     What is returned where there is padding is 0. Raises InputError, which is a ValueError, for arguments that do not
-    fit, and CacheError if more rows are open than there are lanes.
+    fit, and for a cache to be returned if there are more rows than lanes; without one, rows take turns.
     """
 
     head: ClassVar[str] = "none"
@@ -190,13 +190,8 @@ class MistralPreTrainedModel:
         }
         shown = frozenset(name for name, asked in wanted.items() if asked)
         keep = (self.config.use_cache if use_cache is None else use_cache) or past_key_values is not None
-        past = self.decoder.new_cache(len(given)) if past_key_values is None else past_key_values
-        try:
-            outputs = self.decoder.run(batch, past, shown, rows)
-        finally:
-            if not keep:
-                past.close()
-        return Result(library, ids, batch, outputs, past if keep else None, shown)
+        past = self.decoder.new_cache(len(given)) if keep and past_key_values is None else past_key_values
+        return Result(library, ids, batch, self.decoder.run(batch, past, shown, rows), past, shown)
 
     def _finish(self, output: ModelOutput, return_dict: bool | None) -> Any:
         wanted = self.config.return_dict if return_dict is None else return_dict

@@ -73,6 +73,18 @@ def test_the_embedded_model_writes_what_the_native_interface_writes() -> None:
     assert found[0, len(prompt) :].tolist() == list(expected.tokens)
 
 
+def test_more_rows_than_lanes() -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0, "float64")
+    ids = np.random.default_rng(0).integers(1, 30, (300, 4))
+    call: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": 7, "pad_token_id": 0, "do_sample": True}
+    found = mine.generate(ids, seed=5, **call)
+    for row in (0, 255, 256, 299):
+        alone = mine.generate(ids[row : row + 1], seed=5 + row, **call)[0]
+        assert found[row, : len(alone)].tolist() == alone.tolist()
+        assert not found[row, len(alone) :].any()
+    assert mine.decoder.manager.lanes == ()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

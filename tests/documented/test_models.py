@@ -321,3 +321,23 @@ def test_threads_have_lanes_of_their_own() -> None:
         sys.setswitchinterval(before)
     for logits in found:
         np.testing.assert_array_equal(logits, expected)
+
+
+def test_rows_without_a_lane_wait_for_others() -> None:
+    """There are 256 lanes, of which a cache may hold some."""
+    mine, _ = pair("MistralForCausalLM", VALUES, 0, "float64")
+    held = mine(IDS).past_key_values
+    ids = np.random.default_rng(0).integers(1, 30, (600, 5))
+    mask = np.ones_like(ids)
+    mask[::3, :2] = mask[300:310] = 0  # and rows of nothing but padding
+    found = mine(ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
+    for rows in (slice(0, 3), slice(250, 260), slice(508, 520), slice(598, 600)):
+        some = mine(ids[rows], attention_mask=mask[rows], use_cache=False, output_hidden_states=True)
+        np.testing.assert_allclose(found.logits[rows], some.logits, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(found.hidden_states[1][rows], some.hidden_states[1], rtol=1e-9, atol=1e-9)
+    assert not found.logits[300:310].any()
+    assert len(mine.decoder.manager.lanes) == len(held)
+    with pytest.raises(ValueError, match="600 rows more: caches have at most 256 in all: pass use_cache=False"):
+        mine(ids, attention_mask=mask)
+    with pytest.raises(ValueError, match="every row is padding"):
+        mine(ids, attention_mask=np.zeros_like(ids), use_cache=False)
