@@ -102,7 +102,7 @@ class Decoder:
             raise InputError(f"{rows} rows more: caches have at most {_LANES} in all: {remedy}") from error
 
     def turns(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
-        """These rows, as many at a time as there are lanes left; at least one: if there is no lane, `new_cache` says so."""
+        """These rows, as many at a time as there are lanes left; at least one, of which `new_cache` says what lacks."""
         free = max(1, _LANES - len(self.manager.lanes))
         yield from (rows[start : start + free] for start in range(0, len(rows), free))
 
