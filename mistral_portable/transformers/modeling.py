@@ -47,16 +47,9 @@ class MistralModel(MistralPreTrainedModel):
         cache_position: Any = None,
     ) -> Any:
         """BaseModelOutputWithPast; see MistralPreTrainedModel."""
+        shown = self._shown(output_hidden_states, output_attentions)
         result = self._run(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-            cache_position=cache_position,
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, shown, cache_position
         )
         last = result.make(result.outputs["last_hidden_state"])
         return self._finish(BaseModelOutputWithPast(last, result.past, **result.shown), return_dict)
@@ -87,6 +80,7 @@ class MistralForCausalLM(MistralPreTrainedModel):
 
         logits_to_keep: 0 for all logits, n for those of the last n columns, or the columns [n].
         """
+        shown = self._shown(output_hidden_states, output_attentions)
         result = self._run(
             input_ids,
             attention_mask,
@@ -94,10 +88,9 @@ class MistralForCausalLM(MistralPreTrainedModel):
             past_key_values,
             inputs_embeds,
             use_cache,
-            output_attentions,
-            output_hidden_states,
-            logits_to_keep,
+            shown,
             cache_position,
+            logits_to_keep,
         )
         logits = result.outputs["logits"]
         loss = None
@@ -191,16 +184,8 @@ class MistralForSequenceClassification(MistralPreTrainedModel):
         rows = inputs_embeds if input_ids is None else input_ids
         if rows is not None and self.config.pad_token_id is None and len(rows) != 1:
             raise InputError("Cannot handle batch sizes > 1 if no padding token is defined.")
-        result = self._run(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-        )
+        shown = self._shown(output_hidden_states, output_attentions)
+        result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, shown)
         pad, ids, shape = self.config.pad_token_id, result.ids, result.batch.shape
         last = np.full(shape[0], shape[1] - 1)
         if ids is None:
@@ -237,16 +222,8 @@ class MistralForTokenClassification(MistralPreTrainedModel):
         return_dict: bool | None = None,
     ) -> Any:
         """TokenClassifierOutput, without a cache. labels: [B, T], -100 where nothing counts."""
-        result = self._run(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            False,
-            output_attentions,
-            output_hidden_states,
-        )
+        shown = self._shown(output_hidden_states, output_attentions)
+        result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, False, shown)
         logits = result.outputs["logits"]
         loss = None
         if labels is not None:
@@ -275,16 +252,8 @@ class MistralForQuestionAnswering(MistralPreTrainedModel):
         return_dict: bool | None = None,
     ) -> Any:
         """QuestionAnsweringModelOutput, without a cache. start_positions, end_positions: [B]; the loss needs both."""
-        result = self._run(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            False,
-            output_attentions,
-            output_hidden_states,
-        )
+        shown = self._shown(output_hidden_states, output_attentions)
+        result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, False, shown)
         start, end = np.moveaxis(result.outputs["logits"], -1, 0)
         loss = None
         if start_positions is not None and end_positions is not None:

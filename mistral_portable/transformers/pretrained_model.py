@@ -129,11 +129,13 @@ class MistralPreTrainedModel:
     def to(self, device: Any) -> Self:
         """As torch's, where the model is already. Raises InputError elsewhere: `from_pretrained(device_map=...)` moves.
 
-        "cuda" is where any CUDA device is.
+        "cuda" is where any CUDA device is, and a number that of one.
         """
-        at = self.device.partition(":")[0]
-        if str(device).partition(":")[0] != at:
-            raise InputError(f"the model is on {at}: to have it on {device}, load it with device_map={str(device)!r}")
+        if not isinstance(device, str | int) and type(device).__name__ != "device":
+            raise InputError(f"{device!r:.40} is no device; a dtype is chosen as the model is loaded, with dtype=")
+        at, name = self.device.partition(":")[0], f"cuda:{device}" if isinstance(device, int) else str(device)
+        if name.partition(":")[0] != at:
+            raise InputError(f"the model is on {at}: to have it on {name}, load it with device_map={name!r}")
         return self
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
@@ -146,6 +148,14 @@ class MistralPreTrainedModel:
         """Release the executor's threads and memory."""
         self.decoder.close()
 
+    def _shown(self, output_hidden_states: bool | None, output_attentions: bool | None) -> frozenset[str]:
+        """What is returned besides: as the call says, else the config."""
+        wanted = {
+            HIDDEN_STATES: self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            ATTENTIONS: self.config.output_attentions if output_attentions is None else output_attentions,
+        }
+        return frozenset(name for name, asked in wanted.items() if asked)
+
     def _run(
         self,
         input_ids: Any,
@@ -154,10 +164,9 @@ class MistralPreTrainedModel:
         past_key_values: Cache | None,
         inputs_embeds: Any,
         use_cache: bool | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
-        columns: Any = None,
+        shown: frozenset[str],
         cache_position: Any = None,
+        columns: Any = None,
     ) -> "Result":
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("You must specify exactly one of input_ids or inputs_embeds")
@@ -184,11 +193,6 @@ class MistralPreTrainedModel:
             if integers("cache_position", cache_position).tolist() != list(range(first, first + batch.shape[1])):
                 raise InputError(f"cache_position must count the columns from {first} on; leave it out")
         rows = None if columns is None else _columns(columns, batch.shape[1])
-        wanted = {
-            HIDDEN_STATES: self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            ATTENTIONS: self.config.output_attentions if output_attentions is None else output_attentions,
-        }
-        shown = frozenset(name for name, asked in wanted.items() if asked)
         keep = (self.config.use_cache if use_cache is None else use_cache) or past_key_values is not None
         past = self.decoder.new_cache(len(given)) if keep and past_key_values is None else past_key_values
         return Result(library, ids, batch, self.decoder.run(batch, past, shown, rows), past, shown)
