@@ -193,9 +193,10 @@ class MistralPreTrainedModel:
             if integers("cache_position", cache_position).tolist() != list(range(first, first + batch.shape[1])):
                 raise InputError(f"cache_position must count the columns from {first} on; leave it out")
         rows = None if columns is None else _columns(columns, batch.shape[1])
-        keep = (self.config.use_cache if use_cache is None else use_cache) or past_key_values is not None
-        past = self.decoder.new_cache(len(given)) if keep and past_key_values is None else past_key_values
-        return Result(library, ids, batch, self.decoder.run(batch, past, shown, rows), past, shown)
+        returned = self.config.use_cache if use_cache is None else use_cache
+        past = self.decoder.new_cache(len(given)) if returned and past_key_values is None else past_key_values
+        outputs = self.decoder.run(batch, past, shown, rows)
+        return Result(library, ids, batch, outputs, past if returned else None, shown)
 
     def _finish(self, output: ModelOutput, return_dict: bool | None) -> Any:
         wanted = self.config.return_dict if return_dict is None else return_dict

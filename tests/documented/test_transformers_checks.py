@@ -165,6 +165,15 @@ def test_generating_with_a_cache_is_reading_all_again(values: dict[str, Any], se
     np.testing.assert_array_equal(found, ids)
 
 
+def test_a_cache_is_added_to_also_where_it_is_not_returned() -> None:
+    mine, theirs = pair("MistralForCausalLM", VALUES, 0)
+    for model, ids in ((mine, IDS), (theirs, torch.tensor(IDS))):
+        past = model(ids).past_key_values
+        output = model(ids[:, :2], past_key_values=past, use_cache=False)
+        assert list(output) == ["logits"]
+        assert past.get_seq_length() == 8
+
+
 def test_one_prompt_goes_on_in_several_ways() -> None:
     """What transformers does with a mask of four axes, in one row: here with copies of a cache."""
     mine, _ = pair("MistralForCausalLM", VALUES, 0, "float64")
