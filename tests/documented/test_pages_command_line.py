@@ -1,5 +1,6 @@
 """The pages' command lines, in a shell, with this package's command for transformers' and "tiny" for the 7B."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -17,7 +18,9 @@ OURS = shlex.join([sys.executable, "-m", "mistral_portable"])
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+    """One thread for torch: see conftest.py."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300, env=environment)
 
 
 @pytest.mark.parametrize("backend", EXECUTORS)

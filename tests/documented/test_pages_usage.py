@@ -90,6 +90,21 @@ def test_mistral_for_causal_lm(backend: str) -> None:
     assert inputs.input_ids.shape[1] < generate_ids.shape[1] <= 30
 
 
+def test_a_batch_is_padded_on_the_left(backend: str) -> None:
+    """As the pages ask for; each prompt is gone on with as if it were alone, beyond the window of 64 tokens."""
+    model = AutoModelForCausalLM.from_pretrained("tiny", dtype="float32", backend=backend)
+    tokenizer = AutoTokenizer.from_pretrained("tiny", padding_side="left")
+    prompts = ["Mia has a red ball. Tom has a green box. Who has a ball?", "Once upon a time"]
+
+    model_inputs = tokenizer(prompts, padding=True, return_tensors="pt").to(model.device)
+    columns = model_inputs.input_ids.shape[1]
+    generated_ids = model.generate(**model_inputs, max_new_tokens=60)[:, columns:]
+    for prompt, row in zip(prompts, generated_ids, strict=True):
+        alone = tokenizer([prompt], return_tensors="pt").to(model.device)
+        expected = model.generate(**alone, max_new_tokens=60)[0, alone.input_ids.shape[1] :]
+        assert tokenizer.decode(row) == tokenizer.decode(expected) + "</s>" * (len(row) - len(expected))
+
+
 def test_the_pages_cuda_is_refused_where_there_is_none(backend: str) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is CUDA here")
