@@ -27,10 +27,11 @@ def sampling_params(
     Raises InputError, which names it, for an argument that is not supported, or of the wrong type or range.
     """
     if not isinstance(do_sample, bool | np.bool_ | None):
-        raise InputError(f"do_sample={do_sample!r:.40} must be True or False")
+        raise InputError(f"do_sample is a {type(do_sample).__name__}: pass True or False")
     known = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
     for name, value in rules.items():
-        if name not in known and value is not None and _INERT.get(name, ...) != value:
+        inert = isinstance(value, int | float | None) and value in (None, _INERT.get(name))
+        if name not in known and not inert:
             raise InputError(f"generate: {name}={value!r:.40} is not supported: leave it out")
     given = {name: rules[name] for name in known if rules.get(name) is not None}
     params = SamplingParams(max_tokens=max_new_tokens, seed=seed, **{"temperature": 1.0, "top_k": 50, **given})

@@ -149,7 +149,7 @@ class MistralForCausalLM(MistralPreTrainedModel):
                 raise InputError(f"{max_length=} leaves no room behind the {prompt.shape[1]} columns of the prompt")
         params = sampling_params(do_sample, _positive("max_new_tokens", max_new_tokens), seed, rules)
         own = self.decoder.config.eos_token_ids
-        ends = own if eos_token_id is None else integers("eos_token_id", np.ravel(eos_token_id)).tolist()
+        ends = own if eos_token_id is None else integers("eos_token_id", eos_token_id).ravel().tolist()
         pad = self.config.pad_token_id if pad_token_id is None else int(integers("pad_token_id", pad_token_id, ()))
         after = continued(self.decoder, batch, params, ends, next(iter(ends), 0) if pad is None else pad)
         if inputs_embeds is None:

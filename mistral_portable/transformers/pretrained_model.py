@@ -149,12 +149,19 @@ class MistralPreTrainedModel:
         self.decoder.close()
 
     def _shown(self, output_hidden_states: bool | None, output_attentions: bool | None) -> frozenset[str]:
-        """What is returned besides: as the call says, else the config."""
+        """What is returned besides."""
         wanted = {
-            HIDDEN_STATES: self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            ATTENTIONS: self.config.output_attentions if output_attentions is None else output_attentions,
+            HIDDEN_STATES: self._asked("output_hidden_states", output_hidden_states),
+            ATTENTIONS: self._asked("output_attentions", output_attentions),
         }
         return frozenset(name for name, asked in wanted.items() if asked)
+
+    def _asked(self, name: str, given: bool | None) -> bool:
+        """What the call says, else the config. Raises InputError for what is no truth value."""
+        value = getattr(self.config, name) if given is None else given
+        if not isinstance(value, bool | np.bool_):
+            raise InputError(f"{name} is a {type(value).__name__}: pass True or False")
+        return bool(value)
 
     def _run(
         self,
@@ -193,14 +200,13 @@ class MistralPreTrainedModel:
             if integers("cache_position", cache_position).tolist() != list(range(first, first + batch.shape[1])):
                 raise InputError(f"cache_position must count the columns from {first} on; leave it out")
         rows = None if columns is None else _columns(columns, batch.shape[1])
-        returned = self.config.use_cache if use_cache is None else use_cache
+        returned = self._asked("use_cache", use_cache)
         past = self.decoder.new_cache(len(given)) if returned and past_key_values is None else past_key_values
         outputs = self.decoder.run(batch, past, shown, rows)
         return Result(library, ids, batch, outputs, past if returned else None, shown)
 
     def _finish(self, output: ModelOutput, return_dict: bool | None) -> Any:
-        wanted = self.config.return_dict if return_dict is None else return_dict
-        return output if wanted else output.to_tuple()
+        return output if self._asked("return_dict", return_dict) else output.to_tuple()
 
 
 class Embedding:

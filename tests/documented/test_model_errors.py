@@ -1,6 +1,7 @@
 """Wrong arguments of the models beside transformers: where it raises ValueError ours is one, and docs/differences.md
 lists the rest: torch's own errors there, and what is let through."""
 
+import inspect
 import warnings
 from typing import Any
 
@@ -42,6 +43,12 @@ LET_THROUGH: list[tuple[str, dict[str, Any]]] = [
     (LM, {"input_ids": IDS, "attention_mask": np.ones((2, 5))}),
     (LM, {"input_ids": IDS, "attention_mask": np.ones((3, 6))}),
     (LM, {"input_ids": IDS, "logits_to_keep": -1}),
+]
+
+JUNK: list[Any] = [
+    *(True, -1, 3.5, 10**30, float("nan"), "x", b"x", 1j, object(), len, {"a": 1}, {1}, [None, None]),
+    *([], [[]], [[1], [2, 3]], [["a"] * 6] * 2, np.zeros((2, 0)), np.array(["a", "b"]), np.array([[object()]])),
+    *(np.full((2, 6), 2**62), np.ones((2, 6, 12), complex), np.datetime64("2020"), torch.tensor(3), torch.ones(2, 6)),
 ]
 
 GENERATING_SAME: list[dict[str, Any]] = [
@@ -117,3 +124,27 @@ def test_generate_refuses_what_is_let_through_there(arguments: dict[str, Any]) -
     mine, theirs = pair(LM, VALUES, 0)
     refused(mine, arguments, "generate")
     asked(theirs, arguments, "generate")
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(name, "forward") for name in ("MistralModel", LM, SEQUENCE, TOKEN, QUESTION)] + [(LM, "generate")],
+)
+def test_junk_is_taken_or_refused_and_no_lane_stays_open(name: str, method: str) -> None:
+    mine, _ = pair(name, VALUES, 0)
+    call = getattr(mine, method)
+    right: dict[str, Any] = {"input_ids": IDS}
+    right |= {"max_new_tokens": 2} if method == "generate" else {}
+    right |= {"start_positions": [1, 2], "end_positions": [1, 2]} if name == QUESTION else {}
+    rules = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frob")
+    named = [parameter for parameter in inspect.signature(call).parameters if parameter != "rules"]
+    unclear = []
+    for argument in [*named, *(rules if method == "generate" else ())]:
+        for junk in JUNK:
+            try:
+                call(**{**right, argument: junk})
+            except ValueError as error:
+                if argument.removesuffix("s") not in str(error):
+                    unclear.append((argument, str(error)))
+    assert {argument for argument, _ in unclear} <= {"inputs"}  # which is one of two names for the prompt
+    assert mine.decoder.manager.lanes == ()

@@ -204,6 +204,9 @@ def test_every_executor(backend: str) -> None:
         ({"input_ids": IDS, "past_key_values": ((1,),)}, "past_key_values is a tuple: pass the Cache"),
         ({"input_ids": IDS, "past_key_values": transformers.DynamicCache()}, "is a DynamicCache: pass the Cache"),
         ({"input_ids": IDS, "logits_to_keep": -1}, "logits_to_keep=-1"),
+        ({"input_ids": IDS, "use_cache": "no"}, "use_cache is a str: pass True or False"),
+        ({"input_ids": IDS, "output_attentions": IDS}, "output_attentions is a ndarray: pass True or False"),
+        ({"input_ids": IDS, "return_dict": 0}, "return_dict is a int: pass True or False"),
         ({"input_ids": IDS, "logits_to_keep": [6]}, "must be columns within 6"),
     ],
 )
