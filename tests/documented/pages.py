@@ -6,8 +6,6 @@ from mistral_portable.registry import candidates
 
 EXECUTORS = [candidate.name for candidate in candidates() if candidate.availability.score > 0]
 
-PROMPT = "My favourite condiment is"
-
 MESSAGES: list[dict[str, Any]] = [
     {"role": "user", "content": "What is your favourite condiment?"},
     {
@@ -20,7 +18,7 @@ MESSAGES: list[dict[str, Any]] = [
 
 
 def continues_the_prompt(text: str) -> bool:
-    """Whether a decoded text, pieces as they are, begins as that of PROMPT does."""
+    """Whether a decoded text, pieces as they are, begins with "My favourite condiment is"."""
     return text.startswith("<s>▁My▁favourite▁condiment▁is")
 
 
