@@ -19,9 +19,9 @@ from mistral_portable.weights import Tensor
 
 __all__ = ["Case", "CheckResult", "Oracles", "check"]
 
-_NAIVE_RUNS = 3
-_NAIVE_RUNS_OF_FEW = 8  # a small output has few independent errors: 3 runs may miss what an honest program makes
-_FEW = 4096
+# Naive runs for outputs of so many numbers: a small one has few independent errors, and few runs would miss what an
+# honest program makes.
+_NAIVE_RUNS = {4096: 3, 128: 8, 32: 16, 0: 32}
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,6 +127,7 @@ def _oracle(case: Case, scenario: Scenario, precision: Precision) -> list[Output
     """Outputs of one text in one step: the float64 reference, then the naive runs in `precision`."""
     spec = _spec(case, scenario)
     ref = run(ReferenceProgram(case.graph, case.weights, spec, "float64"), case.graph, spec, scenario)[0]
-    runs = _NAIVE_RUNS_OF_FEW if min(out.size for out in ref.values()) < _FEW else _NAIVE_RUNS
+    size = min(out.size for out in ref.values())
+    runs = next(runs for least, runs in _NAIVE_RUNS.items() if size >= least)
     naive = [NaiveProgram(case.graph, case.weights, spec, precision, seed) for seed in range(runs)]
     return [ref, *(run(program, case.graph, spec, scenario)[0] for program in naive)]

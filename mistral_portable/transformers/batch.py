@@ -35,6 +35,12 @@ class Batch:
             row[columns] = True
         return kept
 
+    def take(self, rows: Sequence[int]) -> "Batch":
+        """These rows alone."""
+        embeds = None if self.embeds is None else self.embeds[rows]
+        tokens, columns = [self.tokens[row] for row in rows], [self.columns[row] for row in rows]
+        return Batch((len(rows), self.shape[1]), tokens, columns, embeds)
+
 
 def read_batch(
     inputs: NDArray[Any],

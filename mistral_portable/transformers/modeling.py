@@ -47,16 +47,9 @@ class MistralModel(MistralPreTrainedModel):
         cache_position: Any = None,
     ) -> Any:
         """BaseModelOutputWithPast; see MistralPreTrainedModel."""
+        shown = self._shown(output_hidden_states, output_attentions)
         result = self._run(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-            cache_position=cache_position,
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, shown, cache_position
         )
         last = result.make(result.outputs["last_hidden_state"])
         return self._finish(BaseModelOutputWithPast(last, result.past, **result.shown), return_dict)
@@ -87,6 +80,7 @@ class MistralForCausalLM(MistralPreTrainedModel):
 
         logits_to_keep: 0 for all logits, n for those of the last n columns, or the columns [n].
         """
+        shown = self._shown(output_hidden_states, output_attentions)
         result = self._run(
             input_ids,
             attention_mask,
@@ -94,10 +88,9 @@ class MistralForCausalLM(MistralPreTrainedModel):
             past_key_values,
             inputs_embeds,
             use_cache,
-            output_attentions,
-            output_hidden_states,
-            logits_to_keep,
+            shown,
             cache_position,
+            logits_to_keep,
         )
         logits = result.outputs["logits"]
         loss = None
@@ -119,7 +112,7 @@ class MistralForCausalLM(MistralPreTrainedModel):
         attention_mask: Any = None,
         max_new_tokens: int | None = None,
         max_length: int | None = None,
-        do_sample: bool = False,
+        do_sample: bool | None = False,
         num_return_sequences: int = 1,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
@@ -142,6 +135,8 @@ class MistralForCausalLM(MistralPreTrainedModel):
         if len(given) != 1:
             raise InputError("generate takes one of inputs and input_ids, token ids [batch, tokens], or inputs_embeds")
         count = _positive("num_return_sequences", num_return_sequences)
+        if count > 1 and not do_sample:
+            raise InputError(f"{num_return_sequences=} would all be the same: pass do_sample=True")
         prompt = as_numpy("input_ids", given[0], 2) if inputs_embeds is None else as_numpy("inputs_embeds", given[0], 3)
         mask = None if attention_mask is None else as_numpy("attention_mask", attention_mask, 2)
         if mask is not None:
@@ -150,9 +145,11 @@ class MistralForCausalLM(MistralPreTrainedModel):
         batch = read_batch(prompt, mask, None, [np.zeros(0, np.intp)] * len(prompt), 0, self.decoder.config)
         if max_new_tokens is None:
             max_new_tokens = 20 if max_length is None else _positive("max_length", max_length) - prompt.shape[1]
+            if max_new_tokens < 1:
+                raise InputError(f"{max_length=} leaves no room behind the {prompt.shape[1]} columns of the prompt")
         params = sampling_params(do_sample, _positive("max_new_tokens", max_new_tokens), seed, rules)
         own = self.decoder.config.eos_token_ids
-        ends = own if eos_token_id is None else integers("eos_token_id", np.ravel(eos_token_id)).tolist()
+        ends = own if eos_token_id is None else integers("eos_token_id", eos_token_id).ravel().tolist()
         pad = self.config.pad_token_id if pad_token_id is None else int(integers("pad_token_id", pad_token_id, ()))
         after = continued(self.decoder, batch, params, ends, next(iter(ends), 0) if pad is None else pad)
         if inputs_embeds is None:
@@ -187,16 +184,8 @@ class MistralForSequenceClassification(MistralPreTrainedModel):
         rows = inputs_embeds if input_ids is None else input_ids
         if rows is not None and self.config.pad_token_id is None and len(rows) != 1:
             raise InputError("Cannot handle batch sizes > 1 if no padding token is defined.")
-        result = self._run(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-        )
+        shown = self._shown(output_hidden_states, output_attentions)
+        result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, shown)
         pad, ids, shape = self.config.pad_token_id, result.ids, result.batch.shape
         last = np.full(shape[0], shape[1] - 1)
         if ids is None:
@@ -233,16 +222,8 @@ class MistralForTokenClassification(MistralPreTrainedModel):
         return_dict: bool | None = None,
     ) -> Any:
         """TokenClassifierOutput, without a cache. labels: [B, T], -100 where nothing counts."""
-        result = self._run(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            False,
-            output_attentions,
-            output_hidden_states,
-        )
+        shown = self._shown(output_hidden_states, output_attentions)
+        result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, False, shown)
         logits = result.outputs["logits"]
         loss = None
         if labels is not None:
@@ -271,16 +252,8 @@ class MistralForQuestionAnswering(MistralPreTrainedModel):
         return_dict: bool | None = None,
     ) -> Any:
         """QuestionAnsweringModelOutput, without a cache. start_positions, end_positions: [B]; the loss needs both."""
-        result = self._run(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            False,
-            output_attentions,
-            output_hidden_states,
-        )
+        shown = self._shown(output_hidden_states, output_attentions)
+        result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, False, shown)
         start, end = np.moveaxis(result.outputs["logits"], -1, 0)
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -296,9 +269,9 @@ class MistralForQuestionAnswering(MistralPreTrainedModel):
 
 
 def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise InputError(f"{name}={value!r} must be an integer from 1 on")
-    return value
+    return int(value)
 
 
 def _problem_type(labels: int, given: NDArray[Any]) -> str:

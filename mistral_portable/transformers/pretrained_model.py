@@ -18,9 +18,7 @@ from mistral_portable.transformers.configuration import MistralConfig, known_fie
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES, Decoder, Outputs
 from mistral_portable.transformers.initial import initial_tensors
 from mistral_portable.transformers.options import backend_options, ggml_type
-from mistral_portable.transformers.outputs import (
-    ModelOutput,
-)
+from mistral_portable.transformers.outputs import ModelOutput
 from mistral_portable.transformers.saving import save
 from mistral_portable.weights import Tensor, open_checkpoint
 
@@ -40,7 +38,7 @@ class MistralPreTrainedModel:
     cache_position may say what is so anyway.
 
     What is returned where there is padding is 0. Raises InputError, which is a ValueError, for arguments that do not
-    fit, and CacheError if more rows are open than there are lanes.
+    fit, and for a cache to be returned if there are more rows than lanes; without one, rows take turns.
     """
 
     head: ClassVar[str] = "none"
@@ -81,6 +79,7 @@ class MistralPreTrainedModel:
         torch_dtype: Any = None,
         device_map: Any = None,
         attn_implementation: str | None = None,
+        use_flash_attention_2: bool = False,
         quantization_config: Any = None,
         revision: str | None = None,
         **changed: Any,
@@ -88,11 +87,16 @@ class MistralPreTrainedModel:
         """Of a checkpoint in any format that this library reads: a folder, a file, a hub id, "tiny".
 
         dtype (older: torch_dtype): "auto" or None for the backend's choice, else a name, or a dtype of NumPy or torch.
-        device_map: "auto", or a device of the backend torch. attn_implementation: of the backend torch.
-        quantization_config: a BitsAndBytesConfig. `changed`: fields of the config that get another value.
+        device_map: "auto", or a device of the backend torch. attn_implementation: of the backend torch;
+        use_flash_attention_2=True is an older name of "flash_attention_2". quantization_config: a BitsAndBytesConfig.
+        `changed`: fields of the config that get another value.
         """
         if config is not None and (changed or not isinstance(config, MistralConfig)):
             raise InputError("config= is a MistralConfig, and has all fields: change them there")
+        if use_flash_attention_2:
+            if attn_implementation not in (None, "flash_attention_2"):
+                raise InputError(f"{attn_implementation=} and {use_flash_attention_2=}: pass one of them")
+            attn_implementation = "flash_attention_2"
         chosen = select(backend).name
         checkpoint = open_checkpoint(name, revision=revision, quantize=ggml_type(chosen, quantization_config))
         read = config or MistralConfig.from_dict({**checkpoint.config.to_dict(), **known_fields(changed)})
@@ -118,14 +122,21 @@ class MistralPreTrainedModel:
         """As torch's; models here only infer."""
         return self
 
+    @property
+    def device(self) -> str:
+        """Where it computes, for `.to(model.device)`: "cpu" or, on the backend torch, a device such as "cuda:0"."""
+        return str(getattr(self.decoder.program, "device", "cpu"))
+
     def to(self, device: Any) -> Self:
         """As torch's, where the model is already. Raises InputError elsewhere: `from_pretrained(device_map=...)` moves.
 
-        "cuda" is where any CUDA device is.
+        "cuda" is where any CUDA device is, and a number that of one.
         """
-        at = str(getattr(getattr(self.decoder.program, "device", None), "type", "cpu"))
-        if str(device).partition(":")[0] != at:
-            raise InputError(f"the model is on {at}: to have it on {device}, load it with device_map={str(device)!r}")
+        if not isinstance(device, str | int) and type(device).__name__ != "device":
+            raise InputError(f"{device!r:.40} is no device; a dtype is chosen as the model is loaded, with dtype=")
+        at, name = self.device.partition(":")[0], f"cuda:{device}" if isinstance(device, int) else str(device)
+        if name.partition(":")[0] != at:
+            raise InputError(f"the model is on {at}: to have it on {name}, load it with device_map={name!r}")
         return self
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
@@ -138,6 +149,21 @@ class MistralPreTrainedModel:
         """Release the executor's threads and memory."""
         self.decoder.close()
 
+    def _shown(self, output_hidden_states: bool | None, output_attentions: bool | None) -> frozenset[str]:
+        """What is returned besides."""
+        wanted = {
+            HIDDEN_STATES: self._asked("output_hidden_states", output_hidden_states),
+            ATTENTIONS: self._asked("output_attentions", output_attentions),
+        }
+        return frozenset(name for name, asked in wanted.items() if asked)
+
+    def _asked(self, name: str, given: bool | None) -> bool:
+        """What the call says, else the config. Raises InputError for what is no truth value."""
+        value = getattr(self.config, name) if given is None else given
+        if not isinstance(value, bool | np.bool_):
+            raise InputError(f"{name} is a {type(value).__name__}: pass True or False")
+        return bool(value)
+
     def _run(
         self,
         input_ids: Any,
@@ -146,10 +172,9 @@ class MistralPreTrainedModel:
         past_key_values: Cache | None,
         inputs_embeds: Any,
         use_cache: bool | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
-        columns: Any = None,
+        shown: frozenset[str],
         cache_position: Any = None,
+        columns: Any = None,
     ) -> "Result":
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("You must specify exactly one of input_ids or inputs_embeds")
@@ -157,7 +182,8 @@ class MistralPreTrainedModel:
         ids = None if input_ids is None else as_numpy("input_ids", input_ids, 2)
         given = as_numpy("inputs_embeds", inputs_embeds, 3) if ids is None else ids
         if past_key_values is not None and not isinstance(past_key_values, Cache):
-            raise InputError(f"past_key_values is a {type(past_key_values).__name__}: pass what a call has returned")
+            kind = type(past_key_values).__name__
+            raise InputError(f"past_key_values is a {kind}: pass the Cache that a call of this model has returned")
         if past_key_values is not None and past_key_values.manager is not self.decoder.manager:
             raise InputError("past_key_values are another model's: pass what a call of this one has returned")
         if past_key_values is not None and len(past_key_values) != len(given):
@@ -175,23 +201,13 @@ class MistralPreTrainedModel:
             if integers("cache_position", cache_position).tolist() != list(range(first, first + batch.shape[1])):
                 raise InputError(f"cache_position must count the columns from {first} on; leave it out")
         rows = None if columns is None else _columns(columns, batch.shape[1])
-        wanted = {
-            HIDDEN_STATES: self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            ATTENTIONS: self.config.output_attentions if output_attentions is None else output_attentions,
-        }
-        shown = frozenset(name for name, asked in wanted.items() if asked)
-        keep = (self.config.use_cache if use_cache is None else use_cache) or past_key_values is not None
-        past = self.decoder.new_cache(len(given)) if past_key_values is None else past_key_values
-        try:
-            outputs = self.decoder.run(batch, past, shown, rows)
-        finally:
-            if not keep:
-                past.close()
-        return Result(library, ids, batch, outputs, past if keep else None, shown)
+        returned = self._asked("use_cache", use_cache)
+        past = self.decoder.new_cache(len(given)) if returned and past_key_values is None else past_key_values
+        outputs = self.decoder.run(batch, past, shown, rows)
+        return Result(library, ids, batch, outputs, past if returned else None, shown)
 
     def _finish(self, output: ModelOutput, return_dict: bool | None) -> Any:
-        wanted = self.config.return_dict if return_dict is None else return_dict
-        return output if wanted else output.to_tuple()
+        return output if self._asked("return_dict", return_dict) else output.to_tuple()
 
 
 class Embedding:
