@@ -203,7 +203,7 @@ class FlaxMistralPreTrainedModel:
     def _check(self, ids: Any, mask: Any, position_ids: Any, past: Mapping[str, Any]) -> None:
         """What can be known of a call."""
         rows, length = ids.shape
-        room = past["positions"].shape if "positions" in past else None
+        room = past["positions"].shape if isinstance(past, Mapping) and "positions" in past else None
         if room is None or room[0] != rows or length > room[1]:
             raise InputError(f"past_key_values have the shape {room}, and input_ids {list(ids.shape)}: see init_cache")
         shape = np.shape(mask)

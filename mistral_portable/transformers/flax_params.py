@@ -21,7 +21,9 @@ def tree(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The way back."""
+    """The way back. Raises InputError for what is no tree."""
+    if not isinstance(params, Mapping):
+        raise InputError(f"params is a {type(params).__name__}: pass a tree of dictionaries, as model.params")
     return {".".join(path): array for path, array in _leaves(params, ())}
 
 

@@ -27,7 +27,10 @@ def flax_pair(name: str, values: dict[str, Any], seed: int) -> tuple[Any, Any]:
     _, theirs = pair(name, values, seed)
     config = ours.MistralConfig(**values)
     model = getattr(ours, f"Flax{name}")(config, _do_init=False)
-    model.params = params_of({key: jnp.asarray(value.numpy()) for key, value in theirs.state_dict().items()}, name)
+    arrays = {key: jnp.asarray(value.numpy()) for key, value in theirs.state_dict().items()}
+    if config.tie_word_embeddings:
+        arrays.pop("lm_head.weight", None)  # torch's name for the embeddings
+    model.params = params_of(arrays, name)
     return model, theirs
 
 
@@ -248,6 +251,8 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "init_cache(0, 4)": lambda: MODEL.init_cache(0, 4),
     "past_key_values have the shape (1, 4)": lambda: MODEL(IDS, None, PLACES, past_key_values=MODEL.init_cache(1, 4)),
     "past_key_values have the shape None": lambda: MODEL(IDS, None, PLACES, past_key_values={}),
+    "past_key_values have the shape None, and input_ids": lambda: MODEL(IDS, None, PLACES, past_key_values=3),  # type: ignore[arg-type]
+    "params is a int: pass a tree": lambda: MODEL(IDS, params=3),  # type: ignore[arg-type]
     "2 + 3 columns exceed the cache's max_length=4": lambda: MODEL(
         IDS,
         None,
