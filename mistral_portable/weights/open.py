@@ -38,7 +38,8 @@ def open_checkpoint(
               GGUF file, whole or split; of several of these, its `config.json` or `params.json`, or the file;
             - a `.safetensors` or `consolidated.*` file (its folder has the config), a `.gguf` file, or a tar of a
               folder with `params.json`;
-            - "owner/name": a repository of the Hugging Face hub with HF safetensors;
+            - "owner/name": a repository of the Hugging Face hub with HF safetensors, or without them with `params.json`
+              and `consolidated.*`;
             - "owner/name:file.gguf": one GGUF file of a repository (of split ones any part).
         revision: Branch, tag or commit of a hub repository; None is its main branch.
         quantize: A ggml type ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0") that float matrices get as they are read.
@@ -71,9 +72,7 @@ def _open(model: str | Path, revision: str | None, progress: Callable[[str, int,
     from mistral_portable.weights.hub import download
 
     repository, file = match.groups()
-    if file is None:
-        return open_safetensors(download(repository, None, revision, progress))
-    return open_gguf(download(repository, file, revision, progress))
+    return _open_local(download(repository, file, revision, progress))
 
 
 def _open_local(path: Path) -> Checkpoint:
