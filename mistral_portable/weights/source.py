@@ -44,7 +44,7 @@ class Tensor(Protocol):
     @property
     def dtype(self) -> str:
         """As stored: "float32", "float16", "bfloat16", or packed: a ggml type in lower case ("q4_0", "q6_k"),
-        "affine_4bit", "awq_4bit", "gptq_3bit", "float8_e4m3"."""
+        "affine_4bit", "awq_4bit", "compressed_4bit", "gptq_3bit", "float8_e4m3"."""
 
     @property
     def nbytes(self) -> int:
