@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.engine.blocks import block_maker
 from mistral_portable.errors import ConfigError, InputError
 from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build
@@ -106,7 +107,8 @@ class MistralPreTrainedModel:
         if config is not None and (changed or not isinstance(config, MistralConfig)):
             raise InputError("config= is a MistralConfig, and has all fields: change them there")
         chosen = select(backend).name
-        checkpoint = open_checkpoint(name, revision=revision, quantize=ggml_type(chosen, quantization_config))
+        blocks = ggml_type(chosen, quantization_config)
+        checkpoint = open_checkpoint(name, revision=revision, quantize=blocks, make=block_maker())
         read = config or MistralConfig.from_dict({**checkpoint.config.to_dict(), **_known(changed)})
         options = backend_options(
             chosen, torch_dtype if dtype is None else dtype, device_map, attn_implementation, quantization_config
