@@ -47,8 +47,8 @@ def load(
     backend: "auto" takes the best one that can run here.
     dtype: the float type of the arithmetic, or "int8" (linears over quantized weights take int8 inputs, everything
     else is float32); the executor's choice if None.
-    quantize: "q4_0", "q4_1", "q5_0", "q5_1" or "q8_0": float matrices become such ggml blocks as they are read, the same
-    that `quantize` makes; "nf4", "fp4" or "int8": bitsandbytes' types, of the torch executor.
+    quantize: "q4_0", "q4_1", "q5_0", "q5_1" or "q8_0": float matrices become such ggml blocks as they are read, as
+    `quantize` makes them; "nf4", "fp4" or "int8": bitsandbytes' types, of the torch executor.
     kv_cache: the type of cached keys and values ("float32", "float16", "q8_0"); the executor's choice if None.
     device, attention: of the torch executor, where it runs ("cuda", "cuda:1", "mps", "cpu") and its attention kernel
     ("flash_attn", "varlen", "flex", "sdpa", "eager"); the best one there is if None.
