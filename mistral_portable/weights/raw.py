@@ -121,7 +121,7 @@ def _united(
     how = config.extra.get("quantization")
     whole = {name: tensor for name, tensor in stored.items() if isinstance(tensor, DenseTensor)}
     fp8 = any(tensor.dtype == "float8_e4m3" for tensor in whole.values())
-    kind = how.get("qformat_weight") if isinstance(how, Mapping) else how
+    kind = how.get("qformat_weight", how.get("quant_method")) if isinstance(how, Mapping) else how
     if kind not in (None, "fp8_e4m3") or fp8 != (kind is not None):
         raise ConfigError(
             f"{source}: params.json announces weights of the kind {kind!r:.80}, but the tensors are "
