@@ -81,7 +81,7 @@ def gptq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sou
         if kind == "qweight":
             parts = [tensors.get(f"{module}.{part}") for part in _PARTS]
             made[f"{module}.weight"] = _gptq(f"{module}.weight", parts, common, _ZERO_OFFSET[form], source)
-            if how.get("desc_act") and parts[3] is None:
+            if how.get("desc_act") and parts[3] is None and parts[2] is not None and len(parts[2].array) > 1:
                 raise CheckpointError(f"{source}: {module} has no g_idx, which act-order (desc_act) needs")
         elif packed and (kind in _PARTS or (kind == "bias" and not tensor.numpy().any())):
             continue

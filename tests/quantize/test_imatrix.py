@@ -1,11 +1,9 @@
 """llama.cpp's importance matrices: both kinds of files, what they do to a quantization, beside llama.cpp itself."""
 
-import ctypes
 import importlib.util
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ from mistral_portable.quantization.imatrix import read_imatrix
 from mistral_portable.weights import open_checkpoint
 from mistral_portable.weights.experts import stacked_name
 from mistral_portable.weights.names import to_gguf
+from tools.llama_cpp_quantizer import quantize_by_llama_cpp
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -214,21 +213,11 @@ def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Non
 )
 def test_beside_llama_cpp(tmp_path: Path) -> None:
     """Given the same importances it chooses the same types, and its errors, by what they count, are no smaller."""
-    import llama_cpp
-
     means, source = squares(), mp.convert("tiny", tmp_path / "f.gguf", "gguf")
     write_gguf(tmp_path / "i.gguf", means)
-    # Its own structure: an array of names and numbers, that ends with a null.
-    entries = (llama_cpp.llama_model_imatrix_data * (len(means) + 1))()
-    for entry, (name, values) in zip(entries, means.items(), strict=False):
-        entry.name, entry.size = name.encode(), values.size
-        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     for mixture, rules in MIXTURES.items():
-        settings: Any = llama_cpp.llama_model_quantize_default_params()
-        settings.nthread, settings.ftype = 2, getattr(llama_cpp, f"LLAMA_FTYPE_{rules.file_type}")
-        settings.imatrix = ctypes.cast(entries, ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
         theirs = tmp_path / f"{mixture}-theirs.gguf"
-        assert llama_cpp.llama_model_quantize(str(source).encode(), str(theirs).encode(), ctypes.byref(settings)) == 0
+        quantize_by_llama_cpp(source, theirs, rules.file_type, means)
         ours = mp.quantize(source, tmp_path / f"{mixture}-ours.gguf", mixture, imatrix=tmp_path / "i.gguf")
         found, expected = (
             {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors} for path in (ours, theirs)
