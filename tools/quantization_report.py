@@ -3,8 +3,8 @@
     python -m tools.quantization_report docs/quantization.svg
 
 prints the rows of docs/quantization.md. Four quantizers: ours, ours with `--calibrate` on stories of the training
-split, and, where llama-cpp-python is installed, llama.cpp's own without and with the same importances. All files are run
-by this library in float32, so that nothing but the weights differs. `--text FILE` also writes the held-out stories, for
+split, and, where llama-cpp-python is installed, llama.cpp's own without and with the same importances. All files run
+in this library in float32, so that nothing but the weights differs. `--text FILE` also writes the held-out stories, for
 `perplexity tiny FILE`.
 """
 
