@@ -61,7 +61,7 @@ def apart(tensors: Mapping[str, _Stored], count: int, source: str) -> dict[str, 
             continue
         array = tensor.array
         if raw and count and array.ndim == 2 and len(array) % count == 0:
-            array = array.reshape(count, -1, array.shape[1])
+            array = array.reshape(count, len(array) // count, array.shape[1])
         if array.ndim != 3 or len(array) != count:
             raise CheckpointError(
                 f"{source}: {name} has the shape {tensor.shape}, which is not that of {count} experts"

@@ -211,7 +211,7 @@ def test_the_first_raw_files_convert_there_and_back(tmp_path: Path) -> None:
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("broken", ["rows", "axes", "count", "pieces"])
+@pytest.mark.parametrize("broken", ["rows", "axes", "empty", "count", "pieces"])
 def test_first_raw_files_that_do_not_fit(tmp_path: Path, broken: str) -> None:
     tensors, name = first_raw(), "layers.0.block_sparse_moe.w2"
     match broken:
@@ -219,6 +219,8 @@ def test_first_raw_files_that_do_not_fit(tmp_path: Path, broken: str) -> None:
             tensors[name] = tensors[name][1:]
         case "axes":
             tensors[name] = tensors[name].reshape(-1)
+        case "empty":
+            tensors[name] = tensors[name][:, :0]
     write_first_raw(tmp_path, tensors, 2)
     match broken:
         case "count":
@@ -227,8 +229,8 @@ def test_first_raw_files_that_do_not_fit(tmp_path: Path, broken: str) -> None:
             path = tmp_path / "consolidated.01.pt"
             torch.save(torch.load(path) | {name: torch.zeros(8, 8)}, path)
             torch.save({name: torch.zeros(8, 8)}, tmp_path / "consolidated.00.pt")
-    with pytest.raises(CheckpointError, match=r"not that of [08] experts|each needs a piece"):
-        open_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"not that of [08] experts|each needs a piece|do not fit the config"):
+        check_tensors(build(CONFIG), open_checkpoint(tmp_path).tensors, "m")
 
 
 def test_what_is_missing_of_all_experts_is_said_once(tmp_path: Path) -> None:
