@@ -110,11 +110,15 @@ class Program(Protocol):
     def cache_bytes(self) -> int:
         """Bytes of key and value arrays now allocated."""
 
-    def step(self, plan: StepPlan) -> Mapping[str, NDArray[np.float32]]:
+    def step(
+        self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None
+    ) -> Mapping[str, NDArray[np.float32]]:
         """Run the graph on the plan's tokens: every graph output by name, float32 (float64 in float64 programs).
 
-        `logits` is [R, vocab_size] where the graph selects rows. Arrays are the caller's own. Raises CacheError if
-        there is no memory for a longer cache; the step then has not taken place, whatever it has written.
+        `logits` is [R, vocab_size] where the graph selects rows. Arrays are the caller's own. inputs_embeds: float32
+        [T, hidden_size], what `embedding` nodes then give in this step, in place of the rows of the plan's tokens.
+        Raises CacheError if there is no memory for a longer cache; the step then has not taken place, whatever it has
+        written.
         """
 
     def copy_lane(self, source: int, target: int) -> None:

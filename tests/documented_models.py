@@ -46,6 +46,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
         "max_position_embeddings": 64,
         "initializer_range": 0.3,
         "num_labels": draw(st.integers(1, 4)),
+        "tie_word_embeddings": draw(st.booleans()),
         "pad_token_id": 0,
     }
 

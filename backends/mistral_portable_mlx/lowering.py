@@ -12,7 +12,10 @@ from mistral_portable_mlx.attention import Format, mask
 from mistral_portable_mlx.cache import Parts
 from mistral_portable_mlx.matrices import Matrix
 
-__all__ = ["Kernel", "Lowering", "Step"]
+__all__ = ["INPUTS_EMBEDS", "Kernel", "Lowering", "Step"]
+
+INPUTS_EMBEDS = "inputs_embeds"
+"""The input that, where a step has it, stands for the rows of the embedding table."""
 
 
 @dataclass
@@ -73,7 +76,12 @@ class Lowering:
 
     def embedding(self, node: Node) -> Kernel:
         table = self._matrices[node.inputs[1]]
-        return lambda step: table.rows(step.inputs["tokens"])
+
+        def rows(step: Step) -> mx.array:
+            given = step.inputs.get(INPUTS_EMBEDS)
+            return table.rows(step.inputs["tokens"]) if given is None else given
+
+        return rows
 
     def rms_norm(self, node: Node) -> Kernel:
         weight, eps = self._vectors[node.inputs[1]], _float(node, "eps")

@@ -21,7 +21,7 @@ from mistral_portable_mlx.attention import FloatFormat, Format, Q8Format
 from mistral_portable_mlx.cache import Cache, Parts
 from mistral_portable_mlx.ggml import LAYOUTS
 from mistral_portable_mlx.inputs import step_inputs
-from mistral_portable_mlx.lowering import Kernel, Lowering, Step
+from mistral_portable_mlx.lowering import INPUTS_EMBEDS, Kernel, Lowering, Step
 from mistral_portable_mlx.matrices import Matrix, form, read_matrix, read_vector
 from mistral_portable_mlx.memory import Memory, weight_bytes
 
@@ -90,9 +90,10 @@ class MLXProgram:
         """The most that MLX has held in this process: arrays of weights, cache and scratch."""
         return mx.get_peak_memory()
 
-    def step(self, plan: StepPlan) -> dict[str, NDArray[np.float32]]:
+    def step(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
         with self._on_stream():
-            values = self._build(plan)
+            given = {} if inputs_embeds is None else {INPUTS_EMBEDS: mx.array(inputs_embeds, self._dtype)}
+            values = self._build(plan, given)
             # Where nobody asked for rows there is nothing to wait for: the next chunk is built while this one runs.
             mx.async_eval(values, self._cache.arrays())
             return {name: self._output(value, values.get(name), plan) for name, value in self._graph.outputs.items()}
@@ -100,7 +101,7 @@ class MLXProgram:
     def begin_greedy(self, plan: StepPlan, after: GreedyStep | None = None) -> "MLXGreedyStep":
         with self._on_stream():
             before = after if isinstance(after, MLXGreedyStep) else None
-            values = self._build(plan, before.likeliest if before else None, greedy=True)
+            values = self._build(plan, {"tokens": before.likeliest} if before else {}, greedy=True)
             step = MLXGreedyStep(self, values[_LIKELIEST])
             if before is None or before.read:
                 mx.async_eval(step.likeliest)
@@ -170,28 +171,26 @@ class MLXProgram:
         lowering = Lowering(self._spec, self._format, self._rotations, matrices, vectors)
         self._steps = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
 
-    def _build(self, plan: StepPlan, tokens: mx.array | None = None, greedy: bool = False) -> Values:
-        """The step's outputs, still to be computed. `tokens` [T] stand in for the plan's."""
+    def _build(self, plan: StepPlan, given: Mapping[str, mx.array], greedy: bool = False) -> Values:
+        """The step's outputs, still to be computed. given: `tokens` or `inputs_embeds`, in place of the plan's."""
         starts, rows = tuple(plan.starts.tolist()), len(plan.rows)
         layers = self._cache.take(plan)
         lanes = plan.lanes.tolist()
         slots = [[self._cache.slots(group, lane) for lane in lanes] for group in range(len(self._spec.groups))]
-        inputs = step_inputs(plan, self._spec, self._rotations, slots)
-        if tokens is not None:
-            inputs["tokens"] = tokens
+        inputs = step_inputs(plan, self._spec, self._rotations, slots) | dict(given)
         # No name here may keep a lane's old arrays: they are written in place.
-        values, layers = self._function(starts, rows, slots, greedy)(inputs, layers)
+        values, layers = self._function(starts, rows, slots, greedy, INPUTS_EMBEDS in given)(inputs, layers)
         self._cache.put(plan, layers)
         return values
 
-    def _function(self, starts: tuple[int, ...], rows: int, slots: list[list[int]], greedy: bool) -> Run:
+    def _function(self, starts: tuple[int, ...], rows: int, slots: list[list[int]], greedy: bool, embeds: bool) -> Run:
         def run(inputs: dict[str, mx.array], layers: Layers) -> tuple[Values, Layers]:
             values, layers = self._run(starts, rows, inputs, layers)
             return ({_LIKELIEST: _likeliest(values["logits"])} if greedy else values), layers
 
         if starts[-1] != len(starts) - 1:
             return run
-        key = (starts, rows, greedy, *map(tuple, slots))
+        key = (starts, rows, greedy, embeds, *map(tuple, slots))
         if key not in self._compiled:
             self._compiled[key] = mx.compile(run)
             if len(self._compiled) > _KEPT:

@@ -74,14 +74,15 @@ class NumbaProgram:
     def cache_bytes(self) -> int:
         return self._cache.bytes
 
-    def step(self, plan: StepPlan) -> dict[str, NDArray[np.float32]]:
+    def step(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
         with self._turn:
             self._require_open()
             layout = self._room_for(len(plan.tokens), len(plan.rows))
             self._cache.grow(plan)
             self._values.update(plan)
             for node in self._lowered.embeddings:
-                self._view(layout, node.name, len(plan.tokens))[:] = self._tables[node.inputs[1]].rows(plan.tokens)
+                rows = self._tables[node.inputs[1]].rows(plan.tokens) if inputs_embeds is None else inputs_embeds
+                self._view(layout, node.name, len(plan.tokens))[:] = rows
             self._run(len(layout.tape), layout.address)
             shown = {node.name: self._attention_weights(layout, node, plan) for node in self._lowered.attention_weights}
             sizes = {"T": len(plan.tokens), "R": len(plan.rows)}

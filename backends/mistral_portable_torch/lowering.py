@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mistral_portable.cache import CacheSpec
@@ -14,7 +15,10 @@ from mistral_portable_torch.elementwise import Elementwise
 from mistral_portable_torch.experts import Experts
 from mistral_portable_torch.matrices import Matrix
 
-__all__ = ["ATTENTION", "SHOWN", "Kernel", "Lowering", "Step"]
+__all__ = ["ATTENTION", "INPUTS_EMBEDS", "SHOWN", "Kernel", "Lowering", "Step"]
+
+INPUTS_EMBEDS = "inputs_embeds"
+"""The input that, where a step has it, stands for the rows of the embedding table."""
 
 ATTENTION, SHOWN = "attention", "shown"
 """Prefixes of the inputs of the attention kernel, and of those of the one that shows attention weights."""
@@ -53,9 +57,11 @@ class Lowering:
         elementwise: Elementwise,
         matrices: Mapping[str, Matrix],
         vectors: Mapping[str, Tensor],
+        dtype: torch.dtype,
     ) -> None:
         self._spec, self._cache, self._attention, self._elementwise = spec, cache, attention, elementwise
         self._rotations, self._matrices, self._vectors, self._eager = rotations, matrices, vectors, Eager()
+        self._dtype = dtype
 
     def kernel(self, node: Node) -> tuple[Kernel, tuple[str, ...]]:
         """The kernel, and the values that it takes; parameters are bound."""
@@ -65,7 +71,12 @@ class Lowering:
 
     def embedding(self, node: Node) -> Kernel:
         table = self._matrices[node.inputs[1]]
-        return lambda step: table.rows(step.inputs["tokens"])
+
+        def rows(step: Step) -> Tensor:
+            given = step.inputs.get(INPUTS_EMBEDS)
+            return table.rows(step.inputs["tokens"]) if given is None else given.to(self._dtype)
+
+        return rows
 
     def rms_norm(self, node: Node) -> Kernel:
         weight, eps = self._vectors[node.inputs[1]], _float(node, "eps")

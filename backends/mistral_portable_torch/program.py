@@ -22,7 +22,7 @@ from mistral_portable_torch.capture import Captured, Record
 from mistral_portable_torch.device import Device
 from mistral_portable_torch.elementwise import elementwise
 from mistral_portable_torch.inputs import Layout, angles, pack
-from mistral_portable_torch.lowering import ATTENTION, SHOWN, Kernel, Lowering, Step
+from mistral_portable_torch.lowering import ATTENTION, INPUTS_EMBEDS, SHOWN, Kernel, Lowering, Step
 from mistral_portable_torch.matrices import Matrix, form, read_matrix, read_vector, stored_bytes
 from mistral_portable_torch.memory import Memory
 from mistral_portable_torch.parallel import Group, shard
@@ -94,9 +94,9 @@ class TorchProgram:
     def cache_bytes(self) -> int:
         return self._cache.nbytes
 
-    def step(self, plan: StepPlan) -> dict[str, NDArray[np.float32]]:
+    def step(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
         with self._running(), self._memory.short_for_a_step():
-            values = self._begin(plan)
+            values = self._begin(plan, inputs_embeds=inputs_embeds)
             # Where nobody asked for rows nothing is waited for: the next chunk is built while this one is computed.
             return {name: self._output(name, values.get(name), plan) for name in self._graph.outputs}
 
@@ -170,13 +170,22 @@ class TorchProgram:
             if progress is not None:
                 progress("weights", done, total)
         plain = elementwise(self._device.kind)
-        lowering = Lowering(self._spec, self._cache, self._attention, self._rotations, plain, matrices, vectors)
+        lowering = Lowering(
+            self._spec, self._cache, self._attention, self._rotations, plain, matrices, vectors, self._dtype
+        )
         self._steps = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
 
-    def _begin(self, plan: StepPlan, tokens: Tensor | None = None, greedy: bool = False) -> dict[str, Any]:
-        """The step's outputs, on the device. `tokens` [T] stand in for the plan's."""
+    def _begin(
+        self,
+        plan: StepPlan,
+        *,
+        tokens: Tensor | None = None,
+        inputs_embeds: NDArray[np.float32] | None = None,
+        greedy: bool = False,
+    ) -> dict[str, Any]:
+        """The step's outputs, on the device. `tokens` [T] or `inputs_embeds` [T, H] stand in for the plan's tokens."""
         reads = self._cache.take(plan)
-        layout, fixed, words = self._inputs(plan, reads)
+        layout, fixed, words = self._inputs(plan, reads, inputs_embeds)
         if tokens is not None:
             layout.unpack(words)["tokens"].copy_(tokens)
         rows = len(plan.rows)
@@ -192,9 +201,13 @@ class TorchProgram:
             self._growths = self._cache.growths
         return self._captured.run((layout, tuple(fixed.items()), greedy), words, run)
 
-    def _inputs(self, plan: StepPlan, reads: list[Reads]) -> tuple[Layout, dict[str, tuple[Any, ...]], Tensor]:
+    def _inputs(
+        self, plan: StepPlan, reads: list[Reads], inputs_embeds: NDArray[np.float32] | None
+    ) -> tuple[Layout, dict[str, tuple[Any, ...]], Tensor]:
         """All that kernels are told of a step: what is baked into a recorded one, and the words that are not."""
         arrays: dict[str, NDArray[Any]] = {"tokens": plan.tokens, "rows": plan.rows}
+        if inputs_embeds is not None:
+            arrays[INPUTS_EMBEDS] = np.asarray(inputs_embeds, np.float32)
         for name, rotation in enumerate(self._rotations):
             arrays[f"cos.{name}"], arrays[f"sin.{name}"] = angles(plan.positions, rotation)
         fixed: dict[str, tuple[Any, ...]] = {}
@@ -256,7 +269,7 @@ class AsynchronousProgram(TorchProgram):
         with self._running(), self._memory.short_for_a_step():
             # A row without a likeliest token is -1: what follows it means nothing, but must be in the vocabulary.
             before = after.likeliest.clamp(min=0) if isinstance(after, TorchGreedyStep) else None
-            return TorchGreedyStep(self._begin(plan, before, greedy=True)[_LIKELIEST].clone())
+            return TorchGreedyStep(self._begin(plan, tokens=before, greedy=True)[_LIKELIEST].clone())
 
 
 class TorchGreedyStep:

@@ -70,7 +70,10 @@ def _positive(attributes: Mapping[str, Attribute], name: str) -> None:
 
 @_op("rows of a table, by token id", arity=(2,))
 def embedding(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> Shape:
-    """(tokens [T], table [V, H]) -> [T, H]"""
+    """(tokens [T], table [V, H]) -> [T, H]
+
+    A step may be given these rows (`Program.step`, `inputs_embeds`); tokens and table are then not read.
+    """
     tokens, table = shapes
     _require(len(tokens) == 1 and len(table) == 2, f"takes tokens [T] and a table [V, H], got {tokens} {table}")
     return (tokens[0], table[1])

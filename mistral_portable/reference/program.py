@@ -60,13 +60,14 @@ class ReferenceProgram:
     def cache_bytes(self) -> int:
         return sum(array.nbytes for store in (self._keys, self._values) for array in store.values())
 
-    def step(self, plan: StepPlan) -> dict[str, NDArray[Any]]:
+    def step(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None) -> dict[str, NDArray[Any]]:
         values: dict[str, Any] = {"tokens": plan.tokens, "positions": plan.positions, "rows": plan.rows}
         with self._threads():
             for node in self._graph.nodes:
                 parameters = self._graph.parameters
                 inputs = [self._parameter(name) if name in parameters else values[name] for name in node.inputs]
-                values[node.name] = self._run(node, inputs, plan)
+                given = inputs_embeds if node.op == "embedding" else None
+                values[node.name] = self._run(node, inputs, plan) if given is None else given.astype(inputs[1].dtype)
         return {name: np.array(values[value]) for name, value in self._graph.outputs.items()}
 
     def copy_lane(self, source: int, target: int) -> None:

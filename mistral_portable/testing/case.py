@@ -19,9 +19,9 @@ from mistral_portable.weights import Tensor
 
 __all__ = ["Case", "CheckResult", "Oracles", "check"]
 
-_NAIVE_RUNS = 3
-_NAIVE_RUNS_OF_FEW = 8  # a small output has few independent errors: 3 runs may miss what an honest program makes
-_FEW = 4096
+# Naive runs for outputs of so many numbers: a small one has few independent errors, and few runs would miss what an
+# honest program makes.
+_NAIVE_RUNS = {4096: 3, 128: 8, 32: 16, 0: 32}
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,7 +65,7 @@ class CheckResult:
         return not self.name.startswith("op ")
 
 
-Oracles = dict[tuple[int, tuple[int, ...], Precision], list[Outputs]]
+Oracles = dict[tuple[int, Scenario, Precision], list[Outputs]]
 
 
 def check(case: Case, backend: Backend, options: ExecutorOptions, oracles: Oracles | None = None) -> CheckResult:
@@ -93,8 +93,9 @@ def check(case: Case, backend: Backend, options: ExecutorOptions, oracles: Oracl
     comparisons, agreements = [], []
     shapes = infer_shapes(case.graph)
     for sequence, text in scenario.texts.items():
-        key = id(case.graph), text, precision
-        runs = oracles[key] = oracles.get(key) or _oracle(case, text, precision)
+        alone = one_shot(text, embeds=scenario.embeds)
+        key = id(case.graph), alone, precision
+        runs = oracles[key] = oracles.get(key) or _oracle(case, alone, precision)
         for name, out in outputs[sequence].items():
             on_rows = shapes[case.graph.outputs[name]][0] == "R"
             ref, *naive = (run[name][scenario.asked(sequence)] if on_rows else run[name] for run in runs)
@@ -122,11 +123,11 @@ def _spec(case: Case, scenario: Scenario) -> CacheSpec:
     )
 
 
-def _oracle(case: Case, text: tuple[int, ...], precision: Precision) -> list[Outputs]:
+def _oracle(case: Case, scenario: Scenario, precision: Precision) -> list[Outputs]:
     """Outputs of one text in one step: the float64 reference, then the naive runs in `precision`."""
-    scenario = one_shot(text)
     spec = _spec(case, scenario)
     ref = run(ReferenceProgram(case.graph, case.weights, spec, "float64"), case.graph, spec, scenario)[0]
-    runs = _NAIVE_RUNS_OF_FEW if min(out.size for out in ref.values()) < _FEW else _NAIVE_RUNS
+    size = min(out.size for out in ref.values())
+    runs = next(runs for least, runs in _NAIVE_RUNS.items() if size >= least)
     naive = [NaiveProgram(case.graph, case.weights, spec, precision, seed) for seed in range(runs)]
     return [ref, *(run(program, case.graph, spec, scenario)[0] for program in naive)]

@@ -24,7 +24,8 @@ class NaiveProgram(ReferenceProgram):
     half a step, so that it may be rounded either way. So a run is one sample of the errors that an honest
     implementation may make: those of another order of summation are errors of this kind (Higham, Accuracy and
     Stability of Numerical Algorithms, section 3.1: a rounded dot product is an exact one of inputs that are
-    slightly off).
+    slightly off). Only the squares of a norm are added one after another, as a plain loop does: all are positive, so
+    that errors of this order are those of no other inputs.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class NaiveProgram(ReferenceProgram):
         self._random = np.random.default_rng(seed)
         super().__init__(graph, weights, cache, "float64" if rounding.dtype == "float64" else "float32")
 
-    def step(self, plan: StepPlan) -> dict[str, NDArray[Any]]:
+    def step(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None) -> dict[str, NDArray[Any]]:
+        given = None if inputs_embeds is None else round_to(inputs_embeds, self._rounding.dtype)
         with np.errstate(over="ignore"):
-            return super().step(plan)
+            return super().step(plan, given)
 
     def _run(self, node: Node, inputs: list[Any], plan: StepPlan) -> NDArray[Any]:
         if node.op in ("take_rows", "take_columns", "embedding"):  # nothing is computed, nothing is rounded
@@ -48,6 +50,8 @@ class NaiveProgram(ReferenceProgram):
         ]
         if node.op == "linear":
             read[0] = self._linear_input(read[0], node.inputs[1])
+        if node.op == "rms_norm":
+            return round_to(_rms_norm(read[0], read[1], node.attributes["eps"]), dtype)
         return round_to(super()._run(node, read, plan), dtype)
 
     def _moe(self, node: Node, inputs: list[Any]) -> NDArray[Any]:
@@ -90,3 +94,9 @@ class NaiveProgram(ReferenceProgram):
 
     def _read(self, parameter: Parameter) -> NDArray[Any]:
         return round_to(super()._read(parameter), self._rounding.dtype)
+
+
+def _rms_norm(x: NDArray[Any], weight: NDArray[Any], eps: Any) -> NDArray[Any]:
+    squares = np.add.accumulate(x * x, axis=-1)[:, -1:]
+    out: NDArray[Any] = x / np.sqrt(squares / x.dtype.type(x.shape[1]) + x.dtype.type(eps)) * weight
+    return out

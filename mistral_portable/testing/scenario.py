@@ -48,10 +48,12 @@ class Scenario:
     a second sequence, and takes the 9 back: the texts are (5, 6, 7) and (5,).
 
     swap: after each step its sequences are saved and leave their lanes to others, until they are loaded again.
+    embeds: the steps are given `inputs_embeds`, rows that are not the embedding table's.
     """
 
     steps: tuple[tuple[Feed, ...], ...]
     swap: bool = False
+    embeds: bool = False
 
     @property
     def texts(self) -> dict[int, tuple[int, ...]]:
@@ -94,9 +96,9 @@ class Scenario:
         return longest
 
 
-def one_shot(text: Sequence[int]) -> Scenario:
+def one_shot(text: Sequence[int], *, embeds: bool = False) -> Scenario:
     """The whole text of one sequence in one step."""
-    return Scenario(((Feed(0, tuple(text), len(text)),),))
+    return Scenario(((Feed(0, tuple(text), len(text)),),), embeds=embeds)
 
 
 def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:
@@ -110,6 +112,7 @@ def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> 
     parked: dict[int, tuple[Mapping[str, int], LaneState]] = {}
     gathered: dict[int, dict[str, list[NDArray[Any]]]] = {sequence: {} for sequence in scenario.texts}
     shapes = infer_shapes(graph)
+    width = max((int(shapes[node.name][1]) for node in graph.nodes if node.op == "embedding"), default=0)
     for step in scenario.steps:
         for feed in step:
             if feed.sequence in parked:
@@ -117,7 +120,7 @@ def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> 
             elif feed.sequence not in lanes:
                 lanes[feed.sequence] = manager.open()
         plan = manager.plan([Chunk(lanes[feed.sequence], feed.tokens, feed.asked) for feed in step])
-        outputs = program.step(plan)
+        outputs = program.step(plan, _embeds(plan, width)) if scenario.embeds else program.step(plan)
         dtype = "float64" if program.precision.dtype == "float64" else "float32"
         _require_described(outputs, shapes, graph, spec, plan, dtype)
         for index, feed in enumerate(step):
@@ -137,6 +140,11 @@ def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> 
         sequence: {name: np.concatenate(parts) for name, parts in outputs.items()}
         for sequence, outputs in gathered.items()
     }
+
+
+def _embeds(plan: StepPlan, width: int) -> NDArray[np.float32]:
+    """float32 [T, width]: rows of token ids, whatever the model's table says."""
+    return np.cos(np.outer(plan.tokens + 1, np.arange(1, width + 1))).astype(np.float32)
 
 
 def _resume(manager: CacheManager, program: Program, integers: Mapping[str, int], arrays: LaneState) -> int:

@@ -88,11 +88,12 @@ def scenarios(
     rollback: bool = False,
     rows: bool = False,
     swap: bool = False,
+    embeds: bool = False,
 ) -> Scenario:
     """Texts of drawn lengths, cut into drawn chunks; sequences join and pause at drawn steps and run ragged.
 
     chunks: the chunk sizes to choose from (None: any; (1,): token by token). rollback: feeds may carry tokens that
-    are taken back after the step. rows: feeds ask for some of their rows, or none. swap: see Scenario.
+    are taken back after the step. rows: feeds ask for some of their rows, or none. swap, embeds: see Scenario.
     """
     random = np.random.default_rng(draw(_SEEDS))
 
@@ -115,7 +116,7 @@ def scenarios(
             text = text[keep:]
             step += draw(st.integers(1, 2)) if sequences > 1 else 1
     # In any order: a plan's lanes need not ascend.
-    return Scenario(tuple(tuple(draw(st.permutations(feeds))) for feeds in steps if feeds), swap)
+    return Scenario(tuple(tuple(draw(st.permutations(feeds))) for feeds in steps if feeds), swap, embeds)
 
 
 @st.composite

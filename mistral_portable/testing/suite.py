@@ -45,6 +45,7 @@ RUNGS: dict[str, st.SearchStrategy[Case]] = {
     "rollback": model_cases(sequences=2, rollback=True),
     "rows": model_cases(sequences=2, rows=True),
     "swapped": model_cases(sequences=3, swap=True),
+    "inputs_embeds": model_cases(sequences=2, embeds=True),
     **{f"weights.{name}": model_cases(quantization=name) for name in QUANTIZABLE},
 }
 """The ladder: name -> cases."""

@@ -25,10 +25,10 @@ from mistral_portable.transformers.modeling import (
     MistralForSequenceClassification,
     MistralForTokenClassification,
     MistralModel,
-    MistralPreTrainedModel,
 )
 from mistral_portable.transformers.options import BitsAndBytesConfig
 from mistral_portable.transformers.pipelines import TextGenerationPipeline, pipeline
+from mistral_portable.transformers.pretrained_model import MistralPreTrainedModel
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
 
 __all__ = [

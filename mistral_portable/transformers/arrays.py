@@ -49,6 +49,8 @@ def as_numpy(name: str, array: Any, dims: int | None = None) -> NDArray[Any]:
     if type(array).__module__.partition(".")[0] == "torch":
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()
+    elif str(getattr(array, "dtype", "")) == "mlx.core.bfloat16":  # NumPy has no such type
+        array = array.astype(sys.modules["mlx.core"].float32)
     try:
         found = np.asarray(array)
     except ValueError as error:

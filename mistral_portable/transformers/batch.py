@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.config import MistralConfig
 from mistral_portable.errors import InputError
 
 __all__ = ["Batch", "read_batch"]
@@ -15,6 +16,7 @@ __all__ = ["Batch", "read_batch"]
 @dataclass(frozen=True)
 class Batch:
     """shape: (B, T). tokens: of each row the ids that are no padding. columns: where each of them stands in the row.
+    embeds: float32 [B, T, hidden_size], rows in place of tokens, which then mean nothing.
 
     Example: ids [[0, 0, 7, 8], [5, 6, 7, 8]] with the mask [[0, 0, 1, 1], [1, 1, 1, 1]] are the tokens [7, 8] in the
     columns [2, 3], and [5, 6, 7, 8] in [0, 1, 2, 3].
@@ -23,6 +25,7 @@ class Batch:
     shape: tuple[int, int]
     tokens: Sequence[Sequence[int]]
     columns: Sequence[NDArray[np.intp]]
+    embeds: NDArray[np.float32] | None = None
 
     @property
     def kept(self) -> NDArray[np.bool_]:
@@ -32,29 +35,34 @@ class Batch:
             row[columns] = True
         return kept
 
+    def take(self, rows: Sequence[int]) -> "Batch":
+        """These rows alone."""
+        embeds = None if self.embeds is None else self.embeds[rows]
+        tokens, columns = [self.tokens[row] for row in rows], [self.columns[row] for row in rows]
+        return Batch((len(rows), self.shape[1]), tokens, columns, embeds)
+
 
 def read_batch(
-    input_ids: NDArray[Any],
+    inputs: NDArray[Any],
     attention_mask: NDArray[Any] | None,
     position_ids: NDArray[Any] | None,
     past: Sequence[NDArray[np.intp]],
     past_length: int,
-    vocab_size: int,
+    config: MistralConfig,
 ) -> Batch:
     """The tokens of ids [B, T] behind `past_length` columns of the same rows, of which `past` are tokens.
+
+    inputs: the ids, or floats [B, T, hidden_size] in place of their embeddings.
 
     attention_mask: 1 keep, 0 masked, [B, past_length + T], or [B, T]: what is past is known, and must be masked as it
     was. position_ids [B, T] or [1, T]: of tokens they must count on, from those before.
 
-    Raises InputError for other shapes, ids outside the vocabulary, a mask of more than two dimensions or with other
-    values, and positions with gaps.
+    Raises InputError for other shapes and types, ids outside the vocabulary, a mask of more than two dimensions or with
+    other values, and positions with gaps.
     """
-    if input_ids.dtype.kind not in "iu" or not input_ids.size:
-        raise InputError(f"input_ids is {input_ids.dtype} {list(input_ids.shape)}: pass integers [batch, tokens]")
-    rows, length = input_ids.shape
-    if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocab_size:
-        wrong = input_ids[(input_ids < 0) | (input_ids >= vocab_size)][0]
-        raise InputError(f"input_ids: token id {wrong} is outside the vocabulary of {vocab_size}")
+    embeds = _read_embeds(inputs, config.hidden_size) if inputs.ndim == 3 else None
+    ids = np.zeros(inputs.shape[:2], np.int64) if embeds is not None else _read_ids(inputs, config.vocab_size)
+    rows, length = ids.shape
     kept = np.ones((rows, length), np.bool_)
     if attention_mask is not None:
         if attention_mask.shape not in ((rows, past_length + length), (rows, length)):
@@ -75,8 +83,24 @@ def read_batch(
                 f"position_ids is {position_ids.dtype} {list(position_ids.shape)}: pass [{rows}, {length}]"
             )
         _require_consecutive(np.broadcast_to(position_ids, (rows, length)), columns, past, past_length)
-    tokens = [row[some].tolist() for row, some in zip(input_ids, columns, strict=True)]
-    return Batch((rows, length), tokens, columns)
+    tokens = [row[some].tolist() for row, some in zip(ids, columns, strict=True)]
+    return Batch((rows, length), tokens, columns, embeds)
+
+
+def _read_ids(ids: NDArray[Any], vocab_size: int) -> NDArray[Any]:
+    if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
+        raise InputError(f"input_ids is {ids.dtype} {list(ids.shape)}: pass integers [batch, tokens]")
+    if not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
+        raise InputError(f"input_ids: token id {wrong} is outside the vocabulary of {vocab_size}")
+    return ids
+
+
+def _read_embeds(embeds: NDArray[Any], hidden_size: int) -> NDArray[np.float32]:
+    if embeds.dtype.kind not in "fV" or not embeds.size or embeds.shape[2] != hidden_size:  # V: bfloat16, say
+        wanted = f"floats [batch, tokens, {hidden_size}]"
+        raise InputError(f"inputs_embeds is {embeds.dtype} {list(embeds.shape)}: pass {wanted}")
+    return embeds.astype(np.float32)
 
 
 def _require_consecutive(

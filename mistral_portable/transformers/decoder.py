@@ -56,29 +56,34 @@ class Decoder:
         self._closed = False
         self._program(frozenset())
 
-    def run(self, batch: Batch, cache: Cache, shown: frozenset[str], rows: Sequence[int] | None = None) -> Outputs:
+    def run(
+        self, batch: Batch, cache: Cache | None, shown: frozenset[str], rows: Sequence[int] | None = None
+    ) -> Outputs:
         """Every output of the graph as [B, T, ...], 0 where there is padding; the tokens are then in the cache.
 
+        cache: None for one that nobody keeps, of which rows may then take turns.
         shown: of HIDDEN_STATES and ATTENTIONS. Attention weights are [B, heads, T, keys], with a key for each column of
         the cache. rows: of a causal LM, the columns whose logits are wanted, and their order; all if None.
 
         If it fails, the cache is as it was, or closed where a window has moved on too far. Raises InputError for more
         tokens than the model takes, and if there are none at all.
         """
+        if not any(batch.tokens):
+            raise InputError("every row is padding: give at least one token")
         with self._turn:
+            if cache is None:
+                return self._in_turns(batch, shown, rows)
             cache.require_open()
             longest = max(len(old) + len(new) for old, new in zip(cache.columns, batch.columns, strict=True))
             if longest > self._spec.max_context:
                 raise InputError(f"{longest} tokens exceed max_position_embeddings={self._spec.max_context}")
-            if not any(len(tokens) for tokens in batch.tokens):
-                raise InputError("every row is padding: give at least one token")
             program = self._program_with(cache, shown)
             before = [self.manager.length(lane) for lane in cache.lanes]
             out: Outputs = {}
             try:
                 for piece in self._pieces(batch, cache, range(batch.shape[1]) if rows is None else rows):
                     plan = self.manager.plan(piece.chunks)
-                    for name, array in program.step(plan).items():
+                    for name, array in program.step(plan, piece.embeds).items():
                         self._place(out, name, array, piece, plan, batch)
             except BaseException:
                 self._undo(cache, before)
@@ -93,7 +98,13 @@ class Decoder:
         try:
             return Cache(self.manager, rows, self._copy_lane)
         except CacheError as error:
-            raise InputError(f"{rows} rows more: at most {_LANES} are open at a time, with those of caches") from error
+            remedy = "pass use_cache=False, or let go of other caches"
+            raise InputError(f"{rows} rows more: caches have at most {_LANES} in all: {remedy}") from error
+
+    def turns(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
+        """These rows, as many at a time as there are lanes left; at least one, of which `new_cache` says what lacks."""
+        free = max(1, _LANES - len(self.manager.lanes))
+        yield from (rows[start : start + free] for start in range(0, len(rows), free))
 
     @property
     def program(self) -> Program:
@@ -106,6 +117,20 @@ class Decoder:
             for program in self._programs.values():
                 program.close()
             self._programs.clear()
+
+    def _in_turns(self, batch: Batch, shown: frozenset[str], columns: Sequence[int] | None) -> Outputs:
+        out: Outputs = {}
+        for rows in self.turns([row for row, tokens in enumerate(batch.tokens) if tokens]):
+            cache = self.new_cache(len(rows))
+            try:
+                found = self.run(batch.take(rows), cache, shown, columns)
+            finally:
+                cache.close()
+            if len(rows) == batch.shape[0]:
+                return found
+            for name, array in found.items():
+                out.setdefault(name, np.zeros((batch.shape[0], *array.shape[1:]), np.float32))[rows] = array
+        return out
 
     def _program(self, shown: frozenset[str]) -> Program:
         """The one that shows these besides: prepared, and its weights read again, when it is first asked for."""
@@ -158,7 +183,10 @@ class Decoder:
                 Chunk(cache.lanes[row], batch.tokens[row][span], np.flatnonzero(asked[some]).tolist())
                 for row, span, some in zip(active, spans, columns, strict=True)
             ]
-            yield _Piece(chunks, active, columns, [keys[row] for row in active], past + batch.shape[1])
+            embeds = None
+            if batch.embeds is not None:
+                embeds = np.concatenate([batch.embeds[row, some] for row, some in zip(active, columns, strict=True)])
+            yield _Piece(chunks, active, columns, [keys[row] for row in active], past + batch.shape[1], embeds)
             for row, some in zip(active, columns, strict=True):
                 done[row] += len(some)
 
@@ -188,10 +216,11 @@ class Decoder:
 @dataclass(frozen=True)
 class _Piece:
     """The chunks of a step, and of each: the row of the batch, its tokens' columns there, the columns of all tokens of
-    the row by position. width: of the cache, columns."""
+    the row by position. width: of the cache, columns. embeds: rows in place of all chunks' tokens."""
 
     chunks: Sequence[Chunk]
     rows: Sequence[int]
     columns: Sequence[NDArray[np.intp]]
     keys: Sequence[NDArray[np.intp]]
     width: int
+    embeds: NDArray[np.float32] | None

@@ -18,19 +18,24 @@ _INERT = {"num_beams": 1, "num_beam_groups": 1, "use_cache": True, "length_penal
 """Arguments of transformers' generate that change nothing with this value, which is the only one here."""
 
 
-def sampling_params(do_sample: bool, max_new_tokens: int, seed: int | None, rules: dict[str, Any]) -> SamplingParams:
+def sampling_params(
+    do_sample: bool | None, max_new_tokens: int, seed: int | None, rules: dict[str, Any]
+) -> SamplingParams:
     """transformers' arguments as sampling settings; `rules`: the rest, such as temperature.
 
     Without do_sample the likeliest token is taken, whatever temperature says, as there. top_k is 50 by default.
-    Raises InputError, which names it, for an argument that is not supported.
+    Raises InputError, which names it, for an argument that is not supported, or of the wrong type or range.
     """
+    if not isinstance(do_sample, bool | np.bool_ | None):
+        raise InputError(f"do_sample is a {type(do_sample).__name__}: pass True or False")
     known = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
     for name, value in rules.items():
-        if name not in known and value is not None and _INERT.get(name, ...) != value:
+        inert = isinstance(value, int | float | None) and value in (None, _INERT.get(name))
+        if name not in known and not inert:
             raise InputError(f"generate: {name}={value!r:.40} is not supported: leave it out")
     given = {name: rules[name] for name in known if rules.get(name) is not None}
-    given = {"temperature": 1.0, "top_k": 50, **given} if do_sample else {**given, "temperature": 0.0}
-    return SamplingParams(max_tokens=max_new_tokens, seed=seed, **given)
+    params = SamplingParams(max_tokens=max_new_tokens, seed=seed, **{"temperature": 1.0, "top_k": 50, **given})
+    return params if do_sample else replace(params, temperature=0.0)
 
 
 def continued(
@@ -38,7 +43,7 @@ def continued(
 ) -> NDArray[np.int64]:
     """The tokens that follow, int64 [B, up to max_tokens], with `pad` behind a row's end (one of `ends`).
 
-    Each row has a sampler; with a seed, row r has seed + r.
+    Each row has a sampler; with a seed, row r has seed + r. Of more rows than there are lanes some wait for others.
     """
     rows, count = batch.shape[0], params.max_tokens or 0
     if empty := [row for row, tokens in enumerate(batch.tokens) if not tokens]:
@@ -49,7 +54,21 @@ def continued(
             f"{longest} + {count} tokens exceed max_position_embeddings={decoder.config.max_position_embeddings}: "
             "set max_new_tokens"
         )
-    samplers = [Sampler(_of_row(params, row), prompt_tokens=batch.tokens[row]) for row in range(rows)]
+    prompts = batch.tokens if batch.embeds is None else [()] * rows
+    samplers = [Sampler(_of_row(params, row), prompt_tokens=prompts[row]) for row in range(rows)]
+    parts = [
+        _continued(decoder, batch.take(some), [samplers[row] for row in some], count, ends, pad)
+        for some in decoder.turns(range(rows))
+    ]
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=pad) for part in parts])
+
+
+def _continued(
+    decoder: Decoder, batch: Batch, samplers: Sequence[Sampler], count: int, ends: Sequence[int], pad: int
+) -> NDArray[np.int64]:
+    """`count` tokens at most of rows that each have a lane."""
+    rows = batch.shape[0]
     out = np.full((rows, count), pad, np.int64)
     going = list(range(rows))
     cache = decoder.new_cache(rows)

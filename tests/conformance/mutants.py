@@ -59,8 +59,8 @@ def _plan(change: Callable[[StepPlan, CacheSpec], StepPlan]) -> Make:
     """Mistakes in reading the plan: `change` maps the right plan to what the backend makes of it."""
 
     class Misread(ReferenceProgram):
-        def step(self, plan: StepPlan) -> dict[str, Array]:
-            return super().step(change(plan, self._cache_spec))
+        def step(self, plan: StepPlan, inputs_embeds: Array | None = None) -> dict[str, Array]:
+            return super().step(change(plan, self._cache_spec), inputs_embeds)
 
     return _program(Misread)
 
@@ -79,8 +79,8 @@ def _outputs(change: Callable[[Array], Array]) -> Make:
     """Mistakes in what a step returns."""
 
     class Miswritten(ReferenceProgram):
-        def step(self, plan: StepPlan) -> dict[str, Array]:
-            return {name: change(array) for name, array in super().step(plan).items()}
+        def step(self, plan: StepPlan, inputs_embeds: Array | None = None) -> dict[str, Array]:
+            return {name: change(array) for name, array in super().step(plan, inputs_embeds).items()}
 
     return _program(Miswritten)
 
@@ -207,7 +207,7 @@ class _HeadModulo(ReferenceProgram):
 class _NoRollback(ReferenceProgram):
     """Counts the tokens of a lane itself, so that what was taken back stays."""
 
-    def step(self, plan: StepPlan) -> dict[str, Array]:
+    def step(self, plan: StepPlan, inputs_embeds: Array | None = None) -> dict[str, Array]:
         self._counts: dict[int, int] = getattr(self, "_counts", {})
         groups, positions = list(plan.groups), plan.positions.copy()
         for s, lane in enumerate(plan.lanes.tolist()):
@@ -222,7 +222,7 @@ class _NoRollback(ReferenceProgram):
             replace(reads, slots=positions % group.slots, capacity=group.slots)
             for reads, group in zip(groups, self._cache_spec.groups, strict=True)
         ]
-        return super().step(replace(plan, positions=positions, groups=tuple(groups)))
+        return super().step(replace(plan, positions=positions, groups=tuple(groups)), inputs_embeds)
 
 
 class _NoGrowth(ReferenceProgram):
@@ -236,6 +236,13 @@ class _NoGrowth(ReferenceProgram):
             if array is not None and len(array) < capacity:
                 store[layer, lane] = np.zeros((capacity, *array.shape[1:]), array.dtype)
         super()._write(store, node, x, plan)
+
+
+class _OwnRows(ReferenceProgram):
+    """Takes the tokens' rows, whatever it is given."""
+
+    def step(self, plan: StepPlan, inputs_embeds: Array | None = None) -> dict[str, Array]:
+        return super().step(plan)
 
 
 class _NoCopy(ReferenceProgram):
@@ -254,8 +261,8 @@ class _SharedLane(ReferenceProgram):
 class _ReusedBuffer(ReferenceProgram):
     """Returns one buffer at every step, and leaves its last row as it finds it."""
 
-    def step(self, plan: StepPlan) -> dict[str, Array]:
-        outputs = super().step(plan)
+    def step(self, plan: StepPlan, inputs_embeds: Array | None = None) -> dict[str, Array]:
+        outputs = super().step(plan, inputs_embeds)
         self._buffers: dict[str, Array] = getattr(self, "_buffers", {})
         for name, array in outputs.items():
             buffer = self._buffers.get(name)
@@ -341,6 +348,7 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "lanes in ascending order": ("ragged", _plan(lambda plan, spec: replace(plan, lanes=np.sort(plan.lanes)))),
     "rollback not honoured": ("rollback", _program(_NoRollback)),
     "rows counted within a sequence": ("rows", _inputs("take_rows", _rows_within)),
+    "inputs_embeds not read": ("inputs_embeds", _program(_OwnRows)),
     "copy_lane does nothing": ("swapped", _program(_NoCopy)),
     "save_lane copies nothing": ("swapped", _program(_SharedLane)),
     **WRONG,

@@ -1,7 +1,7 @@
 """Backends that round to small types, as they say they do or otherwise: made from the reference."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,27 @@ def _rounded(precision: Precision, *, inputs: Round = np.copy, cached: Round = n
     return make
 
 
+class _OneAfterAnother(ReferenceProgram):
+    """Adds up as a plain loop does, in float32."""
+
+    def _run(self, node: Node, inputs: list[Any], plan: StepPlan) -> Array:
+        if node.op == "rms_norm":
+            x, weight = inputs
+            squares = np.add.accumulate(x * x, axis=1)[:, -1:]
+            root: Array = np.sqrt(squares / np.float32(x.shape[1]) + np.float32(cast(float, node.attributes["eps"])))
+            normed: Array = x / root * weight
+            return normed
+        if node.op == "linear" and len(inputs) == 2:
+            x, weight = inputs
+            products: Array = np.add.accumulate(x[:, None, :] * weight, axis=2)
+            return products[:, :, -1]
+        return super()._run(node, inputs, plan)
+
+
+def _one_after_another(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> Program:
+    return _OneAfterAnother(graph, weights, cache, "float32")
+
+
 def _int8(x: Array) -> Array:
     return round_to_int8(x, INT8_BLOCK)
 
@@ -62,6 +83,10 @@ _F16 = Precision(kv_cache="float16")
 _Q8_0 = Precision(kv_cache="q8_0")
 
 HONEST: dict[str, tuple[str, Make]] = {
+    **{
+        f"sums one after another, {rung}": (rung, _one_after_another)
+        for rung in ("op.rms_norm", "op.linear", "ragged", "weights.q4_1")
+    },
     "int8 inputs": ("weights.q4_0", _rounded(_INT8, inputs=_int8)),
     "int8 inputs in float32": ("weights.q4_1", _rounded(_INT8)),
     "no int8 for float weights": ("op.linear", _rounded(_INT8)),

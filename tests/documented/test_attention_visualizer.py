@@ -33,12 +33,17 @@ def test_without_a_window_there_is_one_panel(words: list[str]) -> None:
     assert rows == [" ".join("■" * (i + 1) + "⬚" * (len(words) - i - 1)) for i in range(len(words))]
 
 
-def test_a_text_of_the_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
-    AttentionMaskVisualizer("tiny")("Once upon a time")
-    printed = capsys.readouterr().out
+def test_the_pages_example(capsys: pytest.CaptureFixture[str]) -> None:
+    visualizer = AttentionMaskVisualizer("tiny")
+    visualizer("Do you have mayonnaise recipes?")
+    printed = re.sub(r"\033\[\d+m", "", capsys.readouterr().out)
     assert "Attention visualization for mistral: tiny" in printed
-    assert "' time'" in printed
     assert "Sliding Window Mask" in printed
+    rows = [line for line in printed.split("\n") if re.match("' ?[a-z?D ]*' *:", line)]
+    assert [row.split("'")[1] for row in (rows[0], rows[4], rows[-1])] == [" D", " have", "?"]
+    for number, row in enumerate(rows):  # the embedded model's window is longer than this text
+        left, right = row.split(f" {number} ")[1].split("    |    ")
+        assert left.split() == right.split() == ["■"] * (number + 1) + ["⬚"] * (len(rows) - number - 1)
 
 
 def test_pictures(tmp_path: Path) -> None:

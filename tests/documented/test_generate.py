@@ -73,6 +73,18 @@ def test_the_embedded_model_writes_what_the_native_interface_writes() -> None:
     assert found[0, len(prompt) :].tolist() == list(expected.tokens)
 
 
+def test_more_rows_than_lanes() -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0, "float64")
+    ids = np.random.default_rng(0).integers(1, 30, (300, 4))
+    call: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": 7, "pad_token_id": 0, "do_sample": True}
+    found = mine.generate(ids, seed=5, **call)
+    for row in (0, 255, 256, 299):
+        alone = mine.generate(ids[row : row + 1], seed=5 + row, **call)[0]
+        assert found[row, : len(alone)].tolist() == alone.tolist()
+        assert not found[row, len(alone) :].any()
+    assert mine.decoder.manager.lanes == ()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -80,10 +92,21 @@ def test_the_embedded_model_writes_what_the_native_interface_writes() -> None:
         ({"inputs": [[1]], "input_ids": [[1]]}, "one of inputs and input_ids"),
         ({"inputs": [[1]], "num_beams": 4}, "generate: num_beams=4 is not supported: leave it out"),
         ({"inputs": [[1]], "max_new_tokens": 0}, "max_new_tokens=0 must be an integer from 1 on"),
-        ({"inputs": [[1, 2]], "max_length": 2}, "max_new_tokens=0 must be an integer from 1 on"),
+        ({"inputs": [[1, 2]], "max_length": 2}, "max_length=2 leaves no room behind the 2 columns of the prompt"),
+        ({"inputs": [[1]], "num_return_sequences": 2}, "num_return_sequences=2 would all be the same"),
         ({"inputs": [[1]], "max_new_tokens": 65}, r"1 \+ 65 tokens exceed max_position_embeddings=64"),
         ({"inputs": [[1, 2]], "attention_mask": [[0, 0]]}, "row 0 of input_ids is all padding"),
         ({"inputs": [[1]], "do_sample": True, "temperature": -1}, "temperature=-1"),
+        ({"inputs": [[1]], "do_sample": "no"}, "do_sample is a str: pass True or False"),
+        ({"inputs": [[1]], "do_sample": 1}, "do_sample is a int: pass True or False"),
+        ({"inputs": [[1]], "temperature": "hot"}, "temperature='hot' must be a number"),
+        ({"inputs": [[1]], "top_p": "x"}, "top_p='x' must be a number"),
+        ({"inputs": [[1]], "seed": "x"}, "seed='x' must be an integer"),
+        ({"inputs": [[1]], "eos_token_id": "x"}, "eos_token_id is <U1: pass integers"),
+        ({"inputs": [[1]], "pad_token_id": [1]}, "pad_token_id has the shape"),
+        ({"inputs": [[1]], "num_return_sequences": "2"}, "num_return_sequences='2' must be an integer"),
+        ({"inputs": [[1]], "attention_mask": "x"}, "attention_mask has the shape"),
+        ({"inputs": [[1]], "use_cache": False}, "use_cache=False is not supported"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: dict[str, Any], message: str) -> None:
@@ -95,4 +118,5 @@ def test_wrong_arguments_are_one_line(arguments: dict[str, Any], message: str) -
 def test_what_changes_nothing_is_taken() -> None:
     mine, _ = pair("MistralForCausalLM", VALUES, 0)
     plain = mine.generate([[1, 2]], max_new_tokens=5)
-    np.testing.assert_array_equal(mine.generate([[1, 2]], max_new_tokens=5, num_beams=1, top_p=None), plain)
+    same = {"num_beams": 1, "top_p": None, "do_sample": None, "temperature": 0.7, "use_cache": True}
+    np.testing.assert_array_equal(mine.generate([[1, 2]], max_new_tokens=np.int64(5), **same), plain)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from documented_models import VALUES, batches, configs, pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ HEADS = (
 
 def close(found: Any, expected: torch.Tensor, mask: np.ndarray | None = None) -> None:
     found, wanted = np.asarray(found), expected.detach().numpy()
-    assert found.shape == wanted.shape
+    assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
     if mask is not None:  # what is behind padding means nothing
         found, wanted = found[mask == 1], wanted[mask == 1]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
@@ -200,8 +201,12 @@ def test_every_executor(backend: str) -> None:
         ({"input_ids": IDS, "position_ids": np.arange(0, 12, 2)[None]}, "must count on from token to token"),
         ({"input_ids": IDS, "labels": IDS + 20}, "label 30 is outside 0..29; -100 marks what does not count"),
         ({"input_ids": IDS, "labels": IDS[:, :3]}, "labels has the shape"),
-        ({"input_ids": IDS, "past_key_values": ((1,),)}, "past_key_values is a tuple"),
+        ({"input_ids": IDS, "past_key_values": ((1,),)}, "past_key_values is a tuple: pass the Cache"),
+        ({"input_ids": IDS, "past_key_values": transformers.DynamicCache()}, "is a DynamicCache: pass the Cache"),
         ({"input_ids": IDS, "logits_to_keep": -1}, "logits_to_keep=-1"),
+        ({"input_ids": IDS, "use_cache": "no"}, "use_cache is a str: pass True or False"),
+        ({"input_ids": IDS, "output_attentions": IDS}, "output_attentions is a ndarray: pass True or False"),
+        ({"input_ids": IDS, "return_dict": 0}, "return_dict is a int: pass True or False"),
         ({"input_ids": IDS, "logits_to_keep": [6]}, "must be columns within 6"),
     ],
 )
@@ -319,3 +324,23 @@ def test_threads_have_lanes_of_their_own() -> None:
         sys.setswitchinterval(before)
     for logits in found:
         np.testing.assert_array_equal(logits, expected)
+
+
+def test_rows_without_a_lane_wait_for_others() -> None:
+    """There are 256 lanes, of which a cache may hold some."""
+    mine, _ = pair("MistralForCausalLM", VALUES, 0, "float64")
+    held = mine(IDS).past_key_values
+    ids = np.random.default_rng(0).integers(1, 30, (600, 5))
+    mask = np.ones_like(ids)
+    mask[::3, :2] = mask[300:310] = 0  # and rows of nothing but padding
+    found = mine(ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
+    for rows in (slice(0, 3), slice(250, 260), slice(508, 520), slice(598, 600)):
+        some = mine(ids[rows], attention_mask=mask[rows], use_cache=False, output_hidden_states=True)
+        np.testing.assert_allclose(found.logits[rows], some.logits, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(found.hidden_states[1][rows], some.hidden_states[1], rtol=1e-9, atol=1e-9)
+    assert not found.logits[300:310].any()
+    assert len(mine.decoder.manager.lanes) == len(held)
+    with pytest.raises(ValueError, match="600 rows more: caches have at most 256 in all: pass use_cache=False"):
+        mine(ids, attention_mask=mask)
+    with pytest.raises(ValueError, match="every row is padding"):
+        mine(ids, attention_mask=np.zeros_like(ids), use_cache=False)

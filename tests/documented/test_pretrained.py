@@ -134,6 +134,10 @@ def test_a_model_moves_as_it_is_loaded() -> None:
     assert model.to("cpu") is model
     with pytest.raises(ValueError, match="the model is on cpu: to have it on cuda:0, load it with device_map='cuda:0'"):
         model.to("cuda:0")
+    with pytest.raises(ValueError, match="the model is on cpu: to have it on cuda:1, load it with"):
+        model.to(1)
+    with pytest.raises(ValueError, match=r"torch\.float16 is no device; a dtype is chosen as the model is loaded"):
+        model.to(torch.float16)
 
 
 def test_the_package_imports_no_framework() -> None:

@@ -72,8 +72,10 @@ class Together:
     def cache_bytes(self) -> int:
         return sum(program.cache_bytes for program in self._programs)
 
-    def step(self, plan: StepPlan) -> Mapping[str, NDArray[np.float32]]:
-        outputs = self._all(lambda program: program.step(plan))
+    def step(
+        self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None
+    ) -> Mapping[str, NDArray[np.float32]]:
+        outputs = self._all(lambda program: program.step(plan, inputs_embeds))
         for other in outputs[1:]:
             for name, array in outputs[0].items():
                 np.testing.assert_array_equal(array, other[name])

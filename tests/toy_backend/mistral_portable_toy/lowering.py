@@ -26,6 +26,12 @@ def lower(node: Node, caches: Mapping[int, LayerCache]) -> Kernel:
     return lambda plan, *inputs: kernel(*inputs)
 
 
+def _embedding(tokens: NDArray[Any], table: Floats) -> Floats:
+    """tokens [T], or the rows that the step is given in their place [T, H] -> [T, H]"""
+    rows: Floats = tokens if tokens.ndim == 2 else table[tokens]
+    return rows
+
+
 def _rms_norm(x: Floats, weight: Floats, *, eps: float) -> Floats:
     """x [T, H], weight [H] -> [T, H]"""
     root: Floats = np.sqrt(np.mean(np.square(x), axis=1, keepdims=True) + np.float32(eps))
@@ -69,7 +75,7 @@ def _moe(x: Floats, scores: Floats, gate: Floats, up: Floats, down: Floats, *, t
 
 
 OPS: dict[str, Kernel] = {
-    "embedding": lambda tokens, table: table[tokens],
+    "embedding": _embedding,
     "rms_norm": _rms_norm,
     "linear": _linear,
     "rope": _rope,

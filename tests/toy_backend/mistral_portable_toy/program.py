@@ -35,8 +35,9 @@ class ToyProgram:
     def cache_bytes(self) -> int:
         return sum(cache.keys.nbytes + cache.values.nbytes for cache in self._caches.values())
 
-    def step(self, plan: StepPlan) -> dict[str, Floats]:
-        values = {**self._parameters, "tokens": plan.tokens, "positions": plan.positions, "rows": plan.rows}
+    def step(self, plan: StepPlan, inputs_embeds: Floats | None = None) -> dict[str, Floats]:
+        tokens = plan.tokens if inputs_embeds is None else inputs_embeds
+        values = {**self._parameters, "tokens": tokens, "positions": plan.positions, "rows": plan.rows}
         for name, kernel, inputs in self._steps:
             values[name] = kernel(plan, *(values[value] for value in inputs))
         return {name: np.array(values[value]) for name, value in self._outputs.items()}

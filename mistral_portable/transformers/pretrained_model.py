@@ -1,0 +1,286 @@
+"""MistralPreTrainedModel: how models are made, and what a call of any of them takes and does."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.engine.blocks import block_maker
+from mistral_portable.errors import ConfigError, InputError
+from mistral_portable.executor import ExecutorOptions
+from mistral_portable.graph import build
+from mistral_portable.registry import select
+from mistral_portable.transformers.arrays import Library, as_numpy, integers, library_of
+from mistral_portable.transformers.batch import Batch, read_batch
+from mistral_portable.transformers.cache import Cache
+from mistral_portable.transformers.configuration import MistralConfig
+from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES, Decoder, Outputs
+from mistral_portable.transformers.options import backend_options, ggml_type
+from mistral_portable.transformers.outputs import ModelOutput
+from mistral_portable.transformers.saving import save
+from mistral_portable.weights import DenseTensor, Tensor, open_checkpoint
+
+__all__ = ["Embedding", "MistralPreTrainedModel", "Result"]
+
+
+class MistralPreTrainedModel:
+    """What the models share: how they are made, and what a call takes.
+
+    A call takes arrays of NumPy, torch, MLX or JAX, or lists, and returns arrays of the same library:
+
+    input_ids: [B, T]; or inputs_embeds: floats [B, T, hidden_size] in place of their embeddings. attention_mask: 1
+    keep, 0 masked, [B, T] or, with a cache, [B, past + T]: padding may be anywhere, each row is as if it were alone.
+    past_key_values: the Cache that an earlier call returned; only the ids that follow are passed. use_cache: return one
+    (by default the config's). output_hidden_states, output_attentions: the config's by default; the first call with one
+    of them reads the weights once more, for a program that shows them. return_dict=False: a tuple. position_ids and
+    cache_position may say what is so anyway.
+
+    What is returned where there is padding is 0. Raises InputError, which is a ValueError, for arguments that do not
+    fit, and for a cache to be returned if there are more rows than lanes; without one, rows take turns.
+    """
+
+    head: ClassVar[str] = "none"
+
+    def __init__(
+        self,
+        config: MistralConfig,
+        *,
+        backend: str = "auto",
+        tensors: Mapping[str, Tensor] | None = None,
+        options: ExecutorOptions | None = None,
+        source: str = "the config",
+    ) -> None:
+        """Of a config alone: random weights, normal with its `initializer_range`; norms are 1, biases 0."""
+        self.config = config
+        labels = int(config.num_labels)
+        if tensors is None:
+            tensors = _random(config, self.head, labels)
+        self.tensors = tensors
+        self.decoder = Decoder(
+            config.native(),
+            tensors,
+            select(backend),
+            options or ExecutorOptions(),
+            head=self.head,
+            num_labels=labels,
+            source=source,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        config: MistralConfig | None = None,
+        backend: str = "auto",
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        use_flash_attention_2: bool = False,
+        quantization_config: Any = None,
+        revision: str | None = None,
+        **changed: Any,
+    ) -> Self:
+        """Of a checkpoint in any format that this library reads: a folder, a file, a hub id, "tiny".
+
+        dtype (older: torch_dtype): "auto" or None for the backend's choice, else a name, or a dtype of NumPy or torch.
+        device_map: "auto", or a device of the backend torch. attn_implementation: of the backend torch;
+        use_flash_attention_2=True is an older name of "flash_attention_2". quantization_config: a BitsAndBytesConfig.
+        `changed`: fields of the config that get another value.
+        """
+        if config is not None and (changed or not isinstance(config, MistralConfig)):
+            raise InputError("config= is a MistralConfig, and has all fields: change them there")
+        if use_flash_attention_2:
+            if attn_implementation not in (None, "flash_attention_2"):
+                raise InputError(f"{attn_implementation=} and {use_flash_attention_2=}: pass one of them")
+            attn_implementation = "flash_attention_2"
+        chosen = select(backend).name
+        blocks = ggml_type(chosen, quantization_config)
+        checkpoint = open_checkpoint(name, revision=revision, quantize=blocks, make=block_maker())
+        read = config or MistralConfig.from_dict({**checkpoint.config.to_dict(), **_known(changed)})
+        options = backend_options(
+            chosen, torch_dtype if dtype is None else dtype, device_map, attn_implementation, quantization_config
+        )
+        return cls(read, backend=chosen, tensors=checkpoint.tensors, options=options, source=str(checkpoint.path))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and safetensors, for transformers and for `from_pretrained`; packed weights as float32.
+
+        Files of these names are replaced when the new ones are complete. Raises CheckpointError if they cannot be.
+        """
+        graph = build(self.config.native(), head=self.head, num_labels=int(self.config.num_labels))
+        tensors = {name: self.tensors[name] for name in graph.tensors}
+        save(Path(folder), self.config, type(self).__name__, tensors)
+
+    def get_input_embeddings(self) -> "Embedding":
+        """What gives the `inputs_embeds` of ids: `model.get_input_embeddings()(input_ids)`."""
+        return Embedding(self.tensors["model.embed_tokens.weight"].numpy(np.float32))
+
+    def eval(self) -> Self:
+        """As torch's; models here only infer."""
+        return self
+
+    @property
+    def device(self) -> str:
+        """Where it computes, for `.to(model.device)`: "cpu" or, on the backend torch, a device such as "cuda:0"."""
+        return str(getattr(self.decoder.program, "device", "cpu"))
+
+    def to(self, device: Any) -> Self:
+        """As torch's, where the model is already. Raises InputError elsewhere: `from_pretrained(device_map=...)` moves.
+
+        "cuda" is where any CUDA device is, and a number that of one.
+        """
+        if not isinstance(device, str | int) and type(device).__name__ != "device":
+            raise InputError(f"{device!r:.40} is no device; a dtype is chosen as the model is loaded, with dtype=")
+        at, name = self.device.partition(":")[0], f"cuda:{device}" if isinstance(device, int) else str(device)
+        if name.partition(":")[0] != at:
+            raise InputError(f"the model is on {at}: to have it on {name}, load it with device_map={name!r}")
+        return self
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.forward(*arguments, **named)
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release the executor's threads and memory."""
+        self.decoder.close()
+
+    def _shown(self, output_hidden_states: bool | None, output_attentions: bool | None) -> frozenset[str]:
+        """What is returned besides."""
+        wanted = {
+            HIDDEN_STATES: self._asked("output_hidden_states", output_hidden_states),
+            ATTENTIONS: self._asked("output_attentions", output_attentions),
+        }
+        return frozenset(name for name, asked in wanted.items() if asked)
+
+    def _asked(self, name: str, given: bool | None) -> bool:
+        """What the call says, else the config. Raises InputError for what is no truth value."""
+        value = getattr(self.config, name) if given is None else given
+        if not isinstance(value, bool | np.bool_):
+            raise InputError(f"{name} is a {type(value).__name__}: pass True or False")
+        return bool(value)
+
+    def _run(
+        self,
+        input_ids: Any,
+        attention_mask: Any,
+        position_ids: Any,
+        past_key_values: Cache | None,
+        inputs_embeds: Any,
+        use_cache: bool | None,
+        shown: frozenset[str],
+        cache_position: Any = None,
+        columns: Any = None,
+    ) -> "Result":
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("You must specify exactly one of input_ids or inputs_embeds")
+        library = library_of(inputs_embeds if input_ids is None else input_ids, attention_mask)
+        ids = None if input_ids is None else as_numpy("input_ids", input_ids, 2)
+        given = as_numpy("inputs_embeds", inputs_embeds, 3) if ids is None else ids
+        if past_key_values is not None and not isinstance(past_key_values, Cache):
+            kind = type(past_key_values).__name__
+            raise InputError(f"past_key_values is a {kind}: pass the Cache that a call of this model has returned")
+        if past_key_values is not None and past_key_values.manager is not self.decoder.manager:
+            raise InputError("past_key_values are another model's: pass what a call of this one has returned")
+        if past_key_values is not None and len(past_key_values) != len(given):
+            raise InputError(f"the input has {len(given)} rows, and past_key_values {len(past_key_values)}")
+        batch = read_batch(
+            given,
+            None if attention_mask is None else as_numpy("attention_mask", attention_mask, 2),
+            None if position_ids is None else as_numpy("position_ids", position_ids, 2),
+            [np.zeros(0, np.intp)] * len(given) if past_key_values is None else past_key_values.columns,
+            0 if past_key_values is None else past_key_values.get_seq_length(),
+            self.decoder.config,
+        )
+        if cache_position is not None:
+            first = 0 if past_key_values is None else past_key_values.get_seq_length()
+            if integers("cache_position", cache_position).tolist() != list(range(first, first + batch.shape[1])):
+                raise InputError(f"cache_position must count the columns from {first} on; leave it out")
+        rows = None if columns is None else _columns(columns, batch.shape[1])
+        returned = self._asked("use_cache", use_cache)
+        past = self.decoder.new_cache(len(given)) if returned and past_key_values is None else past_key_values
+        outputs = self.decoder.run(batch, past, shown, rows)
+        return Result(library, ids, batch, outputs, past if returned else None, shown)
+
+    def _finish(self, output: ModelOutput, return_dict: bool | None) -> Any:
+        return output if self._asked("return_dict", return_dict) else output.to_tuple()
+
+
+class Embedding:
+    """The embedding table, as torch's module of that name. weight: float32 [vocab_size, hidden_size]."""
+
+    def __init__(self, weight: NDArray[np.float32]) -> None:
+        self.weight = weight
+
+    def __call__(self, input_ids: Any) -> Any:
+        """ids [B, T] -> float32 [B, T, hidden_size], an array of the same library. Raises InputError: unknown ids."""
+        ids, size = integers("input_ids", input_ids), len(self.weight)
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            raise InputError(f"input_ids: token ids are 0 .. {size - 1}, got {int(ids.min())} .. {int(ids.max())}")
+        return library_of(input_ids).make(self.weight[ids])
+
+
+class Result:
+    """Outputs of a run, in NumPy, and as the user's arrays."""
+
+    def __init__(
+        self,
+        library: Library,
+        ids: NDArray[Any] | None,
+        batch: Batch,
+        outputs: Outputs,
+        past: Cache | None,
+        shown: frozenset[str],
+    ) -> None:
+        self.ids, self.batch, self.outputs, self.past = ids, batch, outputs, past
+        self._library, self._shown = library, shown
+
+    def make(self, array: Any) -> Any:
+        return None if array is None else self._library.make(np.asarray(array))
+
+    def series(self, name: str) -> tuple[Any, ...] | None:
+        """`hidden_states` or `attentions`, by layer; None if nobody asked."""
+        if name not in self._shown:
+            return None
+        count = sum(key.startswith(f"{name}.") for key in self.outputs)
+        return tuple(self.make(self.outputs[f"{name}.{layer}"]) for layer in range(count))
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        return {name: self.series(name) for name in (HIDDEN_STATES, ATTENTIONS)}
+
+
+def _columns(wanted: Any, length: int) -> list[int] | None:
+    """`logits_to_keep` as columns; None for all."""
+    if isinstance(wanted, int | np.integer):
+        if wanted < 0:
+            raise InputError(f"logits_to_keep={wanted} must be 0 (all), or how many of the last, or columns")
+        return list(range(max(0, length - int(wanted)), length)) if wanted else None
+    columns = as_numpy("logits_to_keep", wanted, 1)
+    if columns.dtype.kind not in "iu" or np.any(columns < -length) or np.any(columns >= length):
+        raise InputError(f"logits_to_keep={columns.tolist()!r:.60} must be columns within {length}")
+    return [int(column) % length for column in columns]
+
+
+def _known(changed: Mapping[str, Any]) -> dict[str, Any]:
+    fields = vars(MistralConfig())
+    if unknown := sorted(changed.keys() - fields.keys()):
+        raise ConfigError(f"{unknown[0]}={changed[unknown[0]]!r:.40}: no argument, and no field of the config")
+    return dict(changed)
+
+
+def _random(config: MistralConfig, head: str, num_labels: int) -> dict[str, Tensor]:
+    random = np.random.default_rng()
+    tensors: dict[str, Tensor] = {}
+    for name, shape in build(config.native(), head=head, num_labels=num_labels).tensors.items():
+        if len(shape) == 1:
+            values = np.full(shape, 0.0 if name.endswith(".bias") else 1.0, np.float32)
+        else:
+            values = random.standard_normal(shape, np.float32) * np.float32(config.initializer_range)
+        tensors[name] = DenseTensor(name, "float32", values)
+    return tensors
