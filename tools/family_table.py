@@ -1,6 +1,6 @@
 """Write the table of docs/families.md: families x formats x backends, from a conformance run of each.
 
-    python -m tools.family_table                # all, into the file; a few minutes
+    python -m tools.family_table                # all, into the file; 11 minutes of a core
     python -m tools.family_table "Nemo 12B"     # some, to the terminal
 
 Of each family a small model with random weights is written in each format, opened again, and run on each backend in
