@@ -209,7 +209,7 @@ class Quantizer(Protocol):
 
 @runtime_checkable
 class QuantizingBackend(Backend, Protocol):
-    """A backend that also makes ggml blocks: `quantize` asks for it."""
+    """A backend that also makes ggml blocks: `quantize` asks for it, and `load` for what is quantized as it is read."""
 
     def quantizer(self, types: Collection[str], options: ExecutorOptions) -> Quantizer:
         """For these types; of the options `threads` and `progress` count."""

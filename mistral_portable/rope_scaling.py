@@ -150,7 +150,10 @@ def rope_to_hf(theta: float, yarn: Yarn | None, query_scale: QueryScale | None) 
     rope: dict[str, Any] = {"rope_type": "yarn" if yarn else "default", "rope_theta": theta}
     lengths = {scaling.original_max_position_embeddings for scaling in (yarn, query_scale) if scaling}
     if len(lengths) > 1:
-        raise ConfigError(f"YaRN and the scale of queries have different original lengths, {sorted(lengths)}")
+        raise ConfigError(
+            f"YaRN and the scale of queries have different original lengths, {sorted(lengths)}, which only raw files "
+            "can say: convert it to raw"
+        )
     if lengths:
         # A class of transformers that knows this scale at all multiplies with it always.
         rope["llama_4_scaling_beta"] = query_scale.beta if query_scale else 0.0

@@ -1,4 +1,5 @@
-"""HF folders of packed weights, as AutoAWQ, AutoGPTQ, mlx-lm and FP8 exporters lay them out: for tests of readers.
+"""Folders of packed weights, as AutoAWQ, AutoGPTQ, llm-compressor, mlx-lm and FP8 exporters lay them out: for tests of
+readers.
 
 The packing is the plainest there is; only where the numbers lie is the formats' own. Needs torch and MLX.
 """
@@ -12,9 +13,9 @@ import mlx.core as mx
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-__all__ = ["PACKED", "write_packed"]
+__all__ = ["PACKED", "pack_raw_fp8", "write_packed"]
 
 Floats = NDArray[np.float32]
 _GROUP = 32
@@ -36,6 +37,23 @@ def write_packed(folder: Path, kind: str, config: Mapping[str, Any], tensors: Ma
     folder.mkdir(parents=True)
     save_file(stored, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({**config, **how}))
+
+
+def pack_raw_fp8(folder: Path) -> None:
+    """Make the matrices of the layers in a raw folder of floats float8_e4m3; a router stays as it is."""
+    path, params = folder / "consolidated.safetensors", json.loads((folder / "params.json").read_text())
+    stored: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(path).items():
+        if not name.startswith("layers.") or tensor.ndim == 1 or ".gate." in name:
+            stored[name] = tensor
+            continue
+        module, made = name.removesuffix(".weight"), _fp8(tensor.numpy())
+        stored[name] = made["weight"]
+        stored[f"{module}.qscale_weight"] = made["weight_scale_inv"]
+        stored[f"{module}.qscale_act"] = made["activation_scale"]
+    save_file(stored, path)
+    params["quantization"] = {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}
+    (folder / "params.json").write_text(json.dumps(params))
 
 
 def _stacked(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -92,6 +110,15 @@ def _gptq(values: Floats) -> dict[str, torch.Tensor]:
     }
 
 
+def _compressed(values: Floats) -> dict[str, torch.Tensor]:
+    codes, scales = _codes(values)
+    return {
+        "weight_packed": _words(codes),
+        "weight_scale": torch.from_numpy(scales),
+        "weight_shape": torch.tensor(values.shape),
+    }
+
+
 def _fp8(values: Floats) -> dict[str, torch.Tensor]:
     scale = float(np.abs(values).max()) / 448
     codes = torch.from_numpy(values / scale).to(torch.float8_e4m3fn)
@@ -105,10 +132,18 @@ def _mlx(values: Floats) -> dict[str, torch.Tensor]:
 
 
 _FOUR: dict[str, Any] = {"bits": 4, "group_size": _GROUP}
+_INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": _GROUP}
+_W4A16 = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": _INT4}},
+    "ignore": ["lm_head"],
+}
 PACKED: dict[str, tuple[dict[str, Any], Callable[[Floats], dict[str, torch.Tensor]]]] = {
     "mlx 4 bits": ({"quantization": _FOUR}, _mlx),
     "awq": ({"quantization_config": {"quant_method": "awq", **_FOUR, "zero_point": True, "version": "gemm"}}, _awq),
     "gptq": ({"quantization_config": {"quant_method": "gptq", **_FOUR, "desc_act": False, "sym": False}}, _gptq),
+    "w4a16": ({"quantization_config": _W4A16}, _compressed),
     "fp8": ({"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}}, _fp8),
 }
 """Kind -> what `config.json` says of it, and a matrix as its tensors."""

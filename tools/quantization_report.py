@@ -2,39 +2,43 @@
 
     python -m tools.quantization_report docs/quantization.svg
 
-prints the rows of docs/quantization.md. Three quantizers: ours, ours with `--calibrate` on stories of the training
-split, and, where llama-cpp-python is installed, llama.cpp's own. All files are run by this library in float32, so that
-nothing but the weights differs. `--text FILE` also writes the held-out stories, for `perplexity tiny FILE`.
+prints the rows of docs/quantization.md. Four quantizers: ours, ours with `--calibrate` on stories of the training
+split, and, where llama-cpp-python is installed, llama.cpp's own without and with the same importances. All files run
+in this library in float32, so that nothing but the weights differs. `--text FILE` also writes the held-out stories, for
+`perplexity tiny FILE`.
 """
 
 import argparse
-import ctypes
 import importlib.util
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from pathlib import Path
 from random import Random
 from statistics import mean, stdev
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import mistral_portable as mp
+from mistral_portable.conversion.model import prepare
 from mistral_portable.evaluation import accuracy, read_questions
+from mistral_portable.executor import ExecutorOptions
 from mistral_portable.quantization import MIXTURES
+from mistral_portable.quantization.calibrate import calibrated
 from mistral_portable.weights import open_checkpoint
+from mistral_portable.weights.names import to_gguf
+from tools.llama_cpp_quantizer import quantize_by_llama_cpp
 from tools.tiny_grammar import Split, story_document
 
 __all__ = ["stories"]
 
 _CONTEXT = 256
+_THEIRS_CALIBRATED = "llama.cpp, calibrated"
 _COLUMNS = ("type", "quantizer", "bits a weight", "error of weights", "loss", "divergence", "answers")
 
 
@@ -128,8 +132,12 @@ def measured(folder: Path, text: str, calibration: Path, orders: int) -> Iterato
         ),
     }
     if importlib.util.find_spec("llama_cpp"):
-        quantizers["llama.cpp"] = lambda type, source, path: _by_llama_cpp(
+        importances = {source: _importance(source, calibration) for source in sources}
+        quantizers["llama.cpp"] = lambda type, source, path: quantize_by_llama_cpp(
             converted[source], path, MIXTURES[type].file_type
+        )
+        quantizers[_THEIRS_CALIBRATED] = lambda type, source, path: quantize_by_llama_cpp(
+            converted[source], path, MIXTURES[type].file_type, importances[source]
         )
     types = reversed([type for type in MIXTURES if type not in ("f16", "f32")])
     for type, (name, quantizer) in product(types, quantizers.items()):
@@ -156,24 +164,11 @@ def measured(folder: Path, text: str, calibration: Path, orders: int) -> Iterato
         )
 
 
-def _by_llama_cpp(source: Path, path: Path, file_type: str) -> None:
-    import llama_cpp
-
-    _silence_llama_cpp()
-    settings: Any = llama_cpp.llama_model_quantize_default_params()
-    settings.nthread, settings.ftype = 2, getattr(llama_cpp, f"LLAMA_FTYPE_{file_type}")
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(settings)):
-        raise RuntimeError(f"llama.cpp does not make {file_type}")
-
-
-@cache
-def _silence_llama_cpp() -> object:
-    """Its log goes nowhere. The result, which it calls as long as it is there, stays in the cache."""
-    import llama_cpp
-
-    quiet = llama_cpp.llama_log_callback(lambda *words: None)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p())
-    return quiet
+def _importance(source: Path, calibration: Path) -> dict[str, NDArray[np.float32]]:
+    """What `--calibrate` finds, by GGUF name."""
+    checkpoint = open_checkpoint(source)
+    found = calibrated(prepare(checkpoint, checkpoint.config, None), calibration, ExecutorOptions(threads=1))
+    return {to_gguf(name): values for name, values in found.items()}
 
 
 def line(row: Row) -> str:
@@ -192,7 +187,7 @@ def draw(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 5.5))
-    for name, marker in (("llama.cpp", "x"), ("ours", "o"), ("calibrated", "^")):
+    for name, marker in (("llama.cpp", "x"), (_THEIRS_CALIBRATED, "+"), ("ours", "o"), ("calibrated", "^")):
         some = sorted((row for row in rows if row.quantizer == name), key=lambda row: row.bits)
         if some:
             divergences = [row.divergence for row in some]

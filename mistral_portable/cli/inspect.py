@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import asdict, replace
 from enum import StrEnum
 from math import prod
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from mistral_portable.cache import CacheSpec
 from mistral_portable.cli.loading import open_model
 from mistral_portable.cli.options import DebugOption, JsonOption, ModelArgument, RevisionOption
 from mistral_portable.cli.output import print_table, size
+from mistral_portable.config import MistralConfig
 from mistral_portable.errors import InputError, TokenizerError
 from mistral_portable.graph import build, to_mermaid, to_text
 from mistral_portable.graph.passes import select_rows
@@ -87,9 +89,17 @@ def _summary(checkpoint: Checkpoint, context: int | None) -> dict[str, Any]:
         "weights_bytes": {"stored": stored, "float32": 4 * parameters.total()},
         "context": tokens,
         "cache_bytes": {"float16": spec.lane_bytes(2), "float32": spec.lane_bytes(4)},
-        "config": config.to_dict(),
+        "config": _described(config),
         "notices": checkpoint.notices,
     }
+
+
+def _described(config: MistralConfig) -> dict[str, Any]:
+    """`to_dict`; two original lengths, for which it has no keys, beside each other."""
+    yarn, queries = config.yarn, config.query_scale
+    if yarn and queries and yarn.original_max_position_embeddings != queries.original_max_position_embeddings:
+        return {**replace(config, query_scale=None).to_dict(), "query_scale": asdict(queries)}
+    return config.to_dict()
 
 
 def _tokenizer(checkpoint: Checkpoint) -> str:

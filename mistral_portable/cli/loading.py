@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgre
 from mistral_portable.cli.options import ModelOptions
 from mistral_portable.cli.output import note, one_line
 from mistral_portable.engine import Model, load
+from mistral_portable.engine.blocks import block_maker
 from mistral_portable.weights import Checkpoint, open_checkpoint
 
 __all__ = ["load_model", "open_model", "reading", "working"]
@@ -27,7 +28,7 @@ def load_model(options: ModelOptions, **more: Any) -> Model:
 def open_model(model: str, revision: str | None, quantize: str | None = None) -> Checkpoint:
     """`open_checkpoint`; its notices become notes on stderr. No weights are read."""
     with reading(f"opening {model}") as progress:
-        checkpoint = open_checkpoint(model, revision=revision, quantize=quantize, progress=progress)
+        checkpoint = open_checkpoint(model, revision=revision, quantize=quantize, make=block_maker(), progress=progress)
     for notice in checkpoint.notices:
         note(f"note: {one_line(notice)}")
     return checkpoint

@@ -25,6 +25,10 @@ def quantize(
             metavar="FILE",
         ),
     ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(help="An importance matrix of llama.cpp's, instead of --calibrate.", metavar="FILE"),
+    ] = None,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Also take weights that are quantized already.")
     ] = False,
@@ -47,6 +51,7 @@ def quantize(
             destination,
             type.lower(),
             calibrate=calibrate,
+            imatrix=imatrix,
             allow_requantize=allow_requantize,
             threads=threads,
             overwrite=overwrite,

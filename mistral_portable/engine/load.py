@@ -9,6 +9,7 @@ from typing import Literal
 from mistral_portable.binding import check_tensors
 from mistral_portable.cache import CacheManager, CacheSpec
 from mistral_portable.config import Window
+from mistral_portable.engine.blocks import block_maker
 from mistral_portable.engine.model import Model
 from mistral_portable.errors import InputError
 from mistral_portable.executor import OWN_QUANTIZE, ExecutorOptions
@@ -46,8 +47,8 @@ def load(
     backend: "auto" takes the best one that can run here.
     dtype: the float type of the arithmetic, or "int8" (linears over quantized weights take int8 inputs, everything
     else is float32); the executor's choice if None.
-    quantize: "q4_0", "q4_1", "q5_0", "q5_1" or "q8_0": float matrices become such ggml blocks as they are read; "nf4",
-    "fp4" or "int8": bitsandbytes' types, of the torch executor.
+    quantize: "q4_0", "q4_1", "q5_0", "q5_1" or "q8_0": float matrices become such ggml blocks as they are read, as
+    `quantize` makes them; "nf4", "fp4" or "int8": bitsandbytes' types, of the torch executor.
     kv_cache: the type of cached keys and values ("float32", "float16", "q8_0"); the executor's choice if None.
     device, attention: of the torch executor, where it runs ("cuda", "cuda:1", "mps", "cpu") and its attention kernel
     ("flash_attn", "varlen", "flex", "sdpa", "eager"); the best one there is if None.
@@ -75,7 +76,8 @@ def load(
     if not isinstance(model, str | Path):
         raise InputError(f"model={model!r} must be a name or a path")
     own, blocks = (quantize, None) if quantize in OWN_QUANTIZE else (None, quantize)
-    checkpoint = open_checkpoint(model, revision=revision, quantize=blocks, progress=progress)
+    make = block_maker(threads, progress)
+    checkpoint = open_checkpoint(model, revision=revision, quantize=blocks, make=make, progress=progress)
     for notice in checkpoint.notices:
         warnings.warn(notice, stacklevel=2)
     config = checkpoint.config if window == "config" else checkpoint.config.with_window(window)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.conversion.model import Source
@@ -17,6 +16,7 @@ from mistral_portable.errors import InputError, TokenizerError
 from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import Graph, build, infer_shapes, verify
 from mistral_portable.graph.passes import drop_dead_nodes
+from mistral_portable.quantization.importance import Importance, relative
 from mistral_portable.registry import select
 from mistral_portable.tokenizer import load_tokenizer
 
@@ -24,11 +24,10 @@ __all__ = ["calibrated"]
 
 _CONTEXT = 512
 _STEP_BYTES = 2**28  # of inputs that a step may return
-_LEAST = 1e-6  # of the mean: a column that the text never used counts a little all the same
 
 
-def calibrated(model: Source, path: Path, options: ExecutorOptions) -> dict[str, NDArray[np.float32]]:
-    """By the name of each matrix that is multiplied with, float32 [columns], with mean 1.
+def calibrated(model: Source, path: Path, options: ExecutorOptions) -> Importance:
+    """Of each matrix that is multiplied with.
 
     Example: inputs [3, 0] and [1, 2] have the mean squares [5, 2], and [1.43, 0.57] is returned.
 
@@ -57,7 +56,10 @@ def calibrated(model: Source, path: Path, options: ExecutorOptions) -> dict[str,
                 options.progress("calibrating", min(begin + context, len(tokens)), len(tokens))
     finally:
         program.close()
-    return {name: _relative(squares[value]) for name, value in inputs.items()}
+    try:
+        return {name: relative(squares[value]) for name, value in inputs.items()}
+    except ValueError as error:
+        raise InputError(f"the model's values on the text are no numbers, its weights are corrupt: {error}") from error
 
 
 def _with_inputs(graph: Graph) -> tuple[Graph, dict[str, str]]:
@@ -88,9 +90,3 @@ def _tokens(model: Source, path: Path) -> list[int]:
     if len(tokens) < 2:
         raise InputError(f"{path} holds no text to calibrate on")
     return tokens
-
-
-def _relative(squares: NDArray[np.float64]) -> NDArray[np.float32]:
-    if not np.isfinite(squares).all():
-        raise InputError("the model's values on the text are not finite: its weights are corrupt")
-    return np.maximum(squares / (squares.mean() or 1.0), _LEAST).astype(np.float32)

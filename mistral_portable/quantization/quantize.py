@@ -2,7 +2,7 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,16 +26,17 @@ from mistral_portable.conversion.target import placed, require_apart, require_fr
 from mistral_portable.errors import InputError
 from mistral_portable.executor import ExecutorOptions, Quantizer
 from mistral_portable.quantization.calibrate import calibrated
+from mistral_portable.quantization.imatrix import read_imatrix
+from mistral_portable.quantization.importance import Importance
 from mistral_portable.quantization.mixtures import MIXTURES, Mixture, fitting_type
 from mistral_portable.registry import select_quantizing
 from mistral_portable.weights import DenseTensor, JoinedTensor, Tensor, open_checkpoint, release
 from mistral_portable.weights.experts import stacked_name
+from mistral_portable.weights.source import listing
 
 __all__ = ["quantize"]
 
 _CHUNK = 2**24  # numbers that are quantized at a time: 64 MiB in float32
-
-Importance = Mapping[str, NDArray[np.float32]]
 
 
 def quantize(
@@ -44,6 +45,7 @@ def quantize(
     type: str,
     *,
     calibrate: str | Path | None = None,
+    imatrix: str | Path | None = None,
     allow_requantize: bool = False,
     threads: int | None = None,
     overwrite: bool = False,
@@ -55,6 +57,7 @@ def quantize(
     source: as for `load`. destination: the file; its parents are made. type: one of MIXTURES, such as "q4_k_m"; a
     mixture gives some matrices more bits than others, as llama.cpp's of that name. calibrate: a text file (UTF-8); what
     the model computes from it says how much each column of a matrix matters, and errors there count accordingly.
+    imatrix: a file of llama.cpp's that says so, instead.
     allow_requantize: also take weights that are quantized already, whose errors then add up. threads: by default the
     physical cores that this process may use. overwrite: replace a destination that is a GGUF file. progress: called as
     (what, done, in total).
@@ -68,18 +71,26 @@ def quantize(
     """
     if type not in MIXTURES:
         raise InputError(f"type={type!r}: choose one of {', '.join(MIXTURES)}")
+    if calibrate is not None and imatrix is not None:
+        raise InputError("calibrate and imatrix both say how much columns matter: give one of them")
     mixture, destination = MIXTURES[type], Path(destination)
     require_free(destination, "gguf", overwrite)
     checkpoint = open_checkpoint(source, revision=revision, progress=progress)
     require_apart(destination, checkpoint)
     model = prepare(checkpoint, checkpoint.config, None)
-    plan = _plan(model, mixture, calibrate is not None)
+    plan = _plan(model, mixture, calibrate is not None or imatrix is not None)
     if not allow_requantize:
         _require_floats(plan)
-    for notice in (*checkpoint.notices, *model.notices, *_replaced(plan), *lost(model, "gguf")):
-        warnings.warn(notice, stacklevel=2)
     options = ExecutorOptions(threads=threads, progress=progress)
-    importance = calibrated(model, Path(calibrate), options) if calibrate is not None else {}
+    importance: Importance = {}
+    if imatrix is not None:
+        importance = read_imatrix(Path(imatrix), model.config.num_local_experts)
+        _require_of_this_model(importance, plan, imatrix)
+    notices = (*checkpoint.notices, *model.notices, *_replaced(plan), *lost(model, "gguf"))
+    for notice in (*notices, *(_without(importance, plan, imatrix) if imatrix is not None else ())):
+        warnings.warn(notice, stacklevel=2)
+    if calibrate is not None:
+        importance = calibrated(model, Path(calibrate), options)
     types = {choice.type for choice in plan if choice.type not in FLOATS}
     quantizer = select_quantizing().quantizer(types, options)
     try:
@@ -172,6 +183,29 @@ def _replaced(plan: list[_Choice]) -> Iterator[str]:
     for wanted, type in sorted({(choice.wanted, choice.type) for choice in plan if choice.wanted != choice.type}):
         names = [choice.part.name for choice in plan if (choice.wanted, choice.type) == (wanted, type)]
         yield f"{len(names)} matrices ({names[0]}, ...) have rows that are no whole blocks of {wanted}: {type} instead."
+
+
+def _require_of_this_model(importance: Importance, plan: list[_Choice], path: str | Path) -> None:
+    columns = {name: choice.part.shape[-1] for choice in plan for name in choice.names if len(choice.part.shape) > 1}
+    if not importance.keys() & columns.keys():
+        raise InputError(f"{path}: holds none of this model's matrices, but {listing([*map(repr, importance)])}")
+    for name, counted in importance.items():
+        if name in columns and counted.size != columns[name]:
+            raise InputError(
+                f"{path}: is of another model: it has {counted.size} columns for {name}, which has {columns[name]}"
+            )
+
+
+def _without(importance: Importance, plan: list[_Choice], path: str | Path) -> Iterator[str]:
+    """A notice of matrices that are multiplied with and are not in an importance matrix: mostly the output's."""
+    lacking = [
+        choice.part.name
+        for choice in plan
+        if not choice.kept and choice.type not in FLOATS and choice.part.name != "token_embd.weight"
+        if not importance.keys() & set(choice.names)
+    ]
+    if lacking:
+        yield f"{path} does not have {listing(lacking)}: all of their columns count alike."
 
 
 def _chunks(tensor: Tensor) -> Iterator[DenseTensor]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.engine.blocks import block_maker
 from mistral_portable.errors import InputError
 from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build
@@ -98,7 +99,8 @@ class MistralPreTrainedModel:
                 raise InputError(f"{attn_implementation=} and {use_flash_attention_2=}: pass one of them")
             attn_implementation = "flash_attention_2"
         chosen = select(backend).name
-        checkpoint = open_checkpoint(name, revision=revision, quantize=ggml_type(chosen, quantization_config))
+        blocks = ggml_type(chosen, quantization_config)
+        checkpoint = open_checkpoint(name, revision=revision, quantize=blocks, make=block_maker())
         read = config or MistralConfig.from_dict({**checkpoint.config.to_dict(), **known_fields(changed)})
         options = backend_options(
             chosen, torch_dtype if dtype is None else dtype, device_map, attn_implementation, quantization_config

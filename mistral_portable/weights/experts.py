@@ -1,17 +1,21 @@
-"""Experts that a file keeps in one tensor with three axes, taken apart: a matrix for each, by its HF name."""
+"""Experts that a file keeps in one tensor, taken apart: a matrix for each, by its HF name."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
 
 from mistral_portable.errors import CheckpointError
-from mistral_portable.weights.source import DenseTensor
+from mistral_portable.weights.source import DenseTensor, Tensor
 
 __all__ = ["apart", "expert_names", "stacked_name"]
 
 _LAYER = r"(?P<layer>model\.layers\.\d+)"
 _MLX = re.compile(rf"{_LAYER}\.block_sparse_moe\.switch_mlp\.(?P<matrix>gate|up|down)_proj\.(?P<kind>\w+)", re.ASCII)
 _HF = re.compile(rf"{_LAYER}\.mlp\.experts\.(?P<matrix>gate_up|down)_proj", re.ASCII)
+_RAW = re.compile(rf"{_LAYER}\.block_sparse_moe\.(?P<matrix>w[123])", re.ASCII)
 _GGUF = re.compile(r"blk\.(?P<layer>\d+)\.ffn_(?P<matrix>gate|up|down)_exps\.weight", re.ASCII)
 _EXPERT = re.compile(
     r"model\.layers\.(?P<layer>\d+)\.block_sparse_moe\.experts\.\d+\.(?P<matrix>w[123])\.weight", re.ASCII
@@ -38,34 +42,48 @@ def stacked_name(name: str) -> str | None:
     return f"blk.{match['layer']}.ffn_{_OF_MATRIX[match['matrix']]}_exps.weight" if match else None
 
 
-def apart(tensors: Mapping[str, DenseTensor], count: int, source: str) -> dict[str, DenseTensor]:
-    """HF and MLX tensors, with those of all experts as a matrix for each; others stay as they are.
+_Stored = TypeVar("_Stored", bound=Tensor)
+
+
+def apart(tensors: Mapping[str, _Stored], count: int, source: str) -> dict[str, _Stored | DenseTensor]:
+    """The tensors, with those of all experts as a matrix for each; others stay as they are. Nothing is copied.
 
     MLX has `...switch_mlp.up_proj.weight` (of packed ones also scales and biases) [E, I, H], transformers 5 within
-    itself `...experts.gate_up_proj` [E, 2 I, H]. Raises CheckpointError for another number of experts than `count`.
+    itself `...experts.gate_up_proj` [E, 2 I, H], Mixtral's first raw files `...block_sparse_moe.w1`, w2 and w3, all
+    three [E I, H]. Raises CheckpointError for what is not of `count` experts.
     """
-    made: dict[str, DenseTensor] = {}
+    made: dict[str, _Stored | DenseTensor] = {}
     for name, tensor in tensors.items():
-        mlx, hf = _MLX.fullmatch(name), _HF.fullmatch(name)
-        match = mlx or hf
-        if match is None:
+        mlx, hf, raw = (pattern.fullmatch(name) for pattern in (_MLX, _HF, _RAW))
+        match = mlx or hf or raw
+        if match is None or not isinstance(tensor, DenseTensor):
             made[name] = tensor
             continue
-        if len(tensor.shape) != 3 or len(tensor.array) != count:
+        array = tensor.array
+        if raw and count and array.ndim == 2 and len(array) % count == 0:
+            array = array.reshape(count, len(array) // count, array.shape[1])
+        if array.ndim != 3 or len(array) != count:
             raise CheckpointError(
                 f"{source}: {name} has the shape {tensor.shape}, which is not that of {count} experts"
             )
         kind = match["kind"] if mlx else "weight"
-        for expert, array in enumerate(tensor.array):
-            if match["matrix"] == "gate_up":
-                half = len(array) // 2
-                pieces = {"w1": array[:half], "w3": array[half:]}
-            else:
-                pieces = {_MATRICES[match["matrix"]]: array}
-            for matrix, piece in pieces.items():
+        for expert, matrices in enumerate(array):
+            for matrix, piece in _pieces(match["matrix"], matrices).items():
                 own = _name(match["layer"], expert, matrix, kind)
                 made[own] = replace(tensor, name=own, array=piece)
     return made
+
+
+def _pieces(matrix: str, array: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """An expert's matrices in what a file calls `matrix`."""
+    half = len(array) // 2
+    match matrix:
+        case "gate_up":
+            return {"w1": array[:half], "w3": array[half:]}
+        case "w2":  # of the first raw files: inputs first
+            return {"w2": array.T}
+        case _:
+            return {_MATRICES.get(matrix, matrix): array}
 
 
 def _name(layer: str, expert: int, matrix: str, kind: str) -> str:

@@ -3,6 +3,7 @@
 | | scale of X.weight | of the activations |
 |---|---|---|
 | HF (`quant_method` fp8) | X.weight_scale_inv | X.activation_scale |
+| HF, of AutoFP8 and compressed-tensors | X.weight_scale | X.input_scale and others |
 | raw (`qformat_weight` fp8_e4m3) | X.qscale_weight | X.qscale_act |
 
 A scale is for the whole matrix, [] or [1]; for each row, [rows] or [rows, 1]; or for blocks of `weight_block_size`,
@@ -25,8 +26,10 @@ from mistral_portable.weights.source import FLOATS, DenseTensor, Tensor
 
 __all__ = ["FP8Tensor", "fp8_tensors", "fp8_values"]
 
-_SCALES = ("weight_scale_inv", "qscale_weight")
-_OF_ACTIVATIONS = ("activation_scale", "qscale_act")
+_SCALES = ("weight_scale_inv", "weight_scale", "qscale_weight")
+_OF_ACTIVATIONS = frozenset(
+    ["activation_scale", "qscale_act", "input_scale", "output_scale", "q_scale", "k_scale", "v_scale"]
+)
 
 
 @cache

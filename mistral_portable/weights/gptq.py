@@ -5,6 +5,8 @@ Layout (AutoGPTQ, GPTQModel), for a weight of [rows, columns] with codes of b bi
 one too low in the format "gptq" and as it is in "gptq_v2"; scales float [groups, rows]; g_idx int32 [columns], the
 group of each column: with act-order (`desc_act`) any, else column // group_size.
 weight = scale[group] * (code - zero[group]).
+
+With `dynamic` (GPTQModel) modules have bits and groups of their own, which their shapes say, or are floats.
 """
 
 import reprlib
@@ -63,21 +65,24 @@ def gptq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sou
     """
     bits: Any = how.get("bits")
     group: Any = how.get("group_size")
-    form = how.get("checkpoint_format", "gptq")
+    form = "marlin" if how.get("is_marlin_format") else how.get("checkpoint_format", how.get("format", "gptq"))
     whole = isinstance(bits, int) and isinstance(group, int)
-    if not whole or bits not in BITS or group < -1 or group == 0 or form not in [*_ZERO_OFFSET] or how.get("dynamic"):
+    if not whole or bits not in BITS or group < -1 or group == 0 or form not in [*_ZERO_OFFSET]:
         raise ConfigError(
             f"{source}: GPTQ with bits={reprlib.repr(bits)}, group_size={reprlib.repr(group)}, "
-            f"checkpoint_format={reprlib.repr(form)}, dynamic={reprlib.repr(how.get('dynamic'))}: supported are "
-            f"{', '.join(map(str, BITS))} bits in groups, the formats {' and '.join(_ZERO_OFFSET)}, no dynamic modules"
+            f"checkpoint_format={reprlib.repr(form)}: supported are {', '.join(map(str, BITS))} bits in groups, the "
+            f"formats {' and '.join(_ZERO_OFFSET)}; use the original checkpoint or a GGUF file"
         )
+    common = None if how.get("dynamic") else (bits, group)
     made: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
         packed = f"{module}.qweight" in tensors
         if kind == "qweight":
             parts = [tensors.get(f"{module}.{part}") for part in _PARTS]
-            made[f"{module}.weight"] = _gptq(f"{module}.weight", parts, bits, group, _ZERO_OFFSET[form], source)
+            made[f"{module}.weight"] = _gptq(f"{module}.weight", parts, common, _ZERO_OFFSET[form], source)
+            if how.get("desc_act") and parts[3] is None and parts[2] is not None and len(parts[2].array) > 1:
+                raise CheckpointError(f"{source}: {module} has no g_idx, which act-order (desc_act) needs")
         elif packed and (kind in _PARTS or (kind == "bias" and not tensor.numpy().any())):
             continue
         elif tensor.dtype == "int32":
@@ -88,8 +93,9 @@ def gptq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sou
 
 
 def _gptq(
-    name: str, parts: list[DenseTensor | None], bits: int, group: int, zero_offset: int, source: str
+    name: str, parts: list[DenseTensor | None], common: tuple[int, int] | None, zero_offset: int, source: str
 ) -> GPTQTensor:
+    """common: bits and group size; None if the shapes say them."""
     codes, zeros, scales, index = parts
     if codes is None or zeros is None or scales is None:
         raise CheckpointError(f"{source}: {name} is packed, but its qzeros or scales are missing")
@@ -100,9 +106,15 @@ def _gptq(
         raise CheckpointError(
             f"{source}: {name} has parts of {kinds} {shapes}: int32, int32, float matrices are needed"
         )
+    bits, group = common or _own(*shapes)
     columns, rows = shapes[0][0] * 32 // bits, shapes[0][1]
     count = 1 if group == -1 else -(-columns // group)
-    if shapes[0][0] * 32 % bits or shapes[1:] != [(count, rows * bits // 32), (count, rows)] or rows * bits % 32:
+    if (
+        bits not in BITS
+        or shapes[0][0] * 32 % bits
+        or shapes[1:] != [(count, rows * bits // 32), (count, rows)]
+        or rows * bits % 32
+    ):
         raise CheckpointError(
             f"{source}: {name} {shapes[0]} does not fit its qzeros {shapes[1]} and scales {shapes[2]} "
             f"with {bits} bits in groups of {group}"
@@ -117,3 +129,9 @@ def _gptq(
                 f"for each of {columns} columns"
             )
     return GPTQTensor(name, (rows, columns), bits, codes, zeros, scales, groups, zero_offset)
+
+
+def _own(codes: tuple[int, ...], zeros: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int]:
+    """Bits and group size of a matrix whose parts have these shapes."""
+    bits = max(1, zeros[1] * 32 // scales[1])
+    return bits, max(1, codes[0] * 32 // bits // scales[0])

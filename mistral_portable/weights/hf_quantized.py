@@ -7,6 +7,7 @@ from typing import Any
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.weights.awq import awq_tensors
+from mistral_portable.weights.compressed_tensors import compressed_tensors
 from mistral_portable.weights.fp8 import fp8_tensors
 from mistral_portable.weights.gptq import gptq_tensors
 from mistral_portable.weights.mlx_quantized import affine_tensors
@@ -14,7 +15,13 @@ from mistral_portable.weights.source import DenseTensor, Tensor
 
 __all__ = ["UNPACKED", "quantization", "unite"]
 
-_READERS = {"awq": awq_tensors, "fp8": fp8_tensors, "gptq": gptq_tensors, "mlx": affine_tensors}
+_READERS = {
+    "awq": awq_tensors,
+    "compressed-tensors": compressed_tensors,
+    "fp8": fp8_tensors,
+    "gptq": gptq_tensors,
+    "mlx": affine_tensors,
+}
 _FLOATS = ("float32", "float16", "bfloat16")
 
 UNPACKED = "{}: {} weights are unpacked to floats as a backend reads them; a GGUF file may run in its own size."
@@ -41,8 +48,8 @@ def quantization(config: MistralConfig, source: str) -> dict[str, Any]:
     method = other.get("quant_method") if isinstance(other, Mapping) else None
     if not isinstance(method, str) or method not in _READERS.keys() - {"mlx"}:
         raise ConfigError(
-            f"{source}: quantization_config={reprlib.repr(other)}: of quantized safetensors MLX's, AWQ, GPTQ and FP8 "
-            "are supported; use the original checkpoint or a GGUF file"
+            f"{source}: weights of quant_method={reprlib.repr(method)} are not supported: MLX's, awq, "
+            "compressed-tensors, fp8 and gptq are; use the original checkpoint or a GGUF file"
         )
     return dict(other)
 

@@ -8,48 +8,73 @@ from typing import Any
 
 from mistral_portable.errors import CheckpointError
 from mistral_portable.weights.gguf import part_names
+from mistral_portable.weights.safetensors import weight_files
 
 __all__ = ["Progress", "download", "download_tokenizer"]
 
 Progress = Callable[[str, int, int], None]
 """Called from download threads with (what, bytes done, bytes in total so far known)."""
 
-# What an HF checkpoint needs. Only the top folder: subfolders hold copies in other formats.
-_HF_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.model*", "tekken.json"]
 _TOKENIZER_FILES = ["tokenizer.model*", "tekken.json"]
-_NOT_NEEDED = ["*/*", "consolidated*", "adapter_*"]
+_SUBFOLDERS = "*/*"  # they hold copies in other formats
+# What an HF checkpoint needs, and what tells that there is Mistral's own; that one's weights are large.
+_HF_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "params.json", *_TOKENIZER_FILES]
+_NOT_HF = [_SUBFOLDERS, "consolidated*", "adapter_*"]
+_RAW_WEIGHTS = ("consolidated*.safetensors", "consolidated*.pth", "consolidated*.pt")
 
 
 def download(repository: str, file: str | None, revision: str | None, progress: Progress | None) -> Path:
-    """The local path of a repository's HF checkpoint (a folder), or of its `file`, all parts of it if it is split.
+    """A file to open: a repository's `config.json`, with the HF checkpoint beside it; without one the first of its
+    `consolidated` files, safetensors rather than torch's, with the others and `params.json` beside it; or its `file`.
 
-    Complete files in the cache are not downloaded again, and without a network the cache is used. A connection that
-    breaks is resumed; a download that is stopped starts its unfinished files anew. With `progress` None
-    huggingface_hub shows its own bars.
+    Of split GGUF files all parts come. Complete files in the cache are not downloaded again, and without a network the
+    cache is used. A connection that breaks is resumed; a download that is stopped starts its unfinished files anew.
+    With `progress` None huggingface_hub shows its own bars.
 
     Raises CheckpointError: no such repository, revision or file; no access; no network; disk full.
     """
     from huggingface_hub import snapshot_download
 
-    try:
-        snapshot = Path(
+    bars = None if progress is None else _reporter(file or repository, progress)
+
+    def fetch(wanted: list[str], unwanted: list[str]) -> Path:
+        return Path(
             snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=_HF_FILES if file is None else [glob.escape(part) for part in part_names(file)],
-                ignore_patterns=_NOT_NEEDED if file is None else None,
-                tqdm_class=None if progress is None else _reporter(file or repository, progress),
+                allow_patterns=wanted,
+                ignore_patterns=unwanted,
+                tqdm_class=bars,
             )
         )
-        if file is not None and (snapshot / file).is_file():
-            return snapshot / file
-        if file is None and (snapshot / "config.json").is_file() and any(snapshot.glob("*.safetensors")):
-            return snapshot
-        raise CheckpointError(_what_is_there(repository, file, snapshot.name))
+
+    try:
+        if file is None:
+            snapshot = fetch(_HF_FILES, _NOT_HF)
+            found = _hf(snapshot) or _raw(snapshot, fetch)
+        else:
+            snapshot = fetch([glob.escape(part) for part in part_names(file)], [])
+            found = snapshot / file if (snapshot / file).is_file() else None
+        if found is None:
+            raise CheckpointError(_what_is_there(repository, file, snapshot.name))
     except CheckpointError:
         raise
     except Exception as error:  # huggingface_hub raises OSErrors and, by version, those of requests, httpx or httpx2
         raise CheckpointError(f"{repository}: {_explain(error, repository, revision)}") from error
+    return found
+
+
+def _hf(snapshot: Path) -> Path | None:
+    config = snapshot / "config.json"
+    return config if config.is_file() and weight_files(snapshot) else None
+
+
+def _raw(snapshot: Path, fetch: Callable[[list[str], list[str]], Path]) -> Path | None:
+    if (snapshot / "params.json").is_file():
+        for weights in _RAW_WEIGHTS:
+            if found := sorted(fetch([weights], [_SUBFOLDERS]).glob(weights)):
+                return found[0]
+    return None
 
 
 def download_tokenizer(
@@ -77,7 +102,7 @@ def download_tokenizer(
                 local_files_only=local_files_only,
                 token=token,
                 allow_patterns=_TOKENIZER_FILES,
-                ignore_patterns=["*/*"],
+                ignore_patterns=[_SUBFOLDERS],
             )
         )
     except Exception as error:  # as in `download`
@@ -88,7 +113,7 @@ def _what_is_there(repository: str, file: str | None, commit: str) -> str:
     from huggingface_hub import HfApi
 
     ggufs = [name for name in HfApi().list_repo_files(repository, revision=commit) if name.endswith(".gguf")]
-    wanted = "config.json and *.safetensors" if file is None else file
+    wanted = "config.json and *.safetensors, no params.json and consolidated.*" if file is None else file
     if not ggufs:
         return f"{repository}: the repository has no {wanted}, and no GGUF file either"
     return f"{repository}: the repository has no {wanted}; name a file: " + ", ".join(

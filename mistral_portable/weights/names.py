@@ -49,6 +49,7 @@ _TO_RAW = {hf: raw for raw, hf in (_RAW | _RAW_LAYER).items()}
 _HF_LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.(.+)", re.ASCII)
 _RAW_LAYER_NAME = re.compile(r"layers\.(\d+)\.(.+)", re.ASCII)
 _RAW_EXPERT = re.compile(r"feed_forward\.(experts\.\d+\.w[123])", re.ASCII)
+_RAW_MIXTRAL = re.compile(r"layers\.\d+\.block_sparse_moe\.(gate\.weight|w[123])", re.ASCII)
 _HF_EXPERT = re.compile(r"block_sparse_moe\.(experts\.\d+\.w[123])", re.ASCII)
 _GGUF_EXPERT = re.compile(r"ffn_(gate|up|down)\.(\d+)", re.ASCII)  # files from before they were put together
 _OF_EXPERT = {"gate": "w1", "up": "w3", "down": "w2"}
@@ -82,7 +83,12 @@ def from_gguf(name: str) -> str:
 
 
 def from_raw(name: str) -> str:
-    """`layers.0.attention.wq.weight` -> `model.layers.0.self_attn.q_proj.weight`; an unknown name stays as it is."""
+    """`layers.0.attention.wq.weight` -> `model.layers.0.self_attn.q_proj.weight`; an unknown name stays as it is.
+
+    Mixtral's first files have `layers.0.block_sparse_moe.gate.weight`, and `.w1`, `.w2`, `.w3` of all experts.
+    """
+    if _RAW_MIXTRAL.fullmatch(name):
+        return f"model.{name}"
     module, _, kind = name.rpartition(".")
     if match := _RAW_LAYER_NAME.fullmatch(module):
         index, module = match.groups()

@@ -10,7 +10,7 @@ from pathlib import Path
 from mistral_portable.errors import CheckpointError
 from mistral_portable.weights.archive import is_tar, is_zip
 from mistral_portable.weights.gguf import open_gguf, part_names
-from mistral_portable.weights.quantize import quantized, require_quantizable
+from mistral_portable.weights.quantize import BlockMaker, plain_blocks, quantized, require_quantizable
 from mistral_portable.weights.raw import is_consolidated, open_raw, open_raw_tar
 from mistral_portable.weights.safetensors import INDEX, open_safetensors, weight_files
 from mistral_portable.weights.source import Checkpoint, map_file
@@ -27,6 +27,7 @@ def open_checkpoint(
     *,
     revision: str | None = None,
     quantize: str | None = None,
+    make: BlockMaker = plain_blocks,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Checkpoint:
     """Open a checkpoint lazily: files are mapped and their headers checked, weights are read when asked for.
@@ -38,10 +39,12 @@ def open_checkpoint(
               GGUF file, whole or split; of several of these, its `config.json` or `params.json`, or the file;
             - a `.safetensors` or `consolidated.*` file (its folder has the config), a `.gguf` file, or a tar of a
               folder with `params.json`;
-            - "owner/name": a repository of the Hugging Face hub with HF safetensors;
+            - "owner/name": a repository of the Hugging Face hub with HF safetensors, or without them with `params.json`
+              and `consolidated.*`;
             - "owner/name:file.gguf": one GGUF file of a repository (of split ones any part).
         revision: Branch, tag or commit of a hub repository; None is its main branch.
         quantize: A ggml type ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0") that float matrices get as they are read.
+        make: Makes these blocks.
         progress: Called while downloading, with (file name or description, bytes done, bytes in total).
 
     Raises:
@@ -52,7 +55,7 @@ def open_checkpoint(
     if quantize is not None:
         require_quantizable(quantize)
     checkpoint = _open(model, revision, progress)
-    return replace(checkpoint, tensors=quantized(checkpoint.tensors, quantize)) if quantize else checkpoint
+    return replace(checkpoint, tensors=quantized(checkpoint.tensors, quantize, make)) if quantize else checkpoint
 
 
 def _open(model: str | Path, revision: str | None, progress: Callable[[str, int, int], None] | None) -> Checkpoint:
@@ -71,9 +74,7 @@ def _open(model: str | Path, revision: str | None, progress: Callable[[str, int,
     from mistral_portable.weights.hub import download
 
     repository, file = match.groups()
-    if file is None:
-        return open_safetensors(download(repository, None, revision, progress))
-    return open_gguf(download(repository, file, revision, progress))
+    return _open_local(download(repository, file, revision, progress))
 
 
 def _open_local(path: Path) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""Matrices that backends unpack: what AWQ, GPTQ and FP8 tensors have in common."""
+"""Matrices that backends unpack: what those of AWQ, GPTQ, FP8 and compressed-tensors have in common."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace

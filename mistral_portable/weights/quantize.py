@@ -1,7 +1,7 @@
 """Float matrices that become ggml blocks as they are read."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Self
@@ -14,10 +14,13 @@ from mistral_portable.weights.joined import JoinedTensor
 from mistral_portable.weights.quant import BlockTensor
 from mistral_portable.weights.source import DenseTensor, Tensor, release
 
-__all__ = ["QUANTIZABLE", "quantized", "require_quantizable"]
+__all__ = ["QUANTIZABLE", "BlockMaker", "plain_blocks", "quantized", "require_quantizable"]
 
 QUANTIZABLE = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
 """The types, among those that can be unpacked, that `gguf.quants` makes from floats."""
+
+BlockMaker = Callable[[DenseTensor, str], NDArray[np.uint8]]
+"""Makes blocks of a float matrix, of one of QUANTIZABLE: uint8 [rows, bytes_per_row]. May be called from any thread."""
 
 _SLICE = 2**20  # numbers that a thread converts at a time: 4 MiB in float32
 # NumPy lets go of the GIL now and then: on two cores two threads were 1.5 times as fast as one, four slower than two.
@@ -30,7 +33,21 @@ def require_quantizable(type: str) -> None:
         raise InputError(f"quantize={type!r}: choose one of {', '.join(QUANTIZABLE)}")
 
 
-def quantized(tensors: Mapping[str, Tensor], type: str) -> Mapping[str, Tensor]:
+def plain_blocks(matrix: DenseTensor, type: str) -> NDArray[np.uint8]:
+    """The blocks that `gguf.quants` makes: each weight rounded, with the scale that its block's largest one has."""
+    from gguf import GGMLQuantizationType, quants
+
+    rows, columns = matrix.shape
+    step, kind = max(1, _SLICE // columns), GGMLQuantizationType[type.upper()]
+
+    def convert(begin: int) -> NDArray[np.uint8]:
+        return quants.quantize(matrix.rows(slice(begin, begin + step)).numpy(), kind)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return np.concatenate([*pool.map(convert, range(0, rows, step))])
+
+
+def quantized(tensors: Mapping[str, Tensor], type: str, make: BlockMaker = plain_blocks) -> Mapping[str, Tensor]:
     """The tensors, with float matrices as blocks of `type`, one of QUANTIZABLE; lazy, as the tensors are.
 
     What is in blocks already stays as it is, and so do vectors and matrices whose columns do not fill whole blocks.
@@ -42,7 +59,7 @@ def quantized(tensors: Mapping[str, Tensor], type: str) -> Mapping[str, Tensor]:
     kind = GGMLQuantizationType[type.upper()]
     columns, _ = GGML_QUANT_SIZES[kind]
     made: dict[str, Tensor] = {
-        name: _QuantizedTensor(tensor.name, tensor.shape, kind, tensor)
+        name: _QuantizedTensor(tensor.name, tensor.shape, kind, tensor, make)
         for name, tensor in tensors.items()
         if isinstance(tensor, DenseTensor | JoinedTensor) and len(tensor.shape) == 2 and tensor.shape[1] % columns == 0
     }
@@ -60,22 +77,12 @@ class _QuantizedTensor(BlockTensor):
     """Blocks that are made of floats, anew at each call of `blocks`."""
 
     floats: DenseTensor | JoinedTensor
+    make: BlockMaker
 
     def blocks(self) -> NDArray[np.uint8]:
         """uint8 [rows, bytes_per_row], the caller's own."""
-        from gguf.quants import quantize
-
-        rows, columns = self.shape
         floats = self.floats.joined() if isinstance(self.floats, JoinedTensor) else self.floats
-        out = np.empty((rows, self.nbytes // rows), np.uint8)
-        step = max(1, _SLICE // columns)
-
-        def convert(begin: int) -> None:
-            part = slice(begin, begin + step)
-            out[part] = quantize(floats.rows(part).numpy(), self.type)
-
-        with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(convert, range(0, rows, step)))  # a list, so that errors are raised here
+        out = self.make(floats, self.dtype)
         release(floats.array)
         return out
 

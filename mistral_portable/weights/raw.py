@@ -1,7 +1,8 @@
 """Mistral's own checkpoints: `params.json` and `consolidated.*`, in a folder or in a tar.
 
 Rows of q and k are stored for interleaved RoPE. Safetensors files (`consolidated.safetensors`, or several) hold whole
-tensors; torch files (`consolidated.00.pth`, `consolidated.01.pth`, ...) hold one piece of each, a file per GPU.
+tensors; torch files (`consolidated.00.pth`, `consolidated.01.pth`, ...) hold one piece of each, a file per GPU, or each
+other tensors, whole, as Mixtral's first do.
 """
 
 import os
@@ -12,6 +13,7 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.tokenizer.source import TokenizerFile
 from mistral_portable.weights.archive import is_zip, tar_members
+from mistral_portable.weights.experts import apart
 from mistral_portable.weights.fp8 import fp8_tensors
 from mistral_portable.weights.hf_quantized import UNPACKED
 from mistral_portable.weights.joined import JoinedTensor
@@ -90,7 +92,7 @@ def _open(path: Path, params: bytes, weights: Mapping[str, Buffer], tokenizer: T
         raise CheckpointError(
             f"{path}: several checkpoints: {', '.join(weights)}; give the path of the one that shall be read"
         )
-    tensors, notices = _united(stored, config, str(path))
+    tensors, notices = _united(apart(stored, config.num_local_experts, str(path)), config, str(path))
     tensors = {name: half_split(tensor, config) for name, tensor in tensors.items()}
     return Checkpoint(path, "raw", config, tensors, tokenizer, notices, metadata)
 
@@ -119,7 +121,7 @@ def _united(
     how = config.extra.get("quantization")
     whole = {name: tensor for name, tensor in stored.items() if isinstance(tensor, DenseTensor)}
     fp8 = any(tensor.dtype == "float8_e4m3" for tensor in whole.values())
-    kind = how.get("qformat_weight") if isinstance(how, Mapping) else how
+    kind = how.get("qformat_weight", how.get("quant_method")) if isinstance(how, Mapping) else how
     if kind not in (None, "fp8_e4m3") or fp8 != (kind is not None):
         raise ConfigError(
             f"{source}: params.json announces weights of the kind {kind!r:.80}, but the tensors are "
@@ -135,8 +137,9 @@ def _torch(path: Path, config: MistralConfig, files: Mapping[str, Buffer]) -> di
     for file, data in sorted(files.items()):
         for name, tensor in read_torch(data, f"{path}/{file}").items():
             pieces.setdefault(from_raw(name), []).append(tensor)
+    whole = all(len(some) == 1 for some in pieces.values())
     lacking = [name for name, some in pieces.items() if len(some) != len(files)]
-    if lacking:
+    if lacking and not whole:
         raise CheckpointError(
             f"{path}: {lacking[0]!r} is in some of {', '.join(sorted(files))} only; each needs a piece"
         )

@@ -18,10 +18,15 @@ __all__ = ["PACKED_INTEGERS", "read_safetensors"]
 
 PACKED_INTEGERS: dict[str, tuple[str, type[np.generic]]] = {
     "F8_E4M3": ("float8_e4m3", np.uint8),
+    "I8": ("int8", np.int8),
+    "I16": ("int16", np.int16),
     "I32": ("int32", np.int32),
+    "I64": ("int64", np.int64),
+    "U8": ("uint8", np.uint8),
     "U32": ("uint32", np.uint32),
 }
-"""As `source.DENSE`: the types of packed weights, which mean something together with their scales only."""
+"""As `source.DENSE`: the types of packed weights, which mean something together with their scales only, or nothing to
+us: then the reader of their kind says what it does not read."""
 
 _MAX_HEADER = 2**25  # a checkpoint with 50,000 tensors has a header of 6 MB
 _MAX_AXES = 8

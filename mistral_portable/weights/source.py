@@ -44,7 +44,7 @@ class Tensor(Protocol):
     @property
     def dtype(self) -> str:
         """As stored: "float32", "float16", "bfloat16", or packed: a ggml type in lower case ("q4_0", "q6_k"),
-        "affine_4bit", "awq_4bit", "gptq_3bit", "float8_e4m3"."""
+        "affine_4bit", "awq_4bit", "compressed_4bit", "gptq_3bit", "float8_e4m3"."""
 
     @property
     def nbytes(self) -> int:
@@ -76,11 +76,10 @@ class DenseTensor:
         return self.array.nbytes
 
     def raw(self) -> NDArray[Any]:
-        """The stored array, bfloat16 as uint16. A read-only view of the file where no rows are permuted."""
-        if self.order is not None:
-            return self.array[self.order]
-        # A safetensors header may end anywhere; compiled kernels need aligned data.
-        return np.require(self.array, requirements="A")
+        """The values row by row, bfloat16 as uint16. A read-only view of the file where they lie so, in this order."""
+        array = self.array if self.order is None else self.array[self.order]
+        # A safetensors header may end anywhere, and an expert may lie transposed; compiled kernels need neither.
+        return np.require(array, requirements=("C", "A"))
 
     def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         return self._widened(self.raw(), dtype)
@@ -158,5 +157,5 @@ def release(array: NDArray[Any]) -> None:
     start = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if array.flags.c_contiguous and first < last:
+    if array.flags.forc and first < last:
         owner.madvise(advice, first, last - first)

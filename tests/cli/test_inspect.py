@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli.processes import invoke
+from weights.files import random_tensors, raw_params, small_config, write_raw
 
 import mistral_portable as mp
 from mistral_portable.graph import build, to_mermaid, to_text
@@ -63,3 +64,18 @@ def test_a_missing_or_broken_tokenizer_is_a_finding(tmp_path: Path) -> None:
     assert json.loads(invoke("inspect", str(folder), "--json").out)["tokenizer"] == "none"
     (folder / "tokenizer.model.v3").write_bytes(b"junk")
     assert json.loads(invoke("inspect", str(folder), "--json").out)["tokenizer"].startswith("unusable: ")
+
+
+def test_two_original_lengths_are_shown(tmp_path: Path) -> None:
+    """Which raw files can say, and the keys of a config.json cannot: such a model runs all the same."""
+    config = small_config()
+    write_raw(tmp_path, config, random_tensors(config, np.random.default_rng(0)))
+    yarn = {"factor": 4, "original_max_position_embeddings": 64, "beta": 32, "alpha": 1, "apply_scale": False}
+    queries = {"beta": 0.5, "original_max_position_embeddings": 16}
+    (tmp_path / "params.json").write_text(json.dumps(raw_params(config) | {"yarn": yarn, "llama_4_scaling": queries}))
+    assert invoke("inspect", str(tmp_path)).status == 0
+    shown = json.loads(invoke("inspect", str(tmp_path), "--json").out)["config"]
+    assert shown["query_scale"] == queries
+    assert shown["rope_parameters"]["original_max_position_embeddings"] == 64
+    with mp.load(tmp_path, backend="reference") as model:
+        assert np.isfinite(model.logits([1, 2, 3])).all()

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from weights import test_awq, test_fp8, test_gptq
+from weights import test_awq, test_compressed_tensors, test_fp8, test_gptq
 from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
 from weights.packed_files import write_packed
 
@@ -186,13 +186,17 @@ def test_mlx_s_groups_stay_in_mlx_and_keep_their_values_elsewhere(tmp_path: Path
             assert not isinstance(values[name], AffineTensor)
 
 
-@pytest.mark.parametrize("kind", ["awq", "gptq", "fp8"])
+W4A16 = test_compressed_tensors.SCHEMES["w4a16 asym"]
+
+
+@pytest.mark.parametrize("kind", ["awq", "gptq", "fp8", "w4a16"])
 @pytest.mark.parametrize("to", sorted(FORMATS))
 def test_packed_weights_keep_their_values(tmp_path: Path, kind: str, to: str) -> None:
     how, packer = {
         "awq": (test_awq.HOW, test_awq.Packer(32)),
         "gptq": (test_gptq.HOW, test_gptq.Packer(4, 32, True, True, 1)),
         "fp8": (test_fp8.HOW, test_fp8.Packer("rows", (1, 1))),
+        "w4a16": (test_compressed_tensors.HOW, test_compressed_tensors.Packer(**W4A16)),
     }[kind]
     write_packed(tmp_path / "source", test_gptq.CONFIG, how, packer)  # type: ignore[arg-type]
     with pytest.warns(UserWarning, match=r"14 matrices \(.*\) are unpacked to float32, 4 bytes a weight"):

@@ -9,9 +9,11 @@ from tokenizer.vocabularies import TINY, gguf_vocabulary
 from weights.files import random_tensors, small_config, write_gguf, write_hf
 
 import mistral_portable as mp
+from mistral_portable.engine.blocks import block_maker
 from mistral_portable.errors import BackendError, CheckpointError, InputError, TokenizerError
 from mistral_portable.testing import nmse
 from mistral_portable.weights import open_checkpoint
+from mistral_portable.weights.quantize import QUANTIZABLE
 
 IDS = [1, 5, 9, 17, 33, 65, 3, 8]
 
@@ -123,12 +125,25 @@ def test_float64_gives_the_same_text_and_float32_logits(tiny: mp.Model) -> None:
         assert run.text == tiny.generate("Once upon a time", max_tokens=20, temperature=0).text
 
 
-def test_quantize_gives_the_logits_of_a_quantized_file(tmp_path: Path) -> None:
-    expected = mp.load(small(tmp_path, "gguf", "Q4_0"), backend="reference").logits(IDS)
-    logits = mp.load(small(tmp_path, "hf", "float32"), backend="reference", quantize="q4_0").logits(IDS)
-    np.testing.assert_array_equal(logits, expected)
+@pytest.mark.parametrize("type", QUANTIZABLE)
+def test_quantize_makes_the_blocks_that_the_command_writes(tmp_path: Path, type: str) -> None:
+    source = small(tmp_path, "hf", "float32")
+    written = open_checkpoint(mp.quantize(source, tmp_path / "q.gguf", type)).tensors
+    found = open_checkpoint(source, quantize=type, make=block_maker()).tensors
+    alike = [name for name, tensor in written.items() if tensor.dtype == type]
+    assert len(alike) >= 7
+    for name in alike:  # GGUF's q and k rows are permuted back
+        np.testing.assert_array_equal(found[name].numpy(), written[name].numpy(), err_msg=name)
+    dense = {name: tensor.numpy() for name, tensor in found.items()}
+    write_hf(tmp_path / "dense", small_config(), dense)
+    with warnings.catch_warnings(action="ignore"):
+        expected = mp.load(tmp_path / "dense", backend="reference").logits(IDS)
+    np.testing.assert_array_equal(mp.load(source, backend="reference", quantize=type).logits(IDS), expected)
+
+
+def test_what_is_quantized_is_not_quantized_again(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"quantized already \(q4_0\)"):
-        mp.load(tmp_path / "model.gguf", backend="reference", quantize="q8_0")
+        mp.load(small(tmp_path, "gguf", "Q4_0"), backend="reference", quantize="q8_0")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

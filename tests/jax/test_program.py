@@ -44,9 +44,8 @@ def prepared(dtype: str = "float32", **sizes: int) -> tuple[Any, CacheManager]:
     return BACKEND.prepare(GRAPH, random_weights(GRAPH, 1), spec, ExecutorOptions(dtype)), CacheManager(spec, block=64)
 
 
-@pytest.mark.filterwarnings("ignore:.* are unpacked to")
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
-@pytest.mark.parametrize("rung", ["ragged", "op.moe", "op.rope", "weights.q4_0"])
+@pytest.mark.parametrize("rung", ["ragged", "op.moe", "op.rope"])
 @settings(max_examples=2, derandomize=True, database=None, phases=[Phase.generate])
 @given(data=st.data())
 def test_other_types_on_rungs_of_the_ladder(rung: str, dtype: str, data: st.DataObject) -> None:

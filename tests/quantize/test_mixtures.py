@@ -1,10 +1,8 @@
 """Which matrices get which type: as llama.cpp would have it."""
 
-import ctypes
 import importlib.util
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ import mistral_portable as mp
 from mistral_portable import transformers
 from mistral_portable.config import MistralConfig
 from mistral_portable.quantization.mixtures import MIXTURES, fitting_type
+from tools.llama_cpp_quantizer import quantize_by_llama_cpp
 
 LAYERS_7B = MistralConfig(num_hidden_layers=32)
 
@@ -86,8 +85,6 @@ def test_what_fits(wanted: str) -> None:
     ],
 )
 def test_beside_llama_cpp(tmp_path: Path, hidden: int, heads: int, kv_heads: int, layers: int, experts: int) -> None:
-    import llama_cpp
-
     config = small_config(
         hidden_size=hidden,
         num_attention_heads=heads,
@@ -110,11 +107,8 @@ def test_beside_llama_cpp(tmp_path: Path, hidden: int, heads: int, kv_heads: int
     for mixture, rules in MIXTURES.items():
         if mixture == "q2_k_s":  # llama.cpp makes it with an importance matrix only
             continue
-        settings: Any = llama_cpp.llama_model_quantize_default_params()
-        settings.nthread, settings.ftype = 2, getattr(llama_cpp, f"LLAMA_FTYPE_{rules.file_type}")
         theirs = tmp_path / f"{mixture}-theirs.gguf"
-        arguments = str(source).encode(), str(theirs).encode(), ctypes.byref(settings)
-        assert llama_cpp.llama_model_quantize(*arguments) == 0
+        quantize_by_llama_cpp(source, theirs, rules.file_type)
         with warnings.catch_warnings(action="ignore"):
             ours = mp.quantize(source, tmp_path / f"{mixture}-ours.gguf", mixture)
         found, expected = (

@@ -47,19 +47,43 @@ class Packer:
         return {"qweight": pack(codes), "qzeros": pack(zeros), "scales": torch.tensor(scales)}
 
 
-def pack(codes: NDArray[np.integer[Any]]) -> torch.Tensor:
+class RowsPacker(Packer):
+    """As AutoAWQ's `WQLinear_GEMV`: untransposed, in order, with more zeros and scales than groups."""
+
+    def __call__(self, name: str, values: NDArray[np.float32]) -> Mapping[str, torch.Tensor]:
+        rows, columns = values.shape
+        group = columns if self.group == -1 else self.group
+        count = columns // group
+        width = 4 * -(-count // 32)
+        codes = self.random.integers(0, 16, (rows, columns))
+        zeros = self.random.integers(0, 16, (rows, 8 * width))
+        scales = self.random.normal(0, 0.02, zeros.shape).astype(np.float16)
+        meant = np.empty((rows, columns))
+        for column in range(columns):
+            of = column // group
+            meant[:, column] = (codes[:, column] - zeros[:, of]) * scales[:, of].astype(np.float64)
+        self.values[name] = meant
+        plain = list(range(8))
+        return {"qweight": pack(codes, plain), "qzeros": pack(zeros, plain), "scales": torch.tensor(scales)}
+
+
+def pack(codes: NDArray[np.integer[Any]], order: list[int] = ORDER) -> torch.Tensor:
     words = np.zeros((codes.shape[0], codes.shape[1] // 8), np.uint32)
     for word in range(words.shape[1]):
         for nibble in range(8):
-            words[:, word] |= codes[:, word * 8 + ORDER[nibble]].astype(np.uint32) << np.uint32(4 * nibble)
+            words[:, word] |= codes[:, word * 8 + order[nibble]].astype(np.uint32) << np.uint32(4 * nibble)
     return torch.tensor(words.view(np.int32))
 
 
 @settings(max_examples=5)
 @given(group=st.sampled_from([-1, 16, 32]), seed=st.integers(0, 99))
-def test_values_are_those_of_the_formula(tmp_path_factory: pytest.TempPathFactory, group: int, seed: int) -> None:
-    folder, packer = tmp_path_factory.mktemp("awq"), Packer(group, seed)
-    write_packed(folder, CONFIG, HOW | {"group_size": group}, packer)
+@pytest.mark.parametrize("version", ["gemm", "GEMV"])
+def test_values_are_those_of_the_formula(
+    tmp_path_factory: pytest.TempPathFactory, version: str, group: int, seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("awq")
+    packer = (Packer if version == "gemm" else RowsPacker)(group, seed)
+    write_packed(folder, CONFIG, HOW | {"group_size": group, "version": version}, packer)
     checkpoint = open_checkpoint(folder)
     assert "AWQ" in checkpoint.notices[0]
     assert "unpacked" in checkpoint.notices[0]
@@ -90,11 +114,27 @@ def test_they_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"bits": 8}, {"bits": None}, {"group_size": 0}, {"group_size": "32"}, {"version": "gemv"}, {"group_size": -2}],
+    [
+        {"bits": 8},
+        {"bits": None},
+        {"group_size": 0},
+        {"group_size": "32"},
+        {"version": "gemv_fast"},
+        {"version": "marlin"},
+        {"group_size": -2},
+    ],
 )
 def test_settings_that_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_packed(tmp_path, CONFIG, HOW | changes, Packer(32))
-    with pytest.raises(ConfigError, match="supported are 4 bits in groups, version 'gemm'"):
+    with pytest.raises(ConfigError, match=r"AWQ with .*: supported are 4 bits in groups.*GGUF"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("stated", ["gemm", "gemv"])
+def test_a_layout_under_the_other_name_is_refused(tmp_path: Path, stated: str) -> None:
+    packer = (RowsPacker if stated == "gemm" else Packer)(32)
+    write_packed(tmp_path, CONFIG, HOW | {"version": stated}, packer)
+    with pytest.raises(CheckpointError, match=f"does not fit .* version '{stated}'"):
         open_checkpoint(tmp_path)
 
 

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+from weights.files import raw_params
 
+import mistral_portable as mp
 from mistral_portable.binding import check_tensors
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError
 from mistral_portable.graph import build
 from mistral_portable.testing import random_weights
 from mistral_portable.testing.families import FAMILIES, shrunk
-from mistral_portable.weights import open_checkpoint
+from mistral_portable.weights import DenseTensor, open_checkpoint
 from mistral_portable.weights.names import half_split_order, to_gguf, to_raw
 from mistral_portable.weights.windows import inferred_windows
 
@@ -143,6 +146,91 @@ def test_raw(tmp_path: Path) -> None:
     names = {name: to_raw(name) for name in FLOATS}
     assert names["model.layers.1.block_sparse_moe.experts.7.w2.weight"] == "layers.1.feed_forward.experts.7.w2.weight"
     assert names["model.layers.0.block_sparse_moe.gate.weight"] == "layers.0.feed_forward.gate.weight"
+
+
+def first_raw() -> dict[str, Floats]:
+    """As transformers' and mlx-examples' converters read Mixtral's first files: experts below each other, and those of
+    w2 transposed."""
+    made = {}
+    for name, array in plain().items():
+        heads = {"q_proj": CONFIG.num_attention_heads, "k_proj": CONFIG.num_key_value_heads}.get(name.split(".")[-2])
+        ordered = array[np.argsort(half_split_order(heads, CONFIG.head_dim))] if heads else array
+        made[to_raw(name).replace("feed_forward.gate", "block_sparse_moe.gate")] = ordered
+    for layer in range(CONFIG.num_hidden_layers):
+        for matrix in MATRICES:
+            each = stacked(layer, matrix)
+            made[f"layers.{layer}.block_sparse_moe.{matrix}"] = np.concatenate(
+                [one.T if matrix == "w2" else one for one in each]
+            )
+    return made
+
+
+def write_first_raw(folder: Path, tensors: dict[str, Floats], files: int) -> None:
+    """Each tensor whole, in one of several torch files, or all in one safetensors file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    moe = {"num_experts": CONFIG.num_local_experts, "num_experts_per_tok": CONFIG.num_experts_per_tok}
+    (folder / "params.json").write_text(json.dumps(raw_params(CONFIG) | {"moe": moe}))
+    if not files:
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / "consolidated.safetensors"
+        )
+    for file in range(files):
+        some = list(tensors.items())[file::files]
+        torch.save(
+            {name: torch.from_numpy(array.copy()) for name, array in some}, folder / f"consolidated.{file:02}.pt"
+        )
+
+
+@pytest.mark.parametrize("files", [0, 1, 3])
+def test_the_first_raw_files(tmp_path: Path, files: int) -> None:
+    write_first_raw(tmp_path, first_raw(), files)
+    opened = open_checkpoint(tmp_path)
+    check_tensors(build(CONFIG), opened.tensors, "m")
+    for name, expected in FLOATS.items():
+        tensor = opened.tensors[name]
+        np.testing.assert_array_equal(tensor.numpy(), expected, err_msg=name)
+        if ".w2." in name:
+            assert isinstance(tensor, DenseTensor)
+            assert not tensor.array.flags.owndata  # still the file's
+            assert tensor.raw().flags.c_contiguous
+            np.testing.assert_array_equal(tensor.rows(slice(3, 9)).numpy(), expected[3:9])
+
+
+def test_the_first_raw_files_convert_there_and_back(tmp_path: Path) -> None:
+    write_first_raw(tmp_path / "first", first_raw(), 3)
+    for source, target, kind in (("first", "hf", "hf"), ("hf", "raw", "raw"), ("first", "m.gguf", "gguf")):
+        mp.convert(tmp_path / source, tmp_path / target, kind)
+        for name, tensor in open_checkpoint(tmp_path / target).tensors.items():
+            np.testing.assert_array_equal(tensor.numpy(), FLOATS[name], err_msg=f"{target} {name}")
+    tokens = list(range(20))
+    logits = [
+        mp.load(tmp_path / source, backend=backend, dtype="float32").logits(tokens)
+        for source, backend in (("first", "reference"), ("first", "numba"), ("raw", "reference"))
+    ]
+    np.testing.assert_array_equal(logits[0], logits[2])
+    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("broken", ["rows", "axes", "empty", "count", "pieces"])
+def test_first_raw_files_that_do_not_fit(tmp_path: Path, broken: str) -> None:
+    tensors, name = first_raw(), "layers.0.block_sparse_moe.w2"
+    match broken:
+        case "rows":
+            tensors[name] = tensors[name][1:]
+        case "axes":
+            tensors[name] = tensors[name].reshape(-1)
+        case "empty":
+            tensors[name] = tensors[name][:, :0]
+    write_first_raw(tmp_path, tensors, 2)
+    match broken:
+        case "count":
+            (tmp_path / "params.json").write_text(json.dumps(raw_params(CONFIG)))
+        case "pieces":  # w2 in both files, all else in one of them
+            path = tmp_path / "consolidated.01.pt"
+            torch.save(torch.load(path) | {name: torch.zeros(8, 8)}, path)
+            torch.save({name: torch.zeros(8, 8)}, tmp_path / "consolidated.00.pt")
+    with pytest.raises(CheckpointError, match=r"not that of [08] experts|each needs a piece|do not fit the config"):
+        check_tensors(build(CONFIG), open_checkpoint(tmp_path).tensors, "m")
 
 
 def test_what_is_missing_of_all_experts_is_said_once(tmp_path: Path) -> None:

@@ -80,6 +80,23 @@ def test_values_are_codes_times_scales(
         np.testing.assert_array_equal(tensor.permute_rows(order).numpy(), expected[order])
 
 
+def test_the_names_of_auto_fp8(tmp_path: Path) -> None:
+    """Of RedHat's and Neural Magic's repositories with quant_method fp8; cached keys and values have scales as well."""
+    names = {"weight_scale_inv": "weight_scale", "activation_scale": "input_scale"}
+    packer = Packer("tensor", (1, 1))
+
+    def pack(name: str, values: NDArray[np.float32]) -> Mapping[str, torch.Tensor]:
+        return {names.get(part, part): tensor for part, tensor in packer(name, values).items()}
+
+    stored = write_packed(tmp_path, CONFIG, {"quant_method": "fp8", "activation_scheme": "static"}, pack)
+    stored |= {f"model.layers.0.self_attn.{kind}_scale": torch.tensor(1.0) for kind in "kv"}
+    save_file(stored, tmp_path / "model.safetensors")
+    tensors = open_checkpoint(tmp_path).tensors
+    assert not any(name.endswith("scale") for name in tensors)
+    for name, expected in packer.values.items():
+        np.testing.assert_array_equal(tensors[name].numpy(), expected, err_msg=name)
+
+
 def write_raw_fp8(folder: Path, params: dict[str, Any] | None = None) -> dict[str, NDArray[np.float32]]:
     """A raw folder with `qscale_weight` and `qscale_act`; returns what its layers' matrices are, by HF name."""
     tensors = random_tensors(CONFIG, np.random.default_rng(0))
@@ -113,7 +130,15 @@ def test_raw_weights_are_codes_times_scales(tmp_path: Path) -> None:
     assert np.isfinite(mp.load(tmp_path, backend="reference").logits([1, 2, 3])).all()
 
 
-@pytest.mark.parametrize("params", [{}, {"quantization": {"qformat_weight": "nvfp4"}}, {"quantization": "fp8"}])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"quantization": {"qformat_weight": "nvfp4"}},
+        {"quantization": {"quant_method": "compressed-tensors"}},
+        {"quantization": "fp8"},
+    ],
+)
 def test_what_params_json_does_not_announce_is_refused(tmp_path: Path, params: dict[str, Any]) -> None:
     write_raw_fp8(tmp_path, params)
     with pytest.raises(ConfigError, match="floats and fp8_e4m3 are supported"):

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy  # noqa: F401
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from weights import test_awq, test_experts, test_fp8, test_gptq
+from weights import test_awq, test_compressed_tensors, test_experts, test_fp8, test_gptq
 from weights.damage import NUMBERS, Damage, damage
 from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
 from weights.packed_files import write_packed
@@ -135,8 +135,12 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with tarfile.open(folder / "tar" / "m.tar", "w") as archive:
         archive.add(folder / "torch", "m")
     write_packed(folder / "awq", CONFIG, AWQ, test_awq.Packer(16))
+    write_packed(folder / "gemv", CONFIG, AWQ | {"version": "gemv"}, test_awq.RowsPacker(16))
+    for kind, packer in COMPRESSED.items():
+        write_packed(folder / kind, CONFIG, packer.how, packer)
     write_packed(folder / "gptq", CONFIG, GPTQ, test_gptq.Packer(4, 16, True, True, 1))
     write_packed(folder / "fp8", CONFIG, FP8, test_fp8.Packer("blocks", (16, 16)))
+    test_experts.write_first_raw(folder / "mixtral", test_experts.first_raw(), 2)
     (folder / "experts").mkdir()
     test_experts.write_gguf(folder / "experts" / "m.gguf", "Q4_0", together=True)
     return {
@@ -146,14 +150,20 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "torch": folder / "torch" / "consolidated.01.pth",
         "split": folder / "split" / "split-00002-of-00002.gguf",
         "tar": folder / "tar" / "m.tar",
-        **{kind: folder / kind / "model.safetensors" for kind in ("awq", "gptq", "fp8")},
+        "mixtral": folder / "mixtral" / "consolidated.01.pt",
+        **{kind: folder / kind / "model.safetensors" for kind in HF_PACKED},
     }
 
 
 AWQ = test_awq.HOW | {"group_size": 16}
 GPTQ = test_gptq.HOW | {"group_size": 16}
 FP8 = test_fp8.HOW | {"weight_block_size": [16, 16]}
-KINDS = ["raw", "params", "torch", "split", "tar", "awq", "gptq", "fp8", "experts"]
+COMPRESSED = {
+    "w4a16": test_compressed_tensors.Packer(**test_compressed_tensors.SCHEMES["w4a16 asym"]),
+    "w8a8": test_compressed_tensors.Packer(**test_compressed_tensors.SCHEMES["w8a8 asym"]),
+}
+HF_PACKED = ["awq", "gemv", "gptq", "fp8", *COMPRESSED]
+KINDS = ["raw", "params", "torch", "split", "tar", *HF_PACKED, "experts", "mixtral"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -193,13 +203,16 @@ def test_damaged_directories_of_torch_files(others: dict[str, Path], scratch: Pa
 @given(
     values=st.dictionaries(
         st.sampled_from(
-            ["bits", "group_size", "version", "weight_block_size", "quant_method", "checkpoint_format", "dynamic"]
+            [
+                *["bits", "group_size", "version", "weight_block_size", "quant_method", "checkpoint_format", "dynamic"],
+                *["format", "config_groups", "sparsity_config", "transform_config"],
+            ]
         ),
         st.deferred(lambda: _JSON),
         min_size=1,
     )
 )
-@pytest.mark.parametrize("kind", ["awq", "gptq", "fp8"])
+@pytest.mark.parametrize("kind", HF_PACKED)
 @settings(max_examples=15)
 def test_any_json_in_the_quantization_config(
     others: dict[str, Path], scratch: Path, kind: str, values: dict[str, Any]

@@ -118,6 +118,31 @@ def test_biases_of_zeros_are_dropped_and_others_refused(tmp_path: Path) -> None:
         mp.load(tmp_path, backend="reference")
 
 
+@pytest.mark.parametrize("act_order", [False, True])
+def test_modules_with_bits_and_groups_of_their_own(tmp_path: Path, act_order: bool) -> None:
+    """GPTQModel's `dynamic`: rules by name, of which the shapes tell enough."""
+    common, own = Packer(4, 32, act_order, act_order, 1), Packer(8, 16, act_order, act_order, 1)
+    third = Packer(3, -1, False, True, 1)
+
+    def pack(name: str, values: NDArray[np.float32]) -> Mapping[str, torch.Tensor]:
+        if "down_proj" in name:
+            return {"weight": torch.tensor(values)}
+        return (own if "v_proj" in name else third if "gate_proj" in name else common)(name, values)
+
+    rules = {"-:.*down_proj": {}, "+:.*v_proj": {"bits": 8, "group_size": 16}, ".*gate": {"bits": 3, "group_size": -1}}
+    write_packed(tmp_path, CONFIG, HOW | {"dynamic": rules, "desc_act": act_order}, pack)
+    tensors = open_checkpoint(tmp_path).tensors
+    for name, expected in (common.values | own.values | third.values).items():
+        np.testing.assert_array_equal(tensors[name].numpy(np.float64), expected, err_msg=name)
+    assert {tensor.dtype for tensor in tensors.values()} >= {"float32", "gptq_3bit", "gptq_4bit", "gptq_8bit"}
+
+
+def test_act_order_needs_the_order(tmp_path: Path) -> None:
+    write_packed(tmp_path, CONFIG, HOW | {"desc_act": True}, Packer(4, 32, False, False, 1))
+    with pytest.raises(CheckpointError, match="has no g_idx"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -126,12 +151,13 @@ def test_biases_of_zeros_are_dropped_and_others_refused(tmp_path: Path) -> None:
         {"group_size": 0},
         {"group_size": None},
         {"checkpoint_format": "marlin"},
-        {"dynamic": {"+:.*": {"bits": 8}}},
+        {"is_marlin_format": True},
+        {"format": "bitblas"},
     ],
 )
 def test_settings_that_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_packed(tmp_path, CONFIG, HOW | changes, Packer(4, 32, False, True, 1))
-    with pytest.raises(ConfigError, match="supported are 2, 3, 4, 8 bits in groups"):
+    with pytest.raises(ConfigError, match=r"GPTQ with .*: supported are 2, 3, 4, 8 bits in groups.*GGUF"):
         open_checkpoint(tmp_path)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from weights.files import random_tensors, small_config, write_gguf, write_hf
+from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
 from weights.hub_server import COMMIT, Hub
 
 # Opens each model that is named as an argument and prints one JSON line for it.
@@ -68,9 +68,16 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
     parts = {f"Q8/{path.name}": path.read_bytes() for path in folder.glob("m-*.gguf")}
     hf = {path.name: path.read_bytes() for path in (folder / "hf").iterdir()}
     gguf = (folder / "model.gguf").read_bytes()
+    write_raw(folder / "raw", config, tensors)
+    write_raw(folder / "torch", config, tensors, "pth", pieces=2)
+    raw, torch = ({path.name: path.read_bytes() for path in (folder / kind).iterdir()} for kind in ("raw", "torch"))
     unwanted = dict.fromkeys(["pytorch_model.bin", "consolidated.safetensors", "onnx/model.safetensors"], b"unwanted")
     return {
         "some/hf": hf | unwanted | {"tokenizer.model.v3": b"v3", "tokenizer.model": b"v1", "README.md": b"read me"},
+        "some/raw": raw | {"tekken.json": b"{}", "config.json": b"{}", "README.md": b"read me", "x/params.json": b"{}"},
+        "some/torch": torch,
+        "some/both": torch | raw,
+        "some/params": {"params.json": raw["params.json"]},
         "some/gguf": {"a.Q8_0.gguf": gguf, "b[1].gguf": gguf, "README.md": b"read me"},
         "some/split": {**parts, "Q4/m-00001-of-00002.gguf": b"unwanted"},
         "some/pickles": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
@@ -131,6 +138,32 @@ def test_a_repository_is_downloaded_once(hub: Hub, tmp_path: Path, repositories:
     assert offline["path"] == no_network["path"] == first["path"]
 
 
+def test_a_repository_of_mistrals_own_files(
+    hub: Hub, tmp_path: Path, repositories: dict[str, dict[str, bytes]]
+) -> None:
+    raw, both, torch, hf = open_all(["some/raw", "some/both", "some/torch", "some/hf"], tmp_path, hub.url)
+    assert raw["format"] == both["format"] == torch["format"] == "raw"
+    assert raw["sum"] == both["sum"] == torch["sum"] == pytest.approx(hf["sum"])
+    assert raw["tokenizer"] == "tekken.json"
+    size = len(repositories["some/raw"]["consolidated.safetensors"])
+    assert raw["progress"][-1] == ["some/raw", size, size]
+    asked = {get.partition("/resolve/")[0] + ":" + Path(get).name for method, get, _ in hub.requests if method == "GET"}
+    assert {name for name in asked if "consolidated" in name} == {
+        "/some/raw:consolidated.safetensors",
+        "/some/both:consolidated.safetensors",
+        "/some/torch:consolidated.00.pth",
+        "/some/torch:consolidated.01.pth",
+    }
+
+    hub.requests.clear()
+    again, no_network = (
+        open_all(["some/raw"], tmp_path, url, environment={"HF_HUB_OFFLINE": offline})[0]
+        for url, offline in ((hub.url, "0"), ("http://127.0.0.1:9", "1"))
+    )
+    assert not downloads(hub)
+    assert again["path"] == no_network["path"] == raw["path"]
+
+
 def test_one_gguf_file_of_a_repository(hub: Hub, tmp_path: Path, repositories: dict[str, dict[str, bytes]]) -> None:
     plain, special = open_all(["some/gguf:a.Q8_0.gguf", "some/gguf:b[1].gguf"], tmp_path, hub.url)
     assert plain["format"] == special["format"] == "gguf"
@@ -148,15 +181,19 @@ def test_all_parts_of_a_split_gguf_file(hub: Hub, tmp_path: Path) -> None:
     assert [name for name in downloads(hub) if "split" in name or "of" in name] == parts
 
 
+NO_WEIGHTS = "the repository has no config.json and *.safetensors, no params.json and consolidated.*"
+
+
 def test_errors_say_what_to_do(hub: Hub, tmp_path: Path) -> None:
     expected = {
         "some/missing": "no such file or folder, and no such repository on the hub",
         "some/secret": f"access is restricted: accept the terms at {hub.url}/some/secret",
         "some/hf@v9": "some/hf: the repository has no revision 'v9'",
-        "some/gguf": "no config.json and *.safetensors; name a file: some/gguf:a.Q8_0.gguf, some/gguf:b[1].gguf",
+        "some/gguf": f"{NO_WEIGHTS}; name a file: some/gguf:a.Q8_0.gguf, some/gguf:b[1].gguf",
         "some/gguf:c.gguf": "no c.gguf; name a file: some/gguf:a.Q8_0.gguf, some/gguf:b[1].gguf",
-        "some/nothing": "no config.json and *.safetensors, and no GGUF file either",
-        "some/pickles": "no config.json and *.safetensors, and no GGUF file either",
+        "some/nothing": f"{NO_WEIGHTS}, and no GGUF file either",
+        "some/pickles": f"{NO_WEIGHTS}, and no GGUF file either",
+        "some/params": f"{NO_WEIGHTS}, and no GGUF file either",
         "some/gguf:m-00001-of-00002.gguf": "no m-00001-of-00002.gguf; name a file: some/gguf:a.Q8_0.gguf",
         "no--way/x": "the download failed",
     }

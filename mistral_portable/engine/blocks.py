@@ -1,0 +1,32 @@
+"""Blocks for weights that are quantized as they are read: those that `quantize` writes."""
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.executor import ExecutorOptions, Quantizer
+from mistral_portable.registry import select_quantizing
+from mistral_portable.weights import DenseTensor
+from mistral_portable.weights.quantize import BlockMaker
+
+__all__ = ["block_maker"]
+
+
+def block_maker(threads: int | None = None, progress: Callable[[str, int, int], None] | None = None) -> BlockMaker:
+    """Of a backend's kernels, whichever backend will run the model; all columns count alike.
+
+    The kernels are compiled, and their threads started, when the first block is asked for: that raises BackendError if
+    no backend here makes any. The threads end with the last tensor that needs them.
+    """
+    options, lock = ExecutorOptions(threads=threads, progress=progress), threading.Lock()
+    quantizers: dict[str, Quantizer] = {}
+
+    def make(matrix: DenseTensor, type: str) -> NDArray[np.uint8]:
+        with lock:
+            if type not in quantizers:
+                quantizers[type] = select_quantizing().quantizer([type], options)
+            return quantizers[type].blocks(matrix, type, np.ones(matrix.shape[1], np.float32))
+
+    return make
