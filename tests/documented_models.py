@@ -12,6 +12,15 @@ from mistral_portable import transformers as ours
 from mistral_portable.executor import ExecutorOptions
 from mistral_portable.weights import DenseTensor
 
+HEADS = (
+    "MistralModel",
+    "MistralForCausalLM",
+    "MistralForSequenceClassification",
+    "MistralForTokenClassification",
+    "MistralForQuestionAnswering",
+)
+"""The five classes, of the same names here and there."""
+
 VALUES: dict[str, Any] = {
     "vocab_size": 30,
     "hidden_size": 12,

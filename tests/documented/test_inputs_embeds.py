@@ -5,20 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from documented_models import VALUES, batches, configs, pair
+from documented_models import HEADS, VALUES, batches, configs, pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mistral_portable import transformers as ours
 from mistral_portable.registry import candidates
 
-HEADS = (
-    "MistralModel",
-    "MistralForCausalLM",
-    "MistralForSequenceClassification",
-    "MistralForTokenClassification",
-    "MistralForQuestionAnswering",
-)
 EXECUTORS = [
     (candidate.name, dtype)
     for candidate in candidates()

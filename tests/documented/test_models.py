@@ -10,19 +10,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from documented_models import VALUES, batches, configs, pair
+from documented_models import HEADS, VALUES, batches, configs, pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mistral_portable import transformers as ours
-
-HEADS = (
-    "MistralModel",
-    "MistralForCausalLM",
-    "MistralForSequenceClassification",
-    "MistralForTokenClassification",
-    "MistralForQuestionAnswering",
-)
 
 
 def close(found: Any, expected: torch.Tensor, mask: np.ndarray | None = None) -> None:

@@ -8,19 +8,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from documented_models import VALUES, pair
+from documented_models import HEADS, VALUES, pair
 
 import mistral_portable as mp
 from mistral_portable import transformers as ours
 from mistral_portable.errors import BackendError
 
-HEADS = (
-    "MistralModel",
-    "MistralForCausalLM",
-    "MistralForSequenceClassification",
-    "MistralForTokenClassification",
-    "MistralForQuestionAnswering",
-)
 IDS = np.arange(1, 13).reshape(2, 6)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from documented_models import VALUES, batches, configs, pair
+from documented_models import HEADS, VALUES, batches, configs, pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,13 +16,6 @@ from mistral_portable import transformers as ours
 from mistral_portable.errors import CheckpointError
 from mistral_portable.weights import DenseTensor
 
-HEADS = (
-    "MistralModel",
-    "MistralForCausalLM",
-    "MistralForSequenceClassification",
-    "MistralForTokenClassification",
-    "MistralForQuestionAnswering",
-)
 IDS = np.arange(1, 13).reshape(2, 6)
 
 
