@@ -2,12 +2,14 @@
 
 import errno
 import glob
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mistral_portable.errors import CheckpointError
 from mistral_portable.weights.gguf import part_names
+from mistral_portable.weights.integrity import check_downloads
 from mistral_portable.weights.safetensors import weight_files
 
 __all__ = ["Progress", "download", "download_tokenizer"]
@@ -29,13 +31,15 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
 
     Of split GGUF files all parts come. Complete files in the cache are not downloaded again, and without a network the
     cache is used. A connection that breaks is resumed; a download that is stopped starts its unfinished files anew.
-    With `progress` None huggingface_hub shows its own bars.
+    What has come is checked against the hub's sizes and hashes. With `progress` None huggingface_hub shows its own
+    bars.
 
-    Raises CheckpointError: no such repository, revision or file; no access; no network; disk full.
+    Raises CheckpointError: no such repository, revision or file; no access; no network; disk full; damaged files.
     """
     from huggingface_hub import snapshot_download
 
     bars = None if progress is None else _reporter(file or repository, progress)
+    begin = float(int(time.time()))  # not every file system counts fractions
 
     def fetch(wanted: list[str], unwanted: list[str]) -> Path:
         return Path(
@@ -57,6 +61,7 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
             found = snapshot / file if (snapshot / file).is_file() else None
         if found is None:
             raise CheckpointError(_what_is_there(repository, file, snapshot.name))
+        check_downloads(snapshot, begin, progress)
     except CheckpointError:
         raise
     except Exception as error:  # huggingface_hub raises OSErrors and, by version, those of requests, httpx or httpx2
@@ -92,8 +97,9 @@ def download_tokenizer(
     """
     from huggingface_hub import snapshot_download
 
+    begin = float(int(time.time()))
     try:
-        return Path(
+        snapshot = Path(
             snapshot_download(
                 repository,
                 revision=revision,
@@ -105,6 +111,10 @@ def download_tokenizer(
                 ignore_patterns=[_SUBFOLDERS],
             )
         )
+        check_downloads(snapshot, begin, None)
+        return snapshot
+    except CheckpointError:
+        raise
     except Exception as error:  # as in `download`
         raise CheckpointError(f"{repository}: {_explain(error, repository, revision)}") from error
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
-from weights.hub_server import COMMIT, Hub
+from weights.hub_server import COMMIT, Hub, hash_of
 
 # Opens each model that is named as an argument and prints one JSON line for it.
 CLIENT = """
@@ -117,6 +117,15 @@ def downloads(hub: Hub) -> list[str]:
     )
 
 
+def downloaded(answer: dict[str, Any]) -> list[Any]:
+    """The last that progress said of the download; then files are checked."""
+    steps = [step for step in answer["progress"] if step[0] != "checking"]
+    _, checked, of = answer["progress"][-1]
+    assert checked == of >= steps[-1][2]
+    last: list[Any] = steps[-1]
+    return last
+
+
 def test_a_repository_is_downloaded_once(hub: Hub, tmp_path: Path, repositories: dict[str, dict[str, bytes]]) -> None:
     (first,) = open_all(["some/hf"], tmp_path, hub.url)
     assert first["format"] == "safetensors"
@@ -125,7 +134,7 @@ def test_a_repository_is_downloaded_once(hub: Hub, tmp_path: Path, repositories:
     wanted = ["config.json", *shards, "tokenizer.model", "tokenizer.model.v3"]
     assert downloads(hub) == wanted
     size = sum(len(repositories["some/hf"][file]) for file in wanted)
-    assert first["progress"][-1] == ["some/hf", size, size]
+    assert downloaded(first) == ["some/hf", size, size]
 
     hub.requests.clear()
     again, at_revision, offline_commit = open_all(["some/hf", "some/hf@main", f"some/hf@{COMMIT}"], tmp_path, hub.url)
@@ -146,7 +155,7 @@ def test_a_repository_of_mistrals_own_files(
     assert raw["sum"] == both["sum"] == torch["sum"] == pytest.approx(hf["sum"])
     assert raw["tokenizer"] == "tekken.json"
     size = len(repositories["some/raw"]["consolidated.safetensors"])
-    assert raw["progress"][-1] == ["some/raw", size, size]
+    assert downloaded(raw) == ["some/raw", size, size]
     asked = {get.partition("/resolve/")[0] + ":" + Path(get).name for method, get, _ in hub.requests if method == "GET"}
     assert {name for name in asked if "consolidated" in name} == {
         "/some/raw:consolidated.safetensors",
@@ -169,7 +178,7 @@ def test_one_gguf_file_of_a_repository(hub: Hub, tmp_path: Path, repositories: d
     assert plain["format"] == special["format"] == "gguf"
     assert plain["sum"] == special["sum"]
     size = len(repositories["some/gguf"]["a.Q8_0.gguf"])
-    assert plain["progress"][-1] == ["a.Q8_0.gguf", size, size]
+    assert downloaded(plain) == ["a.Q8_0.gguf", size, size]
     assert downloads(hub) == ["a.Q8_0.gguf"]  # the other has the same content, and is linked
 
 
@@ -220,7 +229,7 @@ def test_a_broken_connection_is_resumed(tmp_path: Path) -> None:
         (answer,) = open_all(["some/gguf:large.gguf"], tmp_path / "home", hub.url)
     assert Path(answer["path"]).read_bytes() == data
     assert [span for method, _, span in hub.requests if method == "GET" and span] == ["bytes=10485760-"]
-    assert answer["progress"][-1] == ["large.gguf", len(data), len(data)]
+    assert downloaded(answer) == ["large.gguf", len(data), len(data)]
 
 
 def test_a_full_disk(hub: Hub, tmp_path: Path) -> None:
@@ -232,3 +241,20 @@ def test_a_full_disk(hub: Hub, tmp_path: Path) -> None:
 
     (later,) = open_all(["some/hf"], tmp_path, hub.url)
     assert later["format"] == "safetensors"
+
+
+@pytest.mark.parametrize("file", ["config.json", "model-00002-of-00002.safetensors", "tokenizer.model"])
+def test_a_file_that_is_not_what_the_hub_says(
+    tmp_path: Path, repositories: dict[str, dict[str, bytes]], file: str
+) -> None:
+    """Damaged on its way, with the right size: removed, and loaded when it comes whole."""
+    files = repositories["some/hf"]
+    damaged = bytes([files[file][0] ^ 1]) + files[file][1:]
+    with Hub({"some/hf": files | {file: damaged}}, hashes={file: hash_of(file, files[file])}) as hub:
+        (answer,) = open_all(["some/hf"], tmp_path, hub.url)
+        assert answer.get("error") == "CheckpointError"
+        assert f"{file}: what was downloaded is damaged" in answer["message"]
+    with Hub({"some/hf": files}) as hub:
+        (later,) = open_all(["some/hf"], tmp_path, hub.url)
+        assert later["format"] == "safetensors"
+        assert downloads(hub) == [file]
