@@ -1,5 +1,6 @@
 """The descriptor of the JAX executor."""
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -45,20 +46,18 @@ class JAXBackend:
                 f"kv_cache={options.kv_cache!r}: backend 'jax' keeps keys and values in its own {dtype}; "
                 "leave the option out, or choose another backend"
             )
-        try:
-            from mistral_portable_jax.program import JAXProgram
-        except ImportError as error:
-            raise BackendError(f"JAX cannot be imported ({error}): {_INSTALL}") from error
+        _require_device()
+        from mistral_portable_jax.program import JAXProgram
+
         return JAXProgram(graph, weights, cache, dtype, options.progress)
 
     def pure(self, graph: Graph, dtype: str) -> PureFunction:
         dtype = self._dtype(graph, dtype)
         if dtype == "float64":
             raise BackendError("dtype 'float64': a pure function has JAX's own types: choose float32, or `prepare` it")
-        try:
-            from mistral_portable_jax.pure import JAXFunction
-        except ImportError as error:
-            raise BackendError(f"JAX cannot be imported ({error}): {_INSTALL}") from error
+        _require_device()
+        from mistral_portable_jax.pure import JAXFunction
+
         return JAXFunction(graph, dtype)
 
     def register(self, kind: type) -> None:
@@ -74,6 +73,19 @@ class JAXBackend:
             if reason := self.supports(op, dtype):
                 raise BackendError(f"backend 'jax' cannot run {op!r}: {reason}")
         return dtype
+
+
+def _require_device() -> None:
+    try:
+        import jax
+
+        jax.devices()
+    except ImportError as error:
+        raise BackendError(f"JAX cannot be imported ({error}): {_INSTALL}") from error
+    except (RuntimeError, AssertionError) as error:  # the latter for platforms that its build does not have
+        said = str(error).partition("\n")[0] or "its build has no such platform"
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise BackendError(f"JAX_PLATFORMS={platforms!r}: no device can be used ({said}); set it to cpu") from error
 
 
 BACKEND = JAXBackend()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.errors import InputError
 
-__all__ = ["Library", "as_numpy", "integers", "library_of"]
+__all__ = ["Library", "as_numpy", "integers", "library_of", "truth"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ def integers(name: str, array: Any, shape: tuple[int, ...] | None = None) -> NDA
     if shape is not None and found.shape != shape:
         raise InputError(f"{name} has the shape {list(found.shape)}, not {list(shape)}")
     return found.astype(np.int64)
+
+
+def truth(name: str, value: Any) -> bool:
+    """A truth value. Raises InputError, which says `name`, for what is none."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} is a {type(value).__name__}: pass True or False")
+    return bool(value)
 
 
 def as_numpy(name: str, array: Any, dims: int | None = None) -> NDArray[Any]:

@@ -97,7 +97,7 @@ def _read_ids(ids: NDArray[Any], vocab_size: int) -> NDArray[Any]:
 
 
 def _read_embeds(embeds: NDArray[Any], hidden_size: int) -> NDArray[np.float32]:
-    if embeds.dtype.kind not in "fV" or not embeds.size or embeds.shape[2] != hidden_size:  # V: bfloat16, say
+    if embeds.dtype.kind != "f" or not embeds.size or embeds.shape[2] != hidden_size:
         wanted = f"floats [batch, tokens, {hidden_size}]"
         raise InputError(f"inputs_embeds is {embeds.dtype} {list(embeds.shape)}: pass {wanted}")
     return embeds.astype(np.float32)

@@ -12,7 +12,7 @@ from mistral_portable.errors import InputError
 
 __all__ = ["Cache"]
 
-CopyLane = Callable[[frozenset[str], int, int], None]
+Fork = Callable[[frozenset[str], int], int]
 
 
 class Cache:
@@ -21,9 +21,9 @@ class Cache:
     Windows are rings: their memory does not grow beyond them. The lanes are free again when the object is gone.
     """
 
-    def __init__(self, manager: CacheManager, rows: int, copy_lane: CopyLane) -> None:
-        """copy_lane: copies the arrays of a lane to another. Raises CacheError if the model has not so many left."""
-        self.manager, self._copy_lane = manager, copy_lane
+    def __init__(self, manager: CacheManager, rows: int, fork: Fork) -> None:
+        """fork: makes a lane with what is in another one. Raises CacheError if the model has not so many left."""
+        self.manager, self._fork = manager, fork
         self.lanes: list[int] = []
         self.program = frozenset[str]()
         """Which of the model's programs holds the arrays: by what it shows besides."""
@@ -35,13 +35,12 @@ class Cache:
             self.lanes.append(manager.open())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Cache":
-        """With lanes of its own: to go on from one prompt in several ways. Raises CacheError if there are none left."""
+        """With lanes of its own: to go on from one prompt in several ways. Raises InputError if there are none left."""
         self.require_open()
-        copy = Cache(self.manager, 0, self._copy_lane)
+        copy = Cache(self.manager, 0, self._fork)
         copy.program, copy.columns, copy._length = self.program, list(self.columns), self._length
         for lane in self.lanes:
-            copy.lanes.append(self.manager.fork(lane))
-            self._copy_lane(self.program, lane, copy.lanes[-1])
+            copy.lanes.append(self._fork(self.program, lane))
         return copy
 
     def __copy__(self) -> "Cache":
@@ -73,6 +72,8 @@ class Cache:
 
         Raises CacheError where a window's ring has overwritten what would be seen again.
         """
+        if type(max_length) is not int:
+            raise InputError(f"crop({max_length!r:.40}): pass an integer")
         length = max(0, self._length + max_length) if max_length < 0 else min(max_length, self._length)
         kept = [columns[columns < length] for columns in self.columns]
         self.require_open()

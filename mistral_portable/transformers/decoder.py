@@ -1,7 +1,8 @@
 """Decoder: a graph with a head on an executor, run on padded batches."""
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ HIDDEN_STATES, ATTENTIONS = "hidden_states", "attentions"
 """What a step may show besides its result."""
 
 _CHUNK = 512
-_LANES = 256  # rows of batches that may be open at a time
+_LANES = 256  # rows of caches that are held, and as many besides that take turns
 
 Outputs = dict[str, NDArray[np.float32]]
 
@@ -49,10 +50,11 @@ class Decoder:
         check_tensors(self._graph, tensors, source)
         self._tensors, self._backend, self._options = tensors, backend, options
         limit = config.max_position_embeddings
-        self._spec = CacheSpec.from_config(config, max_context=limit, max_chunk=_CHUNK, max_lanes=_LANES)
+        self._spec = CacheSpec.from_config(config, max_context=limit, max_chunk=_CHUNK, max_lanes=2 * _LANES)
         self.manager = CacheManager(self._spec)
         self._programs: dict[frozenset[str], Program] = {}
-        self._turn = threading.RLock()
+        self.turn = threading.RLock()
+        """Held while lanes are opened and used that are closed before it is released."""
         self._closed = False
         self._program(frozenset())
 
@@ -70,7 +72,7 @@ class Decoder:
         """
         if not any(batch.tokens):
             raise InputError("every row is padding: give at least one token")
-        with self._turn:
+        with self.turn:
             if cache is None:
                 return self._in_turns(batch, shown, rows)
             cache.require_open()
@@ -79,32 +81,39 @@ class Decoder:
                 raise InputError(f"{longest} tokens exceed max_position_embeddings={self._spec.max_context}")
             program = self._program_with(cache, shown)
             before = [self.manager.length(lane) for lane in cache.lanes]
+            wanted = np.arange(batch.shape[1]) if rows is None else np.unique(np.asarray(rows, np.intp))
             out: Outputs = {}
             try:
-                for piece in self._pieces(batch, cache, range(batch.shape[1]) if rows is None else rows):
+                for piece in self._pieces(batch, cache, wanted):
                     plan = self.manager.plan(piece.chunks)
                     for name, array in program.step(plan, piece.embeds).items():
-                        self._place(out, name, array, piece, plan, batch)
+                        self._place(out, name, array, piece, plan, batch, wanted)
             except BaseException:
                 self._undo(cache, before)
                 raise
             cache.extend(batch.columns, batch.shape[1])
-            if rows is not None and "logits" in out:
-                out["logits"] = out["logits"][:, np.asarray(rows, np.intp)]
+            if "logits" in out and rows is not None and not np.array_equal(rows, wanted):
+                out["logits"] = out["logits"][:, np.searchsorted(wanted, rows)]
             return out
 
     def new_cache(self, rows: int) -> Cache:
-        """An empty one. Raises InputError if there are not so many lanes left."""
+        """An empty one, to be held. Raises InputError if there are not so many lanes left."""
+        with self.turn:
+            self._require_lanes(rows)
+            return Cache(self.manager, rows, self._fork)
+
+    @contextmanager
+    def brief_cache(self, rows: int) -> Iterator[Cache]:
+        """An empty one for at most so many rows as `turns` gives; the caller has the turn."""
+        cache = Cache(self.manager, rows, self._fork)
         try:
-            return Cache(self.manager, rows, self._copy_lane)
-        except CacheError as error:
-            remedy = "pass use_cache=False, or let go of other caches"
-            raise InputError(f"{rows} rows more: caches have at most {_LANES} in all: {remedy}") from error
+            yield cache
+        finally:
+            cache.close()
 
     def turns(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
-        """These rows, as many at a time as there are lanes left; at least one, of which `new_cache` says what lacks."""
-        free = max(1, _LANES - len(self.manager.lanes))
-        yield from (rows[start : start + free] for start in range(0, len(rows), free))
+        """These rows, as many at a time as have lanes."""
+        yield from (rows[start : start + _LANES] for start in range(0, len(rows), _LANES))
 
     @property
     def program(self) -> Program:
@@ -112,7 +121,7 @@ class Decoder:
         return self._program(frozenset())
 
     def close(self) -> None:
-        with self._turn:
+        with self.turn:
             self._closed = True
             for program in self._programs.values():
                 program.close()
@@ -121,11 +130,8 @@ class Decoder:
     def _in_turns(self, batch: Batch, shown: frozenset[str], columns: Sequence[int] | None) -> Outputs:
         out: Outputs = {}
         for rows in self.turns([row for row, tokens in enumerate(batch.tokens) if tokens]):
-            cache = self.new_cache(len(rows))
-            try:
+            with self.brief_cache(len(rows)) as cache:
                 found = self.run(batch.take(rows), cache, shown, columns)
-            finally:
-                cache.close()
             if len(rows) == batch.shape[0]:
                 return found
             for name, array in found.items():
@@ -156,9 +162,22 @@ class Decoder:
         cache.program = shown
         return program
 
-    def _copy_lane(self, shown: frozenset[str], source: int, target: int) -> None:
-        with self._turn:
-            self._program(shown).copy_lane(source, target)
+    def _require_lanes(self, rows: int) -> None:
+        if len(self.manager.lanes) + rows > _LANES:
+            remedy = "pass use_cache=False, or let go of other caches"
+            raise InputError(f"{rows} rows more: caches have at most {_LANES} in all: {remedy}")
+
+    def _fork(self, shown: frozenset[str], source: int) -> int:
+        """A lane with what is in another one."""
+        with self.turn:
+            self._require_lanes(1)
+            program, lane = self._program(shown), self.manager.fork(source)
+            try:
+                program.copy_lane(source, lane)
+            except BaseException:
+                self.manager.close(lane)
+                raise
+            return lane
 
     def _undo(self, cache: Cache, before: Sequence[int]) -> None:
         """Take the lanes back to where they were; close the cache if a window's ring has overwritten what was there."""
@@ -168,10 +187,10 @@ class Decoder:
         except CacheError:
             cache.close()
 
-    def _pieces(self, batch: Batch, cache: Cache, wanted: Iterable[int]) -> Iterator["_Piece"]:
+    def _pieces(self, batch: Batch, cache: Cache, wanted: NDArray[np.intp]) -> Iterator["_Piece"]:
         """Steps of at most max_chunk tokens in all, of all rows that have some left."""
         asked = np.zeros(batch.shape[1], np.bool_)
-        asked[list(wanted)] = True
+        asked[wanted] = True
         past = cache.get_seq_length()
         keys = [np.append(old, past + new) for old, new in zip(cache.columns, batch.columns, strict=True)]
         done = [0] * batch.shape[0]
@@ -191,9 +210,16 @@ class Decoder:
                 done[row] += len(some)
 
     def _place(
-        self, out: Outputs, name: str, array: NDArray[np.float32], piece: "_Piece", plan: StepPlan, batch: Batch
+        self,
+        out: Outputs,
+        name: str,
+        array: NDArray[np.float32],
+        piece: "_Piece",
+        plan: StepPlan,
+        batch: Batch,
+        wanted: NDArray[np.intp],
     ) -> None:
-        """Put the rows of a step's output where their tokens stand in the batch."""
+        """Put the rows of a step's output where their tokens stand in the batch; logits among the wanted columns."""
         if name.startswith(f"{ATTENTIONS}."):
             target = out.setdefault(
                 name, np.zeros((batch.shape[0], array.shape[1], batch.shape[1], piece.width), np.float32)
@@ -207,9 +233,12 @@ class Decoder:
             return
         rows = np.repeat(piece.rows, np.diff(plan.starts))
         columns = np.concatenate(piece.columns)
+        width = batch.shape[1]
         if name == "logits" and self._selects_rows:
-            rows, columns = rows[plan.rows], columns[plan.rows]
-        target = out.setdefault(name, np.zeros((*batch.shape, *array.shape[1:]), np.float32))
+            rows, columns, width = rows[plan.rows], np.searchsorted(wanted, columns[plan.rows]), len(wanted)
+        if name not in out:
+            out[name] = np.zeros((batch.shape[0], width, *array.shape[1:]), np.float32)
+        target = out[name]
         target[rows, columns] = array
 
 

@@ -13,7 +13,7 @@ from mistral_portable.executor import FunctionalBackend, PureFunction
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states
 from mistral_portable.registry import select
-from mistral_portable.transformers.arrays import as_numpy
+from mistral_portable.transformers.arrays import as_numpy, truth
 from mistral_portable.transformers.batch import read_batch
 from mistral_portable.transformers.configuration import MistralConfig, known_fields
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES
@@ -57,6 +57,10 @@ class FlaxMistralPreTrainedModel:
         dtype: of the computation, jax.numpy.float32, float16 or bfloat16; params stay float32 (see `to_bf16`).
         input_shape decides nothing here. Raises BackendError if JAX is not installed.
         """
+        if not isinstance(config, MistralConfig):
+            raise InputError(f"config is a {type(config).__name__}: pass a MistralConfig")
+        if type(seed) is not int or seed < 0:
+            raise InputError(f"seed={seed!r:.40} must be an integer from 0 on")
         backend = select("jax")
         if not isinstance(backend, FunctionalBackend):
             raise BackendError(f"backend {backend.name!r} has no pure functions: pip install mistral-portable[jax]")
@@ -125,16 +129,22 @@ class FlaxMistralPreTrainedModel:
         self, rng: Any, input_shape: tuple[int, int] | None = None, params: Params | None = None
     ) -> Params:
         """Random params of a jax.random key; where `params` has a weight, that one."""
-        seeds = np.asarray(sys.modules["jax"].random.key_data(rng))
-        return tree({**flat(self._initial(np.random.default_rng(seeds))), **flat(params or {})})
+        try:
+            seeds = np.asarray(sys.modules["jax"].random.key_data(rng))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"rng is a {type(rng).__name__}: pass a key of jax.random") from error
+        made = {**flat(self._initial(np.random.default_rng(seeds))), **flat(params or {})}
+        return tree(self._flat(tree(made)))
 
     def init_cache(self, batch_size: int, max_length: int) -> Mapping[str, Any]:
         """An empty cache, past_key_values of a first call, with room for `max_length` columns, padding included."""
         limit = self.config.max_position_embeddings
-        if not (isinstance(batch_size, int) and batch_size > 0 and isinstance(max_length, int) and max_length > 0):
+        if type(batch_size) is not int or type(max_length) is not int or batch_size < 1 or max_length < 1:
             raise InputError(f"init_cache({batch_size!r}, {max_length!r}): pass two integers from 1 on")
         if max_length > limit:
             raise InputError(f"max_length={max_length} exceeds max_position_embeddings={limit}")
+        if batch_size >= 2**31:
+            raise InputError(f"batch_size={batch_size} is more than there can be memory for")
         return self._function(frozenset()).init_cache(batch_size, max_length)
 
     def to_bf16(self, params: Params, mask: Params | None = None) -> Params:
@@ -188,24 +198,33 @@ class FlaxMistralPreTrainedModel:
         past = self.init_cache(*ids.shape) if past_key_values is None else past_key_values
         self._check(ids, mask, position_ids, past)
         wanted = {
-            HIDDEN_STATES: self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            ATTENTIONS: self.config.output_attentions if output_attentions is None else output_attentions,
+            HIDDEN_STATES: self._asked("output_hidden_states", output_hidden_states),
+            ATTENTIONS: self._asked("output_attentions", output_attentions),
         }
         shown = frozenset(name for name, asked in wanted.items() if asked)
+        dictionary = self._asked("return_dict", return_dict)
         outputs, cache = self._function(shown)(arrays, past, ids, mask)
         output = self.output(
             **{self.result: outputs[self.result]},
             past_key_values=None if past_key_values is None else cache,
             **{name: _series(outputs, name) for name in shown},
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return output if dictionary else output.to_tuple()
+
+    def _asked(self, name: str, given: bool | None) -> bool:
+        """What the call says, else the config."""
+        return truth(name, getattr(self.config, name) if given is None else given)
 
     def _check(self, ids: Any, mask: Any, position_ids: Any, past: Mapping[str, Any]) -> None:
         """What can be known of a call."""
         rows, length = ids.shape
-        room = past["positions"].shape if isinstance(past, Mapping) and "positions" in past else None
-        if room is None or room[0] != rows or length > room[1]:
-            raise InputError(f"past_key_values have the shape {room}, and input_ids {list(ids.shape)}: see init_cache")
+        whole = isinstance(past, Mapping) and "columns" in past and hasattr(past.get("positions"), "shape")
+        room: tuple[int, ...] = tuple(past["positions"].shape) if whole else ()
+        if len(room) != 2 or room[0] != rows or length > room[1]:
+            raise InputError(
+                f"past_key_values have the shape {list(room)}, and input_ids {list(ids.shape)}: pass what init_cache, "
+                "or a call, has returned"
+            )
         shape = np.shape(mask)
         if len(shape) != 2 or shape[0] != rows or not length <= shape[1] <= room[1]:
             raise InputError(f"attention_mask has the shape {list(shape)}: pass 0 and 1 as [{rows}, {length}]")

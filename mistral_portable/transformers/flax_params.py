@@ -36,6 +36,8 @@ def require_like(found: Mapping[str, Any], expected: Mapping[str, tuple[int, ...
     for name, shape in expected.items():
         if (has := tuple(getattr(found[name], "shape", ()))) != shape:
             raise InputError(f"params: {name} has the shape {list(has)}, not {list(shape)}")
+        if "float" not in str(getattr(found[name], "dtype", "")):
+            raise InputError(f"params: {name} is a {type(found[name]).__name__}: pass an array of floats")
 
 
 def cast(params: Mapping[str, Any], dtype: str, mask: Mapping[str, Any] | None = None) -> dict[str, Any]:

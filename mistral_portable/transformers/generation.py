@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import Sampler, SamplingParams
 from mistral_portable.transformers.batch import Batch
+from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.decoder import Decoder
 
 __all__ = ["continued", "sampling_params"]
@@ -56,37 +57,40 @@ def continued(
         )
     prompts = batch.tokens if batch.embeds is None else [()] * rows
     samplers = [Sampler(_of_row(params, row), prompt_tokens=prompts[row]) for row in range(rows)]
-    parts = [
-        _continued(decoder, batch.take(some), [samplers[row] for row in some], count, ends, pad)
-        for some in decoder.turns(range(rows))
-    ]
+    parts = []
+    for some in decoder.turns(range(rows)):
+        with decoder.turn, decoder.brief_cache(len(some)) as cache:
+            own = [samplers[row] for row in some]
+            parts.append(_continued(decoder, cache, batch.take(some), own, count, ends, pad))
     width = max(part.shape[1] for part in parts)
     return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=pad) for part in parts])
 
 
 def _continued(
-    decoder: Decoder, batch: Batch, samplers: Sequence[Sampler], count: int, ends: Sequence[int], pad: int
+    decoder: Decoder,
+    cache: Cache,
+    batch: Batch,
+    samplers: Sequence[Sampler],
+    count: int,
+    ends: Sequence[int],
+    pad: int,
 ) -> NDArray[np.int64]:
-    """`count` tokens at most of rows that each have a lane."""
+    """`count` tokens at most of rows that each have a lane of the empty cache."""
     rows = batch.shape[0]
     out = np.full((rows, count), pad, np.int64)
     going = list(range(rows))
-    cache = decoder.new_cache(rows)
-    try:
-        lasts = [int(columns[-1]) for columns in batch.columns]
-        asked = sorted(set(lasts))
-        logits = decoder.run(batch, cache, frozenset(), asked)["logits"]
-        logits = logits[np.arange(rows), [asked.index(last) for last in lasts]]
-        for number in range(count):
-            for row in going:
-                out[row, number] = samplers[row].sample(logits[row]).token
-            going = [row for row in going if out[row, number] not in ends]
-            if not going:
-                return out[:, : number + 1]
-            if number + 1 < count:
-                logits = decoder.run(_next(out[:, number], going), cache, frozenset(), [0])["logits"][:, 0]
-    finally:
-        cache.close()
+    lasts = [int(columns[-1]) for columns in batch.columns]
+    asked = sorted(set(lasts))
+    logits = decoder.run(batch, cache, frozenset(), asked)["logits"]
+    logits = logits[np.arange(rows), [asked.index(last) for last in lasts]]
+    for number in range(count):
+        for row in going:
+            out[row, number] = samplers[row].sample(logits[row]).token
+        going = [row for row in going if out[row, number] not in ends]
+        if not going:
+            return out[:, : number + 1]
+        if number + 1 < count:
+            logits = decoder.run(_next(out[:, number], going), cache, frozenset(), [0])["logits"][:, 0]
     return out
 
 

@@ -177,28 +177,24 @@ class MistralForSequenceClassification(MistralPreTrainedModel):
     ) -> Any:
         """SequenceClassifierOutputWithPast. labels: [B], or [B, num_labels]; see `losses.sequence_classification`.
 
-        Of each row the rightmost id that is not config.pad_token_id counts, whatever the mask says. Without a
-        pad_token_id it is the last one, and there may be one row only. Of inputs_embeds it is the last one that is not
-        masked. Without a config.problem_type the labels decide, and it is set.
+        Of each row the rightmost token counts that is not masked, nor config.pad_token_id; without a pad_token_id there
+        may be one row only. Without a config.problem_type the labels decide, and it is set.
         """
         rows = inputs_embeds if input_ids is None else input_ids
-        if rows is not None and self.config.pad_token_id is None and len(rows) != 1:
+        if rows is not None and self.config.pad_token_id is None and np.shape(rows)[:1] not in ((), (1,)):
             raise InputError("Cannot handle batch sizes > 1 if no padding token is defined.")
         shown = self._shown(output_hidden_states, output_attentions)
         result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, shown)
         pad, ids, shape = self.config.pad_token_id, result.ids, result.batch.shape
-        last = np.full(shape[0], shape[1] - 1)
-        if ids is None:
-            last = (np.arange(shape[1]) * result.batch.kept).argmax(1)
-        elif pad is not None:
-            last = (np.arange(shape[1]) * (ids != pad)).argmax(1)
+        counts = result.batch.kept if ids is None or pad is None else result.batch.kept & (ids != pad)
+        last = (np.arange(shape[1]) * counts).argmax(1)
         logits = result.outputs["logits"][np.arange(shape[0]), last]
         loss = None
         if labels is not None:
             wanted = as_numpy("labels", labels)
-            if self.config.problem_type is None:
-                self.config.problem_type = _problem_type(logits.shape[1], wanted)
-            loss = losses.sequence_classification(logits, wanted, self.config.problem_type)
+            problem_type = self.config.problem_type or _problem_type(logits.shape[1], wanted)
+            loss = losses.sequence_classification(logits, wanted, problem_type)
+            self.config.problem_type = problem_type
         output = SequenceClassifierOutputWithPast(result.make(loss), result.make(logits), result.past, **result.shown)
         return self._finish(output, return_dict)
 

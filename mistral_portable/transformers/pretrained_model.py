@@ -12,7 +12,7 @@ from mistral_portable.errors import InputError
 from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build
 from mistral_portable.registry import select
-from mistral_portable.transformers.arrays import Library, as_numpy, integers, library_of
+from mistral_portable.transformers.arrays import Library, as_numpy, integers, library_of, truth
 from mistral_portable.transformers.batch import Batch, read_batch
 from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.configuration import MistralConfig, known_fields
@@ -161,10 +161,7 @@ class MistralPreTrainedModel:
 
     def _asked(self, name: str, given: bool | None) -> bool:
         """What the call says, else the config. Raises InputError for what is no truth value."""
-        value = getattr(self.config, name) if given is None else given
-        if not isinstance(value, bool | np.bool_):
-            raise InputError(f"{name} is a {type(value).__name__}: pass True or False")
-        return bool(value)
+        return truth(name, getattr(self.config, name) if given is None else given)
 
     def _run(
         self,
@@ -205,7 +202,12 @@ class MistralPreTrainedModel:
         rows = None if columns is None else _columns(columns, batch.shape[1])
         returned = self._asked("use_cache", use_cache)
         past = self.decoder.new_cache(len(given)) if returned and past_key_values is None else past_key_values
-        outputs = self.decoder.run(batch, past, shown, rows)
+        try:
+            outputs = self.decoder.run(batch, past, shown, rows)
+        except BaseException:
+            if past is not None and past is not past_key_values:
+                past.close()  # whoever keeps the exception would keep its lanes
+            raise
         return Result(library, ids, batch, outputs, past if returned else None, shown)
 
     def _finish(self, output: ModelOutput, return_dict: bool | None) -> Any:

@@ -77,7 +77,7 @@ def awq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sour
     """
     bits, group = how.get("bits"), how.get("group_size")
     version = str(how.get("version", how.get("format", "gemm"))).lower()
-    if bits != _BITS or version not in _VERSIONS or not isinstance(group, int) or group == 0 or group < -1:
+    if bits != _BITS or version not in _VERSIONS or type(group) is not int or group == 0 or group < -1:
         raise ConfigError(
             f"{source}: AWQ with bits={reprlib.repr(bits)}, group_size={reprlib.repr(group)}, "
             f"version={reprlib.repr(version)}: supported are 4 bits in groups, version 'gemm' or 'gemv'; use the "

@@ -79,6 +79,8 @@ def compressed_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
         codes = tensors.get(f"{module}.weight_packed") or tensors.get(f"{module}.weight")
+        if kind == "weight_packed" and f"{module}.weight" in tensors:
+            raise CheckpointError(f"{source}: there are {module}.weight and {module}.weight_packed: one is too many")
         if kind == "weight_packed" or (kind == "weight" and tensor.dtype == "int8"):
             parts = {part: tensors.get(f"{module}.{part}") for part in _PARTS}
             made[f"{module}.weight"] = _compressed(f"{module}.weight", tensor, parts, source)

@@ -79,7 +79,7 @@ def fp8_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sour
     """
     block = how.get("weight_block_size")
     if block is not None and not (
-        isinstance(block, list) and len(block) == 2 and all(isinstance(size, int) and size > 0 for size in block)
+        isinstance(block, list) and len(block) == 2 and all(type(size) is int and size > 0 for size in block)
     ):
         raise ConfigError(f"{source}: weight_block_size={reprlib.repr(block)} must be two sizes, or null")
     made: dict[str, Tensor] = {}
@@ -110,7 +110,7 @@ def _fp8(codes: DenseTensor, scales: DenseTensor, block: list[int] | None, sourc
     elif scales.shape in ((rows,), (rows, 1)):
         size = (1, columns)
     else:
-        size = (block[0], block[1]) if block else (rows, columns)
+        size = (min(block[0], rows), min(block[1], columns)) if block else (rows, columns)
         if scales.shape != (-(-rows // size[0]), -(-columns // size[1])):
             raise CheckpointError(
                 f"{source}: the scales of {codes.name} {codes.shape} are {scales.shape}, not blocks of {block}"

@@ -66,21 +66,23 @@ def gptq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sou
     bits: Any = how.get("bits")
     group: Any = how.get("group_size")
     form = "marlin" if how.get("is_marlin_format") else how.get("checkpoint_format", how.get("format", "gptq"))
-    whole = isinstance(bits, int) and isinstance(group, int)
+    whole = type(bits) is int and type(group) is int
     if not whole or bits not in BITS or group < -1 or group == 0 or form not in [*_ZERO_OFFSET]:
         raise ConfigError(
             f"{source}: GPTQ with bits={reprlib.repr(bits)}, group_size={reprlib.repr(group)}, "
             f"checkpoint_format={reprlib.repr(form)}: supported are {', '.join(map(str, BITS))} bits in groups, the "
             f"formats {' and '.join(_ZERO_OFFSET)}; use the original checkpoint or a GGUF file"
         )
-    common = None if how.get("dynamic") else (bits, group)
+    dynamic = bool(how.get("dynamic"))
     made: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
         packed = f"{module}.qweight" in tensors
         if kind == "qweight":
             parts = [tensors.get(f"{module}.{part}") for part in _PARTS]
-            made[f"{module}.weight"] = _gptq(f"{module}.weight", parts, common, _ZERO_OFFSET[form], source)
+            made[f"{module}.weight"] = _gptq(
+                f"{module}.weight", parts, (bits, group), dynamic, _ZERO_OFFSET[form], source
+            )
             if how.get("desc_act") and parts[3] is None and parts[2] is not None and len(parts[2].array) > 1:
                 raise CheckpointError(f"{source}: {module} has no g_idx, which act-order (desc_act) needs")
         elif packed and (kind in _PARTS or (kind == "bias" and not tensor.numpy().any())):
@@ -93,9 +95,9 @@ def gptq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sou
 
 
 def _gptq(
-    name: str, parts: list[DenseTensor | None], common: tuple[int, int] | None, zero_offset: int, source: str
+    name: str, parts: list[DenseTensor | None], common: tuple[int, int], dynamic: bool, zero_offset: int, source: str
 ) -> GPTQTensor:
-    """common: bits and group size; None if the shapes say them."""
+    """common: bits and group size; if they are dynamic, a matrix may have others, as its shapes say."""
     codes, zeros, scales, index = parts
     if codes is None or zeros is None or scales is None:
         raise CheckpointError(f"{source}: {name} is packed, but its qzeros or scales are missing")
@@ -106,9 +108,14 @@ def _gptq(
         raise CheckpointError(
             f"{source}: {name} has parts of {kinds} {shapes}: int32, int32, float matrices are needed"
         )
-    bits, group = common or _own(*shapes)
+    bits, group = _own(*shapes) if dynamic else common
     columns, rows = shapes[0][0] * 32 // bits, shapes[0][1]
     count = 1 if group == -1 else -(-columns // group)
+    ragged = common[1] != -1 and columns % common[1] and count == -(-columns // common[1])
+    if dynamic and index is None and bits == common[0] and ragged:
+        raise CheckpointError(
+            f"{source}: {name} has {count} groups for {columns} columns, of {group} or of {common[1]}: a g_idx is needed"
+        )
     if (
         bits not in BITS
         or shapes[0][0] * 32 % bits

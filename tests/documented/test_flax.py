@@ -249,9 +249,22 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "65 tokens exceed max_position_embeddings=64": lambda: MODEL(np.zeros((1, 65), np.int64)),
     "max_length=65 exceeds max_position_embeddings=64": lambda: MODEL.init_cache(1, 65),
     "init_cache(0, 4)": lambda: MODEL.init_cache(0, 4),
-    "past_key_values have the shape (1, 4)": lambda: MODEL(IDS, None, PLACES, past_key_values=MODEL.init_cache(1, 4)),
-    "past_key_values have the shape None": lambda: MODEL(IDS, None, PLACES, past_key_values={}),
-    "past_key_values have the shape None, and input_ids": lambda: MODEL(IDS, None, PLACES, past_key_values=3),  # type: ignore[arg-type]
+    "past_key_values have the shape [1, 4]": lambda: MODEL(IDS, None, PLACES, past_key_values=MODEL.init_cache(1, 4)),
+    "past_key_values have the shape []": lambda: MODEL(IDS, None, PLACES, past_key_values={}),
+    "past_key_values have the shape [], and input_ids": lambda: MODEL(IDS, None, PLACES, past_key_values=3),  # type: ignore[arg-type]
+    "the shape [], and input_ids": lambda: MODEL(IDS, None, PLACES, past_key_values={"positions": 1, "columns": 0}),
+    "init_cache(True, 4)": lambda: MODEL.init_cache(True, 4),
+    "batch_size=1000000000000 is more": lambda: MODEL.init_cache(10**12, 4),
+    "output_hidden_states is a str: pass True or False": lambda: MODEL(IDS, output_hidden_states="no"),  # type: ignore[arg-type]
+    "return_dict is a str: pass True or False": lambda: MODEL(IDS, return_dict="no"),  # type: ignore[arg-type]
+    "config is a dict: pass a MistralConfig": lambda: ours.FlaxMistralModel({}),  # type: ignore[arg-type]
+    "seed='x' must be an integer from 0 on": lambda: ours.FlaxMistralModel(MODEL.config, seed="x"),  # type: ignore[arg-type]
+    "seed=-1 must be an integer from 0 on": lambda: ours.FlaxMistralModel(MODEL.config, seed=-1),
+    "rng is a int: pass a key of jax.random": lambda: MODEL.init_weights(3),
+    "params: the model has no a": lambda: MODEL.init_weights(jax.random.key(0), None, {"a": 3}),
+    "params: lm_head.weight is a ndarray: pass an array of floats": lambda: MODEL(
+        IDS, params={**MODEL.params, "lm_head": {"weight": np.full((30, 12), "x")}}
+    ),
     "params is a int: pass a tree": lambda: MODEL(IDS, params=3),  # type: ignore[arg-type]
     "2 + 3 columns exceed the cache's max_length=4": lambda: MODEL(
         IDS,

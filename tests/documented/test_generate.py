@@ -1,5 +1,7 @@
 """generate() beside transformers' own, and what batches of it have in common with rows alone."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -120,3 +122,21 @@ def test_what_changes_nothing_is_taken() -> None:
     plain = mine.generate([[1, 2]], max_new_tokens=5)
     same = {"num_beams": 1, "top_p": None, "do_sample": None, "temperature": 0.7, "use_cache": True}
     np.testing.assert_array_equal(mine.generate([[1, 2]], max_new_tokens=np.int64(5), **same), plain)
+
+
+def test_threads_take_turns_whatever_their_rows() -> None:
+    """Rows without a cache never want for lanes: not beside other threads, not where caches hold all there are."""
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    held = mine(np.ones((256, 1), np.int64)).past_key_values
+    ids = np.random.default_rng(0).integers(1, 30, (300, 3))
+    wanted = mine.generate(ids, max_new_tokens=3)
+
+    def call(rows: int) -> None:
+        np.testing.assert_array_equal(mine.generate(ids[:rows], max_new_tokens=3), wanted[:rows])
+        assert mine(ids[:rows], use_cache=False).logits.shape == (rows, 3, 30)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(call, [200, 300, 20, 150]))
+    with pytest.raises(ValueError, match="1 rows more: caches have at most 256 in all: pass use_cache=False"):
+        copy.copy(held)
+    assert len(mine.decoder.manager.lanes) == 256

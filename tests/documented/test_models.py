@@ -3,6 +3,7 @@
 import copy
 import re
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -343,3 +344,54 @@ def test_rows_without_a_lane_wait_for_others() -> None:
         mine(ids, attention_mask=mask)
     with pytest.raises(ValueError, match="every row is padding"):
         mine(ids, attention_mask=np.zeros_like(ids), use_cache=False)
+
+
+def test_exceptions_that_are_kept_keep_no_lanes() -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    kept = []
+    for _ in range(3):
+        with pytest.raises(ValueError, match="every row is padding") as raised:
+            mine(IDS, attention_mask=np.zeros_like(IDS))
+        kept.append(raised)
+    assert mine.decoder.manager.lanes == ()
+
+
+def test_only_the_logits_that_are_asked_for_take_memory() -> None:
+    mine, _ = pair("MistralForCausalLM", {**VALUES, "max_position_embeddings": 4096}, 0)
+    ids = np.ones((4, 4000), np.int64)
+    tracemalloc.start()
+    logits = mine(ids, logits_to_keep=1, use_cache=False).logits
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert logits.shape == (4, 1, 30)
+    tracemalloc.start()
+    whole = mine(ids, use_cache=False).logits
+    assert tracemalloc.get_traced_memory()[1] > peak + whole.nbytes / 2
+    tracemalloc.stop()
+    np.testing.assert_allclose(logits[:, 0], whole[:, -1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_classifier_counts_no_masked_token() -> None:
+    """Padded with another id than the config's."""
+    mine, _ = pair("MistralForSequenceClassification", VALUES, 0)
+    alone = mine(IDS[:1]).logits
+    padded, mask = np.append(IDS[:1], [[2, 2]], axis=1), np.array([[1] * 6 + [0] * 2])
+    np.testing.assert_allclose(mine(padded, attention_mask=mask).logits, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("labels", ["x", [0.5], [True]])
+def test_refused_labels_decide_nothing(labels: Any) -> None:
+    mine, _ = pair("MistralForSequenceClassification", VALUES, 0)
+    with pytest.raises(ValueError, match="labels"):
+        mine(IDS[:1], labels=labels)
+    assert mine.config.problem_type is None
+    assert mine(IDS[:1], labels=[1]).loss > 0
+
+
+@pytest.mark.parametrize("length", [1.5, True, "x", None])
+def test_caches_are_cropped_to_whole_columns(length: Any) -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    past = mine(IDS).past_key_values
+    with pytest.raises(ValueError, match="pass an integer"):
+        past.crop(length)
+    assert past.get_seq_length() == 6

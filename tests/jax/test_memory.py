@@ -1,5 +1,8 @@
-"""Where there is no memory: one line, whatever XLA says."""
+"""Where there is no memory, or no device: one line, whatever XLA says."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -40,3 +43,14 @@ def test_a_step_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program, "_step", exhausted)
     with pytest.raises(BackendError, match=r"a step of 2 tokens failed.*prepare it again.* bytes.\)$"):
         program.step(plan)
+
+
+@pytest.mark.parametrize("platform", ["nonsense", "cuda"])
+def test_a_platform_that_is_not_there(platform: str) -> None:
+    if platform == "cuda" and any(device.platform == "gpu" for device in jax.devices()):
+        platform = "rocm"
+    command = [sys.executable, "-m", "mistral_portable", "run", "Once", "--backend", "jax"]
+    done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": platform}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"error: JAX_PLATFORMS='{platform}': no device can be used" in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr

@@ -122,6 +122,7 @@ def test_they_run(tmp_path: Path) -> None:
         {"version": "gemv_fast"},
         {"version": "marlin"},
         {"group_size": -2},
+        {"group_size": True},
     ],
 )
 def test_settings_that_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:

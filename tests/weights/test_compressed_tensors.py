@@ -181,7 +181,20 @@ def test_other_methods_are_named(tmp_path: Path, method: str | None) -> None:
 
 @pytest.mark.parametrize(
     "broken",
-    ["scale", "codes", "shape", "columns", "three bits", "narrow", "zeros", "dtype", "far", "vector", "left over"],
+    [
+        "scale",
+        "codes",
+        "shape",
+        "columns",
+        "three bits",
+        "narrow",
+        "zeros",
+        "dtype",
+        "far",
+        "vector",
+        "left over",
+        "twice",
+    ],
 )
 def test_parts_that_do_not_fit(tmp_path: Path, broken: str) -> None:
     stored = write_packed(tmp_path, CONFIG, HOW, Packer(**SCHEMES["w4a16 asym"]))
@@ -205,9 +218,13 @@ def test_parts_that_do_not_fit(tmp_path: Path, broken: str) -> None:
             stored[f"{module}.weight_g_idx"] = torch.full((64,), 4, dtype=torch.int32)
         case "vector":
             stored[f"{module}.weight_scale"] = stored[f"{module}.weight_scale"][:, 0].contiguous()
+        case "twice":
+            stored[f"{module}.weight"] = torch.ones(4, 4)
         case "left over":
             stored["model.norm.weight"] = torch.ones(64, dtype=torch.int64)
     save_file(stored, tmp_path / "model.safetensors")
-    messages = r"is missing|does not fit|has parts of|needs a weight_shape|but no float8|does not name|which is no part"
+    messages = (
+        r"is missing|does not fit|has parts of|needs a weight_shape|but no float8|does not name|is no part|too many"
+    )
     with pytest.raises(CheckpointError, match=messages):
         open_checkpoint(tmp_path)

@@ -1,6 +1,7 @@
 """FP8 checkpoints, HF and raw: torch's own float8_e4m3fn says what a code is worth; what is refused."""
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -145,11 +146,34 @@ def test_what_params_json_does_not_announce_is_refused(tmp_path: Path, params: d
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("block", [128, [128], [0, 128], ["a", "b"], [128, 128, 1]])
+@pytest.mark.parametrize("block", [128, [128], [0, 128], ["a", "b"], [128, 128, 1], [True, True]])
 def test_blocks_that_are_impossible(tmp_path: Path, block: Any) -> None:
     write_packed(tmp_path, CONFIG, HOW | {"weight_block_size": block}, Packer("tensor", (1, 1)))
     with pytest.raises(ConfigError, match="weight_block_size"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("wide", [10**9, 2**62])
+def test_blocks_wider_than_the_matrix_take_no_memory(tmp_path: Path, wide: int) -> None:
+    packer = Packer("blocks", (16, 64))
+    write_packed(tmp_path, CONFIG, HOW | {"weight_block_size": [16, 64]}, packer)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    stored = load_file(tmp_path / "model.safetensors")
+    for name, array in stored.items():  # one block from left to right
+        if name.endswith("weight_scale_inv"):
+            stored[name] = array[:, :1].contiguous()
+    save_file(stored, tmp_path / "model.safetensors")
+    found = []
+    for columns in (4096, wide):
+        settings["quantization_config"]["weight_block_size"] = [16, columns]
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        tracemalloc.start()
+        tensors = open_checkpoint(tmp_path).tensors
+        found.append({name: tensor.numpy() for name, tensor in tensors.items()})
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+        tracemalloc.stop()
+    for name, values in found[0].items():
+        np.testing.assert_array_equal(found[1][name], values)
 
 
 @pytest.mark.parametrize("broken", ["missing", "shape", "floats", "vector", "not announced"])

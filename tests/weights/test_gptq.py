@@ -137,6 +137,18 @@ def test_modules_with_bits_and_groups_of_their_own(tmp_path: Path, act_order: bo
     assert {tensor.dtype for tensor in tensors.values()} >= {"float32", "gptq_3bit", "gptq_4bit", "gptq_8bit"}
 
 
+def test_groups_that_may_be_ragged_are_not_guessed(tmp_path: Path) -> None:
+    """64 columns in two groups: of 32, or of 48 and 16, as the settings have it."""
+    how = HOW | {"group_size": 48, "dynamic": {"+:.*v_proj": {"group_size": 32}}}
+    write_packed(tmp_path, CONFIG, how, Packer(4, 32, False, False, 1))
+    with pytest.raises(CheckpointError, match=r"2 groups for 64 columns, of 32 or of 48: a g_idx is needed"):
+        open_checkpoint(tmp_path)
+    write_packed(tmp_path, CONFIG, how, packer := Packer(4, 32, False, True, 1))
+    tensors = open_checkpoint(tmp_path).tensors
+    for name, expected in packer.values.items():
+        np.testing.assert_array_equal(tensors[name].numpy(np.float64), expected, err_msg=name)
+
+
 def test_act_order_needs_the_order(tmp_path: Path) -> None:
     write_packed(tmp_path, CONFIG, HOW | {"desc_act": True}, Packer(4, 32, False, False, 1))
     with pytest.raises(CheckpointError, match="has no g_idx"):
@@ -150,6 +162,7 @@ def test_act_order_needs_the_order(tmp_path: Path) -> None:
         {"bits": "4"},
         {"group_size": 0},
         {"group_size": None},
+        {"group_size": True},
         {"checkpoint_format": "marlin"},
         {"is_marlin_format": True},
         {"format": "bitblas"},
