@@ -114,7 +114,7 @@ def _gptq(
     ragged = common[1] != -1 and columns % common[1] and count == -(-columns // common[1])
     if dynamic and index is None and bits == common[0] and ragged:
         raise CheckpointError(
-            f"{source}: {name} has {count} groups for {columns} columns, of {group} or of {common[1]}: a g_idx is needed"
+            f"{source}: {name} has {count} groups for {columns} columns, of {group} or of {common[1]}; it needs a g_idx"
         )
     if (
         bits not in BITS
