@@ -29,6 +29,7 @@ __all__ = [
     "PureFunction",
     "Quantizer",
     "QuantizingBackend",
+    "require_supported",
 ]
 
 INT8_BLOCK = 128
@@ -190,6 +191,13 @@ class Backend(Protocol):
 
         Raises BackendError, with the remedy, for an op, dtype or option that it does not support.
         """
+
+
+def require_supported(backend: Backend, graph: Graph, dtype: str) -> None:
+    """Raise BackendError, with the backend's reason, for an op of the graph that it does not run in this dtype."""
+    for op in sorted({node.op for node in graph.nodes}):
+        if reason := backend.supports(op, dtype):
+            raise BackendError(f"backend {backend.name!r} cannot run {op!r}: {reason}")
 
 
 class Quantizer(Protocol):

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Availability, ExecutorOptions, Program, PureFunction
+from mistral_portable.executor import Availability, ExecutorOptions, Program, PureFunction, require_supported
 from mistral_portable.graph import OPS, Graph
 from mistral_portable.weights import Tensor
 
@@ -69,9 +69,7 @@ class JAXBackend:
     def _dtype(self, graph: Graph, asked: str | None) -> str:
         """float32 by default. Raises BackendError if an op does not run in it."""
         dtype = asked or "float32"
-        for op in sorted({node.op for node in graph.nodes}):
-            if reason := self.supports(op, dtype):
-                raise BackendError(f"backend 'jax' cannot run {op!r}: {reason}")
+        require_supported(self, graph, dtype)
         return dtype
 
 

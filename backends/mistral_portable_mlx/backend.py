@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Availability, ExecutorOptions, Precision, Program
+from mistral_portable.executor import Availability, ExecutorOptions, Precision, Program, require_supported
 from mistral_portable.graph import OPS, Graph
 from mistral_portable.weights import Tensor
 
@@ -55,9 +55,7 @@ class MLXBackend:
         options.refuse("mlx", "device", "attention", "quantize", "tensor_parallel")
         device = find_device()
         dtype = options.dtype or ("float32" if device.kind == "CPU" else stored_dtype(weights.values()))
-        for op in sorted({node.op for node in graph.nodes}):
-            if reason := self.supports(op, dtype):
-                raise BackendError(f"backend 'mlx' cannot run {op!r}: {reason}")
+        require_supported(self, graph, dtype)
         if options.kv_cache not in (None, dtype, "q8_0"):
             raise BackendError(
                 f"backend 'mlx' has no kv_cache {options.kv_cache!r} beside dtype {dtype!r}: "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Availability, ExecutorOptions, Precision, Program, Quantizer
+from mistral_portable.executor import Availability, ExecutorOptions, Precision, Program, Quantizer, require_supported
 from mistral_portable.graph import OPS, Graph
 from mistral_portable.weights import Tensor
 
@@ -57,9 +57,7 @@ class NumbaBackend:
 
         options.refuse("numba", "device", "attention", "quantize", "tensor_parallel")
         dtype = options.dtype or "int8"
-        for op in sorted({node.op for node in graph.nodes}):
-            if reason := self.supports(op, dtype):
-                raise BackendError(f"backend 'numba' cannot run {op!r}: {reason}")
+        require_supported(self, graph, dtype)
         kv_cache = options.kv_cache or ("float16" if dtype == "int8" else "float32")
         if kv_cache not in _KV_CACHES:
             raise BackendError(f"backend 'numba' has no kv_cache {kv_cache!r}: choose one of {', '.join(_KV_CACHES)}")

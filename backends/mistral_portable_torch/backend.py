@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Availability, ExecutorOptions, Precision, Program
+from mistral_portable.executor import Availability, ExecutorOptions, Precision, Program, require_supported
 from mistral_portable.graph import OPS, Graph
 from mistral_portable.weights import Tensor
 from mistral_portable_torch.installed import OLDEST, Build, installed_build
@@ -68,9 +68,7 @@ class TorchBackend:
                 device = find_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
             group = join(options.tensor_parallel, device)
         dtype = options.dtype or _default_dtype(device, weights.values())
-        for op in sorted({node.op for node in graph.nodes}):
-            if reason := self.supports(op, dtype):
-                raise BackendError(f"backend 'torch' cannot run {op!r}: {reason}")
+        require_supported(self, graph, dtype)
         if dtype not in device.dtypes:
             raise BackendError(f"dtype {dtype!r}: {device.name} computes in {', '.join(device.dtypes)}; choose one")
         if options.kv_cache not in (None, dtype):

@@ -6,7 +6,7 @@ import numpy as np
 
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Availability, ExecutorOptions
+from mistral_portable.executor import Availability, ExecutorOptions, require_supported
 from mistral_portable.graph import OPS, Graph
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.weights import Tensor
@@ -34,9 +34,7 @@ class ReferenceBackend:
     ) -> ReferenceProgram:
         options.refuse("reference", "device", "attention", "quantize", "tensor_parallel")
         dtype = options.dtype or "float32"
-        for op in sorted({node.op for node in graph.nodes}):
-            if reason := self.supports(op, dtype):
-                raise BackendError(f"backend 'reference' cannot run {op!r}: {reason}")
+        require_supported(self, graph, dtype)
         if options.kv_cache not in (None, dtype):
             raise BackendError(
                 f"kv_cache={options.kv_cache!r}: the reference keeps keys and values in its own {dtype}; "

@@ -98,7 +98,7 @@ def test_experts_and_those_that_were_never_chosen(tmp_path: Path, file: str) -> 
     assert [values.tolist() for values in read_imatrix(tmp_path / "never.gguf", 2).values()] == [[1, 1], [0.5, 1.5]]
 
 
-def test_both_kinds_give_the_same_blocks_and_lower_the_errors_that_count(tmp_path: Path) -> None:
+def test_both_kinds_lower_the_errors_that_count_alike(tmp_path: Path) -> None:
     means = squares()
     for file, write in WRITERS.items():
         write(tmp_path / file, means)
@@ -109,6 +109,7 @@ def test_both_kinds_give_the_same_blocks_and_lower_the_errors_that_count(tmp_pat
     for name, tensor in TINY.tensors.items():
         if to_gguf(name) in means:
             off = [np.square(each.tensors[name].numpy() - tensor.numpy()) @ means[to_gguf(name)][0] for each in made]
+            # Not bit for bit: the older file has sums, which round the means.
             assert off[0].sum() == pytest.approx(off[1].sum(), rel=1e-3)
             assert off[0].sum() < off[2].sum()
 

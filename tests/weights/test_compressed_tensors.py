@@ -135,7 +135,8 @@ def test_transformers_gives_the_same_logits(tmp_path: Path, scheme: str) -> None
     with torch.no_grad():
         expected = peer(torch.tensor([tokens])).logits[0].numpy()
     found = mp.load(tmp_path, backend="reference").logits(tokens)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    # Two float32 models of the same weights; a wrong scale of one group is off by far more.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_modules_of_several_kinds(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Availability, ExecutorOptions, Program
+from mistral_portable.executor import Availability, ExecutorOptions, Program, require_supported
 from mistral_portable.graph import Graph
 from mistral_portable.weights import Tensor
 
@@ -35,9 +35,7 @@ class ToyBackend:
     ) -> Program:
         from mistral_portable_toy.program import ToyProgram
 
-        for op in sorted({node.op for node in graph.nodes}):
-            if reason := self.supports(op, options.dtype or "float32"):
-                raise BackendError(f"backend 'toy' cannot run {op!r}: {reason}")
+        require_supported(self, graph, options.dtype or "float32")
         options.refuse("toy", "device", "attention", "quantize", "tensor_parallel")
         if options.threads is not None:
             raise BackendError(f"threads={options.threads}: the toy has NumPy's own threads, see OMP_NUM_THREADS")
