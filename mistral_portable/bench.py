@@ -13,11 +13,11 @@ from typing import Protocol
 
 import numpy as np
 
+from mistral_portable.boundary import OwnMemory
 from mistral_portable.cache import Chunk
 from mistral_portable.engine import Model
 from mistral_portable.engine.generation import peak_memory_bytes
 from mistral_portable.errors import InputError
-from mistral_portable.executor import OwnMemory
 
 __all__ = ["STANDARD", "Engine", "Measurement", "ModelEngine", "Spread", "measure", "obstacle", "parse", "prepare"]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import MistralConfig as TheirConfig
 
 from mistral_portable import transformers as ours
-from mistral_portable.executor import ExecutorOptions
+from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.weights import DenseTensor
 
 HEADS = (
@@ -75,7 +75,7 @@ def pair(name: str, values: dict[str, Any], seed: int, dtype: str = "float32") -
     }
     config = ours.MistralConfig(**values, rope_theta=theta)
     return getattr(ours, name)(
-        config, backend="reference", tensors=tensors, options=ExecutorOptions(dtype)
+        config, backend="reference", tensors=tensors, options=ExecutorOptions(dtype=dtype)
     ), theirs.eval()
 
 

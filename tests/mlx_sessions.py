@@ -8,9 +8,9 @@ from mistral_portable_mlx.backend import MLXBackend
 from mistral_portable_mlx.program import MLXProgram
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import ExecutorOptions, prepare
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import Graph, build
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.testing import random_weights
@@ -43,7 +43,7 @@ class Session:
         self.manager = CacheManager(self.spec)
         weights = random_weights(build(config), 0, quantization)
         graph = graph or select_rows(build(config), "logits")
-        program = MLXBackend(memory).prepare(graph, weights, self.spec, ExecutorOptions(**options))
+        program = prepare(MLXBackend(memory), graph, weights, self.spec, ExecutorOptions(**options))
         assert isinstance(program, MLXProgram)
         self.program = program
 

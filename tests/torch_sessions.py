@@ -16,9 +16,9 @@ from mistral_portable_torch.parallel import Group
 from mistral_portable_torch.program import AsynchronousProgram
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import Availability, ExecutorOptions, Precision, prepare
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
-from mistral_portable.executor import Availability, ExecutorOptions, Precision
 from mistral_portable.graph import Graph, build
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.testing import random_weights
@@ -113,7 +113,7 @@ class Session:
         self.manager = CacheManager(self.spec)
         weights = random_weights(build(config), 0, quantization)
         graph = select_rows(build(config), "logits")
-        self.program = (backend or PagedBackend()).prepare(graph, weights, self.spec, ExecutorOptions(**options))
+        self.program = prepare(backend or PagedBackend(), graph, weights, self.spec, ExecutorOptions(**options))
 
     def feed(self, lane: int, tokens: Sequence[int]) -> NDArray[np.float32]:
         """The logits behind each token, of a step for each chunk."""

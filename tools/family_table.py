@@ -17,20 +17,20 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from mistral_portable.boundary import ExecutorOptions
+from mistral_portable.boundary.registry import select
 from mistral_portable.config import MistralConfig
 from mistral_portable.conversion.convert import FORMATS
 from mistral_portable.conversion.hf import hf_config
 from mistral_portable.conversion.model import prepare
 from mistral_portable.errors import MistralPortableError
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import select_rows
-from mistral_portable.registry import select
 from mistral_portable.testing import Case, Feed, Scenario, check, nmse, random_weights
 from mistral_portable.testing.case import Oracles
 from mistral_portable.testing.families import FAMILIES, shrunk
 from mistral_portable.weights import Checkpoint, open_checkpoint
-from mistral_portable.weights.quantize import quantized
+from mistral_portable.weights.quantize_on_read import quantized
 from tools.packed_weights import PACKED, pack_raw_fp8, write_packed
 
 __all__ = ["BACKENDS", "COLUMNS", "outcomes", "table"]

@@ -23,9 +23,9 @@ from mistral_portable.conversion.gguf import add_config, architecture
 from mistral_portable.errors import ConfigError
 from mistral_portable.graph import build
 from mistral_portable.testing.families import FAMILIES as PUBLISHED
+from mistral_portable.weights.blocks import QUANTIZED
 from mistral_portable.weights.experts import stacked_name
 from mistral_portable.weights.names import to_gguf
-from mistral_portable.weights.quant import QUANTIZED
 from tools.random_blocks import random_blocks
 
 __all__ = ["FAMILIES", "TYPES", "write"]

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import mistral_portable as mp
+from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.conversion.model import prepare
 from mistral_portable.evaluation import accuracy, read_questions
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.quantization import MIXTURES
 from mistral_portable.quantization.calibrate import calibrated
 from mistral_portable.weights import open_checkpoint

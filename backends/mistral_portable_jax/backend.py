@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 
+from mistral_portable.boundary import Availability, ExecutorOptions, Program, PureFunction, require_supported
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Availability, ExecutorOptions, Program, PureFunction, require_supported
 from mistral_portable.graph import OPS, Graph
 from mistral_portable.weights import Tensor
 

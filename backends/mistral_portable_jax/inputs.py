@@ -35,12 +35,12 @@ def step_inputs(
     Of the tokens, sequence is 0 0 1 1 1 0 .. and place 0 1 0 1 2 0 ..; packed is 0 1 0 .. | 2 3 4 0 .. Padding is
     written to no slot.
     """
-    lengths = np.diff(plan.starts)
+    lengths = np.diff(plan.query_starts)
     sequences, longest = few(len(lengths)), many(int(lengths.max()))
     tokens = sequences if longest == 1 else many(len(plan.tokens))
-    rows = len(plan.rows) and (sequences if len(plan.rows) <= sequences else tokens)
+    rows = len(plan.logit_rows) and (sequences if len(plan.logit_rows) <= sequences else tokens)
     sequence = np.repeat(np.arange(len(lengths)), lengths)
-    place = np.arange(len(sequence)) - plan.starts[sequence]
+    place = np.arange(len(sequence)) - plan.query_starts[sequence]
     packed = np.zeros((sequences, longest), np.int32)
     packed[sequence, place] = np.arange(len(sequence))
     positions = _padded(plan.positions, tokens)
@@ -48,14 +48,14 @@ def step_inputs(
     return Inputs(
         tokens=_padded(plan.tokens, tokens) if inputs_embeds is None else _padded(inputs_embeds, tokens, dtype=wide),
         positions=positions,
-        rows=_padded(plan.rows, rows),
+        rows=_padded(plan.logit_rows, rows),
         angles=tuple(rotation.table(positions, wide) for rotation in rotations),
         sequence=_padded(sequence, tokens),
         place=_padded(place, tokens),
         packed=packed,
         lanes=_padded(plan.lanes, sequences),
-        last=_padded(plan.positions[plan.starts[1:] - 1], sequences),
-        slots=tuple(_padded(reads.slots, tokens, NOWHERE) for reads in plan.groups),
+        last=_padded(plan.positions[plan.query_starts[1:] - 1], sequences),
+        slots=tuple(_padded(reads.slot_mapping, tokens, NOWHERE) for reads in plan.groups),
         rings=tuple(np.int32(group.slots) for group in spec.groups),
     )
 

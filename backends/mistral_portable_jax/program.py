@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import LaneState, Precision
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import BackendError, CacheError
-from mistral_portable.executor import LaneState, Precision
 from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.weights import BlockTensor, Tensor
 from mistral_portable_jax.inputs import few, step_inputs
@@ -104,7 +104,7 @@ class JAXProgram:
 
     def _output(self, name: str, array: jax.Array, plan: StepPlan) -> NDArray[Any]:
         value = self._graph.outputs[name]
-        count = len(plan.rows) if self._shapes[value][0] == "R" else len(plan.tokens)
+        count = len(plan.logit_rows) if self._shapes[value][0] == "R" else len(plan.tokens)
         out = np.asarray(array)[:count].astype(np.float64 if self.precision.dtype == "float64" else np.float32)
         return self._by_position(value, out, plan) if self._shapes[value][-1] == "K" else out
 
@@ -112,11 +112,11 @@ class JAXProgram:
         """Attention weights [T, heads, slots] -> [T, heads, K]: in the order of positions, from the first one read."""
         layer: Any = next(node.attributes["layer"] for node in self._graph.nodes if node.name == value)
         group = self._groups[layer]
-        first, ends = plan.groups[group].first, plan.positions[plan.starts[1:] - 1] + 1
+        first, ends = plan.groups[group].first, plan.positions[plan.query_starts[1:] - 1] + 1
         out = np.zeros((*weights.shape[:2], int(np.max(ends - first))), weights.dtype)
         for s in range(len(plan.lanes)):
             slots = np.arange(first[s], ends[s]) % self._spec.groups[group].slots
-            tokens = slice(plan.starts[s], plan.starts[s + 1])
+            tokens = slice(plan.query_starts[s], plan.query_starts[s + 1])
             out[tokens, :, : len(slots)] = weights[tokens][:, :, slots]
         return out
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from mistral_portable.executor import Q8_0_BLOCK
+from mistral_portable.boundary import Q8_0_BLOCK
 
 __all__ = ["FloatFormat", "Format", "Q8Format", "mask"]
 

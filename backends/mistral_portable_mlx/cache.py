@@ -12,9 +12,9 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import LaneState
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import CacheError
-from mistral_portable.executor import LaneState
 from mistral_portable_mlx.attention import Format
 from mistral_portable_mlx.memory import Memory
 
@@ -52,8 +52,8 @@ class Cache:
 
     def take(self, plan: StepPlan) -> dict[int, list[Parts]]:
         """By layer, the arrays of the plan's sequences, with room for them. Raises CacheError if memory is short."""
-        ends = plan.positions[plan.starts[1:] - 1] + 1
-        begins = plan.positions[plan.starts[:-1]]
+        ends = plan.positions[plan.query_starts[1:] - 1] + 1
+        begins = plan.positions[plan.query_starts[:-1]]
         sequences = list(zip(plan.lanes.tolist(), begins.tolist(), ends.tolist(), strict=True))
         for lane, begin, end in sequences:
             if begin == 0:

@@ -21,13 +21,13 @@ def step_inputs(
     per layer group slots.G [T], first.G [T], the oldest position that each token sees; per group and sequence
     held.G.S, the position in each of the lane's allocated `slots[G][S]`.
     """
-    inputs = {"tokens": mx.array(plan.tokens), "positions": mx.array(plan.positions), "rows": mx.array(plan.rows)}
+    inputs = {"tokens": mx.array(plan.tokens), "positions": mx.array(plan.positions), "rows": mx.array(plan.logit_rows)}
     for name, rotation in enumerate(rotations):
         cos, sin = _angles(plan.positions, rotation)
         inputs |= {f"cos.{name}": mx.array(cos), f"sin.{name}": mx.array(sin)}
-    last = plan.positions[plan.starts[1:] - 1].tolist()
+    last = plan.positions[plan.query_starts[1:] - 1].tolist()
     for index, (group, reads) in enumerate(zip(spec.groups, plan.groups, strict=True)):
-        inputs[f"slots.{index}"] = mx.array(reads.slots)
+        inputs[f"slots.{index}"] = mx.array(reads.slot_mapping)
         # This backend's translation of `cache.window.visible`: first <= key <= query.
         first = plan.positions * 0 if group.window is None else np.maximum(plan.positions - group.window + 1, 0)
         inputs[f"first.{index}"] = mx.array(first.astype(np.int32))

@@ -11,9 +11,9 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import GreedyStep, LaneState, Precision
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import GreedyStep, LaneState, Precision
 from mistral_portable.graph import Graph, Parameter, infer_shapes
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import BlockTensor, Tensor
@@ -173,7 +173,7 @@ class MLXProgram:
 
     def _build(self, plan: StepPlan, given: Mapping[str, mx.array], greedy: bool = False) -> Values:
         """The step's outputs, still to be computed. given: `tokens` or `inputs_embeds`, in place of the plan's."""
-        starts, rows = tuple(plan.starts.tolist()), len(plan.rows)
+        starts, rows = tuple(plan.query_starts.tolist()), len(plan.logit_rows)
         layers = self._cache.take(plan)
         lanes = plan.lanes.tolist()
         slots = [[self._cache.slots(group, lane) for lane in lanes] for group in range(len(self._spec.groups))]
@@ -227,11 +227,11 @@ class MLXProgram:
         """Attention weights, of each sequence [T, heads, slots] -> [all T, heads, K] in order of positions."""
         layer: Any = next(node.attributes["layer"] for node in self._graph.nodes if node.name == value)
         group = self._spec.group_of(layer)
-        first, ends = plan.groups[group].first, plan.positions[plan.starts[1:] - 1] + 1
+        first, ends = plan.groups[group].first, plan.positions[plan.query_starts[1:] - 1] + 1
         out = np.zeros((len(plan.tokens), found[0].shape[1], int(np.max(ends - first))), np.float32)
         for s, weights in enumerate(found):
             slots = np.arange(first[s], ends[s]) % self._spec.groups[group].slots
-            out[plan.starts[s] : plan.starts[s + 1], :, : len(slots)] = np.array(weights)[:, :, slots]
+            out[plan.query_starts[s] : plan.query_starts[s + 1], :, : len(slots)] = np.array(weights)[:, :, slots]
         return out
 
 

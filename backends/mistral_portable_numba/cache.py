@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import LaneState
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import CacheError
-from mistral_portable.executor import LaneState
 from mistral_portable_numba.layouts import KV_DTYPES, SLOT_BLOCK, head_width, round_up
 
 __all__ = ["KVCache"]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import Precision
 from mistral_portable.cache import CacheSpec
-from mistral_portable.executor import Precision
 from mistral_portable.graph import Graph, Node, Rotation, infer_shapes
 from mistral_portable.weights import Tensor
 from mistral_portable_numba.cache import KVCache

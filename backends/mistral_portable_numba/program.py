@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import ExecutorOptions, LaneState, Precision
 from mistral_portable.cache import CacheSpec, StepPlan, visible
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import ExecutorOptions, LaneState, Precision
 from mistral_portable.graph import Graph, Node, infer_shapes
 from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, Tensor
 from mistral_portable_numba.cache import KVCache
@@ -77,7 +77,7 @@ class NumbaProgram:
     def step(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
         with self._turn:
             self._require_open()
-            layout = self._room_for(len(plan.tokens), len(plan.rows))
+            layout = self._room_for(len(plan.tokens), len(plan.logit_rows))
             self._cache.grow(plan)
             self._values.update(plan)
             for node in self._lowered.embeddings:
@@ -85,7 +85,7 @@ class NumbaProgram:
                 self._view(layout, node.name, len(plan.tokens))[:] = rows
             self._run(len(layout.tape), layout.address)
             shown = {node.name: self._attention_weights(layout, node, plan) for node in self._lowered.attention_weights}
-            sizes = {"T": len(plan.tokens), "R": len(plan.rows)}
+            sizes = {"T": len(plan.tokens), "R": len(plan.logit_rows)}
             return {
                 name: shown[value]
                 if value in shown
@@ -175,10 +175,10 @@ class NumbaProgram:
         group = self._spec.group_of(attributes["layer"])
         reads, ring = plan.groups[group], self._spec.groups[group].slots
         q = self._view(layout, node.inputs[0], len(plan.tokens)).reshape(len(plan.tokens), -1, attributes["head_dim"])
-        ends = plan.positions[plan.starts[1:] - 1] + 1
+        ends = plan.positions[plan.query_starts[1:] - 1] + 1
         out = np.zeros((*q.shape[:2], int(np.max(ends - reads.first))), np.float32)
         for s, lane in enumerate(plan.lanes.tolist()):
-            tokens = slice(int(plan.starts[s]), int(plan.starts[s + 1]))
+            tokens = slice(int(plan.query_starts[s]), int(plan.query_starts[s + 1]))
             keys_at = np.arange(reads.first[s], ends[s])
             keys = self._cache.keys(attributes["layer"], lane, keys_at % ring)
             keys = np.repeat(keys, q.shape[1] // keys.shape[1], axis=1)

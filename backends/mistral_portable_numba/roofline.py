@@ -11,9 +11,9 @@ from statistics import median
 
 import numpy as np
 
+from mistral_portable.boundary import Precision
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
-from mistral_portable.executor import Precision
 from mistral_portable.graph import build
 from mistral_portable.weights import DenseTensor, QuantTensor, Tensor
 from mistral_portable_numba.cache import KVCache

@@ -34,7 +34,7 @@ class StepValues:
 
     def rows(self) -> int:
         """Of the cell for the asked rows, int32 [R]."""
-        return self._cell(("rows",), array=lambda plan: plan.rows)
+        return self._cell(("rows",), array=lambda plan: plan.logit_rows)
 
     def lanes(self) -> int:
         """Of the cell for the tokens' lanes, int32 [T]."""
@@ -96,18 +96,18 @@ class StepValues:
 def _lanes(plan: StepPlan) -> NDArray[np.int32]:
     if len(plan.lanes) == len(plan.tokens):  # one token each, as in decoding
         return plan.lanes
-    return np.repeat(plan.lanes, np.diff(plan.starts))
+    return np.repeat(plan.lanes, np.diff(plan.query_starts))
 
 
 def _item_count(plan: StepPlan, size: int) -> int:
-    starts = plan.starts.tolist()
+    starts = plan.query_starts.tolist()
     return sum(-(-(stop - start) // size) for start, stop in pairwise(starts))
 
 
 def _items(plan: StepPlan, size: int) -> NDArray[np.int64]:
     """Each sequence's tokens in pieces of `size`: lane, first token, tokens, its position, the sequence's last one."""
     items = []
-    for lane, (start, stop) in zip(plan.lanes.tolist(), pairwise(plan.starts.tolist()), strict=True):
+    for lane, (start, stop) in zip(plan.lanes.tolist(), pairwise(plan.query_starts.tolist()), strict=True):
         position = int(plan.positions[start])
         for first in range(start, stop, size):
             last = position + stop - start - 1

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from mistral_portable.boundary import Availability, ExecutorOptions, Precision, Program, require_supported
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Availability, ExecutorOptions, Precision, Program, require_supported
 from mistral_portable.graph import OPS, Graph
 from mistral_portable.weights import Tensor
 from mistral_portable_torch.installed import OLDEST, Build, installed_build

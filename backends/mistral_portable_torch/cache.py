@@ -5,9 +5,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mistral_portable.boundary import LaneState
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import CacheError
-from mistral_portable.executor import LaneState
 from mistral_portable_torch.memory import Memory
 from mistral_portable_torch.pages import Pages
 from mistral_portable_torch.reads import Reads, group_reads
@@ -60,8 +60,8 @@ class Cache:
 
     def take(self, plan: StepPlan) -> list[Reads]:
         """Make room for the plan; what it reads, by layer group. Raises CacheError if memory is short."""
-        ends = (plan.positions[plan.starts[1:] - 1] + 1).tolist()
-        begins = plan.positions[plan.starts[:-1]].tolist()
+        ends = (plan.positions[plan.query_starts[1:] - 1] + 1).tolist()
+        begins = plan.positions[plan.query_starts[:-1]].tolist()
         sequences = list(zip(plan.lanes.tolist(), begins, ends, strict=True))
         for lane, begin, _ in sequences:
             if begin == 0:

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mistral_portable.boundary import GreedyStep, LaneState, Precision
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import GreedyStep, LaneState, Precision
 from mistral_portable.graph import Graph, Parameter, infer_shapes
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import Tensor as Stored
@@ -188,7 +188,7 @@ class TorchProgram:
         layout, fixed, words = self._inputs(plan, reads, inputs_embeds)
         if tokens is not None:
             layout.unpack(words)["tokens"].copy_(tokens)
-        rows = len(plan.rows)
+        rows = len(plan.logit_rows)
 
         def run(words: Tensor) -> dict[str, Any]:
             values = self._run(Step(layout.unpack(words), fixed), rows)
@@ -205,7 +205,7 @@ class TorchProgram:
         self, plan: StepPlan, reads: list[Reads], inputs_embeds: NDArray[np.float32] | None
     ) -> tuple[Layout, dict[str, tuple[Any, ...]], Tensor]:
         """All that kernels are told of a step: what is baked into a recorded one, and the words that are not."""
-        arrays: dict[str, NDArray[Any]] = {"tokens": plan.tokens, "rows": plan.rows}
+        arrays: dict[str, NDArray[Any]] = {"tokens": plan.tokens, "rows": plan.logit_rows}
         if inputs_embeds is not None:
             arrays[INPUTS_EMBEDS] = np.asarray(inputs_embeds, np.float32)
         for name, rotation in enumerate(self._rotations):
@@ -247,11 +247,11 @@ class TorchProgram:
         """Attention weights, of each sequence [T, heads, slots] -> [all T, heads, K] in order of positions."""
         layer: Any = next(node.attributes["layer"] for node in self._graph.nodes if node.name == value)
         group = self._spec.group_of(layer)
-        first, ends = plan.groups[group].first, plan.positions[plan.starts[1:] - 1] + 1
+        first, ends = plan.groups[group].first, plan.positions[plan.query_starts[1:] - 1] + 1
         out = np.zeros((len(plan.tokens), found[0].shape[1], int(np.max(ends - first))), np.float32)
         for s, weights in enumerate(found):
             slots = np.arange(first[s], ends[s]) % self._cache.ring(group)
-            out[plan.starts[s] : plan.starts[s + 1], :, : len(slots)] = weights.cpu().numpy()[:, :, slots]
+            out[plan.query_starts[s] : plan.query_starts[s + 1], :, : len(slots)] = weights.cpu().numpy()[:, :, slots]
         return out
 
 

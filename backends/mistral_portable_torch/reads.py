@@ -73,10 +73,10 @@ def group_reads(plan: StepPlan, index: int, group: LayerGroup, pages: Pages) -> 
     """The reads of the layer group `index`, whose lanes have room for the plan."""
     return Reads(
         group.window,
-        tuple(plan.starts.tolist()),
+        tuple(plan.query_starts.tolist()),
         plan.positions,
         plan.groups[index].first,
-        plan.positions[plan.starts[1:] - 1] + 1,
+        plan.positions[plan.query_starts[1:] - 1] + 1,
         tuple(tuple(pages.of(lane)) for lane in plan.lanes.tolist()),
         pages.page,
         pages.ring,

@@ -98,11 +98,11 @@ class CacheManager:
             tokens=np.array(tokens, np.int32),
             positions=absolute,
             lanes=np.array([chunk.lane for chunk in chunks], np.int32),
-            starts=np.array(starts, np.int32),
-            rows=np.array(rows, np.int32),
+            query_starts=np.array(starts, np.int32),
+            logit_rows=np.array(rows, np.int32),
             groups=tuple(
                 Reads(
-                    slots=absolute % np.int32(group.slots),
+                    slot_mapping=absolute % np.int32(group.slots),
                     first=np.array([first_visible(begin, group.window) for begin in begins], np.int32),
                     capacity=_capacity(group, longest, self._block),
                 )

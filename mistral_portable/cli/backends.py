@@ -4,9 +4,9 @@ import json
 
 import typer
 
+from mistral_portable.boundary.registry import candidates
 from mistral_portable.cli.options import DebugOption, JsonOption
 from mistral_portable.cli.output import print_table
-from mistral_portable.registry import candidates
 
 __all__ = ["backends"]
 

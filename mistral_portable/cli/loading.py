@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgre
 from mistral_portable.cli.options import ModelOptions
 from mistral_portable.cli.output import note, one_line
 from mistral_portable.engine import Model, load
-from mistral_portable.engine.blocks import block_maker
+from mistral_portable.engine.block_maker import block_maker
 from mistral_portable.weights import Checkpoint, open_checkpoint
 
 __all__ = ["load_model", "open_model", "reading", "working"]

@@ -4,6 +4,8 @@ from math import isnan
 
 import typer
 
+from mistral_portable.boundary import ExecutorOptions
+from mistral_portable.boundary.registry import select
 from mistral_portable.cli.loading import open_model, working
 from mistral_portable.cli.options import (
     AttentionOption,
@@ -17,8 +19,6 @@ from mistral_portable.cli.options import (
     RevisionOption,
 )
 from mistral_portable.cli.output import one_line, print_table
-from mistral_portable.executor import ExecutorOptions
-from mistral_portable.registry import select
 
 __all__ = ["verify"]
 
@@ -45,7 +45,7 @@ def verify(
     chosen = select(backend)
     checkpoint = open_model(model, revision, quantize)
     with working(f"{chosen.name} on {model}") as progress:
-        options = ExecutorOptions(dtype, kv_cache=kv_cache, device=device, attention=attention)
+        options = ExecutorOptions(dtype=dtype, kv_cache=kv_cache, device=device, attention=attention)
         results = verify_checkpoint(checkpoint, chosen, options, progress=progress)
     numbers = ["NMSE", "error", "allowed", "agree"]
     print_table(

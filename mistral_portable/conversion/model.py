@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mistral_portable.binding import check_tensors
+from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.config import MistralConfig, Window
 from mistral_portable.conversion.parts import is_float, narrowest
 from mistral_portable.errors import ConfigError

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
+from mistral_portable.boundary import GreedyProgram, GreedyStep
 from mistral_portable.cache import Chunk
 from mistral_portable.errors import CacheError, InputError
-from mistral_portable.executor import GreedyProgram, GreedyStep
 from mistral_portable.sampling import Sampled, Sampler, SamplingParams
 
 if TYPE_CHECKING:

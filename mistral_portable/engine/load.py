@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from mistral_portable.binding import check_tensors
+from mistral_portable.boundary import BACKEND_QUANTIZE, ExecutorOptions, prepare
+from mistral_portable.boundary.binding import check_tensors
+from mistral_portable.boundary.registry import select
 from mistral_portable.cache import CacheManager, CacheSpec
 from mistral_portable.config import Window
-from mistral_portable.engine.blocks import block_maker
+from mistral_portable.engine.block_maker import block_maker
 from mistral_portable.engine.model import Model
 from mistral_portable.errors import InputError
-from mistral_portable.executor import OWN_QUANTIZE, ExecutorOptions
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import select_rows
-from mistral_portable.registry import select
 from mistral_portable.tokenizer import load_tokenizer
 from mistral_portable.weights import open_checkpoint
 
@@ -75,7 +75,17 @@ def load(
             raise InputError(f"{name}={value!r} must be an integer from 1 on")
     if not isinstance(model, str | Path):
         raise InputError(f"model={model!r} must be a name or a path")
-    own, blocks = (quantize, None) if quantize in OWN_QUANTIZE else (None, quantize)
+    own, blocks = (quantize, None) if quantize in BACKEND_QUANTIZE else (None, quantize)
+    options = ExecutorOptions(
+        dtype=dtype,
+        threads=threads,
+        progress=progress,
+        kv_cache=kv_cache,
+        device=device,
+        attention=attention,
+        quantize=own,
+        tensor_parallel=tensor_parallel,
+    )
     make = block_maker(threads, progress)
     checkpoint = open_checkpoint(model, revision=revision, quantize=blocks, make=make, progress=progress)
     for notice in checkpoint.notices:
@@ -88,8 +98,7 @@ def load(
     graph = verify(select_rows(verify(build(config)), "logits"))
     check_tensors(graph, checkpoint.tensors, str(checkpoint.path))
     spec = CacheSpec.from_config(config, max_context=context, max_chunk=_CHUNK, max_lanes=max_lanes)
-    options = ExecutorOptions(dtype, threads, progress, kv_cache, device, attention, own, tensor_parallel)
-    program = chosen.prepare(graph, checkpoint.tensors, spec, options)
+    program = prepare(chosen, graph, checkpoint.tensors, spec, options)
     return Model(
         config=config,
         backend=chosen.name,

@@ -10,12 +10,12 @@ from typing import Any, Self, TypeVar, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import GreedyProgram, GreedyStep, Program
 from mistral_portable.cache import CacheManager, Chunk, StepPlan
 from mistral_portable.config import MistralConfig
 from mistral_portable.engine.generation import Generation
 from mistral_portable.engine.stream import TextStreamer
 from mistral_portable.errors import InputError, TokenizerError
-from mistral_portable.executor import GreedyProgram, GreedyStep, Program
 from mistral_portable.sampling import SamplingParams
 from mistral_portable.tokenizer import TextStream, Tokenizer
 
@@ -161,7 +161,9 @@ class Model:
             try:
                 return step(plan)
             except BaseException:  # no memory for more keys, say: what this step has written does not count
-                for lane, position in zip(plan.lanes.tolist(), plan.positions[plan.starts[:-1]].tolist(), strict=True):
+                for lane, position in zip(
+                    plan.lanes.tolist(), plan.positions[plan.query_starts[:-1]].tolist(), strict=True
+                ):
                     self.manager.rollback(lane, position)
                 raise
 

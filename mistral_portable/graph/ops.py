@@ -70,10 +70,7 @@ def _positive(attributes: Mapping[str, Attribute], name: str) -> None:
 
 @_op("rows of a table, by token id", arity=(2,))
 def embedding(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> Shape:
-    """(tokens [T], table [V, H]) -> [T, H]
-
-    A step may be given these rows (`Program.step`, `inputs_embeds`); tokens and table are then not read.
-    """
+    """(tokens [T], table [V, H]) -> [T, H]"""
     tokens, table = shapes
     _require(len(tokens) == 1 and len(table) == 2, f"takes tokens [T] and a table [V, H], got {tokens} {table}")
     return (tokens[0], table[1])
@@ -209,7 +206,19 @@ def take_columns(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute])
     return (x[0], stop - start)
 
 
-@_op("the rows of x that the caller asked for", arity=(2,))
+@_op("x with some rows replaced by given ones", arity=(3,))
+def replace_rows(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> Shape:
+    """(x [T, H], given [E, H], places [E]) -> [T, H]: row places[e] is given[e], the others are x's.
+
+    Places are different, and may be none. x, rows a b c, given d and places [1] are a d c.
+    """
+    x, given, places = shapes
+    fits = len(x) == 2 and len(given) == 2 and x[1] == given[1] and places == (given[0],)
+    _require(fits, f"takes x [T, H], given [E, H] and places [E], got {x} {given} {places}")
+    return x
+
+
+@_op("the rows of x that the caller requested", arity=(2,))
 def take_rows(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> Shape:
     """(x [T, H], rows [R]) -> [R, H]"""
     x, rows = shapes

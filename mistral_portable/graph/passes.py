@@ -7,14 +7,46 @@ from dataclasses import replace
 from mistral_portable.errors import GraphError
 from mistral_portable.graph.ir import Graph, Node, Parameter
 from mistral_portable.graph.ops import OPS
+from mistral_portable.graph.verify import infer_shapes
 
 __all__ = [
+    "EMBEDDED_ROWS",
+    "INPUTS_EMBEDS",
+    "accept_embeddings",
     "drop_dead_nodes",
     "expose_attention_weights",
     "expose_hidden_states",
     "fuse_linears",
     "select_rows",
 ]
+
+
+INPUTS_EMBEDS, EMBEDDED_ROWS = "inputs_embeds", "embedded_rows"
+"""The inputs that `accept_embeddings` adds."""
+
+
+def accept_embeddings(graph: Graph) -> Graph:
+    """Add the inputs `inputs_embeds` [E, H] and `embedded_rows` [E]: rows that take the place of tokens' embeddings.
+
+    Token t gets the row inputs_embeds[e] where embedded_rows[e] = t; where E = 0 the step is the graph's own.
+    """
+    shapes = infer_shapes(graph)
+    nodes: list[Node] = []
+    renamed: dict[str, str] = {}
+    inputs = dict(graph.inputs)
+    for node in graph.nodes:
+        nodes.append(replace(node, inputs=tuple(renamed.get(value, value) for value in node.inputs)))
+        if node.op == "embedding":
+            renamed[node.name] = f"{node.name}.replaced"
+            inputs |= {INPUTS_EMBEDS: ("E", shapes[node.name][1]), EMBEDDED_ROWS: ("E",)}
+            nodes.append(Node(renamed[node.name], "replace_rows", (node.name, INPUTS_EMBEDS, EMBEDDED_ROWS), {}))
+    return replace(
+        graph,
+        nodes=tuple(nodes),
+        outputs={name: renamed.get(value, value) for name, value in graph.outputs.items()},
+        taps={name: renamed.get(value, value) for name, value in graph.taps.items()},
+        inputs=inputs,
+    )
 
 
 def expose_hidden_states(graph: Graph) -> Graph:
@@ -40,9 +72,9 @@ def drop_dead_nodes(graph: Graph) -> Graph:
 
     An `attention` node stays while its layer has an `attention_weights` node, which reads the keys it has cached.
     """
-    shown = {node.attributes["layer"] for node in graph.nodes if node.op == "attention_weights"}
+    exposed = {node.attributes["layer"] for node in graph.nodes if node.op == "attention_weights"}
     live = set(graph.outputs.values())
-    live.update(node.name for node in graph.nodes if node.op == "attention" and node.attributes["layer"] in shown)
+    live.update(node.name for node in graph.nodes if node.op == "attention" and node.attributes["layer"] in exposed)
     for node in reversed(graph.nodes):
         if node.name in live:
             live.update(node.inputs)
@@ -51,6 +83,7 @@ def drop_dead_nodes(graph: Graph) -> Graph:
         tuple(node for node in graph.nodes if node.name in live),
         graph.outputs,
         {name: value for name, value in graph.taps.items() if value in live},
+        graph.inputs,
     )
 
 
@@ -124,7 +157,7 @@ def select_rows(graph: Graph, *outputs: str) -> Graph:
             nodes.append(node)
             if node.name in some:
                 on_rows[node.name] = f"{node.name}.rows"
-                nodes.append(Node(on_rows[node.name], "take_rows", (node.name, "rows"), {}))
+                nodes.append(Node(on_rows[node.name], "take_rows", (node.name, "logit_rows"), {}))
         elif node.name in some:
             nodes.append(replace(node, inputs=tuple(on_rows.get(value, value) for value in node.inputs)))
             on_rows[node.name] = node.name
@@ -134,5 +167,6 @@ def select_rows(graph: Graph, *outputs: str) -> Graph:
             tuple(nodes),
             {name: on_rows[value] if name in outputs else value for name, value in graph.outputs.items()},
             {name: value for name, value in graph.taps.items() if value in whole},
+            graph.inputs,
         )
     )

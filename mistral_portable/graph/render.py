@@ -1,6 +1,6 @@
 """A graph as text and as a Mermaid diagram, for people."""
 
-from mistral_portable.graph.ir import INPUTS, Attribute, Graph, Node, Shape
+from mistral_portable.graph.ir import Attribute, Graph, Node, Shape
 from mistral_portable.graph.rotation import Rotation
 from mistral_portable.graph.verify import infer_shapes
 
@@ -10,7 +10,7 @@ __all__ = ["to_mermaid", "to_text"]
 def to_text(graph: Graph) -> str:
     """One line per node: `layers.0.q [T, 256] = linear(layers.0.input_layernorm, model...q_proj.weight)`."""
     shapes = infer_shapes(graph)
-    lines = [f"input {name} {_shape(INPUTS[name])}" for name in _used_inputs(graph)]
+    lines = [f"input {name} {_shape(graph.inputs[name])}" for name in _used_inputs(graph)]
     for node in graph.nodes:
         attributes = [f"{key}={_number(value)}" for key, value in node.attributes.items()]
         lines.append(f"{node.name} {_shape(shapes[node.name])} = {node.op}({', '.join([*node.inputs, *attributes])})")
@@ -24,7 +24,7 @@ def to_mermaid(graph: Graph) -> str:
     ids = {node.name: f"n{index}" for index, node in enumerate(graph.nodes)}
     ids |= {name: name for name in _used_inputs(graph)}
     lines = ["flowchart TD"]
-    lines += [f'  {name}(["{name} {_shape(INPUTS[name])}"])' for name in _used_inputs(graph)]
+    lines += [f'  {name}(["{name} {_shape(graph.inputs[name])}"])' for name in _used_inputs(graph)]
     for node in graph.nodes:
         lines.append(f'  {ids[node.name]}["{_label(graph, node)}"]')
         for value in node.inputs:
@@ -43,7 +43,7 @@ def _label(graph: Graph, node: Node) -> str:
 
 def _used_inputs(graph: Graph) -> list[str]:
     used = {value for node in graph.nodes for value in node.inputs}
-    return [name for name in INPUTS if name in used]
+    return [name for name in graph.inputs if name in used]
 
 
 def _shape(shape: Shape) -> str:

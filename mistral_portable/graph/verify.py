@@ -1,7 +1,7 @@
 """The executable rules of a graph: every name defined once and before its use, every shape inferred."""
 
 from mistral_portable.errors import GraphError
-from mistral_portable.graph.ir import INPUTS, Graph, Shape
+from mistral_portable.graph.ir import PLAN_INPUTS, Graph, Shape
 from mistral_portable.graph.ops import OPS
 
 __all__ = ["infer_shapes", "verify"]
@@ -13,7 +13,10 @@ def infer_shapes(graph: Graph) -> dict[str, Shape]:
     Raises GraphError that names the node: an unknown op, a wrong number of inputs, missing or surplus
     attributes, a value used before it is defined, a name defined twice, or shapes that do not fit.
     """
-    shapes: dict[str, Shape] = dict(INPUTS)
+    for name, shape in PLAN_INPUTS.items():
+        if graph.inputs.get(name) != shape:
+            raise GraphError(f"input {name!r} must have the shape {shape}, which the StepPlan gives it")
+    shapes: dict[str, Shape] = dict(graph.inputs)
     for name, parameter in graph.parameters.items():
         if name in shapes or name != parameter.name:
             raise GraphError(f"parameter {name!r} is defined twice or under another name")

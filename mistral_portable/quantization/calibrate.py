@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from mistral_portable.boundary import ExecutorOptions, prepare
+from mistral_portable.boundary.registry import select
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.conversion.model import Source
 from mistral_portable.errors import InputError, TokenizerError
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import Graph, build, infer_shapes, verify
 from mistral_portable.graph.passes import drop_dead_nodes
 from mistral_portable.quantization.importance import Importance, relative
-from mistral_portable.registry import select
 from mistral_portable.tokenizer import load_tokenizer
 
 __all__ = ["calibrated"]
@@ -42,7 +42,7 @@ def calibrated(model: Source, path: Path, options: ExecutorOptions) -> Importanc
     spec = CacheSpec.from_config(model.config, max_context=context, max_chunk=step, max_lanes=1)
     manager = CacheManager(spec)
     squares = {value: np.zeros(int(shapes[value][-1])) for value in set(inputs.values())}
-    program = select().prepare(graph, model.checkpoint.tensors, spec, options)
+    program = prepare(select(), graph, model.checkpoint.tensors, spec, options)
     try:
         for begin in range(0, len(tokens), max(1, context - 1)):
             lane = manager.open()

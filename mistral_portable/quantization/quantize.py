@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import ExecutorOptions, Quantizer
+from mistral_portable.boundary.registry import select_quantizing
 from mistral_portable.conversion.gguf import plan_gguf, write_gguf
 from mistral_portable.conversion.model import Source, lost, prepare
 from mistral_portable.conversion.parts import (
@@ -24,12 +26,10 @@ from mistral_portable.conversion.parts import (
 )
 from mistral_portable.conversion.target import placed, require_apart, require_free
 from mistral_portable.errors import InputError
-from mistral_portable.executor import ExecutorOptions, Quantizer
 from mistral_portable.quantization.calibrate import calibrated
 from mistral_portable.quantization.imatrix import read_imatrix
 from mistral_portable.quantization.importance import Importance
 from mistral_portable.quantization.mixtures import MIXTURES, Mixture, fitting_type
-from mistral_portable.registry import select_quantizing
 from mistral_portable.weights import DenseTensor, JoinedTensor, Tensor, open_checkpoint, release
 from mistral_portable.weights.experts import stacked_name
 from mistral_portable.weights.source import listing

@@ -16,6 +16,7 @@ __all__ = [
     "embedding",
     "linear",
     "moe",
+    "replace_rows",
     "rms_norm",
     "rope",
     "silu_mul",
@@ -113,6 +114,13 @@ def attend(weights: Floats, values: Floats) -> Floats:
     group = weights.shape[1] // values.shape[1]
     attended: Floats = np.einsum("thn,nhd->thd", weights, np.repeat(values, group, axis=1))
     return attended.reshape(len(weights), -1)
+
+
+def replace_rows(x: Floats, given: Floats, places: Integers) -> Floats:
+    """x [T, H], given [E, H], places [E] -> [T, H]: row places[e] is given[e]."""
+    out = x.copy()
+    out[places] = given
+    return out
 
 
 def take_columns(x: Floats, start: int, stop: int) -> Floats:

@@ -1,15 +1,17 @@
 """ReferenceProgram: walks the graph node by node, and keeps the cache in plain arrays."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.boundary.program import NO_INPUTS, Inputs, LaneState, Precision
+from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs, check_lane_state
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.errors import BackendError, CacheError
-from mistral_portable.executor import LaneState, Precision
+from mistral_portable.errors import BackendError, ClosedError
 from mistral_portable.graph import Graph, Node, Parameter
 from mistral_portable.reference import ops
 from mistral_portable.weights import Tensor
@@ -39,6 +41,8 @@ class ReferenceProgram:
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self.precision = Precision(dtype)
+        self._turn = threading.Lock()
+        self._closed = False
         self._threads = _blas_limit(threads)
         self._graph = graph
         self._cache_spec = cache
@@ -60,20 +64,48 @@ class ReferenceProgram:
     def cache_bytes(self) -> int:
         return sum(array.nbytes for store in (self._keys, self._values) for array in store.values())
 
-    def step(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None) -> dict[str, NDArray[Any]]:
-        values: dict[str, Any] = {"tokens": plan.tokens, "positions": plan.positions, "rows": plan.rows}
-        with self._threads():
+    @property
+    def scratch_bytes(self) -> int:
+        return 0  # a step's arrays end with it
+
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[Any]]:
+        check_inputs(self._graph, plan, inputs)
+        values: dict[str, Any] = {"tokens": plan.tokens, "positions": plan.positions, "logit_rows": plan.logit_rows}
+        with self._in_turn(), self._threads():
+            values |= {name: self._given(array) for name, array in inputs.items()}
             for node in self._graph.nodes:
                 parameters = self._graph.parameters
-                inputs = [self._parameter(name) if name in parameters else values[name] for name in node.inputs]
-                given = inputs_embeds if node.op == "embedding" else None
-                values[node.name] = self._run(node, inputs, plan) if given is None else given.astype(inputs[1].dtype)
+                read = [self._parameter(name) if name in parameters else values[name] for name in node.inputs]
+                values[node.name] = self._run(node, read, plan)
         return {name: np.array(values[value]) for name, value in self._graph.outputs.items()}
 
     def copy_lane(self, source: int, target: int) -> None:
-        self.load_lane(target, self.save_lane(source))
+        with self._in_turn():
+            self._load(target, self._save(source))
 
     def save_lane(self, lane: int) -> LaneState:
+        with self._in_turn():
+            return self._save(lane)
+
+    def load_lane(self, lane: int, state: LaneState) -> None:
+        with self._in_turn():
+            self._load(lane, state)
+
+    def close(self) -> None:
+        with self._turn:
+            self._closed = True
+            self._keys.clear()
+            self._values.clear()
+            self._resident.clear()
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        with self._turn:
+            if self._closed:
+                raise ClosedError("the program is closed: prepare it again")
+            yield
+
+    def _save(self, lane: int) -> LaneState:
         stores = {"keys": self._keys, "values": self._values}
         return {
             f"{name}.{layer}": array.copy()
@@ -82,38 +114,29 @@ class ReferenceProgram:
             if owner == lane
         }
 
-    def load_lane(self, lane: int, state: LaneState) -> None:
+    def _load(self, lane: int, state: LaneState) -> None:
         spec = self._cache_spec
+        row = (spec.num_key_value_heads, spec.head_dim), self.precision.dtype
+        check_lane_state(state, spec, {"keys": row, "values": row})
         slots = {layer: group.slots for group in spec.groups for layer in group.layers}
-        names = {f"{kind}.{layer}" for layer in slots for kind in ("keys", "values")}
-        if state and set(state) != names:  # a lane that was saved before its first step is empty
-            raise CacheError(f"the saved lane holds {', '.join(sorted(state))}: not the layers of this model")
-        for name, array in state.items():
-            layer = name.split(".")[1]
-            if array.shape[1:] != (spec.num_key_value_heads, spec.head_dim) or array.dtype != self.precision.dtype:
-                raise CacheError(f"the saved lane does not fit this model: {name} is {array.dtype} {array.shape}")
-            if len(array) != len(state[f"keys.{layer}"]):
-                raise CacheError(f"the saved lane is broken: {name} has {len(array)} slots, its keys have others")
         for name, array in state.items():
             kind, layer = name.split(".")
             (self._keys if kind == "keys" else self._values)[int(layer), lane] = array[: slots[int(layer)]].copy()
 
-    def close(self) -> None:
-        self._keys.clear()
-        self._values.clear()
-        self._resident.clear()
+    def _given(self, array: NDArray[Any]) -> NDArray[Any]:
+        """An input of the step: floats in the program's dtype, integers as they are."""
+        return array.astype(self.precision.dtype) if array.dtype.kind == "f" else array
 
     def _run(self, node: Node, inputs: list[Any], plan: StepPlan) -> Floats:
-        attributes: Any = node.attributes
         match node.op:
             case "embedding":
                 return ops.embedding(inputs[0], inputs[1])
             case "rms_norm":
-                return ops.rms_norm(inputs[0], inputs[1], attributes["eps"])
+                return ops.rms_norm(inputs[0], inputs[1], node.number("eps"))
             case "linear":
                 return ops.linear(*inputs)
             case "rope":
-                return ops.rope(inputs[0], inputs[1], attributes["rotation"])
+                return ops.rope(inputs[0], inputs[1], node.rotation)
             case "attention":
                 return self._attention(node, inputs, plan)
             case "attention_weights":
@@ -125,65 +148,55 @@ class ReferenceProgram:
             case "add":
                 return ops.add(inputs[0], inputs[1])
             case "take_columns":
-                return ops.take_columns(inputs[0], attributes["start"], attributes["stop"])
+                return ops.take_columns(inputs[0], node.integer("start"), node.integer("stop"))
+            case "replace_rows":
+                return ops.replace_rows(inputs[0], inputs[1], inputs[2])
             case "take_rows":
                 return ops.take_rows(inputs[0], inputs[1])
         raise AssertionError(f"verified graphs have no op {node.op!r}")
 
     def _moe(self, node: Node, inputs: list[Any]) -> Floats:
         x, scores, gate, up, down = inputs
-        top_k: Any = node.attributes["top_k"]
-        return ops.moe(x, scores, gate, up, down, top_k)
+        return ops.moe(x, scores, gate, up, down, node.integer("top_k"))
 
     def _attention(self, node: Node, inputs: list[Floats], plan: StepPlan) -> Floats:
         q, k, v = inputs
         self._write(self._keys, node, k, plan)
         self._write(self._values, node, v, plan)
-        layer: Any = node.attributes["layer"]
         out = np.empty_like(q)
-        for tokens, lane, slots, weights in self._scores(node, q, plan):
-            out[tokens] = ops.attend(weights, self._values[layer, lane][slots])
+        group = self._cache_spec.group_of(node.integer("layer"))
+        for s, tokens in enumerate(plan.spans):
+            slots = self._read_slots(plan, group, s)
+            values = self._values[node.integer("layer"), int(plan.lanes[s])][slots]
+            out[tokens] = ops.attend(self._scores(node, q, plan, s, slots), values)
         return out
 
     def _attention_weights(self, node: Node, inputs: list[Floats], plan: StepPlan) -> Floats:
         q, k = inputs
         self._write(self._keys, node, k, plan)
-        scores = list(self._scores(node, q, plan))
-        longest = max(weights.shape[-1] for *_, weights in scores)
-        out: Floats = np.zeros((len(q), scores[0][-1].shape[1], longest), q.dtype)
-        for tokens, _, _, weights in scores:
-            out[tokens, :, : weights.shape[-1]] = weights
-        return out
+        return attention_weights_by_position(
+            node, plan, self._cache_spec, lambda s, slots: self._scores(node, q, plan, s, slots), q.dtype.type
+        )
 
-    def _scores(self, node: Node, q: Floats, plan: StepPlan) -> Iterator[tuple[slice, int, NDArray[np.int64], Floats]]:
-        """Per sequence: its tokens, its lane, the slots of the keys it reads in order of position, the softmax."""
-        attributes: Any = node.attributes
-        group = self._cache_spec.group_of(attributes["layer"])
-        reads, ring = plan.groups[group], self._cache_spec.groups[group].slots
-        for s, lane in enumerate(plan.lanes.tolist()):
-            tokens = slice(int(plan.starts[s]), int(plan.starts[s + 1]))
-            query_positions = plan.positions[tokens]
-            key_positions = np.arange(reads.first[s], query_positions[-1] + 1)
-            slots = key_positions % ring
-            heads = q[tokens].reshape(len(query_positions), -1, attributes["head_dim"])
-            keys = self._keys[attributes["layer"], lane][slots]
-            yield (
-                tokens,
-                lane,
-                slots,
-                ops.softmax_scores(
-                    heads, keys, query_positions, key_positions, attributes["scale"], attributes["window"]
-                ),
-            )
+    def _read_slots(self, plan: StepPlan, group: int, s: int) -> NDArray[np.intp]:
+        """The slots of the keys that sequence s reads, in order of position."""
+        return np.arange(plan.groups[group].first[s], plan.ends[s]) % self._cache_spec.groups[group].slots
+
+    def _scores(self, node: Node, q: Floats, plan: StepPlan, s: int, slots: NDArray[np.intp]) -> Floats:
+        """The softmax of sequence s over the keys in `slots`, [tokens of s, heads, slots]."""
+        tokens = plan.spans[s]
+        heads = q[tokens].reshape(-1, node.integer("num_attention_heads"), node.integer("head_dim"))
+        keys = self._keys[node.integer("layer"), int(plan.lanes[s])][slots]
+        positions = np.arange(plan.ends[s] - len(slots), plan.ends[s])
+        return ops.softmax_scores(heads, keys, plan.positions[tokens], positions, node.number("scale"), node.window)
 
     def _write(self, store: dict[tuple[int, int], Floats], node: Node, x: Floats, plan: StepPlan) -> None:
         """Put the rows of x [T, kv_heads * head_dim] into their slots, growing the lanes to the plan's capacity."""
         spec = self._cache_spec
-        layer: Any = node.attributes["layer"]
+        layer = node.integer("layer")
         reads = plan.groups[spec.group_of(layer)]
         heads = x.reshape(len(x), spec.num_key_value_heads, spec.head_dim)
-        for s, lane in enumerate(plan.lanes.tolist()):
-            tokens = slice(int(plan.starts[s]), int(plan.starts[s + 1]))
+        for tokens, lane in zip(plan.spans, plan.lanes.tolist(), strict=True):
             array = store.get((layer, lane))
             held = 0 if array is None else len(array)
             if held < reads.capacity:
@@ -192,7 +205,7 @@ class ReferenceProgram:
                     grown[:held] = array
                 store[layer, lane] = array = grown
             assert array is not None
-            array[reads.slots[tokens]] = heads[tokens]
+            array[reads.slot_mapping[tokens]] = heads[tokens]
 
     def _parameter(self, name: str) -> Floats:
         array = self._resident.get(name)

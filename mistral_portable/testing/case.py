@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from mistral_portable.boundary import Backend, ExecutorOptions, Precision, prepare
 from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Backend, ExecutorOptions, Precision
 from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.testing.naive import NaiveProgram
@@ -79,7 +79,7 @@ def check(case: Case, backend: Backend, options: ExecutorOptions, oracles: Oracl
     scenario = case.scenario
     spec = _spec(case, scenario)
     try:
-        program = backend.prepare(case.graph, case.weights, spec, options)
+        program = prepare(backend, case.graph, case.weights, spec, options)
     except BackendError as error:
         return CheckResult(case.name, "unsupported", np.nan, np.nan, np.nan, np.nan, str(error))
     try:

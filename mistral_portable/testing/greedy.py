@@ -1,7 +1,7 @@
 """Whether the tokens that a GreedyProgram takes on its device are those of the highest logits."""
 
+from mistral_portable.boundary import Backend, ExecutorOptions, GreedyProgram, Program, prepare
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
-from mistral_portable.executor import Backend, ExecutorOptions, GreedyProgram, Program
 from mistral_portable.testing.case import Case
 
 __all__ = ["greedy_tokens"]
@@ -17,7 +17,7 @@ def greedy_tokens(case: Case, backend: Backend, options: ExecutorOptions, count:
     spec = CacheSpec.from_config(
         case.config, max_context=longest + count, max_chunk=longest, max_lanes=2 * len(prompts)
     )
-    program = backend.prepare(case.graph, case.weights, spec, options)
+    program = prepare(backend, case.graph, case.weights, spec, options)
     try:
         assert isinstance(program, GreedyProgram), f"{backend.name}'s program has no begin_greedy"
         manager = CacheManager(spec)

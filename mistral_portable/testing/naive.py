@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import INT8_BLOCK, Q8_0_BLOCK, Precision
+from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.executor import INT8_BLOCK, Q8_0_BLOCK, Precision
 from mistral_portable.graph import Graph, Node, Parameter
 from mistral_portable.reference import ops
 from mistral_portable.reference.program import ReferenceProgram
@@ -35,13 +36,20 @@ class NaiveProgram(ReferenceProgram):
         self._random = np.random.default_rng(seed)
         super().__init__(graph, weights, cache, "float64" if rounding.dtype == "float64" else "float32")
 
-    def step(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None) -> dict[str, NDArray[Any]]:
-        given = None if inputs_embeds is None else round_to(inputs_embeds, self._rounding.dtype)
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[Any]]:
         with np.errstate(over="ignore"):
-            return super().step(plan, given)
+            return super().step(plan, inputs)
+
+    def _given(self, array: NDArray[Any]) -> NDArray[Any]:
+        return round_to(array, self._rounding.dtype) if array.dtype.kind == "f" else array
 
     def _run(self, node: Node, inputs: list[Any], plan: StepPlan) -> NDArray[Any]:
-        if node.op in ("take_rows", "take_columns", "embedding"):  # nothing is computed, nothing is rounded
+        if node.op in (
+            "take_rows",
+            "take_columns",
+            "embedding",
+            "replace_rows",
+        ):  # nothing is computed, nothing is rounded
             return super()._run(node, inputs, plan)
         dtype = self._rounding.dtype
         read = [

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from mistral_portable.config import MistralConfig
 from mistral_portable.graph import Graph, Node, Parameter, Rotation, verify
 from mistral_portable.graph.ir import Attribute
+from mistral_portable.graph.passes import accept_embeddings
 from mistral_portable.testing.case import Case
 from mistral_portable.testing.scenario import Scenario
 from mistral_portable.testing.weights import random_weights
@@ -95,8 +96,12 @@ def _take_columns(config: MistralConfig) -> Graph:
     return _graph(_input("x", config, config.hidden_size), ([], [node]))
 
 
+def _replace_rows(config: MistralConfig) -> Graph:
+    return accept_embeddings(_graph(_input("out", config, config.hidden_size)))
+
+
 def _take_rows(config: MistralConfig) -> Graph:
-    return _graph(_input("x", config, config.hidden_size), ([], [Node("out", "take_rows", ("x", "rows"), {})]))
+    return _graph(_input("x", config, config.hidden_size), ([], [Node("out", "take_rows", ("x", "logit_rows"), {})]))
 
 
 OP_CASES: dict[str, Callable[[MistralConfig], Graph]] = {
@@ -111,6 +116,7 @@ OP_CASES: dict[str, Callable[[MistralConfig], Graph]] = {
     "moe": _moe,
     "add": _binary("add"),
     "take_columns": _take_columns,
+    "replace_rows": _replace_rows,
     "take_rows": _take_rows,
 }
 """Name -> graph of the op at the sizes of a config."""

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.boundary.program import NO_INPUTS, Inputs, LaneState, Program
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
-from mistral_portable.executor import LaneState, Program
 from mistral_portable.graph import Graph, Shape, infer_shapes
+from mistral_portable.graph.passes import EMBEDDED_ROWS, INPUTS_EMBEDS
 
 __all__ = ["Feed", "Outputs", "Scenario", "WrongOutput", "one_shot", "run"]
 
@@ -48,7 +49,7 @@ class Scenario:
     a second sequence, and takes the 9 back: the texts are (5, 6, 7) and (5,).
 
     swap: after each step its sequences are saved and leave their lanes to others, until they are loaded again.
-    embeds: the steps are given `inputs_embeds`, rows that are not the embedding table's.
+    embeds: where the graph accepts embeddings, even token ids have rows that are not the embedding table's.
     """
 
     steps: tuple[tuple[Feed, ...], ...]
@@ -112,7 +113,6 @@ def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> 
     parked: dict[int, tuple[Mapping[str, int], LaneState]] = {}
     gathered: dict[int, dict[str, list[NDArray[Any]]]] = {sequence: {} for sequence in scenario.texts}
     shapes = infer_shapes(graph)
-    width = max((int(shapes[node.name][1]) for node in graph.nodes if node.op == "embedding"), default=0)
     for step in scenario.steps:
         for feed in step:
             if feed.sequence in parked:
@@ -120,7 +120,7 @@ def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> 
             elif feed.sequence not in lanes:
                 lanes[feed.sequence] = manager.open()
         plan = manager.plan([Chunk(lanes[feed.sequence], feed.tokens, feed.asked) for feed in step])
-        outputs = program.step(plan, _embeds(plan, width)) if scenario.embeds else program.step(plan)
+        outputs = program.step(plan, _inputs(plan, graph, scenario.embeds))
         dtype = "float64" if program.precision.dtype == "float64" else "float32"
         _require_described(outputs, shapes, graph, spec, plan, dtype)
         for index, feed in enumerate(step):
@@ -142,9 +142,14 @@ def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> 
     }
 
 
-def _embeds(plan: StepPlan, width: int) -> NDArray[np.float32]:
-    """float32 [T, width]: rows of token ids, whatever the model's table says."""
-    return np.cos(np.outer(plan.tokens + 1, np.arange(1, width + 1))).astype(np.float32)
+def _inputs(plan: StepPlan, graph: Graph, embeds: bool) -> Inputs:
+    """What `accept_embeddings` added: no rows, or rows of our own in place of every other token id's."""
+    if INPUTS_EMBEDS not in graph.inputs:
+        return NO_INPUTS
+    places = np.flatnonzero(plan.tokens % 2 == 0) if embeds else np.zeros(0, np.intp)
+    width = int(graph.inputs[INPUTS_EMBEDS][1])
+    rows = np.cos(np.outer(plan.tokens[places] + 1, np.arange(1, width + 1)))
+    return {INPUTS_EMBEDS: rows.astype(np.float32), EMBEDDED_ROWS: places.astype(np.int32)}
 
 
 def _resume(manager: CacheManager, program: Program, integers: Mapping[str, int], arrays: LaneState) -> int:
@@ -168,9 +173,9 @@ def _require_described(
     if set(outputs) != set(graph.outputs):
         raise WrongOutput(f"outputs {sorted(outputs)} instead of {sorted(graph.outputs)}")
     for name, value in graph.outputs.items():
-        sizes = {"T": len(plan.tokens), "R": len(plan.rows)}
+        sizes = {"T": len(plan.tokens), "R": len(plan.logit_rows)}
         if shapes[value][-1] == "K":
-            sizes["K"] = int(np.max(plan.positions[plan.starts[1:] - 1] + 1 - _first(graph, spec, plan, value)))
+            sizes["K"] = int(np.max(plan.positions[plan.query_starts[1:] - 1] + 1 - _first(graph, spec, plan, value)))
         shape = tuple(sizes[size] if isinstance(size, str) else size for size in shapes[value])
         array = outputs[name]
         if array.shape != shape or array.dtype != dtype or not array.flags.writeable:
@@ -189,11 +194,11 @@ def _rows_of(
     positions: int,
 ) -> Outputs:
     """Copies of the rows of the plan's sequence `index`."""
-    start, stop = plan.starts[index : index + 2]
+    start, stop = plan.query_starts[index : index + 2]
     rows: Outputs = {}
     for name, value in graph.outputs.items():
         if shapes[value][0] == "R":
-            rows[name] = outputs[name][(start <= plan.rows) & (plan.rows < stop)]
+            rows[name] = outputs[name][(start <= plan.logit_rows) & (plan.logit_rows < stop)]
         else:
             rows[name] = outputs[name][start : start + feed.keep].copy()
         if shapes[value][-1] == "K":

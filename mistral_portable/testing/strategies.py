@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mistral_portable.config import MistralConfig, Window
 from mistral_portable.graph import build
-from mistral_portable.graph.passes import select_rows
+from mistral_portable.graph.passes import accept_embeddings, select_rows
 from mistral_portable.rope_scaling import QueryScale, Yarn
 from mistral_portable.testing.case import Case
 from mistral_portable.testing.op_cases import op_case
@@ -123,7 +123,7 @@ def scenarios(
 def op_cases(draw: st.DrawFn, /, name: str) -> Case:
     """A drawn case of one op, over ragged, chunked sequences."""
     config = draw(configs(max_layers=1))
-    scenario = draw(scenarios(config.vocab_size, sequences=2, rows=name == "take_rows"))
+    scenario = draw(scenarios(config.vocab_size, sequences=2, rows=name == "take_rows", embeds=name == "replace_rows"))
     return op_case(name, config, scenario, draw(_SEEDS))
 
 
@@ -132,5 +132,7 @@ def model_cases(draw: st.DrawFn, /, quantization: str | None = None, **scenario:
     """A drawn causal LM with drawn weights and the kind of scenario that the keywords of `scenarios` ask for."""
     config = draw(configs(columns=1 if quantization is None else 32))
     graph = select_rows(build(config), "logits")
+    if scenario.get("embeds"):
+        graph = accept_embeddings(graph)
     weights = random_weights(graph, draw(_SEEDS), quantization)
     return Case("causal LM", config, graph, weights, draw(scenarios(config.vocab_size, **scenario)))

@@ -21,12 +21,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from mistral_portable.executor import Backend, ExecutorOptions
+from mistral_portable.boundary import Backend, ExecutorOptions
 from mistral_portable.testing.case import Case, check
 from mistral_portable.testing.greedy import greedy_tokens
 from mistral_portable.testing.op_cases import OP_CASES
 from mistral_portable.testing.strategies import model_cases, op_cases
-from mistral_portable.weights.quantize import QUANTIZABLE
+from mistral_portable.weights.quantize_on_read import QUANTIZABLE
 
 __all__ = ["RUNGS", "Target", "test_conformance", "test_greedy"]
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from mistral_portable.binding import check_tensors
+from mistral_portable.boundary import Backend, ExecutorOptions
+from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.config import MistralConfig
-from mistral_portable.executor import Backend, ExecutorOptions
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.rope_scaling import QueryScale, Yarn

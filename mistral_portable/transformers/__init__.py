@@ -18,7 +18,12 @@ from mistral_portable.transformers.auto_model import (
 from mistral_portable.transformers.batch_encoding import BatchEncoding
 from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.configuration import MistralConfig
-from mistral_portable.transformers.flax_modeling import FlaxMistralForCausalLM, FlaxMistralModel
+from mistral_portable.transformers.frameworks.flax import FlaxMistralForCausalLM, FlaxMistralModel
+from mistral_portable.transformers.frameworks.tensorflow import (
+    TFMistralForCausalLM,
+    TFMistralForSequenceClassification,
+    TFMistralModel,
+)
 from mistral_portable.transformers.lengths import PaddingStrategy, TruncationStrategy
 from mistral_portable.transformers.modeling import (
     MistralForCausalLM,
@@ -30,11 +35,6 @@ from mistral_portable.transformers.modeling import (
 from mistral_portable.transformers.options import BitsAndBytesConfig
 from mistral_portable.transformers.pipelines import TextGenerationPipeline, pipeline
 from mistral_portable.transformers.pretrained_model import MistralPreTrainedModel
-from mistral_portable.transformers.tf_modeling import (
-    TFMistralForCausalLM,
-    TFMistralForSequenceClassification,
-    TFMistralModel,
-)
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
 
 __all__ = [

@@ -4,17 +4,25 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.binding import check_tensors
+from mistral_portable.boundary import Backend, ExecutorOptions, Program, prepare
+from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CacheError, InputError
-from mistral_portable.executor import Backend, ExecutorOptions, Program
 from mistral_portable.graph import build, verify
-from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states, select_rows
+from mistral_portable.graph.passes import (
+    EMBEDDED_ROWS,
+    INPUTS_EMBEDS,
+    accept_embeddings,
+    expose_attention_weights,
+    expose_hidden_states,
+    select_rows,
+)
 from mistral_portable.transformers.batch import Batch
 from mistral_portable.transformers.cache import Cache
 from mistral_portable.weights import Tensor
@@ -86,7 +94,7 @@ class Decoder:
             try:
                 for piece in self._pieces(batch, cache, wanted):
                     plan = self.manager.plan(piece.chunks)
-                    for name, array in program.step(plan, piece.embeds).items():
+                    for name, array in program.step(plan, self._inputs(piece)).items():
                         self._place(out, name, array, piece, plan, batch, wanted)
             except BaseException:
                 self._undo(cache, before)
@@ -143,14 +151,14 @@ class Decoder:
         if self._closed:
             raise InputError("the model is closed: load it again")
         if shown not in self._programs:
-            graph = self._graph
+            graph = accept_embeddings(self._graph)
             if HIDDEN_STATES in shown:
                 graph = expose_hidden_states(graph)
             if ATTENTIONS in shown:
                 graph = expose_attention_weights(graph)
             if self._selects_rows:
                 graph = select_rows(graph, "logits")
-            self._programs[shown] = self._backend.prepare(verify(graph), self._tensors, self._spec, self._options)
+            self._programs[shown] = prepare(self._backend, verify(graph), self._tensors, self._spec, self._options)
         return self._programs[shown]
 
     def _program_with(self, cache: Cache, shown: frozenset[str]) -> Program:
@@ -209,6 +217,11 @@ class Decoder:
             for row, some in zip(active, columns, strict=True):
                 done[row] += len(some)
 
+    def _inputs(self, piece: "_Piece") -> dict[str, NDArray[Any]]:
+        """Rows in place of all tokens' embeddings, or none."""
+        embeds = np.zeros((0, self.config.hidden_size), np.float32) if piece.embeds is None else piece.embeds
+        return {INPUTS_EMBEDS: embeds, EMBEDDED_ROWS: np.arange(len(embeds), dtype=np.int32)}
+
     def _place(
         self,
         out: Outputs,
@@ -226,16 +239,16 @@ class Decoder:
             )
             first = plan.groups[self._spec.group_of(int(name.removeprefix(f"{ATTENTIONS}.")))].first
             for s, (row, columns, keys) in enumerate(zip(piece.rows, piece.columns, piece.keys, strict=True)):
-                start, stop = int(plan.starts[s]), int(plan.starts[s + 1])
+                start, stop = int(plan.query_starts[s]), int(plan.query_starts[s + 1])
                 seen = keys[int(first[s]) : int(plan.positions[stop - 1]) + 1]
                 # [tokens, keys, heads]: what is indexed comes first
                 target[row].transpose(1, 2, 0)[np.ix_(columns, seen)] = array[start:stop, :, : len(seen)].swapaxes(1, 2)
             return
-        rows = np.repeat(piece.rows, np.diff(plan.starts))
+        rows = np.repeat(piece.rows, np.diff(plan.query_starts))
         columns = np.concatenate(piece.columns)
         width = batch.shape[1]
         if name == "logits" and self._selects_rows:
-            rows, columns, width = rows[plan.rows], np.searchsorted(wanted, columns[plan.rows]), len(wanted)
+            rows, columns, width = rows[plan.logit_rows], np.searchsorted(wanted, columns[plan.logit_rows]), len(wanted)
         if name not in out:
             out[name] = np.zeros((batch.shape[0], width, *array.shape[1:]), np.float32)
         target = out[name]

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.errors import InputError
-from mistral_portable.executor import ExecutorOptions
 
 __all__ = ["BitsAndBytesConfig", "backend_options", "dtype_name", "ggml_type"]
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mistral_portable.boundary.registry import select
 from mistral_portable.errors import InputError
-from mistral_portable.registry import select
 from mistral_portable.transformers.auto import AutoTokenizer
 from mistral_portable.transformers.modeling import MistralForCausalLM
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer

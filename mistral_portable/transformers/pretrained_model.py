@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.engine.blocks import block_maker
+from mistral_portable.boundary import ExecutorOptions
+from mistral_portable.boundary.registry import select
+from mistral_portable.engine.block_maker import block_maker
 from mistral_portable.errors import InputError
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build
-from mistral_portable.registry import select
 from mistral_portable.transformers.arrays import Library, as_numpy, integers, library_of, truth
 from mistral_portable.transformers.batch import Batch, read_batch
 from mistral_portable.transformers.cache import Cache

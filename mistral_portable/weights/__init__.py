@@ -1,9 +1,9 @@
 """Checkpoints: `open_checkpoint` gives a config, lazy tensors under HF names, and the tokenizer's source."""
 
 from mistral_portable.weights.affine import AffineTensor
+from mistral_portable.weights.blocks import BlockTensor, QuantTensor
 from mistral_portable.weights.joined import JoinedTensor
 from mistral_portable.weights.open import open_checkpoint
-from mistral_portable.weights.quant import BlockTensor, QuantTensor
 from mistral_portable.weights.source import Checkpoint, DenseTensor, Tensor, release
 
 __all__ = [

@@ -14,10 +14,10 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.rope_scaling import QueryScale, Yarn, rope_from_hf
 from mistral_portable.tokenizer.source import GGUFVocabulary
+from mistral_portable.weights.blocks import QUANTIZED, QuantTensor
 from mistral_portable.weights.experts import expert_names
 from mistral_portable.weights.gguf_file import Array, GGUFFile, Scalar, StoredTensor, read_gguf
 from mistral_portable.weights.names import from_gguf, half_split
-from mistral_portable.weights.quant import QUANTIZED, QuantTensor
 from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, Tensor, listing
 from mistral_portable.weights.windows import inferred_windows
 

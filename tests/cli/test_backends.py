@@ -4,7 +4,7 @@ import json
 
 from cli.processes import invoke
 
-from mistral_portable.registry import candidates, select
+from mistral_portable.boundary.registry import candidates, select
 
 
 def test_table() -> None:

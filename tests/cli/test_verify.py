@@ -6,7 +6,7 @@ import pytest
 from cli.processes import invoke
 
 import mistral_portable.testing
-from mistral_portable.executor import Backend, ExecutorOptions
+from mistral_portable.boundary import Backend, ExecutorOptions
 from mistral_portable.testing import CheckResult
 from mistral_portable.weights import Checkpoint
 
@@ -32,7 +32,7 @@ def test_a_failed_check_or_a_model_that_cannot_run_is_exit_status_1(
         progress: Callable[[str], None],
     ) -> list[CheckResult]:
         assert (checkpoint.path.name, backend.name) == ("tiny", "reference")
-        assert options == ExecutorOptions("float64", kv_cache="q8_0", device="cuda:1", attention="eager")
+        assert options == ExecutorOptions(dtype="float64", kv_cache="q8_0", device="cuda:1", attention="eager")
         assert checkpoint.tensors["lm_head.weight"].dtype == "q8_0"
         for result in results:
             progress(result.name)

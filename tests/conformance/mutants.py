@@ -8,14 +8,14 @@ import numpy as np
 from conformance.rounded import WRONG
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import Availability, ExecutorOptions, LaneState, Precision, Program
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.executor import Availability, ExecutorOptions, LaneState, Precision, Program
 from mistral_portable.graph import Graph, Node, Parameter, Rotation
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.rope_scaling import QueryScale
 from mistral_portable.testing.naive import NaiveProgram
 from mistral_portable.weights import Tensor
-from mistral_portable.weights.quantize import QUANTIZABLE
+from mistral_portable.weights.quantize_on_read import QUANTIZABLE
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -100,7 +100,9 @@ def _layer_0_window(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpe
 
 def _next_slot(plan: StepPlan, spec: CacheSpec) -> StepPlan:
     groups = zip(plan.groups, spec.groups, strict=True)
-    return replace(plan, groups=tuple(replace(r, slots=(r.slots + 1) % min(g.slots, r.capacity)) for r, g in groups))
+    return replace(
+        plan, groups=tuple(replace(r, slot_mapping=(r.slot_mapping + 1) % min(g.slots, r.capacity)) for r, g in groups)
+    )
 
 
 def _short_ring(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> Program:
@@ -119,20 +121,20 @@ def _short_ring(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -
 
 def _at_the_end(plan: StepPlan, spec: CacheSpec) -> StepPlan:
     """All queries of a sequence at the position of its last one."""
-    return replace(plan, positions=np.repeat(plan.positions[plan.starts[1:] - 1], np.diff(plan.starts)))
+    return replace(plan, positions=np.repeat(plan.positions[plan.query_starts[1:] - 1], np.diff(plan.query_starts)))
 
 
 def _restarted(inputs: list[Any], plan: StepPlan) -> list[Any]:
-    return [inputs[0], np.concatenate([np.arange(count) for count in np.diff(plan.starts)])]
+    return [inputs[0], np.concatenate([np.arange(count) for count in np.diff(plan.query_starts)])]
 
 
 def _first_rows(inputs: list[Any], plan: StepPlan) -> list[Any]:
-    return [inputs[0], np.arange(len(plan.rows))]
+    return [inputs[0], np.arange(len(plan.logit_rows))]
 
 
 def _rows_within(inputs: list[Any], plan: StepPlan) -> list[Any]:
-    starts = plan.starts[np.searchsorted(plan.starts, plan.rows, side="right") - 1]
-    return [inputs[0], plan.rows - starts]
+    starts = plan.query_starts[np.searchsorted(plan.query_starts, plan.logit_rows, side="right") - 1]
+    return [inputs[0], plan.logit_rows - starts]
 
 
 def _columns_before(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -211,8 +213,8 @@ class _NoRollback(ReferenceProgram):
         self._counts: dict[int, int] = getattr(self, "_counts", {})
         groups, positions = list(plan.groups), plan.positions.copy()
         for s, lane in enumerate(plan.lanes.tolist()):
-            tokens = slice(plan.starts[s], plan.starts[s + 1])
-            behind = self._counts.get(lane, 0) - int(plan.positions[plan.starts[s]])
+            tokens = slice(plan.query_starts[s], plan.query_starts[s + 1])
+            behind = self._counts.get(lane, 0) - int(plan.positions[plan.query_starts[s]])
             positions[tokens] += behind
             self._counts[lane] = int(positions[tokens][-1]) + 1
             groups = [

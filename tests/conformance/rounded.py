@@ -6,8 +6,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import INT8_BLOCK, Q8_0_BLOCK, Precision, Program
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.executor import INT8_BLOCK, Q8_0_BLOCK, Precision, Program
 from mistral_portable.graph import Graph, Node
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.testing.rounding import round_to, round_to_int8

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mistral_portable.executor import ExecutorOptions
+from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.reference import BACKEND
 from mistral_portable.testing.suite import Target, test_conformance
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import Q8_0_BLOCK, Precision
 from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig
-from mistral_portable.executor import Q8_0_BLOCK, Precision
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.testing import nmse, one_shot, op_case, run
 from mistral_portable.testing.naive import NaiveProgram

@@ -10,7 +10,7 @@ from conformance.mutants import MUTANTS, Mutant
 from conformance.rounded import HONEST
 from hypothesis import Phase, given, settings
 
-from mistral_portable.executor import ExecutorOptions
+from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.reference import BACKEND
 from mistral_portable.testing.case import Case, check
 from mistral_portable.testing.suite import RUNGS, Target, test_conformance
@@ -19,7 +19,7 @@ __all__: list[str] = []
 
 ladder = test_conformance
 del test_conformance  # here it is a function under test, not a test
-OPTIONS = ExecutorOptions("float32")
+OPTIONS = ExecutorOptions(dtype="float32")
 
 
 class Caught(Exception):

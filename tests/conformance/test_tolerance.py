@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from mistral_portable.boundary import Precision
 from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig
-from mistral_portable.executor import Precision
 from mistral_portable.graph import build
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.testing import compare, nmse, one_shot, random_weights, run

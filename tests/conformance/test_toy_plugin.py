@@ -11,10 +11,10 @@ import pytest
 from mistral_portable_toy import BACKEND, ToyBackend
 
 from mistral_portable import registry
+from mistral_portable.boundary import Availability, ExecutorOptions, Precision, Program, prepare
 from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError, CacheError
-from mistral_portable.executor import Availability, ExecutorOptions, Precision, Program
 from mistral_portable.graph import build
 from mistral_portable.testing import random_weights
 
@@ -47,7 +47,9 @@ def test_command_line_lists_it(site: Path) -> None:
 
 
 def test_registry_selects_it(site: Path) -> None:
-    script = "from mistral_portable.registry import select; b = select('toy'); print(b.name, type(b).__module__)"
+    script = (
+        "from mistral_portable.boundary.registry import select; b = select('toy'); print(b.name, type(b).__module__)"
+    )
     assert _python(site, "-c", script).split() == ["toy", "mistral_portable_toy"]
 
 
@@ -68,7 +70,7 @@ def test_toy_says_what_it_cannot_do() -> None:
     assert "float32 only" in (BACKEND.supports("linear", "float64") or "")
     assert "no op 'conv'" in (BACKEND.supports("conv", "float32") or "")
     with pytest.raises(BackendError, match="float32 only"):
-        _program(ExecutorOptions("bfloat16"))
+        _program(ExecutorOptions(dtype="bfloat16"))
     with pytest.raises(BackendError, match="OMP_NUM_THREADS"):
         _program(ExecutorOptions(threads=4))
     with pytest.raises(BackendError, match="kv_cache='q8_0'"):
@@ -99,7 +101,7 @@ def _program(options: ExecutorOptions | None = None, *, max_context: int = 9) ->
     )
     graph = build(config)
     cache = CacheSpec.from_config(config, max_context=max_context)
-    return BACKEND.prepare(graph, random_weights(graph, seed=0), cache, options or ExecutorOptions())
+    return prepare(BACKEND, graph, random_weights(graph, seed=0), cache, options or ExecutorOptions())
 
 
 class _Scored(ToyBackend):

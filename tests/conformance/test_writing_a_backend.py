@@ -9,9 +9,9 @@ import pytest
 from mistral_portable_toy.attention import held_positions
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import Backend
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
-from mistral_portable.executor import Backend
 from mistral_portable.testing.suite import RUNGS
 
 TESTS = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def test_plan_is_the_managers() -> None:
     plan = manager.plan([Chunk(a, [14, 15], rows=[1]), Chunk(b, [20, 21, 22], rows=[2])])
 
     def ragged(array: NDArray[np.int32]) -> str:
-        return " | ".join(str(part)[1:-1] for part in np.split(array, plan.starts[1:-1]))
+        return " | ".join(str(part)[1:-1] for part in np.split(array, plan.query_starts[1:-1]))
 
     (reads,) = plan.groups
     (block,) = (code for language, code in BLOCKS if language == "text")
@@ -63,9 +63,9 @@ def test_plan_is_the_managers() -> None:
         f"tokens     [{ragged(plan.tokens)}]",
         f"positions  [{ragged(plan.positions)}]",
         f"lanes      {plan.lanes}",
-        f"starts     {plan.starts}",
-        f"rows       {plan.rows}",
-        f"slots      [{ragged(reads.slots)}]",
+        f"starts     {plan.query_starts}",
+        f"rows       {plan.logit_rows}",
+        f"slots      [{ragged(reads.slot_mapping)}]",
         f"first      {reads.first}",
         f"capacity   {reads.capacity}",
     ]

@@ -20,7 +20,7 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.conversion import FORMATS
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, open_checkpoint
-from mistral_portable.weights.quant import QUANTIZED
+from mistral_portable.weights.blocks import QUANTIZED
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

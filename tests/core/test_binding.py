@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from weights.files import small_config
 
-from mistral_portable.binding import check_tensors
+from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.errors import CheckpointError
 from mistral_portable.graph import Graph, build
 from mistral_portable.weights import DenseTensor

@@ -65,13 +65,21 @@ def test_plan_docstring_example() -> None:
     assert plan.tokens.tolist() == [14, 15, 20, 21, 22]
     assert plan.positions.tolist() == [4, 5, 0, 1, 2]
     assert plan.lanes.tolist() == [0, 1]
-    assert plan.starts.tolist() == [0, 2, 5]
-    assert plan.rows.tolist() == [1, 4]
+    assert plan.query_starts.tolist() == [0, 2, 5]
+    assert plan.logit_rows.tolist() == [1, 4]
     (reads,) = plan.groups
-    assert reads.slots.tolist() == [4, 0, 0, 1, 2]
+    assert reads.slot_mapping.tolist() == [4, 0, 0, 1, 2]
     assert reads.first.tolist() == [2, 0]
     assert reads.capacity == 5
-    arrays = (plan.tokens, plan.positions, plan.lanes, plan.starts, plan.rows, reads.slots, reads.first)
+    arrays = (
+        plan.tokens,
+        plan.positions,
+        plan.lanes,
+        plan.query_starts,
+        plan.logit_rows,
+        reads.slot_mapping,
+        reads.first,
+    )
     assert {array.dtype for array in arrays} == {np.dtype(np.int32)}
 
 

@@ -132,22 +132,22 @@ class CacheMachine(RuleBasedStateMachine):
 
     def check_layout(self, plan: StepPlan, chunks: list[Chunk], begins: list[int]) -> None:
         """Tokens, positions, lanes, starts and rows are the chunks, laid end to end."""
-        starts = plan.starts.tolist()
+        starts = plan.query_starts.tolist()
         spans = list(pairwise(starts))
         assert plan.lanes.tolist() == [chunk.lane for chunk in chunks]
         assert starts[0] == 0
         for (start, stop), chunk, begin in zip(spans, chunks, begins, strict=True):
             assert plan.tokens[start:stop].tolist() == chunk.tokens
             assert plan.positions[start:stop].tolist() == list(range(begin, begin + len(chunk.tokens)))
-            assert [row - start for row in plan.rows if start <= row < stop] == sorted(set(chunk.rows))
+            assert [row - start for row in plan.logit_rows if start <= row < stop] == sorted(set(chunk.rows))
 
     def write(self, plan: StepPlan, chunks: list[Chunk]) -> None:
         """Do what an executor does: all tokens of the step go to their slots before anything is read."""
         for s, chunk in enumerate(chunks):
             model = self.lanes[chunk.lane]
-            for t in range(plan.starts[s], plan.starts[s + 1]):
+            for t in range(plan.query_starts[s], plan.query_starts[s + 1]):
                 for ring, reads in zip(model.rings, plan.groups, strict=True):
-                    ring[int(reads.slots[t])] = (int(plan.positions[t]), int(plan.tokens[t]))
+                    ring[int(reads.slot_mapping[t])] = (int(plan.positions[t]), int(plan.tokens[t]))
             model.text += chunk.tokens
             model.peak = max(model.peak, len(model.text))
 
@@ -155,7 +155,7 @@ class CacheMachine(RuleBasedStateMachine):
         """What each query sees is held, `first` is the oldest of it, and the capacity is enough and bounded."""
         group, reads = self.spec.groups[index], plan.groups[index]
         ends = [len(self.lanes[lane].text) for lane in plan.lanes.tolist()]
-        assert reads.slots.max() < reads.capacity <= group.slots
+        assert reads.slot_mapping.max() < reads.capacity <= group.slots
         assert reads.capacity >= min(group.slots, max(ends))
         for lane, begin, end, first in zip(plan.lanes.tolist(), begins, ends, reads.first.tolist(), strict=True):
             seen = [p for p in range(end) if any(visible(query, p, group.window) for query in range(begin, end))]

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import ExecutorOptions, Program, prepare
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, visible
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import GraphError
-from mistral_portable.executor import ExecutorOptions, Program
 from mistral_portable.graph import Graph, build, infer_shapes, verify
 from mistral_portable.graph.build import HEADS
 from mistral_portable.graph.passes import (
@@ -44,17 +44,17 @@ PASSES: dict[str, Callable[[Graph], Graph]] = {
 }
 
 
-def prepare(graph: Graph, config: MistralConfig, **sizes: int) -> tuple[Program, CacheSpec]:
+def prepared(graph: Graph, config: MistralConfig, **sizes: int) -> tuple[Program, CacheSpec]:
     """A float64 program; weights depend on the names of the graph's head and layers alone."""
     spec = CacheSpec.from_config(config, **sizes)
     heads = [build(config, head=head) for head in HEADS]
     weights = {name: weight for plain in heads for name, weight in random_weights(plain, 0).items()}
-    return BACKEND.prepare(verify(graph), weights, spec, ExecutorOptions(dtype="float64")), spec
+    return prepare(BACKEND, verify(graph), weights, spec, ExecutorOptions(dtype="float64")), spec
 
 
 def outputs_of(graph: Graph, config: MistralConfig, scenario: Scenario) -> Outputs:
     sizes = {"max_context": scenario.max_context, "max_chunk": scenario.max_chunk, "max_lanes": len(scenario.texts)}
-    program, spec = prepare(graph, config, **sizes)
+    program, spec = prepared(graph, config, **sizes)
     return run(program, graph, spec, scenario)
 
 
@@ -148,7 +148,7 @@ def test_selected_rows_are_the_rows_of_all(config: MistralConfig, data: st.DataO
     """Also none (R = 0), which must still fill the cache for the next step."""
     sizes = {"max_context": 24, "max_chunk": 6, "max_lanes": 2}
     (every, spec), (some, _) = (
-        prepare(graph, config, **sizes) for graph in (build(config), select_rows(build(config), "logits"))
+        prepared(graph, config, **sizes) for graph in (build(config), select_rows(build(config), "logits"))
     )
     manager = CacheManager(spec)
     lanes = [manager.open(), manager.open()]
@@ -158,9 +158,9 @@ def test_selected_rows_are_the_rows_of_all(config: MistralConfig, data: st.DataO
             tokens = data.draw(st.lists(st.integers(0, config.vocab_size - 1), min_size=1, max_size=6))
             chunks.append(Chunk(lane, tokens, sorted(data.draw(st.sets(st.integers(0, len(tokens) - 1), max_size=2)))))
         plan = manager.plan(chunks)
-        expected = every.step(plan)["logits"][plan.rows]
+        expected = every.step(plan)["logits"][plan.logit_rows]
         logits = some.step(plan)["logits"]
-        assert logits.shape == (len(plan.rows), config.vocab_size)
+        assert logits.shape == (len(plan.logit_rows), config.vocab_size)
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12 * np.max(np.abs(expected), initial=1))
 
 
@@ -179,7 +179,7 @@ def test_hidden_states_run_from_the_embedding_to_the_normed_end(model: tuple[Mis
 @given(configs(), st.data())
 def test_attention_weights_have_a_column_per_position_from_first_on(config: MistralConfig, data: st.DataObject) -> None:
     graph = expose_attention_weights(build(config))
-    program, spec = prepare(graph, config, max_context=30, max_chunk=6, max_lanes=2)
+    program, spec = prepared(graph, config, max_context=30, max_chunk=6, max_lanes=2)
     manager = CacheManager(spec)
     lanes = [manager.open(), manager.open()]
     for _ in range(5):

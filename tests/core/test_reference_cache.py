@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import ExecutorOptions, Program, prepare
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CacheError
-from mistral_portable.executor import ExecutorOptions, Program
 from mistral_portable.graph import build
 from mistral_portable.reference import BACKEND
 from mistral_portable.testing import random_weights
@@ -41,8 +41,8 @@ class Session:
         self.config = config
         self.spec = CacheSpec.from_config(config, max_context=max_context, max_chunk=max_chunk, max_lanes=max_lanes)
         self.manager = CacheManager(self.spec)
-        self.program: Program = BACKEND.prepare(
-            graph, random_weights(graph, 0), self.spec, ExecutorOptions(dtype="float64")
+        self.program: Program = prepare(
+            BACKEND, graph, random_weights(graph, 0), self.spec, ExecutorOptions(dtype="float64")
         )
 
     def feed(self, lane: int, tokens: list[int]) -> NDArray[Any]:

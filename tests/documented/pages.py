@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mistral_portable.registry import candidates
+from mistral_portable.boundary.registry import candidates
 
 EXECUTORS = [candidate.name for candidate in candidates() if candidate.availability.score > 0]
 

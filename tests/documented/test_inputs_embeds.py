@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mistral_portable import transformers as ours
-from mistral_portable.registry import candidates
+from mistral_portable.boundary.registry import candidates
 
 EXECUTORS = [
     (candidate.name, dtype)

@@ -9,11 +9,11 @@ from tokenizer.vocabularies import TINY, gguf_vocabulary
 from weights.files import random_tensors, small_config, write_gguf, write_hf
 
 import mistral_portable as mp
-from mistral_portable.engine.blocks import block_maker
+from mistral_portable.engine.block_maker import block_maker
 from mistral_portable.errors import BackendError, CheckpointError, InputError, TokenizerError
 from mistral_portable.testing import nmse
 from mistral_portable.weights import open_checkpoint
-from mistral_portable.weights.quantize import QUANTIZABLE
+from mistral_portable.weights.quantize_on_read import QUANTIZABLE
 
 IDS = [1, 5, 9, 17, 33, 65, 3, 8]
 

@@ -3,7 +3,7 @@
 import pytest
 from mistral_portable_jax import BACKEND
 
-from mistral_portable.executor import ExecutorOptions
+from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.testing.suite import Target, test_conformance
 
 __all__ = ["test_conformance"]

@@ -9,10 +9,10 @@ import jax
 import pytest
 from mistral_portable_jax import BACKEND
 
+from mistral_portable.boundary import ExecutorOptions, prepare
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build, verify
 from mistral_portable.testing import random_weights
 
@@ -28,7 +28,7 @@ def exhausted(*arguments: Any) -> Any:
 
 
 def prepared() -> Any:
-    return BACKEND.prepare(GRAPH, random_weights(GRAPH, 1), SPEC, ExecutorOptions())
+    return prepare(BACKEND, GRAPH, random_weights(GRAPH, 1), SPEC, ExecutorOptions())
 
 
 def test_weights_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,13 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from mistral_portable_jax import BACKEND
 
+from mistral_portable.boundary import ExecutorOptions, FunctionalBackend, prepare
+from mistral_portable.boundary.registry import candidates, select
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError, CacheError
-from mistral_portable.executor import ExecutorOptions, FunctionalBackend
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import select_rows
-from mistral_portable.registry import candidates, select
 from mistral_portable.testing import random_weights
 from mistral_portable.testing.case import Case, check
 from mistral_portable.testing.suite import RUNGS
@@ -41,7 +41,9 @@ GRAPH = verify(select_rows(build(CONFIG), "logits"))
 
 def prepared(dtype: str = "float32", **sizes: int) -> tuple[Any, CacheManager]:
     spec = CacheSpec.from_config(CONFIG, **{"max_context": 64, "max_chunk": 32, "max_lanes": 4, **sizes})
-    return BACKEND.prepare(GRAPH, random_weights(GRAPH, 1), spec, ExecutorOptions(dtype)), CacheManager(spec, block=64)
+    return prepare(BACKEND, GRAPH, random_weights(GRAPH, 1), spec, ExecutorOptions(dtype=dtype)), CacheManager(
+        spec, block=64
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
@@ -51,7 +53,7 @@ def prepared(dtype: str = "float32", **sizes: int) -> tuple[Any, CacheManager]:
 def test_other_types_on_rungs_of_the_ladder(rung: str, dtype: str, data: st.DataObject) -> None:
     """The code is the same: float32 and bfloat16 climb all of it."""
     case: Case = data.draw(RUNGS[rung])
-    result = check(case, BACKEND, ExecutorOptions(dtype))
+    result = check(case, BACKEND, ExecutorOptions(dtype=dtype))
     assert result.status == "pass", result
 
 
@@ -127,7 +129,7 @@ def test_a_cache_for_which_there_is_no_memory_is_refused() -> None:
     config = replace(CONFIG, head_dim=2**16, num_attention_heads=1, sliding_window=None, num_hidden_layers=1)
     graph = verify(build(config))
     spec = CacheSpec.from_config(config, max_context=2**30, max_chunk=32)
-    program = BACKEND.prepare(graph, random_weights(graph, 1), spec, ExecutorOptions())
+    program = prepare(BACKEND, graph, random_weights(graph, 1), spec, ExecutorOptions())
     manager = CacheManager(spec, block=2**30)
     with pytest.raises(CacheError, match="does not fit: use fewer sequences"):
         program.step(manager.plan([Chunk(manager.open(), [1], [0])]))
@@ -181,7 +183,7 @@ REFUSED = {
 def test_options_that_it_has_not_are_refused(message: str) -> None:
     spec = CacheSpec.from_config(CONFIG, max_context=64)
     with pytest.raises(BackendError, match=message):
-        BACKEND.prepare(GRAPH, random_weights(GRAPH, 1), spec, REFUSED[message])
+        prepare(BACKEND, GRAPH, random_weights(GRAPH, 1), spec, REFUSED[message])
 
 
 def test_it_is_found_and_never_chosen_by_itself() -> None:
@@ -212,7 +214,10 @@ def test_as_it_is_installed() -> None:
         for backend in ("jax", "reference")
     ]
     assert texts[0] == texts[1]
-    code = "import sys; from mistral_portable.registry import candidates; candidates(); print('jax' in sys.modules)"
+    code = (
+        "import sys; from mistral_portable.boundary.registry import candidates; candidates(); "
+        "print('jax' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
@@ -220,9 +225,10 @@ def test_weights_that_are_unpacked_are_named() -> None:
     config = replace(CONFIG, hidden_size=32, intermediate_size=32, head_dim=16)
     graph = verify(build(config))
     with pytest.warns(UserWarning, match=r"16 matrices \(16 in q4_0\) are unpacked to bfloat16"):
-        BACKEND.prepare(
+        prepare(
+            BACKEND,
             graph,
             random_weights(graph, 1, "q4_0"),
             CacheSpec.from_config(config, max_context=8),
-            ExecutorOptions("bfloat16"),
+            ExecutorOptions(dtype="bfloat16"),
         )

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_portable_jax import BACKEND
 
+from mistral_portable.boundary import ExecutorOptions, prepare
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import expose_attention_weights
 from mistral_portable.testing import random_weights
@@ -32,7 +32,7 @@ def test_rows_with_padding_anywhere_are_sequences(config: MistralConfig, seed: i
     shown = {name: np.concatenate([first[name], second[name]], axis=2) for name in first if name != "logits"}
 
     spec = CacheSpec.from_config(config, max_context=12, max_chunk=12)
-    program, manager = BACKEND.prepare(graph, tensors, spec, ExecutorOptions()), CacheManager(spec)
+    program, manager = prepare(BACKEND, graph, tensors, spec, ExecutorOptions()), CacheManager(spec)
     for row in range(2):
         columns = np.flatnonzero(kept[row])
         assert not logits[row, kept[row] == 0].any()

@@ -12,10 +12,10 @@ from mistral_portable_mlx import BACKEND
 from mlx_sessions import CONFIG, Session, text
 
 import mistral_portable as mp
+from mistral_portable.boundary import ExecutorOptions, GreedyProgram, GreedyStep, prepare
 from mistral_portable.cache import Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CacheError, InputError
-from mistral_portable.executor import ExecutorOptions, GreedyProgram, GreedyStep
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.sampling import Sampler, SamplingParams
@@ -39,7 +39,7 @@ def test_compiled_steps_match_the_oracle(kv_cache: str | None, window: object, d
     drawn = scenarios(config.vocab_size, sequences=2, chunks=(1, 1, 3), rollback=False, swap=data.draw(st.booleans()))
     graph = select_rows(build(config), "logits")
     case = Case("compiled", config, graph, random_weights(graph, seed), data.draw(drawn))
-    result = check(case, BACKEND, ExecutorOptions("float32", kv_cache=kv_cache))
+    result = check(case, BACKEND, ExecutorOptions(dtype="float32", kv_cache=kv_cache))
     assert result.status == "pass", result
 
 
@@ -139,7 +139,7 @@ def test_logits_that_the_sampler_refuses_are_no_token(weight: float) -> None:
     head[7, 0] = weight  # one product decides, so that infinities do not meet
     weights["lm_head.weight"] = DenseTensor("lm_head.weight", "float32", head)
     session = Session()
-    program = BACKEND.prepare(graph, weights, session.spec, ExecutorOptions("float32"))
+    program = prepare(BACKEND, graph, weights, session.spec, ExecutorOptions(dtype="float32"))
     assert isinstance(program, GreedyProgram)
     lanes = session.manager.open(), session.manager.open()
     logits = program.step(session.manager.plan([Chunk(lanes[0], text(30), range(30))]))["logits"]

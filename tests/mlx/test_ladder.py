@@ -3,7 +3,7 @@
 import pytest
 from mistral_portable_mlx import BACKEND
 
-from mistral_portable.executor import ExecutorOptions
+from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.testing.suite import Target, test_conformance, test_greedy
 
 __all__ = ["test_conformance", "test_greedy"]

@@ -19,10 +19,10 @@ from mistral_portable_mlx.memory import Memory
 from mlx_sessions import CONFIG, Session, text
 from weights.files import random_blocks
 
+from mistral_portable.boundary import ExecutorOptions, prepare
 from mistral_portable.cache import CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError, CacheError
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states, select_rows
 from mistral_portable.testing import Case, Feed, Scenario, check, random_weights
@@ -182,7 +182,9 @@ def test_hidden_states_and_attention_weights_over_a_wrapped_ring() -> None:
             *((Feed(0, (token,), 1),) for token in tokens[9:30]),
         )
     )
-    result = check(Case("all", config, graph, random_weights(graph, 0), scenario), BACKEND, ExecutorOptions("float32"))
+    result = check(
+        Case("all", config, graph, random_weights(graph, 0), scenario), BACKEND, ExecutorOptions(dtype="float32")
+    )
     assert result.status == "pass", result
 
 
@@ -289,7 +291,7 @@ def test_types_that_gguf_files_have_in_half_precision(kind: str, dtype: str) -> 
     tokens = tuple(text(20))
     scenario = Scenario(((Feed(0, tokens[:9], 9),), *((Feed(0, (token,), 1),) for token in tokens[9:])))
     case = Case(kind, K_CONFIG, graph, k_weights(K_CONFIG, kind), scenario)
-    result = check(case, BACKEND, ExecutorOptions(dtype))
+    result = check(case, BACKEND, ExecutorOptions(dtype=dtype))
     assert result.status == "pass", result
 
 
@@ -297,7 +299,7 @@ def test_widened_types_are_noticed() -> None:
     spec = CacheSpec.from_config(K_CONFIG, max_context=64)
     graph = select_rows(build(K_CONFIG), "logits")
     with pytest.warns(UserWarning, match=r"9 matrices \(9 in q6_k\) are kept in float32"):
-        BACKEND.prepare(graph, k_weights(K_CONFIG, "q6_k"), spec, ExecutorOptions("float32")).close()
+        prepare(BACKEND, graph, k_weights(K_CONFIG, "q6_k"), spec, ExecutorOptions(dtype="float32")).close()
 
 
 def test_it_is_said_if_weights_cannot_stay_resident(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ from mistral_portable_mlx import BACKEND
 from weights.files import random_tensors, small_config
 
 import mistral_portable as mp
+from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError, InputError
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.testing import Case, Feed, Scenario, check
@@ -99,7 +99,9 @@ def test_they_run_as_they_are(tmp_path: Path, bits: int, scales: mx.Dtype, dtype
     checkpoint, tokens = open_checkpoint(tmp_path), tuple(range(30))
     scenario = Scenario(((Feed(0, tokens[:20], 20),), *((Feed(0, (token,), 1),) for token in tokens[20:])))
     graph = select_rows(build(checkpoint.config), "logits")
-    result = check(Case("", checkpoint.config, graph, checkpoint.tensors, scenario), BACKEND, ExecutorOptions(dtype))
+    result = check(
+        Case("", checkpoint.config, graph, checkpoint.tensors, scenario), BACKEND, ExecutorOptions(dtype=dtype)
+    )
     assert result.status == "pass", result
 
 

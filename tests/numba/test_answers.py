@@ -12,8 +12,8 @@ from numba_linear import KINDS
 from weights.files import random_tensors, small_config
 
 import mistral_portable as mp
+from mistral_portable.boundary import ExecutorOptions, Program, prepare
 from mistral_portable.cache import CacheSpec
-from mistral_portable.executor import ExecutorOptions, Program
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.reference.program import ReferenceProgram
@@ -64,13 +64,13 @@ def outputs(case: Case, program: Program) -> dict[int, Outputs]:
 
 
 def numba_outputs(case: Case, options: ExecutorOptions) -> dict[int, Outputs]:
-    return outputs(case, BACKEND.prepare(case.graph, case.weights, spec_of(case), options))
+    return outputs(case, prepare(BACKEND, case.graph, case.weights, spec_of(case), options))
 
 
 def assert_same_bits_from_any_threads(case: Case, dtype: str | None, kv_cache: str | None) -> None:
-    alone = numba_outputs(case, ExecutorOptions(dtype, 1, kv_cache=kv_cache))
+    alone = numba_outputs(case, ExecutorOptions(dtype=dtype, threads=1, kv_cache=kv_cache))
     for threads in (2, 3, 5):
-        together = numba_outputs(case, ExecutorOptions(dtype, threads, kv_cache=kv_cache))
+        together = numba_outputs(case, ExecutorOptions(dtype=dtype, threads=threads, kv_cache=kv_cache))
         for sequence, named in alone.items():
             for name, out in named.items():
                 assert np.array_equal(out.view(np.uint32), together[sequence][name].view(np.uint32))
@@ -92,7 +92,7 @@ def test_threads_do_not_change_a_bit_of_drawn_models(case: Case) -> None:
 def test_int8_logits_are_near_those_of_unpacked_weights(kind: str) -> None:
     model = case(kind)
     ref = outputs(model, ReferenceProgram(model.graph, model.weights, spec_of(model), "float32"))
-    found = numba_outputs(model, ExecutorOptions("int8"))
+    found = numba_outputs(model, ExecutorOptions(dtype="int8"))
     for sequence in SCENARIO.texts:
         assert nmse(found[sequence]["logits"], ref[sequence]["logits"]) <= 1e-3
 

@@ -12,10 +12,10 @@ from mistral_portable_numba.backend import NumbaBackend
 from mistral_portable_numba.compiler.isa import ISAS, host_isa
 
 import mistral_portable as mp
+from mistral_portable.boundary import ExecutorOptions, prepare
+from mistral_portable.boundary.registry import select
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import OPS
-from mistral_portable.registry import select
 
 PATIENCE = 600  # seconds; a first run compiles
 
@@ -61,7 +61,7 @@ def without(name):
         raise importlib.metadata.PackageNotFoundError(name)
     return version(name)
 importlib.metadata.version = without
-from mistral_portable.registry import candidates, select
+from mistral_portable.boundary.registry import candidates, select
 from mistral_portable.errors import BackendError
 [found] = [candidate for candidate in candidates() if candidate.name == "numba"]
 print(found.availability.score, candidates()[0].name != "numba", found.availability.reason)
@@ -102,7 +102,10 @@ def test_a_warm_model_imports_no_numba() -> None:
 
 
 def test_probing_imports_no_numba() -> None:
-    code = "import sys\nfrom mistral_portable.registry import candidates\ncandidates()\nprint('numba' in sys.modules)"
+    code = (
+        "import sys\nfrom mistral_portable.boundary.registry import candidates\n"
+        "candidates()\nprint('numba' in sys.modules)"
+    )
     assert python(code) == "False"
 
 
@@ -120,7 +123,7 @@ def test_the_errors_of_prepare_come_before_any_work() -> None:
     spec = CacheSpec.from_config(config, max_context=8)
     for options in (ExecutorOptions(dtype="float16"), ExecutorOptions(kv_cache="int4")):
         with pytest.raises(BackendError, match="backend 'numba'"):
-            BACKEND.prepare(build(config), {}, spec, options)
+            prepare(BACKEND, build(config), {}, spec, options)
 
 
 @pytest.mark.parametrize(

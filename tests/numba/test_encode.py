@@ -20,9 +20,9 @@ from mistral_portable_numba.layouts import BLOCKS
 from numba_kernels import EVERY_ISA
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import ExecutorOptions, Quantizer
 from mistral_portable.conversion.parts import float_part
 from mistral_portable.errors import BackendError, CheckpointError
-from mistral_portable.executor import ExecutorOptions, Quantizer
 from mistral_portable.weights import DenseTensor
 
 EVERY_TYPE = pytest.mark.parametrize("type", BLOCKS)

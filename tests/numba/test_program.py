@@ -15,10 +15,10 @@ from gguf import GGMLQuantizationType, quants
 from mistral_portable_numba import BACKEND
 from numpy.typing import NDArray
 
+from mistral_portable.boundary import ExecutorOptions, prepare
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError, CacheError
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import Graph, Node, Parameter, build, verify
 from mistral_portable.graph.passes import (
     expose_attention_weights,
@@ -60,7 +60,7 @@ class Session:
         self.manager = CacheManager(self.spec)
         weights = random_weights(build(config), 0, quantization)
         graph = graph or select_rows(build(config), "logits")
-        self.program = BACKEND.prepare(graph, weights, self.spec, ExecutorOptions(**{"threads": 2} | options))
+        self.program = prepare(BACKEND, graph, weights, self.spec, ExecutorOptions(**{"threads": 2} | options))
 
     def feed(self, lane: int, tokens: Sequence[int]) -> NDArray[np.float32]:
         """The logits behind each token, of a step for each chunk."""
@@ -502,7 +502,7 @@ def test_embedding_tables_of_any_type_and_number_of_parts(kind: str, count: int)
     pieces_of = zip(names, np.split(values, count), strict=True)
     parts = [as_type(DenseTensor(name, "float32", some), kind) for name, some in pieces_of]
     spec = CacheSpec.from_config(CONFIG, max_context=40)
-    program = BACKEND.prepare(graph, dict(zip(names, parts, strict=True)), spec, ExecutorOptions(threads=2))
+    program = prepare(BACKEND, graph, dict(zip(names, parts, strict=True)), spec, ExecutorOptions(threads=2))
     manager = CacheManager(spec)
     out = program.step(manager.plan([Chunk(manager.open(), [39, 0, 20, 19])]))["out"]
     np.testing.assert_array_equal(out, np.concatenate([part.numpy() for part in parts])[[39, 0, 20, 19]])

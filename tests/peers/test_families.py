@@ -8,9 +8,9 @@ import pytest
 import torch
 from hf_models import hf_model
 
-from mistral_portable.binding import check_tensors
+from mistral_portable.boundary import ExecutorOptions, prepare
+from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.cache import CacheSpec
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build
 from mistral_portable.reference import BACKEND
 from mistral_portable.testing.families import FAMILIES, shrunk
@@ -32,6 +32,6 @@ def test_a_saved_family_gives_the_logits_of_transformers(name: str, tmp_path: Pa
     graph = build(opened.config)
     check_tensors(graph, opened.tensors, name)
     spec = CacheSpec.from_config(opened.config, max_context=len(TEXT), max_chunk=len(TEXT))
-    program = BACKEND.prepare(graph, opened.tensors, spec, ExecutorOptions("float32"))
+    program = prepare(BACKEND, graph, opened.tensors, spec, ExecutorOptions(dtype="float32"))
     out = run(program, graph, spec, one_shot(TEXT))[0]["logits"]
     assert np.abs(out - expected).max() <= 1e-4 * np.abs(expected).max()

@@ -9,9 +9,9 @@ from hf_models import has_class, hf_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mistral_portable.boundary import ExecutorOptions, prepare
 from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import Graph, build
 from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states, select_rows
 from mistral_portable.reference import BACKEND
@@ -29,7 +29,7 @@ def ours(config: MistralConfig, seed: int, graph: Graph, scenario: Scenario) -> 
     spec = CacheSpec.from_config(
         config, max_context=scenario.max_context, max_chunk=scenario.max_chunk, max_lanes=len(scenario.texts)
     )
-    return run(BACKEND.prepare(graph, weights, spec, ExecutorOptions("float32")), graph, spec, scenario)
+    return run(prepare(BACKEND, graph, weights, spec, ExecutorOptions(dtype="float32")), graph, spec, scenario)
 
 
 @given(config=KNOWN, seed=st.integers(0, 2**31), data=st.data())

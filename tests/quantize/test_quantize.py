@@ -14,9 +14,9 @@ from weights.files import random_tensors, small_config, write_gguf, write_hf, wr
 
 import mistral_portable as mp
 from mistral_portable import transformers
+from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.conversion.model import prepare
 from mistral_portable.errors import CheckpointError, InputError, TokenizerError
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.quantization import MIXTURES
 from mistral_portable.quantization.calibrate import calibrated
 from mistral_portable.weights import open_checkpoint

@@ -13,9 +13,9 @@ from mistral_portable_torch.installed import Build
 from torch_sessions import CONFIG
 
 import mistral_portable as mp
+from mistral_portable.boundary import ExecutorOptions, prepare
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import OPS, build
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.reference import BACKEND as REFERENCE
@@ -26,8 +26,9 @@ TURING = Device(torch.device("cuda", 0), "T4", (7, 5))
 CPU = find_device("cpu")
 
 
-def prepare(**options: Any) -> Any:
-    return BACKEND.prepare(
+def prepared(**options: Any) -> Any:
+    return prepare(
+        BACKEND,
         select_rows(build(CONFIG), "logits"),
         random_weights(build(CONFIG), 0),
         CacheSpec.from_config(CONFIG, max_context=64),
@@ -87,7 +88,7 @@ def test_a_torch_that_cannot_be_imported_is_one_line(monkeypatch: pytest.MonkeyP
     assert BACKEND.probe().reason.startswith("torch cannot be imported (")
     monkeypatch.setitem(sys.modules, "mistral_portable_torch.attention", None)
     with pytest.raises(BackendError, match=r"^torch cannot be imported \("):
-        prepare()
+        prepared()
 
 
 def test_every_op_in_every_float_type() -> None:
@@ -115,7 +116,7 @@ def test_every_op_in_every_float_type() -> None:
 )
 def test_what_it_cannot_do_is_refused_with_the_remedy(options: dict[str, Any], message: str) -> None:
     with pytest.raises(BackendError, match=message):
-        prepare(**({"device": "cpu"} | options))
+        prepared(**({"device": "cpu"} | options))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a CUDA GPU")

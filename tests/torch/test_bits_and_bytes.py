@@ -12,9 +12,9 @@ from mistral_portable_torch.bits_and_bytes import quantized, quantized_bytes
 from torch_sessions import CONFIG, PagedBackend, Session, text
 
 import mistral_portable as mp
+from mistral_portable.boundary import BACKEND_QUANTIZE, ExecutorOptions, prepare
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import OWN_QUANTIZE, ExecutorOptions
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.testing import Case, Feed, Scenario, check, nmse, random_weights
@@ -57,7 +57,7 @@ def test_8_bit_weights_are_within_half_a_step(rows: int, columns: int, dtype: to
     assert matrix.nbytes == quantized_bytes(weight.shape, "int8")
 
 
-@pytest.mark.parametrize("kind", OWN_QUANTIZE)
+@pytest.mark.parametrize("kind", BACKEND_QUANTIZE)
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_products(kind: str, tokens: int) -> None:
     matrix = quantized(drawn(24, 128, torch.float32, 0), kind)
@@ -66,7 +66,7 @@ def test_products(kind: str, tokens: int) -> None:
     assert nmse(matrix.multiply(x, bias).numpy(), expected.numpy()) <= 1e-12
 
 
-@pytest.mark.parametrize("kind", OWN_QUANTIZE)
+@pytest.mark.parametrize("kind", BACKEND_QUANTIZE)
 def test_a_program_computes_with_these_weights_and_a_float_head(kind: str) -> None:
     """Its logits are those of a float program whose weights are the unpacked ones."""
     config, tokens = replace(CONFIG, intermediate_size=128), tuple(text(30))
@@ -81,8 +81,8 @@ def test_a_program_computes_with_these_weights_and_a_float_head(kind: str) -> No
     found = np.concatenate([session.begin(tokens[:20])[1], *(session.feed(0, [token]) for token in tokens[20:])])
     graph = select_rows(build(config), "logits")
     case = Case("unpacked", config, graph, unpacked, Scenario(((Feed(0, tokens, 30),),)))
-    assert check(case, PagedBackend(), ExecutorOptions("float32")).status == "pass"
-    plain = PagedBackend().prepare(graph, unpacked, session.spec, ExecutorOptions("float32"))
+    assert check(case, PagedBackend(), ExecutorOptions(dtype="float32")).status == "pass"
+    plain = prepare(PagedBackend(), graph, unpacked, session.spec, ExecutorOptions(dtype="float32"))
     other = Session(config)
     other.program = plain
     assert nmse(found, other.begin(tokens)[1]) <= 1e-9
@@ -107,7 +107,8 @@ def test_what_cannot_be_quantized_is_refused(kind: str, quantization: str | None
 def test_a_missing_bitsandbytes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(BackendError, match=r"quantize='nf4' needs bitsandbytes .*: pip install"):
-        PagedBackend().prepare(
+        prepare(
+            PagedBackend(),
             select_rows(build(CONFIG), "logits"),
             random_weights(build(CONFIG), 0),
             CacheSpec.from_config(CONFIG, max_context=9),

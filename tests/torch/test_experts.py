@@ -12,14 +12,14 @@ from mistral_portable_torch.experts import Experts, choose
 from mistral_portable_torch.matrices import read_matrix
 from torch_sessions import CONFIG, PagedBackend
 
+from mistral_portable.boundary import ExecutorOptions, prepare
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import ExecutorOptions
 from mistral_portable.graph import build
 from mistral_portable.reference import ops
 from mistral_portable.testing import random_weights
 from mistral_portable.weights import DenseTensor, Tensor
-from mistral_portable.weights.quantize import quantized
+from mistral_portable.weights.quantize_on_read import quantized
 
 
 @given(
@@ -58,4 +58,4 @@ def test_bitsandbytes_types_are_refused(kind: str) -> None:
     graph = build(config)
     spec = CacheSpec.from_config(config, max_context=8)
     with pytest.raises(BackendError, match=f"quantize='{kind}': not for models with experts; choose q4_0"):
-        PagedBackend().prepare(graph, random_weights(graph, 0), spec, ExecutorOptions("float32", quantize=kind))
+        prepare(PagedBackend(), graph, random_weights(graph, 0), spec, ExecutorOptions(dtype="float32", quantize=kind))

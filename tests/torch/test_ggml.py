@@ -12,7 +12,7 @@ from weights.files import random_blocks
 
 from mistral_portable.testing import nmse
 from mistral_portable.weights import QuantTensor
-from mistral_portable.weights.quant import QUANTIZED
+from mistral_portable.weights.blocks import QUANTIZED
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from mistral_portable_torch.attention.flash import FlashAttn
 from mistral_portable_torch.attention.varlen import Varlen
 from torch_sessions import PagedBackend, Repeated
 
-from mistral_portable.executor import ExecutorOptions
+from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.testing.suite import Target, test_conformance, test_greedy
 
 __all__ = ["test_conformance", "test_greedy"]
@@ -22,14 +22,14 @@ pytestmark = [
 FLASH = PagedBackend(kernel=FlashAttn(flash_attn_varlen_func, flash_attn_with_kvcache))
 VARLEN = PagedBackend(kernel=Varlen(varlen_attn), record=Repeated())
 TARGETS = {
-    "sdpa, float32": Target(PagedBackend(record=Repeated()), ExecutorOptions("float32", attention="sdpa")),
-    "sdpa, bfloat16": Target(PagedBackend(), ExecutorOptions("bfloat16", attention="sdpa")),
-    "eager, float32": Target(PagedBackend(), ExecutorOptions("float32", attention="eager")),
-    "eager, bfloat16": Target(PagedBackend(), ExecutorOptions("bfloat16", attention="eager")),
-    "flex, float32": Target(PagedBackend(), ExecutorOptions("float32", attention="flex")),
-    "flex, bfloat16": Target(PagedBackend(), ExecutorOptions("bfloat16", attention="flex")),
-    "flash_attn": Target(FLASH, ExecutorOptions("bfloat16")),
-    "varlen": Target(VARLEN, ExecutorOptions("float16")),
+    "sdpa, float32": Target(PagedBackend(record=Repeated()), ExecutorOptions(dtype="float32", attention="sdpa")),
+    "sdpa, bfloat16": Target(PagedBackend(), ExecutorOptions(dtype="bfloat16", attention="sdpa")),
+    "eager, float32": Target(PagedBackend(), ExecutorOptions(dtype="float32", attention="eager")),
+    "eager, bfloat16": Target(PagedBackend(), ExecutorOptions(dtype="bfloat16", attention="eager")),
+    "flex, float32": Target(PagedBackend(), ExecutorOptions(dtype="float32", attention="flex")),
+    "flex, bfloat16": Target(PagedBackend(), ExecutorOptions(dtype="bfloat16", attention="flex")),
+    "flash_attn": Target(FLASH, ExecutorOptions(dtype="bfloat16")),
+    "varlen": Target(VARLEN, ExecutorOptions(dtype="float16")),
 }
 
 

@@ -7,7 +7,7 @@ from mistral_portable_torch import BACKEND
 from mistral_portable_torch.obstacles import KERNELS, obstacle
 
 import mistral_portable as mp
-from mistral_portable.executor import ExecutorOptions
+from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.testing.suite import Target, test_conformance, test_greedy
 
 __all__ = ["test_conformance", "test_greedy"]
@@ -27,7 +27,7 @@ def kernel(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["float32", "bfloat16", "float16"])
 def target(request: pytest.FixtureRequest, kernel: str) -> Target:
-    return Target(BACKEND, ExecutorOptions(request.param, device="cuda", attention=kernel))
+    return Target(BACKEND, ExecutorOptions(dtype=request.param, device="cuda", attention=kernel))
 
 
 @pytest.mark.parametrize("name", KERNELS)

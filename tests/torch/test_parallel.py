@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch_sessions import CONFIG, PagedBackend
 
 import mistral_portable as mp
+from mistral_portable.boundary import Availability, ExecutorOptions, LaneState, Precision
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Availability, ExecutorOptions, LaneState, Precision
 from mistral_portable.graph import Graph, build, infer_shapes
 from mistral_portable.graph.passes import expose_attention_weights, select_rows
 from mistral_portable.testing import Case, check, random_weights
@@ -143,7 +143,7 @@ def test_shards_give_what_one_process_gives(
     )
     graph = select_rows(build(config), "logits")
     case = Case("shards", config, graph, random_weights(graph, seed % 2**31, quantization), drawn)
-    result = check(case, ParallelBackend(size), ExecutorOptions(dtype))
+    result = check(case, ParallelBackend(size), ExecutorOptions(dtype=dtype))
     assert result.status == "pass", result
 
 

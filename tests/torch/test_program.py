@@ -13,9 +13,9 @@ from mistral_portable_torch.attention.varlen import Varlen
 from torch_sessions import CONFIG, PagedBackend, Repeated, Session, text
 
 import mistral_portable as mp
+from mistral_portable.boundary import ExecutorOptions, GreedyProgram, prepare
 from mistral_portable.cache import CacheSpec, Chunk
 from mistral_portable.errors import BackendError, CacheError, InputError
-from mistral_portable.executor import ExecutorOptions, GreedyProgram
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states, select_rows
 from mistral_portable.sampling import Sampler, SamplingParams
@@ -234,7 +234,7 @@ def test_logits_that_the_sampler_refuses_are_no_token_and_what_follows_does_no_h
     head[7, 0] = weight  # one product decides, so that infinities do not meet
     weights["lm_head.weight"] = DenseTensor("lm_head.weight", "float32", head)
     session = Session()
-    program = PagedBackend().prepare(graph, weights, session.spec, ExecutorOptions("float32"))
+    program = prepare(PagedBackend(), graph, weights, session.spec, ExecutorOptions(dtype="float32"))
     assert isinstance(program, GreedyProgram)
     lanes = [session.manager.open() for _ in range(3)]
     logits = program.step(session.manager.plan([Chunk(lanes[0], text(30), range(30))]))["logits"]
@@ -255,7 +255,7 @@ def test_ties_go_to_the_lowest_token() -> None:
     graph, weights = select_rows(build(CONFIG), "logits"), dict(random_weights(build(CONFIG), 0))
     weights["lm_head.weight"] = DenseTensor("lm_head.weight", "float32", np.zeros((40, 64), np.float32))
     session = Session()
-    program = PagedBackend().prepare(graph, weights, session.spec, ExecutorOptions("float32"))
+    program = prepare(PagedBackend(), graph, weights, session.spec, ExecutorOptions(dtype="float32"))
     assert program.begin_greedy(session.manager.plan([Chunk(session.manager.open(), [5], [0])])).tokens().tolist() == [
         0
     ]
@@ -298,7 +298,7 @@ def test_hidden_states_and_attention_weights_over_a_wrapped_ring(attention: str)
         )
     )
     case = Case("all", config, graph, random_weights(graph, 0), scenario)
-    result = check(case, PagedBackend(record=Repeated()), ExecutorOptions("float32", attention=attention))
+    result = check(case, PagedBackend(record=Repeated()), ExecutorOptions(dtype="float32", attention=attention))
     assert result.status == "pass", result
 
 
@@ -345,7 +345,8 @@ def test_tiny_writes_the_reference_s_story(quantize: str | None) -> None:
 
 def test_threads_are_set_and_put_back() -> None:
     before, seen = torch.get_num_threads(), list[int]()
-    program = BACKEND.prepare(
+    program = prepare(
+        BACKEND,
         select_rows(build(CONFIG), "logits"),
         random_weights(build(CONFIG), 0),
         CacheSpec.from_config(CONFIG, max_context=64),

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from weights.files import raw_params
 
 import mistral_portable as mp
-from mistral_portable.binding import check_tensors
+from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError
 from mistral_portable.graph import build

@@ -20,7 +20,7 @@ from weights.damage import NUMBERS, Damage, damage
 from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
 from weights.packed_files import write_packed
 
-from mistral_portable.binding import check_tensors
+from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.errors import MistralPortableError
 from mistral_portable.graph import build
 from mistral_portable.tokenizer.source import GGUFVocabulary

@@ -14,7 +14,7 @@ from weights.files import random_tensors, small_config, write_gguf
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.tokenizer.source import GGUFVocabulary
 from mistral_portable.weights import DenseTensor, QuantTensor, open_checkpoint
-from mistral_portable.weights.quant import QUANTIZED
+from mistral_portable.weights.blocks import QUANTIZED
 
 CONFIG = small_config()
 TENSORS = random_tensors(CONFIG, np.random.default_rng(0))

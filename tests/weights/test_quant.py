@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from weights.files import bfloat16, random_blocks
 
 from mistral_portable.weights import DenseTensor, QuantTensor
-from mistral_portable.weights.quant import QUANTIZED
+from mistral_portable.weights.blocks import QUANTIZED
 
 types = pytest.mark.parametrize("name", sorted(QUANTIZED))
 

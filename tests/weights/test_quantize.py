@@ -11,7 +11,7 @@ from weights.files import bfloat16, random_blocks, random_tensors, small_config,
 
 from mistral_portable.errors import InputError
 from mistral_portable.weights import BlockTensor, DenseTensor, QuantTensor, Tensor, open_checkpoint
-from mistral_portable.weights.quantize import QUANTIZABLE, quantized
+from mistral_portable.weights.quantize_on_read import QUANTIZABLE, quantized
 
 types = pytest.mark.parametrize("type", QUANTIZABLE)
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+from mistral_portable.boundary import Availability, ExecutorOptions, Program, require_supported
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Availability, ExecutorOptions, Program, require_supported
 from mistral_portable.graph import Graph
 from mistral_portable.weights import Tensor
 

@@ -33,7 +33,7 @@ class LayerCache:
 
     def write(self, array: Floats, x: Floats, plan: StepPlan) -> None:
         """Row t of x [T, kv_heads * head_dim] goes to its lane and slot, for all sequences at once."""
-        lane_of_token = np.repeat(plan.lanes, np.diff(plan.starts))
+        lane_of_token = np.repeat(plan.lanes, np.diff(plan.query_starts))
         array[lane_of_token, plan.groups[self.group].slots] = x.reshape(len(x), *array.shape[2:])
 
 
@@ -61,7 +61,7 @@ def attention_weights(
     cache: LayerCache, plan: StepPlan, q: Floats, k: Floats, *, scale: float, window: Window
 ) -> Floats:
     """q [T, heads * d], k [T, kv_heads * d] -> [T, heads, K]; column j of a sequence is the position first + j."""
-    first, last = plan.groups[cache.group].first, plan.positions[plan.starts[1:] - 1]
+    first, last = plan.groups[cache.group].first, plan.positions[plan.query_starts[1:] - 1]
     out = np.zeros((len(q), q.shape[1] // cache.keys.shape[-1], np.max(last - first) + 1), np.float32)
     for s, (tokens, held, weights) in enumerate(_softmax(cache, plan, q, k, scale, window)):
         read = held >= first[s]
@@ -77,7 +77,7 @@ def _softmax(
     _, slots, kv_heads, head_dim = cache.keys.shape
     used = plan.groups[cache.group].capacity  # no later slot holds anything yet
     for s, lane in enumerate(plan.lanes):
-        tokens = slice(plan.starts[s], plan.starts[s + 1])
+        tokens = slice(plan.query_starts[s], plan.query_starts[s + 1])
         positions = plan.positions[tokens]
         held = held_positions(int(positions[-1]), slots, used)
         heads = q[tokens].reshape(len(positions), kv_heads, -1, head_dim)  # head h reads key/value head h // g

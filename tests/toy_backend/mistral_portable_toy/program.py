@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mistral_portable.boundary import LaneState, Precision
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import CacheError
-from mistral_portable.executor import LaneState, Precision
 from mistral_portable.graph import Graph
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import Tensor
@@ -37,7 +37,7 @@ class ToyProgram:
 
     def step(self, plan: StepPlan, inputs_embeds: Floats | None = None) -> dict[str, Floats]:
         tokens = plan.tokens if inputs_embeds is None else inputs_embeds
-        values = {**self._parameters, "tokens": tokens, "positions": plan.positions, "rows": plan.rows}
+        values = {**self._parameters, "tokens": tokens, "positions": plan.positions, "rows": plan.logit_rows}
         for name, kernel, inputs in self._steps:
             values[name] = kernel(plan, *(values[value] for value in inputs))
         return {name: np.array(values[value]) for name, value in self._outputs.items()}

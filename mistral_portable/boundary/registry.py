@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
+from mistral_portable.boundary.backend import Availability, Backend
+from mistral_portable.boundary.quantizer import QuantizingBackend
 from mistral_portable.errors import BackendError
-from mistral_portable.executor import Availability, Backend, QuantizingBackend
-from mistral_portable.reference import BACKEND as REFERENCE
 
 __all__ = ["GROUP", "Candidate", "candidates", "select", "select_quantizing"]
 
 GROUP = "mistral_portable.backends"
+
+# The oracle is always there, also where no package is installed: found as any other, but not by its metadata.
+_REFERENCE = EntryPoint("reference", "mistral_portable.reference:BACKEND", GROUP)
 
 # What to install for the executors of this project that are missing from an installation.
 _INSTALL = {
@@ -22,7 +25,7 @@ _INSTALL = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A name, what `probe` said of it, and the backend itself (None: not installed, or its import failed)."""
+    """A name, the answer of `probe`, and the backend itself (None: not installed, or its import failed)."""
 
     name: str
     availability: Availability
@@ -31,8 +34,8 @@ class Candidate:
 
 def candidates() -> tuple[Candidate, ...]:
     """All backends that are installed or known by name, best score first."""
-    found = {REFERENCE.name: Candidate(REFERENCE.name, REFERENCE.probe(), REFERENCE)}
-    for entry in entry_points(group=GROUP):
+    found: dict[str, Candidate] = {}
+    for entry in (_REFERENCE, *entry_points(group=GROUP)):
         found.setdefault(entry.name, _load(entry))
     for name, command in _INSTALL.items():
         found.setdefault(name, Candidate(name, Availability(0, f"not installed: {command}"), None))
@@ -44,9 +47,8 @@ def select(name: str = "auto") -> Backend:
 
     Raises BackendError, with the reason and the remedy, for an unknown name or one that cannot run here.
     """
-    if name == REFERENCE.name:  # to probe the others would import their frameworks
-        return REFERENCE
-    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
+    entries = {entry.name: entry for entry in (*entry_points(group=GROUP), _REFERENCE)}
+    # To probe the others would import their frameworks.
     known = (_load(entries[name]),) if name in entries else candidates()
     if name == "auto":
         name = known[0].name

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.errors import InputError
+from mistral_portable.weights.blocks import BlockTensor
 from mistral_portable.weights.joined import JoinedTensor
-from mistral_portable.weights.quant import BlockTensor
 from mistral_portable.weights.source import DenseTensor, Tensor, release
 
 __all__ = ["QUANTIZABLE", "BlockMaker", "plain_blocks", "quantized", "require_quantizable"]

@@ -7,17 +7,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mistral_portable.binding import check_tensors
+from mistral_portable.boundary import FunctionalBackend, PureFunction
+from mistral_portable.boundary.binding import check_tensors
+from mistral_portable.boundary.registry import select
 from mistral_portable.errors import BackendError, InputError
-from mistral_portable.executor import FunctionalBackend, PureFunction
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states
-from mistral_portable.registry import select
 from mistral_portable.transformers.arrays import as_numpy, truth
 from mistral_portable.transformers.batch import read_batch
 from mistral_portable.transformers.configuration import MistralConfig, known_fields
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES
-from mistral_portable.transformers.flax_params import cast, flat, require_like, tree
+from mistral_portable.transformers.frameworks.flax_params import cast, flat, require_like, tree
 from mistral_portable.transformers.initial import initial_tensors
 from mistral_portable.transformers.options import dtype_name
 from mistral_portable.transformers.outputs import (

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.executor import ExecutorOptions, Quantizer
-from mistral_portable.registry import select_quantizing
+from mistral_portable.boundary import ExecutorOptions, Quantizer
+from mistral_portable.boundary.registry import select_quantizing
 from mistral_portable.weights import DenseTensor
-from mistral_portable.weights.quantize import BlockMaker
+from mistral_portable.weights.quantize_on_read import BlockMaker
 
 __all__ = ["block_maker"]
 

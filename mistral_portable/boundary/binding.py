@@ -35,7 +35,7 @@ def check_tensors(graph: Graph, tensors: Mapping[str, Tensor], source: str) -> N
 
 
 def _together(problems: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
-    """Those that differ in a number only as one."""
+    """Join problems that differ in a number only: layers 0 and 1 of one tensor become {0-1}."""
     alike: dict[tuple[str, str], list[int]] = {}
     for problem in problems:
         if match := pattern.fullmatch(problem):

@@ -1,0 +1,43 @@
+"""The boundary between the core and its executors: protocols, their values, and the checks that the core makes.
+
+`shared.py`, for authors of executors, holds what lowerings have in common.
+"""
+
+from mistral_portable.boundary.backend import Availability, Backend, check_supported, prepare
+from mistral_portable.boundary.binding import check_tensors
+from mistral_portable.boundary.functional import FunctionalBackend, PureFunction
+from mistral_portable.boundary.options import BACKEND_QUANTIZE, Capabilities, ExecutorOptions
+from mistral_portable.boundary.program import (
+    INT8_BLOCK,
+    Q8_0_BLOCK,
+    GreedyProgram,
+    GreedyStep,
+    LaneState,
+    OwnMemory,
+    Precision,
+    Program,
+)
+from mistral_portable.boundary.quantizer import Quantizer, QuantizingBackend
+
+__all__ = [
+    "BACKEND_QUANTIZE",
+    "INT8_BLOCK",
+    "Q8_0_BLOCK",
+    "Availability",
+    "Backend",
+    "Capabilities",
+    "ExecutorOptions",
+    "FunctionalBackend",
+    "GreedyProgram",
+    "GreedyStep",
+    "LaneState",
+    "OwnMemory",
+    "Precision",
+    "Program",
+    "PureFunction",
+    "Quantizer",
+    "QuantizingBackend",
+    "check_supported",
+    "check_tensors",
+    "prepare",
+]

@@ -1,0 +1,44 @@
+"""PureFunction: a graph as a function that a framework can compile, differentiate and batch."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from mistral_portable.boundary.backend import Backend
+from mistral_portable.graph import Graph
+from mistral_portable.weights import Tensor
+
+__all__ = ["FunctionalBackend", "PureFunction"]
+
+
+class PureFunction(Protocol):
+    """A graph as a function of weights, cache and tokens, which changes none of them: what its framework can compile,
+    differentiate and batch, also as a part of something larger. Arrays are the framework's.
+    """
+
+    def weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        """The graph's parameters by name, float32; what is packed is unpacked."""
+
+    def init_cache(self, rows: int, length: int) -> Mapping[str, Any]:
+        """Room for `length` columns of `rows` sequences."""
+
+    def __call__(
+        self, weights: Mapping[str, Any], cache: Mapping[str, Any], tokens: Any, kept: Any
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Every output of the graph, float32, and the cache with these columns behind those before.
+
+        tokens: integers [rows, columns], or floats [rows, columns, hidden_size] in place of their embeddings. kept: 0
+        where they are padding, [rows, columns] or, if it is wider, of the cache's columns. Outputs are [rows, columns,
+        ...], attention weights [rows, heads, columns, cached columns]; what is at padding is 0. Neither token ids nor
+        the room in the cache are checked, as they may not be known yet.
+        """
+
+
+@runtime_checkable
+class FunctionalBackend(Backend, Protocol):
+    """A backend that has its graphs as pure functions, too: the Flax classes ask for it."""
+
+    def pure(self, graph: Graph, dtype: str) -> PureFunction:
+        """Of a verified graph that selects no rows, computed in `dtype`. Raises BackendError as `prepare`."""
+
+    def register(self, kind: type) -> None:
+        """Let traced functions return dataclasses of this kind: their fields are arrays, or nests of them, or None."""

@@ -1,0 +1,133 @@
+"""Program: a graph that is ready to run, and the values that it exchanges with the core."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.cache import StepPlan
+
+__all__ = [
+    "INT8_BLOCK",
+    "NO_INPUTS",
+    "Q8_0_BLOCK",
+    "GreedyProgram",
+    "GreedyStep",
+    "Inputs",
+    "LaneState",
+    "OwnMemory",
+    "Precision",
+    "Program",
+]
+
+INT8_BLOCK = 128
+"""Columns of a linear's input that share one int8 scale (see Precision)."""
+
+Q8_0_BLOCK = 32
+"""Numbers of a cached head that share one q8_0 scale (see Precision)."""
+
+LaneState = Mapping[str, NDArray[Any]]
+"""A lane's arrays by name, whose meaning is the backend's own business. Saved with `numpy.savez`."""
+
+Inputs = Mapping[str, NDArray[Any]]
+"""Arrays for the inputs that a graph declares beyond those of the StepPlan, by name."""
+
+NO_INPUTS: Inputs = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Where a program rounds, so that the conformance kit can imitate it and knows what errors are honest.
+
+    dtype: the float type of the activations. The rest is rounded besides, if it is not None:
+
+    quantized_linear: "int8": the input of a `linear` whose weight is in ggml blocks, in blocks of INT8_BLOCK columns.
+    kv_cache: keys and values as they are written: a float type, or "q8_0", in blocks of Q8_0_BLOCK along head_dim.
+
+    The numbers of a block, the last of which may be shorter, become `round(x / scale) * scale` with
+    `scale = max|x| / 127`; q8_0 keeps its scales in float16. [1, -2, 127] with scale 1 stays as it is.
+    """
+
+    dtype: str = "float32"
+    quantized_linear: str | None = None
+    kv_cache: str | None = None
+
+
+class Program(Protocol):
+    """A graph that is ready to run, with its weights and its cache arrays.
+
+    Safe from several threads: calls take turns. After `close` every call but `close` raises ClosedError.
+    """
+
+    @property
+    def precision(self) -> Precision:
+        """Where it rounds."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of key and value arrays now allocated."""
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of the buffers that it keeps between steps, beside weights and cache; 0 where its framework owns them
+        (see OwnMemory)."""
+
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> Mapping[str, NDArray[np.float32]]:
+        """Run the graph on the plan's tokens: every graph output by name, float32 (float64 in float64 programs).
+
+        `logits` is [R, vocab_size] where the graph selects rows. Arrays are the caller's own: neither they nor `plan`
+        and `inputs` are kept. inputs: an array for each input that the graph declares beyond the plan's
+        (`shared.check_inputs` checks them). Raises CapacityError if there is no memory for a longer cache; the step
+        then has not taken place, whatever it has written.
+        """
+
+    def copy_lane(self, source: int, target: int) -> None:
+        """Copy the keys and values of one lane to another (a fork's shared prefix)."""
+
+    def save_lane(self, lane: int) -> LaneState:
+        """Copies of the lane's arrays."""
+
+    def load_lane(self, lane: int, state: LaneState) -> None:
+        """Put arrays from `save_lane` into a lane.
+
+        Raises CacheError, and changes nothing, if they are not this model's.
+
+        They may be longer than the lane, if it was saved where lanes are larger: then no ring had wrapped (the
+        manager's `load` checks it), and the surplus slots are unused.
+        """
+
+    def close(self) -> None:
+        """Release threads, device memory and files; the program cannot step afterwards."""
+
+
+@runtime_checkable
+class OwnMemory(Protocol):
+    """A program whose memory is not, or not only, what the system counts for the process: that of a GPU."""
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most that its framework has held in this process: weights, cache and scratch."""
+
+
+class GreedyStep(Protocol):
+    """A step that has begun and whose tokens the host has not read yet."""
+
+    def tokens(self) -> NDArray[np.int32]:
+        """Wait for the step: per row of its plan the id of the highest logit, the lowest one on ties, as the sampler's.
+
+        -1 where the sampler would refuse: the row holds NaN, or its highest logit is infinite.
+        """
+
+
+@runtime_checkable
+class GreedyProgram(Protocol):
+    """A program whose device takes the argmax itself: the next step begins before the host has read its token."""
+
+    def begin_greedy(self, plan: StepPlan, after: GreedyStep | None = None) -> GreedyStep:
+        """Begin a step and return at once. Raises the errors of `step`.
+
+        after: a step of this program whose tokens, row by row, are this one's; the plan's own mean nothing then.
+        """

@@ -1,0 +1,1 @@
+"""The documented Flax and TensorFlow classes."""
