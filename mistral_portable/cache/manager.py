@@ -9,7 +9,7 @@ import numpy as np
 from mistral_portable.cache.plan import Reads, StepPlan
 from mistral_portable.cache.spec import CacheSpec, LayerGroup
 from mistral_portable.cache.window import first_visible
-from mistral_portable.errors import CacheError
+from mistral_portable.errors import BusyError, CacheError
 
 __all__ = ["CacheManager", "Chunk"]
 
@@ -38,35 +38,39 @@ class CacheManager:
     `manager.length(lane)` is 3; `manager.rollback(lane, 2)` forgets the last token.
     """
 
-    def __init__(self, spec: CacheSpec, *, block: int = _BLOCK) -> None:
-        """`block`: the first capacity that plans ask for; it doubles as sequences grow.
+    def __init__(self, spec: CacheSpec, *, model: str = "", block: int = _BLOCK) -> None:
+        """model: the fingerprint of the weights (`weights.fingerprint`), which saved lanes carry. block: the first
+        capacity that plans ask for; it doubles as sequences grow.
 
-        Lanes may be opened and closed by any thread at any time, also by the garbage collector; plans and rollbacks
-        are the caller's to serialize.
+        Safe from any thread, with and without the GIL, also for a garbage collector that closes lanes in the middle of
+        another call. The order of plans and the steps that they are for is the caller's to keep.
         """
         self.spec = spec
+        self._model = model
         self._block = block
         self._lanes: dict[int, _Lane] = {}
-        self._opening = threading.RLock()
+        self._lock = threading.RLock()  # reentrant: the collector may run in the thread that holds it
 
     def open(self) -> int:
-        """Take a free lane, the lowest one, with length 0. Raises CacheError if all are taken."""
-        with self._opening:
+        """Take a free lane, the lowest one, with length 0. Raises BusyError if all are taken."""
+        with self._lock:
             lane = next((lane for lane in range(self.spec.max_lanes) if lane not in self._lanes), None)
             if lane is None:
-                raise CacheError(f"all {self.spec.max_lanes} lanes are taken: close a sequence or raise max_lanes")
+                raise BusyError(f"all {self.spec.max_lanes} lanes are taken: close a sequence or raise max_lanes")
             self._lanes[lane] = _Lane()
             return lane
 
     def close(self, lane: int) -> None:
         """Give the lane back; its content is void."""
-        self._lane(lane)
-        del self._lanes[lane]
+        with self._lock:
+            self._lane(lane)
+            del self._lanes[lane]
 
     @property
     def lanes(self) -> tuple[int, ...]:
         """The lanes in use, ascending."""
-        return tuple(sorted(self._lanes))
+        with self._lock:
+            return tuple(sorted(self._lanes))
 
     def length(self, lane: int) -> int:
         """Tokens of the sequence in `lane`; the next one gets this position."""
@@ -78,6 +82,10 @@ class CacheManager:
         Raises CacheError, and changes nothing, if there is no chunk, a chunk is empty or longer than max_chunk, a
         lane is not open or named twice, a row is not in its chunk, or a sequence would outgrow max_context.
         """
+        with self._lock:
+            return self._plan(chunks)
+
+    def _plan(self, chunks: Sequence[Chunk]) -> StepPlan:
         if not chunks or len({chunk.lane for chunk in chunks}) != len(chunks):
             raise CacheError("a step takes at least one chunk, and one chunk per lane")
         # Lists, as NumPy's own functions would take longer than many a step of one token.
@@ -124,11 +132,23 @@ class CacheManager:
         Example: window 3, max_chunk 2, 4 slots, length 10 (positions 6..9 are held). Back to 8: the next query, 8,
         sees 6, 7, 8: legal. Back to 7: it would see 5, which 9 has overwritten: CacheError.
         """
-        self.check_rollback(lane, length)
-        state = self._lane(lane)
-        state.length = length
-        if length == 0:  # nothing is held any more, so nothing that was overwritten matters
-            state.high = 0
+        with self._lock:
+            self.check_rollback(lane, length)
+            state = self._lane(lane)
+            state.length = length
+            if length == 0:  # nothing is held any more, so nothing that was overwritten matters
+                state.high = 0
+
+    def undo(self, plan: StepPlan) -> None:
+        """Take a plan back whose step has failed: its sequences have the length that they had before it.
+
+        Lanes that were closed since then stay closed. Never raises: a plan's chunk is within the slack of a rollback.
+        """
+        with self._lock:
+            begins = plan.positions[plan.query_starts[:-1]].tolist()
+            for lane, begin in zip(plan.lanes.tolist(), begins, strict=True):
+                if lane in self._lanes and self._lanes[lane].length >= begin:
+                    self.rollback(lane, begin)
 
     def check_rollback(self, lane: int, length: int) -> None:
         """Raise CacheError if `rollback` would."""
@@ -140,27 +160,32 @@ class CacheManager:
     def fork(self, lane: int) -> int:
         """A new lane with the same integers. The caller copies the arrays: `program.copy_lane(lane, new)`.
 
-        Roll the new lane back to share a prefix only. Raises CacheError if no lane is free.
+        Roll the new lane back to share a prefix only. Raises BusyError if no lane is free.
         """
-        source = self._lane(lane)
-        new = self.open()
-        self._lanes[new] = _Lane(source.length, source.high)
-        return new
+        with self._lock:
+            source = self._lane(lane)
+            new = self.open()
+            self._lanes[new] = _Lane(source.length, source.high)
+            return new
 
-    def save(self, lane: int) -> dict[str, int]:
-        """The lane's integers, for JSON; the arrays are `program.save_lane(lane)`."""
+    def save(self, lane: int) -> dict[str, int | str]:
+        """The lane's integers and the model's fingerprint, for JSON; the arrays are `program.save_lane(lane)`."""
         state = self._lane(lane)
         rings = {f"slots.{index}": group.slots for index, group in enumerate(self.spec.groups)}
-        return {"length": state.length, "high": state.high, **rings}
+        return {"model": self._model, "length": state.length, "high": state.high, **rings}
 
-    def load(self, saved: Mapping[str, int]) -> int:
-        """Open a lane with integers from `save`. Raises CacheError if they cannot belong to this spec.
+    def load(self, saved: Mapping[str, int | str]) -> int:
+        """Open a lane with the values of `save`. Raises CacheError if they are another model's or do not fit this spec,
+        BusyError if no lane is free.
 
         A lane that was saved with other slots (another max_chunk or max_context) fits while no ring has wrapped.
         """
+        if saved.get("model", "") != self._model:
+            raise CacheError("the saved lane is of other weights: load the model that it was saved with")
         names = ["length", "high", *(f"slots.{index}" for index in range(len(self.spec.groups)))]
-        length, high, *rings = values = [saved.get(name, -1) for name in names]
-        if not all(isinstance(value, int) for value in values) or not 0 <= length <= high <= self.spec.max_context:
+        values = [value if isinstance(value := saved.get(name), int) else -1 for name in names]
+        length, high, *rings = values
+        if not 0 <= length <= high <= self.spec.max_context:
             raise CacheError(f"saved lane {dict(saved)} does not fit max_context={self.spec.max_context}")
         for slots, group in zip(rings, self.spec.groups, strict=True):
             if slots != group.slots and high > min(slots, group.slots):
@@ -168,9 +193,10 @@ class CacheManager:
                     f"saved lane has rings of {slots} slots, these have {group.slots}: set max_chunk alike"
                 )
         self._require_held("saved lane: going on", length, high)
-        lane = self.open()
-        self._lanes[lane] = _Lane(length, high)
-        return lane
+        with self._lock:
+            lane = self.open()
+            self._lanes[lane] = _Lane(length, high)
+            return lane
 
     def _check(self, chunk: Chunk, begin: int, end: int) -> None:
         lane, count = chunk.lane, end - begin

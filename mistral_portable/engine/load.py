@@ -12,12 +12,13 @@ from mistral_portable.boundary.registry import select
 from mistral_portable.cache import CacheManager, CacheSpec
 from mistral_portable.config import Window
 from mistral_portable.engine.block_maker import block_maker
+from mistral_portable.engine.core import Core
 from mistral_portable.engine.model import Model
 from mistral_portable.errors import InputError
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.tokenizer import load_tokenizer
-from mistral_portable.weights import open_checkpoint
+from mistral_portable.weights import fingerprint, open_checkpoint
 
 __all__ = ["load"]
 
@@ -98,13 +99,13 @@ def load(
     graph = verify(select_rows(verify(build(config)), "logits"))
     check_tensors(graph, checkpoint.tensors, str(checkpoint.path))
     spec = CacheSpec.from_config(config, max_context=context, max_chunk=_CHUNK, max_lanes=max_lanes)
+    tokenizer = load_tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None  # before weights are read
     program = prepare(chosen, graph, checkpoint.tensors, spec, options)
     return Model(
         config=config,
         backend=chosen.name,
-        program=program,
-        manager=CacheManager(spec),
-        tokenizer=load_tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None,
+        core=Core(program, CacheManager(spec, model=fingerprint(config, checkpoint.tensors))),
+        tokenizer=tokenizer,
         source=str(checkpoint.path),
         load_s=time.perf_counter() - begin,
     )

@@ -1,27 +1,25 @@
 """Model: a loaded checkpoint on a backend, with the calls that users make."""
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast, overload
+from typing import Any, Self, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.boundary import GreedyProgram, GreedyStep, Program
-from mistral_portable.cache import CacheManager, Chunk, StepPlan
+from mistral_portable.boundary import Program
+from mistral_portable.cache import CacheManager, Chunk
 from mistral_portable.config import MistralConfig
+from mistral_portable.engine.core import Core
 from mistral_portable.engine.generation import Generation
 from mistral_portable.engine.stream import TextStreamer
 from mistral_portable.errors import InputError, TokenizerError
 from mistral_portable.sampling import SamplingParams
-from mistral_portable.tokenizer import TextStream, Tokenizer
+from mistral_portable.tokenizer import Tokenizer
 
 __all__ = ["Messages", "Model", "Prompt"]
-
-T = TypeVar("T")
 
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Messages
@@ -29,10 +27,11 @@ Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Messages
 
 
 class Model:
-    """Made by `load`. Calls from several threads are safe: steps take turns, and `load(max_lanes=...)` sequences can
-    be open at a time (CacheError beyond that).
+    """A loaded checkpoint, made by `load`. Calls from several threads are safe: their steps take turns, and
+    `load(max_lanes=...)` sequences can be open at a time (BusyError beyond that).
 
-    `config`, `backend` (its name), `program`, `manager`, `source` (the checkpoint's path) are for reading.
+    `config`, `backend` (its name), `core` (program, cache manager and lock), `source` (the checkpoint's path) and
+    `load_s` (seconds) are for reading.
     """
 
     def __init__(
@@ -40,21 +39,27 @@ class Model:
         *,
         config: MistralConfig,
         backend: str,
-        program: Program,
-        manager: CacheManager,
+        core: Core,
         tokenizer: Tokenizer | None,
         source: str,
         load_s: float,
     ) -> None:
         self.config = config
         self.backend = backend
-        self.program = program
-        self.manager = manager
+        self.core = core
         self.source = source
         self.load_s = load_s
         self._tokenizer = tokenizer
-        self._closed = False
-        self._turn = threading.Lock()
+
+    @property
+    def program(self) -> Program:
+        """The executor's program."""
+        return self.core.program
+
+    @property
+    def manager(self) -> CacheManager:
+        """The cache's integers."""
+        return self.core.manager
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -68,6 +73,7 @@ class Model:
 
     @property
     def has_tokenizer(self) -> bool:
+        """Whether text can be given and is returned; else token ids only."""
         return self._tokenizer is not None
 
     @property
@@ -79,7 +85,7 @@ class Model:
     @property
     def max_context(self) -> int:
         """Tokens that a sequence, prompt and answer together, may reach."""
-        return self.manager.spec.max_context
+        return self.core.max_context
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any) -> Generation:
         """Continue `prompt`. `sampling` are fields of SamplingParams: `max_tokens=64, temperature=0`.
@@ -92,7 +98,7 @@ class Model:
             return streamer.generation
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any) -> TextStreamer:
-        """As `generate`, but an iterator over pieces of text as they are ready; see TextStreamer."""
+        """Continue `prompt`, yielding pieces of text as they are ready; see TextStreamer. Raises as `generate`."""
         return self._streamer(prompt, params, sampling)
 
     def chat(
@@ -116,7 +122,8 @@ class Model:
         """Teacher-forced logits, float32 [T, vocab_size]: row t predicts token t + 1.
 
         A list of sequences gives a list of arrays, run as one ragged batch. `chunk` is the number of tokens per
-        sequence and step (default: as many as the cache takes); the result does not depend on it.
+        sequence and step (default: as many as the cache takes); the result does not depend on it. Calls from several
+        threads take turns. Raises InputError for ids or chunks out of range, BusyError if others hold every lane.
         """
         spec = self.manager.spec
         if chunk is not None and not (isinstance(chunk, int) and 1 <= chunk <= spec.max_chunk):
@@ -124,60 +131,23 @@ class Model:
         nested = isinstance(token_ids, Sequence | np.ndarray) and len(token_ids) > 0
         if nested and isinstance(token_ids[0], Sequence | np.ndarray) and not isinstance(token_ids[0], str):
             sequences = [self._checked(ids) for ids in cast(Sequence[Sequence[int]], token_ids)]
-            return self._teacher_force(sequences, chunk)
-        return self._teacher_force([self._checked(token_ids)], chunk)[0]
+            return self.core.logits(sequences, chunk)
+        return self.core.logits([self._checked(token_ids)], chunk)[0]
 
-    @contextmanager
-    def lane(self) -> Iterator[int]:
-        """A lane of the cache for the duration of a `with` block. Raises CacheError if all are taken."""
-        lane = self.manager.open()
-        try:
-            yield lane
-        finally:
-            # Not under `_turn`: the garbage collector may run this in the thread that is in the middle of a step.
-            self.manager.close(lane)
+    def lane(self) -> AbstractContextManager[int]:
+        """A lane of the cache for the duration of a `with` block. Raises BusyError if all are taken."""
+        return self.core.lane()
 
     def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Run one step: logits float32 [R, vocab_size] of the rows that the chunks ask for.
+        """Run one step: logits float32 [R, vocab_size] of the rows that the chunks request.
 
         If it fails, all sequences are as they were before it.
         """
-        logits = self._run(chunks, self.program.step)["logits"]
-        return logits.astype(np.float32, copy=False)  # float64 programs return float64
-
-    def begin_greedy(self, chunks: Sequence[Chunk], after: GreedyStep | None = None) -> GreedyStep:
-        """Begin one step, on a backend whose `program` is a GreedyProgram; see there. Fails as `step`."""
-        program = self.program
-        if not isinstance(program, GreedyProgram):
-            raise InputError(f"the {self.backend} backend leaves the likeliest token to the sampler: use step")
-        return self._run(chunks, lambda plan: program.begin_greedy(plan, after))
-
-    def _run(self, chunks: Sequence[Chunk], step: Callable[[StepPlan], T]) -> T:
-        """Run the chunks' plan, one step at a time; undone if that fails."""
-        with self._turn:
-            if self._closed:
-                raise InputError("the model is closed: load it again")
-            plan = self.manager.plan(chunks)
-            try:
-                return step(plan)
-            except BaseException:  # no memory for more keys, say: what this step has written does not count
-                for lane, position in zip(
-                    plan.lanes.tolist(), plan.positions[plan.query_starts[:-1]].tolist(), strict=True
-                ):
-                    self.manager.rollback(lane, position)
-                raise
-
-    def text_stream(self, after: Sequence[int]) -> TextStream | None:
-        """The tokenizer's stream behind the tokens `after`; None if there is no tokenizer."""
-        if self._tokenizer is None:
-            return None
-        return self._tokenizer.stream([token for token in after if token < self._tokenizer.vocab_size])
+        return self.core.step(chunks)
 
     def close(self) -> None:
         """Release the executor's threads and memory; the model cannot run afterwards."""
-        with self._turn:
-            self._closed = True
-            self.program.close()
+        self.core.close()
 
     def __enter__(self) -> Self:
         return self
@@ -193,7 +163,12 @@ class Model:
         except TypeError as error:
             raise InputError(f"unknown sampling option: {error}") from error
         params.check_vocab(self.config.vocab_size)
-        return TextStreamer(self, self._encode(prompt), params)
+        if params.stop and self._tokenizer is None:
+            raise InputError("stop strings need a tokenizer, and this checkpoint has none: use stop_token_ids")
+        tokens = self._encode(prompt)
+        ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self.end_tokens)
+        text = None if self._tokenizer is None else self._tokenizer.stream(tokens)
+        return TextStreamer(self.core, tokens, params, ends=ends, text=text, load_s=self.load_s)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -222,27 +197,3 @@ class Model:
             if not 0 <= token < self.config.vocab_size:
                 raise InputError(f"token id {token} is outside the vocabulary of {self.config.vocab_size}")
         return [int(token) for token in token_ids]
-
-    def _teacher_force(self, sequences: list[list[int]], chunk: int | None) -> list[NDArray[np.float32]]:
-        """Logits of sequences that run together; as many at a time as there are free lanes."""
-        if not sequences:
-            return []
-        spec = self.manager.spec
-        together = sequences[: max(1, spec.max_lanes - len(self.manager.lanes))]
-        results: list[list[NDArray[np.float32]]] = [[] for _ in together]
-        with ExitStack() as stack:
-            lanes = [stack.enter_context(self.lane()) for _ in together]
-            while active := [s for s, ids in enumerate(together) if self.manager.length(lanes[s]) < len(ids)]:
-                size = chunk or max(1, spec.max_chunk // len(active))
-                parts = []
-                for s in active:
-                    begin = self.manager.length(lanes[s])
-                    parts.append(together[s][begin : begin + size])
-                rows = self.step(
-                    [Chunk(lanes[s], part, range(len(part))) for s, part in zip(active, parts, strict=True)]
-                )
-                ends = np.cumsum([len(part) for part in parts])
-                for s, some in zip(active, np.split(rows, ends[:-1]), strict=True):
-                    results[s].append(some)
-        done = [np.concatenate(rows) for rows in results]
-        return done + self._teacher_force(sequences[len(together) :], chunk)

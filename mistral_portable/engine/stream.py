@@ -1,17 +1,15 @@
 """TextStreamer: one sequence's text as it is made, an iterator over pieces."""
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
+from mistral_portable.engine.core import Core
 from mistral_portable.engine.decode import decode
 from mistral_portable.engine.generation import Generation, Timings, peak_memory_bytes
-from mistral_portable.errors import InputError
 from mistral_portable.sampling import Sampled, SamplingParams, StopMatcher
-
-if TYPE_CHECKING:
-    from mistral_portable.engine.model import Model
+from mistral_portable.tokenizer import TextStream
 
 __all__ = ["TextStreamer"]
 
@@ -23,11 +21,23 @@ class TextStreamer:
     the iteration, on an error, when the streamer is dropped, and by `close()` or the end of a `with` block.
     """
 
-    def __init__(self, model: "Model", prompt: Sequence[int], params: SamplingParams) -> None:
-        if params.stop and not model.has_tokenizer:
-            raise InputError("stop strings need a tokenizer, and this checkpoint has none: use stop_token_ids")
+    def __init__(
+        self,
+        core: Core,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        ends: Collection[int],
+        text: TextStream | None,
+        load_s: float,
+    ) -> None:
+        """Made by `Model.stream`.
+
+        prompt: token ids within the context. ends: the ids that end the text, with reason "stop". text: the tokenizer's
+        stream behind the prompt; None for checkpoints without a tokenizer. load_s: seconds, for the timings.
+        """
         # The generator refers to the run, not to the streamer: a streamer that is dropped is freed at once.
-        self._run = _Run(model, prompt, params)
+        self._run = _Run(core, prompt, params, ends, text, load_s)
         self._pieces = self._run.pieces()
 
     @property
@@ -57,23 +67,35 @@ class TextStreamer:
 class _Run:
     """The generate loop and what it has made so far."""
 
-    def __init__(self, model: "Model", prompt: Sequence[int], params: SamplingParams) -> None:
-        self.model = model
+    def __init__(
+        self,
+        core: Core,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        ends: Collection[int],
+        pieces: TextStream | None,
+        load_s: float,
+    ) -> None:
+        self.core = core
         self.prompt = prompt
         self.params = params
+        self.ends = ends
+        self.text_stream = pieces
+        self.load_s = load_s
         self.text: list[str] = []
         self.sampled: list[Sampled] = []
         self.finish_reason = ""
         self.prefill_s = self.decode_s = 0.0
 
     def generation(self) -> Generation:
+        """The result so far."""
         return Generation(
             text="".join(self.text),
             tokens=tuple(sampled.token for sampled in self.sampled),
             finish_reason=self.finish_reason,
             logprobs=None if self.params.logprobs is None else tuple(self.sampled),
             timings=Timings(
-                load_s=self.model.load_s,
+                load_s=self.load_s,
                 prefill_tokens=len(self.prompt),
                 prefill_s=self.prefill_s,
                 decode_tokens=max(0, len(self.sampled) - 1),
@@ -84,16 +106,13 @@ class _Run:
 
     def pieces(self) -> Generator[str, None, None]:
         """Decode until something ends it; yields text that is final and not empty."""
-        model, params = self.model, self.params
-        pieces = model.text_stream(self.prompt)
+        core, params, pieces = self.core, self.params, self.text_stream
         stops = StopMatcher(params.stop)
-        ends = set(params.stop_token_ids) | (set() if params.ignore_eos else model.end_tokens)
-        with model.lane() as lane:
-            for sampled in self._timed(decode(model, lane, self.prompt, params)):
+        with core.lane() as lane:
+            for sampled in self._timed(decode(core, lane, self.prompt, params)):
                 self.sampled.append(sampled)
-                ended = sampled.token in ends
-                # Embeddings are often padded beyond the tokenizer's vocabulary: such an id stands for no text.
-                if pieces is not None and not ended and sampled.token < model.tokenizer.vocab_size:
+                ended = sampled.token in self.ends
+                if pieces is not None and not ended:
                     yield from self._show(stops.push(pieces.push(sampled.token)))
                 if ended or stops.matched is not None:
                     self.finish_reason = "stop"

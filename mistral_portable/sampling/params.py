@@ -65,8 +65,8 @@ class SamplingParams:
             object.__setattr__(self, name, value)
 
     @property
-    def takes_likeliest(self) -> bool:
-        """Whether each token is the one of the highest logit, and nothing else is asked of the logits."""
+    def is_greedy(self) -> bool:
+        """Whether each token is the argmax of the unchanged logits, and no log-probabilities are requested."""
         rules = self.repetition_penalty != 1 or self.frequency_penalty or self.presence_penalty or self.logit_bias
         return self.temperature == 0 and not rules and self.logprobs is None
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.errors import InputError
+from mistral_portable.errors import InputError, NumericsError
 from mistral_portable.sampling import processors
 from mistral_portable.sampling.params import SamplingParams
 from mistral_portable.sampling.processors import Row
@@ -58,8 +58,8 @@ class Sampler:
     def sample(self, logits: Row) -> Sampled:
         """Choose a token from float32 logits [vocab] and remember it for the penalties.
 
-        Raises InputError for logits of another shape or dtype, with NaN or +inf, or in which no token is
-        left; at the first row also for ids of the prompt or the parameters outside the vocabulary.
+        Raises NumericsError for logits with NaN or +inf; InputError for logits of another shape or dtype or in which
+        no token is left, at the first row also for ids of the prompt or the parameters outside the vocabulary.
         """
         tokens, probabilities = self.distribution(logits)
         if self.params.temperature == 0:
@@ -73,7 +73,7 @@ class Sampler:
         return _with_logprobs(token, logits, self.params.logprobs)
 
     def distribution(self, logits: Row) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return what `sample` would draw from: token ids [n] in rising order, probabilities float64 [n]."""
+        """Return what `sample` draws from: token ids [n] in rising order, their probabilities float64 [n]."""
         if logits.ndim != 1 or logits.dtype != np.float32 or not logits.size:
             raise InputError(f"logits are {logits.dtype} {list(logits.shape)}: pass one float32 row [vocab]")
         if logits.size != self._counts.size:
@@ -160,10 +160,10 @@ def _with_logprobs(token: int, logits: Row, n: int) -> Sampled:
     return Sampled(token, float(raw[token]), top)
 
 
-def _unsound(value: np.float32, token: np.intp) -> InputError:
+def _unsound(value: np.float32, token: np.intp) -> InputError | NumericsError:
     if value == -np.inf:
         return InputError("every logit is -inf, no token is left to sample: ban fewer tokens in logit_bias")
-    return InputError(
+    return NumericsError(
         f"the logit of token {token} is {value}: the weights are corrupt or the dtype overflowed; "
         "try float32, another backend, or `mistral-portable verify`"
     )

@@ -2,6 +2,7 @@
 
 from mistral_portable.weights.affine import AffineTensor
 from mistral_portable.weights.blocks import BlockTensor, QuantTensor
+from mistral_portable.weights.fingerprint import fingerprint
 from mistral_portable.weights.joined import JoinedTensor
 from mistral_portable.weights.open import open_checkpoint
 from mistral_portable.weights.source import Checkpoint, DenseTensor, Tensor, release
@@ -14,6 +15,7 @@ __all__ = [
     "JoinedTensor",
     "QuantTensor",
     "Tensor",
+    "fingerprint",
     "open_checkpoint",
     "release",
 ]

@@ -3,6 +3,7 @@
 import gc
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 import mistral_portable as mp
 from mistral_portable.cache import Chunk, StepPlan
-from mistral_portable.errors import CacheError
+from mistral_portable.errors import BusyError, CapacityError, ClosedError, NumericsError
 
 PROMPT = "Once upon a time"
 CHAT = [{"role": "user", "content": "Tom has a red ball. What color is Tom's ball?"}]
@@ -169,18 +170,64 @@ def test_logits_run_in_the_lanes_that_are_free(tiny: mp.Model) -> None:
     assert tiny.manager.lanes == ()
 
 
+def test_logits_of_thousands_of_sequences(tiny: mp.Model) -> None:
+    assert len(tiny.logits([[1]] * 8100)) == 8100
+
+
+def test_logits_in_two_threads_share_the_lanes(tiny: mp.Model) -> None:
+    expected = tiny.logits([[1, 2, 3]])[0]
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: tiny.logits([[1, 2, 3]] * 20), range(8)):
+            assert len(found) == 20
+            assert np.allclose(found[-1], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert tiny.manager.lanes == ()
+
+
+def test_logits_are_refused_where_streams_hold_every_lane() -> None:
+    with mp.load("tiny", backend="reference", max_lanes=1) as model, model.stream(PROMPT) as stream:
+        next(stream)
+        with pytest.raises(BusyError, match="all 1 lanes are taken"):
+            model.logits([1, 2])
+
+
+def test_logits_that_are_not_finite_are_an_error_of_numerics(tiny: mp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = tiny.program.step
+    broken = {"logits": np.full((1, tiny.config.vocab_size), np.nan, np.float32)}
+    monkeypatch.setattr(tiny.program, "step", lambda plan: step(plan) and broken)
+    for temperature in (0, 1):
+        with pytest.raises(NumericsError, match="the weights are corrupt"):
+            tiny.generate(PROMPT, max_tokens=3, temperature=temperature)
+
+
+def test_a_lane_that_closes_during_a_failing_step_does_not_hide_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with mp.load("tiny", backend="reference", max_lanes=2) as model, model.lane() as kept:
+        other = model.manager.open()
+
+        def fails(plan: StepPlan) -> Mapping[str, NDArray[np.float32]]:
+            model.manager.close(other)
+            raise CapacityError("no memory")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(model.program, "step", fails)
+            with pytest.raises(CapacityError, match="no memory"):
+                model.step([Chunk(other, [1, 2]), Chunk(kept, [3, 4])])
+        assert model.manager.length(kept) == 0
+
+
 def test_too_many_open_streams_are_refused_with_the_remedy() -> None:
     with mp.load("tiny", backend="reference", max_lanes=1) as model, model.stream(PROMPT) as stream:
         next(stream)
-        with pytest.raises(mp.MistralPortableError, match="max_lanes"):
+        with pytest.raises(BusyError, match="max_lanes"):
             model.generate(PROMPT)
 
 
 def test_a_closed_model_says_so() -> None:
     model = mp.load("tiny", backend="reference")
     model.close()
-    with pytest.raises(mp.MistralPortableError, match="closed"):
-        model.generate(PROMPT)
+    model.close()
+    for call in (lambda: model.generate(PROMPT), lambda: model.chat(CHAT), lambda: model.logits([1, 2])):
+        with pytest.raises(ClosedError, match="closed"):
+            call()
 
 
 def test_the_number_of_threads_changes_nothing_but_the_speed(tiny: mp.Model) -> None:
@@ -225,14 +272,14 @@ def test_a_step_that_fails_leaves_all_sequences_as_they_were(monkeypatch: pytest
 
         def fails(plan: StepPlan) -> Mapping[str, NDArray[np.float32]]:
             calm(plan)
-            raise CacheError("no memory")
+            raise CapacityError("no memory")
 
         tokens = np.random.default_rng(0).integers(5, model.config.vocab_size, 2 * window + 9).tolist()
         for start in range(0, len(tokens), 16):
             chunk = tokens[start : start + 16]
             with monkeypatch.context() as patch:
                 patch.setattr(model.program, "step", fails)
-                with pytest.raises(CacheError, match="no memory"):
+                with pytest.raises(CapacityError, match="no memory"):
                     model.step([Chunk(a, chunk[::-1]), Chunk(b, chunk[:1])])
             last = model.step([Chunk(a, chunk, [len(chunk) - 1])])
             assert np.allclose(last[0], model.logits(tokens[: start + 16])[-1], atol=1e-4)

@@ -1,5 +1,6 @@
 """load(): every format gives the same model, and what does not fit is named."""
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from tokenizer.vocabularies import TINY, gguf_vocabulary
 from weights.files import random_tensors, small_config, write_gguf, write_hf
 
 import mistral_portable as mp
+from mistral_portable.cache import Chunk
 from mistral_portable.engine.block_maker import block_maker
-from mistral_portable.errors import BackendError, CheckpointError, InputError, TokenizerError
+from mistral_portable.errors import BackendError, CacheError, CheckpointError, InputError, TokenizerError
 from mistral_portable.testing import nmse
 from mistral_portable.weights import open_checkpoint
 from mistral_portable.weights.quantize_on_read import QUANTIZABLE
@@ -18,9 +20,10 @@ from mistral_portable.weights.quantize_on_read import QUANTIZABLE
 IDS = [1, 5, 9, 17, 33, 65, 3, 8]
 
 
-def small(folder: Path, format: str, quantization: str = "F32") -> Path:
+def small(folder: Path, format: str, quantization: str = "F32", seed: int = 0) -> Path:
     config = small_config()
-    tensors = random_tensors(config, np.random.default_rng(0))
+    tensors = random_tensors(config, np.random.default_rng(seed))
+    folder.mkdir(exist_ok=True)
     if format == "gguf":
         write_gguf(folder / "model.gguf", config, tensors, quantization)
         return folder / "model.gguf"
@@ -151,10 +154,34 @@ def test_the_reference_caches_in_its_own_type_only(dtype: str) -> None:
     with mp.load("tiny", backend="reference", dtype=dtype, kv_cache=dtype) as model:
         assert model.logits(IDS).shape[0] == len(IDS)
     for kv_cache in ("float16", "q8_0", "int3", "float32" if dtype == "float64" else "float64"):
-        with pytest.raises(BackendError, match=f"kv_cache='{kv_cache}': the reference .* {dtype}; leave the option"):
+        with pytest.raises(BackendError, match=f"'reference', kv_cache='{kv_cache}': it keeps .* in {dtype} beside"):
             mp.load("tiny", backend="reference", dtype=dtype, kv_cache=kv_cache)
 
 
 def test_the_reference_refuses_int8() -> None:
-    with pytest.raises(BackendError, match="dtype 'int8': the reference computes in float32 or float64; choose"):
+    with pytest.raises(BackendError, match="'reference', dtype='int8': it computes in float32, float64; choose"):
         mp.load("tiny", backend="reference", dtype="int8")
+
+
+def test_a_damaged_tokenizer_is_found_before_the_weights_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(Path(mp.__file__).parent / "assets" / "tiny", folder)
+    damaged = next(path for path in folder.iterdir() if path.name.startswith(("tokenizer.model", "tekken")))
+    damaged.write_bytes(b"no tokenizer")
+    read: list[str] = []
+    with pytest.raises(mp.MistralPortableError, match=r"tokenizer|tekken"):
+        mp.load(folder, backend="reference", progress=lambda what, done, total: read.append(what))
+    assert read == []
+
+
+def test_a_saved_lane_of_other_weights_is_refused(tmp_path: Path) -> None:
+    """Though all its shapes are the same."""
+    with mp.load(small(tmp_path / "a", "gguf", seed=0), backend="reference") as one, one.lane() as lane:
+        one.step([Chunk(lane, IDS)])
+        saved = one.manager.save(lane)
+        assert one.manager.load(saved) != lane
+    with (
+        mp.load(small(tmp_path / "b", "gguf", seed=1), backend="reference") as other,
+        pytest.raises(CacheError, match="other weights"),
+    ):
+        other.manager.load(saved)
