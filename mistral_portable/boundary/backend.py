@@ -1,4 +1,4 @@
-"""Backend: a way to run graphs, what it declares, and the one place that checks what is asked of it."""
+"""Backend: a way to run graphs, what it declares, and the one place that checks what a user asks of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ class Backend(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """The dtypes, cache types, options and ops that it has on some machine; importing no framework."""
+        """The dtypes, cache types, options and ops that it has on at least one machine; imports no framework."""
 
     def probe(self) -> Availability:
         """Whether it can run here. Imports the framework if it must; never raises for a missing one."""

@@ -11,12 +11,12 @@ __all__ = ["FunctionalBackend", "PureFunction"]
 
 
 class PureFunction(Protocol):
-    """A graph as a function of weights, cache and tokens, which changes none of them: what its framework can compile,
-    differentiate and batch, also as a part of something larger. Arrays are the framework's.
+    """A graph as a function of weights, cache and tokens that changes none of them. Its framework can compile,
+    differentiate and batch it, also as a part of a larger function. Arrays are the framework's.
     """
 
     def weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Any]:
-        """The graph's parameters by name, float32; what is packed is unpacked."""
+        """The graph's parameters by name, float32; packed weights are unpacked."""
 
     def init_cache(self, rows: int, length: int) -> Mapping[str, Any]:
         """Room for `length` columns of `rows` sequences."""
@@ -35,10 +35,13 @@ class PureFunction(Protocol):
 
 @runtime_checkable
 class FunctionalBackend(Backend, Protocol):
-    """A backend that has its graphs as pure functions, too: the Flax classes ask for it."""
+    """A backend that also makes pure functions of graphs; the Flax classes need one."""
 
     def pure(self, graph: Graph, dtype: str) -> PureFunction:
-        """Of a verified graph that selects no rows, computed in `dtype`. Raises BackendError as `prepare`."""
+        """Make a function of a verified graph that selects no rows, computed in `dtype`.
+
+        Raises BackendError for an op or dtype that the backend does not declare.
+        """
 
     def register(self, kind: type) -> None:
-        """Let traced functions return dataclasses of this kind: their fields are arrays, or nests of them, or None."""
+        """Let traced functions return dataclasses of this kind; fields are arrays, nested containers of them, or None."""

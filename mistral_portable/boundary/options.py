@@ -41,7 +41,7 @@ _COMMON = ("dtype", "kv_cache", "progress")
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a backend can do. The core refuses the rest, before a weight is read.
+    """The abilities of a backend. The core refuses everything else, before a weight is read.
 
     dtypes: each value of `ExecutorOptions.dtype` that it takes, with the types of cached keys and values that go with
     it, its default first. options: the fields of ExecutorOptions that it takes besides dtype, kv_cache and progress,

@@ -14,23 +14,25 @@ __all__ = ["Quantizer", "QuantizingBackend"]
 
 
 class Quantizer(Protocol):
-    """Makes ggml blocks of floats, of the types that it was made for. Not safe for concurrent calls."""
+    """A maker of ggml blocks, for the types that it was prepared for. Not safe for concurrent calls."""
 
     def blocks(self, rows: DenseTensor, type: str, importance: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """uint8 [rows, bytes_per_row], as close to `rows` as it can: what is small is the sum over each block of
-        `importance`, float32 [columns], times the squared error. A row's blocks do not depend on other rows.
+        """Quantize a matrix: uint8 [rows, bytes_per_row].
+
+        Each block minimizes, as far as the search goes, the sum of importance * (x - quantized x)^2 over its columns;
+        `importance` is float32 [columns]. A row's blocks do not depend on other rows.
 
         type: a ggml type such as "q4_k"; its blocks fill the rows. Raises CheckpointError, with the tensor's name, if a
         number is not finite, or larger than the type can hold.
         """
 
     def close(self) -> None:
-        """Release its threads; it makes no blocks afterwards."""
+        """Release its threads; later calls raise ClosedError."""
 
 
 @runtime_checkable
 class QuantizingBackend(Backend, Protocol):
-    """A backend that also makes ggml blocks: `quantize` asks for it, and `load` for what is quantized as it is read."""
+    """A backend that also makes ggml blocks, for `quantize` and for `load(quantize=...)`."""
 
     def quantizer(self, types: Collection[str], options: ExecutorOptions) -> Quantizer:
-        """For these types; of the options `threads` and `progress` count."""
+        """Prepare a Quantizer for these ggml types; only the options `threads` and `progress` are used."""

@@ -1,4 +1,4 @@
-"""Finding backends: the reference, and whatever the entry-point group `mistral_portable.backends` names."""
+"""Registry of backends: the reference, and those that the entry-point group `mistral_portable.backends` names."""
 
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -11,7 +11,7 @@ __all__ = ["GROUP", "Candidate", "candidates", "select", "select_quantizing"]
 
 GROUP = "mistral_portable.backends"
 
-# The oracle is always there, also where no package is installed: found as any other, but not by its metadata.
+# The oracle is always there, also in a tree that is not installed and has no metadata.
 _REFERENCE = EntryPoint("reference", "mistral_portable.reference:BACKEND", GROUP)
 
 # What to install for the executors of this project that are missing from an installation.

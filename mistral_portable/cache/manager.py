@@ -140,7 +140,7 @@ class CacheManager:
                 state.high = 0
 
     def undo(self, plan: StepPlan) -> None:
-        """Take a plan back whose step has failed: its sequences have the length that they had before it.
+        """Undo a plan whose step has failed: its sequences get back the length that they had before it.
 
         Lanes that were closed since then stay closed. Never raises: a plan's chunk is within the slack of a rollback.
         """

@@ -13,7 +13,7 @@ Integers = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Reads:
-    """What one layer group writes and reads in a step.
+    """The places that one layer group writes and reads in a step.
 
     slot_mapping: int32 [T]; the slot, within its lane, that each token's key and value are written to.
     first: int32 [S]; the oldest position that each sequence reads. It reads `first .. end - 1`, where `end` is the

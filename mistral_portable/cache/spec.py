@@ -1,4 +1,4 @@
-"""How large the lanes of a model are: the integers that manager and executor agree on before the first step."""
+"""CacheSpec: the sizes of a model's lanes, on which manager and executor agree before the first step."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Blocks for weights that are quantized as they are read: those that `quantize` writes."""
+"""Block maker for `load(quantize=...)`: gives the loader a backend's kernels, so that its blocks are `quantize`'s."""
 
 import threading
 from collections.abc import Callable
@@ -15,10 +15,10 @@ __all__ = ["block_maker"]
 
 
 def block_maker(threads: int | None = None, progress: Callable[[str, int, int], None] | None = None) -> BlockMaker:
-    """Of a backend's kernels, whichever backend will run the model; all columns count alike.
+    """Return a function that makes ggml blocks on any backend's kernels, with equal importance for all columns.
 
-    The kernels are compiled, and their threads started, when the first block is asked for: that raises BackendError if
-    no backend here makes any. The threads end with the last tensor that needs them.
+    The first call compiles the kernels and starts their threads, and raises BackendError if no backend here makes
+    blocks. The threads end with the last tensor that needs them.
     """
     options, lock = ExecutorOptions(threads=threads, progress=progress), threading.Lock()
     quantizers: dict[str, Quantizer] = {}

@@ -1,4 +1,4 @@
-"""What a call returns: the text, the tokens, why it ended, and how long it took."""
+"""The result of a call: the text, the tokens, why it ended, and how long it took."""
 
 import sys
 from dataclasses import dataclass

@@ -51,18 +51,19 @@ def load(
     quantize: "q4_0", "q4_1", "q5_0", "q5_1" or "q8_0": float matrices become such ggml blocks as they are read, as
     `quantize` makes them; "nf4", "fp4" or "int8": bitsandbytes' types, of the torch executor.
     kv_cache: the type of cached keys and values ("float32", "float16", "q8_0"); the executor's choice if None.
-    device, attention: of the torch executor, where it runs ("cuda", "cuda:1", "mps", "cpu") and its attention kernel
-    ("flash_attn", "varlen", "flex", "sdpa", "eager"); the best one there is if None.
-    tensor_parallel: of the torch executor, processes, started by torchrun, that share the model: each of them makes the
-    same calls, with the same seeds.
+    device, attention: where the torch executor runs ("cuda", "cuda:1", "mps", "cpu") and its attention kernel
+    ("flash_attn", "varlen", "flex", "sdpa", "eager"); the best one if None.
+    tensor_parallel: number of processes, started by torchrun, that share the model on the torch executor; each of them
+    makes the same calls, with the same seeds.
     window: "config" keeps the checkpoint's, None is full attention, an int replaces it in every layer.
     max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences (streams, threads)
     that may be open at a time; lanes take memory only when used. threads: CPU threads; by default the physical cores
-    that this process may use. revision: of a hub id.
+    that this process may use. revision: branch, tag or commit of a hub id.
     progress: called as (what, done, total), in any unit, while files are downloaded, weights read and kernels compiled.
 
     Things that the user should know (an inferred window, say) are issued as warnings.
-    Raises MistralPortableError: CheckpointError, ConfigError, InputError or BackendError.
+    Raises MistralPortableError: CheckpointError, ConfigError, TokenizerError, InputError, BackendError;
+    CapacityError if the model does not fit into memory.
     """
     begin = time.perf_counter()
     chosen = select(backend)

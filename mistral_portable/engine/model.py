@@ -90,7 +90,9 @@ class Model:
     def generate(self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any) -> Generation:
         """Continue `prompt`. `sampling` are fields of SamplingParams: `max_tokens=64, temperature=0`.
 
-        Raises InputError for an empty or too long prompt, an id outside the vocabulary or a bad sampling value.
+        Raises InputError for an empty or too long prompt, an id outside the vocabulary or a bad sampling value,
+        BusyError if all lanes are taken, CapacityError if the cache does not fit into memory, NumericsError for logits
+        that are not finite, ClosedError after `close`.
         """
         with self._streamer(prompt, params, sampling) as streamer:
             for _ in streamer:
@@ -98,7 +100,7 @@ class Model:
             return streamer.generation
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any) -> TextStreamer:
-        """Continue `prompt`, yielding pieces of text as they are ready; see TextStreamer. Raises as `generate`."""
+        """Continue `prompt`, yielding pieces of text as they are ready; see TextStreamer. Errors: those of `generate`."""
         return self._streamer(prompt, params, sampling)
 
     def chat(
@@ -146,7 +148,7 @@ class Model:
         return self.core.step(chunks)
 
     def close(self) -> None:
-        """Release the executor's threads and memory; the model cannot run afterwards."""
+        """Release the executor's threads and memory; later calls raise ClosedError."""
         self.core.close()
 
     def __enter__(self) -> Self:

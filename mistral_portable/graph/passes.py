@@ -129,7 +129,7 @@ def fuse_linears(graph: Graph, fusible: Callable[[Sequence[Parameter]], bool] = 
 
 
 def select_rows(graph: Graph, *outputs: str) -> Graph:
-    """Compute `outputs` for the asked rows only: their shape becomes [R, ...] instead of [T, ...].
+    """Compute `outputs` for the requested rows only: their shape becomes [R, ...] instead of [T, ...].
 
     `take_rows` is placed as early as the row-wise ops allow. In a causal LM that is right behind the last
     attention: the output projection, the MLP of the last layer, the final norm and the LM head then run on R

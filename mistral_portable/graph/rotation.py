@@ -1,4 +1,4 @@
-"""What `rope` multiplies with: computed here for all executors, in float64, as positions may be large."""
+"""Rotation: the cosines and sines of RoPE, computed here for all executors, in float64, as positions may be large."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,7 @@ class Rotation:
 
     @classmethod
     def of(cls, config: MistralConfig, *, queries: bool) -> "Rotation":
-        """Of the queries or the keys of a model: theta^(-2j / head_dim), or what YaRN makes of it."""
+        """The rotation of a model's queries or keys: theta^(-2j / head_dim), changed by YaRN if configured."""
         growing = config.query_scale if queries else None
         if config.yarn:
             frequencies = config.yarn.frequencies(config.head_dim, config.rope_theta)

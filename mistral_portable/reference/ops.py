@@ -1,4 +1,4 @@
-"""What every op means, in the plainest NumPy. Arrays are float32 or float64; the result has the input's dtype."""
+"""The meaning of every op, in the plainest NumPy. Arrays are float32 or float64; the result has the input's dtype."""
 
 from collections.abc import Callable
 from typing import Any
