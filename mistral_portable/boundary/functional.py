@@ -44,4 +44,4 @@ class FunctionalBackend(Backend, Protocol):
         """
 
     def register(self, kind: type) -> None:
-        """Let traced functions return dataclasses of this kind; fields are arrays, nested containers of them, or None."""
+        """Let traced functions return dataclasses of this kind; fields: arrays, nested containers of them, or None."""

@@ -100,7 +100,7 @@ class Model:
             return streamer.generation
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any) -> TextStreamer:
-        """Continue `prompt`, yielding pieces of text as they are ready; see TextStreamer. Errors: those of `generate`."""
+        """Continue `prompt`, yielding pieces of text as they are ready (TextStreamer). Errors: those of `generate`."""
         return self._streamer(prompt, params, sampling)
 
     def chat(
