@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Row",
+    "finite",
     "frequency_presence_penalty",
+    "kth_highest",
     "log_softmax",
     "logit_bias",
     "min_p",
@@ -30,6 +32,8 @@ __all__ = [
 Row = NDArray[np.float32]
 
 _BANNED = np.float32(-np.inf)
+_BLOCK = 256  # entries whose maximum stands for them
+_NUCLEUS = (1e-2, 1e-4)  # of the highest probability: `top_p` looks at the tokens above these first
 
 
 def logit_bias(row: Row, tokens: NDArray[np.int64], biases: Row) -> Row:
@@ -92,7 +96,7 @@ def top_k(row: Row, k: int) -> Row:
     """
     if k >= row.size:
         return row
-    return np.where(row >= np.partition(row, -k)[-k], row, _BANNED)
+    return np.where(row >= kth_highest(row, k), row, _BANNED)
 
 
 def top_p(row: Row, p: float) -> Row:
@@ -104,17 +108,23 @@ def top_p(row: Row, p: float) -> Row:
     >>> top_p(np.log(np.float32([0.2, 0.5, 0.2, 0.1])), 0.6)    # 0.5 < 0.6, so one 0.2 is kept
     array([-1.609438 , -0.6931472,       -inf,       -inf], dtype=float32)
     """
-    tokens = np.flatnonzero(row > _BANNED)
-    logits = row[tokens]
+    tokens, logits = finite(row)
     probabilities = softmax(logits)
-    # Tokens below (1 - p) / n hold less than 1 - p together: p is reached without them, no need to sort them.
-    likely = np.flatnonzero(probabilities >= (1 - p) / tokens.size)
-    likely = likely[np.argsort(-logits[likely])]
-    size = np.searchsorted(np.cumsum(probabilities[likely]), p) + 1
+    # Tokens below (1 - p) / n hold less than 1 - p together: p is reached without them. Sorting is what takes time, so
+    # the few likeliest are tried first; their sums are those of the longer list.
+    bound, highest = (1 - p) / logits.size, probabilities.max()
+    for least in (*(highest * share for share in _NUCLEUS if highest * share > bound), bound):
+        likely = np.flatnonzero(probabilities >= least)
+        likely = likely[np.argsort(-logits[likely])]
+        sums = np.cumsum(probabilities[likely])
+        if sums[-1] >= p:
+            break
+    size = np.searchsorted(sums, p) + 1
     last = logits[likely[:size][-1]]
     above = np.flatnonzero(logits > last)
     tied = np.flatnonzero(logits == last)[: size - above.size]
-    return _keep(row, tokens[np.concatenate([above, tied])])
+    kept = np.concatenate([above, tied])
+    return _keep(row, kept if tokens is None else tokens[kept])
 
 
 def min_p(row: Row, p: float) -> Row:
@@ -142,6 +152,34 @@ def typical_p(row: Row, p: float) -> Row:
     cumulative = np.cumsum(probabilities[nearest])
     last = nearest[np.searchsorted(cumulative, p * cumulative[-1])]
     return _keep(row, tokens[distance <= distance[last]])
+
+
+def finite(row: Row) -> tuple[NDArray[np.int64] | None, Row]:
+    """The ids of the tokens that can be drawn, in rising order, and their logits; None and the row itself if all can.
+
+    >>> finite(np.float32([1, -np.inf, 2]))
+    (array([0, 2]), array([1., 2.], dtype=float32))
+    """
+    if row.min() > _BANNED:
+        return None, row  # arrays of a whole vocabulary take longer to allocate than to compute
+    tokens = np.flatnonzero(row > _BANNED)
+    return tokens, row[tokens]
+
+
+def kth_highest(row: Row, k: int) -> np.float32:
+    """The k-th highest entry of a row, 1 <= k <= vocab, counting ties one by one.
+
+    The k-th highest of the blocks' maxima is no higher than it, so only entries from that bound on are looked at.
+
+    >>> float(kth_highest(np.float32([1, 3, 2, 2]), 3))
+    2.0
+    """
+    blocks = row.size // _BLOCK
+    if k <= blocks // 2:
+        maxima = row[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+        row = row[row >= np.partition(maxima, -k)[-k]]
+    highest: np.float32 = np.partition(row, -k)[-k]
+    return highest
 
 
 def softmax(logits: Row) -> NDArray[np.float64]:

@@ -61,11 +61,12 @@ class Sampler:
         Raises NumericsError for logits with NaN or +inf; InputError for logits of another shape or dtype or in which
         no token is left, at the first row also for ids of the prompt or the parameters outside the vocabulary.
         """
-        tokens, probabilities = self.distribution(logits)
-        if self.params.temperature == 0:
-            token = int(tokens[0])
-        else:
-            token = int(tokens[_drawn(probabilities, self._random.random())])
+        row = self._penalized(logits)
+        token = int(row.argmax())
+        if self.params.temperature != 0:
+            tokens, left = self._filtered(row)
+            drawn = _drawn(processors.softmax(left), self._random.random())
+            token = drawn if tokens is None else int(tokens[drawn])
         self._counts[token] += 1
         self._seen[token] = True
         if self.params.logprobs is None:
@@ -74,6 +75,14 @@ class Sampler:
 
     def distribution(self, logits: Row) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return what `sample` draws from: token ids [n] in rising order, their probabilities float64 [n]."""
+        row = self._penalized(logits)
+        if self.params.temperature == 0:
+            return np.array([row.argmax()]), np.ones(1)
+        tokens, left = self._filtered(row)
+        return np.arange(row.size) if tokens is None else tokens, processors.softmax(left)
+
+    def _penalized(self, logits: Row) -> Row:
+        """The row after bias and penalties. Raises the errors of `sample`."""
         if logits.ndim != 1 or logits.dtype != np.float32 or not logits.size:
             raise InputError(f"logits are {logits.dtype} {list(logits.shape)}: pass one float32 row [vocab]")
         if logits.size != self._counts.size:
@@ -84,13 +93,13 @@ class Sampler:
         best = row.argmax()  # NaN counts as the maximum, so this one entry tells whether the row is sound
         if not np.isfinite(row[best]):
             raise _unsound(row[best], best)
-        if self.params.temperature == 0:
-            return np.array([best]), np.ones(1)
+        return row
+
+    def _filtered(self, row: Row) -> tuple[NDArray[np.int64] | None, Row]:
+        """The tokens that temperature and filters leave, and their logits; see `processors.finite`."""
         for keep in self._filters:
             row = keep(row)
-        tokens = np.flatnonzero(row > -np.inf)
-        left = row if tokens.size == row.size else row[tokens]
-        return tokens, processors.softmax(left)
+        return processors.finite(row)
 
     def _begin(self, vocab_size: int) -> None:
         if self._counts.size:
@@ -154,7 +163,7 @@ def _with_logprobs(token: int, logits: Row, n: int) -> Sampled:
     raw = processors.log_softmax(logits)
     top: tuple[TokenLogprob, ...] = ()
     if n:
-        candidates = np.flatnonzero(logits >= np.partition(logits, -n)[-n])
+        candidates = np.flatnonzero(logits >= processors.kth_highest(logits, n))
         best = candidates[np.argsort(-logits[candidates], kind="stable")[:n]]
         top = tuple(TokenLogprob(int(i), float(raw[i])) for i in best)
     return Sampled(token, float(raw[token]), top)

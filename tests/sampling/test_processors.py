@@ -75,3 +75,30 @@ def test_masked_tokens_stay_masked() -> None:
 def test_softmax_and_its_logarithm_agree(row: processors.Row) -> None:
     np.testing.assert_allclose(np.exp(processors.log_softmax(row)), processors.softmax(row), rtol=1e-12)
     assert processors.softmax(row).sum() == pytest.approx(1, rel=1e-12)
+
+
+@st.composite
+def long_rows(draw: st.DrawFn) -> processors.Row:
+    """Rows of thousands of logits, with ties, and with bans if drawn: the shortcuts for large vocabularies apply."""
+    random = np.random.default_rng(draw(st.integers(0, 2**31)))
+    row = random.standard_normal(draw(st.integers(500, 5000))).astype(np.float32) * np.float32(draw(st.floats(0.01, 8)))
+    if draw(st.booleans()):
+        row = np.round(row, 1)
+    row[random.random(row.size) < draw(st.sampled_from([0, 0.5]))] = -np.inf
+    row[draw(st.integers(0, row.size - 1))] = 1
+    return row
+
+
+@given(row=long_rows(), k=st.integers(1, 500))
+def test_kth_highest_is_that_of_the_sorted_row(row: processors.Row, k: int) -> None:
+    assert processors.kth_highest(row, k) == np.sort(row)[-k]
+
+
+@given(row=long_rows(), p=st.floats(0.001, 0.999))
+def test_top_p_of_a_long_row_is_that_of_all_tokens_sorted(row: processors.Row, p: float) -> None:
+    """Bit for bit: the tokens that are tried first have the sums of the whole sorted list."""
+    tokens = np.flatnonzero(row > -np.inf)
+    probabilities = processors.softmax(row[tokens])
+    order = np.argsort(-row[tokens], kind="stable")
+    size = int(np.searchsorted(np.cumsum(probabilities[order]), p)) + 1
+    assert kept(processors.top_p(row, p)) == sorted(tokens[order[:size]].tolist())
