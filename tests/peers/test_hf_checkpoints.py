@@ -68,7 +68,7 @@ def test_transformers_reads_a_gguf_file_as_we_do(tmp_path: Path, heads: int, qua
     config = small_config(num_key_value_heads=heads)
     write_gguf(tmp_path / "m.gguf", config, random_tensors(config, np.random.default_rng(0)), quantization)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config.to_dict()))
-    peer = load_gguf_checkpoint(tmp_path / "m.gguf", return_tensors=True, model_to_load=model)["tensors"]  # type: ignore[no-untyped-call]
+    peer = load_gguf_checkpoint(tmp_path / "m.gguf", return_tensors=True, model_to_load=model)["tensors"]
     tensors = open_checkpoint(tmp_path / "m.gguf").tensors
     assert peer.keys() == tensors.keys()
     for name, expected in peer.items():
