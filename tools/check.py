@@ -1,32 +1,46 @@
 """Everything to run before a commit: `python tools/check.py` (needs `pip install -e ".[test]"`).
 
-The static checks come first, since they are quick; the tests use all cores (pytest-xdist). Arguments go to pytest.
+    python tools/check.py [ARGUMENTS FOR PYTEST]     the static checks, then all tests
+    python tools/check.py --changed [COMMIT]         the static checks, then the tests that the changes since COMMIT
+                                                     (HEAD if none is given) can affect; see changed_tests.py
+    python tools/check.py --static                   ruff, mypy and the import rules alone
+
+The static checks come first, since they are quick; the tests use all cores (pytest-xdist).
 """
 
 import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = (
-    ("ruff", "check", "."),
-    ("ruff", "format", "--check", "."),
-    ("mypy",),
-    ("importlinter",),
-    ("pytest", *sys.argv[1:]),
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tools.changed_tests import changed_files, needed_tests
+
+ROOT = Path(__file__).parent.parent
+PYTHON = (sys.executable, "-m")
+STATIC = (
+    (*PYTHON, "ruff", "check", "."),
+    (*PYTHON, "ruff", "format", "--check", "."),
+    (*PYTHON, "mypy"),
+    ("lint-imports",),
 )
 
 
-def main() -> int:
-    """Run the commands in turn; the exit status of the first that fails, or 0."""
-    root = Path(__file__).parent.parent
-    for module, *arguments in COMMANDS:
-        print(f"== {' '.join([module, *arguments])}", flush=True)
-        command = ["lint-imports"] if module == "importlinter" else [sys.executable, "-m", module, *arguments]
-        status = subprocess.run(command, cwd=root).returncode
-        if status:
+def main(arguments: list[str]) -> int:
+    """Run the commands in turn; return the exit status of the first that fails, or 0."""
+    commands = list(STATIC)
+    if arguments[:1] == ["--changed"]:
+        tests = needed_tests(ROOT, changed_files(ROOT, *(arguments[1:] or ["HEAD"])))
+        print(f"{len(tests)} test files can be affected", flush=True)
+        if tests:
+            commands.append((*PYTHON, "pytest", *tests))
+    elif arguments != ["--static"]:
+        commands.append((*PYTHON, "pytest", *arguments))
+    for command in commands:
+        print(f"== {' '.join(command)}", flush=True)
+        if status := subprocess.run(command, cwd=ROOT).returncode:
             return status
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
