@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from mistral_portable.boundary import Precision
 from mistral_portable.cache import CacheSpec
-from mistral_portable.graph import Graph, Node, Rotation, infer_shapes
+from mistral_portable.errors import BackendError
+from mistral_portable.graph import Graph, Node, infer_shapes
 from mistral_portable.weights import Tensor
 from mistral_portable_numba.cache import KVCache
 from mistral_portable_numba.layouts import BLOCKS, activation_bytes, attention_scratch, linear_scratch, round_up
@@ -24,14 +25,15 @@ __all__ = ["Lowered", "lower_graph"]
 class Lowered:
     """instructions: in order. buffers: of values that the kernels make or the host gives them, by name.
 
-    matrices: of the linear layers, by parameter, still to be filled. embeddings, attention_weights: nodes that the
-    host runs, before and after the tape. memory: what the tape points to beside these.
+    matrices: those of the linear layers, by parameter, still to be filled. embedded: embedding and replace_rows nodes,
+    which the host runs before the tape; attention_weights: nodes that it runs after it. memory: arrays that the tape
+    points to beside these.
     """
 
     instructions: list[Instruction] = field(default_factory=list)
     buffers: dict[str, Buffer] = field(default_factory=dict)
     matrices: dict[str, Matrix] = field(default_factory=dict)
-    embeddings: list[Node] = field(default_factory=list)
+    embedded: list[Node] = field(default_factory=list)
     attention_weights: list[Node] = field(default_factory=list)
     memory: list[NDArray[Any]] = field(default_factory=list)
 
@@ -55,7 +57,7 @@ def lower_graph(
     for name, buffer in out.buffers.items():
         if name in kept:  # the host reads it after the tape
             buffer.last = len(out.instructions)
-        if name in (node.name for node in out.embeddings):  # the host writes it before
+        if name in (node.name for node in out.embedded):  # the host writes it before
             buffer.first = 0
     return out
 
@@ -92,11 +94,17 @@ class _Lowering:
 
     def embedding(self, node: Node) -> None:
         self._new(node)
-        self.out.embeddings.append(node)
+        self.out.embedded.append(node)
+
+    def replace_rows(self, node: Node) -> None:
+        if node.inputs[0] not in (made.name for made in self.out.embedded):
+            raise BackendError(f"backend 'numba' replaces rows of embeddings only, not of {node.inputs[0]!r}")
+        self._new(node)
+        self.out.embedded.append(node)
 
     def rms_norm(self, node: Node) -> None:
         x, weight = node.inputs
-        self._row_kernel("rms_norm", node, [x], [self._row(weight), bits(_float(node, "eps"))])
+        self._row_kernel("rms_norm", node, [x], [self._row(weight), bits(node.number("eps"))])
 
     def linear(self, node: Node) -> None:
         x, name, *bias = node.inputs
@@ -108,8 +116,7 @@ class _Lowering:
             self._emit("add", arguments, [out], [out])
 
     def rope(self, node: Node) -> None:
-        x, rotation = node.inputs[0], node.attributes["rotation"]
-        assert isinstance(rotation, Rotation)
+        x, rotation = node.inputs[0], node.rotation
         out, head_dim = self._new(node), rotation.head_dim
         arguments = [self._count(node), self._columns(x) // head_dim, head_dim, *self._at(x), Place(out), out.stride]
         angles = self._values.angles(rotation)
@@ -119,17 +126,13 @@ class _Lowering:
         q, k, v = node.inputs
         self._store("keys", node, k)
         self._store("values", node, v)
-        layer, heads, kv_heads = (
-            _int(node, "layer"),
-            _int(node, "num_attention_heads"),
-            _int(node, "num_key_value_heads"),
-        )
-        head_dim = _int(node, "head_dim")
+        layer, head_dim = node.integer("layer"), node.integer("head_dim")
+        heads, kv_heads = node.integer("num_attention_heads"), node.integer("num_key_value_heads")
         out = self._new(node)
         arguments: list[Argument] = [*self._values.items(heads // kv_heads), heads, kv_heads, head_dim]
         # The kernel's translation of `cache.window.visible`: it takes 0 for no window.
-        window = 0 if node.attributes["window"] is None else _int(node, "window")
-        arguments += [window, self._ring(layer), bits(_float(node, "scale"))]
+        window = node.window or 0
+        arguments += [window, self._ring(layer), bits(node.number("scale"))]
         arguments += [*self._at(q), Place(out), out.stride, self._table(layer), self._scratch, self._scratch_bytes]
         self._emit(
             f"attention_{self._kv}",
@@ -155,7 +158,7 @@ class _Lowering:
         at, routes = int(cells.ctypes.data), ("routes", node.name)
         rows, shares = Buffer(out.rows, 4 * count), Buffer(out.rows, 4 * count)
         self._emit("clear", [self._count(node), columns, *_at(out)], [], [out])
-        top_k, room = _int(node, "top_k"), [Place(rows), Place(shares)]
+        top_k, room = node.integer("top_k"), [Place(rows), Place(shares)]
         self._emit(
             "route", [self._count(node), count, top_k, *_at(scores), at, *room], [scores], [routes, rows, shares]
         )
@@ -176,7 +179,7 @@ class _Lowering:
         self._row_kernel("add", node, node.inputs)
 
     def take_columns(self, node: Node) -> None:
-        self._take(node, 4 * _int(node, "start"), 0)
+        self._take(node, 4 * node.integer("start"), 0)
 
     def take_rows(self, node: Node) -> None:
         self._take(node, 0, self._values.rows())
@@ -198,8 +201,8 @@ class _Lowering:
         self._emit(kernel, arguments, [self._buffer(name) for name in inputs], [out])
 
     def _store(self, kind: str, node: Node, x: str) -> None:
-        layer = _int(node, "layer")
-        sizes = [_int(node, "num_key_value_heads"), _int(node, "head_dim")]
+        layer = node.integer("layer")
+        sizes = [node.integer("num_key_value_heads"), node.integer("head_dim")]
         cells = [self._values.lanes(), self._values.slots(layer)]
         arguments = [self._values.count("T"), *sizes, *self._at(x), *cells, self._table(layer)]
         self._emit(f"store_{kind}_{self._kv}", arguments, [self._buffer(x)], [("cache", layer, kind)])
@@ -275,22 +278,10 @@ class _Lowering:
         needs = [linear_scratch(BLOCKS[m.kind]) for m in self.out.matrices.values() if m.kind in BLOCKS]
         for node in self._graph.nodes:
             if node.op == "attention":
-                group = _int(node, "num_attention_heads") // _int(node, "num_key_value_heads")
-                needs.append(attention_scratch(group, _int(node, "head_dim")))
+                group = node.integer("num_attention_heads") // node.integer("num_key_value_heads")
+                needs.append(attention_scratch(group, node.integer("head_dim")))
         return needs
 
 
 def _at(buffer: Buffer) -> tuple[Place, int]:
     return Place(buffer), buffer.stride
-
-
-def _int(node: Node, name: str) -> int:
-    value = node.attributes[name]
-    assert isinstance(value, int)
-    return value
-
-
-def _float(node: Node, name: str) -> float:
-    value = node.attributes[name]
-    assert isinstance(value, int | float)
-    return float(value)

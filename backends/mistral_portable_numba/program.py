@@ -2,18 +2,18 @@
 
 import os
 import threading
-import warnings
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import ExecutorOptions, LaneState, Precision
+from mistral_portable.boundary.program import NO_INPUTS, Inputs
+from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs, notice_unpacked
 from mistral_portable.cache import CacheSpec, StepPlan, visible
-from mistral_portable.errors import BackendError
+from mistral_portable.errors import ClosedError
 from mistral_portable.graph import Graph, Node, infer_shapes
 from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, Tensor
 from mistral_portable_numba.cache import KVCache
@@ -48,7 +48,14 @@ class NumbaProgram:
         self._values = StepValues(spec)
         self._cache = KVCache(spec, precision.kv_cache or precision.dtype)
         self._lowered = lower_graph(graph, weights, spec, precision, self._values, self._cache, threads)
-        _notice_widened(weights)
+        notice_unpacked(
+            graph,
+            weights,
+            "float32",
+            "backend 'numba' has no kernels for them; backend 'mlx' keeps MLX's groups as they are, and a GGUF file "
+            "runs here in its own size",
+            kept=lambda tensor: not isinstance(tensor, AffineTensor),
+        )
         self._widths = infer_shapes(graph)
         names = {"tape", "pack", *(instruction.kernel for instruction in self._lowered.instructions)}
         self._kernels = LoadedKernels(names, isa, folder, options.progress)
@@ -60,7 +67,8 @@ class NumbaProgram:
         self._job_address = int(self._job.ctypes.data)
         self._tables = {
             node.inputs[1]: _Table([weights[part] for part in graph.parameters[node.inputs[1]].parts])
-            for node in self._lowered.embeddings
+            for node in self._lowered.embedded
+            if node.op == "embedding"
         }
         self._layout: Layout | None = None
         self._room = (0, 0)
@@ -74,21 +82,28 @@ class NumbaProgram:
     def cache_bytes(self) -> int:
         return self._cache.bytes
 
-    def step(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
+    @property
+    def scratch_bytes(self) -> int:
+        layout = self._layout
+        return sum(array.nbytes for array in self._lowered.memory) + (layout.memory.nbytes if layout else 0)
+
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[np.float32]]:
+        check_inputs(self._graph, plan, inputs)
         with self._turn:
             self._require_open()
             layout = self._room_for(len(plan.tokens), len(plan.logit_rows))
             self._cache.grow(plan)
             self._values.update(plan)
-            for node in self._lowered.embeddings:
-                rows = self._tables[node.inputs[1]].rows(plan.tokens) if inputs_embeds is None else inputs_embeds
-                self._view(layout, node.name, len(plan.tokens))[:] = rows
+            for node in self._lowered.embedded:
+                self._embed(layout, node, plan, inputs)
             self._run(len(layout.tape), layout.address)
-            shown = {node.name: self._attention_weights(layout, node, plan) for node in self._lowered.attention_weights}
+            exposed = {
+                node.name: self._attention_weights(layout, node, plan) for node in self._lowered.attention_weights
+            }
             sizes = {"T": len(plan.tokens), "R": len(plan.logit_rows)}
             return {
-                name: shown[value]
-                if value in shown
+                name: exposed[value]
+                if value in exposed
                 else self._view(layout, value, sizes[self._lowered.buffers[value].rows]).copy()
                 for name, value in self._graph.outputs.items()
             }
@@ -120,7 +135,7 @@ class NumbaProgram:
 
     def _require_open(self) -> None:
         if self._team is None:
-            raise BackendError("the program is closed: prepare it again")
+            raise ClosedError("the program is closed: prepare it again")
 
     def _forget_other_threads(self) -> None:
         """In a forked child: the thread that may have been in the middle of a step is not there."""
@@ -169,35 +184,33 @@ class NumbaProgram:
         rows = layout.memory[begin : begin + count * buffer.stride].view(np.float32)
         return rows.reshape(count, buffer.stride // 4)[:, :columns]
 
+    def _embed(self, layout: Layout, node: Node, plan: StepPlan, inputs: Inputs) -> None:
+        """Write the rows of an embedding, or those of a replace_rows over one, where the tape reads them."""
+        out = self._view(layout, node.name, len(plan.tokens))
+        if node.op == "embedding":
+            out[:] = self._tables[node.inputs[1]].rows(plan.tokens)
+        else:
+            x, given, places = node.inputs
+            out[:] = self._view(layout, x, len(plan.tokens))
+            out[inputs[places]] = inputs[given]
+
     def _attention_weights(self, layout: Layout, node: Node, plan: StepPlan) -> NDArray[np.float32]:
         """[T, heads, K], from the queries of the step and the cached keys."""
-        attributes: Any = node.attributes
-        group = self._spec.group_of(attributes["layer"])
-        reads, ring = plan.groups[group], self._spec.groups[group].slots
-        q = self._view(layout, node.inputs[0], len(plan.tokens)).reshape(len(plan.tokens), -1, attributes["head_dim"])
-        ends = plan.positions[plan.query_starts[1:] - 1] + 1
-        out = np.zeros((*q.shape[:2], int(np.max(ends - reads.first))), np.float32)
-        for s, lane in enumerate(plan.lanes.tolist()):
-            tokens = slice(int(plan.query_starts[s]), int(plan.query_starts[s + 1]))
-            keys_at = np.arange(reads.first[s], ends[s])
-            keys = self._cache.keys(attributes["layer"], lane, keys_at % ring)
-            keys = np.repeat(keys, q.shape[1] // keys.shape[1], axis=1)
-            scores = np.einsum("thd,nhd->thn", q[tokens], keys) * np.float32(attributes["scale"])
-            mask = visible(plan.positions[tokens, None], keys_at[None, :], attributes["window"])[:, None, :]
+        heads, head_dim = node.integer("num_attention_heads"), node.integer("head_dim")
+        q = self._view(layout, node.inputs[0], len(plan.tokens)).reshape(len(plan.tokens), heads, head_dim)
+
+        def softmax(s: int, slots: NDArray[np.intp]) -> NDArray[np.float32]:
+            tokens, positions = plan.spans[s], np.arange(plan.ends[s] - len(slots), plan.ends[s])
+            keys = self._cache.keys(node.integer("layer"), int(plan.lanes[s]), slots)
+            keys = np.repeat(keys, heads // keys.shape[1], axis=1)
+            scores = np.einsum("thd,nhd->thn", q[tokens], keys) * np.float32(node.number("scale"))
+            mask = visible(plan.positions[tokens, None], positions[None, :], node.window)[:, None, :]
             scores = np.where(mask, scores, -np.inf)
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            out[tokens, :, : len(keys_at)] = weights / weights.sum(axis=-1, keepdims=True)
-        return out
+            normalized: NDArray[np.float32] = weights / weights.sum(axis=-1, keepdims=True)
+            return normalized
 
-
-def _notice_widened(weights: Mapping[str, Tensor]) -> None:
-    """Say that MLX's groups become floats."""
-    if count := sum(isinstance(tensor, AffineTensor) for tensor in weights.values()):
-        warnings.warn(
-            f"{count} matrices in MLX's groups are kept in float32, as backend 'numba' has no kernels for them: "
-            "4 bytes a weight. Backend 'mlx' keeps them as they are; a GGUF file runs here in its own size.",
-            stacklevel=4,
-        )
+        return attention_weights_by_position(node, plan, self._spec, softmax)
 
 
 class _Table:

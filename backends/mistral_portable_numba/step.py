@@ -29,7 +29,7 @@ class StepValues:
 
     def count(self, rows: str) -> int:
         """The address of the cell that counts the tokens ("T") or the asked rows ("R")."""
-        name = "tokens" if rows == "T" else "rows"
+        name = "tokens" if rows == "T" else "logit_rows"
         return self._cell(("count", rows), count=lambda plan: len(getattr(plan, name)))
 
     def rows(self) -> int:
@@ -43,7 +43,7 @@ class StepValues:
     def slots(self, layer: int) -> int:
         """Of the cell for the slots that a layer's keys and values go to, int32 [T]."""
         group = self._spec.group_of(layer)
-        return self._cell(("slots", group), array=lambda plan: plan.groups[group].slots)
+        return self._cell(("slots", group), array=lambda plan: plan.groups[group].slot_mapping)
 
     def angles(self, rotation: Rotation) -> int:
         """Of the cell for cosines and sines, float32 [T, 2, head_dim / 2]."""

@@ -8,7 +8,8 @@ import numpy as np
 from conformance.rounded import WRONG
 from numpy.typing import NDArray
 
-from mistral_portable.boundary import Availability, ExecutorOptions, LaneState, Precision, Program
+from mistral_portable.boundary import Availability, Capabilities, ExecutorOptions, LaneState, Precision, Program
+from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.graph import Graph, Node, Parameter, Rotation
 from mistral_portable.reference.program import ReferenceProgram
@@ -29,12 +30,13 @@ class Mutant:
 
     name: str
     make: Make
+    capabilities = Capabilities(dtypes={"float32": ("float32",)})
 
     def probe(self) -> Availability:
         return Availability(1, "a wrong backend")
 
-    def supports(self, op: str, dtype: str) -> str | None:
-        return None
+    def default_dtype(self, weights: Mapping[str, Tensor], options: ExecutorOptions) -> str:
+        return "float32"
 
     def prepare(
         self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
@@ -59,8 +61,8 @@ def _plan(change: Callable[[StepPlan, CacheSpec], StepPlan]) -> Make:
     """Mistakes in reading the plan: `change` maps the right plan to what the backend makes of it."""
 
     class Misread(ReferenceProgram):
-        def step(self, plan: StepPlan, inputs_embeds: Array | None = None) -> dict[str, Array]:
-            return super().step(change(plan, self._cache_spec), inputs_embeds)
+        def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, Array]:
+            return super().step(change(plan, self._cache_spec), inputs)
 
     return _program(Misread)
 
@@ -79,8 +81,8 @@ def _outputs(change: Callable[[Array], Array]) -> Make:
     """Mistakes in what a step returns."""
 
     class Miswritten(ReferenceProgram):
-        def step(self, plan: StepPlan, inputs_embeds: Array | None = None) -> dict[str, Array]:
-            return {name: change(array) for name, array in super().step(plan, inputs_embeds).items()}
+        def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, Array]:
+            return {name: change(array) for name, array in super().step(plan, inputs).items()}
 
     return _program(Miswritten)
 
@@ -111,7 +113,7 @@ def _short_ring(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -
 
     def change(plan: StepPlan, spec: CacheSpec) -> StepPlan:
         groups = [
-            replace(reads, slots=plan.positions % group.slots, capacity=min(reads.capacity, group.slots))
+            replace(reads, slot_mapping=plan.positions % group.slots, capacity=min(reads.capacity, group.slots))
             for reads, group in zip(plan.groups, spec.groups, strict=True)
         ]
         return replace(plan, groups=tuple(groups))
@@ -158,6 +160,16 @@ def _later(rotation: Rotation) -> Rotation:
 def _keys_grow(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> Program:
     rotations = [node.attributes["rotation"] for node in graph.nodes if node.op == "rope"]  # the first is of queries
     return _attributes("rope", lambda attributes: {"rotation": rotations[0]})(graph, weights, cache)
+
+
+def _first_places(inputs: list[Any], plan: StepPlan) -> list[Any]:
+    x, given, places = inputs
+    return [x, given, np.arange(len(places))]
+
+
+def _no_places(inputs: list[Any], plan: StepPlan) -> list[Any]:
+    x, given, places = inputs
+    return [x, given[:0], places[:0]]
 
 
 def _first_scores(inputs: list[Any], plan: StepPlan) -> list[Any]:
@@ -209,7 +221,7 @@ class _HeadModulo(ReferenceProgram):
 class _NoRollback(ReferenceProgram):
     """Counts the tokens of a lane itself, so that what was taken back stays."""
 
-    def step(self, plan: StepPlan, inputs_embeds: Array | None = None) -> dict[str, Array]:
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, Array]:
         self._counts: dict[int, int] = getattr(self, "_counts", {})
         groups, positions = list(plan.groups), plan.positions.copy()
         for s, lane in enumerate(plan.lanes.tolist()):
@@ -221,10 +233,10 @@ class _NoRollback(ReferenceProgram):
                 replace(reads, first=np.maximum(0, reads.first + behind * (plan.lanes == lane))) for reads in groups
             ]
         groups = [
-            replace(reads, slots=positions % group.slots, capacity=group.slots)
+            replace(reads, slot_mapping=positions % group.slots, capacity=group.slots)
             for reads, group in zip(groups, self._cache_spec.groups, strict=True)
         ]
-        return super().step(replace(plan, positions=positions, groups=tuple(groups)), inputs_embeds)
+        return super().step(replace(plan, positions=positions, groups=tuple(groups)), inputs)
 
 
 class _NoGrowth(ReferenceProgram):
@@ -238,13 +250,6 @@ class _NoGrowth(ReferenceProgram):
             if array is not None and len(array) < capacity:
                 store[layer, lane] = np.zeros((capacity, *array.shape[1:]), array.dtype)
         super()._write(store, node, x, plan)
-
-
-class _OwnRows(ReferenceProgram):
-    """Takes the tokens' rows, whatever it is given."""
-
-    def step(self, plan: StepPlan, inputs_embeds: Array | None = None) -> dict[str, Array]:
-        return super().step(plan)
 
 
 class _NoCopy(ReferenceProgram):
@@ -263,8 +268,8 @@ class _SharedLane(ReferenceProgram):
 class _ReusedBuffer(ReferenceProgram):
     """Returns one buffer at every step, and leaves its last row as it finds it."""
 
-    def step(self, plan: StepPlan, inputs_embeds: Array | None = None) -> dict[str, Array]:
-        outputs = super().step(plan, inputs_embeds)
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, Array]:
+        outputs = super().step(plan, inputs)
         self._buffers: dict[str, Array] = getattr(self, "_buffers", {})
         for name, array in outputs.items():
             buffer = self._buffers.get(name)
@@ -330,7 +335,8 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "gate and up swapped": ("op.silu_mul", _inputs("silu_mul", lambda inputs, plan: inputs[::-1])),
     "a + a": ("op.add", _inputs("add", lambda inputs, plan: [inputs[0], inputs[0]])),
     "columns one off": ("op.take_columns", _attributes("take_columns", _columns_before)),
-    "first rows for asked rows": ("op.take_rows", _inputs("take_rows", _first_rows)),
+    "given rows come first": ("op.replace_rows", _inputs("replace_rows", _first_places)),
+    "first rows for requested rows": ("op.take_rows", _inputs("take_rows", _first_rows)),
     "window of layer 0 in all layers": ("one_shot", _layer_0_window),
     "output head tied always": ("one_shot", _program(_Tied)),
     "slot off by one": ("one_shot", _plan(_next_slot)),
@@ -350,7 +356,7 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "lanes in ascending order": ("ragged", _plan(lambda plan, spec: replace(plan, lanes=np.sort(plan.lanes)))),
     "rollback not honoured": ("rollback", _program(_NoRollback)),
     "rows counted within a sequence": ("rows", _inputs("take_rows", _rows_within)),
-    "inputs_embeds not read": ("inputs_embeds", _program(_OwnRows)),
+    "inputs_embeds not read": ("inputs_embeds", _inputs("replace_rows", _no_places)),
     "copy_lane does nothing": ("swapped", _program(_NoCopy)),
     "save_lane copies nothing": ("swapped", _program(_SharedLane)),
     **WRONG,

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from mistral_portable_toy import BACKEND, ToyBackend
 
-from mistral_portable import registry
-from mistral_portable.boundary import Availability, ExecutorOptions, Precision, Program, prepare
+from mistral_portable.boundary import Availability, ExecutorOptions, Precision, Program, prepare, registry
 from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError, CacheError
@@ -65,15 +64,12 @@ def test_its_test_file_runs(site: Path, tmp_path: Path) -> None:
     assert "1 passed, " in _python(site, "-m", "pytest", *arguments)
 
 
-def test_toy_says_what_it_cannot_do() -> None:
-    assert BACKEND.supports("linear", "float32") is None
-    assert "float32 only" in (BACKEND.supports("linear", "float64") or "")
-    assert "no op 'conv'" in (BACKEND.supports("conv", "float32") or "")
-    with pytest.raises(BackendError, match="float32 only"):
+def test_the_core_refuses_what_the_toy_does_not_declare() -> None:
+    with pytest.raises(BackendError, match=r"'toy', dtype='bfloat16': it computes in float32; choose"):
         _program(ExecutorOptions(dtype="bfloat16"))
-    with pytest.raises(BackendError, match="OMP_NUM_THREADS"):
+    with pytest.raises(BackendError, match=r"'toy', threads=4: it has no such choice; leave the option out"):
         _program(ExecutorOptions(threads=4))
-    with pytest.raises(BackendError, match="kv_cache='q8_0'"):
+    with pytest.raises(BackendError, match="'toy', kv_cache='q8_0'"):
         _program(ExecutorOptions(kv_cache="q8_0"))
     assert _program(ExecutorOptions(kv_cache="float32")).precision == Precision("float32")
 

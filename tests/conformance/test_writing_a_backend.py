@@ -60,20 +60,20 @@ def test_plan_is_the_managers() -> None:
     (reads,) = plan.groups
     (block,) = (code for language, code in BLOCKS if language == "text")
     assert block.splitlines() == [
-        f"tokens     [{ragged(plan.tokens)}]",
-        f"positions  [{ragged(plan.positions)}]",
-        f"lanes      {plan.lanes}",
-        f"starts     {plan.query_starts}",
-        f"rows       {plan.logit_rows}",
-        f"slots      [{ragged(reads.slot_mapping)}]",
-        f"first      {reads.first}",
-        f"capacity   {reads.capacity}",
+        f"tokens        [{ragged(plan.tokens)}]",
+        f"positions     [{ragged(plan.positions)}]",
+        f"lanes         {plan.lanes}",
+        f"query_starts  {plan.query_starts}",
+        f"logit_rows    {plan.logit_rows}",
+        f"slot_mapping  [{ragged(reads.slot_mapping)}]",
+        f"first         {reads.first}",
+        f"capacity      {reads.capacity}",
     ]
     assert held_positions(5, 5, 5).tolist() == [5, 1, 2, 3, 4]
 
 
 def test_names_are_real() -> None:
-    for name in ("name", "probe", "supports", "prepare"):
+    for name in ("name", "capabilities", "probe", "default_dtype", "prepare"):
         assert hasattr(Backend, name)
         assert f"| `{name}" in DOC
     assert "op.rope" in RUNGS

@@ -7,7 +7,7 @@ import pytest
 
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, LayerGroup
 from mistral_portable.config import MistralConfig
-from mistral_portable.errors import CacheError, InputError
+from mistral_portable.errors import BusyError, CacheError, InputError
 
 CONFIG = MistralConfig(num_hidden_layers=2, sliding_window=3)
 MIXED = MistralConfig(num_hidden_layers=3, sliding_window=(3, None))
@@ -49,11 +49,11 @@ def test_spec_docstring_example() -> None:
     slots = ["-"] * caches.spec.groups[0].slots
     lane = caches.open()
     for chunk in ("01", "23", "45"):
-        for slot, token in zip(caches.plan([Chunk(lane, [0, 0])]).groups[0].slots, chunk, strict=True):
+        for slot, token in zip(caches.plan([Chunk(lane, [0, 0])]).groups[0].slot_mapping, chunk, strict=True):
             slots[slot] = token
     assert "".join(slots) == "4523"
     plan = caches.plan([Chunk(lane, [0, 0])])
-    assert plan.groups[0].slots.tolist() == [2, 3]
+    assert plan.groups[0].slot_mapping.tolist() == [2, 3]
     assert plan.groups[0].first.tolist() == [4]
 
 
@@ -66,6 +66,8 @@ def test_plan_docstring_example() -> None:
     assert plan.positions.tolist() == [4, 5, 0, 1, 2]
     assert plan.lanes.tolist() == [0, 1]
     assert plan.query_starts.tolist() == [0, 2, 5]
+    assert plan.spans == [slice(0, 2), slice(2, 5)]
+    assert plan.ends.tolist() == [6, 3]
     assert plan.logit_rows.tolist() == [1, 4]
     (reads,) = plan.groups
     assert reads.slot_mapping.tolist() == [4, 0, 0, 1, 2]
@@ -91,7 +93,7 @@ def test_slots_of_mistral_inference_token_by_token() -> None:
     for begin, count in ((0, 5), (1, 7), (3, 2)):
         lane = caches.open()
         advance(caches, lane, begin)
-        slots = [int(caches.plan([Chunk(lane, [0])]).groups[0].slots[0]) for _ in range(count)]
+        slots = [int(caches.plan([Chunk(lane, [0])]).groups[0].slot_mapping[0]) for _ in range(count)]
         kept.append([slot + 3 * lane for slot in slots[-3:]])
     assert kept == [[2, 0, 1], [5, 3, 4], [6, 7]]
 
@@ -121,7 +123,7 @@ def test_lanes_are_handed_out_lowest_first() -> None:
     caches.close(1)
     assert caches.lanes == (0, 2)
     assert caches.open() == 1
-    with pytest.raises(CacheError, match="all 3 lanes"):
+    with pytest.raises(BusyError, match="all 3 lanes"):
         caches.open()
 
 
@@ -175,7 +177,7 @@ def test_a_token_that_is_no_int32_changes_nothing() -> None:
 def test_rows_come_once_and_ascending() -> None:
     caches = manager()
     a, b = caches.open(), caches.open()
-    assert caches.plan([Chunk(a, [1, 2, 3], rows=[2, 0, 2]), Chunk(b, [4])]).rows.tolist() == [0, 2]
+    assert caches.plan([Chunk(a, [1, 2, 3], rows=[2, 0, 2]), Chunk(b, [4])]).logit_rows.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("call", ["close", "length", "fork", "save"])

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan, visible
 from mistral_portable.config import MistralConfig, Window
-from mistral_portable.errors import CacheError
+from mistral_portable.errors import BusyError, CacheError
 
 WINDOWS: list[Window] = [*range(1, 9), None]
 
@@ -82,7 +82,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.add(self.lanes.pop(lane), lambda: self.manager.load(json.loads(saved)), back)
 
     def add(self, model: Lane, take: Callable[[], int], back: int = 0) -> None:
-        """Take a lane for `model`, the lowest free one, and try its slack; CacheError if no lane is free."""
+        """Take a lane for `model`, the lowest free one, and try its slack; BusyError if no lane is free."""
         free = [lane for lane in range(self.spec.max_lanes) if lane not in self.lanes]
         if free:
             lane = take()
@@ -90,7 +90,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.lanes[lane] = model
             self.take_back(lane, back)
         else:
-            with pytest.raises(CacheError, match="lanes are taken"):
+            with pytest.raises(BusyError, match="lanes are taken"):
                 take()
 
     @rule(data=st.data())

@@ -55,6 +55,7 @@ def test_the_list_of_ops_is_closed_and_documented() -> None:
         "embedding",
         "linear",
         "moe",
+        "replace_rows",
         "rms_norm",
         "rope",
         "silu_mul",
@@ -166,7 +167,10 @@ BROKEN = {
     "eps of zero": ("norm", changed("norm", attributes={"eps": 0.0})),
     "weight of another size": ("layers.0.o", changed("layers.0.o", inputs=("layers.0.attention", "lm_head.weight"))),
     "bias of another size": ("logits", changed("logits", inputs=("norm", "lm_head.weight", NORM))),
-    "rope over tokens of no position": ("layers.0.q_rope", changed("layers.0.q_rope", inputs=("layers.0.q", "rows"))),
+    "rope over tokens of no position": (
+        "layers.0.q_rope",
+        changed("layers.0.q_rope", inputs=("layers.0.q", "logit_rows")),
+    ),
     "rope of half heads": (
         "layers.0.q_rope",
         changed("layers.0.q_rope", attributes={"rotation": Rotation((1.0,) * 5)}),
@@ -217,8 +221,8 @@ def test_verify_names_what_is_broken(kind: str) -> None:
 
 
 def test_rows_cannot_be_taken_twice() -> None:
-    once = with_node("some", "take_rows", ("norm", "rows"), {})
+    once = with_node("some", "take_rows", ("norm", "logit_rows"), {})
     assert infer_shapes(once)["some"] == ("R", 24)
-    twice = replace(once, nodes=(*once.nodes, Node("fewer", "take_rows", ("some", "rows"), {})))
+    twice = replace(once, nodes=(*once.nodes, Node("fewer", "take_rows", ("some", "logit_rows"), {})))
     with pytest.raises(GraphError, match=r"'fewer'.*already"):
         verify(twice)

@@ -61,7 +61,7 @@ def check_mermaid(graph: Graph) -> None:
     edges = [match for line in lines if (match := EDGE.fullmatch(line))]
     assert len(boxes) + len(edges) == len(lines)
     values = [value for node in graph.nodes for value in node.inputs if value not in graph.parameters]
-    steps = {value for value in values if value in ("tokens", "positions", "rows")}
+    steps = {value for value in values if value in graph.inputs}
     assert sum(box["node"] is not None for box in boxes) == len(graph.nodes)
     assert sum(box["port"] is not None for box in boxes) == len(steps) + len(graph.outputs)
     assert len(edges) == len(values) + len(graph.outputs)

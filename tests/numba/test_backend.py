@@ -15,7 +15,6 @@ import mistral_portable as mp
 from mistral_portable.boundary import ExecutorOptions, prepare
 from mistral_portable.boundary.registry import select
 from mistral_portable.errors import BackendError
-from mistral_portable.graph import OPS
 
 PATIENCE = 600  # seconds; a first run compiles
 
@@ -42,12 +41,6 @@ def test_it_is_the_one_that_is_chosen() -> None:
     assert rows["numba"]["auto"]
     assert rows["numba"]["usable"]
     assert rows["numba"]["reason"] == BACKEND.probe().reason
-
-
-def test_supports() -> None:
-    assert all(BACKEND.supports(op, dtype) is None for op in OPS for dtype in ("int8", "float32"))
-    assert "float16" in (BACKEND.supports("linear", "float16") or "")
-    assert "convolve" in (BACKEND.supports("convolve", "int8") or "")
 
 
 MISSING = """
@@ -84,7 +77,7 @@ def test_without_its_packages_it_says_what_to_do(package: str) -> None:
 def test_importing_it_imports_no_framework() -> None:
     code = (
         "import sys, mistral_portable_numba\n"
-        "mistral_portable_numba.BACKEND.supports('linear', 'int8')\n"
+        "mistral_portable_numba.BACKEND.capabilities.dtypes['int8']\n"
         "print([name for name in ('numba', 'llvmlite', 'gguf') if name in sys.modules])"
     )
     assert python(code) == "[]"

@@ -34,7 +34,7 @@ class LayerCache:
     def write(self, array: Floats, x: Floats, plan: StepPlan) -> None:
         """Row t of x [T, kv_heads * head_dim] goes to its lane and slot, for all sequences at once."""
         lane_of_token = np.repeat(plan.lanes, np.diff(plan.query_starts))
-        array[lane_of_token, plan.groups[self.group].slots] = x.reshape(len(x), *array.shape[2:])
+        array[lane_of_token, plan.groups[self.group].slot_mapping] = x.reshape(len(x), *array.shape[2:])
 
 
 def held_positions(last: int, slots: int, used: int) -> Integers:

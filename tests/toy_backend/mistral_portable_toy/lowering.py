@@ -1,4 +1,4 @@
-"""From nodes to closures: what every op of the closed list means here, in float32."""
+"""From nodes to closures: every op of the closed list, in float32."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -26,10 +26,17 @@ def lower(node: Node, caches: Mapping[int, LayerCache]) -> Kernel:
     return lambda plan, *inputs: kernel(*inputs)
 
 
-def _embedding(tokens: NDArray[Any], table: Floats) -> Floats:
-    """tokens [T], or the rows that the step is given in their place [T, H] -> [T, H]"""
-    rows: Floats = tokens if tokens.ndim == 2 else table[tokens]
+def _embedding(tokens: NDArray[np.int32], table: Floats) -> Floats:
+    """tokens [T], table [V, H] -> [T, H]"""
+    rows: Floats = table[tokens]
     return rows
+
+
+def _replace_rows(x: Floats, given: Floats, places: NDArray[np.int32]) -> Floats:
+    """x [T, H], given [E, H], places [E] -> [T, H]"""
+    out = x.copy()
+    out[places] = given
+    return out
 
 
 def _rms_norm(x: Floats, weight: Floats, *, eps: float) -> Floats:
@@ -45,7 +52,7 @@ def _linear(x: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
 
 
 def _rope(x: Floats, positions: NDArray[np.integer[Any]], *, rotation: Rotation) -> Floats:
-    """x [T, heads * d], positions [T] -> as x. The pair (x_j, x_{j+d/2}) is a complex number, times cos + i sin."""
+    """x [T, heads * d], positions [T] -> same shape: pairs (x_j, x_{j+d/2}) are complex numbers, times cos + i sin."""
     table: Floats = rotation.table(positions)[:, None]  # [T, 1, 2, d/2]
     pairs = x.reshape(len(x), -1, *table.shape[2:])
     turned = (pairs[:, :, 0] + 1j * pairs[:, :, 1]) * (table[:, :, 0] + 1j * table[:, :, 1])  # [T, heads, d/2]
@@ -76,6 +83,7 @@ def _moe(x: Floats, scores: Floats, gate: Floats, up: Floats, down: Floats, *, t
 
 OPS: dict[str, Kernel] = {
     "embedding": _embedding,
+    "replace_rows": _replace_rows,
     "rms_norm": _rms_norm,
     "linear": _linear,
     "rope": _rope,
