@@ -16,7 +16,7 @@ from mistral_portable_torch.parallel import Group
 from mistral_portable_torch.program import AsynchronousProgram
 from numpy.typing import NDArray
 
-from mistral_portable.boundary import Availability, ExecutorOptions, Precision, prepare
+from mistral_portable.boundary import Availability, Capabilities, ExecutorOptions, Precision, prepare
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.graph import Graph, build
@@ -73,8 +73,12 @@ class PagedBackend:
     def probe(self) -> Availability:
         return BACKEND.probe()
 
-    def supports(self, op: str, dtype: str) -> str | None:
-        return BACKEND.supports(op, dtype)
+    @property
+    def capabilities(self) -> Capabilities:
+        return BACKEND.capabilities
+
+    def default_dtype(self, weights: Mapping[str, Tensor], options: ExecutorOptions) -> str:
+        return "float32"
 
     def prepare(
         self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions

@@ -4,19 +4,16 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from mistral_portable.boundary import Availability, ExecutorOptions, Precision, Program, require_supported
+from mistral_portable.boundary import Availability, Capabilities, ExecutorOptions, Precision, Program
+from mistral_portable.boundary.shared import stored_dtype
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.graph import OPS, Graph
+from mistral_portable.graph import Graph
 from mistral_portable.weights import Tensor
 from mistral_portable_torch.installed import OLDEST, Build, installed_build
 from mistral_portable_torch.obstacles import table
-
-if TYPE_CHECKING:
-    from mistral_portable_torch.device import Device
 
 __all__ = ["BACKEND", "TorchBackend"]
 
@@ -33,6 +30,10 @@ class TorchBackend:
     """
 
     name = "torch"
+    capabilities = Capabilities(
+        dtypes={dtype: (dtype,) for dtype in _DTYPES},
+        options=frozenset({"threads", "device", "attention", "quantize", "tensor_parallel"}),
+    )
 
     def probe(self) -> Availability:
         try:
@@ -45,10 +46,21 @@ class TorchBackend:
             return Availability(0, f"torch {build.version} is older than {'.'.join(map(str, OLDEST))}: {_INSTALL}")
         return _probe_cpu(build) if build.cuda is None else _probe_any()
 
-    def supports(self, op: str, dtype: str) -> str | None:
-        if dtype not in _DTYPES:
-            return f"dtype {dtype!r}: this backend computes in {', '.join(_DTYPES)}; choose one, or another backend"
-        return None if op in OPS else f"unknown op {op!r}"
+    def default_dtype(self, weights: Mapping[str, Tensor], options: ExecutorOptions) -> str:
+        try:
+            from mistral_portable_torch.device import find_device
+        except (ImportError, OSError) as error:
+            raise BackendError(f"torch cannot be imported ({error}): {_INSTALL}") from error
+        device = find_device(options.device)
+        if device.kind == "cpu":
+            return "float32"
+        stored = stored_dtype(weights.values())
+        if stored in device.dtypes:
+            return stored
+        warnings.warn(
+            f"the weights are {stored}, which {device.name} does not have: computing in float16", stacklevel=2
+        )
+        return "float16"
 
     def prepare(
         self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
@@ -67,15 +79,10 @@ class TorchBackend:
             if options.device is None and device.kind == "cuda":
                 device = find_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
             group = join(options.tensor_parallel, device)
-        dtype = options.dtype or _default_dtype(device, weights.values())
-        require_supported(self, graph, dtype)
+        dtype = options.dtype
+        assert dtype is not None  # set by `boundary.prepare`
         if dtype not in device.dtypes:
             raise BackendError(f"dtype {dtype!r}: {device.name} computes in {', '.join(device.dtypes)}; choose one")
-        if options.kv_cache not in (None, dtype):
-            raise BackendError(
-                f"kv_cache={options.kv_cache!r}: backend 'torch' keeps keys and values in its own {dtype}; "
-                "leave the option out, or choose another backend"
-            )
         if options.threads is not None and device.kind != "cpu":
             raise BackendError(f"threads={options.threads}: {device.kind} has no CPU threads; leave the option out")
         attention = choose(options.attention, device, dtype, cache.head_dim)
@@ -118,18 +125,6 @@ def _probe_any() -> Availability:
 def _availability(kind: str, where: str, capability: tuple[int, int] | None, version: str) -> Availability:
     kernels = table(kind, capability, version)
     return Availability(_SCORES[kind], f"{where}, torch {version}: {', '.join(_DTYPES)}; attention by {kernels}")
-
-
-def _default_dtype(device: "Device", weights: Iterable[Tensor]) -> str:
-    from mistral_portable_torch.matrices import stored_dtype
-
-    if device.kind == "cpu":
-        return "float32"
-    stored = stored_dtype(weights)
-    if stored in device.dtypes:
-        return stored
-    warnings.warn(f"the weights are {stored}, which {device.name} does not have: computing in float16", stacklevel=3)
-    return "float16"
 
 
 BACKEND = TorchBackend()

@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mistral_portable.boundary import LaneState
+from mistral_portable.boundary.shared import check_lane_state
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.errors import CacheError
 from mistral_portable_torch.memory import Memory
 from mistral_portable_torch.pages import Pages
 from mistral_portable_torch.reads import Reads, group_reads
@@ -55,12 +55,12 @@ class Cache:
         return self._pools["keys", layer]
 
     def values(self, layer: int) -> Tensor:
-        """As `keys`."""
+        """[pages, page, heads, head_dim]"""
         return self._pools["values", layer]
 
     def take(self, plan: StepPlan) -> list[Reads]:
-        """Make room for the plan; what it reads, by layer group. Raises CacheError if memory is short."""
-        ends = (plan.positions[plan.query_starts[1:] - 1] + 1).tolist()
+        """Make room for the plan; return what it reads, by layer group. Raises CapacityError if memory is short."""
+        ends = plan.ends.tolist()
         begins = plan.positions[plan.query_starts[:-1]].tolist()
         sequences = list(zip(plan.lanes.tolist(), begins, ends, strict=True))
         for lane, begin, _ in sequences:
@@ -113,20 +113,10 @@ class Cache:
                 pool[pages[count:]] = 0
 
     def _checked(self, state: LaneState) -> list[int]:
-        """Pages of each group; nothing for a lane that was saved before its first step."""
-        names = {f"{kind}.{layer}" for kind, layer in self._pools}
-        if state and set(state) != names:
-            raise CacheError(f"the saved lane holds {', '.join(sorted(state))}: not the layers of this model")
-        counts = []
-        for group in self._spec.groups if state else ():
-            first = np.shape(state[f"keys.{group.layers[0]}"])
-            for name in (f"{kind}.{layer}" for layer in group.layers for kind in _KINDS):
-                array, pool = np.asarray(state[name]), self._pools["keys", group.layers[0]]
-                fits = array.dtype == _to_numpy(pool[:0]).dtype and array.shape[1:] == pool.shape[1:]
-                if not fits or array.shape != first:
-                    raise CacheError(f"the saved lane does not fit this model: {name} is {array.dtype} {array.shape}")
-            counts.append(first[0])
-        return counts
+        """Pages of each group; 0 for a lane that was saved before its first step."""
+        pool = next(iter(self._pools.values()))
+        rows = tuple(pool.shape[1:]), str(_to_numpy(pool[:0]).dtype)
+        return check_lane_state(state, self._spec, dict.fromkeys(_KINDS, rows))
 
     def _slots_of(self, lane: int) -> int:
         return max(len(pages.of(lane)) * pages.page for pages in self._pages)

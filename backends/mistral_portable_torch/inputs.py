@@ -9,9 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mistral_portable.graph import Rotation
-
-__all__ = ["Layout", "angles", "pack"]
+__all__ = ["Layout", "pack"]
 
 _ALIGN = 32  # words: what kernels read in wide loads begins at a multiple of 128 bytes
 
@@ -42,14 +40,3 @@ def pack(arrays: Mapping[str, NDArray[Any]]) -> tuple[Layout, NDArray[np.int32]]
         assert array.dtype.itemsize == 4
         words[begin : begin + array.size] = np.ascontiguousarray(array).ravel().view(np.int32)
     return Layout(tuple(entries)), words
-
-
-def angles(positions: NDArray[np.int32], rotation: Rotation) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines and sines [T, 1, 2, head_dim / 2] of RoPE, by which (a, b) and (b, a) are multiplied.
-
-    So the sine's first half is negative: (a, b) -> (a cos - b sin, b cos + a sin). On the host, as not every device has
-    float64.
-    """
-    table: NDArray[np.float32] = rotation.table(positions)[:, None]
-    cos, sin = table[:, :, :1], table[:, :, 1:]
-    return np.repeat(cos, 2, axis=2), np.concatenate([-sin, sin], axis=2)

@@ -1,6 +1,6 @@
 """From nodes to closures: what every op of the closed list is in torch."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +15,10 @@ from mistral_portable_torch.elementwise import Elementwise
 from mistral_portable_torch.experts import Experts
 from mistral_portable_torch.matrices import Matrix
 
-__all__ = ["ATTENTION", "INPUTS_EMBEDS", "SHOWN", "Kernel", "Lowering", "Step"]
+__all__ = ["ATTENTION", "EXPOSED", "Kernel", "Lowering", "Step"]
 
-INPUTS_EMBEDS = "inputs_embeds"
-"""The input that, where a step has it, stands for the rows of the embedding table."""
-
-ATTENTION, SHOWN = "attention", "shown"
-"""Prefixes of the inputs of the attention kernel, and of those of the one that shows attention weights."""
+ATTENTION, EXPOSED = "attention", "exposed"
+"""Prefixes of the inputs of the attention kernel, and of those of the one that exposes attention weights."""
 
 
 @dataclass(frozen=True)
@@ -58,28 +55,36 @@ class Lowering:
         matrices: Mapping[str, Matrix],
         vectors: Mapping[str, Tensor],
         dtype: torch.dtype,
+        inputs: Collection[str],
     ) -> None:
+        """inputs: the names of the graph's inputs, which kernels find in the Step."""
         self._spec, self._cache, self._attention, self._elementwise = spec, cache, attention, elementwise
         self._rotations, self._matrices, self._vectors, self._eager = rotations, matrices, vectors, Eager()
-        self._dtype = dtype
+        self._dtype, self._inputs = dtype, frozenset(inputs)
 
     def kernel(self, node: Node) -> tuple[Kernel, tuple[str, ...]]:
         """The kernel, and the values that it takes; parameters are bound."""
         made: Kernel = getattr(self, node.op)(node)
-        bound = {*self._matrices, *self._vectors, "tokens", "positions", "rows"}
+        bound = {*self._matrices, *self._vectors, *self._inputs}
         return made, tuple(name for name in node.inputs if name not in bound)
 
     def embedding(self, node: Node) -> Kernel:
         table = self._matrices[node.inputs[1]]
+        return lambda step: table.rows(step.inputs["tokens"])
 
-        def rows(step: Step) -> Tensor:
-            given = step.inputs.get(INPUTS_EMBEDS)
-            return table.rows(step.inputs["tokens"]) if given is None else given.to(self._dtype)
+    def replace_rows(self, node: Node) -> Kernel:
+        _, given, places = node.inputs
 
-        return rows
+        def replace(step: Step, x: Tensor) -> Tensor:
+            rows = step.inputs[given]
+            if not len(rows):  # no kernel where nothing is replaced
+                return x
+            return x.index_copy(0, step.inputs[places].long(), rows.to(self._dtype))
+
+        return replace
 
     def rms_norm(self, node: Node) -> Kernel:
-        weight, eps = self._vectors[node.inputs[1]], _float(node, "eps")
+        weight, eps = self._vectors[node.inputs[1]], node.number("eps")
         return lambda step, x: self._elementwise.rms_norm(x, weight, eps)
 
     def linear(self, node: Node) -> Kernel:
@@ -88,11 +93,11 @@ class Lowering:
         return lambda step, x: weight.multiply(x, bias)
 
     def rope(self, node: Node) -> Kernel:
-        name = self._rotations.index(node.attributes["rotation"])
+        name = self._rotations.index(node.rotation)
         return lambda step, x: self._elementwise.turn(x, step.inputs[f"cos.{name}"], step.inputs[f"sin.{name}"])
 
     def attention(self, node: Node) -> Kernel:
-        head_dim, scale, layer = _int(node, "head_dim"), _float(node, "scale"), _int(node, "layer")
+        head_dim, scale, layer = node.integer("head_dim"), node.number("scale"), node.integer("layer")
         group = self._spec.group_of(layer)
 
         def attend(step: Step, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -105,14 +110,14 @@ class Lowering:
         return attend
 
     def attention_weights(self, node: Node) -> Kernel:
-        head_dim, scale, layer = _int(node, "head_dim"), _float(node, "scale"), _int(node, "layer")
+        head_dim, scale, layer = node.integer("head_dim"), node.number("scale"), node.integer("layer")
         group = self._spec.group_of(layer)
 
         def weights(step: Step, q: Tensor, k: Tensor) -> list[Tensor]:
             """Per sequence [T, heads, slots], in order of slots."""
             keys = self._cache.keys(layer)
             _write(keys, step.inputs[f"slots.{group}"], k)
-            prepared = step.prepared(self._eager, SHOWN, group)
+            prepared = step.prepared(self._eager, EXPOSED, group)
             return self._eager.weights(q.unflatten(1, (-1, head_dim)), keys, prepared, scale)
 
         return weights
@@ -122,32 +127,20 @@ class Lowering:
 
     def moe(self, node: Node) -> Kernel:
         matrices = [self._matrices[name] for name in node.inputs[2:]]
-        experts = Experts(matrices, _int(node, "top_k"), self._elementwise)
+        experts = Experts(matrices, node.integer("top_k"), self._elementwise)
         return lambda step, x, scores: experts.mix(x, scores)
 
     def add(self, node: Node) -> Kernel:
         return lambda step, a, b: a + b
 
     def take_columns(self, node: Node) -> Kernel:
-        columns = slice(_int(node, "start"), _int(node, "stop"))
+        columns = slice(node.integer("start"), node.integer("stop"))
         return lambda step, x: x[:, columns]
 
     def take_rows(self, node: Node) -> Kernel:
-        return lambda step, x: x[step.inputs["rows"]]
+        return lambda step, x: x[step.inputs["logit_rows"]]
 
 
 def _write(pool: Tensor, slots: Tensor, x: Tensor) -> None:
     """Put keys or values [T, heads * d] into their slots of a pool."""
     pool.flatten(0, 1)[slots] = x.view(-1, *pool.shape[2:])
-
-
-def _int(node: Node, name: str) -> int:
-    value = node.attributes[name]
-    assert isinstance(value, int)
-    return value
-
-
-def _float(node: Node, name: str) -> float:
-    value = node.attributes[name]
-    assert isinstance(value, int | float)
-    return float(value)

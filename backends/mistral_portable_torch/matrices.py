@@ -1,8 +1,7 @@
 """Weights on the device: dense matrices, and ggml's blocks as they are stored."""
 
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from math import prod
 from typing import Any, Protocol
@@ -14,12 +13,12 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear
 
 from mistral_portable.errors import BackendError
-from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, release
+from mistral_portable.weights import BlockTensor, DenseTensor, release
 from mistral_portable.weights import Tensor as Stored
 from mistral_portable_torch.bits_and_bytes import quantized, quantized_bytes
 from mistral_portable_torch.ggml import LAYOUTS
 
-__all__ = ["Blocks", "Dense", "Matrix", "form", "read_matrix", "read_vector", "stored_bytes", "stored_dtype"]
+__all__ = ["Blocks", "Dense", "Matrix", "form", "read_matrix", "read_vector", "stored_bytes"]
 
 MOST_TOKENS = 8
 """Beyond, unpacking a matrix once for all tokens is cheaper than reading its blocks for each."""
@@ -127,15 +126,6 @@ def stored_bytes(tensor: Stored, dtype: torch.dtype, quantize: str | None = None
     return quantized_bytes(tensor.shape, quantize) if quantize else prod(tensor.shape) * dtype.itemsize
 
 
-def stored_dtype(tensors: Iterable[Stored]) -> str:
-    """The float type that most of the matrices' bytes belong to; ggml's blocks, whose scales are float16, to it."""
-    sizes: Counter[str] = Counter()
-    for tensor in tensors:
-        if len(tensor.shape) == 2:
-            sizes[_float_type(tensor)] += tensor.nbytes
-    return sizes.most_common(1)[0][0] if sizes else "float32"
-
-
 def read_matrix(
     parts: Sequence[Stored], dtype: torch.dtype, device: torch.device, quantize: str | None = None
 ) -> Matrix:
@@ -187,11 +177,3 @@ def _slices(array: NDArray[Any]) -> Iterator[slice]:
     step = max(1, _SLICE * len(array) // max(1, array.nbytes))
     for begin in range(0, len(array), step):
         yield slice(begin, begin + step)
-
-
-def _float_type(tensor: Stored) -> str:
-    if isinstance(tensor, AffineTensor):
-        return tensor.scales.dtype
-    if tensor.dtype in _FLOATS:
-        return tensor.dtype
-    return "bfloat16" if tensor.dtype == "float8_e4m3" else "float16"  # as models and scales of that kind usually are

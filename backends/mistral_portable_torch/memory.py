@@ -6,7 +6,8 @@ from typing import NoReturn
 
 import torch
 
-from mistral_portable.errors import BackendError, CacheError
+from mistral_portable.boundary.shared import gigabytes
+from mistral_portable.errors import CapacityError
 from mistral_portable_torch.device import Device
 
 __all__ = ["Memory"]
@@ -29,20 +30,20 @@ class Memory:
         self._taken += size
 
     def require(self, weights: int, lane: int, tokens: int) -> None:
-        """Raise BackendError if weights and a first lane of `tokens` tokens do not fit."""
+        """Raise CapacityError if weights and a first lane of `tokens` tokens do not fit."""
         if weights + lane > self.free:
-            raise BackendError(
-                f"the model does not fit: weights {_gb(weights)} + keys and values of {tokens} tokens {_gb(lane)} = "
-                f"{_gb(weights + lane)}, and {self._device.name} has {_gb(self.free)} free: use --quantize q4_0, a "
-                "smaller model or another device"
+            raise CapacityError(
+                f"the model does not fit: weights {gigabytes(weights)} + keys and values of {tokens} tokens "
+                f"{gigabytes(lane)} = {gigabytes(weights + lane)}, and {self._device.name} has {gigabytes(self.free)} "
+                "free: use --quantize q4_0, a smaller model or another device"
             )
 
     def require_growth(self, more: int, tokens: int) -> None:
-        """Raise CacheError if keys and values of a sequence of `tokens` tokens take `more` bytes than there are."""
+        """Raise CapacityError if keys and values of a sequence of `tokens` tokens take `more` bytes than there are."""
         if more > self.free:
-            raise CacheError(
-                f"the cache of a sequence of {tokens} tokens does not fit: {_gb(more)} more, and {self._device.name} "
-                f"has {_gb(self.free)} free: use a shorter text or fewer sequences"
+            raise CapacityError(
+                f"the cache of a sequence of {tokens} tokens does not fit: {gigabytes(more)} more, and "
+                f"{self._device.name} has {gigabytes(self.free)} free: use a shorter text or fewer sequences"
             )
 
     @contextmanager
@@ -51,7 +52,7 @@ class Memory:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            self._raise_short(error, "the model does not fit", BackendError)
+            self._raise_short(error, "the model does not fit")
 
     @contextmanager
     def short_for_a_step(self) -> Iterator[None]:
@@ -59,15 +60,11 @@ class Memory:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            self._raise_short(error, "a step's scratch does not fit beside weights and cache", CacheError)
+            self._raise_short(error, "a step's scratch does not fit beside weights and cache")
 
-    def _raise_short(self, error: Exception, what: str, kind: type[BackendError] | type[CacheError]) -> NoReturn:
+    def _raise_short(self, error: Exception, what: str) -> NoReturn:
         name, free, total = self._device.name, self._device.free_memory, self._device.total_memory
-        raise kind(
-            f"{what}: {name} has {_gb(free)} of {_gb(total)} free: use --quantize q4_0, a shorter text, fewer "
-            "sequences, or another device"
+        raise CapacityError(
+            f"{what}: {name} has {gigabytes(free)} of {gigabytes(total)} free: use --quantize q4_0, a shorter text, "
+            "fewer sequences, or another device"
         ) from error
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"

@@ -89,14 +89,14 @@ def shard(graph: Graph, weights: Mapping[str, Stored], spec: CacheSpec, rank: in
     if any(node.op == "moe" for node in graph.nodes):
         raise BackendError(f"tensor_parallel={size}: not for models with experts; leave the option out")
     if any(node.op == "attention_weights" for node in graph.nodes):
-        raise BackendError(f"tensor_parallel={size}: attention weights are shown by one process only; leave it out")
+        raise BackendError(f"tensor_parallel={size}: attention weights are exposed by one process only; leave it out")
     tables = {node.inputs[1] for node in graph.nodes if node.op == "embedding"}
     feeding, cut = _values_in_columns(graph)
-    shown = set(graph.outputs.values())
+    exposed = set(graph.outputs.values())
     parameters, parts, nodes = dict(graph.parameters), dict(weights), []
     after: dict[str, str] = {}
     for node in graph.nodes:
-        gathered = node.name in shown and node.op == "linear" and node.inputs[1] not in tables
+        gathered = node.name in exposed and node.op == "linear" and node.inputs[1] not in tables
         gathered = gathered and parameters[node.inputs[1]].shape[0] % size == 0  # else every process computes all of it
         if node.op == "linear" and (node.name in feeding or gathered):
             for name in node.inputs[1:]:

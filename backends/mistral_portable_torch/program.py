@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mistral_portable.boundary import GreedyStep, LaneState, Precision
+from mistral_portable.boundary.program import NO_INPUTS, Inputs
+from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.errors import BackendError
+from mistral_portable.errors import BackendError, ClosedError
 from mistral_portable.graph import Graph, Parameter, infer_shapes
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import Tensor as Stored
@@ -21,8 +24,8 @@ from mistral_portable_torch.cache import PAGE, Cache
 from mistral_portable_torch.capture import Captured, Record
 from mistral_portable_torch.device import Device
 from mistral_portable_torch.elementwise import elementwise
-from mistral_portable_torch.inputs import Layout, angles, pack
-from mistral_portable_torch.lowering import ATTENTION, INPUTS_EMBEDS, SHOWN, Kernel, Lowering, Step
+from mistral_portable_torch.inputs import Layout, pack
+from mistral_portable_torch.lowering import ATTENTION, EXPOSED, Kernel, Lowering, Step
 from mistral_portable_torch.matrices import Matrix, form, read_matrix, read_vector, stored_bytes
 from mistral_portable_torch.memory import Memory
 from mistral_portable_torch.parallel import Group, shard
@@ -30,7 +33,7 @@ from mistral_portable_torch.reads import Reads
 
 __all__ = ["AsynchronousProgram", "TorchGreedyStep", "TorchProgram"]
 
-_LIKELIEST = "likeliest"
+_ARGMAX = "argmax"
 
 
 class TorchProgram:
@@ -75,6 +78,8 @@ class TorchProgram:
         self._attention = attention
         self._eager = Eager() if any(node.op == "attention_weights" for node in self._graph.nodes) else None
         self._cache = Cache(spec, self._dtype, device.torch, memory, page)
+        rings = [replace(group, slots=self._cache.ring(index)) for index, group in enumerate(spec.groups)]
+        self._rings = replace(spec, groups=tuple(rings))  # with the slots of whole pages
         self._captured = Captured(record) if record else None
         self._growths = 0
         self._rotations = graph.rotations
@@ -94,9 +99,14 @@ class TorchProgram:
     def cache_bytes(self) -> int:
         return self._cache.nbytes
 
-    def step(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
+    @property
+    def scratch_bytes(self) -> int:
+        return 0  # torch's allocator has it
+
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[np.float32]]:
+        check_inputs(self._graph, plan, inputs)
         with self._running(), self._memory.short_for_a_step():
-            values = self._begin(plan, inputs_embeds=inputs_embeds)
+            values = self._begin(plan, inputs)
             # Where nobody asked for rows nothing is waited for: the next chunk is built while this one is computed.
             return {name: self._output(name, values.get(name), plan) for name in self._graph.outputs}
 
@@ -127,7 +137,7 @@ class TorchProgram:
         current = torch.cuda.device(self._device.torch) if self._device.kind == "cuda" else nullcontext()
         with self._turn, torch.inference_mode(), _cpu_threads(self._threads), current:  # Triton runs on the current GPU
             if self._closed:
-                raise BackendError("the program is closed: prepare it again")
+                raise ClosedError("the program is closed: prepare it again")
             yield
 
     def _lower(
@@ -137,8 +147,8 @@ class TorchProgram:
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
         """Read the weights, one after the other, so that file and device hold but a part of one of them twice."""
-        parameters, shown = self._graph.parameters, set(self._graph.outputs.values())
-        inner = {node.inputs[1] for node in self._graph.nodes if node.op == "linear" and node.name not in shown}
+        parameters, exposed = self._graph.parameters, set(self._graph.outputs.values())
+        inner = {node.inputs[1] for node in self._graph.nodes if node.op == "linear" and node.name not in exposed}
         inner -= {node.inputs[1] for node in self._graph.nodes if node.op == "embedding"}
         kinds = {name: quantize if name in inner else None for name in parameters}  # LM head and table stay floats
         if quantize and not any(form(weights[part]) == "dense" for name in inner for part in parameters[name].parts):
@@ -171,28 +181,36 @@ class TorchProgram:
                 progress("weights", done, total)
         plain = elementwise(self._device.kind)
         lowering = Lowering(
-            self._spec, self._cache, self._attention, self._rotations, plain, matrices, vectors, self._dtype
+            self._spec,
+            self._cache,
+            self._attention,
+            self._rotations,
+            plain,
+            matrices,
+            vectors,
+            self._dtype,
+            self._graph.inputs,
         )
         self._steps = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
 
     def _begin(
         self,
         plan: StepPlan,
+        inputs: Inputs = NO_INPUTS,
         *,
         tokens: Tensor | None = None,
-        inputs_embeds: NDArray[np.float32] | None = None,
         greedy: bool = False,
     ) -> dict[str, Any]:
-        """The step's outputs, on the device. `tokens` [T] or `inputs_embeds` [T, H] stand in for the plan's tokens."""
+        """The step's outputs, on the device. tokens [T]: on the device, in place of the plan's."""
         reads = self._cache.take(plan)
-        layout, fixed, words = self._inputs(plan, reads, inputs_embeds)
+        layout, fixed, words = self._inputs(plan, reads, inputs)
         if tokens is not None:
             layout.unpack(words)["tokens"].copy_(tokens)
         rows = len(plan.logit_rows)
 
         def run(words: Tensor) -> dict[str, Any]:
             values = self._run(Step(layout.unpack(words), fixed), rows)
-            return {_LIKELIEST: _likeliest(values["logits"])} if greedy else values
+            return {_ARGMAX: _argmax(values["logits"])} if greedy else values
 
         if self._captured is None or len(plan.tokens) != len(plan.lanes):
             return run(words)
@@ -202,16 +220,16 @@ class TorchProgram:
         return self._captured.run((layout, tuple(fixed.items()), greedy), words, run)
 
     def _inputs(
-        self, plan: StepPlan, reads: list[Reads], inputs_embeds: NDArray[np.float32] | None
+        self, plan: StepPlan, reads: list[Reads], inputs: Inputs
     ) -> tuple[Layout, dict[str, tuple[Any, ...]], Tensor]:
         """All that kernels are told of a step: what is baked into a recorded one, and the words that are not."""
-        arrays: dict[str, NDArray[Any]] = {"tokens": plan.tokens, "rows": plan.logit_rows}
-        if inputs_embeds is not None:
-            arrays[INPUTS_EMBEDS] = np.asarray(inputs_embeds, np.float32)
+        arrays: dict[str, NDArray[Any]] = {"tokens": plan.tokens, "logit_rows": plan.logit_rows}
+        arrays |= {name: array.astype(_word(array)) for name, array in inputs.items()}
         for name, rotation in enumerate(self._rotations):
-            arrays[f"cos.{name}"], arrays[f"sin.{name}"] = angles(plan.positions, rotation)
+            # On the host, as not every device has float64.
+            arrays[f"cos.{name}"], arrays[f"sin.{name}"] = rotation.signed_table(plan.positions)
         fixed: dict[str, tuple[Any, ...]] = {}
-        for prefix, kernel in ((ATTENTION, self._attention), (SHOWN, self._eager)):
+        for prefix, kernel in ((ATTENTION, self._attention), (EXPOSED, self._eager)):
             if kernel is not None:
                 planned = [kernel.plan(read) for read in reads]
                 fixed[prefix] = tuple(group.fixed for group in planned)
@@ -238,25 +256,16 @@ class TorchProgram:
     def _output(self, name: str, found: Any, plan: StepPlan) -> NDArray[np.float32]:
         shape = self._output_shapes[name]
         if shape[-1] == "K":
-            return self._by_position(self._graph.outputs[name], found, plan)
+            node = next(node for node in self._graph.nodes if node.name == self._graph.outputs[name])
+            weights = [array.cpu().numpy() for array in found]
+            return attention_weights_by_position(node, plan, self._rings, lambda s, slots: weights[s][:, :, slots])
         if found is None:  # no rows were asked for
             return np.zeros((0, *(int(size) for size in shape[1:])), np.float32)
         return np.array(found.cpu().numpy())
 
-    def _by_position(self, value: str, found: list[Tensor], plan: StepPlan) -> NDArray[np.float32]:
-        """Attention weights, of each sequence [T, heads, slots] -> [all T, heads, K] in order of positions."""
-        layer: Any = next(node.attributes["layer"] for node in self._graph.nodes if node.name == value)
-        group = self._spec.group_of(layer)
-        first, ends = plan.groups[group].first, plan.positions[plan.query_starts[1:] - 1] + 1
-        out = np.zeros((len(plan.tokens), found[0].shape[1], int(np.max(ends - first))), np.float32)
-        for s, weights in enumerate(found):
-            slots = np.arange(first[s], ends[s]) % self._cache.ring(group)
-            out[plan.query_starts[s] : plan.query_starts[s + 1], :, : len(slots)] = weights.cpu().numpy()[:, :, slots]
-        return out
-
 
 class AsynchronousProgram(TorchProgram):
-    """On a device that computes while the host goes on: it takes the likeliest token itself."""
+    """A program on a device that computes while the host goes on: it takes the argmax itself."""
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -267,23 +276,23 @@ class AsynchronousProgram(TorchProgram):
 
     def begin_greedy(self, plan: StepPlan, after: GreedyStep | None = None) -> "TorchGreedyStep":
         with self._running(), self._memory.short_for_a_step():
-            # A row without a likeliest token is -1: what follows it means nothing, but must be in the vocabulary.
-            before = after.likeliest.clamp(min=0) if isinstance(after, TorchGreedyStep) else None
-            return TorchGreedyStep(self._begin(plan, tokens=before, greedy=True)[_LIKELIEST].clone())
+            # A row without an argmax is -1: its next token means nothing, but must be in the vocabulary.
+            before = after.argmax.clamp(min=0) if isinstance(after, TorchGreedyStep) else None
+            return TorchGreedyStep(self._begin(plan, tokens=before, greedy=True)[_ARGMAX].clone())
 
 
 class TorchGreedyStep:
     """A step on its way, and its tokens on their way to the host."""
 
-    def __init__(self, likeliest: Tensor) -> None:
-        self.likeliest = likeliest
+    def __init__(self, argmax: Tensor) -> None:
+        self.argmax = argmax
         """int32 [R], on the device."""
-        self._host, self._event = likeliest, None
-        if likeliest.is_cuda:
-            self._host = torch.empty(likeliest.shape, dtype=likeliest.dtype, pin_memory=True)
-            self._host.copy_(likeliest, non_blocking=True)
+        self._host, self._event = argmax, None
+        if argmax.is_cuda:
+            self._host = torch.empty(argmax.shape, dtype=argmax.dtype, pin_memory=True)
+            self._host.copy_(argmax, non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(likeliest.device))
+            self._event.record(torch.cuda.current_stream(argmax.device))
 
     def tokens(self) -> NDArray[np.int32]:
         if self._event is not None:
@@ -291,9 +300,14 @@ class TorchGreedyStep:
         return np.array(self._host.cpu().numpy())
 
 
-def _likeliest(logits: Tensor) -> Tensor:
-    """The likeliest tokens, int32 [R], of float32 logits [R, vocab_size], the lowest on ties; -1 for a row that the
-    sampler refuses."""
+def _word(array: NDArray[Any]) -> type[np.float32] | type[np.int32]:
+    """The type of 4 bytes in which an input travels."""
+    return np.float32 if array.dtype.kind == "f" else np.int32
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """Ids of the highest logits, int32 [R], for float32 logits [R, vocab_size], the lowest on ties; -1 for a row that
+    the sampler refuses."""
     highest = logits.amax(-1)  # NaN if there is one
     return torch.where(torch.isfinite(highest), logits.argmax(-1), -1).int()
 

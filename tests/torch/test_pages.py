@@ -67,7 +67,7 @@ def test_what_is_read_lies_where_it_was_written(window: int | None, page: int, l
         for lane in lanes:
             grown(pages, lane, manager.length(lane))
         reads = group_reads(plan, 0, spec.groups[0], pages)
-        for slot, lane, position in zip(reads.slot_mapping, np.repeat(lanes, count), plan.positions, strict=True):
+        for slot, lane, position in zip(reads.slots, np.repeat(lanes, count), plan.positions, strict=True):
             held[int(slot)] = int(lane), int(position)
         for s, lane in enumerate(lanes):
             expected = [(lane, position) for position in range(int(reads.first[s]), int(reads.ends[s]))]

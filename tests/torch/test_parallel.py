@@ -17,12 +17,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mistral_portable_torch import BACKEND
 from mistral_portable_torch.parallel import Group, shard
 from numpy.typing import NDArray
 from torch_sessions import CONFIG, PagedBackend
 
 import mistral_portable as mp
-from mistral_portable.boundary import Availability, ExecutorOptions, LaneState, Precision
+from mistral_portable.boundary import Availability, Capabilities, ExecutorOptions, LaneState, Precision
+from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import BackendError
 from mistral_portable.graph import Graph, build, infer_shapes
@@ -72,10 +74,12 @@ class Together:
     def cache_bytes(self) -> int:
         return sum(program.cache_bytes for program in self._programs)
 
-    def step(
-        self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None
-    ) -> Mapping[str, NDArray[np.float32]]:
-        outputs = self._all(lambda program: program.step(plan, inputs_embeds))
+    @property
+    def scratch_bytes(self) -> int:
+        return sum(program.scratch_bytes for program in self._programs)
+
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> Mapping[str, NDArray[np.float32]]:
+        outputs = self._all(lambda program: program.step(plan, inputs))
         for other in outputs[1:]:
             for name, array in outputs[0].items():
                 np.testing.assert_array_equal(array, other[name])
@@ -109,8 +113,12 @@ class ParallelBackend:
     def probe(self) -> Availability:
         return Availability(1, "")
 
-    def supports(self, op: str, dtype: str) -> str | None:
-        return None
+    @property
+    def capabilities(self) -> Capabilities:
+        return BACKEND.capabilities
+
+    def default_dtype(self, weights: Mapping[str, Tensor], options: ExecutorOptions) -> str:
+        return "float32"
 
     def prepare(
         self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
@@ -187,7 +195,7 @@ def test_experts_are_refused() -> None:
 
 def test_attention_weights_are_refused() -> None:
     graph, weights = expose_attention_weights(build(CONFIG)), random_weights(build(CONFIG), 0)
-    with pytest.raises(BackendError, match="attention weights are shown by one process only"):
+    with pytest.raises(BackendError, match="attention weights are exposed by one process only"):
         shard(graph, weights, CacheSpec.from_config(CONFIG, max_context=64), 0, 2)
 
 

@@ -15,7 +15,7 @@ from torch_sessions import CONFIG, PagedBackend, Repeated, Session, text
 import mistral_portable as mp
 from mistral_portable.boundary import ExecutorOptions, GreedyProgram, prepare
 from mistral_portable.cache import CacheSpec, Chunk
-from mistral_portable.errors import BackendError, CacheError, InputError
+from mistral_portable.errors import CacheError, CapacityError, ClosedError, NumericsError
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states, select_rows
 from mistral_portable.sampling import Sampler, SamplingParams
@@ -67,7 +67,7 @@ def _saved(session: Session, count: int) -> dict[str, Any]:
 
 
 def test_a_model_that_cannot_fit_is_refused_with_the_sum() -> None:
-    with pytest.raises(BackendError, match=r"weights 0\.00 GB \+ keys and values of 48 tokens .* has 0\.00 GB free"):
+    with pytest.raises(CapacityError, match=r"weights 0\.00 GB \+ keys and values of 48 tokens .* has 0\.00 GB free"):
         Session(backend=PagedBackend(memory=1000))
 
 
@@ -75,7 +75,7 @@ def test_a_cache_that_outgrows_the_memory_is_an_error_and_the_rest_goes_on() -> 
     session = Session(WIDE, PagedBackend(page=64, memory=1_500_000), max_context=9000, max_chunk=500)
     first, _ = session.begin(text(200))
     second = session.manager.open()
-    with pytest.raises(CacheError, match=r"the cache of a sequence of \d+ tokens does not fit: .* more"):
+    with pytest.raises(CapacityError, match=r"the cache of a sequence of \d+ tokens does not fit: .* more"):
         session.feed(second, text(3000))
     assert np.isfinite(session.feed(first, [1])).all()
 
@@ -89,7 +89,7 @@ def test_memory_that_runs_out_in_a_step_is_one_line(monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch:
         patch.setattr("mistral_portable_torch.attention.sdpa.scaled_dot_product_attention", exhausted)
-        with pytest.raises(CacheError, match=r"a step's scratch does not fit .*: use --quantize q4_0, a shorter text"):
+        with pytest.raises(CapacityError, match=r"a step's scratch does not fit .*: use --quantize q4_0"):
             session.feed(lane, [1])
     session.manager.rollback(lane, 5)
     np.testing.assert_array_equal(session.feed(lane, [1]), _alone(5))
@@ -113,7 +113,7 @@ def test_steps_are_recorded_anew_where_memory_ran_out_while_pools_grew(monkeypat
     second = session.manager.open()
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "new_zeros", twice)
-        with pytest.raises(CacheError, match="does not fit"):
+        with pytest.raises(CapacityError, match="does not fit"):
             session.feed(second, text(400))
     session.decode(first, 3)
     assert record.records == 2
@@ -242,7 +242,7 @@ def test_logits_that_the_sampler_refuses_are_no_token_and_what_follows_does_no_h
     sampler = Sampler(SamplingParams(temperature=0))
     for row, token in zip(logits, step.tokens(), strict=True):
         if token < 0:
-            with pytest.raises(InputError, match="the logit of token 7"):
+            with pytest.raises(NumericsError, match="the logit of token 7"):
                 sampler.sample(row)
         else:
             assert sampler.sample(row).token == token
@@ -327,7 +327,7 @@ def test_a_closed_program_says_so() -> None:
     session.program.close()
     session.program.close()
     assert session.program.cache_bytes == 0
-    with pytest.raises(BackendError, match="closed: prepare it again"):
+    with pytest.raises(ClosedError, match="closed: prepare it again"):
         session.program.step(plan)
 
 
