@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mistral_portable.config import MistralConfig
+from mistral_portable.config.hf import rope_to_hf
 from mistral_portable.conversion.model import Source
 from mistral_portable.conversion.parts import Part, float_part
 from mistral_portable.conversion.safetensors import write_sharded
 from mistral_portable.errors import ConfigError
-from mistral_portable.rope_scaling import rope_to_hf
 from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
 from mistral_portable.tokenizer.gguf import to_file
 from mistral_portable.tokenizer.load import read_file

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.config import MistralConfig
+from mistral_portable.config import MistralConfig, QueryScale, Yarn
+from mistral_portable.config.hf import rope_from_hf
 from mistral_portable.errors import CheckpointError, ConfigError
-from mistral_portable.rope_scaling import QueryScale, Yarn, rope_from_hf
 from mistral_portable.tokenizer.source import GGUFVocabulary
 from mistral_portable.weights.blocks import QUANTIZED, QuantTensor
 from mistral_portable.weights.experts import expert_names
