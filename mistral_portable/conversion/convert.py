@@ -8,7 +8,7 @@ from typing import Literal
 from mistral_portable.config import Window
 from mistral_portable.conversion.gguf import plan_gguf, write_gguf
 from mistral_portable.conversion.hf import plan_hf, plan_mlx, write_hf, write_mlx
-from mistral_portable.conversion.model import Source, lost, prepare
+from mistral_portable.conversion.model import Source, missing_in_target, prepare
 from mistral_portable.conversion.parts import FLOATS, Part, Progress, is_float, reporter
 from mistral_portable.conversion.raw import plan_raw, write_raw
 from mistral_portable.conversion.target import placed, require_apart, require_free
@@ -66,7 +66,7 @@ def convert(
     plan, write = FORMATS[to]
     parts = plan(model)
     inferred = checkpoint.notices if window == "config" else ()
-    for notice in (*inferred, *model.notices, *_unpacked(model, parts), *lost(model, to)):
+    for notice in (*inferred, *model.notices, *_unpacked(model, parts), *missing_in_target(model, to)):
         warnings.warn(notice, stacklevel=2)
     with placed(destination, to, overwrite) as result:
         if to != "gguf":

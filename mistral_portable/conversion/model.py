@@ -12,7 +12,7 @@ from mistral_portable.errors import ConfigError
 from mistral_portable.graph import build
 from mistral_portable.weights import Checkpoint, Tensor
 
-__all__ = ["Source", "lost", "prepare"]
+__all__ = ["Source", "missing_in_target", "prepare"]
 
 _WINDOWLESS = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
 """Formats whose usual reader attends to all tokens, whatever the file says (llama-cpp-python 0.3.36, mlx-lm 0.32)."""
@@ -82,8 +82,8 @@ def prepare(checkpoint: Checkpoint, config: MistralConfig, dtype: str | None) ->
     tensors = {name: checkpoint.tensors[name] for name in graph.tensors}
     notices = []
     if others := sorted(checkpoint.tensors.keys() - tensors.keys()):
-        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        notices.append(f"{len(others)} tensors that are no parameters of the language model are left out: {shown}.")
+        listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        notices.append(f"{len(others)} tensors that are no parameters of the language model are left out: {listed}.")
     rounded = sorted({tensor.dtype for tensor in tensors.values()} - {dtype})
     if rounded and dtype not in (None, "float32"):
         notices.append(f"weights stored as {', '.join(rounded)} are rounded to {dtype}.")
@@ -91,8 +91,8 @@ def prepare(checkpoint: Checkpoint, config: MistralConfig, dtype: str | None) ->
     return Source(checkpoint, config, tensors, dtype, tuple(notices))
 
 
-def lost(model: Source, to: str) -> Iterator[str]:
-    """Notices of what a file of the format `to`, or its usual reader, will lack."""
+def missing_in_target(model: Source, to: str) -> Iterator[str]:
+    """Notices of what the converted file lacks: its tokenizer, or an attention window that its usual reader ignores."""
     if model.checkpoint.tokenizer is None:
         yield f"{model.checkpoint.path} has no tokenizer that can be carried over."
     applied = to == "mlx" and model.windowed  # of the llama classes, which know `layer_types`, mlx-lm's does

@@ -54,9 +54,12 @@ def read_questions(path: str | Path = "tiny") -> list[Question]:
 def accuracy(
     model: Model, questions: Sequence[Question], *, progress: Callable[[str, int, int], None] | None = None
 ) -> Accuracy:
-    """Count the questions to which the likeliest answer, token by token, is exactly the right one, its end included.
+    """Count the questions whose greedy answer is exactly the right one, including the token that ends it.
 
-    That is so if and only if each token of the right answer is the likeliest after those before it: one step tells.
+    Nothing is generated: the greedy answer is the right one if and only if each of the right answer's tokens is the
+    argmax of the logits after those before it, and one step over prompt and answer gives all of these logits.
+
+    progress: called as ("questions", questions done, in total). Raises TokenizerError if the model has no tokenizer.
     """
     right: dict[str, list[bool]] = {}
     for start in range(0, len(questions), _TOGETHER):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mistral_portable.boundary import ExecutorOptions, Quantizer
 from mistral_portable.boundary.registry import select_quantizing
 from mistral_portable.conversion.gguf import plan_gguf, write_gguf
-from mistral_portable.conversion.model import Source, lost, prepare
+from mistral_portable.conversion.model import Source, missing_in_target, prepare
 from mistral_portable.conversion.parts import (
     FLOATS,
     Part,
@@ -86,7 +86,7 @@ def quantize(
     if imatrix is not None:
         importance = read_imatrix(Path(imatrix), model.config.num_local_experts)
         _require_of_this_model(importance, plan, imatrix)
-    notices = (*checkpoint.notices, *model.notices, *_replaced(plan), *lost(model, "gguf"))
+    notices = (*checkpoint.notices, *model.notices, *_replaced(plan), *missing_in_target(model, "gguf"))
     for notice in (*notices, *(_without(importance, plan, imatrix) if imatrix is not None else ())):
         warnings.warn(notice, stacklevel=2)
     if calibrate is not None:

@@ -43,11 +43,11 @@ def _affine(
     packed: DenseTensor, scales: DenseTensor, biases: DenseTensor, how: Mapping[str, Any], source: str
 ) -> AffineTensor:
     bits, group, mode = how.get("bits"), how.get("group_size"), how.get("mode", "affine")
-    shown = [reprlib.repr(value) for value in (mode, bits, group)]
+    given = [reprlib.repr(value) for value in (mode, bits, group)]
     whole = isinstance(bits, int) and isinstance(group, int)
     if not whole or mode != "affine" or bits not in BITS or group not in GROUP_SIZES:
         raise ConfigError(
-            f"{source}: {packed.name} has mode={shown[0]}, bits={shown[1]}, group_size={shown[2]}: supported are "
+            f"{source}: {packed.name} has mode={given[0]}, bits={given[1]}, group_size={given[2]}: supported are "
             f"mode 'affine', bits {', '.join(map(str, BITS))} and groups of {', '.join(map(str, GROUP_SIZES))}"
         )
     shape = (packed.shape[0], scales.shape[-1] * group) if len(packed.shape) == len(scales.shape) == 2 else (0, 0)

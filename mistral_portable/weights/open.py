@@ -10,7 +10,7 @@ from pathlib import Path
 from mistral_portable.errors import CheckpointError
 from mistral_portable.weights.archive import is_tar, is_zip
 from mistral_portable.weights.gguf import open_gguf, part_names
-from mistral_portable.weights.quantize_on_read import BlockMaker, plain_blocks, quantized, require_quantizable
+from mistral_portable.weights.quantize_on_read import BlockMaker, gguf_blocks, quantized, require_quantizable
 from mistral_portable.weights.raw import is_consolidated, open_raw, open_raw_tar
 from mistral_portable.weights.safetensors import INDEX, open_safetensors, weight_files
 from mistral_portable.weights.source import Checkpoint, map_file
@@ -27,7 +27,7 @@ def open_checkpoint(
     *,
     revision: str | None = None,
     quantize: str | None = None,
-    make: BlockMaker = plain_blocks,
+    make: BlockMaker = gguf_blocks,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Checkpoint:
     """Open a checkpoint lazily: files are mapped and their headers checked, weights are read when asked for.

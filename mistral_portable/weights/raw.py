@@ -13,7 +13,7 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.tokenizer.source import TokenizerFile
 from mistral_portable.weights.archive import is_zip, tar_members
-from mistral_portable.weights.experts import apart
+from mistral_portable.weights.experts import split_experts
 from mistral_portable.weights.fp8 import fp8_tensors
 from mistral_portable.weights.hf_quantized import UNPACKED
 from mistral_portable.weights.joined import JoinedTensor
@@ -92,7 +92,7 @@ def _open(path: Path, params: bytes, weights: Mapping[str, Buffer], tokenizer: T
         raise CheckpointError(
             f"{path}: several checkpoints: {', '.join(weights)}; give the path of the one that shall be read"
         )
-    tensors, notices = _united(apart(stored, config.num_local_experts, str(path)), config, str(path))
+    tensors, notices = _combine_fp8(split_experts(stored, config.num_local_experts, str(path)), config, str(path))
     tensors = {name: half_split(tensor, config) for name, tensor in tensors.items()}
     return Checkpoint(path, "raw", config, tensors, tokenizer, notices, metadata)
 
@@ -114,7 +114,7 @@ def _safetensors(path: Path, weights: Mapping[str, Buffer]) -> tuple[dict[str, T
 _FP8 = {"F8_E4M3": PACKED_INTEGERS["F8_E4M3"]}
 
 
-def _united(
+def _combine_fp8(
     stored: Mapping[str, Tensor], config: MistralConfig, source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """FP8 matrices put together with their scales, as `params.json` announces them."""

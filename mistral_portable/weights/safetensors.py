@@ -9,8 +9,8 @@ from pathlib import Path
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.tokenizer.source import TokenizerFile
-from mistral_portable.weights.experts import apart
-from mistral_portable.weights.hf_quantized import quantization, unite
+from mistral_portable.weights.experts import split_experts
+from mistral_portable.weights.hf_quantized import combine_packed, quantization
 from mistral_portable.weights.names import from_hf
 from mistral_portable.weights.safetensors_file import PACKED_INTEGERS, read_safetensors
 from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, listing, map_file
@@ -49,7 +49,7 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
                 raise CheckpointError(f"{name!r} is stored twice: in {where[name]} and in {shard}")
             stored[name] = DenseTensor(name, tensor.dtype, tensor.array)
             where[name] = shard
-    tensors, rounded = unite(apart(stored, config.num_local_experts, str(folder)), packed, str(folder))
+    tensors, rounded = combine_packed(split_experts(stored, config.num_local_experts, str(folder)), packed, str(folder))
     tokenizer, missing = _tokenizer(folder)
     return Checkpoint(folder, "safetensors", config, tensors, tokenizer, inferred + rounded + missing, metadata)
 

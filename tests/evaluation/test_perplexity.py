@@ -105,12 +105,12 @@ def test_the_command(tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
     path.write_text(STORY)
     line = ("perplexity", "tiny", str(path), "--context", "64", "--questions", "tiny", "--backend", "numba")
-    shown = invoke(*line)
-    assert shown.status == 0
-    assert shown.out.startswith("perplexity ")
-    assert "right answers: " in shown.out
+    printed = invoke(*line)
+    assert printed.status == 0
+    assert printed.out.startswith("perplexity ")
+    assert "right answers: " in printed.out
     report = json.loads(invoke(*line, "--json").out)
-    assert f"perplexity {report['perplexity']:.4f} +/- {report['error']:.4f}" in shown.out
+    assert f"perplexity {report['perplexity']:.4f} +/- {report['error']:.4f}" in printed.out
     assert report["answers"]["total"] == 216
     assert (report["context"], report["backend"]) == (64, "numba")
 

@@ -156,8 +156,9 @@ def test_a_repository_of_mistrals_own_files(
     assert raw["tokenizer"] == "tekken.json"
     size = len(repositories["some/raw"]["consolidated.safetensors"])
     assert downloaded(raw) == ["some/raw", size, size]
-    asked = {get.partition("/resolve/")[0] + ":" + Path(get).name for method, get, _ in hub.requests if method == "GET"}
-    assert {name for name in asked if "consolidated" in name} == {
+    gets = [get for method, get, _ in hub.requests if method == "GET"]
+    requested = {get.partition("/resolve/")[0] + ":" + Path(get).name for get in gets}
+    assert {name for name in requested if "consolidated" in name} == {
         "/some/raw:consolidated.safetensors",
         "/some/both:consolidated.safetensors",
         "/some/torch:consolidated.00.pth",
