@@ -3,6 +3,7 @@
 import json
 from math import exp, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mistral_portable as mp
-from mistral_portable.errors import InputError
+from mistral_portable.errors import InputError, NumericsError
 from mistral_portable.evaluation import accuracy, read_questions
 
 STORY = "Once upon a time, there was a kind girl named Jane. Jane loved a black ring. The ring was new. " * 8
@@ -73,6 +74,20 @@ def test_contexts_that_make_no_sense(tiny: mp.Model, context: int) -> None:
 def test_ids_outside_the_vocabulary(tiny: mp.Model, token: int) -> None:
     with pytest.raises(InputError, match=f"token id {token} is outside the vocabulary of 1024"):
         mp.perplexity(tiny, [1, 2, token, 3], context=4)
+
+
+def test_logits_that_are_not_finite_are_neither_scored_nor_counted_as_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    with mp.load("tiny", backend="reference") as model:
+        step = model.program.step
+
+        def broken(*args: Any) -> Any:
+            return {"logits": np.full_like(step(*args)["logits"], np.nan)}
+
+        monkeypatch.setattr(model.program, "step", broken)
+        with pytest.raises(NumericsError, match="not finite"):
+            mp.perplexity(model, STORY, context=64)
+        with pytest.raises(NumericsError, match="not finite"):
+            accuracy(model, read_questions()[:1])
 
 
 def test_the_embedded_model_knows_its_answers(tiny: mp.Model) -> None:
