@@ -1,4 +1,4 @@
-"""Repositories that mlx-lm quantized: `config.json` says how, and a matrix is three tensors."""
+"""Repositories quantized by mlx-lm: `config.json` has the settings, and a matrix is three tensors."""
 
 import reprlib
 from collections.abc import Mapping
@@ -13,10 +13,11 @@ __all__ = ["affine_tensors"]
 
 
 def affine_tensors(tensors: Mapping[str, Tensor], quantization: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """Put `X.weight`, `X.scales` and `X.biases` together where all three are there; the rest stays as it is.
+    """Combine a packed `X.weight` with its `X.scales` and `X.biases`; other tensors stay as they are.
 
-    `quantization`, of `config.json`, is `{"group_size": 64, "bits": 4}`; a module that differs has its own such
-    object there, by its name. Raises ConfigError for what it cannot be, CheckpointError for shapes that do not fit.
+    quantization: settings from `config.json`, such as `{"group_size": 64, "bits": 4}`, which may hold objects with
+    other settings for single modules, by name. Raises ConfigError for unsupported settings, CheckpointError for parts
+    that are missing or do not fit.
     """
     own = {from_hf(f"{name}.weight"): value for name, value in quantization.items() if isinstance(value, Mapping)}
     made: dict[str, Tensor] = {}

@@ -20,16 +20,16 @@ __all__ = ["INDEX", "open_safetensors", "tokenizer_name", "weight_files"]
 
 INDEX = "model.safetensors.index.json"
 _KINDS = ("mistral", "ministral", "ministral3", "mixtral")
-"""Of `model_type`; in models that see as well, it is the text's."""
+"""Supported values of `model_type`; for multimodal models that of `text_config`."""
 
 
 def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
-    """Open an HF folder, or with `file` only that weight file and the `config.json` beside it.
+    """Open an HF folder: `config.json` and its safetensors files. file: the only weight file to read.
 
-    Without an index all `*.safetensors` but `consolidated*` (Mistral's own names) are read.
+    Without an index all `*.safetensors` files are read except `consolidated*`, Mistral's own.
 
-    Raises CheckpointError for missing shards, corrupt files and tensors stored twice; ConfigError for a config
-    that is no plain Mistral's.
+    Raises CheckpointError for missing shards, corrupt files and tensors stored twice; ConfigError for models of other
+    architectures.
     """
     config, inferred = _config(folder / "config.json")
     packed = quantization(config, str(folder))
@@ -55,7 +55,7 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The `*.safetensors` files of a folder, without Mistral's own `consolidated*`."""
+    """The `*.safetensors` files of a folder, without Mistral's own `consolidated*`, sorted."""
     return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
 
 
@@ -108,7 +108,7 @@ def _tokenizer(folder: Path) -> tuple[TokenizerFile | None, tuple[str, ...]]:
 
 
 def tokenizer_name(names: Collection[str]) -> str | None:
-    """Of the files in a folder `tekken.json`, else the last `tokenizer.model*`: v3 before v1."""
+    """The tokenizer file among the names in a folder: `tekken.json`, else the last `tokenizer.model*` (v3, not v1)."""
     if "tekken.json" in names:
         return "tekken.json"
     return max((name for name in names if name.startswith("tokenizer.model")), default=None)

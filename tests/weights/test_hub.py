@@ -254,7 +254,7 @@ def test_a_file_that_is_not_what_the_hub_says(
     with Hub({"some/hf": files | {file: damaged}}, hashes={file: hash_of(file, files[file])}) as hub:
         (answer,) = open_all(["some/hf"], tmp_path, hub.url)
         assert answer.get("error") == "CheckpointError"
-        assert f"{file}: what was downloaded is damaged" in answer["message"]
+        assert f"{file}: the download is damaged" in answer["message"]
     with Hub({"some/hf": files}) as hub:
         (later,) = open_all(["some/hf"], tmp_path, hub.url)
         assert later["format"] == "safetensors"
