@@ -1,4 +1,4 @@
-"""Mistral's own format: `params.json`, `consolidated.safetensors` and the tokenizer file."""
+"""Writes Mistral's own format: `params.json`, `consolidated.safetensors` and the tokenizer file."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ __all__ = ["plan_raw", "write_raw"]
 
 
 def plan_raw(source: Source) -> list[Part]:
-    """All parameters as floats under Mistral's names, q and k rows for interleaved RoPE."""
+    """The tensors of a raw checkpoint: all parameters as floats under Mistral's names, q and k rows interleaved."""
     return [
         float_part(to_raw(name), interleaved(tensor, source.config), source.float_type(tensor))
         for name, tensor in source.tensors.items()
