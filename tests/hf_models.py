@@ -6,8 +6,8 @@ import torch
 import transformers
 
 from mistral_portable.config import MistralConfig
+from mistral_portable.config.hf import rope_to_hf
 from mistral_portable.graph import build
-from mistral_portable.rope_scaling import rope_to_hf
 from mistral_portable.testing import random_weights
 
 __all__ = ["has_class", "hf_model"]

@@ -1,4 +1,4 @@
-"""Checkpoints from one format into another: `convert`."""
+"""Converting checkpoints from one format into another: `convert`."""
 
 from mistral_portable.conversion.convert import FORMATS, convert
 

@@ -1,4 +1,4 @@
-"""The chat template of a Hugging Face folder."""
+"""Reads the chat template of a Hugging Face folder."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,9 @@ __all__ = ["chat_template"]
 
 
 def chat_template(folder: Path | None) -> str | None:
-    """The Jinja text in `chat_template.jinja` or `tokenizer_config.json`, of several named ones the default, or None.
+    """The Jinja text in `chat_template.jinja` or `tokenizer_config.json`; None if there is none or it is unreadable.
 
-    It is carried over, never run. A file that is no text or no JSON holds none.
+    If there are several templates, the one named "default". The text is copied, never run.
     """
     if folder is None:
         return None

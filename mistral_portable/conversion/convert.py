@@ -1,4 +1,4 @@
-"""convert(): a checkpoint of any format, written in another, a tensor at a time, all of it or nothing."""
+"""convert(): writes a checkpoint in another format, a tensor at a time; the result appears when it is complete."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from typing import Literal
 from mistral_portable.config import Window
 from mistral_portable.conversion.gguf import plan_gguf, write_gguf
 from mistral_portable.conversion.hf import plan_hf, plan_mlx, write_hf, write_mlx
-from mistral_portable.conversion.model import Source, lost, prepare
+from mistral_portable.conversion.model import Source, missing_in_target, prepare
 from mistral_portable.conversion.parts import FLOATS, Part, Progress, is_float, reporter
 from mistral_portable.conversion.raw import plan_raw, write_raw
 from mistral_portable.conversion.target import placed, require_apart, require_free
@@ -26,7 +26,7 @@ FORMATS: dict[str, tuple[Plan, Write]] = {
     "raw": (plan_raw, write_raw),
     "mlx": (plan_mlx, write_mlx),
 }
-"""Name -> what will be written, and the writing: of a folder, or of a file if it is "gguf"."""
+"""Functions by format: one plans the arrays to write, the other writes them into a folder, or a file for "gguf"."""
 
 
 def convert(
@@ -42,16 +42,20 @@ def convert(
 ) -> Path:
     """Write a checkpoint in another format, with its tokenizer, chat template and config; returns the destination.
 
-    source: as for `load`. destination: a folder, for "gguf" a file; its parents are made. to: "hf", "gguf", "raw" or
-    "mlx". dtype: "float32", "float16" or "bfloat16" for all weights; by default floats keep their type and bits, and
-    packed weights that the format cannot hold are unpacked to float32, in which nothing is rounded. window: as for
-    `load`, for the config that is written. overwrite: replace a destination that is a checkpoint. progress: called as
-    (what, bytes done, in total).
+    source: a model, in every form that `load` takes.
+    destination: a folder, or a file for "gguf"; missing parent folders are created.
+    to: "hf", "gguf", "raw" or "mlx".
+    dtype: "float32", "float16" or "bfloat16" for all weights. By default floats keep their type and bits, and packed
+    weights that the format cannot hold are unpacked to float32, which is exact.
+    window: the window of the written config, as for `load`.
+    overwrite: replace the destination if it is a checkpoint.
+    revision: branch, tag or commit of a hub repository.
+    progress: called as (what, bytes done, bytes in total).
 
-    Memory: one tensor. The destination appears when it is complete: until then all is in a folder beside it that ends
-    in ".partial", and that is removed if anything fails. Things that the user should know are issued as warnings.
+    Memory: one tensor. Everything is written into a folder beside the destination that ends in ".partial", and moved
+    when it is complete; the folder is removed on errors. Notices for the user are issued as warnings.
 
-    Raises MistralPortableError: CheckpointError, ConfigError, InputError or TokenizerError.
+    Raises CheckpointError, ConfigError, InputError or TokenizerError.
     """
     if to not in FORMATS:
         raise InputError(f"to={to!r}: choose one of {', '.join(FORMATS)}")
@@ -66,13 +70,13 @@ def convert(
     plan, write = FORMATS[to]
     parts = plan(model)
     inferred = checkpoint.notices if window == "config" else ()
-    for notice in (*inferred, *model.notices, *_unpacked(model, parts), *lost(model, to)):
+    for notice in (*inferred, *model.notices, *_unpacked(model, parts), *missing_in_target(model, to)):
         warnings.warn(notice, stacklevel=2)
     with placed(destination, to, overwrite) as result:
         if to != "gguf":
             result.mkdir()
         write(result, model, parts, reporter(parts, progress))
-        prepare(open_checkpoint(result), model.config, None)  # what was written loads, whatever the disk did
+        prepare(open_checkpoint(result), model.config, None)  # verifies that the written files load
     return destination
 
 

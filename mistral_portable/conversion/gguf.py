@@ -1,4 +1,4 @@
-"""GGUF files that llama.cpp loads, written by the `gguf` package's writer one tensor at a time."""
+"""Writes GGUF files that llama.cpp loads, with the `gguf` package's writer, one tensor at a time."""
 
 import contextlib
 from collections import Counter, defaultdict
@@ -27,15 +27,20 @@ if TYPE_CHECKING:
 __all__ = ["add_config", "architecture", "plan_gguf", "write_gguf"]
 
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_MIXED = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama.cpp's names of files, for those of types
+# llama.cpp's names of file types that differ from the tensor type.
+_MIXED = {
+    "Q3_K": "Q3_K_M",
+    "Q4_K": "Q4_K_M",
+    "Q5_K": "Q5_K_M",
+}
 _UNUSED, _PAD_SCORE = 5, -10000.0
 _OWN = ("general.architecture", "general.alignment", "general.file_type", "general.quantization_version")
 
 
 def plan_gguf(source: Source) -> list[Part]:
-    """ggml's blocks as they are, other matrices as floats, vectors as float32, which llama.cpp demands.
+    """The tensors of a GGUF file: ggml blocks unchanged, other matrices as floats, vectors as float32.
 
-    The experts of a layer lie in one tensor with three axes.
+    llama.cpp requires float32 vectors, and the experts of a layer in one tensor with three axes.
     """
     tensors: dict[str, Tensor] = {}
     experts: dict[str, list[Tensor]] = defaultdict(list)
@@ -60,10 +65,10 @@ def _part(name: str, tensor: Tensor, source: Source) -> Part:
 def write_gguf(
     path: Path, source: Source, parts: list[Part], progress: Callable[[Part], None], file_type: str | None = None
 ) -> None:
-    """Write one file: metadata and vocabulary, then each tensor as it is read.
+    """Write one file: metadata and vocabulary, then each tensor as it is read. `progress` is called after each.
 
-    file_type: llama.cpp's name of the mixture of types, such as "MOSTLY_Q4_K_M"; by default that of the type that most
-    weights have.
+    file_type: llama.cpp's name of the mixture of types, such as "MOSTLY_Q4_K_M"; by default the name for the type of
+    most weights.
     """
     from gguf import GGMLQuantizationType, GGUFWriter
 
@@ -73,7 +78,7 @@ def write_gguf(
         _add_vocabulary(writer, source)
         for part in parts:
             kind = GGMLQuantizationType[_TYPES.get(part.dtype, part.dtype.upper())]
-            # The element type is asked for only where there is no ggml type.
+            # The writer ignores the NumPy dtype if a ggml type is given.
             writer.add_tensor_info(part.name, part.shape, np.dtype(np.float32), part.nbytes, kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -107,12 +112,12 @@ def _add_metadata(writer: "GGUFWriter", source: Source, parts: list[Part], file_
 
 
 def architecture(config: MistralConfig) -> str:
-    """llama.cpp reads YaRN and the scale of queries of `mistral3` only."""
+    """The GGUF architecture of a model: "mistral3" with YaRN or a query scale, which llama.cpp reads there only."""
     return "mistral3" if config.yarn or config.query_scale else "llama"
 
 
 def add_config(writer: "GGUFWriter", config: MistralConfig, window: Window) -> None:
-    """Everything that the model is, for a writer of its `architecture`; `window` is that of all layers with one."""
+    """Add the hyper-parameters to the metadata. window: that of all layers that have one; None if none has."""
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -125,7 +130,7 @@ def add_config(writer: "GGUFWriter", config: MistralConfig, window: Window) -> N
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_vocab_size(config.vocab_size)
-    # 0, too: it says that there is none, where a reader would otherwise take v0.1's for granted.
+    # 0 (no window) is written, too: without the key a reader would infer the window of 7B v0.1.
     writer.add_sliding_window(window or 0)
     windowed = [own is not None for own in config.layer_windows]
     if len(set(windowed)) > 1:
@@ -137,13 +142,16 @@ def add_config(writer: "GGUFWriter", config: MistralConfig, window: Window) -> N
 
 
 def _add_rope_scaling(writer: "GGUFWriter", config: MistralConfig) -> None:
-    """As llama.cpp's conversion of Mistral's models: a logarithmic multiplier of 1 for an attention factor of 1."""
+    """Add YaRN and the query scale, like llama.cpp's conversion of Mistral's models.
+
+    A logarithmic multiplier of 1 stands for an attention factor of 1. Raises ConfigError for what GGUF cannot express.
+    """
     from gguf import RopeScalingType
 
     yarn, scale = config.yarn, config.query_scale
     lengths = {own.original_max_position_embeddings for own in (yarn, scale) if own}
     if len(lengths) > 1 or (yarn and not yarn.truncate):
-        raise ConfigError("GGUF has one original length, and YaRN's bounds are whole pairs: keep the source")
+        raise ConfigError("GGUF files have one original length, and truncated bounds of YaRN: keep the source")
     for length in lengths:
         writer.add_rope_scaling_orig_ctx_len(length)
     if yarn:
@@ -162,7 +170,7 @@ def _add_rope_scaling(writer: "GGUFWriter", config: MistralConfig) -> None:
 def _add_vocabulary(writer: "GGUFWriter", source: Source) -> None:
     tokenizer = source.checkpoint.tokenizer
     if tokenizer is None:
-        writer.add_tokenizer_model("none")  # llama.cpp then takes token ids only
+        writer.add_tokenizer_model("none")  # llama.cpp then accepts token ids only
         for name, ids in (("bos", [source.config.bos_token_id]), ("eos", source.config.eos_token_ids)):
             for id in ids[:1]:
                 if id is not None and id >= 0:
@@ -200,7 +208,7 @@ def _add_vocabulary(writer: "GGUFWriter", source: Source) -> None:
 
 
 def _padded(vocabulary: GGUFVocabulary, source: Source) -> GGUFVocabulary:
-    """With unused tokens up to the rows of the embedding table, whose number llama.cpp takes from the vocabulary."""
+    """Add unused tokens up to the rows of the embedding table: llama.cpp takes their number from the vocabulary."""
     count, rows = len(vocabulary.tokens), source.config.vocab_size
     if count > rows:
         raise ConfigError(

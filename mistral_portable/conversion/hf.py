@@ -1,4 +1,4 @@
-"""Hugging Face folders, for transformers and, with its additions, for mlx-lm; and the files beside the weights."""
+"""Writes Hugging Face folders, for transformers and for mlx-lm, with the files beside the weights."""
 
 import json
 import shutil
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mistral_portable.config import MistralConfig
+from mistral_portable.config.hf import rope_to_hf
 from mistral_portable.conversion.model import Source
 from mistral_portable.conversion.parts import Part, float_part
 from mistral_portable.conversion.safetensors import write_sharded
 from mistral_portable.errors import ConfigError
-from mistral_portable.rope_scaling import rope_to_hf
 from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
 from mistral_portable.tokenizer.gguf import to_file
 from mistral_portable.tokenizer.load import read_file
@@ -20,7 +20,7 @@ from mistral_portable.weights import AffineTensor
 
 __all__ = ["hf_class", "hf_config", "plan_hf", "plan_mlx", "tokenizer_file", "write_hf", "write_mlx"]
 
-# What a repository may have beside its weights and the tokenizer file, and what other libraries read.
+# Files that a repository may have beside its weights and the tokenizer file, and that other libraries read.
 _BESIDE = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -31,16 +31,16 @@ _BESIDE = (
 )
 
 
-_NO_CLASS = "no class that could read it has both {} and its other positions or windows; convert it to raw"
+_NO_CLASS = "no class of the target library has both {} and its RoPE scaling or windows; convert it to raw"
 
 
 def plan_hf(source: Source) -> list[Part]:
-    """All parameters as floats; packed ones are unpacked."""
+    """The tensors of an HF folder: all parameters as floats; packed ones are unpacked."""
     return [float_part(name, tensor, source.float_type(tensor)) for name, tensor in source.tensors.items()]
 
 
 def plan_mlx(source: Source) -> list[Part]:
-    """MLX's own packed matrices as they are, everything else as floats."""
+    """The tensors of an MLX folder: MLX's own packed matrices unchanged, everything else as floats."""
     parts: list[Part] = []
     for name, tensor in source.tensors.items():
         if isinstance(tensor, AffineTensor) and source.dtype is None:
@@ -63,9 +63,9 @@ def write_hf(folder: Path, source: Source, parts: list[Part], progress: Callable
 
 
 def write_mlx(folder: Path, source: Source, parts: list[Part], progress: Callable[[Part], None]) -> None:
-    """As `write_hf`, with what mlx-lm wants to know: how weights are packed.
+    """Write a folder like `write_hf`, with mlx-lm's settings of packed weights in `config.json`.
 
-    Its class for Mistral cannot give all layers a window (0.32: it looks for a full one among `layer_types`).
+    mlx-lm 0.32 cannot give all layers a window: its class for Mistral looks for a full layer among `layer_types`.
     """
     config = hf_config(source, "mlx")
     if any(part.dtype == "uint32" for part in parts):
@@ -76,7 +76,7 @@ def write_mlx(folder: Path, source: Source, parts: list[Part], progress: Callabl
 
 
 def tokenizer_file(source: Source) -> tuple[str, bytes] | None:
-    """The name and content of the tokenizer file, with its version in the name, or None if there is none."""
+    """The name, which includes the version, and the content of the tokenizer file; None if there is none."""
     tokenizer = source.checkpoint.tokenizer
     if tokenizer is None:
         return None
@@ -84,7 +84,7 @@ def tokenizer_file(source: Source) -> tuple[str, bytes] | None:
 
 
 def hf_config(source: Source, format: str) -> dict[str, Any]:
-    """The `config.json` of "hf" or "mlx". Raises ConfigError for what has no class there."""
+    """The `config.json` of the format "hf" or "mlx". Raises ConfigError if the library has no class for the model."""
     dtype = source.common_type
     kind, architecture = _class(source, format)
     config = {
@@ -105,7 +105,7 @@ def hf_config(source: Source, format: str) -> dict[str, Any]:
 
 
 def _class(source: Source, format: str) -> tuple[str, str]:
-    """As `hf_class`; mlx-lm has the same `model_type`s, and windows of layers in more of them."""
+    """`model_type` and class for a format. mlx-lm has those of transformers, and layer windows in more of them."""
     config, mixed = source.config, source.windowed is not None
     if format == "mlx":
         if config.yarn and not (
@@ -119,9 +119,9 @@ def _class(source: Source, format: str) -> tuple[str, str]:
 
 
 def hf_class(config: MistralConfig, mixed: bool, source: str) -> tuple[str, str]:
-    """transformers' `model_type` and class of a model; mixed: only some of its layers have a window.
+    """transformers' `model_type` and class for a model. mixed: only some of its layers have a window.
 
-    Raises ConfigError, which begins with `source`, if it has none.
+    Raises ConfigError, which begins with `source`, if there is no class for it.
     """
     if config.num_local_experts:
         if mixed or config.query_scale:
@@ -135,7 +135,7 @@ def hf_class(config: MistralConfig, mixed: bool, source: str) -> tuple[str, str]
 
 
 def _quantization(source: Source) -> dict[str, Any]:
-    """What most packed matrices have, and by its name what another has."""
+    """mlx-lm's settings: bits and group size of most packed matrices, and, by module, those that differ."""
     how = {
         name.removesuffix(".weight"): (tensor.group_size, tensor.bits)
         for name, tensor in source.tensors.items()
@@ -147,7 +147,7 @@ def _quantization(source: Source) -> dict[str, Any]:
 
 
 def _write_beside(folder: Path, source: Source) -> None:
-    """The tokenizer file and its settings, with the names under which transformers looks for them."""
+    """Write the tokenizer file and its settings under the names that transformers looks for."""
     for name in _BESIDE if source.folder else ():
         path = source.checkpoint.path / name
         if path.is_file():
@@ -164,7 +164,7 @@ def _write_beside(folder: Path, source: Source) -> None:
         (folder / tokenizer.path.name).unlink()
     name, content = file
     (folder / name).write_bytes(content)
-    # mistral-common's tokenizer, which transformers then runs: the same ids as here.
+    # transformers then uses mistral-common's tokenizer, which gives the same ids as this package.
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "MistralCommonBackend"})
 
 

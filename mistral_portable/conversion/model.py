@@ -1,4 +1,4 @@
-"""What is converted: a checkpoint's config and parameters, checked, with what the user asked for applied."""
+"""Source: a checkpoint's config and parameters, checked and with the user's options applied, ready to be converted."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,10 +12,10 @@ from mistral_portable.errors import ConfigError
 from mistral_portable.graph import build
 from mistral_portable.weights import Checkpoint, Tensor
 
-__all__ = ["Source", "lost", "prepare"]
+__all__ = ["Source", "missing_in_target", "prepare"]
 
 _WINDOWLESS = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
-"""Formats whose usual reader attends to all tokens, whatever the file says (llama-cpp-python 0.3.36, mlx-lm 0.32)."""
+"""Formats whose usual reader ignores attention windows (llama-cpp-python 0.3.36, mlx-lm 0.32), and the reader."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Source:
     checkpoint: Checkpoint
     config: MistralConfig
     tensors: Mapping[str, Tensor]
-    """The parameters of the graph, by HF name; nothing else."""
+    """The parameters of the graph by HF name, without other tensors of the checkpoint."""
     dtype: str | None
-    """The float type that the user wants; None: as stored, and float32 for what must be unpacked."""
+    """The requested float type; None: the stored type, and float32 for weights that must be unpacked."""
     notices: tuple[str, ...]
 
     def float_type(self, tensor: Tensor) -> str:
-        """The type in which a tensor's floats are written.
+        """The float type in which a tensor is written.
 
-        GGUF files have all vectors in float32: they become what the matrices are, where that is the same.
+        GGUF files store all vectors in float32: these get the type of the matrices if no value changes.
         """
         if self.dtype or not is_float(tensor):
             return self.dtype or "float32"
@@ -43,7 +43,7 @@ class Source:
 
     @property
     def common_type(self) -> str:
-        """The float type in which most of the matrices' numbers are written."""
+        """The float type in which most weights of the matrices are written."""
         sizes: Counter[str] = Counter()
         for tensor in self.tensors.values():
             if len(tensor.shape) == 2:
@@ -52,11 +52,11 @@ class Source:
 
     @property
     def folder(self) -> Path | None:
-        """Where the files of a Hugging Face repository lie beside the weights."""
+        """The folder of a Hugging Face repository, with its other files; None for other formats."""
         return self.checkpoint.path if self.checkpoint.format == "safetensors" else None
 
     def one_window(self, format: str) -> Window:
-        """The window of all layers that have one; ConfigError if there are several, which `format` cannot say."""
+        """The window of all layers that have one; None if none has. Raises ConfigError if the windows differ."""
         windows = set(self.config.layer_windows) - {None}
         if len(windows) > 1:
             raise ConfigError(
@@ -67,23 +67,24 @@ class Source:
 
     @property
     def windowed(self) -> tuple[bool, ...] | None:
-        """Of each layer whether it has the window; None if all are alike."""
+        """Whether each layer has a window; None if all layers are alike."""
         flags = tuple(window is not None for window in self.config.layer_windows)
         return flags if len(set(flags)) > 1 else None
 
 
 def prepare(checkpoint: Checkpoint, config: MistralConfig, dtype: str | None) -> Source:
-    """Check that the tensors are those of a causal language model. `config` is the checkpoint's, or a changed one.
+    """Check that a checkpoint holds all parameters of a causal language model, and drop its other tensors.
 
-    Raises CheckpointError, which names what is missing or does not fit.
+    config: the checkpoint's, or a changed one. dtype: the float type to write; None keeps the stored types.
+    Raises CheckpointError, which names the tensors that are missing or do not fit.
     """
     graph = build(config)
     check_tensors(graph, checkpoint.tensors, str(checkpoint.path))
     tensors = {name: checkpoint.tensors[name] for name in graph.tensors}
     notices = []
     if others := sorted(checkpoint.tensors.keys() - tensors.keys()):
-        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        notices.append(f"{len(others)} tensors that are no parameters of the language model are left out: {shown}.")
+        listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        notices.append(f"{len(others)} tensors that are no parameters of the language model are left out: {listed}.")
     rounded = sorted({tensor.dtype for tensor in tensors.values()} - {dtype})
     if rounded and dtype not in (None, "float32"):
         notices.append(f"weights stored as {', '.join(rounded)} are rounded to {dtype}.")
@@ -91,11 +92,11 @@ def prepare(checkpoint: Checkpoint, config: MistralConfig, dtype: str | None) ->
     return Source(checkpoint, config, tensors, dtype, tuple(notices))
 
 
-def lost(model: Source, to: str) -> Iterator[str]:
-    """Notices of what a file of the format `to`, or its usual reader, will lack."""
+def missing_in_target(model: Source, to: str) -> Iterator[str]:
+    """Notices of what the converted file lacks: its tokenizer, or an attention window that its usual reader ignores."""
     if model.checkpoint.tokenizer is None:
         yield f"{model.checkpoint.path} has no tokenizer that can be carried over."
-    applied = to == "mlx" and model.windowed  # of the llama classes, which know `layer_types`, mlx-lm's does
+    applied = to == "mlx" and model.windowed  # mlx-lm applies windows if its config has `layer_types`
     window = model.one_window(to) if to in _WINDOWLESS and not applied else None
     if window is not None:
         yield (

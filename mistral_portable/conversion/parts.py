@@ -1,4 +1,4 @@
-"""What a target file will hold, planned before anything is read: arrays under their names, read one at a time."""
+"""Part: an array of the file to write, planned before it is read; arrays are read one at a time."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -26,18 +26,18 @@ __all__ = [
 ]
 
 Progress = Callable[[str, int, int], None]
-"""(what, done, in total), in any unit."""
+"""Called as (what, done, in total), in any unit."""
 
 FLOATS = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""Names of the float types and their bytes."""
+"""The float types, and their sizes in bytes."""
 
 _STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
-_SLICE = 2**20  # numbers that are unpacked and rounded at a time
+_SLICE = 2**20  # weights that are unpacked and rounded at a time
 
 
 @dataclass(frozen=True)
 class Part:
-    """An array of a file: `read` gives it, of `nbytes` bytes, and `tensor` is what it is read from."""
+    """An array of the file to write. read: returns it, `nbytes` bytes. tensor: the source that it is read from."""
 
     name: str
     dtype: str
@@ -49,7 +49,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class StackedTensor:
-    """Matrices of one shape and type, such as a layer's experts, as one tensor with three axes."""
+    """Matrices of one shape, such as a layer's experts, stacked as one tensor with three axes."""
 
     name: str
     tensors: tuple[Tensor, ...]
@@ -74,7 +74,7 @@ class StackedTensor:
 
 
 def block_part(name: str, tensor: Tensor) -> Part | None:
-    """ggml's blocks as they are; None of a tensor that is not, or not only, of blocks of one type."""
+    """A part that copies ggml blocks unchanged; None for tensors that are not all in blocks of one type."""
     if isinstance(tensor, BlockTensor):
         return Part(name, tensor.dtype, tensor.shape, tensor.nbytes, tensor.blocks, tensor)
     if not isinstance(tensor, StackedTensor) or len({one.dtype for one in tensor.tensors}) > 1:
@@ -88,7 +88,7 @@ def block_part(name: str, tensor: Tensor) -> Part | None:
 
 
 def float_part(name: str, tensor: Tensor, dtype: str) -> Part:
-    """The values of a tensor in a float type, bfloat16 as uint16: the stored bits where it is of that type already."""
+    """A part with the values of a tensor in a float type, bfloat16 as uint16; stored bits if the type is the same."""
     return Part(name, dtype, tensor.shape, prod(tensor.shape) * FLOATS[dtype], lambda: _floats(tensor, dtype), tensor)
 
 
@@ -98,13 +98,13 @@ def is_float(tensor: Tensor) -> bool:
 
 
 def narrowest(tensor: Tensor, dtype: str) -> str:
-    """`dtype` if the tensor's values are the same in it, else the tensor's own type."""
+    """`dtype` if it represents all values of the tensor exactly, else the tensor's own type."""
     exact = np.array_equal(_widened(_floats(tensor, dtype), dtype), tensor.numpy(), equal_nan=True)
     return dtype if exact else tensor.dtype
 
 
 def forget(tensor: Any) -> None:
-    """Give back the pages of the file that a tensor is read from: arrays in its fields, and those of its tensors."""
+    """Release the mapped pages that a tensor was read from: of all arrays in its fields, recursively."""
     for value in (getattr(tensor, field.name) for field in dataclasses.fields(tensor)):
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, np.ndarray):
@@ -114,7 +114,7 @@ def forget(tensor: Any) -> None:
 
 
 def reporter(parts: Sequence[Part], progress: Progress | None) -> Callable[[Part], None]:
-    """What a writer calls after each part: it tells `progress` the bytes that are written."""
+    """A function for a writer to call after each part, which reports the bytes written so far to `progress`."""
     done, total = 0, sum(part.nbytes for part in parts)
 
     def report(part: Part) -> None:
@@ -135,14 +135,14 @@ def _floats(tensor: Tensor, dtype: str) -> NDArray[Any]:
         return tensor.raw()
     out, rows = np.empty(tensor.shape, _STORED[dtype]), rows_of(tensor)
     step = max(1, _SLICE * len(out) // out.size)
-    with np.errstate(over="ignore", invalid="ignore"):  # infinite is what float16 makes of what it cannot hold
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float16 become infinite
         for part in (slice(begin, begin + step) for begin in range(0, len(out), step)):
             out[part] = _rounded(rows(part), dtype)
     return out
 
 
 def rows_of(tensor: Tensor) -> Callable[[slice], NDArray[np.float32]]:
-    """A range of a tensor's rows in float32; only that range is unpacked where the layout allows it."""
+    """A function that reads a range of a tensor's rows in float32; if the layout allows, it unpacks only that range."""
     if isinstance(tensor, DenseTensor):
         return lambda part: tensor.rows(part).numpy()
     if isinstance(tensor, BlockTensor):

@@ -1,4 +1,4 @@
-"""Safetensors files, written one tensor at a time."""
+"""Writes safetensors files, one tensor at a time."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from mistral_portable.conversion.parts import Part, forget
 __all__ = ["write_safetensors", "write_sharded"]
 
 _CODES = {"float32": ("F32", 4), "uint32": ("U32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
-_SHARD = 5 * 10**9  # bytes, as transformers and mlx-lm divide
+_SHARD = 5 * 10**9  # bytes; transformers and mlx-lm use the same limit
 
 
 def write_safetensors(
@@ -18,7 +18,7 @@ def write_safetensors(
     """Write one file: the header, then each part as it is read. `progress` is called after each."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
-    # Wide types first: so each array is aligned to its type, as readers that map the file want it.
+    # Wide types first, so that each array is aligned to its type for readers that map the file.
     ordered = sorted(parts, key=lambda part: -_CODES[part.dtype][1])
     for part in ordered:
         header[part.name] = {
@@ -40,7 +40,7 @@ def write_safetensors(
 def write_sharded(
     folder: Path, parts: Sequence[Part], metadata: Mapping[str, str], progress: Callable[[Part], None]
 ) -> None:
-    """Write `model.safetensors`, or shards of up to 5 GB and, after them, their index."""
+    """Write `model.safetensors`, or shards of up to 5 GB and then their index. `progress` is called after each part."""
     shards: list[list[Part]] = [[]]
     for part in parts:
         if shards[-1] and sum(other.nbytes for other in shards[-1]) + part.nbytes > _SHARD:

@@ -1,4 +1,4 @@
-"""Where a conversion's result comes to be: beside its place, and into it when it is complete."""
+"""The destination of a conversion: checks it, and moves the result there when it is complete."""
 
 import shutil
 import uuid
@@ -14,11 +14,11 @@ __all__ = ["placed", "require_apart", "require_free"]
 
 @contextmanager
 def placed(destination: Path, to: str, overwrite: bool) -> Iterator[Path]:
-    """A path for the block to write to, in a new folder beside the destination that ends in ".partial".
+    """A context with a path to write to, in a new folder beside the destination that ends in ".partial".
 
-    After the block it is renamed into place, as renaming within a file system is atomic. If anything fails the folder
-    is removed, and what was at the destination is there still. Raises InputError as `require_free`, and
-    CheckpointError if the block raises OSError.
+    After the block the result is renamed into place, which is atomic within a file system. On errors the folder is
+    removed, and the destination is left unchanged. Raises InputError if `require_free` does or if nothing can be
+    written there, and CheckpointError if the block raises OSError.
     """
     with _staging(destination) as staging:
         result = staging / destination.name
@@ -28,14 +28,14 @@ def placed(destination: Path, to: str, overwrite: bool) -> Iterator[Path]:
 
 
 def require_apart(destination: Path, checkpoint: Checkpoint) -> None:
-    """InputError if the destination is the source, or holds it."""
+    """Raise InputError if the destination is the source, or contains it."""
     source = checkpoint.path.resolve()
     if destination.exists() and destination.resolve() in (source, *source.parents):
         raise InputError(f"{destination} holds the source; choose another destination")
 
 
 def require_free(destination: Path, to: str, overwrite: bool) -> None:
-    """InputError if something is there; with `overwrite` only if it is no checkpoint of the format `to`."""
+    """Raise InputError if the destination exists; with `overwrite` only if it is no checkpoint of the format `to`."""
     if not destination.exists() and not destination.is_symlink():
         return
     if not overwrite:
@@ -55,7 +55,7 @@ def _is_gguf(path: Path) -> bool:
 
 
 def _is_checkpoint_folder(path: Path) -> bool:
-    """Whether it has a config and weights: many a folder of another kind has a config.json."""
+    """Whether a folder has a config and weights: other kinds of folders may have a config.json, too."""
     names = {entry.name for entry in path.iterdir() if entry.is_file()} if path.is_dir() else set()
     return bool(names & {"config.json", "params.json"}) and any(
         name.endswith((".safetensors", ".pth", ".pt")) for name in names
@@ -63,7 +63,7 @@ def _is_checkpoint_folder(path: Path) -> bool:
 
 
 def _put(result: Path, destination: Path, replaced: Path) -> None:
-    """Rename into place. A folder cannot be renamed onto another: the old one moves away, and back if that fails."""
+    """Rename into place. A folder cannot replace another by renaming: the old one is moved away, and back on errors."""
     if result.is_file():
         result.replace(destination)
         return

@@ -1,4 +1,4 @@
-"""How well a model does on text that it has not seen: `perplexity`, `accuracy`."""
+"""Measures of a model's quality: `perplexity` on a text, `accuracy` on questions."""
 
 from mistral_portable.evaluation.perplexity import Perplexity, perplexity
 from mistral_portable.evaluation.questions import Accuracy, Question, accuracy, read_questions

@@ -1,4 +1,4 @@
-"""perplexity(): how surprised a model is by a text, counted as llama.cpp's `llama-perplexity` counts it."""
+"""perplexity(): the perplexity of a model on a text, computed like llama.cpp's `llama-perplexity`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,19 @@ from numpy.typing import NDArray
 
 from mistral_portable.cache import Chunk
 from mistral_portable.engine import Model
-from mistral_portable.errors import InputError
+from mistral_portable.errors import InputError, NumericsError
 
 __all__ = ["Perplexity", "perplexity"]
 
-_ROWS = 64  # rows of logits that are made probabilities at a time
+_ROWS = 64  # rows of logits converted to float64 probabilities at a time
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What was measured. loss: nats per token, the mean over `tokens` tokens of `chunks` chunks of `context` tokens.
+    """The result of `perplexity`.
 
-    loss_error: the standard error of that mean, as if tokens were independent.
+    loss: mean negative log-likelihood in nats per scored token. loss_error: the standard error of that mean, as if
+    tokens were independent. tokens: number of scored tokens. chunks: number of chunks. context: tokens per chunk.
     """
 
     loss: float
@@ -31,7 +32,7 @@ class Perplexity:
 
     @property
     def value(self) -> float:
-        """The perplexity, e^loss: 1 if every token was certain, the size of the vocabulary if it was guessed."""
+        """The perplexity, e^loss: 1 if every token was predicted with certainty, vocab_size for uniform predictions."""
         return exp(self.loss) if self.loss < 700 else inf
 
     @property
@@ -49,16 +50,17 @@ def perplexity(
 ) -> Perplexity:
     """Cut a text into chunks of `context` tokens and score the second half of each.
 
-    This is what `llama-perplexity` does, so that figures compare: tokens are those of the whole text; what does not
-    fill a chunk is left out; the first token of each chunk gives way to the begin-of-sequence token; a token in the
-    first half, which sees little, is not scored, and of the others each is scored on all of the chunk before it. A
-    window cuts off what is farther away, as always. Example: 10 tokens t0..t9 and context 4 are the chunks
-    [B t1 t2 t3] and [B t5 t6 t7], with the scores of t3 and of t7; t2, the first of the second half, is only read.
+    The rules are those of `llama-perplexity`, so that figures compare: the whole text is tokenized at once; tokens that
+    do not fill a chunk are left out; the begin-of-sequence token replaces the first token of each chunk; tokens in the
+    first half, which have little context, are not scored; the others are scored given all tokens of the chunk before
+    them, or those within the attention window. Example: 10 tokens t0..t9 and context 4 give the chunks [B t1 t2 t3] and
+    [B t5 t6 t7], in which t3 and t7 are scored; t2, the first token of the second half, is read and not scored.
 
-    text: or its token ids. progress: called as (what, tokens done, in total).
+    text: a text, or its token ids. progress: called as ("perplexity", tokens done, in total).
 
-    Raises InputError for a context that is no even number from 4 to `model.max_context`, for fewer tokens than that,
-    for ids outside the vocabulary, and if logits are not finite.
+    Raises InputError if the context is no even number from 4 to `model.max_context`, if the text has fewer tokens than
+    the context, or for ids outside the vocabulary; NumericsError if logits are not finite; TokenizerError for a text if
+    the model has no tokenizer; and the errors of `Model.step`.
     """
     if not isinstance(context, int) or context < 4 or context % 2 or context > model.max_context:
         raise InputError(f"context={context!r} must be an even number from 4 to {model.max_context}")
@@ -85,7 +87,7 @@ def perplexity(
 
 
 def _losses(model: Model, chunk: Sequence[int], first: int) -> NDArray[np.float64]:
-    """Of the tokens behind positions first .. len(chunk) - 2."""
+    """Negative log-likelihoods, float64, of the tokens at the positions first + 1 .. len(chunk) - 1."""
     size, losses = model.manager.spec.max_chunk, []
     with model.lane() as lane:
         for start in range(0, len(chunk) - 1, size):
@@ -95,7 +97,7 @@ def _losses(model: Model, chunk: Sequence[int], first: int) -> NDArray[np.float6
             for low in range(0, len(rows), _ROWS):
                 part = logits[low : low + _ROWS].astype(np.float64)
                 if not np.isfinite(part).all():
-                    raise InputError("a logit is not finite: the weights are corrupt or the dtype overflowed")
+                    raise NumericsError("a logit is not finite: the weights are corrupt or the dtype overflowed")
                 part -= part.max(1, keepdims=True)
                 targets = [chunk[start + row + 1] for row in rows[low : low + _ROWS]]
                 losses.append(np.log(np.exp(part).sum(1)) - part[np.arange(len(part)), targets])

@@ -1,4 +1,4 @@
-"""accuracy(): how many questions a model answers exactly."""
+"""accuracy(): the number of questions that a model answers exactly."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -7,17 +7,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mistral_portable.engine import Model
-from mistral_portable.errors import InputError
+from mistral_portable.errors import InputError, NumericsError
 
 __all__ = ["Accuracy", "Question", "accuracy", "read_questions"]
 
-_TOGETHER = 4  # questions in a batch, whose logits are held
+_TOGETHER = 4  # questions in a batch: the logits of all their tokens are in memory
 
 
 @dataclass(frozen=True)
 class Question:
-    """messages: a chat that the model answers. answer: the right one. bucket: the kind of question."""
+    """A question. messages: a chat that the model answers. answer: the right answer. bucket: the kind of question."""
 
     messages: Sequence[Mapping[str, Any]]
     answer: str
@@ -26,7 +28,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """right of total questions, in all and by bucket."""
+    """The result of `accuracy`: `right` answers to `total` questions; buckets: (right, total) by kind of question."""
 
     right: int
     total: int
@@ -34,9 +36,9 @@ class Accuracy:
 
 
 def read_questions(path: str | Path = "tiny") -> list[Question]:
-    """Questions from a JSON file: a list of objects with `messages`, `answer` and, perhaps, `bucket`.
+    """Read questions from a JSON file: a list of objects with `messages`, `answer` and, optionally, `bucket`.
 
-    "tiny": those of the embedded model, which it was not trained on. Raises InputError for another file.
+    "tiny": questions for the embedded model, which it was not trained on. Raises InputError for other files.
     """
     place = files("mistral_portable") / "assets/tiny/questions.json" if path == "tiny" else Path(path)
     try:
@@ -47,16 +49,20 @@ def read_questions(path: str | Path = "tiny") -> list[Question]:
             f"{path}: no JSON list of questions with messages and an answer: {type(error).__name__}: {error}"
         ) from error
     if not questions or not all(isinstance(q.answer, str) and isinstance(q.messages, list) for q in questions):
-        raise InputError(f"{path}: no question, or one whose messages are no list or whose answer is no text")
+        raise InputError(f"{path}: no questions, or one whose messages are no list or whose answer is no string")
     return questions
 
 
 def accuracy(
     model: Model, questions: Sequence[Question], *, progress: Callable[[str, int, int], None] | None = None
 ) -> Accuracy:
-    """Count the questions to which the likeliest answer, token by token, is exactly the right one, its end included.
+    """Count the questions whose greedy answer is exactly the right one, including the token that ends it.
 
-    That is so if and only if each token of the right answer is the likeliest after those before it: one step tells.
+    Nothing is generated: the greedy answer is the right one if and only if each of the right answer's tokens is the
+    argmax of the logits after those before it, and one step over prompt and answer gives all of these logits.
+
+    progress: called as ("questions", questions done, in total). Raises TokenizerError if the model has no tokenizer,
+    and NumericsError if logits are not finite.
     """
     right: dict[str, list[bool]] = {}
     for start in range(0, len(questions), _TOGETHER):
@@ -65,6 +71,8 @@ def accuracy(
         answers = [[*model.tokenizer.encode(q.answer, bos=False), model.tokenizer.eos_id] for q in some]
         logits = model.logits([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
         for question, rows, prompt, answer in zip(some, logits, prompts, answers, strict=True):
+            if not np.isfinite(rows).all():
+                raise NumericsError("a logit is not finite: the weights are corrupt or the dtype overflowed")
             exact = rows[len(prompt) - 1 : -1].argmax(-1).tolist() == answer
             right.setdefault(question.bucket, []).append(exact)
         if progress:

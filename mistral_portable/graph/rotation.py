@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from mistral_portable.config import MistralConfig
-from mistral_portable.rope_scaling import QueryScale
+from mistral_portable.config import MistralConfig, QueryScale
 
 __all__ = ["Rotation"]
 

@@ -1,4 +1,4 @@
-"""Checkpoints in fewer bits: `quantize`."""
+"""Writing checkpoints as quantized GGUF files: `quantize`."""
 
 from mistral_portable.quantization.mixtures import MIXTURES
 from mistral_portable.quantization.quantize import quantize

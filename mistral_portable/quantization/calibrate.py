@@ -1,8 +1,9 @@
-"""How much the columns of each matrix matter: mean squares of what they are multiplied with, on some text.
+"""Calibration: the importance of each matrix column, as the mean square of its inputs on a text.
 
-An error e of a weight moves an output by e times its input. Over a text, the mean square of that is e^2 times the mean
-square of the input: so squared errors of column c count by the mean square of input c. llama.cpp calls the table of
-these an importance matrix, and takes them as here, from chunks of 512 tokens that each begin with the first token.
+An error e of a weight changes an output by e times the weight's input. The mean square of this change over a text is
+e^2 times the mean square of the input, so squared errors in column c are weighted by the mean square of input c.
+llama.cpp calls a table of these values an importance matrix and computes it in the same way, from chunks of 512 tokens
+that each begin with the first token of the text.
 """
 
 from dataclasses import replace
@@ -14,7 +15,7 @@ from mistral_portable.boundary import ExecutorOptions, prepare
 from mistral_portable.boundary.registry import select
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.conversion.model import Source
-from mistral_portable.errors import InputError, TokenizerError
+from mistral_portable.errors import InputError, NumericsError, TokenizerError
 from mistral_portable.graph import Graph, build, infer_shapes, verify
 from mistral_portable.graph.passes import drop_dead_nodes
 from mistral_portable.quantization.importance import Importance, relative
@@ -23,15 +24,19 @@ from mistral_portable.tokenizer import load_tokenizer
 __all__ = ["calibrated"]
 
 _CONTEXT = 512
-_STEP_BYTES = 2**28  # of inputs that a step may return
+_STEP_BYTES = 2**28  # limit of the outputs of one step
 
 
 def calibrated(model: Source, path: Path, options: ExecutorOptions) -> Importance:
-    """Of each matrix that is multiplied with.
+    """The importance of the columns of every matrix that a linear or an expert multiplies with, from a text file.
 
-    Example: inputs [3, 0] and [1, 2] have the mean squares [5, 2], and [1.43, 0.57] is returned.
+    Example: a matrix with the inputs [3, 0] and [1, 2] has the mean squares [5, 2] and the importance [1.43, 0.57].
 
-    Raises InputError if the file cannot be read or has no tokens, TokenizerError if the model has no tokenizer.
+    options: `progress`, called as ("calibrating", tokens done, in total), and `threads`, for backends that take it.
+
+    Raises InputError if the file cannot be read or has no tokens, TokenizerError if the model has no tokenizer,
+    NumericsError if the inputs of a matrix are NaN or infinite, and BackendError and CapacityError like
+    `boundary.prepare` and `Program.step`. The program is closed in any case.
     """
     tokens = _tokens(model, path)
     graph, inputs = _with_inputs(build(model.config))
@@ -42,7 +47,10 @@ def calibrated(model: Source, path: Path, options: ExecutorOptions) -> Importanc
     spec = CacheSpec.from_config(model.config, max_context=context, max_chunk=step, max_lanes=1)
     manager = CacheManager(spec)
     squares = {value: np.zeros(int(shapes[value][-1])) for value in set(inputs.values())}
-    program = prepare(select(), graph, model.checkpoint.tensors, spec, options)
+    backend = select()
+    if "threads" not in backend.capabilities.options:  # meant for the quantizer then
+        options = replace(options, threads=None)
+    program = prepare(backend, graph, model.checkpoint.tensors, spec, options)
     try:
         for begin in range(0, len(tokens), max(1, context - 1)):
             lane = manager.open()
@@ -59,13 +67,16 @@ def calibrated(model: Source, path: Path, options: ExecutorOptions) -> Importanc
     try:
         return {name: relative(squares[value]) for name, value in inputs.items()}
     except ValueError as error:
-        raise InputError(f"the model's values on the text are no numbers, its weights are corrupt: {error}") from error
+        raise NumericsError(
+            f"{model.checkpoint.path}: NaN or infinite inputs of its matrices on {path}; its weights are corrupt"
+        ) from error
 
 
 def _with_inputs(graph: Graph) -> tuple[Graph, dict[str, str]]:
-    """The graph whose outputs are the inputs of its linears, and for each of their weights the name of its input.
+    """A graph that outputs the inputs of all its matrices, and the name of the input by that of each matrix.
 
-    Experts' gate and up count by what reaches any of them; what their down projections get is no value of the graph.
+    The gate and up matrices of all experts of a layer share one input. Down matrices of experts are left out, as their
+    inputs are no values of the graph.
     """
     weights = {"linear": slice(1, 2), "moe": slice(2, 4)}
     inputs = {

@@ -1,10 +1,11 @@
-"""Importance matrices as llama.cpp's `llama-imatrix` writes them: GGUF files, and its older `.dat` files.
+"""Reads the importance matrices that llama.cpp's `llama-imatrix` writes: GGUF files, and its older `.dat` files.
 
 GGUF: for each matrix, by its GGUF name, `NAME.in_sum2` float32 [experts or 1, columns], the sums of squared inputs, and
-`NAME.counts` float32 [experts or 1, 1], of how many inputs. Where an expert got none, its columns count alike.
+`NAME.counts` float32 [experts or 1, 1], the number of inputs in each sum. The columns of an expert without inputs all
+have the importance 1.
 
-Older: int32 entries; per entry int32 length and the name, int32 calls, int32 numbers, float32 mean squares times calls;
-then perhaps what it was computed from. Experts' lie behind each other. Little-endian.
+Older, little-endian: int32 number of entries; per entry int32 length and the name, int32 calls, int32 number of values,
+float32 mean squares times calls, one expert after the other; then, optionally, a description of the text.
 """
 
 import struct
@@ -27,14 +28,14 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 
 def read_imatrix(path: Path, experts: int) -> Importance:
-    """The importances in a file, for a model of so many experts in each layer.
+    """The importances in a file, by HF name. experts: the model's number of experts per layer, 0 for a dense model.
 
-    Raises InputError, which names the file, if it is no importance matrix, or a damaged one.
+    Raises InputError, which names the file, if it is no importance matrix or a damaged one.
     """
     found: dict[str, NDArray[np.float32]] = {}
     try:
         data = map_file(path)
-        with np.errstate(all="ignore"):  # what is not finite then is refused
+        with np.errstate(all="ignore"):  # `relative` refuses values that are not finite
             for name, squares in _gguf(path) if data[:4] == b"GGUF" else _older(memoryview(data)):
                 names = expert_names(name, experts) or [from_gguf(name)]
                 if squares.size == 0 or squares.size % len(names):

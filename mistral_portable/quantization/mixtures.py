@@ -1,7 +1,8 @@
-"""Mixtures of types: which matrices get more bits, under llama.cpp's names and by its rules.
+"""Mixtures of quantization types: the type of each matrix, under llama.cpp's names and by its rules.
 
 The rules are those of `llama_tensor_get_type` (llama.cpp, llama-quant.cpp) for the architecture `llama`; a test
-compares the two. Some matrices are few and matter much (values, which query heads share), some come first.
+compares the two. Matrices that are small and sensitive (value projections, which several query heads share) and
+those of the first layers get more bits.
 """
 
 import re
@@ -15,12 +16,16 @@ __all__ = ["MIXTURES", "Mixture", "fitting_type"]
 
 _FLOATS = ("float32", "float16", "bfloat16")
 _RAISED = tuple(f"MOSTLY_{name}" for name in ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M"))
-"""Mixtures whose attention output has q5_k beside 8 experts."""
+"""Mixtures that give the attention output q5_k in models with 8 experts."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where a matrix is. layer: its number, of `layers`. shared: query heads per key/value head."""
+    """The place of a matrix in a model, for the rules.
+
+    layer: index of its layer, of `layers`. shared: query heads per key/value head. calibrated: there is an importance
+    matrix.
+    """
 
     layer: int
     layers: int
@@ -29,21 +34,26 @@ class Site:
 
     @property
     def first_eighth(self) -> bool:
+        """Whether the layer is in the first eighth of the layers."""
         return self.layer < self.layers // 8
 
     @property
     def favoured(self) -> bool:
-        """The first and the last eighth of the layers, and every third between them."""
+        """Whether the layer is in the first or the last eighth of the layers, or is every third between them."""
         return self.first_eighth or self.layer >= 7 * self.layers // 8 or (self.layer - self.layers // 8) % 3 == 2
 
 
 Rule = Callable[[Site], str | None]
-"""The type of a matrix there; None: the mixture's usual one."""
+"""Function that returns the type of the matrix at a site; None for the mixture's usual one."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """usual: the type of most matrices. file_type: llama.cpp's name. The rest are rules for kinds of matrices."""
+    """Types for the matrices of a model.
+
+    usual: the type of most matrices. file_type: llama.cpp's name. output: the type of the output matrix. The others are
+    rules for kinds of matrices, by their GGUF names.
+    """
 
     usual: str
     file_type: str
@@ -53,9 +63,9 @@ class Mixture:
     ffn_down: Rule = lambda site: None
 
     def type_of(self, name: str, config: MistralConfig, calibrated: bool) -> str:
-        """The type of a matrix, by its name in GGUF. calibrated: there is an importance matrix.
+        """The type of a matrix, by its GGUF name. calibrated: there is an importance matrix.
 
-        Where embeddings are tied, their table takes the place of the output matrix.
+        With tied embeddings the embedding table is treated like the output matrix.
         """
         if name == "output.weight" or (name == "token_embd.weight" and config.tie_word_embeddings):
             return self.output
@@ -153,14 +163,14 @@ MIXTURES: dict[str, Mixture] = {
     "bf16": _floats("bfloat16", "MOSTLY_BF16"),
     "f32": _floats("float32", "ALL_F32"),
 }
-"""By llama.cpp's names in lower case, the smallest first."""
+"""Mixtures by llama.cpp's names in lower case, the smallest first."""
 
 _NARROWER = {"q2_k": "q4_0", "q3_k": "q4_0", "iq4_xs": "iq4_nl", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
-"""What takes the place of a type where rows are no whole blocks of 256."""
+"""Replacements, with blocks of 32 columns, for types whose blocks of 256 columns do not fill the rows."""
 
 
 def fitting_type(type: str, columns: int) -> str:
-    """The type, or what llama.cpp takes in its place if rows of so many columns are no whole blocks of it.
+    """The type, or llama.cpp's replacement for it if rows of `columns` numbers are no whole blocks.
 
     >>> fitting_type("q4_k", 512), fitting_type("q4_k", 288), fitting_type("q4_k", 40)
     ('q4_k', 'q5_0', 'float16')

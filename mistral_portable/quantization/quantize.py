@@ -1,4 +1,7 @@
-"""quantize(): a checkpoint as a GGUF file of fewer bits, a range of rows at a time, all of it or nothing."""
+"""quantize(): writes a checkpoint as a quantized GGUF file, a range of rows at a time; the file appears when complete.
+
+Quantization in memory, as a model is loaded, is `weights/quantize_on_read.py`.
+"""
 
 import warnings
 from collections import defaultdict
@@ -13,7 +16,7 @@ from numpy.typing import NDArray
 from mistral_portable.boundary import ExecutorOptions, Quantizer
 from mistral_portable.boundary.registry import select_quantizing
 from mistral_portable.conversion.gguf import plan_gguf, write_gguf
-from mistral_portable.conversion.model import Source, lost, prepare
+from mistral_portable.conversion.model import Source, missing_in_target, prepare
 from mistral_portable.conversion.parts import (
     FLOATS,
     Part,
@@ -36,7 +39,7 @@ from mistral_portable.weights.source import listing
 
 __all__ = ["quantize"]
 
-_CHUNK = 2**24  # numbers that are quantized at a time: 64 MiB in float32
+_CHUNK = 2**24  # weights that are quantized at a time: 64 MiB in float32
 
 
 def quantize(
@@ -54,25 +57,30 @@ def quantize(
 ) -> Path:
     """Write a checkpoint as a GGUF file whose matrices are in ggml blocks; returns the destination.
 
-    source: as for `load`. destination: the file; its parents are made. type: one of MIXTURES, such as "q4_k_m"; a
-    mixture gives some matrices more bits than others, as llama.cpp's of that name. calibrate: a text file (UTF-8); what
-    the model computes from it says how much each column of a matrix matters, and errors there count accordingly.
-    imatrix: a file of llama.cpp's that says so, instead.
-    allow_requantize: also take weights that are quantized already, whose errors then add up. threads: by default the
-    physical cores that this process may use. overwrite: replace a destination that is a GGUF file. progress: called as
-    (what, done, in total).
+    source: a model, in every form that `load` takes.
+    destination: the file to write; missing parent folders are created.
+    type: one of MIXTURES, such as "q4_k_m"; like llama.cpp's mixture of that name, it gives some matrices more bits.
+    calibrate: a text file (UTF-8). The model is run on it, and errors in each column of a matrix are weighted by the
+    mean square of the column's inputs.
+    imatrix: a file of llama.cpp's with such weights, in place of `calibrate`.
+    allow_requantize: accept weights that are already quantized; the errors add up.
+    threads: CPU threads; by default the physical cores that this process may use.
+    overwrite: replace the destination if it is a GGUF file.
+    revision: branch, tag or commit of a hub repository.
+    progress: called as (what, done, in total).
 
-    Vectors stay float32. Memory: a tensor's blocks and 2^24 of its floats. The destination appears when it is complete:
-    until then all is in a folder beside it that ends in ".partial", and that is removed if anything fails. Things that
-    the user should know are issued as warnings.
+    Vectors become float32. Memory: the blocks of one tensor and 2^24 of its floats. The file is written into a folder
+    beside the destination that ends in ".partial", and moved when it is complete; the folder is removed on errors.
+    Notices for the user, such as replaced types, are issued as warnings.
 
-    Raises MistralPortableError: InputError for a bad argument, and for weights that are quantized already;
-    CheckpointError, which names the tensor, for numbers that are not finite; ConfigError, TokenizerError, BackendError.
+    Raises InputError for a bad argument and for weights that are already quantized; CheckpointError, which names the
+    tensor, for weights that are not finite; NumericsError if the model computes NaN on the text; and ConfigError,
+    TokenizerError, BackendError or CapacityError.
     """
     if type not in MIXTURES:
         raise InputError(f"type={type!r}: choose one of {', '.join(MIXTURES)}")
     if calibrate is not None and imatrix is not None:
-        raise InputError("calibrate and imatrix both say how much columns matter: give one of them")
+        raise InputError("calibrate and imatrix both give the importance of columns: give one of them")
     mixture, destination = MIXTURES[type], Path(destination)
     require_free(destination, "gguf", overwrite)
     checkpoint = open_checkpoint(source, revision=revision, progress=progress)
@@ -86,7 +94,7 @@ def quantize(
     if imatrix is not None:
         importance = read_imatrix(Path(imatrix), model.config.num_local_experts)
         _require_of_this_model(importance, plan, imatrix)
-    notices = (*checkpoint.notices, *model.notices, *_replaced(plan), *lost(model, "gguf"))
+    notices = (*checkpoint.notices, *model.notices, *_replaced(plan), *missing_in_target(model, "gguf"))
     for notice in (*notices, *(_without(importance, plan, imatrix) if imatrix is not None else ())):
         warnings.warn(notice, stacklevel=2)
     if calibrate is not None:
@@ -97,7 +105,7 @@ def quantize(
         parts = [choice.part_by(quantizer, importance) for choice in plan]
         with placed(destination, "gguf", overwrite) as result:
             write_gguf(result, model, parts, reporter(parts, progress), mixture.file_type)
-            prepare(open_checkpoint(result), model.config, None)  # what was written loads, whatever the disk did
+            prepare(open_checkpoint(result), model.config, None)  # verifies that the written file loads
     finally:
         quantizer.close()
     return destination
@@ -105,8 +113,11 @@ def quantize(
 
 @dataclass(frozen=True)
 class _Choice:
-    """What becomes of a parameter, or of a layer's experts. names: HF's. part: as it would be written unchanged.
-    wanted: the type by the mixture; type: what fits the matrix."""
+    """The type for one tensor of the file: a parameter, or the matrices of a layer's experts.
+
+    names: HF names of the matrices. part: the tensor written without quantization. wanted: the type by the mixture.
+    type: `wanted`, or its replacement if the rows are no whole blocks of it.
+    """
 
     names: tuple[str, ...]
     part: Part
@@ -115,17 +126,17 @@ class _Choice:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Of the names."""
+        """The stored tensors, one for each of `names`."""
         tensor = self.part.tensor
         return tensor.tensors if isinstance(tensor, StackedTensor) else (tensor,)
 
     @property
     def kept(self) -> bool:
-        """Whether it stays as it is."""
+        """Whether all tensors already have the type, so that they are copied unchanged."""
         return {self.part.dtype, *(tensor.dtype for tensor in self.tensors)} == {self.type}
 
     def part_by(self, quantizer: Quantizer, importance: Importance) -> Part:
-        """The part of the file that will be written."""
+        """The tensor that will be written: quantized, or converted to floats, or `part` if it is kept."""
         if self.kept:
             return self.part
         if self.type in FLOATS:
@@ -152,7 +163,8 @@ def _plan(model: Source, mixture: Mixture, calibrated: bool) -> list[_Choice]:
     plan = []
     for names, part in zip(_names(model), plan_gguf(model), strict=True):
         wanted = fitting = part.dtype
-        if len(part.shape) > 1 and not part.name.endswith("ffn_gate_inp.weight"):  # small, and it decides who computes
+        # The router is not quantized: it is small, and its errors would select other experts.
+        if len(part.shape) > 1 and not part.name.endswith("ffn_gate_inp.weight"):
             wanted = mixture.type_of(part.name, model.config, calibrated)
             fitting = fitting_type(wanted, part.shape[-1])
         plan.append(_Choice(names, part, wanted, fitting))
@@ -160,7 +172,7 @@ def _plan(model: Source, mixture: Mixture, calibrated: bool) -> list[_Choice]:
 
 
 def _names(model: Source) -> list[tuple[str, ...]]:
-    """Of the tensors in each part of `plan_gguf`."""
+    """The HF names of the tensors in each part of `plan_gguf`, in its order."""
     experts: dict[str, list[str]] = defaultdict(list)
     for name in model.tensors:
         if together := stacked_name(name):
@@ -179,7 +191,7 @@ def _require_floats(plan: list[_Choice]) -> None:
 
 
 def _replaced(plan: list[_Choice]) -> Iterator[str]:
-    """Notices of types that do not fit."""
+    """Notices of types that were replaced because they do not fit the rows."""
     for wanted, type in sorted({(choice.wanted, choice.type) for choice in plan if choice.wanted != choice.type}):
         names = [choice.part.name for choice in plan if (choice.wanted, choice.type) == (wanted, type)]
         yield f"{len(names)} matrices ({names[0]}, ...) have rows that are no whole blocks of {wanted}: {type} instead."
@@ -197,7 +209,7 @@ def _require_of_this_model(importance: Importance, plan: list[_Choice], path: st
 
 
 def _without(importance: Importance, plan: list[_Choice], path: str | Path) -> Iterator[str]:
-    """A notice of matrices that are multiplied with and are not in an importance matrix: mostly the output's."""
+    """A notice of matrices without an entry in the importance matrix, usually the output matrix."""
     lacking = [
         choice.part.name
         for choice in plan
@@ -209,7 +221,7 @@ def _without(importance: Importance, plan: list[_Choice], path: str | Path) -> I
 
 
 def _chunks(tensor: Tensor) -> Iterator[DenseTensor]:
-    """Ranges of the rows as floats, whose pages of the file are given back behind them."""
+    """The rows as float tensors, a range at a time; the mapped pages of a range are released after its use."""
     rows, columns = tensor.shape
     step = max(1, _CHUNK // columns)
     parts = [slice(begin, begin + step) for begin in range(0, rows, step)]

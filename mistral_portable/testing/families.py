@@ -5,8 +5,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from mistral_portable.config import MistralConfig, Window
-from mistral_portable.rope_scaling import QueryScale, Yarn
+from mistral_portable.config import MistralConfig, QueryScale, Window, Yarn
 
 __all__ = ["FAMILIES", "shrunk"]
 

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from mistral_portable.config import MistralConfig, Window
+from mistral_portable.config import MistralConfig, QueryScale, Window, Yarn
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import accept_embeddings, select_rows
-from mistral_portable.rope_scaling import QueryScale, Yarn
 from mistral_portable.testing.case import Case
 from mistral_portable.testing.op_cases import op_case
 from mistral_portable.testing.scenario import Feed, Scenario

@@ -6,10 +6,9 @@ import numpy as np
 
 from mistral_portable.boundary import Backend, ExecutorOptions
 from mistral_portable.boundary.binding import check_tensors
-from mistral_portable.config import MistralConfig
+from mistral_portable.config import MistralConfig, QueryScale, Yarn
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import select_rows
-from mistral_portable.rope_scaling import QueryScale, Yarn
 from mistral_portable.testing.case import Case, CheckResult, Oracles, check
 from mistral_portable.testing.op_cases import OP_CASES, op_case
 from mistral_portable.testing.scenario import Feed, Scenario

@@ -1,4 +1,4 @@
-"""Text to token ids and back. mistral-common is the reference, for files and for GGUF's vocabulary alike.
+"""Text to token ids and back, by mistral-common, for tokenizer files and for the vocabularies of GGUF files.
 
 >>> tokenizer = load_tokenizer(TokenizerFile(Path("tokenizer.model.v3")))
 >>> tokenizer.chat([{"role": "user", "content": "Hi"}])

@@ -1,4 +1,4 @@
-"""A conversation, as the ids that mistral-common's chat template makes of it."""
+"""Encodes a conversation with mistral-common's chat template."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def encode_chat(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
 ) -> list[int]:
-    """Return the ids; see `Tokenizer.chat`."""
+    """The ids of a conversation; `Tokenizer.chat` documents messages, tools and errors."""
     _check(messages, tools or ())
     from mistral_common.protocol.instruct.messages import AssistantMessage
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
@@ -38,7 +38,7 @@ def encode_chat(
 
 
 def _check(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse what mistral-common refuses in many words, and images and sounds, which this package cannot read."""
+    """Raise TokenizerError, in one line, for malformed messages and tools, and for images and audio."""
     if not messages:
         raise TokenizerError("the conversation is empty; pass at least one message")
     for index, message in enumerate(messages):
@@ -55,7 +55,7 @@ def _check(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, A
 
 
 def one_line(error: Exception) -> str:
-    """What mistral-common or pydantic found wrong, in one line."""
+    """The message of an error of mistral-common or pydantic, in one line."""
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):

@@ -1,4 +1,4 @@
-"""GGUF's vocabulary, turned back into the tokenizer file that it was made from."""
+"""Rebuilds the tokenizer file from which the vocabulary of a GGUF file was made."""
 
 import json
 import struct
@@ -13,7 +13,7 @@ __all__ = ["is_mistral_chat", "to_file"]
 AGAIN = "convert the model again"
 CONTROL = 3  # gguf.TokenType, whose values are those of sentencepiece's piece types
 
-# The pattern in the tekken.json files of mistral-common's wheel; GGUF stores nothing but a name for it, "tekken".
+# The pattern in the tekken.json files of mistral-common's wheel; GGUF stores only its name, "tekken".
 TEKKEN_PATTERN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -27,15 +27,14 @@ BYTES = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + n): byte for n, byte
 
 
 def is_mistral_chat(chat_template: str | None) -> bool:
-    """Return whether a chat is Mistral's: any other template, such as ChatML, would be answered badly."""
+    """Whether a chat template is Mistral's; with any other, such as ChatML, Mistral's chats would give bad answers."""
     return chat_template is None or "[INST]" in chat_template or chat_template.startswith("mistral-")
 
 
 def to_file(vocabulary: GGUFVocabulary) -> tuple[str, bytes]:
-    """Return the name and the content of the `tokenizer.model.vN` or `tekken.json` with this vocabulary.
+    """The name and the content of the `tokenizer.model.vN` or `tekken.json` file with this vocabulary.
 
-    Raises:
-        TokenizerError: The vocabulary is inconsistent, or of another kind than Mistral's two.
+    Raises TokenizerError if the vocabulary is inconsistent, or neither sentencepiece nor tekken.
     """
     size = len(vocabulary.tokens)
     if len(vocabulary.types) != size:
@@ -66,7 +65,7 @@ def to_file(vocabulary: GGUFVocabulary) -> tuple[str, bytes]:
 def _tekken(tokens: list[str], version: str) -> bytes:
     """Build a tekken.json: all special tokens, then the byte tokens from 0x00 on, then one token per merge.
 
-    A token's place is its rank, which is all that tiktoken needs: GGUF's list of merges follows from it.
+    A token's index is its rank. tiktoken needs nothing else: GGUF's list of merges follows from the ranks.
     """
     if "Ā" not in tokens:
         raise TokenizerError(f"no token for the byte 0x00, so this is no tekken vocabulary; {AGAIN}")
@@ -100,13 +99,13 @@ def _tekken(tokens: list[str], version: str) -> bytes:
 def _sentencepiece(vocabulary: GGUFVocabulary) -> bytes:
     """Build a tokenizer.model: sentencepiece's ModelProto with the fields that encoding and decoding read.
 
-    The field numbers are those of sentencepiece_model.proto. They are written by hand because the protobuf module
+    The field numbers are those of sentencepiece_model.proto. The message is encoded by hand because the protobuf module
     that comes with sentencepiece refuses every protobuf older than the one that generated it.
     """
     size = len(vocabulary.tokens)
     if len(vocabulary.scores) != size:
         raise TokenizerError(f"{size} tokens but {len(vocabulary.scores)} scores; {AGAIN}")
-    if len(set(vocabulary.scores)) == 1:  # gguf.LlamaHfVocab, which knows no scores, writes -1000 everywhere
+    if len(set(vocabulary.scores)) == 1:  # gguf.LlamaHfVocab has no scores and writes -1000 for all
         raise TokenizerError(f"all merge scores are equal, so no text can be encoded; {AGAIN}, with tokenizer.model")
     pieces = b"".join(
         _message(1, _message(1, token) + b"\x15" + struct.pack("<f", score) + _integer(3, kind))

@@ -1,4 +1,4 @@
-"""Open a tokenizer. Every source becomes a file that mistral-common reads: one path for all of them."""
+"""Opens tokenizers. Every source is turned into a file that mistral-common reads, so there is one code path."""
 
 import re
 from pathlib import Path
@@ -15,18 +15,17 @@ __all__ = ["load_tokenizer", "read_file"]
 
 MAX_FILE_BYTES = 256 * 2**20  # the largest real one, tekken_240911.json, has 19 MB
 Mode = Literal["test", "finetuning"]
-RAREST = "\U0010ffff"  # no vocabulary has a token for it: it is encoded byte by byte
+RAREST = "\U0010ffff"  # no vocabulary has a token for it, so it is encoded byte by byte
 
 
 def load_tokenizer(source: TokenizerFile | GGUFVocabulary, mode: Mode = "test") -> Tokenizer:
-    """Return the tokenizer of a file, or of the vocabulary inside a GGUF file: both give the same ids.
+    """The tokenizer in a file or in the vocabulary of a GGUF file; both give the same ids.
 
-    A plain `tokenizer.model` holds v1 or v3 in Mistral's own repositories: its control tokens decide. `mode` is the
-    rule for a chat's last message: "test" wants one to answer, "finetuning" an answer.
+    The version of a plain `tokenizer.model`, v1 or v3 in Mistral's own repositories, follows from its control tokens.
+    mode: the rule for the last message of a chat: "test" requires one to answer, "finetuning" an answer.
 
-    Raises:
-        TokenizerError: The file is missing, truncated, corrupt or of another format, or GGUF's vocabulary is
-            not one of Mistral's.
+    Raises TokenizerError if the file is missing, truncated, corrupt or of another format, or if the GGUF file's
+    vocabulary is not one of Mistral's.
     """
     if isinstance(source, TokenizerFile):
         try:
@@ -41,9 +40,9 @@ def load_tokenizer(source: TokenizerFile | GGUFVocabulary, mode: Mode = "test") 
 
 
 def read_file(source: TokenizerFile) -> tuple[str, bytes]:
-    """Return a name, from which mistral-common takes the format and the version, and the file's content.
+    """The file's name, from which mistral-common infers format and version, and its content.
 
-    Raises TokenizerError if it is missing, far too large, or no such file.
+    Raises TokenizerError if the file is missing, empty, larger than MAX_FILE_BYTES, or no tokenizer file by its name.
     """
     path = source.path
     tekken = "tekken" in path.name and path.suffix == ".json"
@@ -93,7 +92,7 @@ def _open(name: str, content: bytes, mode: Mode, *, eos_id: int | None = None, c
             tokenizer.decode([tokenizer.eos_id, tokenizer.pad_id])  # raises if there are no such ids
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # whatever the parsers raise on a file like this; tiktoken's panics, too
+        except BaseException as error:  # any error of the parsers, and tiktoken's panics
             raise _corrupt(f"{type(error).__name__}: {error}".replace(str(path), name)) from error
     return tokenizer
 

@@ -1,4 +1,4 @@
-"""Where a tokenizer comes from: a file beside the weights, or the vocabulary inside a GGUF file."""
+"""The sources of a tokenizer: a file beside the weights, or the vocabulary in a GGUF file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +10,19 @@ __all__ = ["GGUFVocabulary", "TokenizerFile"]
 class TokenizerFile:
     """A `tokenizer.model`, `tokenizer.model.v3` (sentencepiece) or `tekken.json` file.
 
-    Attributes:
-        path: Its place; the name tells the format.
-        content: The bytes of a member of an archive, whose path is the archive's and its name. None: a file.
+    path: the file, whose name tells the format; for a member of an archive the archive's path and the member's name.
+    content: the bytes of a member of an archive; None for a file.
     """
 
     path: Path
     content: memoryview | None = None
 
     def size(self) -> int:
-        """Bytes; raises OSError."""
+        """Size in bytes. Raises OSError."""
         return self.path.stat().st_size if self.content is None else self.content.nbytes
 
     def read(self) -> bytes:
-        """The content; raises OSError."""
+        """The whole content. Raises OSError."""
         return self.path.read_bytes() if self.content is None else bytes(self.content)
 
 
@@ -31,17 +30,16 @@ class TokenizerFile:
 class GGUFVocabulary:
     """The `tokenizer.*` metadata of a GGUF file, as stored.
 
-    Attributes:
-        model: `tokenizer.ggml.model`: "llama" (sentencepiece) or "gpt2" (tekken).
-        tokens: One UTF-8 string per id: sentencepiece's pieces, or words in GPT-2's byte alphabet.
-        scores: sentencepiece's merge scores; empty for "gpt2".
-        types: `gguf.TokenType` values: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
-        merges: `b"left right"` pairs of "gpt2"; empty for "llama".
-        pre: `tokenizer.ggml.pre`, the pre-tokenizer's name: "tekken", or "default" or "" for "llama".
-        bos_token_id, eos_token_id, unknown_token_id: As stored, None where absent.
-        add_bos: Whether a prompt starts with the bos token.
-        add_space_prefix: Whether "llama" puts a space before a text.
-        chat_template: The Jinja template, if any. It is kept, never run: mistral-common builds the chat.
+    model: `tokenizer.ggml.model`: "llama" (sentencepiece) or "gpt2" (tekken).
+    tokens: one UTF-8 string per id: sentencepiece's pieces, or words in GPT-2's byte alphabet.
+    scores: sentencepiece's merge scores; empty for "gpt2".
+    types: `gguf.TokenType` values: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.
+    merges: `b"left right"` pairs of "gpt2"; empty for "llama".
+    pre: `tokenizer.ggml.pre`, the pre-tokenizer's name: "tekken", or "default" or "" for "llama".
+    bos_token_id, eos_token_id, unknown_token_id: the stored ids, None where absent.
+    add_bos: whether a prompt starts with the bos token.
+    add_space_prefix: whether "llama" puts a space before a text.
+    chat_template: the Jinja template, if any. It is kept, never run: mistral-common builds the chat.
     """
 
     model: str

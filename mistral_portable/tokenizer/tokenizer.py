@@ -1,4 +1,4 @@
-"""The tokenizer that the rest of the package sees: ids in, text out, and chats."""
+"""Tokenizer: encodes texts and chats, decodes token ids."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 class Tokenizer:
     """One of Mistral's tokenizers, made by `load_tokenizer`.
 
-    Attributes:
-        kind: "sentencepiece" or "tekken".
-        version: "v1" to "v15" in mistral-common's count; it names the chat template.
-        vocab_size: How many ids there are.
-        bos_id: `<s>`.
-        eos_id: The end of an answer: `</s>`, unless a GGUF file names another.
-        pad_id: `<pad>`; where there is none, transformers' choice: 0 for sentencepiece, 11 for tekken.
-        chats: Whether its chats are Mistral's; a GGUF file may bring a template of another family.
-        mistral: mistral-common's own tokenizer, with what it alone offers: its pieces and its chat requests.
+    kind: "sentencepiece" or "tekken".
+    version: "v1" to "v15" as mistral-common counts them; it names the chat template.
+    vocab_size: the number of token ids.
+    bos_id: the id of `<s>`.
+    eos_id: the id that ends an answer: that of `</s>`, unless a GGUF file names another.
+    pad_id: the id of `<pad>`; where there is none, transformers' choice: 0 for sentencepiece, 11 for tekken.
+    chats: whether the chat template is Mistral's; a GGUF file may bring a template of another family.
+    mistral: mistral-common's tokenizer, for what it alone offers: its pieces and its chat requests.
     """
 
     def __init__(
@@ -60,16 +59,15 @@ class Tokenizer:
     def _find_pad_id(self) -> int:
         if self._tekken:
             return self._tekken.pad_id if self._tekken.is_special("<pad>") else 11
-        return max(self._tokenizer.pad_id, 0)  # sentencepiece says -1 for "none"
+        return max(self._tokenizer.pad_id, 0)  # sentencepiece has -1 for "none"
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Return the ids of a text, after `<s>` unless `bos` is False. No part of it is read as `<s>` or [INST].
+        """The ids of a text, after `<s>` unless `bos` is False. No part of the text is read as `<s>` or [INST].
 
         >>> tokenizer.encode("Hello <s>")
         [1, 23325, 1291, 29481, 29535]
 
-        Raises:
-            TokenizerError: The text holds half a surrogate pair, which is no character.
+        Raises TokenizerError if the text holds half a surrogate pair, which is no character.
         """
         try:
             text.encode()
@@ -81,31 +79,28 @@ class Tokenizer:
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
-        """Return the ids of a conversation up to where the model answers, by mistral-common's chat template.
+        """The ids of a conversation up to where the model answers, by mistral-common's chat template.
 
-        Messages and tools are mappings in OpenAI's format. Neighbours of one role are joined by an empty line. A
+        messages, tools: mappings in OpenAI's format. Consecutive messages of one role are joined by an empty line. A
         final assistant message is the beginning of the answer: no `</s>` follows it.
 
         >>> tokenizer.chat([{"role": "user", "content": "Hi"}])
         [1, 3, 16127, 4]
 
-        Raises:
-            TokenizerError: This version does not allow a message, a tool or the order of the roles; or the GGUF
-                file's chat template is of another family.
+        Raises TokenizerError if this version does not allow a message, a tool or the order of the roles, or if the
+        GGUF file's chat template is of another family.
         """
         if not self.chats:
             raise TokenizerError("the model's chat template is not Mistral's; write the prompt and encode it")
         return encode_chat(self.mistral, messages, tools)
 
     def decode(self, tokens: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of the tokens; U+FFFD stands for bytes that are no character.
+        """The text of the tokens; U+FFFD stands for bytes that are no character.
 
-        The space that sentencepiece puts before every text is dropped: "▁Yo" is "Yo". Without
-        `skip_special_tokens` sentencepiece's pieces come out as they are, like `<s>▁Hello▁world`: so does
-        mistral-common.
+        The space that sentencepiece puts before every text is dropped: "▁Yo" is "Yo". Without `skip_special_tokens`
+        sentencepiece's pieces are returned unchanged, such as `<s>▁Hello▁world`, like mistral-common does.
 
-        Raises:
-            InputError: An id is outside the vocabulary.
+        Raises InputError if an id is outside the vocabulary.
         """
         if skip_special_tokens:
             stream = self.stream()
@@ -115,37 +110,36 @@ class Tokenizer:
         return self._tokenizer.decode([self._checked(token) for token in tokens], SpecialTokenPolicy.KEEP)
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
-        """Return a stream for the tokens that follow `after`, a prompt for example.
+        """A stream for the tokens that follow `after`, for example a prompt.
 
-        A text begins after nothing, and after a special token such as the [/INST] before an answer: there the
-        pieces add up to `decode(tokens)`. Elsewhere a text goes on, and its first space counts: the pieces add
-        up to `decode(after + tokens)` less `decode(after)`, like " there" after "Once upon a time".
+        A text begins if `after` is empty or ends with a special token, such as the [/INST] before an answer: the pieces
+        then add up to `decode(tokens)`. Otherwise a text continues, and its first space counts: the pieces add up to
+        `decode(after + tokens)` without `decode(after)`, such as " there" after "Once upon a time".
 
-        Raises:
-            InputError: The last id of `after` is outside the vocabulary.
+        Raises InputError if the last id of `after` is outside the vocabulary.
         """
-        return TextStream(self, begins_text=not after or self.is_special(after[-1]))
+        return TextStream(self.piece, begins_text=not after or self.is_special(after[-1]))
 
     def is_special(self, token_id: int) -> bool:
-        """Return whether the token is control, padding or unknown, and so stands for no text.
+        """Whether the token is control, padding or unknown, and so stands for no text.
 
-        Raises:
-            InputError: The id is outside the vocabulary.
+        Raises InputError if the id is outside the vocabulary.
         """
         return self._checked(token_id) in self._special
 
     def token_bytes(self, token_id: int, *, begins_text: bool = False) -> bytes:
-        """Return the bytes that the token adds to a text: b"" for a special token, at times part of a character.
+        """The bytes that the token adds to a text: `piece`, or b"" for a special token."""
+        return self.piece(token_id, begins_text) or b""
 
-        Args:
-            token_id: A token of the vocabulary.
-            begins_text: Whether it is the first of a text, where sentencepiece's own space is dropped.
+    def piece(self, token_id: int, begins_text: bool) -> bytes | None:
+        """The bytes that the token adds to a text, which may be a part of a character; None for a special token.
 
-        Raises:
-            InputError: The id is outside the vocabulary.
+        begins_text: whether it is the first token of a text, where the space that sentencepiece adds is dropped.
+
+        Raises InputError if the id is outside the vocabulary.
         """
         if self.is_special(token_id):
-            return b""
+            return None
         if self._tekken:
             return self._tekken.id_to_byte_piece(token_id)
         piece = self._tokenizer.id_to_piece(token_id)

@@ -1,4 +1,4 @@
-"""Which of mistral-common's chat versions a vocabulary belongs to, where nothing says so."""
+"""Infers mistral-common's chat version of a vocabulary that does not state it."""
 
 import re
 from collections.abc import Collection
@@ -7,7 +7,7 @@ __all__ = ["infer_version"]
 
 
 def infer_version(control_tokens: Collection[str], chat_template: str | None = None) -> str:
-    """Return "v1" to "v15" from the control tokens, and from GGUF's chat template if there is one.
+    """The chat version, "v1" to "v15", by the control tokens and, if there is one, a GGUF file's chat template.
 
     The newest control token that the chats use names the version:
 
@@ -15,9 +15,9 @@ def infer_version(control_tokens: Collection[str], chat_template: str | None = N
         [SYSTEM_PROMPT]  v7      [INST] v3, but v2 with [control_8], which v3 renamed to [IMG]
         none of them     v1
 
-    Vocabularies run ahead of the chats: mistral-common gives every tekken file a [SYSTEM_PROMPT], even v3. So a
-    token counts only if the template writes it too. In place of a template, llama.cpp's converter may store a
-    mere name, such as "mistral-v3-tekken" (its `conversion/mistral.py`), and that name decides.
+    Vocabularies may have control tokens that their chats do not use: mistral-common gives every tekken file a
+    [SYSTEM_PROMPT], even v3. So a token counts only if the template contains it, too. llama.cpp's converter may store a
+    name in place of a template, such as "mistral-v3-tekken" (its `conversion/mistral.py`), and that name decides.
 
     v2 and v3 differ in tool calls only, and so do v7, v11 and v13: a plain chat survives a wrong guess.
     """

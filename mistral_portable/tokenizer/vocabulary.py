@@ -1,4 +1,4 @@
-"""A tokenizer file, turned into the vocabulary that a GGUF file stores: the inverse of `tokenizer.gguf`."""
+"""Turns a tokenizer file into the vocabulary that a GGUF file stores: the inverse of `tokenizer.gguf`."""
 
 import struct
 from collections.abc import Iterator
@@ -19,10 +19,9 @@ _CHARACTERS = {byte: character for character, byte in BYTES.items()}
 def to_vocabulary(source: TokenizerFile, chat_template: str | None = None) -> GGUFVocabulary:
     """The vocabulary of a `tokenizer.model*` or a `tekken.json`, as llama.cpp's conversion stores it.
 
-    Without `chat_template` it gets llama.cpp's name for Mistral's: "mistral-v3", "mistral-v7-tekken".
+    chat_template: the Jinja text; by default llama.cpp's name for Mistral's: "mistral-v3", "mistral-v7-tekken".
 
-    Raises:
-        TokenizerError: The file is missing, corrupt or of another format.
+    Raises TokenizerError if the file is missing, corrupt or of another format.
     """
     tokenizer = load_tokenizer(source)
     if tokenizer.kind == "tekken":
@@ -55,9 +54,9 @@ def _tekken(tokenizer: Tokenizer, chat_template: str) -> GGUFVocabulary:
 
 
 def _merges(tokens: list[bytes]) -> Iterator[bytes]:
-    """`b"left right"` for every pair of tokens that makes a token, in the order of that token's rank.
+    """`b"left right"` for every pair of tokens that together are a token, in the order of that token's rank.
 
-    The order of the pairs of one token is that of their own ranks, as in llama.cpp's conversion.
+    Pairs of the same token are in the order of their own ranks, as in llama.cpp's conversion.
     """
     ranks = {token: rank for rank, token in enumerate(tokens)}
     for token in tokens:
@@ -72,7 +71,7 @@ def _visible(token: bytes) -> str:
 
 
 def _sentencepiece(tokenizer: Tokenizer, model: bytes, chat_template: str) -> GGUFVocabulary:
-    """Read the pieces of sentencepiece's ModelProto: its library does not tell user-defined ones from normal ones.
+    """Read the pieces of sentencepiece's ModelProto; its library does not tell user-defined pieces from normal ones.
 
     Field numbers are those of sentencepiece_model.proto: pieces 1 (text 1, score 2, type 3), normalizer 3 (3: a space
     before every text).
@@ -106,7 +105,10 @@ def _sentencepiece(tokenizer: Tokenizer, model: bytes, chat_template: str) -> GG
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message in their order: numbers, or bytes of strings, messages and floats."""
+    """The fields of a protobuf message in order, each with its number: ints, or bytes of strings, messages and floats.
+
+    Raises ValueError and IndexError for truncated messages.
+    """
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -127,7 +129,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """The number at a place, and the place behind it."""
+    """The number at an offset, and the offset behind it. Raises IndexError or ValueError."""
     value = shift = 0
     while True:
         byte = message[at]

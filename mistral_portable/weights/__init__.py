@@ -1,4 +1,4 @@
-"""Checkpoints: `open_checkpoint` gives a config, lazy tensors under HF names, and the tokenizer's source."""
+"""Reading checkpoints: `open_checkpoint` returns a config, lazy tensors under HF names, and the tokenizer's source."""
 
 from mistral_portable.weights.affine import AffineTensor
 from mistral_portable.weights.blocks import BlockTensor, QuantTensor

@@ -1,4 +1,4 @@
-"""Matrices in MLX's affine groups: weight = scale * code + bias, with one scale and one bias for each group."""
+"""AffineTensor: matrices in MLX's affine groups, weight = scale * code + bias, with a scale and a bias per group."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -17,7 +17,7 @@ GROUP_SIZES = (32, 64, 128)
 
 @dataclass(frozen=True, eq=False)
 class AffineTensor:
-    """A matrix as `mlx_lm.convert` stores it. A row's codes of `bits` bits follow each other, the lowest bits first.
+    """A matrix as `mlx_lm.convert` stores it: the codes of a row, `bits` bits each, are packed from the lowest bits on.
 
     Example: shape (8, 128) with 4 bits in groups of 64 has `packed` (8, 16), `scales` and `biases` (8, 2).
     """
@@ -29,7 +29,7 @@ class AffineTensor:
     packed: NDArray[np.uint32]
     """[rows, columns * bits / 32], usually a view of the mapped file."""
     scales: DenseTensor
-    """[rows, columns / group_size], as `biases`."""
+    """[rows, columns / group_size]; `biases` has the same shape."""
     biases: DenseTensor
     order: NDArray[np.intp] | None = None
 
@@ -42,13 +42,13 @@ class AffineTensor:
         return self.packed.nbytes + self.scales.nbytes + self.biases.nbytes
 
     def codes(self) -> NDArray[np.uint32]:
-        """uint32 [rows, columns * bits / 32]. A read-only view of the file where no rows are permuted."""
+        """Packed codes, uint32 [rows, columns * bits / 32]; a read-only view of the file unless rows are permuted."""
         if self.order is not None:
             return self.packed[self.order]
         return np.require(self.packed, requirements="A")
 
     def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """Unpacked values of `shape`: the product and the sum are float32's, whatever type the scales have."""
+        """Unpacked values of `shape`, computed in float32 whatever the dtype of the scales."""
         rows, columns = self.shape
         groups = bit_fields(self.codes(), self.bits).reshape(rows, -1, self.group_size).astype(np.float32)
         values: NDArray[Any] = groups * self.scales.numpy()[..., None] + self.biases.numpy()[..., None]

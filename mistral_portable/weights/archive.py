@@ -1,6 +1,6 @@
-"""Archives whose members are read in place: views of the mapped file, never extracted, never unpacked.
+"""Reading archives in place: members are views of the mapped file and are never extracted.
 
-A tar holds a raw checkpoint (that of Mistral's first releases); a zip holds the tensors of a torch file.
+Tar: a raw checkpoint, as Mistral's first releases. Zip: the tensors of a torch file.
 """
 
 import io
@@ -13,10 +13,10 @@ from mistral_portable.weights.source import Buffer
 
 __all__ = ["is_tar", "is_zip", "tar_members", "zip_members"]
 
-_MAX_READ = 2**20  # of a directory or a header: the largest thing that the libraries read at once
-_MAX_MEMBERS = 1000  # of a tar
+_MAX_READ = 2**20  # bytes of a directory or header: the libraries read nothing larger at once
+_MAX_MEMBERS = 1000  # in a tar
 _LOCAL_HEADER = 30
-_LENGTHS = struct.Struct("<HH")  # at byte 26: of the name and of the extra field that follow the local header
+_LENGTHS = struct.Struct("<HH")  # at byte 26: lengths of the name and of the extra field behind the local header
 
 
 def is_tar(data: Buffer) -> bool:
@@ -30,15 +30,16 @@ def is_zip(data: Buffer) -> bool:
 
 
 def tar_members(data: Buffer) -> dict[str, memoryview]:
-    """The files of an uncompressed tar, by path. ValueError says what is wrong.
+    """The files of an uncompressed tar, by path.
 
-    Links, devices, sparse files, paths that leave the archive's folder and members stored twice are refused.
+    Raises ValueError for truncated or damaged archives, links, devices, sparse files, paths that leave the archive's
+    folder, and members stored twice.
     """
     view, members, at = memoryview(data), dict[str, memoryview](), -1
     try:
         with tarfile.open(fileobj=_Bounded(view), mode="r:") as archive:
             for count, member in enumerate(archive):
-                # Damaged sizes can lead the library back to where it was.
+                # Damaged sizes can send the library back to an earlier member.
                 if member.offset <= at or member.size < 0 or count >= _MAX_MEMBERS:
                     raise ValueError(f"it is damaged, or has more than {_MAX_MEMBERS} members")
                 at = member.offset
@@ -60,9 +61,10 @@ def tar_members(data: Buffer) -> dict[str, memoryview]:
 
 
 def zip_members(data: Buffer) -> dict[str, memoryview]:
-    """The members of a zip, by path. ValueError says what is wrong.
+    """The members of a zip, by path.
 
-    Compressed members are refused, so a member is never larger than the file that it lies in.
+    Raises ValueError for truncated or damaged archives, members stored twice, and compressed members: so no member is
+    larger than the archive.
     """
     view, members = memoryview(data), dict[str, memoryview]()
     try:
@@ -89,7 +91,7 @@ def _zip_member(view: memoryview, info: zipfile.ZipInfo) -> memoryview:
 
 
 class _Bounded(io.RawIOBase):
-    """A read-only file over a buffer that refuses to read much at once, whatever an archive's headers say."""
+    """A read-only file over a buffer; reading more than _MAX_READ bytes, as hostile headers request, raises OSError."""
 
     def __init__(self, view: memoryview) -> None:
         super().__init__()

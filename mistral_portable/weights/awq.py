@@ -1,4 +1,4 @@
-"""AWQ repositories: `config.json` says how, and a matrix is three tensors; weight = scale * (code - zero).
+"""AWQ repositories: `config.json` has the settings, and a matrix is three tensors; weight = scale * (code - zero).
 
 Layout (AutoAWQ), for a weight of [rows, columns] in groups of G columns:
 
@@ -6,7 +6,7 @@ version "gemm" (`WQLinear_GEMM`), transposed: qweight int32 [columns, rows / 8],
 scales float16 [columns / G, rows]. Nibble i of a word, from the lowest bits on, is row 8 * word + (0 2 4 6 1 3 5 7)[i].
 
 version "gemv" (`WQLinear_GEMV`): qweight int32 [rows, columns / 8], qzeros int32 [rows, Z], scales float16 [rows, 8 Z],
-where 8 Z is columns / G or more, and what is more is not used. Nibbles are in order.
+where 8 Z is at least columns / G, and the excess is unused. Nibbles are in order.
 """
 
 import reprlib
@@ -30,8 +30,11 @@ _VERSIONS = ("gemm", "gemv")
 
 @dataclass(frozen=True, eq=False)
 class AWQTensor(PackedTensor):
-    """Example: shape (16, 256) in groups of 128 has `codes` (256, 2), `zeros` (2, 2) and `scales` (2, 16) in version
-    "gemm"; (16, 32), (16, 1) and (16, 8) in version "gemv"."""
+    """A matrix in AWQ's layout.
+
+    Example: shape (16, 256) in groups of 128 has `codes` (256, 2), `zeros` (2, 2) and `scales` (2, 16) in version
+    "gemm"; (16, 32), (16, 1) and (16, 8) in version "gemv".
+    """
 
     version: str
     group: int
@@ -64,16 +67,16 @@ class AWQTensor(PackedTensor):
 
 
 def _rows(words: NDArray[Any]) -> NDArray[np.uint8]:
-    """[n, rows / 8] words -> [n, rows] codes."""
+    """Unpack [n, rows / 8] words of version "gemm" into [n, rows] codes."""
     nibbles = bit_fields(words, _BITS)
     return nibbles.reshape(len(words), -1, 8)[..., _NIBBLE_OF_ROW].reshape(nibbles.shape)
 
 
 def awq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """Put `X.qweight`, `X.qzeros` and `X.scales` together as `X.weight`; the rest stays as it is.
+    """Combine `X.qweight`, `X.qzeros` and `X.scales` into `X.weight`; other tensors stay as they are.
 
-    `how` is `quantization_config`. Raises ConfigError for other versions, bits or groups, CheckpointError for shapes
-    that do not fit and tensors without their counterparts.
+    how: `quantization_config` of `config.json`. Raises ConfigError for other versions, bits or groups, and
+    CheckpointError for shapes that do not fit and parts that are missing.
     """
     bits, group = how.get("bits"), how.get("group_size")
     version = str(how.get("version", how.get("format", "gemm"))).lower()

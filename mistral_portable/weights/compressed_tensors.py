@@ -1,16 +1,16 @@
-"""compressed-tensors repositories, as llm-compressor writes them: a matrix is two to five tensors.
+"""compressed-tensors repositories, written by llm-compressor: a matrix is two to five tensors.
 
 | format | X.weight of [rows, columns] | beside it |
 |---|---|---|
-| pack-quantized | X.weight_packed int32 [rows, columns * b / 32] | weight_shape; perhaps weight_g_idx [columns] |
+| pack-quantized | X.weight_packed int32 [rows, columns * b / 32] | weight_shape; optional weight_g_idx [columns] |
 | int-quantized | int8 | |
 | float-quantized | float8_e4m3: `fp8.py` | |
 
-All have X.weight_scale, float [rows, groups], or for the whole matrix [1]; perhaps X.weight_zero_point, of packed ones
-int32 [rows * b / 32, groups], codes below each other, else int8 of the scales' shape.
-weight = scale[group] * (code - zero[group]); without a zero point the zero is 2**(b - 1), of int8 0. A column's group
-is column // (columns / groups), or what weight_g_idx says. Scales of activations and of cached keys and values are left
-out: ours are not rounded to 8 bits.
+All have X.weight_scale, float [rows, groups], or [1] for the whole matrix. X.weight_zero_point is optional: for packed
+codes int32 [rows * b / 32, groups], packed along the rows; for int8 codes int8 of the scales' shape.
+weight = scale[group] * (code - zero[group]); without a zero point the zero is 2**(b - 1) for packed codes, 0 for int8.
+A column's group is weight_g_idx[column] if there is one, else column // (columns / groups). Scales of activations and
+of cached keys and values are dropped: here these are not rounded to 8 bits.
 """
 
 import reprlib
@@ -29,13 +29,16 @@ from mistral_portable.weights.source import FLOATS, DenseTensor, Tensor
 __all__ = ["CompressedTensor", "compressed_tensors"]
 
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
-_BITS = (2, 4, 8)  # of 3 or 5 bits, older versions leave some of a word's unused
+_BITS = (2, 4, 8)  # older versions pad the words of 3 or 5-bit codes, so those are not supported
 _PARTS = ("weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape")
 
 
 @dataclass(frozen=True, eq=False)
 class CompressedTensor(PackedTensor):
-    """Example: shape (64, 256) with 4 bits in groups of 128: `codes` (64, 32), `scales` (64, 2), `zeros` (8, 2)."""
+    """A matrix in the layout of compressed-tensors.
+
+    Example: shape (64, 256) with 4 bits in groups of 128: `codes` (64, 32), `scales` (64, 2), `zeros` (8, 2).
+    """
 
     bits: int
     codes: DenseTensor
@@ -68,10 +71,11 @@ class CompressedTensor(PackedTensor):
 
 
 def compressed_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """Put the parts of each matrix together as `X.weight`; the rest stays as it is.
+    """Combine the parts of each matrix into `X.weight`; other tensors stay as they are.
 
-    `how` is `quantization_config`. Bits and groups are those that the shapes have, so each matrix may have others.
-    Raises ConfigError for other formats, sparse and rotated weights; CheckpointError for parts that do not fit.
+    how: `quantization_config` of `config.json`. Bits and groups follow from the shapes, so they may differ between
+    matrices. Raises ConfigError for other formats, sparse and rotated weights; CheckpointError for parts that do not
+    fit.
     """
     block = _block(how, source)
     made: dict[str, Tensor] = {}
@@ -90,7 +94,7 @@ def compressed_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any
 
 
 def _block(how: Mapping[str, Any], source: str) -> object:
-    """Of float8 in blocks, their rows and columns."""
+    """`block_structure`, the rows and columns of float8 blocks; None if no scheme has one. Refuses other formats."""
     groups = how.get("config_groups")
     schemes = list(groups.values()) if isinstance(groups, Mapping) else []
     formats = [how.get("format"), *(scheme.get("format") for scheme in schemes if isinstance(scheme, Mapping))]
@@ -154,12 +158,12 @@ def _compressed(
 
 
 def _matrix(tensor: DenseTensor) -> DenseTensor:
-    """One number as a matrix."""
+    """A tensor of shape (1,) as a (1, 1) matrix; other tensors as they are."""
     return replace(tensor, array=tensor.array.reshape(1, 1)) if tensor.shape == (1,) else tensor
 
 
 def _columns(name: str, codes: DenseTensor, size: DenseTensor | None, source: str) -> int:
-    """Of a packed matrix, as its weight_shape says."""
+    """The columns of a packed matrix, from its weight_shape."""
     rows, words = codes.shape
     if size is not None and size.dtype in ("int64", "int32") and size.shape == (2,):
         stated = [int(number) for number in size.array]

@@ -1,4 +1,4 @@
-"""Experts that a file keeps in one tensor, taken apart: a matrix for each, by its HF name."""
+"""Tensors that hold the matrices of all experts of a layer, split into one matrix per expert under its HF name."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mistral_portable.errors import CheckpointError
 from mistral_portable.weights.source import DenseTensor, Tensor
 
-__all__ = ["apart", "expert_names", "stacked_name"]
+__all__ = ["expert_names", "split_experts", "stacked_name"]
 
 _LAYER = r"(?P<layer>model\.layers\.\d+)"
 _MLX = re.compile(rf"{_LAYER}\.block_sparse_moe\.switch_mlp\.(?P<matrix>gate|up|down)_proj\.(?P<kind>\w+)", re.ASCII)
@@ -25,9 +25,9 @@ _OF_MATRIX = {matrix: name for name, matrix in _MATRICES.items()}
 
 
 def expert_names(stored: str, count: int) -> list[str] | None:
-    """The names of the `count` experts in a GGUF tensor; None if it holds none.
+    """The HF names of the `count` matrices in a GGUF tensor of experts; None for other tensors.
 
-    `blk.0.ffn_up_exps.weight` holds `model.layers.0.block_sparse_moe.experts.0.w3.weight` and so on.
+    Example: `blk.0.ffn_up_exps.weight` holds `model.layers.0.block_sparse_moe.experts.0.w3.weight` and so on.
     """
     match = _GGUF.fullmatch(stored)
     if match is None:
@@ -37,7 +37,7 @@ def expert_names(stored: str, count: int) -> list[str] | None:
 
 
 def stacked_name(name: str) -> str | None:
-    """The GGUF tensor that an expert's matrix belongs to; None of other tensors."""
+    """The name of the GGUF tensor that holds an expert's matrix, by its HF name; None for other tensors."""
     match = _EXPERT.fullmatch(name)
     return f"blk.{match['layer']}.ffn_{_OF_MATRIX[match['matrix']]}_exps.weight" if match else None
 
@@ -45,12 +45,16 @@ def stacked_name(name: str) -> str | None:
 _Stored = TypeVar("_Stored", bound=Tensor)
 
 
-def apart(tensors: Mapping[str, _Stored], count: int, source: str) -> dict[str, _Stored | DenseTensor]:
-    """The tensors, with those of all experts as a matrix for each; others stay as they are. Nothing is copied.
+def split_experts(tensors: Mapping[str, _Stored], count: int, source: str) -> dict[str, _Stored | DenseTensor]:
+    """Split tensors that hold all experts of a layer into one matrix per expert; other tensors stay as they are.
 
-    MLX has `...switch_mlp.up_proj.weight` (of packed ones also scales and biases) [E, I, H], transformers 5 within
-    itself `...experts.gate_up_proj` [E, 2 I, H], Mixtral's first raw files `...block_sparse_moe.w1`, w2 and w3, all
-    three [E I, H]. Raises CheckpointError for what is not of `count` experts.
+    Nothing is copied. With E experts, intermediate size I and hidden size H, the layouts are:
+
+    MLX: `...switch_mlp.up_proj.weight` [E, I, H]; packed ones have scales and biases beside it.
+    transformers 5, as its modules hold them: `...experts.gate_up_proj` [E, 2 I, H].
+    Mixtral's first raw files: `...block_sparse_moe.w1`, `w2` and `w3`, each [E I, H].
+
+    Raises CheckpointError, which begins with `source`, if a tensor does not hold `count` experts.
     """
     made: dict[str, _Stored | DenseTensor] = {}
     for name, tensor in tensors.items():
@@ -75,12 +79,12 @@ def apart(tensors: Mapping[str, _Stored], count: int, source: str) -> dict[str, 
 
 
 def _pieces(matrix: str, array: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """An expert's matrices in what a file calls `matrix`."""
+    """One expert's matrices, by HF name, in its slice of the tensor that a file calls `matrix`."""
     half = len(array) // 2
     match matrix:
         case "gate_up":
             return {"w1": array[:half], "w3": array[half:]}
-        case "w2":  # of the first raw files: inputs first
+        case "w2":  # in the first raw files: inputs first
             return {"w2": array.T}
         case _:
             return {_MATRICES.get(matrix, matrix): array}

@@ -1,14 +1,14 @@
-"""FP8 checkpoints, raw and HF: matrices of float8_e4m3 codes, and scales that they are multiplied with.
+"""FP8 checkpoints, raw and HF: matrices of float8_e4m3 codes, which are multiplied by scales.
 
 | | scale of X.weight | of the activations |
 |---|---|---|
 | HF (`quant_method` fp8) | X.weight_scale_inv | X.activation_scale |
-| HF, of AutoFP8 and compressed-tensors | X.weight_scale | X.input_scale and others |
+| HF, by AutoFP8 and compressed-tensors | X.weight_scale | X.input_scale and others |
 | raw (`qformat_weight` fp8_e4m3) | X.qscale_weight | X.qscale_act |
 
-A scale is for the whole matrix, [] or [1]; for each row, [rows] or [rows, 1]; or for blocks of `weight_block_size`,
-[ceil(rows / block rows), ceil(columns / block columns)]. Scales of activations are left out: our activations are not
-rounded to 8 bits.
+Scales have the shape [] or [1] (one for the whole matrix), [rows] or [rows, 1] (one per row), or
+[ceil(rows / block rows), ceil(columns / block columns)] (one per block of `weight_block_size`). Scales of activations
+are dropped: here activations are not rounded to 8 bits.
 """
 
 import reprlib
@@ -34,9 +34,10 @@ _OF_ACTIVATIONS = frozenset(
 
 @cache
 def fp8_values() -> NDArray[np.float32]:
-    """The value of each of the 256 codes: a sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinity.
+    """The values of the 256 codes, float32 [256]: a sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinity.
 
-    0x00 is 0, 0x01 is 2**-9, 0x38 is 1, 0x7e is 448 and 0x7f NaN. Source: the OCP 8-bit floating point specification.
+    Examples: 0x00 is 0, 0x01 is 2**-9, 0x38 is 1, 0x7e is 448 and 0x7f NaN. Source: the OCP 8-bit floating point
+    specification.
     """
     code = np.arange(256)
     exponent, mantissa = code >> 3 & 15, code & 7
@@ -47,7 +48,10 @@ def fp8_values() -> NDArray[np.float32]:
 
 @dataclass(frozen=True, eq=False)
 class FP8Tensor(PackedTensor):
-    """Example: shape (200, 300) in blocks of (128, 128) has `scales` (2, 3)."""
+    """A matrix of float8_e4m3 codes with scales.
+
+    Example: shape (200, 300) in blocks of (128, 128) has `scales` (2, 3).
+    """
 
     codes: DenseTensor
     scales: DenseTensor
@@ -72,10 +76,10 @@ class FP8Tensor(PackedTensor):
 
 
 def fp8_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """Put matrices of float8_e4m3 and their scales together; the rest, but for scales of activations, stays as it is.
+    """Combine matrices of float8_e4m3 with their scales and drop the scales of activations; others stay as they are.
 
-    `how` may have `weight_block_size`, [rows, columns] of a block. Raises ConfigError for impossible blocks,
-    CheckpointError for scales that are missing or do not fit.
+    how: settings, in which `weight_block_size` is optional: [rows, columns] of a block. Raises ConfigError for
+    impossible blocks, CheckpointError for scales that are missing or do not fit.
     """
     block = how.get("weight_block_size")
     if block is not None and not (

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.config import MistralConfig
+from mistral_portable.config import MistralConfig, QueryScale, Yarn
+from mistral_portable.config.hf import rope_from_hf
 from mistral_portable.errors import CheckpointError, ConfigError
-from mistral_portable.rope_scaling import QueryScale, Yarn, rope_from_hf
 from mistral_portable.tokenizer.source import GGUFVocabulary
 from mistral_portable.weights.blocks import QUANTIZED, QuantTensor
 from mistral_portable.weights.experts import expert_names
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["open_gguf", "part_names"]
 
 # Both store q and k rows for interleaved RoPE: llama.cpp runs them with LLAMA_ROPE_TYPE_NORM; its conversion
-# un-permutes HF checkpoints (`undo_permute`) and leaves Mistral's raw ones, which are interleaved, alone.
+# un-permutes HF checkpoints (`undo_permute`) and keeps the rows of Mistral's raw ones, which are interleaved.
 _ARCHITECTURES = ("llama", "mistral3")
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.ASCII | re.DOTALL)
@@ -47,7 +47,7 @@ _OPTIONAL = {
     "expert_count": "num_local_experts",
     "expert_used_count": "num_experts_per_tok",
 }
-# Keys that change the arithmetic, with the values that do not; other values are refused.
+# Keys that may change the arithmetic, with the values that do not change it; other values are refused.
 _NEUTRAL: dict[str, tuple[Scalar, ...]] = {
     "attention.sliding_window_pattern": (0,),
     "expert_gating_func": (1, 0),  # softmax
@@ -64,7 +64,7 @@ _PATTERN = "attention.sliding_window_pattern"
 def open_gguf(path: Path) -> Checkpoint:
     """Open a GGUF file of the architecture `llama` or `mistral3`, whole or split; q and k rows become half-split.
 
-    Of split files, `...-00001-of-00003.gguf`, any one may be given; all must be in its folder.
+    path: the file, or any part of a split one (`...-00001-of-00003.gguf`) whose parts are all in its folder.
 
     Raises CheckpointError for corrupt, truncated and missing files and for tensor types that cannot be
     unpacked; ConfigError for hyper-parameters that are impossible or not supported (linear RoPE scaling).
@@ -108,7 +108,7 @@ def part_names(name: str) -> list[str]:
 
 
 def _parts(path: Path) -> tuple[Path, list[GGUFFile]]:
-    """The path of the first part, and all parts in their order; metadata (llama.cpp's `split.*`) must agree."""
+    """The path of the first part, and all parts in order. Raises CheckpointError if `split.*` metadata disagree."""
     names = part_names(path.name)
     missing = [name for name in names if not (path.parent / name).exists()]
     if missing or not names:
@@ -118,13 +118,13 @@ def _parts(path: Path) -> tuple[Path, list[GGUFFile]]:
         place, count = file.scalars.get("split.no", 0), file.scalars.get("split.count", 1) or 1
         if (place, count) != (index, len(files)):
             raise CheckpointError(
-                f"{path.parent / names[index]}: its metadata say part {reprlib.repr(place)} (from 0) of "
+                f"{path.parent / names[index]}: its metadata have part {reprlib.repr(place)} (from 0) of "
                 f"{reprlib.repr(count)}, its name part {index} of {len(files)}; restore the names, as "
                 "-00001-of-00003.gguf"
             )
     total = sum(len(file.tensors) for file in files)
     if len(files) > 1 and files[0].scalars.get("split.tensors.count", total) != total:
-        raise CheckpointError(f"{path}: its parts hold {total} tensors, not as many as split.tensors.count says")
+        raise CheckpointError(f"{path}: its parts hold {total} tensors, which is not its split.tensors.count")
     return path.parent / names[0], files
 
 
@@ -169,7 +169,7 @@ def _config(
 
 
 def _windows(window: Any, pattern: Array | None, layers: object) -> Any:
-    """What all layers see, or each, if the file says of every layer whether it has the window."""
+    """The window of all layers, or a tuple with that of each if the pattern tells which layers have it."""
     window = None if window == 0 else window  # MistralConfig checks it
     if pattern is None:
         return window
@@ -180,10 +180,10 @@ def _windows(window: Any, pattern: Array | None, layers: object) -> Any:
 
 
 def _rope_scaling(own: Mapping[str, Scalar]) -> dict[str, Any]:
-    """YaRN and the scale of queries, as llama.cpp's architecture `mistral3` has them (llama-model.cpp).
+    """The fields yarn and query_scale, from the keys of llama.cpp's architecture `mistral3` (llama-model.cpp).
 
-    Its factor of attention is `attn_factor`, usually 1, times the one that follows from `yarn_log_multiplier`: of 0 the
-    usual one, of 1 none.
+    llama.cpp's attention factor is `attn_factor`, usually 1, times a factor by `yarn_log_multiplier`: YaRN's default
+    for the multiplier 0, and 1 for the multiplier 1.
     """
     found: dict[str, Any] = {}
     kind: Any = own.get("rope.scaling.type", "none")
@@ -213,7 +213,7 @@ def _rope_scaling(own: Mapping[str, Scalar]) -> dict[str, Any]:
 
 
 def _tensors(path: Path, stored: StoredTensor, experts: int) -> list[Tensor]:
-    """The tensor, or a matrix for each of the experts that it holds."""
+    """The tensor as a list of one, or the matrices of all experts that it holds."""
     names = expert_names(stored.name, experts)
     if names is None:
         return [_tensor(path, from_gguf(stored.name), stored.name, stored.type, stored.shape, stored.data)]
@@ -240,7 +240,7 @@ def _tensor(
 
 
 def _vocabulary(path: Path, file: GGUFFile) -> tuple[GGUFVocabulary | None, tuple[str, ...]]:
-    """The tokenizer in the metadata, or None and a notice that says why there is none."""
+    """The tokenizer in the metadata, or None with a notice of the reason."""
     model = file.scalars.get("tokenizer.ggml.model")
     if model not in ("llama", "gpt2"):
         return None, (
@@ -261,7 +261,7 @@ def _vocabulary(path: Path, file: GGUFFile) -> tuple[GGUFVocabulary | None, tupl
         merges=() if spm else _strings(path, file.arrays, "merges"),
         pre=pre,
         **ids,
-        # llama.cpp's defaults (llama-vocab.cpp).
+        # Defaults of llama.cpp (llama-vocab.cpp).
         add_bos=bool(file.scalars.get("tokenizer.ggml.add_bos_token", spm or pre == "tekken")),
         add_space_prefix=bool(file.scalars.get("tokenizer.ggml.add_space_prefix", spm)),
         chat_template=None if template is None else str(template),
@@ -276,7 +276,7 @@ def _strings(path: Path, arrays: Mapping[str, Array], name: str) -> tuple[bytes,
 
 
 def _numbers(path: Path, arrays: Mapping[str, Array], name: str, count: int) -> list[float]:
-    """One number per token, or none at all."""
+    """One number per token, or an empty list if the metadata has no such array."""
     value = arrays.get(f"tokenizer.ggml.{name}", ())
     if isinstance(value, tuple):
         if value:

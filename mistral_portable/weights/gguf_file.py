@@ -1,8 +1,8 @@
-"""The GGUF container: a bounded walk over its metadata and tensor infos.
+"""Reader of the GGUF container: metadata and tensor infos, with every size checked before it is used.
 
 `gguf.GGUFReader` makes several NumPy views per array element (19 s and 0.7 GB for the 131,072 tokens and
-269,443 merges of a tekken vocabulary, measured on two slow cores) and trusts every count in the file. Here each
-count is checked against the bytes that are left before it is used, so a hostile file costs no more than its size.
+269,443 merges of a tekken vocabulary, measured on two slow cores) and trusts every count in the file. This reader
+checks each count against the remaining bytes, so a hostile file causes no larger allocation than its own size.
 
 Layout (ggml `docs/gguf.md`, versions 2 and 3, little-endian; a string is its uint64 size and UTF-8 bytes):
 "GGUF", uint32 version, uint64 tensors, uint64 entries; per entry: string key, uint32 type, value; per tensor:
@@ -39,7 +39,7 @@ _MAX_AXES = 4  # GGML_MAX_DIMS
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor as GGUF has it: its own name, its shape with rows first, its bytes."""
+    """A tensor as stored: its GGUF name, its shape with rows first, and its bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -53,14 +53,14 @@ class GGUFFile:
     """Metadata and tensors of a GGUF file."""
 
     scalars: Mapping[str, Scalar]
-    """Numbers and texts. A float32 becomes the shortest decimal that rounds to it: 1e-5 stays 1e-5."""
+    """Numbers and strings. A float32 becomes the shortest decimal that rounds to it: 1e-5 stays 1e-5."""
     arrays: Mapping[str, Array]
     """Strings as a tuple of bytes, numbers as a NumPy array."""
     tensors: tuple[StoredTensor, ...]
 
 
 def read_gguf(path: Path) -> GGUFFile:
-    """Walk over the header of a GGUF file; tensor data is mapped, not read.
+    """Read the header of a GGUF file; tensor data is mapped, not read.
 
     Raises CheckpointError if the file is unreadable, truncated, corrupt or of another version or byte order.
     """
@@ -71,7 +71,7 @@ def read_gguf(path: Path) -> GGUFFile:
 
 
 class _Walk:
-    """A position in the mapped file. Each method reads one thing and moves on; ValueError says what is wrong."""
+    """A parser with a position in the mapped file: each method reads one item. Raises ValueError for invalid files."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
@@ -117,7 +117,7 @@ class _Walk:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
 
     def count(self, smallest: int) -> int:
-        """A number of things of at least `smallest` bytes each, which must fit into the rest of the file."""
+        """A number of items. Raises ValueError if the rest of the file cannot hold items of `smallest` bytes each."""
         count: int = self.number("Q")
         if count * smallest > len(self.data) - self.at:
             raise ValueError(f"it is truncated: {count} items announced, {len(self.data) - self.at} bytes left")

@@ -1,12 +1,12 @@
-"""GPTQ repositories: `config.json` says how, and a matrix is three or four tensors.
+"""GPTQ repositories: `config.json` has the settings, and a matrix is three or four tensors.
 
 Layout (AutoGPTQ, GPTQModel), for a weight of [rows, columns] with codes of b bits, transposed: qweight int32
-[columns * b / 32, rows], codes below each other; qzeros int32 [groups, rows * b / 32], codes beside each other, each
-one too low in the format "gptq" and as it is in "gptq_v2"; scales float [groups, rows]; g_idx int32 [columns], the
-group of each column: with act-order (`desc_act`) any, else column // group_size.
+[columns * b / 32, rows], packed along the columns of the weight; qzeros int32 [groups, rows * b / 32], packed along its
+rows, where the format "gptq" stores each zero minus 1 and "gptq_v2" the zero itself; scales float [groups, rows]; g_idx
+int32 [columns], the group of each column: any with act-order (`desc_act`), else column // group_size.
 weight = scale[group] * (code - zero[group]).
 
-With `dynamic` (GPTQModel) modules have bits and groups of their own, which their shapes say, or are floats.
+With `dynamic` (GPTQModel) modules may have other bits and groups, which follow from their shapes, or be floats.
 """
 
 import reprlib
@@ -30,7 +30,10 @@ _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 @dataclass(frozen=True, eq=False)
 class GPTQTensor(PackedTensor):
-    """Example: shape (64, 256) with 4 bits in groups of 128: `codes` (32, 64), `zeros` (2, 8), `scales` (2, 64)."""
+    """A matrix in GPTQ's layout.
+
+    Example: shape (64, 256) with 4 bits in groups of 128: `codes` (32, 64), `zeros` (2, 8), `scales` (2, 64).
+    """
 
     bits: int
     codes: DenseTensor
@@ -57,11 +60,11 @@ class GPTQTensor(PackedTensor):
 
 
 def gptq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """Put `X.qweight`, `X.qzeros`, `X.scales` and `X.g_idx` together as `X.weight`; the rest stays as it is.
+    """Combine `X.qweight`, `X.qzeros`, `X.scales` and `X.g_idx` into `X.weight`; other tensors stay as they are.
 
-    Biases of packed modules that are all zero are left out: AutoGPTQ gives one to every module.
-    `how` is `quantization_config`. Raises ConfigError for other formats, bits or groups, CheckpointError for shapes
-    that do not fit and tensors without their counterparts.
+    Biases of packed modules that are all zero are dropped: AutoGPTQ writes one for every module.
+    how: `quantization_config` of `config.json`. Raises ConfigError for other formats, bits or groups, and
+    CheckpointError for shapes that do not fit and parts that are missing.
     """
     bits: Any = how.get("bits")
     group: Any = how.get("group_size")
@@ -97,7 +100,7 @@ def gptq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sou
 def _gptq(
     name: str, parts: list[DenseTensor | None], common: tuple[int, int], dynamic: bool, zero_offset: int, source: str
 ) -> GPTQTensor:
-    """common: bits and group size; if they are dynamic, a matrix may have others, as its shapes say."""
+    """Combine the parts of one matrix. common: bits and group size; with `dynamic` the shapes decide instead."""
     codes, zeros, scales, index = parts
     if codes is None or zeros is None or scales is None:
         raise CheckpointError(f"{source}: {name} is packed, but its qzeros or scales are missing")
@@ -139,6 +142,6 @@ def _gptq(
 
 
 def _own(codes: tuple[int, ...], zeros: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int]:
-    """Bits and group size of a matrix whose parts have these shapes."""
+    """Bits and group size that follow from the shapes of a matrix's parts."""
     bits = max(1, zeros[1] * 32 // scales[1])
     return bits, max(1, codes[0] * 32 // bits // scales[0])

@@ -1,4 +1,5 @@
-"""HF repositories of packed weights: which kind `config.json` announces, and its tensors put together."""
+"""HF repositories of packed weights: reads their kind from `config.json`, and combines the tensors that together are
+one packed matrix."""
 
 import reprlib
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from mistral_portable.weights.gptq import gptq_tensors
 from mistral_portable.weights.mlx_quantized import affine_tensors
 from mistral_portable.weights.source import DenseTensor, Tensor
 
-__all__ = ["UNPACKED", "quantization", "unite"]
+__all__ = ["UNPACKED", "combine_packed", "quantization"]
 
 _READERS = {
     "awq": awq_tensors,
@@ -25,13 +26,14 @@ _READERS = {
 _FLOATS = ("float32", "float16", "bfloat16")
 
 UNPACKED = "{}: {} weights are unpacked to floats as a backend reads them; a GGUF file may run in its own size."
-"""The notice for kinds that no backend multiplies with as they are."""
+"""Notice for kinds that no backend multiplies with while they are packed."""
 
 
 def quantization(config: MistralConfig, source: str) -> dict[str, Any]:
     """The settings of packed weights, with their kind as `quant_method`; empty if the weights are floats.
 
-    MLX has them in `quantization`, and repeats them in `quantization_config`; all others have the latter only.
+    MLX states them in `quantization` and repeats them in `quantization_config`; all others use the latter only.
+    Raises ConfigError, which begins with `source`, for kinds that are not supported.
     """
     own, other = config.extra.get("quantization"), config.extra.get("quantization_config")
     if own:
@@ -54,12 +56,13 @@ def quantization(config: MistralConfig, source: str) -> dict[str, Any]:
     return dict(other)
 
 
-def unite(
+def combine_packed(
     stored: Mapping[str, DenseTensor], how: Mapping[str, Any], source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors, each packed matrix as one, and notices. `how` is what `quantization` gave.
+    """Combine the stored parts of each packed matrix into one tensor; returns all tensors, and notices.
 
-    Raises ConfigError and CheckpointError as the readers of the kinds do, and for integers that are left over.
+    how: the result of `quantization`. Raises ConfigError for unsupported settings, and CheckpointError for parts that
+    are missing or do not fit and for integer tensors that belong to no packed matrix.
     """
     method = how.get("quant_method")
     tensors: dict[str, Tensor] = {**_READERS[method](stored, how, source)} if method else {**stored}

@@ -1,4 +1,4 @@
-"""Hugging Face hub repositories, downloaded once into its cache by `huggingface_hub`."""
+"""Downloads from the Hugging Face hub into its cache, by `huggingface_hub`."""
 
 import errno
 import glob
@@ -15,31 +15,33 @@ from mistral_portable.weights.safetensors import weight_files
 __all__ = ["Progress", "download", "download_tokenizer"]
 
 Progress = Callable[[str, int, int], None]
-"""Called from download threads with (what, bytes done, bytes in total so far known)."""
+"""Called from download threads as (what, bytes done, bytes in total as far as known)."""
 
 _TOKENIZER_FILES = ["tokenizer.model*", "tekken.json"]
-_SUBFOLDERS = "*/*"  # they hold copies in other formats
-# What an HF checkpoint needs, and what tells that there is Mistral's own; that one's weights are large.
+_SUBFOLDERS = "*/*"  # subfolders hold copies in other formats
+# Files of an HF checkpoint, and params.json, which shows that there is Mistral's own, whose weights are large.
 _HF_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "params.json", *_TOKENIZER_FILES]
 _NOT_HF = [_SUBFOLDERS, "consolidated*", "adapter_*"]
 _RAW_WEIGHTS = ("consolidated*.safetensors", "consolidated*.pth", "consolidated*.pt")
 
 
 def download(repository: str, file: str | None, revision: str | None, progress: Progress | None) -> Path:
-    """A file to open: a repository's `config.json`, with the HF checkpoint beside it; without one the first of its
-    `consolidated` files, safetensors rather than torch's, with the others and `params.json` beside it; or its `file`.
+    """Download a checkpoint; returns the path of the file to open, with the files that it needs beside it.
 
-    Of split GGUF files all parts come. Complete files in the cache are not downloaded again, and without a network the
-    cache is used. A connection that breaks is resumed; a download that is stopped starts its unfinished files anew.
-    What has come is checked against the hub's sizes and hashes. With `progress` None huggingface_hub shows its own
-    bars.
+    file: a GGUF file of the repository; all parts of a split one are downloaded. None: the repository's HF checkpoint
+    (its `config.json` is returned), or if there is none, Mistral's own (the first `consolidated` file is returned,
+    safetensors in preference to torch files). progress: None shows the progress bars of huggingface_hub.
+
+    Complete files in the cache are not downloaded again, and without a network the cache is used. Broken connections
+    are resumed; unfinished files of an interrupted download start anew. Downloaded files are checked against the hub's
+    sizes and hashes.
 
     Raises CheckpointError: no such repository, revision or file; no access; no network; disk full; damaged files.
     """
     from huggingface_hub import snapshot_download
 
     bars = None if progress is None else _reporter(file or repository, progress)
-    begin = float(int(time.time()))  # not every file system counts fractions
+    begin = float(int(time.time()))  # some file systems store whole seconds
 
     def fetch(wanted: list[str], unwanted: list[str]) -> Path:
         return Path(
@@ -91,9 +93,10 @@ def download_tokenizer(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Path:
-    """The local folder with a repository's tokenizer files alone, whatever else it holds; see `download`.
+    """Download only the tokenizer files of a repository; returns the local folder.
 
-    The arguments are huggingface_hub's. Raises CheckpointError as `download` does.
+    The arguments are those of `huggingface_hub.snapshot_download`. Raises CheckpointError in the same cases as
+    `download`.
     """
     from huggingface_hub import snapshot_download
 
@@ -152,12 +155,12 @@ def _explain(error: Exception, repository: str, revision: str | None) -> str:
 
 
 def _reporter(what: str, progress: Progress) -> type[Any]:
-    """A tqdm class that draws nothing and calls `progress`."""
+    """A tqdm class that prints nothing and calls `progress`."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Reporter(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            # There is a bar of files too, and the bytes are counted twice: as received and as written.
+            # huggingface_hub has a bar that counts files, and two that count bytes: received and written.
             self.counts_bytes = kwargs.get("unit") == "B" and kwargs.get("desc") != "Downloading bytes"
             super().__init__(*args, **kwargs | {"disable": True})  # type: ignore[no-untyped-call]
 

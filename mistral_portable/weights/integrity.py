@@ -1,4 +1,4 @@
-"""Whether downloaded files are what the hub has: each lies in the cache under the hash that the hub has given it."""
+"""Checks downloaded files by hash: the hub's cache names each file by the hash that the hub has for it."""
 
 import re
 from collections.abc import Callable
@@ -13,12 +13,12 @@ _PIECE = 2**24  # bytes read at a time
 
 
 def check_downloads(snapshot: Path, since: float, progress: Callable[[str, int, int], None] | None) -> None:
-    """Hash the files of a snapshot, links to files that are named by their hash, that were written after `since`.
+    """Compare the hashes of a snapshot's files that were written after `since`, in seconds since the epoch.
 
-    Large files have SHA-256, others git's SHA-1, of "blob SIZE\\0" and the content. Where the system has no links the
-    cache does not keep the hashes, and nothing is checked. since: seconds since the epoch.
+    The files of a snapshot are links to files named by their hash: SHA-256 for large files, for others git's SHA-1 of
+    "blob SIZE\\0" and the content. Without symbolic links the cache keeps no hashes, and nothing is checked.
 
-    Raises CheckpointError if one differs; it is removed, so that it is downloaded again.
+    Raises CheckpointError if a hash differs; the file is removed, so that it is downloaded again.
     """
     files = sorted(path for path in snapshot.rglob("*") if path.is_symlink() and path.is_file())
     new = {path.resolve(): path for path in files if path.stat().st_mtime >= since}
@@ -37,6 +37,6 @@ def check_downloads(snapshot: Path, since: float, progress: Callable[[str, int, 
             path.unlink()
             file.unlink()
             raise CheckpointError(
-                f"{path.name}: what was downloaded is damaged, its hash is {digest.hexdigest()[:12]}.. and not "
+                f"{path.name}: the download is damaged, its hash is {digest.hexdigest()[:12]}.. and not "
                 f"{file.name[:12]}..; it has been removed: try again"
             )

@@ -1,4 +1,4 @@
-"""Tensors that a model-parallel checkpoint keeps in pieces, one in each of its files."""
+"""JoinedTensor: tensors that a model-parallel checkpoint stores in pieces, one in each file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ __all__ = ["JoinedTensor"]
 
 @dataclass(frozen=True, eq=False)
 class JoinedTensor:
-    """Pieces of one float type, side by side along `axis`; put together anew at each read.
+    """A tensor in pieces of one float type, which are concatenated along `axis` at each read.
 
     Example: two pieces (4, 8) are (8, 8) along axis 0 and (4, 16) along axis 1.
     """
@@ -39,7 +39,7 @@ class JoinedTensor:
         return sum(piece.nbytes for piece in self.pieces)
 
     def joined(self) -> DenseTensor:
-        """The whole tensor, in memory."""
+        """The whole tensor in memory, rows permuted."""
         array = np.concatenate([piece.array for piece in self.pieces], axis=self.axis)
         return DenseTensor(self.name, self.dtype, array if self.order is None else array[self.order])
 

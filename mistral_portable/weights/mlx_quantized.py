@@ -1,4 +1,4 @@
-"""Repositories that mlx-lm quantized: `config.json` says how, and a matrix is three tensors."""
+"""Repositories quantized by mlx-lm: `config.json` has the settings, and a matrix is three tensors."""
 
 import reprlib
 from collections.abc import Mapping
@@ -13,10 +13,11 @@ __all__ = ["affine_tensors"]
 
 
 def affine_tensors(tensors: Mapping[str, Tensor], quantization: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """Put `X.weight`, `X.scales` and `X.biases` together where all three are there; the rest stays as it is.
+    """Combine a packed `X.weight` with its `X.scales` and `X.biases`; other tensors stay as they are.
 
-    `quantization`, of `config.json`, is `{"group_size": 64, "bits": 4}`; a module that differs has its own such
-    object there, by its name. Raises ConfigError for what it cannot be, CheckpointError for shapes that do not fit.
+    quantization: settings from `config.json`, such as `{"group_size": 64, "bits": 4}`, which may hold objects with
+    other settings for single modules, by name. Raises ConfigError for unsupported settings, CheckpointError for parts
+    that are missing or do not fit.
     """
     own = {from_hf(f"{name}.weight"): value for name, value in quantization.items() if isinstance(value, Mapping)}
     made: dict[str, Tensor] = {}
@@ -43,11 +44,11 @@ def _affine(
     packed: DenseTensor, scales: DenseTensor, biases: DenseTensor, how: Mapping[str, Any], source: str
 ) -> AffineTensor:
     bits, group, mode = how.get("bits"), how.get("group_size"), how.get("mode", "affine")
-    shown = [reprlib.repr(value) for value in (mode, bits, group)]
+    given = [reprlib.repr(value) for value in (mode, bits, group)]
     whole = isinstance(bits, int) and isinstance(group, int)
     if not whole or mode != "affine" or bits not in BITS or group not in GROUP_SIZES:
         raise ConfigError(
-            f"{source}: {packed.name} has mode={shown[0]}, bits={shown[1]}, group_size={shown[2]}: supported are "
+            f"{source}: {packed.name} has mode={given[0]}, bits={given[1]}, group_size={given[2]}: supported are "
             f"mode 'affine', bits {', '.join(map(str, BITS))} and groups of {', '.join(map(str, GROUP_SIZES))}"
         )
     shape = (packed.shape[0], scales.shape[-1] * group) if len(packed.shape) == len(scales.shape) == 2 else (0, 0)

@@ -1,4 +1,4 @@
-"""Tensor names and layouts: every format is mapped to the names, shapes and RoPE layout of HF checkpoints."""
+"""Tensor names and RoPE layouts: maps those of every format to those of HF checkpoints, and back."""
 
 import re
 
@@ -51,27 +51,27 @@ _RAW_LAYER_NAME = re.compile(r"layers\.(\d+)\.(.+)", re.ASCII)
 _RAW_EXPERT = re.compile(r"feed_forward\.(experts\.\d+\.w[123])", re.ASCII)
 _RAW_MIXTRAL = re.compile(r"layers\.\d+\.block_sparse_moe\.(gate\.weight|w[123])", re.ASCII)
 _HF_EXPERT = re.compile(r"block_sparse_moe\.(experts\.\d+\.w[123])", re.ASCII)
-_GGUF_EXPERT = re.compile(r"ffn_(gate|up|down)\.(\d+)", re.ASCII)  # files from before they were put together
+_GGUF_EXPERT = re.compile(r"ffn_(gate|up|down)\.(\d+)", re.ASCII)  # older files store each expert by itself
 _OF_EXPERT = {"gate": "w1", "up": "w3", "down": "w2"}
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)", re.ASCII)
 
 
 def from_hf(name: str) -> str:
-    """HF name; checkpoints of the bare model come without `model.`: `norm.weight` -> `model.norm.weight`.
+    """The canonical HF name of a tensor in an HF checkpoint.
 
-    In models that see as well, the language model's are `language_model.model.norm.weight` (transformers 4) or
-    `model.language_model.norm.weight`.
+    Checkpoints of the bare model have no `model.`: `norm.weight` -> `model.norm.weight`. Multimodal models store
+    the language model's as `language_model.model.norm.weight` (transformers 4) or `model.language_model.norm.weight`.
     """
     name = name.removeprefix("language_model.")
     if name.startswith("model.language_model."):
         name = "model." + name.removeprefix("model.language_model.")
     if name.startswith(("embed_tokens.", "layers.", "norm.")):
         name = f"model.{name}"
-    return name.replace(".mlp.gate.", ".block_sparse_moe.gate.")  # transformers' own name of Mixtral's router
+    return name.replace(".mlp.gate.", ".block_sparse_moe.gate.")  # Mixtral's router as transformers' modules name it
 
 
 def from_gguf(name: str) -> str:
-    """`blk.0.attn_q.weight` -> `model.layers.0.self_attn.q_proj.weight`; an unknown name stays as it is."""
+    """The HF name: `blk.0.attn_q.weight` -> `model.layers.0.self_attn.q_proj.weight`; unknown names stay unchanged."""
     if match := _LAYER.fullmatch(name):
         index, module, kind = match.groups()
         if expert := _GGUF_EXPERT.fullmatch(module):
@@ -83,9 +83,10 @@ def from_gguf(name: str) -> str:
 
 
 def from_raw(name: str) -> str:
-    """`layers.0.attention.wq.weight` -> `model.layers.0.self_attn.q_proj.weight`; an unknown name stays as it is.
+    """The HF name: `layers.0.attention.wq.weight` -> `model.layers.0.self_attn.q_proj.weight`.
 
-    Mixtral's first files have `layers.0.block_sparse_moe.gate.weight`, and `.w1`, `.w2`, `.w3` of all experts.
+    Unknown names stay unchanged. Mixtral's first files have `layers.0.block_sparse_moe.gate.weight`, and `.w1`, `.w2`,
+    `.w3` that hold all experts.
     """
     if _RAW_MIXTRAL.fullmatch(name):
         return f"model.{name}"
@@ -99,7 +100,7 @@ def from_raw(name: str) -> str:
 
 
 def to_gguf(name: str) -> str:
-    """The inverse of `from_gguf` for the parameters of a decoder; KeyError for other names."""
+    """The GGUF name of a parameter of a decoder: inverse of `from_gguf`. Raises KeyError for other names."""
     module, _, kind = name.rpartition(".")
     if match := _HF_LAYER_NAME.fullmatch(module):
         return f"blk.{match[1]}.{_TO_GGUF[match[2]]}.{kind}"
@@ -107,7 +108,7 @@ def to_gguf(name: str) -> str:
 
 
 def to_raw(name: str) -> str:
-    """The inverse of `from_raw` for the parameters of a decoder; KeyError for other names."""
+    """The raw name of a parameter of a decoder: inverse of `from_raw`. Raises KeyError for other names."""
     module, _, kind = name.rpartition(".")
     if match := _HF_LAYER_NAME.fullmatch(module):
         if expert := _HF_EXPERT.fullmatch(match[2]):
@@ -117,10 +118,10 @@ def to_raw(name: str) -> str:
 
 
 def half_split_order(heads: int, head_dim: int) -> NDArray[np.intp]:
-    """Row order that turns interleaved RoPE pairs into HF's half-split pairs, [heads * head_dim].
+    """The row order, [heads * head_dim], that turns interleaved RoPE pairs into HF's half-split pairs.
 
-    Interleaved RoPE rotates rows (2i, 2i+1) of a head together, half-split RoPE rows (i, i + head_dim/2):
-    `half_split_order(heads=1, head_dim=6)` is `[0, 2, 4, 1, 3, 5]`. Source: `permute` in transformers'
+    Interleaved RoPE rotates rows (2i, 2i+1) of a head together, half-split RoPE rows (i, i + head_dim/2).
+    Example: `half_split_order(heads=1, head_dim=6)` is `[0, 2, 4, 1, 3, 5]`. Source: `permute` in transformers'
     `convert_llama_weights_to_hf.py`; llama.cpp's conversion applies the inverse.
     """
     rows = np.arange(heads * head_dim, dtype=np.intp)
@@ -128,13 +129,13 @@ def half_split_order(heads: int, head_dim: int) -> NDArray[np.intp]:
 
 
 def half_split(tensor: Tensor, config: MistralConfig) -> Tensor:
-    """Permute the rows of a q or k projection that is stored for interleaved RoPE; others pass through."""
+    """Permute the rows of a q or k projection from interleaved to half-split RoPE; other tensors are returned as is."""
     order = _order(tensor, config)
     return tensor if order is None else tensor.permute_rows(order)
 
 
 def interleaved(tensor: Tensor, config: MistralConfig) -> Tensor:
-    """The inverse of `half_split`: what raw and GGUF files store."""
+    """Permute rows from half-split to interleaved RoPE, as raw and GGUF files store them: inverse of `half_split`."""
     order = _order(tensor, config)
     return tensor if order is None else tensor.permute_rows(np.argsort(order))
 
@@ -145,7 +146,7 @@ def _order(tensor: Tensor, config: MistralConfig) -> NDArray[np.intp] | None:
         ("k_proj", config.num_key_value_heads),
     ):
         rows = heads * config.head_dim
-        # A tensor of a wrong shape passes through too: `binding.check_tensors` names all of them.
+        # Tensors of a wrong shape are returned as is: `check_tensors` reports all of them.
         if tensor.name.endswith(f".self_attn.{module}.weight") and tensor.shape[:1] == (rows,):
             return half_split_order(heads, config.head_dim)
     return None

@@ -1,4 +1,4 @@
-"""open_checkpoint: from what a user types to the reader that understands it."""
+"""open_checkpoint(): finds the files of a model and the reader of their format."""
 
 import os
 import re
@@ -10,14 +10,14 @@ from pathlib import Path
 from mistral_portable.errors import CheckpointError
 from mistral_portable.weights.archive import is_tar, is_zip
 from mistral_portable.weights.gguf import open_gguf, part_names
-from mistral_portable.weights.quantize_on_read import BlockMaker, plain_blocks, quantized, require_quantizable
+from mistral_portable.weights.quantize_on_read import BlockMaker, gguf_blocks, quantized, require_quantizable
 from mistral_portable.weights.raw import is_consolidated, open_raw, open_raw_tar
 from mistral_portable.weights.safetensors import INDEX, open_safetensors, weight_files
 from mistral_portable.weights.source import Checkpoint, map_file
 
 __all__ = ["HUB_NAME", "open_checkpoint"]
 
-# Both parts of a name begin and end with a letter or digit, so that "./model" and "../model" are no names.
+# Owner and name begin and end with a letter or digit, so that "./model" and "../model" do not match.
 _PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
 HUB_NAME = re.compile(rf"({_PART}/{_PART})(?::([^:]+\.gguf))?", re.ASCII)
 
@@ -27,30 +27,28 @@ def open_checkpoint(
     *,
     revision: str | None = None,
     quantize: str | None = None,
-    make: BlockMaker = plain_blocks,
+    make: BlockMaker = gguf_blocks,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint lazily: files are mapped and their headers checked, weights are read when asked for.
+    """Open a checkpoint lazily: files are mapped and their headers checked; weights are read on access.
 
-    Args:
-        model: A path that exists, or else a name on the hub; one of
-            - "tiny": the model embedded in this package (a folder of that name is "./tiny" or a Path);
-            - a folder with `config.json` and safetensors files, with `params.json` and `consolidated.*`, or with one
-              GGUF file, whole or split; of several of these, its `config.json` or `params.json`, or the file;
-            - a `.safetensors` or `consolidated.*` file (its folder has the config), a `.gguf` file, or a tar of a
-              folder with `params.json`;
-            - "owner/name": a repository of the Hugging Face hub with HF safetensors, or without them with `params.json`
-              and `consolidated.*`;
-            - "owner/name:file.gguf": one GGUF file of a repository (of split ones any part).
-        revision: Branch, tag or commit of a hub repository; None is its main branch.
-        quantize: A ggml type ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0") that float matrices get as they are read.
-        make: Makes these blocks.
-        progress: Called while downloading, with (file name or description, bytes done, bytes in total).
+    model: a path that exists, or else a name on the hub; one of
+        - "tiny": the model embedded in this package (a folder of that name is "./tiny" or a Path);
+        - a folder with `config.json` and safetensors files, with `params.json` and `consolidated.*`, or with one GGUF
+          file, whole or split; if a folder holds several of these, its `config.json`, `params.json` or GGUF file;
+        - a `.safetensors` or `consolidated.*` file with the config in its folder, a `.gguf` file, or a tar of a folder
+          with `params.json`;
+        - "owner/name": a repository of the Hugging Face hub with HF safetensors, or else with `params.json` and
+          `consolidated.*`;
+        - "owner/name:file.gguf": a GGUF file of a repository, or any part of a split one.
+    revision: branch, tag or commit of a hub repository; None: its main branch.
+    quantize: a ggml type ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0") into which float matrices are packed when read.
+    make: the function that makes these blocks.
+    progress: called while downloading, as (file name or description, bytes done, bytes in total).
 
-    Raises:
-        CheckpointError: Nothing is there, or it is unreadable, incomplete, corrupt or of an unknown format.
-        ConfigError: The configuration holds an impossible or unsupported value.
-        InputError: `quantize` is no such type, or no tensor of the model could be of it.
+    Raises CheckpointError if there is no such model, or if it is unreadable, incomplete, corrupt or of an unknown
+    format; ConfigError for an impossible or unsupported value of the configuration; InputError if `quantize` is another
+    type, or fits no tensor of the model.
     """
     if quantize is not None:
         require_quantizable(quantize)
@@ -63,7 +61,7 @@ def _open(model: str | Path, revision: str | None, progress: Callable[[str, int,
         return _open_folder(Path(str(files("mistral_portable") / "assets" / "tiny")))
     if model == "tiny" or os.path.exists(model):
         if revision is not None:
-            raise CheckpointError(f"revision={revision!r} is for hub repositories; {model} is none")
+            raise CheckpointError(f"revision={revision!r} is for hub repositories; {model} is not one")
         return _open_local(Path(model))
     match = HUB_NAME.fullmatch(str(model))
     if match is None:

@@ -1,4 +1,4 @@
-"""Matrices that backends unpack: what those of AWQ, GPTQ, FP8 and compressed-tensors have in common."""
+"""PackedTensor: base class of the matrices of AWQ, GPTQ, FP8 and compressed-tensors, which backends unpack."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
@@ -11,10 +11,10 @@ __all__ = ["PackedTensor", "bit_fields"]
 
 
 def bit_fields(words: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """The fields of `bits` bits (1 to 8) of each row, the lowest bits first, [rows, words * 32 / bits].
+    """Unpack the fields of `bits` bits (1 to 8) of each row, the lowest bits first: [rows, words * 32 / bits].
 
-    A field may cross the words of its row: with 3 bits, 0b01_000 in the last bits of a word and 0b1 in the next
-    are 0, then 0b101. `words` is [rows, words], 32 bits each.
+    words: [rows, words], 32 bits each. A field may cross the words of its row. Example with 3 bits: 0b01_000 in the
+    highest bits of a word and 0b1 in the lowest bit of the next are the fields 0 and 0b101.
     """
     rows = words.shape[0]
     octets = np.ascontiguousarray(words).view(np.uint8)
@@ -24,7 +24,7 @@ def bit_fields(words: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, eq=False)
 class PackedTensor(ABC):
-    """A matrix whose stored layout is its own; it stays packed until `numpy` is called."""
+    """A matrix in the layout of its format, which stays packed until `numpy` is called."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,21 +32,24 @@ class PackedTensor(ABC):
 
     @property
     @abstractmethod
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """The name of the stored type, such as "gptq_4bit"."""
 
     @property
     @abstractmethod
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """Size of all parts in bytes."""
 
     @abstractmethod
     def unpack(self) -> NDArray[np.float32]:
-        """The values of `shape`, in the order of the file."""
+        """Unpacked values of `shape`, with the rows in the order of the file."""
 
     def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """Unpacked values of `shape`: the arithmetic is float32's, whatever type the scales have."""
-        with np.errstate(over="ignore", invalid="ignore"):  # an infinite scale gives what the file says
+        """Unpacked values of `shape`, computed in float32 whatever the dtype of the scales."""
+        with np.errstate(over="ignore", invalid="ignore"):  # a file may hold infinite scales
             values = self.unpack()
         return (values if self.order is None else values[self.order]).astype(dtype, copy=False)
 
     def permute_rows(self, order: NDArray[np.intp]) -> Self:
+        """The matrix whose row i is row `order[i]` of this one; applied by `numpy`."""
         return replace(self, order=order if self.order is None else self.order[order])

@@ -1,4 +1,8 @@
-"""Float matrices that become ggml blocks as they are read."""
+"""Quantization in memory (`load(..., quantize="q4_0")`): float matrices are packed into ggml blocks as they are read.
+
+The blocks are made by a BlockMaker: `gguf_blocks` here, the kernels of a backend in `engine/block_maker.py`. To write
+a quantized file is another matter: `quantization/quantize.py`.
+"""
 
 import os
 from collections.abc import Callable, Mapping
@@ -14,27 +18,28 @@ from mistral_portable.weights.blocks import BlockTensor
 from mistral_portable.weights.joined import JoinedTensor
 from mistral_portable.weights.source import DenseTensor, Tensor, release
 
-__all__ = ["QUANTIZABLE", "BlockMaker", "plain_blocks", "quantized", "require_quantizable"]
+__all__ = ["QUANTIZABLE", "BlockMaker", "gguf_blocks", "quantized", "require_quantizable"]
 
 QUANTIZABLE = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
-"""The types, among those that can be unpacked, that `gguf.quants` makes from floats."""
+"""The ggml types that `gguf.quants` can both make from floats and unpack."""
 
 BlockMaker = Callable[[DenseTensor, str], NDArray[np.uint8]]
-"""Makes blocks of a float matrix, of one of QUANTIZABLE: uint8 [rows, bytes_per_row]. May be called from any thread."""
+"""Function of a float matrix and one of QUANTIZABLE that returns blocks, uint8 [rows, bytes_per_row]. It is called from
+any thread."""
 
 _SLICE = 2**20  # numbers that a thread converts at a time: 4 MiB in float32
-# NumPy lets go of the GIL now and then: on two cores two threads were 1.5 times as fast as one, four slower than two.
+# NumPy releases the GIL at times: on two cores two threads were 1.5 times as fast as one, four slower than two.
 _THREADS = min(4, os.cpu_count() or 1)
 
 
 def require_quantizable(type: str) -> None:
-    """Raise InputError, which lists the types, if `type` is none of QUANTIZABLE."""
+    """Raise InputError, which lists the types, unless `type` is one of QUANTIZABLE."""
     if type not in QUANTIZABLE:
         raise InputError(f"quantize={type!r}: choose one of {', '.join(QUANTIZABLE)}")
 
 
-def plain_blocks(matrix: DenseTensor, type: str) -> NDArray[np.uint8]:
-    """The blocks that `gguf.quants` makes: each weight rounded, with the scale that its block's largest one has."""
+def gguf_blocks(matrix: DenseTensor, type: str) -> NDArray[np.uint8]:
+    """Blocks made by `gguf.quants`: the largest weight of a block sets its scale, and each weight is rounded."""
     from gguf import GGMLQuantizationType, quants
 
     rows, columns = matrix.shape
@@ -47,11 +52,11 @@ def plain_blocks(matrix: DenseTensor, type: str) -> NDArray[np.uint8]:
         return np.concatenate([*pool.map(convert, range(0, rows, step))])
 
 
-def quantized(tensors: Mapping[str, Tensor], type: str, make: BlockMaker = plain_blocks) -> Mapping[str, Tensor]:
-    """The tensors, with float matrices as blocks of `type`, one of QUANTIZABLE; lazy, as the tensors are.
+def quantized(tensors: Mapping[str, Tensor], type: str, make: BlockMaker = gguf_blocks) -> Mapping[str, Tensor]:
+    """Replace float matrices by lazy tensors that pack them into blocks of `type`, one of QUANTIZABLE, when read.
 
-    What is in blocks already stays as it is, and so do vectors and matrices whose columns do not fill whole blocks.
-    Raises InputError for another type, and if nothing would change.
+    Quantized tensors, vectors, and matrices whose rows are not whole blocks stay as they are. Raises InputError for
+    another type, and if nothing would change.
     """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -59,7 +64,7 @@ def quantized(tensors: Mapping[str, Tensor], type: str, make: BlockMaker = plain
     kind = GGMLQuantizationType[type.upper()]
     columns, _ = GGML_QUANT_SIZES[kind]
     made: dict[str, Tensor] = {
-        name: _QuantizedTensor(tensor.name, tensor.shape, kind, tensor, make)
+        name: _QuantizedOnRead(tensor.name, tensor.shape, kind, tensor, make)
         for name, tensor in tensors.items()
         if isinstance(tensor, DenseTensor | JoinedTensor) and len(tensor.shape) == 2 and tensor.shape[1] % columns == 0
     }
@@ -73,18 +78,19 @@ def quantized(tensors: Mapping[str, Tensor], type: str, make: BlockMaker = plain
 
 
 @dataclass(frozen=True, eq=False)
-class _QuantizedTensor(BlockTensor):
-    """Blocks that are made of floats, anew at each call of `blocks`."""
+class _QuantizedOnRead(BlockTensor):
+    """A matrix whose blocks are made from floats, anew at each call of `blocks`."""
 
     floats: DenseTensor | JoinedTensor
     make: BlockMaker
 
     def blocks(self) -> NDArray[np.uint8]:
-        """uint8 [rows, bytes_per_row], the caller's own."""
+        """New blocks, uint8 [rows, bytes_per_row], which the caller owns."""
         floats = self.floats.joined() if isinstance(self.floats, JoinedTensor) else self.floats
         out = self.make(floats, self.dtype)
         release(floats.array)
         return out
 
     def permute_rows(self, order: NDArray[np.intp]) -> Self:
+        """The matrix whose row i is row `order[i]` of this one."""
         return replace(self, floats=self.floats.permute_rows(order))

@@ -1,8 +1,8 @@
 """Mistral's own checkpoints: `params.json` and `consolidated.*`, in a folder or in a tar.
 
 Rows of q and k are stored for interleaved RoPE. Safetensors files (`consolidated.safetensors`, or several) hold whole
-tensors; torch files (`consolidated.00.pth`, `consolidated.01.pth`, ...) hold one piece of each, a file per GPU, or each
-other tensors, whole, as Mixtral's first do.
+tensors. Several torch files (`consolidated.00.pth`, `consolidated.01.pth`, ...) either hold one piece of each tensor,
+one file per GPU, or different whole tensors, as those of Mixtral's first release.
 """
 
 import os
@@ -13,7 +13,7 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.tokenizer.source import TokenizerFile
 from mistral_portable.weights.archive import is_zip, tar_members
-from mistral_portable.weights.experts import apart
+from mistral_portable.weights.experts import split_experts
 from mistral_portable.weights.fp8 import fp8_tensors
 from mistral_portable.weights.hf_quantized import UNPACKED
 from mistral_portable.weights.joined import JoinedTensor
@@ -26,7 +26,7 @@ from mistral_portable.weights.torch_file import read_torch
 __all__ = ["is_consolidated", "open_raw", "open_raw_tar"]
 
 _TORCH = (".pth", ".pt")
-_COLUMNS_SPLIT = ("o_proj", "down_proj", "w2")  # row-parallel linears: each GPU has some of their inputs
+_COLUMNS_SPLIT = ("o_proj", "down_proj", "w2")  # row-parallel linears: each GPU has a range of the inputs
 
 
 def is_consolidated(name: str) -> bool:
@@ -35,9 +35,10 @@ def is_consolidated(name: str) -> bool:
 
 
 def open_raw(folder: Path, file: Path | None = None) -> Checkpoint:
-    """Open a raw folder; with `file`, which may have any name, its weights and the `params.json` beside it.
+    """Open a raw checkpoint: `params.json` and the `consolidated` files of a folder.
 
-    If that is one of several `consolidated` files, those of its kind belong to it.
+    file: a weight file, of any name, to read in place of the folder's; if it is one of several `consolidated` files,
+    all with its suffix are read.
 
     Raises CheckpointError for missing, corrupt or ambiguous files; ConfigError for unsupported parameters.
     """
@@ -59,9 +60,9 @@ def open_raw(folder: Path, file: Path | None = None) -> Checkpoint:
 
 
 def open_raw_tar(path: Path) -> Checkpoint:
-    """Open a tar with a raw checkpoint in it; its members are read in place, and nothing is extracted.
+    """Open a tar that holds a raw checkpoint; its members are read in place, and nothing is extracted.
 
-    Raises as `open_raw`, and CheckpointError for archives with links, with paths that leave them, or damaged.
+    Raises the errors of `open_raw`, and CheckpointError for damaged archives, links and paths that leave the archive.
     """
     try:
         members = tar_members(map_file(path))
@@ -89,10 +90,8 @@ def _open(path: Path, params: bytes, weights: Mapping[str, Buffer], tokenizer: T
     elif len(torch_files) == len(weights):
         stored = _torch(path, config, torch_files)
     else:
-        raise CheckpointError(
-            f"{path}: several checkpoints: {', '.join(weights)}; give the path of the one that shall be read"
-        )
-    tensors, notices = _united(apart(stored, config.num_local_experts, str(path)), config, str(path))
+        raise CheckpointError(f"{path}: several checkpoints: {', '.join(weights)}; give the path of the one to read")
+    tensors, notices = _combine_fp8(split_experts(stored, config.num_local_experts, str(path)), config, str(path))
     tensors = {name: half_split(tensor, config) for name, tensor in tensors.items()}
     return Checkpoint(path, "raw", config, tensors, tokenizer, notices, metadata)
 
@@ -114,10 +113,10 @@ def _safetensors(path: Path, weights: Mapping[str, Buffer]) -> tuple[dict[str, T
 _FP8 = {"F8_E4M3": PACKED_INTEGERS["F8_E4M3"]}
 
 
-def _united(
+def _combine_fp8(
     stored: Mapping[str, Tensor], config: MistralConfig, source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """FP8 matrices put together with their scales, as `params.json` announces them."""
+    """Combine FP8 matrices with their scales if `params.json` announces them; returns all tensors, and notices."""
     how = config.extra.get("quantization")
     whole = {name: tensor for name, tensor in stored.items() if isinstance(tensor, DenseTensor)}
     fp8 = any(tensor.dtype == "float8_e4m3" for tensor in whole.values())
@@ -150,7 +149,7 @@ def _joined(path: Path, name: str, pieces: Sequence[DenseTensor], config: Mistra
     first = pieces[0]
     if len(pieces) == 1:
         return DenseTensor(name, first.dtype, first.array)
-    if len(first.shape) == 1:  # norms: every GPU has all of them
+    if len(first.shape) == 1:  # norms: every GPU has a copy
         if any(piece.shape != first.shape or piece.array.tobytes() != first.array.tobytes() for piece in pieces):
             raise CheckpointError(f"{path}: the copies of {name!r} differ")
         return DenseTensor(name, first.dtype, first.array)

@@ -9,8 +9,8 @@ from pathlib import Path
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.tokenizer.source import TokenizerFile
-from mistral_portable.weights.experts import apart
-from mistral_portable.weights.hf_quantized import quantization, unite
+from mistral_portable.weights.experts import split_experts
+from mistral_portable.weights.hf_quantized import combine_packed, quantization
 from mistral_portable.weights.names import from_hf
 from mistral_portable.weights.safetensors_file import PACKED_INTEGERS, read_safetensors
 from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, listing, map_file
@@ -20,16 +20,16 @@ __all__ = ["INDEX", "open_safetensors", "tokenizer_name", "weight_files"]
 
 INDEX = "model.safetensors.index.json"
 _KINDS = ("mistral", "ministral", "ministral3", "mixtral")
-"""Of `model_type`; in models that see as well, it is the text's."""
+"""Supported values of `model_type`; for multimodal models that of `text_config`."""
 
 
 def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
-    """Open an HF folder, or with `file` only that weight file and the `config.json` beside it.
+    """Open an HF folder: `config.json` and its safetensors files. file: the only weight file to read.
 
-    Without an index all `*.safetensors` but `consolidated*` (Mistral's own names) are read.
+    Without an index all `*.safetensors` files are read except `consolidated*`, Mistral's own.
 
-    Raises CheckpointError for missing shards, corrupt files and tensors stored twice; ConfigError for a config
-    that is no plain Mistral's.
+    Raises CheckpointError for missing shards, corrupt files and tensors stored twice; ConfigError for models of other
+    architectures.
     """
     config, inferred = _config(folder / "config.json")
     packed = quantization(config, str(folder))
@@ -49,13 +49,13 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
                 raise CheckpointError(f"{name!r} is stored twice: in {where[name]} and in {shard}")
             stored[name] = DenseTensor(name, tensor.dtype, tensor.array)
             where[name] = shard
-    tensors, rounded = unite(apart(stored, config.num_local_experts, str(folder)), packed, str(folder))
+    tensors, rounded = combine_packed(split_experts(stored, config.num_local_experts, str(folder)), packed, str(folder))
     tokenizer, missing = _tokenizer(folder)
     return Checkpoint(folder, "safetensors", config, tensors, tokenizer, inferred + rounded + missing, metadata)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The `*.safetensors` files of a folder, without Mistral's own `consolidated*`."""
+    """The `*.safetensors` files of a folder, without Mistral's own `consolidated*`, sorted."""
     return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
 
 
@@ -108,7 +108,7 @@ def _tokenizer(folder: Path) -> tuple[TokenizerFile | None, tuple[str, ...]]:
 
 
 def tokenizer_name(names: Collection[str]) -> str | None:
-    """Of the files in a folder `tekken.json`, else the last `tokenizer.model*`: v3 before v1."""
+    """The tokenizer file among the names in a folder: `tekken.json`, else the last `tokenizer.model*` (v3, not v1)."""
     if "tekken.json" in names:
         return "tekken.json"
     return max((name for name in names if name.startswith("tokenizer.model")), default=None)

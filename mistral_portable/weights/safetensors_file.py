@@ -1,6 +1,6 @@
-"""The safetensors container: a bounded walk over the header of a mapped file or of a member of an archive.
+"""Reader of the safetensors container, in a mapped file or a member of an archive, with every bound checked.
 
-Layout: uint64 header size (little-endian), a JSON header {name: {dtype, shape, data_offsets}} with perhaps
+Layout: uint64 header size (little-endian), a JSON header {name: {dtype, shape, data_offsets}} with an optional
 `__metadata__`, then the data, which the tensors fill without gaps or overlaps.
 """
 
@@ -25,8 +25,8 @@ PACKED_INTEGERS: dict[str, tuple[str, type[np.generic]]] = {
     "U8": ("uint8", np.uint8),
     "U32": ("uint32", np.uint32),
 }
-"""As `source.DENSE`: the types of packed weights, which mean something together with their scales only, or nothing to
-us: then the reader of their kind says what it does not read."""
+"""safetensors' names of the types in packed checkpoints -> `Tensor.dtype` and NumPy's type, like `source.DENSE`. The
+values depend on scales; the reader of each kind of packed weights refuses the types that it does not know."""
 
 _MAX_HEADER = 2**25  # a checkpoint with 50,000 tensors has a header of 6 MB
 _MAX_AXES = 8
@@ -35,9 +35,10 @@ _MAX_AXES = 8
 def read_safetensors(
     data: Buffer, source: str, known: Mapping[str, tuple[str, type[np.generic]]]
 ) -> tuple[dict[str, str], list[DenseTensor]]:
-    """`__metadata__` and the tensors, views of `data`, under their stored names; only dtypes in `known` may occur.
+    """`__metadata__`, and the tensors under their stored names, as views of `data`.
 
-    Raises CheckpointError, which begins with `source`.
+    known: the accepted dtypes, such as `source.DENSE`. Raises CheckpointError, which begins with `source`, for invalid
+    files and other dtypes.
     """
     try:
         start, header = _header(data)
@@ -60,11 +61,11 @@ def read_safetensors(
 
 
 _Entry = tuple[str, str, tuple[int, ...], int, int]
-"""Name, dtype, shape, and where its bytes begin and end."""
+"""Name, dtype, shape, and the offsets at which its bytes begin and end."""
 
 
 def _header(data: Buffer) -> tuple[int, dict[str, Any]]:
-    """Where the data begins, and the JSON object."""
+    """The offset of the data, and the JSON object."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > len(data) - 8:
         raise ValueError(f"it is truncated: a header of {size} bytes in a file of {len(data)}")

@@ -1,4 +1,4 @@
-"""What every checkpoint format is read into: lazy tensors and the Checkpoint that holds them."""
+"""Checkpoint and lazy tensors: the result of reading a checkpoint of any format."""
 
 import mmap
 import stat
@@ -17,17 +17,17 @@ from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
 __all__ = ["DENSE", "FLOATS", "Buffer", "Checkpoint", "DenseTensor", "Tensor", "listing", "map_file", "release"]
 
 Buffer = mmap.mmap | memoryview
-"""A mapped file, or the part of one that is a member of an archive."""
+"""A mapped file, or a member of an archive in one."""
 
 DENSE: dict[str, tuple[str, type[np.generic]]] = {
     "F32": ("float32", np.float32),
     "F16": ("float16", np.float16),
     "BF16": ("bfloat16", np.uint16),
 }
-"""safetensors' and GGUF's name of a float type -> `Tensor.dtype` and what NumPy, which has no bfloat16, stores."""
+"""safetensors' and GGUF's name of a float type -> `Tensor.dtype` and NumPy's type (uint16 holds bfloat16's bits)."""
 
 FLOATS = frozenset(name for name, _ in DENSE.values())
-"""`Tensor.dtype` of what is stored as plain floats."""
+"""The values of `Tensor.dtype` for tensors stored as plain floats."""
 
 
 class Tensor(Protocol):
@@ -35,7 +35,7 @@ class Tensor(Protocol):
 
     @property
     def name(self) -> str:
-        """HF canonical name, such as `model.layers.0.self_attn.q_proj.weight`."""
+        """The canonical HF name, such as `model.layers.0.self_attn.q_proj.weight`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,7 +43,7 @@ class Tensor(Protocol):
 
     @property
     def dtype(self) -> str:
-        """As stored: "float32", "float16", "bfloat16", or packed: a ggml type in lower case ("q4_0", "q6_k"),
+        """The stored type: "float32", "float16", "bfloat16", or a packed type: ggml's in lower case ("q4_0", "q6_k"),
         "affine_4bit", "awq_4bit", "compressed_4bit", "gptq_3bit", "float8_e4m3"."""
 
     @property
@@ -54,7 +54,7 @@ class Tensor(Protocol):
         """The values as a new array of `shape` and the floating `dtype`; quantized blocks are unpacked."""
 
     def permute_rows(self, order: NDArray[np.intp]) -> "Tensor":
-        """The tensor whose row i is row `order[i]` of this one. Lossless and lazy: applied when read."""
+        """The tensor whose row i is row `order[i]` of this one. Lossless and lazy: applied when it is read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class DenseTensor:
     name: str
     dtype: str
     array: NDArray[Any]
-    """The stored values, bfloat16 as uint16 (its bits are the upper half of a float32)."""
+    """The stored values; bfloat16 as uint16, whose bits are the upper half of a float32."""
     order: NDArray[np.intp] | None = None
 
     @property
@@ -76,16 +76,16 @@ class DenseTensor:
         return self.array.nbytes
 
     def raw(self) -> NDArray[Any]:
-        """The values row by row, bfloat16 as uint16. A read-only view of the file where they lie so, in this order."""
+        """The stored values in C order, bfloat16 as uint16; a read-only view of the file where it has this order."""
         array = self.array if self.order is None else self.array[self.order]
-        # A safetensors header may end anywhere, and an expert may lie transposed; compiled kernels need neither.
+        # Compiled kernels need aligned C-order arrays; safetensors data may be unaligned, and experts transposed.
         return np.require(array, requirements=("C", "A"))
 
     def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         return self._widened(self.raw(), dtype)
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """Some rows of a matrix, float32 [len(rows), columns]; nothing else is read."""
+        """The given rows of a matrix, float32 [len(rows), columns]; no other rows are read."""
         return self._widened(self.array[rows if self.order is None else self.order[rows]], np.float32)
 
     def _widened(self, raw: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
@@ -94,7 +94,7 @@ class DenseTensor:
         return raw.astype(dtype)
 
     def rows(self, part: slice) -> "DenseTensor":
-        """A range of the rows as a tensor, of which nothing else is read."""
+        """A tensor of a range of the rows; reading it reads no other rows."""
         array = self.array[part if self.order is None else self.order[part]]
         return replace(self, array=array, order=None)
 
@@ -104,10 +104,10 @@ class DenseTensor:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """An opened checkpoint. Opening maps the files and reads their headers only, whatever their size."""
+    """An opened checkpoint: its files are mapped, and only their headers have been read."""
 
     path: Path
-    """The folder (safetensors, raw) or the file (GGUF, of several the first; a tar of raw weights)."""
+    """The folder (safetensors, raw), or the file (GGUF, the first of split ones; a tar of raw weights)."""
     format: str
     """"safetensors", "gguf" or "raw"."""
     config: MistralConfig
@@ -115,13 +115,13 @@ class Checkpoint:
     """By HF canonical name, q and k rows in HF's half-split RoPE layout; not yet compared with the config."""
     tokenizer: TokenizerFile | GGUFVocabulary | None
     notices: tuple[str, ...]
-    """Sentences that the user must see once, such as an inferred attention window."""
+    """Sentences to show to the user once, such as about an inferred attention window."""
     metadata: Mapping[str, object]
     """Scalars of the GGUF metadata, or the `__metadata__` of the safetensors files."""
 
 
 def listing(items: Sequence[str]) -> str:
-    """For error messages: `a; b; c`, and of more than ten items the first ten and how many more there are."""
+    """Join items for an error message: `a; b; c`, or the first ten and "and 5 more"."""
     more = [f"and {len(items) - 10} more"] if len(items) > 10 else []
     return "; ".join([*items[:10], *more])
 
@@ -141,10 +141,10 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def release(array: NDArray[Any]) -> None:
-    """Tell the system that a view of a mapped file is not needed for now: its whole pages leave this process's memory.
+    """Release the memory pages of a view of a mapped file (`MADV_DONTNEED`); the array stays valid.
 
-    The contents stay; to read them again reads the file, or the system's copy of it, again. Nothing happens for other
-    arrays, for mappings that can be written to, or where the system has no such call.
+    The next access reads the file, or the system's cached copy of it, again. Does nothing for other arrays, for
+    writable mappings, and on systems without this call.
     """
     owner: Any = array
     while isinstance(owner, np.ndarray):

@@ -1,8 +1,8 @@
-"""Torch's zip files of tensors (`torch.save`), read without torch and without unpickling.
+"""Reader of torch's zip files of tensors (`torch.save`), without torch and without unpickling.
 
 Layout: a zip of stored members `NAME/data.pkl`, a pickle of {tensor name: tensor}, and `NAME/data/KEY`, the bytes of
-each storage. The pickle is walked opcode by opcode (`pickletools.genops` takes it apart and runs nothing); a small
-stack machine knows the opcodes and the few names below. What it does not know is refused.
+each storage. The pickle is parsed opcode by opcode (`pickletools.genops` runs nothing), and a small stack machine
+interprets the few opcodes and names below. All others are refused.
 """
 
 import math
@@ -20,7 +20,7 @@ from mistral_portable.weights.source import Buffer, DenseTensor
 
 __all__ = ["read_torch"]
 
-_MAX_PICKLE = 2**20  # bytes; that of a model with 300 tensors has 50 KB
+_MAX_PICKLE = 2**20  # bytes; for a model with 300 tensors it has 50 KB
 _MAX_AXES = 8
 _STORAGES: dict[str, tuple[str, type[np.generic]]] = {
     "torch FloatStorage": ("float32", np.float32),
@@ -31,7 +31,7 @@ _STORAGES: dict[str, tuple[str, type[np.generic]]] = {
 
 @dataclass(frozen=True)
 class _Name:
-    """A function or class that the pickle names: never imported, only recognized."""
+    """A function or class that the pickle names; it is compared with the known names and never imported."""
 
     name: str
 
@@ -50,10 +50,10 @@ class _StoredTensor:
 
 
 def read_torch(data: Buffer, source: str) -> dict[str, DenseTensor]:
-    """The tensors of a torch file by their stored names; views of `data`.
+    """The tensors of a torch file by their stored names, as views of `data`.
 
-    Raises CheckpointError, which begins with `source`, for files that are corrupt, truncated, compressed, hold
-    anything but a flat dict of dense float32, float16 and bfloat16 tensors, or name any other code.
+    Raises CheckpointError, which begins with `source`, for files that are corrupt, truncated or compressed, that hold
+    anything but a flat dict of dense float32, float16 and bfloat16 tensors, or whose pickle names other functions.
     """
     try:
         members = zip_members(data)
@@ -86,7 +86,7 @@ def _tensor(name: object, value: object, members: dict[str, memoryview], folder:
 
 
 class _Walk:
-    """A stack machine for the opcodes that `torch.save` writes; ValueError says what is wrong."""
+    """A stack machine for the opcodes that `torch.save` writes. Raises ValueError for all others."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -151,7 +151,7 @@ class _Walk:
         self.push(_CALLS[function.name](*arguments))
 
     def build(self) -> None:
-        """`state_dict` puts attributes (`_metadata`) on its OrderedDict; they are not needed."""
+        """Drop the attributes that `state_dict` sets on its OrderedDict (`_metadata`)."""
         self.stack.pop()
         if not isinstance(self.stack[-1], dict):
             raise ValueError("its pickle changes an object that is no dict")
@@ -166,7 +166,7 @@ def _rebuild_tensor(
     hooks: object,
     metadata: object = None,
 ) -> _StoredTensor:
-    """As `torch._utils._rebuild_tensor_v2`."""
+    """The tensor that `torch._utils._rebuild_tensor_v2` would make of these arguments."""
     if not isinstance(storage, _Storage) or type(offset) is not int or offset < 0:
         raise ValueError("its pickle makes a tensor of what is no storage")
     sizes = shape if isinstance(shape, tuple) and len(shape) <= _MAX_AXES else (-1,)
@@ -181,7 +181,7 @@ def _rebuild_tensor(
 
 
 def _rebuild_parameter(data: object, requires_grad: object, hooks: object) -> object:
-    """As `torch._utils._rebuild_parameter`: a parameter is its tensor."""
+    """The tensor of a parameter, in place of `torch._utils._rebuild_parameter`."""
     return data
 
 

@@ -1,4 +1,4 @@
-"""Windows that files of some models do not state: inferred from the model's shape, with a notice."""
+"""Attention windows that the files of some models do not state, inferred from the model's shape, with a notice."""
 
 from mistral_portable.config import MistralConfig, Window
 
@@ -9,10 +9,10 @@ _OVERRIDE = "Set another one with window= or --window."
 
 
 def inferred_windows(config: MistralConfig, *, stated: bool) -> tuple[MistralConfig, tuple[str, ...]]:
-    """The config with the windows of the original model, and what the user must be told of it.
+    """The config with the windows of the original model, and notices for the user.
 
-    stated: whether the file says a window at all. One window is what Hugging Face's files of Ministral 8B state, none
-    what GGUF files of it and of 7B v0.1 do.
+    stated: whether the file states a window, or that there is none. Hugging Face's files of Ministral 8B state one
+    window for all layers; GGUF files of it and of 7B v0.1 do not state any.
     """
     if not stated and _is_first_7b(config):
         return config.with_window(4096), (
@@ -28,7 +28,10 @@ def inferred_windows(config: MistralConfig, *, stated: bool) -> tuple[MistralCon
 
 
 def _is_first_7b(config: MistralConfig) -> bool:
-    """Mistral 7B v0.1 and its derivatives, which add up to two tokens; v0.2 has theta 1e6 and no window."""
+    """Whether it has the shape of Mistral 7B v0.1 or of a derivative, which adds up to two tokens to the vocabulary.
+
+    v0.2 has theta 1e6 and no window.
+    """
     return (
         config.rope_theta == 1e4
         and 32000 <= config.vocab_size <= 32002
@@ -38,7 +41,7 @@ def _is_first_7b(config: MistralConfig) -> bool:
 
 
 def _is_ministral_8b(config: MistralConfig) -> bool:
-    """Ministral-8B-Instruct-2410; no other model of this theta and vocabulary has these sizes."""
+    """Whether it has the shape of Ministral-8B-Instruct-2410, which no other model of this theta and vocabulary has."""
     return (
         config.rope_theta == 1e8
         and config.vocab_size == 131072

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from mistral_portable.boundary import Availability, Capabilities, ExecutorOptions, LaneState, Precision, Program
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.config import QueryScale
 from mistral_portable.graph import Graph, Node, Parameter, Rotation
 from mistral_portable.reference.program import ReferenceProgram
-from mistral_portable.rope_scaling import QueryScale
 from mistral_portable.testing.naive import NaiveProgram
 from mistral_portable.weights import Tensor
 from mistral_portable.weights.quantize_on_read import QUANTIZABLE

@@ -12,9 +12,8 @@ from hf_models import hf_model
 from numpy.typing import NDArray
 
 import mistral_portable as mp
-from mistral_portable.config import MistralConfig
+from mistral_portable.config import MistralConfig, QueryScale
 from mistral_portable.errors import ConfigError
-from mistral_portable.rope_scaling import QueryScale
 from mistral_portable.testing.families import FAMILIES, shrunk
 from mistral_portable.weights import open_checkpoint
 

@@ -64,7 +64,7 @@ def test_transformers(
     assert tokenizer.encode(PROMPT) == prompt
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    # One pass over the whole text: the likeliest token after each of its beginnings is the next one.
+    # One pass over the whole text: the argmax after each of its prefixes is the next token.
     with torch.no_grad():
         logits = model(torch.tensor([prompt + windowed])).logits[0]
     assert logits.argmax(-1)[len(prompt) - 1 : -1].tolist() == windowed

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistral_portable.config import MistralConfig
+from mistral_portable.config import MistralConfig, QueryScale, Yarn
 from mistral_portable.errors import ConfigError
 from mistral_portable.graph import Rotation
-from mistral_portable.rope_scaling import QueryScale, Yarn
 from mistral_portable.testing.strategies import configs
 
 DEFAULTS: dict[str, Any] = {
@@ -62,6 +61,7 @@ JSON = st.recursive(
     max_leaves=5,
 )
 NAN, INF, HUGE = math.nan, math.inf, 10**400
+STRETCHED = {"factor": 2.0, "original_max_position_embeddings": 64}
 OBJECTS = ("4", [4], {"a": 4})
 NOT_A_COUNT = (NAN, INF, -1, -HUGE, HUGE, 2.5, True, *OBJECTS)
 NOT_A_SIZE = (0, False, *NOT_A_COUNT)
@@ -197,6 +197,7 @@ def test_raw_params_of_later_models() -> None:
         {"yarn": {"factor": 16, "original_max_position_embeddings": 64, "gamma": 1}},
         {"yarn": {"factor": 16, "original_max_position_embeddings": 64, "beta": 1, "alpha": 2}},
         {"yarn": {"factor": 16, "original_max_position_embeddings": 64, "apply_scale": 1}},
+        {"yarn": STRETCHED, "rope_scaling": {"rope_type": "yarn", **STRETCHED}},
         {"llama_4_scaling": {"beta": 0.1}},
         {"llama_4_scaling": {"beta": -0.1, "original_max_position_embeddings": 64}},
     ],
@@ -255,7 +256,7 @@ def test_defaults_of_other_classes_of_transformers() -> None:
     assert ministral.query_scale == QueryScale(0.1, 16384)
 
 
-def test_of_a_model_that_sees_the_text_is_read() -> None:
+def test_multimodal_configs_give_the_language_model() -> None:
     text = {"model_type": "ministral3", "hidden_size": 64, "head_dim": 8}
     config = MistralConfig.from_dict(
         {"model_type": "mistral3", "text_config": text, "vision_config": {"hidden_size": 8}}
@@ -354,9 +355,6 @@ def test_missing_files_and_folders_are_config_errors(tmp_path: Path) -> None:
             MistralConfig.from_file(path)
 
 
-STRETCHED = {"factor": 2.0, "original_max_position_embeddings": 64}
-
-
 @pytest.mark.parametrize(
     "values",
     [
@@ -365,6 +363,7 @@ STRETCHED = {"factor": 2.0, "original_max_position_embeddings": 64}
         {"rope_theta": 1e300},
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, **STRETCHED, "beta_fast": 1.7e308}},
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, **STRETCHED, "beta_slow": 5e-324}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, **STRETCHED, "beta_fast": 10**5000}},
     ],
 )
 def test_absurd_numbers_are_refused(values: dict[str, Any]) -> None:

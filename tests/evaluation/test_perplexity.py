@@ -3,6 +3,7 @@
 import json
 from math import exp, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mistral_portable as mp
-from mistral_portable.errors import InputError
+from mistral_portable.errors import InputError, NumericsError
 from mistral_portable.evaluation import accuracy, read_questions
 
 STORY = "Once upon a time, there was a kind girl named Jane. Jane loved a black ring. The ring was new. " * 8
@@ -75,6 +76,20 @@ def test_ids_outside_the_vocabulary(tiny: mp.Model, token: int) -> None:
         mp.perplexity(tiny, [1, 2, token, 3], context=4)
 
 
+def test_logits_that_are_not_finite_are_neither_scored_nor_counted_as_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    with mp.load("tiny", backend="reference") as model:
+        step = model.program.step
+
+        def broken(*args: Any) -> Any:
+            return {"logits": np.full_like(step(*args)["logits"], np.nan)}
+
+        monkeypatch.setattr(model.program, "step", broken)
+        with pytest.raises(NumericsError, match="not finite"):
+            mp.perplexity(model, STORY, context=64)
+        with pytest.raises(NumericsError, match="not finite"):
+            accuracy(model, read_questions()[:1])
+
+
 def test_the_embedded_model_knows_its_answers(tiny: mp.Model) -> None:
     found = accuracy(tiny, read_questions())
     assert found.total == 216
@@ -105,12 +120,12 @@ def test_the_command(tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
     path.write_text(STORY)
     line = ("perplexity", "tiny", str(path), "--context", "64", "--questions", "tiny", "--backend", "numba")
-    shown = invoke(*line)
-    assert shown.status == 0
-    assert shown.out.startswith("perplexity ")
-    assert "right answers: " in shown.out
+    printed = invoke(*line)
+    assert printed.status == 0
+    assert printed.out.startswith("perplexity ")
+    assert "right answers: " in printed.out
     report = json.loads(invoke(*line, "--json").out)
-    assert f"perplexity {report['perplexity']:.4f} +/- {report['error']:.4f}" in shown.out
+    assert f"perplexity {report['perplexity']:.4f} +/- {report['error']:.4f}" in printed.out
     assert report["answers"]["total"] == 216
     assert (report["context"], report["backend"]) == (64, "numba")
 

@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +19,12 @@ import mistral_portable as mp
 from mistral_portable import transformers
 from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.conversion.model import prepare
-from mistral_portable.errors import CheckpointError, InputError, TokenizerError
+from mistral_portable.errors import CapacityError, CheckpointError, InputError, NumericsError, TokenizerError
 from mistral_portable.quantization import MIXTURES
 from mistral_portable.quantization.calibrate import calibrated
-from mistral_portable.weights import open_checkpoint
+from mistral_portable.reference.backend import ReferenceBackend
+from mistral_portable.reference.program import ReferenceProgram
+from mistral_portable.weights import DenseTensor, open_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -201,6 +206,53 @@ def test_calibrating_needs_text_and_a_tokenizer(tmp_path: Path, text: Path) -> N
     write_hf(tmp_path / "m", config, random_tensors(config, np.random.default_rng(1)))
     with pytest.raises(TokenizerError, match="no tokenizer, which calibrating on text needs"):
         mp.quantize(tmp_path / "m", tmp_path / "q.gguf", "q4_0", calibrate=text)
+
+
+class Unthreaded(ReferenceBackend):
+    """The reference without the option `threads`; its programs fail after some steps, and it counts their closing."""
+
+    capabilities = replace(ReferenceBackend.capabilities, options=frozenset())
+
+    def __init__(self, steps: int = 10**9) -> None:
+        self.steps, self.closed = steps, 0
+
+    def prepare(self, *args: Any) -> ReferenceProgram:
+        program = super().prepare(*args)
+        step, close = program.step, program.close
+
+        def failing(*args: Any) -> Any:
+            self.steps -= 1
+            if self.steps < 0:
+                raise CapacityError("no memory")
+            return step(*args)
+
+        def counting() -> None:
+            self.closed += 1
+            close()
+
+        vars(program).update(step=failing, close=counting)
+        return program
+
+
+def test_calibrating_closes_its_program_whatever_happens(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads are the quantizer's, too: a backend without such an option calibrates all the same."""
+    checkpoint = open_checkpoint("tiny")
+    source = prepare(checkpoint, checkpoint.config, None)
+    for backend in (Unthreaded(), Unthreaded(steps=0)):
+        monkeypatch.setattr("mistral_portable.quantization.calibrate.select", lambda backend=backend: backend)
+        with nullcontext() if backend.steps else pytest.raises(CapacityError):
+            calibrated(source, text, ExecutorOptions(threads=2))
+        assert backend.closed == 1
+
+
+def test_weights_that_are_not_finite_are_not_the_texts_fault(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint("tiny")
+    norm = "model.layers.0.input_layernorm.weight"
+    nan = DenseTensor(norm, "float32", np.full_like(checkpoint.tensors[norm].numpy(), np.nan))
+    broken = replace(checkpoint, tensors={**checkpoint.tensors, norm: nan})
+    monkeypatch.setattr("mistral_portable.quantization.calibrate.select", Unthreaded)
+    with pytest.raises(NumericsError, match="NaN or infinite inputs"), np.errstate(all="ignore"):
+        calibrated(prepare(broken, broken.config, None), text, ExecutorOptions())
 
 
 # --- others -----------------------------------------------------------------------------------------------------------

@@ -132,10 +132,11 @@ def test_token_bytes_are_what_decoding_joins(drawn: tuple[Tokenizer, list[int]])
     tokenizer, tokens = drawn
     for token in tokens:
         assert (tokenizer.token_bytes(token) == b"") == tokenizer.is_special(token)
+        assert tokenizer.piece(token, False) == (None if tokenizer.is_special(token) else tokenizer.token_bytes(token))
         assert tokenizer.decode([token]) == tokenizer.token_bytes(token, begins_text=True).decode(errors="replace")
 
 
-def test_special_tokens_are_shown_on_demand() -> None:
+def test_special_tokens_are_written_on_request() -> None:
     assert from_file("v3").decode([1, 23325, 2294, 2], skip_special_tokens=False) == "<s>▁Hello▁world</s>"
     tekken = from_file("tekken 240718")
     assert tekken.decode([*tekken.encode("Hello"), 2], skip_special_tokens=False) == "<s>Hello</s>"

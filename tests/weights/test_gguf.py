@@ -266,18 +266,18 @@ def test_parts_of_split_files_that_are_missing_or_swapped_are_named(tmp_path: Pa
     with pytest.raises(CheckpointError, match=r"are missing: m-00002-of-00003\.gguf"):
         open_checkpoint(parts[0])
     (tmp_path / "spare").rename(tmp_path / "renamed.gguf")
-    with pytest.raises(CheckpointError, match=r"renamed\.gguf: its metadata say part 1 .* of 3"):
+    with pytest.raises(CheckpointError, match=r"renamed\.gguf: its metadata have part 1 .* of 3"):
         open_checkpoint(tmp_path / "renamed.gguf")
     (tmp_path / "renamed.gguf").rename(parts[1])
     parts[2].write_bytes(parts[1].read_bytes())
-    with pytest.raises(CheckpointError, match=r"m-00003-of-00003\.gguf: its metadata say part 1"):
+    with pytest.raises(CheckpointError, match=r"m-00003-of-00003\.gguf: its metadata have part 1"):
         open_checkpoint(parts[0])
 
 
 @pytest.mark.parametrize("name", ["m-00000-of-00000.gguf", "m-00002-of-00001.gguf", "m-99999-of-99999.gguf"])
 def test_numbers_of_parts_that_lie(tmp_path: Path, name: str) -> None:
     write_gguf(tmp_path / name, CONFIG, TENSORS)
-    with pytest.raises(CheckpointError, match=r"parts of the split file are missing|its metadata say"):
+    with pytest.raises(CheckpointError, match=r"parts of the split file are missing|its metadata have"):
         open_checkpoint(tmp_path / name)
 
 
