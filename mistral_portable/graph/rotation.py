@@ -54,6 +54,16 @@ class Rotation:
             table[:, 0], table[:, 1] = np.cos(angles) * factor, np.sin(angles) * factor
         return table
 
+    def signed_table(self, positions: NDArray[np.integer[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """positions [T] -> cosines and signed sines, float32 [T, 1, 2, head_dim / 2] each: `table` for two products.
+
+        A head as [2, head_dim / 2] is x = (a, b), and (b, a) is swapped; the result (a cos - b sin, b cos + a sin) is
+        x * cosines + swapped * sines. So the sines' first half is negative.
+        """
+        table: NDArray[np.float32] = self.table(positions)[:, None]
+        cos, sin = table[:, :, :1], table[:, :, 1:]
+        return np.repeat(cos, 2, axis=2), np.concatenate([-sin, sin], axis=2)
+
     def _factor(self, positions: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         factor = np.full(len(positions), self.scale)
         if self.query_scale is not None:
