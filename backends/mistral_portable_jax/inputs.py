@@ -19,8 +19,8 @@ def few(count: int) -> int:
 
 
 def many(count: int) -> int:
-    """Padded number of tokens, in coarser steps, as each size is compiled: 0, 1, 16, 64, 256, 1024, ..."""
-    return count if count < 2 else max(16, 1 << 2 * -(-(count - 1).bit_length() // 2))
+    """Padded number of tokens, in coarser steps, as each size is compiled: 1, 16, 64, 256, 1024, ..."""
+    return 1 if count == 1 else max(16, 1 << 2 * -(-(count - 1).bit_length() // 2))
 
 
 def step_inputs(plan: StepPlan, inputs: Inputs, spec: CacheSpec, graph: Graph, dtype: str) -> StepInputs:
@@ -43,7 +43,8 @@ def step_inputs(plan: StepPlan, inputs: Inputs, spec: CacheSpec, graph: Graph, d
     places = {node.inputs[2] for node in graph.nodes if node.op == "replace_rows"}
     sizes, given = {"T": tokens, "R": rows}, {}
     for name, array in inputs.items():
-        size = sizes.get(str(graph.given[name][0]), many(len(array)))
+        # Rows of `replace_rows`: none, or as many as tokens, so that there are two sizes and not one for each count.
+        size = sizes.get(str(graph.given[name][0]), tokens if len(array) else 0)
         given[name] = _padded(
             array, size, NOWHERE if name in places else 0, wide if array.dtype.kind == "f" else np.int32
         )

@@ -169,6 +169,10 @@ class JAXProgram:
     def _grow(self, lanes: int, capacities: list[int]) -> None:
         """Make room for `lanes` lanes of so many slots in each group. Raises CapacityError if memory is short."""
         lanes = min(few(lanes), self._spec.max_lanes)
+        # At least 64 slots: each size of the cache is compiled.
+        capacities = [
+            max(capacity, min(64, group.slots)) for capacity, group in zip(capacities, self._spec.groups, strict=True)
+        ]
         try:
             for layer, group in self._groups.items():
                 grown: Arrays = {}

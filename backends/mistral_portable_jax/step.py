@@ -61,6 +61,7 @@ def run(
         "logit_rows": inputs.logit_rows,
     }
     cache = dict(cache)
+    masks: dict[tuple[int, int, int | None], Array] = {}
     for node in graph.nodes:
         read = [values[name] for name in node.inputs]
         attributes: Any = node.attributes
@@ -72,7 +73,10 @@ def run(
             for name, array in zip(("keys", "values"), read[1:], strict=False):
                 key = f"{name}.{layer}"
                 cache[key] = _written(cache[key], array, inputs, group)
-            values[node.name] = _attention(node, read[0], cache, inputs, group)
+            mask = group, cache[f"keys.{layer}"].shape[1], node.window
+            if mask not in masks:  # layers of a group share it
+                masks[mask] = _seen(inputs, *mask)
+            values[node.name] = _attention(node, read[0], cache, inputs, masks[mask])
         else:
             made = OPS[node.op](*read, **attributes)
             # The tables of a pure function are float32, whatever it computes in.
@@ -86,13 +90,17 @@ def _written(array: Array, x: Array, inputs: StepInputs, group: int) -> Array:
     return at.set(x.reshape(len(x), *array.shape[2:]).astype(array.dtype), mode="drop")
 
 
-def _attention(node: Node, q: Array, cache: Arrays, inputs: StepInputs, group: int) -> Array:
+def _seen(inputs: StepInputs, group: int, slots: int, window: int | None) -> Array:
+    """The attention mask, bool [S, N, slots]: whether a query sees the key in each slot of its sequence's lane."""
+    last = inputs.last[:, None]
+    held = last - (last - jnp.arange(slots)) % inputs.rings[group]  # the position in each slot; < 0: empty
+    seen: Array = visible(inputs.positions[inputs.packed][:, :, None], held[:, None], window)
+    return seen & (held[:, None] >= 0)
+
+
+def _attention(node: Node, q: Array, cache: Arrays, inputs: StepInputs, seen: Array) -> Array:
     """q [T, heads * d] -> [T, heads * d]; for `attention_weights` [T, heads, slots]. Keys are read by slot."""
     keys, values = (cache[f"{name}.{node.integer('layer')}"][inputs.lanes] for name in ("keys", "values"))
-    last, slots = inputs.last[:, None], keys.shape[1]
-    held = last - (last - jnp.arange(slots)) % inputs.rings[group]  # the position in each slot; < 0: empty
-    seen: Array = visible(inputs.positions[inputs.packed][:, :, None], held[:, None], node.window)
-    seen &= held[:, None] >= 0
     heads = q.reshape(len(q), keys.shape[2], -1, node.integer("head_dim"))[inputs.packed]
     scores = product("snhgd,schd->snhgc", heads, keys) * node.number("scale")
     # The minimum and not -inf: a row of padding sees no key, and its softmax and gradient must be finite.
@@ -100,9 +108,8 @@ def _attention(node: Node, q: Array, cache: Arrays, inputs: StepInputs, group: i
     if node.op == "attention_weights":
         out = weights
     else:
-        read = jnp.where(
-            seen.any(axis=1)[:, :, None, None], values, 0
-        )  # an earlier text may have left NaN, and 0 * NaN = NaN
+        # Zeros where no query sees the slot: an earlier text may have left NaN there, and 0 * NaN is NaN.
+        read = jnp.where(seen.any(axis=1)[:, :, None, None], values, 0)
         out = product("snhgc,schd->snhgd", weights.astype(q.dtype), read)
-    shape = (len(q), -1, slots) if node.op == "attention_weights" else (len(q), -1)
+    shape = (len(q), -1, keys.shape[1]) if node.op == "attention_weights" else (len(q), -1)
     return out[inputs.sequence, inputs.place].reshape(shape).astype(q.dtype)

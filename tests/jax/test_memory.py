@@ -114,10 +114,10 @@ def test_growth_that_fails_halfway_leaves_lanes_as_they_are(monkeypatch: pytest.
     """Layers may then have lanes of different lengths: steps, saving and loading do not mind."""
     config = replace(CONFIG, num_hidden_layers=2)
     graph = verify(build(config))
-    spec = CacheSpec.from_config(config, max_context=16, max_lanes=4)
+    spec = CacheSpec.from_config(config, max_context=128, max_lanes=4)
     program = prepare(BACKEND, graph, random_weights(graph, 1), spec, ExecutorOptions())
     alone = prepare(BACKEND, graph, random_weights(graph, 1), spec, ExecutorOptions())
-    manager, its = CacheManager(spec, block=4), CacheManager(spec, block=4)
+    manager, its = CacheManager(spec, block=64), CacheManager(spec, block=64)
     lane, other = manager.open(), its.open()
     step(program, manager, lane, [1, 2])
     step(alone, its, other, [1, 2])
@@ -129,11 +129,11 @@ def test_growth_that_fails_halfway_leaves_lanes_as_they_are(monkeypatch: pytest.
 
     with monkeypatch.context() as patched:
         patched.setattr("jax.numpy.pad", twice)
-        with pytest.raises(CapacityError, match="the cache of 1 sequences of 8 tokens does not fit"):
-            step(program, manager, lane, [3] * 5)
+        with pytest.raises(CapacityError, match="the cache of 1 sequences of 128 tokens does not fit"):
+            step(program, manager, lane, [3] * 70)
     np.testing.assert_array_equal(step(program, manager, lane, [3]), step(alone, its, other, [3]))
     alone.load_lane(other, program.save_lane(lane))
-    np.testing.assert_array_equal(step(program, manager, lane, [4] * 5), step(alone, its, other, [4] * 5))
+    np.testing.assert_array_equal(step(program, manager, lane, [4] * 70), step(alone, its, other, [4] * 70))
 
 
 @pytest.mark.parametrize("platform", ["nonsense", "cuda"])

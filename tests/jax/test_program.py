@@ -92,6 +92,27 @@ def test_memory_is_constant_once_lanes_are_there() -> None:
     assert program.cache_bytes == held
 
 
+def test_lanes_that_grow_keep_what_they_hold() -> None:
+    """In number, and in slots from 64 to 256, beside a program whose lanes are that long from the beginning."""
+    sizes = {"max_context": 256, "max_chunk": 64, "max_lanes": 4}
+
+    def run(block: int) -> tuple[list[Any], list[int]]:
+        program, manager = prepared(**sizes)[0], CacheManager(CacheSpec.from_config(CONFIG, **sizes), block=block)
+        lanes = [manager.open() for _ in range(3)]
+        logits, held = [], []
+        for size, some in ((40, lanes[:1]), (7, lanes), (30, lanes[:2]), (60, lanes[2:]), (60, lanes[:1])):
+            chunks = [Chunk(lane, [(size * t + lane) % 30 for t in range(size)], [size - 1]) for lane in some]
+            logits.append(program.step(manager.plan(chunks))["logits"])
+            held.append(program.cache_bytes)
+        return logits, held
+
+    (found, grown), (expected, whole) = run(64), run(256)
+    for mine, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5)
+    assert len(set(grown)) == 4
+    assert grown[-1] == whole[-1]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_lane_goes_on_in_another_program(dtype: str, tmp_path: Any) -> None:
     """Through a file, into a program with other lanes."""
