@@ -17,8 +17,8 @@ from mistral_portable.testing.strategies import configs
 
 
 @settings(max_examples=3)
-@given(config=configs(max_layers=2), seed=st.integers(0, 2**31), cut=st.integers(1, 11))
-def test_rows_with_padding_anywhere_are_sequences(config: MistralConfig, seed: int, cut: int) -> None:
+@given(config=configs(max_layers=2), seed=st.integers(0, 2**31))
+def test_rows_with_padding_anywhere_are_sequences(config: MistralConfig, seed: int) -> None:
     """In two calls; float32 of two orders of summation, within 1e-4."""
     graph = verify(expose_attention_weights(build(config)))
     tensors = random_weights(graph, seed)
@@ -27,8 +27,8 @@ def test_rows_with_padding_anywhere_are_sequences(config: MistralConfig, seed: i
 
     function = BACKEND.pure(graph, "float32")
     weights, cache = function.weights(tensors), function.init_cache(2, 12)
-    first, cache = function(weights, cache, ids[:, :cut], kept)
-    second, _ = function(weights, cache, ids[:, cut:], kept[:, cut:])
+    first, cache = function(weights, cache, ids[:, :6], kept)
+    second, _ = function(weights, cache, ids[:, 6:], kept[:, 6:])
     logits = np.concatenate([first["logits"], second["logits"]], axis=1)
     shown = {name: np.concatenate([first[name], second[name]], axis=2) for name in first if name != "logits"}
 
