@@ -1,4 +1,4 @@
-"""What every op but attention means in jax.numpy. Sums are float32's or wider; a result is rounded once."""
+"""Every op but attention in jax.numpy. Sums are in float32 or wider; a result is rounded once."""
 
 from collections.abc import Callable
 
@@ -11,17 +11,18 @@ __all__ = ["OPS", "product", "rope", "wide"]
 
 
 def wide(x: Array) -> DTypeLike:
-    """The type to sum in: float32, or float64 for float64."""
+    """The dtype for sums of x: float64 for float64, else float32."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def product(subscripts: str, a: Array, b: Array) -> Array:
-    """einsum in the type of `a`, unrounded. "highest", as GPUs and TPUs would else multiply float32 in fewer bits."""
+    """einsum of a and b in the dtype of `a`; the result is `wide(a)`, not rounded."""
+    # "highest": by default GPUs and TPUs multiply float32 in fewer bits.
     return jnp.einsum(subscripts, a, b.astype(a.dtype), precision="highest", preferred_element_type=wide(a))
 
 
 def rope(x: Array, angles: Array) -> Array:
-    """x [T, heads * d], angles [T, 2, d / 2], cosines and sines -> as x. The pair (a, b) is a complex number."""
+    """Multiply pairs (a, b) as complex numbers: x [T, heads * d], angles [T, 2, d / 2] (cosines, sines) -> like x."""
     cos, sin = angles[:, None, 0], angles[:, None, 1]
     a, b = jnp.split(x.astype(wide(x)).reshape(len(x), -1, 2 * angles.shape[-1]), 2, axis=-1)
     turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -48,9 +49,9 @@ def _silu_mul(gate: Array, up: Array) -> Array:
 def _moe(x: Array, scores: Array, gate: Array, up: Array, down: Array, *, top_k: int) -> Array:
     """x [T, H], scores [T, E], gate, up [E * I, H], down [E * H, I] -> [T, H].
 
-    Every expert has all tokens, of which those that did not choose it take nothing: shapes do not depend on scores.
+    Every expert computes all tokens, and those that did not choose it have the weight 0: so no shape depends on scores.
     """
-    best, chosen = jax.lax.top_k(scores.astype(wide(x)), top_k)  # of equal scores the lower expert comes first
+    best, chosen = jax.lax.top_k(scores.astype(wide(x)), top_k)  # ties: the lower expert first
     shares = jnp.zeros(scores.shape, best.dtype)
     shares = shares.at[jnp.arange(len(x))[:, None], chosen].set(jax.nn.softmax(best, axis=-1))
 
@@ -65,12 +66,15 @@ def _moe(x: Array, scores: Array, gate: Array, up: Array, down: Array, *, top_k:
 
 
 OPS: dict[str, Callable[..., Array]] = {
-    "embedding": lambda tokens, table: tokens if tokens.ndim == 2 else table[tokens],
+    "embedding": lambda tokens, table: table[tokens],
     "rms_norm": _rms_norm,
     "linear": _linear,
     "silu_mul": _silu_mul,
     "moe": _moe,
     "add": lambda a, b: a + b,
     "take_columns": lambda x, *, start, stop: x[:, start:stop],
+    # Places of padding lie beyond x, and are dropped.
+    "replace_rows": lambda x, given, places: x.at[places].set(given.astype(x.dtype), mode="drop"),
     "take_rows": lambda x, rows: x[rows],
 }
+"""Functions by op: inputs in the node's order, attributes by name."""

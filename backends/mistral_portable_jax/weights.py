@@ -1,4 +1,4 @@
-"""Weights as JAX arrays: by parameter of a graph, whatever the checkpoint has packed unpacked."""
+"""Weights as JAX arrays, by parameter of a graph; quantized ones are unpacked."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mistral_portable.errors import BackendError
+from mistral_portable.boundary.shared import gigabytes
 from mistral_portable.graph import Graph
 from mistral_portable.weights import Tensor
+from mistral_portable_jax.failures import translated
 from mistral_portable_jax.step import Arrays
 
 __all__ = ["read"]
@@ -20,9 +21,9 @@ def read(
     dtype: str,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Arrays:
-    """Every parameter in `dtype`, one after the other, so that memory holds but one of them twice.
+    """Read every parameter in `dtype`, one after the other, so that only one of them is in memory twice.
 
-    Raises BackendError if there is no memory for them.
+    Raises CapacityError if they do not fit into memory, BackendError if the device fails.
     """
     arrays: Arrays = {}
     kind = jnp.dtype(dtype)
@@ -34,10 +35,8 @@ def read(
         try:
             arrays[name] = jnp.asarray(whole.astype(kind, copy=False))
         except jax.errors.JaxRuntimeError as error:
-            raise BackendError(
-                f"the model does not fit: {total / 1e9:.2f} GB of weights in {dtype}; use --dtype bfloat16 or another "
-                f"backend ({str(error).splitlines()[0]})"
-            ) from error
+            subject = f"the model, {gigabytes(total)} of weights in {dtype},"
+            raise translated(error, subject, "use --dtype bfloat16 or another backend") from error
         done += arrays[name].nbytes
         if progress is not None:
             progress("weights", done, total)

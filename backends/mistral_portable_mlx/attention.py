@@ -1,6 +1,6 @@
-"""Attention over a ring as it lies: no key is moved, a mask from positions hides what a query must not see.
+"""Attention over a ring in the order of its slots: no key is moved, and a mask hides keys by their positions.
 
-Below, T are the tokens of one sequence, C the slots of its lane, d is head_dim.
+In shapes, T is the number of tokens of one sequence, C that of the slots of its lane, d is head_dim.
 """
 
 from typing import Protocol
@@ -11,43 +11,43 @@ from mistral_portable.boundary import Q8_0_BLOCK
 
 __all__ = ["FloatFormat", "Format", "Q8Format", "mask"]
 
-_FEW = 8  # queries that are multiplied with 8-bit keys as they are; for more, unpacking the keys once is cheaper
+_FEW = 8  # up to so many queries are multiplied with 8-bit codes; for more, unpacking the codes once is cheaper
 
 
 def mask(first: mx.array, positions: mx.array, held: mx.array) -> mx.array:
-    """bool [T, C]: whether each query sees the key in each slot.
+    """The attention mask, bool [T, C]: whether a query sees the key in a slot.
 
-    first [T], the oldest position that it sees (`cache.window.visible`); positions [T], its own, the newest; held [C],
-    the position in each slot, negative if there is none.
+    first: [T], the oldest position that a query sees (`cache.window.visible`). positions: [T], the query's own, the
+    newest that it sees. held: [C], the position in each slot, negative in an empty one.
     """
     return (held >= first[:, None]) & (held <= positions[:, None])
 
 
 class Format(Protocol):
-    """How keys and values are stored."""
+    """A storage format of keys and values."""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the arrays of a lane; the first half is the keys', the second the values'."""
+        """Names of a lane's arrays: first those of the keys, then as many of the values."""
 
     def empty(self, heads: int, slots: int) -> list[mx.array]:
-        """Zeros, each [heads, slots, n]."""
+        """Make the arrays of a lane, zeros, each [heads, slots, n]."""
 
     def nbytes(self, heads: int, slots: int) -> int:
         """Bytes of `empty`."""
 
     def encode(self, x: mx.array) -> list[mx.array]:
-        """Keys or values [heads, T, d] -> the arrays that are stored, each [heads, T, n]."""
+        """Encode keys or values [heads, T, d] as the stored arrays, each [heads, T, n]."""
 
     def attend(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
-        """q [heads, T, d], the lane, mask [T, C] -> [heads, T, d]"""
+        """Attention: q [heads, T, d], `parts` of a lane, mask `seen` [T, C] -> [heads, T, d]."""
 
     def weights(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
-        """As `attend`, but the softmax itself, [heads, T, C]."""
+        """The softmax of `attend`, [heads, T, C]."""
 
 
 class FloatFormat:
-    """In the type of the activations."""
+    """Keys and values in the dtype of the activations."""
 
     parts = ("keys", "values")
 
@@ -74,10 +74,10 @@ class FloatFormat:
 
 
 class Q8Format:
-    """8 bits a number, with a float16 scale for each 32 of a head: max|x| / 127, as Precision's "q8_0" says.
+    """Keys and values in 8 bits, with a float16 scale max|x| / 127 for each 32 numbers of a head ("q8_0" of Precision).
 
     MLX multiplies with affine groups, scale * code + bias, so codes are stored with 128 added, and the bias is
-    -128 scale. Heads are filled up with zeros to whole groups: those change neither scales nor scores.
+    -128 * scale. Heads are padded with zeros to whole groups, which changes neither scales nor scores.
     """
 
     parts = ("keys", "keys.scales", "values", "values.scales")
@@ -130,7 +130,7 @@ class Q8Format:
 
 
 def _grouped(q: mx.array, kv_heads: int) -> mx.array:
-    """[heads, T, d] -> [kv_heads, n * T, d]: query head h uses key/value head h // n, n = heads / kv_heads."""
+    """Group queries by their key/value head: [heads, T, d] -> [kv_heads, n * T, d], n = heads / kv_heads."""
     return q.reshape(kv_heads, -1, q.shape[-1])
 
 

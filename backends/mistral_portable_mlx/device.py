@@ -1,4 +1,4 @@
-"""What MLX runs on here: Metal, CUDA or the CPU, and how much memory it may take."""
+"""The device that MLX runs on here: Metal, CUDA or the CPU, and its memory."""
 
 import os
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from pathlib import Path
 __all__ = ["Device", "find_device"]
 
 # MLX multiplies float32 matrices in TF32 (10 bits) on CUDA and on Apple's M5 unless this is set before its first
-# product: https://github.com/ml-explore/mlx/issues/3860. Here float32 means float32; who sets the variable decides.
+# product: https://github.com/ml-explore/mlx/issues/3860. Here float32 means float32, unless the user has set it.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 
 @dataclass(frozen=True)
 class Device:
-    """kind: "Metal", "CUDA" or "CPU". name: the chip's. memory: bytes that weights, cache and scratch may take."""
+    """kind: "Metal", "CUDA" or "CPU". name: the chip's. memory: bytes for weights, cache and scratch together."""
 
     kind: str
     name: str
@@ -23,13 +23,13 @@ class Device:
 
 
 def find_device() -> Device:
-    """The default device of the installed MLX. Raises ImportError or RuntimeError if it cannot run."""
+    """Find MLX's default device. Raises ImportError without MLX, RuntimeError if MLX or its device does not work."""
     import mlx.core as mx
 
     info = mx.device_info(mx.default_device())
     if mx.default_device().type == mx.DeviceType.gpu:
         kind = "Metal" if mx.metal.is_available() else "CUDA"
-        # On Metal more than this would be swapped: the system and other programs need the rest.
+        # On Metal the recommended working set: beyond it the system would swap.
         sizes = [info.get(key) for key in ("max_recommended_working_set_size", "total_memory", "memory_size")]
         memory = next((size for size in sizes if isinstance(size, int) and size > 0), 0)
         if not memory:
@@ -40,7 +40,7 @@ def find_device() -> Device:
 
 
 def _main_memory() -> int:
-    """Bytes of main memory, or what the control group leaves of it."""
+    """Bytes of main memory, or the control group's limit where that is lower."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"

@@ -1,7 +1,7 @@
 """ggml's blocks as MLX's affine groups of 32 columns: weight = scale * code + bias, code an unsigned integer.
 
-Without loss where scale and bias are kept in float32; those of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and IQ4_NL are float16
-numbers (biases -8 d, -16 d or -128 d only move the exponent), those of Q4_K, Q5_K and IQ4_XS are products of 17 bits.
+Exact where scale and bias are kept in float32. Those of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and IQ4_NL are exact in float16,
+too (biases -8 d, -16 d and -128 d change only the exponent); those of Q4_K, Q5_K and IQ4_XS are products of 17 bits.
 Source of the layouts: ggml `ggml-common.h`, `dequantize_row_*` in `ggml-quants.c`. Q2_K, Q3_K and Q6_K have groups of
 16 columns, which no affine group of MLX holds.
 """
@@ -21,7 +21,7 @@ _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 
 @dataclass(frozen=True)
 class Groups:
-    """codes uint8 [..., n, 32], scales and biases float32 [..., n] of n groups."""
+    """Affine groups, n of them: codes uint8 [..., n, 32], scales and biases float32 [..., n]."""
 
     codes: mx.array
     scales: mx.array
@@ -30,7 +30,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Layout:
-    """bits of a code; bytes of a block; unpack: uint8 [..., bytes] -> the groups of a block."""
+    """A block type of ggml. bits: of a code. bytes: of a block. unpack: uint8 [..., bytes] -> the groups of a block."""
 
     bits: int
     bytes: int
@@ -38,9 +38,9 @@ class Layout:
 
 
 def pack(codes: mx.array, bits: int) -> mx.array:
-    """codes uint8 [rows, columns] below 2^bits -> uint32 [rows, columns * bits / 32], the lowest bits first.
+    """Pack codes uint8 [rows, columns] below 2^bits into uint32 [rows, columns * bits / 32], the lowest bits first.
 
-    Eight codes are `bits` bytes: they are put together in 64 bits, of which the lower bytes are kept.
+    Eight codes take `bits` bytes: they are joined in an integer of 64 bits, whose lower bytes are kept.
     """
     rows = codes.shape[0]
     eights = codes.reshape(rows, -1, 8).astype(mx.uint64)
@@ -52,24 +52,24 @@ def pack(codes: mx.array, bits: int) -> mx.array:
 
 
 def _halves(blocks: mx.array, start: int, count: int) -> list[mx.array]:
-    """`count` float16 numbers from byte `start` on, each [..., 1] in float32."""
+    """Read `count` float16 numbers from byte `start` on, each as float32 [..., 1]."""
     numbers = mx.contiguous(blocks[..., start : start + 2 * count]).view(mx.float16).astype(mx.float32)
     return [numbers[..., index : index + 1] for index in range(count)]
 
 
 def _nibbles(packed: mx.array) -> mx.array:
-    """uint8 [..., 16] -> [..., 32]: the lower halves of the bytes, then the upper ones."""
+    """Unpack uint8 [..., 16] -> [..., 32]: the lower halves of the bytes, then the upper halves."""
     return mx.concatenate([packed & 15, packed >> 4], axis=-1)
 
 
 def _fifth_bits(packed: mx.array) -> mx.array:
-    """uint8 [..., 4], bit j of these 32 is the fifth of code j -> [..., 32], 0 or 16."""
+    """Unpack the fifth bits of 32 codes: uint8 [..., 4] -> [..., 32], 0 or 16."""
     bits = (packed[..., None] >> mx.arange(8, dtype=mx.uint8)) & 1
     return bits.reshape(*packed.shape[:-1], 32) << 4
 
 
 def _one(codes: mx.array, scale: mx.array, bias: mx.array) -> Groups:
-    """The groups of a block that is one group."""
+    """Make the Groups of a block that is one group."""
     return Groups(codes[..., None, :], scale, bias)
 
 
@@ -108,7 +108,7 @@ def _iq4_codes(indices: mx.array) -> mx.array:
 
 
 def _iq4_xs(blocks: mx.array) -> Groups:
-    """d, 8 x 2 high bits of scales, 8 x 4 low bits, 8 groups of 16 bytes."""
+    """A block is d, 8 x 2 high bits of scales, 8 x 4 low bits, 8 groups of 16 bytes."""
     (d,) = _halves(blocks, 0, 1)
     pairs = mx.arange(4, dtype=mx.uint8) * 2
     high = ((blocks[..., 2:4, None] >> pairs) & 3).reshape(*blocks.shape[:-1], 8)
@@ -119,7 +119,7 @@ def _iq4_xs(blocks: mx.array) -> Groups:
 
 
 def _k_scales(packed: mx.array) -> tuple[mx.array, mx.array]:
-    """uint8 [..., 12] -> 8 scales and 8 minima of 6 bits, float32 [..., 8]."""
+    """Unpack uint8 [..., 12] -> 8 scales and 8 minima of 6 bits, float32 [..., 8] each."""
     a, b, c = packed[..., 0:4], packed[..., 4:8], packed[..., 8:12]
     scales = mx.concatenate([a & 63, (c & 15) | ((a >> 6) << 4)], axis=-1)
     minima = mx.concatenate([b & 63, (c >> 4) | ((b >> 6) << 4)], axis=-1)
@@ -127,7 +127,7 @@ def _k_scales(packed: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def _k_nibbles(packed: mx.array) -> mx.array:
-    """uint8 [..., 128] -> [..., 8, 32]: of each 32 bytes the lower halves, then the upper ones."""
+    """Unpack uint8 [..., 128] -> [..., 8, 32]: for each 32 bytes the lower halves, then the upper halves."""
     quarters = packed.reshape(*packed.shape[:-1], 4, 32)
     return mx.stack([quarters & 15, quarters >> 4], axis=-2).reshape(*packed.shape[:-1], 8, 32)
 
@@ -141,7 +141,7 @@ def _q4_k(blocks: mx.array) -> Groups:
 def _q5_k(blocks: mx.array) -> Groups:
     d, dmin = _halves(blocks, 0, 2)
     scales, minima = _k_scales(blocks[..., 4:16])
-    fifth = (blocks[..., None, 16:48] >> mx.arange(8, dtype=mx.uint8)[:, None]) & 1  # bit j is of group j
+    fifth = (blocks[..., None, 16:48] >> mx.arange(8, dtype=mx.uint8)[:, None]) & 1  # bit j belongs to group j
     return Groups(_k_nibbles(blocks[..., 48:]) | (fifth << 4), d * scales, -(dmin * minima))
 
 
@@ -156,4 +156,4 @@ LAYOUTS = {
     "q4_k": Layout(4, 144, _q4_k),
     "q5_k": Layout(5, 176, _q5_k),
 }
-"""By ggml type."""
+"""Block types by ggml's name."""

@@ -1,11 +1,10 @@
-"""A StepPlan's integers as arrays: everything in which one step differs from the next of the same shape."""
+"""Step inputs: everything in which one step differs from another of the same shape, as MLX arrays."""
 
 from collections.abc import Sequence
 from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.graph import Rotation
@@ -16,16 +15,22 @@ __all__ = ["step_inputs"]
 def step_inputs(
     plan: StepPlan, spec: CacheSpec, rotations: Sequence[Rotation], slots: list[list[int]]
 ) -> dict[str, mx.array]:
-    """tokens, positions [T], rows [R]; cos.X, sin.X [T, 1, 2, d / 2] for each X of `rotations`;
+    """Turn a plan into arrays by name, integers in int32.
 
-    per layer group slots.G [T], first.G [T], the oldest position that each token sees; per group and sequence
-    held.G.S, the position in each of the lane's allocated `slots[G][S]`.
+    tokens, positions [T]; logit_rows [R]; cos.X, sin.X float32 [T, 1, 2, d / 2] for each index X of `rotations`;
+    for each layer group G slots.G [T] and first.G [T], the oldest position that each token sees; for each group and
+    sequence S held.G.S, the position in each of the lane's allocated `slots[G][S]` slots.
     """
-    inputs = {"tokens": mx.array(plan.tokens), "positions": mx.array(plan.positions), "rows": mx.array(plan.logit_rows)}
+    inputs = {
+        "tokens": mx.array(plan.tokens),
+        "positions": mx.array(plan.positions),
+        "logit_rows": mx.array(plan.logit_rows),
+    }
     for name, rotation in enumerate(rotations):
-        cos, sin = _angles(plan.positions, rotation)
+        # Not by `mx.fast.rope`: it multiplies in float32, and is off by up to 0.002 radians at position 32,768.
+        cos, sin = rotation.signed_table(plan.positions)
         inputs |= {f"cos.{name}": mx.array(cos), f"sin.{name}": mx.array(sin)}
-    last = plan.positions[plan.query_starts[1:] - 1].tolist()
+    last = (plan.ends - 1).tolist()
     for index, (group, reads) in enumerate(zip(spec.groups, plan.groups, strict=True)):
         inputs[f"slots.{index}"] = mx.array(reads.slot_mapping)
         # This backend's translation of `cache.window.visible`: first <= key <= query.
@@ -36,19 +41,11 @@ def step_inputs(
     return inputs
 
 
-def _angles(positions: NDArray[np.int32], rotation: Rotation) -> tuple[NDArray[np.float32], ...]:
-    """Not by `mx.fast.rope`, which multiplies in float32 and turns the pairs of position 32,768 by up to 0.002 too
-    much. The sine's first half is negative, as (a, b) -> (a cos - b sin, ...)."""
-    table: NDArray[np.float32] = rotation.table(positions)[:, None]
-    cos, sin = table[:, :, :1], table[:, :, 1:]
-    return np.repeat(cos, 2, axis=2), np.concatenate([-sin, sin], axis=2)
-
-
 def _held(last: int, slots: int, allocated: int) -> mx.array:
     """The position in each of the allocated slots once `last` is written: the latest one congruent to the slot.
 
-    With 5 slots and last 5: 5 1 2 3 4. Until a ring is full, slot and position are the same, and those beyond `last`
-    are hidden as any later position.
+    Example, 5 slots and last 5: 5 1 2 3 4. Until a ring is full, slot and position are equal, and the mask hides those
+    beyond `last` like any later position.
     """
     if last < slots:
         return _unwrapped(allocated)

@@ -1,32 +1,31 @@
-"""From nodes to closures: what every op of the closed list is in MLX."""
+"""Lowering: every op of the closed list as a function of MLX arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
 
 from mistral_portable.cache import CacheSpec
 from mistral_portable.graph import Node, Rotation
+from mistral_portable.graph.ir import PLAN_INPUTS
 from mistral_portable_mlx.attention import Format, mask
 from mistral_portable_mlx.cache import Parts
 from mistral_portable_mlx.matrices import Matrix
 
-__all__ = ["INPUTS_EMBEDS", "Kernel", "Lowering", "Step"]
-
-INPUTS_EMBEDS = "inputs_embeds"
-"""The input that, where a step has it, stands for the rows of the embedding table."""
+__all__ = ["Kernel", "Lowering", "Step"]
 
 
 @dataclass
 class Step:
-    """What kernels know of a step: shapes as integers, everything else as arrays, which a compiled step takes anew.
+    """A step for kernels: its shapes are integers, fixed where it is compiled; all else is in arrays.
 
-    starts: sequence s owns the tokens starts[s] .. starts[s + 1] - 1. inputs: see `inputs.py`. layers: by layer, the
-    arrays of each sequence's lane; attention puts the written ones in place of those it found.
+    query_starts: sequence s owns the tokens query_starts[s] .. query_starts[s + 1] - 1. inputs: see `inputs.py`.
+    layers: by layer, the arrays of each sequence's lane; attention replaces them by the written ones.
     """
 
-    starts: tuple[int, ...]
+    query_starts: tuple[int, ...]
     inputs: Mapping[str, mx.array]
     layers: dict[int, list[Parts]]
     masks: dict[tuple[int, int], mx.array] = field(default_factory=dict)
@@ -34,11 +33,11 @@ class Step:
 
     @property
     def spans(self) -> list[tuple[int, slice]]:
-        """Each sequence and its tokens."""
-        return [(s, slice(a, b)) for s, (a, b) in enumerate(zip(self.starts, self.starts[1:], strict=False))]
+        """Index and tokens of each sequence."""
+        return [(s, slice(a, b)) for s, (a, b) in enumerate(pairwise(self.query_starts))]
 
     def mask(self, group: int, sequence: int, tokens: slice) -> mx.array:
-        """bool [T of the sequence, slots], made once for all layers of a group."""
+        """The attention mask, bool [T of the sequence, slots], made once for all layers of a group."""
         key = group, sequence
         if key not in self.masks:
             first, positions = self.inputs[f"first.{group}"][tokens], self.inputs["positions"][tokens]
@@ -47,11 +46,12 @@ class Step:
 
 
 Kernel = Callable[..., Any]
-"""Takes the Step and the node's inputs, returns its result: an array; of attention weights one per sequence."""
+"""A node's function: takes the Step and the node's inputs, returns an array; attention weights: a list of one array
+per sequence."""
 
 
 class Lowering:
-    """One method per op, each returning the kernel of a node."""
+    """A method for each op, which makes the kernel of a node."""
 
     def __init__(
         self,
@@ -63,28 +63,23 @@ class Lowering:
     ) -> None:
         self._spec, self._format, self._rotations = spec, format, rotations
         self._matrices, self._vectors = matrices, vectors
-        # Elementwise ops in one kernel each, compiled once for any T. They are this program's own, as MLX compiles a
-        # function for the stream on which it runs first.
+        # Elementwise ops, each compiled into one kernel for any T. Compiled per program: MLX binds a compiled function
+        # to the stream of its first run.
         self._turn = mx.compile(lambda *arrays: _turn(*arrays), shapeless=True)
         self._silu_mul = mx.compile(lambda *arrays: _silu_mul(*arrays), shapeless=True)
 
     def kernel(self, node: Node) -> tuple[Kernel, tuple[str, ...]]:
-        """The kernel, and the values that it takes; parameters are bound."""
+        """The kernel of a node, and the names of the values that it takes; weights and the plan's inputs are bound."""
         made: Kernel = getattr(self, node.op)(node)
-        bound = {*self._matrices, *self._vectors, "tokens", "positions", "rows"}
+        bound = {*self._matrices, *self._vectors, *PLAN_INPUTS}
         return made, tuple(name for name in node.inputs if name not in bound)
 
     def embedding(self, node: Node) -> Kernel:
         table = self._matrices[node.inputs[1]]
-
-        def rows(step: Step) -> mx.array:
-            given = step.inputs.get(INPUTS_EMBEDS)
-            return table.rows(step.inputs["tokens"]) if given is None else given
-
-        return rows
+        return lambda step: table.rows(step.inputs["tokens"])
 
     def rms_norm(self, node: Node) -> Kernel:
-        weight, eps = self._vectors[node.inputs[1]], _float(node, "eps")
+        weight, eps = self._vectors[node.inputs[1]], node.number("eps")
         return lambda step, x: mx.fast.rms_norm(x, weight, eps)
 
     def linear(self, node: Node) -> Kernel:
@@ -95,9 +90,7 @@ class Lowering:
         return lambda step, x: weight.multiply(x) + bias
 
     def rope(self, node: Node) -> Kernel:
-        rotation = node.attributes["rotation"]
-        assert isinstance(rotation, Rotation)
-        name, half = self._rotations.index(rotation), rotation.head_dim // 2
+        name, half = self._rotations.index(node.rotation), node.rotation.head_dim // 2
 
         def turn(step: Step, x: mx.array) -> mx.array:
             pairs = x.reshape(len(x), -1, 2, half)  # (a, b) -> (a cos - b sin, b cos + a sin)
@@ -107,7 +100,7 @@ class Lowering:
         return turn
 
     def attention(self, node: Node) -> Kernel:
-        head_dim, scale, layer = _int(node, "head_dim"), _float(node, "scale"), _int(node, "layer")
+        head_dim, scale, layer = node.integer("head_dim"), node.number("scale"), node.integer("layer")
         group = self._spec.group_of(layer)
 
         def attend(step: Step, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -123,11 +116,10 @@ class Lowering:
         return attend
 
     def attention_weights(self, node: Node) -> Kernel:
-        head_dim, scale, layer = _int(node, "head_dim"), _float(node, "scale"), _int(node, "layer")
+        head_dim, scale, layer = node.integer("head_dim"), node.number("scale"), node.integer("layer")
         group = self._spec.group_of(layer)
 
         def weights(step: Step, q: mx.array, k: mx.array) -> list[mx.array]:
-            """Per sequence [T, heads, slots], in order of slots."""
             self._write(step, layer, "keys", k)
             return [
                 self._format.weights(
@@ -143,7 +135,7 @@ class Lowering:
 
     def moe(self, node: Node) -> Kernel:
         gate, up, down = (self._matrices[name] for name in node.inputs[2:])
-        top_k = _int(node, "top_k")
+        top_k = node.integer("top_k")
 
         def mix(step: Step, x: mx.array, scores: mx.array) -> mx.array:
             count = scores.shape[1]
@@ -159,14 +151,24 @@ class Lowering:
         return lambda step, a, b: a + b
 
     def take_columns(self, node: Node) -> Kernel:
-        columns = slice(_int(node, "start"), _int(node, "stop"))
+        columns = slice(node.integer("start"), node.integer("stop"))
         return lambda step, x: x[:, columns]
 
+    def replace_rows(self, node: Node) -> Kernel:
+        def replace(step: Step, x: mx.array, given: mx.array, places: mx.array) -> mx.array:
+            if not len(places):
+                return x
+            replaced = mx.array(x)  # another object: assignment to rows changes the object, not only the name
+            replaced[places] = given
+            return replaced
+
+        return replace
+
     def take_rows(self, node: Node) -> Kernel:
-        return lambda step, x: x[step.inputs["rows"]]
+        return lambda step, x: x[step.inputs["logit_rows"]]
 
     def _write(self, step: Step, layer: int, kind: str, x: mx.array) -> None:
-        """Put keys or values [T, kv_heads * d] into their slots, once per step."""
+        """Write keys or values [T, kv_heads * d] into their slots, once per step."""
         if (layer, kind) in step.written:
             return
         step.written.add((layer, kind))
@@ -176,15 +178,15 @@ class Lowering:
         for s, tokens in step.spans:
             parts = step.layers[layer][s]
             for at, rows in enumerate(self._format.encode(_heads(x[tokens], self._spec.head_dim)), begin):
-                written = mx.array(parts[at])  # another name for it: assignment changes what a name stands for
+                written = mx.array(parts[at])  # another object, as in `replace_rows`
                 written[:, slots[tokens]] = rows
                 parts[at] = written
 
 
 def _choose(scores: mx.array, top_k: int) -> tuple[mx.array, mx.array]:
-    """float32 [T, E] -> the experts of highest score, uint32 [T, top_k], and the softmax of their scores.
+    """Choose experts: scores float32 [T, E] -> those of highest score, uint32 [T, top_k], and their softmax.
 
-    By rank, as sorting on a device need not keep the order of equal scores: the lower expert is to come first.
+    Of equal scores the lower expert comes first. Sorting on a device need not be stable, so ranks are computed.
     """
     experts = mx.arange(scores.shape[1])
     ours, others = scores[:, :, None], scores[:, None, :]
@@ -200,22 +202,11 @@ def _heads(x: mx.array, head_dim: int) -> mx.array:
 
 
 def _turn(x: mx.array, swapped: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-    """Products in float32, rounded once; so is `_silu_mul`."""
+    """Rotate pairs, with products in float32 that are rounded once."""
     return (x.astype(mx.float32) * cos + swapped.astype(mx.float32) * sin).astype(x.dtype)
 
 
 def _silu_mul(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) * up in float32, rounded once."""
     wide = gate.astype(mx.float32)
     return (wide * mx.sigmoid(wide) * up.astype(mx.float32)).astype(gate.dtype)
-
-
-def _int(node: Node, name: str) -> int:
-    value = node.attributes[name]
-    assert isinstance(value, int)
-    return value
-
-
-def _float(node: Node, name: str) -> float:
-    value = node.attributes[name]
-    assert isinstance(value, int | float)
-    return float(value)

@@ -1,43 +1,45 @@
-"""Weights on the device: dense matrices and affine groups, read from a checkpoint's tensors."""
+"""Weights on the device: dense matrices and affine groups, read from the tensors of a checkpoint."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
 import mlx.core as mx
 
+from mistral_portable.boundary.shared import stored_dtype
 from mistral_portable.errors import BackendError
 from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, Tensor, release
 from mistral_portable_mlx.ggml import GROUP, LAYOUTS, pack
 
-__all__ = ["Affine", "Dense", "Form", "Matrix", "form", "read_matrix", "read_vector", "stored_dtype"]
+__all__ = ["Affine", "Dense", "Form", "Matrix", "form", "read_matrix", "read_vector"]
 
-_FLOATS = ("float32", "float16", "bfloat16")
-_SLICE = 2**24  # weights that are taken out of ggml's blocks at a time: its scratch is a few bytes for each
+_SLICE = 2**24  # weights that are unpacked from ggml's blocks at a time; each takes a few bytes of scratch
 
 
 class Matrix(Protocol):
-    """A weight [O, I] that activations are multiplied with, or a table that rows are taken from."""
+    """A weight [O, I] of a linear or of several experts, or a table of embeddings."""
 
     def multiply(self, x: mx.array) -> mx.array:
-        """[T, I] -> [T, O]"""
+        """x [T, I] -> [T, O]"""
 
     def rows(self, tokens: mx.array) -> mx.array:
-        """[T] -> [T, I]"""
+        """tokens [T] -> [T, I]"""
 
     def gather(self, x: mx.array, chosen: mx.array, count: int) -> mx.array:
-        """Of `count` matrices, one below the other, those of `chosen` [T, k] times x [T, 1 or k, 1, I], [T, k, 1, O]"""
+        """Multiply with chosen experts: x [T, 1 or k, 1, I], chosen [T, k] -> [T, k, 1, O].
+
+        The matrices of `count` experts lie one below the other.
+        """
 
     @property
     def arrays(self) -> tuple[mx.array, ...]:
-        """All that it keeps on the device."""
+        """All arrays that it keeps on the device."""
 
 
 @dataclass(frozen=True)
 class Dense:
-    """weight [O, I] in the program's dtype."""
+    """A Matrix of floats: weight [O, I] in the program's dtype."""
 
     weight: mx.array
 
@@ -51,7 +53,8 @@ class Dense:
         matrices = self.weight.reshape(count, -1, self.weight.shape[1]).swapaxes(1, 2)
         if self.weight.dtype == mx.float32 or not _on_cpu():
             return mx.gather_mm(x, matrices, rhs_indices=chosen)
-        out = x @ matrices[0]  # on a CPU, MLX 0.32 gathers matrices of float32 only: each is multiplied with all tokens
+        # On a CPU, MLX 0.32 gathers matrices of float32 only, so each expert computes all tokens.
+        out = x @ matrices[0]
         for index in range(1, count):
             out = mx.where((chosen == index)[:, :, None, None], x @ matrices[index], out)
         return out
@@ -63,9 +66,9 @@ class Dense:
 
 @dataclass(frozen=True)
 class Form:
-    """How a matrix lies on the device. bits None: dense; else affine groups of so many columns.
+    """The layout of a matrix on the device. bits: of a code in affine groups of `group` columns; None: dense.
 
-    floats: the type of its weights, or of the scales and biases of its groups.
+    floats: the type of dense weights, or of the groups' scales and biases.
     """
 
     floats: mx.Dtype
@@ -73,7 +76,7 @@ class Form:
     group: int = 0
 
     def nbytes(self, shape: Sequence[int]) -> int:
-        """Bytes of a matrix; a group has a scale and a bias."""
+        """Bytes of a matrix of this shape; each group has a scale and a bias."""
         if self.bits is None:
             return prod(shape) * self.floats.size
         return prod(shape) * self.bits // 8 + prod(shape) // self.group * 2 * self.floats.size
@@ -81,7 +84,10 @@ class Form:
 
 @dataclass(frozen=True)
 class Affine:
-    """codes uint32 [O, I * bits / 32]; scales, biases [O, I / group]. dtype: of the activations."""
+    """A Matrix of affine groups: codes uint32 [O, I * bits / 32]; scales and biases [O, I / group].
+
+    dtype: of the activations.
+    """
 
     codes: mx.array
     scales: mx.array
@@ -112,10 +118,10 @@ class Affine:
 
 
 def form(tensor: Tensor, dtype: mx.Dtype) -> Form:
-    """How a stored matrix will lie on the device of a program in `dtype`."""
-    # The 8 bits of a bfloat16 are too few for scales that were made with 11: these become float32, as their products.
-    # On a CPU all do: MLX adds up quantized products in the type of the scales there (0.32.4: in 11 bits).
-    narrowed = dtype == mx.bfloat16 and _float_type(tensor) != "bfloat16"
+    """The layout that a stored matrix gets in a program of `dtype`."""
+    # A bfloat16 has 8 significant bits, too few for scales that were made with 11: such scales, and so their products,
+    # are float32. On a CPU all are: there MLX 0.32.4 sums quantized products in the type of the scales.
+    narrowed = dtype == mx.bfloat16 and stored_dtype([tensor]) != "bfloat16"
     floats = mx.float32 if narrowed or _on_cpu() else dtype
     if isinstance(tensor, AffineTensor):
         return Form(floats, tensor.bits, tensor.group_size)
@@ -128,25 +134,11 @@ def _on_cpu() -> bool:
     return mx.default_device().type == mx.DeviceType.cpu
 
 
-def stored_dtype(tensors: Iterable[Tensor]) -> str:
-    """The float type that most of the matrices' bytes belong to; ggml's blocks belong to float16."""
-    sizes: Counter[str] = Counter()
-    for tensor in tensors:
-        if len(tensor.shape) == 2:
-            sizes[_float_type(tensor)] += tensor.nbytes
-    return sizes.most_common(1)[0][0] if sizes else "float32"
-
-
-def _float_type(tensor: Tensor) -> str:
-    if isinstance(tensor, AffineTensor):
-        return tensor.scales.dtype
-    if tensor.dtype in _FLOATS:
-        return tensor.dtype
-    return "bfloat16" if tensor.dtype == "float8_e4m3" else "float16"  # as models and scales of that kind usually are
-
-
 def read_matrix(parts: Sequence[Tensor], dtype: mx.Dtype) -> Matrix:
-    """The rows of all parts, which must have one form, as one matrix. Pages of the file are given back."""
+    """Read the rows of all parts into one matrix, and release the pages of the file.
+
+    Raises BackendError for parts of different forms.
+    """
     if len({form(part, dtype) for part in parts}) > 1:
         kinds = ", ".join(sorted({part.dtype for part in parts}))
         raise BackendError(f"{parts[0].name} and the like are of several types ({kinds}): choose backend 'numba'")
@@ -160,7 +152,7 @@ def read_matrix(parts: Sequence[Tensor], dtype: mx.Dtype) -> Matrix:
 
 
 def read_vector(parts: Sequence[Tensor], dtype: mx.Dtype) -> mx.array:
-    """A norm's weight or a bias."""
+    """Read a norm's weight or a bias, in `dtype`."""
     vector = mx.concatenate([_dense(part, dtype) for part in parts])
     mx.eval(vector)
     return vector
@@ -206,7 +198,7 @@ def _affine(tensor: BlockTensor, floats: mx.Dtype) -> tuple[mx.array, ...]:
 
 
 def _stacked(pieces: Sequence[tuple[mx.array, ...]]) -> tuple[mx.array, ...]:
-    """The arrays of all pieces, one below the other."""
+    """Concatenate the arrays of all pieces along axis 0."""
     if len(pieces) == 1:
         return pieces[0]
     return tuple(mx.concatenate(list(arrays)) for arrays in zip(*pieces, strict=True))

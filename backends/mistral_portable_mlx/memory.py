@@ -1,4 +1,4 @@
-"""What a model needs and what the device has: a model that cannot fit is refused with the sum."""
+"""Memory limits: a model or a cache that does not fit is refused, and the message holds the sum."""
 
 import warnings
 from collections.abc import Mapping
@@ -6,57 +6,56 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mistral_portable.errors import BackendError, CacheError
+from mistral_portable.boundary.shared import gigabytes
+from mistral_portable.errors import CapacityError
 from mistral_portable.graph import Graph
 from mistral_portable.weights import Tensor
 from mistral_portable_mlx.matrices import form
 
 __all__ = ["Memory", "weight_bytes"]
 
-_KEPT = 2**29  # bytes of freed scratch that MLX may keep for later; its own limit is all of the memory
+_KEPT = 2**29  # bytes of freed scratch that MLX keeps for reuse; its own default is all of the memory
 
 
 @dataclass(frozen=True)
 class Memory:
-    """bytes that all of MLX in this process may take on a device of this kind."""
+    """bytes: the most that MLX may take in this process. kind: of the device, "Metal", "CUDA" or "CPU"."""
 
     bytes: int
     kind: str
 
     def configure(self) -> None:
-        """Set MLX's limits: freed scratch goes back to the system, and on Metal what a model needs stays resident."""
+        """Set MLX's limits: freed scratch goes back to the system, and on Metal weights and cache stay resident."""
         mx.set_cache_limit(_KEPT)
         if self.kind == "Metal":
             try:
                 mx.set_wired_limit(self.bytes)
-            except (RuntimeError, ValueError) as error:  # before macOS 15 there is no such limit
+            except (RuntimeError, ValueError) as error:  # macOS before 15 has no such limit
                 warnings.warn(f"weights are not wired, the system may page them out: {error}", stacklevel=5)
 
     def require(self, weights: int, lane: int, tokens: int) -> None:
-        """Raise BackendError if weights and a first lane of `tokens` tokens do not fit."""
+        """Raise CapacityError if weights and a first lane of `tokens` tokens, in bytes, do not fit."""
         used = mx.get_active_memory()
         if used + weights + lane > self.bytes:
-            raise BackendError(
-                f"the model does not fit: weights {_gb(weights)} + keys and values of {tokens} tokens {_gb(lane)} + "
-                f"{_gb(used)} of other models = {_gb(weights + lane + used)}, and {self.kind} has {_gb(self.bytes)}: "
-                "use --quantize q4_0 or a smaller model"
+            total = gigabytes(weights + lane + used)
+            raise CapacityError(
+                f"the model does not fit: weights {gigabytes(weights)} + keys and values of {tokens} tokens "
+                f"{gigabytes(lane)} + {gigabytes(used)} of other models = {total}, and {self.kind} has "
+                f"{gigabytes(self.bytes)}: use --quantize q4_0 or a smaller model"
             )
 
     def require_growth(self, more: int, tokens: int) -> None:
-        """Raise CacheError if keys and values of a sequence of `tokens` tokens take `more` bytes than there are."""
+        """Raise CapacityError if `more` bytes, for keys and values of a sequence of `tokens` tokens, do not fit."""
         used = mx.get_active_memory()
         if used + more > self.bytes:
-            raise CacheError(
-                f"the cache of a sequence of {tokens} tokens does not fit: {_gb(more)} more beside {_gb(used)} in use, "
-                f"and {self.kind} has {_gb(self.bytes)}: use --kv-cache q8_0, a shorter text or fewer sequences"
+            raise CapacityError(
+                f"the cache of a sequence of {tokens} tokens does not fit: {gigabytes(more)} more beside "
+                f"{gigabytes(used)} in use, and {self.kind} has {gigabytes(self.bytes)}: "
+                "use --kv-cache q8_0, a shorter text or fewer sequences"
             )
 
 
 def weight_bytes(graph: Graph, weights: Mapping[str, Tensor], dtype: mx.Dtype) -> int:
-    """Bytes of all parameters on the device of a program in `dtype`."""
+    """Bytes that all parameters of a program in `dtype` take on the device."""
     parts = {part for parameter in graph.parameters.values() for part in parameter.parts}
     return sum(form(weights[part], dtype).nbytes(weights[part].shape) for part in parts)
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"

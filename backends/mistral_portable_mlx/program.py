@@ -1,8 +1,7 @@
-"""MLXProgram: a lowered graph with its weights and cache, on a stream of its own."""
+"""MLXProgram: a lowered graph with its weights and its cache, on a stream of its own."""
 
 import threading
-import warnings
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import GreedyStep, LaneState, Precision
+from mistral_portable.boundary.program import NO_INPUTS, Inputs
+from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs, notice_unpacked
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.errors import BackendError
+from mistral_portable.errors import ClosedError
 from mistral_portable.graph import Graph, Parameter, infer_shapes
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import BlockTensor, Tensor
@@ -21,9 +22,10 @@ from mistral_portable_mlx.attention import FloatFormat, Format, Q8Format
 from mistral_portable_mlx.cache import Cache, Parts
 from mistral_portable_mlx.ggml import LAYOUTS
 from mistral_portable_mlx.inputs import step_inputs
-from mistral_portable_mlx.lowering import INPUTS_EMBEDS, Kernel, Lowering, Step
+from mistral_portable_mlx.lowering import Kernel, Lowering, Step
 from mistral_portable_mlx.matrices import Matrix, form, read_matrix, read_vector
 from mistral_portable_mlx.memory import Memory, weight_bytes
+from mistral_portable_mlx.process import in_forked_child, require_own_process
 
 __all__ = ["MLXGreedyStep", "MLXProgram"]
 
@@ -31,16 +33,16 @@ Values = dict[str, Any]
 Layers = dict[int, list[Parts]]
 Run = Callable[[dict[str, mx.array], Layers], tuple[Values, Layers]]
 
-_LIKELIEST = "likeliest"
-_KEPT = 64  # compiled steps; the one that was not used for longest goes
+_ARGMAX = "argmax"  # the output of a greedy step
+_KEPT = 64  # compiled steps; the least recently used one is dropped
 
 
 class MLXProgram:
-    """Steps are safe from several threads: they take turns.
+    """A GreedyProgram that records a step's operations for MLX to run.
 
-    A step in which every sequence has one token is compiled (`mx.compile`), once for the shape of its arrays: how many
-    sequences there are and how many slots their lanes have. Others are built as they come: a prompt's chunks are long,
-    and no two prompts are alike.
+    A step in which every sequence has one token is compiled (`mx.compile`), once for each combination of shapes: the
+    number of sequences, the slots of their lanes, the rows given for `replace_rows`. Other steps are recorded each
+    time: a prompt's chunks are long, and their lengths seldom repeat.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class MLXProgram:
         memory: Memory,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
+        require_own_process()
         self.precision = precision
         self.traces = 0
-        """How many steps were built: compiled once, or to be run once."""
+        """Number of times that the graph was walked: once for each compiled step, and for each run of another step."""
         self._spec = spec
         self._dtype: mx.Dtype = getattr(mx, precision.dtype)
 
@@ -74,10 +77,16 @@ class MLXProgram:
         slots = [(len(group.layers), min(tokens, group.slots)) for group in spec.groups]
         lane = sum(layers * self._format.nbytes(spec.num_key_value_heads, count) for layers, count in slots)
         memory.require(total, lane, tokens)
-        _notice_widened(self._graph, weights, precision.dtype)
+        notice_unpacked(
+            self._graph,
+            weights,
+            precision.dtype,
+            f"MLX has no such blocks; of ggml's types it holds {', '.join(sorted(LAYOUTS))}",
+            lambda part: not isinstance(part, BlockTensor) or part.dtype in LAYOUTS,
+        )
         memory.configure()
         self._turn = threading.Lock()
-        # Other streams of MLX work in the thread that has made them, and in no other.
+        # Any thread may use this kind of stream; other kinds belong to the thread that made them.
         self._stream: mx.Stream | None = mx.new_thread_unsafe_stream(mx.default_device())
         self._lower(weights, total, progress)
 
@@ -87,35 +96,40 @@ class MLXProgram:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The most that MLX has held in this process: arrays of weights, cache and scratch."""
+        """The most bytes that MLX has held in this process: arrays of weights, cache and scratch."""
         return mx.get_peak_memory()
 
-    def step(self, plan: StepPlan, inputs_embeds: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
+    @property
+    def scratch_bytes(self) -> int:
+        return 0  # MLX owns it
+
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[np.float32]]:
+        check_inputs(self._graph, plan, inputs)
         with self._on_stream():
-            given = {} if inputs_embeds is None else {INPUTS_EMBEDS: mx.array(inputs_embeds, self._dtype)}
-            values = self._build(plan, given)
-            # Where nobody asked for rows there is nothing to wait for: the next chunk is built while this one runs.
+            values = self._build(plan, {name: self._given(array) for name, array in inputs.items()})
+            # A step without requested rows is not waited for: the next chunk is recorded while this one runs.
             mx.async_eval(values, self._cache.arrays())
             return {name: self._output(value, values.get(name), plan) for name, value in self._graph.outputs.items()}
 
     def begin_greedy(self, plan: StepPlan, after: GreedyStep | None = None) -> "MLXGreedyStep":
+        check_inputs(self._graph, plan, NO_INPUTS)
         with self._on_stream():
             before = after if isinstance(after, MLXGreedyStep) else None
-            values = self._build(plan, {"tokens": before.likeliest} if before else {}, greedy=True)
-            step = MLXGreedyStep(self, values[_LIKELIEST])
+            values = self._build(plan, {"tokens": before.argmax} if before else {}, greedy=True)
+            step = MLXGreedyStep(self, values[_ARGMAX])
             if before is None or before.read:
-                mx.async_eval(step.likeliest)
+                mx.async_eval(step.argmax)
             else:
                 before.following = step
             return step
 
     def read(self, step: "MLXGreedyStep") -> NDArray[np.int32]:
-        """The step's tokens, once they are computed; the one that follows it begins."""
+        """Wait for a step's tokens, int32 [R], and start the step that follows it."""
         with self._on_stream():
-            tokens = np.array(step.likeliest)
+            tokens = np.array(step.argmax)
             step.read = True
             if step.following is not None:
-                mx.async_eval(step.following.likeliest)
+                mx.async_eval(step.following.argmax)
             return tokens
 
     def copy_lane(self, source: int, target: int) -> None:
@@ -131,6 +145,8 @@ class MLXProgram:
             self._cache.load(lane, state)
 
     def close(self) -> None:
+        if in_forked_child():  # the memory and the threads are the parent's
+            return
         with self._turn:
             if self._stream is not None:
                 mx.synchronize(self._stream)
@@ -142,16 +158,17 @@ class MLXProgram:
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
+        require_own_process()  # before the lock, which another thread may have held at the fork
         with self._turn:
             if self._stream is None:
-                raise BackendError("the program is closed: prepare it again")
+                raise ClosedError("the program is closed: prepare it again")
             with mx.stream(self._stream):
                 yield
 
     def _lower(
         self, weights: Mapping[str, Tensor], total: int, progress: Callable[[str, int, int], None] | None
     ) -> None:
-        """Read the weights, one after the other, so that the file and the device hold but one of them twice."""
+        """Read the weights, one after the other, so that only one of them is in memory twice, and make the kernels."""
         tables = {node.inputs[1] for node in self._graph.nodes if node.op in ("linear", "embedding")}
         tables |= {name for node in self._graph.nodes if node.op == "moe" for name in node.inputs[2:]}
         matrices: dict[str, Matrix] = {}
@@ -171,26 +188,43 @@ class MLXProgram:
         lowering = Lowering(self._spec, self._format, self._rotations, matrices, vectors)
         self._steps = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
 
+    def _given(self, array: NDArray[Any]) -> mx.array:
+        """An input of the step: floats in the program's dtype, integers in int32."""
+        return mx.array(array, self._dtype if array.dtype.kind == "f" else mx.int32)
+
     def _build(self, plan: StepPlan, given: Mapping[str, mx.array], greedy: bool = False) -> Values:
-        """The step's outputs, still to be computed. given: `tokens` or `inputs_embeds`, in place of the plan's."""
+        """Record a step: its outputs, to be evaluated. given: arrays for the graph's other inputs, or for `tokens`."""
         starts, rows = tuple(plan.query_starts.tolist()), len(plan.logit_rows)
         layers = self._cache.take(plan)
         lanes = plan.lanes.tolist()
         slots = [[self._cache.slots(group, lane) for lane in lanes] for group in range(len(self._spec.groups))]
         inputs = step_inputs(plan, self._spec, self._rotations, slots) | dict(given)
-        # No name here may keep a lane's old arrays: they are written in place.
-        values, layers = self._function(starts, rows, slots, greedy, INPUTS_EMBEDS in given)(inputs, layers)
+        shapes = tuple(tuple(given[name].shape) for name in self._graph.given)
+        # No variable here may keep a lane's old arrays: MLX would then copy instead of writing in place.
+        values, layers = self._function(starts, rows, slots, greedy, shapes)(inputs, layers)
         self._cache.put(plan, layers)
         return values
 
-    def _function(self, starts: tuple[int, ...], rows: int, slots: list[list[int]], greedy: bool, embeds: bool) -> Run:
+    def _function(
+        self,
+        starts: tuple[int, ...],
+        rows: int,
+        slots: list[list[int]],
+        greedy: bool,
+        given: tuple[tuple[int, ...], ...],
+    ) -> Run:
+        """Make a function of arrays of the step, compiled if all sequences have one token.
+
+        given: the shapes of the inputs in `Graph.given`.
+        """
+
         def run(inputs: dict[str, mx.array], layers: Layers) -> tuple[Values, Layers]:
             values, layers = self._run(starts, rows, inputs, layers)
-            return ({_LIKELIEST: _likeliest(values["logits"])} if greedy else values), layers
+            return ({_ARGMAX: _argmax(values["logits"])} if greedy else values), layers
 
         if starts[-1] != len(starts) - 1:
             return run
-        key = (starts, rows, greedy, embeds, *map(tuple, slots))
+        key = (starts, rows, greedy, given, *map(tuple, slots))
         if key not in self._compiled:
             self._compiled[key] = mx.compile(run)
             if len(self._compiled) > _KEPT:
@@ -203,7 +237,7 @@ class MLXProgram:
     ) -> tuple[Values, Layers]:
         self.traces += 1
         step = Step(starts, inputs, {layer: [list(parts) for parts in lanes] for layer, lanes in layers.items()})
-        values: Values = {}
+        values: Values = {name: inputs[name] for name in self._graph.given}
         for name, kernel, names in self._steps:
             if self._shapes[name][0] == "R" and not rows:
                 continue
@@ -218,34 +252,26 @@ class MLXProgram:
     def _output(self, value: str, found: Any, plan: StepPlan) -> NDArray[np.float32]:
         shape = self._shapes[value]
         if shape[-1] == "K":
-            return self._by_position(value, found, plan)
-        if found is None:  # no rows were asked for
+            (node,) = (node for node in self._graph.nodes if node.name == value)
+            return attention_weights_by_position(
+                node, plan, self._spec, lambda s, slots: np.array(found[s])[:, :, slots]
+            )
+        if found is None:  # no rows were requested
             return np.zeros((0, *(int(size) for size in shape[1:])), np.float32)
         return np.array(found)
 
-    def _by_position(self, value: str, found: list[mx.array], plan: StepPlan) -> NDArray[np.float32]:
-        """Attention weights, of each sequence [T, heads, slots] -> [all T, heads, K] in order of positions."""
-        layer: Any = next(node.attributes["layer"] for node in self._graph.nodes if node.name == value)
-        group = self._spec.group_of(layer)
-        first, ends = plan.groups[group].first, plan.positions[plan.query_starts[1:] - 1] + 1
-        out = np.zeros((len(plan.tokens), found[0].shape[1], int(np.max(ends - first))), np.float32)
-        for s, weights in enumerate(found):
-            slots = np.arange(first[s], ends[s]) % self._spec.groups[group].slots
-            out[plan.query_starts[s] : plan.query_starts[s + 1], :, : len(slots)] = np.array(weights)[:, :, slots]
-        return out
-
 
 class MLXGreedyStep:
-    """A step of `program` that is built, and computed once the one before it is read.
+    """A recorded step of `program`, which starts when the tokens of the step before it are read.
 
-    If both were on their way, MLX would not write the second one's keys in place: it copies a layer's ring that a
-    step may still read.
+    It does not start earlier: while a step may still read a layer's ring, MLX copies the ring instead of writing in
+    place.
     """
 
-    def __init__(self, program: MLXProgram, likeliest: mx.array) -> None:
+    def __init__(self, program: MLXProgram, argmax: mx.array) -> None:
         self._program = program
-        self.likeliest = likeliest
-        """int32 [R]: what it will have chosen."""
+        self.argmax = argmax
+        """The chosen tokens, int32 [R], to be evaluated."""
         self.following: MLXGreedyStep | None = None
         self.read = False
 
@@ -253,20 +279,7 @@ class MLXGreedyStep:
         return self._program.read(self)
 
 
-def _likeliest(logits: mx.array) -> mx.array:
-    """The likeliest tokens, int32 [R], of float32 logits [R, vocab_size]; -1 for a row that the sampler refuses."""
+def _argmax(logits: mx.array) -> mx.array:
+    """The ids of the highest logits, int32 [R], of float32 [R, vocab_size]; -1 for a row that the sampler refuses."""
     unsound = mx.isnan(logits).any(axis=-1) | mx.isinf(logits.max(axis=-1))
     return mx.where(unsound, -1, logits.argmax(axis=-1).astype(mx.int32))
-
-
-def _notice_widened(graph: Graph, weights: Mapping[str, Tensor], dtype: str) -> None:
-    """Say which of ggml's types become floats."""
-    parts = [weights[part] for parameter in graph.parameters.values() for part in parameter.parts]
-    kinds = Counter(part.dtype for part in parts if isinstance(part, BlockTensor) and part.dtype not in LAYOUTS)
-    if kinds:
-        listed = ", ".join(f"{count} in {kind}" for kind, count in sorted(kinds.items()))
-        warnings.warn(
-            f"{sum(kinds.values())} matrices ({listed}) are kept in {dtype}, as MLX has no such blocks: they take more "
-            f"memory than in the file. Types that MLX can hold: {', '.join(sorted(LAYOUTS))}.",
-            stacklevel=4,
-        )

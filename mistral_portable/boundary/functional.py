@@ -24,12 +24,11 @@ class PureFunction(Protocol):
     def __call__(
         self, weights: Mapping[str, Any], cache: Mapping[str, Any], tokens: Any, kept: Any
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Every output of the graph, float32, and the cache with these columns behind those before.
+        """Run the graph on more columns: every output, float32, and the cache with these columns appended.
 
-        tokens: integers [rows, columns], or floats [rows, columns, hidden_size] in place of their embeddings. kept: 0
-        where they are padding, [rows, columns] or, if it is wider, of the cache's columns. Outputs are [rows, columns,
-        ...], attention weights [rows, heads, columns, cached columns]; what is at padding is 0. Neither token ids nor
-        the room in the cache are checked, as they may not be known yet.
+        tokens: integers [rows, columns]. kept: 0 at padding, [rows, columns] or, where wider, of all columns of the
+        cache. Outputs are [rows, columns, ...], attention weights [rows, heads, columns, cached columns], and 0 at
+        padding. Neither token ids nor the room in the cache are checked: under a trace they have no values yet.
         """
 
 

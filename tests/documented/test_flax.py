@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from documented_models import VALUES, batches, configs, pair
+from documented_models import VALUES, pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,17 +22,49 @@ from mistral_portable import transformers as ours
 CAUSAL, BASE = "MistralForCausalLM", "MistralModel"
 SEEDS = st.integers(0, 2**31)
 
+# XLA compiles each config and each shape, in most of a second: examples draw among few of them, and differ in values.
+CONFIGS = (
+    VALUES,
+    VALUES
+    | {"num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 8, "sliding_window": None, "vocab_size": 23}
+    | {"num_hidden_layers": 1, "tie_word_embeddings": True, "rope_theta": 1e6, "hidden_size": 20},
+    VALUES
+    | {"num_key_value_heads": 3, "num_attention_heads": 3, "head_dim": 2, "sliding_window": 7, "num_hidden_layers": 3}
+    | {"tie_word_embeddings": False, "intermediate_size": 5, "hidden_size": 8},
+)
+ROWS, LENGTH = 3, 12
 
-def flax_pair(name: str, values: dict[str, Any], seed: int) -> tuple[Any, Any]:
-    """Ours and theirs with the same weights: params have the names of the checkpoint."""
-    _, theirs = pair(name, values, seed)
-    config = ours.MistralConfig(**values)
-    model = getattr(ours, f"Flax{name}")(config, _do_init=False)
+
+@cache
+def flax_model(name: str, index: int) -> Any:
+    """A model of CONFIGS[index] without params, whose compiled functions its users share."""
+    return getattr(ours, f"Flax{name}")(ours.MistralConfig(**CONFIGS[index]), _do_init=False)
+
+
+def flax_pair(name: str, index: int, seed: int, **changed: Any) -> tuple[Any, Any]:
+    """Ours and theirs of CONFIGS[index], with the same weights: params have the names of the checkpoint.
+
+    changed: other fields of their config.
+    """
+    _, theirs = pair(name, CONFIGS[index] | changed, seed)
+    model = flax_model(name, index)
     arrays = {key: jnp.asarray(value.numpy()) for key, value in theirs.state_dict().items()}
-    if config.tie_word_embeddings:
+    if model.config.tie_word_embeddings:
         arrays.pop("lm_head.weight", None)  # torch's name for the embeddings
     model.params = params_of(arrays, name)
     return model, theirs
+
+
+@st.composite
+def batches(draw: st.DrawFn, index: int, side: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask [ROWS, LENGTH], rows padded on one side with at least one token each."""
+    ids = np.random.default_rng(draw(SEEDS)).integers(0, CONFIGS[index]["vocab_size"], (ROWS, LENGTH))
+    mask = np.ones((ROWS, LENGTH), np.int64)
+    for row in range(ROWS):
+        pads = draw(st.integers(0, LENGTH - 1))
+        where = slice(0, pads) if side == "left" else slice(LENGTH - pads, LENGTH)
+        ids[row, where], mask[row, where] = 0, 0
+    return ids, mask
 
 
 def params_of(arrays: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -64,11 +97,12 @@ def positions(mask: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", [BASE, CAUSAL])
+@pytest.mark.parametrize("index", range(len(CONFIGS)))
 @settings(max_examples=6)
-@given(data=st.data(), values=configs(), side=st.sampled_from(["left", "right"]), seed=SEEDS)
-def test_a_padded_batch(name: str, data: st.DataObject, values: dict[str, Any], side: str, seed: int) -> None:
-    model, theirs = flax_pair(name, values, seed)
-    ids, mask = data.draw(batches(values["vocab_size"], side))
+@given(data=st.data(), side=st.sampled_from(["left", "right"]), seed=SEEDS)
+def test_a_padded_batch(name: str, index: int, data: st.DataObject, side: str, seed: int) -> None:
+    model, theirs = flax_pair(name, index, seed)
+    ids, mask = data.draw(batches(index, side))
     got = model(ids, mask, output_hidden_states=True, output_attentions=True)
     with torch.no_grad():
         wanted = theirs(
@@ -88,55 +122,65 @@ def test_a_padded_batch(name: str, data: st.DataObject, values: dict[str, Any], 
         close(mine.swapaxes(1, 2), other.transpose(1, 2), mask)
 
 
+@pytest.mark.parametrize("index", range(len(CONFIGS)))
 @settings(max_examples=4)
-@given(data=st.data(), values=configs(), seed=SEEDS, cuts=st.lists(st.integers(1, 12), min_size=1, max_size=3))
-def test_with_a_cache(data: st.DataObject, values: dict[str, Any], seed: int, cuts: list[int]) -> None:
+@given(seed=SEEDS, cuts=st.permutations([1, 3, 8]))
+def test_with_a_cache(index: int, seed: int, cuts: list[int]) -> None:
     """Ids in several calls, padded anywhere, with a mask as long as the cache, give what they give at once."""
-    model, _ = flax_pair(CAUSAL, values, seed)
-    rows, length = data.draw(st.integers(1, 3)), sum(cuts)
+    model, _ = flax_pair(CAUSAL, index, seed)
     random = np.random.default_rng(seed)
-    ids, mask = random.integers(0, values["vocab_size"], (rows, length)), random.integers(0, 2, (rows, length))
-    at_once = model(ids, mask, output_attentions=True)
-    longer = np.concatenate([mask, np.ones((rows, 2), np.int64)], axis=1)
-    cache, begin = model.init_cache(rows, length + 2), 0
+    ids = random.integers(0, CONFIGS[index]["vocab_size"], (ROWS, LENGTH))
+    mask = random.integers(0, 2, (ROWS, LENGTH))
+    shown = {"output_hidden_states": True, "output_attentions": True}
+    at_once = model(ids, mask, **shown)
+    longer = np.concatenate([mask, np.ones((ROWS, 2), np.int64)], axis=1)
+    cache, begin = model.init_cache(ROWS, LENGTH + 2), 0
     for cut in cuts:
         span = slice(begin, begin + cut)
-        step = model(ids[:, span], longer, positions(mask)[:, span], past_key_values=cache, output_attentions=True)
+        step = model(ids[:, span], longer, positions(mask)[:, span], past_key_values=cache, **shown)
         close(step.logits, at_once.logits[:, span])
         for mine, whole in zip(step.attentions, at_once.attentions, strict=True):
-            close(mine[..., :length], whole[:, :, span])
-            assert not mine[..., length:].any()
+            close(mine[..., :LENGTH], whole[:, :, span])
+            assert not mine[..., LENGTH:].any()
         cache, begin = step.past_key_values, begin + cut
 
 
-@settings(max_examples=4)
-@given(data=st.data(), values=configs(), seed=SEEDS)
-def test_gradients(data: st.DataObject, values: dict[str, Any], seed: int) -> None:
-    """Of a loss over a padded batch, with respect to every weight, beside torch's autograd."""
-    values = {**values, "pad_token_id": None}  # else torch's table keeps a row that gets no gradient
-    model, theirs = flax_pair(CAUSAL, values, seed)
-    ids, mask = data.draw(batches(values["vocab_size"], "left"))
+@pytest.mark.parametrize("index", range(len(CONFIGS)))
+def test_gradients(index: int) -> None:
+    """Of a loss over padded batches, with respect to every weight, beside torch's autograd."""
 
-    def loss(params: Any) -> Any:
-        logits = model(ids, mask, params=params, train=True).logits
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(ids)[..., None], axis=-1)[..., 0]
-        return -(chosen * mask).sum() / mask.sum()
+    @jax.jit
+    def loss_and_gradients(params: Any, ids: Any, mask: Any, places: Any) -> Any:
+        def loss(params: Any) -> Any:
+            logits = flax_model(CAUSAL, index)(ids, mask, places, params=params, train=True).logits
+            chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)[..., 0]
+            return -(chosen * mask).sum() / mask.sum()
 
-    found, gradients = jax.value_and_grad(loss)(model.params)
-    logits = theirs(
-        torch.tensor(ids), attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions(mask))
-    ).logits
-    chosen = torch.log_softmax(logits, -1).gather(-1, torch.tensor(ids)[..., None])[..., 0]
-    expected = -(chosen * torch.tensor(mask)).sum() / mask.sum()
-    expected.backward()
-    close(found, expected.detach())
-    for name, weight in theirs.named_parameters():
-        close(leaf(gradients, name), weight.grad)
+        return jax.value_and_grad(loss)(params)
+
+    @settings(max_examples=4)
+    @given(batch=batches(index, "left"), seed=SEEDS)
+    def compare(batch: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+        # No padding token: torch's table would keep a row of zeros that gets no gradient.
+        model, theirs = flax_pair(CAUSAL, index, seed, pad_token_id=None)
+        ids, mask = batch
+        found, gradients = loss_and_gradients(model.params, ids, mask, positions(mask))
+        logits = theirs(
+            torch.tensor(ids), attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions(mask))
+        ).logits
+        chosen = torch.log_softmax(logits, -1).gather(-1, torch.tensor(ids)[..., None])[..., 0]
+        expected = -(chosen * torch.tensor(mask)).sum() / mask.sum()
+        expected.backward()
+        close(found, expected.detach())
+        for name, weight in theirs.named_parameters():
+            close(leaf(gradients, name), weight.grad)
+
+    compare()
 
 
 def test_jit_and_vmap() -> None:
     """A training step's shape: everything is traced, outputs too; and a model for each of several params."""
-    model, _ = flax_pair(CAUSAL, VALUES, 0)
+    model, _ = flax_pair(CAUSAL, 0, 0)
     ids = np.arange(12).reshape(2, 6)
     mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
     plain = model(ids, mask)
@@ -165,7 +209,7 @@ def test_a_window_is_exactly_as_wide_as_it_says() -> None:
     """The original's saw one key more."""
     values = {**VALUES, "num_hidden_layers": 1}
     for window in range(1, 9):
-        model, _ = flax_pair(CAUSAL, {**values, "sliding_window": window}, 1)
+        model = ours.FlaxMistralModel(ours.MistralConfig(**{**values, "sliding_window": window}), seed=1)
         (attentions,) = model(np.arange(20)[None], output_attentions=True).attentions
         seen = (np.asarray(attentions)[0, 0] > 0).sum(-1)
         assert seen.tolist() == [min(row + 1, window) for row in range(20)]
@@ -196,20 +240,21 @@ def test_params_are_made_of_seeds_and_kept(tmp_path: Path) -> None:
     config = ours.MistralConfig(**VALUES)
     one, same, other = (ours.FlaxMistralForCausalLM(config, (1, 1), seed) for seed in (1, 1, 2))
     ids = np.arange(8)[None]
-    assert (one(ids).logits == same(ids).logits).all()
-    assert (one(ids).logits != other(ids).logits).any()
+    logits, others = one(ids).logits, one(ids, params=other.params).logits
+    assert (logits == one(ids, params=same.params).logits).all()
+    assert (logits != others).any()
     drawn = one.init_weights(jax.random.key(5), (1, 1))
     again = one.init_weights(jax.random.PRNGKey(5), (1, 1), params={"model": {"norm": one.params["model"]["norm"]}})
     assert (leaf(drawn, "lm_head.weight") == leaf(again, "lm_head.weight")).all()
     one.save_pretrained(tmp_path)
     loaded, params = ours.FlaxMistralForCausalLM.from_pretrained(tmp_path, _do_init=False, from_pt=True)
-    assert (loaded(ids, params=params).logits == one(ids).logits).all()
+    assert (loaded(ids, params=params).logits == logits).all()
     with pytest.raises(ValueError, match="no params"):
         loaded(ids)
     torch_named = ours.MistralForCausalLM.from_pretrained(tmp_path, backend="reference")
-    close(torch_named(ids).logits, one(ids).logits)
+    close(torch_named(ids).logits, logits)
     one.save_pretrained(tmp_path, params=other.params)
-    assert (ours.FlaxMistralForCausalLM.from_pretrained(tmp_path)(ids).logits == other(ids).logits).all()
+    assert (ours.FlaxMistralForCausalLM.from_pretrained(tmp_path)(ids).logits == others).all()
 
 
 def test_experts_and_their_files(tmp_path: Path) -> None:

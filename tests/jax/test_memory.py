@@ -1,18 +1,20 @@
-"""Where there is no memory, or no device: one line, whatever XLA says."""
+"""Failures of memory and of devices: one line, and a program that goes on where it can."""
 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from mistral_portable_jax import BACKEND
 
 from mistral_portable.boundary import ExecutorOptions, prepare
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
-from mistral_portable.errors import BackendError
+from mistral_portable.errors import BackendError, CapacityError
 from mistral_portable.graph import build, verify
 from mistral_portable.testing import random_weights
 
@@ -20,7 +22,7 @@ CONFIG = MistralConfig(
     vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
 )
 GRAPH = verify(build(CONFIG))
-SPEC = CacheSpec.from_config(CONFIG, max_context=16)
+SPEC = CacheSpec.from_config(CONFIG, max_context=16, max_lanes=4)
 
 
 def exhausted(*arguments: Any) -> Any:
@@ -33,16 +35,105 @@ def prepared() -> Any:
 
 def test_weights_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jax.numpy.asarray", exhausted)
-    with pytest.raises(BackendError, match=r"the model does not fit: 0.00 GB .* \(RESOURCE_EXHAUSTED: .* bytes.\)$"):
+    with pytest.raises(
+        CapacityError, match=r"the model, 0.00 GB .*, does not fit: .* \(RESOURCE_EXHAUSTED: .* bytes.\)$"
+    ):
         prepared()
 
 
-def test_a_step_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def step(program: Any, manager: CacheManager, lane: int, tokens: list[int]) -> Any:
+    """Logits of one step of one sequence; the plan is undone where it fails."""
+    plan = manager.plan([Chunk(lane, tokens, range(len(tokens)))])
+    try:
+        return program.step(plan)["logits"]
+    except BaseException:
+        manager.undo(plan)
+        raise
+
+
+def test_a_step_that_fails_before_it_takes_the_cache_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     program, manager = prepared(), CacheManager(SPEC)
-    plan = manager.plan([Chunk(manager.open(), [1, 2], [1])])
-    monkeypatch.setattr(program, "_step", exhausted)
-    with pytest.raises(BackendError, match=r"a step of 2 tokens failed.*prepare it again.* bytes.\)$"):
-        program.step(plan)
+    alone, its = prepared(), CacheManager(SPEC)
+    lane, other = manager.open(), its.open()
+    step(program, manager, lane, [1, 2])
+    step(alone, its, other, [1, 2])
+    with monkeypatch.context() as patched:
+        patched.setattr(program, "_step", exhausted)
+        with pytest.raises(CapacityError, match=r"a step of 2 tokens does not fit: use shorter chunks.* bytes.\)$"):
+            step(program, manager, lane, [3, 4])
+    np.testing.assert_array_equal(step(program, manager, lane, [3, 4]), step(alone, its, other, [3, 4]))
+
+
+def test_a_step_that_fails_with_the_cache_loses_the_lanes_and_not_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences that begin anew work; those that go on are refused, with the remedy, until they begin anew."""
+    program, manager = prepared(), CacheManager(SPEC)
+    first, second = manager.open(), manager.open()
+    expected = step(program, manager, first, [1, 2])
+    going_on = step(program, manager, first, [3, 4])
+    step(program, manager, second, [5])
+
+    def exhausted_later(weights: Any, cache: Any, inputs: Any) -> Any:
+        for array in cache.values():
+            array.delete()
+        exhausted()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(program, "_step", exhausted_later)
+        with pytest.raises(CapacityError, match=r"a step of 1 tokens \(all sequences .* start again\) does not fit"):
+            step(program, manager, first, [6])
+    lost = r"lane 1: its keys and values were lost .*: run the sequence again from its first token"
+    for call in (
+        lambda: step(program, manager, second, [7]),
+        lambda: program.save_lane(second),
+        lambda: program.copy_lane(second, 0),
+    ):
+        with pytest.raises(CapacityError, match=lost):
+            call()
+    manager.rollback(first, 0)
+    np.testing.assert_array_equal(step(program, manager, first, [1, 2]), expected)
+    with pytest.raises(CapacityError, match=lost):
+        step(program, manager, second, [7])
+    program.copy_lane(first, second)
+    manager.close(second)
+    second = manager.fork(first)
+    for lane in (first, second):
+        np.testing.assert_array_equal(step(program, manager, lane, [3, 4]), going_on)
+
+
+def test_a_device_that_fails_is_not_a_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("INTERNAL: the device is gone")
+
+    program, manager = prepared(), CacheManager(SPEC)
+    monkeypatch.setattr(program, "_step", broken)
+    with pytest.raises(BackendError, match=r"device failed \(INTERNAL: the device is gone\); load the model again"):
+        step(program, manager, manager.open(), [1])
+
+
+def test_growth_that_fails_halfway_leaves_lanes_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers may then have lanes of different lengths: steps, saving and loading do not mind."""
+    config = replace(CONFIG, num_hidden_layers=2)
+    graph = verify(build(config))
+    spec = CacheSpec.from_config(config, max_context=128, max_lanes=4)
+    program = prepare(BACKEND, graph, random_weights(graph, 1), spec, ExecutorOptions())
+    alone = prepare(BACKEND, graph, random_weights(graph, 1), spec, ExecutorOptions())
+    manager, its = CacheManager(spec, block=64), CacheManager(spec, block=64)
+    lane, other = manager.open(), its.open()
+    step(program, manager, lane, [1, 2])
+    step(alone, its, other, [1, 2])
+    pad, padded = jax.numpy.pad, []
+
+    def twice(*arguments: Any) -> Any:
+        padded.append(arguments)
+        return pad(*arguments) if len(padded) < 4 else exhausted()
+
+    with monkeypatch.context() as patched:
+        patched.setattr("jax.numpy.pad", twice)
+        with pytest.raises(CapacityError, match="the cache of 1 sequences of 128 tokens does not fit"):
+            step(program, manager, lane, [3] * 70)
+    np.testing.assert_array_equal(step(program, manager, lane, [3]), step(alone, its, other, [3]))
+    alone.load_lane(other, program.save_lane(lane))
+    np.testing.assert_array_equal(step(program, manager, lane, [4] * 70), step(alone, its, other, [4] * 70))
 
 
 @pytest.mark.parametrize("platform", ["nonsense", "cuda"])

@@ -19,7 +19,7 @@ from mistral_portable.boundary import ExecutorOptions, FunctionalBackend, prepar
 from mistral_portable.boundary.registry import candidates, select
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
-from mistral_portable.errors import BackendError, CacheError
+from mistral_portable.errors import BackendError, CacheError, CapacityError, ClosedError
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.testing import random_weights
@@ -92,6 +92,27 @@ def test_memory_is_constant_once_lanes_are_there() -> None:
     assert program.cache_bytes == held
 
 
+def test_lanes_that_grow_keep_what_they_hold() -> None:
+    """In number, and in slots from 64 to 256, beside a program whose lanes are that long from the beginning."""
+    sizes = {"max_context": 256, "max_chunk": 64, "max_lanes": 4}
+
+    def run(block: int) -> tuple[list[Any], list[int]]:
+        program, manager = prepared(**sizes)[0], CacheManager(CacheSpec.from_config(CONFIG, **sizes), block=block)
+        lanes = [manager.open() for _ in range(3)]
+        logits, held = [], []
+        for size, some in ((40, lanes[:1]), (7, lanes), (30, lanes[:2]), (60, lanes[2:]), (60, lanes[:1])):
+            chunks = [Chunk(lane, [(size * t + lane) % 30 for t in range(size)], [size - 1]) for lane in some]
+            logits.append(program.step(manager.plan(chunks))["logits"])
+            held.append(program.cache_bytes)
+        return logits, held
+
+    (found, grown), (expected, whole) = run(64), run(256)
+    for mine, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5)
+    assert len(set(grown)) == 4
+    assert grown[-1] == whole[-1]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_lane_goes_on_in_another_program(dtype: str, tmp_path: Any) -> None:
     """Through a file, into a program with other lanes."""
@@ -131,7 +152,7 @@ def test_a_cache_for_which_there_is_no_memory_is_refused() -> None:
     spec = CacheSpec.from_config(config, max_context=2**30, max_chunk=32)
     program = prepare(BACKEND, graph, random_weights(graph, 1), spec, ExecutorOptions())
     manager = CacheManager(spec, block=2**30)
-    with pytest.raises(CacheError, match="does not fit: use fewer sequences"):
+    with pytest.raises(CapacityError, match="does not fit: use fewer sequences"):
         program.step(manager.plan([Chunk(manager.open(), [1], [0])]))
 
 
@@ -170,12 +191,66 @@ def test_after_ctrl_c_a_program_goes_on() -> None:
         np.testing.assert_array_equal(logits, expected)
 
 
+def test_after_close_it_says_so() -> None:
+    program, manager = prepared()
+    lane = manager.open()
+    plan = manager.plan([Chunk(lane, [1, 2], [1])])
+    program.step(plan)
+    state = program.save_lane(lane)
+    program.close()
+    program.close()
+    calls = (
+        lambda: program.step(plan),
+        lambda: program.save_lane(lane),
+        lambda: program.load_lane(lane, state),
+        lambda: program.copy_lane(lane, 1),
+    )
+    for call in calls:
+        with pytest.raises(ClosedError, match="closed: prepare it again"):
+            call()
+    assert program.cache_bytes == program.scratch_bytes == 0
+
+
+def test_a_forked_child_is_told_so() -> None:
+    """It has neither the program's thread nor XLA's: a step would wait for them for ever. Its parent goes on."""
+    script = """
+import os, warnings
+import numpy as np
+import mistral_portable as mp
+from mistral_portable.errors import BackendError
+from mistral_portable.transformers import FlaxMistralModel
+warnings.simplefilter("ignore")  # JAX's own, at the fork
+model, flax = mp.load("tiny", backend="jax"), FlaxMistralModel.from_pretrained("tiny")
+before = model.generate("Once", max_tokens=3, temperature=0).tokens
+child = os.fork()
+if child == 0:
+    for call in (
+        lambda: model.generate("Once", max_tokens=3),
+        lambda: mp.load("tiny", backend="jax"),
+        lambda: flax(np.array([[1, 2]])),
+    ):
+        try:
+            call()
+        except BackendError as error:
+            print(error, flush=True)
+    model.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert model.generate("Once", max_tokens=3, temperature=0).tokens == before
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert all("does not run in its forked child" in line for line in lines)
+
+
 REFUSED = {
     "threads=2": ExecutorOptions(threads=2),
     "device='cpu'": ExecutorOptions(device="cpu"),
     "quantize='nf4'": ExecutorOptions(quantize="nf4"),
     "kv_cache='q8_0'": ExecutorOptions(kv_cache="q8_0"),
-    "dtype 'int8'": ExecutorOptions(dtype="int8"),
+    "dtype='int8'": ExecutorOptions(dtype="int8"),
 }
 
 

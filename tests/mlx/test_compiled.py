@@ -15,9 +15,9 @@ import mistral_portable as mp
 from mistral_portable.boundary import ExecutorOptions, GreedyProgram, GreedyStep, prepare
 from mistral_portable.cache import Chunk
 from mistral_portable.config import MistralConfig
-from mistral_portable.errors import CacheError, InputError
+from mistral_portable.errors import CapacityError, NumericsError
 from mistral_portable.graph import build
-from mistral_portable.graph.passes import select_rows
+from mistral_portable.graph.passes import EMBEDDED_ROWS, INPUTS_EMBEDS, accept_embeddings, select_rows
 from mistral_portable.sampling import Sampler, SamplingParams
 from mistral_portable.testing import Case, check, random_weights
 from mistral_portable.testing.strategies import scenarios
@@ -72,6 +72,27 @@ def test_sequences_that_decode_together_share_a_step() -> None:
     for token in text(60):
         session.program.step(session.manager.plan([Chunk(lane, [token], [0]) for lane in lanes]))
     assert session.program.traces == before
+
+
+def test_replaced_rows_are_part_of_a_compiled_step() -> None:
+    """Rows of the table in place of the embeddings of other tokens give those rows' logits."""
+    graph = select_rows(accept_embeddings(build(CONFIG)), "logits")
+    session, plain = Session(graph=graph), Session()
+    table = random_weights(build(CONFIG), 0)["model.embed_tokens.weight"].numpy()
+    none = {INPUTS_EMBEDS: table[:0], EMBEDDED_ROWS: np.zeros(0, np.int32)}
+    lanes = session.manager.open(), session.manager.open()
+    its = plain.manager.open(), plain.manager.open()
+    traces = []
+    for step, rows in enumerate([[], [1], [], [0], [0, 1], [1], []]):
+        tokens = [step, step + 7]
+        fed = [39 if row in rows else token for row, token in enumerate(tokens)]
+        given = {INPUTS_EMBEDS: table[[tokens[row] for row in rows]], EMBEDDED_ROWS: np.array(rows, np.int32)}
+        plan = session.manager.plan([Chunk(lane, [token], [0]) for lane, token in zip(lanes, fed, strict=True)])
+        found = session.program.step(plan, given if rows else none)["logits"]
+        plan = plain.manager.plan([Chunk(lane, [token], [0]) for lane, token in zip(its, tokens, strict=True)])
+        np.testing.assert_array_equal(found, plain.program.step(plan)["logits"])
+        traces.append(session.program.traces)
+    assert traces == [1, 2, 2, 2, 3, 3, 3]
 
 
 def test_compiled_and_built_steps_agree() -> None:
@@ -147,7 +168,7 @@ def test_logits_that_the_sampler_refuses_are_no_token(weight: float) -> None:
     sampler = Sampler(SamplingParams(temperature=0))
     for row, token in zip(logits, step.tokens(), strict=True):
         if token < 0:
-            with pytest.raises(InputError, match="the logit of token 7"):
+            with pytest.raises(NumericsError, match="the logit of token 7"):
                 sampler.sample(row)
         else:
             assert sampler.sample(row).token == token
@@ -170,16 +191,16 @@ def test_tiny_writes_the_reference_s_story(quantize: str | None) -> None:
 def test_a_token_that_is_there_comes_before_the_want_of_memory_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     with mp.load("tiny", backend="mlx", dtype="float32") as model:
         expected = model.generate("Once upon a time", max_tokens=5, temperature=0).tokens
-        begin, begun = model.begin_greedy, []
+        begin, begun = model.core.begin_greedy, []
 
         def begin_five(chunks: Sequence[Chunk], after: GreedyStep | None = None) -> GreedyStep:
             begun.append(chunks)
             if len(begun) > 5:
-                raise CacheError("the cache does not fit")
+                raise CapacityError("the cache does not fit")
             return begin(chunks, after)
 
-        monkeypatch.setattr(model, "begin_greedy", begin_five)
+        monkeypatch.setattr(model.core, "begin_greedy", begin_five)
         stream = model.stream("Once upon a time", max_tokens=20, temperature=0)
-        with pytest.raises(CacheError, match="does not fit"):
+        with pytest.raises(CapacityError, match="does not fit"):
             list(stream)
         assert stream.generation.tokens == expected

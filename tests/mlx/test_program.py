@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mistral_portable_mlx import BACKEND
 from mistral_portable_mlx.cache import room
-from mistral_portable_mlx.matrices import stored_dtype
 from mistral_portable_mlx.memory import Memory
 from mlx_sessions import CONFIG, Session, text
 from weights.files import random_blocks
 
 from mistral_portable.boundary import ExecutorOptions, prepare
+from mistral_portable.boundary.shared import stored_dtype
 from mistral_portable.cache import CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
-from mistral_portable.errors import BackendError, CacheError
+from mistral_portable.errors import BackendError, CacheError, CapacityError, ClosedError
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states, select_rows
 from mistral_portable.testing import Case, Feed, Scenario, check, random_weights
@@ -59,7 +59,7 @@ def test_room(length: int, beyond: int) -> None:
 
 
 def test_a_model_that_cannot_fit_is_refused_with_the_sum() -> None:
-    with pytest.raises(BackendError, match=r"weights 0\.\d\d GB \+ keys and values of 48 tokens .* = .* has 0\.00 GB"):
+    with pytest.raises(CapacityError, match=r"weights 0\.\d\d GB \+ keys and values of 48 tokens .* = .* has 0\.00 GB"):
         Session(memory=1000)
 
 
@@ -67,7 +67,7 @@ def test_a_cache_that_outgrows_the_memory_is_an_error_and_the_rest_goes_on() -> 
     session = Session(WIDE, max_context=9000, max_chunk=500, memory=mx.get_active_memory() + 1_500_000)
     first, _ = session.begin(text(200))
     second = session.manager.open()
-    with pytest.raises(CacheError, match=r"more beside .* in use"):
+    with pytest.raises(CapacityError, match=r"more beside .* in use"):
         session.feed(second, text(3000))
     assert np.isfinite(session.feed(first, [1])).all()
 
@@ -106,7 +106,7 @@ def test_a_fork_for_whose_copy_there_is_no_memory_is_refused() -> None:
     fork = session.manager.fork(lane)
     session.program.copy_lane(lane, fork)
     assert session.program.cache_bytes > 1_000_000
-    with pytest.raises(CacheError, match=r"more beside .* in use"):
+    with pytest.raises(CapacityError, match=r"more beside .* in use"):
         session.feed(fork, [1])
 
 
@@ -213,8 +213,35 @@ def test_a_closed_program_says_so() -> None:
     session.program.close()
     session.program.close()
     assert session.program.cache_bytes == 0
-    with pytest.raises(BackendError, match="closed: prepare it again"):
+    with pytest.raises(ClosedError, match="closed: prepare it again"):
         session.program.step(plan)
+
+
+def test_a_forked_child_is_told_so() -> None:
+    """It has none of MLX's threads: a step would wait for them for ever. Its parent goes on."""
+    script = """
+import os
+import mistral_portable as mp
+from mistral_portable.errors import BackendError
+model = mp.load("tiny", backend="mlx")
+before = model.generate("Once", max_tokens=3, temperature=0).tokens
+child = os.fork()
+if child == 0:
+    for call in (lambda: model.generate("Once", max_tokens=3), lambda: mp.load("tiny", backend="mlx")):
+        try:
+            call()
+        except BackendError as error:
+            print(error, flush=True)
+    model.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert model.generate("Once", max_tokens=3, temperature=0).tokens == before
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert "does not run in its forked child" in first
+    assert first == second
 
 
 @pytest.mark.parametrize("end", ["", "model.close()", "import os; os.kill(os.getpid(), 2)"])
@@ -252,9 +279,9 @@ def test_probe_says_what_runs() -> None:
     [
         ({"dtype": "float64"}, "computes in float32, float16, bfloat16"),
         ({"dtype": "int8"}, "choose one, or another backend"),
-        ({"kv_cache": "q4_0"}, "choose float32 or q8_0"),
-        ({"dtype": "bfloat16", "kv_cache": "float32"}, "choose bfloat16 or q8_0"),
-        ({"threads": 3}, "MLX has its own threads"),
+        ({"kv_cache": "q4_0"}, "in float32, q8_0 beside dtype 'float32'"),
+        ({"dtype": "bfloat16", "kv_cache": "float32"}, "in bfloat16, q8_0 beside dtype 'bfloat16'"),
+        ({"threads": 3}, "threads=3: it has no such choice"),
     ],
 )
 def test_what_it_cannot_do_is_refused_with_the_remedy(options: dict[str, Any], message: str) -> None:
@@ -298,7 +325,7 @@ def test_types_that_gguf_files_have_in_half_precision(kind: str, dtype: str) -> 
 def test_widened_types_are_noticed() -> None:
     spec = CacheSpec.from_config(K_CONFIG, max_context=64)
     graph = select_rows(build(K_CONFIG), "logits")
-    with pytest.warns(UserWarning, match=r"9 matrices \(9 in q6_k\) are kept in float32"):
+    with pytest.warns(UserWarning, match=r"9 matrices \(9 in q6_k\) are unpacked to float32.*it holds iq4_nl, "):
         prepare(BACKEND, graph, k_weights(K_CONFIG, "q6_k"), spec, ExecutorOptions(dtype="float32")).close()
 
 

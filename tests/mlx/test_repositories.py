@@ -14,6 +14,7 @@ from weights.files import random_tensors, small_config
 
 import mistral_portable as mp
 from mistral_portable.boundary import ExecutorOptions
+from mistral_portable.boundary.shared import stored_dtype
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError, InputError
 from mistral_portable.graph import build
@@ -215,8 +216,6 @@ def test_to_quantize_them_again_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_default_dtype_is_the_scales_own_on_a_gpu(tmp_path: Path) -> None:
-    from mistral_portable_mlx.matrices import stored_dtype
-
     write_repository(tmp_path)
     assert stored_dtype(open_checkpoint(tmp_path).tensors.values()) == "bfloat16"
     floats = np.zeros((2, 4), np.float32)
