@@ -51,7 +51,7 @@ class CapacityError(MistralPortableError, MemoryError):
 
 
 class ClosedError(MistralPortableError, RuntimeError):
-    """The model or the program was closed."""
+    """The model, program or cache was closed."""
 
 
 class NumericsError(MistralPortableError, ArithmeticError):

@@ -2,46 +2,59 @@
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheManager
-from mistral_portable.errors import InputError
+from mistral_portable.errors import CacheError, ClosedError, InputError
 
 __all__ = ["Cache"]
 
-Fork = Callable[[frozenset[str], int], int]
-
 
 class Cache:
-    """What a model remembers of the rows of a batch; a call with it adds to it, as transformers' DynamicCache.
+    """The keys and values of a batch's rows so far, like transformers' DynamicCache: a call with it appends to it.
 
-    Windows are rings: their memory does not grow beyond them. The lanes are free again when the object is gone.
+    Windowed layers keep their keys in rings, whose memory stays constant once the window has filled. The lanes are
+    given back when the object is closed or collected.
     """
 
-    def __init__(self, manager: CacheManager, rows: int, fork: Fork) -> None:
-        """fork: makes a lane with what is in another one. Raises CacheError if the model has not so many left."""
-        self.manager, self._fork = manager, fork
+    def __init__(
+        self,
+        manager: CacheManager,
+        rows: int,
+        copy: Callable[["Cache"], "Cache"],
+        sources: Sequence[int] | None = None,
+    ) -> None:
+        """Open a lane for each row: an empty one, or a fork of the row's lane in `sources`.
+
+        copy: makes a cache with the same content in other lanes. Raises BusyError if too few lanes are left.
+        """
+        self.manager, self._copy = manager, copy
         self.lanes: list[int] = []
+        """The lane of each row."""
         self.program = frozenset[str]()
-        """Which of the model's programs holds the arrays: by what it shows besides."""
+        """The outputs that the program with this cache's arrays exposes: which of the model's programs it is."""
         self.columns: list[NDArray[np.intp]] = [np.zeros(0, np.intp)] * rows
-        """Of each row, the columns of its tokens: padding has no place in a lane."""
+        """For each row the columns that hold tokens; padding takes no place in a lane."""
         self._length = 0
         self.close = weakref.finalize(self, _close, manager, self.lanes)
-        for _ in range(rows):
-            self.lanes.append(manager.open())
+        """Give the lanes back; called by itself when the object is collected."""
+        try:
+            for row in range(rows):
+                self.lanes.append(manager.open() if sources is None else manager.fork(sources[row]))
+        except BaseException:
+            self.close()  # whoever keeps the exception would keep its lanes
+            raise
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Cache":
-        """With lanes of its own: to go on from one prompt in several ways. Raises InputError if there are none left."""
-        self.require_open()
-        copy = Cache(self.manager, 0, self._fork)
-        copy.program, copy.columns, copy._length = self.program, list(self.columns), self._length
-        for lane in self.lanes:
-            copy.lanes.append(self._fork(self.program, lane))
-        return copy
+        """A copy in lanes of its own: one prompt may then be continued in several ways.
+
+        Raises BusyError if too few lanes are left, ClosedError if this cache is closed.
+        """
+        return self._copy(self)
 
     def __copy__(self) -> "Cache":
         return self.__deepcopy__({})
@@ -50,27 +63,28 @@ class Cache:
         raise InputError("a cache is not pickled: its keys and values are the model's")
 
     def require_open(self) -> None:
-        """Raise InputError if it has been closed."""
+        """Raise ClosedError if the cache is closed."""
         if not self.close.alive:
-            raise InputError("past_key_values are closed: begin again")
+            raise ClosedError("past_key_values are closed: begin again")
 
     def __len__(self) -> int:
         """Rows."""
         return len(self.columns)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns so far, padding included: where the next ids of the batch begin."""
+        """The number of columns so far, padding included: the column at which the next ids begin."""
         return self._length
 
     def extend(self, columns: Sequence[NDArray[np.intp]], length: int) -> None:
-        """Note that every row has `length` more columns, of which `columns` hold tokens."""
+        """Record `length` more columns; columns: for each row those of them that hold tokens, counted from 0."""
         self.columns = [np.append(old, self._length + new) for old, new in zip(self.columns, columns, strict=True)]
         self._length += length
 
     def crop(self, max_length: int) -> None:
-        """Forget all columns from `max_length` on; if it is negative, so many of the last ones.
+        """Forget all columns from `max_length` on; a negative number: that many of the last columns.
 
-        Raises CacheError where a window's ring has overwritten what would be seen again.
+        Raises CacheError, and changes nothing, if a window's ring has overwritten keys that would be seen again;
+        ClosedError if the cache is closed; InputError for anything but an integer.
         """
         if type(max_length) is not int:
             raise InputError(f"crop({max_length!r:.40}): pass an integer")
@@ -83,7 +97,7 @@ class Cache:
         self.columns, self._length = kept, length
 
 
-def _close(manager: CacheManager, lanes: list[int]) -> None:
+def _close(manager: CacheManager, lanes: Sequence[int]) -> None:
     for lane in lanes:
-        manager.close(lane)
-    lanes.clear()
+        with suppress(CacheError):  # it is not open any more; the others are
+            manager.close(lane)

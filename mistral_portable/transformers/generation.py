@@ -24,7 +24,7 @@ def sampling_params(
 ) -> SamplingParams:
     """transformers' arguments as sampling settings; `rules`: the rest, such as temperature.
 
-    Without do_sample the likeliest token is taken, whatever temperature says, as there. top_k is 50 by default.
+    Without do_sample generation is greedy, whatever temperature says, as in transformers. top_k is 50 by default.
     Raises InputError, which names it, for an argument that is not supported, or of the wrong type or range.
     """
     if not isinstance(do_sample, bool | np.bool_ | None):
@@ -59,7 +59,7 @@ def continued(
     samplers = [Sampler(_of_row(params, row), prompt_tokens=prompts[row]) for row in range(rows)]
     parts = []
     for some in decoder.turns(range(rows)):
-        with decoder.turn, decoder.brief_cache(len(some)) as cache:
+        with decoder.turn, decoder.temporary_cache(len(some)) as cache:
             own = [samplers[row] for row in some]
             parts.append(_continued(decoder, cache, batch.take(some), own, count, ends, pad))
     width = max(part.shape[1] for part in parts)
@@ -80,9 +80,9 @@ def _continued(
     out = np.full((rows, count), pad, np.int64)
     going = list(range(rows))
     lasts = [int(columns[-1]) for columns in batch.columns]
-    asked = sorted(set(lasts))
-    logits = decoder.run(batch, cache, frozenset(), asked)["logits"]
-    logits = logits[np.arange(rows), [asked.index(last) for last in lasts]]
+    requested = sorted(set(lasts))
+    logits = decoder.run(batch, cache, frozenset(), requested)["logits"]
+    logits = logits[np.arange(rows), [requested.index(last) for last in lasts]]
     for number in range(count):
         for row in going:
             out[row, number] = samplers[row].sample(logits[row]).token

@@ -47,12 +47,12 @@ class MistralModel(MistralPreTrainedModel):
         cache_position: Any = None,
     ) -> Any:
         """BaseModelOutputWithPast; see MistralPreTrainedModel."""
-        shown = self._shown(output_hidden_states, output_attentions)
+        exposed = self._exposed(output_hidden_states, output_attentions)
         result = self._run(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, shown, cache_position
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, exposed, cache_position
         )
         last = result.make(result.outputs["last_hidden_state"])
-        return self._finish(BaseModelOutputWithPast(last, result.past, **result.shown), return_dict)
+        return self._finish(BaseModelOutputWithPast(last, result.past, **result.exposed), return_dict)
 
 
 class MistralForCausalLM(MistralPreTrainedModel):
@@ -80,7 +80,7 @@ class MistralForCausalLM(MistralPreTrainedModel):
 
         logits_to_keep: 0 for all logits, n for those of the last n columns, or the columns [n].
         """
-        shown = self._shown(output_hidden_states, output_attentions)
+        exposed = self._exposed(output_hidden_states, output_attentions)
         result = self._run(
             input_ids,
             attention_mask,
@@ -88,7 +88,7 @@ class MistralForCausalLM(MistralPreTrainedModel):
             past_key_values,
             inputs_embeds,
             use_cache,
-            shown,
+            exposed,
             cache_position,
             logits_to_keep,
         )
@@ -100,7 +100,7 @@ class MistralForCausalLM(MistralPreTrainedModel):
                 raise InputError(f"labels has the shape {list(wanted.shape)}, and the logits {list(logits.shape[:2])}")
             behind_padding = ~np.roll(result.batch.kept, 1, axis=1)
             loss = losses.causal_lm(logits, np.where(behind_padding, losses.IGNORED, wanted))
-        output = CausalLMOutputWithPast(result.make(loss), result.make(logits), result.past, **result.shown)
+        output = CausalLMOutputWithPast(result.make(loss), result.make(logits), result.past, **result.exposed)
         return self._finish(output, return_dict)
 
     def generate(
@@ -124,7 +124,7 @@ class MistralForCausalLM(MistralPreTrainedModel):
         inputs (or input_ids): [B, T], padded on either side, with the attention_mask that says so. inputs_embeds:
         floats [B, T, hidden_size] in their place; the result is then int64 [.., new], without the prompt.
         max_new_tokens: 20 by default; max_length counts the prompt's columns, too. do_sample: draw, with temperature,
-        top_k (50), top_p, min_p, typical_p; else the likeliest token. repetition_penalty: of tokens in the row. seed:
+        top_k (50), top_p, min_p, typical_p; else greedy. repetition_penalty: of tokens in the row. seed:
         row r draws with seed + r. eos_token_id, pad_token_id: the config's by default; the first end token pads if
         there is no other.
 
@@ -183,8 +183,8 @@ class MistralForSequenceClassification(MistralPreTrainedModel):
         rows = inputs_embeds if input_ids is None else input_ids
         if rows is not None and self.config.pad_token_id is None and np.shape(rows)[:1] not in ((), (1,)):
             raise InputError("Cannot handle batch sizes > 1 if no padding token is defined.")
-        shown = self._shown(output_hidden_states, output_attentions)
-        result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, shown)
+        exposed = self._exposed(output_hidden_states, output_attentions)
+        result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, exposed)
         pad, ids, shape = self.config.pad_token_id, result.ids, result.batch.shape
         counts = result.batch.kept if ids is None or pad is None else result.batch.kept & (ids != pad)
         last = (np.arange(shape[1]) * counts).argmax(1)
@@ -195,7 +195,7 @@ class MistralForSequenceClassification(MistralPreTrainedModel):
             problem_type = self.config.problem_type or _problem_type(logits.shape[1], wanted)
             loss = losses.sequence_classification(logits, wanted, problem_type)
             self.config.problem_type = problem_type
-        output = SequenceClassifierOutputWithPast(result.make(loss), result.make(logits), result.past, **result.shown)
+        output = SequenceClassifierOutputWithPast(result.make(loss), result.make(logits), result.past, **result.exposed)
         return self._finish(output, return_dict)
 
 
@@ -218,14 +218,16 @@ class MistralForTokenClassification(MistralPreTrainedModel):
         return_dict: bool | None = None,
     ) -> Any:
         """TokenClassifierOutput, without a cache. labels: [B, T], -100 where nothing counts."""
-        shown = self._shown(output_hidden_states, output_attentions)
-        result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, False, shown)
+        exposed = self._exposed(output_hidden_states, output_attentions)
+        result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, False, exposed)
         logits = result.outputs["logits"]
         loss = None
         if labels is not None:
             wanted = integers("labels", labels, result.batch.shape)
             loss = losses.cross_entropy(logits.reshape(-1, logits.shape[-1]), wanted.reshape(-1))
-        return self._finish(TokenClassifierOutput(result.make(loss), result.make(logits), **result.shown), return_dict)
+        return self._finish(
+            TokenClassifierOutput(result.make(loss), result.make(logits), **result.exposed), return_dict
+        )
 
 
 class MistralForQuestionAnswering(MistralPreTrainedModel):
@@ -248,8 +250,8 @@ class MistralForQuestionAnswering(MistralPreTrainedModel):
         return_dict: bool | None = None,
     ) -> Any:
         """QuestionAnsweringModelOutput, without a cache. start_positions, end_positions: [B]; the loss needs both."""
-        shown = self._shown(output_hidden_states, output_attentions)
-        result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, False, shown)
+        exposed = self._exposed(output_hidden_states, output_attentions)
+        result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, False, exposed)
         start, end = np.moveaxis(result.outputs["logits"], -1, 0)
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -259,7 +261,7 @@ class MistralForQuestionAnswering(MistralPreTrainedModel):
             )
             loss = losses.question_answering(start, end, begins, ends, result.batch.kept)
         output = QuestionAnsweringModelOutput(
-            result.make(loss), result.make(start.copy()), result.make(end.copy()), **result.shown
+            result.make(loss), result.make(start.copy()), result.make(end.copy()), **result.exposed
         )
         return self._finish(output, return_dict)
 

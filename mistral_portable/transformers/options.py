@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mistral_portable.boundary import ExecutorOptions
+from mistral_portable.boundary import Backend, ExecutorOptions
 from mistral_portable.errors import InputError
 
 __all__ = ["BitsAndBytesConfig", "backend_options", "dtype_name", "ggml_type"]
@@ -44,49 +44,55 @@ class BitsAndBytesConfig:
         return "int8" if self.load_in_8bit else self.bnb_4bit_quant_type if self.load_in_4bit else None
 
 
-def ggml_type(backend: str, quantization: Any) -> str | None:
-    """What float matrices become as the file is opened, where the backend is not torch; None: nothing."""
+def ggml_type(backend: Backend, quantization: Any) -> str | None:
+    """The ggml type that float matrices become as the file is opened; None if nothing is quantized or the backend has
+    bitsandbytes' types itself. A warning names the type."""
     config = _quantization(quantization)
-    if config is None or config.type is None or backend == "torch":
+    if config is None or config.type is None or "quantize" in backend.capabilities.options:
         return None
     chosen = "q8_0" if config.load_in_8bit else "q4_0"
-    warnings.warn(f"backend {backend!r} has ggml's {chosen} for bitsandbytes' {config.type}", stacklevel=3)
+    warnings.warn(f"backend {backend.name!r} has ggml's {chosen} for bitsandbytes' {config.type}", stacklevel=3)
     return chosen
 
 
 def backend_options(
-    backend: str,
+    backend: Backend,
     dtype: Any = None,
     device_map: Any = None,
     attn_implementation: str | None = None,
     quantization: Any = None,
 ) -> ExecutorOptions:
-    """What the executor is told. Where a backend has no choice, a warning says what happens instead.
+    """Translate transformers' arguments; where a backend has no such choice, a warning says what happens instead.
 
-    dtype: None and "auto" leave it to the backend; "float16", "torch.float16", torch.float16 and np.float16 are the
-    same. device_map: "auto", or a device. Raises InputError for others.
+    dtype: see `dtype_name`; a quantization config's compute dtype comes first. device_map: "auto", or a device.
+    Raises InputError for other values, and for a device where the backend has no choice of it.
     """
+    known = backend.capabilities
     config = _quantization(quantization)
     if config and config.type and config.bnb_4bit_compute_dtype is not None:
         dtype = config.bnb_4bit_compute_dtype
     name = dtype_name(dtype)
-    if name in _HALF and backend in ("numba", "reference"):
-        warnings.warn(f"backend {backend!r} computes in float32, which is finer than {name}", stacklevel=3)
+    if name in _HALF and name not in known.dtypes and "float32" in known.dtypes:
+        warnings.warn(f"backend {backend.name!r} computes in float32, which is finer than {name}", stacklevel=3)
         name = None
-    if attn_implementation is not None and backend != "torch":
-        warnings.warn(f"backend {backend!r} has an attention of its own, not {attn_implementation}", stacklevel=3)
+    if attn_implementation is not None and "attention" not in known.options:
+        warnings.warn(f"backend {backend.name!r} has an attention of its own, not {attn_implementation}", stacklevel=3)
+        attn_implementation = None
     if device_map is not None and (isinstance(device_map, bool) or not isinstance(device_map, str | int)):
         raise InputError(f"device_map={device_map!r:.60}: pass 'auto' or one device")
     device = f"cuda:{device_map}" if isinstance(device_map, int) else device_map
-    if device in ("auto", "cpu") and (device == "auto" or backend != "torch"):
+    chooses = "device" in known.options
+    if device == "auto" or (device == "cpu" and not chooses):
         device = None
-    if device is not None and backend != "torch":
-        raise InputError(f"device_map={device_map!r}: backend {backend!r} has no choice of it; pass backend='torch'")
+    if device is not None and not chooses:
+        raise InputError(
+            f"device_map={device_map!r}: backend {backend.name!r} has no choice of it; pass backend='torch'"
+        )
     return ExecutorOptions(
         dtype=name,
         device=device,
-        attention=attn_implementation if backend == "torch" else None,
-        quantize=config.type if config and backend == "torch" else None,
+        attention=attn_implementation,
+        quantize=config.type if config and "quantize" in known.options else None,
     )
 
 

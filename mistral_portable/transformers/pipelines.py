@@ -119,4 +119,4 @@ def _is_one(given: Any) -> bool:
 def _device(device: int | str | None, backend: str) -> int | str | None:
     if device == -1:
         return "cpu"
-    return None if device == 0 and select(backend).name != "torch" else device
+    return None if device == 0 and "device" not in select(backend).capabilities.options else device

@@ -98,14 +98,14 @@ class MistralPreTrainedModel:
             if attn_implementation not in (None, "flash_attention_2"):
                 raise InputError(f"{attn_implementation=} and {use_flash_attention_2=}: pass one of them")
             attn_implementation = "flash_attention_2"
-        chosen = select(backend).name
+        chosen = select(backend)
         blocks = ggml_type(chosen, quantization_config)
         checkpoint = open_checkpoint(name, revision=revision, quantize=blocks, make=block_maker())
         read = config or MistralConfig.from_dict({**checkpoint.config.to_dict(), **known_fields(changed)})
         options = backend_options(
             chosen, torch_dtype if dtype is None else dtype, device_map, attn_implementation, quantization_config
         )
-        return cls(read, backend=chosen, tensors=checkpoint.tensors, options=options, source=str(checkpoint.path))
+        return cls(read, backend=chosen.name, tensors=checkpoint.tensors, options=options, source=str(checkpoint.path))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and safetensors, for transformers and for `from_pretrained`; packed weights as float32.
@@ -151,15 +151,15 @@ class MistralPreTrainedModel:
         """Release the executor's threads and memory."""
         self.decoder.close()
 
-    def _shown(self, output_hidden_states: bool | None, output_attentions: bool | None) -> frozenset[str]:
+    def _exposed(self, output_hidden_states: bool | None, output_attentions: bool | None) -> frozenset[str]:
         """What is returned besides."""
         wanted = {
-            HIDDEN_STATES: self._asked("output_hidden_states", output_hidden_states),
-            ATTENTIONS: self._asked("output_attentions", output_attentions),
+            HIDDEN_STATES: self._requested("output_hidden_states", output_hidden_states),
+            ATTENTIONS: self._requested("output_attentions", output_attentions),
         }
-        return frozenset(name for name, asked in wanted.items() if asked)
+        return frozenset(name for name, requested in wanted.items() if requested)
 
-    def _asked(self, name: str, given: bool | None) -> bool:
+    def _requested(self, name: str, given: bool | None) -> bool:
         """What the call says, else the config. Raises InputError for what is no truth value."""
         return truth(name, getattr(self.config, name) if given is None else given)
 
@@ -171,7 +171,7 @@ class MistralPreTrainedModel:
         past_key_values: Cache | None,
         inputs_embeds: Any,
         use_cache: bool | None,
-        shown: frozenset[str],
+        exposed: frozenset[str],
         cache_position: Any = None,
         columns: Any = None,
     ) -> "Result":
@@ -200,18 +200,18 @@ class MistralPreTrainedModel:
             if integers("cache_position", cache_position).tolist() != list(range(first, first + batch.shape[1])):
                 raise InputError(f"cache_position must count the columns from {first} on; leave it out")
         rows = None if columns is None else _columns(columns, batch.shape[1])
-        returned = self._asked("use_cache", use_cache)
+        returned = self._requested("use_cache", use_cache)
         past = self.decoder.new_cache(len(given)) if returned and past_key_values is None else past_key_values
         try:
-            outputs = self.decoder.run(batch, past, shown, rows)
+            outputs = self.decoder.run(batch, past, exposed, rows)
         except BaseException:
             if past is not None and past is not past_key_values:
                 past.close()  # whoever keeps the exception would keep its lanes
             raise
-        return Result(library, ids, batch, outputs, past if returned else None, shown)
+        return Result(library, ids, batch, outputs, past if returned else None, exposed)
 
     def _finish(self, output: ModelOutput, return_dict: bool | None) -> Any:
-        return output if self._asked("return_dict", return_dict) else output.to_tuple()
+        return output if self._requested("return_dict", return_dict) else output.to_tuple()
 
 
 class Embedding:
@@ -238,23 +238,23 @@ class Result:
         batch: Batch,
         outputs: Outputs,
         past: Cache | None,
-        shown: frozenset[str],
+        exposed: frozenset[str],
     ) -> None:
         self.ids, self.batch, self.outputs, self.past = ids, batch, outputs, past
-        self._library, self._shown = library, shown
+        self._library, self._exposed = library, exposed
 
     def make(self, array: Any) -> Any:
         return None if array is None else self._library.make(np.asarray(array))
 
     def series(self, name: str) -> tuple[Any, ...] | None:
         """`hidden_states` or `attentions`, by layer; None if nobody asked."""
-        if name not in self._shown:
+        if name not in self._exposed:
             return None
         count = sum(key.startswith(f"{name}.") for key in self.outputs)
         return tuple(self.make(self.outputs[f"{name}.{layer}"]) for layer in range(count))
 
     @property
-    def shown(self) -> dict[str, Any]:
+    def exposed(self) -> dict[str, Any]:
         return {name: self.series(name) for name in (HIDDEN_STATES, ATTENTIONS)}
 
 

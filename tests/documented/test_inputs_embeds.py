@@ -16,7 +16,7 @@ EXECUTORS = [
     (candidate.name, dtype)
     for candidate in candidates()
     for dtype in ("float32", "bfloat16")
-    if candidate.backend and candidate.availability.score and not candidate.backend.supports("linear", dtype)
+    if candidate.backend and candidate.availability.score and dtype in candidate.backend.capabilities.dtypes
 ]
 
 

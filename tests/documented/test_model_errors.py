@@ -78,7 +78,7 @@ def refused(model: Any, arguments: dict[str, Any], method: str = "forward") -> N
     assert "\n" not in str(raised.value)
 
 
-def asked(model: Any, arguments: dict[str, Any], method: str = "forward") -> None:
+def ask_theirs(model: Any, arguments: dict[str, Any], method: str = "forward") -> None:
     """The same of transformers."""
     tensors = {name: torch.tensor(v) if isinstance(v, np.ndarray) else v for name, v in arguments.items()}
     with torch.no_grad(), warnings.catch_warnings():
@@ -91,7 +91,7 @@ def test_what_raises_value_error_there_does_here(name: str, arguments: dict[str,
     mine, theirs = pair(name, VALUES, 0)
     refused(mine, arguments)
     with pytest.raises(ValueError, match=r"\S"):
-        asked(theirs, arguments)
+        ask_theirs(theirs, arguments)
 
 
 @pytest.mark.parametrize(("name", "arguments", "error"), OTHERS)
@@ -101,14 +101,14 @@ def test_what_torch_raises_there_is_a_value_error_here(
     mine, theirs = pair(name, VALUES, 0)
     refused(mine, arguments)
     with pytest.raises(error):
-        asked(theirs, arguments)
+        ask_theirs(theirs, arguments)
 
 
 @pytest.mark.parametrize(("name", "arguments"), LET_THROUGH)
 def test_what_is_let_through_there_is_refused_here(name: str, arguments: dict[str, Any]) -> None:
     mine, theirs = pair(name, VALUES, 0)
     refused(mine, arguments)
-    asked(theirs, arguments)
+    ask_theirs(theirs, arguments)
 
 
 @pytest.mark.parametrize("arguments", GENERATING_SAME)
@@ -116,14 +116,14 @@ def test_generate_raises_value_error_as_there(arguments: dict[str, Any]) -> None
     mine, theirs = pair(LM, VALUES, 0)
     refused(mine, arguments, "generate")
     with pytest.raises(ValueError, match=r"\S"):
-        asked(theirs, arguments, "generate")
+        ask_theirs(theirs, arguments, "generate")
 
 
 @pytest.mark.parametrize("arguments", GENERATING_LET_THROUGH)
 def test_generate_refuses_what_is_let_through_there(arguments: dict[str, Any]) -> None:
     mine, theirs = pair(LM, VALUES, 0)
     refused(mine, arguments, "generate")
-    asked(theirs, arguments, "generate")
+    ask_theirs(theirs, arguments, "generate")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mistral_portable import transformers as ours
+from mistral_portable.errors import BusyError, ClosedError
 
 
 def close(found: Any, expected: torch.Tensor, mask: np.ndarray | None = None) -> None:
@@ -105,11 +106,11 @@ def test_with_a_cache(data: st.DataObject, values: dict[str, Any], seed: int, cu
     begin = 0
     for step in steps:
         end = begin + step.shape[1]
-        shown = bool(data.draw(st.booleans()))
-        output = mine(step, attention_mask=full_mask[:, :end], past_key_values=past, output_hidden_states=shown)
+        exposed = bool(data.draw(st.booleans()))
+        output = mine(step, attention_mask=full_mask[:, :end], past_key_values=past, output_hidden_states=exposed)
         past = output.past_key_values
         assert past.get_seq_length() == end
-        assert (output.hidden_states is not None) == shown
+        assert (output.hidden_states is not None) == exposed
         close(output.logits, wanted[:, begin:end], full_mask[:, begin:end])
         begin = end
     if values["sliding_window"] is None:  # nothing has been overwritten
@@ -287,7 +288,7 @@ def test_caches_are_copied_and_not_shared() -> None:
     with pytest.raises(ValueError, match="another model's"):
         other([[5], [6]], past_key_values=past)
     past.close()
-    with pytest.raises(ValueError, match="past_key_values are closed"):
+    with pytest.raises(ClosedError, match="past_key_values are closed"):
         mine([[5], [6]], past_key_values=past)
 
 
@@ -308,8 +309,9 @@ def test_a_call_that_fails_leaves_the_cache_as_it_was() -> None:
 def test_a_closed_model_stays_closed() -> None:
     mine, _ = pair("MistralForCausalLM", VALUES, 0)
     mine.close()
-    with pytest.raises(ValueError, match="the model is closed"):
-        mine(IDS)
+    for call in (lambda: mine(IDS), lambda: mine.generate(IDS), lambda: mine.device):
+        with pytest.raises(ClosedError, match="the model is closed"):
+            call()
 
 
 def test_threads_have_lanes_of_their_own() -> None:
@@ -340,7 +342,7 @@ def test_rows_without_a_lane_wait_for_others() -> None:
         np.testing.assert_allclose(found.hidden_states[1][rows], some.hidden_states[1], rtol=1e-9, atol=1e-9)
     assert not found.logits[300:310].any()
     assert len(mine.decoder.manager.lanes) == len(held)
-    with pytest.raises(ValueError, match="600 rows more: caches have at most 256 in all: pass use_cache=False"):
+    with pytest.raises(BusyError, match="600 rows more: caches have at most 256 in all: pass use_cache=False"):
         mine(ids, attention_mask=mask)
     with pytest.raises(ValueError, match="every row is padding"):
         mine(ids, attention_mask=np.zeros_like(ids), use_cache=False)

@@ -153,8 +153,8 @@ def test_generating_with_a_cache_is_reading_all_again(values: dict[str, Any], se
     ids = np.random.default_rng(seed).integers(0, values["vocab_size"], (2, length))
     found = mine.generate(ids, max_new_tokens=new, eos_token_id=values["vocab_size"])
     for _ in range(new):
-        likeliest = mine(ids, use_cache=False, logits_to_keep=1).logits[:, -1].argmax(-1)
-        ids = np.append(ids, likeliest[:, None], axis=1)
+        greedy = mine(ids, use_cache=False, logits_to_keep=1).logits[:, -1].argmax(-1)
+        ids = np.append(ids, greedy[:, None], axis=1)
     np.testing.assert_array_equal(found, ids)
 
 

@@ -198,20 +198,20 @@ class FlaxMistralPreTrainedModel:
         past = self.init_cache(*ids.shape) if past_key_values is None else past_key_values
         self._check(ids, mask, position_ids, past)
         wanted = {
-            HIDDEN_STATES: self._asked("output_hidden_states", output_hidden_states),
-            ATTENTIONS: self._asked("output_attentions", output_attentions),
+            HIDDEN_STATES: self._requested("output_hidden_states", output_hidden_states),
+            ATTENTIONS: self._requested("output_attentions", output_attentions),
         }
-        shown = frozenset(name for name, asked in wanted.items() if asked)
-        dictionary = self._asked("return_dict", return_dict)
-        outputs, cache = self._function(shown)(arrays, past, ids, mask)
+        exposed = frozenset(name for name, requested in wanted.items() if requested)
+        dictionary = self._requested("return_dict", return_dict)
+        outputs, cache = self._function(exposed)(arrays, past, ids, mask)
         output = self.output(
             **{self.result: outputs[self.result]},
             past_key_values=None if past_key_values is None else cache,
-            **{name: _series(outputs, name) for name in shown},
+            **{name: _series(outputs, name) for name in exposed},
         )
         return output if dictionary else output.to_tuple()
 
-    def _asked(self, name: str, given: bool | None) -> bool:
+    def _requested(self, name: str, given: bool | None) -> bool:
         """What the call says, else the config."""
         return truth(name, getattr(self.config, name) if given is None else given)
 
@@ -242,15 +242,15 @@ class FlaxMistralPreTrainedModel:
             self.config.native(),
         )
 
-    def _function(self, shown: frozenset[str]) -> PureFunction:
-        if shown not in self._functions:
+    def _function(self, exposed: frozenset[str]) -> PureFunction:
+        if exposed not in self._functions:
             graph = self._graph
-            if HIDDEN_STATES in shown:
+            if HIDDEN_STATES in exposed:
                 graph = expose_hidden_states(graph)
-            if ATTENTIONS in shown:
+            if ATTENTIONS in exposed:
                 graph = expose_attention_weights(graph)
-            self._functions[shown] = self._backend.pure(verify(graph), self._dtype)
-        return self._functions[shown]
+            self._functions[exposed] = self._backend.pure(verify(graph), self._dtype)
+        return self._functions[exposed]
 
     def _initial(self, random: np.random.Generator) -> dict[str, Any]:
         return self._read(initial_tensors(self.config, self.head, 1, random))
