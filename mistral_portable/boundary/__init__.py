@@ -3,7 +3,7 @@
 `shared.py`, for authors of executors, holds what lowerings have in common.
 """
 
-from mistral_portable.boundary.backend import Availability, Backend, check_supported, prepare
+from mistral_portable.boundary.backend import Availability, Backend, check_options, check_supported, prepare
 from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.boundary.functional import FunctionalBackend, PureFunction
 from mistral_portable.boundary.options import BACKEND_QUANTIZE, Capabilities, ExecutorOptions
@@ -37,6 +37,7 @@ __all__ = [
     "PureFunction",
     "Quantizer",
     "QuantizingBackend",
+    "check_options",
     "check_supported",
     "check_tensors",
     "prepare",

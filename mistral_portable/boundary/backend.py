@@ -11,7 +11,7 @@ from mistral_portable.errors import BackendError
 from mistral_portable.graph import Graph
 from mistral_portable.weights import Tensor
 
-__all__ = ["Availability", "Backend", "check_supported", "prepare"]
+__all__ = ["Availability", "Backend", "check_options", "check_supported", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -71,5 +71,10 @@ def check_supported(backend: Backend, graph: Graph, options: ExecutorOptions) ->
     """Raise BackendError if the backend does not declare an op of the graph or one of the options."""
     if missing := sorted({node.op for node in graph.nodes} - backend.capabilities.ops):
         raise BackendError(f"backend {backend.name!r} cannot run the op {missing[0]!r}: choose another backend")
+    check_options(backend, options)
+
+
+def check_options(backend: Backend, options: ExecutorOptions) -> None:
+    """Raise BackendError if the backend does not declare one of the options: before files are downloaded or opened."""
     if refusal := backend.capabilities.refusal(options):
         raise BackendError(f"backend {backend.name!r}, {refusal}")

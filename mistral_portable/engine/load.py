@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from mistral_portable.boundary import BACKEND_QUANTIZE, ExecutorOptions, prepare
+from mistral_portable.boundary import BACKEND_QUANTIZE, ExecutorOptions, check_options, prepare
 from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.boundary.registry import select
 from mistral_portable.cache import CacheManager, CacheSpec
@@ -88,6 +88,7 @@ def load(
         quantize=own,
         tensor_parallel=tensor_parallel,
     )
+    check_options(chosen, options)
     make = block_maker(threads, progress)
     checkpoint = open_checkpoint(model, revision=revision, quantize=blocks, make=make, progress=progress)
     for notice in checkpoint.notices:

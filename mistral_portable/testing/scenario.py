@@ -110,7 +110,7 @@ def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> 
     """
     manager = CacheManager(spec, block=_BLOCK)
     lanes: dict[int, int] = {}
-    parked: dict[int, tuple[Mapping[str, int], LaneState]] = {}
+    parked: dict[int, tuple[Mapping[str, int | str], LaneState]] = {}
     gathered: dict[int, dict[str, list[NDArray[Any]]]] = {sequence: {} for sequence in scenario.texts}
     shapes = infer_shapes(graph)
     for step in scenario.steps:
@@ -152,7 +152,7 @@ def _inputs(plan: StepPlan, graph: Graph, embeds: bool) -> Inputs:
     return {INPUTS_EMBEDS: rows.astype(np.float32), EMBEDDED_ROWS: places.astype(np.int32)}
 
 
-def _resume(manager: CacheManager, program: Program, integers: Mapping[str, int], arrays: LaneState) -> int:
+def _resume(manager: CacheManager, program: Program, integers: Mapping[str, int | str], arrays: LaneState) -> int:
     """A lane with what was saved of a sequence; by way of a second lane, so that `copy_lane` is run too."""
     loaded = manager.load(integers)
     program.load_lane(loaded, arrays)

@@ -99,4 +99,4 @@ def test_the_documented_command() -> None:
     assert "attention='flash_attn': it needs a CUDA GPU, and this is cpu" in cpu.err
     gpu = invoke("chat", "tiny", "--backend", "numba", "--device", "0", stdin=b"Hi\n")
     assert gpu.status == 1
-    assert "device='cuda:0': backend 'numba' has no choice of it; leave the option out" in gpu.err
+    assert "backend 'numba', device='cuda:0': it has no such choice; leave the option out" in gpu.err

@@ -96,7 +96,7 @@ def test_options_that_are_not_declared_are_refused(options: dict[str, Any], word
 def test_every_option_is_common_or_declared() -> None:
     """A new option is refused by a backend that has not heard of it."""
     bare = Capabilities(dtypes={"float32": ("float32",)})
-    values = {"dtype": "float32", "kv_cache": "float32", "progress": print}
+    values: dict[str, Any] = {"dtype": "float32", "kv_cache": "float32", "progress": print}
     for name in ExecutorOptions.__dataclass_fields__:
         refusal = bare.refusal(ExecutorOptions(**{name: values.get(name, 1)}))
         assert (refusal is None) is (name in values)
@@ -104,7 +104,7 @@ def test_every_option_is_common_or_declared() -> None:
 
 def test_options_are_by_keyword() -> None:
     with pytest.raises(TypeError):
-        ExecutorOptions("float32")  # type: ignore[misc]
+        ExecutorOptions("float32")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -228,11 +228,9 @@ def test_the_reference_says_that_it_is_closed() -> None:
             call()
 
 
-def state(slots: int = 4, **changes: Any) -> dict[str, Any]:
-    arrays = {
-        f"{kind}.{layer}": np.zeros((slots, 1, 32), np.float32) for kind in ("keys", "values") for layer in (0, 1)
-    }
-    return {name: array for name, array in (arrays | changes).items() if array is not None}
+def state(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    arrays = {f"{kind}.{layer}": np.zeros((4, 1, 32), np.float32) for kind in ("keys", "values") for layer in (0, 1)}
+    return {name: array for name, array in (arrays | dict(changes or {})).items() if array is not None}
 
 
 LANE = {"keys": ((1, 32), "float32"), "values": ((1, 32), "float32")}
@@ -253,13 +251,13 @@ def test_lane_states_count_the_slots_of_each_group() -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        state(**{"keys.1": None}),
-        state(**{"keys.2": np.zeros((4, 1, 32), np.float32)}),
-        state(**{"keys.1": np.zeros((4, 1, 31), np.float32)}),
-        state(**{"keys.1": np.zeros((4, 1, 32), np.float16)}),
-        state(**{"keys.1": np.zeros((3, 1, 32), np.float32)}),
-        state(**{"values.0": np.zeros(4, np.float32)}),
-        state(**{"values.0": np.float32(1)}),
+        state({"keys.1": None}),
+        state({"keys.2": np.zeros((4, 1, 32), np.float32)}),
+        state({"keys.1": np.zeros((4, 1, 31), np.float32)}),
+        state({"keys.1": np.zeros((4, 1, 32), np.float16)}),
+        state({"keys.1": np.zeros((3, 1, 32), np.float32)}),
+        state({"values.0": np.zeros(4, np.float32)}),
+        state({"values.0": np.float32(1)}),
     ],
 )
 def test_lane_states_of_other_models_are_refused(broken: dict[str, Any]) -> None:

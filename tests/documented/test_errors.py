@@ -39,7 +39,12 @@ def test_a_closed_model_or_cache_is_a_runtime_error() -> None:
     mine = model()
     past = mine(IDS).past_key_values
     past.close()
-    for call in (lambda: mine([[5], [6]], past_key_values=past), lambda: copy.copy(past), lambda: past.crop(3)):
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: mine([[5], [6]], past_key_values=past),
+        lambda: copy.copy(past),
+        lambda: past.crop(3),
+    )
+    for call in calls:
         with pytest.raises(RuntimeError, match="past_key_values are closed") as raised:
             call()
         assert raised.type is ClosedError

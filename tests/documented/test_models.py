@@ -4,6 +4,7 @@ import copy
 import re
 import sys
 import tracemalloc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -309,7 +310,8 @@ def test_a_call_that_fails_leaves_the_cache_as_it_was() -> None:
 def test_a_closed_model_stays_closed() -> None:
     mine, _ = pair("MistralForCausalLM", VALUES, 0)
     mine.close()
-    for call in (lambda: mine(IDS), lambda: mine.generate(IDS), lambda: mine.device):
+    calls: tuple[Callable[[], object], ...] = (lambda: mine(IDS), lambda: mine.generate(IDS), lambda: mine.device)
+    for call in calls:
         with pytest.raises(ClosedError, match="the model is closed"):
             call()
 

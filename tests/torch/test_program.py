@@ -10,6 +10,7 @@ import torch
 from flash_kernels import varlen_attn
 from mistral_portable_torch import BACKEND
 from mistral_portable_torch.attention.varlen import Varlen
+from mistral_portable_torch.program import AsynchronousProgram
 from torch_sessions import CONFIG, PagedBackend, Repeated, Session, text
 
 import mistral_portable as mp
@@ -256,6 +257,7 @@ def test_ties_go_to_the_lowest_token() -> None:
     weights["lm_head.weight"] = DenseTensor("lm_head.weight", "float32", np.zeros((40, 64), np.float32))
     session = Session()
     program = prepare(PagedBackend(), graph, weights, session.spec, ExecutorOptions(dtype="float32"))
+    assert isinstance(program, AsynchronousProgram)
     assert program.begin_greedy(session.manager.plan([Chunk(session.manager.open(), [5], [0])])).tokens().tolist() == [
         0
     ]
