@@ -65,6 +65,7 @@ class Spread:
 
     @classmethod
     def of(cls, figures: Sequence[float]) -> "Spread":
+        """Summarize figures, of which there is at least one."""
         return cls(median(figures), min(figures), max(figures))
 
 

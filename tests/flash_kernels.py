@@ -1,4 +1,4 @@
-"""What the flash kernels of GPUs promise, written down in plain operations: a stand-in where there is no GPU.
+"""Stand-ins for the flash kernels of GPUs: their promises, written down in plain operations.
 
 Masks are by index. Queries and keys of a text are aligned at their ends (flash-attn since 2.1): query i of T sees key j
 of K if `i + K - T - left <= j <= i + K - T + right`; -1 stands for no bound. A text without keys gives zeros and a

@@ -1,4 +1,4 @@
-"""What a device could do at best, and attention over the length of a prompt, naive and by kernels that are not.
+"""Limits of a device, and attention over the length of a prompt, naive and by kernels that are not.
 
 python -m tools.bench_torch --device cuda                    # seconds per length; draws docs/attention.svg
 """
@@ -62,7 +62,7 @@ def matmul_peak(device: torch.device, dtype: str) -> float:
 
 
 def attention_seconds(kernel: str, device: Device, length: int, window: int | None, dtype: str) -> float:
-    """Of one layer of Mistral 7B over a prompt of `length` tokens in one chunk."""
+    """Attention of one layer of Mistral 7B over a prompt of `length` tokens in one chunk."""
     attention = choose(kernel, device, dtype, _HEAD_DIM)
     count = -(-length // _PAGE)
     reads = Reads(

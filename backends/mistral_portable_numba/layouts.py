@@ -88,6 +88,7 @@ class BlockLayout:
 
     @property
     def dwords(self) -> int:
+        """Words of 4 bytes in a block."""
         return self.bytes // 4
 
 
@@ -127,7 +128,7 @@ def activation_block(group: int) -> "np.dtype[Any]":
 
 
 def activation_sums(group: int, step: int) -> "np.dtype[Any]":
-    """Of 32 columns of a group of tokens, the sums of the codes over `step` columns, 32 or 16.
+    """The sums of the int8 codes over each `step` columns (32 or 16) of 32 columns of a group of tokens.
 
     start: -START_ZEROS[step] times the sum. sum: itself, for weights with offsets.
     """

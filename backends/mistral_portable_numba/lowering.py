@@ -236,7 +236,7 @@ class _Lowering:
         return buffer
 
     def _floats(self, rows: str, columns: int) -> Buffer:
-        """Of float32, rows filled up to 32 columns, which linears write."""
+        """A buffer of float32 rows, padded to a multiple of 32 columns, since linears write whole groups."""
         return Buffer(rows, 4 * round_up(columns, 32) + 64)
 
     def _experts(self, node: Node) -> Iterator[str]:

@@ -25,6 +25,7 @@ class Matrix:
 
     @property
     def address(self) -> int:
+        """The address of the packed data."""
         return self.data.ctypes.data
 
     @property

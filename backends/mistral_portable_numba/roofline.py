@@ -1,4 +1,4 @@
-"""What the machine can do at best, and how near to it each kernel comes.
+"""The machine's limits, and how near to them each kernel comes.
 
 The speeds of a shared machine swing: a kernel and what bounds it are measured in turn, and figures are medians.
 """
@@ -122,7 +122,7 @@ def _probes(threads: int) -> _Probes:
 
 
 def _median(measure: Callable[[], float], least: float) -> float:
-    """Of so many calls as take `least` seconds together."""
+    """The median of as many calls as take `least` seconds together."""
     found, begin = [measure()], time.perf_counter()
     while time.perf_counter() - begin < least:
         found.append(measure())

@@ -28,29 +28,29 @@ class StepValues:
         self._arrays: dict[int, NDArray[np.generic]] = {}
 
     def count(self, rows: str) -> int:
-        """The address of the cell that counts the tokens ("T") or the asked rows ("R")."""
+        """The address of the cell that counts the tokens ("T") or the requested rows ("R")."""
         name = "tokens" if rows == "T" else "logit_rows"
         return self._cell(("count", rows), count=lambda plan: len(getattr(plan, name)))
 
     def rows(self) -> int:
-        """Of the cell for the asked rows, int32 [R]."""
+        """The address of the cell for the requested rows, int32 [R]."""
         return self._cell(("rows",), array=lambda plan: plan.logit_rows)
 
     def lanes(self) -> int:
-        """Of the cell for the tokens' lanes, int32 [T]."""
+        """The address of the cell for the tokens' lanes, int32 [T]."""
         return self._cell(("lanes",), array=_lanes)
 
     def slots(self, layer: int) -> int:
-        """Of the cell for the slots that a layer's keys and values go to, int32 [T]."""
+        """The address of the cell for the slots that a layer's keys and values are written to, int32 [T]."""
         group = self._spec.group_of(layer)
         return self._cell(("slots", group), array=lambda plan: plan.groups[group].slot_mapping)
 
     def angles(self, rotation: Rotation) -> int:
-        """Of the cell for cosines and sines, float32 [T, 2, head_dim / 2]."""
+        """The address of the cell for cosines and sines, float32 [T, 2, head_dim / 2]."""
         return self._cell(("angles", rotation), array=lambda plan: rotation.table(plan.positions))
 
     def items(self, group: int) -> tuple[int, int]:
-        """Of the cells for the number of attention's work items and for the items, int64 [n, 5] (see its kernel)."""
+        """The addresses of the cells for the number of attention's work items and for the items, int64 [n, 5]."""
         size = tokens_per_item(group)
         return (
             self._cell(("item count", group), count=lambda plan: _item_count(plan, size)),

@@ -20,7 +20,7 @@ _LINE = 64  # bytes of a cache line
 
 @dataclass(eq=False)
 class Buffer:
-    """Rows of `stride` bytes, one per token of the step ("T") or per asked row ("R").
+    """Rows of `stride` bytes, one per token of the step ("T") or per requested row ("R").
 
     first, last: the phases in which it is in use (see `set_waits`).
     """
@@ -31,7 +31,7 @@ class Buffer:
     last: int = -1
 
     def size(self, tokens: int, rows: int) -> int:
-        """Bytes in a step of so many tokens and asked rows, in whole groups of them and whole lines."""
+        """Bytes in a step of so many tokens and requested rows, in whole groups of them and whole lines."""
         return round_up(self.stride * round_up(tokens if self.rows == "T" else rows, TOKEN_GROUP), _LINE)
 
 
@@ -102,7 +102,7 @@ def lay_out(
     tokens: int,
     rows: int,
 ) -> Layout:
-    """Give the buffers memory for a step of at most so many tokens and asked rows, and write the tape."""
+    """Give the buffers memory for a step of at most so many tokens and requested rows, and write the tape."""
     used = [buffer for instruction in instructions for buffer in (*instruction.reads, *instruction.writes)]
     buffers = dict.fromkeys([*values, *(buffer for buffer in used if isinstance(buffer, Buffer))])
     offsets, size = _plan(buffers, tokens, rows)

@@ -104,7 +104,7 @@ class TorchBackend:
 
 
 def _probe_cpu(build: Build) -> Availability:
-    """Of a torch without CUDA, without importing it."""
+    """The availability of a torch without CUDA, found without importing it."""
     kind = "mps" if sys.platform == "darwin" and platform.machine() == "arm64" else "cpu"
     return _availability(kind, {"mps": "Metal (MPS)", "cpu": "CPU"}[kind], None, build.version)
 

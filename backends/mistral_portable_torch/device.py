@@ -1,4 +1,4 @@
-"""What torch runs on here: a CUDA GPU, Apple's Metal (MPS) or the CPU, and how much memory there is."""
+"""Device: a CUDA GPU, Apple's Metal (MPS) or the CPU, whichever torch runs on here, and its memory."""
 
 import os
 from collections.abc import Sequence

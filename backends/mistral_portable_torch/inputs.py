@@ -16,7 +16,7 @@ _ALIGN = 32  # words: what kernels read in wide loads begins at a multiple of 12
 
 @dataclass(frozen=True)
 class Layout:
-    """Of each array its name, where it begins in words of 4 bytes, its shape, and whether it holds floats."""
+    """Entries, one per array: its name, its begin in words of 4 bytes, its shape, and whether it holds floats."""
 
     entries: tuple[tuple[str, int, tuple[int, ...], bool], ...]
 

@@ -1,4 +1,4 @@
-"""What is known of torch without importing it, which takes seconds: `auto` asks in every process."""
+"""Facts about the installed torch, found without importing it, which takes seconds: `auto` asks in every process."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -19,6 +19,7 @@ class Build:
 
     @property
     def too_old(self) -> bool:
+        """Whether it is older than OLDEST."""
         return tuple(int(part) for part in self.version.split(".")[:2]) < OLDEST
 
 

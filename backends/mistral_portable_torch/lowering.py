@@ -30,7 +30,7 @@ class Step:
     _prepared: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     def prepared(self, kernel: Attention, prefix: str, group: int) -> Any:
-        """What the kernel has made of its inputs of one layer group, once for all layers."""
+        """The kernel's prepared inputs of one layer group, made once for all layers."""
         if (prefix, group) not in self._prepared:
             start = f"{prefix}.{group}."
             arrays = {name.removeprefix(start): array for name, array in self.inputs.items() if name.startswith(start)}

@@ -55,7 +55,7 @@ class Dense:
         return embedding(tokens, self._weight)
 
     def one_of(self, index: int, count: int) -> "Dense":
-        """Of `count` matrices, one below the other, that of the index."""
+        """The matrix of the index among `count` matrices that lie one below the other."""
         return Dense(self._weight.unflatten(0, (count, -1))[index])
 
     def some_of(self, indices: Tensor, count: int) -> Tensor:
@@ -84,11 +84,11 @@ class Blocks:
         return self._layout.rows(self._blocks[tokens], self._dtype)
 
     def one_of(self, index: int, count: int) -> "Blocks":
-        """As Dense has it."""
+        """The matrix of the index among `count` matrices that lie one below the other."""
         return Blocks(self._blocks.unflatten(0, (count, -1))[index], self._kind, self._dtype)
 
     def some_of(self, indices: Tensor, count: int) -> Tensor:
-        """As Dense has it, unpacked."""
+        """The matrices of the indices, unpacked [n, rows, columns]."""
         return self._layout.rows(self._blocks.unflatten(0, (count, -1))[indices], self._dtype)
 
 

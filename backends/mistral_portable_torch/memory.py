@@ -1,4 +1,4 @@
-"""What a model needs and what the device has: a model that cannot fit is refused with the sum."""
+"""Memory that a model needs and a device has: a model that cannot fit is refused with the sum."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What the sequences of a step read in one layer group, as integers of the host."""
+"""Reads: the keys that the sequences of a step read in one layer group, as integers on the host."""
 
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ class Reads:
 
     @property
     def most_tokens(self) -> int:
-        """Of any sequence."""
+        """The tokens of the longest sequence."""
         return max(b - a for a, b in zip(self.starts, self.starts[1:], strict=False))
 
     def read_slots(self, sequence: int) -> Integers:

@@ -1,4 +1,4 @@
-"""What is measured: the steps that an engine is asked for."""
+"""Measurements: the steps that an engine is asked for."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ class Recorder:
 
 
 def asked(text: str, tokens: int, repeats: int) -> tuple[list[object], list[object]]:
-    """What `prepare` and each `measure` ask for."""
+    """The steps that `prepare` and each `measure` ask for."""
     engine, measurement = Recorder(), parse(text, tokens)
     prepare(engine, measurement, repeats)
     first, engine.asked = engine.asked, []

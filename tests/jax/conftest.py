@@ -1,4 +1,4 @@
-"""What tests of the JAX executor share."""
+"""Fixtures that tests of the JAX executor share."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What tests of the MLX executor share."""
+"""Fixtures that tests of the MLX executor share."""
 
 import os
 from collections.abc import Iterator

@@ -48,7 +48,7 @@ THEIRS = {
 
 @cache
 def quantizer(threads: int = 2) -> Quantizer:
-    """Of several processes that need the kernels, one compiles."""
+    """One process compiles where several need the kernels."""
     default_folder().mkdir(parents=True, exist_ok=True)
     with FileLock(default_folder() / "tests.lock"):
         return BACKEND.quantizer(list(BLOCKS), ExecutorOptions(threads=threads))

@@ -101,11 +101,11 @@ class Image:
         return self.rows(np.full(shape, 85, dtype))
 
     def array(self, address: int, count: int, dtype: Any) -> Array:
-        """What now lies at an address."""
+        """The present content at an address."""
         return np.frombuffer(self.memory, dtype, count, address - BASE)
 
     def __getitem__(self, rows: Rows) -> Array:
-        """What rows now hold."""
+        """The present content of rows."""
         size = int(np.prod(rows.shape[1:])) * rows.dtype.itemsize
         memory = self.array(rows.address, rows.shape[0] * rows.stride, np.uint8).reshape(-1, rows.stride)
         return np.ascontiguousarray(memory[:, :size]).view(rows.dtype).reshape(rows.shape)

@@ -130,7 +130,7 @@ def test_take(isa: str, tokens: int, columns: int, start: int, seed: int, data: 
 
 
 class Quantized:
-    """What the kernel `quantize` makes of x [tokens, columns]. Of finite x, with the sums, and nothing else."""
+    """The int8 codes that the kernel `quantize` makes of finite x [tokens, columns], with the sums, and nothing else."""
 
     def __init__(self, isa: str, x: NDArray[np.float32]) -> None:
         memory, (tokens, columns), most = Memory(), x.shape, ISAS[isa].tokens
@@ -175,7 +175,7 @@ def test_quantize_rounds_ties_to_even(isa: str) -> None:
 @EVERY_ISA
 @pytest.mark.parametrize("value", [0.0, 1e-45, 1e-40, 1e-38, 1e-37, 3.4e38, -3.4e38])
 def test_quantize_at_the_ends_of_float32(isa: str, value: float) -> None:
-    """What is so small that it has no codes becomes zeros."""
+    """Numbers too small for codes become zeros."""
     x = np.full((2, 160), value, np.float32)
     x[1, 1::2] = 0
     made = Quantized(isa, x)

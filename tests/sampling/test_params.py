@@ -13,7 +13,7 @@ from mistral_portable.sampling import SamplingParams
 
 
 def make(**settings: Any) -> SamplingParams:
-    """As a user's JSON or command line would: values of any type."""
+    """Values of any type, such as a user's JSON or command line would give."""
     return SamplingParams(**settings)
 
 

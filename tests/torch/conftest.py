@@ -1,4 +1,4 @@
-"""What tests of the torch executor share."""
+"""Fixtures that tests of the torch executor share."""
 
 from collections.abc import Iterator
 

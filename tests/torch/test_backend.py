@@ -1,4 +1,4 @@
-"""What the torch executor says it can do, and the one line for what it cannot."""
+"""Abilities that the torch executor declares, and the one line for what it lacks."""
 
 import sys
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What only a CUDA GPU can show: the conformance ladder by the real kernels, recorded steps, memory."""
+"""Checks that need a CUDA GPU: the conformance ladder by the real kernels, recorded steps, memory."""
 
 import numpy as np
 import pytest

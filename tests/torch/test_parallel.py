@@ -35,7 +35,7 @@ from mistral_portable.weights import Tensor
 
 
 class Network:
-    """Of `size` threads: each gives a tensor and gets all of them."""
+    """A network of `size` threads: each gives a tensor and gets all of them."""
 
     def __init__(self, size: int) -> None:
         self._barrier, self._given = Barrier(size), [torch.empty(0)] * size

@@ -125,10 +125,12 @@ def splat(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) -> ir.V
 
 
 def zero_vector(vector: ir.VectorType) -> ir.Constant:
+    """A vector of floating zeros."""
     return ir.Constant(vector, [0.0] * vector.count)
 
 
 def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """a * b + c, 16 float32 at a time."""
     return call(builder, "llvm.fmuladd.v16f32", _F, a, b, c)
 
 
@@ -139,10 +141,12 @@ def _at(builder: ir.IRBuilder, address: ir.Value, to: ir.Type) -> ir.Value:
 
 
 def load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
+    """Read a value from an address of any alignment."""
     return builder.load(_at(builder, address, kind), align=1)
 
 
 def store(builder: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
+    """Write a value to an address of any alignment."""
     builder.store(value, _at(builder, address, value.type), align=1)
 
 
@@ -527,7 +531,7 @@ def dot4_signed(builder: Any, total: Any, weights: Any, x: Any) -> Any:
 
 @operation(types.int32)
 def signed_zero(builder: Any) -> Any:
-    """What this instruction set adds to signed weights in `as_signed`: 128 or 0."""
+    """The number that this instruction set adds to signed weights in `as_signed`: 128 or 0."""
     return call(builder, "mp.signed_zero", I32)
 
 

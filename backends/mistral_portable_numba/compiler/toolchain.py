@@ -37,7 +37,7 @@ def object_file(name: str, text: str, isa: Isa, triple: str) -> bytes:
 
 
 def assembly(name: str, text: str, isa: Isa, triple: str) -> str:
-    """As `object_file`, for readers."""
+    """Assembly of the module `text`, for readers; see `object_file`."""
     machine, module = _optimized(name, text, isa, triple)
     listing: str = machine.emit_assembly(module)
     return listing

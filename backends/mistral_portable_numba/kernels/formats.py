@@ -150,7 +150,7 @@ def _q4_k_offset(p: Any, s: Any, h: Any) -> Any:
 
 @inlined
 def _paired_nibbles(p: Any, s: Any, k: Any) -> Any:
-    """Of 32 bytes per 64 columns: the low nibbles are the even sub-block, the high ones the odd."""
+    """Codes in 32 bytes per 64 columns: the low nibbles are the even sub-block, the high ones the odd."""
     pair = load_bytes(p + 512 * (s // 2) + 64 * k)
     return pair & 15 if s % 2 == 0 else pair >> 4
 
@@ -181,7 +181,7 @@ def _q6_k_scale(p: Any, s: Any, h: Any) -> Any:
 
 @inlined
 def _two_bits(p: Any, s: Any, k: Any) -> Any:
-    """Of 32 bytes per 128 columns: bits 2t, 2t + 1 are the sub-block t of four."""
+    """Codes in 32 bytes per 128 columns: bits 2t, 2t + 1 are the sub-block t of four."""
     return (load_bytes(p + 64 * (8 * (s // 4) + k)) >> (2 * (s % 4))) & 3
 
 

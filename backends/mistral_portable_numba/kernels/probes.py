@@ -1,4 +1,4 @@
-"""What the machine can do at best: loops that only read memory, or only multiply and add.
+"""Probes of the machine's limits: loops that only read memory, or only multiply and add.
 
 Threads claim pieces, so that one that is held up does not make the others wait. Sums go to a sink of 64 bytes per
 thread, or LLVM would leave the work out.
@@ -64,7 +64,7 @@ def dot4_probe(tokens: int) -> Callable[..., Any]:
 
 
 def fma_probe(tokens: int) -> Callable[..., Any]:
-    """As `dot4_probe`, in float32."""
+    """Multiply-adds in float32 that depend on no memory; see `dot4_probe`."""
 
     @inlined
     def zero() -> Any:

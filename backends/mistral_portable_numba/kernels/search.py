@@ -36,7 +36,7 @@ _HUGE = 1e38
 
 @dataclass(frozen=True)
 class Grid:
-    """What a code stands for, before scale and offset. snap(v): the nearest of the values low..high, as float32.
+    """The values that codes stand for, before scale and offset. snap(v): the nearest of the values low..high, as float32.
     code(q): the code of such a value, as int32."""
 
     low: float
@@ -237,7 +237,7 @@ def _affine_search(top: int, n: int, tries: int, reach: float, negative: bool) -
 
     @inlined
     def sums(x: Any, w: Any, base: Any, inverse: Any, shift: Any) -> Any:
-        """Of the codes of (x - base) * inverse - shift: q, q^2, and (x - base) q."""
+        """Sums over the codes q of (x - base) * inverse - shift: of q, of q^2, and of (x - base) q."""
         q1, qq, yq = all_f32(0.0), all_f32(0.0), all_f32(0.0)
         for i in range(n):
             y = load_f32(x + 64 * i) - base

@@ -20,7 +20,7 @@ class Eager(Pieces):
         return out
 
     def weights(self, q: Tensor, keys: Tensor, prepared: list[Piece], scale: float) -> list[Tensor]:
-        """Of each sequence the softmax, float32 [T, h, N], in order of slots."""
+        """The softmax of each sequence, float32 [T, h, N], in order of slots."""
         return [_softmax(q, keys, piece, scale).flatten(0, 1).transpose(0, 1) for piece in prepared]
 
 

@@ -22,7 +22,7 @@ Array = TypeVar("Array")
 
 @dataclass(frozen=True)
 class Planned(Generic[Array]):
-    """What a kernel makes of a step's reads.
+    """A kernel's plan for the reads of a step.
 
     fixed: what a recorded step has baked in; another value needs another recording. arrays: integers that differ from
     step to step of one `fixed`, their shapes do not; on the host, and later on the device.
@@ -40,10 +40,10 @@ class Attention(Protocol):
         """Whether the host's part of a step depends on `Planned.fixed` alone, so that a CUDA graph may hold it."""
 
     def plan(self, reads: Reads) -> Planned[Integers]:
-        """On the host, once for all layers of a group."""
+        """Plan on the host, once for all layers of a group."""
 
     def prepare(self, planned: Planned[Tensor]) -> Any:
-        """What the plan gives on the device, once for all layers of a group: masks, say."""
+        """Turn the plan into arrays on the device, such as masks, once for all layers of a group."""
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, prepared: Any, scale: float) -> Tensor:
         """q [T, h, d], pools -> [T, h, d]"""

@@ -35,6 +35,8 @@ class _Decode:
 
 
 class Varlen:
+    """torch's `varlen_attn`, FlashAttention on sequences laid end to end."""
+
     recordable = True
 
     def __init__(self, varlen: Callable[..., Any]) -> None:
