@@ -13,14 +13,21 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from mistral_portable_numba.compiler.isa import ISAS
-from mistral_portable_numba.compiler.objects import LoadedKernels, default_folder, digest, host_triple, write_object
+from mistral_portable_numba.compiler.objects import (
+    LoadedKernels,
+    default_folder,
+    host_triple,
+    object_path,
+    write_object,
+)
+from mistral_portable_numba.compiler.sources import source_digest
 from mistral_portable_numba.compiler.toolchain import lower, object_file
 from mistral_portable_numba.kernels.registry import KERNELS
 from mistral_portable_numba.layouts import TOKEN_GROUP, round_up
 from mistral_portable_numba.tape import bits
 from numpy.typing import NDArray
 
-__all__ = ["EVERY_ISA", "Argument", "Memory", "at", "is_blank"]
+__all__ = ["EVERY_ISA", "Argument", "Memory", "at", "is_blank", "lowered"]
 
 Argument = int | float | NDArray[Any] | Sequence[Any]
 
@@ -141,7 +148,7 @@ def _compile(folder: Path) -> None:
 
     It would, too, but one after the other: most of the time goes into the IR, which several of them share.
     """
-    names = [name for name in _NAMES if not all((folder / digest(isa) / f"{name}.o").exists() for isa in _HERE)]
+    names = [name for name in _NAMES if not all(object_path(folder, name, isa).exists() for isa in _HERE)]
     names.sort(key=lambda name: name.endswith(("_k", "_xs")), reverse=True)  # the slow ones first
     shares = [share for share in (names[::2], names[1::2]) if share]
     children = [subprocess.Popen([sys.executable, __file__, str(folder), *share]) for share in shares]
@@ -151,12 +158,32 @@ def _compile(folder: Path) -> None:
 def _compile_share(folder: Path, *names: str) -> None:
     for name in names:
         for tokens in {isa.tokens for isa in _HERE}:
-            text = lower(name, KERNELS[name](tokens))
+            text = lowered(name, tokens)
             for isa in _HERE:
                 if isa.tokens == tokens:
-                    place = folder / digest(isa)
-                    place.mkdir(parents=True, exist_ok=True)
-                    write_object(place / f"{name}.o", object_file(name, text, isa, host_triple()))
+                    write_object(object_path(folder, name, isa), object_file(name, text, isa, host_triple()))
+
+
+def lowered(name: str, tokens: int) -> str:
+    """The LLVM IR of a kernel for instruction sets that take so many tokens at once, of this system or of ARM: lowered
+    once, which takes longer than to make an object of it, and kept beside the objects."""
+    own = tokens if _depends_on_tokens(name) else 0
+    folder = default_folder() / "ir"
+    path = folder / f"{name}-{own}-{source_digest(name)}.ll"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{name}-{own}.lock"):
+        if not path.exists():
+            for stale in folder.glob(f"{name}-{own}-{'?' * 24}.ll"):
+                stale.unlink()
+            written = path.with_suffix(".new")
+            written.write_text(lower(name, KERNELS[name](tokens)))
+            written.replace(path)
+        return path.read_text()
+
+
+def _depends_on_tokens(name: str) -> bool:
+    """Whether the registry makes another kernel for another number of tokens."""
+    return not getattr(KERNELS[name], "__qualname__", "").startswith("_any.")
 
 
 _engines: list[Any] = []  # they keep the code

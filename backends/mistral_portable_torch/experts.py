@@ -44,7 +44,7 @@ class Experts:
         return (out.float() * shares[:, :, None]).sum(1)
 
     def one_by_one(self, x: Tensor, chosen: Tensor, shares: Tensor, count: int) -> Tensor:
-        """Compute `gathered`'s result expert by expert, each on the tokens that chose it; the host waits for the choice."""
+        """Compute the result of `gathered` expert by expert, each on its tokens; the host waits for the choice."""
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for expert in range(count):
             tokens, place = (chosen == expert).nonzero(as_tuple=True)
@@ -53,7 +53,7 @@ class Experts:
         return total
 
     def all_of_all(self, x: Tensor, chosen: Tensor, shares: Tensor, count: int) -> Tensor:
-        """Compute `gathered`'s result with all tokens for every expert, most with weight 0; the host waits for nothing."""
+        """Compute the result of `gathered` with all tokens for every expert, most with weight 0, without waiting."""
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for expert in range(count):
             total += self._one(x, expert, count) * (shares * (chosen == expert)).sum(1, keepdim=True)

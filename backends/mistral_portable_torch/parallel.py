@@ -117,7 +117,7 @@ def shard(graph: Graph, weights: Mapping[str, Stored], spec: CacheSpec, rank: in
 
 
 def _values_in_columns(graph: Graph) -> tuple[set[str], set[str]]:
-    """The values that ops working by columns read, and those that they give; selecting rows keeps columns as they are."""
+    """The values that ops by columns read, and those that they give; selecting rows keeps columns as they are."""
     feeding = {name for node in graph.nodes if node.op in _BY_COLUMN for name in node.inputs}
     cut = {node.name for node in graph.nodes if node.op in _BY_COLUMN}
     rows = [node for node in graph.nodes if node.op == "take_rows"]

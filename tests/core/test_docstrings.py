@@ -22,8 +22,8 @@ def trees(paths: list[Path]) -> Iterator[tuple[str, ast.Module]]:
 
 
 def described_elsewhere() -> set[str]:
-    """The methods that a protocol or an abstract class documents, and the ops, which `graph/ops.py` does; who implements
-    them need not say it again."""
+    """The methods that a protocol or an abstract class documents, and the ops, which `graph/ops.py` does: whoever
+    implements them need not say it again."""
     names = set(OPS)
     for _, tree in trees(PACKAGES):
         for node in ast.walk(tree):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from mistral_portable_numba.compiler.isa import ISAS
-from mistral_portable_numba.compiler.toolchain import lower, object_file
-from mistral_portable_numba.kernels.registry import KERNELS
+from mistral_portable_numba.compiler.toolchain import object_file
+from numba_kernels import lowered
 
 NEON = ISAS["neon_dotprod"]
 
@@ -30,11 +30,11 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def arm_ir(shared_folder: Path) -> Callable[[str], str]:
+def arm_ir() -> Callable[[str], str]:
     """The LLVM IR of a kernel with as many tokens as NEON takes."""
 
     def ir(name: str) -> str:
-        return made(shared_folder / f"{name}.ll", lambda: lower(name, KERNELS[name](NEON.tokens)).encode()).read_text()
+        return lowered(name, NEON.tokens)
 
     return ir
 

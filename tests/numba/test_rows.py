@@ -130,7 +130,7 @@ def test_take(isa: str, tokens: int, columns: int, start: int, seed: int, data: 
 
 
 class Quantized:
-    """The int8 codes that the kernel `quantize` makes of finite x [tokens, columns], with the sums, and nothing else."""
+    """The int8 codes that the kernel `quantize` makes of finite x [tokens, columns], with their sums."""
 
     def __init__(self, isa: str, x: NDArray[np.float32]) -> None:
         memory, (tokens, columns), most = Memory(), x.shape, ISAS[isa].tokens

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from mistral_portable_numba.compiler.isa import ISAS
-from mistral_portable_numba.compiler.objects import host_triple, write_object
+from mistral_portable_numba.compiler.objects import host_triple, object_path, write_object
 from mistral_portable_numba.compiler.toolchain import lower, object_file
 from mistral_portable_numba.kernels.registry import KERNELS
 
@@ -14,7 +14,7 @@ def main(isa_name: str, folder: str, *names: str) -> None:
     isa = ISAS[isa_name]
     for name in names:
         text = lower(name, KERNELS[name](isa.tokens))
-        write_object(Path(folder) / f"{name}.o", object_file(name, text, isa, host_triple()))
+        write_object(object_path(Path(folder), name, isa), object_file(name, text, isa, host_triple()))
         print(name, flush=True)
 
 

@@ -1,8 +1,9 @@
 """Kernels as code in this process: compiled in child processes, kept on disk, loaded by LLVM.
 
 Children import Numba, so that a process whose kernels are on disk need not, and they compile side by side. A file is
-the SHA-256 of the object and the object. Its folder is named after all that the code depends on: sources, versions and
-instruction set; so nothing stale is ever loaded, and what is damaged is compiled again.
+the SHA-256 of the object and the object. It is named after everything that the code depends on: the kernel's own
+sources, versions and instruction set. So nothing stale is ever loaded, a changed kernel leaves the others as they are,
+and a damaged file is compiled again.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -21,8 +22,11 @@ import mistral_portable
 import mistral_portable_numba
 from mistral_portable.errors import BackendError
 from mistral_portable_numba.compiler.isa import Isa
+from mistral_portable_numba.compiler.sources import source_digest
 
-__all__ = ["LoadedKernels", "default_folder", "digest", "host_triple", "write_object"]
+__all__ = ["LoadedKernels", "default_folder", "host_triple", "object_path", "write_object"]
+
+_VERSIONS = 4  # files of one kernel that are kept: those of other installations, which may share the folder
 
 Progress = Callable[[str, int, int], None]
 
@@ -46,13 +50,13 @@ class LoadedKernels:
     def __init__(self, names: Iterable[str], isa: Isa, folder: Path, progress: Progress | None = None) -> None:
         """Compile what is not in `folder`, and load all. Raises BackendError if the compiler fails."""
         wanted = sorted(set(names))
-        place = folder / "kernels" / digest(isa)
-        found = {name: code for name in wanted if (code := _read(place / f"{name}.o")) is not None}
+        place = folder / "kernels"
+        found = {name: code for name in wanted if (code := _read(object_path(place, name, isa))) is not None}
         if len(found) < len(wanted):
             with tempfile.TemporaryDirectory() as spare:
                 missing = [name for name in wanted if name not in found]
                 written = _compile(missing, isa, _writable(place) or Path(spare), progress)
-                found |= {name: _required(written / f"{name}.o") for name in missing}
+                found |= {name: _required(object_path(written, name, isa)) for name in missing}
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         machine = llvm.Target.from_triple(host_triple()).create_target_machine()
@@ -68,8 +72,15 @@ class LoadedKernels:
         return self._addresses[name]
 
 
+def object_path(folder: Path, name: str, isa: Isa) -> Path:
+    """The file of a kernel's object for an instruction set of this system: FOLDER/ISA/NAME-DIGEST.o."""
+    key = hashlib.sha256(repr((isa, host_triple(), source_digest(name))).encode()).hexdigest()[:24]
+    return folder / isa.name / f"{name}-{key}.o"
+
+
 def write_object(path: Path, code: bytes) -> None:
-    """Put an object and its hash where nobody can see half of it."""
+    """Put an object and its hash where nobody can see half of it. The oldest files of the kernel go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         try:
             file.write(hashlib.sha256(code).digest() + code)
@@ -79,6 +90,17 @@ def write_object(path: Path, code: bytes) -> None:
         except BaseException:  # a full disk, Ctrl-C
             os.unlink(file.name)
             raise
+    same = path.parent.glob(f"{path.name.rpartition('-')[0]}-{'?' * 24}.o")
+    for old in sorted((each for each in same if each != path), key=_modified, reverse=True)[_VERSIONS - 1 :]:
+        with suppress(OSError):  # somebody else removed it, or has it open (Windows)
+            old.unlink()
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def host_triple() -> str:
@@ -111,16 +133,6 @@ def _writable(folder: Path) -> Path | None:
             return folder
     except OSError:
         return None
-
-
-def digest(isa: Isa) -> str:
-    """Of everything that the machine code depends on."""
-    package = Path(__file__).parent.parent
-    content = hashlib.sha256(repr((isa, host_triple(), version("numba"), version("llvmlite"))).encode())
-    sources = [*package.glob("compiler/*.py"), *package.glob("kernels/*.py"), package / "layouts.py"]
-    for path in sorted(sources):
-        content.update(f"\0{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
-    return f"{isa.name}-{content.hexdigest()[:24]}"
 
 
 def _compile(names: list[str], isa: Isa, folder: Path, progress: Progress | None) -> Path:

@@ -36,7 +36,7 @@ _HUGE = 1e38
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that codes stand for, before scale and offset. snap(v): the nearest of the values low..high, as float32.
+    """The values of codes, before scale and offset. snap(v): the nearest of the values low..high, as float32.
     code(q): the code of such a value, as int32."""
 
     low: float
