@@ -13,7 +13,7 @@ from mistral_portable.cli.bench import bench
 from mistral_portable.cli.chat import chat
 from mistral_portable.cli.convert import convert
 from mistral_portable.cli.inspect import inspect
-from mistral_portable.cli.options import DebugOption, Settings, flatten
+from mistral_portable.cli.options import DebugOption, Settings
 from mistral_portable.cli.output import one_line
 from mistral_portable.cli.perplexity import perplexity
 from mistral_portable.cli.quantize import quantize
@@ -27,7 +27,7 @@ app = typer.Typer(
     name="mistral-portable", add_completion=False, pretty_exceptions_enable=False, invoke_without_command=True
 )
 for command in (run, chat, backends, inspect, verify, bench, convert, quantize, perplexity):
-    app.command()(flatten(command))
+    app.command()(command)
 
 
 def _show_version(wanted: bool) -> None:
