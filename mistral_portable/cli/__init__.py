@@ -4,9 +4,10 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line (default: of this process) and leave by SystemExit with the exit status.
+    """Run a command line (None: that of this process) and leave by SystemExit with the exit status.
 
-    0: done. 1: it failed; stderr says why in one line. 2: wrong usage. 130: Ctrl-C.
+    0: done. 2: wrong usage or input (InputError). 3: does not fit into memory (CapacityError). 75: busy, try again
+    (BusyError). 130: Ctrl-C. 1: any other failure. stderr says in one line what went wrong.
     """
     try:
         from mistral_portable.cli.app import run_app

@@ -1,4 +1,4 @@
-"""The application: its commands, and what becomes of errors."""
+"""The application: its commands, and how errors become a message and an exit status."""
 
 import io
 import os
@@ -13,21 +13,36 @@ from mistral_portable.cli.bench import bench
 from mistral_portable.cli.chat import chat
 from mistral_portable.cli.convert import convert
 from mistral_portable.cli.inspect import inspect
-from mistral_portable.cli.options import DebugOption, Settings, flatten
+from mistral_portable.cli.options import DebugOption, Settings
 from mistral_portable.cli.output import one_line
 from mistral_portable.cli.perplexity import perplexity
 from mistral_portable.cli.quantize import quantize
 from mistral_portable.cli.run import run
 from mistral_portable.cli.verify import verify
-from mistral_portable.errors import MistralPortableError
+from mistral_portable.errors import BusyError, InputError, MistralPortableError
 
 __all__ = ["run_app"]
 
+# The first row that an error is an instance of gives the exit status; any other error is 1. CapacityError is a
+# MemoryError. 75 is EX_TEMPFAIL of <sysexits.h>.
+_EXIT_STATUSES: tuple[tuple[type[Exception], int, str], ...] = (
+    (InputError, 2, "wrong usage or input"),
+    (MemoryError, 3, "does not fit into memory"),
+    (BusyError, 75, "busy, try again"),
+)
+_EPILOG = "Exit status: " + "; ".join(
+    ["0 done", "1 failed", *(f"{status} {meaning}" for _, status, meaning in _EXIT_STATUSES), "130 interrupted"]
+)
+
 app = typer.Typer(
-    name="mistral-portable", add_completion=False, pretty_exceptions_enable=False, invoke_without_command=True
+    name="mistral-portable",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    epilog=_EPILOG,
 )
 for command in (run, chat, backends, inspect, verify, bench, convert, quantize, perplexity):
-    app.command()(flatten(command))
+    app.command()(command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -50,7 +65,7 @@ def top(
 
 
 def run_app(arguments: list[str] | None) -> None:
-    """Run the application and leave by SystemExit. What went wrong is one line on stderr."""
+    """Run the application and leave by SystemExit. An error is one line on stderr, unless --debug is given."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by `>&-`: nobody reads it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
@@ -69,11 +84,12 @@ def run_app(arguments: list[str] | None) -> None:
 
 
 def _explain(error: Exception) -> tuple[int, str]:
-    """The exit status and the message."""
+    """The exit status and the message for an error."""
     if hasattr(error, "format_message"):  # typer's usage errors; their class has no public name
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "mistral-portable"
         return 2, f"{error.format_message().rstrip('.')}; see '{command} --help'"
+    status = next((status for kind, status, _ in _EXIT_STATUSES if isinstance(error, kind)), 1)
     if isinstance(error, MistralPortableError | OSError | MemoryError):
-        return 1, str(error) or "out of memory"
+        return status, str(error) or "out of memory"
     return 1, f"internal: {type(error).__name__}: {error}; run again with --debug for the traceback"

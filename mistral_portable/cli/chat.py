@@ -1,6 +1,5 @@
 """`chat`: a conversation, typed, or piped in with one message per line."""
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -8,7 +7,33 @@ import typer
 from mistral_portable.cli import stdin
 from mistral_portable.cli.conversation import Conversation
 from mistral_portable.cli.loading import load_model
-from mistral_portable.cli.options import DebugOption, ModelOptions, SamplingOptions
+from mistral_portable.cli.options import (
+    AttentionOption,
+    BackendOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    FrequencyPenaltyOption,
+    IgnoreEosOption,
+    KVCacheOption,
+    MaxContextOption,
+    MaxTokensOption,
+    MinPOption,
+    ModelOption,
+    PresencePenaltyOption,
+    QuantizeOption,
+    RepetitionPenaltyOption,
+    RevisionOption,
+    SeedOption,
+    StopOption,
+    TemperatureOption,
+    TensorParallelOption,
+    ThreadsOption,
+    TopKOption,
+    TopPOption,
+    TypicalPOption,
+    WindowOption,
+)
 from mistral_portable.cli.output import aside, end_line, note, one_line, show
 from mistral_portable.engine import Model, TextStreamer
 from mistral_portable.errors import MistralPortableError
@@ -27,25 +52,73 @@ Ctrl-C      stops an answer; leaves, at the prompt"""
 
 
 def chat(
-    model: ModelOptions,
-    sampling: SamplingOptions,
     name: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="As --model.", show_default=False)] = None,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Instructions for the whole conversation.", show_default=False)
     ] = None,
+    model: ModelOption = "tiny",
+    backend: BackendOption = "auto",
+    dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
+    kv_cache: KVCacheOption = None,
+    device: DeviceOption = None,
+    attention: AttentionOption = None,
+    tensor_parallel: TensorParallelOption = None,
+    window: WindowOption = "config",
+    max_context: MaxContextOption = None,
+    threads: ThreadsOption = None,
+    revision: RevisionOption = None,
+    max_tokens: MaxTokensOption = SamplingParams.max_tokens,
+    temperature: TemperatureOption = SamplingParams.temperature,
+    top_k: TopKOption = SamplingParams.top_k,
+    top_p: TopPOption = SamplingParams.top_p,
+    min_p: MinPOption = SamplingParams.min_p,
+    typical_p: TypicalPOption = SamplingParams.typical_p,
+    repetition_penalty: RepetitionPenaltyOption = SamplingParams.repetition_penalty,
+    frequency_penalty: FrequencyPenaltyOption = SamplingParams.frequency_penalty,
+    presence_penalty: PresencePenaltyOption = SamplingParams.presence_penalty,
+    seed: SeedOption = SamplingParams.seed,
+    stop: StopOption = None,
+    ignore_eos: IgnoreEosOption = SamplingParams.ignore_eos,
     debug: DebugOption = False,
 ) -> None:
     """Talk with a model. /help lists the commands; piped input is one message per line."""
-    params = sampling.params()
-    if model.tensor_parallel is not None:
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+    )
+    if tensor_parallel is not None:
         raise typer.BadParameter(
             "several processes cannot share a conversation: use 'run'", param_hint="'--tensor-parallel'"
         )
-    if name is not None and model.model not in ("tiny", name):
-        raise typer.BadParameter(f"{name!r} beside --model {model.model!r}: give one of them", param_hint="'MODEL'")
+    if name is not None and model not in ("tiny", name):
+        raise typer.BadParameter(f"{name!r} beside --model {model!r}: give one of them", param_hint="'MODEL'")
     if name is not None:
-        model = replace(model, model=name)
-    with load_model(model) as loaded:
+        model = name
+    with load_model(
+        model,
+        backend=backend,
+        dtype=dtype,
+        quantize=quantize,
+        kv_cache=kv_cache,
+        device=device,
+        attention=attention,
+        tensor_parallel=tensor_parallel,
+        window=window,
+        max_context=max_context,
+        threads=threads,
+        revision=revision,
+    ) as loaded:
         conversation = Conversation(loaded.tokenizer, system)
         aside(f"{loaded.source} on {loaded.backend}; /help lists the commands")
         for line in stdin.read_lines():

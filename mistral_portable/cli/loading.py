@@ -4,12 +4,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn
 
-from mistral_portable.cli.options import ModelOptions
+from mistral_portable.cli.options import window_of
 from mistral_portable.cli.output import note, one_line
 from mistral_portable.engine import Model, load
 from mistral_portable.engine.block_maker import block_maker
@@ -18,11 +17,45 @@ from mistral_portable.weights import Checkpoint, open_checkpoint
 __all__ = ["load_model", "open_model", "reading", "working"]
 
 
-def load_model(options: ModelOptions, **more: Any) -> Model:
-    """`mistral_portable.load`, with `more` arguments; its warnings become notes on stderr."""
-    arguments = options.arguments()
-    with reading(f"loading {options.model}") as progress:
-        return load(**arguments, **more, progress=progress)
+def load_model(
+    model: str,
+    *,
+    backend: str,
+    dtype: str | None,
+    quantize: str | None,
+    kv_cache: str | None,
+    device: str | None,
+    attention: str | None,
+    tensor_parallel: int | None,
+    window: str,
+    max_context: int | None,
+    threads: int | None,
+    revision: str | None,
+    max_lanes: int = 8,
+) -> Model:
+    """Call `mistral_portable.load` with the values of the options; its warnings become notes on stderr.
+
+    transformers' spellings are read too: dtype "auto" is the backend's choice, device "1" is "cuda:1".
+    Raises typer.BadParameter for a window that cannot be read, and the errors of `load`.
+    """
+    parsed_window = window_of(window)
+    with reading(f"loading {model}") as progress:
+        return load(
+            model=model,
+            backend=backend,
+            dtype=None if dtype == "auto" else dtype,
+            quantize=quantize,
+            kv_cache=kv_cache,
+            device=f"cuda:{device}" if device and device.isdecimal() else device,
+            attention=attention,
+            tensor_parallel=tensor_parallel,
+            window=parsed_window,
+            max_context=max_context,
+            max_lanes=max_lanes,
+            threads=threads,
+            revision=revision,
+            progress=progress,
+        )
 
 
 def open_model(model: str, revision: str | None, quantize: str | None = None) -> Checkpoint:

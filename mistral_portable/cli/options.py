@@ -1,16 +1,12 @@
-"""The options that several commands share, and the two groups of them that become values of the engine."""
+"""The options that several commands share: annotations for the parameters of the commands."""
 
-import dataclasses
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import wraps
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import typer
 
 from mistral_portable.config import Window
-from mistral_portable.sampling import SamplingParams
+from mistral_portable.sampling.params import MINIMA, RANGES
 
 __all__ = [
     "AttentionOption",
@@ -18,28 +14,43 @@ __all__ = [
     "DebugOption",
     "DeviceOption",
     "DtypeOption",
+    "FrequencyPenaltyOption",
+    "IgnoreEosOption",
     "JsonOption",
     "KVCacheOption",
+    "MaxContextOption",
+    "MaxTokensOption",
+    "MinPOption",
     "ModelArgument",
-    "ModelOptions",
+    "ModelOption",
+    "PresencePenaltyOption",
     "QuantizeOption",
+    "RepetitionPenaltyOption",
     "RevisionOption",
-    "SamplingOptions",
+    "SeedOption",
     "Settings",
+    "StopOption",
+    "TemperatureOption",
+    "TensorParallelOption",
+    "ThreadsOption",
+    "TopKOption",
+    "TopPOption",
+    "TypicalPOption",
+    "VerifyAttentionOption",
+    "VerifyDtypeOption",
     "WindowOption",
-    "flatten",
     "window_of",
 ]
 
 _MODELS = "'tiny' (built in), a folder, a .gguf file or a raw tar, or a hub id: owner/name or owner/name:file.gguf."
 _DTYPES = "float32, float64, bfloat16, float16, or int8 (of quantized weights' inputs); by default the backend's choice"
 _ATTENTION = "Its attention kernel: flash_attn, varlen, flex, sdpa or eager; by default the best usable one."
-_DEFAULTS = SamplingParams()
+_THREADS = "CPU threads; by default the physical cores that this process may use."
 
 
 @dataclass
 class Settings:
-    """What the error handling must know of the command line, also when a command has failed."""
+    """Settings that the error handling needs, also when a command has failed."""
 
     debug: bool = False
 
@@ -52,23 +63,32 @@ def _model(help: str, metavar: str = "NAME", *names: str, **settings: Any) -> An
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Model", **settings)
 
 
-def _sampling(help: str, metavar: str = "X", **settings: Any) -> Any:
+def _sampling(help: str, metavar: str, **settings: Any) -> Any:
     return typer.Option(help=help, metavar=metavar, rich_help_panel="Sampling", **settings)
+
+
+def _integer(name: str, help: str) -> Any:
+    """An option for an integer field of SamplingParams, with its range."""
+    return _sampling(help, "N", min=MINIMA[name])
+
+
+def _number(name: str, help: str) -> Any:
+    """An option for a real field of SamplingParams, with its range."""
+    low, high = RANGES[name]
+    return _sampling(help, "X", min=low, max=high)
 
 
 DebugOption = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+ThreadsOption = Annotated[int | None, _model(_THREADS, "N", min=1)]
+RevisionOption = Annotated[str | None, _model("Branch, tag or commit of a hub id.")]
+
+# The arguments of `mistral_portable.load`. Two of them also go by the names of transformers' command line.
 ModelArgument = Annotated[str, typer.Argument(help=_MODELS, show_default=False)]
+ModelOption = Annotated[str, _model(_MODELS, "MODEL")]
 BackendOption = Annotated[str, _model("The executor; 'backends' lists them.")]
-DtypeOption = Annotated[str | None, _model(_DTYPES + ".", "TYPE")]
-KVCacheOption = Annotated[
-    str | None,
-    _model("Type of cached keys and values: float32, float16 or q8_0; by default the backend's choice.", "TYPE"),
-]
-DeviceOption = Annotated[
-    str | None, _model("Where the torch executor runs: cuda, cuda:1, mps or cpu; by default the best.", "DEVICE")
-]
-AttentionOption = Annotated[str | None, _model(_ATTENTION, "KERNEL")]
+DtypeOption = Annotated[str | None, _model(_DTYPES + ", as 'auto'.", "TYPE", "--dtype", "--torch_dtype")]
+VerifyDtypeOption = Annotated[str | None, _model(_DTYPES + ".", "TYPE")]
 QuantizeOption = Annotated[
     str | None,
     _model(
@@ -77,117 +97,57 @@ QuantizeOption = Annotated[
         "TYPE",
     ),
 ]
+KVCacheOption = Annotated[
+    str | None,
+    _model("Type of cached keys and values: float32, float16 or q8_0; by default the backend's choice.", "TYPE"),
+]
+DeviceOption = Annotated[
+    str | None, _model("Where the torch executor runs: cuda, cuda:1, mps or cpu; by default the best.", "DEVICE")
+]
+AttentionOption = Annotated[
+    str | None, _model(_ATTENTION, "KERNEL", "--attention", "--attn_implementation", show_default=False)
+]
+VerifyAttentionOption = Annotated[str | None, _model(_ATTENTION, "KERNEL")]
+TensorParallelOption = Annotated[
+    int | None, _model("Processes, started by torchrun, that share the model (torch; needs --seed).", "N", min=1)
+]
 WindowOption = Annotated[
     str,
     _model("Tokens that a token sees, itself included; 'none': all; 'config': as the model says.", "N|none|config"),
 ]
-RevisionOption = Annotated[str | None, _model("Branch, tag or commit of a hub id.")]
+MaxContextOption = Annotated[
+    int | None, _model("Most tokens of prompt and answer together; by default the model's limit.", "N", min=1)
+]
 
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """The arguments of `mistral_portable.load`."""
-
-    model: Annotated[str, _model(_MODELS, "MODEL")] = "tiny"
-    backend: BackendOption = "auto"
-    dtype: Annotated[str | None, _model(_DTYPES + ", as 'auto'.", "TYPE", "--dtype", "--torch_dtype")] = None
-    quantize: QuantizeOption = None
-    kv_cache: KVCacheOption = None
-    device: DeviceOption = None
-    attention: Annotated[
-        str | None, _model(_ATTENTION, "KERNEL", "--attention", "--attn_implementation", show_default=False)
-    ] = None
-    tensor_parallel: Annotated[
-        int | None, _model("Processes, started by torchrun, that share the model (torch; needs --seed).", "N", min=1)
-    ] = None
-    window: WindowOption = "config"
-    max_context: Annotated[
-        int | None, _model("Most tokens of prompt and answer together; by default the model's limit.", "N", min=1)
-    ] = None
-    threads: Annotated[
-        int | None, _model("CPU threads; by default the physical cores that this process may use.", "N", min=1)
-    ] = None
-    revision: RevisionOption = None
-
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments for `load`; also of transformers' command line, whose names are read, too."""
-        return dataclasses.asdict(self) | {
-            "window": window_of(self.window),
-            "dtype": None if self.dtype == "auto" else self.dtype,
-            "device": f"cuda:{self.device}" if self.device and self.device.isdecimal() else self.device,
-        }
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """The fields of `SamplingParams`."""
-
-    max_tokens: Annotated[int | None, _sampling("Most tokens to generate.", "N", min=1)] = _DEFAULTS.max_tokens
-    temperature: Annotated[float, _sampling("How much chance; 0: always the likeliest token.", min=0, max=100)] = (
-        _DEFAULTS.temperature
-    )
-    top_k: Annotated[int, _sampling("Only the k likeliest tokens; 0: all.", "N", min=0)] = _DEFAULTS.top_k
-    top_p: Annotated[
-        float, _sampling("Only the likeliest tokens that together have this probability.", min=0, max=1)
-    ] = _DEFAULTS.top_p
-    min_p: Annotated[
-        float, _sampling("Only tokens at least this probable, relative to the likeliest.", min=0, max=1)
-    ] = _DEFAULTS.min_p
-    typical_p: Annotated[
-        float, _sampling("Only the most typical tokens that together have this probability.", min=0, max=1)
-    ] = _DEFAULTS.typical_p
-    repetition_penalty: Annotated[
-        float, _sampling("Above 1: tokens of the prompt and the answer become less likely.", min=0.01, max=100)
-    ] = _DEFAULTS.repetition_penalty
-    frequency_penalty: Annotated[
-        float, _sampling("Taken off a token's logit for each time that the answer has it.", min=-2, max=2)
-    ] = _DEFAULTS.frequency_penalty
-    presence_penalty: Annotated[
-        float, _sampling("Taken off a token's logit once the answer has it.", min=-2, max=2)
-    ] = _DEFAULTS.presence_penalty
-    seed: Annotated[int | None, _sampling("The same seed gives the same text.", "N", min=0)] = _DEFAULTS.seed
-    stop: Annotated[
-        list[str], _sampling("End before this text; may be given several times.", "TEXT", show_default=False)
-    ] = field(default_factory=list)
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Go on after the end token.", rich_help_panel="Sampling")
-    ] = False
-
-    def params(self) -> SamplingParams:
-        """The value for `generate` and `stream`."""
-        return SamplingParams(**dataclasses.asdict(self))
-
-
-def flatten(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take dataclasses: each of their fields becomes an option of the command line."""
-    groups: dict[str, Any] = {}
-    parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command).parameters.values():
-        if dataclasses.is_dataclass(parameter.annotation):
-            groups[parameter.name] = parameter.annotation
-            parameters += map(_parameter, dataclasses.fields(parameter.annotation))
-        else:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-
-    @wraps(command)
-    def flat(**values: Any) -> None:
-        for name, group in groups.items():
-            values[name] = group(**{option.name: values.pop(option.name) for option in dataclasses.fields(group)})
-        command(**values)
-
-    # Where typer looks.
-    flat.__dict__["__signature__"] = inspect.Signature(parameters)
-    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return flat
-
-
-def _parameter(option: dataclasses.Field[Any]) -> inspect.Parameter:
-    default = option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
-    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option.type)
+# The fields of SamplingParams.
+MaxTokensOption = Annotated[int | None, _integer("max_tokens", "Most tokens to generate.")]
+TemperatureOption = Annotated[float, _number("temperature", "How much chance; 0: always the likeliest token.")]
+TopKOption = Annotated[int, _integer("top_k", "Only the k likeliest tokens; 0: all.")]
+TopPOption = Annotated[float, _number("top_p", "Only the likeliest tokens that together have this probability.")]
+MinPOption = Annotated[float, _number("min_p", "Only tokens at least this probable, relative to the likeliest.")]
+TypicalPOption = Annotated[
+    float, _number("typical_p", "Only the most typical tokens that together have this probability.")
+]
+RepetitionPenaltyOption = Annotated[
+    float, _number("repetition_penalty", "Above 1: tokens of the prompt and the answer become less likely.")
+]
+FrequencyPenaltyOption = Annotated[
+    float, _number("frequency_penalty", "Taken off a token's logit for each time that the answer has it.")
+]
+PresencePenaltyOption = Annotated[
+    float, _number("presence_penalty", "Taken off a token's logit once the answer has it.")
+]
+SeedOption = Annotated[int | None, _integer("seed", "The same seed gives the same text.")]
+StopOption = Annotated[
+    list[str] | None, _sampling("End before this text; may be given several times.", "TEXT", show_default=False)
+]
+IgnoreEosOption = Annotated[
+    bool, typer.Option("--ignore-eos", help="Go on after the end token.", rich_help_panel="Sampling")
+]
 
 
 def window_of(text: str) -> Window | Literal["config"]:
-    """The value of a WindowOption; a usage error if it is none."""
+    """The value of a WindowOption for `load`: "none" -> None, "4096" -> 4096. Raises typer.BadParameter."""
     if text == "config":
         return "config"
     if text == "none":

@@ -2,14 +2,28 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mistral_portable.cli.loading import load_model, reading
-from mistral_portable.cli.options import DebugOption, JsonOption, ModelArgument, ModelOptions
+from mistral_portable.cli.options import (
+    AttentionOption,
+    BackendOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    KVCacheOption,
+    MaxContextOption,
+    ModelArgument,
+    QuantizeOption,
+    RevisionOption,
+    TensorParallelOption,
+    ThreadsOption,
+    WindowOption,
+)
 from mistral_portable.errors import InputError
 from mistral_portable.evaluation import accuracy, read_questions
 from mistral_portable.evaluation import perplexity as measure
@@ -17,15 +31,8 @@ from mistral_portable.evaluation import perplexity as measure
 __all__ = ["perplexity"]
 
 
-@dataclass(frozen=True)
-class MeasuredModel(ModelOptions):
-    """The same options, with the model in front."""
-
-    model: ModelArgument = "tiny"
-
-
 def perplexity(
-    model: MeasuredModel,
+    model: ModelArgument,
     file: Annotated[str, typer.Argument(metavar="FILE", help="A text in UTF-8.", show_default=False)],
     context: Annotated[int, typer.Option(help="Tokens of a chunk, of which the second half is scored.", min=4)] = 512,
     questions: Annotated[
@@ -36,17 +43,41 @@ def perplexity(
         ),
     ] = None,
     as_json: JsonOption = False,
+    backend: BackendOption = "auto",
+    dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
+    kv_cache: KVCacheOption = None,
+    device: DeviceOption = None,
+    attention: AttentionOption = None,
+    tensor_parallel: TensorParallelOption = None,
+    window: WindowOption = "config",
+    max_context: MaxContextOption = None,
+    threads: ThreadsOption = None,
+    revision: RevisionOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Measure how surprised a model is by a text, as llama-perplexity does: what a quantization costs, say.
 
     The text is cut into chunks; of each, the second half is scored. Lower is better; 1 would be a text known by heart.
     """
-    if model.tensor_parallel is not None:
+    if tensor_parallel is not None:
         raise typer.BadParameter("several processes would measure the same: use one", param_hint="'--tensor-parallel'")
     text, asked = _read(file), read_questions(questions) if questions else []
-    with load_model(model) as loaded:
-        with reading(f"{loaded.backend} on {model.model}") as progress:
+    with load_model(
+        model,
+        backend=backend,
+        dtype=dtype,
+        quantize=quantize,
+        kv_cache=kv_cache,
+        device=device,
+        attention=attention,
+        tensor_parallel=tensor_parallel,
+        window=window,
+        max_context=max_context,
+        threads=threads,
+        revision=revision,
+    ) as loaded:
+        with reading(f"{loaded.backend} on {model}") as progress:
             result = measure(loaded, text, context=context, progress=progress)
             answers = accuracy(loaded, asked, progress=progress) if asked else None
         report: dict[str, Any] = {

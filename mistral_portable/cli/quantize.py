@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mistral_portable.cli.loading import reading
-from mistral_portable.cli.options import DebugOption, RevisionOption
+from mistral_portable.cli.options import DebugOption, RevisionOption, ThreadsOption
 from mistral_portable.cli.output import printable, size
 from mistral_portable.quantization import MIXTURES
 from mistral_portable.quantization import quantize as quantize_checkpoint
@@ -33,10 +33,7 @@ def quantize(
         bool, typer.Option("--allow-requantize", help="Also take weights that are quantized already.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST if it is a GGUF file.")] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="CPU threads; by default the physical cores that this process may use.", metavar="N", min=1),
-    ] = None,
+    threads: ThreadsOption = None,
     revision: RevisionOption = None,
     debug: DebugOption = False,
 ) -> None:

@@ -11,23 +11,72 @@ import typer
 
 from mistral_portable.cli import stdin
 from mistral_portable.cli.loading import load_model
-from mistral_portable.cli.options import DebugOption, ModelOptions, SamplingOptions
+from mistral_portable.cli.options import (
+    AttentionOption,
+    BackendOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    FrequencyPenaltyOption,
+    IgnoreEosOption,
+    KVCacheOption,
+    MaxContextOption,
+    MaxTokensOption,
+    MinPOption,
+    ModelOption,
+    PresencePenaltyOption,
+    QuantizeOption,
+    RepetitionPenaltyOption,
+    RevisionOption,
+    SeedOption,
+    StopOption,
+    TemperatureOption,
+    TensorParallelOption,
+    ThreadsOption,
+    TopKOption,
+    TopPOption,
+    TypicalPOption,
+    WindowOption,
+)
 from mistral_portable.cli.output import aside, end_line, show, speed
 from mistral_portable.engine import Generation
 from mistral_portable.errors import InputError
+from mistral_portable.sampling import SamplingParams
 
 __all__ = ["run"]
 
 
 def run(
-    model: ModelOptions,
-    sampling: SamplingOptions,
     prompt: Annotated[str | None, typer.Argument(help="If absent, standard input is read.", show_default=False)] = None,
     chat: Annotated[bool, typer.Option("--chat/--raw", help="Answer a message, or continue a text.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead.")] = False,
     logprobs: Annotated[
         int | None, typer.Option(min=0, help="With --json: log-probabilities, also of the N likeliest.", metavar="N")
     ] = None,
+    model: ModelOption = "tiny",
+    backend: BackendOption = "auto",
+    dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
+    kv_cache: KVCacheOption = None,
+    device: DeviceOption = None,
+    attention: AttentionOption = None,
+    tensor_parallel: TensorParallelOption = None,
+    window: WindowOption = "config",
+    max_context: MaxContextOption = None,
+    threads: ThreadsOption = None,
+    revision: RevisionOption = None,
+    max_tokens: MaxTokensOption = SamplingParams.max_tokens,
+    temperature: TemperatureOption = SamplingParams.temperature,
+    top_k: TopKOption = SamplingParams.top_k,
+    top_p: TopPOption = SamplingParams.top_p,
+    min_p: MinPOption = SamplingParams.min_p,
+    typical_p: TypicalPOption = SamplingParams.typical_p,
+    repetition_penalty: RepetitionPenaltyOption = SamplingParams.repetition_penalty,
+    frequency_penalty: FrequencyPenaltyOption = SamplingParams.frequency_penalty,
+    presence_penalty: PresencePenaltyOption = SamplingParams.presence_penalty,
+    seed: SeedOption = SamplingParams.seed,
+    stop: StopOption = None,
+    ignore_eos: IgnoreEosOption = SamplingParams.ignore_eos,
     debug: DebugOption = False,
 ) -> None:
     """Generate text and show it as it comes.
@@ -41,14 +90,41 @@ def run(
         raise typer.BadParameter("give a text, or pipe one in", param_hint="'PROMPT'")
     if not text:
         raise InputError("the prompt is empty: give some text")
-    if model.tensor_parallel is not None and sampling.temperature > 0 and sampling.seed is None:
+    if tensor_parallel is not None and temperature > 0 and seed is None:
         raise typer.BadParameter("all processes must draw alike: give --seed, too", param_hint="'--tensor-parallel'")
-    params = dataclasses.replace(sampling.params(), logprobs=logprobs)
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+        logprobs=logprobs,
+    )
     messages = [{"role": "user", "content": text}]
     interrupted = False
     with (
-        _one_answer(model.tensor_parallel),
-        load_model(model) as loaded,
+        _one_answer(tensor_parallel),
+        load_model(
+            model,
+            backend=backend,
+            dtype=dtype,
+            quantize=quantize,
+            kv_cache=kv_cache,
+            device=device,
+            attention=attention,
+            tensor_parallel=tensor_parallel,
+            window=window,
+            max_context=max_context,
+            threads=threads,
+            revision=revision,
+        ) as loaded,
         loaded.stream(messages if chat else text, params) as streamer,
     ):
         try:

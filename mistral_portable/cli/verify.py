@@ -8,15 +8,15 @@ from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.boundary.registry import select
 from mistral_portable.cli.loading import open_model, working
 from mistral_portable.cli.options import (
-    AttentionOption,
     BackendOption,
     DebugOption,
     DeviceOption,
-    DtypeOption,
     KVCacheOption,
     ModelArgument,
     QuantizeOption,
     RevisionOption,
+    VerifyAttentionOption,
+    VerifyDtypeOption,
 )
 from mistral_portable.cli.output import one_line, print_table
 
@@ -26,11 +26,11 @@ __all__ = ["verify"]
 def verify(
     model: ModelArgument,
     backend: BackendOption = "auto",
-    dtype: DtypeOption = None,
+    dtype: VerifyDtypeOption = None,
     quantize: QuantizeOption = None,
     kv_cache: KVCacheOption = None,
     device: DeviceOption = None,
-    attention: AttentionOption = None,
+    attention: VerifyAttentionOption = None,
     revision: RevisionOption = None,
     debug: DebugOption = False,
 ) -> None:

@@ -3,13 +3,30 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from mistral_portable.errors import InputError
 
-__all__ = ["SamplingParams"]
+__all__ = ["MINIMA", "RANGES", "SamplingParams"]
+
+RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "temperature": (0, 100),
+        "top_p": (0, 1),
+        "min_p": (0, 1),
+        "typical_p": (0, 1),
+        "repetition_penalty": (0.01, 100),
+        "frequency_penalty": (-2, 2),
+        "presence_penalty": (-2, 2),
+    }
+)
+"""The least and the largest value of each real field of SamplingParams; `top_p` and `typical_p` must be above 0."""
+
+MINIMA: Mapping[str, int] = MappingProxyType({"max_tokens": 1, "top_k": 0, "seed": 0, "logprobs": 0})
+"""The least value of each integer field of SamplingParams."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +61,17 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
-            "temperature": _real("temperature", self.temperature, 0, 100),
-            "top_k": _integer("top_k", self.top_k, 0),
+            **{name: _real(name, getattr(self, name), *RANGES[name]) for name in RANGES},
+            "top_k": _integer("top_k", self.top_k, MINIMA["top_k"]),
             "top_p": _share("top_p", self.top_p),
-            "min_p": _real("min_p", self.min_p, 0, 1),
             "typical_p": _share("typical_p", self.typical_p),
-            "repetition_penalty": _real("repetition_penalty", self.repetition_penalty, 0.01, 100),
-            "frequency_penalty": _real("frequency_penalty", self.frequency_penalty, -2, 2),
-            "presence_penalty": _real("presence_penalty", self.presence_penalty, -2, 2),
             "logit_bias": _biases(self.logit_bias),
             "stop": _stops(self.stop),
             "stop_token_ids": _tokens("stop_token_ids", self.stop_token_ids),
         }
-        for name, low in (("max_tokens", 1), ("seed", 0), ("logprobs", 0)):
+        for name in ("max_tokens", "seed", "logprobs"):
             value = getattr(self, name)
-            checked[name] = None if value is None else _integer(name, value, low)
+            checked[name] = None if value is None else _integer(name, value, MINIMA[name])
         if not isinstance(self.ignore_eos, bool):
             raise InputError(f"ignore_eos={self.ignore_eos!r} must be True or False")
         for name, value in checked.items():
@@ -89,7 +102,7 @@ def _real(name: str, value: Any, low: float, high: float) -> float:
 
 def _share(name: str, value: object) -> float:
     """A share of the probability mass: 0 would keep no token at all."""
-    share = _real(name, value, 0, 1)
+    share = _real(name, value, *RANGES[name])
     if share == 0:
         raise InputError(f"{name}={value!r} must be a number in (0, 1]; greedy sampling is temperature=0")
     return share

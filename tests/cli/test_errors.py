@@ -7,6 +7,7 @@ import pytest
 from cli.processes import invoke
 
 import mistral_portable as mp
+from mistral_portable import errors
 from mistral_portable.weights import open_checkpoint
 
 TINY = open_checkpoint("tiny").path
@@ -15,15 +16,15 @@ TINY = open_checkpoint("tiny").path
 @pytest.mark.parametrize(
     ("line", "status", "words"),
     [
-        ("run", 1, "the prompt is empty"),
-        ("run --chat", 1, "the prompt is empty"),
+        ("run", 2, "the prompt is empty"),
+        ("run --chat", 2, "the prompt is empty"),
         ("run x --model ./gone/model", 1, "no such file or folder"),
         ("run x --revision main", 1, "revision='main'"),
         ("run x --model /no/such/model", 1, "/no/such/model"),
         ("run x --backend frob", 1, "'frob' is unknown"),
         ("run x --dtype int3", 1, "int3"),
         ("run x --backend reference --dtype int8", 1, "it computes in float32, float64; choose"),
-        ("run x --quantize q3", 1, "quantize='q3': choose one of q4_0, q4_1, q5_0, q5_1, q8_0"),
+        ("run x --quantize q3", 2, "quantize='q3': choose one of q4_0, q4_1, q5_0, q5_1, q8_0"),
         ("run x --backend reference --kv-cache q8_0", 1, "'reference', kv_cache='q8_0': it keeps"),
         ("run x --backend reference --kv-cache frob", 1, "kv_cache='frob'"),
         (
@@ -47,7 +48,7 @@ TINY = open_checkpoint("tiny").path
         ("run tiny --backend jax --device cuda", 1, "backend 'jax', device='cuda': it has no such choice; leave"),
         ("run tiny --backend jax --dtype int8", 1, "computes in float32, bfloat16, float16, float64; choose one"),
         ("run x --backend mlx --device cuda", 1, "backend 'mlx', device='cuda': it has no such choice; leave"),
-        ("chat --quantize q3", 1, "quantize='q3'"),
+        ("chat --quantize q3", 2, "quantize='q3'"),
         ("run x --window 0", 2, "'--window'"),
         ("run x --window -1", 2, "'--window'"),
         ("run x --window 1_0", 2, "'--window'"),
@@ -57,13 +58,13 @@ TINY = open_checkpoint("tiny").path
         ("run x --temperature nan", 2, "'--temperature'"),
         ("run x --temperature hot", 2, "'--temperature'"),
         ("run x --max-tokens 0", 2, "'--max-tokens'"),
-        ("run x --top-p 0", 1, "top_p=0.0"),
+        ("run x --top-p 0", 2, "top_p=0.0"),
         ("run x --seed -1", 2, "'--seed'"),
         ("run x --threads 0", 2, "'--threads'"),
-        ("run x --max-context 999999999", 1, "max_context=999999999"),
+        ("run x --max-context 999999999", 2, "max_context=999999999"),
         ("run x --logprobs 1", 2, "'--logprobs'"),
-        ("run x --logprobs 99999 --json", 1, "logprobs=99999"),
-        ("run one-two-three --max-context 2", 1, "the context holds 2"),
+        ("run x --logprobs 99999 --json", 2, "logprobs=99999"),
+        ("run one-two-three --max-context 2", 2, "the context holds 2"),
         ("run x y", 2, "y"),
         ("run x --frob", 2, "--frob"),
         ("run \udcff", 1, "surrogate"),
@@ -72,10 +73,10 @@ TINY = open_checkpoint("tiny").path
         ("inspect /no/such/model", 1, "/no/such/model"),
         ("inspect tiny --graph dot", 2, "'--graph'"),
         ("inspect tiny --graph text --json", 2, "'--graph'"),
-        ("inspect tiny --context 999999999", 1, "context=999999999"),
+        ("inspect tiny --context 999999999", 2, "context=999999999"),
         ("verify /no/such/model", 1, "/no/such/model"),
         ("verify tiny --backend frob", 1, "'frob' is unknown"),
-        ("verify tiny --quantize frob", 1, "quantize='frob'"),
+        ("verify tiny --quantize frob", 2, "quantize='frob'"),
         ("chat --window none --model /no/such/model", 1, "/no/such/model"),
     ],
 )
@@ -90,7 +91,7 @@ def test_one_line(line: str, status: int, words: str) -> None:
 @pytest.mark.parametrize("command", ["run", "chat"])
 def test_standard_input_that_is_not_utf8(command: str) -> None:
     result = invoke(command, stdin=b"ab\xff")
-    assert (result.status, result.out) == (1, "")
+    assert (result.status, result.out) == (2, "")
     assert result.err == "error: standard input is not UTF-8 text: byte 0xff at index 2\n"
 
 
@@ -114,6 +115,40 @@ def test_a_model_without_tokenizer(command: tuple[str, ...], tmp_path: Path) -> 
     result = invoke(*command, "--model", str(tmp_path))
     assert (result.status, result.out) == (1, "")
     assert result.err.startswith(f"error: {tmp_path} has no tokenizer: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.InputError, 2),
+        (errors.CacheError, 2),
+        (errors.CapacityError, 3),
+        (MemoryError, 3),
+        (errors.BusyError, 75),
+        (errors.ClosedError, 1),
+        (errors.NumericsError, 1),
+        (errors.ConfigError, 1),
+        (errors.CheckpointError, 1),
+        (errors.TokenizerError, 1),
+        (errors.BackendError, 1),
+        (errors.GraphError, 1),
+        (OSError, 1),
+    ],
+)
+def test_the_exit_status_says_who_must_act(
+    error: type[Exception], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(**arguments: object) -> None:
+        raise error("the reason")
+
+    monkeypatch.setattr("mistral_portable.cli.loading.load", failing)
+    result = invoke("run", "x")
+    assert (result.status, result.out, result.err) == (status, "", "error: the reason\n")
+
+
+def test_help_lists_the_exit_statuses() -> None:
+    words = " ".join(invoke("--help").out.split())
+    assert "Exit status: 0 done; 1 failed; 2 wrong usage or input; 3 does not fit into memory; 75 busy" in words
 
 
 def test_a_defect_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,13 @@
 
 import json
 import sys
+from inspect import signature
 from typing import Any
 
 import pytest
 from cli.processes import invoke
 
 import mistral_portable as mp
-from mistral_portable.cli.options import ModelOptions, SamplingOptions
 
 SHORT = ("--max-tokens", "6", "--temperature", "0")
 
@@ -81,7 +81,8 @@ def test_ctrl_c_keeps_what_there_is(options: tuple[str, ...], monkeypatch: pytes
         assert result.out == f"Once{partial}\n"
 
 
-def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+def watch(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What reaches `load` and `stream`, which then raises."""
     arrived: dict[str, Any] = {}
 
     def load(**arguments: Any) -> mp.Model:
@@ -94,6 +95,11 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("mistral_portable.cli.loading.load", load)
     monkeypatch.setattr(mp.Model, "stream", stream)
+    return arrived
+
+
+def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived = watch(monkeypatch)
     line = (
         "run Hi --model a/b --backend reference --dtype float64 --quantize q4_0 --kv-cache q8_0 --device cpu "
         "--attention eager --tensor-parallel 2 --window 7 "
@@ -114,6 +120,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "tensor_parallel": 2,
         "window": 7,
         "max_context": 99,
+        "max_lanes": 8,
         "threads": 2,
         "revision": "main",
         "prompt": "Hi",
@@ -135,10 +142,46 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_defaults_are_those_of_the_library() -> None:
-    assert SamplingOptions().params() == mp.SamplingParams()
-    assert ModelOptions().arguments()["window"] == "config"
-    assert ModelOptions(window="none").arguments()["window"] is None
+@pytest.mark.parametrize("command", [("run", "Hi"), ("chat",)])
+def test_defaults_are_those_of_the_library(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived = watch(monkeypatch)
+    assert invoke(*command, stdin=b"Hi\n").err == "error: that is enough\n"
+    assert arrived.pop("params") == mp.SamplingParams()
+    defaults = {name: parameter.default for name, parameter in signature(mp.load).parameters.items()}
+    del arrived["prompt"], arrived["progress"], defaults["progress"]
+    assert arrived == defaults
+
+
+@pytest.mark.parametrize("command", [("chat",), ("bench",), ("perplexity", "tiny", __file__), ("run", "x")])
+def test_every_command_passes_the_options_of_a_model(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived: dict[str, Any] = {}
+
+    def load(**arguments: Any) -> mp.Model:
+        arrived.update(arguments)
+        raise mp.MistralPortableError("that is enough")
+
+    monkeypatch.setattr("mistral_portable.cli.loading.load", load)
+    options = {
+        "backend": "reference",
+        "dtype": "float64",
+        "quantize": "q4_0",
+        "kv_cache": "q8_0",
+        "device": "cpu",
+        "attention": "eager",
+        "window": "7",
+        "max_context": "99",
+        "threads": "2",
+        "revision": "main",
+    }
+    line = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    assert invoke(*command, *line).err == "error: that is enough\n"
+    assert {name: str(arrived[name]) for name in options} == options
+
+
+def test_transformers_spellings_and_a_window_of_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived = watch(monkeypatch)
+    invoke("run", "x", "--torch_dtype", "auto", "--device", "1", "--attn_implementation", "sdpa", "--window", "none")
+    assert [arrived[name] for name in ("dtype", "device", "attention", "window")] == [None, "cuda:1", "sdpa", None]
 
 
 def test_a_warning_of_the_load_is_one_note(monkeypatch: pytest.MonkeyPatch) -> None:
