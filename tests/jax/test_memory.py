@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -82,11 +83,12 @@ def test_a_step_that_fails_with_the_cache_loses_the_lanes_and_not_the_program(mo
         with pytest.raises(CapacityError, match=r"a step of 1 tokens \(all sequences .* start again\) does not fit"):
             step(program, manager, first, [6])
     lost = r"lane 1: its keys and values were lost .*: run the sequence again from its first token"
-    for call in (
+    calls: tuple[Callable[[], Any], ...] = (
         lambda: step(program, manager, second, [7]),
         lambda: program.save_lane(second),
         lambda: program.copy_lane(second, 0),
-    ):
+    )
+    for call in calls:
         with pytest.raises(CapacityError, match=lost):
             call()
     manager.rollback(first, 0)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_memory_is_constant_once_lanes_are_there() -> None:
 
 def test_lanes_that_grow_keep_what_they_hold() -> None:
     """Lanes grow in number, and in slots from 64 to 256; the other program has 256 slots from the beginning."""
-    sizes = {"max_context": 256, "max_chunk": 64, "max_lanes": 4}
+    sizes: Any = {"max_context": 256, "max_chunk": 64, "max_lanes": 4}
 
     def run(block: int) -> tuple[list[Any], list[int]]:
         program, manager = prepared(**sizes)[0], CacheManager(CacheSpec.from_config(CONFIG, **sizes), block=block)
@@ -199,7 +200,7 @@ def test_after_close_it_says_so() -> None:
     state = program.save_lane(lane)
     program.close()
     program.close()
-    calls = (
+    calls: tuple[Callable[[], Any], ...] = (
         lambda: program.step(plan),
         lambda: program.save_lane(lane),
         lambda: program.load_lane(lane, state),
