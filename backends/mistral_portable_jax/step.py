@@ -95,8 +95,8 @@ def _seen(inputs: StepInputs, group: int, slots: int, window: int | None) -> Arr
     last = inputs.last[:, None]
     held = last - (last - jnp.arange(slots)) % inputs.rings[group]  # the position in each slot; < 0: empty
     seen: Array = visible(inputs.positions[inputs.packed][:, :, None], held[:, None], window)
-    written: Array = held[:, None] >= 0
-    return jnp.logical_and(seen, written)
+    seen &= held[:, None] >= 0
+    return seen
 
 
 def _attention(node: Node, q: Array, cache: Arrays, inputs: StepInputs, seen: Array) -> Array:

@@ -83,7 +83,7 @@ def test_a_step_that_fails_with_the_cache_loses_the_lanes_and_not_the_program(mo
         with pytest.raises(CapacityError, match=r"a step of 1 tokens \(all sequences .* start again\) does not fit"):
             step(program, manager, first, [6])
     lost = r"lane 1: its keys and values were lost .*: run the sequence again from its first token"
-    calls: tuple[Callable[[], object], ...] = (
+    calls: tuple[Callable[[], Any], ...] = (
         lambda: step(program, manager, second, [7]),
         lambda: program.save_lane(second),
         lambda: program.copy_lane(second, 0),
