@@ -87,7 +87,7 @@ class TextGenerationPipeline:
         chat = not isinstance(prompt, str)
         goes_on = chat and prompt[-1].get("role") == "assistant"
         if goes_on and not isinstance(prompt[-1].get("content"), str):
-            raise InputError("the answer that is to be gone on with must be a text")
+            raise InputError("the last message, the assistant's, is to be continued: its content must be a text")
         if chat:
             ids = self.tokenizer.apply_chat_template([*prompt], continue_final_message=goes_on)
         else:

@@ -1,4 +1,4 @@
-"""The documented classes against transformers' own, on drawn configs and padded batches, in float32, within 1e-4."""
+"""The documented classes give transformers' outputs on drawn configs and padded batches, float32, within 1e-4."""
 
 import copy
 import re
@@ -23,7 +23,7 @@ from mistral_portable.errors import BusyError, ClosedError
 def close(found: Any, expected: torch.Tensor, mask: np.ndarray | None = None) -> None:
     found, wanted = np.asarray(found), expected.detach().numpy()
     assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
-    if mask is not None:  # what is behind padding means nothing
+    if mask is not None:  # outputs at padding are arbitrary
         found, wanted = found[mask == 1], wanted[mask == 1]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
@@ -32,7 +32,7 @@ def close(found: Any, expected: torch.Tensor, mask: np.ndarray | None = None) ->
 @settings(max_examples=15)
 @given(data=st.data(), values=configs(), side=st.sampled_from(["left", "right"]), seed=st.integers(0, 2**31))
 def test_a_padded_batch(name: str, data: st.DataObject, values: dict[str, Any], side: str, seed: int) -> None:
-    """Outputs, losses, hidden states and attentions; positions as a tokenizer's padding has them."""
+    """Outputs, losses, hidden states and attentions are equal; positions count tokens, not padding."""
     mine, theirs = pair(name, values, seed)
     ids, mask = data.draw(batches(values["vocab_size"], side))
     positions = np.maximum(mask.cumsum(1) - 1, 0)
@@ -91,7 +91,7 @@ def _labels(name: str, values: dict[str, Any], ids: np.ndarray, mask: np.ndarray
     cuts=st.lists(st.integers(1, 12), min_size=1, max_size=4),
 )
 def test_with_a_cache(data: st.DataObject, values: dict[str, Any], seed: int, cuts: list[int]) -> None:
-    """Ids in several calls, behind left padding, give what they give at once; windows are crossed."""
+    """Ids in several calls, after left padding, give the outputs of one call; sequences outgrow the window."""
     mine, theirs = pair("MistralForCausalLM", values, seed)
     ids, mask = data.draw(batches(values["vocab_size"], "left"))
     random = np.random.default_rng(seed)
@@ -241,7 +241,7 @@ def test_lanes_are_free_again_when_nobody_holds_the_cache() -> None:
 
 
 def test_what_is_said_behind_padding_has_no_loss() -> None:
-    """transformers takes the logits of the padding for it: whatever they are."""
+    """transformers compares it with the logits of the padding before it, which are arbitrary."""
     mine, _ = pair("MistralForCausalLM", VALUES, 0)
     mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
     labels = np.where(mask == 1, IDS, -100)
@@ -331,7 +331,7 @@ def test_threads_have_lanes_of_their_own() -> None:
 
 
 def test_rows_without_a_lane_wait_for_others() -> None:
-    """There are 256 lanes, of which a cache may hold some."""
+    """Calls that keep no cache run 256 rows at a time, whatever caches hold."""
     mine, _ = pair("MistralForCausalLM", VALUES, 0, "float64")
     held = mine(IDS).past_key_values
     ids = np.random.default_rng(0).integers(1, 30, (600, 5))
@@ -376,7 +376,7 @@ def test_only_the_logits_that_are_asked_for_take_memory() -> None:
 
 
 def test_a_classifier_counts_no_masked_token() -> None:
-    """Padded with another id than the config's."""
+    """A masked token does not count, even if its id is not the config's pad_token_id."""
     mine, _ = pair("MistralForSequenceClassification", VALUES, 0)
     alone = mine(IDS[:1]).logits
     padded, mask = np.append(IDS[:1], [[2, 2]], axis=1), np.array([[1] * 6 + [0] * 2])

@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it costs, and the examples in its docstrings."""
+"""The package imports no framework, and the examples in its docstrings hold."""
 
 import doctest
 import importlib

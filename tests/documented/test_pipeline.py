@@ -1,4 +1,4 @@
-"""pipeline("text-generation"), beside the model and the tokenizer that it is made of."""
+"""pipeline("text-generation") gives the texts of its model and tokenizer."""
 
 from typing import Any
 
