@@ -159,35 +159,36 @@ def test_arrays_come_back_as_they_went_in() -> None:
     np.testing.assert_array_equal(found, mine(inputs_embeds=coarse.astype(jnp.float32)).last_hidden_state)
 
 
+def prompt_and_more(model: Any, exposed: bool = True) -> tuple[Any, Any]:
+    """Outputs of a padded prompt of 90 columns, beyond the window of 64, and the logits of two columns after it."""
+    ids = np.random.default_rng(0).integers(3, 1000, (2, 90))
+    mask = np.ones_like(ids)
+    mask[1, :7] = 0
+    output = model(ids, attention_mask=mask, output_hidden_states=exposed, output_attentions=exposed)
+    past = output.past_key_values
+    assert past.get_seq_length() == 90
+    longer = np.concatenate([mask, np.ones((2, 2), np.int64)], axis=1)
+    return output, model(np.array([[5, 6], [7, 8]]), past_key_values=past, attention_mask=longer).logits
+
+
+@pytest.fixture(scope="module")
+def expected() -> tuple[Any, Any]:
+    model = ours.MistralForCausalLM.from_pretrained("tiny", backend="reference")
+    return prompt_and_more(model)[0], prompt_and_more(model, exposed=False)[1]  # this cache stays in one program
+
+
 @pytest.mark.parametrize("backend", ["reference", "numba", "torch", "mlx", "jax"])
-def test_every_executor(backend: str) -> None:
+def test_every_executor(backend: str, expected: tuple[Any, Any]) -> None:
     """Hidden states, attentions and a cache of the embedded model. 1e-3, as numba keeps keys and values in float16."""
     pytest.importorskip({"reference": "numpy", "mlx": "mlx.core"}.get(backend, backend))
     dtype = None if backend == "mlx" else "float32"
-    ids = np.random.default_rng(0).integers(3, 1000, (2, 90))  # beyond the window of 64
-    mask = np.ones_like(ids)
-    mask[1, :7] = 0
-    expected = ours.MistralForCausalLM.from_pretrained("tiny", backend="reference")
-    model = ours.MistralForCausalLM.from_pretrained("tiny", backend=backend, dtype=dtype)
-    call = {"attention_mask": mask, "output_hidden_states": True, "output_attentions": True}
-    wanted, got = expected(ids, **call), model(ids, **call)
+    wanted, more_wanted = expected
+    got, more = prompt_and_more(ours.MistralForCausalLM.from_pretrained("tiny", backend=backend, dtype=dtype))
     np.testing.assert_allclose(got.logits, wanted.logits, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(more, more_wanted, rtol=1e-3, atol=1e-3)
     for name in ("hidden_states", "attentions"):
         for mine, theirs in zip(got[name], wanted[name], strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-3)
-    more = {"attention_mask": np.concatenate([mask, np.ones((2, 2), np.int64)], axis=1)}
-    after = [output.past_key_values for output in (wanted, got)]
-    for past, some in zip(after, (expected, model), strict=True):
-        assert past.get_seq_length() == 90
-        found = some(np.array([[5, 6], [7, 8]]), past_key_values=past, **more).logits
-        np.testing.assert_allclose(
-            found,
-            expected(
-                np.array([[5, 6], [7, 8]]), past_key_values=expected(ids, attention_mask=mask).past_key_values, **more
-            ).logits,
-            rtol=1e-3,
-            atol=1e-3,
-        )
 
 
 @pytest.mark.parametrize(
@@ -362,7 +363,7 @@ def test_exceptions_that_are_kept_keep_no_lanes() -> None:
 
 def test_only_the_logits_that_are_asked_for_take_memory() -> None:
     mine, _ = pair("MistralForCausalLM", {**VALUES, "max_position_embeddings": 4096}, 0)
-    ids = np.ones((4, 4000), np.int64)
+    ids = np.ones((4, 2000), np.int64)
     tracemalloc.start()
     logits = mine(ids, logits_to_keep=1, use_cache=False).logits
     _, peak = tracemalloc.get_traced_memory()

@@ -167,7 +167,7 @@ def test_a_cache_is_added_to_also_where_it_is_not_returned() -> None:
         assert past.get_seq_length() == 8
 
 
-def test_one_prompt_goes_on_in_several_ways() -> None:
+def test_one_prompt_is_continued_in_several_ways() -> None:
     """Copies of a cache do the work of transformers' masks of four axes: several continuations of one prompt."""
     mine, _ = pair("MistralForCausalLM", VALUES, 0, "float64")
     prompt, ways = [1, 2, 3], [[4, 5, 6], [7, 8, 9], [10, 11, 12]]
