@@ -1,4 +1,4 @@
-"""Models of drawn configs, as the documented classes and as transformers' own, and padded batches for them."""
+"""Models of drawn configs, as the documented classes and as transformers' classes, and padded batches for them."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ HEADS = (
     "MistralForTokenClassification",
     "MistralForQuestionAnswering",
 )
-"""The five classes, of the same names here and there."""
+"""The five classes, which have the same names here and in transformers."""
 
 VALUES: dict[str, Any] = {
     "vocab_size": 30,
@@ -40,7 +40,7 @@ VALUES: dict[str, Any] = {
 
 @st.composite
 def configs(draw: st.DrawFn) -> dict[str, Any]:
-    """Windows from 2 on: transformers' cache is broken for a window of 1."""
+    """Draw a config; windows are None or from 2 on, as transformers' cache is broken for a window of 1."""
     kv_heads, group, head_dim = draw(st.sampled_from([(1, 1, 4), (1, 3, 4), (2, 2, 8), (3, 1, 2)]))
     return {
         "vocab_size": draw(st.integers(5, 40)),
@@ -61,7 +61,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def pair(name: str, values: dict[str, Any], seed: int, dtype: str = "float32") -> tuple[Any, Any]:
-    """Ours on the reference in `dtype`, and theirs in float32, with the same weights."""
+    """The model here, on the reference in `dtype`, and transformers' in float32, with the same weights."""
     torch.manual_seed(seed)
     values = dict(values)
     theta = values.pop("rope_theta")
@@ -81,6 +81,7 @@ def pair(name: str, values: dict[str, Any], seed: int, dtype: str = "float32") -
 
 @st.composite
 def batches(draw: st.DrawFn, vocab_size: int, side: str) -> tuple[np.ndarray, np.ndarray]:
+    """Draw ids [B, T] and their mask, padded on one side."""
     rows, length = draw(st.integers(1, 3)), draw(st.integers(1, 20))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     ids = random.integers(0, vocab_size, (rows, length))

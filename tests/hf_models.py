@@ -1,4 +1,4 @@
-"""transformers' models of the same config and weights, whatever class it takes."""
+"""transformers' models for any config of this package, with the same weights."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def has_class(config: MistralConfig) -> bool:
 
 
 def hf_model(config: MistralConfig, seed: int) -> Any:
-    """Float32, eager attention, weights of `random_weights`."""
+    """The model of transformers' class for the config, float32, eager attention, weights of `random_weights`."""
     windows = config.layer_windows
     keys = {**config.to_dict(), "attn_implementation": "eager", "experts_implementation": "eager"}
     keys["sliding_window"] = next((window for window in windows if window is not None), None)
@@ -45,7 +45,7 @@ def hf_model(config: MistralConfig, seed: int) -> Any:
 
 
 def _fused(state: dict[str, torch.Tensor], config: MistralConfig) -> dict[str, torch.Tensor]:
-    """With transformers' own names of experts, and the head that a tied model has twice."""
+    """Weights under transformers' names of experts, with the second copy of a tied head."""
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     if not config.num_local_experts:

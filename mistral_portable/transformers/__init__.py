@@ -1,4 +1,5 @@
-"""The names of Hugging Face's documentation, on any backend: what follows its pages runs with one changed import.
+"""Classes and functions under the names of Hugging Face's documentation, on any backend: its examples run here with one
+changed import.
 
 from mistral_portable.transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer, model = AutoTokenizer.from_pretrained("tiny"), AutoModelForCausalLM.from_pretrained("tiny")
@@ -7,7 +8,6 @@ print(tokenizer.batch_decode(model.generate(**ids, max_new_tokens=40), skip_spec
 """
 
 from mistral_portable.transformers.attention_visualizer import AttentionMaskVisualizer
-from mistral_portable.transformers.auto import AutoTokenizer
 from mistral_portable.transformers.auto_model import (
     AutoModel,
     AutoModelForCausalLM,
@@ -15,6 +15,7 @@ from mistral_portable.transformers.auto_model import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from mistral_portable.transformers.auto_tokenizer import AutoTokenizer
 from mistral_portable.transformers.batch_encoding import BatchEncoding
 from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.configuration import MistralConfig
@@ -24,7 +25,6 @@ from mistral_portable.transformers.frameworks.tensorflow import (
     TFMistralForSequenceClassification,
     TFMistralModel,
 )
-from mistral_portable.transformers.lengths import PaddingStrategy, TruncationStrategy
 from mistral_portable.transformers.modeling import (
     MistralForCausalLM,
     MistralForQuestionAnswering,
@@ -33,6 +33,7 @@ from mistral_portable.transformers.modeling import (
     MistralModel,
 )
 from mistral_portable.transformers.options import BitsAndBytesConfig
+from mistral_portable.transformers.padding import PaddingStrategy, TruncationStrategy
 from mistral_portable.transformers.pipelines import TextGenerationPipeline, pipeline
 from mistral_portable.transformers.pretrained_model import MistralPreTrainedModel
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer

@@ -1,4 +1,4 @@
-"""Arrays of the user's library: NumPy, torch, MLX, JAX, TensorFlow; each in, the same out. None is imported here."""
+"""Arrays of the caller's library: NumPy, torch, MLX, JAX or TensorFlow, none of which is imported here."""
 
 import sys
 from collections.abc import Callable
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from mistral_portable.errors import InputError
 
-__all__ = ["Library", "as_numpy", "integers", "library_of", "truth"]
+__all__ = ["Library", "as_numpy", "checked_bool", "integers", "library_of"]
 
 
 @dataclass(frozen=True)
 class Library:
-    """make: an array of it from NumPy's, without a copy where the library can share memory."""
+    """An array library. make: turns a NumPy array into the library's, without a copy where they can share memory."""
 
     name: str
     make: Callable[[NDArray[Any]], Any]
 
 
 def library_of(*arrays: Any) -> Library:
-    """Of the first of these that belongs to one; NumPy for lists and numbers."""
+    """The library of the first array that belongs to one; NumPy if all are lists and numbers."""
     for array in arrays:
         name = type(array).__module__.partition(".")[0]
         if name == "torch":
@@ -37,7 +37,7 @@ def library_of(*arrays: Any) -> Library:
 
 
 def integers(name: str, array: Any, shape: tuple[int, ...] | None = None) -> NDArray[np.int64]:
-    """Whole numbers, of that shape if one is given. Raises InputError, which says `name`."""
+    """The array as int64. Raises InputError, naming `name`, if it holds no integers or its shape is not `shape`."""
     found = as_numpy(name, array)
     if found.dtype.kind not in "iub":
         raise InputError(f"{name} is {found.dtype}: pass integers")
@@ -46,25 +46,28 @@ def integers(name: str, array: Any, shape: tuple[int, ...] | None = None) -> NDA
     return found.astype(np.int64)
 
 
-def truth(name: str, value: Any) -> bool:
-    """A truth value. Raises InputError, which says `name`, for what is none."""
+def checked_bool(name: str, value: Any) -> bool:
+    """The value as a bool. Raises InputError, naming `name`, if it is not a bool."""
     if not isinstance(value, bool | np.bool_):
         raise InputError(f"{name} is a {type(value).__name__}: pass True or False")
     return bool(value)
 
 
 def as_numpy(name: str, array: Any, dims: int | None = None) -> NDArray[Any]:
-    """A NumPy array of anything that is like one. Raises InputError, which says `name`, if it has not `dims` axes."""
+    """Convert an array of any library, or nested lists, to NumPy; bfloat16 becomes float32.
+
+    Raises InputError, naming `name`, if rows differ in length or the array does not have `dims` axes.
+    """
     if type(array).__module__.partition(".")[0] == "torch":
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()
-    elif str(getattr(array, "dtype", "")) == "mlx.core.bfloat16":  # NumPy has no such type
+    elif str(getattr(array, "dtype", "")) == "mlx.core.bfloat16":  # NumPy has no bfloat16
         array = array.astype(sys.modules["mlx.core"].float32)
     try:
         found = np.asarray(array)
     except ValueError as error:
         raise InputError(f"{name}: rows of different lengths: pad them, as the tokenizer does") from error
-    if found.dtype.name == "bfloat16":  # of JAX and TensorFlow, as a type that is none of NumPy's
+    if found.dtype.name == "bfloat16":  # JAX and TensorFlow register a dtype that NumPy's functions do not know
         found = found.astype(np.float32)
     if dims is not None and found.ndim != dims:
         raise InputError(f"{name} has the shape {list(found.shape)}: pass {dims} axes")

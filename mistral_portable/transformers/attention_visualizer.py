@@ -1,4 +1,4 @@
-"""AttentionMaskVisualizer: which tokens of a text see which, as a grid of characters or a picture."""
+"""AttentionMaskVisualizer: shows which tokens of a text attend to which, as a grid of characters or a picture."""
 
 from html import escape
 from pathlib import Path
@@ -17,9 +17,12 @@ _CELL = 18  # pixels of a picture
 
 
 def grid(words: list[str], window: Window) -> str:
-    """Rows are queries, columns keys: ■ seen (green: itself), ⬚ hidden; in a second panel with the window.
+    """Draw queries as rows and keys as columns: ■ visible (green: the query itself), ⬚ hidden.
 
-    As transformers' `generate_attention_matrix_from_mask` prints it. Of three words, window 2, without the headers:
+    A second panel applies the window, if there is one. The format is that of transformers'
+    `generate_attention_matrix_from_mask`.
+
+    Example, three words and window 2, without the headers:
 
         'a':  0 ■ ⬚ ⬚    |    ■ ⬚ ⬚
         'b':  1 ■ ■ ⬚    |    ■ ■ ⬚
@@ -40,10 +43,10 @@ def grid(words: list[str], window: Window) -> str:
 
 
 class AttentionMaskVisualizer:
-    """Of a checkpoint's tokenizer and window. Only its files' headers are read."""
+    """Draws the attention mask of a text for a checkpoint's tokenizer and windows; no weights are read."""
 
     def __init__(self, model_name: str | Path) -> None:
-        """As for `from_pretrained`. Raises InputError if there is no tokenizer."""
+        """Open a checkpoint; model_name: see `from_pretrained`. Raises InputError if it has no tokenizer."""
         checkpoint = open_checkpoint(model_name)
         if checkpoint.tokenizer is None:
             raise InputError(
@@ -54,11 +57,11 @@ class AttentionMaskVisualizer:
         self._name = str(model_name)
 
     def __call__(self, input_sentence: str, suffix: str = "") -> None:
-        """Print the grid of a text. `suffix` is for models that see, which Mistral is not: it must be empty."""
+        """Print the grid of a text. suffix: for models that read images; must be empty here."""
         print(self.text(input_sentence, suffix))
 
     def text(self, input_sentence: str, suffix: str = "") -> str:
-        """The grid, for a terminal with colours; layers whose windows differ have one each."""
+        """The grid of a text, with ANSI colours; one grid for each different window of the layers."""
         if suffix:
             raise InputError(f"suffix={suffix!r} is for models that see images: leave it out")
         words = self._words(input_sentence)
@@ -67,7 +70,11 @@ class AttentionMaskVisualizer:
         return "\n".join([title, *(grid(words, window) for window in windows)])
 
     def save(self, input_sentence: str, path: str | Path) -> None:
-        """Write a picture, .svg or .png, a panel for each window of the model's layers."""
+        """Write a picture with one panel for each different window of the layers.
+
+        path: a name that ends in .svg or .png. Raises InputError for another ending, an empty text or a path that
+        cannot be written.
+        """
         path = Path(path)
         words, windows = self._words(input_sentence), list(dict.fromkeys(self.config.layer_windows))
         if path.suffix not in (".svg", ".png"):
@@ -100,7 +107,7 @@ def _colour(query: int, key: int, window: Window) -> str:
 
 
 def _panels(words: list[str], windows: list[Window]) -> tuple[int, list[tuple[int, str, Window]]]:
-    """The width of the words' column, and of each panel: where it begins, its title, its window."""
+    """The width of the words' column in pixels, and for each panel its left edge, title and window."""
     label, side = 8 * max(len(repr(word)) for word in words) + 16, len(words) * _CELL
     titles = ["plain causal" if window is None else f"window {window}" for window in windows]
     return label, [

@@ -1,4 +1,4 @@
-"""AutoModelForCausalLM and its kin: there is one class for each head, so these are other names for them."""
+"""AutoModel and AutoModelFor...: other names for the models, as there is one class for each head."""
 
 from mistral_portable.transformers.modeling import (
     MistralForCausalLM,

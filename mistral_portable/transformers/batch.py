@@ -1,4 +1,4 @@
-"""Padded batches at the edge, ragged ones inside: which columns of [B, T] are tokens, and back."""
+"""Batch: a padded batch [B, T] as ragged rows of tokens and the columns that they come from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ __all__ = ["Batch", "read_batch"]
 
 @dataclass(frozen=True)
 class Batch:
-    """shape: (B, T). tokens: of each row the ids that are no padding. columns: where each of them stands in the row.
-    embeds: float32 [B, T, hidden_size], rows in place of tokens, which then mean nothing.
+    """A padded batch without its padding.
+
+    shape: (B, T). tokens: for each row the ids that are not padding. columns: for each row their columns in 0 .. T - 1.
+    embeds: float32 [B, T, hidden_size] in place of the tokens' embeddings; the ids are then 0.
 
     Example: ids [[0, 0, 7, 8], [5, 6, 7, 8]] with the mask [[0, 0, 1, 1], [1, 1, 1, 1]] are the tokens [7, 8] in the
     columns [2, 3], and [5, 6, 7, 8] in [0, 1, 2, 3].
@@ -29,14 +31,14 @@ class Batch:
 
     @property
     def kept(self) -> NDArray[np.bool_]:
-        """[B, T]: what is no padding."""
+        """bool [B, T]: False at padding."""
         kept = np.zeros(self.shape, np.bool_)
         for row, columns in zip(kept, self.columns, strict=True):
             row[columns] = True
         return kept
 
     def take(self, rows: Sequence[int]) -> "Batch":
-        """These rows alone."""
+        """A batch of these rows."""
         embeds = None if self.embeds is None else self.embeds[rows]
         tokens, columns = [self.tokens[row] for row in rows], [self.columns[row] for row in rows]
         return Batch((len(rows), self.shape[1]), tokens, columns, embeds)
@@ -50,15 +52,15 @@ def read_batch(
     past_length: int,
     config: MistralConfig,
 ) -> Batch:
-    """The tokens of ids [B, T] behind `past_length` columns of the same rows, of which `past` are tokens.
+    """Check the inputs of a call and remove the padding.
 
-    inputs: the ids, or floats [B, T, hidden_size] in place of their embeddings.
+    inputs: ids, integers [B, T], or floats [B, T, hidden_size] in place of their embeddings.
+    attention_mask: 1 keep, 0 padding; [B, T], or [B, past_length + T], which must mask the past columns as they were.
+    position_ids: [B, T] or [1, T]; those of tokens must be consecutive, from the row's last token on.
+    past, past_length: the columns of a cache: for each row those that hold tokens, and how many there are.
 
-    attention_mask: 1 keep, 0 masked, [B, past_length + T], or [B, T]: what is past is known, and must be masked as it
-    was. position_ids [B, T] or [1, T]: of tokens they must count on, from those before.
-
-    Raises InputError for other shapes and types, ids outside the vocabulary, a mask of more than two dimensions or with
-    other values, and positions with gaps.
+    Raises InputError for other shapes and dtypes, ids outside the vocabulary, a mask with other values than 0 and 1 or
+    another past, and positions with gaps.
     """
     embeds = _read_embeds(inputs, config.hidden_size) if inputs.ndim == 3 else None
     ids = np.zeros(inputs.shape[:2], np.int64) if embeds is not None else _read_ids(inputs, config.vocab_size)
@@ -106,7 +108,7 @@ def _read_embeds(embeds: NDArray[Any], hidden_size: int) -> NDArray[np.float32]:
 def _require_consecutive(
     positions: NDArray[Any], columns: Sequence[NDArray[np.intp]], past: Sequence[NDArray[np.intp]], past_length: int
 ) -> None:
-    """Counted from 0 or, as if padding counted, by columns."""
+    """Raise InputError unless tokens are counted from the row's last token on, or by columns, padding included."""
     for row, some, before in zip(positions, columns, past, strict=True):
         found = row[some].astype(np.int64)
         begins = {len(before), past_length + int(some[0])} if len(some) else set()

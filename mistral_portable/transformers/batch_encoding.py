@@ -1,4 +1,4 @@
-"""What a tokenizer returns: names to lists or arrays, usable as `model(**inputs)` and `inputs.input_ids`."""
+"""BatchEncoding: the result of a tokenizer, lists or arrays by name, for `model(**inputs)` and `inputs.input_ids`."""
 
 from collections import UserDict
 from collections.abc import Callable
@@ -19,15 +19,12 @@ class BatchEncoding(UserDict[str, Any]):
     >>> inputs.input_ids.shape, inputs.attention_mask[0].tolist()
     ((2, 5), [0, 0, 0, 1, 1])
 
-    Args:
-        data: The entries.
-        tensor_type: "np" (int64 arrays), "pt" (int64 torch tensors), "jax", "tf" (int32, as theirs are) or None: lists,
-            as given.
-        prepend_batch_axis: Whether every entry gets an axis of length 1 in front, if `tensor_type` is given.
+    data: the entries. tensor_type: "np" (int64 arrays), "pt" (int64 torch tensors), "jax" or "tf" (int32, their
+    default), or None: entries stay as they are. prepend_batch_axis: add an axis of length 1 in front of every entry
+    that is converted.
 
-    Raises:
-        ValueError: Rows of different lengths cannot make an array, or there is no such `tensor_type`.
-        ImportError: torch, JAX or TensorFlow, where it is asked for, is not installed.
+    Raises InputError for rows of different lengths and for an unknown `tensor_type`; ImportError if torch, JAX or
+    TensorFlow is requested and not installed.
     """
 
     def __init__(
@@ -37,7 +34,7 @@ class BatchEncoding(UserDict[str, Any]):
         self.convert_to_tensors(tensor_type, prepend_batch_axis)
 
     def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> "BatchEncoding":
-        """Turn every entry into an array of the kind, in place, and return self; see the class."""
+        """Convert every entry to arrays, in place, and return self; arguments and errors as in the class."""
         if tensor_type is None:
             return self
         kind = getattr(tensor_type, "value", tensor_type)
@@ -48,10 +45,9 @@ class BatchEncoding(UserDict[str, Any]):
         return self
 
     def to(self, device: Any, *, non_blocking: bool = False) -> "BatchEncoding":
-        """Move the torch tensors to a device, in place, and return self; lists and NumPy's arrays stay as they are.
+        """Move torch tensors to a device, in place, and return self; other entries stay as they are.
 
-        Raises:
-            TypeError: `device` is something else, such as a dtype: ids stay integers.
+        Raises TypeError if `device` is something else, such as a dtype: ids stay integers.
         """
         if not isinstance(device, str | int) and type(device).__name__ != "device":
             raise TypeError(f"{device!r} is no device; pass a torch.device, or its name or index")
@@ -61,7 +57,7 @@ class BatchEncoding(UserDict[str, Any]):
         return self
 
     def __getitem__(self, item: Any) -> Any:
-        """The entry of this name, or for a slice these rows of all entries."""
+        """The entry of this name; for a slice, these rows of all entries as a dictionary."""
         if isinstance(item, slice):
             return {name: value[item] for name, value in self.data.items()}
         return self.data[item]
@@ -74,7 +70,7 @@ class BatchEncoding(UserDict[str, Any]):
 
 
 def tensor_kind(value: Any) -> str | None:
-    """ "np", "pt", "jax" or "tf" for an array, or a list of arrays; else None. Imports no framework."""
+    """The library of an array or of a list of arrays: "np", "pt", "jax" or "tf"; None for others. Imports none."""
     if isinstance(value, list | tuple) and value:
         return tensor_kind(value[0])
     if isinstance(value, np.ndarray):
@@ -83,7 +79,7 @@ def tensor_kind(value: Any) -> str | None:
 
 
 def to_lists(value: Any) -> Any:
-    """Arrays and tensors as (nested) lists of Python numbers; everything else as it is."""
+    """Convert arrays and tensors to nested lists of Python numbers; other values stay as they are."""
     if isinstance(value, list | tuple):
         return [to_lists(part) for part in value]
     if tensor_kind(value) == "tf":

@@ -1,4 +1,4 @@
-"""A conversation as transformers passes it, turned into mistral-common's ids."""
+"""Token ids of a conversation, by mistral-common's chat templates."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ UNREADABLE = ("image", "image_url", "audio", "audio_url", "input_audio")
 
 
 def is_batch(conversation: Any) -> bool:
-    """Whether it is a list of conversations, and not one. Raises ValueError if it is empty or neither."""
+    """Whether this is a list of conversations rather than one. Raises InputError if it is empty or no list."""
     if not isinstance(conversation, list | tuple) or not conversation:
         raise InputError(f"the conversation is {conversation!r:.80}; pass a list of messages")
     return isinstance(conversation[0], list | tuple)
@@ -22,7 +22,11 @@ def is_batch(conversation: Any) -> bool:
 def chat_ids(
     tokenizer: Tokenizer, messages: Sequence[Any], tools: Sequence[Any] | None, continue_final_message: bool
 ) -> list[int]:
-    """The ids of a conversation; see `MistralCommonTokenizer.apply_chat_template`."""
+    """Encode a conversation; see `MistralCommonTokenizer.apply_chat_template` for the arguments.
+
+    Raises InputError for malformed messages and tools, and for a model whose template is not Mistral's;
+    MistralCommonException where the template forbids the conversation.
+    """
     from mistral_common.exceptions import MistralCommonException
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
@@ -37,7 +41,7 @@ def chat_ids(
             checked, checked_tools, continue_final_message
         )
         return list(tokenizer.mistral.encode_chat_completion(request).tokens)
-    except MistralCommonException as error:  # as in transformers, which lets it through
+    except MistralCommonException as error:  # transformers lets it through, too
         if "\n" in str(error):
             raise type(error)(one_line(error)) from error
         raise

@@ -1,4 +1,4 @@
-"""MistralConfig as Hugging Face's documentation has it: attributes that may be set, and keys that nobody knows kept."""
+"""MistralConfig with the interface of transformers: attributes that may be set, unknown keys kept."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from mistral_portable.weights import open_checkpoint
 
 __all__ = ["MistralConfig", "known_fields"]
 
-_SPELLED_OTHERWISE = ("yarn", "query_scale")  # in `rope_parameters`
+_SPELLED_OTHERWISE = ("yarn", "query_scale")  # transformers has them in `rope_parameters`
 _DEFAULTS: dict[str, Any] = {
     field.name: field.default
     for field in fields(native.MistralConfig)
@@ -25,15 +25,16 @@ _OURS = {
     "output_hidden_states": False,
     "return_dict": True,
 }
-"""What only models with heads, or calls, ask for; in a `config.json` only where it differs."""
+"""Fields that only heads and calls use, with their defaults; written to a `config.json` only where they differ."""
 
 
 class MistralConfig:
-    """The numbers that define a model, with transformers' names and defaults; other keyword arguments are kept.
+    """The fields that define a model, with transformers' names and defaults; unknown keyword arguments are kept.
 
     Example: `MistralConfig(num_hidden_layers=2, note="mine").to_dict()["note"]` is "mine".
 
-    Raises ConfigError, naming the field, for impossible values; those that are set later are checked by the model.
+    Raises ConfigError, naming the field, for impossible values. Fields that are set afterwards are checked when a
+    model is made.
     """
 
     model_type = "mistral"
@@ -58,7 +59,7 @@ class MistralConfig:
             self.rope_parameters = {name: value for name, value in rope.items() if name != "rope_theta"}
 
     def __getattr__(self, name: str) -> Any:
-        """Of what has not been set."""
+        """Raise AttributeError: the field has not been set."""
         raise AttributeError(f"MistralConfig has no {name!r}")
 
     def __eq__(self, other: object) -> bool:
@@ -70,30 +71,32 @@ class MistralConfig:
         return f"MistralConfig {self.to_json_string()}"
 
     def native(self) -> native.MistralConfig:
-        """The config that the graph is built from. Raises ConfigError."""
+        """The config that the graph is built from. Raises ConfigError for impossible values."""
         return native.MistralConfig.from_dict({k: v for k, v in self.__dict__.items() if k not in _OURS})
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys of a `config.json`."""
+        """The fields under the keys of a `config.json`."""
         own = {name: getattr(self, name) for name, usual in _OURS.items() if getattr(self, name) != usual}
         return {"model_type": self.model_type, **self.native().to_dict(), **own}
 
     def to_json_string(self) -> str:
+        """The fields as the text of a `config.json`, sorted by name."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "MistralConfig":
+        """Make a config from the keys of a `config.json`. Raises ConfigError, naming the field."""
         ours = {name: data[name] for name in _OURS if name in data}
         read = native.MistralConfig.from_dict({k: v for k, v in data.items() if k not in _OURS}).to_dict()
         return cls(**read, **ours)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **changed: Any) -> "MistralConfig":
-        """Of a checkpoint, in any format that this library reads; `changed`: fields that get another value."""
+        """Read the config of a checkpoint in any format of this library. changed: fields that get another value."""
         return cls.from_dict({**open_checkpoint(name).config.to_dict(), **changed})
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json`."""
+        """Write `config.json` into a folder, which is made if needed. Raises ConfigError if it cannot be written."""
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +106,7 @@ class MistralConfig:
 
 
 def known_fields(changed: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that give fields of a config another value. Raises ConfigError for those that are none."""
+    """The arguments as fields that get another value. Raises ConfigError if one is not a field of a config."""
     fields = vars(MistralConfig())
     if unknown := sorted(changed.keys() - fields.keys()):
         raise ConfigError(f"{unknown[0]}={changed[unknown[0]]!r:.40}: no argument, and no field of the config")
@@ -111,7 +114,7 @@ def known_fields(changed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """torch.float16 and np.float16 as "float16"; other things as they are."""
+    """torch.float16 and np.float16 become "float16"; other values stay as they are."""
     if type(value).__module__ == "torch" or isinstance(value, type):
         return getattr(value, "__name__", str(value)).removeprefix("torch.")
     return value

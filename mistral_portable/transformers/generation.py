@@ -1,4 +1,4 @@
-"""generate(): continue the rows of a padded batch, each as if it were alone."""
+"""generate(): continues the rows of a padded batch; each row gets the tokens that it would get alone."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,19 +13,19 @@ from mistral_portable.transformers.batch import Batch
 from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.decoder import Decoder
 
-__all__ = ["continued", "sampling_params"]
+__all__ = ["continue_rows", "sampling_params"]
 
 _INERT = {"num_beams": 1, "num_beam_groups": 1, "use_cache": True, "length_penalty": 1.0, "penalty_alpha": None}
-"""Arguments of transformers' generate that change nothing with this value, which is the only one here."""
+"""Arguments of transformers' generate that are accepted with this value only, which has no effect."""
 
 
 def sampling_params(
     do_sample: bool | None, max_new_tokens: int, seed: int | None, rules: dict[str, Any]
 ) -> SamplingParams:
-    """transformers' arguments as sampling settings; `rules`: the rest, such as temperature.
+    """Translate transformers' arguments to sampling parameters. rules: the other arguments, such as temperature.
 
     Without do_sample generation is greedy, whatever temperature says, as in transformers. top_k is 50 by default.
-    Raises InputError, which names it, for an argument that is not supported, or of the wrong type or range.
+    Raises InputError, naming the argument, for one that is not supported, or of the wrong type or range.
     """
     if not isinstance(do_sample, bool | np.bool_ | None):
         raise InputError(f"do_sample is a {type(do_sample).__name__}: pass True or False")
@@ -39,18 +39,20 @@ def sampling_params(
     return params if do_sample else replace(params, temperature=0.0)
 
 
-def continued(
+def continue_rows(
     decoder: Decoder, batch: Batch, params: SamplingParams, ends: Sequence[int], pad: int
 ) -> NDArray[np.int64]:
-    """The tokens that follow, int64 [B, up to max_tokens], with `pad` behind a row's end (one of `ends`).
+    """Generate up to `params.max_tokens` tokens for each row: int64 [B, tokens of the longest answer].
 
-    Each row has a sampler; with a seed, row r has seed + r. Of more rows than there are lanes some wait for others.
+    ends: ids that end a row, which is then filled with `pad`. Each row has its own sampler; with a seed, row r has
+    seed + r. More rows than lanes run in turns. Raises InputError for a row without tokens and for more tokens than
+    max_position_embeddings, NumericsError for logits that are NaN or infinite, and the errors of `Decoder.run`.
     """
     rows, count = batch.shape[0], params.max_tokens or 0
     if empty := [row for row, tokens in enumerate(batch.tokens) if not tokens]:
         raise InputError(f"row {empty[0]} of input_ids is all padding: give it at least one token")
     longest = max(len(tokens) for tokens in batch.tokens)
-    if longest + count > decoder.config.max_position_embeddings + 1:  # the last token is not read any more
+    if longest + count > decoder.config.max_position_embeddings + 1:  # the last token is returned without being read
         raise InputError(
             f"{longest} + {count} tokens exceed max_position_embeddings={decoder.config.max_position_embeddings}: "
             "set max_new_tokens"
@@ -61,12 +63,12 @@ def continued(
     for some in decoder.turns(range(rows)):
         with decoder.turn, decoder.temporary_cache(len(some)) as cache:
             own = [samplers[row] for row in some]
-            parts.append(_continued(decoder, cache, batch.take(some), own, count, ends, pad))
+            parts.append(_continue_group(decoder, cache, batch.take(some), own, count, ends, pad))
     width = max(part.shape[1] for part in parts)
     return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=pad) for part in parts])
 
 
-def _continued(
+def _continue_group(
     decoder: Decoder,
     cache: Cache,
     batch: Batch,
@@ -75,7 +77,7 @@ def _continued(
     ends: Sequence[int],
     pad: int,
 ) -> NDArray[np.int64]:
-    """`count` tokens at most of rows that each have a lane of the empty cache."""
+    """Generate at most `count` tokens for rows that have a lane each in the empty cache."""
     rows = batch.shape[0]
     out = np.full((rows, count), pad, np.int64)
     going = list(range(rows))
@@ -95,7 +97,7 @@ def _continued(
 
 
 def _next(tokens: NDArray[np.int64], going: Sequence[int]) -> Batch:
-    """One token for each row that goes on."""
+    """The next step's batch: one token for each unfinished row, padding for the others."""
     rows = range(len(tokens))
     none = np.zeros(0, np.intp)
     return Batch(

@@ -1,4 +1,4 @@
-"""Losses of labels, in float32, as transformers computes them (`loss_utils.py`); nothing here has a gradient."""
+"""Losses, float32, computed like transformers' `loss_utils.py`; without gradients."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,18 +34,23 @@ def cross_entropy(logits: Floats, labels: Labels, ignored: int = IGNORED) -> np.
 
 
 def causal_lm(logits: Floats, labels: Labels) -> np.float32:
-    """logits [B, T, V], labels [B, T]: what is behind token t is compared with label t + 1."""
+    """Cross entropy of next tokens: the logits at column t against label t + 1. logits: [B, T, V]. labels: [B, T].
+
+    Raises InputError for a label outside 0 .. V - 1 other than IGNORED.
+    """
     return cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
 
 
 def sequence_classification(logits: Floats, labels: NDArray[np.generic], problem_type: str) -> np.float32:
-    """logits: [B, num_labels].
+    """The loss of a classification of whole rows. logits: [B, num_labels].
 
     | problem_type | labels | loss |
     |---|---|---|
     | regression | like the logits; [B] if there is one label | mean squared error |
     | single_label_classification | integers [B] | cross entropy |
     | multi_label_classification | 0 or 1, like the logits | mean binary cross entropy |
+
+    Raises InputError for another problem_type, and for labels of another shape or dtype.
     """
     if problem_type not in _PROBLEMS:
         raise InputError(f"problem_type={problem_type!r}: choose one of {', '.join(_PROBLEMS)}")
@@ -67,9 +72,10 @@ def sequence_classification(logits: Floats, labels: NDArray[np.generic], problem
 
 
 def question_answering(start: Floats, end: Floats, starts: Labels, ends: Labels, kept: NDArray[np.bool_]) -> np.float32:
-    """start, end: logits [B, T]. starts, ends: positions [B], those from T on (or below 0: as 0) do not count.
+    """The mean of the cross entropies of an answer's first and last token.
 
-    kept: [B, T], what is no padding: nothing else may be the answer, and labels there do not count.
+    start, end: logits [B, T]. starts, ends: positions [B]; those from T on do not count, negative ones are taken as 0.
+    kept: bool [B, T], False at padding, which is no candidate; labels at padding do not count.
     """
     length, rows = start.shape[1], np.arange(len(start))
     found = []

@@ -1,4 +1,4 @@
-"""The classes of Hugging Face's documentation, on any backend, for inference."""
+"""The documented models: a decoder with one of five heads, on any backend, for inference."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from mistral_portable.transformers import losses
 from mistral_portable.transformers.arrays import as_numpy, integers, library_of
 from mistral_portable.transformers.batch import read_batch
 from mistral_portable.transformers.cache import Cache
-from mistral_portable.transformers.generation import continued, sampling_params
+from mistral_portable.transformers.generation import continue_rows, sampling_params
 from mistral_portable.transformers.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class MistralModel(MistralPreTrainedModel):
-    """The decoder without a head: last_hidden_state."""
+    """The decoder without a head; returns last_hidden_state."""
 
     def forward(
         self,
@@ -46,7 +46,7 @@ class MistralModel(MistralPreTrainedModel):
         return_dict: bool | None = None,
         cache_position: Any = None,
     ) -> Any:
-        """BaseModelOutputWithPast; see MistralPreTrainedModel."""
+        """Run the model; arguments and errors as in MistralPreTrainedModel. Returns BaseModelOutputWithPast."""
         exposed = self._exposed(output_hidden_states, output_attentions)
         result = self._run(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, exposed, cache_position
@@ -56,7 +56,7 @@ class MistralModel(MistralPreTrainedModel):
 
 
 class MistralForCausalLM(MistralPreTrainedModel):
-    """The decoder with its LM head: logits, and the loss of labels."""
+    """The decoder with its LM head; returns logits, and the loss of labels."""
 
     head: ClassVar[str] = "causal_lm"
 
@@ -119,17 +119,17 @@ class MistralForCausalLM(MistralPreTrainedModel):
         seed: int | None = None,
         **rules: Any,
     ) -> Any:
-        """Continue each row: int64 [B * num_return_sequences, T + new], rows that end early padded on the right.
+        """Continue each row: int64 [B * num_return_sequences, T + new]; rows that end early are padded on the right.
 
-        inputs (or input_ids): [B, T], padded on either side, with the attention_mask that says so. inputs_embeds:
-        floats [B, T, hidden_size] in their place; the result is then int64 [.., new], without the prompt.
-        max_new_tokens: 20 by default; max_length counts the prompt's columns, too. do_sample: draw, with temperature,
-        top_k (50), top_p, min_p, typical_p; else greedy. repetition_penalty: of tokens in the row. seed:
-        row r draws with seed + r. eos_token_id, pad_token_id: the config's by default; the first end token pads if
-        there is no other.
+        inputs (or input_ids): integers [B, T], with the attention_mask of their padding. inputs_embeds: floats
+        [B, T, hidden_size] in their place; the result is then int64 [B * num_return_sequences, new].
+        max_new_tokens: 20 by default; max_length includes the prompt's columns. do_sample: draw, with temperature,
+        top_k (50), top_p, min_p and typical_p; else greedy. repetition_penalty: for tokens that are in the row. seed:
+        row r draws with seed + r. eos_token_id, pad_token_id: by default the config's; without a padding token, the
+        first end token pads.
 
-        Raises InputError, a ValueError, for what does not fit, and for arguments of transformers' that are not
-        supported.
+        Raises InputError (a ValueError) for arguments that do not fit or are not supported, NumericsError for logits
+        that are NaN or infinite, ClosedError if the model is closed, CapacityError without memory for longer caches.
         """
         given = [prompt for prompt in (inputs, input_ids, inputs_embeds) if prompt is not None]
         if len(given) != 1:
@@ -151,14 +151,14 @@ class MistralForCausalLM(MistralPreTrainedModel):
         own = self.decoder.config.eos_token_ids
         ends = own if eos_token_id is None else integers("eos_token_id", eos_token_id).ravel().tolist()
         pad = self.config.pad_token_id if pad_token_id is None else int(integers("pad_token_id", pad_token_id, ()))
-        after = continued(self.decoder, batch, params, ends, next(iter(ends), 0) if pad is None else pad)
+        after = continue_rows(self.decoder, batch, params, ends, next(iter(ends), 0) if pad is None else pad)
         if inputs_embeds is None:
             after = np.concatenate([prompt.astype(np.int64), after], axis=1)
         return library_of(given[0]).make(after)
 
 
 class MistralForSequenceClassification(MistralPreTrainedModel):
-    """`score` of the rightmost token that is no padding."""
+    """The decoder with a linear layer over the rightmost token of each row that is not padding."""
 
     head: ClassVar[str] = "sequence_classification"
 
@@ -175,10 +175,13 @@ class MistralForSequenceClassification(MistralPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """SequenceClassifierOutputWithPast. labels: [B], or [B, num_labels]; see `losses.sequence_classification`.
+        """Run the model; arguments as in MistralPreTrainedModel. Returns SequenceClassifierOutputWithPast.
 
-        Of each row the rightmost token counts that is not masked, nor config.pad_token_id; without a pad_token_id there
-        may be one row only. Without a config.problem_type the labels decide, and it is set.
+        labels: [B], or [B, num_labels]; see `losses.sequence_classification`. If config.problem_type is None, the
+        labels decide it, and it is set. The token that counts is the rightmost one of a row that is neither masked nor
+        config.pad_token_id.
+
+        Raises InputError for more than one row without a pad_token_id, and as MistralPreTrainedModel does.
         """
         rows = inputs_embeds if input_ids is None else input_ids
         if rows is not None and self.config.pad_token_id is None and np.shape(rows)[:1] not in ((), (1,)):
@@ -200,7 +203,7 @@ class MistralForSequenceClassification(MistralPreTrainedModel):
 
 
 class MistralForTokenClassification(MistralPreTrainedModel):
-    """`score` of every token."""
+    """The decoder with a linear layer over every token."""
 
     head: ClassVar[str] = "token_classification"
 
@@ -217,7 +220,10 @@ class MistralForTokenClassification(MistralPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """TokenClassifierOutput, without a cache. labels: [B, T], -100 where nothing counts."""
+        """Run the model; arguments and errors as in MistralPreTrainedModel. Returns TokenClassifierOutput.
+
+        No cache is returned. labels: integers [B, T]; -100 does not count.
+        """
         exposed = self._exposed(output_hidden_states, output_attentions)
         result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, False, exposed)
         logits = result.outputs["logits"]
@@ -231,7 +237,7 @@ class MistralForTokenClassification(MistralPreTrainedModel):
 
 
 class MistralForQuestionAnswering(MistralPreTrainedModel):
-    """Where an answer begins and ends."""
+    """The decoder with a linear layer for the first and the last token of an answer."""
 
     head: ClassVar[str] = "question_answering"
 
@@ -249,7 +255,11 @@ class MistralForQuestionAnswering(MistralPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """QuestionAnsweringModelOutput, without a cache. start_positions, end_positions: [B]; the loss needs both."""
+        """Run the model; arguments and errors as in MistralPreTrainedModel. Returns QuestionAnsweringModelOutput.
+
+        No cache is returned. start_positions, end_positions: columns [B] of the answer's first and last token; the loss
+        needs both.
+        """
         exposed = self._exposed(output_hidden_states, output_attentions)
         result = self._run(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, False, exposed)
         start, end = np.moveaxis(result.outputs["logits"], -1, 0)

@@ -1,4 +1,4 @@
-"""dtype, device_map, attn_implementation and quantization_config, as transformers spells them, for a backend."""
+"""Arguments of transformers (dtype, device_map, attn_implementation, quantization_config) as options of a backend."""
 
 import warnings
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ _HALF = ("float16", "bfloat16")
 
 @dataclass
 class BitsAndBytesConfig:
-    """How float weights are quantized as they are read, under bitsandbytes' documented names.
+    """The type that float weights are quantized to as they are read, under bitsandbytes' documented names.
 
-    The backend torch has these types. The others have ggml's of as many bits: q4_0 for 4, q8_0 for 8.
-    bnb_4bit_compute_dtype: of the arithmetic, "torch.float16" or the dtype itself; the model's if None.
-    bnb_4bit_use_double_quant and llm_int8_threshold change nothing here: scales stay as they are, and so do outliers.
+    The backend torch has these types. Other backends take ggml's of as many bits: q4_0 for 4, q8_0 for 8.
+    bnb_4bit_compute_dtype: the dtype of the arithmetic, such as "torch.float16" or the dtype itself; None: the model's.
+    bnb_4bit_use_double_quant and llm_int8_threshold have no effect: scales are not quantized, outliers not kept apart.
 
-    Raises InputError for both widths, or another type than "fp4" and "nf4".
+    Raises InputError if both widths are set, and for a 4-bit type other than "fp4" and "nf4".
     """
 
     load_in_8bit: bool = False
@@ -40,7 +40,7 @@ class BitsAndBytesConfig:
 
     @property
     def type(self) -> str | None:
-        """The type of the backend torch; None if nothing is quantized."""
+        """The backend torch's name of the type: "int8", "fp4" or "nf4"; None if nothing is quantized."""
         return "int8" if self.load_in_8bit else self.bnb_4bit_quant_type if self.load_in_4bit else None
 
 
@@ -108,9 +108,8 @@ def _quantization(given: Any) -> BitsAndBytesConfig | None:
 
 
 def dtype_name(dtype: Any) -> str | None:
-    """torch.float16, np.float16, jax.numpy.float16, "torch.float16" and "float16" as the last one; "auto" is None.
-
-    Raises InputError for others.
+    """The name of a float type: torch.float16, np.float16, jax.numpy.float16, "torch.float16" and "float16" all become
+    "float16"; None and "auto" become None. Raises InputError for other types.
     """
     if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         return None

@@ -1,4 +1,4 @@
-"""What models return: attributes, which are also items by name and by place; None is left out of places."""
+"""Outputs of the models: dataclasses whose fields are also items, by name and by index."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -17,21 +17,26 @@ __all__ = [
 
 
 class ModelOutput:
-    """`output.logits`, `output["logits"]`, `output[0]` (the first that is not None), `output.to_tuple()`."""
+    """Base of all outputs. Fields that are None are left out of keys and indices.
+
+    Example: `output.logits`, `output["logits"]` and, if there is no loss, `output[0]` are the same.
+    """
 
     def keys(self) -> tuple[str, ...]:
-        """Names of what is not None, in order."""
+        """The names of the fields that are not None, in order."""
         names = (field.name for field in fields(self))  # type: ignore[arg-type]  # the subclasses are dataclasses
         return tuple(name for name in names if getattr(self, name) is not None)
 
     def values(self) -> tuple[Any, ...]:
+        """The fields that are not None, in order."""
         return tuple(getattr(self, name) for name in self.keys())
 
     def items(self) -> tuple[tuple[str, Any], ...]:
+        """Names and values of the fields that are not None, in order."""
         return tuple((name, getattr(self, name)) for name in self.keys())
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """All that is not None: what a call with `return_dict=False` returns."""
+        """The fields that are not None: the result of a call with `return_dict=False`."""
         return self.values()
 
     def __getitem__(self, key: str | int | slice) -> Any:
@@ -53,8 +58,12 @@ class ModelOutput:
 
 @dataclass
 class BaseModelOutputWithPast(ModelOutput):
-    """last_hidden_state: [B, T, hidden_size], after the final norm. hidden_states: L + 1 arrays like it, the embeddings
-    first, the last one normed. attentions: L arrays [B, heads, T, keys]."""
+    """The output of MistralModel.
+
+    last_hidden_state: float32 [B, T, hidden_size], after the final norm. hidden_states: L + 1 arrays of that shape: the
+    embeddings, then each layer's output, the last one after the final norm. attentions: L arrays [B, heads, T, keys].
+    past_key_values: the Cache. The other outputs have these fields, too.
+    """
 
     last_hidden_state: Any = None
     past_key_values: Any = None
@@ -64,7 +73,7 @@ class BaseModelOutputWithPast(ModelOutput):
 
 @dataclass
 class CausalLMOutputWithPast(ModelOutput):
-    """loss: of the labels. logits: float32 [B, T, vocab_size], or of the tokens that `logits_to_keep` names."""
+    """The output of MistralForCausalLM. logits: float32 [B, T, vocab_size], or only the columns of `logits_to_keep`."""
 
     loss: Any = None
     logits: Any = None
@@ -75,7 +84,7 @@ class CausalLMOutputWithPast(ModelOutput):
 
 @dataclass
 class SequenceClassifierOutputWithPast(ModelOutput):
-    """logits: [B, num_labels]."""
+    """The output of MistralForSequenceClassification. logits: float32 [B, num_labels]."""
 
     loss: Any = None
     logits: Any = None
@@ -86,7 +95,7 @@ class SequenceClassifierOutputWithPast(ModelOutput):
 
 @dataclass
 class TokenClassifierOutput(ModelOutput):
-    """logits: [B, T, num_labels]."""
+    """The output of MistralForTokenClassification. logits: float32 [B, T, num_labels]."""
 
     loss: Any = None
     logits: Any = None
@@ -96,7 +105,7 @@ class TokenClassifierOutput(ModelOutput):
 
 @dataclass
 class QuestionAnsweringModelOutput(ModelOutput):
-    """start_logits, end_logits: [B, T]."""
+    """The output of MistralForQuestionAnswering. start_logits, end_logits: float32 [B, T]."""
 
     loss: Any = None
     start_logits: Any = None
@@ -107,12 +116,12 @@ class QuestionAnsweringModelOutput(ModelOutput):
 
 @dataclass
 class FlaxBaseModelOutputWithPast(BaseModelOutputWithPast):
-    """past_key_values: arrays by name, if the call had some."""
+    """The output of FlaxMistralModel. past_key_values: arrays by name; None if the call had none."""
 
 
 @dataclass
 class FlaxCausalLMOutputWithCrossAttentions(ModelOutput):
-    """logits: float32 [B, T, vocab_size]. A decoder has no cross_attentions: None."""
+    """The output of FlaxMistralForCausalLM. logits: float32 [B, T, vocab_size]. cross_attentions: always None."""
 
     logits: Any = None
     past_key_values: Any = None

@@ -1,4 +1,4 @@
-"""pipeline("text-generation"): texts and chats in, texts and chats out."""
+"""pipeline("text-generation"): continues texts and answers chats."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,14 +6,14 @@ from typing import Any
 
 from mistral_portable.boundary.registry import select
 from mistral_portable.errors import InputError
-from mistral_portable.transformers.auto import AutoTokenizer
+from mistral_portable.transformers.auto_tokenizer import AutoTokenizer
 from mistral_portable.transformers.modeling import MistralForCausalLM
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
 
 __all__ = ["TextGenerationPipeline", "pipeline"]
 
 _DEFAULTS: dict[str, Any] = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
-"""transformers' own for this task."""
+"""transformers' defaults for this task."""
 
 
 def pipeline(
@@ -26,12 +26,12 @@ def pipeline(
     model_kwargs: Mapping[str, Any] | None = None,
     **loading: Any,
 ) -> "TextGenerationPipeline":
-    """Of a checkpoint, or of a model and its tokenizer.
+    """Make a pipeline from a checkpoint, or from a model and its tokenizer.
 
-    device: a number is that of a CUDA GPU, -1 the CPU; on other backends than torch there is nothing to choose, and 0
-    is taken for what there is. `loading`: of MistralForCausalLM.from_pretrained, such as torch_dtype and backend.
+    device: the number of a CUDA GPU, or -1 for the CPU; a backend without a choice of devices takes 0 for its own.
+    loading: arguments of MistralForCausalLM.from_pretrained, such as torch_dtype and backend.
 
-    Raises InputError for another task than "text-generation", or without a model.
+    Raises InputError for a task other than "text-generation", without a model, or for a model without a tokenizer.
     """
     if task not in (None, "text-generation"):
         raise InputError(f"task={task!r}: only 'text-generation' is there")
@@ -58,21 +58,24 @@ def pipeline(
 
 
 class TextGenerationPipeline:
-    """A call with a text returns `[{"generated_text": text and what follows}]`, with messages
-    `[{"generated_text": messages and the answer as one more}]`; with a list of either, a list of these.
+    """Continues texts and answers chats.
 
-    Messages that end with the assistant's are gone on with: what follows is joined to the last one.
+    A text gives `[{"generated_text": the text and its continuation}]`; messages give `[{"generated_text": the messages
+    and the answer as one more}]`; a list of either gives a list of these. If the last message is the assistant's, it
+    is continued.
     """
 
     task = "text-generation"
 
     def __init__(self, model: MistralForCausalLM, tokenizer: MistralCommonTokenizer) -> None:
+        """Keep a model and its tokenizer; `pipeline` makes both."""
         self.model, self.tokenizer = model, tokenizer
 
     def __call__(self, text_inputs: Any, *, return_full_text: bool = True, **generating: Any) -> Any:
-        """generating: of `generate`; by default 256 tokens at most, drawn at a temperature of 0.7.
+        """Generate from a text, messages, or a list of either.
 
-        return_full_text=False: what follows alone. Raises InputError for what is neither a text nor messages.
+        return_full_text: False leaves out the prompt. generating: arguments of `generate`; by default up to 256 tokens
+        are drawn at a temperature of 0.7. Raises InputError for anything that is neither a text nor messages.
         """
         if _is_one(text_inputs):
             return self._answer(text_inputs, return_full_text, generating)
@@ -84,7 +87,7 @@ class TextGenerationPipeline:
         chat = not isinstance(prompt, str)
         goes_on = chat and prompt[-1].get("role") == "assistant"
         if goes_on and not isinstance(prompt[-1].get("content"), str):
-            raise InputError("the answer that is to be gone on with must be a text")
+            raise InputError("the last message, the assistant's, is to be continued: its content must be a text")
         if chat:
             ids = self.tokenizer.apply_chat_template([*prompt], continue_final_message=goes_on)
         else:
@@ -97,7 +100,7 @@ class TextGenerationPipeline:
 
     def _text(self, prompt: Any, ids: list[int], row: list[int], full: bool, chat: bool, goes_on: bool) -> Any:
         begins = 0 if not chat or goes_on else len(ids)
-        # What is behind the prompt's own text: the first piece of a text would lose its space.
+        # Decoded with the prompt and cut: decoded alone, the first piece would lose its leading space.
         before = self.tokenizer.decode(ids[begins:], skip_special_tokens=True)
         text = self.tokenizer.decode(row[begins:], skip_special_tokens=True)[len(before) :]
         if not full:
@@ -111,7 +114,7 @@ class TextGenerationPipeline:
 
 
 def _is_one(given: Any) -> bool:
-    """Whether it is a text, or messages."""
+    """Whether this is one prompt: a text, or a list of messages."""
     messages = isinstance(given, Sequence) and len(given) > 0 and all(isinstance(item, Mapping) for item in given)
     return isinstance(given, str) or messages
 

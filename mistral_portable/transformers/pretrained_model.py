@@ -1,4 +1,4 @@
-"""MistralPreTrainedModel: how models are made, and what a call of any of them takes and does."""
+"""MistralPreTrainedModel: making, saving and calling the documented models."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,34 +12,36 @@ from mistral_portable.boundary.registry import select
 from mistral_portable.engine.block_maker import block_maker
 from mistral_portable.errors import InputError
 from mistral_portable.graph import build
-from mistral_portable.transformers.arrays import Library, as_numpy, integers, library_of, truth
+from mistral_portable.transformers.arrays import Library, as_numpy, checked_bool, integers, library_of
 from mistral_portable.transformers.batch import Batch, read_batch
 from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.configuration import MistralConfig, known_fields
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES, Decoder, Outputs
-from mistral_portable.transformers.initial import initial_tensors
+from mistral_portable.transformers.initial_weights import initial_tensors
 from mistral_portable.transformers.options import backend_options, ggml_type
 from mistral_portable.transformers.outputs import ModelOutput
-from mistral_portable.transformers.saving import save
+from mistral_portable.transformers.saving import save_model
 from mistral_portable.weights import Tensor, open_checkpoint
 
 __all__ = ["Embedding", "MistralPreTrainedModel", "Result"]
 
 
 class MistralPreTrainedModel:
-    """What the models share: how they are made, and what a call takes.
+    """Base of the documented models.
 
-    A call takes arrays of NumPy, torch, MLX or JAX, or lists, and returns arrays of the same library:
+    A call takes arrays of NumPy, torch, MLX or JAX, or lists, and returns arrays of the same library.
 
-    input_ids: [B, T]; or inputs_embeds: floats [B, T, hidden_size] in place of their embeddings. attention_mask: 1
-    keep, 0 masked, [B, T] or, with a cache, [B, past + T]: padding may be anywhere, each row is as if it were alone.
-    past_key_values: the Cache that an earlier call returned; only the ids that follow are passed. use_cache: return one
-    (by default the config's). output_hidden_states, output_attentions: the config's by default; the first call with one
-    of them reads the weights once more, for a program that shows them. return_dict=False: a tuple. position_ids and
-    cache_position may say what is so anyway.
+    input_ids: integers [B, T]. inputs_embeds: floats [B, T, hidden_size] in place of the ids' embeddings.
+    attention_mask: 1 keep, 0 padding, [B, T] or, with a cache, [B, past + T]. Padding may be anywhere; each row gives
+    what it gives alone, and outputs at padding are 0.
+    past_key_values: the Cache that an earlier call returned; pass only the ids that follow.
+    use_cache: whether to return a cache. output_hidden_states, output_attentions: whether to return them; the first
+    call with either prepares a program that exposes them, which reads the weights again. return_dict: False for a
+    tuple. Where these are None the config's fields apply.
+    position_ids, cache_position: accepted where they agree with the mask and the cache.
 
-    What is returned where there is padding is 0. Raises InputError, which is a ValueError, for arguments that do not
-    fit, and for a cache to be returned if there are more rows than lanes; without one, rows take turns.
+    Raises InputError (a ValueError) for arguments that do not fit, BusyError if a cache is to be returned and too few
+    lanes are left (calls without a cache run in turns), and the errors of `Decoder.run`.
     """
 
     head: ClassVar[str] = "none"
@@ -53,7 +55,12 @@ class MistralPreTrainedModel:
         options: ExecutorOptions | None = None,
         source: str = "the config",
     ) -> None:
-        """Of a config alone: random weights, normal with its `initializer_range`; norms are 1, biases 0."""
+        """Make a model from a config.
+
+        tensors: the weights by their checkpoint names; None: random ones (see `initial_tensors`). backend: the
+        executor's name; "auto" takes the best one that can run here. source: where the weights are from, for messages.
+        Raises CheckpointError for weights that do not fit, and the errors of `boundary.prepare`.
+        """
         self.config = config
         labels = int(config.num_labels)
         if tensors is None:
@@ -85,12 +92,15 @@ class MistralPreTrainedModel:
         revision: str | None = None,
         **changed: Any,
     ) -> Self:
-        """Of a checkpoint in any format that this library reads: a folder, a file, a hub id, "tiny".
+        """Load a checkpoint in any format that this library reads.
 
-        dtype (older: torch_dtype): "auto" or None for the backend's choice, else a name, or a dtype of NumPy or torch.
-        device_map: "auto", or a device of the backend torch. attn_implementation: of the backend torch;
-        use_flash_attention_2=True is an older name of "flash_attention_2". quantization_config: a BitsAndBytesConfig.
-        `changed`: fields of the config that get another value.
+        name: a folder, a file, a hub id or "tiny". config: replaces the checkpoint's. backend: the executor's name.
+        dtype (older: torch_dtype): a name, or a dtype of NumPy or torch; "auto" or None: the backend's choice.
+        device_map: "auto", or a device of the backend torch. attn_implementation: an attention kernel of the backend
+        torch; use_flash_attention_2=True is an older spelling of "flash_attention_2". quantization_config: a
+        BitsAndBytesConfig. revision: a hub id's. changed: fields of the config that get another value.
+
+        Raises CheckpointError, ConfigError, BackendError, or InputError for arguments that do not fit.
         """
         if config is not None and (changed or not isinstance(config, MistralConfig)):
             raise InputError("config= is a MistralConfig, and has all fields: change them there")
@@ -108,31 +118,33 @@ class MistralPreTrainedModel:
         return cls(read, backend=chosen.name, tensors=checkpoint.tensors, options=options, source=str(checkpoint.path))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and safetensors, for transformers and for `from_pretrained`; packed weights as float32.
+        """Write `config.json` and safetensors, for transformers and for `from_pretrained`.
 
-        Files of these names are replaced when the new ones are complete. Raises CheckpointError if they cannot be.
+        Packed weights become float32. Files of these names are replaced once the new ones are complete. Raises
+        CheckpointError if writing fails, ConfigError for a model that transformers has no class for.
         """
         graph = build(self.config.native(), head=self.head, num_labels=int(self.config.num_labels))
         tensors = {name: self.tensors[name] for name in graph.tensors}
-        save(Path(folder), self.config, type(self).__name__.removeprefix("TF"), tensors)
+        save_model(Path(folder), self.config, type(self).__name__.removeprefix("TF"), tensors)
 
     def get_input_embeddings(self) -> "Embedding":
-        """What gives the `inputs_embeds` of ids: `model.get_input_embeddings()(input_ids)`."""
+        """The embedding table: `model.get_input_embeddings()(input_ids)` gives their `inputs_embeds`."""
         return Embedding(self.tensors["model.embed_tokens.weight"].numpy(np.float32))
 
     def eval(self) -> Self:
-        """As torch's; models here only infer."""
+        """Return the model unchanged, for code that calls it like a torch module; there is no training mode."""
         return self
 
     @property
     def device(self) -> str:
-        """Where it computes, for `.to(model.device)`: "cpu" or, on the backend torch, a device such as "cuda:0"."""
+        """The device, for `.to(model.device)`: "cpu" or, on the backend torch, one such as "cuda:0"."""
         return str(getattr(self.decoder.program, "device", "cpu"))
 
     def to(self, device: Any) -> Self:
-        """As torch's, where the model is already. Raises InputError elsewhere: `from_pretrained(device_map=...)` moves.
+        """Return the model, which must be on the device already.
 
-        "cuda" is where any CUDA device is, and a number that of one.
+        device: "cuda" is any CUDA device, a number one CUDA device. Raises InputError for other devices:
+        `from_pretrained(device_map=...)` chooses one.
         """
         if not isinstance(device, str | int) and type(device).__name__ != "device":
             raise InputError(f"{device!r:.40} is no device; a dtype is chosen as the model is loaded, with dtype=")
@@ -145,14 +157,15 @@ class MistralPreTrainedModel:
         return self.forward(*arguments, **named)
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
+        """Run the model on inputs; each class documents its own arguments and outputs."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Release the executor's threads and memory."""
+        """Release the executor's threads and memory; later calls raise ClosedError."""
         self.decoder.close()
 
     def _exposed(self, output_hidden_states: bool | None, output_attentions: bool | None) -> frozenset[str]:
-        """What is returned besides."""
+        """The outputs to expose besides the result."""
         wanted = {
             HIDDEN_STATES: self._requested("output_hidden_states", output_hidden_states),
             ATTENTIONS: self._requested("output_attentions", output_attentions),
@@ -160,8 +173,8 @@ class MistralPreTrainedModel:
         return frozenset(name for name, requested in wanted.items() if requested)
 
     def _requested(self, name: str, given: bool | None) -> bool:
-        """What the call says, else the config. Raises InputError for what is no truth value."""
-        return truth(name, getattr(self.config, name) if given is None else given)
+        """The call's argument, else the config's field. Raises InputError if it is not a bool."""
+        return checked_bool(name, getattr(self.config, name) if given is None else given)
 
     def _run(
         self,
@@ -206,7 +219,7 @@ class MistralPreTrainedModel:
             outputs = self.decoder.run(batch, past, exposed, rows)
         except BaseException:
             if past is not None and past is not past_key_values:
-                past.close()  # whoever keeps the exception would keep its lanes
+                past.close()  # else a kept exception, whose frames hold the cache, keeps its lanes
             raise
         return Result(library, ids, batch, outputs, past if returned else None, exposed)
 
@@ -215,13 +228,17 @@ class MistralPreTrainedModel:
 
 
 class Embedding:
-    """The embedding table, as torch's module of that name. weight: float32 [vocab_size, hidden_size]."""
+    """The embedding table, called like torch's module of that name."""
 
     def __init__(self, weight: NDArray[np.float32]) -> None:
+        """weight: float32 [vocab_size, hidden_size]."""
         self.weight = weight
 
     def __call__(self, input_ids: Any) -> Any:
-        """ids [B, T] -> float32 [B, T, hidden_size], an array of the same library. Raises InputError: unknown ids."""
+        """Look up ids [B, T]: float32 [B, T, hidden_size], an array of the same library.
+
+        Raises InputError for ids outside the vocabulary.
+        """
         ids, size = integers("input_ids", input_ids), len(self.weight)
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < size:
             raise InputError(f"input_ids: token ids are 0 .. {size - 1}, got {int(ids.min())} .. {int(ids.max())}")
@@ -229,7 +246,7 @@ class Embedding:
 
 
 class Result:
-    """Outputs of a run, in NumPy, and as the user's arrays."""
+    """The outputs of a run, in NumPy and as arrays of the caller's library."""
 
     def __init__(
         self,
@@ -244,10 +261,11 @@ class Result:
         self._library, self._exposed = library, exposed
 
     def make(self, array: Any) -> Any:
+        """The array in the caller's library; None for None."""
         return None if array is None else self._library.make(np.asarray(array))
 
     def series(self, name: str) -> tuple[Any, ...] | None:
-        """`hidden_states` or `attentions`, by layer; None if nobody asked."""
+        """The `hidden_states` or `attentions` of each layer; None if they were not requested."""
         if name not in self._exposed:
             return None
         count = sum(key.startswith(f"{name}.") for key in self.outputs)
@@ -255,11 +273,12 @@ class Result:
 
     @property
     def exposed(self) -> dict[str, Any]:
+        """Hidden states and attentions, as fields of an output."""
         return {name: self.series(name) for name in (HIDDEN_STATES, ATTENTIONS)}
 
 
 def _columns(wanted: Any, length: int) -> list[int] | None:
-    """`logits_to_keep` as columns; None for all."""
+    """The columns that `logits_to_keep` names; None: all. Raises InputError for columns outside the input."""
     if isinstance(wanted, int | np.integer):
         if wanted < 0:
             raise InputError(f"logits_to_keep={wanted} must be 0 (all), or how many of the last, or columns")

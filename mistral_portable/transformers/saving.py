@@ -1,4 +1,4 @@
-"""save_pretrained(): a model as a folder of Hugging Face's format."""
+"""save_pretrained(): writes a model as a folder in Hugging Face's format."""
 
 import json
 import shutil
@@ -13,13 +13,14 @@ from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.transformers.configuration import MistralConfig
 from mistral_portable.weights import DenseTensor, Tensor
 
-__all__ = ["save"]
+__all__ = ["save_model"]
 
 
-def save(folder: Path, config: MistralConfig, architecture: str, tensors: Mapping[str, Tensor]) -> None:
-    """Everything is written beside its place and then renamed: the weights may be mapped from the very files.
+def save_model(folder: Path, config: MistralConfig, architecture: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write `config.json` and safetensors. architecture: the class, such as "MistralForCausalLM".
 
-    Raises ConfigError for what transformers has no class for.
+    Files are written to a staging folder and then renamed, as the weights may be mapped from the files that they
+    replace. Raises ConfigError for a model that transformers has no class for, CheckpointError if writing fails.
     """
     native = config.native()
     if len(set(native.layer_windows)) > 1:
@@ -47,7 +48,7 @@ def save(folder: Path, config: MistralConfig, architecture: str, tensors: Mappin
         new = {path.name for path in staging.iterdir()}
         for file in sorted(new - {"config.json"}):
             (staging / file).replace(folder / file)
-        for path in folder.glob("model*.safetensors*"):  # an index of before would name the weights of before
+        for path in folder.glob("model*.safetensors*"):  # an old index would name the old weights
             if path.name not in new:
                 path.unlink()
         (staging / "config.json").replace(folder / "config.json")

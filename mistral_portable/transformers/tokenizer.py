@@ -1,4 +1,4 @@
-"""MistralCommonTokenizer: the class of transformers 4.56, over mistral-common."""
+"""MistralCommonTokenizer: transformers 4.56's class of this name, over mistral-common."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Self
 
 from mistral_portable.errors import InputError
 from mistral_portable.transformers.chat import chat_ids, is_batch
-from mistral_portable.transformers.encoder import Encoder
-from mistral_portable.transformers.pretrained import find, save, upload
-from mistral_portable.transformers.tokens import refuse
+from mistral_portable.transformers.tokenizer_base import refuse_unknown
+from mistral_portable.transformers.tokenizer_encoding import EncodingTokenizer
+from mistral_portable.transformers.tokenizer_files import find_tokenizer, save_tokenizer, upload_file
 
 __all__ = ["MistralCommonTokenizer"]
 
 
-class MistralCommonTokenizer(Encoder):
+class MistralCommonTokenizer(EncodingTokenizer):
     """A tokenizer with the methods, defaults and refusals of transformers' class of this name.
 
     >>> tokenizer = MistralCommonTokenizer.from_pretrained("tiny")
@@ -24,24 +24,21 @@ class MistralCommonTokenizer(Encoder):
     [[0, 0, 0, 1, 867], [1, 547, 550, 266, 549]]
 
     Text is never searched for special tokens: "<s>" is three characters. There are no pairs of texts, no words split
-    beforehand, no token types and no added tokens. `docs/differences.md` lists what differs from transformers.
+    beforehand, no token types and no added tokens. `docs/differences.md` lists the differences from transformers.
 
-    Args:
-        tokenizer_path: A `tekken.json` or `tokenizer.model*` file, or a tokenizer that `open_checkpoint` found.
-        mode: "test": texts begin with `<s>`, and a chat ends with a message to answer. "finetuning": texts also end
-            with `</s>`, and a chat ends with an answer. (Or mistral-common's `ValidationMode`.)
-        model_max_length: The length for truncation and padding where no `max_length` is given.
-        padding_side, truncation_side: "left" or "right".
-        model_input_names: What calls return; without "attention_mask" they return none.
-        clean_up_tokenization_spaces: Whether decoding drops the spaces before punctuation.
+    tokenizer_path: a `tekken.json` or `tokenizer.model*` file, or a tokenizer that `open_checkpoint` found.
+    mode: "test": texts begin with `<s>`, and a chat ends with a message to answer. "finetuning": texts also end with
+    `</s>`, and a chat ends with an answer. mistral-common's `ValidationMode` is taken, too.
+    model_max_length: the length for truncation and padding where no `max_length` is given.
+    padding_side, truncation_side: "left" or "right".
+    model_input_names: the entries that calls return; without "attention_mask" they return no mask.
+    clean_up_tokenization_spaces: whether decoding removes the spaces before punctuation.
 
-    Attributes:
-        tokenizer: mistral-common's own tokenizer.
-        pad_token_id: `<pad>`; where there is none, that of `<unk>`. It may be set, as may `pad_token`.
+    The attribute `tokenizer` is mistral-common's; `pad_token_id` is the id of `<pad>` or, where there is none, of
+    `<unk>`, and may be set, like `pad_token`.
 
-    Raises:
-        ValueError: Any other argument, or a value that is none.
-        TokenizerError: The file is missing, corrupt or no tokenizer.
+    Raises InputError for an unknown argument and a value out of its range, TokenizerError if the file is missing,
+    corrupt or not a tokenizer.
     """
 
     def apply_chat_template(
@@ -57,26 +54,23 @@ class MistralCommonTokenizer(Encoder):
         return_dict: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """The ids of a conversation, up to where the model answers; of a list of conversations, a list.
+        """Encode a conversation, up to the place where the model answers; a list of conversations gives a list.
 
         >>> tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])  # <s> [INST] Hello [/INST]
         [1, 3, 867, 4]
 
-        Args:
-            conversation: Messages with role and content, in OpenAI's format.
-            tools: JSON schemas of functions, in OpenAI's format.
-            continue_final_message: Whether the last message, an assistant's, is the beginning of the answer.
-            tokenize: False returns a text: to read, not to encode, as no encoding finds the special tokens in it.
-            padding, truncation, max_length, return_tensors: See `__call__`; no effect on a text.
-            return_dict: Whether to return what calls return, in place of the ids alone.
+        conversation: messages with role and content, in OpenAI's format. tools: JSON schemas of functions, in OpenAI's
+        format. continue_final_message: whether the last message, the assistant's, is the beginning of the answer.
+        tokenize: False returns a text to read; encoding it again does not find its special tokens.
+        padding, truncation, max_length, return_tensors: see `__call__`; without effect on a text.
+        return_dict: whether to return a BatchEncoding instead of the ids alone.
 
-        Raises:
-            ValueError: A message or a tool is none, or any other argument is given.
-            MistralCommonException: The template does not allow this order of messages, or what one contains.
+        Raises InputError for malformed messages and tools and for unknown arguments, TypeError for a `truncation` that
+        is not a bool, MistralCommonException where the template forbids the order or the content of the messages.
         """
         if "add_generation_prompt" in kwargs:
             raise InputError("add_generation_prompt is not supported: a chat always ends where the model answers")
-        refuse("apply_chat_template", kwargs)
+        refuse_unknown("apply_chat_template", kwargs)
         if not isinstance(truncation, bool):
             raise TypeError(f"truncation={truncation!r} must be True or False for a chat")
         batched = is_batch(conversation)
@@ -115,22 +109,18 @@ class MistralCommonTokenizer(Encoder):
     ) -> Self:
         """Open a model's tokenizer.
 
-        Args:
-            pretrained_model_name_or_path: A folder with a `tekken.json`, or else the last `tokenizer.model*` by name;
-                a model that brings its own, such as a GGUF file; "owner/name", a repository of the hub, of which only
-                the tokenizer is downloaded; or "tiny", the embedded model.
-            cache_dir, force_download, local_files_only, token, revision: Of the download.
-            mode and others: See the class.
+        pretrained_model_name_or_path: a folder, in which `tekken.json` comes first, then the last `tokenizer.model*` by
+        name; a model that contains its tokenizer, such as a GGUF file; "owner/name", a repository of the hub, from
+        which only the tokenizer is downloaded; or "tiny", the embedded model.
+        cache_dir, force_download, local_files_only, token, revision: arguments of the download. Others: see the class.
 
-        Raises:
-            ValueError: There is no tokenizer, or any other argument is given.
-            CheckpointError: The model or the hub cannot be read.
-            TokenizerError: The tokenizer is corrupt.
+        Raises InputError if there is no tokenizer and for unknown arguments, CheckpointError if the model or the hub
+        cannot be read, TokenizerError if the tokenizer is corrupt.
         """
         if init_inputs:
             raise InputError(f"{init_inputs!r:.80}: pass one name or path, and everything else by name")
-        refuse("from_pretrained", kwargs)
-        source = find(
+        refuse_unknown("from_pretrained", kwargs)
+        source = find_tokenizer(
             pretrained_model_name_or_path,
             revision,
             cache_dir=cache_dir,
@@ -162,21 +152,19 @@ class MistralCommonTokenizer(Encoder):
     ) -> tuple[str, ...]:
         """Copy the tokenizer's file into a folder, from which `from_pretrained` makes an equal tokenizer.
 
-        Args:
-            save_directory: The folder; it is made if need be.
-            push_to_hub: Whether to upload the file to the hub as well.
-            repo_id, repo_url, organization: Where to: by name, by address, or the folder's name; in an organization.
-            token, commit_message, private: See `push_to_hub`.
+        Returns the path of the file, as a tuple of one. save_directory: the folder, which is made if needed.
+        push_to_hub: whether to upload the file, too, to the repository repo_id, that of the address repo_url, or one
+        named like the folder; organization: its owner. token, commit_message, private: see `push_to_hub`.
 
-        Returns:
-            The path of the file.
+        Raises InputError if save_directory is a file, OSError if the file cannot be written, CheckpointError if the
+        upload fails.
         """
-        refuse("save_pretrained", kwargs)
-        file = save(self._source, save_directory)
+        refuse_unknown("save_pretrained", kwargs)
+        file = save_tokenizer(self._source, save_directory)
         if push_to_hub:
             name = repo_id or "/".join((repo_url or file.parent.resolve().name).rstrip("/").split("/")[-2:])
             name = f"{organization}/{name.split('/')[-1]}" if organization else name
-            upload(file, name, token=token, private=private, commit_message=commit_message)
+            upload_file(file, name, token=token, private=private, commit_message=commit_message)
         return (str(file),)
 
     def push_to_hub(
@@ -190,13 +178,14 @@ class MistralCommonTokenizer(Encoder):
         revision: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        """Upload the tokenizer's file to a repository of the hub, made if need be, and return the commit's address.
+        """Upload the tokenizer's file to a repository of the hub, which is made if needed; returns the commit's
+        address.
 
-        The arguments are those of `huggingface_hub.HfApi.upload_file`. Raises CheckpointError: no access, no network.
+        Arguments as in `huggingface_hub.HfApi.upload_file`. Raises CheckpointError without access or network.
         """
         with TemporaryDirectory() as folder:
-            return upload(
-                save(self._source, folder),
+            return upload_file(
+                save_tokenizer(self._source, folder),
                 repo_id,
                 token=token,
                 private=private,

@@ -1,4 +1,4 @@
-"""Tokens as strings, in mistral-common's spelling: sentencepiece's pieces (`▁Hello`), tekken's texts (` Hello`)."""
+"""Vocabulary: tokens as strings, spelled like mistral-common: sentencepiece's `▁Hello`, tekken's ` Hello`."""
 
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,7 @@ __all__ = ["Vocabulary"]
 
 
 class Vocabulary:
-    """The tokens of a tokenizer.
+    """Converts between token ids and the strings of a tokenizer's vocabulary.
 
     >>> vocabulary.to_piece(867), vocabulary.to_id("▁Hello")
     ('▁Hello', 867)
@@ -17,22 +17,18 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._size = tokenizer.vocab_size
-        self._tokens: Any = tokenizer.mistral.instruct_tokenizer.tokenizer  # of one of two classes
+        self._tokens: Any = tokenizer.mistral.instruct_tokenizer.tokenizer  # mistral-common has one class for each kind
         self._tekken = tokenizer.kind == "tekken"
         self.unknown: int = self._tokens.unk_id
         self.special: frozenset[int] = frozenset(self._tokens.special_ids)
-        """Control tokens. sentencepiece's `<unk>` is none of them, tekken's is."""
+        """The ids of control tokens; tekken's `<unk>` is one, sentencepiece's is not."""
 
     def to_piece(self, id: int) -> str:
-        """The token as a string; U+FFFD stands for a part of a character.
-
-        Raises:
-            TypeError, IndexError: `id` is no integer, or outside the vocabulary.
-        """
+        """The token as a string; U+FFFD stands for a part of a character. Raises the errors of `checked`."""
         return str(self._tokens.id_to_piece(self.checked(id)))
 
     def checked(self, id: int) -> int:
-        """The id; raises TypeError or IndexError if it is none."""
+        """The id as an int. Raises TypeError if it is not an integer, IndexError if it is outside the vocabulary."""
         if isinstance(id, str) or not hasattr(id, "__index__"):
             raise TypeError(f"{id!r:.80} is no token id; pass integers")
         if not 0 <= id < self._size:
@@ -40,11 +36,11 @@ class Vocabulary:
         return int(id)
 
     def to_id(self, piece: str) -> int:
-        """The id of a token; that of `<unk>` for a string that is none. Raises TypeError for what is no string."""
+        """The id of a token; the id of `<unk>` for an unknown string. Raises TypeError for anything but a string."""
         if not isinstance(piece, str):
             raise TypeError(f"{piece!r:.80} is no token; pass strings")
         if not self._tekken:
-            return int(self._tokens.get_special_token(piece))  # of all pieces, whatever it is called
+            return int(self._tokens.get_special_token(piece))  # finds every piece, not only special ones
         id = self._tekken_ids.get(piece.encode(errors="surrogatepass"))
         if id is not None:
             return id
@@ -57,6 +53,6 @@ class Vocabulary:
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """Every token's id, in the order of ids; tokens that look the same are one entry."""
+        """Ids by token, in order of ids; tokens with the same string share one entry."""
         pairs = [(piece, self.to_id(piece)) for piece in dict.fromkeys(self._tokens.vocab())]
         return dict(sorted(pairs, key=lambda pair: pair[1]))

@@ -1,11 +1,11 @@
-"""What all tests of the documented API need."""
+"""Fixtures for all tests of the documented API."""
 
 import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Models here are so small that torch's threads only wait for each other, above all beside pytest's processes."""
+    """Run torch with one thread: models here are so small that more threads only wait for each other."""
     try:
         from torch import set_num_threads
     except ImportError:  # it has no part in some of these tests, which then run without it

@@ -1,4 +1,4 @@
-"""What the examples of the documented pages share."""
+"""Executors, messages and checks that the tests of the documented pages share."""
 
 from typing import Any
 

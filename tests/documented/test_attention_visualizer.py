@@ -1,4 +1,4 @@
-"""The grid beside transformers' own, and pictures that show the same."""
+"""The grid is that of transformers; pictures show the same."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ words = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, m
 
 @given(words=words, window=st.integers(1, 8))
 def test_the_grid_is_theirs(words: list[str], window: int) -> None:
-    """But for the legend, which explains all that is shown, and nothing of images."""
+    """Except for the legend, which explains every sign and says nothing of images."""
     mask = torch.tril(torch.ones(len(words), len(words)))
     wanted = cast(Any, generate_attention_matrix_from_mask)(words, mask, img_token="\udfff", sliding_window=window)
     assert grid(words, window).split("\n")[1:] == wanted.split("\n")[1:]

@@ -1,4 +1,4 @@
-"""What calls return: a dictionary with attributes, arrays on a device, and rows."""
+"""BatchEncoding: a dictionary with attributes, arrays on a device, rows by slices."""
 
 import copy
 import pickle

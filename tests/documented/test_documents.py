@@ -1,4 +1,4 @@
-"""The tests that the documents name are there."""
+"""The documents name tests that exist."""
 
 import re
 from pathlib import Path

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mistral_portable import transformers as ours
+from mistral_portable.errors import CapacityError
 
 CAUSAL, BASE = "MistralForCausalLM", "MistralModel"
 SEEDS = st.integers(0, 2**31)
@@ -217,7 +218,7 @@ def test_a_window_is_exactly_as_wide_as_it_says() -> None:
 
 @pytest.mark.parametrize(("dtype", "digits"), [(jnp.bfloat16, 5e-2), (jnp.float16, 5e-3), ("float32", 0.0)])
 def test_types(dtype: Any, digits: float) -> None:
-    """dtype is the type of the computation; params have their own, and outputs are float32."""
+    """The dtype of the computation and the dtype of params are independent; outputs are float32."""
     config = ours.MistralConfig(**VALUES)
     model, wide = ours.FlaxMistralModel(config, seed=3, dtype=dtype), ours.FlaxMistralModel(config, seed=3)
     ids = np.arange(10)[None]
@@ -299,7 +300,6 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "past_key_values have the shape [], and input_ids": lambda: MODEL(IDS, None, PLACES, past_key_values=3),  # type: ignore[arg-type]
     "the shape [], and input_ids": lambda: MODEL(IDS, None, PLACES, past_key_values={"positions": 1, "columns": 0}),
     "init_cache(True, 4)": lambda: MODEL.init_cache(True, 4),
-    "batch_size=1000000000000 is more": lambda: MODEL.init_cache(10**12, 4),
     "output_hidden_states is a str: pass True or False": lambda: MODEL(IDS, output_hidden_states="no"),  # type: ignore[arg-type]
     "return_dict is a str: pass True or False": lambda: MODEL(IDS, return_dict="no"),  # type: ignore[arg-type]
     "config is a dict: pass a MistralConfig": lambda: ours.FlaxMistralModel({}),  # type: ignore[arg-type]
@@ -335,6 +335,12 @@ def test_what_does_not_fit_is_refused_in_one_line(message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         REFUSED[message]()
     assert "\n" not in str(caught.value)
+
+
+def test_a_batch_that_no_memory_holds_is_a_memory_error() -> None:
+    with pytest.raises(MemoryError, match="batch_size=1000000000000 is more than there can be memory for") as caught:
+        MODEL.init_cache(10**12, 4)
+    assert caught.type is CapacityError
 
 
 def test_without_jax_one_line_says_what_to_install() -> None:

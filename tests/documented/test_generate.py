@@ -1,4 +1,4 @@
-"""generate() beside transformers' own, and what batches of it have in common with rows alone."""
+"""generate() gives transformers' tokens, and each row of a batch gets the tokens that it gets alone."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -124,7 +124,7 @@ def test_what_changes_nothing_is_taken() -> None:
 
 
 def test_threads_take_turns_whatever_their_rows() -> None:
-    """Rows without a cache never want for lanes: not beside other threads, not where caches hold all there are."""
+    """Calls that keep no cache find lanes beside other threads, and where caches hold all of theirs."""
     mine, _ = pair("MistralForCausalLM", VALUES, 0)
     held = mine(np.ones((256, 1), np.int64)).past_key_values
     ids = np.random.default_rng(0).integers(1, 30, (300, 3))

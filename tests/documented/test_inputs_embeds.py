@@ -1,4 +1,4 @@
-"""inputs_embeds beside transformers' own: rows that no table has, rows of ids, prompts of generate()."""
+"""inputs_embeds give transformers' outputs: arbitrary rows, rows of ids, prompts of generate()."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def test_a_padded_batch(name: str, data: st.DataObject, values: dict[str, Any], 
 @settings(max_examples=15)
 @given(data=st.data(), values=configs(), seed=st.integers(0, 2**31), cuts=st.lists(st.integers(1, 9), min_size=2))
 def test_rows_of_ids_are_the_ids(data: st.DataObject, values: dict[str, Any], seed: int, cuts: list[int]) -> None:
-    """Calls with the same cache, each with ids or with their rows."""
+    """Successive calls with one cache, each with ids or with their embeddings, give the logits of the ids."""
     mine, _ = pair("MistralForCausalLM", values, seed)
     ids = np.random.default_rng(seed).integers(0, values["vocab_size"], (2, min(60, sum(cuts))))
     wanted = mine(ids).logits
@@ -67,7 +67,7 @@ def test_rows_of_ids_are_the_ids(data: st.DataObject, values: dict[str, Any], se
 
 @pytest.mark.parametrize(("name", "dtype"), EXECUTORS)
 def test_every_executor(name: str, dtype: str) -> None:
-    """A prompt as rows of the embedding table, decoded by tokens: the answer of the ids."""
+    """A prompt as rows of the embedding table is continued like its ids."""
     model = ours.MistralForCausalLM.from_pretrained("tiny", backend=name, dtype=dtype)
     ids = ours.AutoTokenizer.from_pretrained("tiny")(["Once upon a time", "The"], padding=True, return_tensors="np")
     rows = model.get_input_embeddings()(ids["input_ids"])

@@ -1,5 +1,5 @@
-"""Wrong arguments of the models beside transformers: where it raises ValueError ours is one, and docs/differences.md
-lists the rest: torch's own errors there, and what is let through."""
+"""Wrong arguments raise ValueError where transformers does, where torch raises another error, and where both let them
+through; docs/differences.md lists the last two."""
 
 import inspect
 import warnings
@@ -79,7 +79,7 @@ def refused(model: Any, arguments: dict[str, Any], method: str = "forward") -> N
 
 
 def ask_theirs(model: Any, arguments: dict[str, Any], method: str = "forward") -> None:
-    """The same of transformers."""
+    """Make the same call of transformers' model."""
     tensors = {name: torch.tensor(v) if isinstance(v, np.ndarray) else v for name, v in arguments.items()}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -91,7 +91,7 @@ def test_mistral_for_causal_lm(backend: str) -> None:
 
 
 def test_a_batch_is_padded_on_the_left(backend: str) -> None:
-    """As the pages ask for; each prompt is gone on with as if it were alone, beyond the window of 64 tokens."""
+    """Each prompt of a left-padded batch is continued as if it were alone, beyond the window of 64 tokens."""
     model = AutoModelForCausalLM.from_pretrained("tiny", dtype="float32", backend=backend)
     tokenizer = AutoTokenizer.from_pretrained("tiny", padding_side="left")
     prompts = ["Mia has a red ball. Tom has a green box. Who has a ball?", "Once upon a time"]

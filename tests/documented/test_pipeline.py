@@ -1,4 +1,4 @@
-"""pipeline("text-generation"), beside the model and the tokenizer that it is made of."""
+"""pipeline("text-generation") gives the texts of its model and tokenizer."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def test_chats(chatbot: Any, native: Any) -> None:
     assert len(MESSAGES) == 1
 
 
-def test_an_answer_that_has_begun_is_gone_on_with(chatbot: Any) -> None:
+def test_an_answer_that_has_begun_is_continued(chatbot: Any) -> None:
     begun = [*MESSAGES, {"role": "assistant", "content": "Mia"}]
     (found,) = chatbot(begun, **GREEDY)
     assert len(found["generated_text"]) == 2
@@ -43,7 +43,7 @@ def test_an_answer_that_has_begun_is_gone_on_with(chatbot: Any) -> None:
 
 
 def test_several_answers_are_drawn(chatbot: Any) -> None:
-    found = chatbot("Once upon a time", num_return_sequences=3, max_length=30, seed=1, temperature=1.5)
+    found = chatbot("Once upon a time", num_return_sequences=3, max_length=14, seed=1, temperature=1.5)
     assert len({one["generated_text"] for one in found}) == 3
 
 

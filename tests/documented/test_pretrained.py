@@ -1,4 +1,4 @@
-"""from_pretrained and save_pretrained, beside transformers'; and the names of options."""
+"""from_pretrained and save_pretrained exchange models with transformers; names of options."""
 
 import json
 from pathlib import Path
@@ -158,7 +158,7 @@ def test_attention_by_their_names() -> None:
 
 @pytest.mark.parametrize("family", ["ministral3", "mixtral"])
 def test_other_families(family: str, tmp_path: Path) -> None:
-    """Ministral 3's rotations and Mixtral's experts, by the one class, on their own config."""
+    """The one class also runs Ministral 3's rotations and Mixtral's experts, by their configs."""
     values: dict[str, Any] = {**VALUES, "sliding_window": None}
     if family == "mixtral":
         values |= {"num_local_experts": 4, "num_experts_per_tok": 2}

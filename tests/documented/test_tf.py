@@ -1,4 +1,4 @@
-"""The TensorFlow classes: every way to pass inputs, beside the classes without TF, which are compared with torch's."""
+"""The TensorFlow classes, with every way to pass inputs, give the outputs of the classes without TF."""
 
 import importlib.util
 import re
@@ -35,7 +35,7 @@ needs_tensorflow = pytest.mark.skipif(
 
 
 def models(name: str, folder: Path) -> tuple[Any, Any]:
-    """Ours without TF and with it, on the same weights."""
+    """The class without TF and the one with it, on the same weights."""
     plain = getattr(ours, name)(ours.MistralConfig(**VALUES), backend="reference")
     plain.save_pretrained(folder)
     return plain, getattr(ours, f"TF{name}").from_pretrained(folder, from_pt=True, backend="reference")

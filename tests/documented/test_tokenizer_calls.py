@@ -1,4 +1,4 @@
-"""Every combination of arguments for encoding, truncating and padding: what transformers' class returns."""
+"""Encoding, truncating and padding, with every combination of arguments, give the results of transformers' class."""
 
 from copy import copy, deepcopy
 from typing import Any
@@ -43,7 +43,7 @@ RETURNS = {
 
 
 def arguments(**all: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """All of them, since only together they come to much; or some, with defaults for the others."""
+    """Either all arguments, as interactions matter, or some, with defaults for the others."""
     return st.fixed_dictionaries(all) | st.fixed_dictionaries({}, optional=all)
 
 
@@ -97,7 +97,7 @@ def test_prepare_for_model(pair: tuple[Any, Any], ids: list[int], options: dict[
 
 @st.composite
 def encodings(draw: st.DrawFn) -> Any:
-    """What a call returns: of one text, of several, or several of one."""
+    """The result of a call: for one text, for several, or a list of results for one text each."""
 
     def one() -> dict[str, Any]:
         ids = draw(IDS.filter(len))
@@ -130,7 +130,7 @@ def encodings(draw: st.DrawFn) -> Any:
     ),
 )
 def test_pad(pair: tuple[Any, Any], encoding: Any, options: dict[str, Any]) -> None:
-    """Theirs changes its argument, and may forget a mask that is not asked for."""
+    """transformers' class changes its argument, and may drop a mask that was not requested."""
     mine, reference = pair
     options["return_attention_mask"] = True
     theirs_to_change = deepcopy(encoding)
@@ -164,7 +164,7 @@ def test_empty_rows_make_arrays_among_themselves_only(tensors: str) -> None:
 
 
 def test_pad_pads_a_mask_that_is_there() -> None:
-    """transformers' leaves it shorter than the ids."""
+    """transformers' class leaves the mask shorter than the ids."""
     rows = {"input_ids": [[1, 5], [1]], "attention_mask": [[1, 1], [1]]}
     assert ours("v3").pad(rows, return_attention_mask=False).attention_mask == [[1, 1], [0, 1]]
 

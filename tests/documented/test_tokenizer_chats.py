@@ -1,4 +1,4 @@
-"""Conversations: what transformers' class returns, or the same exception."""
+"""Conversations give the results of transformers' class, or the same exception."""
 
 from typing import Any
 

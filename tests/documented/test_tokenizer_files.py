@@ -1,4 +1,4 @@
-"""Where tokenizers come from and go to: folders, models, the hub. What comes back is equal."""
+"""Tokenizers are opened from and saved to folders, models and the hub; a saved one opens as an equal one."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_a_folder_prefers_tekken_then_the_last_by_name(tmp_path: Path) -> None:
 
 
 def test_a_plain_tokenizer_model_is_of_the_version_that_its_tokens_say(tmp_path: Path) -> None:
-    """transformers takes it for v1, and writes [INST] as text, which the models of v3 were not trained on."""
+    """transformers takes the file for v1 and writes [INST] as text, which models of v3 were not trained on."""
     folder = write(tmp_path / "a", v3="tokenizer.model")
     assert MistralCommonTokenizer.from_pretrained(folder).apply_chat_template(CHAT) == [1, 3, 16127, 4]
 
@@ -73,7 +73,7 @@ def test_modes_and_sides_are_passed_on() -> None:
 
 @pytest.mark.parametrize("form", ["gguf", "folder", "safetensors", "tar"])
 def test_any_model_that_is_read(form: str, tmp_path: Path) -> None:
-    """A GGUF file brings its vocabulary; others have a tokenizer beside the weights."""
+    """A GGUF file contains its vocabulary; other models have a tokenizer beside the weights."""
     model: Path = tmp_path / "model.gguf"
     if form in ("gguf", "folder"):
         with pytest.warns(UserWarning, match="window of 64"):

@@ -1,4 +1,4 @@
-"""What is refused: the type of the exception is transformers', the message one clear line."""
+"""Refused arguments: the exception is of transformers' type, its message is one clear line."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Tokens, ids and text, in both directions: what transformers' class returns."""
+"""Tokens, ids and text convert in both directions like in transformers' class."""
 
 from functools import partial
 

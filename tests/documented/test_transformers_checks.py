@@ -1,4 +1,4 @@
-"""What transformers' own tests of Mistral check and nothing else here does: docs/transformers-tests.md lists them."""
+"""Checks of transformers' own tests of Mistral that no other test here makes; docs/transformers-tests.md lists them."""
 
 import copy
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_tuples_have_what_output_objects_have(name: str) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_hidden_states_and_attentions_have_the_documented_shapes(name: str) -> None:
-    """And nothing beyond the window is attended to."""
+    """The weights of keys beyond the window are 0."""
     window = 3
     mine, _ = pair(name, {**VALUES, "sliding_window": window}, 0)
     output = mine(IDS, output_hidden_states=True, output_attentions=True)
@@ -130,7 +130,7 @@ def test_tied_embeddings_are_saved_and_read_both_ways(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_are_one_line(
     saved: str, opened: str, changed: dict[str, int], message: str, tmp_path: Path
 ) -> None:
-    """transformers draws what is missing, to be trained; nothing is trained here."""
+    """transformers draws missing weights, to be trained; nothing is trained here."""
     pair(saved, VALUES, 0)[0].save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=message) as raised:
         getattr(ours, opened).from_pretrained(tmp_path, backend="reference", **changed)
@@ -167,8 +167,8 @@ def test_a_cache_is_added_to_also_where_it_is_not_returned() -> None:
         assert past.get_seq_length() == 8
 
 
-def test_one_prompt_goes_on_in_several_ways() -> None:
-    """What transformers does with a mask of four axes, in one row: here with copies of a cache."""
+def test_one_prompt_is_continued_in_several_ways() -> None:
+    """Copies of a cache do the work of transformers' masks of four axes: several continuations of one prompt."""
     mine, _ = pair("MistralForCausalLM", VALUES, 0, "float64")
     prompt, ways = [1, 2, 3], [[4, 5, 6], [7, 8, 9], [10, 11, 12]]
     past = mine([prompt]).past_key_values

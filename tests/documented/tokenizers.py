@@ -1,4 +1,4 @@
-"""Pairs of tokenizers over one file, ours and transformers' own, and what a call to either comes to."""
+"""Pairs of tokenizers over one file, ours and transformers', and the comparison of their calls."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ def theirs(name: str, mode: str = "test") -> Any:
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """What the call returns, comparable with ==, or what can catch its exception."""
+    """The result of a call in a form for ==; if it raises, the type that catches the exception."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -38,7 +38,7 @@ def outcome(call: Callable[[], Any]) -> Any:
 
 
 def comparable(value: Any) -> Any:
-    """Arrays with their kind, type and shape; encodings as plain dictionaries; the rest as it is."""
+    """A form for ==: arrays with kind, dtype and shape, encodings as dictionaries, other values unchanged."""
     if isinstance(value, Mapping):
         return {name: comparable(entry) for name, entry in value.items()}
     if isinstance(value, np.ndarray | torch.Tensor):
@@ -47,7 +47,7 @@ def comparable(value: Any) -> Any:
 
 
 def same(mine: Callable[[], Any], reference: Callable[[], Any]) -> None:
-    """Both calls come to the same, but that ours refuses to make an array of rows of different lengths."""
+    """Both calls have the same outcome, except that ours refuses an array of rows of different lengths."""
     found, expected = outcome(mine), outcome(reference)
     assert found == expected or (found == {ValueError} and _ragged(expected))
 

@@ -1,4 +1,4 @@
-"""The Flax classes of Hugging Face's documentation, on a backend whose steps are pure functions: JAX's."""
+"""The documented Flax classes, on the JAX backend, which makes pure functions of graphs."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -10,22 +10,22 @@ import numpy as np
 from mistral_portable.boundary import FunctionalBackend, PureFunction
 from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.boundary.registry import select
-from mistral_portable.errors import BackendError, InputError
+from mistral_portable.errors import BackendError, CapacityError, InputError
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states
-from mistral_portable.transformers.arrays import as_numpy, truth
+from mistral_portable.transformers.arrays import as_numpy, checked_bool
 from mistral_portable.transformers.batch import read_batch
 from mistral_portable.transformers.configuration import MistralConfig, known_fields
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES
-from mistral_portable.transformers.frameworks.flax_params import cast, flat, require_like, tree
-from mistral_portable.transformers.initial import initial_tensors
+from mistral_portable.transformers.frameworks.flax_params import cast, check_shapes, flatten, nest
+from mistral_portable.transformers.initial_weights import initial_tensors
 from mistral_portable.transformers.options import dtype_name
 from mistral_portable.transformers.outputs import (
     FlaxBaseModelOutputWithPast,
     FlaxCausalLMOutputWithCrossAttentions,
     ModelOutput,
 )
-from mistral_portable.transformers.saving import save
+from mistral_portable.transformers.saving import save_model
 from mistral_portable.weights import DenseTensor, Tensor, open_checkpoint
 
 __all__ = ["FlaxMistralForCausalLM", "FlaxMistralModel", "FlaxMistralPreTrainedModel"]
@@ -34,10 +34,11 @@ Params = Mapping[str, Any]
 
 
 class FlaxMistralPreTrainedModel:
-    """What the two models share: params, a tree of JAX arrays in dictionaries, by the names of the checkpoint; and
-    calls that are pure functions of params, ids and cache, so that jax.jit, grad and vmap apply to them.
+    """Base of the two Flax models.
 
+    params: JAX arrays in nested dictionaries, by the parts of their checkpoint names:
     params["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"] is [intermediate_size, hidden_size].
+    Calls are pure functions of params, ids and cache: jax.jit, jax.grad and jax.vmap apply to them.
     """
 
     head: ClassVar[str] = "none"
@@ -52,10 +53,11 @@ class FlaxMistralPreTrainedModel:
         dtype: Any = "float32",
         _do_init: bool = True,
     ) -> None:
-        """Random params of the seed; without _do_init none, and `init_weights` makes them.
+        """Make a model with random params.
 
-        dtype: of the computation, jax.numpy.float32, float16 or bfloat16; params stay float32 (see `to_bf16`).
-        input_shape decides nothing here. Raises BackendError if JAX is not installed.
+        seed: of the random numbers. dtype: the type of the computation, jax.numpy.float32, float16 or bfloat16; params
+        stay float32 (see `to_bf16`). _do_init: False makes no params; `init_weights` does. input_shape: without effect.
+        Raises BackendError if JAX is not installed, InputError for a config or seed of another type.
         """
         if not isinstance(config, MistralConfig):
             raise InputError(f"config is a {type(config).__name__}: pass a MistralConfig")
@@ -87,10 +89,11 @@ class FlaxMistralPreTrainedModel:
         _do_init: bool = True,
         **changed: Any,
     ) -> Any:
-        """Of a checkpoint in any format that this library reads, whatever from_pt says; packed weights are unpacked.
+        """Load a checkpoint in any format that this library reads; packed weights are unpacked.
 
-        Without _do_init: the model, which then has no params, and the params. `changed`: fields of the config that get
-        another value.
+        from_pt: without effect. _do_init: False returns the model without params, and the params. config: replaces the
+        checkpoint's. changed: fields of the config that get another value. Raises CheckpointError, ConfigError,
+        BackendError, or InputError for arguments that do not fit.
         """
         if config is not None and (changed or not isinstance(config, MistralConfig)):
             raise InputError("config= is a MistralConfig, and has all fields: change them there")
@@ -105,58 +108,68 @@ class FlaxMistralPreTrainedModel:
         return model
 
     def save_pretrained(self, folder: str | Path, params: Params | None = None) -> None:
-        """Write `config.json` and float32 safetensors, for `from_pretrained` here and in transformers."""
+        """Write `config.json` and float32 safetensors, for `from_pretrained` here and in transformers.
+
+        params: those to save; None: the model's own. Raises CheckpointError if writing fails.
+        """
         arrays = self._flat(params)
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._graph.parameters.items():
             whole = np.asarray(arrays[name]).astype(np.float32)
             for part, values in zip(parameter.parts, np.split(whole, len(parameter.parts)), strict=True):
                 tensors[part] = DenseTensor(part, "float32", values)
-        save(Path(folder), self.config, type(self).__name__.removeprefix("Flax"), tensors)
+        save_model(Path(folder), self.config, type(self).__name__.removeprefix("Flax"), tensors)
 
     @property
     def params(self) -> dict[str, Any]:
-        """Raises InputError if there are none."""
+        """The model's params, which may be set. Raises InputError if there are none."""
         if self._params is None:
             raise InputError("the model has no params: it was made with _do_init=False; pass params= to its calls")
         return self._params
 
     @params.setter
     def params(self, params: Params) -> None:
-        self._params = tree(self._flat(params))
+        self._params = nest(self._flat(params))
 
     def init_weights(
         self, rng: Any, input_shape: tuple[int, int] | None = None, params: Params | None = None
     ) -> Params:
-        """Random params of a jax.random key; where `params` has a weight, that one."""
+        """Make random params from a key of jax.random; weights in `params` replace them. input_shape: without effect.
+
+        Raises InputError for another `rng`, and for params that are not the model's.
+        """
         try:
             seeds = np.asarray(sys.modules["jax"].random.key_data(rng))
         except (TypeError, ValueError) as error:
             raise InputError(f"rng is a {type(rng).__name__}: pass a key of jax.random") from error
-        made = {**flat(self._initial(np.random.default_rng(seeds))), **flat(params or {})}
-        return tree(self._flat(tree(made)))
+        made = {**flatten(self._initial(np.random.default_rng(seeds))), **flatten(params or {})}
+        return nest(self._flat(nest(made)))
 
     def init_cache(self, batch_size: int, max_length: int) -> Mapping[str, Any]:
-        """An empty cache, past_key_values of a first call, with room for `max_length` columns, padding included."""
+        """Make an empty cache, the past_key_values of a first call.
+
+        max_length: the columns that it has room for, padding included. Raises InputError for more than
+        max_position_embeddings, CapacityError for a batch that no memory holds.
+        """
         limit = self.config.max_position_embeddings
         if type(batch_size) is not int or type(max_length) is not int or batch_size < 1 or max_length < 1:
             raise InputError(f"init_cache({batch_size!r}, {max_length!r}): pass two integers from 1 on")
         if max_length > limit:
             raise InputError(f"max_length={max_length} exceeds max_position_embeddings={limit}")
         if batch_size >= 2**31:
-            raise InputError(f"batch_size={batch_size} is more than there can be memory for")
+            raise CapacityError(f"batch_size={batch_size} is more than there can be memory for: pass fewer rows")
         return self._function(frozenset()).init_cache(batch_size, max_length)
 
     def to_bf16(self, params: Params, mask: Params | None = None) -> Params:
-        """The params in bfloat16; with a mask, a tree like params, only where it is true."""
+        """Convert params to bfloat16. mask: nested like params; weights for which it is not true stay as they are."""
         return cast(params, "bfloat16", mask)
 
     def to_fp16(self, params: Params, mask: Params | None = None) -> Params:
-        """As `to_bf16`, in float16."""
+        """Convert params to float16, like `to_bf16`."""
         return cast(params, "float16", mask)
 
     def to_fp32(self, params: Params, mask: Params | None = None) -> Params:
-        """As `to_bf16`, in float32."""
+        """Convert params to float32, like `to_bf16`."""
         return cast(params, "float32", mask)
 
     def __call__(
@@ -172,16 +185,17 @@ class FlaxMistralPreTrainedModel:
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """Float32 JAX arrays, 0 where there is padding, which may be anywhere: each row is as if it were alone.
+        """Run the model: an output of float32 JAX arrays, 0 at padding.
 
-        input_ids: integers [B, T]. attention_mask: 1 keep, 0 masked, [B, T], or with past_key_values also [B, past + T]
-        or [B, max_length], of which only these T columns count. position_ids: [B, T], required with past_key_values;
-        they must count on from token to token, as they do anyway. params: the model's own if None. past_key_values: of
-        `init_cache` or of a call; the output has another one, and this one stays as it was. There is no dropout: with
-        `train` the config's attention_dropout must be 0.
+        input_ids: integers [B, T]. attention_mask: 1 keep, 0 padding, which may be anywhere; [B, T], or with
+        past_key_values also [B, past + T] or [B, max_length], of which only the columns of input_ids count.
+        position_ids: integers [B, T], required with past_key_values; those of tokens must be consecutive. params: None
+        for the model's own. past_key_values: from `init_cache` or an earlier call; it is not changed, the output has
+        the longer one. train: requires an attention_dropout of 0 in the config, as there is no dropout; dropout_rng is
+        without effect. output_attentions, output_hidden_states, return_dict: None for the config's.
 
-        Raises InputError, a ValueError, for what does not fit; of what JAX is tracing only shapes are known. Ids
-        outside the vocabulary, wrong positions and a full cache then go unnoticed.
+        Raises InputError (a ValueError) for arguments that do not fit. While JAX is tracing only shapes are known: ids
+        outside the vocabulary, wrong positions and a full cache are then not noticed.
         """
         if train and (dropout := self.config.to_dict().get("attention_dropout")):
             raise InputError(f"attention_dropout={dropout}: there is no dropout; set it to 0")
@@ -212,11 +226,11 @@ class FlaxMistralPreTrainedModel:
         return output if dictionary else output.to_tuple()
 
     def _requested(self, name: str, given: bool | None) -> bool:
-        """What the call says, else the config."""
-        return truth(name, getattr(self.config, name) if given is None else given)
+        """The call's argument, else the config's field. Raises InputError if it is not a bool."""
+        return checked_bool(name, getattr(self.config, name) if given is None else given)
 
     def _check(self, ids: Any, mask: Any, position_ids: Any, past: Mapping[str, Any]) -> None:
-        """What can be known of a call."""
+        """Raise InputError for inputs that do not fit; while JAX is tracing, only shapes are checked."""
         rows, length = ids.shape
         whole = isinstance(past, Mapping) and "columns" in past and hasattr(past.get("positions"), "shape")
         room: tuple[int, ...] = tuple(past["positions"].shape) if whole else ()
@@ -256,20 +270,20 @@ class FlaxMistralPreTrainedModel:
         return self._read(initial_tensors(self.config, self.head, 1, random))
 
     def _read(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        return tree(self._function(frozenset()).weights(tensors))
+        return nest(self._function(frozenset()).weights(tensors))
 
     def _flat(self, params: Params | None) -> dict[str, Any]:
-        found = flat(self.params if params is None else params)
-        require_like(found, {name: parameter.shape for name, parameter in self._graph.parameters.items()})
+        found = flatten(self.params if params is None else params)
+        check_shapes(found, {name: parameter.shape for name, parameter in self._graph.parameters.items()})
         return found
 
 
 class FlaxMistralModel(FlaxMistralPreTrainedModel):
-    """The decoder without a head: FlaxBaseModelOutputWithPast."""
+    """The decoder without a head; calls return FlaxBaseModelOutputWithPast."""
 
 
 class FlaxMistralForCausalLM(FlaxMistralPreTrainedModel):
-    """The decoder with its LM head: FlaxCausalLMOutputWithCrossAttentions."""
+    """The decoder with its LM head; calls return FlaxCausalLMOutputWithCrossAttentions."""
 
     head: ClassVar[str] = "causal_lm"
     output: ClassVar[Callable[..., ModelOutput]] = FlaxCausalLMOutputWithCrossAttentions

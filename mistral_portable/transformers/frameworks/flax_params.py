@@ -1,15 +1,19 @@
-"""Weights as Flax has them: a tree of dictionaries, here by the names of the checkpoint."""
+"""Params of the Flax classes: weights in nested dictionaries, by the parts of their checkpoint names."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mistral_portable.errors import InputError
 
-__all__ = ["cast", "flat", "require_like", "tree"]
+__all__ = ["cast", "check_shapes", "flatten", "nest"]
 
 
-def tree(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """{"model.norm.weight": w, "lm_head.weight": v} -> {"model": {"norm": {"weight": w}}, "lm_head": {"weight": v}}"""
+def nest(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Nest weights by the parts of their names.
+
+    Example: `{"model.norm.weight": w, "lm_head.weight": v}` becomes
+    `{"model": {"norm": {"weight": w}}, "lm_head": {"weight": v}}`.
+    """
     root: dict[str, Any] = {}
     for name, array in weights.items():
         *path, last = name.split(".")
@@ -20,15 +24,15 @@ def tree(weights: Mapping[str, Any]) -> dict[str, Any]:
     return root
 
 
-def flat(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The way back. Raises InputError for what is no tree."""
+def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `nest`: weights by their full names. Raises InputError if `params` is not a dictionary."""
     if not isinstance(params, Mapping):
         raise InputError(f"params is a {type(params).__name__}: pass a tree of dictionaries, as model.params")
     return {".".join(path): array for path, array in _leaves(params, ())}
 
 
-def require_like(found: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise InputError unless the flat weights have exactly the expected names and shapes."""
+def check_shapes(found: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise InputError unless the weights have exactly the expected names and shapes and are floats."""
     if missing := sorted(expected.keys() - found.keys()):
         raise InputError(f"params: {missing[0]} is missing, {len(missing)} in all: pass the model's whole tree")
     if unknown := sorted(found.keys() - expected.keys()):
@@ -41,12 +45,12 @@ def require_like(found: Mapping[str, Any], expected: Mapping[str, tuple[int, ...
 
 
 def cast(params: Mapping[str, Any], dtype: str, mask: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The tree with its arrays in a float type; with a mask, only where that tree has a true value."""
-    chosen = None if mask is None else flat(mask)
-    return tree(
+    """Convert arrays to a float type. mask: nested like params; arrays for which it is not true stay as they are."""
+    chosen = None if mask is None else flatten(mask)
+    return nest(
         {
             name: array.astype(dtype) if chosen is None or chosen.get(name) else array
-            for name, array in flat(params).items()
+            for name, array in flatten(params).items()
         }
     )
 

@@ -1,4 +1,4 @@
-"""The TensorFlow classes of Hugging Face's documentation: the same models, which take and return its tensors."""
+"""The documented TensorFlow classes: the same models, which take and return TensorFlow's tensors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,27 +17,32 @@ __all__ = ["TFMistralForCausalLM", "TFMistralForSequenceClassification", "TFMist
 
 
 class _TensorFlow(MistralPreTrainedModel):
-    """How a call takes its inputs: one by one, or all in the first argument, a dictionary or a list of arrays.
+    """Base of the TensorFlow classes.
 
-    Whatever the arrays are, the output's are TensorFlow's. They have no gradients, and calls are not traced: executors
-    compute them from their values. past_key_values are what the other classes return, no tuples of tensors.
+    Inputs are passed one by one, or all in the first argument, a dictionary or a list. Inputs of any library give
+    TensorFlow's tensors. These have no gradients, and calls cannot be traced: an executor computes from values.
+    past_key_values are a Cache, like those of the other classes, not tuples of tensors.
     """
 
     def __init__(self, config: MistralConfig, **made: Any) -> None:
-        """See MistralPreTrainedModel. Raises BackendError if TensorFlow is not installed."""
+        """Make a model; see MistralPreTrainedModel. Raises BackendError if TensorFlow is not installed."""
         _tensor(0)
         super().__init__(config, **made)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, from_pt: bool = False, **named: Any) -> Self:
-        """See MistralPreTrainedModel; from_pt says nothing, as every format is read."""
+        """Load a checkpoint; see MistralPreTrainedModel. from_pt: without effect, as every format is read."""
         return super().from_pretrained(name, **named)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         return self.call(*inputs, **named)
 
     def call(self, *inputs: Any, training: bool = False, **named: Any) -> Any:
-        """As `forward` of the class without TF. With `training` the config's attention_dropout must be 0."""
+        """Run the model; inputs as in `forward` of the class without TF, or all in the first argument.
+
+        training: requires an attention_dropout of 0 in the config, as there is no dropout. Raises InputError as
+        `forward` does, and under tf.function.
+        """
         if training and (dropout := self.config.to_dict().get("attention_dropout")):
             raise InputError(f"attention_dropout={dropout}: there is no dropout; set it to 0")
         if inputs and isinstance(inputs[0], Mapping):
@@ -60,7 +65,7 @@ class TFMistralForCausalLM(_TensorFlow, MistralForCausalLM):
     """MistralForCausalLM, for TensorFlow."""
 
     def generate(self, inputs: Any = None, *, input_ids: Any = None, inputs_embeds: Any = None, **named: Any) -> Any:
-        """See MistralForCausalLM."""
+        """Continue each row; see `MistralForCausalLM.generate`."""
         ids, more, embeds = (None if array is None else _tensor(array) for array in (inputs, input_ids, inputs_embeds))
         return super().generate(ids, input_ids=more, inputs_embeds=embeds, **named)
 

@@ -1,4 +1,4 @@
-"""Where a tokenizer is found, saved and uploaded."""
+"""Files of tokenizers: found, saved and uploaded."""
 
 import os
 from importlib.resources import files
@@ -14,17 +14,16 @@ from mistral_portable.weights.hub import download_tokenizer
 from mistral_portable.weights.open import HUB_NAME
 from mistral_portable.weights.safetensors import tokenizer_name
 
-__all__ = ["find", "save", "upload"]
+__all__ = ["find_tokenizer", "save_tokenizer", "upload_file"]
 
 NONE = "no tekken.json and no tokenizer.model*"
 
 
-def find(model: str | os.PathLike[str], revision: str, **hub: Any) -> TokenizerFile | GGUFVocabulary:
-    """The tokenizer of a folder, a model's file, a hub repository (of which nothing else is downloaded) or "tiny".
+def find_tokenizer(model: str | os.PathLike[str], revision: str, **hub: Any) -> TokenizerFile | GGUFVocabulary:
+    """Find a tokenizer in a folder, a model's file, a hub repository (only the tokenizer is downloaded) or "tiny".
 
-    Raises:
-        ValueError: There is none.
-        CheckpointError: The model, or the hub, cannot be read.
+    hub: arguments of the download. Raises InputError if there is none, CheckpointError if the model or the hub cannot
+    be read.
     """
     if model == "tiny":
         return _in_folder(Path(str(files("mistral_portable") / "assets" / "tiny")))
@@ -49,13 +48,13 @@ def find(model: str | os.PathLike[str], revision: str, **hub: Any) -> TokenizerF
     return _in_folder(download_tokenizer(str(model), revision=revision, **hub), str(model))
 
 
-def _in_folder(folder: Path, shown: str | None = None) -> TokenizerFile | GGUFVocabulary:
-    files_there = folder.iterdir() if folder.is_dir() else ()  # of a repository without one, nothing is downloaded
+def _in_folder(folder: Path, repository: str | None = None) -> TokenizerFile | GGUFVocabulary:
+    files_there = folder.iterdir() if folder.is_dir() else ()  # a repository without a tokenizer leaves none
     name = tokenizer_name([path.name for path in files_there if path.is_file()])
     if name is not None:
         return TokenizerFile(folder / name)
-    if shown is not None:
-        raise InputError(f"{shown}: {NONE} in the repository")
+    if repository is not None:
+        raise InputError(f"{repository}: {NONE} in the repository")
     try:
         return _inside(folder)
     except CheckpointError as error:
@@ -69,15 +68,12 @@ def _inside(model: str | os.PathLike[str], revision: str | None = None) -> Token
     return checkpoint.tokenizer
 
 
-def save(source: TokenizerFile | GGUFVocabulary, folder: str | os.PathLike[str]) -> Path:
-    """Write the tokenizer's file into a folder, which is made if need be, and return its path.
+def save_tokenizer(source: TokenizerFile | GGUFVocabulary, folder: str | os.PathLike[str]) -> Path:
+    """Write the tokenizer's file into a folder, which is made if needed, and return its path.
 
-    A file that is there already is replaced in one step. The name is one that `find` knows: `tekken_240718.json`
-    becomes `tekken.json`, `mistral_instruct.model.v3` `tokenizer.model.v3`.
-
-    Raises:
-        ValueError: `folder` is a file.
-        OSError: It cannot be written, or the tokenizer's own file is gone.
+    An existing file is replaced in one step. The name is one that `find_tokenizer` knows: `tekken_240718.json` becomes
+    `tekken.json`, `mistral_instruct.model.v3` becomes `tokenizer.model.v3`. Raises InputError if `folder` is a file,
+    OSError if the file cannot be written or the tokenizer's own file is gone.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
@@ -95,10 +91,10 @@ def save(source: TokenizerFile | GGUFVocabulary, folder: str | os.PathLike[str])
     return target / name
 
 
-def upload(file: Path, repository: str, *, token: str | bool | None, private: bool | None, **commit: Any) -> str:
-    """Upload a file to a repository of the hub, made if need be, and return the commit's address.
+def upload_file(file: Path, repository: str, *, token: str | bool | None, private: bool | None, **commit: Any) -> str:
+    """Upload a file to a repository of the hub, which is made if needed, and return the commit's address.
 
-    `commit` are `HfApi.upload_file`'s arguments. Raises CheckpointError: no access, no network.
+    commit: arguments of `HfApi.upload_file`. Raises CheckpointError without access or network.
     """
     from huggingface_hub import HfApi
 
@@ -106,7 +102,7 @@ def upload(file: Path, repository: str, *, token: str | bool | None, private: bo
     try:
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id
         return str(api.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id=name, **commit))
-    except Exception as error:  # OSErrors and, by version, those of requests, httpx or httpx2
+    except Exception as error:  # OSError, or an error of requests, httpx or httpx2, by version
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
             f"{repository}: the upload failed: {reason}; check the name and `hf auth login`"

@@ -1,4 +1,4 @@
-"""Tokens: what a tokenizer knows of its vocabulary, and text from ids."""
+"""TokenizerBase: the vocabulary and the decoding of a tokenizer."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 from mistral_portable.errors import InputError
 from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile, load_tokenizer
 from mistral_portable.transformers.batch_encoding import to_lists
-from mistral_portable.transformers.lengths import positive
+from mistral_portable.transformers.padding import checked_integer
 from mistral_portable.transformers.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-__all__ = ["Tokens", "refuse"]
+__all__ = ["TokenizerBase", "refuse_unknown"]
 
-# What `clean_up_tokenization_spaces` drops the space before, in this order; " ' " loses both.
+# `clean_up_tokenization_spaces` replaces these in order; " ' " loses both spaces.
 CLEAN = [(f" {end}", end) for end in ".?!,"] + [(" ' ", "'")]
 CLEAN += [(f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")]
 
 
-class Tokens:
-    """The part of `MistralCommonTokenizer` that needs no encoding."""
+class TokenizerBase:
+    """The vocabulary, special tokens and decoding of `MistralCommonTokenizer`."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Tokens:
         clean_up_tokenization_spaces: bool = False,
         **kwargs: Any,
     ) -> None:
-        refuse("MistralCommonTokenizer", kwargs)
+        refuse_unknown("MistralCommonTokenizer", kwargs)
         if mode not in ("test", "finetuning"):
             raise InputError(f'mode={mode!r} is neither "test" nor "finetuning"')
         for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
@@ -55,7 +55,7 @@ class Tokens:
         self._tokenizer = load_tokenizer(self._source, "test" if mode == "test" else "finetuning")
         self._vocabulary = Vocabulary(self._tokenizer)
         self.mode = mode
-        self.model_max_length = positive("model_max_length", model_max_length)
+        self.model_max_length = checked_integer("model_max_length", model_max_length)
         self.padding_side = padding_side
         self.truncation_side = truncation_side
         self.model_input_names = list(model_input_names or ("input_ids", "attention_mask"))
@@ -67,10 +67,14 @@ class Tokens:
 
     @property
     def tokenizer(self) -> MistralTokenizer[Any, Any, Any, Any, Any]:
+        """mistral-common's tokenizer."""
+        """mistral-common's tokenizer."""
         return self._tokenizer.mistral
 
     @property
     def vocab_size(self) -> int:
+        """The number of tokens, control tokens included."""
+        """The number of tokens, control tokens included."""
         return self._tokenizer.vocab_size
 
     def __len__(self) -> int:
@@ -83,22 +87,32 @@ class Tokens:
 
     @property
     def all_special_tokens(self) -> list[str]:
+        """All control tokens as strings, in order of their ids."""
+        """All control tokens as strings, in order of their ids."""
         return [self._vocabulary.to_piece(id) for id in self.all_special_ids]
 
     @property
     def bos_token(self) -> str:
+        """The token of `bos_token_id` as a string."""
+        """The token of `bos_token_id` as a string."""
         return self._vocabulary.to_piece(self.bos_token_id)
 
     @property
     def eos_token(self) -> str:
+        """The token of `eos_token_id` as a string."""
+        """The token of `eos_token_id` as a string."""
         return self._vocabulary.to_piece(self.eos_token_id)
 
     @property
     def unk_token(self) -> str:
+        """The token of `unk_token_id` as a string."""
+        """The token of `unk_token_id` as a string."""
         return self._vocabulary.to_piece(self.unk_token_id)
 
     @property
     def pad_token(self) -> str:
+        """The token of `pad_token_id` as a string, which may be set."""
+        """The token of `pad_token_id` as a string, which may be set."""
         return self._vocabulary.to_piece(self.pad_token_id)
 
     @pad_token.setter
@@ -106,18 +120,17 @@ class Tokens:
         self.pad_token_id = self.convert_tokens_to_ids(token)
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token's id. Tokens that are parts of characters look the same, U+FFFD: they share one entry."""
+        """Ids by token. Tokens that are parts of characters all read U+FFFD and share one entry."""
         return dict(self._vocabulary.ids)
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """The token of an id, as a string; a list of them for a list of ids.
+        """Convert an id to its token, or a list of ids to a list of tokens.
 
         >>> tokenizer.convert_ids_to_tokens([1, 867])
         ['<s>', '▁Hello']
 
-        Raises:
-            ValueError: The only id is special, and to be skipped.
-            IndexError: An id is outside the vocabulary.
+        Raises IndexError for an id outside the vocabulary, TypeError for anything but integers, and InputError if the
+        only id is special and skipped.
         """
         listed = to_lists(ids)
         one = not isinstance(listed, list)
@@ -128,7 +141,7 @@ class Tokens:
         return tokens[0] if one else tokens
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """The id of a token, a list of them for a list; with a warning that of `<unk>` where there is no such token."""
+        """Convert a token to its id, or a list to a list; an unknown token becomes `<unk>`, with a warning."""
         if isinstance(tokens, list | tuple):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         id = self._vocabulary.to_id(tokens)
@@ -137,7 +150,7 @@ class Tokens:
         return id
 
     def add_tokens(self, *_: Any, **__: Any) -> int:
-        """Not supported: raises NotImplementedError."""
+        """Raise NotImplementedError: the vocabulary is fixed."""
         raise NotImplementedError("no tokens can be added to mistral-common's vocabulary")
 
     add_special_tokens = add_tokens
@@ -149,17 +162,16 @@ class Tokens:
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The text of ids, or of one id; of a batch of ids, a list.
+        """Convert ids to text; a batch of ids gives a list of texts.
 
-        With special tokens, sentencepiece's tokens come out as they are:
+        Unless special tokens are skipped, sentencepiece's tokens are spelled as in the vocabulary:
 
         >>> tokenizer.decode([1, 547, 550]), tokenizer.decode([1, 547, 550], skip_special_tokens=True)
         ('<s>▁Once▁upon', 'Once upon')
 
-        Raises:
-            TypeError, IndexError: An id is no integer, or outside the vocabulary.
+        Raises TypeError for anything but integers, IndexError for an id outside the vocabulary.
         """
-        refuse("decode", kwargs)
+        refuse_unknown("decode", kwargs)
         from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 
         ids = to_lists(token_ids)
@@ -182,8 +194,8 @@ class Tokens:
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """The texts of several lists of ids; a single list is a batch of one. See `decode`."""
-        refuse("batch_decode", kwargs)
+        """Convert lists of ids to texts; a single list is a batch of one. Arguments and errors as in `decode`."""
+        refuse_unknown("batch_decode", kwargs)
         ids = to_lists(sequences)
         rows = ids if isinstance(ids, list) and (not ids or isinstance(ids[0], list)) else [ids]
         return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in rows]
@@ -192,7 +204,7 @@ class Tokens:
         return self._vocabulary.checked(id) in self._vocabulary.special
 
 
-def refuse(method: str, kwargs: Mapping[str, Any]) -> None:
-    """Raise ValueError if there are arguments that a method does not have."""
+def refuse_unknown(method: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise InputError, naming them, if there are arguments that a method does not have."""
     if kwargs:
         raise InputError(f"{method} has no argument {', '.join(kwargs)}; see the documentation for those it has")

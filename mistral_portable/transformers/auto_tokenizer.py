@@ -1,4 +1,4 @@
-"""AutoTokenizer: the tokenizer of any model that this package reads."""
+"""AutoTokenizer: opens the tokenizer of any model that this package reads."""
 
 import os
 from typing import Any
@@ -9,7 +9,7 @@ __all__ = ["AutoTokenizer"]
 
 
 class AutoTokenizer:
-    """Opens tokenizers; there is one class of them.
+    """Opens tokenizers, each as a MistralCommonTokenizer.
 
     >>> AutoTokenizer.from_pretrained("tiny").encode("Hello")
     [1, 867]
@@ -22,5 +22,5 @@ class AutoTokenizer:
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *inputs: Any, **kwargs: Any
     ) -> MistralCommonTokenizer:
-        """See `MistralCommonTokenizer.from_pretrained`."""
+        """Open a model's tokenizer; see `MistralCommonTokenizer.from_pretrained`."""
         return MistralCommonTokenizer.from_pretrained(pretrained_model_name_or_path, *inputs, **kwargs)

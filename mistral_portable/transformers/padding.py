@@ -1,4 +1,4 @@
-"""How long encoded rows become: what the arguments for padding and truncation mean together."""
+"""Padding and truncation: resolves the arguments of a tokenizer's call to lengths, and cuts and fills rows."""
 
 import operator
 import warnings
@@ -8,20 +8,32 @@ from typing import Any, TypeVar
 
 from mistral_portable.errors import InputError
 
-__all__ = ["Lengths", "PaddingStrategy", "TruncationStrategy", "positive", "resolve", "strategy", "truncate"]
+__all__ = [
+    "Lengths",
+    "PaddingStrategy",
+    "TruncationStrategy",
+    "checked_integer",
+    "resolve_lengths",
+    "to_strategy",
+    "truncate",
+]
 
 S = TypeVar("S", bound=StrEnum)
 
-UNLIMITED = int(1e20)  # a tokenizer's model_max_length beyond this says that there is no limit
+UNLIMITED = int(1e20)  # a greater model_max_length means that there is no limit
 
 
 class PaddingStrategy(StrEnum):
+    """The values of a call's `padding`."""
+
     LONGEST = "longest"
     MAX_LENGTH = "max_length"
     DO_NOT_PAD = "do_not_pad"
 
 
 class TruncationStrategy(StrEnum):
+    """The values of a call's `truncation`; those for pairs of texts are refused."""
+
     LONGEST_FIRST = "longest_first"
     ONLY_FIRST = "only_first"
     ONLY_SECOND = "only_second"
@@ -30,14 +42,10 @@ class TruncationStrategy(StrEnum):
 
 @dataclass(frozen=True)
 class Lengths:
-    """The arguments, resolved.
+    """Resolved arguments for padding and truncation.
 
-    Attributes:
-        padding: The strategy.
-        truncates: Whether rows longer than `max_length` are cut.
-        max_length: Tokens, if any limit was given.
-        multiple: Padded rows have a multiple of so many tokens.
-        side: "left" or "right", where padding goes.
+    truncates: whether rows longer than `max_length` are cut. max_length: tokens; None: no limit. multiple: padded
+    lengths are a multiple of it. side: where padding goes, "left" or "right".
     """
 
     padding: PaddingStrategy
@@ -47,7 +55,7 @@ class Lengths:
     side: str
 
     def padded(self, longest: int) -> int:
-        """The length that shorter rows of a batch get, if its longest row has `longest` tokens.
+        """The length to which the rows of a batch are padded, if its longest row has `longest` tokens; 0: no padding.
 
         >>> Lengths(PaddingStrategy.LONGEST, False, None, 8, "left").padded(13)
         16
@@ -58,12 +66,12 @@ class Lengths:
         return -(-length // self.multiple) * self.multiple
 
     def fill(self, row: list[Any], length: int, filler: int) -> list[Any]:
-        """The row with fillers up to `length`; as it is if it is longer."""
+        """The row padded with `filler` to `length`; unchanged if it is longer."""
         fillers = [filler] * (length - len(row))
         return fillers + row if self.side == "left" else row + fillers
 
 
-def resolve(
+def resolve_lengths(
     padding: Any,
     truncation: Any,
     max_length: int | None,
@@ -72,23 +80,22 @@ def resolve(
     model_max_length: int,
     verbose: bool,
 ) -> Lengths:
-    """Apply transformers' rules: `max_length` alone truncates; True is "longest", or "longest_first".
+    """Resolve the arguments by transformers' rules: `max_length` alone truncates; padding=True is "longest",
+    truncation=True is "longest_first".
 
-    A strategy that needs a limit takes `model_max_length`; if that is unlimited, it does nothing, with a warning.
-
-    Raises:
-        ValueError: An argument is no strategy, length or side, or rows cut to `max_length` would be no multiple.
+    A strategy that needs a limit takes `model_max_length`; if that is unlimited, it has no effect, with a warning.
+    Raises InputError for an unknown strategy, length or side, and if `max_length` is not a multiple of `multiple`.
     """
     if max_length is not None and padding is False and truncation is None:
         truncation = True
-    pads = strategy("padding", PaddingStrategy, padding)
-    cuts = strategy("truncation", TruncationStrategy, False if truncation is None else truncation)
+    pads = to_strategy("padding", PaddingStrategy, padding)
+    cuts = to_strategy("truncation", TruncationStrategy, False if truncation is None else truncation)
     if cuts in (TruncationStrategy.ONLY_FIRST, TruncationStrategy.ONLY_SECOND):
         raise InputError(f"truncation={cuts.value!r} is for pairs of texts, which are not supported; pass True")
     if side not in ("left", "right"):
         raise InputError(f'padding_side={side!r} is neither "left" nor "right"')
-    max_length = None if max_length is None else positive("max_length", max_length)
-    multiple = 1 if multiple is None else positive("pad_to_multiple_of", multiple)
+    max_length = None if max_length is None else checked_integer("max_length", max_length)
+    multiple = 1 if multiple is None else checked_integer("pad_to_multiple_of", multiple)
     truncates = cuts is not TruncationStrategy.DO_NOT_TRUNCATE
 
     if padding is True and max_length is not None and not truncates and verbose:
@@ -110,18 +117,18 @@ def resolve(
     return Lengths(pads, truncates, max_length, multiple, side)
 
 
-def strategy(name: str, kind: type[S], value: Any) -> S:
-    """The strategy of this name; True is the first of its kind and False the last. Raises ValueError for others."""
+def to_strategy(name: str, kind: type[S], value: Any) -> S:
+    """The strategy of this value; True is the first of its kind, False the last. Raises InputError for other values."""
     if isinstance(value, bool):
         return list(kind)[0 if value else -1]
     try:
-        return kind(getattr(value, "value", value))  # transformers' own enumerations have values, too
+        return kind(getattr(value, "value", value))  # transformers' enumerations are taken by their values
     except ValueError:
         raise InputError(f"{name}={value!r} is no strategy; there are True, False, {', '.join(kind)}") from None
 
 
-def positive(name: str, value: int, least: int = 1) -> int:
-    """The value, if it is an integer from `least` on; else raises ValueError."""
+def checked_integer(name: str, value: int, least: int = 1) -> int:
+    """The value as an int. Raises InputError, naming `name`, unless it is an integer from `least` on."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -132,7 +139,7 @@ def positive(name: str, value: int, least: int = 1) -> int:
 
 
 def truncate(ids: list[int], remove: int, side: str, stride: int) -> tuple[list[int], list[int]]:
-    """The ids without `remove` at the side, and those removed with `stride` neighbours more.
+    """Cut `remove` ids at a side. Returns the ids that are left, and those cut with `stride` neighbours more.
 
     >>> truncate([1, 2, 3, 4, 5], 2, "right", 1)
     ([1, 2, 3], [3, 4, 5])

@@ -1,4 +1,4 @@
-"""The weights of a model that is made of a config alone."""
+"""Random weights for a model that is made from a config alone."""
 
 import numpy as np
 
@@ -12,7 +12,8 @@ __all__ = ["initial_tensors"]
 def initial_tensors(
     config: MistralConfig, head: str, num_labels: int, random: np.random.Generator | None = None
 ) -> dict[str, Tensor]:
-    """Matrices normal with the config's `initializer_range`; norms are 1, biases 0."""
+    """Draw float32 weights by their checkpoint names: matrices from a normal distribution with the standard deviation
+    `config.initializer_range`; norms are 1 and biases 0. random: a fresh generator if None."""
     random = random or np.random.default_rng()
     tensors: dict[str, Tensor] = {}
     for name, shape in build(config.native(), head=head, num_labels=num_labels).tensors.items():

@@ -1,4 +1,4 @@
-"""Encoding: ids from text, of the lengths that the arguments ask for."""
+"""EncodingTokenizer: ids from text, with special tokens, truncation and padding."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from typing import Any
 
 from mistral_portable.errors import InputError, TokenizerError
 from mistral_portable.transformers.batch_encoding import BatchEncoding, tensor_kind, to_lists
-from mistral_portable.transformers.lengths import Lengths, TruncationStrategy, positive, resolve, strategy, truncate
-from mistral_portable.transformers.tokens import Tokens, refuse
+from mistral_portable.transformers.padding import (
+    Lengths,
+    TruncationStrategy,
+    checked_integer,
+    resolve_lengths,
+    to_strategy,
+    truncate,
+)
+from mistral_portable.transformers.tokenizer_base import TokenizerBase, refuse_unknown
 
-__all__ = ["Encoder"]
+__all__ = ["EncodingTokenizer"]
 
 
-class Encoder(Tokens):
-    """The part of `MistralCommonTokenizer` that needs no files and no chats."""
+class EncodingTokenizer(TokenizerBase):
+    """The encoding of `MistralCommonTokenizer`."""
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        """The tokens of a text as strings, with no special ones."""
-        refuse("tokenize", kwargs)
+        """Split a text into tokens, as strings, without special tokens."""
+        refuse_unknown("tokenize", kwargs)
         return [self._vocabulary.to_piece(id) for id in self._ids(text)]
 
     def encode(
@@ -37,12 +44,12 @@ class Encoder(Tokens):
         verbose: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """The ids of a text, or of ids: those with `<s>` in front. See `__call__` for the arguments.
+        """Encode a text; a list of ids may stand for it. Arguments and errors as in `__call__`.
 
         >>> tokenizer.encode("Once <s>")
         [1, 547, 929, 1002, 941, 1004]
         """
-        refuse("encode", kwargs)
+        refuse_unknown("encode", kwargs)
         return self(
             text,
             text_pair,
@@ -80,28 +87,27 @@ class Encoder(Tokens):
     ) -> BatchEncoding:
         """Encode a text or a batch of texts; a list of ids may stand for each text.
 
-        Args:
-            text: One or several texts.
-            add_special_tokens: Whether ids begin with `<s>` and, in the mode "finetuning", end with `</s>`.
-            padding: True or "longest", "max_length", or False or "do_not_pad".
-            truncation: True or "longest_first", or False or "do_not_truncate". None: True if `max_length` is given
-                and `padding` is False.
-            max_length: Tokens, special ones included, to truncate and pad to.
-            stride: How many of the tokens kept are repeated in `overflowing_tokens`.
-            pad_to_multiple_of: Padded lengths are rounded up to a multiple of it.
-            padding_side: "left" or "right"; the tokenizer's own if None.
-            return_tensors: "np" or "pt": arrays of shape [texts, tokens], also for one text; None: lists.
-            return_attention_mask: Whether to return 1 for tokens and 0 for padding; by `model_input_names` if None.
-            return_overflowing_tokens: Whether to return `overflowing_tokens`, those cut off, and
-                `num_truncated_tokens`, where there are any; never as arrays.
-            return_special_tokens_mask: Whether to return 1 for special tokens and padding, and 0 for text.
-            return_length: Whether to return `length`: of one text with its padding, of texts in a batch without.
-            verbose: Whether to warn of arguments without effect, and of texts beyond `model_max_length`.
+        text: one or several texts.
+        add_special_tokens: whether ids begin with `<s>` and, in the mode "finetuning", end with `</s>`.
+        padding: True or "longest"; "max_length"; False or "do_not_pad".
+        truncation: True or "longest_first"; False or "do_not_truncate"; None: True if `max_length` is given and
+        `padding` is False.
+        max_length: tokens, special ones included, to truncate and pad to.
+        stride: the number of kept tokens that `overflowing_tokens` repeats.
+        pad_to_multiple_of: padded lengths are rounded up to a multiple of it.
+        padding_side: "left" or "right"; None: the tokenizer's own.
+        return_tensors: "np", "pt", "jax" or "tf": arrays [texts, tokens], also for one text; None: lists.
+        return_attention_mask: whether to return 1 for tokens and 0 for padding; None: if `model_input_names` lists it.
+        return_overflowing_tokens: whether to return the tokens that were cut off, `overflowing_tokens`, and
+        `num_truncated_tokens`, if there are any; never as arrays.
+        return_special_tokens_mask: whether to return 1 for special tokens and padding, and 0 for text.
+        return_length: whether to return `length`: with padding for one text, without padding for texts of a batch.
+        verbose: whether to warn of arguments without effect and of texts longer than `model_max_length`.
 
-        Raises:
-            ValueError: A pair or a target is given, or any argument is not one of these, or there is no such value.
+        Raises InputError for a pair, a target, an unknown argument and a value out of its range; TypeError and
+        IndexError for ids that are not integers or not in the vocabulary.
         """
-        refuse("the call", kwargs)
+        refuse_unknown("the call", kwargs)
         pairs = {"text_pair": text_pair, "text_target": text_target, "text_pair_target": text_pair_target}
         for name in [name for name, value in pairs.items() if value]:
             raise InputError(f"{name} is not supported; pass one text, or a list of texts")
@@ -116,7 +122,7 @@ class Encoder(Tokens):
             raise InputError("the batch of texts is empty; pass at least one")
         rows = [self._row(self._ids(part), *options) for part in text]
         if any("overflowing_tokens" in row for row in rows):
-            nothing = {"overflowing_tokens": [0], "num_truncated_tokens": [0]}  # transformers' sign for it
+            nothing = {"overflowing_tokens": [0], "num_truncated_tokens": [0]}  # transformers' placeholder
             rows = [row if "overflowing_tokens" in row else row | nothing for row in rows]
         if return_length:
             rows = [row | {"length": len(row["input_ids"])} for row in rows]
@@ -142,14 +148,14 @@ class Encoder(Tokens):
         prepend_batch_axis: bool = False,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """Add special tokens to ids, truncate and pad them; see `__call__` for the arguments.
+        """Add special tokens to ids, truncate and pad them. Arguments and errors as in `__call__`.
 
         >>> tokenizer.prepare_for_model([5, 6, 7], max_length=3, return_overflowing_tokens=True)
         {'input_ids': [1, 5, 6], 'overflowing_tokens': [7], 'num_truncated_tokens': 1, 'attention_mask': [1, 1, 1]}
 
-        `prepend_batch_axis` gives arrays the shape [1, tokens] in place of [tokens].
+        prepend_batch_axis: arrays have the shape [1, tokens] instead of [tokens].
         """
-        refuse("prepare_for_model", kwargs)
+        refuse_unknown("prepare_for_model", kwargs)
         _no_pair("pair_ids", pair_ids)
         lengths = self._lengths(padding, truncation, max_length, pad_to_multiple_of, padding_side, verbose)
         overflow = return_overflowing_tokens and not return_tensors
@@ -168,18 +174,13 @@ class Encoder(Tokens):
         return_tensors: str | None = None,
         verbose: bool = True,
     ) -> BatchEncoding:
-        """Pad encoded texts; see `__call__` for the arguments.
+        """Pad encoded texts: a new encoding, with ids padded by `pad_token_id`, attention masks by 0, special tokens'
+        masks by 1. Other arguments as in `__call__`.
 
-        Args:
-            encoded_inputs: What calls return: of one text, of a batch, or a list of those of single texts. Arrays are
-                as good as lists, and come back as arrays unless `return_tensors` says otherwise.
+        encoded_inputs: the result of a call for one text or a batch, or a list of results for single texts. Arrays are
+        returned as arrays of the same library unless `return_tensors` says otherwise. One text without ids stays empty.
 
-        Returns:
-            A new encoding: ids are padded with `pad_token_id`, attention masks with 0, special tokens' masks with 1.
-            The ids of one text that has none stay empty.
-
-        Raises:
-            ValueError: There are no ids, or not as many of them as of something else.
+        Raises InputError if there are no ids, or another entry does not have as many rows or numbers as they have.
         """
         if isinstance(encoded_inputs, list | tuple):
             encoded_inputs = _joined(encoded_inputs)
@@ -212,29 +213,30 @@ class Encoder(Tokens):
         stride: int = 0,
         **kwargs: Any,
     ) -> tuple[list[int], None, list[int]]:
-        """Cut ids at `truncation_side`: what is left, None, and what was cut with `stride` neighbours more.
+        """Cut ids at `truncation_side`: the ids that are left, None, and those cut with `stride` neighbours more.
 
         >>> tokenizer.truncate_sequences([1, 2, 3, 4, 5], num_tokens_to_remove=2, stride=1)
         ([1, 2, 3], None, [3, 4, 5])
 
-        Raises:
-            ValueError: A pair is given, or `truncation_strategy` is none for one text.
+        Raises InputError for a pair, and for a `truncation_strategy` that is unknown or for pairs.
         """
-        refuse("truncate_sequences", kwargs)
+        refuse_unknown("truncate_sequences", kwargs)
         _no_pair("pair_ids", pair_ids)
         listed = self._checked(to_lists(ids))
-        how = strategy("truncation_strategy", TruncationStrategy, truncation_strategy)
+        how = to_strategy("truncation_strategy", TruncationStrategy, truncation_strategy)
         if how in (TruncationStrategy.ONLY_FIRST, TruncationStrategy.ONLY_SECOND):
             raise InputError(f"truncation_strategy={how.value!r} is for pairs of texts, which are not supported")
         if how is TruncationStrategy.DO_NOT_TRUNCATE or num_tokens_to_remove <= 0:
             return listed, None, []
-        kept, cut = truncate(listed, num_tokens_to_remove, self.truncation_side, positive("stride", stride, 0))
+        kept, cut = truncate(listed, num_tokens_to_remove, self.truncation_side, checked_integer("stride", stride, 0))
         return kept, None, cut
 
     def get_special_tokens_mask(
         self, token_ids_0: Sequence[int], token_ids_1: None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """1 for every special token and 0 for others, of ids that have special tokens or that will get them.
+        """A mask with 1 for special tokens and 0 for others.
+
+        already_has_special_tokens: whether the ids contain them; else the mask is for the ids with those added.
 
         >>> tokenizer.get_special_tokens_mask([547, 550])
         [1, 0, 0]
@@ -245,13 +247,13 @@ class Encoder(Tokens):
         return [1, *[0] * len(token_ids_0), *[1] * (self.mode == "finetuning")]
 
     def _checked(self, ids: Any) -> list[int]:
-        """The ids, if they are a list of ids of the vocabulary."""
+        """The ids, if they are a list of ids in the vocabulary. Raises InputError, TypeError or IndexError."""
         if not isinstance(ids, list):
             raise InputError(f"{ids!r:.80} is no list of token ids")
         return [self._vocabulary.checked(id) for id in ids]
 
     def _ids(self, text: Any) -> list[int]:
-        """The ids of a text, without special tokens; or the ids that stand for it."""
+        """The ids of a text without special tokens, or the ids that stand for the text."""
         if isinstance(text, str):
             try:
                 return self._tokenizer.encode(text, bos=False)
@@ -271,7 +273,7 @@ class Encoder(Tokens):
         verbose: bool,
     ) -> Lengths:
         side = self.padding_side if side is None else side
-        return resolve(padding, truncation, max_length, multiple, side, self.model_max_length, verbose)
+        return resolve_lengths(padding, truncation, max_length, multiple, side, self.model_max_length, verbose)
 
     def _row(
         self,
@@ -283,11 +285,11 @@ class Encoder(Tokens):
         special_mask: bool,
         verbose: bool,
     ) -> dict[str, Any]:
-        """One text: cut, and with its special tokens, for which room is kept."""
+        """Encode one text without padding: truncated so that the special tokens fit, then with them."""
         end = [self.eos_token_id] if self.mode == "finetuning" else []
         total = len(ids) + (1 + len(end) if add_special_tokens else 0)
         cut: list[int] = []
-        stride = positive("stride", stride, 0)
+        stride = checked_integer("stride", stride, 0)
         if lengths.truncates and lengths.max_length and total > lengths.max_length:
             ids, cut = truncate(ids, total - lengths.max_length, self.truncation_side, stride)
         row: dict[str, Any] = {"input_ids": [self.bos_token_id, *ids, *end] if add_special_tokens else ids}
@@ -318,7 +320,7 @@ class Encoder(Tokens):
     def _padded(
         self, rows: list[dict[str, Any]], lengths: Lengths, attention_mask: bool | None
     ) -> dict[str, list[Any]]:
-        """The rows, as long as the longest of them or as the limit says, as one dictionary of lists."""
+        """Pad the rows to the length of the longest one, or to the limit: one dictionary of lists."""
         length = lengths.padded(max(len(row["input_ids"]) for row in rows))
         filled = [self._filled(row, lengths, length, attention_mask) for row in rows]
         return {name: [row[name] for row in filled] for name in filled[0]}
@@ -340,7 +342,7 @@ class Encoder(Tokens):
 
 
 def _joined(encodings: Sequence[Any]) -> dict[str, list[Any]]:
-    """Several encodings as one; raises ValueError if they do not have the same entries."""
+    """Join encodings of single texts to one of a batch. Raises InputError if their entries differ."""
     for encoding in encodings:
         if not isinstance(encoding, Mapping) or encoding.keys() != encodings[0].keys():
             raise InputError(f"{encoding!r:.80} does not have the entries of the first encoding")
