@@ -48,7 +48,7 @@ def verify_checkpoint(
     check_tensors(build(checkpoint.config), checkpoint.tensors, str(checkpoint.path))
     options = options or ExecutorOptions()
     results = []
-    oracles: Oracles = {}
+    oracles = Oracles()
     cases = list(_cases(checkpoint))  # all graphs stay alive: their identities are keys of `oracles`
     for case in cases:
         progress(case.name)
