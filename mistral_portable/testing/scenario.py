@@ -69,6 +69,11 @@ class Scenario:
                 texts[feed.sequence] = texts.get(feed.sequence, ()) + feed.tokens[: feed.keep]
         return texts
 
+    def only(self, sequence: int) -> "Scenario":
+        """The same feeds of one of its sequences, in the same order; the others are left out."""
+        feeds = (feed for step in self.steps for feed in step if feed.sequence == sequence)
+        return Scenario(tuple((feed,) for feed in feeds), self.swap, self.embeds)
+
     def requested(self, sequence: int) -> list[int]:
         """The positions of the sequence whose rows are requested, in order."""
         positions: list[int] = []
