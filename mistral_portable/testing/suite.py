@@ -9,8 +9,9 @@ A backend's test file is four lines:
     def target(request): return Target(BACKEND, ExecutorOptions(dtype=request.param), Path("xfails/mine.txt"))
 
 Each rung checks its corpus (`corpus.py`), so that a run gives the same result each time, and targets of one process
-share the oracle's work. A known gap is a line `RUNG  reason` of the xfail file; the rung must then fail or be unsupported
-(a gap that is closed is an error: take the line out). `test_greedy` is for backends whose programs are GreedyPrograms.
+share the oracle's work. A known gap is a line `RUNG  reason` of the xfail file; the rung must then fail or be
+unsupported (a gap that is closed is an error: take the line out). `test_greedy` is for backends whose programs are
+GreedyPrograms.
 
 New cases, of which hypothesis finds the smallest that fails, are drawn with `pytest --fresh-cases N`. The option is
 declared by a conftest.py:
@@ -58,7 +59,7 @@ class Target:
         return None
 
     def chosen(self, rung: str) -> Iterable[tuple[int, Case]]:
-        """Its share of the rung's corpus, with the cases' indices: with 50 cases and share 16 those at 15, 31 and 47."""
+        """Its share of the rung's corpus, with the cases' indices: with 50 cases and share 16 at 15, 31, 47."""
         return list(enumerate(corpus(rung).cases))[self.share - 1 :: self.share]
 
 
