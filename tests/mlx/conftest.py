@@ -1,11 +1,10 @@
-"""What tests of the MLX executor share."""
+"""Settings and fixtures that tests of the MLX executor share."""
 
 import os
 from collections.abc import Iterator
 
 import mlx.core as mx
 import pytest
-from hypothesis import settings
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,15 +23,3 @@ def uncompiled() -> Iterator[None]:
         mx.disable_compile()
     yield
     mx.enable_compile()
-
-
-@pytest.fixture
-def few_examples() -> Iterator[None]:
-    """A seventh of the examples: there are several precisions, and every example has its oracle."""
-    before = settings.default
-    assert before is not None
-    settings.register_profile("few", before, max_examples=max(1, before.max_examples // 7))
-    settings.load_profile("few")
-    yield
-    settings.register_profile("before", before)
-    settings.load_profile("before")
