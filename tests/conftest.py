@@ -22,6 +22,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# NumPy's matrix products here are small: the threads of OpenBLAS would only wait for each other, above all beside other
+# processes of pytest. Set here, as it is read once in a process, before any test file imports NumPy.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # XLA's compiler takes most of the time of a test of the JAX executor, and half of that for speed that no test needs.
 # Set here, as it is read once in a process, and before any test file imports JAX.
 os.environ.setdefault(

@@ -1,4 +1,4 @@
-"""What `import mistral_portable` costs: no framework, no tokenizer, no hub, and little time."""
+"""The cost of `import mistral_portable`: no framework, no tokenizer, no hub, and little time."""
 
 import subprocess
 import sys
