@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # No deadline: the machines that run this are shared, and a slow example is not a wrong one.
@@ -10,6 +11,20 @@ settings.register_profile(
 )
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare `--fresh-cases N`: the conformance ladder on N newly drawn cases instead of its corpus."""
+    thorough = settings.get_profile("thorough").max_examples
+    default = thorough if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 0
+    parser.addoption(
+        "--fresh-cases", type=int, default=default, metavar="N", help="new cases for each rung of the ladder"
+    )
+
+
+# NumPy's matrix products here are small: the threads of OpenBLAS would only wait for each other, above all beside other
+# processes of pytest. Set here, as it is read once in a process, before any test file imports NumPy.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # XLA's compiler takes most of the time of a test of the JAX executor, and half of that for speed that no test needs.
 # Set here, as it is read once in a process, and before any test file imports JAX.

@@ -1,26 +1,27 @@
 """Case: a graph with weights and a scenario, and the check that runs it on a backend against the oracle."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from mistral_portable.boundary import Backend, ExecutorOptions, Precision, prepare
+from mistral_portable.boundary import Backend, ExecutorOptions, Precision, Program, prepare
 from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError
 from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.testing.naive import NaiveProgram
-from mistral_portable.testing.scenario import Outputs, Scenario, WrongOutput, one_shot, run
-from mistral_portable.testing.tolerance import compare
+from mistral_portable.testing.scenario import Outputs, Scenario, Stuck, WrongOutput, one_shot, run
+from mistral_portable.testing.tolerance import judge, row_errors
 from mistral_portable.weights import Tensor
 
-__all__ = ["Case", "CheckResult", "Oracles", "check"]
+__all__ = ["Case", "CheckResult", "Drive", "Oracles", "check"]
 
-# Naive runs for outputs of so many numbers: a small one has few independent errors, and few runs would miss what an
-# honest program makes.
+# Naive runs for outputs of at least so many numbers: a small output has few independent errors, so few runs would miss
+# some that an honest program makes.
 _NAIVE_RUNS = {4096: 3, 128: 8, 32: 16, 0: 32}
 
 
@@ -35,7 +36,7 @@ class Case:
     scenario: Scenario
 
     def __repr__(self) -> str:
-        """Without the graph and the weights, which would bury the rest."""
+        """The name, the config and the scenario: the graph and the weights are too long to print."""
         return f"Case({self.name!r}, {self.config}, {self.scenario})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # hypothesis prints failing cases through this
@@ -47,8 +48,8 @@ class CheckResult:
     """The outcome of a Case on a backend.
 
     status: "pass", "fail" or "unsupported". nmse: the worst of the outputs. error and limit: max |out - ref| of
-    the output that comes closest to its limit, and that limit. agreement: share of rows whose largest entry is
-    the oracle's. note: what is wrong, or why it is unsupported.
+    the output that comes closest to its limit, and that limit. agreement: share of rows whose argmax is the oracle's.
+    note: the fault, or the reason why it is unsupported.
     """
 
     name: str
@@ -61,21 +62,45 @@ class CheckResult:
 
     @property
     def of_model(self) -> bool:
-        """Whether it is about a whole model, not about one op on random inputs."""
+        """Whether it checked a whole model, not one op on random inputs."""
         return not self.name.startswith("op ")
 
 
-Oracles = dict[tuple[int, Scenario, Precision], list[Outputs]]
+Drive = Callable[[Program, Graph, CacheSpec, Scenario], dict[int, Outputs]]
+"""Takes a program through a scenario and gives each sequence's outputs: `scenario.run`, or one of `contract.py`."""
 
 
-def check(case: Case, backend: Backend, options: ExecutorOptions, oracles: Oracles | None = None) -> CheckResult:
-    """Run the case on `backend` as its scenario says, and judge every output of every sequence.
+@dataclass(frozen=True)
+class Oracles:
+    """The oracle's outputs, kept for further checks of the same text on the same graph object (which must stay alive).
 
-    The oracle sees each sequence alone and in one step, in float64: so a pass also means that chunked = one-shot,
-    ragged = alone, and that a rollback or a swap leaves no trace. `oracles`, an empty dict at first, keeps the
-    oracle's outputs for further cases with the same graph object and texts.
+    refs: float64 outputs, for all precisions. errors: for each output [T, ...] the naive runs' largest error in each
+    row, [T].
     """
-    oracles = {} if oracles is None else oracles
+
+    refs: dict[tuple[int, Scenario], Outputs] = field(default_factory=dict)
+    errors: dict[tuple[int, Scenario, Precision], Outputs] = field(default_factory=dict)
+
+    def find(self, case: Case, text: Scenario, precision: Precision) -> tuple[Outputs, Outputs]:
+        """The float64 outputs of a text, run alone and in one step, and the errors of naive runs in `precision`."""
+        key = id(case.graph), text
+        if key not in self.refs:
+            self.refs[key] = _reference(case, text)
+        if (*key, precision) not in self.errors:
+            self.errors[*key, precision] = _naive_errors(case, text, precision, self.refs[key])
+        return self.refs[key], self.errors[*key, precision]
+
+
+def check(
+    case: Case, backend: Backend, options: ExecutorOptions, oracles: Oracles | None = None, drive: Drive = run
+) -> CheckResult:
+    """Run the case on `backend` as its scenario and `drive` say, and judge every output of every sequence.
+
+    The oracle runs each sequence alone and in one step, in float64: so a pass also means that chunked = one-shot,
+    ragged = alone, and that a rollback or a swap leaves no trace. `oracles` keeps the oracle's outputs for further
+    checks; None: they are computed for this one.
+    """
+    oracles = oracles or Oracles()
     scenario = case.scenario
     spec = _spec(case, scenario)
     try:
@@ -83,23 +108,23 @@ def check(case: Case, backend: Backend, options: ExecutorOptions, oracles: Oracl
     except BackendError as error:
         return CheckResult(case.name, "unsupported", np.nan, np.nan, np.nan, np.nan, str(error))
     try:
-        outputs = run(program, case.graph, spec, scenario)
+        outputs = drive(program, case.graph, spec, scenario)
         precision = program.precision
+        program.close()
     except Exception as error:  # a backend's own defects are a result of the check, not its end
+        if not isinstance(error, Stuck):  # to close a program that hangs would hang, too
+            with suppress(Exception):
+                program.close()
         note = str(error) if isinstance(error, WrongOutput) else f"{type(error).__name__}: {error}"
         return CheckResult(case.name, "fail", np.inf, np.inf, 0.0, np.nan, note)
-    finally:
-        program.close()
     comparisons, agreements = [], []
     shapes = infer_shapes(case.graph)
     for sequence, text in scenario.texts.items():
-        alone = one_shot(text, embeds=scenario.embeds)
-        key = id(case.graph), alone, precision
-        runs = oracles[key] = oracles.get(key) or _oracle(case, alone, precision)
+        refs, errors = oracles.find(case, one_shot(text, embeds=scenario.embeds), precision)
         for name, out in outputs[sequence].items():
-            on_rows = shapes[case.graph.outputs[name]][0] == "R"
-            ref, *naive = (run[name][scenario.asked(sequence)] if on_rows else run[name] for run in runs)
-            comparisons.append(compare(out, ref, naive, precision.dtype))
+            rows = scenario.requested(sequence) if shapes[case.graph.outputs[name]][0] == "R" else slice(None)
+            ref = refs[name][rows]
+            comparisons.append(judge(out, ref, errors[name][rows], precision.dtype))
             if out.size and out.shape == ref.shape:
                 agreements.append(np.mean(out.argmax(-1) == ref.argmax(-1)))
     worst = max(comparisons, key=lambda c: c.error / c.limit if c.limit else np.inf if c.error else 0)
@@ -123,11 +148,24 @@ def _spec(case: Case, scenario: Scenario) -> CacheSpec:
     )
 
 
-def _oracle(case: Case, scenario: Scenario, precision: Precision) -> list[Outputs]:
-    """Outputs of one text in one step: the float64 reference, then the naive runs in `precision`."""
-    spec = _spec(case, scenario)
-    ref = run(ReferenceProgram(case.graph, case.weights, spec, "float64"), case.graph, spec, scenario)[0]
-    size = min(out.size for out in ref.values())
+def _reference(case: Case, text: Scenario) -> Outputs:
+    spec = _spec(case, text)
+    return run(ReferenceProgram(case.graph, case.weights, spec, "float64"), case.graph, spec, text)[0]
+
+
+def _naive_errors(case: Case, text: Scenario, precision: Precision, refs: Outputs) -> Outputs:
+    """The largest errors of the naive runs in each row.
+
+    The runs are lanes of one step, all with the same text: noise is drawn along the whole token axis, so each lane has
+    its own.
+    """
+    size = min(out.size for out in refs.values())
     runs = next(runs for least, runs in _NAIVE_RUNS.items() if size >= least)
-    naive = [NaiveProgram(case.graph, case.weights, spec, precision, seed) for seed in range(runs)]
-    return [ref, *(run(program, case.graph, spec, scenario)[0] for program in naive)]
+    lanes = one_shot(text.texts[0], sequences=runs, embeds=text.embeds)
+    spec = _spec(case, lanes)
+    program = NaiveProgram(case.graph, case.weights, spec, precision, seed=0)
+    naive = run(program, case.graph, spec, lanes)
+    return {
+        name: np.max([row_errors(outputs[name], ref) for outputs in naive.values()], axis=0)
+        for name, ref in refs.items()
+    }

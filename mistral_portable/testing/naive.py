@@ -44,12 +44,7 @@ class NaiveProgram(ReferenceProgram):
         return round_to(array, self._rounding.dtype) if array.dtype.kind == "f" else array
 
     def _run(self, node: Node, inputs: list[Any], plan: StepPlan) -> NDArray[Any]:
-        if node.op in (
-            "take_rows",
-            "take_columns",
-            "embedding",
-            "replace_rows",
-        ):  # nothing is computed, nothing is rounded
+        if node.op in ("take_rows", "take_columns", "embedding", "replace_rows"):  # no arithmetic, so no rounding
             return super()._run(node, inputs, plan)
         dtype = self._rounding.dtype
         read = [
@@ -86,7 +81,7 @@ class NaiveProgram(ReferenceProgram):
         super()._write(store, node, x, plan)
 
     def _linear_input(self, x: NDArray[Any], weight: str) -> NDArray[Any]:
-        """What a linear with this parameter multiplies with."""
+        """The input that a linear with this parameter multiplies: int8 numbers if the program says so."""
         int8 = self._rounding.quantized_linear == "int8" and self._in_blocks(weight)
         return self._int8(x, INT8_BLOCK) if int8 else x
 

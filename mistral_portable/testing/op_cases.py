@@ -79,7 +79,7 @@ def _binary(op: str) -> Callable[[MistralConfig], Graph]:
 
 
 def _moe(config: MistralConfig) -> Graph:
-    """Of configs without experts, 3 and 2 of them."""
+    """Experts as the config says; 3, of which 2 are chosen, where it has none."""
     count, top_k = config.num_local_experts or 3, config.num_experts_per_tok or 2
     inner, outer = config.intermediate_size, config.hidden_size
     weights = [

@@ -1,4 +1,4 @@
-"""Clear choices of experts: where two scores are nearly the same, honest programs that round alike may differ."""
+"""Clear choices of experts: where two scores are nearly the same, honest programs of the same precision may differ."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -12,7 +12,7 @@ from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.graph import Graph, Shape, infer_shapes
 from mistral_portable.graph.passes import EMBEDDED_ROWS, INPUTS_EMBEDS
 
-__all__ = ["Feed", "Outputs", "Scenario", "WrongOutput", "one_shot", "run"]
+__all__ = ["Feed", "Outputs", "Scenario", "Stuck", "WrongOutput", "given_inputs", "new_manager", "one_shot", "run"]
 
 Outputs = dict[str, NDArray[Any]]
 
@@ -20,14 +20,18 @@ _BLOCK = 4  # the first capacity of a lane: so small that short texts make the l
 
 
 class WrongOutput(Exception):
-    """A program returned something that is not the array that the graph and the plan describe."""
+    """A program breaks its contract: an output is not the array that the graph and the plan describe, say."""
+
+
+class Stuck(WrongOutput):
+    """A call of the program does not end."""
 
 
 @dataclass(frozen=True)
 class Feed:
     """Tokens for one sequence in one step; after the step all but the first `keep` are rolled back.
 
-    `rows`: which of the kept tokens ask for their row of outputs with an R axis; None: all of them.
+    `rows`: the kept tokens whose rows of outputs with an R axis are requested; None: all of them.
     """
 
     sequence: int
@@ -36,8 +40,8 @@ class Feed:
     rows: tuple[int, ...] | None = None
 
     @property
-    def asked(self) -> tuple[int, ...]:
-        """`rows`, spelled out."""
+    def requested(self) -> tuple[int, ...]:
+        """The indices `rows`; all kept tokens where it is None."""
         return tuple(range(self.keep)) if self.rows is None else self.rows
 
 
@@ -65,18 +69,23 @@ class Scenario:
                 texts[feed.sequence] = texts.get(feed.sequence, ()) + feed.tokens[: feed.keep]
         return texts
 
-    def asked(self, sequence: int) -> list[int]:
-        """The positions of the sequence whose rows are asked for, in order."""
+    def only(self, sequence: int) -> "Scenario":
+        """The same feeds of one of its sequences, in the same order; the others are left out."""
+        feeds = (feed for step in self.steps for feed in step if feed.sequence == sequence)
+        return Scenario(tuple((feed,) for feed in feeds), self.swap, self.embeds)
+
+    def requested(self, sequence: int) -> list[int]:
+        """The positions of the sequence whose rows are requested, in order."""
         positions: list[int] = []
         begin = 0
         for feed in (feed for step in self.steps for feed in step if feed.sequence == sequence):
-            positions += [begin + row for row in feed.asked]
+            positions += [begin + row for row in feed.requested]
             begin += feed.keep
         return positions
 
     @property
     def max_lanes(self) -> int:
-        """As many as there are sequences; with `swap`, as few as the widest step and a fork need."""
+        """One for each sequence; with `swap`, only those that the widest step and a fork need."""
         return max(len(step) for step in self.steps) + 1 if self.swap else len(self.texts)
 
     @property
@@ -97,18 +106,20 @@ class Scenario:
         return longest
 
 
-def one_shot(text: Sequence[int], *, embeds: bool = False) -> Scenario:
-    """The whole text of one sequence in one step."""
-    return Scenario(((Feed(0, tuple(text), len(text)),),), embeds=embeds)
+def one_shot(text: Sequence[int], *, sequences: int = 1, embeds: bool = False) -> Scenario:
+    """The whole text in one step; `sequences` of them, side by side."""
+    return Scenario((tuple(Feed(s, tuple(text), len(text)) for s in range(sequences)),), embeds=embeds)
 
 
-def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:
+def run(
+    program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario, manager: CacheManager | None = None
+) -> dict[int, Outputs]:
     """Drive `program` through the scenario; per sequence, every graph output on the kept tokens, in order.
 
-    Outputs with an R axis have the asked rows only. Outputs with a K axis (attention weights) come back with one
+    Outputs with an R axis have the requested rows only. Outputs with a K axis (attention weights) come back with one
     column per position, [tokens, heads, positions]. Raises WrongOutput for a wrong name, shape or dtype.
     """
-    manager = CacheManager(spec, block=_BLOCK)
+    manager = manager or new_manager(spec)
     lanes: dict[int, int] = {}
     parked: dict[int, tuple[Mapping[str, int | str], LaneState]] = {}
     gathered: dict[int, dict[str, list[NDArray[Any]]]] = {sequence: {} for sequence in scenario.texts}
@@ -119,8 +130,8 @@ def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> 
                 lanes[feed.sequence] = _resume(manager, program, *parked.pop(feed.sequence))
             elif feed.sequence not in lanes:
                 lanes[feed.sequence] = manager.open()
-        plan = manager.plan([Chunk(lanes[feed.sequence], feed.tokens, feed.asked) for feed in step])
-        outputs = program.step(plan, _inputs(plan, graph, scenario.embeds))
+        plan = manager.plan([Chunk(lanes[feed.sequence], feed.tokens, feed.requested) for feed in step])
+        outputs = program.step(plan, given_inputs(plan, graph, scenario.embeds))
         dtype = "float64" if program.precision.dtype == "float64" else "float32"
         _require_described(outputs, shapes, graph, spec, plan, dtype)
         for index, feed in enumerate(step):
@@ -142,8 +153,13 @@ def run(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> 
     }
 
 
-def _inputs(plan: StepPlan, graph: Graph, embeds: bool) -> Inputs:
-    """What `accept_embeddings` added: no rows, or rows of our own in place of every other token id's."""
+def new_manager(spec: CacheSpec) -> CacheManager:
+    """A manager whose lanes grow often."""
+    return CacheManager(spec, block=_BLOCK)
+
+
+def given_inputs(plan: StepPlan, graph: Graph, embeds: bool) -> Inputs:
+    """Inputs that `accept_embeddings` added: with `embeds`, rows in place of those of even token ids; else no rows."""
     if INPUTS_EMBEDS not in graph.inputs:
         return NO_INPUTS
     places = np.flatnonzero(plan.tokens % 2 == 0) if embeds else np.zeros(0, np.intp)
@@ -152,9 +168,9 @@ def _inputs(plan: StepPlan, graph: Graph, embeds: bool) -> Inputs:
     return {INPUTS_EMBEDS: rows.astype(np.float32), EMBEDDED_ROWS: places.astype(np.int32)}
 
 
-def _resume(manager: CacheManager, program: Program, integers: Mapping[str, int | str], arrays: LaneState) -> int:
-    """A lane with what was saved of a sequence; by way of a second lane, so that `copy_lane` is run too."""
-    loaded = manager.load(integers)
+def _resume(manager: CacheManager, program: Program, numbers: Mapping[str, int | str], arrays: LaneState) -> int:
+    """Load a saved sequence into a lane, and copy it to a second one, which is returned: so `copy_lane` is run, too."""
+    loaded = manager.load(numbers)
     program.load_lane(loaded, arrays)
     lane = manager.fork(loaded)
     program.copy_lane(loaded, lane)

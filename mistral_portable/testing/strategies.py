@@ -108,10 +108,10 @@ def scenarios(
         while text:
             keep = min(draw(size), len(text))
             surplus = tokens(draw(st.integers(0, 4))) if rollback else ()
-            asked = tuple(sorted(draw(st.sets(st.integers(0, keep - 1))))) if rows else None
+            requested = tuple(sorted(draw(st.sets(st.integers(0, keep - 1))))) if rows else None
             while len(steps) <= step:
                 steps.append([])
-            steps[step].append(Feed(sequence, text[:keep] + surplus, keep, asked))
+            steps[step].append(Feed(sequence, text[:keep] + surplus, keep, requested))
             text = text[keep:]
             step += draw(st.integers(1, 2)) if sequences > 1 else 1
     # In any order: a plan's lanes need not ascend.

@@ -8,56 +8,44 @@ A backend's test file is four lines:
     @pytest.fixture(scope="module", params=["float32"])
     def target(request): return Target(BACKEND, ExecutorOptions(dtype=request.param), Path("xfails/mine.txt"))
 
-Each rung draws its cases and checks them as `check` says. A gap that is known stands in the xfail file, one
-`RUNG  reason` a line; it must then fail or be unsupported (a gap that is closed is an error: take the line out).
-`test_greedy` is for backends whose programs are GreedyPrograms.
+Each rung checks its corpus (`corpus.py`), so that a run gives the same result each time, and targets of one process
+share the oracle's work. A known gap is a line `RUNG  reason` of the xfail file; the rung must then fail or be
+unsupported (a gap that is closed is an error: take the line out). `test_greedy` is for backends whose programs are
+GreedyPrograms.
+
+New cases, of which hypothesis finds the smallest that fails, are drawn with `pytest --fresh-cases N`. The option is
+declared by a conftest.py:
+
+    def pytest_addoption(parser): parser.addoption("--fresh-cases", type=int, default=0)
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings
 
 from mistral_portable.boundary import Backend, ExecutorOptions
-from mistral_portable.testing.case import Case, check
+from mistral_portable.testing.case import Case, Oracles, check
+from mistral_portable.testing.corpus import DRIVES, RUNGS, corpus
 from mistral_portable.testing.greedy import greedy_tokens
-from mistral_portable.testing.op_cases import OP_CASES
-from mistral_portable.testing.strategies import model_cases, op_cases
-from mistral_portable.weights.quantize_on_read import QUANTIZABLE
+from mistral_portable.testing.scenario import run
 
-__all__ = ["RUNGS", "Target", "test_conformance", "test_greedy"]
-
-
-def _patient(**more: Any) -> settings:
-    """Settings for whoever may have a slow machine; the rest is the profile's that is loaded now."""
-    return settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], **more)
-
-
-RUNGS: dict[str, st.SearchStrategy[Case]] = {
-    **{f"op.{name}": op_cases(name) for name in OP_CASES},
-    "one_shot": model_cases(chunks=(64,)),
-    "chunked": model_cases(),
-    "token_by_token": model_cases(chunks=(1,)),
-    "ragged": model_cases(sequences=3),
-    "rollback": model_cases(sequences=2, rollback=True),
-    "rows": model_cases(sequences=2, rows=True),
-    "swapped": model_cases(sequences=3, swap=True),
-    "inputs_embeds": model_cases(sequences=2, embeds=True),
-    **{f"weights.{name}": model_cases(quantization=name) for name in QUANTIZABLE},
-}
-"""The ladder: name -> cases."""
+__all__ = ["DRIVES", "RUNGS", "Target", "climb", "test_conformance", "test_greedy"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the suite runs on: a backend with options, and its file of known gaps."""
+    """The subject of the suite: a backend with options, and its file of known gaps.
+
+    share: 16 takes every 16th case of a corpus only, for targets that are slow or differ in little.
+    """
 
     backend: Backend
     options: ExecutorOptions
     xfails: Path | None = None
+    share: int = 1
 
     def known_gap(self, rung: str) -> str | None:
         """The reason that the xfail file gives for this rung, if it does."""
@@ -70,34 +58,67 @@ class Target:
                 return reason.strip()
         return None
 
+    def chosen(self, rung: str) -> Iterable[tuple[int, Case]]:
+        """Its share of the rung's corpus, with the cases' indices: with 50 cases and share 16 at 15, 31, 47."""
+        return list(enumerate(corpus(rung).cases))[self.share - 1 :: self.share]
+
 
 @pytest.mark.parametrize("rung", RUNGS)
-def test_conformance(rung: str, target: Target) -> None:
-    """Every drawn case of the rung passes on the target."""
-
-    reason = target.known_gap(rung)
-
-    # A gap is proved by one case, which need not be the smallest.
-    @_patient(phases=list(Phase) if reason is None else [Phase.generate])
-    @given(RUNGS[rung])
-    def climb(case: Case) -> None:
-        result = check(case, target.backend, target.options)
-        assert result.status == "pass", f"{target.backend.name}: {result}"
-
-    if reason is None:
-        climb()
-    else:
-        with pytest.raises(AssertionError):
-            climb()
+def test_conformance(rung: str, target: Target, request: pytest.FixtureRequest) -> None:
+    """Every case of the rung passes on the target."""
+    climb(rung, target, _fresh_cases(request))
 
 
-def test_greedy(target: Target) -> None:
-    """Of programs that take the likeliest token on the device: it is the sampler's, across two windows and ragged."""
+def test_greedy(target: Target, request: pytest.FixtureRequest) -> None:
+    """The token that a GreedyProgram takes on its device is the sampler's, across two windows and ragged."""
 
-    @_patient()
-    @given(model_cases(sequences=3))
-    def climb(case: Case) -> None:
+    def same(case: Case) -> None:
         by_device, by_host = greedy_tokens(case, target.backend, target.options, count=18)
         assert by_device == by_host
 
-    climb()
+    if fresh := _fresh_cases(request):
+        _on_fresh_cases("ragged", same, fresh // target.share)
+    else:
+        for _, case in target.chosen("ragged"):
+            same(case)
+
+
+def climb(rung: str, target: Target, fresh: int = 0) -> None:
+    """Check the rung on the target; on its corpus, or on `fresh` new cases if that is not 0.
+
+    Raises AssertionError for the first case that fails, or that none does where a gap is known.
+    """
+    name, drive = target.backend.name, DRIVES.get(rung, run)
+    if target.known_gap(rung) is not None:
+        found = corpus(rung)
+        statuses = (check(case, target.backend, target.options, found.oracles, drive).status for case in found.cases)
+        assert any(status != "pass" for status in statuses), f"{name}: {rung} passes: the gap is closed, take it out"
+    elif fresh:
+
+        def passes(case: Case) -> None:
+            result = check(case, target.backend, target.options, Oracles(), drive)
+            assert result.status == "pass", f"{name}: {result}"
+
+        _on_fresh_cases(rung, passes, fresh // target.share)
+    else:
+        for index, case in target.chosen(rung):
+            result = check(case, target.backend, target.options, corpus(rung).oracles, drive)
+            assert result.status == "pass", (
+                f"{name}: {result}\n"
+                f"The case is mistral_portable.testing.corpus.corpus({rung!r}).cases[{index}]: {case}\n"
+                f"For the smallest case that fails: pytest --fresh-cases 1000 -k {rung!r}"
+            )
+
+
+def _fresh_cases(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--fresh-cases", 0))
+
+
+def _on_fresh_cases(rung: str, test: Callable[[Case], None], count: int) -> None:
+    # Whoever runs this may have a slow machine; the rest is the profile's that is loaded now.
+    patient = settings(
+        max_examples=max(1, count),
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    patient(given(RUNGS[rung])(test))()

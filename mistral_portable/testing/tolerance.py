@@ -1,4 +1,4 @@
-"""The tolerance that calibrates itself: an executor may err as much as plain arithmetic that rounds alike, twice."""
+"""The tolerance that calibrates itself: twice the error of plain arithmetic that rounds where the executor rounds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.testing.rounding import EPSILON
 
-__all__ = ["Comparison", "compare", "nmse"]
+__all__ = ["Comparison", "compare", "judge", "nmse", "row_errors"]
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,30 @@ def nmse(out: NDArray[Any], ref: NDArray[Any]) -> float:
 def compare(out: NDArray[Any], ref: NDArray[Any], naive: Sequence[NDArray[Any]], dtype: str) -> Comparison:
     """Judge `out` by `max|out - ref| <= 2 * max|naive - ref| + eps * max|ref|`, ref in float64.
 
-    `naive` are runs of NaiveProgram in the executor's precision with different seeds; the worst one counts. `dtype`
-    is the float type of that precision, which eps belongs to.
-    Shape, NaN and infinity are looked at first: of `out`, and of the limit, which could not judge anything.
+    `naive` are runs of NaiveProgram in the executor's precision with different noise; the worst one counts. `dtype`
+    is the float type of that precision, whose epsilon is eps.
+    Checked first: shape, NaN and infinity of `out`; and whether the limit is finite, as no other could judge anything.
     """
+    return judge(out, ref, np.array([np.max(row_errors(run, ref), initial=0) for run in naive]), dtype)
+
+
+def row_errors(out: NDArray[Any], ref: NDArray[Any]) -> NDArray[np.float64]:
+    """The largest |out - ref| in each row: [T, ...] -> [T]. NaN if the row has one."""
+    errors = np.abs(out.astype(np.float64) - ref)
+    largest: NDArray[np.float64] = np.max(errors, axis=tuple(range(1, errors.ndim)), initial=0)
+    return largest
+
+
+def judge(out: NDArray[Any], ref: NDArray[Any], naive_errors: NDArray[np.float64], dtype: str) -> Comparison:
+    """Judge like `compare`, by errors |naive - ref| of runs or rows, of which the largest counts."""
     if out.shape != ref.shape:
         return Comparison(np.inf, 0.0, np.inf, f"shape {out.shape} instead of {ref.shape}")
-    worst = float(np.max([_distance(run, ref) for run in naive]))  # NaN if any is, unlike the built-in max
+    worst = float(np.max(naive_errors, initial=0))  # NaN if any is, unlike the built-in max
     limit = 2 * worst + EPSILON[dtype] * float(np.max(np.abs(ref), initial=0))
     if not np.isfinite(out).all():
         return Comparison(np.inf, limit, np.inf, f"{np.count_nonzero(~np.isfinite(out))} values are not finite")
     if not np.isfinite(limit):
         return Comparison(np.inf, 0.0, np.inf, f"plain {dtype} arithmetic overflows here: choose a wider dtype")
-    error = _distance(out, ref)
+    error = float(np.max(row_errors(out, ref), initial=0))
     problem = f"error {error:.3g} exceeds {limit:.3g}" if error > limit else ""
     return Comparison(error, limit, nmse(out, ref), problem)
-
-
-def _distance(out: NDArray[Any], ref: NDArray[Any]) -> float:
-    return float(np.max(np.abs(out.astype(np.float64) - ref), initial=0))

@@ -9,9 +9,10 @@ from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.config import MistralConfig, QueryScale, Yarn
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import select_rows
-from mistral_portable.testing.case import Case, CheckResult, Oracles, check
+from mistral_portable.testing.case import Case, CheckResult, Drive, Oracles, check
+from mistral_portable.testing.contract import run_guarded, run_in_threads, run_then_close
 from mistral_portable.testing.op_cases import OP_CASES, op_case
-from mistral_portable.testing.scenario import Feed, Scenario
+from mistral_portable.testing.scenario import Feed, Scenario, run
 from mistral_portable.weights import Checkpoint
 
 __all__ = ["verify_checkpoint"]
@@ -42,21 +43,22 @@ def verify_checkpoint(
     """Check every op on random inputs, then the checkpoint's logits against the float64 reference.
 
     The model is run at its own window and at window 8: in one step, in chunks, token by token, as a ragged batch
-    and with rollbacks. `progress` is called with the name of each check before it runs.
+    and with rollbacks; at window 8 also in two threads, with its arrays written over after each step, and until it is
+    closed. `progress` is called with the name of each check before it runs.
     Raises CheckpointError if the checkpoint is no causal LM of its config.
     """
     check_tensors(build(checkpoint.config), checkpoint.tensors, str(checkpoint.path))
     options = options or ExecutorOptions()
     results = []
-    oracles: Oracles = {}
+    oracles = Oracles()
     cases = list(_cases(checkpoint))  # all graphs stay alive: their identities are keys of `oracles`
-    for case in cases:
+    for case, drive in cases:
         progress(case.name)
-        results.append(check(case, backend, options, oracles))
+        results.append(check(case, backend, options, oracles, drive))
     return results
 
 
-def _cases(checkpoint: Checkpoint) -> Iterator[Case]:
+def _cases(checkpoint: Checkpoint) -> Iterator[tuple[Case, Drive]]:
     random = np.random.default_rng(0)
 
     def text(vocab_size: int, length: int = _LENGTH) -> tuple[int, ...]:
@@ -64,7 +66,7 @@ def _cases(checkpoint: Checkpoint) -> Iterator[Case]:
 
     for name in OP_CASES:
         tokens = text(_OP_CONFIG.vocab_size)
-        yield op_case(name, _OP_CONFIG, _scenarios(tokens, tokens[:11])["ragged batch"], seed=0)
+        yield op_case(name, _OP_CONFIG, _scenarios(tokens, tokens[:11])["ragged batch"], seed=0), run
     config = checkpoint.config
     own, narrow = config.layer_windows, (_WINDOW,) * config.num_hidden_layers
     for label, windows in {"own window": own, f"window {_WINDOW}": narrow}.items():
@@ -72,7 +74,11 @@ def _cases(checkpoint: Checkpoint) -> Iterator[Case]:
         graph = verify(select_rows(build(variant), "logits"))
         scenarios = _scenarios(text(config.vocab_size), text(config.vocab_size, 11))
         for name, scenario in scenarios.items():
-            yield Case(f"logits, {label}, {name}", variant, graph, checkpoint.tensors, scenario)
+            yield Case(f"logits, {label}, {name}", variant, graph, checkpoint.tensors, scenario), run
+    # The variant is the narrow one here.
+    for name, drive in {"threads": run_in_threads, "own outputs": run_guarded, "closed": run_then_close}.items():
+        case = Case(f"logits, {label}, {name}", variant, graph, checkpoint.tensors, scenarios["ragged batch"])
+        yield case, drive
 
 
 def _scenarios(text: tuple[int, ...], other: tuple[int, ...]) -> dict[str, Scenario]:

@@ -1,5 +1,6 @@
 """Wrong backends: each is the reference with one mistake that a real backend could make."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from mistral_portable.testing.naive import NaiveProgram
 from mistral_portable.weights import Tensor
 from mistral_portable.weights.quantize_on_read import QUANTIZABLE
 
-__all__ = ["MUTANTS", "Mutant"]
+__all__ = ["MUTANTS", "Mutant", "hanging"]
 
 Make = Callable[[Graph, Mapping[str, Tensor], CacheSpec], Program]
 Array = NDArray[Any]
@@ -280,6 +281,62 @@ class _ReusedBuffer(ReferenceProgram):
         return dict(self._buffers)
 
 
+class _OneBuffer(ReferenceProgram):
+    """Returns one buffer at every step, filled anew."""
+
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, Array]:
+        self._buffers: dict[tuple[str, tuple[int, ...]], Array] = getattr(self, "_buffers", {})
+        outputs = super().step(plan, inputs)
+        for name, array in outputs.items():
+            buffer = self._buffers.setdefault((name, array.shape), array)
+            buffer[...] = array
+            outputs[name] = buffer
+        return outputs
+
+
+class _KeptPlan(ReferenceProgram):
+    """Counts on from the positions of the last plan, which it keeps. Right for one sequence, if nobody writes there."""
+
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, Array]:
+        last: StepPlan | None = getattr(self, "_last", None)
+        self._last = plan
+        if last is None:
+            return super().step(plan, inputs)
+        counted = last.positions[-1] + 1 + np.arange(len(plan.positions), dtype=np.int32)
+        return super().step(replace(plan, positions=counted), inputs)
+
+
+class _NoLock(ReferenceProgram):
+    """Puts the plan of a step where another thread may put its own."""
+
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, Array]:
+        self._shared = plan
+        time.sleep(0.001)
+        return super().step(self._shared, inputs)
+
+
+class _Hanging(ReferenceProgram):
+    """Waits for a lock that it holds."""
+
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, Array]:
+        with self._turn:
+            return super().step(plan, inputs)
+
+
+class _OpenAlways(ReferenceProgram):
+    def close(self) -> None:
+        pass
+
+
+class _ClosedOnce(ReferenceProgram):
+    """Lets nobody close it again."""
+
+    def close(self) -> None:
+        with self._in_turn():
+            pass
+        super().close()
+
+
 class _Tied(ReferenceProgram):
     """Multiplies by the embedding table where the model has its own LM head."""
 
@@ -295,6 +352,10 @@ class _Halves(ReferenceProgram):
         if self._weights[parameter.name].dtype not in QUANTIZABLE:
             return array
         return array.reshape(-1, 2, 16)[:, ::-1].reshape(array.shape)
+
+
+hanging = _program(_Hanging)
+"""Makes programs whose steps do not end."""
 
 
 def _nan_row(array: Array) -> Array:
@@ -357,6 +418,11 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "rollback not honoured": ("rollback", _program(_NoRollback)),
     "rows counted within a sequence": ("rows", _inputs("take_rows", _rows_within)),
     "inputs_embeds not read": ("inputs_embeds", _inputs("replace_rows", _no_places)),
+    "steps after it is closed": ("closed", _program(_OpenAlways)),
+    "closes once only": ("closed", _program(_ClosedOnce)),
+    "threads share a plan": ("threads", _program(_NoLock)),
+    "one buffer for the outputs of all steps": ("own_outputs", _program(_OneBuffer)),
+    "the plan is kept": ("own_outputs", _program(_KeptPlan)),
     "copy_lane does nothing": ("swapped", _program(_NoCopy)),
     "save_lane copies nothing": ("swapped", _program(_SharedLane)),
     **WRONG,

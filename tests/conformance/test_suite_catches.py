@@ -6,46 +6,33 @@ What rounds as it says it does passes.
 from pathlib import Path
 
 import pytest
-from conformance.mutants import MUTANTS, Mutant
+from conformance.mutants import MUTANTS, Mutant, hanging
 from conformance.rounded import HONEST
-from hypothesis import Phase, given, settings
 
 from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.reference import BACKEND
-from mistral_portable.testing.case import Case, check
-from mistral_portable.testing.suite import RUNGS, Target, test_conformance
+from mistral_portable.testing import contract
+from mistral_portable.testing.case import check
+from mistral_portable.testing.corpus import CORPUS_SIZE, DRIVES, RUNGS, corpus
+from mistral_portable.testing.scenario import run
+from mistral_portable.testing.suite import Target, climb
 
-__all__: list[str] = []
-
-ladder = test_conformance
-del test_conformance  # here it is a function under test, not a test
 OPTIONS = ExecutorOptions(dtype="float32")
-
-
-class Caught(Exception):
-    pass
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name: str) -> None:
     rung, make = MUTANTS[name]
 
-    # The same cases each time, and none is made smaller: it is enough that one fails.
-    @settings(derandomize=True, database=None, phases=[Phase.generate])
-    @given(RUNGS[rung])
-    def climb(case: Case) -> None:
-        result = check(case, Mutant(name, make), OPTIONS)
-        if result.status == "fail":
-            raise Caught(result.note)
-
-    with pytest.raises(Caught):
-        climb()
+    found = corpus(rung)
+    backend, drive = Mutant(name, make), DRIVES.get(rung, run)
+    assert any(check(case, backend, OPTIONS, found.oracles, drive).status == "fail" for case in found.cases)
 
 
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_rounding_passes(name: str) -> None:
     rung, make = HONEST[name]
-    ladder(rung, Target(Mutant(name, make), OPTIONS))
+    climb(rung, Target(Mutant(name, make), OPTIONS))
 
 
 def test_every_rung_catches_something() -> None:
@@ -55,18 +42,53 @@ def test_every_rung_catches_something() -> None:
 def test_known_gap_is_expected_to_fail(tmp_path: Path) -> None:
     xfails = tmp_path / "mutant.txt"
     xfails.write_text("op.add  adds a to itself\n")
-    ladder("op.add", Target(Mutant("mutant", MUTANTS["a + a"][1]), OPTIONS, xfails))
+    climb("op.add", Target(Mutant("mutant", MUTANTS["a + a"][1]), OPTIONS, xfails))
 
 
 def test_closed_gap_is_an_error(tmp_path: Path) -> None:
     xfails = tmp_path / "reference.txt"
     xfails.write_text("op.add  was wrong once\n")
-    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
-        ladder("op.add", Target(BACKEND, OPTIONS, xfails))
+    with pytest.raises(AssertionError, match=r"op\.add passes: the gap is closed"):
+        climb("op.add", Target(BACKEND, OPTIONS, xfails))
 
 
 def test_gap_without_reason_is_an_error(tmp_path: Path) -> None:
     xfails = tmp_path / "reference.txt"
     xfails.write_text("op.add\n")
     with pytest.raises(AssertionError, match=r"op\.add has no reason"):
-        ladder("op.add", Target(BACKEND, OPTIONS, xfails))
+        climb("op.add", Target(BACKEND, OPTIONS, xfails))
+
+
+def test_a_case_that_fails_can_be_found_again() -> None:
+    mutant = Mutant("mutant", MUTANTS["a + a"][1])
+    with pytest.raises(AssertionError, match=r"mutant: .*error .* exceeds") as caught:
+        climb("op.add", Target(mutant, OPTIONS))
+    index = int(str(caught.value).partition("corpus('op.add').cases[")[2].partition("]")[0])
+    assert check(corpus("op.add").cases[index], mutant, OPTIONS).status == "fail"
+    assert "pytest --fresh-cases 1000 -k 'op.add'" in str(caught.value)
+
+
+def test_a_corpus_is_drawn_once_and_always_the_same() -> None:
+    first = corpus("ragged")
+    assert corpus("ragged") is first
+    corpus.cache_clear()
+    assert repr(corpus("ragged").cases) == repr(first.cases)
+    assert len(first.cases) == CORPUS_SIZE
+
+
+def test_fresh_cases_are_made_small() -> None:
+    with pytest.raises(AssertionError, match=r"mutant: .*out is float64") as caught:
+        climb("op.add", Target(Mutant("mutant", MUTANTS["float64 output"][1]), OPTIONS), fresh=20)
+    assert "vocab_size=5, hidden_size=4" in "".join(caught.value.__notes__)
+
+
+def test_a_share_of_the_corpus_is_spread_over_it() -> None:
+    target = Target(BACKEND, OPTIONS, share=16)
+    assert [index for index, _ in target.chosen("op.add")] == [15, 31, 47]
+
+
+def test_a_thread_that_hangs_fails_the_rung(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "_PATIENCE", 0.1)
+    case = next(case for case in corpus("threads").cases if len(case.scenario.texts) > 1)
+    result = check(case, Mutant("hangs", hanging), OPTIONS, drive=contract.run_in_threads)
+    assert (result.status, result.note) == ("fail", "steps in 3 threads have not ended after 0 s")

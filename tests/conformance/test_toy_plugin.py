@@ -31,7 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _python(site: Path, *arguments: str) -> str:
-    """The output of a new process that has the toy installed; it starts elsewhere, so that no source tree helps."""
+    """Run Python in a new process with the toy installed, and return its output. No source tree is on its path."""
     environment = {**os.environ, "PYTHONPATH": str(site)}
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=site, env=environment, check=True, capture_output=True, text=True).stdout

@@ -51,7 +51,7 @@ ABLE = Capabilities(
 
 
 class Recorder:
-    """A backend that keeps what it was asked for."""
+    """A backend that keeps the options that it was given."""
 
     name = "recorder"
 
@@ -60,7 +60,7 @@ class Recorder:
         self.options: ExecutorOptions | None = None
 
     def probe(self) -> Availability:
-        return Availability(1, "keeps what it was asked for")
+        return Availability(1, "keeps its options")
 
     def default_dtype(self, weights: Mapping[str, Tensor], options: ExecutorOptions) -> str:
         return "int8"

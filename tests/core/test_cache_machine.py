@@ -152,7 +152,7 @@ class CacheMachine(RuleBasedStateMachine):
             model.peak = max(model.peak, len(model.text))
 
     def check_reads(self, plan: StepPlan, index: int, begins: list[int]) -> None:
-        """Every key that a query sees is held, `first` is the oldest of it, and the capacity is enough and bounded."""
+        """Keys that a query sees are held, `first` is the oldest of them, and the capacity is enough and bounded."""
         group, reads = self.spec.groups[index], plan.groups[index]
         ends = [len(self.lanes[lane].text) for lane in plan.lanes.tolist()]
         assert reads.slot_mapping.max() < reads.capacity <= group.slots

@@ -9,12 +9,10 @@ from mistral_portable.testing.suite import Target, test_conformance
 __all__ = ["test_conformance"]
 
 
-pytestmark = [
-    pytest.mark.usefixtures("few_examples"),
-    pytest.mark.filterwarnings("ignore:.* are unpacked to"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.* are unpacked to")
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def target(request: pytest.FixtureRequest) -> Target:
-    return Target(BACKEND, ExecutorOptions(dtype=request.param))
+    # A case has steps of several shapes, and each is compiled, in half a second.
+    return Target(BACKEND, ExecutorOptions(dtype=request.param), share=25)

@@ -8,7 +8,7 @@ from mistral_portable.testing.suite import Target, test_conformance, test_greedy
 
 __all__ = ["test_conformance", "test_greedy"]
 
-pytestmark = pytest.mark.usefixtures("uncompiled", "few_examples")
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 @pytest.fixture(
@@ -17,4 +17,4 @@ pytestmark = pytest.mark.usefixtures("uncompiled", "few_examples")
 )
 def target(request: pytest.FixtureRequest) -> Target:
     dtype, kv_cache = request.param
-    return Target(BACKEND, ExecutorOptions(dtype=dtype, kv_cache=kv_cache))
+    return Target(BACKEND, ExecutorOptions(dtype=dtype, kv_cache=kv_cache), share=7)

@@ -19,7 +19,7 @@ from mistral_portable.testing import random_weights
 from mistral_portable.testing.scenario import Outputs, Scenario, one_shot, run
 from mistral_portable.testing.strategies import configs, scenarios
 
-# What transformers has no class for is checked against one-shot runs of the reference itself (tests/conformance).
+# Configs without a class in transformers are checked against one-shot runs of the reference itself (tests/conformance).
 KNOWN = configs(max_layers=2).filter(has_class)
 
 

@@ -121,7 +121,7 @@ def test_typical_p(row: Row, p: float) -> None:
     threshold = distance[order][np.searchsorted(np.cumsum(probabilities[order]), p)]
     clear = kept(row)[np.abs(distance - threshold) > EDGE]
     np.testing.assert_array_equal(ours[clear], expected[clear])
-    # Of the tokens at the threshold itself each side keeps at least one.
+    # Each side keeps at least one of the tokens at the threshold itself.
     assert kept(ours).size > 0
     assert kept(expected).size > 0
 

@@ -3,6 +3,8 @@
 Those of GPUs are flash_kernels.py's: what they are told of a step is right if it is right for these.
 """
 
+from dataclasses import replace
+
 import pytest
 from flash_kernels import flash_attn_varlen_func, flash_attn_with_kvcache, varlen_attn
 from mistral_portable_torch.attention.flash import FlashAttn
@@ -14,10 +16,7 @@ from mistral_portable.testing.suite import Target, test_conformance, test_greedy
 
 __all__ = ["test_conformance", "test_greedy"]
 
-pytestmark = [
-    pytest.mark.usefixtures("few_examples"),
-    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 FLASH = PagedBackend(kernel=FlashAttn(flash_attn_varlen_func, flash_attn_with_kvcache))
 VARLEN = PagedBackend(kernel=Varlen(varlen_attn), record=Repeated())
@@ -35,4 +34,6 @@ TARGETS = {
 
 @pytest.fixture(params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Target:
-    return TARGETS[request.param]
+    # One in some 5,000 fresh float32 cases may fail: MKL adds up the products of a few dozen columns one after another,
+    # which is honest, but has larger errors than the orders of summation that set the limit.
+    return replace(TARGETS[request.param], share=16)

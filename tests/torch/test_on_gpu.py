@@ -15,8 +15,6 @@ __all__ = ["test_conformance", "test_greedy"]
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU: tools/torch_on_cuda runs it", allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("few_examples")
-
 
 # The ladder draws heads of 2 to 40 numbers, which flash kernels do not take: `verify` and the test below have those.
 @pytest.fixture(params=["sdpa", "flex", "eager"])
@@ -27,7 +25,7 @@ def kernel(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["float32", "bfloat16", "float16"])
 def target(request: pytest.FixtureRequest, kernel: str) -> Target:
-    return Target(BACKEND, ExecutorOptions(dtype=request.param, device="cuda", attention=kernel))
+    return Target(BACKEND, ExecutorOptions(dtype=request.param, device="cuda", attention=kernel), share=16)
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -1,0 +1,170 @@
+"""The contract of a Program beyond its numbers: it can be closed, takes calls from threads, and shares no arrays.
+
+Each function takes a program through a scenario, like `scenario.run`, and returns the outputs, which are then judged.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.boundary.program import NO_INPUTS, Inputs, LaneState, Precision, Program
+from mistral_portable.cache import CacheSpec, Chunk, StepPlan
+from mistral_portable.cache.plan import Reads
+from mistral_portable.errors import ClosedError
+from mistral_portable.graph import Graph
+from mistral_portable.testing.scenario import (
+    Outputs,
+    Scenario,
+    Stuck,
+    WrongOutput,
+    given_inputs,
+    new_manager,
+    run,
+)
+
+__all__ = ["run_guarded", "run_in_threads", "run_then_close"]
+
+_PATIENCE = 300.0  # seconds until a thread counts as stuck; compilers may take minutes
+
+
+def run_then_close(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:
+    """Run, then close the program twice. Raises WrongOutput unless every call but `close` then raises ClosedError."""
+    outputs = run(program, graph, spec, scenario)
+    state = program.save_lane(0)
+    manager = new_manager(spec)
+    plan = manager.plan([Chunk(manager.open(), (0,))])
+    program.close()
+    program.close()
+    calls: dict[str, Callable[[], object]] = {
+        "step": lambda: program.step(plan, given_inputs(plan, graph, embeds=False)),
+        "copy_lane": lambda: program.copy_lane(0, 0),
+        "save_lane": lambda: program.save_lane(0),
+        "load_lane": lambda: program.load_lane(0, state),
+    }
+    for name, call in calls.items():
+        try:
+            call()
+        except ClosedError:
+            continue
+        except Exception as error:
+            raise WrongOutput(f"after close, {name} raises {type(error).__name__}, not ClosedError: {error}") from error
+        raise WrongOutput(f"after close, {name} raises no ClosedError")
+    return outputs
+
+
+def run_in_threads(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:
+    """Run each sequence in a thread of its own, all at once, each in its lane of the one program.
+
+    Raises what a thread raised, and Stuck if one has not ended after five minutes.
+    """
+    manager = new_manager(spec)
+    start = threading.Barrier(len(scenario.texts))
+    outputs: dict[int, Outputs] = {}
+    errors: list[Exception] = []
+
+    def run_one(sequence: int) -> None:
+        try:
+            start.wait()
+            outputs[sequence] = run(program, graph, spec, scenario.only(sequence), manager)[sequence]
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run_one, args=(sequence,), daemon=True) for sequence in scenario.texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(_PATIENCE)
+        if thread.is_alive():
+            raise Stuck(f"steps in {len(threads)} threads have not ended after {_PATIENCE:.0f} s")
+    if errors:
+        raise errors[0]
+    return outputs
+
+
+def run_guarded(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:
+    """Run, and after each step write into the arrays that were given to it and into every other step's outputs.
+
+    Raises WrongOutput if a later step changes outputs that were left alone.
+    """
+    guard = _Guard(program)
+    outputs = run(guard, graph, spec, scenario)
+    guard.require_unchanged()
+    return outputs
+
+
+class _Guard:
+    """A program that gives `inner` copies of the arguments, and the caller copies of the outputs."""
+
+    def __init__(self, inner: Program) -> None:
+        self._inner = inner
+        self._left_alone: list[tuple[NDArray[Any], NDArray[Any]]] = []
+        self._steps = 0
+
+    @property
+    def precision(self) -> Precision:
+        return self._inner.precision
+
+    @property
+    def cache_bytes(self) -> int:
+        return self._inner.cache_bytes
+
+    @property
+    def scratch_bytes(self) -> int:
+        return self._inner.scratch_bytes
+
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[Any]]:
+        own_plan, plan_arrays = _copied(plan)
+        own_inputs = {name: array.copy() for name, array in inputs.items()}
+        outputs = self._inner.step(own_plan, own_inputs)
+        self.require_unchanged()
+        for array in (*plan_arrays, *own_inputs.values()):
+            array.fill(0)
+        returned = {name: array.copy() for name, array in outputs.items()}
+        for name, array in outputs.items():
+            if not array.flags.writeable:
+                returned[name].flags.writeable = False  # `run` reports it
+            elif self._steps % 2:
+                array.fill(np.nan)
+            else:
+                self._left_alone.append((array, array.copy()))
+        self._steps += 1
+        return returned
+
+    def require_unchanged(self) -> None:
+        """Raise WrongOutput if outputs that were left alone are no longer as they were returned."""
+        for array, returned in self._left_alone:
+            if not np.array_equal(array, returned, equal_nan=True):
+                raise WrongOutput("a later step changed arrays that an earlier one returned")
+
+    def copy_lane(self, source: int, target: int) -> None:
+        self._inner.copy_lane(source, target)
+
+    def save_lane(self, lane: int) -> LaneState:
+        return self._inner.save_lane(lane)
+
+    def load_lane(self, lane: int, state: LaneState) -> None:
+        self._inner.load_lane(lane, state)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def _copied(plan: StepPlan) -> tuple[StepPlan, list[NDArray[Any]]]:
+    """A plan of copies, and these arrays."""
+    arrays: list[NDArray[Any]] = []
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            arrays.append(value.copy())
+            return arrays[-1]
+        return value
+
+    def with_copies(value: Any) -> dict[str, Any]:
+        return {field.name: copied(getattr(value, field.name)) for field in fields(value)}
+
+    groups = tuple(Reads(**with_copies(reads)) for reads in plan.groups)
+    return StepPlan(**{**with_copies(plan), "groups": groups}), arrays
