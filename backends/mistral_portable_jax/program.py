@@ -25,8 +25,7 @@ from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.weights import Tensor
 from mistral_portable_jax.failures import translated
 from mistral_portable_jax.inputs import few, step_inputs
-from mistral_portable_jax.process import in_forked_child, require_own_process
-from mistral_portable_jax.step import Arrays, StepInputs, run
+from mistral_portable_jax.step import PROCESS, Arrays, StepInputs, run
 from mistral_portable_jax.weights import read
 
 __all__ = ["JAXProgram"]
@@ -53,7 +52,7 @@ class JAXProgram:
         dtype: str,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        require_own_process()
+        PROCESS.require()
         self.precision = Precision(dtype)
         self.traces = 0
         """Number of steps compiled so far: one for each combination of padded step size and cache size."""
@@ -91,13 +90,13 @@ class JAXProgram:
         self._in_turn(partial(self._load, lane, state))
 
     def close(self) -> None:
-        if in_forked_child():  # the parent's arrays, and a thread that is not here
+        if PROCESS.forked:  # the parent's arrays, and a thread that is not here
             return
         self._worker.shutdown()
         self._weights, self._cache = {}, {}
 
     def _in_turn(self, call: Callable[[], Result]) -> Result:
-        require_own_process()
+        PROCESS.require()
 
         def scoped() -> Result:
             with jax.enable_x64(True) if self.precision.dtype == "float64" else nullcontext():

@@ -10,8 +10,7 @@ from jax import Array
 
 from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.weights import Tensor
-from mistral_portable_jax.process import require_own_process
-from mistral_portable_jax.step import NOWHERE, Arrays, StepInputs, run
+from mistral_portable_jax.step import NOWHERE, PROCESS, Arrays, StepInputs, run
 from mistral_portable_jax.weights import read
 
 __all__ = ["JAXFunction"]
@@ -25,18 +24,18 @@ class JAXFunction:
     """
 
     def __init__(self, graph: Graph, dtype: str) -> None:
-        require_own_process()
+        PROCESS.require()
         self._graph, self._dtype = graph, dtype
         self._shapes = infer_shapes(graph)
         self._layers = {node.integer("layer"): node for node in graph.nodes if node.op == "attention"}
         self._compiled = jax.jit(self._traced)
 
     def weights(self, weights: Mapping[str, Tensor]) -> Arrays:
-        require_own_process()
+        PROCESS.require()
         return read(self._graph, weights, "float32")
 
     def init_cache(self, rows: int, length: int) -> Arrays:
-        require_own_process()
+        PROCESS.require()
         cache: Arrays = {
             "columns": jnp.zeros((), jnp.int32),
             "lengths": jnp.zeros(rows, jnp.int32),
@@ -50,7 +49,7 @@ class JAXFunction:
     def __call__(
         self, weights: Mapping[str, Any], cache: Mapping[str, Any], tokens: Any, kept: Any
     ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
-        require_own_process()
+        PROCESS.require()
         outputs, cache = self._compiled(dict(weights), dict(cache), jnp.asarray(tokens), jnp.asarray(kept, bool))
         return outputs, cache
 

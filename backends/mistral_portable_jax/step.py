@@ -7,14 +7,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mistral_portable.boundary.process import OwnProcess
 from mistral_portable.cache import visible
 from mistral_portable.graph import Graph, Node
 from mistral_portable_jax.ops import OPS, product, rope
 
-__all__ = ["NOWHERE", "Arrays", "StepInputs", "run"]
+__all__ = ["NOWHERE", "PROCESS", "Arrays", "StepInputs", "run"]
 
 Arrays = dict[str, Array]
 """JAX arrays by name."""
+
+PROCESS = OwnProcess("JAX")
+"""The process that runs JAX: this module is imported when the first program or pure function is made."""
 
 NOWHERE = 2**30
 """The slot, or row, of padding: writes to it are dropped."""

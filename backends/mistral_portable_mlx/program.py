@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import GreedyStep, LaneState, Precision
+from mistral_portable.boundary.process import OwnProcess
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs, notice_unpacked
 from mistral_portable.cache import CacheSpec, StepPlan
@@ -25,7 +26,6 @@ from mistral_portable_mlx.inputs import step_inputs
 from mistral_portable_mlx.lowering import Kernel, Lowering, Step
 from mistral_portable_mlx.matrices import Matrix, form, read_matrix, read_vector
 from mistral_portable_mlx.memory import Memory, weight_bytes
-from mistral_portable_mlx.process import in_forked_child, require_own_process
 
 __all__ = ["MLXGreedyStep", "MLXProgram"]
 
@@ -35,6 +35,8 @@ Run = Callable[[dict[str, mx.array], Layers], tuple[Values, Layers]]
 
 _ARGMAX = "argmax"  # the output of a greedy step
 _KEPT = 64  # compiled steps; the least recently used one is dropped
+
+_PROCESS = OwnProcess("MLX")  # this module is imported when the first program is prepared
 
 
 class MLXProgram:
@@ -54,7 +56,7 @@ class MLXProgram:
         memory: Memory,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        require_own_process()
+        _PROCESS.require()
         self.precision = precision
         self.traces = 0
         """Number of times that the graph was walked: once for each compiled step, and for each run of another step."""
@@ -145,7 +147,7 @@ class MLXProgram:
             self._cache.load(lane, state)
 
     def close(self) -> None:
-        if in_forked_child():  # the memory and the threads are the parent's
+        if _PROCESS.forked:  # the memory and the threads are the parent's
             return
         with self._turn:
             if self._stream is not None:
@@ -158,7 +160,7 @@ class MLXProgram:
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        require_own_process()  # before the lock, which another thread may have held at the fork
+        _PROCESS.require()  # before the lock, which another thread may have held at the fork
         with self._turn:
             if self._stream is None:
                 raise ClosedError("the program is closed: prepare it again")

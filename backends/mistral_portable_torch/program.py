@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mistral_portable.boundary import GreedyStep, LaneState, Precision
+from mistral_portable.boundary.process import OwnProcess
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs
 from mistral_portable.cache import CacheSpec, StepPlan
@@ -34,6 +35,7 @@ from mistral_portable_torch.reads import Reads
 __all__ = ["AsynchronousProgram", "TorchGreedyStep", "TorchProgram"]
 
 _ARGMAX = "argmax"
+_PROCESS = OwnProcess("torch")  # this module is imported when the first program is prepared
 
 
 class TorchProgram:
@@ -123,6 +125,8 @@ class TorchProgram:
             self._cache.load(lane, state)
 
     def close(self) -> None:
+        if _PROCESS.forked:  # the memory and the threads are the parent's
+            return
         with self._turn:
             self._closed = True
             if self._captured:
@@ -134,6 +138,7 @@ class TorchProgram:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
+        _PROCESS.require()  # before the lock, which another thread may have held at the fork
         current = torch.cuda.device(self._device.torch) if self._device.kind == "cuda" else nullcontext()
         with self._turn, torch.inference_mode(), _cpu_threads(self._threads), current:  # Triton runs on the current GPU
             if self._closed:

@@ -1,5 +1,7 @@
 """Programs of the torch executor, through the protocol: memory, lanes, recorded steps, threads, and a story."""
 
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from typing import Any
@@ -357,3 +359,30 @@ def test_threads_are_set_and_put_back() -> None:
     program.close()
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
+
+
+def test_a_forked_child_is_told_so() -> None:
+    """The child has none of torch's threads, and a step would hang; the parent goes on."""
+    script = """
+import os
+import mistral_portable as mp
+from mistral_portable.errors import BackendError
+model = mp.load("tiny", backend="torch", device="cpu")
+before = model.generate("Once", max_tokens=3, temperature=0).tokens
+child = os.fork()
+if child == 0:
+    for call in (lambda: model.generate("Once", max_tokens=3), lambda: mp.load("tiny", backend="torch", device="cpu")):
+        try:
+            call()
+        except BackendError as error:
+            print(error, flush=True)
+    model.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert model.generate("Once", max_tokens=3, temperature=0).tokens == before
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert "torch was started in process" in first
+    assert first == second
