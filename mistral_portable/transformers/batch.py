@@ -56,7 +56,7 @@ def read_batch(
 
     inputs: ids, integers [B, T], or floats [B, T, hidden_size] in place of their embeddings.
     attention_mask: 1 keep, 0 padding; [B, T], or [B, past_length + T], which must mask the past columns as they were.
-    position_ids: [B, T] or [1, T]; those of tokens must be consecutive, from the row's last token on.
+    position_ids: [B, T] or [1, T]; those of tokens must be consecutive, after the row's past tokens, or by columns.
     past, past_length: the columns of a cache: for each row those that hold tokens, and how many there are.
 
     Raises InputError for other shapes and dtypes, ids outside the vocabulary, a mask with other values than 0 and 1 or

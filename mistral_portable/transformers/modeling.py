@@ -75,8 +75,10 @@ class MistralForCausalLM(MistralPreTrainedModel):
         cache_position: Any = None,
         logits_to_keep: Any = 0,
     ) -> Any:
-        """CausalLMOutputWithPast. labels: [B, T], -100 where nothing counts; what is said behind token t is compared
-        with label t + 1, unless t is padding, behind which nothing is said.
+        """Run the model; arguments and errors as in MistralPreTrainedModel. Returns CausalLMOutputWithPast.
+
+        labels: integers [B, T]; -100 does not count. The logits at column t are compared with label t + 1, unless
+        column t is padding.
 
         logits_to_keep: 0 for all logits, n for those of the last n columns, or the columns [n].
         """
@@ -98,8 +100,8 @@ class MistralForCausalLM(MistralPreTrainedModel):
             wanted = integers("labels", labels, result.batch.shape)
             if logits.shape[:2] != wanted.shape:
                 raise InputError(f"labels has the shape {list(wanted.shape)}, and the logits {list(logits.shape[:2])}")
-            behind_padding = ~np.roll(result.batch.kept, 1, axis=1)
-            loss = losses.causal_lm(logits, np.where(behind_padding, losses.IGNORED, wanted))
+            after_padding = ~np.roll(result.batch.kept, 1, axis=1)
+            loss = losses.causal_lm(logits, np.where(after_padding, losses.IGNORED, wanted))
         output = CausalLMOutputWithPast(result.make(loss), result.make(logits), result.past, **result.exposed)
         return self._finish(output, return_dict)
 
@@ -146,7 +148,7 @@ class MistralForCausalLM(MistralPreTrainedModel):
         if max_new_tokens is None:
             max_new_tokens = 20 if max_length is None else _positive("max_length", max_length) - prompt.shape[1]
             if max_new_tokens < 1:
-                raise InputError(f"{max_length=} leaves no room behind the {prompt.shape[1]} columns of the prompt")
+                raise InputError(f"{max_length=} leaves no room after the {prompt.shape[1]} columns of the prompt")
         params = sampling_params(do_sample, _positive("max_new_tokens", max_new_tokens), seed, rules)
         own = self.decoder.config.eos_token_ids
         ends = own if eos_token_id is None else integers("eos_token_id", eos_token_id).ravel().tolist()

@@ -73,6 +73,26 @@ def test_a_copy_that_finds_too_few_lanes_takes_none() -> None:
     assert len(mine.decoder.manager.lanes) == 200
 
 
+def test_a_copy_that_fails_gives_its_lanes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = model()
+    past = mine(IDS).past_key_values
+    program = mine.decoder.program
+    copy_lane = program.copy_lane
+
+    def fail_at_the_second_row(source: int, target: int) -> None:
+        if source == past.lanes[1]:
+            raise CapacityError("no memory for a longer cache")
+        copy_lane(source, target)
+
+    monkeypatch.setattr(program, "copy_lane", fail_at_the_second_row)
+    with pytest.raises(CapacityError) as raised:
+        copy.copy(past)
+    assert raised.tb is not None  # whoever keeps it keeps no lanes
+    assert mine.decoder.manager.lanes == tuple(past.lanes)
+    monkeypatch.undo()
+    assert copy.copy(past).get_seq_length() == 6
+
+
 def test_lanes_of_a_cache_that_could_not_be_made_are_given_back() -> None:
     manager = CacheManager(
         CacheSpec.from_config(ours.MistralConfig(**VALUES).native(), max_context=64, max_chunk=8, max_lanes=3)

@@ -17,7 +17,7 @@ from mistral_portable.errors import BusyError
 
 @settings(max_examples=20)
 @given(data=st.data(), values=configs(), seed=st.integers(0, 2**31), new=st.integers(1, 25))
-def test_greedy_tokens_behind_left_padding(data: st.DataObject, values: dict[str, Any], seed: int, new: int) -> None:
+def test_greedy_tokens_after_left_padding(data: st.DataObject, values: dict[str, Any], seed: int, new: int) -> None:
     mine, theirs = pair("MistralForCausalLM", values, seed)
     ids, mask = data.draw(batches(values["vocab_size"], "left"))
     call = {"max_new_tokens": new, "eos_token_id": values["vocab_size"] - 1, "pad_token_id": 0}
@@ -93,7 +93,7 @@ def test_more_rows_than_lanes() -> None:
         ({"inputs": [[1]], "input_ids": [[1]]}, "one of inputs and input_ids"),
         ({"inputs": [[1]], "num_beams": 4}, "generate: num_beams=4 is not supported: leave it out"),
         ({"inputs": [[1]], "max_new_tokens": 0}, "max_new_tokens=0 must be an integer from 1 on"),
-        ({"inputs": [[1, 2]], "max_length": 2}, "max_length=2 leaves no room behind the 2 columns of the prompt"),
+        ({"inputs": [[1, 2]], "max_length": 2}, "max_length=2 leaves no room after the 2 columns of the prompt"),
         ({"inputs": [[1]], "num_return_sequences": 2}, "num_return_sequences=2 would all be the same"),
         ({"inputs": [[1]], "max_new_tokens": 65}, r"1 \+ 65 tokens exceed max_position_embeddings=64"),
         ({"inputs": [[1, 2]], "attention_mask": [[0, 0]]}, "row 0 of input_ids is all padding"),

@@ -68,7 +68,7 @@ def _labels(name: str, values: dict[str, Any], ids: np.ndarray, mask: np.ndarray
     random = np.random.default_rng(seed)
     rows, length = ids.shape
     if name == "MistralForCausalLM":
-        before = np.roll(mask, 1, axis=1)  # theirs counts what is said behind padding, too
+        before = np.roll(mask, 1, axis=1)  # transformers counts labels after padding, too
         return {"labels": np.where((mask == 1) & (before == 1), ids, -100)} if length > 1 else {}
     if name == "MistralForSequenceClassification":
         if values["num_labels"] == 1:
@@ -241,7 +241,7 @@ def test_lanes_are_free_again_when_nobody_holds_the_cache() -> None:
     assert mine.decoder.manager.lanes == ()
 
 
-def test_what_is_said_behind_padding_has_no_loss() -> None:
+def test_labels_after_padding_do_not_count() -> None:
     """transformers compares it with the logits of the padding before it, which are arbitrary."""
     mine, _ = pair("MistralForCausalLM", VALUES, 0)
     mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
