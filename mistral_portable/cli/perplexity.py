@@ -58,7 +58,7 @@ def perplexity(
 ) -> None:
     """Measure how well a model predicts a text, as llama-perplexity does; shows what a quantization costs.
 
-    The text is cut into chunks, and the second half of each is scored. Lower is better; 1: no token surprised the model.
+    The text is cut into chunks, and the second half of each is scored. Lower is better; 1 is a perfect prediction.
     """
     if tensor_parallel is not None:
         raise typer.BadParameter("several processes would measure the same: use one", param_hint="'--tensor-parallel'")
