@@ -1,6 +1,6 @@
-"""Speed: what is measured, and how, for anything that can append tokens to sequences.
+"""Measure the speed of any engine that can append tokens to sequences.
 
-This library's models are one such engine (`ModelEngine`); `tools/bench.py` puts others beside it, step for step.
+This library's models are one such engine (`ModelEngine`); `tools/bench.py` runs others with the same steps.
 """
 
 import re
@@ -26,18 +26,18 @@ STANDARD = (
     *("decode:0", "decode:4096", "decode:16384"),
     *("batch:4", "batch:8", "batch:16"),
 )
-"""What is measured if nothing is chosen."""
+"""The measurements that are taken by default, as text for `parse`."""
 
 _CHUNK = 512  # tokens of one prefill step
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Each of `sequences` sequences, with `depth` tokens already, gets `tokens` more, `chunk` at a time.
+    """Append `tokens` tokens, `chunk` at a time, to each of `sequences` sequences of `depth` tokens.
 
-    `prefill:2048` is one empty sequence that gets 2048 tokens, 512 at a time; `prefill:512@8192` is one of 8192 tokens
-    that gets 512. `decode:4096` is one of 4096 tokens that gets some more, one at a time. `batch:8` is eight empty ones
-    that get them together, `batch:8@4096` eight of 4096 tokens.
+    `prefill:2048` appends 2048 tokens to an empty sequence, 512 at a time; `prefill:512@8192` appends 512 to a sequence
+    of 8192. `decode:4096` appends one token at a time to a sequence of 4096. `batch:8` appends one token at a time to
+    each of eight empty sequences, `batch:8@4096` to eight of 4096 tokens.
     """
 
     name: str
@@ -47,17 +47,17 @@ class Measurement:
     chunk: int = 1
 
     def rate(self, seconds: float) -> float:
-        """Tokens per second, of all sequences together."""
+        """Tokens per second of all sequences together, if they took `seconds`."""
         return self.sequences * self.tokens / seconds
 
     def room(self, repeats: int) -> int:
-        """Positions that a sequence needs. At a depth, repetitions go on where the one before has ended."""
+        """Positions that a sequence needs. At a depth, each repetition continues where the one before ended."""
         return self.depth + self.chunk + repeats * self.tokens if self.depth else self.tokens
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle and the ends of some figures."""
+    """The median, the least and the greatest of some figures."""
 
     median: float
     min: float
@@ -70,25 +70,25 @@ class Spread:
 
 
 class Engine(Protocol):
-    """Sequences, and steps that append to all of them."""
+    """An engine: it holds sequences, and each step appends tokens to all of them."""
 
     @property
     def vocab_size(self) -> int:
-        """Token ids are below it."""
+        """The number of token ids; ids are below it."""
 
     @property
     def max_context(self) -> int:
-        """Positions that a sequence may have."""
+        """The most positions of a sequence."""
 
     def reset(self, sequences: int, room: int) -> None:
-        """Forget what there was; from now on there are so many sequences, empty, of up to `room` tokens."""
+        """Discard all sequences and begin `sequences` empty ones of up to `room` tokens."""
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The most memory that it has taken so far; 0 where nobody tells."""
+        """The peak memory so far; 0 where the system does not report it."""
 
     def step(self, chunks: Sequence[Sequence[int]], logits: bool) -> None:
-        """Append a chunk to each sequence; with `logits` compute those behind its last token, and wait for them."""
+        """Append a chunk to each sequence; with `logits`, wait for the logits of each chunk's last token."""
 
 
 class ModelEngine:
@@ -116,9 +116,9 @@ class ModelEngine:
 
 
 def parse(text: str, tokens: int) -> Measurement:
-    """`prefill:N`, `decode:DEPTH` or `batch:N`, the first and the last also `@DEPTH`; the latter two generate `tokens`.
+    """Parse `prefill:N[@DEPTH]`, `decode:DEPTH` or `batch:N[@DEPTH]`; the last two append `tokens` tokens.
 
-    Raises InputError.
+    Raises InputError for any other text.
     """
     match = re.fullmatch(r"(prefill|decode|batch):(\d{1,7})(?:@(\d{1,7}))?", text, re.ASCII)
     if not match or (match[1] != "decode" and int(match[2]) == 0) or (match[3] and match[1] == "decode"):
@@ -132,7 +132,7 @@ def parse(text: str, tokens: int) -> Measurement:
 
 
 def obstacle(engine: Engine, measurement: Measurement, repeats: int) -> str | None:
-    """Why it cannot be measured; None if it can."""
+    """The reason why the engine cannot take the measurement; None if it can."""
     room = measurement.room(repeats)
     if room > engine.max_context:
         return f"needs {room} positions, the context holds {engine.max_context}"
@@ -140,21 +140,24 @@ def obstacle(engine: Engine, measurement: Measurement, repeats: int) -> str | No
 
 
 def prepare(engine: Engine, measurement: Measurement, repeats: int) -> None:
-    """Fill the sequences to the depth, and take a first step, so that nothing is done for the first time."""
+    """Fill the sequences to the depth and take a step, so that the measured ones do nothing for the first time."""
     engine.reset(measurement.sequences, measurement.room(repeats))
     _append(engine, measurement.sequences, measurement.depth, _CHUNK)
     _append(engine, measurement.sequences, measurement.chunk, measurement.chunk)
 
 
 def measure(engine: Engine, measurement: Measurement, repeats: int) -> float:
-    """Seconds of one repetition, after `prepare`."""
+    """Run one repetition, after `prepare`; its seconds."""
     if measurement.depth == 0:
         engine.reset(measurement.sequences, measurement.room(repeats))
     return _append(engine, measurement.sequences, measurement.tokens, measurement.chunk)
 
 
 def _append(engine: Engine, sequences: int, count: int, chunk: int) -> float:
-    """Append `count` random tokens to each sequence; seconds. Logits as when text is generated: none amid a prompt."""
+    """Append `count` random tokens to each sequence; the seconds it took.
+
+    Logits are computed as in generation: after each decoded token, and after the last chunk of a prompt.
+    """
     tokens = np.random.default_rng(0).integers(engine.vocab_size, size=(sequences, count)).tolist()
     steps = [[row[start : start + chunk] for row in tokens] for start in range(0, count, chunk)]
     begin = time.perf_counter()

@@ -1,4 +1,8 @@
-"""Compare this library with others on one model: every repetition measures one after the other, never both at once.
+"""Measure this library's speed on one model, beside other engines; prints a Markdown section with tables.
+
+Each repetition measures the engines one after the other, never two at once. The tables give tokens per second, seconds
+and memory of each engine (median, least, most), the share of the machine's limit that this library reaches, and the
+ratio to each peer. --record also writes the section into docs/benchmarks.md, docs/benchmarks.json and the plot.
 
     python -m tools.bench MODEL.gguf                              # this library alone
     python -m tools.bench MODEL.gguf prefill:512 decode:0 --peer llama.cpp
@@ -34,13 +38,16 @@ OURS = "mistral_portable"
 _ALL = ("process", *STANDARD, "kernels")
 _WORDS = ("process", "memory", "kernels")
 _BACKENDS = ("numba", "mlx", "torch")
-_REST = 0.1  # seconds before each measurement: threads of the engine before may spin a while before they sleep
+_REST = 0.1  # seconds before each measurement: threads of the previous engine may spin a while before they sleep
 
 
 def compare(
     setups: dict[str, Setup], measurements: list[Measurement], others: Container[str], repeats: int
 ) -> dict[str, Any]:
-    """Rows of figures, one per engine and repetition. `others`: "process", "memory", and "kernels", which numba has."""
+    """Measure all engines; returns `rows` (figures by engine, one per repetition) and `kernels`.
+
+    others: any of "process", "memory" and "kernels"; the last for the numba backend only.
+    """
     rows: list[dict[str, Any]] = []
     if "process" in others:  # first: later the engines hold memory that the machine may not have twice
         rows += _processes(setups, repeats)
@@ -95,10 +102,13 @@ def _processes(setups: dict[str, Setup], repeats: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.bench", description="Compare with others on one model.")
-    parser.add_argument("model", help="a .gguf file; for --peer transformers alone any model")
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench", description="Measure this library on one model, beside other engines."
+    )
+    parser.add_argument("model", help="a .gguf file; with no peer but transformers, any model")
     parser.add_argument(
-        "what", nargs="*", help=f"of {' '.join(_ALL)} memory, with any numbers; default: all but memory"
+        "what", nargs="*", help=f"any of {' '.join(_ALL)} memory, with any numbers; default: all but memory"
     )
     parser.add_argument(
         "--peer",
@@ -108,15 +118,23 @@ def main() -> None:
         help="another engine, or another backend of this library; may be given several times",
     )
     parser.add_argument("--backend", default="numba")
-    parser.add_argument("--dtype", help="of this library's arithmetic; default: the backend's choice")
-    parser.add_argument("--device", help="cuda, say: of the backend torch, and of transformers beside it")
-    parser.add_argument("--threads", type=int, help="default: all CPUs; MLX has its own")
+    parser.add_argument("--dtype", help="dtype of this library's arithmetic; default: the backend's choice")
+    parser.add_argument("--device", help="device of the torch backend and of the peer transformers, such as cuda")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all CPUs, for MLX its own choice")
     parser.add_argument(
-        "--quantize", choices=["none", "q4_0"], action="append", default=[], help="several: one comparison for each"
+        "--quantize",
+        choices=["none", "q4_0"],
+        action="append",
+        default=[],
+        help="quantize on reading; given several times: one comparison for each",
     )
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=32, help="to decode in one repetition")
-    parser.add_argument("--record", metavar="TITLE", help="put the result into docs/benchmarks.md, instead of the last")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens to decode in one repetition")
+    parser.add_argument(
+        "--record",
+        metavar="TITLE",
+        help="write the result into docs/benchmarks.md, in place of the last one of that title",
+    )
     args = parser.parse_args()
     what = args.what or list(_ALL)
     for quantize in dict.fromkeys(args.quantize or ["none"]):
@@ -151,7 +169,7 @@ def _compare_and_print(args: argparse.Namespace, what: list[str], quantize: str 
 
 
 def _beside(ours: Setup, peer: str) -> Setup:
-    """An engine that has the same to do; another backend of this library chooses its own dtype and device."""
+    """The setup of a peer: the same model; another backend of this library chooses its own dtype and device."""
     if peer in PEERS:
         return replace(ours, peer=peer)
     return replace(ours, backend=peer, dtype=None, device=None, threads=ours.threads if peer != "mlx" else None)

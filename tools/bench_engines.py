@@ -1,4 +1,4 @@
-"""The engines that `tools/bench.py` compares, and the process of its own that each lives in."""
+"""The engines that `tools/bench.py` compares, each in a process of its own. Not a command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Setup:
-    """Which engine (None: this library's), and what it is to run."""
+    """An engine (peer None: this library) and the model and options that it runs."""
 
     peer: str | None
     model: str
@@ -35,14 +35,14 @@ class Setup:
 
 
 class Worker:
-    """An engine in a process of its own: it loads the model when it is first asked, and sleeps between requests."""
+    """An engine in a process of its own; it loads the model at the first `run`, and sleeps between calls."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
     def run(self, function: Callable[..., T], *arguments: object) -> T:
-        """`function(engine, *arguments)` in the process."""
+        """Call `function(engine, *arguments)` in the process and return its result. Raises what the function raises."""
         return self._pool.submit(_run, self._setup, function, arguments).result()
 
     def __enter__(self) -> Self:
@@ -73,7 +73,7 @@ def _engine(setup: Setup) -> Engine:
 
 
 class _InProcess:
-    """An engine whose memory is that of its process."""
+    """Base of the engines whose memory is that of their process."""
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -81,7 +81,7 @@ class _InProcess:
 
 
 class LlamaCpp(_InProcess):
-    """llama.cpp by its C interface, with its defaults: weights mapped and repacked, flash attention if it likes."""
+    """llama.cpp through its C interface, with its defaults: weights mapped and repacked, flash attention on auto."""
 
     _BATCH = 512
 
@@ -138,7 +138,7 @@ class LlamaCpp(_InProcess):
 
 
 class Transformers:
-    """transformers in bfloat16 with SDPA; random weights of the model's shape, as it reads no GGUF blocks."""
+    """transformers in bfloat16 with SDPA. Its weights are random, of the model's shape: it cannot read GGUF blocks."""
 
     def __init__(self, setup: Setup) -> None:
         import torch
@@ -175,7 +175,7 @@ class Transformers:
 
 
 class MlxLm:
-    """mlx-lm on the same folder, with its defaults; with `quantize`, 4 bits in groups of 32, as many bytes as q4_0."""
+    """mlx-lm on the same folder, with its defaults. `quantize` is 4 bits in groups of 32: as many bytes as q4_0."""
 
     def __init__(self, setup: Setup) -> None:
         import mlx.core as mx
@@ -205,7 +205,7 @@ class MlxLm:
 
     def step(self, chunks: Sequence[Sequence[int]], logits: bool) -> None:
         out = self._model(self._mx.array(list(map(list, chunks))), cache=self._cache)
-        if logits:  # as its own generate step: the last row is looked at, of other chunks only the cache
+        if logits:  # like its own generate step: evaluate the last row, or only the cache amid a prompt
             self._mx.eval(out[:, -1])
         else:
             self._mx.eval([layer.state for layer in self._cache])

@@ -1,4 +1,4 @@
-"""A whole process, from its start to one token: wall time and peak memory."""
+"""Measure a whole process that generates one token: wall time and peak memory. Used by `tools/bench.py`."""
 
 import os
 import shlex
@@ -35,13 +35,14 @@ def _llama_cpp(setup: Setup) -> list[str]:
 
 
 COMMANDS = {None: _ours, "llama.cpp": _llama_cpp}
-"""The arguments of Python, for the engines that have such a command."""
+"""By peer (None: this library), the function that makes the arguments of Python from a Setup."""
 
 
 def one_token(setup: Setup) -> tuple[float, int]:
-    """Seconds, and the largest resident size in bytes, of a fresh process with a context of 4096 tokens.
+    """Run a fresh process with a context of 4096 tokens; its wall seconds and its peak resident size in bytes.
 
-    Memory is that of the process or of its largest child, mapped pages of the file included.
+    The size is that of the process or of its largest child, mapped pages of the file included. Raises RuntimeError if
+    the process fails.
     """
     command = [sys.executable, *COMMANDS[setup.peer](setup)]
     begin = time.perf_counter()

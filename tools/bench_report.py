@@ -1,4 +1,4 @@
-"""What `tools/bench.py` found, for people: docs/benchmarks.md and its plot, drawn from docs/benchmarks.json."""
+"""Write docs/benchmarks.md and its plot from docs/benchmarks.json, for `tools/bench.py --record`. Not a command."""
 
 import json
 import os
@@ -21,30 +21,30 @@ _INTRO = """# Benchmarks
 
 Written by `tools/bench.py --record`; the figures of every repetition are in [benchmarks.json](benchmarks.json).
 
-Each engine lives in a process of its own with the same file, loaded once. A repetition measures one engine after the
-other, the rest sleep, so a neighbour on the machine slows all of them alike. A figure is the median of the
-repetitions, with the least and the most; "times" is this library's figure over the other's (for seconds and memory:
-under it) within one repetition, so above 1 this library is better.
+Each engine runs in a process of its own, with the same file, loaded once. A repetition measures one engine after the
+other while the rest sleep, so other load on the machine slows all of them alike. A figure is the median of the
+repetitions, with the least and the most; "times" is the ratio within one repetition, this library's figure divided by
+the other's (for seconds and memory the inverse): above 1, this library is better.
 
-- `prefill:N`: tokens per second of a prompt of N tokens, 512 in a step; `prefill:N@D` behind D tokens. Repetitions at a
-  depth go on where the one before has ended.
-- `decode:N`: tokens per second behind N tokens, one at a time. llama.cpp ignores the window of `llama` files, so
-  beyond it reads more than the model asks for.
-- `batch:N`: tokens per second of N sequences together, from empty ones on; `batch:N@D` behind D tokens each.
+- `prefill:N`: tokens per second of a prompt of N tokens, 512 in a step; `prefill:N@D`: after D tokens. Repetitions at a
+  depth continue where the one before ended.
+- `decode:N`: tokens per second after N tokens, one at a time. llama.cpp ignores the window of `llama` files, so
+  at greater depths reads more keys and values than the model needs.
+- `batch:N`: tokens per second of N sequences together, empty at first; `batch:N@D`: of D tokens each at first.
 - process: a fresh process that generates one token with a context of 4096.
-- peak memory: after all of a section's measurements; of MLX what it has allocated, else the process's.
-- of limit: the least time that the work can take over the time it took. The work is to read the weights once in every
-  step, and the visible keys and values as float16, or to multiply 8-bit numbers, whichever takes longer at the speeds
-  that the machine had in the same repetition. On torch: at the speeds of a copy, and of a product of large matrices.
+- peak memory: after all measurements of a section; for MLX what it has allocated, else the process's.
+- of limit: the least time that the work can take, divided by the time it took. The work is to read the weights once in
+  every step, and the visible keys and values as float16, or to multiply 8-bit numbers, whichever takes longer at the
+  speeds that the machine had in the same repetition; on torch, at the speeds of a copy and of a large matrix product.
 
 Weights are random (`tools/make_random_gguf.py`): speed and memory do not depend on them.
 
-![How many times llama.cpp's figure](benchmarks.svg)
+![Ratio to llama.cpp's figure](benchmarks.svg)
 """
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describe this machine: cpu, cores, memory_gb, system."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -74,14 +74,17 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
 
 
 def versions(engines: Sequence[str]) -> dict[str, str]:
-    """Of everything that computes; engines: backends of this library, and peers."""
+    """Versions of Python and of the packages that the engines compute with.
+
+    engines: names of backends of this library and of peers.
+    """
     packages = [package for engine in engines for package in _PACKAGES[engine]]
     found = {package: version(package) for package in ["mistral-portable", "numpy", *packages]}
     return {"python": platform.python_version()} | found
 
 
 def ratios(row: dict[str, Any], ours: str, peer: str) -> Spread | None:
-    """How many times better `ours` is, repetition by repetition; None if one of them has no figures."""
+    """How many times better `ours` is, by repetition (above 1: better); None if one of the two has no figures."""
     figures = row.get("figures", {})
     if ours not in figures or peer not in figures:
         return None
@@ -90,7 +93,7 @@ def ratios(row: dict[str, Any], ours: str, peer: str) -> Spread | None:
 
 
 def markdown(run: dict[str, Any]) -> str:
-    """A section: what it was measured on, and the tables."""
+    """Format a run as a section: the machine and versions, the command, and the tables."""
     on, (ours, *peers) = run["machine"], run["engines"]
     columns = ["", ours, "of limit", *(column for peer in peers for column in (peer, "times"))]
     parts = [
@@ -136,7 +139,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def record(run: dict[str, Any], docs: Path = DOCS) -> None:
-    """Put the run in place of the one with its title, and write the page and the plot again."""
+    """Replace the recorded run of the same title, and write the data, the page and the plot again."""
     data = docs / "benchmarks.json"
     runs = {old["title"]: old for old in json.loads(data.read_text())} if data.exists() else {}
     runs[run["title"]] = run
@@ -146,7 +149,7 @@ def record(run: dict[str, Any], docs: Path = DOCS) -> None:
 
 
 def plot(runs: Sequence[dict[str, Any]], peer: str, path: Path) -> None:
-    """A panel per run: how many times the peer's figure, with the least and the most."""
+    """Draw a panel for each run with this peer: the ratio to its figure, with the least and the most."""
     runs = [run for run in runs if peer in run["engines"]]
     if not runs:
         return

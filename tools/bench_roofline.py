@@ -1,4 +1,4 @@
-"""What the machine could do at best: how fast weights can be read and multiplied, beside how fast they were."""
+"""The machine's limits and the least time that a measurement can take at them. Used by `tools/bench.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ __all__ = ["LIMITS", "Limits", "Work", "kernels"]
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes read, and multiplications and additions done (8-bit ones on numba), in a second."""
+    """Peak rates: bytes read, and multiplications plus additions (8-bit on numba), per second."""
 
     bytes_per_s: float
     ops_per_s: float
@@ -34,11 +34,11 @@ def _torch(engine: ModelEngine, threads: int | None) -> Limits:
 
 
 LIMITS: dict[str, Callable[..., Limits]] = {"numba": _numba, "torch": _torch}
-"""By backend. They are measured in the engine's process, so that both run where and when the engine runs."""
+"""By backend, the function that measures its limits, called in the engine's process: same cores, same moment."""
 
 
 def kernels(engine: object, threads: int) -> list[tuple[str, float, str, float]]:
-    """Name, figure, unit and percent of its limit of each kernel."""
+    """Measure each kernel of the numba backend: name, figure, unit, and percent of its limit."""
     from mistral_portable_numba import roofline
 
     return list(roofline.kernels(threads))
@@ -46,16 +46,17 @@ def kernels(engine: object, threads: int) -> list[tuple[str, float, str, float]]
 
 @dataclass(frozen=True)
 class Work:
-    """What a model asks of the machine, whatever the engine."""
+    """The bytes and operations that a model needs, whatever the engine."""
 
     config: MistralConfig
     weight_bytes: int
-    """Read in every step: all but the embedding, of which a step reads a few rows."""
+    """Bytes read in every step: all weights but the embedding, of which a step reads a few rows (if it is not tied)."""
     layer_weights: int
-    """Multiplied with every token; the output matrix is multiplied with the last token of a prompt only."""
+    """Weights multiplied with every token: the layers'. The output matrix takes the last token of a prompt only."""
 
     @classmethod
     def of(cls, model: str) -> "Work":
+        """The work of a model, from its checkpoint's config and tensor sizes."""
         checkpoint = open_checkpoint(model)
         tied = checkpoint.config.tie_word_embeddings
         return cls(
@@ -65,9 +66,9 @@ class Work:
         )
 
     def seconds(self, measurement: Measurement, limits: Limits) -> float:
-        """The least that a measurement can take: reading or arithmetic, whichever is more.
+        """The least seconds that a measurement can take: reading or arithmetic, whichever is more.
 
-        Of attention it counts the reading of keys and values in float16, and no arithmetic.
+        Attention counts as reading keys and values in float16, without arithmetic.
         """
         steps = -(-measurement.tokens // measurement.chunk)
         config, depth = self.config, measurement.depth

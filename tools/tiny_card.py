@@ -1,4 +1,4 @@
-"""The model card of the embedded model; every figure in it comes from the run that it describes."""
+"""Write the model card of the embedded model, with the figures of its training run. Used by `tools/train_tiny.py`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CARD = """\
 
 A real Mistral, small enough to ship with the package: {parameters:,} parameters in bfloat16, {layers} layers,
 hidden size {hidden}, {heads} heads and {kv} key/value heads of {head_dim}, feed-forward size {ffn}, vocabulary
-{vocab}, sliding window W = {window}. It serves tests, demonstrations and comparisons between back ends. It knows
-little stories and questions about them, and nothing else. English only; not for any use where an answer matters.
+{vocab}, sliding window W = {window}. It serves tests, demonstrations and comparisons between backends. It knows
+short stories and questions about them, and nothing else. English only; not for any use where an answer matters.
 
-Licence: Apache-2.0, like the package. The weights were trained from nothing on text that `tools/tiny_grammar.py`
+Licence: Apache-2.0, like the package. The weights were trained from scratch on text that `tools/tiny_grammar.py`
 generates; no other data and no other model took part.
 
 ## Files
@@ -35,7 +35,7 @@ to {batch} tokens in rows of {length} ({row_windows} windows), {minutes:.0f} min
 {threads} threads on a shared machine of {cores} cores, without accelerator (torch {torch}, float32).
 Answer tokens weigh {answer_weight:.0f} times as much as others in the loss. Documents by share of the budget:
 {stages}
-- all through: losses on inner states that speed up learning (`Hints` in `tools/tiny_measure.py`).
+- throughout: auxiliary losses on hidden states that speed up learning (`Hints` in `tools/tiny_measure.py`).
 
 The text names {names} people and {attributes} kinds of facts with {values} values each. One in {every} of all
 (name, kind, value) triples is held out: never in the training text, and nothing else in the figures below.
@@ -63,6 +63,10 @@ def write_card(
     tokenizer: spm.SentencePieceProcessor,
     published: list[Item],
 ) -> None:
+    """Write the card to `path`.
+
+    results: `run` (facts about the training), `figures` (of the evaluation), `published` (accuracy on `published`).
+    """
     run, figures, few = results["run"], results["figures"], results["published"]
     rows = sorted(few, key=_order)
     asked = [item for item in published if item.bucket == BUCKETS[0] and len(item.messages) == 1][:5]

@@ -1,4 +1,4 @@
-"""The grammar behind the embedded model's training text.
+"""Generate the embedded model's training text from a grammar. Used by `tools/train_tiny.py`.
 
 It writes short stories about one to three characters and questions about them. Every fact is a triple
 (name, attribute, value). One sixth of all triples is held out: the training split never contains them, the
@@ -17,6 +17,7 @@ HELD_OUT_EVERY = 6
 
 
 def words(text: str) -> list[str]:
+    """Split at spaces."""
     return text.split()
 
 
@@ -91,6 +92,7 @@ class Character:
 
     @property
     def pronoun(self) -> str:
+        """The pronoun as a subject: she or he."""
         return "she" if self.name in GIRLS else "he"
 
     def say(self, template: str, pronoun: bool = False, prefix: str = "") -> str:
@@ -119,6 +121,7 @@ def held_out(name: str, attribute: str, value: str) -> bool:
 
 
 def allowed_values(person: Character, attribute: str, split: Split) -> list[str]:
+    """The values that make a triple of this split."""
     wanted = split == "held_out"
     return [v for v in VALUES[attribute] if held_out(person.name, attribute, v) == wanted]
 
@@ -171,6 +174,7 @@ def episode(rng: Random, person: Character, events: list[str], prefix: str = "")
 
 
 def introduction(rng: Random, characters: list[Character], opening: str) -> str:
+    """The first sentence of a story: who is in it."""
     if len(characters) == 1:
         name = characters[0].name
         kind = "girl" if name in GIRLS else "boy"

@@ -1,4 +1,7 @@
-"""What the embedded model knows: held-out loss, exact answers by distance, greedy text."""
+"""Losses and measurements of the embedded model: held-out loss, exact answers by distance, greedy text.
+
+Used by `tools/train_tiny.py`.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +33,16 @@ def loss_of(weights: Weights, ids: Tensor, scale: Tensor, documents: Tensor, hin
 
 @dataclass
 class Hints:
-    """Three losses for training only. They break a deadlock: a layer learns to look facts up by name only once an
-    earlier one has brought the name to the fact, and that one has no reason to do so before.
+    """Three auxiliary losses for training only. They break a deadlock: a layer can learn to look up facts by name only
+    once an earlier layer copies the name to the fact, and that layer gains nothing from copying it before.
     """
 
     names: Tensor  # token ids
     values: Tensor
 
     def loss(self, weights: Weights, ids: Tensor, scale: Tensor, mask: Tensor, states: list[Tensor]) -> Tensor:
-        """The first layer has to know who was last named: read out with the names' embeddings. A head of the
-        second has to look at the fact that the answer needs, and after this layer the value can be read out."""
+        """The sum of the three: after the first layer the last name is decoded with the names' embeddings; one head of
+        the second layer attends to the fact that the answer needs; after that layer the value is decoded."""
         named, known = nearest(torch.isin(ids, self.names), mask)
         index = (ids.gather(1, named)[..., None] == self.names).int().argmax(-1)
         guesses = F.linear(F.rms_norm(states[1][known], (HIDDEN,)), weights["model.embed_tokens.weight"][self.names])
@@ -53,7 +56,10 @@ class Hints:
         return loss
 
     def facts(self, ids: Tensor, scale: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """For each position before the value in an answer: where the window last shows this value."""
+        """For each position before the value in an answer: the last position in its window with this value.
+
+        Returns (targets, mask of the positions that count), each [rows, length].
+        """
         same = (torch.roll(ids, -1, 1)[:, :, None] == ids[:, None, :]) & mask[:, 0]
         answers = torch.isin(ids, self.values) & (scale == ANSWER_WEIGHT)
         answers = torch.roll(answers, -1, 1)
@@ -64,7 +70,7 @@ class Hints:
 
 
 def nearest(marked: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """For each position the last marked one that it sees, and whether there is one."""
+    """For each position the last marked one that it attends to, and whether there is one."""
     position = torch.arange(marked.shape[1])
     last = torch.where(marked[:, None, :] & mask[:, 0], position, -1).amax(-1)
     return last.clamp(min=0), last >= 0
@@ -84,8 +90,8 @@ def held_out_loss(weights: Weights, tokenizer: spm.SentencePieceProcessor, docum
 
 
 def right_answers(weights: Weights, items: list[Item], rows: int = 16) -> list[bool]:
-    """Whether the greedy answer is exact, </s> included: so it is if and only if each token of the right answer
-    is the most likely one after those before it."""
+    """Whether the greedy answer is exact, </s> included: that is so if and only if each token of the right answer
+    is the argmax after those before it."""
     right = [False] * len(items)
     order = sorted(range(len(items)), key=lambda i: len(items[i].prompt))
     for start in range(0, len(order), rows):
@@ -127,4 +133,5 @@ def continue_text(weights: Weights, tokenizer: spm.SentencePieceProcessor, text:
 
 
 def answer(weights: Weights, tokenizer: spm.SentencePieceProcessor, item: Item) -> str:
+    """The greedy answer to a question, up to 40 tokens."""
     return str(tokenizer.decode(greedy(weights, item.prompt, 40)))

@@ -1,4 +1,7 @@
-"""The embedded model in plain torch: weights under their Hugging Face names, one forward pass, export."""
+"""The embedded model in plain torch: weights by their Hugging Face names, a forward pass, export.
+
+Used by `tools/train_tiny.py`.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,7 @@ def init_weights(seed: int) -> Weights:
 
 
 def visible(documents: Tensor) -> Tensor:
-    """Mask (batch, 1, T, T): a query sees its own document, 0 <= q - k < window."""
+    """The attention mask, bool [batch, 1, T, T]: the same document, and 0 <= q - k < WINDOW."""
     position = torch.arange(documents.shape[1])
     distance = position[:, None] - position[None, :]
     near = (distance >= 0) & (distance < WINDOW)
@@ -79,20 +82,22 @@ def visible(documents: Tensor) -> Tensor:
 
 
 def rotary(length: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary embedding, each [length, HEAD_DIM]."""
     frequencies = THETA ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
     angles = torch.arange(length)[:, None] * frequencies
     return angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply the rotary embedding to x, [..., length, HEAD_DIM]."""
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat((-second, first), -1) * sin
 
 
 def hidden_states(weights: Weights, ids: Tensor, mask: Tensor) -> list[Tensor]:
-    """The embeddings, the output of each layer, and last the normed output (batch, T, hidden).
+    """The embeddings, the output of each layer, and last the normed output, each [batch, T, HIDDEN].
 
-    Positions run along the row: rotary attention only sees differences.
+    Positions count along the row, over all its documents: rotary attention depends on differences only.
     """
     batch, length = ids.shape
     cos, sin = rotary(length)
@@ -121,7 +126,7 @@ def hidden_states(weights: Weights, ids: Tensor, mask: Tensor) -> list[Tensor]:
 
 
 def attention_logs(weights: Weights, states: list[Tensor], mask: Tensor, layer: int, head: int) -> Tensor:
-    """Log probabilities (batch, T, T) of one attention head, from the hidden states."""
+    """Log-probabilities [batch, T, T] of one attention head, from the hidden states."""
     prefix = f"model.layers.{layer}."
     h = F.rms_norm(states[layer], (HIDDEN,), weights[prefix + "input_layernorm.weight"], EPS)
     group = head * KV_HEADS // HEADS
@@ -135,12 +140,12 @@ def attention_logs(weights: Weights, states: list[Tensor], mask: Tensor, layer: 
 
 
 def forward(weights: Weights, ids: Tensor, mask: Tensor) -> Tensor:
-    """Logits (batch, T, vocabulary)."""
+    """Logits [batch, T, VOCAB]."""
     return F.linear(hidden_states(weights, ids, mask)[-1], weights["lm_head.weight"])
 
 
 def rounded(weights: Weights) -> Weights:
-    """The weights as they are stored: bfloat16."""
+    """The weights rounded to bfloat16, as they are stored."""
     return {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
 
 

@@ -1,4 +1,4 @@
-"""Tokenizer, token layout, packing and the held-out questions of the embedded model."""
+"""Tokenizer, token layout, packing and held-out questions of the embedded model. Used by `tools/train_tiny.py`."""
 
 from __future__ import annotations
 
@@ -72,16 +72,18 @@ class Item:
     messages: list[dict[str, str]]
     answer: str
     value: str
-    distance: int  # from the fact to the position that predicts it; visible in one layer if below the window
+    distance: int  # from the fact to the position that predicts it; below the window one layer can attend to it
     characters: int
     prompt: list[int]  # token ids of the messages
     target: list[int]  # token ids of the answer and </s>
 
     @property
     def bucket(self) -> str:
+        """The range of the distance, one of BUCKETS."""
         return BUCKETS[self.distance // WINDOW]
 
     def public(self) -> dict[str, Any]:
+        """The entry in questions.json."""
         return {
             "messages": self.messages,
             "answer": self.answer,
@@ -92,7 +94,7 @@ class Item:
 
 
 def encode(document: grammar.Document, tokenizer: spm.SentencePieceProcessor) -> Example:
-    """<s> text [INST] question [/INST] answer </s> ..., as mistral-common's v3 encoding writes it."""
+    """Encode as mistral-common's v3 does: <s> text [INST] question [/INST] answer </s> ..."""
     example = Example([BOS], [0.0])
 
     def add(ids: list[int], weight: float) -> None:
@@ -110,7 +112,10 @@ def encode(document: grammar.Document, tokenizer: spm.SentencePieceProcessor) ->
 
 
 def pack(examples: list[Example], rows: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Whole documents in rows, the longest first; returns ids, weights and document numbers (0: padding)."""
+    """Pack whole documents into rows, the longest first; those that do not fit are left out.
+
+    Returns ids, loss weights and document numbers (0: padding), each [rows, length].
+    """
     ids = np.full((rows, length), EOS, np.int64)
     weights = np.zeros((rows, length), np.float32)
     documents = np.zeros((rows, length), np.int64)

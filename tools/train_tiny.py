@@ -1,7 +1,9 @@
 """Train the embedded model `tiny`: python -m tools.train_tiny --run-dir RUN [--tokens N], from the repository root.
 
-Needs the extras test and peers (torch, transformers, sentencepiece). Every batch is a function of the seed and
-the step, and a run resumes from RUN/checkpoint.pt; --tokens may change at a resume, the schedule follows it.
+Writes the model, its tokenizer, questions.json and the card to mistral_portable/assets/tiny (or --assets), and prints
+losses, speed, evaluations and at the end the results as JSON. Needs the extras test and peers (torch, sentencepiece).
+Every batch is a function of the seed and the step, and a run resumes from RUN/checkpoint.pt; --tokens may change at a
+resume, and the schedule follows it.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ LEARNING_RATE, FINAL_RATE, WARM_UP_STEPS = 2e-3, 0.05, 100
 
 @dataclass
 class State:
-    """All that a run needs to go on."""
+    """Everything that a run needs to resume."""
 
     weights: Weights
     optimizer: torch.optim.AdamW
@@ -52,6 +54,7 @@ class State:
 
 
 def new_state(seed: int) -> State:
+    """The state before the first step."""
     weights = {name: tensor.requires_grad_() for name, tensor in init_weights(seed).items()}
     groups: list[dict[str, Any]] = [
         {"params": [w for w in weights.values() if w.ndim == 2], "weight_decay": 0.05},
@@ -61,12 +64,14 @@ def new_state(seed: int) -> State:
 
 
 def save(state: State, path: Path) -> None:
+    """Write a checkpoint, replacing the last one atomically."""
     content = vars(state) | {"optimizer": state.optimizer.state_dict()}
     torch.save(content, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)  # never leaves half a file
+    path.with_suffix(".new").replace(path)
 
 
 def load(path: Path, seed: int) -> State:
+    """Read a checkpoint of `save`."""
     state = new_state(seed)
     content = torch.load(path)
     state.optimizer.load_state_dict(content.pop("optimizer"))
@@ -89,11 +94,14 @@ def batch(seed: int, step: int, progress: float, tokenizer: spm.SentencePiecePro
 
 
 def learning_rate(step: int, progress: float) -> float:
+    """The learning rate: a linear warm-up, then a cosine. progress: share of the token budget, 0 to 1."""
     cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return LEARNING_RATE * min(1.0, (step + 1) / WARM_UP_STEPS) * cosine
 
 
 def hints(tokenizer: spm.SentencePieceProcessor) -> Hints:
+    """The auxiliary losses, with the token ids of names and values."""
+
     def ids(words: list[str]) -> Tensor:
         return torch.tensor([tokenizer.encode(word)[-1] for word in words])
 
@@ -101,7 +109,7 @@ def hints(tokenizer: spm.SentencePieceProcessor) -> Hints:
 
 
 def train_step(state: State, seed: int, progress: float, tokenizer: spm.SentencePieceProcessor) -> float:
-    """One batch; returns its loss."""
+    """Train on one batch; returns its loss."""
     clock = time.monotonic()
     ids, scale, documents = batch(seed, state.step, progress, tokenizer)
     loss = loss_of(state.weights, ids, scale, documents, hints(tokenizer))
@@ -121,11 +129,13 @@ def train_step(state: State, seed: int, progress: float, tokenizer: spm.Sentence
 def evaluate(
     weights: Weights, tokenizer: spm.SentencePieceProcessor, items: list[Item], documents: int
 ) -> dict[str, float]:
+    """Held-out loss over `documents` documents, and the share of exact answers by distance."""
     loss = held_out_loss(weights, tokenizer, documents, STAGES[-1][1])
     return {"held-out loss": loss} | accuracy(weights, items)
 
 
 def train(args: argparse.Namespace, state: State, tokenizer: spm.SentencePieceProcessor) -> None:
+    """Train until the token budget is used up, with reports, evaluations and checkpoints."""
     items = draw_questions(tokenizer, args.seed, inside=50, beyond=40, longest=LENGTH)
     losses: list[float] = []
     tokens, seconds = state.tokens, state.seconds
@@ -180,6 +190,7 @@ def finish(args: argparse.Namespace, state: State, tokenizer: spm.SentencePieceP
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Train the embedded model `tiny`.")
     parser.add_argument("--run-dir", type=Path, required=True, help="folder for the checkpoint and the results")
     parser.add_argument("--tokens", type=int, default=5_000_000, help="training budget")

@@ -1,4 +1,4 @@
-"""`backends`: what can run here, and why not."""
+"""`backends`: list the executors, and whether each can run here."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`bench`: how fast a model is here."""
+"""`bench`: measure the speed and memory of a model on this machine."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ from mistral_portable.errors import InputError
 
 __all__ = ["bench"]
 
-_PROMPT = 16  # tokens behind which the first one is awaited
+_PROMPT = 16  # tokens of the prompt for the time to the first token
 
 
 def bench(
@@ -63,7 +63,8 @@ def bench(
 ) -> None:
     """Measure a model's speed: tokens per second of prompts, of decoding at a depth, and of sequences together.
 
-    Tokens are random. Also shown: seconds to load it and to its first token, and the memory that all of it took.
+    Tokens are random. Also shown: the seconds to load the model and to its first token, the peak memory of all of it,
+    and at the end the bytes of the key/value cache and of the buffers kept between steps (scratch).
     """
     try:
         measurements = [parse(text, tokens) for text in what or STANDARD]
@@ -98,6 +99,8 @@ def bench(
             "load_s": loaded.load_s,
             "first_token_s": first_token_s,
             "peak_memory_bytes": engine.peak_memory_bytes,
+            "cache_bytes": loaded.program.cache_bytes,
+            "scratch_bytes": loaded.program.scratch_bytes,
             "measurements": rows,
         }
     if as_json:
@@ -107,7 +110,7 @@ def bench(
 
 
 def _first_token(model: Model) -> float:
-    """Seconds from a loaded model to its first token: whatever is put off until the first step counts."""
+    """Seconds from a loaded model to its first token, including whatever is deferred to the first step."""
     begin = time.perf_counter()
     model.generate([1] * min(_PROMPT, model.max_context), max_tokens=1, temperature=0)
     return time.perf_counter() - begin
@@ -131,8 +134,10 @@ def _print(report: dict[str, Any]) -> None:
     print_table(["", *numbers, ""], table, right=numbers)
     precision = [f"{name} {value}" for name, value in report["precision"].items() if value]
     typer.echo(f"{report['backend']}: {', '.join(precision)}")
-    memory = report["peak_memory_bytes"]
+    memory, scratch = report["peak_memory_bytes"], report["scratch_bytes"]  # 0: not known
     typer.echo(
         f"loaded in {report['load_s']:.2f} s, first token after {report['first_token_s']:.2f} s"
         + (f", memory {size(memory)}" if memory else "")
+        + f", cache {size(report['cache_bytes'])}"
+        + (f", scratch {size(scratch)}" if scratch else "")
     )

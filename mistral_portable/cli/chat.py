@@ -1,4 +1,4 @@
-"""`chat`: a conversation, typed, or piped in with one message per line."""
+"""`chat`: hold a conversation, typed, or piped in with one message per line."""
 
 from typing import Annotated
 
@@ -45,14 +45,16 @@ _HELP = """\
 /help       this list
 /clear      start a new conversation
 /save FILE  write the conversation to a file, as JSON
-/load FILE  go on with a saved conversation
+/load FILE  continue a saved conversation
 /exit       leave; so does Ctrl-D
 //...       a message that begins with a slash
 Ctrl-C      stops an answer; leaves, at the prompt"""
 
 
 def chat(
-    name: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="As --model.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="The same as --model.", show_default=False)
+    ] = None,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Instructions for the whole conversation.", show_default=False)
     ] = None,
@@ -82,7 +84,7 @@ def chat(
     ignore_eos: IgnoreEosOption = SamplingParams.ignore_eos,
     debug: DebugOption = False,
 ) -> None:
-    """Talk with a model. /help lists the commands; piped input is one message per line."""
+    """Chat with a model. /help lists the commands; piped input is one message per line."""
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -132,7 +134,7 @@ def chat(
 
 
 def _obey(conversation: Conversation, line: str) -> None:
-    """Carry out a command. What it cannot do it says, and the chat goes on."""
+    """Carry out a command. An error is reported, and the chat continues."""
     command, _, file = line.partition(" ")
     file = file.strip()
     try:
@@ -157,10 +159,10 @@ def _obey(conversation: Conversation, line: str) -> None:
 
 
 def _answer(model: Model, conversation: Conversation, params: SamplingParams, message: str) -> None:
-    """Show the answer to a message and remember both; without an answer, neither."""
-    asked = [*conversation.messages, {"role": "user", "content": message}]
+    """Show the answer to a message and append both to the conversation; an empty answer appends neither."""
+    messages = [*conversation.messages, {"role": "user", "content": message}]
     try:
-        with model.stream(asked, params) as streamer:
+        with model.stream(messages, params) as streamer:
             _show(streamer)
             generation = streamer.generation
     except MistralPortableError as error:
@@ -172,13 +174,13 @@ def _answer(model: Model, conversation: Conversation, params: SamplingParams, me
     if generation.finish_reason == "length":
         aside(f"(cut off after {len(generation.tokens)} tokens: --max-tokens, or the context is full)")
     if generation.text:
-        conversation.messages = [*asked, {"role": "assistant", "content": generation.text}]
+        conversation.messages = [*messages, {"role": "assistant", "content": generation.text}]
     else:
         aside("(no answer; your message is forgotten)")
 
 
 def _show(streamer: TextStreamer) -> None:
-    """Show the answer as it comes. On a terminal Ctrl-C ends the answer, not the chat."""
+    """Show the answer as it is generated. On a terminal Ctrl-C ends the answer, not the chat."""
     try:
         for piece in streamer:
             show(piece)

@@ -1,4 +1,4 @@
-"""Conversation: the messages of a chat, to be saved and loaded."""
+"""Conversation: the messages of a chat, which can be saved and loaded."""
 
 import json
 from os.path import expanduser
@@ -12,9 +12,9 @@ __all__ = ["Conversation"]
 
 
 class Conversation:
-    """`messages` is the history in OpenAI's format, such as `[{"role": "user", "content": "Hi"}, ...]`.
+    """The messages of a chat, in OpenAI's format: `[{"role": "user", "content": "Hi"}, ...]`.
 
-    Raises TokenizerError if the model cannot chat, or not with a system message.
+    Raises TokenizerError if the tokenizer cannot encode a chat, or refuses a system message.
     """
 
     def __init__(self, tokenizer: Tokenizer, system: str | None = None) -> None:
@@ -37,7 +37,10 @@ class Conversation:
             raise InputError(f"cannot save: {error}") from error
 
     def load(self, file: str) -> None:
-        """Replace the messages by those of a file. Raises MistralPortableError, and keeps them, if it is no chat."""
+        """Replace the messages by those of a file.
+
+        Raises InputError or TokenizerError, and keeps the messages, if the file cannot be read or is not a chat.
+        """
         try:
             messages = json.loads(Path(expanduser(file)).read_text(encoding="utf-8"))
         except OSError as error:

@@ -1,4 +1,4 @@
-"""`convert`: a checkpoint in another format."""
+"""`convert`: write a checkpoint in another format."""
 
 from enum import StrEnum
 from math import prod
@@ -19,7 +19,7 @@ __all__ = ["Format", "convert"]
 
 
 class Format(StrEnum):
-    """What `--to` takes."""
+    """The values of `--to`."""
 
     HF = "hf"
     GGUF = "gguf"
@@ -33,14 +33,14 @@ def convert(
     ] = None,
     destination: Annotated[
         str | None,
-        typer.Argument(metavar="DST", help="The folder to be made; for gguf the file.", show_default=False),
+        typer.Argument(metavar="DST", help="The folder to write; for gguf the file.", show_default=False),
     ] = None,
     to: Annotated[Format, typer.Option(help="The format.")] = Format.HF,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="float32, float16 or bfloat16 for all weights; by default floats stay as they are, and what the "
-            "format cannot hold becomes float32.",
+            help="float32, float16 or bfloat16 for all weights; by default floats stay as they are, and types that the "
+            "format cannot hold become float32.",
             metavar="TYPE",
         ),
     ] = None,
@@ -86,7 +86,7 @@ def _one(name: str, argument: str | None, option: str | None) -> str:
 
 
 def _require_size(source: str, revision: str | None, wanted: str) -> None:
-    """InputError if the model has another size; sizes are in whole billions, of small models in millions."""
+    """Raise InputError if the model has another size, in whole billions of parameters; small ones in millions."""
     config = open_checkpoint(source, revision=revision).config
     count = sum(prod(parameter.shape) for parameter in build(config).parameters.values())
     found = f"{round(count / 1e9)}B" if count >= 5e8 else f"{round(count / 1e6)}M"

@@ -1,4 +1,4 @@
-"""`inspect`: what a checkpoint holds and what it will need, without reading its weights."""
+"""`inspect`: show what a checkpoint holds and how much memory it needs, without reading its weights."""
 
 import json
 from collections import Counter
@@ -26,7 +26,7 @@ _CONTEXT = 4096
 
 
 class GraphFormat(StrEnum):
-    """How `--graph` writes the graph."""
+    """The values of `--graph`."""
 
     TEXT = "text"
     MERMAID = "mermaid"
@@ -40,7 +40,9 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors, and nothing else.")] = False,
     context: Annotated[
         int | None,
-        typer.Option(min=1, help=f"Tokens for the size of the cache; by default {_CONTEXT} or the model's limit."),
+        typer.Option(
+            min=1, help=f"Tokens to compute the size of the cache for; by default {_CONTEXT} or the model's limit."
+        ),
     ] = None,
     as_json: JsonOption = False,
     revision: RevisionOption = None,
@@ -95,7 +97,8 @@ def _summary(checkpoint: Checkpoint, context: int | None) -> dict[str, Any]:
 
 
 def _described(config: MistralConfig) -> dict[str, Any]:
-    """`to_dict`; two original lengths, for which it has no keys, beside each other."""
+    """`config.to_dict()`, with `query_scale` as a key of its own where YaRN and the query scale have different original
+    lengths: config.json has no keys for the two."""
     yarn, queries = config.yarn, config.query_scale
     if yarn and queries and yarn.original_max_position_embeddings != queries.original_max_position_embeddings:
         return {**replace(config, query_scale=None).to_dict(), "query_scale": asdict(queries)}

@@ -1,4 +1,4 @@
-"""Opening a checkpoint or loading a model, with a progress bar on a terminal and the notes that go with it."""
+"""Open a checkpoint or load a model, with a progress bar on a terminal; warnings become notes on stderr."""
 
 import sys
 import warnings
@@ -59,7 +59,7 @@ def load_model(
 
 
 def open_model(model: str, revision: str | None, quantize: str | None = None) -> Checkpoint:
-    """`open_checkpoint`; its notices become notes on stderr. No weights are read."""
+    """Call `open_checkpoint`, without reading weights; its notices become notes on stderr."""
     with reading(f"opening {model}") as progress:
         checkpoint = open_checkpoint(model, revision=revision, quantize=quantize, make=block_maker(), progress=progress)
     for notice in checkpoint.notices:
@@ -69,16 +69,16 @@ def open_model(model: str, revision: str | None, quantize: str | None = None) ->
 
 @contextmanager
 def working(title: str) -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr behind which the block can put what it is doing; nothing if stderr is no terminal."""
+    """Show a spinner on stderr, if that is a terminal; the block calls the function to say what it is doing."""
     with _bar(title) as (bar, task):
         yield lambda what: bar.update(task, description=one_line(f"{title}: {what}"))
 
 
 @contextmanager
 def reading(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A spinner that becomes a bar as long as the block reports how far it is, from any thread and in any unit.
+    """Show a spinner, which becomes a bar while the block reports (what, done, total), from any thread, in any unit.
 
-    Warnings of the block become notes on stderr after it, if it does not fail.
+    Warnings issued in the block become notes on stderr after it, unless it raises.
     """
     with warnings.catch_warnings(record=True) as caught, _bar(title) as (bar, task):
 

@@ -43,8 +43,10 @@ __all__ = [
 ]
 
 _MODELS = "'tiny' (built in), a folder, a .gguf file or a raw tar, or a hub id: owner/name or owner/name:file.gguf."
-_DTYPES = "float32, float64, bfloat16, float16, or int8 (of quantized weights' inputs); by default the backend's choice"
-_ATTENTION = "Its attention kernel: flash_attn, varlen, flex, sdpa or eager; by default the best usable one."
+_DTYPES = "float32, float64, bfloat16, float16, or int8 (inputs of quantized weights); by default "
+_ATTENTION = (
+    "The torch executor's attention kernel: flash_attn, varlen, flex, sdpa or eager; by default the best usable one."
+)
 _THREADS = "CPU threads; by default the physical cores that this process may use."
 
 
@@ -87,8 +89,10 @@ RevisionOption = Annotated[str | None, _model("Branch, tag or commit of a hub id
 ModelArgument = Annotated[str, typer.Argument(help=_MODELS, show_default=False)]
 ModelOption = Annotated[str, _model(_MODELS, "MODEL")]
 BackendOption = Annotated[str, _model("The executor; 'backends' lists them.")]
-DtypeOption = Annotated[str | None, _model(_DTYPES + ", as 'auto'.", "TYPE", "--dtype", "--torch_dtype")]
-VerifyDtypeOption = Annotated[str | None, _model(_DTYPES + ".", "TYPE")]
+DtypeOption = Annotated[
+    str | None, _model(_DTYPES + "('auto') the backend's choice.", "TYPE", "--dtype", "--torch_dtype")
+]
+VerifyDtypeOption = Annotated[str | None, _model(_DTYPES + "the backend's choice.", "TYPE")]
 QuantizeOption = Annotated[
     str | None,
     _model(
@@ -113,36 +117,40 @@ TensorParallelOption = Annotated[
 ]
 WindowOption = Annotated[
     str,
-    _model("Tokens that a token sees, itself included; 'none': all; 'config': as the model says.", "N|none|config"),
+    _model(
+        "Tokens that each token attends to, itself included; 'none': all; 'config': the checkpoint's.", "N|none|config"
+    ),
 ]
 MaxContextOption = Annotated[
-    int | None, _model("Most tokens of prompt and answer together; by default the model's limit.", "N", min=1)
+    int | None, _model("The most tokens of prompt and answer together; by default the model's limit.", "N", min=1)
 ]
 
 # The fields of SamplingParams.
-MaxTokensOption = Annotated[int | None, _integer("max_tokens", "Most tokens to generate.")]
-TemperatureOption = Annotated[float, _number("temperature", "How much chance; 0: always the likeliest token.")]
-TopKOption = Annotated[int, _integer("top_k", "Only the k likeliest tokens; 0: all.")]
-TopPOption = Annotated[float, _number("top_p", "Only the likeliest tokens that together have this probability.")]
-MinPOption = Annotated[float, _number("min_p", "Only tokens at least this probable, relative to the likeliest.")]
+MaxTokensOption = Annotated[int | None, _integer("max_tokens", "The most tokens to generate.")]
+TemperatureOption = Annotated[float, _number("temperature", "Randomness; 0: greedy, always the most probable token.")]
+TopKOption = Annotated[int, _integer("top_k", "Only the k most probable tokens; 0: all.")]
+TopPOption = Annotated[float, _number("top_p", "Only the most probable tokens that together have this probability.")]
+MinPOption = Annotated[
+    float, _number("min_p", "Only tokens at least this probable, relative to the most probable one.")
+]
 TypicalPOption = Annotated[
     float, _number("typical_p", "Only the most typical tokens that together have this probability.")
 ]
 RepetitionPenaltyOption = Annotated[
-    float, _number("repetition_penalty", "Above 1: tokens of the prompt and the answer become less likely.")
+    float, _number("repetition_penalty", "Above 1: tokens of the prompt and the answer become less probable.")
 ]
 FrequencyPenaltyOption = Annotated[
-    float, _number("frequency_penalty", "Taken off a token's logit for each time that the answer has it.")
+    float, _number("frequency_penalty", "Subtracted from a token's logit for each time that the answer contains it.")
 ]
 PresencePenaltyOption = Annotated[
-    float, _number("presence_penalty", "Taken off a token's logit once the answer has it.")
+    float, _number("presence_penalty", "Subtracted from a token's logit once the answer contains it.")
 ]
 SeedOption = Annotated[int | None, _integer("seed", "The same seed gives the same text.")]
 StopOption = Annotated[
-    list[str] | None, _sampling("End before this text; may be given several times.", "TEXT", show_default=False)
+    list[str] | None, _sampling("Stop before this text; may be given several times.", "TEXT", show_default=False)
 ]
 IgnoreEosOption = Annotated[
-    bool, typer.Option("--ignore-eos", help="Go on after the end token.", rich_help_panel="Sampling")
+    bool, typer.Option("--ignore-eos", help="Continue after the end-of-sequence token.", rich_help_panel="Sampling")
 ]
 
 

@@ -1,4 +1,4 @@
-"""What the commands write: answers to stdout, everything else to stderr, nothing that could control a terminal."""
+"""Output of the commands: answers to stdout, everything else to stderr, without terminal control characters."""
 
 import re
 import sys
@@ -27,24 +27,24 @@ def one_line(text: str) -> str:
 
 
 def show(text: str) -> None:
-    """Write a piece of an answer at once: as it is, or printable on a terminal."""
+    """Write a piece of an answer and flush it: unchanged, but printable on a terminal."""
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 def end_line(text: str) -> None:
-    """End the line that `text` has left open."""
+    """Write a newline unless `text` ends with one."""
     if not text.endswith("\n"):
         show("\n")
 
 
 def note(text: str) -> None:
-    """Tell the user something on stderr."""
+    """Write a line to stderr."""
     typer.echo(printable(text), err=True)
 
 
 def aside(text: str) -> None:
-    """Tell someone who watches: dim, and only if stderr is a terminal."""
+    """Write a dim line to stderr, if that is a terminal."""
     if sys.stderr.isatty():
         typer.secho(printable(text), err=True, dim=True)
 
@@ -62,7 +62,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 
 
 def size(count: int) -> str:
-    """Bytes as people read them: 1.4 GiB."""
+    """Format a number of bytes: 1536 -> "1.5 KiB"."""
     value, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value /= 1024
@@ -71,7 +71,7 @@ def size(count: int) -> str:
 
 
 def speed(timings: Timings) -> str:
-    """One line about a call: the speed of prompt and answer, and the memory."""
+    """Format the speed of prompt and answer and the peak memory of a call as one line."""
     parts = [f"prompt {timings.prefill_tokens} tokens"]
     if timings.prefill_s:
         parts[0] += f", {timings.prefill_tokens / timings.prefill_s:.1f}/s"

@@ -1,4 +1,4 @@
-"""`perplexity`: how well a model predicts a text."""
+"""`perplexity`: measure how well a model predicts a text."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ __all__ = ["perplexity"]
 def perplexity(
     model: ModelArgument,
     file: Annotated[str, typer.Argument(metavar="FILE", help="A text in UTF-8.", show_default=False)],
-    context: Annotated[int, typer.Option(help="Tokens of a chunk, of which the second half is scored.", min=4)] = 512,
+    context: Annotated[int, typer.Option(help="Tokens of a chunk; its second half is scored.", min=4)] = 512,
     questions: Annotated[
         str | None,
         typer.Option(
@@ -56,13 +56,13 @@ def perplexity(
     revision: RevisionOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Measure how surprised a model is by a text, as llama-perplexity does: what a quantization costs, say.
+    """Measure how well a model predicts a text, as llama-perplexity does; shows what a quantization costs.
 
-    The text is cut into chunks; of each, the second half is scored. Lower is better; 1 would be a text known by heart.
+    The text is cut into chunks, and the second half of each is scored. Lower is better; 1 is a perfect prediction.
     """
     if tensor_parallel is not None:
         raise typer.BadParameter("several processes would measure the same: use one", param_hint="'--tensor-parallel'")
-    text, asked = _read(file), read_questions(questions) if questions else []
+    text, items = _read(file), read_questions(questions) if questions else []
     with load_model(
         model,
         backend=backend,
@@ -79,7 +79,7 @@ def perplexity(
     ) as loaded:
         with reading(f"{loaded.backend} on {model}") as progress:
             result = measure(loaded, text, context=context, progress=progress)
-            answers = accuracy(loaded, asked, progress=progress) if asked else None
+            answers = accuracy(loaded, items, progress=progress) if items else None
         report: dict[str, Any] = {
             "model": loaded.source,
             "backend": loaded.backend,

@@ -1,4 +1,4 @@
-"""`quantize`: a checkpoint in fewer bits."""
+"""`quantize`: write a checkpoint in fewer bits."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,21 +16,21 @@ __all__ = ["quantize"]
 
 def quantize(
     source: Annotated[str, typer.Argument(metavar="SRC", help="The model, as 'run' takes it.", show_default=False)],
-    destination: Annotated[str, typer.Argument(metavar="DST", help="The GGUF file to be made.", show_default=False)],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="The GGUF file to write.", show_default=False)],
     type: Annotated[str, typer.Option(help=f"One of {', '.join(MIXTURES)}.", metavar="TYPE")] = "q4_k_m",
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            help="A text on which the model is run first, so that errors count by what they do to its answers.",
+            help="A text to run the model on first, so that errors are weighted by their effect on its outputs.",
             metavar="FILE",
         ),
     ] = None,
     imatrix: Annotated[
         Path | None,
-        typer.Option(help="An importance matrix of llama.cpp's, instead of --calibrate.", metavar="FILE"),
+        typer.Option(help="An importance matrix file of llama.cpp, instead of --calibrate.", metavar="FILE"),
     ] = None,
     allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Also take weights that are quantized already.")
+        bool, typer.Option("--allow-requantize", help="Accept weights that are quantized already.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST if it is a GGUF file.")] = False,
     threads: ThreadsOption = None,
@@ -40,7 +40,7 @@ def quantize(
     """Write a model as a GGUF file of fewer bits, which llama.cpp runs as well.
 
     The mixtures are llama.cpp's: q4_k_m gives 4 bits to most matrices, and 6 to some that matter more. DST appears when
-    it is complete. What it costs: 'perplexity'.
+    it is complete. 'perplexity' measures what the quantization costs.
     """
     with reading(f"quantizing {source}") as progress:
         written = quantize_checkpoint(

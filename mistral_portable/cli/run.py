@@ -42,6 +42,7 @@ from mistral_portable.cli.output import aside, end_line, show, speed
 from mistral_portable.engine import Generation
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
+from mistral_portable.sampling.params import MINIMA
 
 __all__ = ["run"]
 
@@ -51,7 +52,12 @@ def run(
     chat: Annotated[bool, typer.Option("--chat/--raw", help="Answer a message, or continue a text.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead.")] = False,
     logprobs: Annotated[
-        int | None, typer.Option(min=0, help="With --json: log-probabilities, also of the N likeliest.", metavar="N")
+        int | None,
+        typer.Option(
+            min=MINIMA["logprobs"],
+            help="With --json: log-probabilities, also of the N most probable tokens.",
+            metavar="N",
+        ),
     ] = None,
     model: ModelOption = "tiny",
     backend: BackendOption = "auto",
@@ -148,7 +154,7 @@ def run(
 
 @contextmanager
 def _one_answer(processes: int | None) -> Iterator[None]:
-    """Of several processes that give the same answer only the first one writes it."""
+    """Let only the first of several processes that compute the same answer write it."""
     if processes is None or os.environ.get("RANK", "0") == "0":
         yield
         return

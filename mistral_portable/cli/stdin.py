@@ -1,4 +1,4 @@
-"""Reading standard input: piped text as a whole, or lines that are piped or typed."""
+"""Read standard input: piped text as a whole, or lines that are piped or typed."""
 
 import sys
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ __all__ = ["is_terminal", "read_lines", "read_text"]
 
 
 def is_terminal() -> bool:
-    """Whether someone types."""
+    """Whether standard input is a terminal."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
 def read_text() -> str | None:
-    """All of the piped text, less the newline that `echo` puts behind it; None if nothing is piped.
+    """All of the piped text, without one newline at its end (from `echo`); None if nothing is piped.
 
     Raises InputError if it is not UTF-8.
     """
@@ -25,7 +25,10 @@ def read_text() -> str | None:
 
 
 def read_lines() -> Iterator[str]:
-    """The lines, without their end. On a terminal with a prompt, a history and Ctrl-C as KeyboardInterrupt."""
+    """Yield lines without their newline. A terminal gets a prompt and a history; Ctrl-C raises KeyboardInterrupt.
+
+    Raises InputError for a piped line that is not UTF-8.
+    """
     if not is_terminal():
         yield from map(_decode, sys.stdin.buffer if sys.stdin else ())
         return

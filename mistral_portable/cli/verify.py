@@ -1,4 +1,4 @@
-"""`verify`: the conformance suite on a user's checkpoint."""
+"""`verify`: run the conformance suite on a user's checkpoint."""
 
 from math import isnan
 
@@ -36,9 +36,9 @@ def verify(
 ) -> None:
     """Check a backend against the float64 reference, with a model's weights.
 
-    The exit status is 1 if a check fails, or if the backend cannot run the model. NMSE: mean squared error, relative.
+    The exit status is 1 if a check fails, or if the backend cannot run the model. NMSE: normalized mean squared error.
     error: the largest difference. allowed: its limit, from plain arithmetic that rounds to the same types. agree: how
-    often the likeliest token is the same.
+    often the greedy token is the same.
     """
     from mistral_portable.testing import verify_checkpoint
 

@@ -25,7 +25,7 @@ _PATIENCE = 120  # seconds; the machines that run this are shared
 
 @dataclass(frozen=True)
 class Result:
-    """What a command wrote, and its exit status."""
+    """The output of a command and its exit status."""
 
     status: int
     out: str
@@ -33,7 +33,7 @@ class Result:
 
 
 def invoke(*arguments: str, stdin: bytes = b"") -> Result:
-    """Call `main` in this process, with nothing that is a terminal."""
+    """Call `main` in this process; no stream is a terminal."""
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
     piped = patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8"))
     with redirect_stdout(out), redirect_stderr(err), piped, pytest.raises(SystemExit) as left:
@@ -53,7 +53,7 @@ def run_process(*arguments: str, stdin: bytes = b"") -> Result:
 
 
 class Terminal:
-    """`python -m mistral_portable` on a pseudo-terminal: stdin, stdout and stderr are all it.
+    """`python -m mistral_portable` with stdin, stdout and stderr on a pseudo-terminal.
 
     >>> with Terminal("chat") as terminal:
     ...     terminal.expect("> ")
@@ -76,7 +76,7 @@ class Terminal:
         os.write(self._fd, keys.encode())
 
     def expect(self, pattern: str) -> str:
-        """Wait until the regular expression appears after what was matched before; the text up to its end."""
+        """Wait for a match of the regular expression after the previous one; returns the text up to its end."""
         end = time.monotonic() + _PATIENCE
         while not (found := re.compile(pattern).search(self.text, self._read_up_to)):
             assert time.monotonic() < end, f"no {pattern!r} in {self.text[self._read_up_to :]!r}"
@@ -85,7 +85,7 @@ class Terminal:
         return self.text[begin : self._read_up_to]
 
     def wait(self) -> int:
-        """Read to the end; the exit status."""
+        """Read to the end; returns the exit status."""
         end = time.monotonic() + _PATIENCE
         while self._read():
             assert time.monotonic() < end, f"it does not end: {self.text[-200:]!r}"
@@ -94,7 +94,7 @@ class Terminal:
         return os.waitstatus_to_exitcode(status)
 
     def interrupt(self) -> int:
-        """Press Ctrl-C each second until it ends; the exit status.
+        """Press Ctrl-C each second until it ends; returns the exit status.
 
         readline loses a Ctrl-C that comes between its prompt and its wait for a key, and a person presses again.
         """

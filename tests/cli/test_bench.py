@@ -6,6 +6,8 @@ from math import isfinite
 import pytest
 from cli.processes import invoke
 
+from mistral_portable.reference.program import ReferenceProgram
+
 WHAT = ("prefill:8", "decode:0", "decode:9", "batch:2", "decode:99999")
 SMALL = ("bench", "tiny", *WHAT, "--backend", "reference", "--tokens", "2", "--repeat", "3")
 
@@ -16,7 +18,8 @@ def test_json() -> None:
     report = json.loads(result.out)
     assert report["backend"] == "reference"
     assert report["precision"]["dtype"] == "float32"
-    assert all(report[name] > 0 for name in ("load_s", "first_token_s", "peak_memory_bytes"))
+    assert all(report[name] > 0 for name in ("load_s", "first_token_s", "peak_memory_bytes", "cache_bytes"))
+    assert report["scratch_bytes"] >= 0
     *rows, skipped = report["measurements"]
     assert [row["name"] for row in rows] == list(WHAT[:-1])
     assert skipped == {"name": "decode:99999", "skipped": "needs 100006 positions, the context holds 32768"}
@@ -37,6 +40,12 @@ def test_table() -> None:
     assert "the context holds 32768" in rows[-1]
     assert precision == "reference: dtype float32"
     assert summary.startswith("loaded in ")
+    assert ", cache " in summary
+
+
+def test_scratch_is_shown_where_the_program_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ReferenceProgram, "scratch_bytes", 2048)
+    assert ", scratch 2.0 KiB" in invoke("bench", "tiny", "prefill:8", "--backend", "reference", "--repeat", "1").out
 
 
 @pytest.mark.parametrize(

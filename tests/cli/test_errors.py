@@ -1,4 +1,4 @@
-"""Whatever a user does wrong is one line and an exit status, never a traceback."""
+"""Every error is one line and an exit status, never a traceback."""
 
 import shutil
 from pathlib import Path

@@ -67,7 +67,7 @@ def test_a_missing_or_broken_tokenizer_is_a_finding(tmp_path: Path) -> None:
 
 
 def test_two_original_lengths_are_shown(tmp_path: Path) -> None:
-    """Which raw files can say, and the keys of a config.json cannot: such a model runs all the same."""
+    """Raw files can state two original lengths, the keys of config.json cannot; such a model still runs."""
     config = small_config()
     write_raw(tmp_path, config, random_tensors(config, np.random.default_rng(0)))
     yarn = {"factor": 4, "original_max_position_embeddings": 64, "beta": 32, "alpha": 1, "apply_scale": False}

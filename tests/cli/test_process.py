@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from cli.processes import COMMAND, run_process
+from cli.processes import COMMAND, invoke, run_process
 
 GREEDY = ("--max-tokens", "12", "--temperature", "0")
 
@@ -14,7 +14,7 @@ GREEDY = ("--max-tokens", "12", "--temperature", "0")
 def test_run_streams_the_prompt_and_its_continuation() -> None:
     shown = run_process("run", "Once upon a time", *GREEDY)
     assert (shown.status, shown.err) == (0, "")
-    piped = run_process("run", "--json", *GREEDY, stdin=b"Once upon a time\n")
+    piped = invoke("run", "--json", *GREEDY, stdin=b"Once upon a time\n")
     assert (piped.status, piped.err) == (0, "")
     assert shown.out == f"Once upon a time{json.loads(piped.out)['text']}\n"
 

@@ -1,4 +1,4 @@
-"""`run`: what is printed, and which settings arrive."""
+"""`run`: its output, and the arguments that reach the library."""
 
 import json
 import sys
@@ -82,7 +82,7 @@ def test_ctrl_c_keeps_what_there_is(options: tuple[str, ...], monkeypatch: pytes
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What reaches `load` and `stream`, which then raises."""
+    """The arguments that reach `load` and `stream`, as they arrive; `stream` raises."""
     arrived: dict[str, Any] = {}
 
     def load(**arguments: Any) -> mp.Model:

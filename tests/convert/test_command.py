@@ -24,7 +24,7 @@ def test_it_converts_and_says_what_it_wrote(tmp_path: Path) -> None:
     assert opened.tensors["lm_head.weight"].dtype == "float16"
     assert set(opened.config.layer_windows) == {8}
     again = invoke("convert", "tiny", str(tmp_path / "m.gguf"), "--to", "gguf")
-    assert (again.status, again.out) == (1, "")
+    assert (again.status, again.out) == (2, "")
     assert "exists already" in again.err
     assert invoke("convert", "tiny", str(tmp_path / "m.gguf"), "--to", "gguf", "--overwrite").status == 0
     assert open_checkpoint(tmp_path / "m.gguf").tensors["lm_head.weight"].dtype == "bfloat16"
@@ -48,9 +48,9 @@ def test_the_spelling_of_the_script_in_transformers(tmp_path: Path, size: str | 
         ("convert tiny OUT --output_dir OUT", 2, "give it once, as DST"),
         ("convert tiny --input_dir tiny OUT", 2, "give it once, as SRC"),
         ("convert tiny OUT --to onnx", 2, "'--to'"),
-        ("convert tiny OUT --dtype int8", 1, "dtype='int8': choose one of float32, float16, bfloat16"),
+        ("convert tiny OUT --dtype int8", 2, "dtype='int8': choose one of float32, float16, bfloat16"),
         ("convert tiny OUT --window 0", 2, "'--window'"),
-        ("convert tiny OUT --model_size 7B", 1, "--model_size 7B: tiny has 3,541,248 parameters; say 4M"),
+        ("convert tiny OUT --model_size 7B", 2, "--model_size 7B: tiny has 3,541,248 parameters; say 4M"),
         ("convert /no/such/model OUT", 1, "/no/such/model"),
     ],
 )

@@ -134,11 +134,11 @@ def test_the_command(tmp_path: Path) -> None:
     ("line", "status", "words"),
     [
         ("perplexity tiny", 2, "'FILE'"),
-        ("perplexity tiny /no/such/text", 1, "/no/such/text: no text file in UTF-8"),
-        ("perplexity tiny TEXT --context 7", 1, "context=7 must be an even number"),
+        ("perplexity tiny /no/such/text", 2, "/no/such/text: no text file in UTF-8"),
+        ("perplexity tiny TEXT --context 7", 2, "context=7 must be an even number"),
         ("perplexity tiny TEXT --context 2", 2, "'--context'"),
-        ("perplexity tiny TEXT --context 2000", 1, "less than a chunk of 2000"),
-        ("perplexity tiny TEXT --questions /no/such", 1, "/no/such: no JSON list of questions"),
+        ("perplexity tiny TEXT --context 2000", 2, "less than a chunk of 2000"),
+        ("perplexity tiny TEXT --questions /no/such", 2, "/no/such: no JSON list of questions"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, line: str, status: int, words: str) -> None:

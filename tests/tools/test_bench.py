@@ -1,4 +1,4 @@
-"""The comparison: engines in processes of their own, ratios, the least that work can take, and the page."""
+"""The comparison: engines in processes of their own, ratios, the least time of the work, and the page."""
 
 import json
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_the_least_that_work_can_take() -> None:
     assert work.seconds(parse("prefill:1024", 1), slow_memory) == 2 * work.weight_bytes
     assert work.seconds(parse("batch:3", 5), slow_memory) == 5 * work.weight_bytes
     assert work.seconds(parse("batch:3", 5), slow_arithmetic) == 2 * work.layer_weights * 15
-    # Keys and values, float16: all of 10 tokens; later what the window shows.
+    # Keys and values, float16: all of 10 tokens, or those in the window.
     token = 4 * config.num_key_value_heads * config.head_dim
     assert work.seconds(parse("decode:10", 1), slow_memory) == work.weight_bytes + 10 * config.num_hidden_layers * token
     seen = sum(4096 if window is None else window for window in config.layer_windows)
