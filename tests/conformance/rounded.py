@@ -21,7 +21,7 @@ Round = Callable[[Array], Array]
 
 
 def _rounded(precision: Precision, *, inputs: Round = np.copy, cached: Round = np.copy) -> Make:
-    """Make programs that say `precision`; the functions round linears' inputs [T, I] and cached heads [T, heads, d]."""
+    """Make programs that say `precision`; functions round inputs of linears [T, I] and cached heads [T, heads, d]."""
 
     class Rounded(ReferenceProgram):
         def _run(self, node: Node, values: list[Any], plan: StepPlan) -> Array:

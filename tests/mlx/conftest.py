@@ -9,13 +9,13 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_here(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """On a CPU, MLX compiles into the temporary folder, where two processes of pytest-xdist would meet."""
+    """Give each process of pytest-xdist a temporary folder: on a CPU, MLX writes compiled code into it."""
     os.environ["TMPDIR"] = str(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
 def uncompiled() -> Iterator[None]:
-    """Let `mx.compile` return the function: on a CPU it calls a C++ compiler, a second for each new constant.
+    """Make `mx.compile` return its argument: on a CPU it runs a C++ compiler, a second for each new constant.
 
     Compiled or not, a step is built by the same code. `test_compiled.py` has the compiled ones.
     """
