@@ -1,4 +1,4 @@
-"""`perplexity` and the count of right answers."""
+"""`perplexity` and `accuracy`."""
 
 import json
 from math import exp, sqrt
@@ -24,14 +24,14 @@ def tiny() -> mp.Model:
 
 
 def counted(model: mp.Model, tokens: list[int], context: int) -> list[float]:
-    """The losses, by the definition: chunk by chunk, token by token."""
+    """The losses by definition, computed chunk by chunk and token by token."""
     losses = []
     for start in range(0, len(tokens) // context * context, context):
         chunk = [model.tokenizer.bos_id, *tokens[start + 1 : start + context]]
         rows = model.logits(chunk).astype(np.float64)
         for position in range(context // 2, context - 1):
-            chances = np.exp(rows[position] - rows[position].max())
-            losses.append(-np.log(chances[chunk[position + 1]] / chances.sum()))
+            probabilities = np.exp(rows[position] - rows[position].max())
+            losses.append(-np.log(probabilities[chunk[position + 1]] / probabilities.sum()))
     return losses
 
 

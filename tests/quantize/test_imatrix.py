@@ -1,4 +1,4 @@
-"""llama.cpp's importance matrices: both kinds of files, what they do to a quantization, beside llama.cpp itself."""
+"""llama.cpp's importance matrices: both file formats, their effect, and a comparison with llama.cpp itself."""
 
 import importlib.util
 import struct
@@ -30,7 +30,7 @@ TINY = open_checkpoint("tiny")
 
 
 def squares(seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Mean squares for the matrices of `tiny`, by GGUF name, [1, columns]: some columns count a hundred times more."""
+    """Mean squares for the matrices of `tiny`, by GGUF name, [1, columns]: some are a hundred times larger."""
     random = np.random.default_rng(seed)
     return {
         to_gguf(name): random.lognormal(0, 1.5, (1, tensor.shape[1])).astype(np.float32)
@@ -40,7 +40,7 @@ def squares(seed: int = 0) -> dict[str, NDArray[np.float32]]:
 
 
 def write_gguf(path: Path, means: Squares, counts: int = 640) -> None:
-    """As `IMatrixCollector::save_imatrix` of llama.cpp."""
+    """Write a file like `IMatrixCollector::save_imatrix` of llama.cpp."""
     writer = GGUFWriter(path, "")
     writer.add_type("imatrix")
     writer.add_array("imatrix.datasets", ["some.txt"])
@@ -56,7 +56,7 @@ def write_gguf(path: Path, means: Squares, counts: int = 640) -> None:
 
 
 def write_older(path: Path, means: Squares, calls: int = 5, trailer: bool = True) -> None:
-    """As `save_imatrix_legacy`."""
+    """Write a file like `save_imatrix_legacy` of llama.cpp."""
     data = struct.pack("<i", len(means))
     for name, values in means.items():
         data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", calls, values.size)
@@ -109,7 +109,7 @@ def test_both_kinds_lower_the_errors_that_count_alike(tmp_path: Path) -> None:
     for name, tensor in TINY.tensors.items():
         if to_gguf(name) in means:
             off = [np.square(each.tensors[name].numpy() - tensor.numpy()) @ means[to_gguf(name)][0] for each in made]
-            # Not bit for bit: the older file has sums, which round the means.
+            # Not bit for bit: the older file stores sums, whose means are rounded.
             assert off[0].sum() == pytest.approx(off[1].sum(), rel=1e-3)
             assert off[0].sum() < off[2].sum()
 
@@ -213,7 +213,7 @@ def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Non
     reason="llama-cpp-python takes 12 minutes to build: pip install 'mistral-portable[bench]', then run this test",
 )
 def test_beside_llama_cpp(tmp_path: Path) -> None:
-    """Given the same importances it chooses the same types, and its errors, by what they count, are no smaller."""
+    """With the same importances llama.cpp selects the same types, and its weighted errors are no smaller."""
     means, source = squares(), mp.convert("tiny", tmp_path / "f.gguf", "gguf")
     write_gguf(tmp_path / "i.gguf", means)
     for mixture, rules in MIXTURES.items():

@@ -1,4 +1,4 @@
-"""`quantize`: what it writes, what it refuses, and that an interrupted run leaves nothing that loads."""
+"""`quantize`: its files, its errors, and that an interrupted run leaves nothing that loads."""
 
 import importlib.util
 import shutil
@@ -171,7 +171,7 @@ def test_importance_is_the_mean_square_of_inputs(text: Path) -> None:
     for name, importance in found.items():
         assert importance.shape == (checkpoint.tensors[name].shape[1],)
         assert importance.mean() == pytest.approx(1, rel=1e-3)
-    # What the first layer's q, k and v read is the embedding, normed.
+    # The input of the first layer's q, k and v is the normed embedding.
     tokens = mp.load("tiny", backend="reference").tokenizer.encode(TEXT)
     starts = range(0, len(tokens), 511)
     chunks = [[tokens[0], *tokens[max(start, 1) : start + 512]][:512] for start in starts]
@@ -235,7 +235,7 @@ class Unthreaded(ReferenceBackend):
 
 
 def test_calibrating_closes_its_program_whatever_happens(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads are the quantizer's, too: a backend without such an option calibrates all the same."""
+    """The option `threads`, which the quantizer takes, is not passed to a backend without it."""
     checkpoint = open_checkpoint("tiny")
     source = prepare(checkpoint, checkpoint.config, None)
     for backend in (Unthreaded(), Unthreaded(steps=0)):
@@ -264,7 +264,7 @@ def test_weights_that_are_not_finite_are_not_the_texts_fault(text: Path, monkeyp
 )
 @pytest.mark.parametrize("type", ["q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_xs", "q3_k_m", "q2_k"])
 def test_llama_cpp_reads_the_same_weights(tmp_path: Path, type: str) -> None:
-    """It rounds the inputs of matrices to int8, so its logits are near, and the same tokens are likely but for ties."""
+    """llama.cpp rounds the inputs of matrices to int8, so logits are close, and the argmax differs only near ties."""
     from llama_cpp import Llama
 
     path = mp.quantize("tiny", tmp_path / "m.gguf", type)
@@ -280,7 +280,7 @@ def test_llama_cpp_reads_the_same_weights(tmp_path: Path, type: str) -> None:
 
 @pytest.mark.parametrize("calibrated_on_text", [False, True])
 def test_experts(tmp_path: Path, text: Path, calibrated_on_text: bool) -> None:
-    """In one tensor with three axes; the gate stays in floats."""
+    """Experts are quantized in one tensor with three axes; the router stays in floats."""
     config = transformers.MistralConfig.from_pretrained(
         "tiny", num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2
     )

@@ -1,4 +1,4 @@
-"""Mistral's own checkpoints: both kinds of files, pieces of model-parallel ones, the tar; what is refused."""
+"""Mistral's own checkpoints: safetensors, torch files, model-parallel pieces, the tar; refused files."""
 
 import io
 import json
@@ -255,7 +255,7 @@ def test_a_header_that_lies_about_its_size_allocates_nothing(tmp_path: Path, kin
     path = tmp_path / "m.tar"
     with path.open("wb") as file:
         file.write(info.tobuf(tarfile.GNU_FORMAT))
-        file.truncate(2**31 + 1024)  # sparse: the bytes are there
+        file.truncate(2**31 + 1024)  # a sparse file: the bytes exist
     with pytest.raises(CheckpointError, match="at most 1048576 are accepted"):
         open_checkpoint(path)
 

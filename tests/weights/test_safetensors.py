@@ -1,4 +1,4 @@
-"""HF folders: one file or shards, every float type, and what is refused."""
+"""HF folders: one file or shards, every float type, and refused files."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Torch's files without torch: what torch.save writes is read, and no pickle ever runs."""
+"""Torch files without torch: files of torch.save are read, and no pickle is ever run."""
 
 import os
 import pickle
