@@ -62,6 +62,7 @@ def run(script: str, source: Path, type: str, threads: int) -> Run:
 
 
 def main() -> None:
+    """Print the times, peak memory and ratio of both quantizers."""
     parser = argparse.ArgumentParser(description="Compare quantize with llama.cpp's quantizer.")
     parser.add_argument("source", type=Path)
     parser.add_argument("--type", choices=MIXTURES, default="q4_k_m")

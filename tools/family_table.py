@@ -129,6 +129,7 @@ def table(names: Iterable[str]) -> Iterator[str]:
 
 
 def main() -> None:
+    """Print the table of some families, or write that of all into the file."""
     parser = argparse.ArgumentParser(description="Families x formats x backends, for docs/families.md.")
     parser.add_argument(
         "families",

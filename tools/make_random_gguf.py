@@ -150,6 +150,7 @@ def _add_tokenizer(writer: GGUFWriter, file: Path) -> None:
 
 
 def main() -> None:
+    """Write the file that the command line describes."""
     parser = argparse.ArgumentParser(description="Write a GGUF file of random weights with a real model's shape.")
     parser.add_argument("path", type=Path)
     parser.add_argument("--family", choices=FAMILIES, default="7b-v0.1")

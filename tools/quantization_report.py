@@ -213,6 +213,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
 
 def main() -> None:
+    """Print the rows of the table and draw the plot."""
     parser = argparse.ArgumentParser(description="Measure what each quantization costs the embedded model.")
     parser.add_argument("plot", type=Path, help="the .svg file to write")
     parser.add_argument("--text", type=Path, help="where to write the held-out stories")

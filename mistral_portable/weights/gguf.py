@@ -90,8 +90,8 @@ def open_gguf(path: Path) -> Checkpoint:
             tensors[tensor.name] = half_split(tensor, config)
     if "rope_freqs.weight" in tensors:
         raise ConfigError(f"{path}: rope_freqs.weight: scaled RoPE frequencies are not supported")
-    vocabulary, missing = _vocabulary(path, file)
-    return Checkpoint(path, "gguf", config, tensors, vocabulary, notices + missing, file.scalars)
+    vocabulary, no_tokenizer = _vocabulary(path, file)
+    return Checkpoint(path, "gguf", config, tensors, vocabulary, notices + no_tokenizer, file.scalars)
 
 
 def part_names(name: str) -> list[str]:

@@ -25,7 +25,7 @@ _READERS = {
 }
 _FLOATS = ("float32", "float16", "bfloat16")
 
-UNPACKED = "{}: {} weights are unpacked to floats as a backend reads them; a GGUF file may run in its own size."
+UNPACKED = "{}: {} weights are unpacked to floats as a backend reads them; a GGUF file may run packed."
 """Notice for kinds that no backend multiplies with while they are packed."""
 
 

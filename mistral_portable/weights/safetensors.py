@@ -49,9 +49,11 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
                 raise CheckpointError(f"{name!r} is stored twice: in {where[name]} and in {shard}")
             stored[name] = DenseTensor(name, tensor.dtype, tensor.array)
             where[name] = shard
-    tensors, rounded = combine_packed(split_experts(stored, config.num_local_experts, str(folder)), packed, str(folder))
-    tokenizer, missing = _tokenizer(folder)
-    return Checkpoint(folder, "safetensors", config, tensors, tokenizer, inferred + rounded + missing, metadata)
+    tensors, unpacked = combine_packed(
+        split_experts(stored, config.num_local_experts, str(folder)), packed, str(folder)
+    )
+    tokenizer, no_tokenizer = _tokenizer(folder)
+    return Checkpoint(folder, "safetensors", config, tensors, tokenizer, inferred + unpacked + no_tokenizer, metadata)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -244,18 +244,18 @@ def test_a_full_disk(hub: Hub, tmp_path: Path) -> None:
     assert later["format"] == "safetensors"
 
 
-@pytest.mark.parametrize("file", ["config.json", "model-00002-of-00002.safetensors", "tokenizer.model"])
-def test_a_file_that_is_not_what_the_hub_says(
-    tmp_path: Path, repositories: dict[str, dict[str, bytes]], file: str
-) -> None:
+def test_files_that_are_not_what_the_hub_says(tmp_path: Path, repositories: dict[str, dict[str, bytes]]) -> None:
     """A damaged download of the right size is removed, and downloaded again on the next call."""
     files = repositories["some/hf"]
-    damaged = bytes([files[file][0] ^ 1]) + files[file][1:]
-    with Hub({"some/hf": files | {file: damaged}}, hashes={file: hash_of(file, files[file])}) as hub:
-        (answer,) = open_all(["some/hf"], tmp_path, hub.url)
-        assert answer.get("error") == "CheckpointError"
-        assert f"{file}: the download is damaged" in answer["message"]
-    with Hub({"some/hf": files}) as hub:
-        (later,) = open_all(["some/hf"], tmp_path, hub.url)
-        assert later["format"] == "safetensors"
-        assert downloads(hub) == [file]
+    damaged = ("config.json", "model-00002-of-00002.safetensors", "tokenizer.model")
+    hubs: dict[str, dict[str, bytes]] = {}
+    for index, file in enumerate(damaged):
+        hubs[f"some/damaged{index}"] = files | {file: bytes([files[file][0] ^ 1]) + files[file][1:]}
+    with Hub(hubs, hashes={file: hash_of(file, files[file]) for file in damaged}) as hub:
+        for file, answer in zip(damaged, open_all([*hubs], tmp_path, hub.url), strict=True):
+            assert answer.get("error") == "CheckpointError"
+            assert f"{file}: the download is damaged" in answer["message"]
+    with Hub(dict.fromkeys(hubs, files)) as hub:
+        for answer in open_all([*hubs], tmp_path, hub.url):
+            assert answer["format"] == "safetensors"
+        assert downloads(hub) == sorted(damaged)
