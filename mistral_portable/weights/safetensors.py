@@ -49,9 +49,8 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
                 raise CheckpointError(f"{name!r} is stored twice: in {where[name]} and in {shard}")
             stored[name] = DenseTensor(name, tensor.dtype, tensor.array)
             where[name] = shard
-    tensors, unpacked = combine_packed(
-        split_experts(stored, config.num_local_experts, str(folder)), packed, str(folder)
-    )
+    split = split_experts(stored, config.num_local_experts, str(folder))
+    tensors, unpacked = combine_packed(split, packed, str(folder))
     tokenizer, no_tokenizer = _tokenizer(folder)
     return Checkpoint(folder, "safetensors", config, tensors, tokenizer, inferred + unpacked + no_tokenizer, metadata)
 

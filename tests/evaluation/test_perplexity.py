@@ -119,12 +119,14 @@ def test_files_that_hold_no_questions(tmp_path: Path, content: str) -> None:
 def test_the_command(tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
     path.write_text(STORY)
-    line = ("perplexity", "tiny", str(path), "--context", "64", "--questions", "tiny", "--backend", "numba")
-    printed = invoke(*line)
+    questions = tmp_path / "q.json"
+    questions.write_text(json.dumps([{"messages": [{"role": "user", "content": "Hi"}], "answer": "Hi"}]))
+    line = ("perplexity", "tiny", str(path), "--context", "64", "--backend", "numba")
+    printed = invoke(*line, "--questions", str(questions))
     assert printed.status == 0
     assert printed.out.startswith("perplexity ")
     assert "right answers: " in printed.out
-    report = json.loads(invoke(*line, "--json").out)
+    report = json.loads(invoke(*line, "--questions", "tiny", "--json").out)
     assert f"perplexity {report['perplexity']:.4f} +/- {report['error']:.4f}" in printed.out
     assert report["answers"]["total"] == 216
     assert (report["context"], report["backend"]) == (64, "numba")

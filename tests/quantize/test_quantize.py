@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
 
 import mistral_portable as mp
@@ -38,18 +39,25 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def exact() -> tuple[list[int], NDArray[np.float32]]:
+    """A prompt, and its logits by the embedded model."""
+    with mp.load("tiny", backend="reference") as model:
+        prompt = model.tokenizer.encode(TEXT[:200])
+        return prompt, model.logits(prompt)
+
+
 @pytest.mark.parametrize("type", MIXTURES)
-def test_every_type_loads_and_runs(tmp_path: Path, type: str) -> None:
+def test_every_type_loads_and_runs(tmp_path: Path, type: str, exact: tuple[list[int], NDArray[np.float32]]) -> None:
     path = mp.quantize("tiny", tmp_path / "m.gguf", type)
     opened = open_checkpoint(path)
     usual = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}.get(type, MIXTURES[type].usual)
     assert opened.tensors["model.layers.1.mlp.up_proj.weight"].dtype == usual
     assert opened.tensors["model.norm.weight"].dtype == "float32"
     assert opened.config.sliding_window == 64
-    with mp.load(path, backend="reference") as model, mp.load("tiny", backend="reference") as exact:
-        prompt = exact.tokenizer.encode(TEXT[:200])
-        found, expected = model.logits(prompt), exact.logits(prompt)
-        agree = (found.argmax(1) == expected.argmax(1)).mean()
+    prompt, expected = exact
+    with mp.load(path, backend="reference") as model:
+        agree = (model.logits(prompt).argmax(1) == expected.argmax(1)).mean()
         assert agree >= {"q2": 0.6, "q3": 0.8}.get(type[:2], 0.9)
 
 

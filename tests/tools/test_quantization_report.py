@@ -1,4 +1,4 @@
-"""What the report on quantizations rests on: held-out stories, and models that are the same in another order."""
+"""The basis of the report on quantization: held-out stories, and models with columns in another order."""
 
 from pathlib import Path
 
