@@ -98,7 +98,7 @@ def awq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sour
         elif kind in ("qzeros", "scales") and parts[0] is not None:
             continue
         elif tensor.dtype == "int32":
-            raise CheckpointError(f"{source}: {name} is int32, and no part of an AWQ matrix")
+            raise CheckpointError(f"{source}: {name} is int32, and not a part of an AWQ matrix")
         else:
             made[name] = tensor
     return made

@@ -244,7 +244,7 @@ def _vocabulary(path: Path, file: GGUFFile) -> tuple[GGUFVocabulary | None, tupl
     model = file.scalars.get("tokenizer.ggml.model")
     if model not in ("llama", "gpt2"):
         return None, (
-            f"{path.name} has no tokenizer that is supported ({reprlib.repr(model)}): give token ids instead of text.",
+            f"{path.name} has no supported tokenizer ({reprlib.repr(model)}): give token ids instead of text.",
         )
     tokens = _strings(path, file.arrays, "tokens")
     scores = _numbers(path, file.arrays, "scores", len(tokens))

@@ -94,7 +94,7 @@ def gptq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sou
         elif packed and (kind in _PARTS or (kind == "bias" and not tensor.numpy().any())):
             continue
         elif tensor.dtype == "int32":
-            raise CheckpointError(f"{source}: {name} is int32, and no part of a GPTQ matrix")
+            raise CheckpointError(f"{source}: {name} is int32, and not a part of a GPTQ matrix")
         else:
             made[name] = tensor
     return made

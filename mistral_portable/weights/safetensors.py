@@ -83,7 +83,7 @@ def _index(path: Path) -> dict[str, str]:
     for name, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"[\w][\w.-]*\.safetensors", file):
             raise CheckpointError(
-                f"{path}: {name!r} lies in {reprlib.repr(file)}, which is no safetensors file of this folder"
+                f"{path}: {name!r} is in {reprlib.repr(file)}, which is not a safetensors file of this folder"
             )
     return weight_map
 

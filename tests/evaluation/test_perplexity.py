@@ -112,7 +112,7 @@ def test_an_answer_must_be_exact(tiny: mp.Model, tmp_path: Path) -> None:
 def test_files_that_hold_no_questions(tmp_path: Path, content: str) -> None:
     path = tmp_path / "q.json"
     path.write_text(content)
-    with pytest.raises(InputError, match=r"q\.json: no "):
+    with pytest.raises(InputError, match=r"q\.json: no"):
         read_questions(path)
 
 
@@ -140,7 +140,7 @@ def test_the_command(tmp_path: Path) -> None:
         ("perplexity tiny TEXT --context 7", 1, "context=7 must be an even number"),
         ("perplexity tiny TEXT --context 2", 2, "'--context'"),
         ("perplexity tiny TEXT --context 2000", 1, "less than a chunk of 2000"),
-        ("perplexity tiny TEXT --questions /no/such", 1, "/no/such: no JSON list of questions"),
+        ("perplexity tiny TEXT --questions /no/such", 1, "/no/such: not a JSON list of questions"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, line: str, status: int, words: str) -> None:

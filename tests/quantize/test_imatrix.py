@@ -145,7 +145,7 @@ def test_what_is_not_in_it_is_said(tmp_path: Path) -> None:
     means = squares()
     del means["output.weight"], means["blk.2.ffn_up.weight"]
     write_gguf(tmp_path / "i.gguf", means)
-    lacking = r"i\.gguf does not have blk\.2\.ffn_up\.weight; output\.weight: all of their columns count alike"
+    lacking = r"i\.gguf has no entry for blk\.2\.ffn_up\.weight; output\.weight: all of their columns get the same"
     with pytest.warns(UserWarning, match=lacking):
         mp.quantize("tiny", tmp_path / "m.gguf", "q4_k_m", imatrix=tmp_path / "i.gguf")
 
@@ -160,11 +160,11 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "empty.dat").write_bytes(b"")
     mp.convert("tiny", tmp_path / "model.gguf", "gguf")
     expected = {
-        "narrow.gguf": "is of another model: it has",
+        "narrow.gguf": "belongs to another model: it has",
         "foreign.gguf": "holds none of this model's matrices, but 'v.",
         "nan.gguf": "not finite, or below 0",
         "negative.dat": "not finite, or below 0",
-        "text.txt": "no importance matrix of llama.cpp: it is truncated, or something else",
+        "text.txt": "not an importance matrix of llama.cpp: it is truncated, or something else",
         "empty.dat": "cannot be read",
         "model.gguf": "a GGUF file without any .in_sum2",
         "none.gguf": "cannot be read",

@@ -95,7 +95,7 @@ def test_what_is_quantized_is_refused_unless_allowed(tmp_path: Path) -> None:
 def test_rows_that_are_no_whole_blocks_are_said(tmp_path: Path) -> None:
     config = small_config(hidden_size=96, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
     write_hf(tmp_path / "m", config, random_tensors(config, np.random.default_rng(1)))
-    with pytest.warns(UserWarning, match="have rows that are no whole blocks of q4_k: q5_0 instead"):
+    with pytest.warns(UserWarning, match="rows are not whole blocks of q4_k, become q5_0"):
         path = mp.quantize(tmp_path / "m", tmp_path / "q.gguf", "q4_k_s")
     assert open_checkpoint(path).tensors["model.layers.0.mlp.up_proj.weight"].dtype == "q5_0"
 
@@ -207,7 +207,11 @@ def test_calibrating_lowers_the_errors_that_count(tmp_path: Path, text: Path) ->
 def test_calibrating_needs_text_and_a_tokenizer(tmp_path: Path, text: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    for name, words in (("empty", "no text"), ("binary", "no text file in UTF-8"), ("none", "no text file in UTF-8")):
+    for name, words in (
+        ("empty", "no text"),
+        ("binary", "not a text file in UTF-8"),
+        ("none", "not a text file in UTF-8"),
+    ):
         with pytest.raises(InputError, match=words):
             mp.quantize("tiny", tmp_path / "q.gguf", "q4_0", calibrate=tmp_path / f"{name}.txt")
     config = small_config()

@@ -225,7 +225,7 @@ def test_parts_that_do_not_fit(tmp_path: Path, broken: str) -> None:
             stored["model.norm.weight"] = torch.ones(64, dtype=torch.int64)
     save_file(stored, tmp_path / "model.safetensors")
     messages = (
-        r"is missing|does not fit|has parts of|needs a weight_shape|but no float8|does not name|is no part|too many"
+        r"is missing|does not fit|has parts of|needs a weight_shape|but no float8|does not name|is not a part|too many"
     )
     with pytest.raises(CheckpointError, match=messages):
         open_checkpoint(tmp_path)

@@ -197,11 +197,11 @@ def _device(info: tarfile.TarInfo) -> None:
 @pytest.mark.parametrize(
     ("more", "change", "named"),
     [
-        ({"../escaped": b"x"}, None, r"'\.\./escaped' lies outside"),
-        ({"a/../../escaped": b"x"}, None, "lies outside"),
-        ({"/etc/passwd": b"x"}, None, r"'/etc/passwd' lies outside"),
-        ({"tokenizer.model": b""}, _link, "is no plain file"),
-        ({"tokenizer.model": b""}, _device, "is no plain file"),
+        ({"../escaped": b"x"}, None, r"'\.\./escaped' has a path outside"),
+        ({"a/../../escaped": b"x"}, None, "has a path outside"),
+        ({"/etc/passwd": b"x"}, None, r"'/etc/passwd' has a path outside"),
+        ({"tokenizer.model": b""}, _link, "is not a regular file"),
+        ({"tokenizer.model": b""}, _device, "is not a regular file"),
         ({"./params.json": b"{}"}, None, "is stored twice"),
         ({"other/params.json": b"{}"}, None, r"holds 2 params\.json"),
         ({f"{n}": b"" for n in range(1001)}, None, "more than 1000 members"),
