@@ -1,10 +1,10 @@
-"""Time `quantize` beside llama.cpp's own quantizer, on the same file, in turn.
+"""Compare the time and memory of `quantize` with llama.cpp's quantizer, in turn on the same file.
 
     python -m tools.make_random_gguf --family 7b-v0.1 --type F16 --layers 4 l4-f16.gguf
     python -m tools.bench_quantize l4-f16.gguf --type q4_k_m --threads 2 --repeat 5
 
-Each run is a process of its own, so that its peak memory is its own and its start counts. A first run of ours compiles
-the kernels, and is not counted.
+Each run is a process of its own, so that its peak memory and its start-up time are measured. A first run of ours, which
+compiles the kernels, is not measured.
 """
 
 import argparse
@@ -43,13 +43,14 @@ assert llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byre
 
 @dataclass(frozen=True)
 class Run:
-    """What a process took: seconds, and mebibytes at its peak."""
+    """The cost of a process: wall seconds, and peak memory in MiB."""
 
     seconds: float
     memory: float
 
 
 def run(script: str, source: Path, type: str, threads: int) -> Run:
+    """Run a script, _OURS or _THEIRS, in a new process and measure it."""
     with TemporaryDirectory(dir=source.parent) as folder:
         out = Path(folder) / "out.gguf"
         arguments = [str(source), str(out), type, MIXTURES[type].file_type, str(threads)]
@@ -61,7 +62,8 @@ def run(script: str, source: Path, type: str, threads: int) -> Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time quantize beside llama.cpp's quantizer.")
+    """Print the times, peak memory and ratio of both quantizers."""
+    parser = argparse.ArgumentParser(description="Compare quantize with llama.cpp's quantizer.")
     parser.add_argument("source", type=Path)
     parser.add_argument("--type", choices=MIXTURES, default="q4_k_m")
     parser.add_argument("--threads", type=int, default=2)

@@ -1,11 +1,11 @@
-"""Write the table of docs/families.md: families x formats x backends, from a conformance run of each.
+"""Write the table of docs/families.md: families x formats x backends, with a conformance run for each cell.
 
     python -m tools.family_table                # all, into the file; 11 minutes of a core
     python -m tools.family_table "Nemo 12B"     # some, to the terminal
 
-Of each family a small model with random weights is written in each format, opened again, and run on each backend in
-chunks and as a ragged batch: its logits must be the float64 reference's within the tolerance that calibrates itself,
-and its config and floats those that were written.
+A small model of each family, with random weights, is written in each format, opened again, and run on each backend in
+chunks and as a ragged batch. Its logits must equal the float64 reference's within the self-calibrating tolerance, and
+its config and floats those that were written.
 """
 
 import argparse
@@ -38,7 +38,7 @@ __all__ = ["BACKENDS", "COLUMNS", "outcomes", "table"]
 BACKENDS = ("reference", "numba", "mlx", "torch", "jax")
 _RAW_FP8 = "raw fp8"
 COLUMNS = ("hf", "raw", "gguf", "gguf q4_0", "mlx", *PACKED, _RAW_FP8)
-"""Formats; those from PACKED on are not written by `convert`."""
+"""The formats; `convert` does not write those of PACKED and raw fp8."""
 
 _FILE = Path(__file__).parent.parent / "docs" / "families.md"
 _BEGIN, _END = "<!-- written by tools/family_table.py -->\n", "<!-- end -->"
@@ -46,9 +46,9 @@ _LENGTH = 40
 
 
 def outcomes(config: MistralConfig, column: str, backends: Iterable[str] = BACKENDS) -> dict[str, str]:
-    """By backend "" if the small model works there, else why not."""
+    """By backend: "" if the model works there in this format, else the reason."""
     with TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # such as that llama.cpp ignores windows
+        warnings.simplefilter("ignore")  # notices, such as that llama.cpp ignores windows
         try:
             opened = _written(config, column, Path(folder))
         except MistralPortableError as error:
@@ -63,7 +63,10 @@ def outcomes(config: MistralConfig, column: str, backends: Iterable[str] = BACKE
 
 
 def _written(config: MistralConfig, column: str, folder: Path) -> Checkpoint:
-    """A checkpoint of random weights, written in the format and opened again."""
+    """Write a checkpoint of random weights in the format and open it again.
+
+    Raises MistralPortableError if config or weights differ from those written.
+    """
     format, _, blocks = column.partition(" ")
     tensors = random_weights(build(config), seed=0)
     if column == "gguf q4_0":
@@ -82,23 +85,23 @@ def _written(config: MistralConfig, column: str, folder: Path) -> Checkpoint:
             pack_raw_fp8(path)
     opened = open_checkpoint(path)
     if _numbers(opened.config) != _numbers(config):
-        raise MistralPortableError(f"the config is another one: {opened.config}")
+        raise MistralPortableError(f"the config differs: {opened.config}")
     for name, tensor in tensors.items():
-        # Unless it rounds, the format keeps every bit; four bits of normal numbers are 1 % off, or less.
+        # Formats keep every bit unless they round; 4-bit rounding of normal numbers has an NMSE of at most 1 %.
         rounds = column in PACKED or column == _RAW_FP8
         error, limit = nmse(opened.tensors[name].numpy(), tensor.numpy()), 0.02 if rounds else 0.0
         if error > limit:
-            raise MistralPortableError(f"{name} has other numbers")
+            raise MistralPortableError(f"{name} has other values")
     return opened
 
 
 def _numbers(config: MistralConfig) -> MistralConfig:
-    """What changes answers: a GGUF file has no more."""
+    """The config with only those fields that change answers: GGUF files do not hold the others."""
     return replace(config, sliding_window=config.layer_windows, initializer_range=0.0, pad_token_id=None, extra={})
 
 
 def _scenario(vocab_size: int) -> Scenario:
-    """A text of 40 tokens in chunks of 7, then one by one, and a second one beside it."""
+    """A text of 40 tokens in chunks of 7, then token by token, with a second sequence in one of the steps."""
     text = tuple(np.random.default_rng(0).integers(0, vocab_size, _LENGTH).tolist())
     chunks = [text[start : start + 7] for start in range(0, 28, 7)] + [(token,) for token in text[28:]]
     steps = [(Feed(0, chunk, len(chunk)),) for chunk in chunks]
@@ -106,7 +109,7 @@ def _scenario(vocab_size: int) -> Scenario:
 
 
 def table(names: Iterable[str]) -> Iterator[str]:
-    """The lines of the table, and below it what does not work."""
+    """The lines of the table, and below it the reasons for what does not work."""
     yield f"| Family | {' | '.join(COLUMNS)} |"
     yield "|---" * (1 + len(COLUMNS)) + "|"
     notes: dict[str, int] = {}
@@ -126,9 +129,13 @@ def table(names: Iterable[str]) -> Iterator[str]:
 
 
 def main() -> None:
+    """Print the table of some families, or write that of all into the file."""
     parser = argparse.ArgumentParser(description="Families x formats x backends, for docs/families.md.")
     parser.add_argument(
-        "families", nargs="*", choices=[*FAMILIES, []], help="to the terminal; by default all, in the file"
+        "families",
+        nargs="*",
+        choices=[*FAMILIES, []],
+        help="families to print; all are written to the file by default",
     )
     names = parser.parse_args().families
     if names:

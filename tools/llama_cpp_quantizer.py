@@ -1,4 +1,4 @@
-"""llama.cpp's own quantizer, through llama-cpp-python: what ours is compared with."""
+"""llama.cpp's quantizer, called through llama-cpp-python, for comparison with ours."""
 
 import ctypes
 from collections.abc import Mapping
@@ -19,9 +19,10 @@ def quantize_by_llama_cpp(
     importance: Mapping[str, NDArray[np.float32]] | None = None,
     threads: int = 2,
 ) -> None:
-    """Write a GGUF file of floats as one of `file_type` ("MOSTLY_Q4_K_M").
+    """Quantize a GGUF file of floats to `file_type`, such as "MOSTLY_Q4_K_M".
 
-    importance: by GGUF name, the mean squares of each column, as in its importance matrices. Raises RuntimeError.
+    importance: by GGUF name, the mean square of the inputs of each column, as in llama.cpp's importance matrices.
+    Raises RuntimeError if llama.cpp fails.
     """
     import llama_cpp
 
@@ -29,7 +30,7 @@ def quantize_by_llama_cpp(
     settings: Any = llama_cpp.llama_model_quantize_default_params()
     settings.nthread, settings.ftype = threads, getattr(llama_cpp, f"LLAMA_FTYPE_{file_type}")
     if importance is not None:
-        # Names and numbers; the last one has none. What they point to lives as long as this call.
+        # An empty entry ends the list. The arrays that the entries point to outlive the call.
         entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
         for entry, (name, values) in zip(entries, importance.items(), strict=False):
             entry.name, entry.size = name.encode(), values.size
@@ -41,7 +42,7 @@ def quantize_by_llama_cpp(
 
 @cache
 def _silence() -> object:
-    """Its log goes nowhere. The result, which it calls as long as it is there, stays in the cache."""
+    """Discard llama.cpp's log. llama.cpp keeps calling the returned function, so the cache keeps it alive."""
     import llama_cpp
 
     quiet = llama_cpp.llama_log_callback(lambda *words: None)

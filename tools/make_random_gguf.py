@@ -3,7 +3,7 @@
     python -m tools.make_random_gguf --family 7b-v0.1 --type Q4_0 7b-q4_0.gguf
     python -m tools.make_random_gguf --family 7b-v0.1 --type Q4_K_M --layers 4 l4-q4_k_m.gguf
 
-For speed and memory, not for text: no value means anything. llama.cpp loads the files, too.
+For measuring speed and memory: the weights are meaningless. llama.cpp loads the files, too.
 """
 
 import argparse
@@ -38,12 +38,12 @@ _SENTENCEPIECE_V3 = _DATA / "mistral_instruct_tokenizer_240323.model.v3"
 _TEKKEN = _DATA / "tekken_240911.json"
 
 _STD = 0.02
-_POOL = 65537  # blocks: prime, so no two rows of a matrix are alike although all are cut from one pool
+_POOL = 65537  # blocks; prime, so that no two rows of a matrix are equal although all are taken from one pool
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model's configuration, and a tokenizer file with its vocabulary."""
+    """A model's configuration, and the tokenizer file with its vocabulary."""
 
     config: MistralConfig
     tokenizer: Path
@@ -70,7 +70,7 @@ FAMILIES = {
 
 
 def write(path: Path, family: Family, kind: str, seed: int = 0) -> None:
-    """Write the file. `kind` is one of TYPES. Memory holds one tensor at a time."""
+    """Write a file with the type `kind`, one of TYPES. Memory: one tensor."""
     rng = np.random.default_rng(seed)
     tensors = list(_tensors(family.config, kind))
     writer = GGUFWriter(path, architecture(family.config))
@@ -104,10 +104,10 @@ def _tensors(config: MistralConfig, kind: str) -> Iterator[tuple[str, tuple[int,
 
 
 def _matrix_type(name: str, kind: str, layers: int) -> str:
-    """As llama.cpp's `llama_tensor_get_type_impl` (llama-quant.cpp) without an importance matrix.
+    """The type of a matrix, by llama.cpp's `llama_tensor_get_type_impl` (llama-quant.cpp), without importances.
 
-    Its mixtures Q4_K_M and Q5_K_M give more bits to the first and last eighth of the layers and to every third one
-    between. Its small departures from the other types (`Q2_K` means Q3_K here and there) are left out.
+    The mixtures Q4_K_M and Q5_K_M give more bits to the first and last eighth of the layers and to every third layer
+    between. The exceptions in llama.cpp's other types (some matrices of `Q2_K` are Q3_K) are left out.
     """
     base = kind.removesuffix("_M")
     if base not in QUANTIZED:
@@ -128,8 +128,8 @@ def _nbytes(shape: tuple[int, ...], type: GGMLQuantizationType) -> int:
 
 
 def _add_tokenizer(writer: GGUFWriter, file: Path) -> None:
-    """As llama.cpp's conversion of a raw Mistral checkpoint (`_set_vocab_mistral`)."""
-    with TemporaryDirectory() as folder:  # MistralVocab takes a folder, and a tekken file by this name only
+    """Add the vocabulary like llama.cpp's conversion of raw Mistral checkpoints (`_set_vocab_mistral`)."""
+    with TemporaryDirectory() as folder:  # MistralVocab reads a folder, and finds a tekken file only by this name
         (Path(folder) / ("tekken.json" if file.suffix == ".json" else file.name)).symlink_to(file)
         vocab = MistralVocab(Path(folder))
     tokens, scores, types = zip(*vocab.all_tokens(), strict=True)
@@ -150,13 +150,14 @@ def _add_tokenizer(writer: GGUFWriter, file: Path) -> None:
 
 
 def main() -> None:
+    """Write the file that the command line describes."""
     parser = argparse.ArgumentParser(description="Write a GGUF file of random weights with a real model's shape.")
     parser.add_argument("path", type=Path)
     parser.add_argument("--family", choices=FAMILIES, default="7b-v0.1")
     parser.add_argument("--type", choices=TYPES, default="Q4_0")
     parser.add_argument("--layers", type=int, help="fewer layers than the model has")
-    parser.add_argument("--window", type=int, help="tokens that a token sees; 0: all; by default the model's")
-    parser.add_argument("--context", type=int, help="most tokens of a sequence; by default the model's limit")
+    parser.add_argument("--window", type=int, help="attention window in tokens; 0: none; by default the model's")
+    parser.add_argument("--context", type=int, help="maximal tokens of a sequence; by default the model's")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     family = FAMILIES[args.family]

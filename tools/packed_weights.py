@@ -1,7 +1,7 @@
-"""Folders of packed weights, as AutoAWQ, AutoGPTQ, llm-compressor, mlx-lm and FP8 exporters lay them out: for tests of
-readers.
+"""Writes folders of packed weights in the layouts of AutoAWQ, AutoGPTQ, llm-compressor, mlx-lm and FP8 exporters.
 
-The packing is the plainest there is; only where the numbers lie is the formats' own. Needs torch and MLX.
+For tests of the readers: weights are rounded to the nearest code, and only the layout is that of the formats. Needs
+torch and MLX.
 """
 
 import json
@@ -23,7 +23,7 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def write_packed(folder: Path, kind: str, config: Mapping[str, Any], tensors: Mapping[str, Floats]) -> None:
-    """Write matrices of the layers as `kind`, one of PACKED, and the rest in float32. `config`: of `config.json`."""
+    """Write a folder: matrices of the layers as `kind`, one of PACKED, the rest in float32. config: `config.json`."""
     how, pack = PACKED[kind]
     stored: dict[str, torch.Tensor] = {}
     for name, values in tensors.items():
@@ -40,7 +40,7 @@ def write_packed(folder: Path, kind: str, config: Mapping[str, Any], tensors: Ma
 
 
 def pack_raw_fp8(folder: Path) -> None:
-    """Make the matrices of the layers in a raw folder of floats float8_e4m3; a router stays as it is."""
+    """Convert the matrices of the layers in a raw folder to float8_e4m3, except routers."""
     path, params = folder / "consolidated.safetensors", json.loads((folder / "params.json").read_text())
     stored: dict[str, torch.Tensor] = {}
     for name, tensor in load_file(path).items():
@@ -57,7 +57,7 @@ def pack_raw_fp8(folder: Path) -> None:
 
 
 def _stacked(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """With mlx-lm's tensors of all experts."""
+    """Stack the experts of each layer in the tensors that mlx-lm has for them."""
     made = {name: tensor for name, tensor in stored.items() if ".experts." not in name}
     first = [name for name in stored if ".experts.0." in name]
     for name in first:
@@ -74,7 +74,7 @@ def _stacked(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _codes(values: Floats) -> tuple[NDArray[np.uint32], Floats]:
-    """[rows, columns] -> codes 0 .. 15 around 8, and the scales of groups [rows, columns / 32]."""
+    """Quantize [rows, columns] to codes 0 .. 15 around 8, with scales [rows, columns / 32]."""
     groups = values.reshape(len(values), -1, _GROUP)
     scales = np.abs(groups).max(axis=2).astype(np.float16).astype(np.float32) / 7
     scales = np.where(scales > 0, scales, 1).astype(np.float16).astype(np.float32)
@@ -83,7 +83,7 @@ def _codes(values: Floats) -> tuple[NDArray[np.uint32], Floats]:
 
 
 def _words(codes: NDArray[np.uint32], order: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
-    """Eight codes of a row in a word, the lowest bits first."""
+    """Pack eight codes of a row into each word, from the lowest bits on."""
     eights = codes.reshape(len(codes), -1, 8)[:, :, list(order)]
     words = (eights << (4 * np.arange(8, dtype=np.uint32))).sum(axis=2, dtype=np.uint32)
     return torch.from_numpy(words.view(np.int32))
@@ -101,7 +101,7 @@ def _awq(values: Floats) -> dict[str, torch.Tensor]:
 
 def _gptq(values: Floats) -> dict[str, torch.Tensor]:
     codes, scales = _codes(values)
-    zeros = np.full(scales.T.shape, 7, np.uint32)  # one less than they are
+    zeros = np.full(scales.T.shape, 7, np.uint32)  # the format stores zeros minus 1
     return {
         "qweight": _words(codes).T,
         "qzeros": _words(zeros),
@@ -146,4 +146,4 @@ PACKED: dict[str, tuple[dict[str, Any], Callable[[Floats], dict[str, torch.Tenso
     "w4a16": ({"quantization_config": _W4A16}, _compressed),
     "fp8": ({"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}}, _fp8),
 }
-"""Kind -> what `config.json` says of it, and a matrix as its tensors."""
+"""By kind: the settings for `config.json`, and the function that turns a matrix into its stored tensors."""

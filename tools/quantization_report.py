@@ -1,10 +1,10 @@
-"""What each type costs: the embedded model's size, and what it makes of held-out stories, as a table and a plot.
+"""Size and quality of the embedded model in each quantization type, on held-out stories, as a table and a plot.
 
     python -m tools.quantization_report docs/quantization.svg
 
 prints the rows of docs/quantization.md. Four quantizers: ours, ours with `--calibrate` on stories of the training
-split, and, where llama-cpp-python is installed, llama.cpp's own without and with the same importances. All files run
-in this library in float32, so that nothing but the weights differs. `--text FILE` also writes the held-out stories, for
+split, and, if llama-cpp-python is installed, llama.cpp's without and with the same importances. All files run in this
+library in float32, so that only the weights differ. `--text FILE` also writes the held-out stories, for
 `perplexity tiny FILE`.
 """
 
@@ -43,7 +43,7 @@ _COLUMNS = ("type", "quantizer", "bits a weight", "error of weights", "loss", "d
 
 
 def stories(split: Split, characters: int) -> str:
-    """Raw stories about facts of a split, one a line; always the same."""
+    """Stories about the facts of a split, one per line, at least `characters` long; deterministic."""
     rng, lines = Random(f"quantization/{split}"), list[str]()
     while sum(map(len, lines)) < characters:
         if text := story_document(rng, split).text:
@@ -53,9 +53,12 @@ def stories(split: Split, characters: int) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """Of a type, by a quantizer. error: root mean square of what the matrices are off, relative. loss, divergence:
-    means over the orders of columns; the divergence is of the unquantized model's chances from these (Kullback-Leibler,
-    nats per token), and spread its standard error. answers: right ones, inside the window.
+    """The results of a type and a quantizer.
+
+    bits: per weight of the matrices. error: relative root mean square error of the matrices. loss, divergence: means
+    over the column orders; the divergence is that of the unquantized model's probabilities from the quantized one's
+    (Kullback-Leibler, nats per token). spread: the standard error of the divergence. answers: right answers to the
+    questions inside the window.
     """
 
     type: str
@@ -69,8 +72,10 @@ class Row:
 
 
 def reordered(folder: Path, seed: int) -> Path:
-    """The embedded model with the columns of its hidden states and of its MLPs in another order: the same function, but
-    other weights share a block. What a rounding happens to do to so small a model differs that much between them."""
+    """Write the embedded model with the columns of its hidden states and MLPs in another order; returns the folder.
+
+    The function is the same, but other weights share a block, which changes the effect of rounding on so small a model.
+    """
     checkpoint = open_checkpoint("tiny")
     hidden = np.random.default_rng(seed).permutation(checkpoint.config.hidden_size)
     tensors: dict[str, NDArray[np.float32]] = {}
@@ -89,15 +94,15 @@ def reordered(folder: Path, seed: int) -> Path:
 
 
 @dataclass(frozen=True)
-class Chances:
-    """What a model makes of a text. log: of its chances, [tokens, vocabulary], where `perplexity` scores. loss: its."""
+class Probabilities:
+    """A model's predictions on a text. log: log probabilities, [scored tokens, vocabulary]. loss: nats per token."""
 
     log: NDArray[np.float64]
     loss: float
 
 
-def chances(model: mp.Model, text: str) -> Chances:
-    """Run the model on the chunks that `perplexity` takes."""
+def probabilities(model: mp.Model, text: str) -> Probabilities:
+    """Run the model on the same chunks as `perplexity`."""
     tokens = model.tokenizer.encode(text)
     begins = range(0, len(tokens) // _CONTEXT * _CONTEXT, _CONTEXT)
     chunks = [[model.tokenizer.bos_id, *tokens[begin + 1 : begin + _CONTEXT]] for begin in begins]
@@ -105,11 +110,11 @@ def chances(model: mp.Model, text: str) -> Chances:
     log -= log.max(1, keepdims=True)
     log -= np.log(np.exp(log).sum(1, keepdims=True))
     targets = [token for chunk in chunks for token in chunk[_CONTEXT // 2 + 1 :]]
-    return Chances(log, -float(log[np.arange(len(log)), targets].mean()))
+    return Probabilities(log, -float(log[np.arange(len(log)), targets].mean()))
 
 
 def size_and_error(exact: Path, path: Path) -> tuple[float, float]:
-    """Bits per weight of the matrices, and how much they are off."""
+    """Bits per weight of the matrices, and their relative root mean square error."""
     stored, made = open_checkpoint(exact).tensors, open_checkpoint(path).tensors
     matrices = [name for name, tensor in stored.items() if len(tensor.shape) == 2]
     count = sum(int(np.prod(stored[name].shape)) for name in matrices)
@@ -119,12 +124,12 @@ def size_and_error(exact: Path, path: Path) -> tuple[float, float]:
 
 
 def measured(folder: Path, text: str, calibration: Path, orders: int) -> Iterator[Row]:
-    """The rows, from more bits to fewer."""
+    """Measure all types with all quantizers; yields rows, from more bits to fewer."""
     sources = [reordered(folder / str(seed), seed) for seed in range(orders)]
     converted = {source: mp.convert(source, folder / f"{source.name}.gguf", "gguf") for source in sources}
     inside = [question for question in read_questions() if question.bucket == "inside W"]
     with mp.load("tiny", backend="numba", dtype="float32", threads=1) as model:
-        exactly = chances(model, text)
+        exactly = probabilities(model, text)
     quantizers: dict[str, Callable[[str, Path, Path], object]] = {
         "ours": lambda type, source, path: mp.quantize(source, path, type, threads=1, overwrite=True),
         "calibrated": lambda type, source, path: mp.quantize(
@@ -141,7 +146,7 @@ def measured(folder: Path, text: str, calibration: Path, orders: int) -> Iterato
         )
     types = reversed([type for type in MIXTURES if type not in ("f16", "f32")])
     for type, (name, quantizer) in product(types, quantizers.items()):
-        # llama.cpp asks for an importance matrix to make q2_k_s, and nobody rounds these weights to bf16.
+        # llama.cpp makes q2_k_s only with an importance matrix; bf16 stores these weights exactly.
         if (name != "ours" and type == "bf16") or (name, type) == ("llama.cpp", "q2_k_s"):
             continue
         losses, divergences = [], []
@@ -149,7 +154,7 @@ def measured(folder: Path, text: str, calibration: Path, orders: int) -> Iterato
         for source in reversed(sources):
             quantizer(type, source, path)
             with mp.load(path, backend="numba", dtype="float32", threads=1) as model:
-                found = chances(model, text)
+                found = probabilities(model, text)
                 answers = accuracy(model, inside) if source is sources[0] and name == "ours" else None
             losses.append(found.loss)
             divergences.append(float((np.exp(exactly.log) * (exactly.log - found.log)).sum(1).mean()))
@@ -165,13 +170,14 @@ def measured(folder: Path, text: str, calibration: Path, orders: int) -> Iterato
 
 
 def _importance(source: Path, calibration: Path) -> dict[str, NDArray[np.float32]]:
-    """What `--calibrate` finds, by GGUF name."""
+    """The importances that `--calibrate` computes, by GGUF name."""
     checkpoint = open_checkpoint(source)
     found = calibrated(prepare(checkpoint, checkpoint.config, None), calibration, ExecutorOptions(threads=1))
     return {to_gguf(name): values for name, values in found.items()}
 
 
 def line(row: Row) -> str:
+    """A row as a line of a Markdown table."""
     divergence = f"{row.divergence:.5f} ± {row.spread:.5f}"
     figures = (f"{row.bits:.2f}", f"{row.error:.4f}", f"{row.loss:.4f}", divergence)
     cells = (row.type, row.quantizer, *figures, row.answers)
@@ -179,11 +185,11 @@ def line(row: Row) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Divergence from the unquantized model over bits per weight."""
+    """Plot the divergence from the unquantized model over bits per weight."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "quantization"  # the same rows give the same file
+    matplotlib.rcParams["svg.hashsalt"] = "quantization"  # makes the file reproducible
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 5.5))
@@ -207,10 +213,11 @@ def draw(rows: list[Row], path: Path) -> None:
 
 
 def main() -> None:
+    """Print the rows of the table and draw the plot."""
     parser = argparse.ArgumentParser(description="Measure what each quantization costs the embedded model.")
-    parser.add_argument("plot", type=Path, help="the .svg file to be written")
+    parser.add_argument("plot", type=Path, help="the .svg file to write")
     parser.add_argument("--text", type=Path, help="where to write the held-out stories")
-    parser.add_argument("--orders", type=int, default=3, help="orders of columns")
+    parser.add_argument("--orders", type=int, default=3, help="number of column orders")
     args = parser.parse_args()
     text = stories("held_out", 20_000)
     if args.text:

@@ -1,4 +1,4 @@
-"""Random weights that are packed already: what real quantization would take minutes for, at the speed of memory."""
+"""Random packed weights, generated at the speed of memory, as real quantization would take minutes."""
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 __all__ = ["random_blocks"]
 
-# Where the float16 scales of a block lie, and the factor of each that centres the weights near zero.
+# Byte offsets of the float16 scales in a block, and factors of the scales that centre the weights near zero.
 _SCALES: dict[str, dict[int, float]] = {
     "Q4_0": {0: 1},
     "Q4_1": {0: 1, 2: -7.5},
@@ -24,9 +24,9 @@ _SCALES: dict[str, dict[int, float]] = {
 
 
 def random_blocks(kind: str, count: int, std: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """`count` packed blocks of a ggml type, uint8 [count, bytes], whose values lie near 0, about `std` apart.
+    """`count` packed blocks of a ggml type, uint8 [count, bytes], with values near 0 of standard deviation `std`.
 
-    Random bits with sane scales; float types, which have no scales, are rounded normal values.
+    Codes are random bits; scales fit `std`. Float types, which have no scales, hold rounded normal values.
     """
     type = GGMLQuantizationType[kind]
     length, size = GGML_QUANT_SIZES[type]

@@ -193,7 +193,7 @@ class MistralConfig:
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{source}: not valid JSON: {error}") from error
         if not isinstance(data, dict):
-            raise ConfigError(f"{source}: holds no JSON object")
+            raise ConfigError(f"{source}: is not a JSON object")
         try:
             return cls.from_params(data) if "dim" in data else cls.from_dict(data)
         except ConfigError as error:

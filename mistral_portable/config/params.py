@@ -122,7 +122,7 @@ def _object(given: object, *known: str) -> dict[str, Any]:
     if not given:
         return {}
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{show(given)} is no object")
+        raise ConfigError(f"{show(given)} is not an object")
     for name in sorted(given.keys() - set(known)):
         raise ConfigError(f"{show(name)} is not supported")
     return dict(given)

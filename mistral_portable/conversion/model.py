@@ -84,7 +84,7 @@ def prepare(checkpoint: Checkpoint, config: MistralConfig, dtype: str | None) ->
     notices = []
     if others := sorted(checkpoint.tensors.keys() - tensors.keys()):
         listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        notices.append(f"{len(others)} tensors that are no parameters of the language model are left out: {listed}.")
+        notices.append(f"{len(others)} tensors that are not parameters of the language model are dropped: {listed}.")
     rounded = sorted({tensor.dtype for tensor in tensors.values()} - {dtype})
     if rounded and dtype not in (None, "float32"):
         notices.append(f"weights stored as {', '.join(rounded)} are rounded to {dtype}.")

@@ -56,20 +56,25 @@ class StackedTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The number of matrices, then the shape of each."""
         return (len(self.tensors), *self.tensors[0].shape)
 
     @property
     def dtype(self) -> str:
+        """The stored type of the first matrix."""
         return self.tensors[0].dtype
 
     @property
     def nbytes(self) -> int:
+        """Size of all matrices in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """The values as a new array of `shape` and the floating `dtype`."""
         return np.stack([tensor.numpy(dtype) for tensor in self.tensors])
 
     def permute_rows(self, order: NDArray[np.intp]) -> "StackedTensor":
+        """The tensor in which row i of each matrix is its row `order[i]`."""
         return dataclasses.replace(self, tensors=tuple(tensor.permute_rows(order) for tensor in self.tensors))
 
 

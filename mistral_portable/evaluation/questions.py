@@ -46,10 +46,10 @@ def read_questions(path: str | Path = "tiny") -> list[Question]:
         questions = [Question(item["messages"], item["answer"], str(item.get("bucket", "all"))) for item in items]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{path}: no JSON list of questions with messages and an answer: {type(error).__name__}: {error}"
+            f"{path}: not a JSON list of questions with messages and an answer: {type(error).__name__}: {error}"
         ) from error
     if not questions or not all(isinstance(q.answer, str) and isinstance(q.messages, list) for q in questions):
-        raise InputError(f"{path}: no questions, or one whose messages are no list or whose answer is no string")
+        raise InputError(f"{path}: no questions, or one whose messages are not a list or whose answer is not a string")
     return questions
 
 

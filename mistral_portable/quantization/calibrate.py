@@ -96,7 +96,7 @@ def _tokens(model: Source, path: Path) -> list[int]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: no text file in UTF-8: {error}") from error
+        raise InputError(f"{path}: not a text file in UTF-8: {error}") from error
     tokens = load_tokenizer(model.checkpoint.tokenizer).encode(text)
     if len(tokens) < 2:
         raise InputError(f"{path} holds no text to calibrate on")

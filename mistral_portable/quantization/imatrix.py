@@ -44,7 +44,7 @@ def read_imatrix(path: Path, experts: int) -> Importance:
     except CheckpointError as error:
         raise InputError(str(error)) from error
     except ValueError as error:
-        raise InputError(f"{path}: no importance matrix of llama.cpp: {error}") from error
+        raise InputError(f"{path}: not an importance matrix of llama.cpp: {error}") from error
     return found
 
 

@@ -194,7 +194,7 @@ def _replaced(plan: list[_Choice]) -> Iterator[str]:
     """Notices of types that were replaced because they do not fit the rows."""
     for wanted, type in sorted({(choice.wanted, choice.type) for choice in plan if choice.wanted != choice.type}):
         names = [choice.part.name for choice in plan if (choice.wanted, choice.type) == (wanted, type)]
-        yield f"{len(names)} matrices ({names[0]}, ...) have rows that are no whole blocks of {wanted}: {type} instead."
+        yield f"{len(names)} matrices ({names[0]}, ...), whose rows are not whole blocks of {wanted}, become {type}."
 
 
 def _require_of_this_model(importance: Importance, plan: list[_Choice], path: str | Path) -> None:
@@ -204,7 +204,7 @@ def _require_of_this_model(importance: Importance, plan: list[_Choice], path: st
     for name, counted in importance.items():
         if name in columns and counted.size != columns[name]:
             raise InputError(
-                f"{path}: is of another model: it has {counted.size} columns for {name}, which has {columns[name]}"
+                f"{path}: belongs to another model: it has {counted.size} columns for {name}, which has {columns[name]}"
             )
 
 
@@ -217,7 +217,7 @@ def _without(importance: Importance, plan: list[_Choice], path: str | Path) -> I
         if not importance.keys() & set(choice.names)
     ]
     if lacking:
-        yield f"{path} does not have {listing(lacking)}: all of their columns count alike."
+        yield f"{path} has no entry for {listing(lacking)}: all of their columns get the same importance."
 
 
 def _chunks(tensor: Tensor) -> Iterator[DenseTensor]:

@@ -68,7 +68,7 @@ def _tekken(tokens: list[str], version: str) -> bytes:
     A token's index is its rank. tiktoken needs nothing else: GGUF's list of merges follows from the ranks.
     """
     if "Ā" not in tokens:
-        raise TokenizerError(f"no token for the byte 0x00, so this is no tekken vocabulary; {AGAIN}")
+        raise TokenizerError(f"no token for the byte 0x00, so this is not a tekken vocabulary; {AGAIN}")
     specials = tokens.index("Ā")
     texts = []
     for id, token in enumerate(tokens[specials:], specials):

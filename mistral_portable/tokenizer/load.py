@@ -50,7 +50,7 @@ def read_file(source: TokenizerFile) -> tuple[str, bytes]:
         raise TokenizerError("unknown format; pass a tokenizer.model, tokenizer.model.v3 or tekken.json file")
     try:
         if source.size() > MAX_FILE_BYTES:
-            raise TokenizerError(f"larger than {MAX_FILE_BYTES >> 20} MiB, so no tokenizer; pass another file")
+            raise TokenizerError(f"larger than {MAX_FILE_BYTES >> 20} MiB, so not a tokenizer; pass another file")
         content = source.read()
     except OSError as error:
         raise TokenizerError(f"{error.strerror}; check the path") from error

@@ -35,10 +35,12 @@ class AffineTensor:
 
     @property
     def dtype(self) -> str:
+        """The type: "affine_4bit", with the number of bits."""
         return f"affine_{self.bits}bit"
 
     @property
     def nbytes(self) -> int:
+        """Size of codes, scales and biases in bytes."""
         return self.packed.nbytes + self.scales.nbytes + self.biases.nbytes
 
     def codes(self) -> NDArray[np.uint32]:
@@ -55,6 +57,7 @@ class AffineTensor:
         return values.reshape(rows, columns).astype(dtype, copy=False)
 
     def permute_rows(self, order: NDArray[np.intp]) -> Self:
+        """The matrix whose row i is row `order[i]` of this one; applied when it is read."""
         return replace(
             self,
             scales=self.scales.permute_rows(order),

@@ -45,11 +45,11 @@ def tar_members(data: Buffer) -> dict[str, memoryview]:
                 at = member.offset
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts:
-                    raise ValueError(f"the member {member.name!r:.100} lies outside of it")
+                    raise ValueError(f"the member {member.name!r:.100} has a path outside of it")
                 if member.isdir():
                     continue
                 if not member.isreg() or member.issparse():
-                    raise ValueError(f"the member {member.name!r:.100} is no plain file")
+                    raise ValueError(f"the member {member.name!r:.100} is not a regular file")
                 if str(path) in members:
                     raise ValueError(f"the member {member.name!r:.100} is stored twice")
                 if member.offset_data + member.size > len(view):

@@ -44,13 +44,16 @@ class AWQTensor(PackedTensor):
 
     @property
     def dtype(self) -> str:
+        """The type: "awq_4bit"."""
         return f"awq_{_BITS}bit"
 
     @property
     def nbytes(self) -> int:
+        """Size of codes, zeros and scales in bytes."""
         return self.codes.nbytes + self.zeros.nbytes + self.scales.nbytes
 
     def unpack(self) -> NDArray[np.float32]:
+        """scale * (code - zero) in float32, with the rows in the order of the file."""
         if self.version == "gemv":
             rows, columns = self.shape
             count = columns // self.group
@@ -95,7 +98,7 @@ def awq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sour
         elif kind in ("qzeros", "scales") and parts[0] is not None:
             continue
         elif tensor.dtype == "int32":
-            raise CheckpointError(f"{source}: {name} is int32, and no part of an AWQ matrix")
+            raise CheckpointError(f"{source}: {name} is int32, and not a part of an AWQ matrix")
         else:
             made[name] = tensor
     return made

@@ -49,14 +49,17 @@ class CompressedTensor(PackedTensor):
 
     @property
     def dtype(self) -> str:
+        """The type: "compressed_4bit", with the number of bits."""
         return f"compressed_{self.bits}bit"
 
     @property
     def nbytes(self) -> int:
+        """Size of codes, scales and zeros in bytes."""
         zeros = self.zeros.nbytes if self.zeros else 0
         return self.codes.nbytes + self.scales.nbytes + zeros
 
     def unpack(self) -> NDArray[np.float32]:
+        """scale * (code - zero) in float32, with the rows in the order of the file."""
         shape = (self.shape[0], self.scales.shape[1])
         zeros: NDArray[Any] | int
         if self.codes.dtype == "int8":

@@ -60,13 +60,16 @@ class FP8Tensor(PackedTensor):
 
     @property
     def dtype(self) -> str:
+        """The type: "float8_e4m3"."""
         return "float8_e4m3"
 
     @property
     def nbytes(self) -> int:
+        """Size of codes and scales in bytes."""
         return self.codes.nbytes + self.scales.nbytes
 
     def unpack(self) -> NDArray[np.float32]:
+        """scale * value of the code in float32, with the rows in the order of the file."""
         (rows, columns), (tall, wide) = self.shape, self.block
         values: NDArray[np.float32] = fp8_values()[self.codes.array]
         scales = self.scales.numpy().reshape(-(-rows // tall), -(-columns // wide))

@@ -90,8 +90,8 @@ def open_gguf(path: Path) -> Checkpoint:
             tensors[tensor.name] = half_split(tensor, config)
     if "rope_freqs.weight" in tensors:
         raise ConfigError(f"{path}: rope_freqs.weight: scaled RoPE frequencies are not supported")
-    vocabulary, missing = _vocabulary(path, file)
-    return Checkpoint(path, "gguf", config, tensors, vocabulary, notices + missing, file.scalars)
+    vocabulary, no_tokenizer = _vocabulary(path, file)
+    return Checkpoint(path, "gguf", config, tensors, vocabulary, notices + no_tokenizer, file.scalars)
 
 
 def part_names(name: str) -> list[str]:
@@ -244,7 +244,7 @@ def _vocabulary(path: Path, file: GGUFFile) -> tuple[GGUFVocabulary | None, tupl
     model = file.scalars.get("tokenizer.ggml.model")
     if model not in ("llama", "gpt2"):
         return None, (
-            f"{path.name} has no tokenizer that is supported ({reprlib.repr(model)}): give token ids instead of text.",
+            f"{path.name} has no supported tokenizer ({reprlib.repr(model)}): give token ids instead of text.",
         )
     tokens = _strings(path, file.arrays, "tokens")
     scores = _numbers(path, file.arrays, "scores", len(tokens))

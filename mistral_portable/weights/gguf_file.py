@@ -100,7 +100,7 @@ class _Walk:
         infos = [self.info() for _ in range(tensors)]
         alignment = scalars.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-            raise ValueError(f"general.alignment={alignment!r} is no power of two")
+            raise ValueError(f"general.alignment={alignment!r} is not a power of two")
         start = -(-self.at // alignment) * alignment
         stored = tuple(self.tensor(start, *info) for info in infos)
         if len({tensor.name for tensor in stored}) < len(stored):

@@ -45,13 +45,16 @@ class GPTQTensor(PackedTensor):
 
     @property
     def dtype(self) -> str:
+        """The type: "gptq_4bit", with the number of bits."""
         return f"gptq_{self.bits}bit"
 
     @property
     def nbytes(self) -> int:
+        """Size of codes, zeros, scales and groups in bytes."""
         return self.codes.nbytes + self.zeros.nbytes + self.scales.nbytes + self.groups.nbytes
 
     def unpack(self) -> NDArray[np.float32]:
+        """scale * (code - zero) in float32, with the rows in the order of the file."""
         values = bit_fields(self.codes.array.T, self.bits).astype(np.float32)
         zeros = bit_fields(self.zeros.array, self.bits).astype(np.float32) + self.zero_offset
         values -= zeros.T[:, self.groups]
@@ -91,7 +94,7 @@ def gptq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sou
         elif packed and (kind in _PARTS or (kind == "bias" and not tensor.numpy().any())):
             continue
         elif tensor.dtype == "int32":
-            raise CheckpointError(f"{source}: {name} is int32, and no part of a GPTQ matrix")
+            raise CheckpointError(f"{source}: {name} is int32, and not a part of a GPTQ matrix")
         else:
             made[name] = tensor
     return made

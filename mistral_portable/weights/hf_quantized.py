@@ -25,7 +25,7 @@ _READERS = {
 }
 _FLOATS = ("float32", "float16", "bfloat16")
 
-UNPACKED = "{}: {} weights are unpacked to floats as a backend reads them; a GGUF file may run in its own size."
+UNPACKED = "{}: {} weights are unpacked to floats as a backend reads them; a GGUF file may run packed."
 """Notice for kinds that no backend multiplies with while they are packed."""
 
 
@@ -68,5 +68,5 @@ def combine_packed(
     tensors: dict[str, Tensor] = {**_READERS[method](stored, how, source)} if method else {**stored}
     for name, tensor in tensors.items():
         if isinstance(tensor, DenseTensor) and tensor.dtype not in _FLOATS:
-            raise CheckpointError(f"{source}: {name} is {tensor.dtype}, which is no part of {method} weights")
+            raise CheckpointError(f"{source}: {name} is {tensor.dtype}, which is not a part of {method} weights")
     return tensors, (UNPACKED.format(source, method.upper()),) if method and method != "mlx" else ()

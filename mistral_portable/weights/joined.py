@@ -26,16 +26,19 @@ class JoinedTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the joined tensor."""
         sizes = list(self.pieces[0].shape)
         sizes[self.axis] = sum(piece.shape[self.axis] for piece in self.pieces)
         return tuple(sizes)
 
     @property
     def dtype(self) -> str:
+        """The float type of the pieces."""
         return self.pieces[0].dtype
 
     @property
     def nbytes(self) -> int:
+        """Size of all pieces in bytes."""
         return sum(piece.nbytes for piece in self.pieces)
 
     def joined(self) -> DenseTensor:
@@ -44,7 +47,9 @@ class JoinedTensor:
         return DenseTensor(self.name, self.dtype, array if self.order is None else array[self.order])
 
     def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """The joined values as a new array of the floating `dtype`."""
         return self.joined().numpy(dtype)
 
     def permute_rows(self, order: NDArray[np.intp]) -> "JoinedTensor":
+        """The tensor whose row i is row `order[i]` of this one; applied when it is read."""
         return replace(self, order=order if self.order is None else self.order[order])

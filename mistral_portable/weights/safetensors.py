@@ -49,9 +49,10 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
                 raise CheckpointError(f"{name!r} is stored twice: in {where[name]} and in {shard}")
             stored[name] = DenseTensor(name, tensor.dtype, tensor.array)
             where[name] = shard
-    tensors, rounded = combine_packed(split_experts(stored, config.num_local_experts, str(folder)), packed, str(folder))
-    tokenizer, missing = _tokenizer(folder)
-    return Checkpoint(folder, "safetensors", config, tensors, tokenizer, inferred + rounded + missing, metadata)
+    split = split_experts(stored, config.num_local_experts, str(folder))
+    tensors, unpacked = combine_packed(split, packed, str(folder))
+    tokenizer, no_tokenizer = _tokenizer(folder)
+    return Checkpoint(folder, "safetensors", config, tensors, tokenizer, inferred + unpacked + no_tokenizer, metadata)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -82,7 +83,7 @@ def _index(path: Path) -> dict[str, str]:
     for name, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"[\w][\w.-]*\.safetensors", file):
             raise CheckpointError(
-                f"{path}: {name!r} lies in {reprlib.repr(file)}, which is no safetensors file of this folder"
+                f"{path}: {name!r} is in {reprlib.repr(file)}, which is not a safetensors file of this folder"
             )
     return weight_map
 

@@ -44,7 +44,7 @@ def read_safetensors(
         start, header = _header(data)
         metadata = header.pop("__metadata__", None) or {}  # MLX writes null
         if not isinstance(metadata, dict):
-            raise ValueError("__metadata__ is no object")
+            raise ValueError("__metadata__ is not an object")
         entries = [(name, *_entry(name, entry)) for name, entry in header.items()]
         others = [f"{name!r} ({dtype})" for name, dtype, *_ in entries if dtype not in known]
         if others:
@@ -73,7 +73,7 @@ def _header(data: Buffer) -> tuple[int, dict[str, Any]]:
         raise ValueError(f"its header has {size} bytes, at most {_MAX_HEADER} are accepted")
     header = json.loads(bytes(data[8 : 8 + size]))
     if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     return 8 + size, header
 
 

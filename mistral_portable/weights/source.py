@@ -69,10 +69,12 @@ class DenseTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Elements per axis."""
         return self.array.shape
 
     @property
     def nbytes(self) -> int:
+        """Size of the stored values in bytes."""
         return self.array.nbytes
 
     def raw(self) -> NDArray[Any]:
@@ -82,6 +84,7 @@ class DenseTensor:
         return np.require(array, requirements=("C", "A"))
 
     def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """The values as a new array of the floating `dtype`."""
         return self._widened(self.raw(), dtype)
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
@@ -99,6 +102,7 @@ class DenseTensor:
         return replace(self, array=array, order=None)
 
     def permute_rows(self, order: NDArray[np.intp]) -> "DenseTensor":
+        """The tensor whose row i is row `order[i]` of this one; applied when it is read."""
         return replace(self, order=order if self.order is None else self.order[order])
 
 

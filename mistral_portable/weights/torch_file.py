@@ -75,7 +75,7 @@ def read_torch(data: Buffer, source: str) -> dict[str, DenseTensor]:
 
 def _tensor(name: object, value: object, members: dict[str, memoryview], folder: str) -> DenseTensor:
     if not isinstance(name, str) or not isinstance(value, _StoredTensor):
-        raise ValueError(f"{reprlib.repr(name)} is no tensor; a flat dict of tensors is needed")
+        raise ValueError(f"{reprlib.repr(name)} is not a tensor; a flat dict of tensors is needed")
     dtype, stored = _STORAGES[value.storage.kind]
     content = members.get(f"{folder}data/{value.storage.key}")
     end = (value.offset + math.prod(value.shape)) * np.dtype(stored).itemsize
@@ -125,7 +125,7 @@ class _Walk:
     def set_items(self, values: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict) or not all(isinstance(key, str) for key in values[::2]):
-            raise ValueError("its pickle has a dict whose keys are no strings")
+            raise ValueError("its pickle has a dict whose keys are not strings")
         target.update(zip(values[::2], values[1::2], strict=True))
 
     def name(self, name: str) -> None:
@@ -142,19 +142,19 @@ class _Walk:
             case ("storage", _Name(kind), str(key), str(), int()) if kind in _STORAGES:
                 self.push(_Storage(kind, key))
             case other:
-                raise ValueError(f"its pickle refers to {reprlib.repr(other)}, which is no storage of floats")
+                raise ValueError(f"its pickle refers to {reprlib.repr(other)}, which is not a storage of floats")
 
     def call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, _Name) or function.name not in _CALLS or not isinstance(arguments, tuple):
-            raise ValueError("its pickle calls what is no function")
+            raise ValueError("its pickle calls a value that is not a function")
         self.push(_CALLS[function.name](*arguments))
 
     def build(self) -> None:
         """Drop the attributes that `state_dict` sets on its OrderedDict (`_metadata`)."""
         self.stack.pop()
         if not isinstance(self.stack[-1], dict):
-            raise ValueError("its pickle changes an object that is no dict")
+            raise ValueError("its pickle changes an object that is not a dict")
 
 
 def _rebuild_tensor(
@@ -168,7 +168,7 @@ def _rebuild_tensor(
 ) -> _StoredTensor:
     """The tensor that `torch._utils._rebuild_tensor_v2` would make of these arguments."""
     if not isinstance(storage, _Storage) or type(offset) is not int or offset < 0:
-        raise ValueError("its pickle makes a tensor of what is no storage")
+        raise ValueError("its pickle makes a tensor of a value that is not a storage")
     sizes = shape if isinstance(shape, tuple) and len(shape) <= _MAX_AXES else (-1,)
     if not all(type(size) is int and 0 <= size < 2**48 for size in sizes):
         raise ValueError(f"a tensor has the shape {reprlib.repr(shape)}")

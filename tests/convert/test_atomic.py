@@ -1,4 +1,4 @@
-"""All or nothing: what an interruption leaves does not load, nothing is replaced unasked; memory; damaged sources."""
+"""Atomic conversion: interrupted results do not load, nothing is replaced unless requested; memory; damaged sources."""
 
 import itertools
 import os
@@ -71,7 +71,7 @@ def test_what_a_killed_process_leaves_does_not_load(tmp_path: Path, to: str, per
 @formats
 @pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
 def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path, to: str) -> None:
-    """A limit on the size of files stands for the disk."""
+    """A limit on the size of files simulates a full disk."""
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -205,13 +205,13 @@ def test_memory_is_that_of_one_tensor(tmp_path: Path, to: str, source: str) -> N
     largest = 4 * max(tensor.size for tensor in tensors.values())
     total = 4 * sum(tensor.size for tensor in tensors.values())
     del tensors
-    mp.convert("tiny", tmp_path / "first", to)  # imports what is needed
+    mp.convert("tiny", tmp_path / "first", to)  # imports all modules before memory is measured
     tracemalloc.start()
     mp.convert(tmp_path / "source", tmp_path / "m", to)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert total > 20 * largest
-    # An array of float32, what it is made of, and headers.
+    # An array of float32, its source, and headers.
     assert peak < 2 * largest + 2e6
 
 

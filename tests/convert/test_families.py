@@ -1,4 +1,4 @@
-"""Small models of the families whose files differ: every way and back; other libraries read what convert writes."""
+"""Small models of the families whose files differ: every conversion and back; other libraries read the results."""
 
 import importlib.util
 from dataclasses import replace
@@ -25,7 +25,7 @@ TEXT = np.random.default_rng(0).integers(0, 64, 40).tolist()
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What transformers saves."""
+    """A model saved by transformers."""
     folder = tmp_path_factory.mktemp("saved")
     for name in UNLIKE:
         hf_model(shrunk(FAMILIES[name]), seed=2).save_pretrained(folder / name)

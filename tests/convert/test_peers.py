@@ -1,4 +1,4 @@
-"""transformers, mlx-lm and llama.cpp load what convert writes, and give the tokens that this library gives."""
+"""transformers, mlx-lm and llama.cpp load converted models, and generate the same tokens as this library."""
 
 import importlib.util
 from itertools import islice
@@ -41,7 +41,7 @@ def windowed(prompt: list[int]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def windowless(prompt: list[int], windowed: list[int]) -> list[int]:
-    """What mlx-lm and llama.cpp give, which have no window for this architecture."""
+    """The tokens expected of mlx-lm and llama.cpp, which have no window for this architecture."""
     tokens = greedy("tiny", prompt, window=None)
     assert tokens != windowed
     return tokens

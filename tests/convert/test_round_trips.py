@@ -25,7 +25,7 @@ from mistral_portable.weights.blocks import QUANTIZED
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 TYPES = ["float32", "float16", "bfloat16"]
-# What the answers depend on; the rest (dropout, dtype, ids of an absent tokenizer) is not every format's.
+# Fields that change answers; not every format stores the others (dropout, dtype, ids of an absent tokenizer).
 ANSWERS = [
     *["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"],
     *["num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "layer_windows"],
@@ -34,7 +34,7 @@ ANSWERS = [
 
 
 def bits(path: Path) -> dict[str, tuple[str, bytes]]:
-    """Stored type and bits of every tensor, in the canonical layout."""
+    """Type and stored bits of every tensor, in the canonical layout."""
     found = {}
     for name, tensor in open_checkpoint(path).tensors.items():
         assert isinstance(tensor, DenseTensor)
@@ -114,7 +114,7 @@ def test_from_raw_and_back_the_files_say_the_same(
 
 
 def stored(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
-    """A safetensors file as it lies, read by safetensors."""
+    """The raw content of a safetensors file, read by the package safetensors."""
     import safetensors
 
     return {
@@ -152,7 +152,7 @@ def test_split_files_become_one(tmp_path: Path) -> None:
 
 
 def write_mlx(folder: Path) -> None:
-    """Packed by MLX, the head with other bits than the rest."""
+    """A model packed by MLX, in which the head has other bits than the rest."""
     import mlx.core as mx
 
     config = small_config(hidden_size=64, intermediate_size=128)
@@ -251,7 +251,7 @@ def test_the_window_of_v01_is_inferred_with_a_notice_or_given(tmp_path: Path) ->
     with pytest.warns(UserWarning, match="a window of 4096 was inferred"):
         mp.convert(tmp_path / "m.gguf", tmp_path / "a", "hf")
     assert open_checkpoint(tmp_path / "a").config.layer_windows == (4096,)
-    for to in FORMATS:  # what is written says that there is none, so nothing is inferred again
+    for to in FORMATS:  # written files state that there is no window, so nothing is inferred again
         with warnings.catch_warnings(record=True) as notices:
             warnings.simplefilter("always")
             path = mp.convert(tmp_path / "m.gguf", tmp_path / f"b.{to}", to, window=None)
@@ -263,7 +263,7 @@ def test_tensors_that_are_no_parameters_are_named_and_left_out(tmp_path: Path) -
     config = small_config()
     tensors = random_tensors(config, np.random.default_rng(0))
     write_hf(tmp_path / "a", config, tensors | {"score.weight": np.ones((2, 64), np.float32)})
-    with pytest.warns(UserWarning, match=r"1 tensors that are no parameters .* left out: score\.weight"):
+    with pytest.warns(UserWarning, match=r"1 tensors that are not parameters .* dropped: score\.weight"):
         mp.convert(tmp_path / "a", tmp_path / "b", "hf")
     assert open_checkpoint(tmp_path / "b").tensors.keys() == tensors.keys()
     del tensors["model.norm.weight"]

@@ -1,4 +1,4 @@
-"""What goes with the weights: the tokenizer, whatever its kind, and the chat template."""
+"""Conversion of every kind of tokenizer, and of the chat template."""
 
 import json
 import shutil
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 CHAT = [{"role": "user", "content": "Who has the ball?"}]
 TEXT = "Once upon a time, naïve 日本 🙂\n\tx  y"
-TOKENS = 3000  # of a tekken vocabulary that is cut short: all 131,072 take seconds
+TOKENS = 3000  # size of a truncated tekken vocabulary: all 131,072 tokens take seconds
 
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Mistral's tokenizer files, of tekken ones the beginning."""
+    """Mistral's tokenizer files; those of tekken truncated."""
     tekken = json.loads(FILES["tekken 240718"].read_text())
     tekken["vocab"] = tekken["vocab"][:TOKENS]
     tekken["config"]["default_vocab_size"] = TOKENS + tekken["config"]["default_num_special_tokens"]

@@ -1,4 +1,4 @@
-"""`perplexity` and the count of right answers."""
+"""`perplexity` and `accuracy`."""
 
 import json
 from math import exp, sqrt
@@ -24,14 +24,14 @@ def tiny() -> mp.Model:
 
 
 def counted(model: mp.Model, tokens: list[int], context: int) -> list[float]:
-    """The losses, by the definition: chunk by chunk, token by token."""
+    """The losses by definition, computed chunk by chunk and token by token."""
     losses = []
     for start in range(0, len(tokens) // context * context, context):
         chunk = [model.tokenizer.bos_id, *tokens[start + 1 : start + context]]
         rows = model.logits(chunk).astype(np.float64)
         for position in range(context // 2, context - 1):
-            chances = np.exp(rows[position] - rows[position].max())
-            losses.append(-np.log(chances[chunk[position + 1]] / chances.sum()))
+            probabilities = np.exp(rows[position] - rows[position].max())
+            losses.append(-np.log(probabilities[chunk[position + 1]] / probabilities.sum()))
     return losses
 
 
@@ -112,19 +112,21 @@ def test_an_answer_must_be_exact(tiny: mp.Model, tmp_path: Path) -> None:
 def test_files_that_hold_no_questions(tmp_path: Path, content: str) -> None:
     path = tmp_path / "q.json"
     path.write_text(content)
-    with pytest.raises(InputError, match=r"q\.json: no "):
+    with pytest.raises(InputError, match=r"q\.json: no"):
         read_questions(path)
 
 
 def test_the_command(tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
     path.write_text(STORY)
-    line = ("perplexity", "tiny", str(path), "--context", "64", "--questions", "tiny", "--backend", "numba")
-    printed = invoke(*line)
+    questions = tmp_path / "q.json"
+    questions.write_text(json.dumps([{"messages": [{"role": "user", "content": "Hi"}], "answer": "Hi"}]))
+    line = ("perplexity", "tiny", str(path), "--context", "64", "--backend", "numba")
+    printed = invoke(*line, "--questions", str(questions))
     assert printed.status == 0
     assert printed.out.startswith("perplexity ")
     assert "right answers: " in printed.out
-    report = json.loads(invoke(*line, "--json").out)
+    report = json.loads(invoke(*line, "--questions", "tiny", "--json").out)
     assert f"perplexity {report['perplexity']:.4f} +/- {report['error']:.4f}" in printed.out
     assert report["answers"]["total"] == 216
     assert (report["context"], report["backend"]) == (64, "numba")
@@ -138,7 +140,7 @@ def test_the_command(tmp_path: Path) -> None:
         ("perplexity tiny TEXT --context 7", 2, "context=7 must be an even number"),
         ("perplexity tiny TEXT --context 2", 2, "'--context'"),
         ("perplexity tiny TEXT --context 2000", 2, "less than a chunk of 2000"),
-        ("perplexity tiny TEXT --questions /no/such", 2, "/no/such: no JSON list of questions"),
+        ("perplexity tiny TEXT --questions /no/such", 2, "/no/such: not a JSON list of questions"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, line: str, status: int, words: str) -> None:

@@ -1,4 +1,4 @@
-"""llama.cpp's importance matrices: both kinds of files, what they do to a quantization, beside llama.cpp itself."""
+"""llama.cpp's importance matrices: both file formats, their effect, and a comparison with llama.cpp itself."""
 
 import importlib.util
 import struct
@@ -30,7 +30,7 @@ TINY = open_checkpoint("tiny")
 
 
 def squares(seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Mean squares for the matrices of `tiny`, by GGUF name, [1, columns]: some columns count a hundred times more."""
+    """Mean squares for the matrices of `tiny`, by GGUF name, [1, columns]: some are a hundred times larger."""
     random = np.random.default_rng(seed)
     return {
         to_gguf(name): random.lognormal(0, 1.5, (1, tensor.shape[1])).astype(np.float32)
@@ -40,7 +40,7 @@ def squares(seed: int = 0) -> dict[str, NDArray[np.float32]]:
 
 
 def write_gguf(path: Path, means: Squares, counts: int = 640) -> None:
-    """As `IMatrixCollector::save_imatrix` of llama.cpp."""
+    """Write a file like `IMatrixCollector::save_imatrix` of llama.cpp."""
     writer = GGUFWriter(path, "")
     writer.add_type("imatrix")
     writer.add_array("imatrix.datasets", ["some.txt"])
@@ -56,7 +56,7 @@ def write_gguf(path: Path, means: Squares, counts: int = 640) -> None:
 
 
 def write_older(path: Path, means: Squares, calls: int = 5, trailer: bool = True) -> None:
-    """As `save_imatrix_legacy`."""
+    """Write a file like `save_imatrix_legacy` of llama.cpp."""
     data = struct.pack("<i", len(means))
     for name, values in means.items():
         data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", calls, values.size)
@@ -109,7 +109,7 @@ def test_both_kinds_lower_the_errors_that_count_alike(tmp_path: Path) -> None:
     for name, tensor in TINY.tensors.items():
         if to_gguf(name) in means:
             off = [np.square(each.tensors[name].numpy() - tensor.numpy()) @ means[to_gguf(name)][0] for each in made]
-            # Not bit for bit: the older file has sums, which round the means.
+            # Not bit for bit: the older file stores sums, whose means are rounded.
             assert off[0].sum() == pytest.approx(off[1].sum(), rel=1e-3)
             assert off[0].sum() < off[2].sum()
 
@@ -145,7 +145,7 @@ def test_what_is_not_in_it_is_said(tmp_path: Path) -> None:
     means = squares()
     del means["output.weight"], means["blk.2.ffn_up.weight"]
     write_gguf(tmp_path / "i.gguf", means)
-    lacking = r"i\.gguf does not have blk\.2\.ffn_up\.weight; output\.weight: all of their columns count alike"
+    lacking = r"i\.gguf has no entry for blk\.2\.ffn_up\.weight; output\.weight: all of their columns get the same"
     with pytest.warns(UserWarning, match=lacking):
         mp.quantize("tiny", tmp_path / "m.gguf", "q4_k_m", imatrix=tmp_path / "i.gguf")
 
@@ -160,11 +160,11 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "empty.dat").write_bytes(b"")
     mp.convert("tiny", tmp_path / "model.gguf", "gguf")
     expected = {
-        "narrow.gguf": "is of another model: it has",
+        "narrow.gguf": "belongs to another model: it has",
         "foreign.gguf": "holds none of this model's matrices, but 'v.",
         "nan.gguf": "not finite, or below 0",
         "negative.dat": "not finite, or below 0",
-        "text.txt": "no importance matrix of llama.cpp: it is truncated, or something else",
+        "text.txt": "not an importance matrix of llama.cpp: it is truncated, or something else",
         "empty.dat": "cannot be read",
         "model.gguf": "a GGUF file without any .in_sum2",
         "none.gguf": "cannot be read",
@@ -213,7 +213,7 @@ def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Non
     reason="llama-cpp-python takes 12 minutes to build: pip install 'mistral-portable[bench]', then run this test",
 )
 def test_beside_llama_cpp(tmp_path: Path) -> None:
-    """Given the same importances it chooses the same types, and its errors, by what they count, are no smaller."""
+    """With the same importances llama.cpp selects the same types, and its weighted errors are no smaller."""
     means, source = squares(), mp.convert("tiny", tmp_path / "f.gguf", "gguf")
     write_gguf(tmp_path / "i.gguf", means)
     for mixture, rules in MIXTURES.items():

@@ -1,4 +1,4 @@
-"""Which matrices get which type: as llama.cpp would have it."""
+"""The types of all matrices in all mixtures equal llama.cpp's."""
 
 import importlib.util
 import warnings
@@ -19,7 +19,7 @@ LAYERS_7B = MistralConfig(num_hidden_layers=32)
 
 
 def types(mixture: str, config: MistralConfig, module: str, calibrated: bool = False) -> dict[str, list[int]]:
-    """By type, the layers where a module is of it."""
+    """By type, the layers in which a module has it."""
     found: dict[str, list[int]] = {}
     for layer in range(config.num_hidden_layers):
         type = MIXTURES[mixture].type_of(f"blk.{layer}.{module}.weight", config, calibrated)
@@ -28,7 +28,7 @@ def types(mixture: str, config: MistralConfig, module: str, calibrated: bool = F
 
 
 def test_q4_k_m_of_a_7b() -> None:
-    """As in the files on the hub: 6 bits for half of the values' and the down projections' matrices."""
+    """Like in the files on the hub, half of the value and down projections have 6 bits."""
     favoured = [*range(4), 6, 9, 12, 15, 18, 21, 24, 27, *range(28, 32)]
     for module in ("attn_v", "ffn_down"):
         found = types("q4_k_m", LAYERS_7B, module)

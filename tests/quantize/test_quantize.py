@@ -1,4 +1,4 @@
-"""`quantize`: what it writes, what it refuses, and that an interrupted run leaves nothing that loads."""
+"""`quantize`: its files, its errors, and that an interrupted run leaves nothing that loads."""
 
 import importlib.util
 import shutil
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
 
 import mistral_portable as mp
@@ -38,18 +39,25 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def exact() -> tuple[list[int], NDArray[np.float32]]:
+    """A prompt, and its logits by the embedded model."""
+    with mp.load("tiny", backend="reference") as model:
+        prompt = model.tokenizer.encode(TEXT[:200])
+        return prompt, model.logits(prompt)
+
+
 @pytest.mark.parametrize("type", MIXTURES)
-def test_every_type_loads_and_runs(tmp_path: Path, type: str) -> None:
+def test_every_type_loads_and_runs(tmp_path: Path, type: str, exact: tuple[list[int], NDArray[np.float32]]) -> None:
     path = mp.quantize("tiny", tmp_path / "m.gguf", type)
     opened = open_checkpoint(path)
     usual = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}.get(type, MIXTURES[type].usual)
     assert opened.tensors["model.layers.1.mlp.up_proj.weight"].dtype == usual
     assert opened.tensors["model.norm.weight"].dtype == "float32"
     assert opened.config.sliding_window == 64
-    with mp.load(path, backend="reference") as model, mp.load("tiny", backend="reference") as exact:
-        prompt = exact.tokenizer.encode(TEXT[:200])
-        found, expected = model.logits(prompt), exact.logits(prompt)
-        agree = (found.argmax(1) == expected.argmax(1)).mean()
+    prompt, expected = exact
+    with mp.load(path, backend="reference") as model:
+        agree = (model.logits(prompt).argmax(1) == expected.argmax(1)).mean()
         assert agree >= {"q2": 0.6, "q3": 0.8}.get(type[:2], 0.9)
 
 
@@ -87,7 +95,7 @@ def test_what_is_quantized_is_refused_unless_allowed(tmp_path: Path) -> None:
 def test_rows_that_are_no_whole_blocks_are_said(tmp_path: Path) -> None:
     config = small_config(hidden_size=96, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
     write_hf(tmp_path / "m", config, random_tensors(config, np.random.default_rng(1)))
-    with pytest.warns(UserWarning, match="have rows that are no whole blocks of q4_k: q5_0 instead"):
+    with pytest.warns(UserWarning, match="rows are not whole blocks of q4_k, become q5_0"):
         path = mp.quantize(tmp_path / "m", tmp_path / "q.gguf", "q4_k_s")
     assert open_checkpoint(path).tensors["model.layers.0.mlp.up_proj.weight"].dtype == "q5_0"
 
@@ -171,7 +179,7 @@ def test_importance_is_the_mean_square_of_inputs(text: Path) -> None:
     for name, importance in found.items():
         assert importance.shape == (checkpoint.tensors[name].shape[1],)
         assert importance.mean() == pytest.approx(1, rel=1e-3)
-    # What the first layer's q, k and v read is the embedding, normed.
+    # The input of the first layer's q, k and v is the normed embedding.
     tokens = mp.load("tiny", backend="reference").tokenizer.encode(TEXT)
     starts = range(0, len(tokens), 511)
     chunks = [[tokens[0], *tokens[max(start, 1) : start + 512]][:512] for start in starts]
@@ -199,7 +207,11 @@ def test_calibrating_lowers_the_errors_that_count(tmp_path: Path, text: Path) ->
 def test_calibrating_needs_text_and_a_tokenizer(tmp_path: Path, text: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    for name, words in (("empty", "no text"), ("binary", "no text file in UTF-8"), ("none", "no text file in UTF-8")):
+    for name, words in (
+        ("empty", "no text"),
+        ("binary", "not a text file in UTF-8"),
+        ("none", "not a text file in UTF-8"),
+    ):
         with pytest.raises(InputError, match=words):
             mp.quantize("tiny", tmp_path / "q.gguf", "q4_0", calibrate=tmp_path / f"{name}.txt")
     config = small_config()
@@ -235,7 +247,7 @@ class Unthreaded(ReferenceBackend):
 
 
 def test_calibrating_closes_its_program_whatever_happens(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads are the quantizer's, too: a backend without such an option calibrates all the same."""
+    """The option `threads`, which the quantizer takes, is not passed to a backend without it."""
     checkpoint = open_checkpoint("tiny")
     source = prepare(checkpoint, checkpoint.config, None)
     for backend in (Unthreaded(), Unthreaded(steps=0)):
@@ -264,7 +276,7 @@ def test_weights_that_are_not_finite_are_not_the_texts_fault(text: Path, monkeyp
 )
 @pytest.mark.parametrize("type", ["q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_xs", "q3_k_m", "q2_k"])
 def test_llama_cpp_reads_the_same_weights(tmp_path: Path, type: str) -> None:
-    """It rounds the inputs of matrices to int8, so its logits are near, and the same tokens are likely but for ties."""
+    """llama.cpp rounds the inputs of matrices to int8, so logits are close, and the argmax differs only near ties."""
     from llama_cpp import Llama
 
     path = mp.quantize("tiny", tmp_path / "m.gguf", type)
@@ -280,7 +292,7 @@ def test_llama_cpp_reads_the_same_weights(tmp_path: Path, type: str) -> None:
 
 @pytest.mark.parametrize("calibrated_on_text", [False, True])
 def test_experts(tmp_path: Path, text: Path, calibrated_on_text: bool) -> None:
-    """In one tensor with three axes; the gate stays in floats."""
+    """Experts are quantized in one tensor with three axes; the router stays in floats."""
     config = transformers.MistralConfig.from_pretrained(
         "tiny", num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2
     )

@@ -1,4 +1,4 @@
-"""Texts and chats to draw."""
+"""Hypothesis strategies for texts and chats."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ TOOL_CHAT = [
 
 @st.composite
 def conversations(draw: st.DrawFn) -> list[Message]:
-    """Draw user and assistant in turn, with a system prompt or without; the last word is the user's."""
+    """Draw alternating messages of user and assistant, with or without a system prompt; the last is the user's."""
     contents = draw(st.lists(st.text(min_size=1, max_size=8).map("a".__add__), min_size=1, max_size=5))
     messages = [(user, assistant)[index % 2](text) for index, text in enumerate(contents)]
     if len(messages) % 2 == 0:

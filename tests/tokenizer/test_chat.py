@@ -1,4 +1,4 @@
-"""Chats: mistral-common's ids, and one clear line for what it refuses."""
+"""Chats: the ids are mistral-common's, and refusals are errors of one line."""
 
 from typing import Any
 

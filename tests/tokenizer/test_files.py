@@ -1,4 +1,4 @@
-"""Files: which version they are, and that a broken one is refused, whatever is broken."""
+"""Tokenizer files: their versions, and that every broken file is refused."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def test_inferred_versions(control: list[str], template: str | None, version: st
 
 
 def opens(name: str, content: bytes) -> Tokenizer | None:
-    """Return the tokenizer of a file, or None where it is refused."""
+    """The tokenizer of a file, or None if it is refused."""
     with TemporaryDirectory() as folder:
         path = Path(folder, name)
         path.write_bytes(content)
@@ -64,7 +64,7 @@ def opens(name: str, content: bytes) -> Tokenizer | None:
 
 
 def works(tokenizer: Tokenizer) -> bool:
-    """Return whether it turns texts into ids that exist, and ids into text."""
+    """Whether it encodes texts as ids that exist, and decodes ids."""
     tokens = [token for text in ("Hello", "é🦊\n", " [INST] ") for token in tokenizer.encode(text)]
     stream = tokenizer.stream()
     return "".join([*map(stream.push, tokens), stream.flush()]) == tokenizer.decode(tokens)
@@ -72,7 +72,7 @@ def works(tokenizer: Tokenizer) -> bool:
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """Draw a file with a few bytes overwritten, cut out or put in, most likely at its two ends."""
+    """Draw a file with a few bytes overwritten, deleted or inserted, most likely at its two ends."""
     out = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         near_an_end = st.integers(0, 300) | st.integers(max(0, len(out) - 300), len(out))
@@ -89,14 +89,14 @@ def test_a_damaged_sentencepiece_model_is_refused_or_works(content: bytes, name:
 
 @given(st.integers(0, len(TINY.read_bytes()) - 1))
 def test_a_truncated_sentencepiece_model_is_refused_or_whole(size: int) -> None:
-    """The normalizer comes last, so a cut can lose it alone; all tokens are there then."""
+    """The normalizer comes last, so truncation can remove it alone and keep all tokens."""
     tokenizer = opens("tokenizer.model.v3", TINY.read_bytes()[:size])
     assert tokenizer is None or tokenizer.vocab_size == 1024
 
 
 @cache
 def small_tekken() -> dict[str, Any]:
-    """Cut the real file down to 20 special tokens and 280 texts."""
+    """Reduce the real file to 20 special tokens and 280 texts."""
     tekken: dict[str, Any] = json.loads(FILES["tekken 240718"].read_text())
     sizes = {"num_vocab_tokens": 280, "default_vocab_size": 300, "default_num_special_tokens": 20}
     return {"config": tekken["config"] | sizes, "vocab": tekken["vocab"][:280]}

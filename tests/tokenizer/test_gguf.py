@@ -1,4 +1,4 @@
-"""The vocabulary inside a GGUF file gives the ids of the file that it was made from."""
+"""The vocabulary in a GGUF file gives the same ids as the file from which it was made."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -59,7 +59,7 @@ def test_the_embedded_model() -> None:
 
 
 def test_a_chat_template_of_another_family_is_refused() -> None:
-    """Mistral's template would answer it badly, so only plain text is encoded."""
+    """Mistral's template does not fit such a model, so only plain text is encoded."""
     chatml = "{% for message in messages %}<|im_start|>{{ message.role }}{% endfor %}"
     tokenizer = load_tokenizer(replace(TINY_VOCABULARY, chat_template=chatml, eos_token_id=5))
     assert tokenizer.eos_id == 5

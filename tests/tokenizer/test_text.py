@@ -1,4 +1,4 @@
-"""Text to ids and back: every character survives, one token at a time too."""
+"""Encoding and decoding: every character survives, also one token at a time."""
 
 import pytest
 from hypothesis import given
@@ -12,14 +12,14 @@ from mistral_portable.tokenizer import Tokenizer
 
 @st.composite
 def ids(draw: st.DrawFn) -> tuple[Tokenizer, list[int]]:
-    """Draw a tokenizer, and ids of any meaning: byte and special tokens are as likely as words."""
+    """Draw a tokenizer and ids of all kinds: byte and special tokens are as likely as words."""
     tokenizer = from_file(draw(names))
     id = st.integers(0, 1300) | st.integers(0, tokenizer.vocab_size - 1)
     return tokenizer, draw(st.lists(id, max_size=20))
 
 
 def survivor(tokenizer: Tokenizer, text: str) -> str:
-    """Return what comes back: sentencepiece writes a space as U+2581, so it takes every U+2581 for a space."""
+    """The text after a round trip: sentencepiece writes a space as U+2581, so every U+2581 becomes a space."""
     return text.replace("\u2581", " ") if tokenizer.kind == "sentencepiece" else text
 
 

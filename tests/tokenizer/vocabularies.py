@@ -1,4 +1,4 @@
-"""Mistral's own tokenizer files, and the GGUF vocabularies that llama.cpp's converter makes of them."""
+"""Mistral's own tokenizer files, and the GGUF vocabularies that llama.cpp's converter makes from them."""
 
 from functools import cache
 from pathlib import Path
@@ -40,7 +40,7 @@ def from_gguf(name: str) -> Tokenizer:
     return load_tokenizer(gguf_vocabulary(FILES[name], chat_template=TEMPLATES[name]))
 
 
-# What llama.cpp's converter stores: Hugging Face's template, or a name where it has one for the version.
+# The template that llama.cpp's converter stores: Hugging Face's, or a name if it has one for the version.
 TEMPLATES = {
     "v1": "{{ bos_token }}{% for message in messages %}[INST] {{ message.content }} [/INST]{% endfor %}",
     "v2": None,
@@ -81,7 +81,7 @@ def _vocabulary(
         tokens=tuple(tokens),
         scores=tuple(scores),
         types=tuple(types),
-        merges=(),  # they follow from the order of the tokens and are not read
+        merges=(),  # not read, as they follow from the order of the tokens
         pre=pre,
         bos_token_id=1,
         eos_token_id=2,
@@ -93,7 +93,7 @@ def _vocabulary(
 
 
 def _type(pieces: SentencePieceProcessor, id: int) -> int:
-    """Return the `gguf.TokenType`; user-defined pieces are the ones that swallow their own name."""
+    """The `gguf.TokenType`; user-defined pieces are recognized by their names."""
     if pieces.is_unknown(id):
         return 2
     if pieces.is_control(id):

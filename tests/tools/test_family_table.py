@@ -22,7 +22,7 @@ def test_the_table_is_of_these_families_and_formats() -> None:
 
 @pytest.mark.parametrize("column", ["gguf q4_0", "awq"])
 def test_a_cell_is_what_the_code_does(column: str) -> None:
-    """Of the family with most that is special; the others and the other backends in the tool's own run."""
+    """Checks the family with the most features; other families and backends are covered by running the tool."""
     found = outcomes(shrunk(FAMILIES["Mixtral 8x7B"]), column, ("reference", "torch"))
     row = next(row for row in TABLE if row[0] == "Mixtral 8x7B")
     assert (row[1 + COLUMNS.index(column)] == "all") == (set(found.values()) == {""})

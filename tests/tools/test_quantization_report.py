@@ -1,11 +1,11 @@
-"""What the report on quantizations rests on: held-out stories, and models that are the same in another order."""
+"""The basis of the report on quantization: held-out stories, and models with columns in another order."""
 
 from pathlib import Path
 
 import numpy as np
 
 import mistral_portable as mp
-from tools.quantization_report import chances, reordered, stories
+from tools.quantization_report import probabilities, reordered, stories
 
 
 def test_stories_are_always_the_same_and_of_their_split() -> None:
@@ -18,9 +18,9 @@ def test_stories_are_always_the_same_and_of_their_split() -> None:
 def test_a_reordered_model_computes_the_same(tmp_path: Path) -> None:
     with mp.load("tiny", backend="reference") as model:
         text = stories("held_out", 3000)
-        expected = chances(model, text)
+        expected = probabilities(model, text)
         tokens = model.tokenizer.encode(text)
         assert abs(mp.perplexity(model, tokens, context=256).loss - expected.loss) < 1e-5
     with mp.load(reordered(tmp_path / "m", 1), backend="reference") as model:
-        found = chances(model, text)
+        found = probabilities(model, text)
     np.testing.assert_allclose(found.log, expected.log, atol=1e-3)

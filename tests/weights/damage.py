@@ -1,4 +1,4 @@
-"""Drawn damage to a file: bytes overwritten, inserted, deleted, cut off, repeated."""
+"""Hypothesis strategies for damage to a file: bytes overwritten, inserted, deleted, cut off, repeated."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,13 @@ NUMBERS = st.sampled_from(
     [0, 1, 2, 31, 33, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
 )
 _BYTES = st.binary(min_size=1, max_size=9) | NUMBERS.map(lambda n: n.to_bytes(8, "little"))
-_PLACE = st.floats(0, 1)  # of the header or the file
+_PLACE = st.floats(0, 1)  # relative to the header or the file
 
 Damage = Callable[[bytes], bytes]
 
 
 def damage(header: int) -> st.SearchStrategy[list[Damage]]:
-    """Edits of a file whose header has about this many bytes: most of them there, some anywhere."""
+    """Edits of a file whose header has about so many bytes: most are inside the header, some anywhere."""
 
     def at(place: float, everywhere: bool, data: bytes) -> int:
         return int(place * (len(data) if everywhere else min(header, len(data))))

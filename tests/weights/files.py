@@ -92,7 +92,7 @@ def random_tensors(
 
 
 def random_blocks(quantization: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A packed matrix, uint8 [rows, bytes per row], whose unpacked weights lie near 0 (std about 0.05).
+    """A packed matrix, uint8 [rows, bytes per row], with weights near 0 (std about 0.05).
 
     Random bits with sane scales. Works for every ggml type that the package reads; `gguf` itself cannot pack K-quants.
     """
@@ -165,7 +165,7 @@ def raw_tensors(config: MistralConfig, tensors: Mapping[str, NDArray[Any]]) -> d
 
 
 def raw_params(config: MistralConfig) -> dict[str, Any]:
-    """What `params.json` holds; the window only where there is one, as in Mistral's own files."""
+    """The content of `params.json`; like in Mistral's files, without a window if there is none."""
     params: dict[str, Any] = {
         "dim": config.hidden_size,
         "n_layers": config.num_hidden_layers,
@@ -193,8 +193,8 @@ def write_raw(
 ) -> None:
     """Write `params.json` and `consolidated.safetensors`, or `consolidated.NN.pth` with a piece of each tensor.
 
-    Pieces are those of a model-parallel checkpoint: outputs of a linear layer are divided, but the inputs of wo and
-    w2, and the columns of the embedding table; every file has all norms.
+    Pieces are those of a model-parallel checkpoint: linear layers are divided along their outputs, wo and w2 along
+    their inputs, the embedding table along its columns; every file has all norms.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.json").write_text(json.dumps(raw_params(config)))
@@ -217,7 +217,7 @@ def write_raw(
 
 
 def _raw_name(name: str) -> str:
-    """The inverse of `names.from_raw`, written apart so that a mistake in one shows."""
+    """The inverse of `names.from_raw`, written independently so that a mistake in one of them is found."""
     if name.startswith("model.layers."):
         _, _, index, module = name.removesuffix(".weight").split(".", 3)
         return f"layers.{index}.{_RAW_NAMES[module]}.weight"
@@ -242,7 +242,7 @@ def write_gguf(
     metadata: Mapping[str, Any] | None = None,
     split_max_tensors: int = 0,
 ) -> None:
-    """Write one GGUF file as llama.cpp's conversion does, q and k rows in the interleaved RoPE layout.
+    """Write one GGUF file like llama.cpp's conversion, with q and k rows in the interleaved RoPE layout.
 
     Args:
         path: The file.
@@ -292,7 +292,7 @@ def write_gguf(
 
 
 def _gguf_name(name: str) -> str:
-    """The inverse of `names.from_gguf`, written apart so that a mistake in one shows."""
+    """The inverse of `names.from_gguf`, written independently so that a mistake in one of them is found."""
     if name.startswith("model.layers."):
         _, _, index, module = name.removesuffix(".weight").split(".", 3)
         return f"blk.{index}.{_GGUF_NAMES[module]}.weight"

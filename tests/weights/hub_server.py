@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback: what `huggingface_hub` asks of one, for repositories held in memory.
+"""A Hugging Face hub on loopback with repositories in memory: the requests of `huggingface_hub` that tests need.
 
 with Hub({"owner/name": {"config.json": b"{}"}}) as hub:
     subprocess.run(..., env={"HF_ENDPOINT": hub.url, ...})
@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 __all__ = ["COMMIT", "Hub", "hash_of"]
 
 COMMIT = "c0ffee" + "0" * 34
-"""The only commit of each repository; its branch is `main`."""
+"""The only commit of each repository, on the branch `main`."""
 
 
 class Hub:
@@ -29,7 +29,7 @@ class Hub:
         repositories: The files of each repository.
         gated: Names of repositories that answer 403.
         break_after: The first download of each file ends after this many bytes, as if the connection broke.
-        hashes: What it says of files, by name, in place of their hashes.
+        hashes: Hashes to announce, by file name, in place of the real ones.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Hub:
 
 
 def hash_of(file: str, data: bytes) -> str:
-    """As the hub has it: of large files SHA-256, of others git's."""
+    """The hash that the hub has: SHA-256 for large files, git's SHA-1 for others."""
     large = file.endswith((".safetensors", ".gguf", ".pth"))
     return sha256(data).hexdigest() if large else sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Silent: the tests read `Hub.requests`."""
+        """Log nothing: the tests read `Hub.requests`."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(404, b"{}", {})
 
     def do_POST(self) -> None:
-        """Make a repository, say how files are uploaded, and take a commit of small ones."""
+        """Create a repository, answer how files are uploaded, and accept a commit of small files."""
         path = unquote(urlsplit(self.path).path)
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.hub.requests.append((self.command, path, None))

@@ -1,6 +1,6 @@
-"""Repositories of packed weights on disk: an HF folder in which matrices of the layers are what `pack` makes of them.
+"""HF folders of packed weights on disk: the matrices of the layers are packed by a function `pack`.
 
-pack(name, values) gives {suffix: tensor}: {"qweight": ..., "scales": ...}; the embedding, the head and norms stay.
+pack(name, values) returns {suffix: tensor}, such as {"qweight": ..., "scales": ...}; the other tensors are floats.
 """
 
 import json
@@ -22,12 +22,12 @@ Pack = Callable[[str, NDArray[np.float32]], Mapping[str, torch.Tensor]]
 
 
 def packed(name: str) -> bool:
-    """Whether the matrix is a linear of a layer: those are packed."""
+    """Whether the matrix is a linear of a layer, and so packed."""
     return "_proj." in name
 
 
 def write_packed(folder: Path, config: MistralConfig, how: dict[str, Any], pack: Pack) -> dict[str, torch.Tensor]:
-    """Write the folder with `how` as `quantization_config`; returns what `model.safetensors` holds."""
+    """Write the folder with `how` as `quantization_config`; returns the tensors of `model.safetensors`."""
     folder.mkdir(parents=True, exist_ok=True)
     stored: dict[str, torch.Tensor] = {}
     for name, values in random_tensors(config, np.random.default_rng(0)).items():

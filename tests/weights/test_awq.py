@@ -1,4 +1,4 @@
-"""AWQ repositories: values against a loop written from the format's documentation; what is refused."""
+"""AWQ repositories: values against a loop written from the format's documentation; refused settings and parts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
 class Packer:
-    """Random codes, zeros and scales, packed as AutoAWQ's `WQLinear_GEMM` does; remembers what they mean."""
+    """Packs random codes, zeros and scales like AutoAWQ's `WQLinear_GEMM`; keeps the weights that they stand for."""
 
     def __init__(self, group: int, seed: int = 0) -> None:
         self.group = group
@@ -48,7 +48,7 @@ class Packer:
 
 
 class RowsPacker(Packer):
-    """As AutoAWQ's `WQLinear_GEMV`: untransposed, in order, with more zeros and scales than groups."""
+    """Packs like AutoAWQ's `WQLinear_GEMV`: not transposed, in order, with more zeros and scales than groups."""
 
     def __call__(self, name: str, values: NDArray[np.float32]) -> Mapping[str, torch.Tensor]:
         rows, columns = values.shape
@@ -156,5 +156,5 @@ def test_parts_that_do_not_fit(tmp_path: Path, broken: str) -> None:
         case "empty":
             stored[f"{module}.qweight"] = torch.zeros(0, 12, dtype=torch.int32)
     save_file(stored, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"missing|does not fit|no part of|has parts of"):
+    with pytest.raises(CheckpointError, match=r"missing|does not fit|not a part of|has parts of"):
         open_checkpoint(tmp_path)

@@ -1,4 +1,4 @@
-"""Quantized tensors unpack bit for bit as gguf does, and dense ones convert exactly, also with permuted rows."""
+"""Quantized tensors unpack to the same bits as in gguf, and dense ones convert exactly, also with permuted rows."""
 
 import numpy as np
 import pytest

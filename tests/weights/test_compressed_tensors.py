@@ -1,4 +1,4 @@
-"""compressed-tensors repositories: packed and unpacked by the library of that name; what is refused."""
+"""compressed-tensors repositories: packed and unpacked by the library of that name; refused settings and parts."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ CONFIG = small_config()
 
 
 class Packer:
-    """Random weights, scales and zero points, compressed by the library; remembers what it makes of them again."""
+    """Compresses random weights, scales and zero points with the library; keeps its decompressed weights."""
 
     def __init__(self, form: str, seed: int = 0, **weights: Any) -> None:
         self.form = form
@@ -36,7 +36,7 @@ class Packer:
 
     @property
     def how(self) -> dict[str, Any]:
-        """`quantization_config`, as the library writes it."""
+        """`quantization_config` written by the library."""
         config = QuantizationConfig(config_groups={"group_0": self.scheme}, format=self.form, ignore=["lm_head"])
         made: dict[str, Any] = json.loads(config.model_dump_json())
         return made | {"quantization_status": "compressed", "sparsity_config": {}, "transform_config": {}}
@@ -103,7 +103,7 @@ def test_values_are_the_librarys(tmp_path_factory: pytest.TempPathFactory, schem
 
 
 def test_a_matrix_by_hand(tmp_path: Path) -> None:
-    """4 bits: codes 0 .. 15 less 8, the lowest bits first, times the scale of the group that weight_g_idx names."""
+    """4 bits: codes 0 .. 15 minus 8, the lowest bits first, times the scale of the group in weight_g_idx."""
 
     def pack(name: str, values: NDArray[np.float32]) -> Mapping[str, torch.Tensor]:
         rows, columns = values.shape
@@ -135,7 +135,7 @@ def test_transformers_gives_the_same_logits(tmp_path: Path, scheme: str) -> None
     with torch.no_grad():
         expected = peer(torch.tensor([tokens])).logits[0].numpy()
     found = mp.load(tmp_path, backend="reference").logits(tokens)
-    # Two float32 models of the same weights; a wrong scale of one group is off by far more.
+    # Two float32 models of the same weights; a wrong scale of one group has a far larger error.
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -225,7 +225,7 @@ def test_parts_that_do_not_fit(tmp_path: Path, broken: str) -> None:
             stored["model.norm.weight"] = torch.ones(64, dtype=torch.int64)
     save_file(stored, tmp_path / "model.safetensors")
     messages = (
-        r"is missing|does not fit|has parts of|needs a weight_shape|but no float8|does not name|is no part|too many"
+        r"is missing|does not fit|has parts of|needs a weight_shape|but no float8|does not name|is not a part|too many"
     )
     with pytest.raises(CheckpointError, match=messages):
         open_checkpoint(tmp_path)

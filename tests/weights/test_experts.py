@@ -1,4 +1,4 @@
-"""Experts in one tensor or in many: the same matrices, whatever the file calls them; and windows that none states."""
+"""Experts in one tensor or in many give the same matrices in all formats; inferred windows."""
 
 import json
 from collections.abc import Callable
@@ -88,7 +88,7 @@ def test_another_number_of_experts_is_refused(tmp_path: Path, layout: Callable[[
 
 
 def write_gguf(path: Path, kind: str, together: bool, experts: int = 8) -> None:
-    """As llama.cpp's conversion does, or did before it put experts together."""
+    """Tensors like those of llama.cpp's conversion, now or before it stacked experts."""
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(CONFIG.num_hidden_layers)
     writer.add_context_length(CONFIG.max_position_embeddings)
@@ -149,8 +149,8 @@ def test_raw(tmp_path: Path) -> None:
 
 
 def first_raw() -> dict[str, Floats]:
-    """As transformers' and mlx-examples' converters read Mixtral's first files: experts below each other, and those of
-    w2 transposed."""
+    """The tensors of Mixtral's first files, as transformers' and mlx-examples' converters read them: experts stacked
+    along the rows, and those of w2 transposed."""
     made = {}
     for name, array in plain().items():
         heads = {"q_proj": CONFIG.num_attention_heads, "k_proj": CONFIG.num_key_value_heads}.get(name.split(".")[-2])
@@ -166,7 +166,7 @@ def first_raw() -> dict[str, Floats]:
 
 
 def write_first_raw(folder: Path, tensors: dict[str, Floats], files: int) -> None:
-    """Each tensor whole, in one of several torch files, or all in one safetensors file."""
+    """Write whole tensors, distributed over several torch files or in one safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)
     moe = {"num_experts": CONFIG.num_local_experts, "num_experts_per_tok": CONFIG.num_experts_per_tok}
     (folder / "params.json").write_text(json.dumps(raw_params(CONFIG) | {"moe": moe}))
@@ -191,7 +191,7 @@ def test_the_first_raw_files(tmp_path: Path, files: int) -> None:
         np.testing.assert_array_equal(tensor.numpy(), expected, err_msg=name)
         if ".w2." in name:
             assert isinstance(tensor, DenseTensor)
-            assert not tensor.array.flags.owndata  # still the file's
+            assert not tensor.array.flags.owndata  # a view of the file
             assert tensor.raw().flags.c_contiguous
             np.testing.assert_array_equal(tensor.rows(slice(3, 9)).numpy(), expected[3:9])
 

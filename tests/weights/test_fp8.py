@@ -1,4 +1,4 @@
-"""FP8 checkpoints, HF and raw: torch's own float8_e4m3fn says what a code is worth; what is refused."""
+"""FP8 checkpoints, HF and raw: values against torch's float8_e4m3fn; refused settings and parts."""
 
 import json
 import tracemalloc
@@ -32,7 +32,7 @@ def test_the_value_of_every_code() -> None:
 
 
 class Packer:
-    """Matrices in float8_e4m3 with scales for the matrix, its rows, or blocks; remembers what they mean."""
+    """Packs matrices in float8_e4m3 with scales per matrix, row or block; keeps the weights that they stand for."""
 
     def __init__(self, scheme: str, block: tuple[int, int], seed: int = 0) -> None:
         self.scheme, self.block = scheme, block
@@ -82,7 +82,7 @@ def test_values_are_codes_times_scales(
 
 
 def test_the_names_of_auto_fp8(tmp_path: Path) -> None:
-    """Of RedHat's and Neural Magic's repositories with quant_method fp8; cached keys and values have scales as well."""
+    """Names in RedHat's and Neural Magic's repositories of quant_method fp8, with scales of cached keys and values."""
     names = {"weight_scale_inv": "weight_scale", "activation_scale": "input_scale"}
     packer = Packer("tensor", (1, 1))
 
@@ -99,7 +99,7 @@ def test_the_names_of_auto_fp8(tmp_path: Path) -> None:
 
 
 def write_raw_fp8(folder: Path, params: dict[str, Any] | None = None) -> dict[str, NDArray[np.float32]]:
-    """A raw folder with `qscale_weight` and `qscale_act`; returns what its layers' matrices are, by HF name."""
+    """A raw folder with `qscale_weight` and `qscale_act`; returns the matrices of its layers, by HF name."""
     tensors = random_tensors(CONFIG, np.random.default_rng(0))
     scaled = {
         name: torch.tensor(v * 1000).to(torch.float8_e4m3fn) if packed(name) else v for name, v in tensors.items()

@@ -1,4 +1,4 @@
-"""Damaged checkpoints: a one-line error of the package or a correct load, quickly, in little memory."""
+"""Damaged checkpoints either load correctly or raise a one-line error of the package, quickly and in little memory."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def _opens_or_explains(path: Path) -> None:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert explanation
-    assert explanation.isprintable()  # one line, nothing that a terminal would act on
+    assert explanation.isprintable()  # one line without terminal control characters
     assert peak < 64e6
     assert time.process_time() - started < 10
 
@@ -93,7 +93,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fresh_hf(hf: Path, scratch: Path) -> Callable[[], Path]:
-    """An undamaged copy of the folder, made anew for each example."""
+    """Make an undamaged copy of the folder for each example."""
 
     def copy() -> Path:
         shutil.rmtree(scratch / "hf", ignore_errors=True)
@@ -123,7 +123,7 @@ def test_damaged_gguf_files(gguf_file: Path, scratch: Path, damage: list[Damage]
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A checkpoint of each of the other formats: what to damage, in a folder with what it needs."""
+    """Write a checkpoint of each other format: the file to damage, in a folder with the other files that it needs."""
     folder, tensors = tmp_path_factory.mktemp("others"), random_tensors(CONFIG, np.random.default_rng(0))
     write_raw(folder / "raw", CONFIG, tensors, dtype="bfloat16")
     write_raw(folder / "torch", CONFIG, tensors, "pth", pieces=2)
@@ -186,7 +186,7 @@ def test_damaged_files_of_the_other_formats(
 
 @given(damage=damage(header=3000))
 def test_damaged_directories_of_torch_files(others: dict[str, Path], scratch: Path, damage: list[Damage]) -> None:
-    """The pickle, which lies first, stays; the zip's directory, which lies last, does not."""
+    """Truncation keeps the pickle, which comes first, and loses the zip's directory, which comes last."""
     folder = scratch / "directory"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(others["torch"].parent, folder)

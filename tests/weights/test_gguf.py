@@ -1,4 +1,4 @@
-"""GGUF files: config, vocabulary, tensor types, the q/k permutation, and what is refused."""
+"""GGUF files: config, vocabulary, tensor types, the q/k permutation, and refused files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_every_type_stays_as_it_is_stored(tmp_path: Path, quantization: str) -> 
 
 @given(data=st.data())
 def test_the_header_is_read_as_gguf_reads_it(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """The bounded walk against the peer, `gguf.GGUFReader`, on drawn metadata."""
+    """Our reader of headers against `gguf.GGUFReader`, on drawn metadata."""
     scalar = st.one_of(st.booleans(), st.integers(0, 2**32 - 1), st.floats(width=32, allow_nan=False), st.text())
     array = st.one_of(
         st.lists(st.text(min_size=1), min_size=1),

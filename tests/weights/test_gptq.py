@@ -1,4 +1,4 @@
-"""GPTQ repositories: values against a loop written from the format's documentation; what is refused."""
+"""GPTQ repositories: values against a loop written from the format's documentation; refused settings and parts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +24,9 @@ HOW = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "
 
 
 class Packer:
-    """Random codes, zeros and scales, packed as AutoGPTQ does; remembers what they mean.
+    """Packs random codes, zeros and scales like AutoGPTQ; keeps the weights that they stand for.
 
-    act_order: columns belong to groups in any order; indexed: whether there is a g_idx.
+    act_order: columns belong to groups in any order. indexed: there is a g_idx.
     """
 
     def __init__(self, bits: int, group: int, act_order: bool, indexed: bool, lower: int, seed: int = 0) -> None:
@@ -41,7 +41,7 @@ class Packer:
         if self.act_order:
             groups = self.random.permutation(groups)
         codes = self.random.integers(0, 2**self.bits, (columns, rows))
-        zeros = self.random.integers(self.lower, 2**self.bits, (columns // group, rows))  # as the formula has them
+        zeros = self.random.integers(self.lower, 2**self.bits, (columns // group, rows))  # the zeros of the formula
         scales = self.random.normal(0, 0.02, zeros.shape).astype(np.float16)
         meant = np.empty((rows, columns))
         for column in range(columns):
@@ -57,7 +57,7 @@ class Packer:
 
 
 def words(codes: NDArray[np.integer[Any]], bits: int) -> NDArray[np.int32]:
-    """Codes of each row one after another in 32-bit words, the lowest bits first: one large number for each row."""
+    """Pack the codes of each row into 32-bit words, the lowest bits first, through one large integer per row."""
     count = codes.shape[1] * bits // 32
     out = np.empty((codes.shape[0], count), np.uint32)
     for row, own in enumerate(codes):
@@ -120,7 +120,7 @@ def test_biases_of_zeros_are_dropped_and_others_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("act_order", [False, True])
 def test_modules_with_bits_and_groups_of_their_own(tmp_path: Path, act_order: bool) -> None:
-    """GPTQModel's `dynamic`: rules by name, of which the shapes tell enough."""
+    """GPTQModel's `dynamic`: rules by module name, whose results follow from the shapes."""
     common, own = Packer(4, 32, act_order, act_order, 1), Packer(8, 16, act_order, act_order, 1)
     third = Packer(3, -1, False, True, 1)
 
@@ -138,7 +138,7 @@ def test_modules_with_bits_and_groups_of_their_own(tmp_path: Path, act_order: bo
 
 
 def test_groups_that_may_be_ragged_are_not_guessed(tmp_path: Path) -> None:
-    """64 columns in two groups: of 32, or of 48 and 16, as the settings have it."""
+    """64 columns in two groups: of 32 and 32, or of 48 and 16, depending on the settings."""
     how = HOW | {"group_size": 48, "dynamic": {"+:.*v_proj": {"group_size": 32}}}
     write_packed(tmp_path, CONFIG, how, Packer(4, 32, False, False, 1))
     with pytest.raises(CheckpointError, match=r"2 groups for 64 columns, of 32 or of 48; it needs a g_idx"):
@@ -191,5 +191,5 @@ def test_parts_that_do_not_fit(tmp_path: Path, broken: str) -> None:
         case "floats":
             stored[f"{module}.g_idx"] = stored[f"{module}.g_idx"].float()
     save_file(stored, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"missing|does not fit|no part of|does not name one of 2 groups"):
+    with pytest.raises(CheckpointError, match=r"missing|does not fit|not a part of|does not name one of 2 groups"):
         open_checkpoint(tmp_path)

@@ -1,4 +1,4 @@
-"""Hub repositories as a user meets them: another process, a server on loopback, an empty cache."""
+"""Hub repositories, opened like by a user: in a new process, from a server on loopback, with an empty cache."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
 from weights.hub_server import COMMIT, Hub, hash_of
 
-# Opens each model that is named as an argument and prints one JSON line for it.
+# Opens each model named in the arguments and prints a JSON line for it.
 CLIENT = """
 import json, sys
 from mistral_portable.errors import MistralPortableError
@@ -38,7 +38,7 @@ for model in sys.argv[1:]:
     print(json.dumps(answer))
 """
 
-# The same with a disk that is full as soon as a download writes to it.
+# Code to run before: the disk is full as soon as a download writes to it.
 FULL_DISK = """
 import errno, os, pathlib
 
@@ -111,14 +111,14 @@ def open_all(
 
 
 def downloads(hub: Hub) -> list[str]:
-    """Names of the files whose content was asked for, sorted."""
+    """Sorted names of the files whose content was requested."""
     return sorted(
         path.split(f"/resolve/{COMMIT}/")[1] for get, path, _ in hub.requests if get == "GET" and "resolve" in path
     )
 
 
 def downloaded(answer: dict[str, Any]) -> list[Any]:
-    """The last that progress said of the download; then files are checked."""
+    """The last report of progress before files are checked."""
     steps = [step for step in answer["progress"] if step[0] != "checking"]
     _, checked, of = answer["progress"][-1]
     assert checked == of >= steps[-1][2]
@@ -244,18 +244,18 @@ def test_a_full_disk(hub: Hub, tmp_path: Path) -> None:
     assert later["format"] == "safetensors"
 
 
-@pytest.mark.parametrize("file", ["config.json", "model-00002-of-00002.safetensors", "tokenizer.model"])
-def test_a_file_that_is_not_what_the_hub_says(
-    tmp_path: Path, repositories: dict[str, dict[str, bytes]], file: str
-) -> None:
-    """Damaged on its way, with the right size: removed, and loaded when it comes whole."""
+def test_files_that_are_not_what_the_hub_says(tmp_path: Path, repositories: dict[str, dict[str, bytes]]) -> None:
+    """A damaged download of the right size is removed, and downloaded again on the next call."""
     files = repositories["some/hf"]
-    damaged = bytes([files[file][0] ^ 1]) + files[file][1:]
-    with Hub({"some/hf": files | {file: damaged}}, hashes={file: hash_of(file, files[file])}) as hub:
-        (answer,) = open_all(["some/hf"], tmp_path, hub.url)
-        assert answer.get("error") == "CheckpointError"
-        assert f"{file}: the download is damaged" in answer["message"]
-    with Hub({"some/hf": files}) as hub:
-        (later,) = open_all(["some/hf"], tmp_path, hub.url)
-        assert later["format"] == "safetensors"
-        assert downloads(hub) == [file]
+    damaged = ("config.json", "model-00002-of-00002.safetensors", "tokenizer.model")
+    hubs: dict[str, dict[str, bytes]] = {}
+    for index, file in enumerate(damaged):
+        hubs[f"some/damaged{index}"] = files | {file: bytes([files[file][0] ^ 1]) + files[file][1:]}
+    with Hub(hubs, hashes={file: hash_of(file, files[file]) for file in damaged}) as hub:
+        for file, answer in zip(damaged, open_all([*hubs], tmp_path, hub.url), strict=True):
+            assert answer.get("error") == "CheckpointError"
+            assert f"{file}: the download is damaged" in answer["message"]
+    with Hub(dict.fromkeys(hubs, files)) as hub:
+        for answer in open_all([*hubs], tmp_path, hub.url):
+            assert answer["format"] == "safetensors"
+        assert downloads(hub) == sorted(damaged)

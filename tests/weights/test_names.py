@@ -1,4 +1,4 @@
-"""Names, shapes and the RoPE row order that all formats are mapped to."""
+"""The mapping of names and RoPE row orders from all formats to HF's."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_half_split_order_of_one_head() -> None:
 def test_permuted_rows_give_the_scores_of_interleaved_rope(
     heads: int, half: int, positions: list[int], seed: int
 ) -> None:
-    """What the permutation is for: the attention scores do not change when the layout does."""
+    """The permutation keeps attention scores unchanged when the RoPE layout changes."""
     rng = np.random.default_rng(seed)
     dim, hidden = 2 * half, 5
     x = rng.normal(size=(2, hidden))
@@ -76,7 +76,7 @@ def _angles(dim: int, position: int) -> NDArray[np.float64]:
 
 
 def _rope_interleaved(head: NDArray[np.float64], position: int) -> NDArray[np.float64]:
-    """Raw Mistral: element pairs (2i, 2i+1) are complex numbers, turned by the angle i."""
+    """Raw Mistral: element pairs (2i, 2i+1) are complex numbers, rotated by the angle i."""
     turned = (head[:, 0::2] + 1j * head[:, 1::2]) * np.exp(1j * _angles(head.shape[1], position))
     return np.stack([turned.real, turned.imag], axis=-1).reshape(head.shape)
 

@@ -1,4 +1,4 @@
-"""open_checkpoint: what a user may type, and what it costs."""
+"""open_checkpoint: all forms of its argument, and the cost of opening."""
 
 import json
 import os
@@ -150,7 +150,7 @@ def test_a_fifo_does_not_hang(tmp_path: Path, file: str) -> None:
 
 @contextmanager
 def _as_nobody() -> Iterator[None]:
-    """Root may read everything, so for a while it is somebody else."""
+    """Become another user for a while, as root can read every file."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -162,7 +162,7 @@ def _as_nobody() -> Iterator[None]:
 
 
 def test_folders_and_files_without_permission() -> None:
-    with TemporaryDirectory() as folder:  # not tmp_path: nobody else may enter that
+    with TemporaryDirectory() as folder:  # not tmp_path, which other users cannot enter
         Path(folder).chmod(0o755)
         model = Path(folder) / "model"
         write_hf(model, CONFIG, TENSORS)
@@ -184,7 +184,7 @@ def test_a_broken_link(tmp_path: Path) -> None:
 
 
 def _large(layers: int) -> MistralConfig:
-    """Mistral 7B with fewer layers; 4 layers in bfloat16 are 2.3 GB, which lie in a sparse file."""
+    """Write Mistral 7B with fewer layers as a sparse file; 4 layers in bfloat16 are 2.3 GB."""
     return MistralConfig(num_hidden_layers=layers, rope_theta=1e6, sliding_window=None, max_position_embeddings=32768)
 
 

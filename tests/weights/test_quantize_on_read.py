@@ -1,4 +1,4 @@
-"""Float matrices become the blocks that gguf makes, lazily; everything else stays."""
+"""Float matrices become the blocks of `gguf.quants`, lazily; other tensors stay as they are."""
 
 import re
 
@@ -80,7 +80,7 @@ def test_an_unknown_type_lists_those_that_can_be_made(type: str) -> None:
     words = re.escape(f"quantize={type!r}: choose one of q4_0, q4_1, q5_0, q5_1, q8_0")
     with pytest.raises(InputError, match=words):
         quantized({}, type)
-    with pytest.raises(InputError, match=words):  # before anything is looked for
+    with pytest.raises(InputError, match=words):  # before files are searched
         open_checkpoint("/no/such/model", quantize=type)
 
 

@@ -1,4 +1,4 @@
-"""Mistral's own checkpoints: both kinds of files, pieces of model-parallel ones, the tar; what is refused."""
+"""Mistral's own checkpoints: safetensors, torch files, model-parallel pieces, the tar; refused files."""
 
 import io
 import json
@@ -197,11 +197,11 @@ def _device(info: tarfile.TarInfo) -> None:
 @pytest.mark.parametrize(
     ("more", "change", "named"),
     [
-        ({"../escaped": b"x"}, None, r"'\.\./escaped' lies outside"),
-        ({"a/../../escaped": b"x"}, None, "lies outside"),
-        ({"/etc/passwd": b"x"}, None, r"'/etc/passwd' lies outside"),
-        ({"tokenizer.model": b""}, _link, "is no plain file"),
-        ({"tokenizer.model": b""}, _device, "is no plain file"),
+        ({"../escaped": b"x"}, None, r"'\.\./escaped' has a path outside"),
+        ({"a/../../escaped": b"x"}, None, "has a path outside"),
+        ({"/etc/passwd": b"x"}, None, r"'/etc/passwd' has a path outside"),
+        ({"tokenizer.model": b""}, _link, "is not a regular file"),
+        ({"tokenizer.model": b""}, _device, "is not a regular file"),
         ({"./params.json": b"{}"}, None, "is stored twice"),
         ({"other/params.json": b"{}"}, None, r"holds 2 params\.json"),
         ({f"{n}": b"" for n in range(1001)}, None, "more than 1000 members"),
@@ -255,7 +255,7 @@ def test_a_header_that_lies_about_its_size_allocates_nothing(tmp_path: Path, kin
     path = tmp_path / "m.tar"
     with path.open("wb") as file:
         file.write(info.tobuf(tarfile.GNU_FORMAT))
-        file.truncate(2**31 + 1024)  # sparse: the bytes are there
+        file.truncate(2**31 + 1024)  # a sparse file: the bytes exist
     with pytest.raises(CheckpointError, match="at most 1048576 are accepted"):
         open_checkpoint(path)
 

@@ -1,4 +1,4 @@
-"""`release` gives pages of a mapped file back, and loses nothing."""
+"""`release` releases the pages of a mapped file and keeps its contents."""
 
 import mmap
 import sys
@@ -25,7 +25,7 @@ def mapped(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.uint8]:
 
 
 def _resident() -> int:
-    """Bytes of files, also of those in a tmpfs, that are in this process's memory."""
+    """Bytes of mapped files, including those in a tmpfs, that are resident in this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssFile:", "RssShmem:")))
 

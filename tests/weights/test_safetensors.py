@@ -1,4 +1,4 @@
-"""HF folders: one file or shards, every float type, and what is refused."""
+"""HF folders: one file or shards, every float type, and refused files."""
 
 import json
 from pathlib import Path
@@ -99,7 +99,7 @@ def test_a_tensor_that_its_shard_lacks_is_not_taken_from_another(tmp_path: Path)
 def test_an_index_cannot_point_outside_its_folder(tmp_path: Path, file: Any) -> None:
     write_hf(tmp_path, CONFIG, TENSORS)
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": file}}))
-    with pytest.raises(CheckpointError, match="no safetensors file of this folder"):
+    with pytest.raises(CheckpointError, match="not a safetensors file of this folder"):
         open_checkpoint(tmp_path)
 
 

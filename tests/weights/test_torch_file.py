@@ -1,4 +1,4 @@
-"""Torch's files without torch: what torch.save writes is read, and no pickle ever runs."""
+"""Torch files without torch: files of torch.save are read, and no pickle is ever run."""
 
 import os
 import pickle
@@ -84,9 +84,9 @@ class Boom:
         (lambda path: {"w": torch.ones(2, dtype=torch.int64)}, "LongStorage"),
         (lambda path: {"w": torch.ones(2, 3).T}, "not contiguous"),
         (lambda path: {"w": torch.ones(1).expand(2**40)}, "not contiguous"),
-        (lambda path: {"w": 3}, "'w' is no tensor"),
-        (lambda path: {"model": {"w": torch.ones(2)}}, "'model' is no tensor"),
-        (lambda path: {3: torch.ones(2)}, "keys are no strings"),
+        (lambda path: {"w": 3}, "'w' is not a tensor"),
+        (lambda path: {"model": {"w": torch.ones(2)}}, "'model' is not a tensor"),
+        (lambda path: {3: torch.ones(2)}, "keys are not strings"),
         (lambda path: [torch.ones(2)], "APPEND|no dict of tensors"),
         (lambda path: torch.ones(2).to_sparse(), "sparse"),
     ],
@@ -130,7 +130,7 @@ HUGE = b"\x8a\x08" + struct.pack("<q", 2**62)
         (b"\x80\x02t.", "damaged"),
         (b"cos\nsystem\n.", "'os system', which is never loaded"),
         (b"cbuiltins\neval\n(X\x01\x00\x00\x001tR.", "never loaded"),
-        (b"ctorch\nFloatStorage\n(tR.", "no function"),
+        (b"ctorch\nFloatStorage\n(tR.", "not a function"),
         (b"\x80\x02]q\x00h\x00a.", "APPEND"),
         (b"(lp0\n.", "LIST"),
         (b"cos\nsystem\n\x81.", "never loaded"),
@@ -141,14 +141,14 @@ HUGE = b"\x8a\x08" + struct.pack("<q", 2**62)
         (b"(" * 10_000 + b"t" * 10_000 + b".", "no dict"),
         (b")" + b"\x85" * 100_000 + b".", "no dict"),
         (b")" + b"2\x86" * 60 + b".", "DUP"),
-        (b")q\x00" + b"h\x00h\x00\x86q\x00" * 200 + b"}h\x00K\x01s.", "damaged|no strings"),
+        (b")q\x00" + b"h\x00h\x00\x86q\x00" * 200 + b"}h\x00K\x01s.", "damaged|not strings"),
         (tensor_pickle(HUGE + b"\x85", b"K\x01\x85"), "has the shape"),
         (tensor_pickle(b"J\xff\xff\xff\x7f\x85", b"K\x01\x85"), "missing or too short"),
         (tensor_pickle(b"J\xff\xff\xff\xff\x85", b"K\x01\x85"), "has the shape"),
         (tensor_pickle(b"K\x02K\x02\x86", b"K\x02\x85"), "not contiguous"),
         (tensor_pickle(b"K\x02\x85", b"K\x00\x85"), "not contiguous"),
         (tensor_pickle(b"K\x02\x85", b"K\x01\x85", HUGE), "missing or too short"),
-        (tensor_pickle(b"K\x02\x85", b"K\x01\x85", b"J\xff\xff\xff\xff"), "no storage"),
+        (tensor_pickle(b"K\x02\x85", b"K\x01\x85", b"J\xff\xff\xff\xff"), "not a storage"),
         (tensor_pickle(b"(" + b"K\x01" * 99 + b"t", b"(" + b"K\x01" * 99 + b"t"), "has the shape"),
     ],
 )
