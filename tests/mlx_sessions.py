@@ -1,4 +1,4 @@
-"""A program of the MLX executor with its cache manager, for tests that look at one program over many steps."""
+"""Session: an MLX program with its cache manager, for tests of one program over many steps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +28,8 @@ CONFIG = MistralConfig(
 
 
 class Session:
+    """A program of random weights, and the manager of its cache."""
+
     def __init__(
         self,
         config: MistralConfig = CONFIG,
@@ -48,22 +50,23 @@ class Session:
         self.program = program
 
     def feed(self, lane: int, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits behind each token, of a step for each chunk."""
+        """Run a step for each chunk; returns the logits of every token."""
         size = self.spec.max_chunk
         chunks = [tokens[begin : begin + size] for begin in range(0, len(tokens), size)]
         plans = (self.manager.plan([Chunk(lane, chunk, range(len(chunk)))]) for chunk in chunks)
         return np.concatenate([self.program.step(plan)["logits"] for plan in plans])
 
     def begin(self, tokens: Sequence[int]) -> tuple[int, NDArray[np.float32]]:
-        """A lane with these tokens."""
+        """Open a lane and feed it; returns the lane and the logits."""
         lane = self.manager.open()
         return lane, self.feed(lane, tokens)
 
     def decode(self, lane: int, count: int) -> None:
-        """Steps of one token each."""
+        """Run steps of one token each."""
         for token in text(count, seed=1):
             self.feed(lane, [token])
 
 
 def text(length: int, seed: int = 0) -> list[int]:
+    """Random token ids."""
     return [int(token) for token in np.random.default_rng(seed).integers(0, CONFIG.vocab_size, length)]

@@ -1,4 +1,4 @@
-"""The Flax classes against transformers' torch models: outputs, caches and gradients, in float32, within 1e-4."""
+"""The Flax classes against transformers' torch models: outputs, caches and gradients in float32, within 1e-4."""
 
 import re
 import subprocess
@@ -22,7 +22,7 @@ from mistral_portable import transformers as ours
 CAUSAL, BASE = "MistralForCausalLM", "MistralModel"
 SEEDS = st.integers(0, 2**31)
 
-# XLA compiles each config and each shape, in most of a second: examples draw among few of them, and differ in values.
+# XLA compiles each config and each shape, which takes most of a second; so examples share them and differ in values.
 CONFIGS = (
     VALUES,
     VALUES
@@ -37,7 +37,7 @@ ROWS, LENGTH = 3, 12
 
 @cache
 def flax_model(name: str, index: int) -> Any:
-    """A model of CONFIGS[index] without params, whose compiled functions its users share."""
+    """A model of CONFIGS[index] without params; tests share it, and so its compiled functions."""
     return getattr(ours, f"Flax{name}")(ours.MistralConfig(**CONFIGS[index]), _do_init=False)
 
 
@@ -126,7 +126,7 @@ def test_a_padded_batch(name: str, index: int, data: st.DataObject, side: str, s
 @settings(max_examples=4)
 @given(seed=SEEDS, cuts=st.permutations([1, 3, 8]))
 def test_with_a_cache(index: int, seed: int, cuts: list[int]) -> None:
-    """Ids in several calls, padded anywhere, with a mask as long as the cache, give what they give at once."""
+    """Several calls, with padding anywhere and a mask as long as the cache, give the outputs of one call."""
     model, _ = flax_pair(CAUSAL, index, seed)
     random = np.random.default_rng(seed)
     ids = random.integers(0, CONFIGS[index]["vocab_size"], (ROWS, LENGTH))
@@ -147,7 +147,7 @@ def test_with_a_cache(index: int, seed: int, cuts: list[int]) -> None:
 
 @pytest.mark.parametrize("index", range(len(CONFIGS)))
 def test_gradients(index: int) -> None:
-    """Of a loss over padded batches, with respect to every weight, beside torch's autograd."""
+    """Gradients of a loss over padded batches with respect to every weight equal those of torch's autograd."""
 
     @jax.jit
     def loss_and_gradients(params: Any, ids: Any, mask: Any, places: Any) -> Any:
@@ -179,7 +179,7 @@ def test_gradients(index: int) -> None:
 
 
 def test_jit_and_vmap() -> None:
-    """A training step's shape: everything is traced, outputs too; and a model for each of several params."""
+    """Calls work where ids, params, cache and outputs are traced, and for a batch of params."""
     model, _ = flax_pair(CAUSAL, 0, 0)
     ids = np.arange(12).reshape(2, 6)
     mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
@@ -206,7 +206,7 @@ def test_jit_and_vmap() -> None:
 
 
 def test_a_window_is_exactly_as_wide_as_it_says() -> None:
-    """The original's saw one key more."""
+    """transformers' own Flax model saw one key more."""
     values = {**VALUES, "num_hidden_layers": 1}
     for window in range(1, 9):
         model = ours.FlaxMistralModel(ours.MistralConfig(**{**values, "sliding_window": window}), seed=1)
@@ -217,7 +217,7 @@ def test_a_window_is_exactly_as_wide_as_it_says() -> None:
 
 @pytest.mark.parametrize(("dtype", "digits"), [(jnp.bfloat16, 5e-2), (jnp.float16, 5e-3), ("float32", 0.0)])
 def test_types(dtype: Any, digits: float) -> None:
-    """Of the computation, and of params; outputs are float32."""
+    """dtype is the type of the computation; params have their own, and outputs are float32."""
     config = ours.MistralConfig(**VALUES)
     model, wide = ours.FlaxMistralModel(config, seed=3, dtype=dtype), ours.FlaxMistralModel(config, seed=3)
     ids = np.arange(10)[None]
@@ -258,7 +258,7 @@ def test_params_are_made_of_seeds_and_kept(tmp_path: Path) -> None:
 
 
 def test_experts_and_their_files(tmp_path: Path) -> None:
-    """A mixture's matrices are one weight of the tree, and parts in the file."""
+    """The experts' matrices are one weight of the tree, and separate tensors in the file."""
     config = ours.MistralConfig(**VALUES, num_local_experts=4, num_experts_per_tok=2, model_type="mixtral")
     model = ours.FlaxMistralForCausalLM(config, seed=1)
     ids = np.arange(9)[None]

@@ -44,7 +44,7 @@ def test_flax_mistral_for_causal_lm() -> None:
 
 
 def test_return_tensors_jax() -> None:
-    """int32, as JAX's integers are; arrays stay arrays where a batch is padded, and are as good as lists elsewhere."""
+    """Arrays are int32, as JAX's integers are; padding keeps them arrays, and other methods take them like lists."""
     tokenizer = AutoTokenizer.from_pretrained("tiny")
     inputs = tokenizer(["Hello", "Once upon a time"], padding=True, return_tensors="jax")
     assert inputs.input_ids.dtype == inputs.attention_mask.dtype == jnp.int32

@@ -1,4 +1,4 @@
-"""Fixtures that tests of the JAX executor share."""
+"""Fixtures for tests of the JAX executor."""
 
 from collections.abc import Iterator
 
@@ -8,9 +8,9 @@ from hypothesis import settings
 
 @pytest.fixture
 def few_examples() -> Iterator[None]:
-    """A twenty-fifth of the examples: every one has steps of several shapes, and each is compiled, in half a second.
+    """Run a twenty-fifth of the examples: each has steps of several shapes, and XLA compiles every shape.
 
-    Always the same ones, as for torch: with so few, chance would decide what is checked.
+    The examples are always the same: with so few, chance would decide which features are checked.
     """
     before = settings.default
     assert before is not None

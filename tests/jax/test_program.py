@@ -1,4 +1,4 @@
-"""JAXProgram beyond the ladder: other float types, what it compiles, lanes, refusals, Ctrl-C, as it is installed."""
+"""JAXProgram beyond the ladder: float types, compilations, lanes, refusals, Ctrl-C, forks, an installed package."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def prepared(dtype: str = "float32", **sizes: int) -> tuple[Any, CacheManager]:
 @settings(max_examples=2, derandomize=True, database=None, phases=[Phase.generate])
 @given(data=st.data())
 def test_other_types_on_rungs_of_the_ladder(rung: str, dtype: str, data: st.DataObject) -> None:
-    """The code is the same: float32 and bfloat16 climb all of it."""
+    """Three rungs are enough: the code is the same, and float32 and bfloat16 climb the whole ladder."""
     case: Case = data.draw(RUNGS[rung])
     result = check(case, BACKEND, ExecutorOptions(dtype=dtype))
     assert result.status == "pass", result
@@ -66,7 +66,7 @@ def test_float64_is_this_programs_alone() -> None:
 
 
 def test_steps_of_about_the_same_size_are_compiled_once() -> None:
-    """Prompts of 2 to 16 tokens are alike, and so is every decoded token, across the window."""
+    """Prompts of 2 to 16 tokens share a compiled step, and so do all decoded tokens, across the window."""
     program, manager = prepared()
     for length in (2, 9, 16):
         lane = manager.open()
@@ -94,8 +94,8 @@ def test_memory_is_constant_once_lanes_are_there() -> None:
 
 
 def test_lanes_that_grow_keep_what_they_hold() -> None:
-    """In number, and in slots from 64 to 256, beside a program whose lanes are that long from the beginning."""
-    sizes: dict[str, Any] = {"max_context": 256, "max_chunk": 64, "max_lanes": 4}
+    """Lanes grow in number, and in slots from 64 to 256; the other program has 256 slots from the beginning."""
+    sizes: Any = {"max_context": 256, "max_chunk": 64, "max_lanes": 4}
 
     def run(block: int) -> tuple[list[Any], list[int]]:
         program, manager = prepared(**sizes)[0], CacheManager(CacheSpec.from_config(CONFIG, **sizes), block=block)
@@ -116,7 +116,7 @@ def test_lanes_that_grow_keep_what_they_hold() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_lane_goes_on_in_another_program(dtype: str, tmp_path: Any) -> None:
-    """Through a file, into a program with other lanes."""
+    """The lane is saved to a file and loaded into a program with a different number of lanes."""
     program, manager = prepared(dtype)
     lane = manager.open()
     program.step(manager.plan([Chunk(lane, list(range(20)), [])]))
@@ -147,7 +147,7 @@ def test_lanes_that_do_not_fit_are_refused_and_change_nothing() -> None:
 
 
 def test_a_cache_for_which_there_is_no_memory_is_refused() -> None:
-    """Keys of 2^48 bytes: more than a process has addresses."""
+    """The keys take 2^48 bytes, more than a process can address."""
     config = replace(CONFIG, head_dim=2**16, num_attention_heads=1, sliding_window=None, num_hidden_layers=1)
     graph = verify(build(config))
     spec = CacheSpec.from_config(config, max_context=2**30, max_chunk=32)
@@ -158,7 +158,7 @@ def test_a_cache_for_which_there_is_no_memory_is_refused() -> None:
 
 
 def test_what_an_earlier_text_left_in_a_lane_means_nothing() -> None:
-    """Not even if it was not finite."""
+    """Even NaN in slots of an earlier text changes nothing."""
     program, manager = prepared()
     clean, its = prepared()
     lane, other = manager.open(), its.open()
@@ -170,7 +170,7 @@ def test_what_an_earlier_text_left_in_a_lane_means_nothing() -> None:
 
 
 def test_after_ctrl_c_a_program_goes_on() -> None:
-    """Wherever it comes: a step consumes the cache, and what it makes of it is kept."""
+    """Ctrl-C at any moment of a step keeps the cache: the step takes it and always gives it back."""
     program, manager = prepared()
     lane = manager.open()
     program.step(manager.plan([Chunk(lane, [1, 2, 3], [])]))
@@ -213,7 +213,7 @@ def test_after_close_it_says_so() -> None:
 
 
 def test_a_forked_child_is_told_so() -> None:
-    """It has neither the program's thread nor XLA's: a step would wait for them for ever. Its parent goes on."""
+    """The child has neither the program's thread nor XLA's, and a step would hang; the parent goes on."""
     script = """
 import os, warnings
 import numpy as np
@@ -276,7 +276,7 @@ def test_a_pure_function_in_float64_is_refused() -> None:
 
 
 def test_as_it_is_installed() -> None:
-    """With XLA's own settings; `backends` does not import JAX to say that it is there."""
+    """A run with XLA's default settings gives the reference's text; listing backends does not import JAX."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-m", "mistral_portable", "run", "Once upon a time", "--temperature", "0"]
     texts = [

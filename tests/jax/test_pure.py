@@ -1,4 +1,4 @@
-"""The pure function beside the program of the same graph: drawn configs, all that is special about families too."""
+"""The pure function beside the program of the same graph, for drawn configs of all families."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from mistral_portable.testing.strategies import configs
 @settings(max_examples=3)
 @given(config=configs(max_layers=2), seed=st.integers(0, 2**31))
 def test_rows_with_padding_anywhere_are_sequences(config: MistralConfig, seed: int) -> None:
-    """In two calls; float32 of two orders of summation, within 1e-4."""
+    """Two calls of 6 columns; equal within 1e-4, as the orders of summation in float32 differ."""
     graph = verify(expose_attention_weights(build(config)))
     tensors = random_weights(graph, seed)
     random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Fixtures that tests of the MLX executor share."""
+"""Fixtures for tests of the MLX executor."""
 
 import os
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from hypothesis import settings
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_here(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """On a CPU, MLX compiles into the temporary folder, where two processes of pytest-xdist would meet."""
+    """Give each process of pytest-xdist a temporary folder: on a CPU, MLX writes compiled code into it."""
     os.environ["TMPDIR"] = str(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
 def uncompiled() -> Iterator[None]:
-    """Let `mx.compile` return the function: on a CPU it calls a C++ compiler, a second for each new constant.
+    """Make `mx.compile` return its argument: on a CPU it runs a C++ compiler, a second for each new constant.
 
     Compiled or not, a step is built by the same code. `test_compiled.py` has the compiled ones.
     """
@@ -28,7 +28,7 @@ def uncompiled() -> Iterator[None]:
 
 @pytest.fixture
 def few_examples() -> Iterator[None]:
-    """A seventh of the examples: there are several precisions, and every example has its oracle."""
+    """Run a seventh of the examples: there are several precisions, and each example runs its oracle."""
     before = settings.default
     assert before is not None
     settings.register_profile("few", before, max_examples=max(1, before.max_examples // 7))

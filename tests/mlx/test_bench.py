@@ -1,4 +1,4 @@
-"""Measurements of MLX's memory, and the peer mlx-lm in `tools/bench.py`."""
+"""MLX's memory in `bench`, and the peer mlx-lm in `tools/bench.py`."""
 
 from importlib.resources import files
 

@@ -1,4 +1,4 @@
-"""Decoding steps are compiled, once for a shape, whatever the tokens, positions and lengths; right, and in place."""
+"""Compiled decoding steps: right, compiled once for each shape, and writing in place."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -75,7 +75,7 @@ def test_sequences_that_decode_together_share_a_step() -> None:
 
 
 def test_replaced_rows_are_part_of_a_compiled_step() -> None:
-    """Rows of the table in place of the embeddings of other tokens give those rows' logits."""
+    """Replacing a token's embedding by another token's gives the logits of the other token."""
     graph = select_rows(accept_embeddings(build(CONFIG)), "logits")
     session, plain = Session(graph=graph), Session()
     table = random_weights(build(CONFIG), 0)["model.embed_tokens.weight"].numpy()
@@ -120,7 +120,7 @@ def test_memory_is_constant_once_the_window_is_full(kv_cache: str | None) -> Non
 @pytest.mark.parametrize("kv_cache", [None, "q8_0"])
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_a_ring_is_written_in_place(kv_cache: str | None, chunk: int) -> None:
-    """A step takes less memory, for all that it computes, than a copy of one layer's keys would."""
+    """The scratch of a step is smaller than a copy of one layer's keys."""
     config = replace(
         CONFIG.with_window(1000), head_dim=256, num_key_value_heads=4
     )  # keys that outweigh scores and activations
@@ -153,7 +153,7 @@ def test_steps_that_choose_for_themselves_are_built_once_and_write_in_place() ->
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf])
 def test_logits_that_the_sampler_refuses_are_no_token(weight: float) -> None:
-    """A NaN anywhere, or an infinity on top; a logit of -inf is only never the highest."""
+    """NaN anywhere, or an infinite highest logit, is refused; a logit of -inf is legal, and never the highest."""
     graph, weights = select_rows(build(CONFIG), "logits"), dict(random_weights(build(CONFIG), 0))
     head = weights["lm_head.weight"].numpy()
     head[7] = 0

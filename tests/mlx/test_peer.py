@@ -1,4 +1,4 @@
-"""mlx-lm on the same folder: the same logits in float32, as long as its full attention sees what the window shows."""
+"""mlx-lm on the same folder: the same logits in float32, while its full attention sees no more than the window."""
 
 from pathlib import Path
 

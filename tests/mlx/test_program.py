@@ -1,4 +1,4 @@
-"""The MLX executor's programs, through the protocol: memory, lanes, threads, options, and what a story says."""
+"""The MLX executor's programs, through the protocol: memory, lanes, threads, options, forks."""
 
 import subprocess
 import sys
@@ -100,7 +100,7 @@ def test_a_fork_shares_memory_until_it_is_written_to(kv_cache: str | None) -> No
 
 
 def test_a_fork_for_whose_copy_there_is_no_memory_is_refused() -> None:
-    """It is the first write that copies."""
+    """The first write after a fork makes the copy."""
     session = Session(WIDE, max_context=9000, max_chunk=500, memory=mx.get_active_memory() + 2_000_000)
     lane, _ = session.begin(text(2400))
     fork = session.manager.fork(lane)
@@ -218,7 +218,7 @@ def test_a_closed_program_says_so() -> None:
 
 
 def test_a_forked_child_is_told_so() -> None:
-    """It has none of MLX's threads: a step would wait for them for ever. Its parent goes on."""
+    """The child has none of MLX's threads, and a step would hang; the parent goes on."""
     script = """
 import os
 import mistral_portable as mp
@@ -246,7 +246,7 @@ assert model.generate("Once", max_tokens=3, temperature=0).tokens == before
 
 @pytest.mark.parametrize("end", ["", "model.close()", "import os; os.kill(os.getpid(), 2)"])
 def test_a_process_ends_as_it_should(end: str) -> None:
-    """MLX has threads of its own, which must not be in the way when the interpreter ends."""
+    """MLX's own threads do not block the end of the interpreter."""
     script = f"""
 import signal, threading
 import mistral_portable as mp
@@ -330,7 +330,7 @@ def test_widened_types_are_noticed() -> None:
 
 
 def test_it_is_said_if_weights_cannot_stay_resident(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before macOS 15."""
+    """macOS before 15 has no wired limit."""
 
     def refuse(limit: int) -> int:
         raise RuntimeError("setting the wired limit needs macOS 15")

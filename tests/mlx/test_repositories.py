@@ -34,7 +34,7 @@ def write_repository(
     config: MistralConfig = CONFIG,
     changes: dict[str, Any] | None = None,
 ) -> dict[str, mx.array]:
-    """The folder with all matrices quantized; returns what its weights are, in float32."""
+    """Write a repository whose matrices are all quantized; returns its weights in float32."""
     stored: dict[str, mx.array] = {}
     values: dict[str, mx.array] = {}
     for name, array in random_tensors(config, np.random.default_rng(0)).items():
@@ -56,7 +56,7 @@ def write_repository(
 
 
 def stored(folder: Path) -> dict[str, mx.array]:
-    """The tensors of the file, read: it may be written anew."""
+    """Read the tensors of the file into memory, so that the file may be overwritten."""
     tensors = mx.load(str(folder / "model.safetensors"))
     assert isinstance(tensors, dict)
     mx.eval(tensors)
