@@ -75,14 +75,17 @@ class Lowering:
         return made, tuple(name for name in node.inputs if name not in bound)
 
     def embedding(self, node: Node) -> Kernel:
+        """Rows of the table, by token id."""
         table = self._matrices[node.inputs[1]]
         return lambda step: table.rows(step.inputs["tokens"])
 
     def rms_norm(self, node: Node) -> Kernel:
+        """RMS norm, by `mx.fast.rms_norm`."""
         weight, eps = self._vectors[node.inputs[1]], node.number("eps")
         return lambda step, x: mx.fast.rms_norm(x, weight, eps)
 
     def linear(self, node: Node) -> Kernel:
+        """A product with the weight, plus the bias if there is one."""
         weight = self._matrices[node.inputs[1]]
         if len(node.inputs) == 2:
             return lambda step, x: weight.multiply(x)
@@ -90,6 +93,7 @@ class Lowering:
         return lambda step, x: weight.multiply(x) + bias
 
     def rope(self, node: Node) -> Kernel:
+        """Pairs of each head times cosines and signed sines."""
         name, half = self._rotations.index(node.rotation), node.rotation.head_dim // 2
 
         def turn(step: Step, x: mx.array) -> mx.array:
@@ -100,6 +104,7 @@ class Lowering:
         return turn
 
     def attention(self, node: Node) -> Kernel:
+        """Write keys and values to the lanes, then attend, sequence by sequence."""
         head_dim, scale, layer = node.integer("head_dim"), node.number("scale"), node.integer("layer")
         group = self._spec.group_of(layer)
 
@@ -116,6 +121,7 @@ class Lowering:
         return attend
 
     def attention_weights(self, node: Node) -> Kernel:
+        """Write keys to the lanes; the softmax of each sequence, [T, heads, slots] in the order of slots."""
         head_dim, scale, layer = node.integer("head_dim"), node.number("scale"), node.integer("layer")
         group = self._spec.group_of(layer)
 
@@ -131,9 +137,11 @@ class Lowering:
         return weights
 
     def silu_mul(self, node: Node) -> Kernel:
+        """silu(gate) * up."""
         return lambda step, gate, up: self._silu_mul(gate, up)
 
     def moe(self, node: Node) -> Kernel:
+        """The chosen experts of each token, weighted by the softmax of their scores."""
         gate, up, down = (self._matrices[name] for name in node.inputs[2:])
         top_k = node.integer("top_k")
 
@@ -148,13 +156,17 @@ class Lowering:
         return mix
 
     def add(self, node: Node) -> Kernel:
+        """a + b."""
         return lambda step, a, b: a + b
 
     def take_columns(self, node: Node) -> Kernel:
+        """A range of columns."""
         columns = slice(node.integer("start"), node.integer("stop"))
         return lambda step, x: x[:, columns]
 
     def replace_rows(self, node: Node) -> Kernel:
+        """x with given rows at some places; x itself where there are none."""
+
         def replace(step: Step, x: mx.array, given: mx.array, places: mx.array) -> mx.array:
             if not len(places):
                 return x
@@ -165,6 +177,7 @@ class Lowering:
         return replace
 
     def take_rows(self, node: Node) -> Kernel:
+        """The requested rows."""
         return lambda step, x: x[step.inputs["logit_rows"]]
 
     def _write(self, step: Step, layer: int, kind: str, x: mx.array) -> None:

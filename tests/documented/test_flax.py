@@ -206,7 +206,7 @@ def test_jit_and_vmap() -> None:
 
 
 def test_a_window_is_exactly_as_wide_as_it_says() -> None:
-    """transformers' own Flax model saw one key more."""
+    """The original Flax model saw one key more."""
     values = {**VALUES, "num_hidden_layers": 1}
     for window in range(1, 9):
         model = ours.FlaxMistralModel(ours.MistralConfig(**{**values, "sliding_window": window}), seed=1)

@@ -213,8 +213,15 @@ def test_a_closed_program_says_so() -> None:
     session.program.close()
     session.program.close()
     assert session.program.cache_bytes == 0
-    with pytest.raises(ClosedError, match="closed: prepare it again"):
-        session.program.step(plan)
+    for call in (
+        lambda: session.program.step(plan),
+        lambda: session.program.begin_greedy(plan),
+        lambda: session.program.save_lane(0),
+        lambda: session.program.load_lane(0, {}),
+        lambda: session.program.copy_lane(0, 1),
+    ):
+        with pytest.raises(ClosedError, match="closed: prepare it again"):
+            call()
 
 
 def test_a_forked_child_is_told_so() -> None:
