@@ -5,28 +5,31 @@ from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mistral_portable.boundary import Availability, ExecutorOptions, Precision, Program, Quantizer, require_supported
+from mistral_portable.boundary import Availability, Capabilities, ExecutorOptions, Precision, Program, Quantizer
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.graph import OPS, Graph
+from mistral_portable.graph import Graph
 from mistral_portable.weights import Tensor
 
 __all__ = ["BACKEND", "NumbaBackend"]
 
-_DTYPES = ("int8", "float32")
-_KV_CACHES = ("float16", "q8_0", "float32")
-
 
 class NumbaBackend:
-    """CPUs: kernels written in Python, compiled for the instruction set at hand.
+    """CPU executor: kernels written in Python and compiled for the machine's instruction set.
 
-    dtype "int8" (the default): linears over ggml blocks multiply integers; "float32": they are unpacked to float32.
+    dtype "int8" (the default): linears whose weights are ggml blocks multiply 8-bit integers. "float32": such weights
+    are unpacked to float32.
     """
 
     name = "numba"
+    capabilities = Capabilities(
+        dtypes={"int8": ("float16", "q8_0", "float32"), "float32": ("float32", "float16", "q8_0")},
+        options=frozenset({"threads"}),
+    )
 
     def __init__(self, isa: str | None = None, folder: Path | None = None) -> None:
-        """isa: one of `compiler.isa.ISAS` instead of the machine's own. folder: where compiled kernels are kept."""
+        """isa: a key of `compiler.isa.ISAS`; None: the machine's own. folder: the cache of compiled kernels; None:
+        `compiler.objects.default_folder()`."""
         self._isa, self._folder = isa, folder
 
     def probe(self) -> Availability:
@@ -43,10 +46,8 @@ class NumbaBackend:
         cores = f"{threads} thread{'' if threads == 1 else 's'}"
         return Availability(10, f"CPU, {isa.title}, {cores}, Numba {compiler}: int4 GGUF, int8 or float32 arithmetic")
 
-    def supports(self, op: str, dtype: str) -> str | None:
-        if dtype not in _DTYPES:
-            return f"dtype {dtype!r}: this backend computes in {' or '.join(_DTYPES)}; choose one, or another backend"
-        return None if op in OPS else f"unknown op {op!r}"
+    def default_dtype(self, weights: Mapping[str, Tensor], options: ExecutorOptions) -> str:
+        return "int8"
 
     def prepare(
         self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
@@ -55,13 +56,7 @@ class NumbaBackend:
         from mistral_portable_numba.compiler.objects import default_folder
         from mistral_portable_numba.program import NumbaProgram
 
-        options.refuse("numba", "device", "attention", "quantize", "tensor_parallel")
-        dtype = options.dtype or "int8"
-        require_supported(self, graph, dtype)
-        kv_cache = options.kv_cache or ("float16" if dtype == "int8" else "float32")
-        if kv_cache not in _KV_CACHES:
-            raise BackendError(f"backend 'numba' has no kv_cache {kv_cache!r}: choose one of {', '.join(_KV_CACHES)}")
-        precision = Precision("float32", "int8" if dtype == "int8" else None, kv_cache)
+        precision = Precision("float32", "int8" if options.dtype == "int8" else None, options.kv_cache)
         return NumbaProgram(
             graph,
             weights,
@@ -88,6 +83,7 @@ class NumbaBackend:
 
 
 def _threads(options: ExecutorOptions) -> int:
+    """The number of threads requested, or the default. Raises BackendError if it is more than 8 per CPU."""
     from mistral_portable_numba.threads import default_threads
 
     threads, most = options.threads or default_threads(), 8 * (os.cpu_count() or 1)

@@ -27,9 +27,14 @@ class StepValues:
         self._sources: list[tuple[int, Callable[[StepPlan], NDArray[np.generic]]]] = []
         self._arrays: dict[int, NDArray[np.generic]] = {}
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the cells and of the arrays that they point to."""
+        return self._cells.nbytes + sum(array.nbytes for array in self._arrays.values())
+
     def count(self, rows: str) -> int:
         """The address of the cell that counts the tokens ("T") or the asked rows ("R")."""
-        name = "tokens" if rows == "T" else "rows"
+        name = "tokens" if rows == "T" else "logit_rows"
         return self._cell(("count", rows), count=lambda plan: len(getattr(plan, name)))
 
     def rows(self) -> int:
@@ -43,7 +48,7 @@ class StepValues:
     def slots(self, layer: int) -> int:
         """Of the cell for the slots that a layer's keys and values go to, int32 [T]."""
         group = self._spec.group_of(layer)
-        return self._cell(("slots", group), array=lambda plan: plan.groups[group].slots)
+        return self._cell(("slots", group), array=lambda plan: plan.groups[group].slot_mapping)
 
     def angles(self, rotation: Rotation) -> int:
         """Of the cell for cosines and sines, float32 [T, 2, head_dim / 2]."""
@@ -63,6 +68,10 @@ class StepValues:
             self._cells[index] = count(plan)
         for index, source in self._sources:
             self._put(index, source(plan))
+
+    def shrink(self) -> None:
+        """Drop the arrays, so that the next `update` allocates them for its own plan."""
+        self._arrays.clear()
 
     def _cell(
         self,

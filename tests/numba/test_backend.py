@@ -44,10 +44,13 @@ def test_it_is_the_one_that_is_chosen() -> None:
     assert rows["numba"]["reason"] == BACKEND.probe().reason
 
 
-def test_supports() -> None:
-    assert all(BACKEND.supports(op, dtype) is None for op in OPS for dtype in ("int8", "float32"))
-    assert "float16" in (BACKEND.supports("linear", "float16") or "")
-    assert "convolve" in (BACKEND.supports("convolve", "int8") or "")
+def test_capabilities() -> None:
+    assert BACKEND.capabilities.ops == OPS.keys()
+    assert BACKEND.default_dtype({}, ExecutorOptions()) == "int8"
+    assert {dtype: kinds[0] for dtype, kinds in BACKEND.capabilities.dtypes.items()} == {
+        "int8": "float16",
+        "float32": "float32",
+    }
 
 
 MISSING = """
@@ -84,7 +87,7 @@ def test_without_its_packages_it_says_what_to_do(package: str) -> None:
 def test_importing_it_imports_no_framework() -> None:
     code = (
         "import sys, mistral_portable_numba\n"
-        "mistral_portable_numba.BACKEND.supports('linear', 'int8')\n"
+        "mistral_portable_numba.BACKEND.capabilities\n"
         "print([name for name in ('numba', 'llvmlite', 'gguf') if name in sys.modules])"
     )
     assert python(code) == "[]"
