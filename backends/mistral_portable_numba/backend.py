@@ -15,9 +15,10 @@ __all__ = ["BACKEND", "NumbaBackend"]
 
 
 class NumbaBackend:
-    """CPUs: kernels written in Python, compiled for the instruction set at hand.
+    """CPU executor: kernels written in Python and compiled for the machine's instruction set.
 
-    dtype "int8" (the default): linears over ggml blocks multiply integers; "float32": they are unpacked to float32.
+    dtype "int8" (the default): linears whose weights are ggml blocks multiply 8-bit integers. "float32": such weights
+    are unpacked to float32.
     """
 
     name = "numba"
@@ -27,7 +28,8 @@ class NumbaBackend:
     )
 
     def __init__(self, isa: str | None = None, folder: Path | None = None) -> None:
-        """isa: one of `compiler.isa.ISAS` instead of the machine's own. folder: where compiled kernels are kept."""
+        """isa: a key of `compiler.isa.ISAS`; None: the machine's own. folder: the cache of compiled kernels; None:
+        `compiler.objects.default_folder()`."""
         self._isa, self._folder = isa, folder
 
     def probe(self) -> Availability:
@@ -81,6 +83,7 @@ class NumbaBackend:
 
 
 def _threads(options: ExecutorOptions) -> int:
+    """The number of threads requested, or the default. Raises BackendError if it is more than 8 per CPU."""
     from mistral_portable_numba.threads import default_threads
 
     threads, most = options.threads or default_threads(), 8 * (os.cpu_count() or 1)

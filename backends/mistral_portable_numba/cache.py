@@ -1,14 +1,13 @@
 """The arrays of cached keys and values: their growth, copies, and the table that tells kernels where they are."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import LaneState
+from mistral_portable.boundary.shared import check_lane_state
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.errors import CacheError
 from mistral_portable_numba.layouts import KV_DTYPES, SLOT_BLOCK, head_width, round_up
 
 __all__ = ["KVCache"]
@@ -59,35 +58,48 @@ class KVCache:
         return values
 
     def save(self, lane: int) -> LaneState:
-        """Copies of a lane's arrays: numbers and, of q8_0, scales, [heads, N] in order of slots."""
+        """Copies of a lane's arrays, by "keys.LAYER" and "values.LAYER", [heads, blocks, numbers of SLOT_BLOCK slots].
+
+        q8_0 has scales beside them, "keys.LAYER.scales" and "values.LAYER.scales", of shapes made in the same way.
+        """
         state: dict[str, NDArray[Any]] = {}
         for layer in self._layers:
             for kind in ("keys", "values"):
                 if (array := self._arrays.get((layer, lane, kind))) is not None:
+                    blocks = len(array), int(self.tables[layer][lane, 2]) // SLOT_BLOCK, -1
                     numbers, scales = self._parts(array, kind)
-                    state[f"{kind}.{layer}"] = numbers.copy()
+                    state[f"{kind}.{layer}"] = numbers.reshape(blocks).copy()
                     if scales is not None:
-                        state[f"{kind}.{layer}.scales"] = scales.copy()
+                        state[f"{kind}.{layer}.scales"] = scales.reshape(blocks).copy()
         return state
 
     def load(self, lane: int, state: LaneState) -> None:
         """Put saved arrays into a lane. Raises CacheError, and changes nothing, if they are not this model's."""
-        slots = {layer: self._fitting(state, layer) for layer in self._layers} if state else {}
-        if len(state) != len(slots) * (4 if self._dtype == "q8_0" else 2):
-            raise CacheError(f"the saved lane holds {', '.join(sorted(state))}: not the layers of this model")
+        heads, width = self._spec.num_key_value_heads, head_width(self._spec.head_dim)
+        rows = {
+            kind: ((heads, SLOT_BLOCK * numbers), KV_DTYPES[self._dtype].name)
+            for kind, numbers in (("keys", self._spec.head_dim), ("values", width))
+        }
+        suffixes = {}
+        if self._dtype == "q8_0":
+            suffixes = {f"{kind}.scales": "scales" for kind in rows}
+            rows |= dict.fromkeys(suffixes, ((heads, SLOT_BLOCK * width // 32), "float16"))
+        counts = check_lane_state(state, self._spec, rows, axis=1, suffixes=suffixes)
         for layer in self._layers:
+            group = self._spec.group_of(layer)
             for kind in ("keys", "values"):
                 self._arrays.pop((layer, lane, kind), None)
             self.tables[layer][lane] = 0
-            self._slots[self._spec.group_of(layer), lane] = 0
-            if not state:
+            self._slots[group, lane] = 0
+            if not counts[group]:
                 continue
-            self._resize(layer, lane, min(slots[layer], round_up(self._layers[layer], SLOT_BLOCK)))
+            slots = min(counts[group] * SLOT_BLOCK, round_up(self._layers[layer], SLOT_BLOCK))
+            self._resize(layer, lane, slots)
             for kind in ("keys", "values"):
                 parts = self._parts(self._arrays[layer, lane, kind], kind)
                 for target, name in zip(parts, (f"{kind}.{layer}", f"{kind}.{layer}.scales"), strict=True):
                     if target is not None:
-                        target[:] = state[name][:, : target.shape[1]]
+                        target[:] = np.asarray(state[name]).reshape(heads, -1)[:, : target.shape[1]]
 
     def clear(self) -> None:
         """Let go of all memory."""
@@ -95,27 +107,6 @@ class KVCache:
         self._slots = dict.fromkeys(self._slots, 0)
         for table in self.tables.values():
             table[:] = 0
-
-    def _fitting(self, state: Mapping[str, NDArray[Any]], layer: int) -> int:
-        """The slots of a saved layer."""
-        width, head_dim = head_width(self._spec.head_dim), self._spec.head_dim
-        slots = -1
-        for kind, numbers in (("keys", head_dim), ("values", width)):
-            for name, dtype, count in (
-                (f"{kind}.{layer}", KV_DTYPES[self._dtype], numbers),
-                (f"{kind}.{layer}.scales", np.dtype(np.float16), width // 32),
-            ):
-                if name.endswith("scales") and self._dtype != "q8_0":
-                    continue
-                array = state.get(name)
-                if array is None:
-                    raise CacheError(f"the saved lane holds {', '.join(sorted(state))}: not the layers of this model")
-                found = array.shape[1] // count if array.ndim == 2 else -1
-                wrong = array.dtype != dtype or array.shape != (self._spec.num_key_value_heads, found * count)
-                if wrong or found % SLOT_BLOCK or slots not in (-1, found):
-                    raise CacheError(f"the saved lane does not fit this model: {name} is {array.dtype} {array.shape}")
-                slots = found
-        return slots
 
     def _resize(self, layer: int, lane: int, slots: int) -> None:
         """Allocate `slots`, a multiple of SLOT_BLOCK, and take over what is there."""

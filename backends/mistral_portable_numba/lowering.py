@@ -1,6 +1,9 @@
-"""Graph -> tape: which kernels run, on what, in which order. Embeddings and attention weights are left to the host."""
+"""Lowering of a graph to a tape: the kernels to run, their arguments and their order.
 
-from collections.abc import Iterator, Mapping
+The host computes embeddings, `replace_rows` and attention weights in NumPy, before and after the tape.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +13,7 @@ from numpy.typing import NDArray
 from mistral_portable.boundary import Precision
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.graph import Graph, Node, infer_shapes
+from mistral_portable.graph import PLAN_INPUTS, Graph, Node, infer_shapes
 from mistral_portable.weights import Tensor
 from mistral_portable_numba.cache import KVCache
 from mistral_portable_numba.layouts import BLOCKS, activation_bytes, attention_scratch, linear_scratch, round_up
@@ -23,19 +26,28 @@ __all__ = ["Lowered", "lower_graph"]
 
 @dataclass
 class Lowered:
-    """instructions: in order. buffers: of values that the kernels make or the host gives them, by name.
+    """The result of `lower_graph`.
 
-    matrices: those of the linear layers, by parameter, still to be filled. embedded: embedding and replace_rows nodes,
-    which the host runs before the tape; attention_weights: nodes that it runs after it. memory: arrays that the tape
-    points to beside these.
+    instructions: in execution order. buffers: by value, for values that kernels write and values that the host writes
+    for them. matrices: weights of linears by parameter; those in ggml blocks are still to be filled.
+    host_nodes: nodes that the host computes before the tape runs, in order. host_written: the values, results of
+    host_nodes or inputs of the graph, that the host copies into their buffers for the kernels.
+    attention_weights: nodes that the host computes after the tape. memory: other arrays whose addresses are arguments.
     """
 
     instructions: list[Instruction] = field(default_factory=list)
     buffers: dict[str, Buffer] = field(default_factory=dict)
     matrices: dict[str, Matrix] = field(default_factory=dict)
-    embedded: list[Node] = field(default_factory=list)
+    host_nodes: list[Node] = field(default_factory=list)
+    host_written: list[str] = field(default_factory=list)
     attention_weights: list[Node] = field(default_factory=list)
     memory: list[NDArray[Any]] = field(default_factory=list)
+
+    def bytes_per_row(self, rows: str) -> int:
+        """The sum of the strides of all buffers whose rows are tokens ("T") or requested rows ("R")."""
+        used = (buffer for instruction in self.instructions for buffer in (*instruction.reads, *instruction.writes))
+        buffers = dict.fromkeys([*self.buffers.values(), *(each for each in used if isinstance(each, Buffer))])
+        return sum(buffer.stride for buffer in buffers if buffer.rows == rows)
 
 
 def lower_graph(
@@ -47,7 +59,11 @@ def lower_graph(
     cache: KVCache,
     threads: int,
 ) -> Lowered:
-    """Choose the kernels and their arguments."""
+    """Choose the kernels and their arguments.
+
+    values, cache: their cells and tables are arguments of the kernels, by address. threads: each gets its own scratch.
+    Raises BackendError for an input of the graph, or a use of `replace_rows`, that the kernels cannot serve.
+    """
     lowering = _Lowering(graph, weights, spec, precision, values, cache, threads)
     for node in graph.nodes:
         getattr(lowering, node.op)(node)
@@ -57,7 +73,7 @@ def lower_graph(
     for name, buffer in out.buffers.items():
         if name in kept:  # the host reads it after the tape
             buffer.last = len(out.instructions)
-        if name in (node.name for node in out.embedded):  # the host writes it before
+        if name in out.host_written:  # before the tape
             buffer.first = 0
     return out
 
@@ -79,6 +95,7 @@ class _Lowering:
         self._graph, self._weights, self._spec, self._precision = graph, weights, spec, precision
         self._values, self._cache = values, cache
         self._shapes = infer_shapes(graph)
+        self._host = {*graph.inputs}
         self._codes: dict[Buffer, tuple[Buffer, Buffer, Buffer]] = {}
         self._attended = {node.attributes["layer"] for node in graph.nodes if node.op == "attention"}
         for node in graph.nodes:
@@ -93,14 +110,10 @@ class _Lowering:
         self.out.memory.append(scratch)
 
     def embedding(self, node: Node) -> None:
-        self._new(node)
-        self.out.embedded.append(node)
+        self._on_host(node, node.inputs[:1])
 
     def replace_rows(self, node: Node) -> None:
-        if node.inputs[0] not in (made.name for made in self.out.embedded):
-            raise BackendError(f"backend 'numba' replaces rows of embeddings only, not of {node.inputs[0]!r}")
-        self._new(node)
-        self.out.embedded.append(node)
+        self._on_host(node, node.inputs)
 
     def rms_norm(self, node: Node) -> None:
         x, weight = node.inputs
@@ -130,8 +143,7 @@ class _Lowering:
         heads, kv_heads = node.integer("num_attention_heads"), node.integer("num_key_value_heads")
         out = self._new(node)
         arguments: list[Argument] = [*self._values.items(heads // kv_heads), heads, kv_heads, head_dim]
-        # The kernel's translation of `cache.window.visible`: it takes 0 for no window.
-        window = node.window or 0
+        window = node.window or 0  # the kernel's `cache.window.visible`: 0 stands for no window
         arguments += [window, self._ring(layer), bits(node.number("scale"))]
         arguments += [*self._at(q), Place(out), out.stride, self._table(layer), self._scratch, self._scratch_bytes]
         self._emit(
@@ -182,6 +194,10 @@ class _Lowering:
         self._take(node, 4 * node.integer("start"), 0)
 
     def take_rows(self, node: Node) -> None:
+        if node.inputs[1] != "logit_rows":
+            raise BackendError(
+                f"backend 'numba' takes the rows 'logit_rows' only, not {node.inputs[1]!r}: choose another backend"
+            )
         self._take(node, 0, self._values.rows())
 
     @property
@@ -236,7 +252,7 @@ class _Lowering:
         return buffer
 
     def _floats(self, rows: str, columns: int) -> Buffer:
-        """A buffer of float32 rows, padded to a multiple of 32 columns, since linears write whole groups."""
+        """Of float32, rows filled up to 32 columns, which linears write."""
         return Buffer(rows, 4 * round_up(columns, 32) + 64)
 
     def _experts(self, node: Node) -> Iterator[str]:
@@ -247,7 +263,27 @@ class _Lowering:
     def _emit(self, kernel: str, arguments: Any, reads: Any, writes: Any) -> None:
         self.out.instructions.append(Instruction(kernel, list(arguments), list(reads), list(writes)))
 
+    def _on_host(self, node: Node, inputs: Iterable[str]) -> None:
+        """Let the host compute a node before the tape runs. Raises BackendError if a kernel makes one of its inputs."""
+        if made := [value for value in inputs if value not in self._host]:
+            raise BackendError(
+                f"backend 'numba' runs {node.op!r} on embeddings and inputs of the step only, and {made[0]!r} is "
+                "computed from them: choose another backend"
+            )
+        self._host.add(node.name)
+        self.out.host_nodes.append(node)
+
     def _buffer(self, value: str) -> Buffer:
+        """The buffer of a value that a kernel reads. Raises BackendError for an input that is no rows of floats."""
+        if value not in self.out.buffers:
+            shape = self._shapes[value]
+            if value in PLAN_INPUTS or len(shape) != 2 or shape[0] not in ("T", "R"):
+                raise BackendError(
+                    f"backend 'numba' computes on rows of tokens, [T, columns], and the input {value!r} is "
+                    f"{list(shape)}: choose another backend"
+                )
+            self.out.buffers[value] = self._floats(str(shape[0]), self._columns(value))
+            self.out.host_written.append(value)
         return self.out.buffers[value]
 
     def _at(self, value: str) -> tuple[Place, int]:

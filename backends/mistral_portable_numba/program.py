@@ -1,34 +1,44 @@
-"""NumbaProgram: a lowered graph with its weights, cache, memory and team of threads."""
+"""NumbaProgram: a lowered graph with its weights, cache, buffers and threads."""
 
 import os
 import threading
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import ExecutorOptions, LaneState, Precision
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
-from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs, notice_unpacked
+from mistral_portable.boundary.shared import (
+    attention_weights_by_position,
+    check_inputs,
+    gigabytes,
+    notice_unpacked,
+)
 from mistral_portable.cache import CacheSpec, StepPlan, visible
-from mistral_portable.errors import ClosedError
+from mistral_portable.errors import CapacityError, ClosedError
 from mistral_portable.graph import Graph, Node, infer_shapes
 from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, Tensor
 from mistral_portable_numba.cache import KVCache
 from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.compiler.objects import LoadedKernels
+from mistral_portable_numba.layouts import TOKEN_GROUP, round_up
 from mistral_portable_numba.lowering import lower_graph
 from mistral_portable_numba.step import StepValues
 from mistral_portable_numba.tape import Layout, lay_out
 from mistral_portable_numba.team import Team, yield_address
 
-__all__ = ["NumbaProgram"]
+__all__ = ["SHRINK_AFTER", "NumbaProgram"]
+
+SHRINK_AFTER = 64
+"""Steps in a row that need less than a quarter of the buffers' memory before the buffers shrink."""
 
 
 class NumbaProgram:
-    """Steps are safe from several threads: they take turns."""
+    """A Program on the CPU. Its calls may come from several threads, and from a forked child."""
 
     def __init__(
         self,
@@ -52,12 +62,13 @@ class NumbaProgram:
             graph,
             weights,
             "float32",
-            "backend 'numba' has no kernels for them; backend 'mlx' keeps MLX's groups as they are, and a GGUF file "
-            "runs here in its own size",
+            "backend 'numba' has no kernels for MLX's groups; backend 'mlx' keeps them as they are, and GGUF files "
+            "keep their size here",
             kept=lambda tensor: not isinstance(tensor, AffineTensor),
         )
         self._widths = infer_shapes(graph)
         names = {"tape", "pack", *(instruction.kernel for instruction in self._lowered.instructions)}
+        self._token_bytes, self._row_bytes = (self._lowered.bytes_per_row(rows) for rows in ("T", "R"))
         self._kernels = LoadedKernels(names, isa, folder, options.progress)
         self._addresses = {name: self._kernels[name] for name in names}
         self._team: Team | None = Team(threads, self._kernels["tape"])
@@ -67,11 +78,11 @@ class NumbaProgram:
         self._job_address = int(self._job.ctypes.data)
         self._tables = {
             node.inputs[1]: _Table([weights[part] for part in graph.parameters[node.inputs[1]].parts])
-            for node in self._lowered.embedded
+            for node in self._lowered.host_nodes
             if node.op == "embedding"
         }
         self._layout: Layout | None = None
-        self._room = (0, 0)
+        self._room, self._recent, self._small_steps = (0, 0), (0, 0), 0
         try:
             self._read_weights(options)
         except BaseException:
@@ -84,18 +95,32 @@ class NumbaProgram:
 
     @property
     def scratch_bytes(self) -> int:
-        layout = self._layout
-        return sum(array.nbytes for array in self._lowered.memory) + (layout.memory.nbytes if layout else 0)
+        held = 0 if self._layout is None else self._layout.bytes
+        return held + self._values.bytes + sum(array.nbytes for array in self._lowered.memory)
 
     def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[np.float32]]:
         check_inputs(self._graph, plan, inputs)
         with self._turn:
             self._require_open()
-            layout = self._room_for(len(plan.tokens), len(plan.logit_rows))
-            self._cache.grow(plan)
-            self._values.update(plan)
-            for node in self._lowered.embedded:
-                self._embed(layout, node, plan, inputs)
+            try:
+                layout = self._room_for(len(plan.tokens), len(plan.logit_rows))
+                self._cache.grow(plan)
+                self._values.update(plan)
+            except MemoryError as error:
+                raise CapacityError(
+                    f"no memory is left for a step of {len(plan.tokens)} tokens beside a cache of "
+                    f"{gigabytes(self._cache.bytes)}: close other sequences, or give shorter ones"
+                ) from error
+            on_host: dict[str, NDArray[Any]] = {
+                **inputs,
+                "tokens": plan.tokens,
+                "positions": plan.positions,
+                "logit_rows": plan.logit_rows,
+            }
+            for node in self._lowered.host_nodes:
+                on_host[node.name] = self._host_value(node, on_host)
+            for value in self._lowered.host_written:
+                self._view(layout, value, len(on_host[value]))[:] = on_host[value]
             self._run(len(layout.tape), layout.address)
             exposed = {
                 node.name: self._attention_weights(layout, node, plan) for node in self._lowered.attention_weights
@@ -104,12 +129,16 @@ class NumbaProgram:
             return {
                 name: exposed[value]
                 if value in exposed
+                else np.array(on_host[value], np.float32)
+                if value in on_host
                 else self._view(layout, value, sizes[self._lowered.buffers[value].rows]).copy()
                 for name, value in self._graph.outputs.items()
             }
 
     def copy_lane(self, source: int, target: int) -> None:
-        self.load_lane(target, self.save_lane(source))
+        with self._turn:
+            self._require_open()
+            self._cache.load(target, self._cache.save(source))
 
     def save_lane(self, lane: int) -> LaneState:
         with self._turn:
@@ -128,6 +157,7 @@ class NumbaProgram:
             self._team = self._layout = None
             self._room = (0, 0)
             self._cache.clear()
+            self._values.shrink()
             self._lowered.instructions.clear()
             self._lowered.memory.clear()
             self._lowered.matrices.clear()
@@ -137,13 +167,13 @@ class NumbaProgram:
         if self._team is None:
             raise ClosedError("the program is closed: prepare it again")
 
-    def _forget_other_threads(self) -> None:
-        """In a forked child: the thread that may have been in the middle of a step is not there."""
+    def _after_fork(self) -> None:
+        """Make the program usable in a forked child, where a thread that was in the middle of a step does not exist."""
         self._turn = threading.Lock()
         self._barrier[:] = 0
 
     def _read_weights(self, options: ExecutorOptions) -> None:
-        """Pack what is to be packed, on all threads, while the file is read."""
+        """Pack the matrices in ggml blocks, on all threads, as the file is read."""
         matrices = list(self._lowered.matrices.values())
         total = sum(matrix.data.nbytes for matrix in matrices)
         done = 0
@@ -155,28 +185,46 @@ class NumbaProgram:
                 options.progress("weights", done, total)
 
     def _pack(self, arguments: list[int]) -> None:
+        """Run the kernel `pack` on all threads."""
         counter = np.zeros(8, np.int64)
         values = np.array([counter.ctypes.data, *arguments], np.int64)
         tape = np.array([[self._kernels["pack"], values.ctypes.data, 0]], np.int64)
         self._run(len(tape), tape.ctypes.data)
 
     def _run(self, instructions: int, tape: int) -> None:
+        """Run the instructions at the address `tape` on all threads."""
         assert self._team is not None
         self._job[:2] = instructions, tape
         self._team.run(self._job_address)
 
     def _room_for(self, tokens: int, rows: int) -> Layout:
-        """The tape with buffers for a step of so many tokens and rows."""
-        if self._layout is None or tokens > self._room[0] or rows > self._room[1]:
+        """The tape, with buffers for a step of this many tokens and requested rows.
+
+        Buffers grow at once. They shrink to the largest of the last SHRINK_AFTER steps once each of these needed less
+        than a quarter of them.
+        """
+        self._recent = max(tokens, self._recent[0]), max(rows, self._recent[1])
+        self._small_steps = self._small_steps + 1 if 4 * self._need(tokens, rows) < self._need(*self._room) else 0
+        if self._small_steps == 0:
+            self._recent = 0, 0
+        shrinks = self._small_steps == SHRINK_AFTER
+        if self._layout is None or tokens > self._room[0] or rows > self._room[1] or shrinks:
             self._layout = None  # its memory first
-            room = max(tokens, self._room[0]), max(rows, self._room[1])
+            room = self._recent if shrinks else (max(tokens, self._room[0]), max(rows, self._room[1]))
+            self._small_steps, self._recent = 0, (0, 0)
+            if shrinks:
+                self._values.shrink()
             self._layout = lay_out(self._lowered.instructions, self._lowered.buffers.values(), self._addresses, *room)
             self._room = room
         self._layout.counters[:] = 0
         return self._layout
 
+    def _need(self, tokens: int, rows: int) -> int:
+        """Bytes of all buffers for a step of this size, as if none shared memory: to compare sizes of steps."""
+        return self._token_bytes * round_up(tokens, TOKEN_GROUP) + self._row_bytes * round_up(rows, TOKEN_GROUP)
+
     def _view(self, layout: Layout, value: str, count: int) -> NDArray[np.float32]:
-        """Rows of a buffer, [count, columns]."""
+        """The first `count` rows of a value's buffer, float32 [count, columns]; no copy."""
         buffer = self._lowered.buffers[value]
         columns = self._widths[value][1]
         assert isinstance(columns, int)
@@ -184,37 +232,36 @@ class NumbaProgram:
         rows = layout.memory[begin : begin + count * buffer.stride].view(np.float32)
         return rows.reshape(count, buffer.stride // 4)[:, :columns]
 
-    def _embed(self, layout: Layout, node: Node, plan: StepPlan, inputs: Inputs) -> None:
-        """Write the rows of an embedding, or those of a replace_rows over one, where the tape reads them."""
-        out = self._view(layout, node.name, len(plan.tokens))
+    def _host_value(self, node: Node, values: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The result of an `embedding` or `replace_rows` node, float32 [T, columns]."""
         if node.op == "embedding":
-            out[:] = self._tables[node.inputs[1]].rows(plan.tokens)
-        else:
-            x, given, places = node.inputs
-            out[:] = self._view(layout, x, len(plan.tokens))
-            out[inputs[places]] = inputs[given]
+            return self._tables[node.inputs[1]].rows(values[node.inputs[0]])
+        x, given, places = (values[name] for name in node.inputs)
+        out = np.array(x, np.float32)
+        out[places] = given
+        return out
 
     def _attention_weights(self, layout: Layout, node: Node, plan: StepPlan) -> NDArray[np.float32]:
-        """[T, heads, K], from the queries of the step and the cached keys."""
-        heads, head_dim = node.integer("num_attention_heads"), node.integer("head_dim")
-        q = self._view(layout, node.inputs[0], len(plan.tokens)).reshape(len(plan.tokens), heads, head_dim)
+        """float32 [T, heads, K]: softmax of the step's queries over the cached keys."""
+        layer, head_dim = node.integer("layer"), node.integer("head_dim")
+        q = self._view(layout, node.inputs[0], len(plan.tokens)).reshape(len(plan.tokens), -1, head_dim)
 
-        def softmax(s: int, slots: NDArray[np.intp]) -> NDArray[np.float32]:
-            tokens, positions = plan.spans[s], np.arange(plan.ends[s] - len(slots), plan.ends[s])
-            keys = self._cache.keys(node.integer("layer"), int(plan.lanes[s]), slots)
-            keys = np.repeat(keys, heads // keys.shape[1], axis=1)
+        def found(s: int, slots: NDArray[np.intp]) -> NDArray[np.float32]:
+            tokens = plan.spans[s]
+            keys = self._cache.keys(layer, int(plan.lanes[s]), slots)
+            keys = np.repeat(keys, q.shape[1] // keys.shape[1], axis=1)
             scores = np.einsum("thd,nhd->thn", q[tokens], keys) * np.float32(node.number("scale"))
+            positions = np.arange(plan.ends[s] - len(slots), plan.ends[s])
             mask = visible(plan.positions[tokens, None], positions[None, :], node.window)[:, None, :]
             scores = np.where(mask, scores, -np.inf)
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            normalized: NDArray[np.float32] = weights / weights.sum(axis=-1, keepdims=True)
-            return normalized
+            return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
-        return attention_weights_by_position(node, plan, self._spec, softmax)
+        return attention_weights_by_position(node, plan, self._spec, found)
 
 
 class _Table:
-    """An embedding table, which stays in the file: a step reads a few rows."""
+    """An embedding table. It stays in the file's own pages, as a step reads few of its rows."""
 
     def __init__(self, parts: list[Tensor]) -> None:
         tensor = parts[0]
@@ -224,7 +271,7 @@ class _Table:
         self._blocks = tensor.blocks() if isinstance(tensor, BlockTensor) else None
 
     def rows(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-        """float32 [T, columns]"""
+        """The tokens' rows, float32 [T, columns]."""
         if isinstance(self._tensor, DenseTensor):
             return self._tensor.gather(tokens)
         from gguf.quants import dequantize
@@ -237,10 +284,10 @@ class _Table:
 _programs: "weakref.WeakSet[NumbaProgram]" = weakref.WeakSet()
 
 
-def _forget_other_threads() -> None:
+def _after_fork() -> None:
     for program in _programs:
-        program._forget_other_threads()
+        program._after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_other_threads)
+    os.register_at_fork(after_in_child=_after_fork)

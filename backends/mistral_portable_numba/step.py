@@ -27,30 +27,35 @@ class StepValues:
         self._sources: list[tuple[int, Callable[[StepPlan], NDArray[np.generic]]]] = []
         self._arrays: dict[int, NDArray[np.generic]] = {}
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the cells and of the arrays that they point to."""
+        return self._cells.nbytes + sum(array.nbytes for array in self._arrays.values())
+
     def count(self, rows: str) -> int:
-        """The address of the cell that counts the tokens ("T") or the requested rows ("R")."""
+        """The address of the cell that counts the tokens ("T") or the asked rows ("R")."""
         name = "tokens" if rows == "T" else "logit_rows"
         return self._cell(("count", rows), count=lambda plan: len(getattr(plan, name)))
 
     def rows(self) -> int:
-        """The address of the cell for the requested rows, int32 [R]."""
+        """Of the cell for the asked rows, int32 [R]."""
         return self._cell(("rows",), array=lambda plan: plan.logit_rows)
 
     def lanes(self) -> int:
-        """The address of the cell for the tokens' lanes, int32 [T]."""
+        """Of the cell for the tokens' lanes, int32 [T]."""
         return self._cell(("lanes",), array=_lanes)
 
     def slots(self, layer: int) -> int:
-        """The address of the cell for the slots that a layer's keys and values are written to, int32 [T]."""
+        """Of the cell for the slots that a layer's keys and values go to, int32 [T]."""
         group = self._spec.group_of(layer)
         return self._cell(("slots", group), array=lambda plan: plan.groups[group].slot_mapping)
 
     def angles(self, rotation: Rotation) -> int:
-        """The address of the cell for cosines and sines, float32 [T, 2, head_dim / 2]."""
+        """Of the cell for cosines and sines, float32 [T, 2, head_dim / 2]."""
         return self._cell(("angles", rotation), array=lambda plan: rotation.table(plan.positions))
 
     def items(self, group: int) -> tuple[int, int]:
-        """The addresses of the cells for the number of attention's work items and for the items, int64 [n, 5]."""
+        """Of the cells for the number of attention's work items and for the items, int64 [n, 5] (see its kernel)."""
         size = tokens_per_item(group)
         return (
             self._cell(("item count", group), count=lambda plan: _item_count(plan, size)),
@@ -63,6 +68,10 @@ class StepValues:
             self._cells[index] = count(plan)
         for index, source in self._sources:
             self._put(index, source(plan))
+
+    def shrink(self) -> None:
+        """Drop the arrays, so that the next `update` allocates them for its own plan."""
+        self._arrays.clear()
 
     def _cell(
         self,

@@ -69,6 +69,11 @@ class Layout:
     offsets: dict[Buffer, int]
     memory: NDArray[np.uint8]
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all its arrays."""
+        return self.tape.nbytes + self.arguments.nbytes + self.counters.nbytes + self.memory.nbytes
+
 
 def bits(number: float) -> int:
     """A float64 as an int64 of the same bits."""

@@ -1,8 +1,8 @@
-"""A team of threads that runs one compiled function; the caller is one of them.
+"""A team of threads that runs one compiled function; the calling thread is one of them.
 
-From the start of a run to its end, all is native code without the GIL: a busy interpreter does not delay the workers,
-and Ctrl-C, which Python handles only afterwards, cannot leave them out of step. Threads wait on the locks of Python's C
-API, which every platform has, as semaphores: each worker has one that starts it and one that says that it is done.
+A run is native code without the GIL from start to end (`team_loops.ll`): a busy interpreter does not delay the workers,
+and Ctrl-C, which Python handles after the run, cannot leave them out of step. The locks of Python's C API, which every
+platform has, serve as semaphores: each worker has one that starts it and one that reports that it is done.
 """
 
 import ctypes
@@ -13,90 +13,14 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
 
 __all__ = ["Team", "yield_address"]
 
-# To sleep and wake up takes 5 to 100 us, so a waiting thread first tries for some 300 us. It yields between the tries,
-# so that more threads than cores do not hold each other up.
-_NATIVE = """
-%shared = type { ptr, i64, i64 }  ; entry (null: end), threads, job; as _Shared
-
-declare i32 @acquire(ptr, i32)
-declare void @release(ptr)
-declare i32 @yield()
-
-define internal void @wait(ptr %lock) {
-  br label %try
-try:
-  %tries = phi i64 [ 0, %0 ], [ %more, %later ]
-  %got = call i32 @acquire(ptr %lock, i32 0)
-  %done = icmp ne i32 %got, 0
-  br i1 %done, label %end, label %later
-later:
-  call i32 @yield()
-  %more = add i64 %tries, 1
-  %again = icmp ult i64 %more, 1000
-  br i1 %again, label %try, label %sleep
-sleep:
-  call i32 @acquire(ptr %lock, i32 1)
-  br label %end
-end:
-  ret void
-}
-
-define internal void @each(ptr %locks, i64 %count, ptr %do) {
-  br label %next
-next:
-  %index = phi i64 [ 0, %0 ], [ %after, %one ]
-  %more = icmp ult i64 %index, %count
-  br i1 %more, label %one, label %end
-one:
-  %at = getelementptr ptr, ptr %locks, i64 %index
-  %lock = load ptr, ptr %at
-  call void %do(ptr %lock)
-  %after = add i64 %index, 1
-  br label %next
-end:
-  ret void
-}
-
-define internal void @work(ptr %shared, i64 %member) {
-  %entry = load ptr, ptr %shared
-  %at_threads = getelementptr %shared, ptr %shared, i32 0, i32 1
-  %threads = load i64, ptr %at_threads
-  %at_job = getelementptr %shared, ptr %shared, i32 0, i32 2
-  %job = load i64, ptr %at_job
-  call void %entry(i64 %job, i64 %member, i64 %threads)
-  ret void
-}
-
-define void @lead(ptr %shared, ptr %starts, ptr %finishes, i64 %workers) {
-  call void @each(ptr %starts, i64 %workers, ptr @release)
-  call void @work(ptr %shared, i64 0)
-  call void @each(ptr %finishes, i64 %workers, ptr @wait)
-  ret void
-}
-
-define void @follow(ptr %shared, ptr %start, ptr %finish, i64 %member) {
-  br label %next
-next:
-  call void @wait(ptr %start)
-  %entry = load ptr, ptr %shared
-  %ended = icmp eq ptr %entry, null
-  br i1 %ended, label %end, label %run
-run:
-  call void @work(ptr %shared, i64 %member)
-  call void @release(ptr %finish)
-  br label %next
-end:
-  ret void
-}
-"""
-
-# Python's locks as C has them. Native code calls them without the GIL, which they do not need.
+# The locks of Python's C API. They do not need the GIL, so native code calls them without it.
 _api = ctypes.pythonapi
 _allocate = ctypes.PYFUNCTYPE(ctypes.c_void_p)(("PyThread_allocate_lock", _api))
 _free = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("PyThread_free_lock", _api))
@@ -105,16 +29,20 @@ _release = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("PyThread_release_lock", _a
 
 
 class Team:
-    """`threads` threads, the caller and workers, that run the C function `void entry(int64 job, int64 tid, int64 n)`.
+    """A caller and `threads - 1` workers that run the C function `void entry(int64 job, int64 thread, int64 threads)`.
 
-    The workers start at the first run, and in a forked child at its first. They end with `close`, with the last
-    reference to the team, or with the process.
+    The workers start at the first run; a forked child starts its own at its first run. They end with `close`, with the
+    last reference to the team, or with the process.
 
-    Example: `team = Team(2, address); team.run(job)` is entry(job, 0, 2) here and entry(job, 1, 2) on a worker.
+    Example: with `team = Team(2, address)`, `team.run(job)` calls entry(job, 0, 2) on the calling thread and
+    entry(job, 1, 2) on a worker.
     """
 
     def __init__(self, threads: int, entry: int) -> None:
-        """`entry`: the function's address. All threads are in it at once: it may have barriers."""
+        """entry: the function's address; all threads run it at the same time, so it may use barriers.
+
+        Raises ValueError if there is no thread or no function.
+        """
         if threads < 1 or not entry:
             raise ValueError(f"a team needs a thread and a function, not {threads} threads and address {entry}")
         self.threads = threads
@@ -125,7 +53,10 @@ class Team:
         _teams.add(self)
 
     def run(self, job: int) -> None:
-        """Call entry(job, tid, threads) on all threads; returns when all have returned. Callers take turns."""
+        """Call entry(job, thread, threads) on all threads and return when all have returned. Callers take turns.
+
+        Raises RuntimeError if the team is closed.
+        """
         with self._turn:
             if self._closed:
                 raise RuntimeError("this team is closed")
@@ -134,7 +65,7 @@ class Team:
             self._crew.run(job)
 
     def close(self) -> None:
-        """End the workers, after the run that is in progress if there is one."""
+        """End the workers, after a run in progress."""
         with self._turn:
             self._closed = True
             if self._crew is not None:
@@ -142,6 +73,7 @@ class Team:
                 self._crew.join()
 
     def _start(self) -> "_Crew":
+        """Start the workers."""
         crew = _Crew(self.threads, self._entry)
         end = weakref.finalize(self, crew.end)
         end.atexit = False  # the process ends its threads itself
@@ -153,18 +85,18 @@ class Team:
         return crew
 
     def _forget(self) -> None:
-        """In a forked child: the workers are not there, nor the thread that may hold the lock."""
+        """Drop the workers and the lock in a forked child, where neither they nor the lock's holder exist."""
         self._turn, self._crew = threading.Lock(), None
 
 
 class _Shared(ctypes.Structure):
-    """`%shared`: what a run is."""
+    """`%shared` of team_loops.ll: the parameters of a run."""
 
     _fields_ = (("entry", ctypes.c_void_p), ("threads", ctypes.c_int64), ("job", ctypes.c_int64))
 
 
 class _Crew:
-    """A team's workers, and the memory that they share with the caller. They keep it alive, but not the team."""
+    """A team's workers and the memory that they share with the caller. Workers keep this object alive, not the team."""
 
     def __init__(self, threads: int, entry: int) -> None:
         self._native = _compile()
@@ -183,7 +115,7 @@ class _Crew:
         ]
 
     def start(self) -> None:
-        """Start the workers. If it fails, `end` is due."""
+        """Start the workers. The caller calls `end` if this raises."""
         for worker in self._workers:
             worker.start()
 
@@ -193,7 +125,7 @@ class _Crew:
         self._native.lead(ctypes.byref(self._shared), self._starts, self._finishes, len(self._starts))
 
     def end(self) -> None:
-        """Let the idle workers return. In a forked child nothing: what it has are copies of their locks."""
+        """Let the idle workers return. Does nothing in a forked child, which holds copies of their locks only."""
         if os.getpid() == self._process:
             self._shared.entry = None
             for lock in self._starts:
@@ -215,7 +147,7 @@ def _free_all(locks: "ctypes.Array[ctypes.c_void_p]") -> None:
 
 @dataclass(frozen=True)
 class _Native:
-    """The compiled functions, and the engine that they live in."""
+    """The compiled functions of team_loops.ll, and the engine that owns their code."""
 
     engine: Any
     lead: Callable[..., None]
@@ -226,7 +158,7 @@ class _Native:
 def _compile() -> _Native:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    module = llvm.parse_assembly(_NATIVE)
+    module = llvm.parse_assembly(Path(__file__).with_name("team_loops.ll").read_text(encoding="utf-8"))
     engine = llvm.create_mcjit_compiler(module, llvm.Target.from_default_triple().create_target_machine())
     for name, address in (("acquire", _address(_acquire)), ("release", _address(_release)), ("yield", yield_address())):
         engine.add_global_mapping(module.get_function(name), address)
@@ -236,7 +168,7 @@ def _compile() -> _Native:
 
 
 def yield_address() -> int:
-    """The address of the system's function that lets another thread have the core."""
+    """The address of the system's function that yields the core to another thread."""
     if sys.platform == "win32":
         return _address(ctypes.WinDLL("kernel32").SwitchToThread)
     return _address(ctypes.CDLL(None).sched_yield)

@@ -15,12 +15,13 @@ import mistral_portable as mp
 from mistral_portable.boundary import ExecutorOptions, prepare
 from mistral_portable.boundary.registry import select
 from mistral_portable.errors import BackendError
+from mistral_portable.graph import OPS
 
 PATIENCE = 600  # seconds; a first run compiles
 
 
 def python(code: str, *arguments: str) -> str:
-    """The output of the code, in a process of its own."""
+    """What the code prints, in a process of its own."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -41,6 +42,15 @@ def test_it_is_the_one_that_is_chosen() -> None:
     assert rows["numba"]["auto"]
     assert rows["numba"]["usable"]
     assert rows["numba"]["reason"] == BACKEND.probe().reason
+
+
+def test_capabilities() -> None:
+    assert BACKEND.capabilities.ops == OPS.keys()
+    assert BACKEND.default_dtype({}, ExecutorOptions()) == "int8"
+    assert {dtype: kinds[0] for dtype, kinds in BACKEND.capabilities.dtypes.items()} == {
+        "int8": "float16",
+        "float32": "float32",
+    }
 
 
 MISSING = """
@@ -77,7 +87,7 @@ def test_without_its_packages_it_says_what_to_do(package: str) -> None:
 def test_importing_it_imports_no_framework() -> None:
     code = (
         "import sys, mistral_portable_numba\n"
-        "mistral_portable_numba.BACKEND.capabilities.dtypes['int8']\n"
+        "mistral_portable_numba.BACKEND.capabilities\n"
         "print([name for name in ('numba', 'llvmlite', 'gguf') if name in sys.modules])"
     )
     assert python(code) == "[]"

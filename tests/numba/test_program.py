@@ -13,14 +13,19 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 from mistral_portable_numba import BACKEND
+from mistral_portable_numba.program import SHRINK_AFTER
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import ExecutorOptions, prepare
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
-from mistral_portable.errors import BackendError, CacheError, ClosedError
+from mistral_portable.errors import BackendError, CacheError, CapacityError, ClosedError, InputError
 from mistral_portable.graph import Graph, Node, Parameter, build, verify
 from mistral_portable.graph.passes import (
+    EMBEDDED_ROWS,
+    INPUTS_EMBEDS,
+    accept_embeddings,
+    drop_dead_nodes,
     expose_attention_weights,
     expose_hidden_states,
     fuse_linears,
@@ -226,7 +231,7 @@ def test_no_memory_for_a_longer_lane_loses_nothing(failing: int, monkeypatch: py
     plan = session.manager.plan([Chunk(session.manager.open(), text(20), range(20))])
     with monkeypatch.context() as patch:
         patch.setattr(np, "zeros", scarce)
-        with pytest.raises(MemoryError):
+        with pytest.raises(CapacityError, match="a step of 20 tokens"):
             session.program.step(plan)
     np.testing.assert_array_equal(session.program.step(plan)["logits"], expected.begin(text(20))[1])
 
@@ -240,6 +245,8 @@ def test_a_closed_program_neither_saves_nor_loads() -> None:
         session.program.save_lane(lane)
     with pytest.raises(ClosedError, match="closed"):
         session.program.load_lane(lane, state)
+    with pytest.raises(ClosedError, match="closed"):
+        session.program.copy_lane(lane, lane + 1)
     assert session.program.cache_bytes == 0
 
 
@@ -249,12 +256,10 @@ def test_a_closed_program_neither_saves_nor_loads() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "bfloat16"}, "'bfloat16': it computes in int8, float32"),
-        ({"dtype": "int4"}, "'int4': it computes in int8, float32"),
-        (
-            {"kv_cache": "bfloat16"},
-            "kv_cache='bfloat16': it keeps keys and values in float16, q8_0, float32; choose one",
-        ),
+        ({"dtype": "bfloat16"}, "dtype='bfloat16': it computes in int8, float32"),
+        ({"dtype": "int4"}, "dtype='int4': it computes in int8, float32"),
+        ({"kv_cache": "bfloat16"}, "kv_cache='bfloat16': it keeps keys and values in float16, q8_0, float32"),
+        ({"device": "cuda"}, "device='cuda': it has no such choice"),
     ],
 )
 def test_what_it_cannot_do_is_an_error_of_one_line(options: dict[str, Any], message: str) -> None:
@@ -266,7 +271,7 @@ def test_what_it_cannot_do_is_an_error_of_one_line(options: dict[str, Any], mess
 def test_an_op_that_it_does_not_know() -> None:
     graph = build(CONFIG, head="none")
     graph = replace(graph, nodes=(*graph.nodes, Node("more", "convolve", ("norm",), {})))
-    with pytest.raises(BackendError, match="cannot run the op 'convolve': choose another backend"):
+    with pytest.raises(BackendError, match="cannot run the op 'convolve'"):
         Session(graph=graph)
 
 
@@ -296,7 +301,7 @@ def test_progress_of_the_weights() -> None:
 
 
 def lane_bytes(kv_cache: str, slots: int, head_dim: int) -> int:
-    """Bytes of a layer's lane, as `layouts.py` says: whole blocks of 64 slots, values filled up to 32 numbers."""
+    """Of a layer's lane, as `layouts.py` says: whole blocks of 64 slots, values filled up to 32 numbers."""
     slots, width = -(-slots // 64) * 64, -(-head_dim // 32) * 32
     itemsize = {"float32": 4, "float16": 2, "q8_0": 1}[kv_cache]
     scales = 2 * width // 32 * 2 if kv_cache == "q8_0" else 0
@@ -324,6 +329,29 @@ def test_a_full_lane_grows_with_the_text() -> None:
     for length, slots in ((1, 256), (256, 256), (257, 512), (512, 512), (513, 1000)):
         session.feed(lane, text(length - session.manager.length(lane)))
         assert session.program.cache_bytes == ring + lane_bytes("float16", slots, 16)
+
+
+def test_scratch_shrinks_when_large_steps_are_long_past() -> None:
+    session, other = Session(max_chunk=512, max_context=800), Session(max_chunk=512, max_context=800)
+    empty = session.program.scratch_bytes
+    lane, _ = session.begin(text(512))
+    twin, expected = other.begin(text(512))
+    large = session.program.scratch_bytes
+    assert large > empty > 0
+    for step in range(SHRINK_AFTER - 1):
+        session.feed(lane, [step % CONFIG.vocab_size])
+        other.feed(twin, [step % CONFIG.vocab_size])
+    assert session.program.scratch_bytes == large
+    other.begin(text(300))  # the count begins anew here
+    np.testing.assert_array_equal(session.feed(lane, [1, 2]), other.feed(twin, [1, 2]))
+    assert other.program.scratch_bytes == large
+    assert session.program.scratch_bytes < large / 4
+    for tokens in ([3], [4, 5, 6], text(200)):
+        np.testing.assert_array_equal(session.feed(lane, tokens), other.feed(twin, tokens))
+    out = session.begin(text(512))[1]
+    np.testing.assert_array_equal(out, expected)
+    session.program.close()
+    assert session.program.scratch_bytes < empty
 
 
 # --- saved lanes ---------------------------------------------------------------------------------------------------
@@ -509,6 +537,62 @@ def test_embedding_tables_of_any_type_and_number_of_parts(kind: str, count: int)
     manager = CacheManager(spec)
     out = program.step(manager.plan([Chunk(manager.open(), [39, 0, 20, 19])]))["out"]
     np.testing.assert_array_equal(out, np.concatenate([part.numpy() for part in parts])[[39, 0, 20, 19]])
+
+
+def test_a_graph_may_begin_with_rows_that_it_is_given() -> None:
+    """The later half of a model, whose input is the hidden states, gives what the whole gives."""
+    graph = build(CONFIG)
+    at = next(index for index, node in enumerate(graph.nodes) if node.name == graph.taps["hidden_states.1"])
+    middle = graph.nodes[at].name
+    first = verify(drop_dead_nodes(replace(graph, outputs={"hidden": middle}, taps={})))
+    later = replace(
+        graph, nodes=graph.nodes[at + 1 :], inputs={**graph.inputs, middle: ("T", CONFIG.hidden_size)}, taps={}
+    )
+    later = verify(drop_dead_nodes(later))
+    whole, begin, end = Session(graph=graph), Session(graph=first), Session(graph=later)
+    for count in (1, 5, 30):
+        plan = whole.manager.plan([Chunk(whole.manager.open(), text(count), range(count))])
+        hidden = begin.program.step(plan)["hidden"]
+        out = end.program.step(plan, {middle: hidden})["logits"]
+        np.testing.assert_array_equal(out, whole.program.step(plan)["logits"])
+        whole.manager.close(int(plan.lanes[0]))
+
+
+def test_given_rows_take_the_place_of_embeddings() -> None:
+    graph = verify(accept_embeddings(build(CONFIG)))
+    session, plain = Session(graph=graph), Session(graph=build(CONFIG))
+    table = np.asarray(random_weights(build(CONFIG), 0, "q4_0")["model.embed_tokens.weight"].numpy(np.float32))
+    tokens = np.array(text(9), np.int32)
+    wrong, places = tokens.copy(), np.array([7, 2], np.int32)
+    wrong[places] = 0
+    expected = plain.begin(tokens.tolist())[1]
+    plan = session.manager.plan([Chunk(session.manager.open(), wrong.tolist(), range(9))])
+    given = table[tokens[places]]
+    out = session.program.step(plan, {INPUTS_EMBEDS: given, EMBEDDED_ROWS: places})["logits"]
+    np.testing.assert_array_equal(out, expected)
+    with pytest.raises(InputError, match="names a row twice"):
+        session.program.step(plan, {INPUTS_EMBEDS: given, EMBEDDED_ROWS: np.array([2, 2], np.int32)})
+    with pytest.raises(InputError, match="the graph declares"):
+        session.program.step(plan)
+
+
+def test_rows_of_a_computed_value_are_not_replaced() -> None:
+    graph = build(CONFIG, head="none")
+    inputs = {**graph.inputs, "given": ("E", CONFIG.hidden_size), "places": ("E",)}
+    node = Node("more", "replace_rows", (graph.nodes[-1].name, "given", "places"), {})
+    graph = verify(replace(graph, nodes=(*graph.nodes, node), inputs=inputs, outputs={"out": "more"}))
+    with pytest.raises(BackendError, match="runs 'replace_rows' on embeddings and inputs of the step only") as caught:
+        Session(graph=graph)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_beside_the_tokens_are_no_input_of_a_kernel() -> None:
+    graph = build(CONFIG, head="none")
+    node = Node("more", "silu_mul", ("given", "given"), {})
+    inputs = {**graph.inputs, "given": ("E", CONFIG.hidden_size)}
+    graph = verify(replace(graph, nodes=(*graph.nodes, node), inputs=inputs, outputs={"out": "more"}))
+    with pytest.raises(BackendError, match="the input 'given' is"):
+        Session(graph=graph)
 
 
 def test_steps_that_grow_and_shrink() -> None:
