@@ -13,18 +13,25 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from mistral_portable_numba.compiler.isa import ISAS
-from mistral_portable_numba.compiler.objects import LoadedKernels, default_folder, digest, host_triple, write_object
+from mistral_portable_numba.compiler.objects import (
+    LoadedKernels,
+    default_folder,
+    host_triple,
+    object_path,
+    write_object,
+)
 from mistral_portable_numba.compiler.toolchain import lower, object_file
-from mistral_portable_numba.kernels.registry import KERNELS
+from mistral_portable_numba.kernels.registry import MODULES
 from mistral_portable_numba.layouts import TOKEN_GROUP, round_up
 from mistral_portable_numba.tape import bits
+from numba_ir import kernel_ir
 from numpy.typing import NDArray
 
-__all__ = ["EVERY_ISA", "Argument", "Memory", "at", "is_blank"]
+__all__ = ["EVERY_ISA", "Argument", "Memory", "at", "compile_everywhere", "is_blank"]
 
 Argument = int | float | NDArray[Any] | Sequence[Any]
 
-_NAMES = [name for name in KERNELS if not name.startswith("encode_")]  # those are tested through the backend
+_NAMES = [name for name in MODULES if not name.startswith("encode_")]  # those are tested through the backend
 
 _POISON = 0xFF  # as bytes of a float of any type they are NaN
 _GUARD = 256
@@ -132,16 +139,17 @@ def _product(isa: str) -> LoadedKernels:
     folder = default_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "tests.lock"):
-        _compile(folder / "kernels")
+        compile_everywhere(_NAMES, folder)
         return LoadedKernels(_NAMES, ISAS[isa], folder)
 
 
-def _compile(folder: Path) -> None:
-    """Put the kernels of all instruction sets where `LoadedKernels` finds them.
+def compile_everywhere(names: Sequence[str], folder: Path) -> None:
+    """Compile the kernels for all instruction sets of this machine into a cache folder.
 
-    It would, too, but one after the other: most of the time goes into the IR, which several of them share.
+    `LoadedKernels` would compile those of one instruction set at a time, and lower each kernel to IR, which takes most
+    of the time, once for each of them.
     """
-    names = [name for name in _NAMES if not all((folder / digest(isa) / f"{name}.o").exists() for isa in _HERE)]
+    names = [name for name in names if not all(object_path(folder, name, isa).exists() for isa in _HERE)]
     names.sort(key=lambda name: name.endswith(("_k", "_xs")), reverse=True)  # the slow ones first
     shares = [share for share in (names[::2], names[1::2]) if share]
     children = [subprocess.Popen([sys.executable, __file__, str(folder), *share]) for share in shares]
@@ -151,12 +159,11 @@ def _compile(folder: Path) -> None:
 def _compile_share(folder: Path, *names: str) -> None:
     for name in names:
         for tokens in {isa.tokens for isa in _HERE}:
-            text = lower(name, KERNELS[name](tokens))
+            text = kernel_ir(name, tokens)
             for isa in _HERE:
-                if isa.tokens == tokens:
-                    place = folder / digest(isa)
-                    place.mkdir(parents=True, exist_ok=True)
-                    write_object(place / f"{name}.o", object_file(name, text, isa, host_triple()))
+                path = object_path(folder, name, isa)
+                if isa.tokens == tokens and not path.exists():
+                    write_object(path, object_file(name, text, isa, host_triple()))
 
 
 _engines: list[Any] = []  # they keep the code

@@ -51,7 +51,7 @@ class PackedWeight:
 
     @cached_property
     def values(self) -> NDArray[np.float32]:
-        """What the blocks mean, [rows, columns]."""
+        """The values of the blocks, [rows, columns]."""
         values: NDArray[np.float32] = dequantize(self._tensor.blocks(), self._tensor.type)
         return values
 

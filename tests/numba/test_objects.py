@@ -1,7 +1,8 @@
-"""Compiled kernels on disk: made once, in children; what is damaged is made again; any folder will do."""
+"""The cache of compiled kernels: compiled once, in children; damaged files are compiled again; any folder works."""
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 from mistral_portable_numba.compiler import objects
 from mistral_portable_numba.compiler.isa import host_isa
-from mistral_portable_numba.compiler.objects import LoadedKernels, default_folder
+from mistral_portable_numba.compiler.objects import VERSIONS, LoadedKernels, default_folder, digest, object_path
+from mistral_portable_numba.kernels.registry import MODULES
 
 from mistral_portable.errors import BackendError
 
@@ -77,7 +79,7 @@ def test_a_cold_folder_compiles_and_a_warm_one_starts_no_child(tmp_path: Path, c
     assert sorted(children) == [["add"], ["take"]]
     assert [call[1:] for call in calls] == [(1, 2), (2, 2)]
     assert all("once per machine" in call[0] for call in calls)
-    assert [file.name for file in files(tmp_path)] == ["add.o", "take.o"]
+    assert files(tmp_path) == [object_path(tmp_path, name, ISA) for name in NAMES]
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == files(tmp_path)  # and nothing half-written
     children.clear()
     calls.clear()
@@ -159,7 +161,8 @@ def test_two_processes_fill_one_folder(tmp_path: Path) -> None:
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0] for process in processes] == ["True True\n"] * 2
     assert [process.returncode for process in processes] == [0, 0]
-    assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == ["add.o", "take.o"]
+    assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == files(tmp_path)
+    assert files(tmp_path) == [object_path(tmp_path, name, ISA) for name in NAMES]
     assert add(LoadedKernels(NAMES, ISA, tmp_path)) == 3
 
 
@@ -171,8 +174,27 @@ def test_code_outlives_its_file(copied: Path) -> None:
 
 
 def test_a_failing_compiler_is_an_error_of_one_line(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="could not compile its kernels: KeyError: 'no_such_kernel'"):
+    with pytest.raises(BackendError, match="could not compile its kernels: KeyError: 'no_such_isa'") as caught:
+        LoadedKernels(["add"], replace(ISA, name="no_such_isa"), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_kernel_is_an_error_of_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="no kernel 'no_such_kernel'"):
         LoadedKernels(["no_such_kernel"], ISA, tmp_path)
+
+
+def test_the_newest_objects_of_a_kernel_are_kept(copied: Path) -> None:
+    place = files(copied)[0].parent
+    others = [place / f"add-{index:024x}.o" for index in range(VERSIONS + 2)]
+    for age, other in enumerate(others):
+        other.write_bytes(b"of another version")
+        os.utime(other, (1e9 - age, 1e9 - age))
+    kept = [place / name for name in ("add_rows-0.o", object_path(copied, "take", ISA).name)]
+    kept[0].write_bytes(b"of another kernel")
+    object_path(copied, "add", ISA).unlink()
+    assert add(LoadedKernels(NAMES, ISA, copied)) == 3
+    assert set(files(copied)) == {object_path(copied, "add", ISA), *others[: VERSIONS - 1], *kept}
 
 
 def test_a_child_ends_with_a_progress_that_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,27 +215,65 @@ def test_a_child_ends_with_a_progress_that_raises(tmp_path: Path, monkeypatch: p
     assert all(child.returncode is not None for child in started)
 
 
-def test_the_key_names_sources_and_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "package"
-    for path in ("compiler/objects.py", "kernels/rows.py", "layouts.py", "team.py"):
-        (package / path).parent.mkdir(parents=True, exist_ok=True)
-        (package / path).write_text("x = 1\n")
-    monkeypatch.setattr(objects, "__file__", str(package / "compiler" / "objects.py"))
-    first = objects.digest(ISA)
-    assert first.startswith(ISA.name)
-    assert objects.digest(ISA) == first
-    assert objects.digest(replace(ISA, features=f"{ISA.features},+more")) != first
-    assert objects.digest(replace(ISA, functions=f"{ISA.functions}; a comment")) != first
-    (package / "team.py").write_text("x = 2\n")
-    assert objects.digest(ISA) == first  # it is no part of a kernel
-    (package / "kernels" / "rows.py").write_text("x = 2\n")
-    changed = objects.digest(ISA)
-    (package / "kernels" / "rows.py").rename(package / "kernels" / "lines.py")
-    renamed = objects.digest(ISA)
-    (package / "layouts.py").write_text("x = 2\n")
-    laid_out = objects.digest(ISA)
-    monkeypatch.setattr(objects, "version", lambda name: "9.9")
-    assert len({first, changed, renamed, laid_out, objects.digest(ISA)}) == 5
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the package's sources, from which digests are made."""
+    copy = tmp_path / "package"
+    shutil.copytree(Path(objects.__file__).parent.parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(objects, "__file__", str(copy / "compiler" / "objects.py"))
+    return copy
+
+
+def digests() -> dict[str, str]:
+    objects._sources.cache_clear()
+    return {name: digest(name, ISA) for name in MODULES}
+
+
+EVERY = set(MODULES)
+LINEARS = {name for name, module in MODULES.items() if module == "linear"}
+ATTENTION = {name for name, module in MODULES.items() if module == "attention"}
+
+
+@pytest.mark.parametrize(
+    ("path", "kernels"),
+    [
+        ("kernels/rows.py", {"rms_norm", "rope", "silu_mul", "add", "take"}),
+        ("kernels/formats.py", LINEARS),
+        ("kernels/kv.py", ATTENTION | {name for name in MODULES if name.startswith("store_")}),
+        ("kernels/search.py", {name for name in MODULES if name.startswith("encode_")}),
+        ("kernels/exp.py", ATTENTION | {"rms_norm", "rope", "silu_mul", "add", "take", "route", "clear", "add_rows"}),
+        ("compiler/tokens.py", LINEARS | ATTENTION | {name for name, module in MODULES.items() if module == "dense"}),
+        ("compiler/simd.py", EVERY),
+        ("compiler/toolchain.py", EVERY),
+        ("compiler/objects.py", set()),
+        ("kernels/registry.py", set()),
+        ("team.py", set()),
+    ],
+)
+def test_an_edit_changes_the_digests_of_the_kernels_that_import_the_file(
+    package: Path, path: str, kernels: set[str]
+) -> None:
+    before = digests()
+    assert digests() == before
+    (package / path).write_text((package / path).read_text() + "# edited\n")
+    after = digests()
+    assert {name for name in MODULES if after[name] != before[name]} == kernels
+
+
+def test_the_digest_covers_instruction_set_system_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    isas = (
+        ISA,
+        replace(ISA, features=f"{ISA.features},+more"),
+        replace(ISA, functions=f"{ISA.functions}; a comment"),
+        replace(ISA, tokens=ISA.tokens + 1),
+    )
+    found = [digest("add", isa) for isa in isas]
+    monkeypatch.setattr(objects, "host_triple", lambda: "another system")
+    found.append(digest("add", ISA))
+    for package in ("numba", "llvmlite"):
+        monkeypatch.setattr(objects, "version", lambda name, package=package: "9.9" if name == package else "1.0")
+        found.append(digest("add", ISA))
+    assert len(set(found)) == len(found)
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="the folders of Linux")

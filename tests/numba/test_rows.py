@@ -116,8 +116,8 @@ def test_take(isa: str, tokens: int, columns: int, start: int, seed: int, data: 
     source = memory.rows_of(x)
     rows = data.draw(st.lists(st.integers(0, tokens - 1), max_size=20))
     picked, cut = memory.rows(len(rows), columns), memory.rows(tokens, columns)
-    asked = memory.array(np.array(rows, np.int32))
-    memory.run(isa, "take", [len(rows)], columns, *at(source), *at(picked), [asked])
+    requested = memory.array(np.array(rows, np.int32))
+    memory.run(isa, "take", [len(rows)], columns, *at(source), *at(picked), [requested])
     memory.run(isa, "take", [tokens], columns, source[:, start:], source.strides[0], *at(cut), 0)
     assert np.array_equal(picked[: len(rows), :columns], x[rows, :columns])
     assert np.array_equal(cut[:tokens, :columns], x[:, start:])
@@ -130,7 +130,7 @@ def test_take(isa: str, tokens: int, columns: int, start: int, seed: int, data: 
 
 
 class Quantized:
-    """What the kernel `quantize` makes of x [tokens, columns]. Of finite x, with the sums, and nothing else."""
+    """The result of the kernel `quantize` for x [tokens, columns]; of finite x also the sums, and nothing else."""
 
     def __init__(self, isa: str, x: NDArray[np.float32]) -> None:
         memory, (tokens, columns), most = Memory(), x.shape, ISAS[isa].tokens
@@ -175,7 +175,7 @@ def test_quantize_rounds_ties_to_even(isa: str) -> None:
 @EVERY_ISA
 @pytest.mark.parametrize("value", [0.0, 1e-45, 1e-40, 1e-38, 1e-37, 3.4e38, -3.4e38])
 def test_quantize_at_the_ends_of_float32(isa: str, value: float) -> None:
-    """What is so small that it has no codes becomes zeros."""
+    """Numbers too small for codes become zeros."""
     x = np.full((2, 160), value, np.float32)
     x[1, 1::2] = 0
     made = Quantized(isa, x)

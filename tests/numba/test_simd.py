@@ -54,7 +54,7 @@ def narrow_each(args: Any, thread: Any, threads: Any) -> None:
 
 
 def result(isa: str, kernel: Callable[..., None], x: NDArray[Any], dtype: type[np.floating[Any]]) -> NDArray[Any]:
-    """Of a kernel on x, whose length is a multiple of 16."""
+    """The result of a kernel on x, whose length is a multiple of 16."""
     memory = Memory()
     out = memory.blank(len(x), dtype)
     memory.run(isa, kernel, len(x), memory.array(x), out)
