@@ -47,13 +47,13 @@ class Codes:
         return memories
 
     def sums(self, step: int) -> NDArray[np.int64]:
-        """Sums over each `step` columns."""
+        """The sums of each `step` columns."""
         tokens, columns = self.codes.shape
         return np.asarray(self.codes.astype(np.int64).reshape(tokens, columns // step, step).sum(axis=-1))
 
     @staticmethod
     def read(memories: Memories, tokens: int, columns: int, most: int) -> "Codes":
-        """Compare what a kernel wrote with `laid_out`, which says what it should have written."""
+        """The codes that a kernel wrote; `laid_out` gives the rest that it should have written."""
         blocks = _views(memories, tokens, columns, most)[0]
         codes = blocks["codes"].transpose(0, 3, 1, 2, 4).reshape(-1, 128 * blocks.shape[1])
         scales = blocks["scale"].transpose(0, 2, 1).reshape(-1, blocks.shape[1])

@@ -20,18 +20,18 @@ from mistral_portable_numba.compiler.objects import (
     object_path,
     write_object,
 )
-from mistral_portable_numba.compiler.sources import source_digest
 from mistral_portable_numba.compiler.toolchain import lower, object_file
-from mistral_portable_numba.kernels.registry import KERNELS
+from mistral_portable_numba.kernels.registry import MODULES
 from mistral_portable_numba.layouts import TOKEN_GROUP, round_up
 from mistral_portable_numba.tape import bits
+from numba_ir import kernel_ir
 from numpy.typing import NDArray
 
-__all__ = ["EVERY_ISA", "Argument", "Memory", "at", "is_blank", "lowered"]
+__all__ = ["EVERY_ISA", "Argument", "Memory", "at", "compile_everywhere", "is_blank"]
 
 Argument = int | float | NDArray[Any] | Sequence[Any]
 
-_NAMES = [name for name in KERNELS if not name.startswith("encode_")]  # those are tested through the backend
+_NAMES = [name for name in MODULES if not name.startswith("encode_")]  # those are tested through the backend
 
 _POISON = 0xFF  # as bytes of a float of any type they are NaN
 _GUARD = 256
@@ -139,16 +139,17 @@ def _product(isa: str) -> LoadedKernels:
     folder = default_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "tests.lock"):
-        _compile(folder / "kernels")
+        compile_everywhere(_NAMES, folder)
         return LoadedKernels(_NAMES, ISAS[isa], folder)
 
 
-def _compile(folder: Path) -> None:
-    """Put the kernels of all instruction sets where `LoadedKernels` finds them.
+def compile_everywhere(names: Sequence[str], folder: Path) -> None:
+    """Compile the kernels for all instruction sets of this machine into a cache folder.
 
-    It would, too, but one after the other: most of the time goes into the IR, which several of them share.
+    `LoadedKernels` would compile those of one instruction set at a time, and lower each kernel to IR, which takes most
+    of the time, once for each of them.
     """
-    names = [name for name in _NAMES if not all(object_path(folder, name, isa).exists() for isa in _HERE)]
+    names = [name for name in names if not all(object_path(folder, name, isa).exists() for isa in _HERE)]
     names.sort(key=lambda name: name.endswith(("_k", "_xs")), reverse=True)  # the slow ones first
     shares = [share for share in (names[::2], names[1::2]) if share]
     children = [subprocess.Popen([sys.executable, __file__, str(folder), *share]) for share in shares]
@@ -158,32 +159,11 @@ def _compile(folder: Path) -> None:
 def _compile_share(folder: Path, *names: str) -> None:
     for name in names:
         for tokens in {isa.tokens for isa in _HERE}:
-            text = lowered(name, tokens)
+            text = kernel_ir(name, tokens)
             for isa in _HERE:
-                if isa.tokens == tokens:
-                    write_object(object_path(folder, name, isa), object_file(name, text, isa, host_triple()))
-
-
-def lowered(name: str, tokens: int) -> str:
-    """The LLVM IR of a kernel for instruction sets that take so many tokens at once, of this system or of ARM: lowered
-    once, which takes longer than to make an object of it, and kept beside the objects."""
-    own = tokens if _depends_on_tokens(name) else 0
-    folder = default_folder() / "ir"
-    path = folder / f"{name}-{own}-{source_digest(name)}.ll"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{name}-{own}.lock"):
-        if not path.exists():
-            for stale in folder.glob(f"{name}-{own}-{'?' * 24}.ll"):
-                stale.unlink()
-            written = path.with_suffix(".new")
-            written.write_text(lower(name, KERNELS[name](tokens)))
-            written.replace(path)
-        return path.read_text()
-
-
-def _depends_on_tokens(name: str) -> bool:
-    """Whether the registry makes another kernel for another number of tokens."""
-    return not getattr(KERNELS[name], "__qualname__", "").startswith("_any.")
+                path = object_path(folder, name, isa)
+                if isa.tokens == tokens and not path.exists():
+                    write_object(path, object_file(name, text, isa, host_triple()))
 
 
 _engines: list[Any] = []  # they keep the code

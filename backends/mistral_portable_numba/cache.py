@@ -1,4 +1,4 @@
-"""The arrays of cached keys and values: their growth, copies, and the table that tells kernels where they are."""
+"""The arrays of cached keys and values: growth, copies, and the tables with their addresses for the kernels."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ _Arrays = NDArray[np.uint8]  # [key/value heads, bytes of a head]
 
 
 class KVCache:
-    """Keys and values of (layer, lane), laid out as `layouts.py` says, grown as the plans ask."""
+    """Keys and values of each layer and lane in the layout of `layouts.py`. Arrays grow to the plans' capacities."""
 
     def __init__(self, spec: CacheSpec, dtype: str) -> None:
         self._spec = spec
@@ -30,11 +30,11 @@ class KVCache:
 
     @property
     def bytes(self) -> int:
-        """Bytes now allocated."""
+        """Bytes of all arrays."""
         return sum(array.nbytes for array in self._arrays.values())
 
     def grow(self, plan: StepPlan) -> None:
-        """Allocate what the plan's lanes need by now."""
+        """Grow the plan's lanes to its capacities. Raises MemoryError; arrays that have grown by then stay."""
         lanes = plan.lanes.tolist()
         for group, reads in enumerate(plan.groups):
             for lane in lanes:
@@ -46,7 +46,7 @@ class KVCache:
                     self._slots[group, lane] = slots
 
     def keys(self, layer: int, lane: int, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The keys in some slots, float32 [slots, key/value heads, head_dim]."""
+        """The keys in these slots, float32 [slots, key/value heads, head_dim]."""
         numbers, scales = self._parts(self._arrays[layer, lane, "keys"], "keys")
         heads, head_dim = self._spec.num_key_value_heads, self._spec.head_dim
         picked = numbers.reshape(heads, -1, head_dim, 16).transpose(1, 3, 0, 2).reshape(-1, heads, head_dim)[slots]
@@ -102,21 +102,21 @@ class KVCache:
                         target[:] = np.asarray(state[name]).reshape(heads, -1)[:, : target.shape[1]]
 
     def clear(self) -> None:
-        """Let go of all memory."""
+        """Free all arrays."""
         self._arrays.clear()
         self._slots = dict.fromkeys(self._slots, 0)
         for table in self.tables.values():
             table[:] = 0
 
     def _resize(self, layer: int, lane: int, slots: int) -> None:
-        """Allocate `slots`, a multiple of SLOT_BLOCK, and take over what is there."""
+        """Allocate arrays of `slots` slots, a multiple of SLOT_BLOCK, and copy the old contents into them."""
         spec = self._spec
         scales = head_width(spec.head_dim) // 32 * 2 if self._dtype == "q8_0" else 0
         grown = {
             kind: np.zeros((spec.num_key_value_heads, slots * (numbers * self._number + scales)), np.uint8)
             for kind, numbers in (("keys", spec.head_dim), ("values", head_width(spec.head_dim)))
         }
-        for kind, new in grown.items():  # from here on there is memory for both
+        for kind, new in grown.items():  # both are allocated, so that neither is replaced without the other
             old = self._arrays.get((layer, lane, kind))
             if old is not None:
                 for target, source in zip(self._parts(new, kind), self._parts(old, kind), strict=True):
@@ -126,7 +126,7 @@ class KVCache:
         self.tables[layer][lane] = grown["keys"].ctypes.data, grown["values"].ctypes.data, slots
 
     def _parts(self, array: _Arrays, kind: str) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
-        """The numbers [heads, N] and the scales [heads, M] in an array, in order of slots."""
+        """Views of an array: its numbers [heads, N] and, of q8_0, its scales [heads, M], in order of slots."""
         width = head_width(self._spec.head_dim)
         numbers = (self._spec.head_dim if kind == "keys" else width) * self._number
         if self._dtype != "q8_0":

@@ -79,7 +79,7 @@ def lower_graph(
 
 
 class _Lowering:
-    """One method per op of the closed list."""
+    """The lowering of a graph, with one method per op of the closed list."""
 
     def __init__(
         self,
@@ -162,7 +162,10 @@ class _Lowering:
         self._row_kernel("silu_mul", node, node.inputs)
 
     def moe(self, node: Node) -> None:
-        """Expert by expert: its tokens, its MLP on them, its share added. An expert without tokens is not read."""
+        """Run the experts one after the other: gather its tokens, run its MLP, add the weighted results.
+
+        The weights of an expert without tokens are not read.
+        """
         x, scores = self._buffer(node.inputs[0]), self._buffer(node.inputs[1])
         columns, count, out = self._columns(node.name), self._columns(node.inputs[1]), self._new(node)
         cells = np.zeros(3 * count, np.int64)
@@ -224,7 +227,7 @@ class _Lowering:
         self._emit(f"store_{kind}_{self._kv}", arguments, [self._buffer(x)], [("cache", layer, kind)])
 
     def _multiply(self, count: int, weight: Matrix, x: Buffer, out: Buffer) -> None:
-        """out = x @ weight.T for as many rows as the cell `count` says."""
+        """Emit out = x @ weight.T. count: the address of the cell with the number of rows."""
         if weight.kind in BLOCKS:
             layout = BLOCKS[weight.kind]
             codes, sums32, sums16 = made = self._quantized(count, x, weight.columns)
@@ -237,7 +240,7 @@ class _Lowering:
             self._emit(f"linear_{weight.kind}", arguments, [x], [out])
 
     def _quantized(self, count: int, x: Buffer, columns: int) -> tuple[Buffer, Buffer, Buffer]:
-        """The value as int8, made once, and its sums over 32 and over 16 columns."""
+        """The buffers of a value's int8 blocks, sums over 32 and sums over 16 columns; it is quantized once."""
         if x not in self._codes:
             codes, sums32, sums16 = (Buffer(x.rows, size) for size in activation_bytes(columns))
             self._codes[x] = made = codes, sums32, sums16
@@ -246,17 +249,17 @@ class _Lowering:
         return self._codes[x]
 
     def _new(self, node: Node) -> Buffer:
-        """The buffer of a node's result."""
+        """Make the buffer of a node's result."""
         buffer = self._floats(str(self._shapes[node.name][0]), self._columns(node.name))
         self.out.buffers[node.name] = buffer
         return buffer
 
     def _floats(self, rows: str, columns: int) -> Buffer:
-        """Of float32, rows filled up to 32 columns, which linears write."""
+        """A buffer of float32 rows, padded to a multiple of 32 columns, as linears write whole tiles, and 16 more."""
         return Buffer(rows, 4 * round_up(columns, 32) + 64)
 
     def _experts(self, node: Node) -> Iterator[str]:
-        """The tensors of all experts of a node, if it has some."""
+        """The tensors of all experts of a node; none unless it is `moe`."""
         for name in node.inputs[2:] if node.op == "moe" else ():
             yield from self._graph.parameters[name].parts
 
@@ -287,7 +290,7 @@ class _Lowering:
         return self.out.buffers[value]
 
     def _at(self, value: str) -> tuple[Place, int]:
-        """Address and stride of a value."""
+        """The place and the stride of a value."""
         return _at(self._buffer(value))
 
     def _columns(self, value: str) -> int:
@@ -299,7 +302,7 @@ class _Lowering:
         return self._values.count(str(self._shapes[node.name][0]))
 
     def _row(self, parameter: str) -> int:
-        """The address of a vector."""
+        """The address of a parameter vector in float32."""
         row = float_row([self._weights[part] for part in self._graph.parameters[parameter].parts])
         self.out.memory.append(row)
         return int(row.ctypes.data)

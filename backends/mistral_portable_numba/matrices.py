@@ -1,4 +1,4 @@
-"""Weights as the kernels read them: tiles of ggml blocks, and float matrices in the file's own order."""
+"""Weights in the layouts that kernels read: tiles of ggml blocks, and float matrices in the file's own order."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ __all__ = ["Matrix", "float_row", "matrix"]
 
 @dataclass(frozen=True)
 class Matrix:
-    """kind: what its kernel is called after "linear_". data: what the kernel reads; empty until `fill` for blocks."""
+    """A weight matrix. kind: its kernel is "linear_KIND". data: the array that the kernel reads; for blocks,
+    `fill` writes it. parts: the tensors of blocks to pack."""
 
     kind: str
     rows: int
@@ -25,16 +26,16 @@ class Matrix:
 
     @property
     def address(self) -> int:
-        """The address of the packed data."""
+        """The address of `data`."""
         return self.data.ctypes.data
 
     @property
     def row_pairs(self) -> int:
-        """Pairs of tiles."""
+        """The number of pairs of tiles."""
         return round_up(self.rows, 2 * TILE_ROWS) // (2 * TILE_ROWS)
 
     def fill(self, pack: Callable[[list[int]], None]) -> None:
-        """Pack the blocks by `pack`, which runs the kernel of that name with some arguments; give their pages back."""
+        """Pack the blocks into tiles, and release the file's pages. pack: runs the kernel `pack` on arguments."""
         layout = BLOCKS[self.kind]
         blocks = self.columns // layout.columns
         sources = [np.ascontiguousarray(part.blocks()) for part in self.parts]
@@ -57,9 +58,9 @@ class Matrix:
 
 
 def matrix(parts: Sequence[Tensor], quantized: bool) -> Matrix:
-    """The rows of all parts as one matrix: in tiles if `quantized` and they are blocks of one type, else as floats.
+    """One matrix with the rows of all parts: in tiles if `quantized` and all are blocks of one type, else floats.
 
-    Only joined projections (`fuse_linears`) have several parts; of different types, they are unpacked.
+    Only fused projections (`fuse_linears`) have several parts; parts of different types are unpacked to float32.
     """
     rows, columns = sum(part.shape[0] for part in parts), parts[0].shape[1]
     kinds = {part.dtype for part in parts}
@@ -75,7 +76,7 @@ def matrix(parts: Sequence[Tensor], quantized: bool) -> Matrix:
 
 
 def float_row(parts: Sequence[Tensor]) -> NDArray[np.float32]:
-    """A vector in float32, with zeros up to a whole number of SIMD vectors."""
+    """A parameter vector in float32, padded with zeros to whole SIMD vectors of 16."""
     values = np.concatenate([part.numpy(np.float32) for part in parts])
     row = np.zeros(round_up(len(values), 16), np.float32)
     row[: len(values)] = values

@@ -1,4 +1,4 @@
-"""NumbaQuantizer: ggml blocks of floats, made by the kernels of `kernels/encode.py` on a team of threads."""
+"""NumbaQuantizer: quantizes floats to ggml blocks, by the kernels of `kernels/encode.py` on a team of threads."""
 
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -19,7 +19,7 @@ _KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 
 class NumbaQuantizer:
-    """A piece of work is 16 rows, whichever thread takes it: the blocks do not depend on the number of threads."""
+    """A Quantizer for some block types. Its results do not depend on the number of threads."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class NumbaQuantizer:
         out = np.empty((count, columns // layout.columns * layout.bytes), np.uint8)
         weights = np.ascontiguousarray(importance, np.float32)
         assert weights.shape == (columns,)
-        shared = np.zeros(2, np.int64)  # the counter, and whether a number does not fit
+        shared = np.zeros(2, np.int64)  # the counter, and 1 if a number does not fit
         arguments = np.array(
             [
                 shared.ctypes.data,

@@ -1,6 +1,6 @@
-"""The machine's limits, and how near to them each kernel comes.
+"""Measures the machine's peak speeds, and the share of them that each kernel reaches.
 
-The speeds of a shared machine swing: a kernel and what bounds it are measured in turn, and figures are medians.
+Speeds of a shared machine vary, so a kernel and its limits are measured in turn, and results are medians.
 """
 
 import time
@@ -40,24 +40,24 @@ _FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
 def read_bandwidth(threads: int) -> float:
-    """GB/s that so many threads together read from memory."""
+    """GB/s that this many threads together read from memory."""
     return _probes(threads).read_bandwidth()
 
 
 def int8_peak(threads: int) -> float:
-    """GOP/s, in multiplications and additions of 8-bit numbers, that so many threads together do."""
+    """GOP/s of this many threads together, counting multiplications and additions of 8-bit numbers."""
     return _probes(threads).peak("probe_dot4")
 
 
 def float32_peak(threads: int) -> float:
-    """GFLOP/s, in multiplications and additions."""
+    """GFLOP/s of this many threads together, counting multiplications and additions of float32."""
     return _probes(threads).peak("probe_fma")
 
 
 def kernels(threads: int) -> list[Row]:
-    """Name, speed, unit, and percent of what reading or arithmetic allows, at the sizes of Mistral 7B.
+    """A row per kernel at the sizes of Mistral 7B: name, speed, unit, and percent of the limit by memory or arithmetic.
 
-    Weights, keys and values come from memory; activations may lie in a cache, and be read faster than memory.
+    Weights, keys and values are read from memory; activations may come from the CPU's cache, faster than memory.
     """
     names = [f"linear_{kind}" for kind in (*BLOCKS, *_FLOATS)]
     machine = _Machine(threads, [*names, "attention_float16", "quantize", "rms_norm"])
@@ -65,7 +65,7 @@ def kernels(threads: int) -> list[Row]:
 
 
 class _Machine:
-    """Loaded kernels, and threads to run them."""
+    """Loaded kernels and a team of threads that runs them."""
 
     def __init__(self, threads: int, names: Sequence[str]) -> None:
         self.threads = threads
@@ -75,13 +75,13 @@ class _Machine:
         self._barrier = np.zeros(64, np.int64)
 
     def layout(self, instructions: Iterable[Instruction], tokens: int = 1) -> Layout:
-        """A tape, and memory with something in it."""
+        """A tape of the instructions, with memory filled by _FILL."""
         layout = lay_out(list(instructions), (), self._addresses, tokens, tokens)
         layout.memory.fill(_FILL)
         return layout
 
     def seconds(self, layout: Layout) -> float:
-        """Run the tape."""
+        """Run the tape; returns the seconds that it took."""
         layout.counters[:] = self._barrier[:] = 0
         job = np.array([len(layout.tape), layout.address, self._barrier.ctypes.data, yield_address()], np.int64)
         begin = time.perf_counter()
@@ -90,7 +90,7 @@ class _Machine:
 
 
 class _Probes:
-    """The limits; kept, as they are measured again and again."""
+    """Measures the limits; its buffers are kept between measurements."""
 
     def __init__(self, threads: int) -> None:
         self._machine = _Machine(threads, ["probe_read", "probe_dot4", "probe_fma"])
@@ -122,7 +122,7 @@ def _probes(threads: int) -> _Probes:
 
 
 def _median(measure: Callable[[], float], least: float) -> float:
-    """The median of as many calls as take `least` seconds together."""
+    """The median of repeated measurements that together take at least `least` seconds."""
     found, begin = [measure()], time.perf_counter()
     while time.perf_counter() - begin < least:
         found.append(measure())
@@ -130,10 +130,10 @@ def _median(measure: Callable[[], float], least: float) -> float:
 
 
 class _Model:
-    """Some layers of Mistral 7B as the backend lowers them, and what one run of their kernels reads and computes."""
+    """Some lowered layers of Mistral 7B, with the bytes and the operations of one run of their kernels."""
 
     def __init__(self, machine: _Machine, kind: str, layers: int, depth: int = 0) -> None:
-        """kind: of the matrices. depth: tokens in the cache."""
+        """kind: the type of the matrices. depth: tokens in the cache."""
         self._machine, self._kind, self._layers, self._depth = machine, kind, layers, depth
         config = self._config = replace(_MISTRAL_7B, num_hidden_layers=layers)
         self._spec = CacheSpec.from_config(config, max_context=depth + _CHUNK, max_chunk=max(depth, _CHUNK))
@@ -145,10 +145,11 @@ class _Model:
 
     @property
     def weight_bytes(self) -> int:
+        """Bytes of all matrices."""
         return sum(matrix.data.nbytes for matrix in self._lowered.matrices.values())
 
     def linears(self, tokens: int, layers: int) -> Row:
-        """All matrices of the first layers."""
+        """The row of the linears in the first layers."""
         matrices = list(self._lowered.matrices.values())[: 7 * layers]
         for matrix in matrices:
             matrix.data.view(np.uint8).fill(_FILL)
@@ -165,7 +166,7 @@ class _Model:
         return self._row("attention_float16", tokens, size, operations, float32_peak)
 
     def rows(self, kernel: str, tokens: int) -> Row:
-        """A kernel that reads activations, 4096 wide or, one in four of `quantize`, 14336."""
+        """The row of a kernel that reads activations, 4096 columns wide; one in four of `quantize` has 14336."""
         config = self._config
         widths = {"rms_norm": 2 * config.hidden_size, "quantize": 3 * config.hidden_size + config.intermediate_size}
         return self._row(kernel, tokens, 4 * tokens * self._layers * widths[kernel], 0, float32_peak)
@@ -195,7 +196,7 @@ class _Model:
         return f"{kernel}, {tokens} token{'s' if tokens > 1 else ''}{behind}", speed, unit, share
 
     def _step(self, tokens: int) -> None:
-        """Let the tape's arguments be those of a step of so many tokens, and fill the cache."""
+        """Set the tape's arguments for a step of this many tokens, and fill the cache."""
         manager = CacheManager(self._spec)
         lane = manager.open()
         if self._depth:
@@ -210,7 +211,7 @@ class _Model:
 
 
 def _tensor(name: str, shape: tuple[int, ...], kind: str) -> Tensor:
-    """Memory that nobody has touched: it takes none before it is filled."""
+    """A weight in untouched memory, which the system allocates when it is filled."""
     if len(shape) == 1:
         return DenseTensor(name, "float32", np.ones(shape, np.float32))
     if kind in _FLOATS:

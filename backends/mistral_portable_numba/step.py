@@ -1,4 +1,4 @@
-"""The integers and tables of a step, where the tape finds them: cells at fixed addresses, filled from the StepPlan."""
+"""Integers and tables of a step for the kernels: cells at fixed addresses, filled from the StepPlan."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -17,7 +17,7 @@ _CELLS = 256
 
 
 class StepValues:
-    """Cells (int64) that the tape's arguments point to. A cell holds a count, or the address of an array."""
+    """int64 cells whose addresses are arguments of kernels. A cell holds a count, or the address of an array."""
 
     def __init__(self, spec: CacheSpec) -> None:
         self._spec = spec
@@ -33,29 +33,32 @@ class StepValues:
         return self._cells.nbytes + sum(array.nbytes for array in self._arrays.values())
 
     def count(self, rows: str) -> int:
-        """The address of the cell that counts the tokens ("T") or the asked rows ("R")."""
+        """The address of the cell with the number of tokens ("T") or of requested rows ("R")."""
         name = "tokens" if rows == "T" else "logit_rows"
         return self._cell(("count", rows), count=lambda plan: len(getattr(plan, name)))
 
     def rows(self) -> int:
-        """Of the cell for the asked rows, int32 [R]."""
+        """The address of the cell for the requested rows, int32 [R]."""
         return self._cell(("rows",), array=lambda plan: plan.logit_rows)
 
     def lanes(self) -> int:
-        """Of the cell for the tokens' lanes, int32 [T]."""
+        """The address of the cell for the tokens' lanes, int32 [T]."""
         return self._cell(("lanes",), array=_lanes)
 
     def slots(self, layer: int) -> int:
-        """Of the cell for the slots that a layer's keys and values go to, int32 [T]."""
+        """The address of the cell for the slots that a layer's keys and values are written to, int32 [T]."""
         group = self._spec.group_of(layer)
         return self._cell(("slots", group), array=lambda plan: plan.groups[group].slot_mapping)
 
     def angles(self, rotation: Rotation) -> int:
-        """Of the cell for cosines and sines, float32 [T, 2, head_dim / 2]."""
+        """The address of the cell for the rotation's cosines and sines, float32 [T, 2, head_dim / 2]."""
         return self._cell(("angles", rotation), array=lambda plan: rotation.table(plan.positions))
 
     def items(self, group: int) -> tuple[int, int]:
-        """Of the cells for the number of attention's work items and for the items, int64 [n, 5] (see its kernel)."""
+        """The addresses of two cells: the number of attention's work items, and the items, int64 [n, 5].
+
+        group: query heads per key/value head. An item is described at `attention_kernel`.
+        """
         size = tokens_per_item(group)
         return (
             self._cell(("item count", group), count=lambda plan: _item_count(plan, size)),
@@ -63,7 +66,7 @@ class StepValues:
         )
 
     def update(self, plan: StepPlan) -> None:
-        """Fill the cells. What they point to stays as it is until the next call."""
+        """Fill the cells from a plan. The arrays keep their contents until the next call."""
         for index, count in self._counts:
             self._cells[index] = count(plan)
         for index, source in self._sources:
@@ -80,7 +83,10 @@ class StepValues:
         count: Callable[[StepPlan], int] | None = None,
         array: Callable[[StepPlan], NDArray[np.generic]] | None = None,
     ) -> int:
-        """The address of the cell `key`, which is filled from each plan by `count` or `array`."""
+        """The address of the cell `key`, which `count` or `array` fills from each plan.
+
+        Raises BackendError if there are too many cells.
+        """
         index = self._index.get(key)
         if index is None:
             index = self._index[key] = len(self._index)
@@ -93,7 +99,7 @@ class StepValues:
         return int(self._cells[index:].ctypes.data)
 
     def _put(self, index: int, values: NDArray[np.generic]) -> None:
-        """Copy to where the values of this cell lie: to find out the address of an array takes longer."""
+        """Copy values into the array of a cell. Reusing the array avoids looking up an address, which takes longer."""
         size = values.size
         array = self._arrays.get(index)
         if array is None or array.size < size:
@@ -103,18 +109,21 @@ class StepValues:
 
 
 def _lanes(plan: StepPlan) -> NDArray[np.int32]:
-    if len(plan.lanes) == len(plan.tokens):  # one token each, as in decoding
+    """The lane of each token, int32 [T]."""
+    if len(plan.lanes) == len(plan.tokens):  # one token per sequence, as in decoding
         return plan.lanes
     return np.repeat(plan.lanes, np.diff(plan.query_starts))
 
 
 def _item_count(plan: StepPlan, size: int) -> int:
+    """The number of work items of at most `size` tokens."""
     starts = plan.query_starts.tolist()
     return sum(-(-(stop - start) // size) for start, stop in pairwise(starts))
 
 
 def _items(plan: StepPlan, size: int) -> NDArray[np.int64]:
-    """Each sequence's tokens in pieces of `size`: lane, first token, tokens, its position, the sequence's last one."""
+    """Each sequence's tokens in pieces of `size`, int64 [n, 5]: lane, first token, tokens, position of the first token,
+    position of the sequence's last token."""
     items = []
     for lane, (start, stop) in zip(plan.lanes.tolist(), pairwise(plan.query_starts.tolist()), strict=True):
         position = int(plan.positions[start])

@@ -1,7 +1,8 @@
-"""The tape: instructions over buffers, before and after the buffers have addresses.
+"""The tape: a list of instructions over buffers, and its memory layout.
 
-An instruction is a kernel and its arguments, int64 numbers or places in buffers. It says which buffers it reads and
-writes, from which follows where all threads must wait for each other, and which buffers may share memory.
+An instruction is a kernel and its arguments, which are int64 numbers or places in buffers. It lists the buffers that it
+reads and writes; from these follow the points where all threads must wait for each other (`set_waits`) and which
+buffers may share memory (`lay_out`).
 """
 
 import sys
@@ -22,7 +23,7 @@ _LINE = 64  # bytes of a cache line
 class Buffer:
     """Rows of `stride` bytes, one per token of the step ("T") or per requested row ("R").
 
-    first, last: the phases in which it is in use (see `set_waits`).
+    first, last: the first and the last phase in which it is in use (see `set_waits`).
     """
 
     rows: str
@@ -31,13 +32,13 @@ class Buffer:
     last: int = -1
 
     def size(self, tokens: int, rows: int) -> int:
-        """Bytes in a step of so many tokens and requested rows, in whole groups of them and whole lines."""
+        """Bytes in a step of this many tokens and requested rows, for whole groups of rows and whole cache lines."""
         return round_up(self.stride * round_up(tokens if self.rows == "T" else rows, TOKEN_GROUP), _LINE)
 
 
 @dataclass(frozen=True)
 class Place:
-    """An address within a buffer."""
+    """An address in a buffer, `offset` bytes from its start."""
 
     buffer: Buffer
     offset: int = 0
@@ -48,7 +49,10 @@ Argument = int | Place
 
 @dataclass
 class Instruction:
-    """kernel: its name. wait: whether all threads must have finished it before the next one."""
+    """A call of the kernel with this name. reads, writes: buffers and other resources, compared by equality.
+
+    wait: whether all threads must have finished it before the next instruction.
+    """
 
     kernel: str
     arguments: Sequence[Argument]
@@ -59,8 +63,11 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Layout:
-    """A tape ready to run: `tape` int64 [n, 3] (see `kernels/tape.py`) at `address`, `arguments` and `counters`, which
-    it points to, and where every buffer begins in `memory`."""
+    """A tape that is ready to run.
+
+    tape: int64 [n, 3] at `address` (see `kernels/tape.py`). arguments, counters: the arrays that it points to.
+    offsets: where each buffer begins in `memory`, in bytes.
+    """
 
     tape: NDArray[np.int64]
     address: int
@@ -76,13 +83,16 @@ class Layout:
 
 
 def bits(number: float) -> int:
-    """A float64 as an int64 of the same bits."""
+    """The bits of a float64 as an int64."""
     return int(np.float64(number).view(np.int64))
 
 
 def set_waits(instructions: Sequence[Instruction]) -> None:
-    """Let threads run on where the next instruction neither reads nor writes what those since the last wait wrote,
-    nor writes what they read; and give every buffer its phases, the stretches between two waits."""
+    """Set `wait` of each instruction, and the phases in which each buffer is in use.
+
+    A wait is left out where the next instruction neither reads nor writes what the instructions since the last wait
+    wrote, nor writes what they read. A phase is the stretch of instructions between two waits.
+    """
     reads: set[object] = set()
     writes: set[object] = set()
     phase = 0
@@ -107,14 +117,17 @@ def lay_out(
     tokens: int,
     rows: int,
 ) -> Layout:
-    """Give the buffers memory for a step of at most so many tokens and requested rows, and write the tape."""
+    """Allocate memory for a step of at most this many tokens and requested rows, and write the tape.
+
+    values: buffers that the host reads or writes besides those of the instructions. kernels: the kernels' addresses.
+    """
     used = [buffer for instruction in instructions for buffer in (*instruction.reads, *instruction.writes)]
     buffers = dict.fromkeys([*values, *(buffer for buffer in used if isinstance(buffer, Buffer))])
     offsets, size = _plan(buffers, tokens, rows)
     memory = np.empty(size + _LINE, np.uint8)
     start = memory.ctypes.data
     offsets = {buffer: offset + round_up(start, _LINE) - start for buffer, offset in offsets.items()}
-    counters = np.zeros((len(instructions), _LINE // 8), np.int64)  # a line each, so that threads share no other's
+    counters = np.zeros((len(instructions), _LINE // 8), np.int64)  # a cache line each, against false sharing
     width = 1 + max((len(instruction.arguments) for instruction in instructions), default=0)
     arguments = np.zeros((len(instructions), width), np.int64)
     tape = np.zeros((len(instructions), 3), np.int64)
@@ -129,7 +142,10 @@ def lay_out(
 
 
 def _plan(buffers: Iterable[Buffer], tokens: int, rows: int) -> tuple[dict[Buffer, int], int]:
-    """Offsets: the largest buffers first, each at the lowest place that none which lives at the same time takes."""
+    """Offsets of the buffers, and the bytes in all.
+
+    The largest buffers come first, each at the lowest offset that no buffer in use at the same time takes.
+    """
     offsets: dict[Buffer, int] = {}
     end = 0
     for buffer in sorted(buffers, key=lambda buffer: -buffer.size(tokens, rows)):

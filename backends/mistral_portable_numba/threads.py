@@ -1,6 +1,6 @@
-"""How many threads to use: the fast physical cores that this process may run on, within its cgroup's CPU limit.
+"""The default number of threads: the fast physical cores that this process may use, within its cgroup's CPU limit.
 
-A second thread on a core adds nothing to kernels that keep its units busy, and a slow core makes the fast ones wait.
+A second thread on a core adds nothing where kernels keep the core's units busy, and a slow core makes fast ones wait.
 """
 
 import ctypes
@@ -16,10 +16,10 @@ _ROOT = Path("/")
 
 
 def default_threads(root: Path = _ROOT) -> int:
-    """Fast physical cores for this process, at least 1.
+    """The number of fast physical cores for this process, at least 1.
 
-    Linux: those in its affinity mask, at most the cgroup limit rounded up. macOS: the performance cores.
-    Windows does not say it simply: half the logical CPUs, as most machines have two per core.
+    Linux: those in its affinity mask, at most the cgroup limit rounded up. macOS: the performance cores. Windows: half
+    the logical CPUs, as it has no simple query for cores and most machines have two logical CPUs per core.
     """
     if sys.platform == "linux":
         return max(1, math.ceil(min(physical_cores(os.sched_getaffinity(0), root), cpu_limit(root))))
@@ -30,7 +30,7 @@ def default_threads(root: Path = _ROOT) -> int:
 
 
 def parse_cpus(text: str) -> set[int]:
-    """The CPUs of one of the kernel's lists: "0-3,8" -> {0, 1, 2, 3, 8}. Raises ValueError if it is none."""
+    """The CPUs in a list as Linux writes it: "0-3,8" -> {0, 1, 2, 3, 8}. Raises ValueError for other text."""
     cpus: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         first, dash, last = part.partition("-")
@@ -39,7 +39,7 @@ def parse_cpus(text: str) -> set[int]:
 
 
 def physical_cores(cpus: Set[int], root: Path = _ROOT) -> int:
-    """How many fast cores these CPUs are on; the number of CPUs if /sys does not tell."""
+    """The number of fast cores that these CPUs are on; the number of CPUs if /sys does not tell."""
     try:
         devices = root / "sys/devices"
         return len({_siblings(devices / f"system/cpu/cpu{cpu}/topology") for cpu in _fast(cpus, devices)})
@@ -48,7 +48,7 @@ def physical_cores(cpus: Set[int], root: Path = _ROOT) -> int:
 
 
 def _siblings(topology: Path) -> frozenset[int]:
-    """The CPUs of a core. Kernels before 5.2 know only the second name."""
+    """The CPUs of a core. Linux before 5.2 has only the second file name."""
     names = (topology / "core_cpus_list", topology / "thread_siblings_list")
     return frozenset(parse_cpus(next((name for name in names if name.exists()), names[0]).read_text()))
 
@@ -58,7 +58,7 @@ def _fast(cpus: Set[int], devices: Path) -> Set[int]:
 
     On ARM, those with at least two thirds of the best capacity: the large and the largest cores, not the small ones.
     """
-    performance = devices / "cpu_core/cpus"  # Intel's hybrids have it
+    performance = devices / "cpu_core/cpus"  # on Intel's hybrid CPUs
     if performance.exists():
         return cpus & parse_cpus(performance.read_text()) or cpus
     files = {cpu: devices / f"system/cpu/cpu{cpu}/cpu_capacity" for cpu in cpus}
@@ -67,7 +67,7 @@ def _fast(cpus: Set[int], devices: Path) -> Set[int]:
 
 
 def cpu_limit(root: Path = _ROOT) -> float:
-    """The smallest number of CPUs that a cgroup of this process grants; infinite if none limits it or says so."""
+    """The smallest CPU limit of this process's cgroups, in CPUs; infinite if there is none or it cannot be read."""
     try:
         quotas = list(_quotas(root))
         return min((int(quota) / int(period) for quota, period in quotas if quota.isdigit()), default=math.inf)
@@ -76,9 +76,9 @@ def cpu_limit(root: Path = _ROOT) -> float:
 
 
 def _quotas(root: Path) -> Iterator[tuple[str, str]]:
-    """Quota and period of the process's cgroups and of all above; "max" or "-1" is no limit.
+    """Quota and period of the process's cgroups and of their parents; "max" or "-1" is no limit.
 
-    In a container, its own group is often the root of what is mounted: names that do not exist there are passed over.
+    In a container the process's own group is often the root of the mounted tree, so missing folders are skipped.
     """
     mounts = root / "sys/fs/cgroup"
     for line in (root / "proc/self/cgroup").read_text().splitlines():
@@ -97,7 +97,7 @@ def _quotas(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _sysctl(name: str) -> int:
-    """An integer that macOS knows by name; 0 if it does not."""
+    """The integer of a sysctl name on macOS; 0 if the name is unknown."""
     value, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
     failed = ctypes.CDLL(None).sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0)
     return 0 if failed else value.value

@@ -1,24 +1,15 @@
-"""Kernels as ARM takes them: lowered and compiled once for all processes of pytest-xdist."""
+"""Kernels for ARM, lowered and compiled once for all processes of pytest-xdist."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.toolchain import object_file
-from numba_kernels import lowered
+from numba_ir import kernel_ir, made
 
 NEON = ISAS["neon_dotprod"]
-
-
-def made(path: Path, make: Callable[[], bytes]) -> Path:
-    """The file, which is made if there is none."""
-    with FileLock(path.with_name(f"{path.name}.lock")):
-        if not path.exists():
-            path.write_bytes(make())
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +22,8 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def arm_ir() -> Callable[[str], str]:
-    """The LLVM IR of a kernel with as many tokens as NEON takes."""
-
-    def ir(name: str) -> str:
-        return lowered(name, NEON.tokens)
-
-    return ir
+    """The LLVM IR of a kernel for as many tokens as NEON takes at a time."""
+    return lambda name: kernel_ir(name, NEON.tokens)
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ class Cached:
             self.scales = scales.reshape(heads, slots // 16, 16, groups)
 
     def at(self, slots: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-        """The content of these slots, [slots, heads, head_dim]."""
+        """The contents of these slots, [slots, heads, head_dim]."""
         values = self.numbers[:, slots // 16, slots % 16].astype(np.float64)
         if self.scales.size:
             with np.errstate(invalid="ignore"):

@@ -21,7 +21,7 @@ PATIENCE = 600  # seconds; a first run compiles
 
 
 def python(code: str, *arguments: str) -> str:
-    """What the code prints, in a process of its own."""
+    """The output of the code in a process of its own."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

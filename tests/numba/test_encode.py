@@ -17,7 +17,7 @@ from mistral_portable_numba import BACKEND
 from mistral_portable_numba.backend import NumbaBackend
 from mistral_portable_numba.compiler.objects import default_folder
 from mistral_portable_numba.layouts import BLOCKS
-from numba_kernels import EVERY_ISA
+from numba_kernels import EVERY_ISA, compile_everywhere
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import ExecutorOptions, Quantizer
@@ -48,7 +48,7 @@ THEIRS = {
 
 @cache
 def quantizer(threads: int = 2) -> Quantizer:
-    """One process compiles where several need the kernels."""
+    """A lock lets one of several processes compile the kernels."""
     default_folder().mkdir(parents=True, exist_ok=True)
     with FileLock(default_folder() / "tests.lock"):
         return BACKEND.quantizer(list(BLOCKS), ExecutorOptions(threads=threads))
@@ -238,6 +238,8 @@ def test_errors_beside_ggml(ggml: Any, type: str, calibrated: bool, tails: str) 
 def test_every_instruction_set_is_as_good(isa: str, type: str, tmp_path: Path) -> None:
     """Sums are rounded in another order where products are not fused: now and then another scale wins."""
     values = gaussian()
+    with FileLock(default_folder() / "tests.lock"):
+        compile_everywhere([f"encode_{type}"], default_folder())
     other = NumbaBackend(isa).quantizer([type], ExecutorOptions(threads=1))
     found = unpacked(other.blocks(tensor(values), type, np.ones(1024, np.float32)), type)
     assert relative(found, values) == pytest.approx(relative(unpacked(encoded(values, type), type), values), rel=1e-3)

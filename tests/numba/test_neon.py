@@ -1,4 +1,4 @@
-"""Every kernel compiles for ARM, from any machine, into the instructions that it is made for."""
+"""Every kernel compiles for ARM on any machine, and the code holds the instructions that the kernel is designed for."""
 
 import re
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import pytest
 from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.simd import load_f32, store_f16
 from mistral_portable_numba.compiler.toolchain import assembly, lower
-from mistral_portable_numba.kernels.registry import KERNELS
+from mistral_portable_numba.kernels.registry import MODULES
 from mistral_portable_numba.layouts import BLOCKS
 
 NEON, APPLE = ISAS["neon_dotprod"], "arm64-apple-darwin"
@@ -40,7 +40,7 @@ def instructions(listing: str) -> set[str]:
 
 # The twelve encoders share their parts: one of each kind.
 ENCODERS = {"encode_q4_0", "encode_q5_1", "encode_q4_k", "encode_iq4_xs"}
-NAMES = [name for name in KERNELS if not name.startswith("encode_") or name in ENCODERS]
+NAMES = [name for name in MODULES if not name.startswith("encode_") or name in ENCODERS]
 
 
 def symbols(elf: bytes) -> tuple[set[str], set[str]]:

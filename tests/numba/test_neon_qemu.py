@@ -64,7 +64,7 @@ class Rows:
 
 
 Argument = int | Rows
-"""Of a kernel; rows are their address and stride."""
+"""An argument of a kernel; rows stand for their address and stride."""
 
 
 class Image:
@@ -101,11 +101,11 @@ class Image:
         return self.rows(np.full(shape, 85, dtype))
 
     def array(self, address: int, count: int, dtype: Any) -> Array:
-        """The present content at an address."""
+        """The memory at an address after the run."""
         return np.frombuffer(self.memory, dtype, count, address - BASE)
 
     def __getitem__(self, rows: Rows) -> Array:
-        """The present content of rows."""
+        """The contents of rows after the run."""
         size = int(np.prod(rows.shape[1:])) * rows.dtype.itemsize
         memory = self.array(rows.address, rows.shape[0] * rows.stride, np.uint8).reshape(-1, rows.stride)
         return np.ascontiguousarray(memory[:, :size]).view(rows.dtype).reshape(rows.shape)

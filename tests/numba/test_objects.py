@@ -1,24 +1,21 @@
-"""Compiled kernels on disk: made once, in children; what is damaged is made again; any folder will do."""
+"""The cache of compiled kernels: compiled once, in children; damaged files are compiled again; any folder works."""
 
 import ctypes
-import inspect
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from mistral_portable_numba.compiler import objects, sources
+from mistral_portable_numba.compiler import objects
 from mistral_portable_numba.compiler.isa import host_isa
-from mistral_portable_numba.compiler.objects import LoadedKernels, default_folder, object_path, write_object
-from mistral_portable_numba.compiler.sources import kernel_module, source_digest
-from mistral_portable_numba.kernels.registry import KERNELS
+from mistral_portable_numba.compiler.objects import VERSIONS, LoadedKernels, default_folder, digest, object_path
+from mistral_portable_numba.kernels.registry import MODULES
 
 from mistral_portable.errors import BackendError
 
@@ -63,10 +60,6 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.o"))
 
 
-def kernels_in(folder: Path) -> list[str]:
-    return [file.name.rpartition("-")[0] for file in files(folder)]
-
-
 def add(kernels: LoadedKernels) -> float:
     """1 + 2, by the kernel `add`."""
     one, two, out = np.full(16, 1, np.float32), np.full(16, 2, np.float32), np.zeros(16, np.float32)
@@ -86,8 +79,8 @@ def test_a_cold_folder_compiles_and_a_warm_one_starts_no_child(tmp_path: Path, c
     assert sorted(children) == [["add"], ["take"]]
     assert [call[1:] for call in calls] == [(1, 2), (2, 2)]
     assert all("once per machine" in call[0] for call in calls)
-    assert kernels_in(tmp_path) == ["add", "take"]
-    assert {file for file in tmp_path.rglob("*") if file.is_file()} == set(files(tmp_path))  # and nothing half-written
+    assert files(tmp_path) == [object_path(tmp_path, name, ISA) for name in NAMES]
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == files(tmp_path)  # and nothing half-written
     children.clear()
     calls.clear()
     warm = LoadedKernels(NAMES, ISA, tmp_path, lambda *call: calls.append(call))
@@ -168,8 +161,8 @@ def test_two_processes_fill_one_folder(tmp_path: Path) -> None:
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0] for process in processes] == ["True True\n"] * 2
     assert [process.returncode for process in processes] == [0, 0]
-    assert kernels_in(tmp_path) == ["add", "take"]
-    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
+    assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == files(tmp_path)
+    assert files(tmp_path) == [object_path(tmp_path, name, ISA) for name in NAMES]
     assert add(LoadedKernels(NAMES, ISA, tmp_path)) == 3
 
 
@@ -181,8 +174,27 @@ def test_code_outlives_its_file(copied: Path) -> None:
 
 
 def test_a_failing_compiler_is_an_error_of_one_line(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="could not compile its kernels: KeyError: 'no_such_kernel'"):
+    with pytest.raises(BackendError, match="could not compile its kernels: KeyError: 'no_such_isa'") as caught:
+        LoadedKernels(["add"], replace(ISA, name="no_such_isa"), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_kernel_is_an_error_of_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="no kernel 'no_such_kernel'"):
         LoadedKernels(["no_such_kernel"], ISA, tmp_path)
+
+
+def test_the_newest_objects_of_a_kernel_are_kept(copied: Path) -> None:
+    place = files(copied)[0].parent
+    others = [place / f"add-{index:024x}.o" for index in range(VERSIONS + 2)]
+    for age, other in enumerate(others):
+        other.write_bytes(b"of another version")
+        os.utime(other, (1e9 - age, 1e9 - age))
+    kept = [place / name for name in ("add_rows-0.o", object_path(copied, "take", ISA).name)]
+    kept[0].write_bytes(b"of another kernel")
+    object_path(copied, "add", ISA).unlink()
+    assert add(LoadedKernels(NAMES, ISA, copied)) == 3
+    assert set(files(copied)) == {object_path(copied, "add", ISA), *others[: VERSIONS - 1], *kept}
 
 
 def test_a_child_ends_with_a_progress_that_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,83 +215,65 @@ def test_a_child_ends_with_a_progress_that_raises(tmp_path: Path, monkeypatch: p
     assert all(child.returncode is not None for child in started)
 
 
-def test_a_file_is_named_after_the_instruction_set_and_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = object_path(Path("x"), "add", ISA)
-    assert first.parent == Path("x", ISA.name)
-    assert object_path(Path("x"), "add", ISA) == first
-    others = [
-        object_path(Path("x"), "add", replace(ISA, features=f"{ISA.features},+more")),
-        object_path(Path("x"), "add", replace(ISA, functions=f"{ISA.functions}; a comment")),
-        object_path(Path("x"), "take", ISA),
-    ]
-    monkeypatch.setattr(sources, "version", lambda name: "9.9")
-    assert len({first, *others, object_path(Path("x"), "add", ISA)}) == 5
-
-
-QUOTES = '"""'
-PACKAGE = Path(sources.__file__).parent.parent
-
-
 @pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """A copy of the sources, to be edited."""
-    return Path(shutil.copytree(PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__")))
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the package's sources, from which digests are made."""
+    copy = tmp_path / "package"
+    shutil.copytree(Path(objects.__file__).parent.parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(objects, "__file__", str(copy / "compiler" / "objects.py"))
+    return copy
+
+
+def digests() -> dict[str, str]:
+    objects._sources.cache_clear()
+    return {name: digest(name, ISA) for name in MODULES}
+
+
+EVERY = set(MODULES)
+LINEARS = {name for name, module in MODULES.items() if module == "linear"}
+ATTENTION = {name for name, module in MODULES.items() if module == "attention"}
 
 
 @pytest.mark.parametrize(
-    ("file", "affected"),
+    ("path", "kernels"),
     [
-        ("kernels/rows.py", {"add", "rms_norm", "rope", "silu_mul", "take"}),
-        ("kernels/tape.py", {"tape"}),
-        ("kernels/formats.py", {name for name in KERNELS if kernel_module(name) == "linear"}),
-        ("kernels/search.py", {name for name in KERNELS if name.startswith("encode_")}),
-        ("kernels/kv.py", {name for name in KERNELS if name.startswith(("attention_", "store_"))}),
-        ("compiler/simd.py", set(KERNELS)),
-        ("compiler/toolchain.py", set(KERNELS)),
-        ("kernels/registry.py", set(KERNELS)),
+        ("kernels/rows.py", {"rms_norm", "rope", "silu_mul", "add", "take"}),
+        ("kernels/formats.py", LINEARS),
+        ("kernels/kv.py", ATTENTION | {name for name in MODULES if name.startswith("store_")}),
+        ("kernels/search.py", {name for name in MODULES if name.startswith("encode_")}),
+        ("kernels/exp.py", ATTENTION | {"rms_norm", "rope", "silu_mul", "add", "take", "route", "clear", "add_rows"}),
+        ("compiler/tokens.py", LINEARS | ATTENTION | {name for name, module in MODULES.items() if module == "dense"}),
+        ("compiler/simd.py", EVERY),
+        ("compiler/toolchain.py", EVERY),
         ("compiler/objects.py", set()),
+        ("kernels/registry.py", EVERY),
         ("team.py", set()),
     ],
 )
-def test_an_edit_changes_the_digests_of_the_kernels_that_import_it(
-    package: Path, file: str, affected: set[str]
+def test_an_edit_changes_the_digests_of_the_kernels_that_import_the_file(
+    package: Path, path: str, kernels: set[str]
 ) -> None:
-    before = {name: source_digest(name, package) for name in KERNELS}
-    with (package / file).open("a") as source:
-        source.write("_added = 1\n")
-    assert {name for name in KERNELS if source_digest(name, package) != before[name]} == affected
+    before = digests()
+    assert digests() == before
+    (package / path).write_text((package / path).read_text() + "# edited\n")
+    after = digests()
+    assert {name for name in MODULES if after[name] != before[name]} == kernels
 
 
-def test_comments_and_docstrings_change_no_digest(package: Path) -> None:
-    before = {name: source_digest(name, package) for name in KERNELS}
-    assert before == {name: source_digest(name) for name in KERNELS}
-    for path in package.rglob("*.py"):
-        text = path.read_text()
-        code = text.split(QUOTES, 2)[2] if text.startswith(QUOTES) else text
-        path.write_text(f"{QUOTES}Another text.{QUOTES}\n# a comment\n\n{code}")
-    assert {name: source_digest(name, package) for name in KERNELS} == before
-
-
-def test_the_table_of_modules_is_the_registrys() -> None:
-    for name, make in KERNELS.items():
-        factory = (
-            make.func if isinstance(make, partial) else inspect.getclosurevars(make).nonlocals.get("factory", make)
-        )
-        assert factory.__module__ == f"mistral_portable_numba.kernels.{kernel_module(name)}", name
-
-
-def test_old_files_of_a_kernel_go(tmp_path: Path) -> None:
-    """A few stay, for other installations that share the folder; other kernels' files stay, too."""
-    path = object_path(tmp_path, "add", ISA)
-    write_object(object_path(tmp_path, "add_rows", ISA), b"code")
-    for age in range(8):
-        old = path.with_name(f"add-{age:024}.o")
-        old.write_bytes(b"old")
-        os.utime(old, (1e9 - age, 1e9 - age))
-    write_object(path, b"code")
-    kept = {file.name for file in files(tmp_path) if file.name.startswith("add-")}
-    assert kept == {path.name, *(f"add-{age:024}.o" for age in range(3))}
-    assert kernels_in(tmp_path).count("add_rows") == 1
+def test_the_digest_covers_instruction_set_system_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    isas = (
+        ISA,
+        replace(ISA, features=f"{ISA.features},+more"),
+        replace(ISA, functions=f"{ISA.functions}; a comment"),
+        replace(ISA, tokens=ISA.tokens + 1),
+    )
+    found = [digest("add", isa) for isa in isas]
+    monkeypatch.setattr(objects, "host_triple", lambda: "another system")
+    found.append(digest("add", ISA))
+    for package in ("numba", "llvmlite"):
+        monkeypatch.setattr(objects, "version", lambda name, package=package: "9.9" if name == package else "1.0")
+        found.append(digest("add", ISA))
+    assert len(set(found)) == len(found)
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="the folders of Linux")
@@ -304,9 +298,7 @@ def test_code_loads_wherever_memory_is_left() -> None:
     program = """
 import mmap
 from mistral_portable_numba.compiler.isa import host_isa
-from mistral_portable_numba.compiler.objects import LoadedKernels, default_folder, object_path, write_object
-from mistral_portable_numba.compiler.sources import kernel_module, source_digest
-from mistral_portable_numba.kernels.registry import KERNELS
+from mistral_portable_numba.compiler.objects import LoadedKernels, default_folder
 held = []
 for turn in range(60):
     held += [mmap.mmap(-1, 2**30), LoadedKernels(["silu_mul", "rms_norm"], host_isa(), default_folder())]

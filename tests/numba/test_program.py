@@ -107,7 +107,7 @@ def test_outputs_are_the_callers_own() -> None:
     assert np.isfinite(session.feed(lane, [1])).all()
 
 
-def test_no_rows_asked() -> None:
+def test_no_rows_requested() -> None:
     session = Session()
     out = session.program.step(session.manager.plan([Chunk(session.manager.open(), [1, 2, 3])]))
     assert out["logits"].shape == (0, CONFIG.vocab_size)
@@ -301,7 +301,7 @@ def test_progress_of_the_weights() -> None:
 
 
 def lane_bytes(kv_cache: str, slots: int, head_dim: int) -> int:
-    """Of a layer's lane, as `layouts.py` says: whole blocks of 64 slots, values filled up to 32 numbers."""
+    """Bytes of a layer's lane by `layouts.py`: whole blocks of 64 slots, values padded to a multiple of 32 numbers."""
     slots, width = -(-slots // 64) * 64, -(-head_dim // 32) * 32
     itemsize = {"float32": 4, "float16": 2, "q8_0": 1}[kv_cache]
     scales = 2 * width // 32 * 2 if kv_cache == "q8_0" else 0

@@ -116,8 +116,8 @@ def test_take(isa: str, tokens: int, columns: int, start: int, seed: int, data: 
     source = memory.rows_of(x)
     rows = data.draw(st.lists(st.integers(0, tokens - 1), max_size=20))
     picked, cut = memory.rows(len(rows), columns), memory.rows(tokens, columns)
-    asked = memory.array(np.array(rows, np.int32))
-    memory.run(isa, "take", [len(rows)], columns, *at(source), *at(picked), [asked])
+    requested = memory.array(np.array(rows, np.int32))
+    memory.run(isa, "take", [len(rows)], columns, *at(source), *at(picked), [requested])
     memory.run(isa, "take", [tokens], columns, source[:, start:], source.strides[0], *at(cut), 0)
     assert np.array_equal(picked[: len(rows), :columns], x[rows, :columns])
     assert np.array_equal(cut[:tokens, :columns], x[:, start:])
@@ -130,7 +130,7 @@ def test_take(isa: str, tokens: int, columns: int, start: int, seed: int, data: 
 
 
 class Quantized:
-    """The int8 codes that the kernel `quantize` makes of finite x [tokens, columns], with their sums."""
+    """The result of the kernel `quantize` for x [tokens, columns]; of finite x also the sums, and nothing else."""
 
     def __init__(self, isa: str, x: NDArray[np.float32]) -> None:
         memory, (tokens, columns), most = Memory(), x.shape, ISAS[isa].tokens

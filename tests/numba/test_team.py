@@ -65,7 +65,7 @@ def _entry(job: Any, tid: Any, n: Any) -> None:
 
 
 class Job:
-    """The memory that a run works on, and how often each thread was in it."""
+    """The memory of a run, and the number of times that each thread entered it."""
 
     def __init__(self, rounds: int = 1, *, held: bool = False) -> None:
         self._words = np.zeros(RETURNS + 16, np.int64)

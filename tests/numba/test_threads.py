@@ -1,4 +1,4 @@
-"""How many threads: made-up /sys and /proc trees."""
+"""The default number of threads, on made-up /sys and /proc trees."""
 
 import math
 import os

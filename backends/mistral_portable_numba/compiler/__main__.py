@@ -1,4 +1,4 @@
-"""`python -m mistral_portable_numba.compiler ISA FOLDER KERNEL...`: compile into a folder, a line for each kernel."""
+"""`python -m mistral_portable_numba.compiler ISA FOLDER KERNEL...`: compile kernels, a line of output each."""
 
 import sys
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.objects import host_triple, object_path, write_object
 from mistral_portable_numba.compiler.toolchain import lower, object_file
-from mistral_portable_numba.kernels.registry import KERNELS
+from mistral_portable_numba.kernels.registry import kernel
 
 
 def main(isa_name: str, folder: str, *names: str) -> None:
-    """Compile for this system."""
+    """Compile kernels for this system into a cache folder (see `objects`)."""
     isa = ISAS[isa_name]
     for name in names:
-        text = lower(name, KERNELS[name](isa.tokens))
+        text = lower(name, kernel(name, isa.tokens))
         write_object(object_path(Path(folder), name, isa), object_file(name, text, isa, host_triple()))
         print(name, flush=True)
 

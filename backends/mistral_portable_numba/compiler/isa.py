@@ -1,10 +1,10 @@
-"""The instruction sets, and how each defines the functions `mp.*` that kernels call (LLVM IR).
+"""The instruction sets, each with its definitions (LLVM IR) of the functions `mp.*` that kernels call.
 
 | function | computes |
 |---|---|
 | mp.dot4(acc, w, x) | acc + the sums of four products; w 0..127, x -127..127 |
 | mp.signed_zero() | 128 where products take unsigned weights, else 0 |
-| mp.signed(w) | weights -128..127 as dot4_signed takes them: with mp.signed_zero() added |
+| mp.signed(w) | weights -128..127 in the form that dot4_signed takes: with mp.signed_zero() added |
 | mp.dot4_signed(acc, w, x) | acc + the sums of four products of such weights and x, -127..127 |
 | mp.lookup(index, table) | table[index] of 64 bytes; index 0..15 |
 | mp.widen, mp.narrow | float16 to float32 and back, to nearest even |
@@ -26,9 +26,10 @@ FUNCTIONS = ("dot4", "dot4_signed", "signed", "signed_zero", "lookup", "widen", 
 
 @dataclass(frozen=True)
 class Isa:
-    """name: as in ISAS. title: as `backends` shows it. cpu, features: LLVM's target. functions: definitions of `mp.*`.
+    """An instruction set.
 
-    tokens: how many tokens a prefill kernel takes at once, as the registers allow.
+    name: its key in ISAS. title: its name for the command `backends`. cpu, features: LLVM's target. functions: LLVM IR
+    that defines `mp.*`. tokens: the tokens that a linear kernel takes at a time, limited by the number of registers.
     """
 
     name: str
@@ -52,7 +53,7 @@ def _function(result: str, name: str, parameters: str, body: str) -> str:
 
 
 def _dot(name: str, declarations: str, part: str, parts: int) -> str:
-    """A function (acc, w, x) of 16 lanes from the body `part`, which makes %r of %a, %w and %x in 16 / parts lanes."""
+    """A function (acc, w, x) over 16 lanes, from a body that computes %r from %a, %w and %x over 16 / parts lanes."""
     lanes = 16 // parts
     small = f"<{lanes} x i32> %a, <{4 * lanes} x i8> %w, <{4 * lanes} x i8> %x"
     result = _function(f"<{lanes} x i32>", f"{name}.part", small, f"{part}\n  ret <{lanes} x i32> %r")
@@ -83,7 +84,7 @@ _BYTES, _ACC_W_X = "<64 x i8>", "<16 x i32> %a, <64 x i8> %w, <64 x i8> %x"
 
 
 def _signed_zero(value: int) -> str:
-    """mp.signed_zero and mp.signed: 128 is added by flipping the sign bit, 0 by doing nothing."""
+    """Definitions of mp.signed_zero and mp.signed. Adding 128 flips the sign bit; adding 0 does nothing."""
     flip = f"  %r = xor {_BYTES} %w, {_constant('i8', -value, 64)}\n  ret {_BYTES} %r"
     return _function("i32", "signed_zero", "", f"  ret i32 {value}") + _function(
         _BYTES, "signed", f"{_BYTES} %w", flip if value else f"  ret {_BYTES} %w"
@@ -91,7 +92,10 @@ def _signed_zero(value: int) -> str:
 
 
 def _signed_as_dot4(zero: int) -> str:
-    """Where mp.dot4 takes all bytes as they are after mp.signed: vpdpbusd unsigned ones, NEON's sdot signed ones."""
+    """Definitions for instruction sets whose mp.dot4 accepts the bytes that mp.signed returns, for all weights.
+
+    vpdpbusd takes unsigned bytes, NEON's sdot signed ones.
+    """
     return _signed_zero(zero) + _function(
         "<16 x i32>",
         "dot4_signed",
@@ -117,8 +121,8 @@ _DOT_AVX_VNNI = _dot(
 _MADD = f"""  %s = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %p, <16 x i16> {_constant("i16", 1, 16)})
   %r = add <8 x i32> %a, %s"""
 
-# pmaddubsw adds two products in 16 bits: at most 2 * 127 * 127, or 2 * 128 * 127 of signed weights, so it never
-# saturates. For signed weights |w| is the unsigned operand, and x takes the sign of w.
+# pmaddubsw adds two products in 16 bits: at most 2 * 127 * 127, or 2 * 128 * 127 with signed weights, so it never
+# saturates. With signed weights |w| is the unsigned operand, and x takes the sign of w.
 _DOT_AVX2 = (
     _dot(
         "dot4",
@@ -172,7 +176,7 @@ _DOT_GENERIC = _dot(
 
 
 def _lookup(declarations: str, instruction: str, parts: int) -> str:
-    """Table lookup by an instruction that makes %rP of the indices %iP and of %t, the table in each 16 bytes."""
+    """Table lookup by an instruction that computes %rP from the indices %iP and %t, the table in each 16 bytes."""
     count = 64 // parts
     sixteen = ", ".join(f"i32 {lane % 16}" for lane in range(count))
     body = [f"  %t = shufflevector <16 x i8> %table, <16 x i8> poison, <{count} x i32> <{sixteen}>"]
@@ -241,7 +245,7 @@ _HALF_NATIVE = _function(
 
 
 def _half_by_bits() -> str:
-    """Without hardware: the exponent is rebiased by a product with 2^112, which is exact for denormals, too."""
+    """Float16 conversions without hardware: a product with 2^112 rebiases the exponent, exactly for denormals too."""
 
     def c(value: int) -> str:
         return _constant("i32", value, 16)
@@ -331,7 +335,7 @@ ISAS: dict[str, Isa] = {
         Isa("generic", "any", "", "", _DOT_GENERIC + _lookup_by_comparison() + _half_by_bits() + _pause("", ""), 4),
     )
 }
-"""By name, best first within an architecture."""
+"""Instruction sets by name, best first within an architecture."""
 
 
 def host_isa(system: str = sys.platform, machine: str = platform.machine(), root: Path = Path("/")) -> Isa:
@@ -351,7 +355,7 @@ def host_isa(system: str = sys.platform, machine: str = platform.machine(), root
 
 
 def _linux_has_dotprod(root: Path) -> bool:
-    """LLVM does not tell (22: it knows the feature, but not the name that Linux gives it)."""
+    """Whether Linux reports dotprod. LLVM 22 does not: it does not know the name that Linux gives the feature."""
     try:
         return "asimddp" in (root / "proc" / "cpuinfo").read_text().split()
     except OSError:

@@ -1,18 +1,21 @@
-"""Kernels as code in this process: compiled in child processes, kept on disk, loaded by LLVM.
+"""Compiled kernels: made in child processes, cached on disk, loaded into this process by LLVM.
 
-Children import Numba, so that a process whose kernels are on disk need not, and they compile side by side. A file is
-the SHA-256 of the object and the object. It is named after everything that the code depends on: the kernel's own
-sources, versions and instruction set. So nothing stale is ever loaded, a changed kernel leaves the others as they are,
-and a damaged file is compiled again.
+Only the children import Numba, and they compile in parallel. A file of the cache is FOLDER/kernels/ISA/NAME-DIGEST.o:
+the SHA-256 of an object, and the object. The digest covers all that the machine code depends on: the sources that the
+kernel imports, the instruction set, the system and the versions of the compilers. So no stale object is ever loaded; a
+damaged one is compiled again. Of each kernel the VERSIONS newest objects are kept.
 """
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
@@ -22,17 +25,18 @@ import mistral_portable
 import mistral_portable_numba
 from mistral_portable.errors import BackendError
 from mistral_portable_numba.compiler.isa import Isa
-from mistral_portable_numba.compiler.sources import source_digest
+from mistral_portable_numba.kernels.registry import MODULES
 
-__all__ = ["LoadedKernels", "default_folder", "host_triple", "object_path", "write_object"]
-
-_VERSIONS = 4  # files of one kernel that are kept: those of other installations, which may share the folder
+__all__ = ["VERSIONS", "LoadedKernels", "default_folder", "digest", "host_triple", "object_path", "write_object"]
 
 Progress = Callable[[str, int, int], None]
 
+VERSIONS = 4
+"""Objects of a kernel that are kept, the newest: installations of different versions may share the folder."""
+
 
 def default_folder() -> Path:
-    """Where compiled kernels are kept: $MISTRAL_PORTABLE_CACHE, or else the user's cache folder."""
+    """The cache folder: $MISTRAL_PORTABLE_CACHE, or else one in the user's own cache folder."""
     if chosen := os.environ.get("MISTRAL_PORTABLE_CACHE"):
         return Path(chosen)
     if sys.platform == "win32":
@@ -45,18 +49,23 @@ def default_folder() -> Path:
 
 
 class LoadedKernels:
-    """The kernels of one program. Their code stays loaded as long as this object lives."""
+    """The addresses of kernels, whose code stays loaded as long as this object lives."""
 
     def __init__(self, names: Iterable[str], isa: Isa, folder: Path, progress: Progress | None = None) -> None:
-        """Compile what is not in `folder`, and load all. Raises BackendError if the compiler fails."""
+        """Compile the kernels that are missing in `folder` (in a temporary one if it is not writable), and load all.
+
+        Raises BackendError for a kernel that does not exist, or if the compiler fails.
+        """
         wanted = sorted(set(names))
-        place = folder / "kernels"
-        found = {name: code for name in wanted if (code := _read(object_path(place, name, isa))) is not None}
+        if unknown := [name for name in wanted if name not in MODULES]:
+            raise BackendError(f"backend 'numba' has no kernel {unknown[0]!r}")
+        found = {name: code for name in wanted if (code := _read(object_path(folder, name, isa))) is not None}
         if len(found) < len(wanted):
             with tempfile.TemporaryDirectory() as spare:
                 missing = [name for name in wanted if name not in found]
-                written = _compile(missing, isa, _writable(place) or Path(spare), progress)
-                found |= {name: _required(object_path(written, name, isa)) for name in missing}
+                place = folder if _writable(folder / "kernels" / isa.name) else Path(spare)
+                _compile(missing, isa, place, progress)
+                found |= {name: _required(object_path(place, name, isa)) for name in missing}
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         machine = llvm.Target.from_triple(host_triple()).create_target_machine()
@@ -73,13 +82,12 @@ class LoadedKernels:
 
 
 def object_path(folder: Path, name: str, isa: Isa) -> Path:
-    """The file of a kernel's object for an instruction set of this system: FOLDER/ISA/NAME-DIGEST.o."""
-    key = hashlib.sha256(repr((isa, host_triple(), source_digest(name))).encode()).hexdigest()[:24]
-    return folder / isa.name / f"{name}-{key}.o"
+    """The file of a kernel's object in a cache folder."""
+    return folder / "kernels" / isa.name / f"{name}-{digest(name, isa)}.o"
 
 
 def write_object(path: Path, code: bytes) -> None:
-    """Put an object and its hash where nobody can see half of it. The oldest files of the kernel go."""
+    """Write an object and its hash so that no reader sees a part of it; remove old objects of the same kernel."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         try:
@@ -90,27 +98,33 @@ def write_object(path: Path, code: bytes) -> None:
         except BaseException:  # a full disk, Ctrl-C
             os.unlink(file.name)
             raise
-    same = path.parent.glob(f"{path.name.rpartition('-')[0]}-{'?' * 24}.o")
-    for old in sorted((each for each in same if each != path), key=_modified, reverse=True)[_VERSIONS - 1 :]:
-        with suppress(OSError):  # somebody else removed it, or has it open (Windows)
+    _remove_old(path)
+
+
+def _remove_old(path: Path) -> None:
+    """Remove all objects of this kernel but the VERSIONS newest, of which `path` is one.
+
+    A process that is about to read one of the older ones compiles it again.
+    """
+    kernel = path.name.rpartition("-")[0]
+    ages: dict[Path, float] = {}
+    for other in path.parent.glob(f"{kernel}-*.o"):
+        with suppress(OSError):  # another process has removed it
+            ages[other] = other.stat().st_mtime
+    ages.pop(path, None)
+    for old in sorted(ages, key=lambda other: ages[other], reverse=True)[VERSIONS - 1 :]:
+        with suppress(OSError):
             old.unlink()
 
 
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
 def host_triple() -> str:
-    """This process's system as LLVM names it; JIT-compiled code is ELF also on Windows."""
+    """This process's system in LLVM's terms; JIT-compiled code is ELF on Windows, too."""
     triple: str = llvm.get_process_triple()
     return f"{triple}-elf" if sys.platform == "win32" else triple
 
 
 def _read(path: Path) -> bytes | None:
-    """The object in a file; None if there is none or it is damaged."""
+    """The object in a file; None if the file is missing or damaged."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -119,6 +133,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _required(path: Path) -> bytes:
+    """The object in a file that was just written. Raises BackendError if it is not there."""
     code = _read(path)
     if code is None:
         raise BackendError(f"backend 'numba': the compiled kernel {path} vanished: start again")
@@ -126,7 +141,7 @@ def _required(path: Path) -> bytes:
 
 
 def _writable(folder: Path) -> Path | None:
-    """The folder, if files can be made in it."""
+    """The folder, which is made if need be; None if no file can be created in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -135,18 +150,49 @@ def _writable(folder: Path) -> Path | None:
         return None
 
 
-def _compile(names: list[str], isa: Isa, folder: Path, progress: Progress | None) -> Path:
-    """Compile kernels in two processes, and return the folder."""
-    # The formats of 256 columns take some ten times as long as the others: deal them out first.
+def digest(name: str, isa: Isa) -> str:
+    """24 hex digits that change with anything that the machine code of a kernel depends on."""
+    content = hashlib.sha256(repr((isa, host_triple(), version("numba"), version("llvmlite"))).encode())
+    package = Path(__file__).parent.parent
+    for path, source in _sources(package, f"kernels/{MODULES[name]}.py").items():
+        content.update(f"\0{path}\0".encode() + source)
+    return content.hexdigest()[:24]
+
+
+_IMPORT = re.compile(rb"^from mistral_portable_numba\.([\w.]+) import", re.MULTILINE)
+
+
+@cache
+def _sources(package: Path, module: str) -> dict[str, bytes]:
+    """The sources that a kernel's machine code depends on, by path in the package, sorted.
+
+    These are its module, the compiler's toolchain, and the modules of this package that they import, directly or not.
+    The registry counts, too, as it chooses what kernels are made with, but not the modules that it imports: all.
+    """
+    registry = "kernels/registry.py"
+    found = {registry: (package / registry).read_bytes()}
+    waiting = [module, "compiler/toolchain.py"]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found[path] = (package / path).read_bytes()
+            waiting += [f"{name.decode().replace('.', '/')}.py" for name in _IMPORT.findall(found[path])]
+    return dict(sorted(found.items()))
+
+
+def _compile(names: list[str], isa: Isa, folder: Path, progress: Progress | None) -> None:
+    """Compile kernels into a cache folder, in two processes. Raises BackendError if one fails."""
+    # Formats with blocks of 256 columns take about ten times as long as the others, so they are dealt out first.
     ordered = sorted(names, key=lambda name: (not name.startswith("linear_"), not name.endswith(("_k", "_xs")), name))
     children = []
     try:
         for share in filter(None, (ordered[::2], ordered[1::2])):
-            # -P: a file in the user's folder that is called numba.py, say, is not imported.
+            # -P: Python then does not import a numba.py, say, of the user's current folder.
             command = [sys.executable, "-Pm", "mistral_portable_numba.compiler", isa.name, str(folder), *share]
             errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # a pipe could fill while nobody reads it
             children.append((_start(command, errors), errors))
-        # A child says when a kernel is done; the shares are alike, so to read one child after the other loses little.
+        # A child prints a line per kernel. The shares take about the same time, so reading one child after the other
+        # delays few progress reports.
         done = 0
         for child, _ in children:
             assert child.stdout is not None
@@ -164,11 +210,10 @@ def _compile(names: list[str], isa: Isa, folder: Path, progress: Progress | None
             child.kill()
             child.communicate()
             errors.close()
-    return folder
 
 
 def _start(command: list[str], errors: IO[str]) -> "subprocess.Popen[str]":
-    """A compiling process, which finds this package where it is, installed or not."""
+    """Start a compiling process, which imports this package from where it is, installed or not."""
     roots = {str(Path(module.__file__ or "").parent.parent) for module in (mistral_portable, mistral_portable_numba)}
     path = [os.environ.get("PYTHONPATH", ""), *(root for root in sorted(roots) if "site-packages" not in root)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}

@@ -1,10 +1,10 @@
 """SIMD registers as Numba values: vectors of 16 lanes, and the operations that kernels are written in.
 
 A vector is a Numba type whose data model is an LLVM vector, so a kernel is ordinary Python over local variables. LLVM
-splits 16 lanes into what the machine has: one register with AVX-512, two with AVX2, four with NEON. Addresses are int64
-everywhere (in Numba, int64 + uint64 is a float64). Nothing that is loaded or stored need be aligned.
+splits 16 lanes into the machine's registers: one with AVX-512, two with AVX2, four with NEON. Addresses are int64
+everywhere (in Numba, int64 + uint64 is a float64). Loads and stores need no alignment.
 
-What LLVM has no portable operation for is a call of a function `mp.*`, defined per instruction set in `isa.py`.
+Where LLVM has no portable operation, kernels call a function `mp.*`, which `isa.py` defines per instruction set.
 """
 
 import inspect
@@ -25,11 +25,11 @@ _Emit = Callable[..., Any]
 
 _PARTS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": True}
 inlined: Callable[..., Any] = numba.njit(**_PARTS)
-"""Decorates the functions that kernels are made of: they become part of their callers, and know constant arguments."""
+"""Decorator of the functions that kernels are made of: they are inlined, and constant arguments stay constants."""
 
 
 class Vector(types.Type):
-    """`lanes` numbers of an LLVM type."""
+    """A Numba type of `lanes` numbers of an LLVM type."""
 
     def __init__(self, name: str, element: ir.Type, lanes: int) -> None:
         self.llvm = ir.VectorType(element, lanes)
@@ -45,7 +45,7 @@ class _VectorModel(models.PrimitiveModel):
 f32x16 = Vector("f32x16", F32, 16)
 i32x16 = Vector("i32x16", I32, 16)
 bytes64 = Vector("bytes64", I8, 64)
-"""64 bytes: four columns of 16 rows. Row r's are the bytes 4r..4r+3, which are lane r when read as i32x16."""
+"""64 bytes: four columns of 16 rows. Row r has the bytes 4r..4r+3, which are lane r of the same bits as i32x16."""
 
 _F, _I, _B, _H = f32x16.llvm, i32x16.llvm, bytes64.llvm, ir.VectorType(I16, 16)
 
@@ -54,7 +54,7 @@ _F, _I, _B, _H = f32x16.llvm, i32x16.llvm, bytes64.llvm, ir.VectorType(I16, 16)
 
 
 def operation(result: types.Type, *parameters: types.Type) -> Callable[[_Emit], Any]:
-    """Make a Numba intrinsic of a function (builder, *values) -> value, or None where there is no result."""
+    """Make a Numba intrinsic from a function (builder, *values) -> value, or None if it has no result."""
 
     def make(emit: _Emit) -> Any:
         def definition(typing: Any, *arguments: Any) -> Any:
@@ -74,7 +74,7 @@ def operation(result: types.Type, *parameters: types.Type) -> Callable[[_Emit], 
 
 
 def _infix(symbol: Any, vector: Vector, emit: _Emit) -> None:
-    """Let `vector symbol vector` and `vector symbol number` be written; the number fills all lanes."""
+    """Define `vector symbol vector` and `vector symbol number`; the number fills all lanes."""
 
     @type_callable(symbol)
     def typer(context: Any) -> Any:
@@ -118,35 +118,38 @@ _infix(operator.truediv, f32x16, ir.IRBuilder.fdiv)
 
 
 def splat(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) -> ir.Value:
-    """All lanes = value."""
+    """A vector with `value` in all lanes."""
     undefined = ir.Constant(vector, ir.Undefined)
     one = builder.insert_element(undefined, value, I32(0))
     return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count))
 
 
 def zero_vector(vector: ir.VectorType) -> ir.Constant:
-    """A vector of floating zeros."""
+    """A vector of zeros."""
     return ir.Constant(vector, [0.0] * vector.count)
 
 
 def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-    """a * b + c, 16 float32 at a time."""
+    """a * b + c on 16 float32, rounded once where the machine can."""
     return call(builder, "llvm.fmuladd.v16f32", _F, a, b, c)
 
 
 def _at(builder: ir.IRBuilder, address: ir.Value, to: ir.Type) -> ir.Value:
-    """The pointer of an address. A function, as LLVM, on its way to machine code for Numba's own process, rewrites
-    `inttoptr(a + b)` into `inttoptr(a) + b`, which kernels that are linked from that would take for a null pointer."""
+    """The pointer to an address, by a call of mp.pointer.
+
+    With a plain `inttoptr(a + b)`, LLVM, as it compiles Numba's own copy, would rewrite the IR into `inttoptr(a) + b`,
+    which kernels linked from that IR would take for a null pointer.
+    """
     return builder.bitcast(call(builder, "mp.pointer", I8.as_pointer(), address), to.as_pointer())
 
 
 def load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
-    """Read a value from an address of any alignment."""
+    """The value of a type at an address."""
     return builder.load(_at(builder, address, kind), align=1)
 
 
 def store(builder: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
-    """Write a value to an address of any alignment."""
+    """Store a value at an address."""
     builder.store(value, _at(builder, address, value.type), align=1)
 
 
@@ -275,7 +278,7 @@ def load_bytes(builder: Any, address: Any) -> Any:
 
 @operation(types.void, types.int64)
 def prefetch(builder: Any, address: Any) -> None:
-    """Ask for the cache line at an address, which need not be valid."""
+    """Prefetch the cache line at an address, which need not be valid."""
     kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
     function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     builder.call(function, [_at(builder, address, I8), I32(0), I32(2), I32(1)])
@@ -283,7 +286,7 @@ def prefetch(builder: Any, address: Any) -> None:
 
 @operation(bytes64, types.int64)
 def repeat4(builder: Any, address: Any) -> Any:
-    """The four bytes at an address, 16 times: four columns of one token, beside those of 16 rows."""
+    """The four bytes at an address, 16 times: four columns of one token, to be multiplied with those of 16 rows."""
     return builder.bitcast(splat(builder, load(builder, address, I32), _I), _B)
 
 
@@ -313,7 +316,7 @@ def store_f16(builder: Any, address: Any, value: Any) -> None:
 
 @operation(types.void, types.int64, types.int64, i32x16)
 def store_i8_apart(builder: Any, address: Any, stride: Any, value: Any) -> None:
-    """Store the low bytes of 16 integers, four of them together, the fours `stride` bytes apart."""
+    """Store the low bytes of 16 integers in groups of four, `stride` bytes apart."""
     fours = builder.bitcast(builder.trunc(value, ir.VectorType(I8, 16)), ir.VectorType(I32, 4))
     for index in range(4):
         place = builder.add(address, builder.mul(stride, I64(index)))
@@ -390,7 +393,7 @@ def high_f16(builder: Any, value: Any) -> Any:
 
 @operation(i32x16, f32x16)
 def as_f16_bits(builder: Any, value: Any) -> Any:
-    """Each lane rounded to float16, whose bits are the low half."""
+    """Each lane rounded to float16, whose bits are the low half of an int32."""
     return builder.zext(call(builder, "mp.narrow", _H, value), _I)
 
 
@@ -416,13 +419,13 @@ def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 @operation(f32x16, f32x16, f32x16)
 def maximum(builder: Any, a: Any, b: Any) -> Any:
-    """The larger of each lane; NaN where either is."""
+    """The larger of each lane; NaN if either is NaN."""
     return call(builder, "llvm.maximum.v16f32", _F, a, b)
 
 
 @operation(f32x16, f32x16, types.float32, types.float32)
 def keep_in(builder: Any, value: Any, low: Any, high: Any) -> Any:
-    """The lanes limited to low..high; NaN stays."""
+    """The lanes clamped to low..high; NaN stays NaN."""
     low, high = splat(builder, low, _F), splat(builder, high, _F)
     value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
     return builder.select(builder.fcmp_ordered(">", value, high), high, value)
@@ -504,7 +507,7 @@ def where_at_most(builder: Any, key: Any, bound: Any, yes: Any, no: Any) -> Any:
 
 @operation(f32x16, f32x16, f32x16, f32x16, f32x16)
 def where_less(builder: Any, a: Any, b: Any, yes: Any, no: Any) -> Any:
-    """yes where a < b, else no, also where either is NaN."""
+    """yes where a < b, else no; no where either is NaN."""
     return builder.select(builder.fcmp_ordered("<", a, b), yes, no)
 
 
@@ -519,7 +522,7 @@ def dot4(builder: Any, total: Any, weights: Any, x: Any) -> Any:
 
 @operation(bytes64, bytes64)
 def as_signed(builder: Any, weights: Any) -> Any:
-    """Weights -128..127 as `dot4_signed` takes them: with `signed_zero` added."""
+    """Weights -128..127 in the form that `dot4_signed` takes: with `signed_zero` added."""
     return call(builder, "mp.signed", _B, weights)
 
 
@@ -531,7 +534,7 @@ def dot4_signed(builder: Any, total: Any, weights: Any, x: Any) -> Any:
 
 @operation(types.int32)
 def signed_zero(builder: Any) -> Any:
-    """The number that this instruction set adds to signed weights in `as_signed`: 128 or 0."""
+    """The number that `as_signed` adds to weights on this instruction set: 128 or 0."""
     return call(builder, "mp.signed_zero", I32)
 
 
@@ -547,7 +550,7 @@ def table_of(*values: int) -> Any:
 
 @operation(types.void, types.int64, types.int64, types.int64)
 def transpose4(builder: Any, source: Any, stride: Any, out: Any) -> None:
-    """Four rows of four dwords, `stride` bytes apart, to four columns, 64 bytes apart."""
+    """Transpose four rows of four dwords, `stride` bytes apart, into four columns, 64 bytes apart."""
     four = ir.VectorType(I32, 4)
 
     def shuffle(a: Any, b: Any, *lanes: int) -> Any:
@@ -566,19 +569,19 @@ def transpose4(builder: Any, source: Any, stride: Any, out: Any) -> None:
 
 @operation(types.int64, types.int64, types.int64)
 def fetch_add(builder: Any, address: Any, value: Any) -> Any:
-    """Add to the int64 at an address, atomically; what it was before."""
+    """Add to the int64 at an address, atomically; returns its value before."""
     return builder.atomic_rmw("add", _at(builder, address, I64), value, "seq_cst")
 
 
 @operation(types.int64, types.int64)
 def get_shared(builder: Any, address: Any) -> Any:
-    """The int64 at an address, which other threads may change; what they wrote before it is visible after."""
+    """The int64 at an address that other threads may change; their earlier writes are visible afterwards."""
     return builder.load_atomic(_at(builder, address, I64), "seq_cst", 8)
 
 
 @operation(types.void)
 def pause(builder: Any) -> None:
-    """Tell the core that this is a spin loop."""
+    """Hint to the core that this is a spin loop."""
     call(builder, "mp.pause", ir.VoidType())
 
 

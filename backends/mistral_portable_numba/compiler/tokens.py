@@ -1,4 +1,4 @@
-"""Several tokens at once: operations on tuples of vectors, one per token."""
+"""Operations on several tokens at a time: on tuples of vectors, one per token."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,8 @@ _F, _I, _B = f32x16.llvm, i32x16.llvm, bytes64.llvm
 
 
 class Tokens:
-    """Operations on tuples of `count` vectors, one per token. A token's number lies `stride` bytes after the last's."""
+    """Operations on tuples of `count` vectors, one per token. `first` is the address of the first token's numbers;
+    those of the next tokens follow at distances of `stride` bytes."""
 
     def __init__(self, count: int) -> None:
         ints, floats = types.UniTuple(i32x16, count), types.UniTuple(f32x16, count)
@@ -131,9 +132,10 @@ class Tokens:
         self.zeros = zeros
         """() -> floats: all 0."""
         self.start = start
-        """(first, eighths) -> ints: each token's int32, of consecutive ones, times eighths / 8, which is exact."""
+        """(first, eighths) -> ints: each token's int32, consecutive in memory, times eighths / 8, which is exact."""
         self.dot, self.dot_signed = dot("mp.dot4"), dot("mp.dot4_signed")
-        """((ints, ints), left, right, first) -> (ints, ints): + the codes of two tiles times each token's four."""
+        """((ints, ints), left, right, first) -> (ints, ints): plus the products of the codes of two tiles and each
+        token's four codes."""
         self.scale_ints = scale_ints
         """(floats, ints, scale) -> floats + ints * scale."""
         self.add_scaled = add_scaled
@@ -143,8 +145,8 @@ class Tokens:
         self.fma_one = fma_one
         """(floats, factor, first, stride) -> floats + factor * each token's float32."""
         self.fma_seen = fma_seen
-        """As fma_one, but what is multiplied with 0 may be infinite or NaN."""
+        """(floats, factor, first, stride) -> like fma_one, but numbers multiplied with 0 may be infinite or NaN."""
         self.add_times = add_times
         """(floats, parts, factor) -> floats + parts * factor."""
         self.load_each, self.store_each = load_each, store_each
-        """(first, stride) -> floats; (first, stride, floats)."""
+        """(first, stride) -> floats: 16 float32 per token. (first, stride, floats) -> None: store them."""

@@ -1,8 +1,8 @@
-"""From a kernel in Python to machine code: Numba writes LLVM IR, LLVM makes an object file of it.
+"""Compilation of a kernel from Python to machine code: Numba writes LLVM IR, LLVM makes an object file from it.
 
-A kernel is a Python function of three int64: the address of its arguments, the number of the thread, and of threads.
-Its IR does not depend on the machine; the functions `mp.*` of an instruction set are linked in before LLVM optimizes.
-So one kernel serves every instruction set, also those of other machines.
+A kernel is a Python function of three int64: the address of its arguments, the thread's number, and the number of
+threads. Its IR does not depend on the machine; the functions `mp.*` of an instruction set are linked in before LLVM
+optimizes. So one kernel serves every instruction set, including those of other machines.
 """
 
 import re
@@ -19,10 +19,10 @@ Kernel = Callable[[Any, Any, Any], Any]
 
 
 def lower(name: str, kernel: Kernel) -> str:
-    """LLVM IR of a module with one public function, `name`, in terms of `mp.*`."""
+    """The LLVM IR of a module with one public function, `name`, in terms of `mp.*`."""
     from numba import cfunc
 
-    for function in FUNCTIONS:  # Numba also emits code for its own process, where nobody defines or calls them
+    for function in FUNCTIONS:  # Numba also emits code for this process, where these are neither defined nor called
         llvm.add_symbol(f"mp.{function}", 1)
     compiled = cfunc("void(int64, int64, int64)", error_model="numpy")(kernel)
     text = compiled.inspect_llvm().replace(compiled.native_name, name)
@@ -30,14 +30,14 @@ def lower(name: str, kernel: Kernel) -> str:
 
 
 def object_file(name: str, text: str, isa: Isa, triple: str) -> bytes:
-    """Machine code of the module `text` for an instruction set, and a system such as "x86_64-unknown-linux-gnu"."""
+    """The object file of the module `text` for an instruction set and a system, such as "x86_64-unknown-linux-gnu"."""
     machine, module = _optimized(name, text, isa, triple)
     code: bytes = machine.emit_object(module)
     return code
 
 
 def assembly(name: str, text: str, isa: Isa, triple: str) -> str:
-    """Assembly of the module `text`, for readers; see `object_file`."""
+    """The assembly listing of what `object_file` returns."""
     machine, module = _optimized(name, text, isa, triple)
     listing: str = machine.emit_assembly(module)
     return listing
@@ -62,6 +62,6 @@ def _optimized(name: str, text: str, isa: Isa, triple: str) -> tuple[Any, Any]:
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     outside = [f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")]
-    if outside:  # an exception, say: nobody would be there to handle it
+    if outside:  # code that raises an exception, say, which nothing here could handle
         raise AssertionError(f"kernel {name} calls {', '.join(outside)}")
     return machine, module

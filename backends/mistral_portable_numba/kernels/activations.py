@@ -1,4 +1,4 @@
-"""Activations as int8: what the integer linear layers read (`layouts.activation_block`).
+"""Quantization of activations to int8, the input of integer linears (`layouts.activation_block`).
 
 Blocks of 128 columns share a scale, max|x| / 127.
 """
@@ -21,9 +21,10 @@ from mistral_portable_numba.compiler.simd import (
     store_i8_apart,
     sum_i32,
 )
+from mistral_portable_numba.kernels.registry import Factory
 from mistral_portable_numba.layouts import START_ZEROS, activation_block, activation_sums, token_group
 
-__all__ = ["quantize_kernel"]
+__all__ = ["KERNELS", "quantize_kernel"]
 
 _group_of = inlined(token_group)
 _BLOCK, _SUMS32, _SUMS16 = (
@@ -36,15 +37,16 @@ _PIECE = 8
 
 
 def quantize_kernel(most: int) -> Callable[..., Any]:
-    """Arguments: counter, address of T, columns (of 32), x, bytes between its rows; then of the blocks, the sums over
-    32 and the sums over 16 the address and the bytes of a token.
+    """The kernel that quantizes rows of x.
 
-    `most`: as of the linears that read them. A piece of work is 8 blocks of a group.
+    Arguments: counter, address of T, columns (a multiple of 32), x, bytes between its rows; then the address and the
+    bytes per token of the blocks, of the sums over 32 and of the sums over 16.
+    most: the tokens that the linears reading them take at a time. A piece of work is 8 blocks of a group.
     """
 
     @inlined
     def quantize(x: Any, columns: Any, codes: Any, sums32: Any, sums16: Any, group: Any) -> None:
-        """Up to 128 columns of a token of a group, whose first dword is at `codes`."""
+        """Quantize up to 128 columns of a token in a group; its first dword of codes is at `codes`."""
         largest = all_f32(0.0)
         for column in range(0, columns, 16):
             largest = maximum(largest, absolute(load_f32(x + 4 * column)))
@@ -88,3 +90,6 @@ def quantize_kernel(most: int) -> Callable[..., Any]:
                     quantize(x + (first + t) * xs + 4 * column, some, c + 4 * t, a + 4 * t, b + 4 * t, group)
 
     return kernel
+
+
+KERNELS: dict[str, Factory] = {"quantize": quantize_kernel}

@@ -1,8 +1,8 @@
 """Attention over the cache, in the manner of FlashAttention (Dao et al. 2022).
 
-A work item is a few query tokens of one sequence with the query heads of one key/value head: its rows. It goes through
-the slots in the order of storage, 64 at a time, with a running maximum, a running sum, and outputs that are rescaled
-when the maximum grows. The order does not depend on threads or on what else is in the step.
+The rows of a work item are a few query tokens of one sequence, times the query heads of one key/value head. It reads
+the slots in the order of storage, 64 at a time, and keeps a running maximum, a running sum, and outputs that are
+rescaled when the maximum grows. The order does not depend on the threads or on other sequences in the step.
 """
 
 from collections.abc import Callable
@@ -32,18 +32,21 @@ from mistral_portable_numba.compiler.simd import (
 from mistral_portable_numba.compiler.tokens import Tokens
 from mistral_portable_numba.kernels.exp import exp
 from mistral_portable_numba.kernels.kv import KV_FORMATS
+from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 
-__all__ = ["attention_kernel"]
+__all__ = ["KERNELS", "attention_kernel"]
 
 _NONE = -3.0e38  # the score of a hidden key
 
 
 def attention_kernel(dtype: str) -> Callable[..., Any]:
-    """Arguments: counter, address of the number of items, address of the address of the items, query heads, key/value
-    heads, head_dim, window (0: none), ring (slots of a full lane), scale (float64), q, its stride, out, its stride,
+    """The kernel of attention over cached keys and values of a type.
+
+    Arguments: counter, address of the number of items, address of the items' address, query heads, key/value heads,
+    head_dim, window (0: none), ring (slots of a full lane), scale (float64), q, its stride, out, its stride,
     the layer's table (see `kv.store_kernel`), scratch, scratch bytes per thread.
 
-    An item is int64: lane, first token, tokens, position of the first, position of the sequence's last token.
+    An item is five int64: lane, first token, tokens, position of the first, position of the sequence's last token.
     """
     kind = KV_FORMATS[dtype]
     size, scaled, load = kind.size, kind.scaled, kind.load
@@ -88,8 +91,10 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
     def attend4(
         values: Any, scales: Any, width: Any, weights: Any, factors: Any, out: Any, os: Any, whole: Any
     ) -> None:
-        """out [4, width] = out * factors + weights [4, 64] times the 64 values of a block; not `whole`: of which some
-        are hidden, and may be anything."""
+        """out [4, width] = out * factors + weights [4, 64] times the 64 values of a block.
+
+        Unless `whole`, some of the values are hidden; these have the weight 0 and may hold anything.
+        """
         for j in range(0, width, 32):
             a = add_scaled(zeros(), load_each(out + 4 * j, os), factors, 4)
             b = add_scaled(zeros(), load_each(out + 4 * j + 64, os), factors, 4)
@@ -110,7 +115,7 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
 
     @inlined
     def positions(slot: Any, last: Any, ring: Any) -> Any:
-        """The positions in 16 slots: the newest that lie there, negative where there is none."""
+        """The newest positions stored in 16 slots; negative for an empty slot."""
         turn = last // ring * ring
         slots = lane_numbers() + slot
         earlier = where_at_most(slots, ring - 1, slots + (turn - ring), all_i32(-1))
@@ -118,7 +123,10 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
 
     @inlined
     def soften(scores: Any, slot: Any, last: Any, ring: Any, low: Any, high: Any, whole: Any, state: Any) -> Any:
-        """Scores [64] of one row to weights; updates its maximum and sum; the factor for what it has so far."""
+        """Turn the scores [64] of one row into weights, and update its maximum and sum.
+
+        Returns the factor by which its earlier sum and output shrink.
+        """
         a, b, c, d = load_f32(scores), load_f32(scores + 64), load_f32(scores + 128), load_f32(scores + 192)
         p = positions(slot, last, ring)
         q, r, s = positions(slot + 16, last, ring), positions(slot + 32, last, ring), positions(slot + 48, last, ring)
@@ -176,7 +184,7 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
                 put_f32(states + 8 * row + 4, 0.0)
             newest = last % ring
             for slot in range(0, min(last + 1, ring), 64):
-                # The positions in these slots, if they are of one turn of the ring.
+                # The positions in these slots, if one turn of the ring wrote them all.
                 oldest = last - newest + slot - (ring if slot > newest else 0)
                 mixed = (slot <= newest and slot + 63 > newest) or slot + 64 > ring
                 for row in range(0, padded, 4):
@@ -218,3 +226,6 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
                     put_f32(to + 4 * j, get_f32(outputs + 4 * (row * width + j)) / total)
 
     return kernel
+
+
+KERNELS: dict[str, Factory] = {f"attention_{kv}": AnyTokens(attention_kernel, (kv,)) for kv in KV_FORMATS}

@@ -1,6 +1,7 @@
-"""Linear layers over float32, float16 and bfloat16 weights, read in the file's own row order, in float32 arithmetic.
+"""Linear layers over float32, float16 and bfloat16 weights in the file's own row order, in float32 arithmetic.
 
-Four rows times four tokens (or one) at a time, 16 columns a step; 16 rows stay in the cache for all tokens.
+They compute four rows times four tokens (or one) at a time, 16 columns a step; 16 rows stay in the CPU's cache for all
+tokens.
 """
 
 from collections.abc import Callable
@@ -20,15 +21,16 @@ from mistral_portable_numba.compiler.simd import (
     sum_lanes,
 )
 from mistral_portable_numba.compiler.tokens import Tokens
+from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 
-__all__ = ["DENSE", "dense_kernel"]
+__all__ = ["DENSE", "KERNELS", "dense_kernel"]
 
 DENSE: dict[str, tuple[int, Any, Any]] = {
     "float32": (4, load_f32, get_f32),
     "float16": (2, load_f16, get_f16),
     "bfloat16": (2, load_bf16, get_bf16),
 }
-"""dtype -> bytes of a number, its load of 16, and of one."""
+"""dtype -> bytes of a number, the operation that loads 16, and the one that loads one."""
 
 
 def dense_kernel(dtype: str) -> Callable[..., Any]:
@@ -39,13 +41,13 @@ def dense_kernel(dtype: str) -> Callable[..., Any]:
     size, load, get = DENSE[dtype]
 
     def block(tokens: int) -> Any:
-        """Four rows times `tokens` tokens."""
+        """The function that multiplies four rows with `tokens` tokens."""
         each = Tokens(tokens)
         zeros, fma_each = each.zeros, each.fma_each
 
         @inlined
         def rows4(w: Any, ws: Any, rows: Any, columns: Any, x: Any, xs: Any, out: Any, os: Any) -> None:
-            # The last group may have fewer rows: it then reads the last one again, and does not store it.
+            # The last group may have fewer rows: it then reads the last row again and does not store the result.
             w1, w2, w3 = w + ws * min(1, rows - 1), w + ws * min(2, rows - 1), w + ws * min(3, rows - 1)
             a, b, c, d = zeros(), zeros(), zeros(), zeros()
             whole = columns // 16 * 16
@@ -106,3 +108,6 @@ def dense_kernel(dtype: str) -> Callable[..., Any]:
                 t += 1
 
     return kernel
+
+
+KERNELS: dict[str, Factory] = {f"linear_{dtype}": AnyTokens(dense_kernel, (dtype,)) for dtype in DENSE}

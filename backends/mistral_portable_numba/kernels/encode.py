@@ -1,7 +1,7 @@
-"""Rows of floats into rows of ggml blocks: one kernel per format, 16 rows at a time.
+"""Quantization of float rows to ggml blocks: one kernel per format, 16 rows at a time.
 
-The blocks of 16 rows are made as a tile (see `layouts.py`), whose vectors `kernels/formats.py` reads. Codes lie as the
-columns did: the codes of column i are the int32 at c + 64i, from 0 on.
+The blocks of 16 rows are first made as a tile (see `layouts.py`), whose vectors `kernels/formats.py` reads. Codes are
+stored like the columns: those of column i are the 16 int32 at c + 64i, and the smallest code is 0.
 """
 
 from collections.abc import Callable
@@ -32,6 +32,7 @@ from mistral_portable_numba.compiler.simd import (
     store_i32,
     transpose4,
 )
+from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 from mistral_portable_numba.kernels.search import (
     Grid,
     affine_block,
@@ -44,17 +45,18 @@ from mistral_portable_numba.kernels.search import (
 )
 from mistral_portable_numba.layouts import BLOCKS, ENCODE_SCRATCH, BlockLayout
 
-__all__ = ["ENCODERS", "Encoder", "encode_kernel"]
+__all__ = ["ENCODERS", "KERNELS", "Encoder", "encode_kernel"]
 
 _SCALES, _SMALL, _TILE = 64 * 256, 64 * (256 + 32), 64 * (256 + 64)
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """block(x, w, scales, small, tile): the blocks of 16 rows, whose columns are the vectors at x, which are lost.
+    """How a format encodes a block.
 
-    w: importance of the columns. scales, small: scratch for 32 vectors each. tile: dwords, then the lone float16. It
-    returns what must be finite for the blocks to be: the largest number that became a float16.
+    block(x, w, scales, small, tile): write the blocks of 16 rows to `tile`, first the dwords, then the float16 outside
+    them. x: the block's columns as vectors, which are overwritten. w: importance of the columns. scales, small: scratch
+    for 32 vectors each. It returns the largest number that became a float16; the blocks are finite if it is.
     """
 
     layout: BlockLayout
@@ -62,7 +64,9 @@ class Encoder:
 
 
 def encode_kernel(encoder: Encoder) -> Callable[..., Any]:
-    """Arguments: counter, rows, columns, source, bytes between its rows, 0: float32, 1: float16, 2: bfloat16;
+    """The kernel that encodes rows of a matrix.
+
+    Arguments: counter, rows, columns, source, bytes between its rows, its type (0: float32, 1: float16, 2: bfloat16);
     importance (float32, one per column), out, bytes between its rows, scratch (layouts.ENCODE_SCRATCH per thread), the
     address of an int64 that becomes 1 if a number is not finite or too large for the format.
 
@@ -79,8 +83,10 @@ def encode_kernel(encoder: Encoder) -> Callable[..., Any]:
 
     @inlined
     def take(source: Any, stride: Any, kind: Any, last: Any, x: Any, turned: Any) -> Any:
-        """The columns of a block as vectors at x. Rows beyond the last are copies of it. Returns zeros, or NaN if a
-        number is NaN, infinite, or beyond 1e15, which no format holds."""
+        """Load the columns of a block as vectors at x; rows beyond the last are copies of it.
+
+        Returns zeros, or NaN if a number is NaN, infinite, or beyond 1e15, which no format can hold.
+        """
         size, wrong = 4 if kind == 0 else 2, all_f32(0.0)
         for column in range(0, columns_of_block, 16):
             for row in range(16):
@@ -125,7 +131,7 @@ def encode_kernel(encoder: Encoder) -> Callable[..., Any]:
                 made = encode(scratch, w + 4 * columns_of_block * block, scales, small, tile)
                 largest = maximum(largest, made + wrong)
                 give(tile, min(16, rows - first), out + first * out_stride + block * block_bytes, out_stride)
-        if not max_lanes(largest) < 65520.0:  # NaN, or what float16 does not hold
+        if not max_lanes(largest) < 65520.0:  # NaN, or too large for float16
             put_i32(flag, 1)
 
     return kernel
@@ -135,7 +141,10 @@ def encode_kernel(encoder: Encoder) -> Callable[..., Any]:
 
 
 def _coder(grid: Grid, n: int, subs: int, apart: int, affine: bool) -> Any:
-    """(x, scales) -> None: columns become codes, by a scale (and an offset behind it) every `apart` bytes."""
+    """(x, scales) -> None: replace the columns at x by their codes.
+
+    Each of `subs` groups of n columns has a scale, and if `affine` an offset after it, `apart` bytes from the last.
+    """
     snap, code = grid.snap, grid.code
 
     @inlined
@@ -158,14 +167,14 @@ def _four(c: Any) -> Any:
 
 @inlined
 def _four_signed(c: Any) -> Any:
-    """Likewise of codes -128..127."""
+    """The codes of four columns, -128..127, as the bytes of a dword."""
     low = (load_i32(c) & 255) | ((load_i32(c + 64) & 255) << 8)
     return low | ((load_i32(c + 128) & 255) << 16) | (load_i32(c + 192) << 24)
 
 
 @inlined
 def _put_nibbles(c: Any, tile: Any) -> None:
-    """32 columns as 16 bytes: the low nibbles are the columns 0..15, the high ones 16..31."""
+    """Store 32 columns as 16 bytes: the low nibbles are the columns 0..15, the high ones 16..31."""
     for k in range(4):
         low, high = _four(c + 256 * k), _four(c + 256 * k + 64 * 16)
         store_i32(tile + 64 * k, (low & 0x0F0F0F0F) | ((high & 0x0F0F0F0F) << 4))
@@ -182,7 +191,7 @@ def _fifth_bits(c: Any) -> Any:
 
 @inlined
 def _two_halves(low: Any, high: Any) -> Any:
-    """Two float16 in a dword."""
+    """Two numbers as float16 in a dword."""
     return as_f16_bits(low) | (as_f16_bits(high) << 16)
 
 
@@ -229,7 +238,7 @@ def _small(small: Any, j: Any) -> Any:
 
 @inlined
 def _put_six_bits(small: Any, tile: Any) -> None:
-    """Eight scales and eight minima of 6 bits in 12 bytes (ggml `get_scale_min_k4`)."""
+    """Store eight scales and eight minima of 6 bits in 12 bytes (ggml `get_scale_min_k4`)."""
     first, second, third = all_i32(0), all_i32(0), all_i32(0)
     for j in range(4):
         scale, low = _small(small, 2 * j), _small(small, 2 * j + 1)
@@ -244,7 +253,7 @@ def _put_six_bits(small: Any, tile: Any) -> None:
 
 @inlined
 def _put_paired_nibbles(c: Any, tile: Any) -> None:
-    """256 columns as 128 bytes: of 64 columns the first half are low nibbles, the second high ones."""
+    """Store 256 columns as 128 bytes: of each 64 columns the first 32 are low nibbles, the others high ones."""
     for pair in range(4):
         for k in range(8):
             low, high = _four(c + 64 * (64 * pair + 4 * k)), _four(c + 64 * (64 * pair + 32 + 4 * k))
@@ -416,4 +425,9 @@ ENCODERS: dict[str, Encoder] = {
     "q6_k": Encoder(BLOCKS["q6_k"], _encoder_k6(7, 1.0, 1)),
     "iq4_xs": Encoder(BLOCKS["iq4_xs"], _encoder_iq4_xs(9, 20.0, 1)),
 }
-"""By ggml's name in lower case, as BLOCKS. How many scales are tried is odd, so that the plain one is among them."""
+"""Encoders by the names of BLOCKS. The number of scales tried is odd, so that the plain scale is among them."""
+
+
+KERNELS: dict[str, Factory] = {
+    f"encode_{name}": AnyTokens(encode_kernel, (encoder,)) for name, encoder in ENCODERS.items()
+}

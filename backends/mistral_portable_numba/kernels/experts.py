@@ -1,8 +1,8 @@
-"""Mixtures of experts: which tokens go to which expert, and the weighted sum of what comes back.
+"""Mixtures of experts: the routing of tokens to experts, and the weighted sum of the experts' results.
 
-The cells of a layer are int64, three for each of E experts: how many tokens it has, at [e]; the address of their
-numbers, int32, at [E + e]; the address of its shares in them, float32, at [2 E + e]. `take` gathers an expert's tokens,
-linears and silu_mul run on them as on any others, none for most experts of a single token.
+A layer has three int64 cells for each of E experts: the number of its tokens at [e], the address of their indices
+(int32) at [E + e], and the address of their weights (float32) at [2 E + e]. `take` gathers an expert's tokens; linears
+and silu_mul run on these rows as on any others. Most experts have no rows where the step has a single token.
 """
 
 from collections.abc import Callable
@@ -24,22 +24,23 @@ from mistral_portable_numba.compiler.simd import (
     store_f32,
 )
 from mistral_portable_numba.kernels.exp import exp
+from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 
-__all__ = ["add_rows_kernel", "clear_kernel", "route_kernel"]
+__all__ = ["KERNELS", "add_rows_kernel", "clear_kernel", "route_kernel"]
 
 _ROWS = 8  # rows of many that a thread claims at a time
 
 
 def route_kernel() -> Callable[..., Any]:
-    """Arguments: counter, address of T, experts, top_k, scores, bytes between their rows, cells, room for the tokens'
-    numbers and for the shares, 4 bytes for each token and expert.
+    """The kernel that chooses the experts of each token, and their weights.
 
-    One thread does it: there are few scores.
+    Arguments: counter, address of T, experts, top_k, scores, bytes between their rows, cells, room for the tokens'
+    indices and for their weights, 4 bytes for each token and expert. One thread runs it, as there are few scores.
     """
 
     @inlined
     def better(scores: Any, experts: Any, expert: Any) -> Any:
-        """How many experts come before this one: of higher scores, or of the same and lower numbers."""
+        """The number of experts before this one: with higher scores, or with the same score and a lower index."""
         own, before = get_f32(scores + 4 * expert), 0
         for other in range(experts):
             score = get_f32(scores + 4 * other)
@@ -122,3 +123,10 @@ def add_rows_kernel() -> Callable[..., Any]:
             first = fetch_add(counter, _ROWS)
 
     return kernel
+
+
+KERNELS: dict[str, Factory] = {
+    "route": AnyTokens(route_kernel),
+    "clear": AnyTokens(clear_kernel),
+    "add_rows": AnyTokens(add_rows_kernel),
+}

@@ -1,6 +1,6 @@
-"""How codes and scales are taken out of tiles, for each ggml block format (`layouts.py` says what a tile is).
+"""Unpacking of codes, scales and offsets from tiles, for each ggml block format (see `layouts.py` for tiles).
 
-What the bits of a block mean is ggml's (`ggml-quants.c`): a weight is `scale * (code - zero) + offset`.
+The meaning of a block's bits is defined by ggml (`ggml-quants.c`): a weight is `scale * (code - zero) + offset`.
 """
 
 from collections.abc import Callable
@@ -29,9 +29,11 @@ _iq4_values = table_of(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 
 
 @dataclass(frozen=True)
 class Format:
-    """codes(p, s, k): the bytes of columns 4k..4k+3 of the 32 columns s of the tile block at address p, int8 if
-    `signed`, else 0..127. scale(p, s, h), offset(p, s, h): of the step h of these 32 columns (0, or 0 and 1).
-    zero: what is taken off the codes.
+    """How a format is unpacked. p is the address of a tile block, s the index of 32 columns in it.
+
+    codes(p, s, k): the codes of columns 4k..4k+3 of these 32, as bytes: int8 if `signed`, else 0..127.
+    scale(p, s, h), offset(p, s, h): the scale and the offset of step h of these 32 columns (0, or 0 and 1).
+    zero: the zero point, which is subtracted from the codes.
     """
 
     layout: BlockLayout
@@ -44,7 +46,7 @@ class Format:
 
 @inlined
 def _nibbles(p: Any, k: Any) -> Any:
-    """Columns 4k.. of 16 bytes at vector p, whose low nibbles are the columns 0..15 and the high ones 16..31."""
+    """Columns 4k..4k+3 from 16 bytes at vector p: low nibbles are the columns 0..15, high ones 16..31."""
     return load_bytes(p + 64 * k) & 15 if k < 4 else load_bytes(p + 64 * (k - 4)) >> 4
 
 
@@ -123,7 +125,7 @@ def _iq4_nl_codes(p: Any, s: Any, k: Any) -> Any:
 
 @inlined
 def _six_bit_scale(p: Any, s: Any) -> Any:
-    """The scale of the sub-block s out of the 12 bytes at vector p (ggml `get_scale_min_k4`)."""
+    """The scale of sub-block s from the 12 bytes at vector p (ggml `get_scale_min_k4`)."""
     if s < 4:
         return (load_i32(p) >> (8 * s)) & 63
     t = s - 4
@@ -150,7 +152,7 @@ def _q4_k_offset(p: Any, s: Any, h: Any) -> Any:
 
 @inlined
 def _paired_nibbles(p: Any, s: Any, k: Any) -> Any:
-    """Codes in 32 bytes per 64 columns: the low nibbles are the even sub-block, the high ones the odd."""
+    """Codes from 32 bytes per 64 columns: low nibbles are the even sub-block, high ones the odd sub-block."""
     pair = load_bytes(p + 512 * (s // 2) + 64 * k)
     return pair & 15 if s % 2 == 0 else pair >> 4
 
@@ -181,7 +183,7 @@ def _q6_k_scale(p: Any, s: Any, h: Any) -> Any:
 
 @inlined
 def _two_bits(p: Any, s: Any, k: Any) -> Any:
-    """Codes in 32 bytes per 128 columns: bits 2t, 2t + 1 are the sub-block t of four."""
+    """Codes from 32 bytes per 128 columns: bits 2t, 2t + 1 are sub-block t of four."""
     return (load_bytes(p + 64 * (8 * (s // 4) + k)) >> (2 * (s % 4))) & 3
 
 
@@ -242,4 +244,4 @@ FORMATS: dict[str, Format] = {
     "q6_k": Format(BLOCKS["q6_k"], False, 32, _q6_k_codes, _q6_k_scale),
     "iq4_xs": Format(BLOCKS["iq4_xs"], True, 0, _iq4_xs_codes, _iq4_xs_scale),
 }
-"""By ggml's name in lower case, as BLOCKS."""
+"""Formats by the names of BLOCKS."""

@@ -1,4 +1,4 @@
-"""The types of cached keys and values, and the kernel that writes them (`layouts.py` says where)."""
+"""The types of cached keys and values, and the kernel that writes them (see `layouts.py` for their layout)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,13 +21,15 @@ from mistral_portable_numba.compiler.simd import (
     put_f32,
     put_i8,
 )
+from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 
-__all__ = ["KV_FORMATS", "KVFormat", "store_kernel"]
+__all__ = ["KERNELS", "KV_FORMATS", "KVFormat", "store_kernel"]
 
 
 @dataclass(frozen=True)
 class KVFormat:
-    """size: bytes of a number; scaled: whether it is multiplied with a scale; load: 16 numbers; put: one."""
+    """A type of the cache. size: bytes of a number. scaled: whether numbers have scales. load: the operation that loads
+    16 numbers. put: the one that stores a number."""
 
     size: int
     scaled: bool
@@ -48,7 +50,7 @@ KV_FORMATS = {
 
 
 def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
-    """Write the rows of x into the cache, as keys or as values.
+    """The kernel that writes the rows of x into the cache, as keys or as values.
 
     Arguments: counter, address of T, key/value heads, head_dim, x, its stride, address of the address of the tokens'
     lanes (int32), of their slots (int32), the layer's table: per lane the addresses of keys and values, and the slots.
@@ -58,7 +60,7 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
 
     @inlined
     def put_scale(address: Any, x: Any, count: Any) -> Any:
-        """Store the scale of some numbers; what they are to be multiplied with."""
+        """Store the scale of `count` numbers; returns the factor that quantizes them."""
         most, nothing = numba.float32(0.0), numba.float32(0.0)
         for j in range(count):
             most = max(most, abs(get_f32(x + 4 * j)))
@@ -69,7 +71,7 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
 
     @inlined
     def store(x: Any, at: Any, apart: Any, scales: Any, scales_apart: Any, head_dim: Any) -> None:
-        """head_dim numbers, `apart` bytes from each other."""
+        """Store head_dim numbers, `apart` bytes from each other."""
         factor = numba.float32(1.0)
         for j in range(head_dim):
             value = get_f32(x + 4 * j)
@@ -110,3 +112,10 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
                     store(row, at, size, base + numbers + slot * groups * 2, 2, head_dim)
 
     return kernel
+
+
+KERNELS: dict[str, Factory] = {
+    f"store_{kind}_{kv}": AnyTokens(store_kernel, (kv, kind == "keys"))
+    for kind in ("keys", "values")
+    for kv in KV_FORMATS
+}

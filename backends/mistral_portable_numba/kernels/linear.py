@@ -1,12 +1,13 @@
 """Linear layers over quantized weights: codes of 2 to 8 bits times int8, one kernel per block format.
 
-A lane is a row, so nothing is summed across lanes. Two tiles of weights are taken at a time, with as many tokens as an
-instruction set says. For few tokens, codes come out of the tiles as they are needed; for more, out of a scratch that
-stays in the cache, where they have been put once.
+A lane is a row, so nothing is summed across lanes. A kernel multiplies two tiles of weights with a group of tokens at a
+time (`Isa.tokens` at most). For few tokens, codes are unpacked as they are needed; for more, they are unpacked once
+into scratch that stays in the CPU's cache.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mistral_portable_numba.compiler.simd import (
@@ -22,7 +23,8 @@ from mistral_portable_numba.compiler.simd import (
     store_f32,
 )
 from mistral_portable_numba.compiler.tokens import Tokens
-from mistral_portable_numba.kernels.formats import Format
+from mistral_portable_numba.kernels.formats import FORMATS, Format
+from mistral_portable_numba.kernels.registry import Factory
 from mistral_portable_numba.layouts import (
     CHUNK,
     START_ZEROS,
@@ -32,11 +34,11 @@ from mistral_portable_numba.layouts import (
     linear_record,
 )
 
-__all__ = ["linear_kernel"]
+__all__ = ["KERNELS", "linear_kernel"]
 
 _BLOCK = activation_block(1).itemsize
 _AHEAD = 9216
-"""Bytes between what is read and what is fetched from memory."""
+"""Bytes between the address that is read and the one that is prefetched."""
 
 _SHARE = 4
 """Pairs of tiles that a thread claims where there are many tokens."""
@@ -44,8 +46,8 @@ _SHARE = 4
 
 @dataclass(frozen=True)
 class _Source:
-    """Where codes, scales and offsets of two tiles come from: of both, functions of (address of a block, s, k or h), as
-    in `Format`. bytes: from block to block. subs: of 32 columns in it."""
+    """The source of codes, scales and offsets: tiles, or scratch. The functions take (address of a block, s, k or h),
+    like those of `Format`. bytes: distance between blocks. subs: groups of 32 columns in a block."""
 
     codes: Callable[..., Any]
     scale: Callable[..., Any]
@@ -57,9 +59,8 @@ class _Source:
 def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
     """The kernel of out = x @ weight.T for a format; it takes 1, 4 or `most` tokens at a time.
 
-    Arguments: counter, address of T, pairs of tiles, blocks per row, weights, out, bytes between its rows; of x the
-    blocks, bytes of a token of them, sums over the format's steps, bytes of a token of them; scratch, its bytes per
-    thread.
+    Arguments: counter, address of T, pairs of tiles, blocks per row, weights, out, bytes between its rows, x's blocks,
+    their bytes per token, x's sums over the format's steps, their bytes per token, scratch, its bytes per thread.
 
     It reads and writes whole groups of tokens (see `layouts.token_group`).
     """
@@ -97,7 +98,7 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
     taken_apart = _Source(put_codes, put_scale, put_offset, record, 1)
 
     def tiles_times(count: int, source: _Source) -> Any:
-        """Two tiles times a group of `count` tokens: out = or, if `add`, out + the product."""
+        """The function that multiplies two tiles with a group of `count` tokens, and may add the result to out."""
         each = Tokens(count)
         zeros, fma_one, add_scaled, scale_ints = each.zeros, each.fma_one, each.add_scaled, each.scale_ints
         load_each, store_each, start = each.load_each, each.store_each, each.start
@@ -108,8 +109,8 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
 
         @inlined
         def fetch(due: Any, k: Any) -> None:
-            """An eighth of a sub-block's lines, which are spread among the products: at once, they would wait for each
-            other, and the products for them."""
+            """Prefetch an eighth of a sub-block's cache lines. Spread among the products, they do not wait for each
+            other, nor the products for them."""
             for line in range(k, sub_lines, 8):
                 prefetch(due + 64 * line)
 
@@ -126,7 +127,7 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
 
         @inlined
         def step(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any, due: Any, s: Any, h: Any) -> Any:
-            """The columns of a scale."""
+            """Multiply the columns that share a scale."""
             ints = start(u, signed_zero() if signed else eighths)  # signed formats have steps of 32, whose zero is 8
             both = four_dwords((ints, ints), p, q, s, in_step * h, x, due)
             if not two_steps:
@@ -139,7 +140,7 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
 
         @inlined
         def sub_block(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any, due: Any, s: Any) -> Any:
-            """32 columns: of the codes at x, and the sums at u. s is a constant, so LLVM can plan the bit fields."""
+            """Multiply 32 columns, with inputs at x and their sums at u. s is a constant, so LLVM folds the shifts."""
             left, right = step(left, right, p, q, x, u, due, s, 0)
             if two_steps:
                 left, right = step(left, right, p, q, x + 16 * count, u + 4 * count, due, s, 1)
@@ -147,7 +148,7 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
 
         @inlined
         def half(left: Any, right: Any, p: Any, q: Any, x: Any, u: Any, due: Any, s: Any) -> Any:
-            """128 columns of a block of 256, from sub-block s on."""
+            """Multiply 128 columns of a block of 256, from sub-block s on."""
             some, more = sub_block(zeros(), zeros(), p, q, x, u, due, s)
             some, more = sub_block(some, more, p, q, x + x_sub, u + u_sub, due + sub_bytes, s + 1)
             some, more = sub_block(some, more, p, q, x + 2 * x_sub, u + 2 * u_sub, due + 2 * sub_bytes, s + 2)
@@ -199,7 +200,7 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
 
     @inlined
     def take_apart(p: Any, blocks: Any, at: Any) -> None:
-        """One tile of a pair into its half of the scratch's records."""
+        """Unpack one tile of a pair into its half of the scratch's records."""
         for _ in range(blocks):
             put(p, 0, at)
             if large:
@@ -213,7 +214,7 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
             p += 2 * tile_bytes
             at += subs * record
 
-    # Of a few tokens: blocks of 256 columns make long code, which is slower than the way through the scratch.
+    # Few tokens, blocks of 256 columns: the unrolled code is long, and slower than going through the scratch.
     one, few, many = (tiles_times(*of) for of in ((1, packed), (most, packed), (most, taken_apart)))
     four = few if most == 4 else tiles_times(4, packed)
     if large:
@@ -223,7 +224,7 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
     def several(
         p: Any, pairs: Any, blocks: Any, count: Any, x: Any, xs: Any, u: Any, us: Any, out: Any, os: Any, scratch: Any
     ) -> None:
-        """Some pairs of tiles times all tokens, chunk after chunk of the columns."""
+        """Multiply some pairs of tiles with all tokens, chunk after chunk of the columns."""
         row_bytes, group, q = blocks * tile_bytes, 4 if count <= 4 else most, scratch + 64
         for first in range(0, blocks, chunk_blocks):
             some, column = min(chunk_blocks, blocks - first), first * columns
@@ -245,7 +246,7 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
         blocks, weights, out, os = get_i64(args + 24), get_i64(args + 32), get_i64(args + 40), get_i64(args + 48)
         x, xs, u, us = get_i64(args + 56), get_i64(args + 64), get_i64(args + 72), get_i64(args + 80)
         scratch, row_bytes = get_i64(args + 88) + thread * get_i64(args + 96), blocks * tile_bytes
-        # Many tokens' inputs stay in the cache for some pairs; of a few tokens weights are read in their order.
+        # With many tokens, a chunk's inputs stay in the CPU's cache for a share of pairs; with few, weights stream.
         share = pairs // (8 * threads) if count <= most else min(_SHARE, pairs // (4 * threads))
         share = max(1, share)
         while count > 0:
@@ -270,3 +271,6 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
                 o += 128
 
     return kernel
+
+
+KERNELS: dict[str, Factory] = {f"linear_{name}": partial(linear_kernel, fmt) for name, fmt in FORMATS.items()}

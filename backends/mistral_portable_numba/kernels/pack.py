@@ -1,4 +1,4 @@
-"""Packing: rows of ggml blocks, as a file has them, into tiles of 16 rows (see `layouts.py`). Bytes are only moved."""
+"""Packing: rows of ggml blocks in a file's order become tiles of 16 rows (see `layouts.py`). Bytes are only moved."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +13,17 @@ from mistral_portable_numba.compiler.simd import (
     put_i32,
     transpose4,
 )
+from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 
-__all__ = ["pack_kernel"]
+__all__ = ["KERNELS", "pack_kernel"]
 
 
 def pack_kernel() -> Callable[..., Any]:
-    """Arguments: counter, pairs of tiles, rows, blocks per row, source, bytes of a block, offset of its lone float16 or
-    -1, offset of its dwords, their number, destination. Rows beyond the last are zeros."""
+    """The kernel that packs a matrix; rows beyond the last become zeros.
+
+    Arguments: counter, pairs of tiles, rows, blocks per row, source, bytes of a block, offset of the float16 outside
+    its dwords or -1, offset of its dwords, their number, destination.
+    """
 
     @inlined
     def pack_block(source: Any, row_bytes: Any, rows: Any, half: Any, payload: Any, dwords: Any, tile: Any) -> None:
@@ -54,3 +58,6 @@ def pack_kernel() -> Callable[..., Any]:
                     at += 32 * block_bytes
 
     return kernel
+
+
+KERNELS: dict[str, Factory] = {"pack": AnyTokens(pack_kernel)}

@@ -1,7 +1,7 @@
 """Probes of the machine's limits: loops that only read memory, or only multiply and add.
 
-Threads claim pieces, so that one that is held up does not make the others wait. Sums go to a sink of 64 bytes per
-thread, or LLVM would leave the work out.
+Threads claim pieces, so that a delayed thread does not make the others wait. Sums go to a sink of 64 bytes per thread,
+as LLVM would otherwise remove the work.
 """
 
 from collections.abc import Callable
@@ -23,15 +23,16 @@ from mistral_portable_numba.compiler.simd import (
     store_f32,
     store_i32,
 )
+from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 
-__all__ = ["dot4_probe", "fma_probe", "read_probe"]
+__all__ = ["KERNELS", "dot4_probe", "fma_probe", "read_probe"]
 
 _PIECE = 2**20  # bytes
 _ROUNDS = 2**15  # in a piece
 
 
 def read_probe() -> Callable[..., Any]:
-    """Arguments: counter, address, bytes (whole MiB), sink."""
+    """The kernel that reads memory. Arguments: counter, address, bytes (whole MiB), sink."""
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, data, size, sink = get_i64(args), get_i64(args + 8), get_i64(args + 16), get_i64(args + 24)
@@ -49,8 +50,11 @@ def read_probe() -> Callable[..., Any]:
 
 
 def dot4_probe(tokens: int) -> Callable[..., Any]:
-    """Arguments: counter, pieces, the address of 1 KiB to multiply, sink, and the address of an int64 to which each
-    piece adds its number of multiplications and additions."""
+    """The kernel that multiplies bytes and adds.
+
+    Arguments: counter, pieces, the address of 1 KiB to multiply, sink, and the address of an int64 to which each piece
+    adds its number of multiplications and additions.
+    """
 
     @inlined
     def zero() -> Any:
@@ -64,7 +68,7 @@ def dot4_probe(tokens: int) -> Callable[..., Any]:
 
 
 def fma_probe(tokens: int) -> Callable[..., Any]:
-    """Multiply-adds in float32 that depend on no memory; see `dot4_probe`."""
+    """The kernel that multiplies float32 and adds; arguments like those of `dot4_probe`."""
 
     @inlined
     def zero() -> Any:
@@ -78,7 +82,7 @@ def fma_probe(tokens: int) -> Callable[..., Any]:
 
 
 def _arithmetic(tokens: int, operations: int, zero: Any, add: Any, store: Any) -> Callable[..., Any]:
-    """Four or twelve sums, as many as the registers hold, so that none waits for the one before."""
+    """The kernel with four or twelve independent sums, limited by the registers, so that none waits for another."""
     many = tokens > 4
     done = _ROUNDS * operations * (12 if many else 4)
 
@@ -92,7 +96,7 @@ def _arithmetic(tokens: int, operations: int, zero: Any, add: Any, store: Any) -
         a = b = c = (zero(), zero(), zero(), zero())
         while fetch_add(counter, 1) < pieces:
             for i in range(_ROUNDS):
-                at = data + 64 * (i & 7)  # other weights than before, or LLVM would multiply only once
+                at = data + 64 * (i & 7)  # weights change, or LLVM would multiply only once
                 a = four(a, at, data)
                 if many:
                     b, c = four(b, at + 64, data), four(c, at + 128, data)
@@ -103,3 +107,6 @@ def _arithmetic(tokens: int, operations: int, zero: Any, add: Any, store: Any) -
         store(sink + 64 * thread, total)
 
     return kernel
+
+
+KERNELS: dict[str, Factory] = {"probe_read": AnyTokens(read_probe), "probe_dot4": dot4_probe, "probe_fma": fma_probe}

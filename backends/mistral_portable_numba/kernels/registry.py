@@ -1,50 +1,60 @@
-"""Every kernel by name."""
+"""The kernels by name, and the module of each. Imports no Numba: `kernel` does."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from mistral_portable_numba.kernels.activations import quantize_kernel
-from mistral_portable_numba.kernels.attention import attention_kernel
-from mistral_portable_numba.kernels.dense import DENSE, dense_kernel
-from mistral_portable_numba.kernels.encode import ENCODERS, encode_kernel
-from mistral_portable_numba.kernels.experts import add_rows_kernel, clear_kernel, route_kernel
-from mistral_portable_numba.kernels.formats import FORMATS
-from mistral_portable_numba.kernels.kv import KV_FORMATS, store_kernel
-from mistral_portable_numba.kernels.linear import linear_kernel
-from mistral_portable_numba.kernels.pack import pack_kernel
-from mistral_portable_numba.kernels.probes import dot4_probe, fma_probe, read_probe
-from mistral_portable_numba.kernels.rows import add_kernel, rms_norm_kernel, rope_kernel, silu_mul_kernel, take_kernel
-from mistral_portable_numba.kernels.tape import tape_kernel
+from mistral_portable_numba.layouts import BLOCKS, KV_DTYPES
 
-__all__ = ["KERNELS"]
+__all__ = ["MODULES", "AnyTokens", "Factory", "kernel", "needs_tokens"]
 
+Factory = Callable[[int], Any]
+"""Called with the number of tokens that an instruction set takes at a time (`Isa.tokens`); returns the kernel."""
 
-def _any(factory: Callable[..., Any], *arguments: Any) -> Callable[[int], Any]:
-    """A kernel that does not depend on how many tokens an instruction set takes at once."""
-    return lambda tokens: factory(*arguments)
+_KINDS = ("keys", "values")
 
-
-KERNELS: dict[str, Callable[[int], Any]] = {
-    **{f"linear_{name}": partial(linear_kernel, fmt) for name, fmt in FORMATS.items()},
-    **{f"linear_{dtype}": _any(dense_kernel, dtype) for dtype in DENSE},
-    **{f"attention_{kv}": _any(attention_kernel, kv) for kv in KV_FORMATS},
-    **{f"store_keys_{kv}": _any(store_kernel, kv, True) for kv in KV_FORMATS},
-    **{f"store_values_{kv}": _any(store_kernel, kv, False) for kv in KV_FORMATS},
-    **{f"encode_{name}": _any(encode_kernel, encoder) for name, encoder in ENCODERS.items()},
-    "quantize": quantize_kernel,
-    "rms_norm": _any(rms_norm_kernel),
-    "rope": _any(rope_kernel),
-    "silu_mul": _any(silu_mul_kernel),
-    "add": _any(add_kernel),
-    "take": _any(take_kernel),
-    "route": _any(route_kernel),
-    "clear": _any(clear_kernel),
-    "add_rows": _any(add_rows_kernel),
-    "pack": _any(pack_kernel),
-    "tape": _any(tape_kernel),
-    "probe_read": _any(read_probe),
-    "probe_dot4": dot4_probe,
-    "probe_fma": fma_probe,
+MODULES: Mapping[str, str] = {
+    **{f"linear_{name}": "linear" for name in BLOCKS},
+    **{f"linear_{dtype}": "dense" for dtype in ("float32", "float16", "bfloat16")},
+    **{f"attention_{kv}": "attention" for kv in KV_DTYPES},
+    **{f"store_{kind}_{kv}": "kv" for kind in _KINDS for kv in KV_DTYPES},
+    **{f"encode_{name}": "encode" for name in BLOCKS},
+    "quantize": "activations",
+    **dict.fromkeys(("rms_norm", "rope", "silu_mul", "add", "take"), "rows"),
+    **dict.fromkeys(("route", "clear", "add_rows"), "experts"),
+    "pack": "pack",
+    "tape": "tape",
+    **dict.fromkeys(("probe_read", "probe_dot4", "probe_fma"), "probes"),
 }
-"""Name -> the kernel as a Python function, for an instruction set that takes so many tokens at once."""
+"""Kernel -> the module of this package whose `KERNELS` holds its factory."""
+
+
+@dataclass(frozen=True)
+class AnyTokens:
+    """A Factory of a kernel that does not depend on the number of tokens: it calls `factory(*arguments)`."""
+
+    factory: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+
+    def __call__(self, tokens: int) -> Any:
+        return self.factory(*self.arguments)
+
+
+def kernel(name: str, tokens: int) -> Any:
+    """The kernel as a Python function, for an instruction set that takes this many tokens at a time.
+
+    Raises KeyError for an unknown name.
+    """
+    return _factory(name)(tokens)
+
+
+def needs_tokens(name: str) -> bool:
+    """Whether the kernel differs between numbers of tokens."""
+    return not isinstance(_factory(name), AnyTokens)
+
+
+def _factory(name: str) -> Factory:
+    module = import_module(f"mistral_portable_numba.kernels.{MODULES[name]}")
+    factory: Factory = module.KERNELS[name]
+    return factory

@@ -1,7 +1,7 @@
-"""The small ops, token by token: rms_norm, rope, silu_mul, add, take_columns, take_rows.
+"""The small ops, row by row: rms_norm, rope, silu_mul, add, take_columns, take_rows.
 
-Rows lie a whole number of vectors apart, so where a lane does not depend on others the last vector may read and write
-beyond the columns. Sums stop at the last column. In the arguments an address is followed by its stride in bytes.
+Strides of rows are whole vectors, so elementwise kernels may read and write beyond the last column. Sums stop at the
+last column. In the arguments of kernels an address of rows is followed by their stride in bytes.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,9 @@ from mistral_portable_numba.compiler.simd import (
     sum_lanes,
 )
 from mistral_portable_numba.kernels.exp import exp
+from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 
-__all__ = ["add_kernel", "rms_norm_kernel", "rope_kernel", "silu_mul_kernel", "take_kernel"]
+__all__ = ["KERNELS", "add_kernel", "rms_norm_kernel", "rope_kernel", "silu_mul_kernel", "take_kernel"]
 
 _ROWS = 8  # rows of many that a thread claims at a time
 
@@ -37,7 +38,8 @@ def _claim(counter: Any, count: Any) -> Any:
 
 
 def rms_norm_kernel() -> Callable[..., Any]:
-    """Arguments: counter, address of T, columns, x, out, weight (float32, whole vectors), eps (float64)."""
+    """The kernel of rms_norm. Arguments: counter, address of T, columns, x, out, weight (float32, whole vectors), eps
+    (float64)."""
 
     @inlined
     def norm(x: Any, out: Any, weight: Any, columns: Any, eps: Any) -> None:
@@ -67,7 +69,7 @@ def rms_norm_kernel() -> Callable[..., Any]:
 
 
 def rope_kernel() -> Callable[..., Any]:
-    """Arguments: counter, address of T, heads, head_dim, x, out, address of the address of the angles.
+    """The kernel of rope. Arguments: counter, address of T, heads, head_dim, x, out, address of the angles' address.
 
     Angles: float32 [T, 2, head_dim / 2], cosines and sines.
     """
@@ -108,7 +110,7 @@ def rope_kernel() -> Callable[..., Any]:
 
 
 def _elementwise(one: Any) -> Callable[..., Any]:
-    """Arguments: counter, address of T, columns, a, b, out."""
+    """A kernel that combines a and b by `one`. Arguments: counter, address of T, columns, a, b, out."""
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, columns = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
@@ -147,7 +149,7 @@ def silu_mul_kernel() -> Callable[..., Any]:
 
 def take_kernel() -> Callable[..., Any]:
     """out[i] = x[rows[i]]. Arguments: counter, address of the count, columns, x, out, address of the address of rows
-    (int32), or 0 to take every row: then x may start in the middle of a row."""
+    (int32), or 0 to take every row; x may then start in the middle of a row."""
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, columns = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
@@ -162,3 +164,12 @@ def take_kernel() -> Callable[..., Any]:
             first, last = _claim(counter, count)
 
     return kernel
+
+
+KERNELS: dict[str, Factory] = {
+    "rms_norm": AnyTokens(rms_norm_kernel),
+    "rope": AnyTokens(rope_kernel),
+    "silu_mul": AnyTokens(silu_mul_kernel),
+    "add": AnyTokens(add_kernel),
+    "take": AnyTokens(take_kernel),
+}

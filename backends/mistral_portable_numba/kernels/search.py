@@ -1,12 +1,12 @@
-"""The search for scales: which ones, times small integers, come closest to the numbers of a block.
+"""Search for the scales and offsets that minimize a block's quantization error.
 
 A lane is a row of the matrix, so nothing is added across lanes, and no row depends on another. Column i of a block is
-the vector at x + 64i, its importance the float32 at w + 4i. What is minimized is the sum of importance * (x - value)^2.
+the vector at x + 64i, its importance the float32 at w + 4i. The error is the sum of importance * (x - value)^2.
 
-For a scale, the codes are the nearest ones; for codes, the best scale and offset follow from linear least squares. So
-scales are tried that let the largest number become this or that code, and the best of these is improved by going to and
-fro. Where scales are themselves small integers times a float16, those integers and their neighbours are then tried as
-they will be stored, and the float16 follows from all of them by least squares, again to and fro.
+Given a scale, the best codes are the nearest ones; given codes, the best scale and offset follow from linear least
+squares. The search tries scales that map the largest number to one code or another, and refines the best of them by
+alternating the two. Where scales are themselves small integers times a float16, it then tries those integers and their
+neighbours with the stored float16, and refits the float16 to all of them by least squares, alternating again.
 """
 
 from collections.abc import Callable
@@ -36,8 +36,8 @@ _HUGE = 1e38
 
 @dataclass(frozen=True)
 class Grid:
-    """The values of codes, before scale and offset. snap(v): the nearest of the values low..high, as float32.
-    code(q): the code of such a value, as int32."""
+    """The values that codes stand for, before scale and offset. snap(v): the nearest of the values low..high, as
+    float32. code(q): the code of such a value, as int32."""
 
     low: float
     high: float
@@ -46,7 +46,7 @@ class Grid:
 
 
 def integers(low: int, high: int, zero: int) -> Grid:
-    """low, low + 1, .. high, which are codes less zero."""
+    """The grid low, low + 1, .. high; a value's code is the value plus `zero`."""
     least, most = float(low), float(high)
 
     @inlined
@@ -61,7 +61,7 @@ def integers(low: int, high: int, zero: int) -> Grid:
 
 
 def table(*values: int) -> Grid:
-    """Ascending integers, whose codes are 0, 1, ..."""
+    """The grid of ascending integers whose codes are 0, 1, ..."""
     first, rest = float(values[0]), tuple(map(float, values[1:]))
     steps = tuple((b - a, (a + b) / 2) for a, b in zip((first, *rest), rest, strict=False))
     count = len(steps)
@@ -86,13 +86,13 @@ def table(*values: int) -> Grid:
 
 @inlined
 def inverse_of(value: Any) -> Any:
-    """1 / value, and 0 where that would not be finite."""
+    """1 / value, or 0 where that would not be finite."""
     return where_less(all_f32(1e-37), absolute(value), all_f32(1.0) / value, all_f32(0.0))
 
 
 @inlined
 def _determined(a: Any, b: Any) -> Any:
-    """1 / (a - b), a determinant that is never negative; 0 where it is 0 but for the rounding of the sums."""
+    """1 / (a - b) for a determinant a - b that is never negative; 0 where only rounding makes it differ from 0."""
     return where_less(a * 1e-6, a - b, inverse_of(a - b), all_f32(0.0))
 
 
@@ -106,8 +106,8 @@ def _half(value: Any) -> Any:
 
 
 def _signed_search(grid: Grid, n: int, tries: int, reach: float) -> Any:
-    """(x, w) -> scale of n columns. Tried: the number farthest from 0 becomes either end of the grid, or up to `reach`
-    steps more or less than that."""
+    """(x, w) -> the scale of n columns. It tries scales that map the number farthest from 0 to either end of the grid,
+    or up to `reach` steps above or below it."""
     snap, low, high = grid.snap, grid.low, grid.high
     step = 2 * reach / (tries - 1)
 
@@ -147,7 +147,7 @@ def _signed_search(grid: Grid, n: int, tries: int, reach: float) -> Any:
 
 
 def _error(grid: Grid, n: int) -> Any:
-    """(x, w, scale, offset) -> what is minimized, of n columns."""
+    """(x, w, scale, offset) -> the error of n columns."""
     snap = grid.snap
 
     @inlined
@@ -165,7 +165,7 @@ def _error(grid: Grid, n: int) -> Any:
 def signed_block(grid: Grid, n: int, tries: int, reach: float) -> Any:
     """(x, w, scales) -> None: the scale of n columns as a float16, as float32 at `scales`.
 
-    Rounding to float16 may undo a small gain: then it is the plain scale, which the largest number alone determines.
+    Rounding to float16 may undo a small gain; it is then the plain scale, which depends on the largest number alone.
     """
     search, _ = _signed_search(grid, n, tries, reach)
     error, low = _error(grid, n), grid.low
@@ -180,9 +180,9 @@ def signed_block(grid: Grid, n: int, tries: int, reach: float) -> Any:
 
 
 def signed_super(grid: Grid, n: int, subs: int, low: int, high: int, tries: int, reach: float, rounds: int) -> Any:
-    """(x, w, scales, small) -> d: `subs` times n columns with the scales d * small, integers low..high.
+    """(x, w, scales, small) -> d: `subs` groups of n columns get scales d * small, integers small in low..high.
 
-    At `scales` and `small` a vector for each of the `subs`.
+    `scales` and `small` receive a vector for each group.
     """
     search, sums = _signed_search(grid, n, tries, reach)
     error, least, most = _error(grid, n), float(low), float(high)
@@ -228,16 +228,17 @@ def signed_super(grid: Grid, n: int, subs: int, low: int, high: int, tries: int,
 
 
 def _affine_search(top: int, n: int, tries: int, reach: float, negative: bool) -> Any:
-    """(x, w) -> scale, offset of n columns with codes 0..top; `negative`: the offset is at most 0.
+    """(x, w) -> scale and offset of n columns with codes 0..top; `negative`: the offset is at most 0.
 
-    Tried: the numbers' range becomes 0..top, or either end of it up to `reach` steps more.
+    It tries scales and offsets that map the range of the numbers to 0..top, or to ranges whose ends differ from these
+    by up to `reach` steps.
     """
     snap = integers(0, top, 0).snap
     most, step = float(top), 2 * reach / (tries - 1)
 
     @inlined
     def sums(x: Any, w: Any, base: Any, inverse: Any, shift: Any) -> Any:
-        """Sums over the codes q of (x - base) * inverse - shift: of q, of q^2, and of (x - base) q."""
+        """The weighted sums of q, q^2 and (x - base) q, where q are the codes of (x - base) * inverse - shift."""
         q1, qq, yq = all_f32(0.0), all_f32(0.0), all_f32(0.0)
         for i in range(n):
             y = load_f32(x + 64 * i) - base
@@ -271,7 +272,7 @@ def _affine_search(top: int, n: int, tries: int, reach: float, negative: bool) -
                 shift = offset * inverse
             q1, qq, yq = sums(x, w, base, inverse, shift)
             unique = _determined(w1 * qq, q1 * q1)
-            # Codes that are all the same say nothing of the offset, nor zeros of the scale.
+            # Codes that are all the same do not determine the offset, and zeros do not determine the scale.
             s = where_less(none, unique, (w1 * yq - y1 * q1) * unique, yq * inverse_of(qq))
             o = where_less(none, unique, (qq * y1 - q1 * yq) * unique, where_less(none, qq, none, y1 * inverse_of(w1)))
             if negative:
@@ -286,9 +287,10 @@ def _affine_search(top: int, n: int, tries: int, reach: float, negative: bool) -
 
 
 def affine_block(top: int, n: int, tries: int, reach: float) -> Any:
-    """(x, w, scales) -> None: scale and offset of n columns as float16, as float32 at `scales` and behind it.
+    """(x, w, scales) -> None: the scale and the offset of n columns, rounded to float16, as float32 at `scales` and 64
+    bytes after it.
 
-    As in `signed_block`, the plain ones are those that the least and the largest number determine.
+    Rounding may undo a small gain; they are then those that the least and the largest number alone determine.
     """
     search, error = _affine_search(top, n, tries, reach, False), _error(integers(0, top, 0), n)
 
@@ -305,9 +307,9 @@ def affine_block(top: int, n: int, tries: int, reach: float) -> Any:
 
 
 def affine_super(top: int, n: int, subs: int, most: int, tries: int, reach: float, rounds: int) -> Any:
-    """(x, w, scales, small) -> d, m: `subs` times n columns, d * small * code - m * small', small integers 0..most.
+    """(x, w, scales, small) -> d, m: `subs` groups of n columns become d * k * code - m * l, integers k and l 0..most.
 
-    At `scales` a vector of scales and one of offsets for each of the `subs`, at `small` likewise the integers.
+    `scales` receives for each group a vector of scales and one of offsets; `small` receives k and l in the same way.
     """
     search = _affine_search(top, n, tries, reach, True)
     grid = integers(0, top, 0)

@@ -1,4 +1,4 @@
-"""The loop that runs a step: the instructions of a tape one after the other, on all threads."""
+"""The loop that runs a step: all threads execute the instructions of a tape in order."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,16 +12,20 @@ from mistral_portable_numba.compiler.simd import (
     inlined,
     pause,
 )
+from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 
-__all__ = ["tape_kernel"]
+__all__ = ["KERNELS", "tape_kernel"]
 
-_SPINS = 200  # then other threads may have the core: with more of them than cores a spin is a waste
+_SPINS = 200  # then it yields the core: with more threads than cores, spinning delays the others
 
 
 def tape_kernel() -> Callable[..., Any]:
-    """Arguments: number of instructions, their address, address of the barrier (two int64: arrived, generation),
-    address of a function that yields the core. An instruction is int64: kernel, its arguments, whether all threads
-    must have finished before the next one."""
+    """The kernel that runs a tape.
+
+    Arguments: number of instructions, their address, address of the barrier (two int64: arrived, generation), address
+    of a function that yields the core. An instruction is three int64: the kernel's address, its arguments' address, and
+    whether all threads must have finished it before the next one.
+    """
 
     @inlined
     def barrier(at: Any, threads: Any, yield_core: Any) -> None:
@@ -46,3 +50,6 @@ def tape_kernel() -> Callable[..., Any]:
             tape += 24
 
     return kernel
+
+
+KERNELS: dict[str, Factory] = {"tape": AnyTokens(tape_kernel)}
