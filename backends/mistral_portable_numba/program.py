@@ -122,9 +122,11 @@ class NumbaProgram:
             for value in self._lowered.host_written:
                 self._view(layout, value, len(on_host[value]))[:] = on_host[value]
             self._run(len(layout.tape), layout.address)
-            exposed = {
-                node.name: self._attention_weights(layout, node, plan) for node in self._lowered.attention_weights
-            }
+            exposed: dict[str, NDArray[np.float32]] = {}
+            for node in self._lowered.attention_weights:
+                name = node.inputs[0]
+                q = on_host[name] if name in on_host else self._view(layout, name, len(plan.tokens))
+                exposed[node.name] = self._attention_weights(node, q, plan)
             sizes = {"T": len(plan.tokens), "R": len(plan.logit_rows)}
             return {
                 name: exposed[value]
@@ -241,10 +243,10 @@ class NumbaProgram:
         out[places] = given
         return out
 
-    def _attention_weights(self, layout: Layout, node: Node, plan: StepPlan) -> NDArray[np.float32]:
-        """float32 [T, heads, K]: softmax of the step's queries over the cached keys."""
+    def _attention_weights(self, node: Node, rows: NDArray[np.float32], plan: StepPlan) -> NDArray[np.float32]:
+        """float32 [T, heads, K]: softmax of the step's queries, rows [T, heads * head_dim], over the cached keys."""
         layer, head_dim = node.integer("layer"), node.integer("head_dim")
-        q = self._view(layout, node.inputs[0], len(plan.tokens)).reshape(len(plan.tokens), -1, head_dim)
+        q = rows.reshape(len(plan.tokens), -1, head_dim)
 
         def found(s: int, slots: NDArray[np.intp]) -> NDArray[np.float32]:
             tokens = plan.spans[s]
