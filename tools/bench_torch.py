@@ -55,7 +55,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 def matmul_peak(device: torch.device, dtype: str) -> float:
     """Multiplications and additions in a second, of a product of large square matrices."""
-    size = 8192 if device.type == "cuda" else 4096
+    size = 8192 if device.type == "cuda" else 2048
     a = torch.randn(size, size, device=device).to(getattr(torch, dtype))
     out = torch.empty_like(a)
     return 2 * size**3 / seconds(lambda: torch.mm(a, a, out=out), device)

@@ -9,9 +9,11 @@ For measuring speed and memory: the weights are meaningless. llama.cpp loads the
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import mistral_common
 import numpy as np
@@ -127,17 +129,25 @@ def _nbytes(shape: tuple[int, ...], type: GGMLQuantizationType) -> int:
     return prod(shape) // length * size
 
 
-def _add_tokenizer(writer: GGUFWriter, file: Path) -> None:
-    """Add the vocabulary like llama.cpp's conversion of raw Mistral checkpoints (`_set_vocab_mistral`)."""
+@cache
+def _vocabulary(file: Path) -> tuple[MistralVocab, tuple[tuple[Any, ...], ...], list[str]]:
+    """A tokenizer file's vocabulary, its tokens, scores and types, and its merges if it is a tekken file."""
     with TemporaryDirectory() as folder:  # MistralVocab reads a folder, and finds a tekken file only by this name
         (Path(folder) / ("tekken.json" if file.suffix == ".json" else file.name)).symlink_to(file)
         vocab = MistralVocab(Path(folder))
-    tokens, scores, types = zip(*vocab.all_tokens(), strict=True)
+    tekken = vocab.tokenizer_type is MistralTokenizerType.tekken
+    merges = vocab.extract_vocab_merges_from_model() if tekken else []  # type: ignore[no-untyped-call]
+    return vocab, tuple(zip(*vocab.all_tokens(), strict=True)), merges
+
+
+def _add_tokenizer(writer: GGUFWriter, file: Path) -> None:
+    """Add the vocabulary like llama.cpp's conversion of raw Mistral checkpoints (`_set_vocab_mistral`)."""
+    vocab, (tokens, scores, types), merges = _vocabulary(file)
     tekken = vocab.tokenizer_type is MistralTokenizerType.tekken
     writer.add_tokenizer_model(vocab.gguf_tokenizer_model)
     if tekken:
         writer.add_tokenizer_pre("tekken")
-        writer.add_token_merges(vocab.extract_vocab_merges_from_model())  # type: ignore[no-untyped-call]
+        writer.add_token_merges(merges)
     writer.add_token_list(tokens)
     writer.add_token_scores(scores)
     writer.add_token_types(types)

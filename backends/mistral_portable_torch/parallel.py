@@ -10,6 +10,7 @@ Example, 2 processes, 4 heads of 8, 2 key/value heads: q_proj [32, 64] becomes [
 [8, 64], o_proj [64, 32] becomes [64, 16], with a sum.
 """
 
+import atexit
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -76,6 +77,8 @@ def join(size: int, device: Device) -> Group:
             distributed.init_process_group("nccl" if device.kind == "cuda" else "gloo")
         except ValueError as error:  # torchrun sets some variables that are missing
             raise BackendError(f"tensor_parallel={size}: {error}: begin the command with torchrun") from error
+        # Threads of gloo that run until the process has ended abort it now and then.
+        atexit.register(distributed.destroy_process_group)
     return Group(distributed.get_rank(), size)
 
 
