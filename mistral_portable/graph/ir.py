@@ -11,6 +11,7 @@ Shapes are tuples of ints and of the symbolic dimensions
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 
 from mistral_portable.graph.rotation import Rotation
@@ -107,7 +108,7 @@ class Graph:
         """The different rotations of its `rope` nodes, in their order."""
         return tuple(dict.fromkeys(node.rotation for node in self.nodes if node.op == "rope"))
 
-    @property
+    @cached_property  # asked for in every step
     def given(self) -> dict[str, Shape]:
         """The inputs beyond PLAN_INPUTS, which the caller of a step gives."""
         return {name: shape for name, shape in self.inputs.items() if name not in PLAN_INPUTS}
