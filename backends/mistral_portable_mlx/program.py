@@ -15,7 +15,7 @@ from mistral_portable.boundary.process import OwnProcess
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs, notice_unpacked
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.errors import ClosedError
+from mistral_portable.errors import ClosedError, InputError
 from mistral_portable.graph import Graph, Parameter, infer_shapes
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import BlockTensor, Tensor
@@ -115,8 +115,10 @@ class MLXProgram:
 
     def begin_greedy(self, plan: StepPlan, after: GreedyStep | None = None) -> "MLXGreedyStep":
         check_inputs(self._graph, plan, NO_INPUTS)
+        if not isinstance(after, MLXGreedyStep | None):
+            raise InputError(f"after is a {type(after).__name__}: give a step that this program has begun")
         with self._on_stream():
-            before = after if isinstance(after, MLXGreedyStep) else None
+            before = after
             values = self._build(plan, {"tokens": before.argmax} if before else {}, greedy=True)
             step = MLXGreedyStep(self, values[_ARGMAX])
             if before is None or before.read:

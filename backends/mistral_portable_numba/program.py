@@ -1,8 +1,6 @@
 """NumbaProgram: a lowered graph with its weights, cache, buffers and threads."""
 
-import os
 import threading
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from mistral_portable.boundary.shared import (
 )
 from mistral_portable.cache import CacheSpec, StepPlan, visible
 from mistral_portable.errors import CapacityError, ClosedError
+from mistral_portable.forks import make_locks
 from mistral_portable.graph import Graph, Node, infer_shapes
 from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, Tensor
 from mistral_portable_numba.cache import KVCache
@@ -54,7 +53,6 @@ class NumbaProgram:
     ) -> None:
         self.precision = precision
         self._graph, self._spec = graph, spec
-        self._turn = threading.Lock()
         self._values = StepValues(spec)
         self._cache = KVCache(spec, precision.kv_cache or precision.dtype)
         self._lowered = lower_graph(graph, weights, spec, precision, self._values, self._cache, threads)
@@ -73,7 +71,7 @@ class NumbaProgram:
         self._addresses = {name: self._kernels[name] for name in names}
         self._team: Team | None = Team(threads, self._kernels["tape"])
         self._barrier = np.zeros(64, np.int64)
-        _programs.add(self)
+        make_locks(self, NumbaProgram._make_locks)
         self._job = np.array([0, 0, self._barrier.ctypes.data, yield_address()], np.int64)
         self._job_address = int(self._job.ctypes.data)
         self._tables = {
@@ -169,8 +167,8 @@ class NumbaProgram:
         if self._team is None:
             raise ClosedError("the program is closed: prepare it again")
 
-    def _after_fork(self) -> None:
-        """Make the program usable in a forked child, where a thread that was in the middle of a step does not exist."""
+    def _make_locks(self) -> None:
+        """Also the barrier, at which a thread may have waited that a forked child does not have."""
         self._turn = threading.Lock()
         self._barrier[:] = 0
 
@@ -281,15 +279,3 @@ class _Table:
         assert self._blocks is not None
         unpacked: NDArray[np.float32] = dequantize(self._blocks[tokens], self._tensor.type)
         return unpacked
-
-
-_programs: "weakref.WeakSet[NumbaProgram]" = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for program in _programs:
-        program._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -16,7 +16,7 @@ from mistral_portable.boundary.process import OwnProcess
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.errors import BackendError, ClosedError
+from mistral_portable.errors import BackendError, ClosedError, InputError
 from mistral_portable.graph import Graph, Parameter, infer_shapes
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import Tensor as Stored
@@ -109,7 +109,7 @@ class TorchProgram:
         check_inputs(self._graph, plan, inputs)
         with self._running(), self._memory.short_for_a_step():
             values = self._begin(plan, inputs)
-            # Where nobody asked for rows nothing is waited for: the next chunk is built while this one is computed.
+            # Where nobody requested rows nothing is waited for: the next chunk is built while this one is computed.
             return {name: self._output(name, values.get(name), plan) for name in self._graph.outputs}
 
     def copy_lane(self, source: int, target: int) -> None:
@@ -264,7 +264,7 @@ class TorchProgram:
             node = next(node for node in self._graph.nodes if node.name == self._graph.outputs[name])
             weights = [array.cpu().numpy() for array in found]
             return attention_weights_by_position(node, plan, self._rings, lambda s, slots: weights[s][:, :, slots])
-        if found is None:  # no rows were asked for
+        if found is None:  # no rows were requested
             return np.zeros((0, *(int(size) for size in shape[1:])), np.float32)
         return np.array(found.cpu().numpy())
 
@@ -280,9 +280,12 @@ class AsynchronousProgram(TorchProgram):
         return torch.mps.driver_allocated_memory()
 
     def begin_greedy(self, plan: StepPlan, after: GreedyStep | None = None) -> "TorchGreedyStep":
+        check_inputs(self._graph, plan, NO_INPUTS)
+        if not isinstance(after, TorchGreedyStep | None):
+            raise InputError(f"after is a {type(after).__name__}: give a step that this program has begun")
         with self._running(), self._memory.short_for_a_step():
             # A row without an argmax is -1: its next token means nothing, but must be in the vocabulary.
-            before = after.argmax.clamp(min=0) if isinstance(after, TorchGreedyStep) else None
+            before = after.argmax.clamp(min=0) if after is not None else None
             return TorchGreedyStep(self._begin(plan, tokens=before, greedy=True)[_ARGMAX].clone())
 
 

@@ -27,9 +27,10 @@ _FLOATS = ("float32", "float16", "bfloat16")
 
 
 def check_inputs(graph: Graph, plan: StepPlan, inputs: Inputs) -> None:
-    """Raise InputError unless `inputs` are an array for each of `graph.given`, of its shape.
+    """Raise InputError unless `inputs` are a NumPy array for each of `graph.given`, of its shape: floats where it has two
+    dimensions, integers where it has one.
 
-    Rows of `replace_rows` are checked against the step's tokens: int32, from 0 on, none twice.
+    Rows of `replace_rows` are checked against the step's tokens: from 0 on, none twice.
     """
     given = graph.given
     if not given and not inputs:
@@ -39,11 +40,16 @@ def check_inputs(graph: Graph, plan: StepPlan, inputs: Inputs) -> None:
     sizes: dict[str, int] = {"T": len(plan.tokens), "R": len(plan.logit_rows)}
     for name, shape in given.items():
         array = inputs[name]
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"input {name!r} is a {type(array).__name__}: give a NumPy array")
         expected = tuple(
             sizes.setdefault(size, array.shape[0]) if isinstance(size, str) and array.ndim else size for size in shape
         )
         if array.shape != expected:
             raise InputError(f"input {name!r} has the shape {array.shape}, and {expected} is needed")
+        if array.dtype.kind not in ("f" if len(shape) == 2 else "iu"):
+            wanted = "floats" if len(shape) == 2 else "integers"
+            raise InputError(f"input {name!r} is {array.dtype}: give {wanted}")
     for node in graph.nodes:
         if node.op == "replace_rows" and node.inputs[2] in given:
             places = inputs[node.inputs[2]]

@@ -10,6 +10,7 @@ from mistral_portable.cache.plan import Reads, StepPlan
 from mistral_portable.cache.spec import CacheSpec, LayerGroup
 from mistral_portable.cache.window import first_visible
 from mistral_portable.errors import BusyError, CacheError
+from mistral_portable.forks import make_locks
 
 __all__ = ["CacheManager", "Chunk"]
 
@@ -49,6 +50,9 @@ class CacheManager:
         self._model = model
         self._block = block
         self._lanes: dict[int, _Lane] = {}
+        make_locks(self, CacheManager._make_locks)
+
+    def _make_locks(self) -> None:
         self._lock = threading.RLock()  # reentrant: the collector may run in the thread that holds it
 
     def open(self) -> int:

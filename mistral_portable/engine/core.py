@@ -1,4 +1,4 @@
-"""Core: a program, its cache manager and their lock. The only caller of a program."""
+"""Core: a program, its cache manager and their lock. Whoever steps a Model's program does it through here."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mistral_portable.boundary import GreedyProgram, GreedyStep, Program
 from mistral_portable.cache import CacheManager, Chunk, StepPlan
 from mistral_portable.errors import BusyError, ClosedError, InputError
+from mistral_portable.forks import make_locks
 
 __all__ = ["Core"]
 
@@ -23,9 +24,12 @@ class Core:
     def __init__(self, program: Program, manager: CacheManager) -> None:
         self.program = program
         self.manager = manager
+        make_locks(self, Core._make_locks)
+        self._closed = False
+
+    def _make_locks(self) -> None:
         self._turn = threading.Lock()
         self._whole = threading.Lock()
-        self._closed = False
 
     @property
     def max_context(self) -> int:

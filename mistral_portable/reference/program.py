@@ -12,6 +12,7 @@ from mistral_portable.boundary.program import NO_INPUTS, Inputs, LaneState, Prec
 from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs, check_lane_state
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import BackendError, ClosedError
+from mistral_portable.forks import make_locks
 from mistral_portable.graph import Graph, Node, Parameter
 from mistral_portable.reference import ops
 from mistral_portable.weights import Tensor
@@ -41,7 +42,7 @@ class ReferenceProgram:
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self.precision = Precision(dtype)
-        self._turn = threading.Lock()
+        make_locks(self, ReferenceProgram._make_locks)
         self._closed = False
         self._threads = _blas_limit(threads)
         self._graph = graph
@@ -59,6 +60,9 @@ class ReferenceProgram:
                 done += self._resident[name].nbytes
                 if progress is not None:
                     progress("weights", done, total)
+
+    def _make_locks(self) -> None:
+        self._turn = threading.Lock()
 
     @property
     def cache_bytes(self) -> int:

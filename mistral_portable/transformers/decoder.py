@@ -14,6 +14,7 @@ from mistral_portable.boundary.shared import gigabytes
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BusyError, CapacityError, ClosedError, InputError, MistralPortableError
+from mistral_portable.forks import make_locks
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import (
     EMBEDDED_ROWS,
@@ -70,10 +71,13 @@ class Decoder:
         self._spec = CacheSpec.from_config(config, max_context=limit, max_chunk=_CHUNK, max_lanes=2 * _LANES)
         self.manager = CacheManager(self._spec)
         self._programs: dict[frozenset[str], Program] = {}
-        self.turn = threading.RLock()
-        """Held by a caller from the opening of temporary lanes to their closing."""
+        make_locks(self, Decoder._make_locks)
         self._closed = False
         self._program(frozenset())
+
+    def _make_locks(self) -> None:
+        self.turn = threading.RLock()
+        """Held by a caller from the opening of temporary lanes to their closing."""
 
     def run(
         self, batch: Batch, cache: Cache | None, exposed: frozenset[str], rows: Sequence[int] | None = None

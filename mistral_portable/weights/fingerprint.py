@@ -13,16 +13,28 @@ from mistral_portable.weights.source import Tensor
 
 __all__ = ["fingerprint"]
 
+_DECIDING = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "rope_theta",
+    "layer_windows",
+    "yarn",
+    "query_scale",
+    "num_experts_per_tok",
+)
 _SAMPLES = 4  # places of each stored array that are read
 _SAMPLE = 64  # bytes at each of them
 
 
 def fingerprint(config: MistralConfig, tensors: Mapping[str, Tensor]) -> str:
-    """32 hexadecimal digits: SHA-256 over the config, each tensor's name, shape and type, and samples of its bytes.
+    """32 hexadecimal digits: SHA-256 over what decides the keys and values of a text: the numbers of the config that the
+    decoder computes with, each tensor's name, shape and type, and samples of its bytes.
 
     Samples instead of all bytes, since files have gigabytes: models that were trained apart differ nearly everywhere.
     """
-    found = hashlib.sha256(repr(config).encode())
+    found = hashlib.sha256(repr([getattr(config, name) for name in _DECIDING]).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         found.update(f"\0{name} {tensor.shape} {tensor.dtype}".encode())

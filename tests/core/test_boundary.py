@@ -194,6 +194,10 @@ ROWS = np.zeros((2, 32), np.float32)
         (inputs(ROWS, [0, 5]), "beyond the step's 5 tokens"),
         (inputs(ROWS, [-1, 0]), "beyond"),
         (inputs(ROWS, [2, 2]), "twice"),
+        ({INPUTS_EMBEDS: ROWS, EMBEDDED_ROWS: np.array([0.5, 1], np.float32)}, "is float32: give integers"),
+        ({INPUTS_EMBEDS: ROWS, EMBEDDED_ROWS: np.array([True, False])}, "is bool: give integers"),
+        ({INPUTS_EMBEDS: ROWS.astype(np.int32), EMBEDDED_ROWS: np.array([0, 1])}, "is int32: give floats"),
+        ({INPUTS_EMBEDS: ROWS, EMBEDDED_ROWS: [0, 1]}, "is a list: give a NumPy array"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(given: dict[str, Any], words: str) -> None:

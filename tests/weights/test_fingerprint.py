@@ -46,3 +46,12 @@ def test_strides_do_not_matter_and_types_do() -> None:
     assert held["rows"] == held["columns"] != held["halves"]
     assert replace(CONFIG, rope_theta=5.0) != CONFIG
     assert fingerprint(replace(CONFIG, rope_theta=5.0), tensors) != held["rows"]
+
+
+def test_keys_that_change_no_key_or_value_do_not_count() -> None:
+    others = [
+        replace(CONFIG, extra={**CONFIG.extra, "torch_dtype": "float16"}),
+        replace(CONFIG, max_position_embeddings=2 * CONFIG.max_position_embeddings),
+        replace(CONFIG, eos_token_id=3),
+    ]
+    assert {fingerprint(config, weights()) for config in (CONFIG, *others)} == {fingerprint(CONFIG, weights())}
