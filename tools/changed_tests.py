@@ -1,11 +1,15 @@
 """The tests that a change needs: those that import a changed file, however indirectly, or mention it by name.
 
+An answer for the time before a commit, not a proof: a test that reaches a backend by `backend="auto"` or a command in a
+process of its own is found only if it imports or names the changed part. CI runs everything.
+
 `python tools/check.py --changed` runs them. Example: a change of `mistral_portable/sampling/stop.py` needs
 `tests/sampling/test_stop.py`, which imports it, and every test of `engine/`, whose `stream.py` does; a change of
 `backends/mistral_portable_jax/ops.py` needs `tests/jax/` and the tests that ask for the backend "jax" by its name.
 """
 
 import ast
+import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -17,6 +21,8 @@ _ROOTS = ("", "backends/", "tests/", "tests/toy_backend/")
 """Folders, from the root of the repository, in which Python finds modules (pyproject.toml: mypy_path, pythonpath)."""
 
 _BACKENDS = "mistral_portable_"
+_EVERYTHING = "pyproject.toml"
+_ENTRY = re.compile(r"mistral_portable[\w.]*:\w+")
 
 
 def changed_files(root: Path, base: str) -> list[str]:
@@ -53,6 +59,8 @@ def needed_tests(root: Path, changed: Iterable[str]) -> list[str]:
     words = {Path(name).name for name in changed if not name.endswith(".py")}
     words |= {f'"{part.removeprefix(_BACKENDS)}"' for name in changed for part in Path(name).parts if _is_backend(part)}
     tests = [name for name in files if name.startswith("tests/") and Path(name).name.startswith("test_")]
+    if _EVERYTHING in changed:
+        return tests
     return [name for name in tests if name in affected or any(word in texts[name] for word in words)]
 
 
@@ -72,10 +80,12 @@ def _modules(files: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _imports(text: str) -> Iterator[str]:
-    """The modules that a source names in its imports, at its top or within a function."""
+    """The modules that a source names in its imports, at its top or within a function, or as an entry point."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _ENTRY.fullmatch(node.value):
+            yield node.value.partition(":")[0]

@@ -31,7 +31,7 @@ class KVCache:
     @property
     def bytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(array.nbytes for array in self._arrays.values())
+        return sum(array.nbytes for array in list(self._arrays.values()))  # a step may add some meanwhile
 
     def grow(self, plan: StepPlan) -> None:
         """Grow the plan's lanes to its capacities. Raises MemoryError; arrays that have grown by then stay."""
@@ -74,7 +74,7 @@ class KVCache:
         return state
 
     def load(self, lane: int, state: LaneState) -> None:
-        """Put saved arrays into a lane. Raises CacheError, and changes nothing, if they are not this model's."""
+        """Put saved arrays into a lane. Raises CacheError if they are not this model's; an error changes nothing."""
         heads, width = self._spec.num_key_value_heads, head_width(self._spec.head_dim)
         rows = {
             kind: ((heads, SLOT_BLOCK * numbers), KV_DTYPES[self._dtype].name)
@@ -85,21 +85,25 @@ class KVCache:
             suffixes = {f"{kind}.scales": "scales" for kind in rows}
             rows |= dict.fromkeys(suffixes, ((heads, SLOT_BLOCK * width // 32), "float16"))
         counts = check_lane_state(state, self._spec, rows, axis=1, suffixes=suffixes)
-        for layer in self._layers:
-            group = self._spec.group_of(layer)
-            for kind in ("keys", "values"):
-                self._arrays.pop((layer, lane, kind), None)
-            self.tables[layer][lane] = 0
-            self._slots[group, lane] = 0
-            if not counts[group]:
-                continue
-            slots = min(counts[group] * SLOT_BLOCK, round_up(self._layers[layer], SLOT_BLOCK))
-            self._resize(layer, lane, slots)
-            for kind in ("keys", "values"):
-                parts = self._parts(self._arrays[layer, lane, kind], kind)
+        slots = {
+            layer: min(counts[self._spec.group_of(layer)] * SLOT_BLOCK, round_up(ring, SLOT_BLOCK))
+            for layer, ring in self._layers.items()
+        }
+        made = {layer: self._allocated(count) for layer, count in slots.items() if count}
+        for layer, arrays in made.items():
+            for kind, array in arrays.items():
+                parts = self._parts(array, kind)
                 for target, name in zip(parts, (f"{kind}.{layer}", f"{kind}.{layer}.scales"), strict=True):
                     if target is not None:
                         target[:] = np.asarray(state[name]).reshape(heads, -1)[:, : target.shape[1]]
+        for layer, count in slots.items():  # from here on nothing can fail
+            self._slots[self._spec.group_of(layer), lane] = 0
+            if layer in made:
+                self._put(layer, lane, made[layer], count)
+            else:
+                for kind in ("keys", "values"):
+                    self._arrays.pop((layer, lane, kind), None)
+                self.tables[layer][lane] = 0
 
     def clear(self) -> None:
         """Free all arrays."""
@@ -110,20 +114,29 @@ class KVCache:
 
     def _resize(self, layer: int, lane: int, slots: int) -> None:
         """Allocate arrays of `slots` slots, a multiple of SLOT_BLOCK, and copy the old contents into them."""
-        spec = self._spec
-        scales = head_width(spec.head_dim) // 32 * 2 if self._dtype == "q8_0" else 0
-        grown = {
-            kind: np.zeros((spec.num_key_value_heads, slots * (numbers * self._number + scales)), np.uint8)
-            for kind, numbers in (("keys", spec.head_dim), ("values", head_width(spec.head_dim)))
-        }
-        for kind, new in grown.items():  # both are allocated, so that neither is replaced without the other
+        grown = self._allocated(slots)
+        for kind, new in grown.items():
             old = self._arrays.get((layer, lane, kind))
             if old is not None:
                 for target, source in zip(self._parts(new, kind), self._parts(old, kind), strict=True):
                     if target is not None and source is not None:
                         target[:, : source.shape[1]] = source
-            self._arrays[layer, lane, kind] = new
-        self.tables[layer][lane] = grown["keys"].ctypes.data, grown["values"].ctypes.data, slots
+        self._put(layer, lane, grown, slots)
+
+    def _allocated(self, slots: int) -> dict[str, _Arrays]:
+        """Zeroed keys and values of a layer in a lane of this many slots. Raises MemoryError."""
+        spec = self._spec
+        scales = head_width(spec.head_dim) // 32 * 2 if self._dtype == "q8_0" else 0
+        return {
+            kind: np.zeros((spec.num_key_value_heads, slots * (numbers * self._number + scales)), np.uint8)
+            for kind, numbers in (("keys", spec.head_dim), ("values", head_width(spec.head_dim)))
+        }
+
+    def _put(self, layer: int, lane: int, arrays: dict[str, _Arrays], slots: int) -> None:
+        """Let kernels find these arrays as the lane's."""
+        for kind, array in arrays.items():
+            self._arrays[layer, lane, kind] = array
+        self.tables[layer][lane] = arrays["keys"].ctypes.data, arrays["values"].ctypes.data, slots
 
     def _parts(self, array: _Arrays, kind: str) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
         """Views of an array: its numbers [heads, N] and, of q8_0, its scales [heads, M], in order of slots."""

@@ -1,7 +1,8 @@
 """NumbaProgram: a lowered graph with its weights, cache, buffers and threads."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,22 +94,16 @@ class NumbaProgram:
 
     @property
     def scratch_bytes(self) -> int:
-        held = 0 if self._layout is None else self._layout.bytes
-        return held + self._values.bytes + sum(array.nbytes for array in self._lowered.memory)
+        layout = self._layout  # a step may replace it meanwhile
+        held = 0 if layout is None else layout.bytes
+        return held + self._values.bytes + sum(array.nbytes for array in list(self._lowered.memory))
 
     def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[np.float32]]:
         check_inputs(self._graph, plan, inputs)
-        with self._turn:
-            self._require_open()
-            try:
-                layout = self._room_for(len(plan.tokens), len(plan.logit_rows))
-                self._cache.grow(plan)
-                self._values.update(plan)
-            except MemoryError as error:
-                raise CapacityError(
-                    f"no memory is left for a step of {len(plan.tokens)} tokens beside a cache of "
-                    f"{gigabytes(self._cache.bytes)}: close other sequences, or give shorter ones"
-                ) from error
+        with self._in_turn(f"a step of {len(plan.tokens)} tokens"):
+            layout = self._room_for(len(plan.tokens), len(plan.logit_rows))
+            self._cache.grow(plan)
+            self._values.update(plan)
             on_host: dict[str, NDArray[Any]] = {
                 **inputs,
                 "tokens": plan.tokens,
@@ -136,18 +131,15 @@ class NumbaProgram:
             }
 
     def copy_lane(self, source: int, target: int) -> None:
-        with self._turn:
-            self._require_open()
+        with self._in_turn("the copy of a lane"):
             self._cache.load(target, self._cache.save(source))
 
     def save_lane(self, lane: int) -> LaneState:
-        with self._turn:
-            self._require_open()
+        with self._in_turn("the copy of a lane"):
             return self._cache.save(lane)
 
     def load_lane(self, lane: int, state: LaneState) -> None:
-        with self._turn:
-            self._require_open()
+        with self._in_turn("a saved lane"):
             self._cache.load(lane, state)
 
     def close(self) -> None:
@@ -163,9 +155,19 @@ class NumbaProgram:
             self._lowered.matrices.clear()
             self._tables.clear()
 
-    def _require_open(self) -> None:
-        if self._team is None:
-            raise ClosedError("the program is closed: prepare it again")
+    @contextmanager
+    def _in_turn(self, what: str) -> Iterator[None]:
+        """One call at a time. Raises ClosedError after `close`, and CapacityError if memory runs out for `what`."""
+        with self._turn:
+            if self._team is None:
+                raise ClosedError("the program is closed: prepare it again")
+            try:
+                yield
+            except MemoryError as error:
+                raise CapacityError(
+                    f"no memory is left for {what} beside a cache of {gigabytes(self._cache.bytes)}: close other "
+                    "sequences, or give shorter ones"
+                ) from error
 
     def _make_locks(self) -> None:
         """Also the barrier, at which a thread may have waited that a forked child does not have."""

@@ -30,7 +30,7 @@ class StepValues:
     @property
     def bytes(self) -> int:
         """Bytes of the cells and of the arrays that they point to."""
-        return self._cells.nbytes + sum(array.nbytes for array in self._arrays.values())
+        return self._cells.nbytes + sum(array.nbytes for array in list(self._arrays.values()))
 
     def count(self, rows: str) -> int:
         """The address of the cell with the number of tokens ("T") or of requested rows ("R")."""

@@ -71,10 +71,13 @@ class Cache:
 
     def copy(self, source: int, target: int) -> None:
         """Let a lane have what another one has."""
+        if source == target:
+            return
         self.drop(target)
         self._grow([(target, self._slots_of(source))])
         for index, group in enumerate(self._spec.groups):
-            taken, held = self._pages[index].of(target), self._pages[index].of(source)
+            held = self._pages[index].of(source)
+            taken = self._pages[index].of(target)[: len(held)]
             for layer in group.layers:
                 for kind in _KINDS:
                     self._pools[kind, layer][taken] = self._pools[kind, layer][held]
@@ -143,12 +146,13 @@ class Cache:
                     if len(old) < count:  # not so where memory ran out at a later layer before
                         self._pools[name] = old.new_zeros(count, *old.shape[1:])
                         self._pools[name][: len(old)] = old
-                self._pages[index].add(more[index])
+                        self._memory.take(self._pools[name].nbytes - old.nbytes)
+        for index, group in enumerate(self._spec.groups):  # no lane takes a page before there is room in all groups
+            self._pages[index].add(more[index])
             taken = [page for lane, count in counts[index].items() for page in self._pages[index].take(lane, count)]
             if taken:
                 for name in ((kind, layer) for layer in group.layers for kind in _KINDS):
                     self._pools[name][taken] = 0
-        self._memory.take(size)
 
 
 def _to_numpy(pages: Tensor) -> NDArray[np.generic]:

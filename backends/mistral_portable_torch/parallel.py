@@ -78,8 +78,14 @@ def join(size: int, device: Device) -> Group:
         except ValueError as error:  # torchrun sets some variables that are missing
             raise BackendError(f"tensor_parallel={size}: {error}: begin the command with torchrun") from error
         # Threads of gloo that run until the process has ended abort it now and then.
-        atexit.register(distributed.destroy_process_group)
+        atexit.register(_leave, os.getpid())
     return Group(distributed.get_rank(), size)
+
+
+def _leave(process: int) -> None:
+    """Leave the group, unless that is done, or this is a forked child of the process that joined it."""
+    if os.getpid() == process and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def shard(graph: Graph, weights: Mapping[str, Stored], spec: CacheSpec, rank: int, size: int) -> Shard:

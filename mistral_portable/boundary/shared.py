@@ -27,8 +27,8 @@ _FLOATS = ("float32", "float16", "bfloat16")
 
 
 def check_inputs(graph: Graph, plan: StepPlan, inputs: Inputs) -> None:
-    """Raise InputError unless `inputs` are a NumPy array for each of `graph.given`, of its shape: floats where it has two
-    dimensions, integers where it has one.
+    """Raise InputError unless `inputs` are a NumPy array for each of `graph.given`, of its shape: floats where it has
+    two dimensions, integers where it has one.
 
     Rows of `replace_rows` are checked against the step's tokens: from 0 on, none twice.
     """

@@ -58,8 +58,9 @@ class Sampler:
     def sample(self, logits: Row) -> Sampled:
         """Choose a token from float32 logits [vocab] and remember it for the penalties.
 
-        Raises NumericsError for logits with NaN or +inf; InputError for logits of another shape or dtype or in which
-        no token is left, at the first row also for ids of the prompt or the parameters outside the vocabulary.
+        Raises NumericsError for logits with NaN or +inf, or with -inf alone; InputError for logits of another shape or
+        dtype or in which `logit_bias` leaves no token, at the first row also for ids of the prompt or the parameters
+        outside the vocabulary.
         """
         row = self._penalized(logits)
         token = int(row.argmax())
@@ -92,7 +93,7 @@ class Sampler:
             row = penalty(row)
         best = row.argmax()  # NaN counts as the maximum, so this one entry tells whether the row is sound
         if not np.isfinite(row[best]):
-            raise _unsound(row[best], best)
+            raise _unsound(row[best], best, bool(self.params.logit_bias))
         return row
 
     def _filtered(self, row: Row) -> tuple[NDArray[np.int64] | None, Row]:
@@ -169,8 +170,8 @@ def _with_logprobs(token: int, logits: Row, n: int) -> Sampled:
     return Sampled(token, float(raw[token]), top)
 
 
-def _unsound(value: np.float32, token: np.intp) -> InputError | NumericsError:
-    if value == -np.inf:
+def _unsound(value: np.float32, token: np.intp, banned: bool) -> InputError | NumericsError:
+    if value == -np.inf and banned:
         return InputError("every logit is -inf, no token is left to sample: ban fewer tokens in logit_bias")
     return NumericsError(
         f"the logit of token {token} is {value}: the weights are corrupt or the dtype overflowed; "

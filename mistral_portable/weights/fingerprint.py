@@ -29,8 +29,10 @@ _SAMPLE = 64  # bytes at each of them
 
 
 def fingerprint(config: MistralConfig, tensors: Mapping[str, Tensor]) -> str:
-    """32 hexadecimal digits: SHA-256 over what decides the keys and values of a text: the numbers of the config that the
-    decoder computes with, each tensor's name, shape and type, and samples of its bytes.
+    """32 hexadecimal digits: SHA-256 over what decides the keys and values of a text.
+
+    These are the numbers of the config that the decoder computes with, each tensor's name, shape and type, and samples
+    of its bytes.
 
     Samples instead of all bytes, since files have gigabytes: models that were trained apart differ nearly everywhere.
     """

@@ -216,6 +216,65 @@ def test_a_child_forked_during_a_step_can_step() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("call", ["copy", "load"])
+@pytest.mark.parametrize("failing", [0, 1, 2, 3])
+def test_no_memory_for_a_lanes_arrays_leaves_the_lane_as_it_was(
+    call: str, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session()
+    source, target = session.begin(text(30))[0], session.begin(text(40, 1))[0]
+    state, before = session.program.save_lane(source), session.program.save_lane(target)
+    calls_of = {
+        "copy": lambda: session.program.copy_lane(source, target),
+        "load": lambda: session.program.load_lane(target, state),
+    }
+    zeros, calls = np.zeros, 0
+
+    def scarce(*arguments: Any, **options: Any) -> NDArray[Any]:
+        nonlocal calls
+        calls += 1
+        if calls > failing:
+            raise MemoryError
+        return zeros(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "zeros", scarce)
+        with pytest.raises(CapacityError, match="no memory is left for"):
+            calls_of[call]()
+    after = session.program.save_lane(target)
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name], array)
+
+
+def test_sizes_may_be_read_during_steps() -> None:
+    session, failures, done = Session(), list[BaseException](), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                assert session.program.cache_bytes + session.program.scratch_bytes > 0
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=read)
+    try:
+        thread.start()
+        for _ in range(20):
+            lanes = [session.begin(text(9))[0] for _ in range(3)]
+            for lane in lanes:
+                session.program.load_lane(lane, {})
+                session.manager.close(lane)
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert not failures
+
+
 @pytest.mark.parametrize("failing", [0, 1, 2, 3])
 def test_no_memory_for_a_longer_lane_loses_nothing(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
     session, expected = Session(), Session()

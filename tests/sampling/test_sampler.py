@@ -169,7 +169,7 @@ def test_top_logprobs_are_a_stable_ranking(row: Row, data: st.DataObject) -> Non
     [
         ([1, math.nan, 3], NumericsError, "token 1 is nan"),
         ([1, 2, math.inf], NumericsError, "token 2 is inf"),
-        ([-math.inf] * 3, InputError, "every logit is -inf"),
+        ([-math.inf] * 3, NumericsError, "is -inf"),
     ],
 )
 def test_unsound_logits_are_refused(
@@ -210,3 +210,10 @@ def test_logits_may_be_read_only_and_are_left_alone() -> None:
     logits = LOGITS.copy()
     logits.flags.writeable = False
     draw(3, logits, top_p=0.9, top_k=3, min_p=0.01, typical_p=0.9, repetition_penalty=1.2, logit_bias={0: 1.0})
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_bias_that_bans_every_token_is_the_callers(temperature: float) -> None:
+    sampler = Sampler(SamplingParams(temperature=temperature, logit_bias=dict.fromkeys(range(3), -math.inf)))
+    with pytest.raises(InputError, match="every logit is -inf, no token is left to sample: ban fewer tokens"):
+        sampler.sample(np.ones(3, np.float32))

@@ -12,6 +12,9 @@ FILES = {
     "mistral_portable/cache.py": "",
     "mistral_portable/engine.py": "def load():\n    from mistral_portable import cache\n",
     "mistral_portable/sampler.py": "",
+    "mistral_portable/oracle.py": "",
+    "mistral_portable/registry.py": 'ORACLE = "mistral_portable.oracle:BACKEND"\n',
+    "tests/core/test_registry.py": "from mistral_portable.registry import ORACLE\n",
     "backends/mistral_portable_toast/__init__.py": "import mistral_portable.cache\n",
     "tests/helpers.py": "import mistral_portable as mp\n",
     "tests/conftest.py": "",
@@ -41,11 +44,16 @@ def root(tmp_path: Path) -> Path:
         (["backends/mistral_portable_toast/__init__.py"], ["cli/test_run", "toast/test_toast"]),
         (["README.md", "docs/other.md"], ["cli/test_run"]),
         (["tests/core/test_sampler.py", "mistral_portable/gone.py"], ["core/test_sampler"]),
+        (["mistral_portable/oracle.py"], ["core/test_registry"]),
         ([], []),
     ],
 )
 def test_needed_tests(root: Path, changed: list[str], tests: list[str]) -> None:
     assert needed_tests(root, changed) == [f"tests/{name}.py" for name in tests]
+
+
+def test_settings_of_the_project_count_for_all(root: Path) -> None:
+    assert needed_tests(root, ["pyproject.toml"]) == ALL
 
 
 def test_a_conftest_counts_for_its_folder(root: Path) -> None:

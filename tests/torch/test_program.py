@@ -386,3 +386,32 @@ assert model.generate("Once", max_tokens=3, temperature=0).tokens == before
     first, second = done.stdout.splitlines()
     assert "torch was started in process" in first
     assert first == second
+
+
+def test_no_memory_for_a_later_group_of_layers_gives_no_lane_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first group's pools have grown: the lane is as it was, goes on, and can be copied."""
+    config = replace(CONFIG, sliding_window=(None, 40))
+    session, calm = (Session(config, PagedBackend(page=4), max_chunk=8) for _ in range(2))
+    lane, _ = session.begin(text(5))
+    new_zeros, calls = torch.Tensor.new_zeros, 0
+
+    def scarce(tensor: torch.Tensor, *size: Any, **options: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # keys and values of the first group come before
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return new_zeros(tensor, *size, **options)
+
+    plan = session.manager.plan([Chunk(lane, text(8, 1))])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_zeros", scarce)
+        with pytest.raises(CapacityError, match="does not fit"):
+            session.program.step(plan)
+    session.manager.undo(plan)
+    copied = session.manager.fork(lane)
+    session.program.copy_lane(lane, copied)
+    expected = calm.feed(calm.begin(text(5))[0], text(20, 2))
+    for each in (lane, copied):
+        np.testing.assert_array_equal(session.feed(each, text(20, 2)), expected)
+    session.program.copy_lane(lane, lane)
+    np.testing.assert_array_equal(session.feed(lane, [7]), session.feed(copied, [7]))
