@@ -18,6 +18,8 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+from mistral_portable.forks import make_locks
+
 __all__ = ["Team", "yield_address"]
 
 # The locks of Python's C API. They do not need the GIL, so native code calls them without it.
@@ -48,9 +50,8 @@ class Team:
         self.threads = threads
         self._entry = entry
         self._closed = False
-        self._turn = threading.Lock()
-        self._crew: _Crew | None = None
-        _teams.add(self)
+        self._crew: _Crew | None
+        make_locks(self, Team._make_locks)
 
     def run(self, job: int) -> None:
         """Call entry(job, thread, threads) on all threads and return when all have returned. Callers take turns.
@@ -84,9 +85,10 @@ class Team:
             raise
         return crew
 
-    def _forget(self) -> None:
-        """Drop the workers and the lock in a forked child, where neither they nor the lock's holder exist."""
-        self._turn, self._crew = threading.Lock(), None
+    def _make_locks(self) -> None:
+        """Also without a crew: a forked child does not have the workers, and starts its own at its first run."""
+        self._turn = threading.Lock()
+        self._crew = None
 
 
 class _Shared(ctypes.Structure):
@@ -178,15 +180,3 @@ def _address(function: Any) -> int:
     address = ctypes.cast(function, ctypes.c_void_p).value
     assert address is not None
     return address
-
-
-_teams: "weakref.WeakSet[Team]" = weakref.WeakSet()
-
-
-def _forget_all() -> None:
-    for team in _teams:
-        team._forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)

@@ -17,9 +17,10 @@ from mistral_portable.testing.strategies import configs
 
 
 @settings(max_examples=3)
-@given(config=configs(max_layers=2), seed=st.integers(0, 2**31))
-def test_rows_with_padding_anywhere_are_sequences(config: MistralConfig, seed: int) -> None:
-    """Two calls of 6 columns; equal within 1e-4, as the orders of summation in float32 differ."""
+@given(config=configs(max_layers=2), seed=st.integers(0, 2**31), cut=st.sampled_from([1, 6, 11]))
+def test_rows_with_padding_anywhere_are_sequences(config: MistralConfig, seed: int, cut: int) -> None:
+    """Two calls, cut at the middle or beside a single column; equal within 1e-4, as the orders of summation in float32
+    differ."""
     graph = verify(expose_attention_weights(build(config)))
     tensors = random_weights(graph, seed)
     random = np.random.default_rng(seed)
@@ -27,8 +28,8 @@ def test_rows_with_padding_anywhere_are_sequences(config: MistralConfig, seed: i
 
     function = BACKEND.pure(graph, "float32")
     weights, cache = function.weights(tensors), function.init_cache(2, 12)
-    first, cache = function(weights, cache, ids[:, :6], kept)
-    second, _ = function(weights, cache, ids[:, 6:], kept[:, 6:])
+    first, cache = function(weights, cache, ids[:, :cut], kept)
+    second, _ = function(weights, cache, ids[:, cut:], kept[:, cut:])
     logits = np.concatenate([first["logits"], second["logits"]], axis=1)
     shown = {name: np.concatenate([first[name], second[name]], axis=2) for name in first if name != "logits"}
 
