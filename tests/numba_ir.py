@@ -1,7 +1,8 @@
-"""LLVM IR of the product's kernels for tests, lowered once and kept beside the cache of compiled kernels.
+"""What tests read of the product's kernels, made once and kept beside the cache of compiled kernels: LLVM IR, and code
+for ARM.
 
 A kernel's IR depends on its sources and, for some kernels, on how many tokens an instruction set takes at a time; so
-one text serves several instruction sets and all processes of a test run.
+one text serves several instruction sets. All processes of a test run share the files, and so do later runs.
 """
 
 import time
@@ -12,23 +13,13 @@ from pathlib import Path
 from filelock import FileLock
 from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.objects import default_folder, digest
-from mistral_portable_numba.compiler.toolchain import lower
+from mistral_portable_numba.compiler.toolchain import assembly, lower, object_file
 from mistral_portable_numba.kernels.registry import kernel, needs_tokens
 
-__all__ = ["kernel_ir", "made"]
+__all__ = ["NEON", "apple_listing", "arm_object", "kernel_ir"]
 
+NEON = ISAS["neon_dotprod"]
 _DAY = 24 * 3600
-
-
-def made(path: Path, make: Callable[[], bytes]) -> Path:
-    """The file at `path`, written with the result of `make` if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f"{path.name}.lock")):
-        if not path.exists():
-            unfinished = path.with_name(f"{path.name}.part")
-            unfinished.write_bytes(make())
-            unfinished.replace(path)
-    return path
 
 
 def kernel_ir(name: str, tokens: int) -> str:
@@ -36,12 +27,38 @@ def kernel_ir(name: str, tokens: int) -> str:
     tokens = tokens if needs_tokens(name) else 0
     # The digest's instruction set is one for all: the IR does not depend on it.
     key = digest(name, replace(ISAS["generic"], tokens=tokens))
-    path = default_folder() / "tests" / f"{name}-{tokens}-{key}.ll"
+    return _kept(f"{name}-{tokens}", key, "ll", lambda: lower(name, kernel(name, tokens)).encode()).read_text()
 
-    def lowered() -> bytes:
-        for old in path.parent.glob(f"{name}-{tokens}-*.ll"):
-            if old.stat().st_mtime < time.time() - _DAY:  # not one that a test run beside this one is about to read
-                old.unlink(missing_ok=True)
-        return lower(name, kernel(name, tokens)).encode()
 
-    return made(path, lowered).read_text()
+def arm_object(name: str) -> Path:
+    """A kernel as a file of machine code for Linux on ARM."""
+    triple = "aarch64-unknown-linux-gnu"
+    return _kept(name, digest(name, NEON), "o", lambda: object_file(name, _arm_ir(name), NEON, triple))
+
+
+def apple_listing(name: str) -> str:
+    """A kernel in assembly for Apple's systems."""
+
+    def listing() -> bytes:
+        return assembly(name, _arm_ir(name), NEON, "arm64-apple-darwin").encode()
+
+    return _kept(name, digest(name, NEON), "s", listing).read_text()
+
+
+def _arm_ir(name: str) -> str:
+    return kernel_ir(name, NEON.tokens)
+
+
+def _kept(stem: str, key: str, kind: str, make: Callable[[], bytes]) -> Path:
+    """The file of this key, written with the result of `make` if there is none; then files of other keys go."""
+    path = default_folder() / "tests" / f"{stem}-{key}.{kind}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f"{path.name}.lock")):
+        if not path.exists():
+            for old in path.parent.glob(f"{stem}-*.{kind}"):
+                if old.stat().st_mtime < time.time() - _DAY:  # not one that a run beside this one is about to read
+                    old.unlink(missing_ok=True)
+            unfinished = path.with_name(f"{path.name}.part")
+            unfinished.write_bytes(make())
+            unfinished.replace(path)
+    return path

@@ -26,6 +26,7 @@ from mistral_portable_mlx.inputs import step_inputs
 from mistral_portable_mlx.lowering import Kernel, Lowering, Step
 from mistral_portable_mlx.matrices import Matrix, form, read_matrix, read_vector
 from mistral_portable_mlx.memory import Memory, weight_bytes
+from mistral_portable_mlx.streams import take_stream
 
 __all__ = ["MLXGreedyStep", "MLXProgram"]
 
@@ -88,8 +89,8 @@ class MLXProgram:
         )
         memory.configure()
         self._turn = threading.Lock()
-        # Any thread may use this kind of stream; other kinds belong to the thread that made them.
-        self._stream: mx.Stream | None = mx.new_thread_unsafe_stream(mx.default_device())
+        self._stream: mx.Stream | None
+        self._stream, self._give_stream_back = take_stream(self)
         self._lower(weights, total, progress)
 
     @property
@@ -155,6 +156,7 @@ class MLXProgram:
             if self._stream is not None:
                 mx.synchronize(self._stream)
             self._stream = None
+            self._give_stream_back()
             self._compiled.clear()
             self._steps.clear()
             self._cache.clear()

@@ -1,9 +1,11 @@
 """The MLX executor's programs, through the protocol: memory, lanes, threads, options, forks."""
 
+import gc
 import subprocess
 import sys
 import threading
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -222,6 +224,22 @@ def test_a_closed_program_says_so() -> None:
     ):
         with pytest.raises(ClosedError, match="closed: prepare it again"):
             call()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux lists them")
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "collected"])
+def test_programs_that_have_ended_leave_no_thread(closed: bool) -> None:
+    def threads_after(count: int) -> int:
+        for _ in range(count):
+            session = Session()
+            session.begin([1, 2, 3])
+            if closed:
+                session.program.close()
+            del session
+            gc.collect()
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    assert threads_after(2) == threads_after(3)
 
 
 def test_a_forked_child_is_told_so() -> None:

@@ -1,20 +1,17 @@
 """Every kernel compiles for ARM on any machine, and the code holds the instructions that the kernel is designed for."""
 
 import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.simd import load_f32, store_f16
 from mistral_portable_numba.compiler.toolchain import assembly, lower
 from mistral_portable_numba.kernels.registry import MODULES
 from mistral_portable_numba.layouts import BLOCKS
+from numba_ir import NEON, apple_listing, arm_object
 
-NEON, APPLE = ISAS["neon_dotprod"], "arm64-apple-darwin"
 TABLES = ("iq4_nl", "iq4_xs")
 INSTRUCTIONS: dict[str, set[str]] = {
     **{f"linear_{kind}": {"sdot", "fmla", "fcvtl", *(["tbl"] if kind in TABLES else [])} for kind in BLOCKS},
@@ -55,15 +52,15 @@ def symbols(elf: bytes) -> tuple[set[str], set[str]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_linux_object_needs_nothing_else(arm_object: Callable[[str], Path], name: str) -> None:
+def test_linux_object_needs_nothing_else(name: str) -> None:
     defined, needed = symbols(arm_object(name).read_bytes())
     assert name in defined
     assert not needed
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_apple_assembly_has_the_instructions(arm_ir: Callable[[str], str], name: str) -> None:
-    listing = assembly(name, arm_ir(name), NEON, APPLE)
+def test_apple_assembly_has_the_instructions(name: str) -> None:
+    listing = apple_listing(name)
     assert INSTRUCTIONS.get(name, set()) <= instructions(listing)
     calls = set(re.findall(r"^\tbl?\t([^L\s]\S*)", listing, re.M))
     assert calls <= set(re.findall(r"^(\S+):", listing, re.M)), "calls what is elsewhere"
@@ -73,4 +70,4 @@ def test_vectors_of_float16_are_narrowed_at_once() -> None:
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         store_f16(args, load_f32(args))
 
-    assert "fcvtn" in instructions(assembly("narrow", lower("narrow", kernel), NEON, APPLE))
+    assert "fcvtn" in instructions(assembly("narrow", lower("narrow", kernel), NEON, "arm64-apple-darwin"))

@@ -40,6 +40,7 @@ from mistral_portable_numba.layouts import (
 )
 from mistral_portable_numba.tape import bits
 from numba_activations import Codes, blank_codes
+from numba_ir import arm_object
 from numpy.typing import NDArray
 from weights.files import bfloat16, random_blocks
 
@@ -127,7 +128,7 @@ Run = Callable[..., None]
 
 
 @pytest.fixture
-def run(arm_object: Callable[[str], Path], tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> Run:
     def run(image: Image, *instructions: tuple[str, Sequence[Argument]], own: Sequence[Path] = ()) -> None:
         names = {"tape", *(name for name, _ in instructions)} - {path.stem for path in own}
         objects = [*own, *(arm_object(name) for name in sorted(names))]

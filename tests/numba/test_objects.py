@@ -267,6 +267,7 @@ def test_the_digest_covers_instruction_set_system_and_versions(monkeypatch: pyte
         replace(ISA, functions=f"{ISA.functions}; a comment"),
         replace(ISA, tokens=ISA.tokens + 1),
     )
+    monkeypatch.setattr(objects, "_compilers", objects._compilers.__wrapped__)
     found = [digest("add", isa) for isa in isas]
     monkeypatch.setattr(objects, "host_triple", lambda: "another system")
     found.append(digest("add", ISA))

@@ -152,11 +152,17 @@ def _writable(folder: Path) -> Path | None:
 
 def digest(name: str, isa: Isa) -> str:
     """24 hex digits that change with anything that the machine code of a kernel depends on."""
-    content = hashlib.sha256(repr((isa, host_triple(), version("numba"), version("llvmlite"))).encode())
+    content = hashlib.sha256(repr((isa, host_triple(), *_compilers())).encode())
     package = Path(__file__).parent.parent
     for path, source in _sources(package, f"kernels/{MODULES[name]}.py").items():
         content.update(f"\0{path}\0".encode() + source)
     return content.hexdigest()[:24]
+
+
+@cache
+def _compilers() -> tuple[str, str]:
+    """The versions of Numba and llvmlite: read once, as that takes 0.6 ms, as long as loading a kernel."""
+    return version("numba"), version("llvmlite")
 
 
 _IMPORT = re.compile(rb"^from mistral_portable_numba\.([\w.]+) import", re.MULTILINE)

@@ -41,6 +41,7 @@ def _block_mask(piece: Piece) -> Any:
     first, positions, held = piece.first, piece.positions, piece.held
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, slot: Tensor) -> Tensor:
-        return (held[slot] >= first[query]) & (held[slot] <= positions[query])
+        position = held[slot]
+        return (position >= first[query]) & (position <= positions[query])
 
     return create_block_mask(visible, None, None, len(positions), len(held), device=held.device)
