@@ -1,5 +1,4 @@
-"""What tests read of the product's kernels, made once and kept beside the cache of compiled kernels: LLVM IR, and code
-for ARM.
+"""LLVM IR of the product's kernels, and their code for ARM, made for tests once and kept beside the cache of kernels.
 
 A kernel's IR depends on its sources and, for some kernels, on how many tokens an instruction set takes at a time; so
 one text serves several instruction sets. All processes of a test run share the files, and so do later runs.

@@ -107,10 +107,13 @@ class _Walk:
             raise ValueError("a tensor name occurs twice")
         return GGUFFile(scalars, arrays, stored)
 
+    def require(self, end: int) -> None:
+        if end > len(self.data):
+            raise ValueError(f"it is truncated: the header goes beyond its {len(self.data)} bytes")
+
     def take(self, size: int) -> bytes:
         self.at += size
-        if self.at > len(self.data):
-            raise ValueError(f"it is truncated: the header goes beyond its {len(self.data)} bytes")
+        self.require(self.at)
         return self.data[self.at - size : self.at]
 
     def number(self, code: str) -> Any:
@@ -126,6 +129,20 @@ class _Walk:
     def string(self) -> bytes:
         return self.take(self.number("Q"))
 
+    def strings(self, count: int) -> tuple[bytes, ...]:
+        """That many strings, as `string` reads them, but in a loop of its own: a vocabulary has up to 131,072."""
+        data, at, end, found = self.data, self.at, len(self.data) - 8, list[bytes]()
+        unpack = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if at > end:
+                self.require(at + 8)
+            begin = at + 8
+            at = begin + unpack(data, at)[0]
+            found.append(data[begin:at])
+        self.require(at)
+        self.at = at
+        return tuple(found)
+
     def scalar(self, key: str, kind: int) -> Scalar:
         if kind == _STRING:
             return self.string().decode(errors="replace")
@@ -137,7 +154,7 @@ class _Walk:
     def array(self, key: str) -> Array:
         kind = self.number("I")
         if kind == _STRING:
-            return tuple(self.string() for _ in range(self.count(smallest=8)))
+            return self.strings(self.count(smallest=8))
         if kind not in _NUMBERS:
             raise ValueError(f"the metadata key {key!r} is an array of the unsupported type {kind}")
         dtype = np.dtype("<" + _NUMBERS[kind])

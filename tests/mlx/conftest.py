@@ -2,15 +2,32 @@
 
 import os
 from collections.abc import Iterator
+from itertools import count
 
 import mlx.core as mx
 import pytest
+from filelock import FileLock, Timeout
+from mistral_portable_numba.compiler.objects import default_folder
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_here(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Give each process of pytest-xdist a temporary folder: on a CPU, MLX writes compiled code into it."""
-    os.environ["TMPDIR"] = str(tmp_path_factory.getbasetemp())
+def compiled_here() -> Iterator[None]:
+    """Give this process a temporary folder of its own: on a CPU, MLX writes compiled code into it, and reads it again.
+
+    The folders lie beside the cache of kernels and are kept. A process takes the first one that no other has.
+    """
+    for number in count():
+        folder = default_folder() / "tests" / f"mlx-{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        os.environ["TMPDIR"] = str(folder)
+        yield
+        lock.release()
+        return
 
 
 @pytest.fixture
