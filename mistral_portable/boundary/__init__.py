@@ -18,6 +18,7 @@ from mistral_portable.boundary.program import (
     Program,
 )
 from mistral_portable.boundary.quantizer import Quantizer, QuantizingBackend
+from mistral_portable.boundary.saved import SavedLane, load_lane, save_lane
 
 __all__ = [
     "BACKEND_QUANTIZE",
@@ -37,8 +38,11 @@ __all__ = [
     "PureFunction",
     "Quantizer",
     "QuantizingBackend",
+    "SavedLane",
     "check_options",
     "check_supported",
     "check_tensors",
+    "load_lane",
     "prepare",
+    "save_lane",
 ]

@@ -45,7 +45,8 @@ class Capabilities:
 
     dtypes: each value of `ExecutorOptions.dtype` that it takes, with the types of cached keys and values that go with
     it, its default first. options: the fields of ExecutorOptions that it takes besides dtype, kv_cache and progress,
-    which all take. ops: those of the closed list that it implements.
+    which all take. ops: those of the closed list that it implements. page_size: slots of a page of its cache; None: a
+    page is a whole lane, which it wants in one piece (`CacheSpec`).
 
     Example: `Capabilities(dtypes={"float32": ("float32", "q8_0")}, options={"threads"})` refuses `kv_cache="float16"`
     and every `device`.
@@ -54,6 +55,7 @@ class Capabilities:
     dtypes: Mapping[str, tuple[str, ...]]
     options: frozenset[str] = frozenset()
     ops: frozenset[str] = field(default_factory=lambda: frozenset(OPS))
+    page_size: int | None = None
 
     def refusal(self, options: ExecutorOptions) -> str | None:
         """The reason why the options cannot be had, with the remedy; None if they can. Unset ones are always fine."""

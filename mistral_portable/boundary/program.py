@@ -1,6 +1,6 @@
 """Program: a graph that is ready to run, and the values that it exchanges with the core."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -30,7 +30,7 @@ Q8_0_BLOCK = 32
 """Numbers of a cached head that share one q8_0 scale (see Precision)."""
 
 LaneState = Mapping[str, NDArray[Any]]
-"""A lane's arrays by name, whose meaning is the backend's own business. Saved with `numpy.savez`."""
+"""Arrays of pages of one layer group by name, "keys.LAYER" say, each [pages, ...]; the backend's own business."""
 
 Inputs = Mapping[str, NDArray[Any]]
 """Arrays for the inputs that a graph declares beyond those of the StepPlan, by name."""
@@ -80,23 +80,21 @@ class Program(Protocol):
 
         `logits` is [R, vocab_size] where the graph selects rows. Arrays are the caller's own: neither they nor `plan`
         and `inputs` are kept. inputs: an array for each input that the graph declares beyond the plan's
-        (`shared.check_inputs` checks them). Raises CapacityError if there is no memory for a longer cache; the step
-        then has not taken place, whatever it has written.
+        (`shared.check_inputs` checks them).
+
+        For each layer group the pool has `page_count` pages at least, then `copies` are made, then keys and values are
+        written. Raises CapacityError if there is no memory for more pages; the step then has not taken place, and no
+        page but those that the plan writes or copies to has changed.
         """
 
-    def copy_lane(self, source: int, target: int) -> None:
-        """Copy the keys and values of one lane to another (a fork's shared prefix)."""
+    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
+        """Copies of the arrays of these pages of a layer group, in this order; each page was part of a step's pool."""
 
-    def save_lane(self, lane: int) -> LaneState:
-        """Copies of the lane's arrays."""
+    def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
+        """Put arrays from `read_pages`, perhaps of another program of the model, into these pages of a layer group.
 
-    def load_lane(self, lane: int, state: LaneState) -> None:
-        """Put arrays from `save_lane` into a lane.
-
-        Raises CacheError, and changes nothing, if they are not this model's.
-
-        They may be longer than the lane, if it was saved where lanes are larger: then no ring had wrapped (the
-        manager's `load` checks it), and the surplus slots are unused.
+        The pool grows to hold them. Raises CacheError if they are not this model's, CapacityError if there is no memory
+        for the pages; nothing has changed then.
         """
 
     def close(self) -> None:

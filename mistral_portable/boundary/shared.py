@@ -1,4 +1,4 @@
-"""Parts that lowerings have in common: checks of inputs and of saved lanes, notices, stored types."""
+"""Parts that lowerings have in common: checks of inputs and of saved pages, notices, stored types."""
 
 import warnings
 from collections import Counter
@@ -17,9 +17,10 @@ from mistral_portable.weights import AffineTensor, BlockTensor, Tensor
 __all__ = [
     "attention_weights_by_position",
     "check_inputs",
-    "check_lane_state",
+    "check_pages",
     "gigabytes",
     "notice_unpacked",
+    "read_slots",
     "stored_dtype",
 ]
 
@@ -41,7 +42,7 @@ def check_inputs(graph: Graph, plan: StepPlan, inputs: Inputs) -> None:
     for name, shape in given.items():
         array = inputs[name]
         if not isinstance(array, np.ndarray):
-            raise InputError(f"input {name!r} is a {type(array).__name__}: give a NumPy array")
+            raise InputError(f"input {name!r} is a {type(array).__key_}: give a NumPy array")
         expected = tuple(
             sizes.setdefault(size, array.shape[0]) if isinstance(size, str) and array.ndim else size for size in shape
         )
@@ -68,59 +69,57 @@ def attention_weights_by_position(
 ) -> NDArray[Any]:
     """The result of an `attention_weights` node, [T, heads, K]: column j is the position first + j, hidden keys 0.
 
-    found: called with s and the slots of the keys that sequence s reads, in order of position; gives its weights over
-    them, [tokens of s, heads, slots]. Example: a ring of 5 slots, positions 2..5 read: slots 2 3 4 0, so K = 4.
+    found: called with s and the slots of the keys that sequence s reads, as `read_slots` gives them; gives its weights
+    over them, [tokens of s, heads, slots].
     """
     index = spec.group_of(node.integer("layer"))
-    first, ends, ring = plan.groups[index].first, plan.ends, spec.groups[index].slots
-    shape = len(plan.tokens), node.integer("num_attention_heads"), int(np.max(ends - first))
+    shape = len(plan.tokens), node.integer("num_attention_heads"), int(np.max(plan.ends - plan.groups[index].first))
     out: NDArray[Any] = np.zeros(shape, dtype)
     for s, tokens in enumerate(plan.spans):
-        slots = np.arange(first[s], ends[s]) % ring
+        slots = read_slots(plan, spec, index, s)
         out[tokens, :, : len(slots)] = found(s, slots)
     return out
 
 
-def check_lane_state(
+def read_slots(plan: StepPlan, spec: CacheSpec, group: int, s: int) -> NDArray[np.intp]:
+    """The slots, in the pool of a layer group, of the keys that sequence s reads, in order of position.
+
+    Example: pages of 4 slots, a sequence whose pages are 5 and 2, which reads the positions 2..5: slots 22 23 8 9. A
+    ring of 5 slots in page 1: slots 7 8 9 5.
+    """
+    reads, own = plan.groups[group], spec.groups[group]
+    positions = np.arange(reads.first[s], plan.ends[s], dtype=np.intp)
+    columns = 0 if own.ring else positions // own.page_size - reads.first[s] // own.page_size
+    slots: NDArray[np.intp] = reads.pages[s, columns] * own.page_size + positions % own.page_size
+    return slots
+
+
+def check_pages(
     state: LaneState,
     spec: CacheSpec,
+    group: int,
+    count: int,
     rows: Mapping[str, tuple[tuple[int, ...], str]],
-    *,
-    axis: int = 0,
     suffixes: Mapping[str, str] | None = None,
-) -> list[int]:
-    """The number of slots (or pages) that a saved lane has in each layer group; 0 for a lane that never stepped.
+) -> None:
+    """Raise CacheError unless saved pages are `count` pages of this layer group.
 
-    rows: for each kind of array ("keys", "values"), its shape without `axis`, the one that counts slots, and its dtype
-    as NumPy names it. Arrays are called KIND.LAYER, and KIND.LAYER.SUFFIX where `suffixes` gives the kind one.
-
-    Raises CacheError if names, shapes or dtypes are not this model's, or the layers of a group differ in length.
+    rows: for each kind of array ("keys", "values"), the shape that a page has in it, and its dtype as NumPy names it.
+    Arrays are called KIND.LAYER, and KIND.LAYER.SUFFIX where `suffixes` gives the kind one.
     """
-    if not state:
-        return [0] * len(spec.groups)
     suffixes = suffixes or {}
 
     def name(kind: str, layer: int) -> str:
         base, suffix = kind.partition(".")[0], suffixes.get(kind)
         return f"{base}.{layer}.{suffix}" if suffix else f"{base}.{layer}"
 
-    names = {name(kind, layer) for group in spec.groups for layer in group.layers for kind in rows}
-    if set(state) != names:
+    wanted = {name(kind, layer): rows[kind] for layer in spec.groups[group].layers for kind in rows}
+    if set(state) != set(wanted):
         raise CacheError(f"the saved lane holds {', '.join(sorted(state))}: not the layers of this model")
-    counts = []
-    for group in spec.groups:
-        count = -1
-        for layer in group.layers:
-            for kind, (shape, dtype) in rows.items():
-                array = np.asarray(state[name(kind, layer)])
-                own = array.shape[:axis] + array.shape[axis + 1 :]
-                count = array.shape[axis] if count < 0 and array.ndim > axis else count
-                if array.ndim <= axis or own != shape or array.dtype != dtype or array.shape[axis] != count:
-                    raise CacheError(
-                        f"the saved lane does not fit this model: {name(kind, layer)} is {array.dtype} {array.shape}"
-                    )
-        counts.append(count)
-    return counts
+    for key, (shape, dtype) in wanted.items():
+        array = np.asarray(state[key])
+        if array.shape != (count, *shape) or array.dtype != dtype:
+            raise CacheError(f"the saved lane does not fit this model: {key} is {array.dtype} {array.shape}")
 
 
 def notice_unpacked(

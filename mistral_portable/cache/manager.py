@@ -1,20 +1,24 @@
-"""CacheManager: hands out lanes, positions, slots and what each sequence reads. Integers only."""
+"""CacheManager: hands out lanes, pages, positions, slots and what each sequence reads. Integers only."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from mistral_portable.cache.plan import Reads, StepPlan
-from mistral_portable.cache.spec import CacheSpec, LayerGroup
+from mistral_portable.cache.pool import PagePool
+from mistral_portable.cache.spec import CacheSpec
+from mistral_portable.cache.table import Advance, Table, span
 from mistral_portable.cache.window import first_visible
 from mistral_portable.errors import BusyError, CacheError
 from mistral_portable.forks import make_locks
 
-__all__ = ["CacheManager", "Chunk"]
+__all__ = ["CacheManager", "Chunk", "Pages"]
 
-_BLOCK = 256  # lanes grow by this many slots, doubling, so that a short chat does not allocate a whole context
+Pages = tuple[tuple[int, ...], ...]
+"""A lane's pages in each layer group, in order of position."""
 
 
 @dataclass(frozen=True)
@@ -26,49 +30,78 @@ class Chunk:
     rows: Sequence[int] = ()
 
 
+@dataclass(frozen=True)
+class _Before:
+    """A lane as it was before its last plan. Its pages are not free while that plan can be undone."""
+
+    plan: StepPlan
+    length: int
+    high: int
+    tables: tuple[Table, ...]
+
+
 @dataclass
 class _Lane:
+    tables: tuple[Table, ...]  # one for each layer group
     length: int = 0  # positions 0 .. length - 1 are valid
-    high: int = 0  # the largest length so far: position p was overwritten if p < high - slots
+    high: int = 0  # the largest length so far: in a ring, position p was overwritten if p < high - page_size
+    before: _Before | None = None
 
 
 class CacheManager:
-    """Bookkeeping of `spec.max_lanes` lanes. `plan` moves the sequences forward; `rollback` moves one back.
+    """Bookkeeping of `spec.max_lanes` lanes and of the pages that they refer to.
+
+    `plan` moves sequences forward, `rollback` moves one back, `fork` lets two lanes share pages until one of them
+    writes. A page that is full is never written again, except after a rollback into it; a page to which another lane
+    refers is never written at all: the plan asks for a copy.
 
     Example: `lane = manager.open(); manager.plan([Chunk(lane, [5, 6, 7], rows=[2])])`, then
     `manager.length(lane)` is 3; `manager.rollback(lane, 2)` forgets the last token.
     """
 
-    def __init__(self, spec: CacheSpec, *, model: str = "", block: int = _BLOCK) -> None:
-        """model: the fingerprint of the weights (`weights.fingerprint`), which saved lanes carry. block: the first
-        capacity that plans ask for; it doubles as sequences grow.
+    def __init__(self, spec: CacheSpec, *, model: str = "") -> None:
+        """model: the fingerprint of the weights (`weights.fingerprint`), which saved lanes carry.
 
         Safe from any thread, with and without the GIL, also for a garbage collector that closes lanes in the middle of
-        another call. The order of plans and the steps that they are for is the caller's to keep.
+        another call: a closed lane's pages are free when that call, or the next one, ends. The order of plans and the
+        steps that they are for is the caller's to keep.
         """
         self.spec = spec
         self._model = model
-        self._block = block
         self._lanes: dict[int, _Lane] = {}
+        self._pools = tuple(PagePool() for _ in spec.groups)
+        self._closed: list[_Lane] = []  # lanes whose pages are still to be released
         make_locks(self, CacheManager._make_locks)
 
     def _make_locks(self) -> None:
         self._lock = threading.RLock()  # reentrant: the collector may run in the thread that holds it
+        self._changing = False
+
+    @contextmanager
+    def _changes(self) -> Iterator[None]:
+        """Hold the lock. Pages are released at the end of the outermost call, so that none is freed amid another."""
+        with self._lock:
+            outermost, self._changing = not self._changing, True
+            try:
+                yield
+            finally:
+                if outermost:
+                    while self._closed:
+                        self._release(self._closed.pop())
+                    self._changing = False
 
     def open(self) -> int:
         """Take a free lane, the lowest one, with length 0. Raises BusyError if all are taken."""
-        with self._lock:
-            lane = next((lane for lane in range(self.spec.max_lanes) if lane not in self._lanes), None)
-            if lane is None:
-                raise BusyError(f"all {self.spec.max_lanes} lanes are taken: close a sequence or raise max_lanes")
-            self._lanes[lane] = _Lane()
+        with self._changes():
+            lane = self._free_lane()
+            self._lanes[lane] = _Lane((Table(),) * len(self.spec.groups))
             return lane
 
     def close(self, lane: int) -> None:
         """Give the lane back; its content is void."""
-        with self._lock:
+        with self._changes():
             self._lane(lane)
-            del self._lanes[lane]
+            self._closed.append(self._lanes.pop(lane))
 
     @property
     def lanes(self) -> tuple[int, ...]:
@@ -80,13 +113,26 @@ class CacheManager:
         """Tokens of the sequence in `lane`; the next one gets this position."""
         return self._lane(lane).length
 
+    def pages(self, lane: int) -> Pages:
+        """All pages in the lane's tables: each that a rollback may need, but not those that only `undo` brings back."""
+        return tuple(table.pages for table in self._lane(lane).tables)
+
+    def pages_in_use(self, group: int) -> int:
+        """Pages of a layer group that are not free; one that several lanes share counts once."""
+        with self._changes():  # so that those of closed lanes are free before
+            pass
+        return self._pools[group].in_use
+
     def plan(self, chunks: Sequence[Chunk]) -> StepPlan:
         """Lay the chunks end to end and move their sequences forward.
+
+        If the step fails, `undo` must take the plan back before anything else moves its lanes. Pages that leave a
+        lane are free from the lane's next plan on.
 
         Raises CacheError, and changes nothing, if there is no chunk, a chunk is empty or longer than max_chunk, a
         lane is not open or named twice, a row is not in its chunk, or a sequence would outgrow max_context.
         """
-        with self._lock:
+        with self._changes():
             return self._plan(chunks)
 
     def _plan(self, chunks: Sequence[Chunk]) -> StepPlan:
@@ -95,8 +141,9 @@ class CacheManager:
         # Lists, as NumPy's own functions would take longer than many a step of one token.
         tokens, positions, rows = list[int](), list[int](), list[int]()
         starts, begins, ends = [0], list[int](), list[int]()
-        for chunk in chunks:
-            begin = self._lane(chunk.lane).length
+        lanes = [self._lane(chunk.lane) for chunk in chunks]
+        for chunk, lane in zip(chunks, lanes, strict=True):
+            begin = lane.length
             end = begin + len(chunk.tokens)
             self._check(chunk, begin, end)
             rows.extend(len(tokens) + row for row in sorted(set(chunk.rows)))
@@ -105,102 +152,180 @@ class CacheManager:
             starts.append(len(tokens))
             begins.append(begin)
             ends.append(end)
-        absolute, longest = np.array(positions, np.int32), max(ends)
-        plan = StepPlan(
-            tokens=np.array(tokens, np.int32),
-            positions=absolute,
-            lanes=np.array([chunk.lane for chunk in chunks], np.int32),
-            query_starts=np.array(starts, np.int32),
-            logit_rows=np.array(rows, np.int32),
-            groups=tuple(
-                Reads(
-                    slot_mapping=absolute % np.int32(group.slots),
-                    first=np.array([first_visible(begin, group.window) for begin in begins], np.int32),
-                    capacity=_capacity(group, longest, self._block),
-                )
-                for group in self.spec.groups
-            ),
-        )
-        for chunk, end in zip(chunks, ends, strict=True):
-            lane = self._lanes[chunk.lane]
+        ids = np.array(tokens, np.int32)  # before any page is taken: it may raise
+        for lane in lanes:
+            self._forget(lane)
+        advances: list[list[Advance]] = [[] for _ in self.spec.groups]
+        try:
+            for index, group in enumerate(self.spec.groups):
+                for lane, begin, end in zip(lanes, begins, ends, strict=True):
+                    advances[index].append(lane.tables[index].advance(group, self._pools[index], begin, end))
+            plan = StepPlan(
+                tokens=ids,
+                positions=np.array(positions, np.int32),
+                lanes=np.array([chunk.lane for chunk in chunks], np.int32),
+                query_starts=np.array(starts, np.int32),
+                logit_rows=np.array(rows, np.int32),
+                groups=tuple(self._reads(index, some, begins, ends) for index, some in enumerate(advances)),
+            )
+        except BaseException:
+            for pool, some in zip(self._pools, advances, strict=True):
+                for advance in some:
+                    pool.release(advance.taken)
+            raise
+        for lane, end, *moved in zip(lanes, ends, *advances, strict=True):
+            lane.before = _Before(plan, lane.length, lane.high, lane.tables)
+            lane.tables = tuple(advance.table for advance in moved)
             lane.length, lane.high = end, max(lane.high, end)
         return plan
+
+    def _reads(self, index: int, advances: Sequence[Advance], begins: Sequence[int], ends: Sequence[int]) -> Reads:
+        group = self.spec.groups[index]
+        tables = [advance.table for advance in advances]
+        slots = list[int]()
+        for table, begin, end in zip(tables, begins, ends, strict=True):
+            slots += table.slots(group, begin, end)
+        width = max(len(table.pages) for table in tables)
+        return Reads(
+            slot_mapping=np.array(slots, np.int32),
+            pages=np.array([table.pages + (0,) * (width - len(table.pages)) for table in tables], np.int32),
+            first=np.array([first_visible(begin, group.window) for begin in begins], np.int32),
+            copies=np.array([pair for advance in advances for pair in advance.copies], np.int32).reshape(-1, 2),
+            page_count=self._pools[index].count,
+        )
+
+    def undo(self, plan: StepPlan) -> None:
+        """Undo a plan whose step has failed: its sequences get back the length and the pages that they had before it.
+
+        Never raises. Lanes that were closed since then stay closed; those that have moved on, or back beyond where the
+        plan began, stay as they are.
+        """
+        with self._changes():
+            for number in plan.lanes.tolist():
+                lane = self._lanes.get(number)
+                if lane is None or lane.before is None or lane.before.plan is not plan:
+                    continue
+                before, after = lane.before, lane.tables
+                if before.tables[0] is not after[0]:  # what a ring's page held is whole: the plan took another page
+                    lane.high = before.high
+                lane.before, lane.length, lane.tables = None, before.length, before.tables
+                self._drop(after, before.tables)
 
     def rollback(self, lane: int, length: int) -> None:
         """Forget the tokens from position `length` on.
 
-        Legal while no key that the next query sees has been overwritten: a windowed lane keeps max_chunk tokens of
-        slack beyond its window, counted from the greatest length that it has had. Raises CacheError otherwise, and
-        changes nothing.
+        Legal while the lane still has every page whose positions the next query sees: it lets go of a page when the
+        first query of a plan no longer sees any of its positions, so one may always go back to where the last plan
+        began. A ring keeps `max_chunk` tokens of slack beyond its window, counted from the greatest length that the
+        lane has had. Raises CacheError otherwise, and changes nothing.
 
-        Example: window 3, max_chunk 2, 4 slots, length 10 (positions 6..9 are held). Back to 8: the next query, 8,
-        sees 6, 7, 8: legal. Back to 7: it would see 5, which 9 has overwritten: CacheError.
+        Example: window 3, pages of 2 slots, a plan of positions 8 and 9: query 8 saw 6, 7, 8, so the pages of 6..9 are
+        held. Back to 8: legal. Back to 7: the next query, 7, would see 5, whose page is gone: CacheError.
+        A ring with window 3 and max_chunk 2 has 4 slots, 6..9: back to 8 is legal, to 7 is not.
         """
-        with self._lock:
+        with self._changes():
             self.check_rollback(lane, length)
             state = self._lane(lane)
+            if length == 0 or (state.before is not None and length < state.before.length):
+                self._forget(state)  # that plan can no longer be undone
+            held = state.tables
+            state.tables = self._cut(held, length)
             state.length = length
             if length == 0:  # nothing is held any more, so nothing that was overwritten matters
                 state.high = 0
-
-    def undo(self, plan: StepPlan) -> None:
-        """Undo a plan whose step has failed: its sequences get back the length that they had before it.
-
-        Lanes that were closed since then stay closed. Never raises: a plan's chunk is within the slack of a rollback.
-        """
-        with self._lock:
-            begins = plan.positions[plan.query_starts[:-1]].tolist()
-            for lane, begin in zip(plan.lanes.tolist(), begins, strict=True):
-                if lane in self._lanes and self._lanes[lane].length >= begin:
-                    self.rollback(lane, begin)
+            self._drop(held, state.tables)
 
     def check_rollback(self, lane: int, length: int) -> None:
         """Raise CacheError if `rollback` would."""
         state = self._lane(lane)
         if not 0 <= length <= state.length:
             raise CacheError(f"lane {lane}: cannot roll back from {state.length} to {length} tokens")
-        self._require_held(f"lane {lane}: rolling back from {state.length}", length, state.high)
+        self._require_held(f"lane {lane}: rolling back from {state.length}", state, length)
 
-    def fork(self, lane: int) -> int:
-        """A new lane with the same integers. The caller copies the arrays: `program.copy_lane(lane, new)`.
+    def fork(self, lane: int, length: int | None = None) -> int:
+        """A new lane with the first `length` tokens of another (None: all), whose pages they share.
 
-        Roll the new lane back to share a prefix only. Raises BusyError if no lane is free.
+        Raises CacheError where `rollback` to that length would, BusyError if no lane is free.
         """
-        with self._lock:
+        with self._changes():
             source = self._lane(lane)
-            new = self.open()
-            self._lanes[new] = _Lane(source.length, source.high)
+            length = source.length if length is None else length
+            self.check_rollback(lane, length)
+            tables = self._cut(source.tables, length)
+            new = self._free_lane()
+            for pool, table in zip(self._pools, tables, strict=True):
+                pool.share(table.pages)
+            self._lanes[new] = _Lane(tables, length, source.high if length else 0)
             return new
 
-    def save(self, lane: int) -> dict[str, int | str]:
-        """The lane's integers and the model's fingerprint, for JSON; the arrays are `program.save_lane(lane)`."""
+    def save(self, lane: int) -> tuple[dict[str, int | str], Pages]:
+        """Integers of the lane, for JSON, with the model's fingerprint; and the pages that its next query needs, whose
+        arrays `program.read_pages` copies (see `boundary.saved`)."""
         state = self._lane(lane)
-        rings = {f"slots.{index}": group.slots for index, group in enumerate(self.spec.groups)}
-        return {"model": self._model, "length": state.length, "high": state.high, **rings}
+        high = state.high if self.spec.groups[0].ring else state.length  # pages overwrite nothing
+        values: dict[str, int | str] = {"model": self._model, "length": state.length, "high": high}
+        pages = []
+        for index, (group, table) in enumerate(zip(self.spec.groups, state.tables, strict=True)):
+            needed = table.needed(group, state.length)
+            values |= {f"page_size.{index}": group.page_size, f"begin.{index}": needed.begin}
+            values |= {f"pages.{index}": len(needed.pages)}
+            pages.append(needed.pages)
+        return values, tuple(pages)
 
-    def load(self, saved: Mapping[str, int | str]) -> int:
-        """Open a lane with the values of `save`. Raises CacheError if they are another model's or do not fit this spec,
-        BusyError if no lane is free.
+    def load(self, saved: Mapping[str, int | str]) -> tuple[int, Pages]:
+        """Open a lane with the integers of `save`; its pages are new, and their content is the caller's to write.
 
-        A lane that was saved with other slots (another max_chunk or max_context) fits while no ring has wrapped.
+        Raises CacheError if they are another model's or do not fit this spec, BusyError if no lane is free.
         """
         if saved.get("model", "") != self._model:
             raise CacheError("the saved lane is of other weights: load the model that it was saved with")
-        names = ["length", "high", *(f"slots.{index}" for index in range(len(self.spec.groups)))]
+        groups = self.spec.groups
+        names = ["length", "high"]
+        names += [f"{name}.{index}" for index in range(len(groups)) for name in ("page_size", "begin", "pages")]
         values = [value if isinstance(value := saved.get(name), int) else -1 for name in names]
-        length, high, *rings = values
+        length, high, *of_groups = values
         if not 0 <= length <= high <= self.spec.max_context:
             raise CacheError(f"saved lane {dict(saved)} does not fit max_context={self.spec.max_context}")
-        for slots, group in zip(rings, self.spec.groups, strict=True):
-            if slots != group.slots and high > min(slots, group.slots):
-                raise CacheError(
-                    f"saved lane has rings of {slots} slots, these have {group.slots}: set max_chunk alike"
-                )
-        self._require_held("saved lane: going on", length, high)
-        with self._lock:
-            lane = self.open()
-            self._lanes[lane] = _Lane(length, high)
-            return lane
+        tables = []
+        for group, size, begin, count in zip(groups, of_groups[::3], of_groups[1::3], of_groups[2::3], strict=True):
+            if size != group.page_size:
+                remedy = "set max_context and max_chunk alike" if group.ring else "load it on the executor that saved it"
+                raise CacheError(f"saved lane has pages of {size} slots, these have {group.page_size}: {remedy}")
+            if (begin, count) != span(group, length):
+                raise CacheError(f"saved lane {dict(saved)} does not fit window={group.window}")
+            tables.append(Table(begin, (0,) * count))
+        self._require_held("saved lane: going on", _Lane(tuple(tables), length, high), length)
+        with self._changes():
+            lane = self._free_lane()
+            taken = [pool.take(len(table.pages)) for pool, table in zip(self._pools, tables, strict=True)]
+            filled = tuple(Table(table.begin, pages) for table, pages in zip(tables, taken, strict=True))
+            self._lanes[lane] = _Lane(filled, length, high)
+            return lane, tuple(taken)
+
+    def _free_lane(self) -> int:
+        number = next((number for number in range(self.spec.max_lanes) if number not in self._lanes), None)
+        if number is None:
+            raise BusyError(f"all {self.spec.max_lanes} lanes are taken: close a sequence or raise max_lanes")
+        return number
+
+    def _cut(self, tables: Sequence[Table], length: int) -> tuple[Table, ...]:
+        return tuple(table.cut(group, length) for table, group in zip(tables, self.spec.groups, strict=True))
+
+    def _drop(self, held: Sequence[Table], kept: Sequence[Table]) -> None:
+        """Release the pages of `held` that are not in `kept`."""
+        for pool, old, new in zip(self._pools, held, kept, strict=True):
+            if old is not new:
+                pool.release(set(old.pages) - set(new.pages))
+
+    def _forget(self, lane: _Lane) -> None:
+        """Release the pages that were kept for `undo` alone."""
+        if lane.before is not None:
+            before, lane.before = lane.before, None
+            self._drop(before.tables, lane.tables)
+
+    def _release(self, lane: _Lane) -> None:
+        self._forget(lane)
+        self._drop(lane.tables, self._cut(lane.tables, 0))
 
     def _check(self, chunk: Chunk, begin: int, end: int) -> None:
         lane, count = chunk.lane, end - begin
@@ -211,25 +336,17 @@ class CacheManager:
         if len(chunk.rows) and not 0 <= min(chunk.rows) <= max(chunk.rows) < count:
             raise CacheError(f"lane {lane}: rows {list(chunk.rows)} are not all within {count} tokens")
 
-    def _require_held(self, action: str, length: int, high: int) -> None:
-        """Raise CacheError if a key that the query at position `length` sees was overwritten."""
-        for group in self.spec.groups:
-            oldest, kept = first_visible(length, group.window), high - group.slots
-            if oldest < length and oldest < kept:
+    def _require_held(self, action: str, lane: _Lane, length: int) -> None:
+        """Raise CacheError if a key that the query at position `length` sees is not held any more."""
+        for group, table in zip(self.spec.groups, lane.tables, strict=True):
+            oldest, kept = first_visible(length, group.window), table.oldest(group, lane.high)
+            if oldest < min(length, kept):
                 raise CacheError(
                     f"{action} to {length} tokens needs position {oldest}, "
-                    f"but the window's ring keeps only positions from {kept}: start the sequence again"
+                    f"but the window keeps only positions from {kept}: start the sequence again"
                 )
 
     def _lane(self, lane: int) -> _Lane:
         if lane not in self._lanes:
             raise CacheError(f"lane {lane} is not open: open ones are {list(self.lanes)}")
         return self._lanes[lane]
-
-
-def _capacity(group: LayerGroup, length: int, block: int) -> int:
-    """Slots to hold `length` tokens, in doublings of a block, at most the group's slots: 300 -> 512."""
-    capacity = block
-    while capacity < length:
-        capacity *= 2
-    return min(capacity, group.slots)

@@ -78,7 +78,7 @@ def _summary(checkpoint: Checkpoint, context: int | None) -> dict[str, Any]:
     tokens = min(_CONTEXT, limit) if context is None else context
     if tokens > limit:
         raise InputError(f"context={tokens} must be from 1 to max_position_embeddings={limit}")
-    spec = CacheSpec.from_config(config, max_context=tokens)
+    spec = CacheSpec.from_config(config, max_context=tokens, page_size=None)  # pages round up what this says
     parameters, stored = Counter[str](), Counter[str]()
     for tensor in checkpoint.tensors.values():
         parameters[tensor.dtype] += prod(tensor.shape)

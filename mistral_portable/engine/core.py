@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.boundary import GreedyProgram, GreedyStep, Program
+from mistral_portable.boundary import GreedyProgram, GreedyStep, Program, SavedLane, load_lane, save_lane
 from mistral_portable.cache import CacheManager, Chunk, StepPlan
 from mistral_portable.errors import BusyError, ClosedError, InputError
 from mistral_portable.forks import make_locks
@@ -62,6 +62,22 @@ class Core:
             raise InputError("this program leaves the argmax to the sampler: use step")
         return self._run(chunks, lambda plan: program.begin_greedy(plan, after))
 
+    def save(self, lane: int) -> SavedLane:
+        """Copy the sequence in `lane`: its integers and the arrays that its next token needs. No step comes between.
+
+        Raises ClosedError, or CacheError if the lane is not open.
+        """
+        with self._in_turn():
+            return save_lane(self.program, self.manager, lane)
+
+    def load(self, saved: SavedLane) -> int:
+        """Open a lane that goes on where a saved sequence was; the caller closes it. No step comes between.
+
+        Raises ClosedError, or the errors of `boundary.load_lane`.
+        """
+        with self._in_turn():
+            return load_lane(self.program, self.manager, saved)
+
     def feed(self, lane: int, tokens: Sequence[int]) -> Chunk:
         """Run all of `tokens` but the last chunk, which is returned: it requests the logits behind the last token."""
         size = self.manager.spec.max_chunk
@@ -92,15 +108,20 @@ class Core:
             self.program.close()
 
     def _run(self, chunks: Sequence[Chunk], step: Callable[[StepPlan], T]) -> T:
-        with self._turn:
-            if self._closed:
-                raise ClosedError("the model is closed: load it again")
+        with self._in_turn():
             plan = self.manager.plan(chunks)
             try:
                 return step(plan)
             except BaseException:  # no memory for more keys, say: what this step has written does not count
                 self.manager.undo(plan)
                 raise
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        with self._turn:
+            if self._closed:
+                raise ClosedError("the model is closed: load it again")
+            yield
 
     def _free_lanes(self, stack: ExitStack, count: int) -> list[int]:
         """At least one lane and at most `count`, given back when the stack closes."""

@@ -100,7 +100,13 @@ def load(
         raise InputError(f"max_context={context} must be from 1 to max_position_embeddings={limit}")
     graph = verify(select_rows(verify(build(config)), "logits"))
     check_tensors(graph, checkpoint.tensors, str(checkpoint.path))
-    spec = CacheSpec.from_config(config, max_context=context, max_chunk=_CHUNK, max_lanes=max_lanes)
+    spec = CacheSpec.from_config(
+        config,
+        max_context=context,
+        page_size=chosen.capabilities.page_size,
+        max_chunk=_CHUNK,
+        max_lanes=max_lanes,
+    )
     tokenizer = load_tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None  # before weights are read
     program = prepare(chosen, graph, checkpoint.tensors, spec, options)
     return Model(

@@ -44,12 +44,13 @@ def calibrated(model: Source, path: Path, options: ExecutorOptions) -> Importanc
     shapes = infer_shapes(graph)
     row_bytes = 4 * sum(int(shapes[value][-1]) for value in set(inputs.values()))
     step = max(1, min(context, _STEP_BYTES // row_bytes))
-    spec = CacheSpec.from_config(model.config, max_context=context, max_chunk=step, max_lanes=1)
-    manager = CacheManager(spec)
     squares = {value: np.zeros(int(shapes[value][-1])) for value in set(inputs.values())}
     backend = select()
     if "threads" not in backend.capabilities.options:  # meant for the quantizer then
         options = replace(options, threads=None)
+    pages = backend.capabilities.page_size
+    spec = CacheSpec.from_config(model.config, max_context=context, page_size=pages, max_chunk=step, max_lanes=1)
+    manager = CacheManager(spec)
     program = prepare(backend, graph, model.checkpoint.tensors, spec, options)
     try:
         for begin in range(0, len(tokens), max(1, context - 1)):

@@ -19,7 +19,7 @@ class ReferenceBackend:
 
     name = "reference"
     capabilities = Capabilities(
-        dtypes={"float32": ("float32",), "float64": ("float64",)}, options=frozenset({"threads"})
+        dtypes={"float32": ("float32",), "float64": ("float64",)}, options=frozenset({"threads"}), page_size=16
     )
 
     def probe(self) -> Availability:

@@ -1,7 +1,7 @@
 """ReferenceProgram: walks the graph node by node, and keeps the cache in plain arrays."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary.program import NO_INPUTS, Inputs, LaneState, Precision
-from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs, check_lane_state
+from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs, check_pages, read_slots
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import BackendError, ClosedError
 from mistral_portable.forks import make_locks
@@ -26,9 +26,10 @@ _RESIDENT_BYTES = 4 * 2**30
 
 
 class ReferenceProgram:
-    """Keys and values of a (layer, lane): [capacity, kv_heads, head_dim], grown as the plans ask.
+    """Keys and values of a layer: [slots, kv_heads, head_dim], the pages of its group's pool one after another.
 
-    Slots that nothing was written to hold NaN, so that reading one cannot go unnoticed.
+    Slots that nothing was written to hold NaN, and so do those behind the last position of a sequence whose page was
+    another's before or holds tokens that were taken back: to read one cannot go unnoticed.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class ReferenceProgram:
         self._graph = graph
         self._cache_spec = cache
         self._weights = weights
-        self._keys: dict[tuple[int, int], Floats] = {}
-        self._values: dict[tuple[int, int], Floats] = {}
+        layers = [layer for group in cache.groups for layer in group.layers]
+        empty = np.zeros((0, cache.num_key_value_heads, cache.head_dim), dtype)
+        self._keys: dict[int, Floats] = dict.fromkeys(layers, empty)
+        self._values: dict[int, Floats] = dict.fromkeys(layers, empty)
         numbers = sum(int(np.prod(parameter.shape)) for parameter in graph.parameters.values())
         self._resident: dict[str, Floats] = {}
         total = numbers * np.dtype(dtype).itemsize
@@ -76,6 +79,8 @@ class ReferenceProgram:
         check_inputs(self._graph, plan, inputs)
         values: dict[str, Any] = {"tokens": plan.tokens, "positions": plan.positions, "logit_rows": plan.logit_rows}
         with self._in_turn(), self._threads():
+            for group in range(len(self._cache_spec.groups)):
+                self._make_room(plan, group)
             values |= {name: self._given(array) for name, array in inputs.items()}
             for node in self._graph.nodes:
                 parameters = self._graph.parameters
@@ -83,17 +88,19 @@ class ReferenceProgram:
                 values[node.name] = self._run(node, read, plan)
         return {name: np.array(values[value]) for name, value in self._graph.outputs.items()}
 
-    def copy_lane(self, source: int, target: int) -> None:
+    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
         with self._in_turn():
-            self._load(target, self._save(source))
+            return {name: self._by_page(pool, group)[list(pages)] for name, pool in self._pools(group)}
 
-    def save_lane(self, lane: int) -> LaneState:
+    def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         with self._in_turn():
-            return self._save(lane)
-
-    def load_lane(self, lane: int, state: LaneState) -> None:
-        with self._in_turn():
-            self._load(lane, state)
+            spec = self._cache_spec
+            shape = spec.groups[group].page_size, spec.num_key_value_heads, spec.head_dim
+            page = shape, self.precision.dtype
+            check_pages(state, spec, group, len(pages), {"keys": page, "values": page})
+            self._grow(group, max(pages, default=-1) + 1)
+            for name, pool in self._pools(group):
+                self._by_page(pool, group)[list(pages)] = state[name]
 
     def close(self) -> None:
         with self._turn:
@@ -109,23 +116,41 @@ class ReferenceProgram:
                 raise ClosedError("the program is closed: prepare it again")
             yield
 
-    def _save(self, lane: int) -> LaneState:
+    def _pools(self, group: int) -> list[tuple[str, Floats]]:
+        """The arrays of a layer group with their names in a LaneState."""
         stores = {"keys": self._keys, "values": self._values}
-        return {
-            f"{name}.{layer}": array.copy()
-            for name, store in stores.items()
-            for (layer, owner), array in store.items()
-            if owner == lane
-        }
+        layers = self._cache_spec.groups[group].layers
+        return [(f"{kind}.{layer}", store[layer]) for kind, store in stores.items() for layer in layers]
 
-    def _load(self, lane: int, state: LaneState) -> None:
-        spec = self._cache_spec
-        row = (spec.num_key_value_heads, spec.head_dim), self.precision.dtype
-        check_lane_state(state, spec, {"keys": row, "values": row})
-        slots = {layer: group.slots for group in spec.groups for layer in group.layers}
-        for name, array in state.items():
-            kind, layer = name.split(".")
-            (self._keys if kind == "keys" else self._values)[int(layer), lane] = array[: slots[int(layer)]].copy()
+    def _by_page(self, pool: Floats, group: int) -> Floats:
+        """A view of a pool, [pages, page_size, kv_heads, head_dim]."""
+        return pool.reshape(-1, self._cache_spec.groups[group].page_size, *pool.shape[1:])
+
+    def _grow(self, group: int, count: int) -> None:
+        """Let the pool of a layer group have `count` pages at least."""
+        own = self._cache_spec.groups[group]
+        for store in (self._keys, self._values):
+            for layer in own.layers:
+                pool = store[layer]
+                if len(pool) < count * own.page_size:
+                    more = np.full((count * own.page_size - len(pool), *pool.shape[1:]), np.nan, pool.dtype)
+                    store[layer] = np.concatenate([pool, more])
+
+    def _make_room(self, plan: StepPlan, group: int) -> None:
+        """Grow the pool, copy pages, and void the slots behind each sequence's last position in the pages it writes."""
+        own, reads = self._cache_spec.groups[group], plan.groups[group]
+        self._grow(group, reads.page_count)
+        begins = np.zeros(len(plan.tokens), np.bool_)
+        begins[plan.query_starts[:-1]] = True
+        if own.ring:  # behind the last position lie older ones
+            voided = reads.slot_mapping[plan.positions == 0]
+        else:
+            voided = reads.slot_mapping[begins | (plan.positions % own.page_size == 0)]
+        for _, pool in self._pools(group):
+            pages = self._by_page(pool, group)
+            pages[reads.copies[:, 1]] = pages[reads.copies[:, 0]]
+            for slot in voided.tolist():
+                pool[slot : (slot // own.page_size + 1) * own.page_size] = np.nan
 
     def _given(self, array: NDArray[Any]) -> NDArray[Any]:
         """An input of the step: floats in the program's dtype, integers as they are."""
@@ -170,8 +195,8 @@ class ReferenceProgram:
         out = np.empty_like(q)
         group = self._cache_spec.group_of(node.integer("layer"))
         for s, tokens in enumerate(plan.spans):
-            slots = self._read_slots(plan, group, s)
-            values = self._values[node.integer("layer"), int(plan.lanes[s])][slots]
+            slots = read_slots(plan, self._cache_spec, group, s)
+            values = self._values[node.integer("layer")][slots]
             out[tokens] = ops.attend(self._scores(node, q, plan, s, slots), values)
         return out
 
@@ -182,34 +207,20 @@ class ReferenceProgram:
             node, plan, self._cache_spec, lambda s, slots: self._scores(node, q, plan, s, slots), q.dtype.type
         )
 
-    def _read_slots(self, plan: StepPlan, group: int, s: int) -> NDArray[np.intp]:
-        """The slots of the keys that sequence s reads, in order of position."""
-        return np.arange(plan.groups[group].first[s], plan.ends[s]) % self._cache_spec.groups[group].slots
-
     def _scores(self, node: Node, q: Floats, plan: StepPlan, s: int, slots: NDArray[np.intp]) -> Floats:
         """The softmax of sequence s over the keys in `slots`, [tokens of s, heads, slots]."""
         tokens = plan.spans[s]
         heads = q[tokens].reshape(-1, node.integer("num_attention_heads"), node.integer("head_dim"))
-        keys = self._keys[node.integer("layer"), int(plan.lanes[s])][slots]
+        keys = self._keys[node.integer("layer")][slots]
         positions = np.arange(plan.ends[s] - len(slots), plan.ends[s])
         return ops.softmax_scores(heads, keys, plan.positions[tokens], positions, node.number("scale"), node.window)
 
-    def _write(self, store: dict[tuple[int, int], Floats], node: Node, x: Floats, plan: StepPlan) -> None:
-        """Put the rows of x [T, kv_heads * head_dim] into their slots, growing the lanes to the plan's capacity."""
-        spec = self._cache_spec
+    def _write(self, store: dict[int, Floats], node: Node, x: Floats, plan: StepPlan) -> None:
+        """Put the rows of x [T, kv_heads * head_dim] into their slots."""
         layer = node.integer("layer")
-        reads = plan.groups[spec.group_of(layer)]
-        heads = x.reshape(len(x), spec.num_key_value_heads, spec.head_dim)
-        for tokens, lane in zip(plan.spans, plan.lanes.tolist(), strict=True):
-            array = store.get((layer, lane))
-            held = 0 if array is None else len(array)
-            if held < reads.capacity:
-                grown = np.full((reads.capacity, *heads.shape[1:]), np.nan, x.dtype)
-                if array is not None:
-                    grown[:held] = array
-                store[layer, lane] = array = grown
-            assert array is not None
-            array[reads.slot_mapping[tokens]] = heads[tokens]
+        pool = store[layer]
+        slots = plan.groups[self._cache_spec.group_of(layer)].slot_mapping
+        pool[slots] = x.reshape(len(x), *pool.shape[1:])
 
     def _parameter(self, name: str) -> Floats:
         array = self._resident.get(name)

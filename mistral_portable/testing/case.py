@@ -12,6 +12,7 @@ from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError
 from mistral_portable.graph import Graph, infer_shapes
+from mistral_portable.reference import BACKEND
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.testing.naive import NaiveProgram
 from mistral_portable.testing.scenario import Outputs, Scenario, Stuck, WrongOutput, one_shot, run
@@ -97,12 +98,12 @@ def check(
     """Run the case on `backend` as its scenario and `drive` say, and judge every output of every sequence.
 
     The oracle runs each sequence alone and in one step, in float64: so a pass also means that chunked = one-shot,
-    ragged = alone, and that a rollback or a swap leaves no trace. `oracles` keeps the oracle's outputs for further
+    ragged = alone, and that a rollback, a fork or a swap leaves no trace. `oracles` keeps the oracle's outputs for further
     checks; None: they are computed for this one.
     """
     oracles = oracles or Oracles()
     scenario = case.scenario
-    spec = _spec(case, scenario)
+    spec = _spec(case, scenario, backend)
     try:
         program = prepare(backend, case.graph, case.weights, spec, options)
     except BackendError as error:
@@ -139,17 +140,18 @@ def check(
     )
 
 
-def _spec(case: Case, scenario: Scenario) -> CacheSpec:
+def _spec(case: Case, scenario: Scenario, backend: Backend) -> CacheSpec:
     return CacheSpec.from_config(
         case.config,
         max_context=scenario.max_context,
+        page_size=backend.capabilities.page_size,
         max_chunk=scenario.max_chunk,
         max_lanes=scenario.max_lanes,
     )
 
 
 def _reference(case: Case, text: Scenario) -> Outputs:
-    spec = _spec(case, text)
+    spec = _spec(case, text, BACKEND)
     return run(ReferenceProgram(case.graph, case.weights, spec, "float64"), case.graph, spec, text)[0]
 
 
@@ -162,7 +164,7 @@ def _naive_errors(case: Case, text: Scenario, precision: Precision, refs: Output
     size = min(out.size for out in refs.values())
     runs = next(runs for least, runs in _NAIVE_RUNS.items() if size >= least)
     lanes = one_shot(text.texts[0], sequences=runs, embeds=text.embeds)
-    spec = _spec(case, lanes)
+    spec = _spec(case, lanes, BACKEND)
     program = NaiveProgram(case.graph, case.weights, spec, precision, seed=0)
     naive = run(program, case.graph, spec, lanes)
     return {

@@ -4,7 +4,7 @@ Each function takes a program through a scenario, like `scenario.run`, and retur
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary.program import NO_INPUTS, Inputs, LaneState, Precision, Program
-from mistral_portable.cache import CacheSpec, Chunk, StepPlan
+from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.cache.plan import Reads
 from mistral_portable.errors import ClosedError
 from mistral_portable.graph import Graph
@@ -22,7 +22,6 @@ from mistral_portable.testing.scenario import (
     Stuck,
     WrongOutput,
     given_inputs,
-    new_manager,
     run,
 )
 
@@ -34,16 +33,15 @@ _PATIENCE = 300.0  # seconds until a thread counts as stuck; compilers may take 
 def run_then_close(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:
     """Run, then close the program twice. Raises WrongOutput unless every call but `close` then raises ClosedError."""
     outputs = run(program, graph, spec, scenario)
-    state = program.save_lane(0)
-    manager = new_manager(spec)
+    state = program.read_pages(0, [0])
+    manager = CacheManager(spec)
     plan = manager.plan([Chunk(manager.open(), (0,))])
     program.close()
     program.close()
     calls: dict[str, Callable[[], object]] = {
         "step": lambda: program.step(plan, given_inputs(plan, graph, embeds=False)),
-        "copy_lane": lambda: program.copy_lane(0, 0),
-        "save_lane": lambda: program.save_lane(0),
-        "load_lane": lambda: program.load_lane(0, state),
+        "read_pages": lambda: program.read_pages(0, [0]),
+        "write_pages": lambda: program.write_pages(0, [0], state),
     }
     for name, call in calls.items():
         try:
@@ -61,7 +59,7 @@ def run_in_threads(program: Program, graph: Graph, spec: CacheSpec, scenario: Sc
 
     Raises what a thread raised, and Stuck if one has not ended after five minutes.
     """
-    manager = new_manager(spec)
+    manager = CacheManager(spec)
     start = threading.Barrier(len(scenario.texts))
     outputs: dict[int, Outputs] = {}
     errors: list[Exception] = []
@@ -140,14 +138,11 @@ class _Guard:
             if not np.array_equal(array, returned, equal_nan=True):
                 raise WrongOutput("a later step changed arrays that an earlier one returned")
 
-    def copy_lane(self, source: int, target: int) -> None:
-        self._inner.copy_lane(source, target)
+    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
+        return self._inner.read_pages(group, pages)
 
-    def save_lane(self, lane: int) -> LaneState:
-        return self._inner.save_lane(lane)
-
-    def load_lane(self, lane: int, state: LaneState) -> None:
-        self._inner.load_lane(lane, state)
+    def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
+        self._inner.write_pages(group, pages, state)
 
     def close(self) -> None:
         self._inner.close()

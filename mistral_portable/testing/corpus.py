@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 from mistral_portable.testing.case import Case, Drive, Oracles
 from mistral_portable.testing.contract import run_guarded, run_in_threads, run_then_close
 from mistral_portable.testing.op_cases import OP_CASES
-from mistral_portable.testing.strategies import model_cases, op_cases
+from mistral_portable.testing.strategies import model_cases, op_cases, page_cases
 from mistral_portable.weights.quantize_on_read import QUANTIZABLE
 
-__all__ = ["CORPUS_SIZE", "DRIVES", "RUNGS", "Corpus", "corpus"]
+__all__ = ["CORPUS_SIZE", "DRIVES", "RUNGS", "SIZES", "Corpus", "corpus"]
 
 CORPUS_SIZE = 50
-"""Cases of a rung."""
+"""Cases of a rung, unless SIZES says otherwise."""
+
+SIZES: Mapping[str, int] = {"pages": 16}
+"""Cases of rungs whose texts are long."""
 
 RUNGS: Mapping[str, st.SearchStrategy[Case]] = {
     **{f"op.{name}": op_cases(name) for name in OP_CASES},
@@ -27,6 +30,7 @@ RUNGS: Mapping[str, st.SearchStrategy[Case]] = {
     "rollback": model_cases(sequences=2, rollback=True),
     "rows": model_cases(sequences=2, rows=True),
     "swapped": model_cases(sequences=3, swap=True),
+    "pages": page_cases(),
     "inputs_embeds": model_cases(sequences=2, embeds=True),
     "closed": model_cases(sequences=2),
     "threads": model_cases(sequences=3, rollback=True),
@@ -49,12 +53,12 @@ class Corpus:
 
 @cache
 def corpus(rung: str) -> Corpus:
-    """The corpus of a rung: CORPUS_SIZE draws from a fixed seed (fewer if the rung has fewer different cases)."""
+    """The corpus of a rung: SIZES or CORPUS_SIZE draws from a fixed seed (fewer if it has fewer different cases)."""
     cases: list[Case] = []
 
     @seed(0)
     @settings(
-        max_examples=CORPUS_SIZE,
+        max_examples=SIZES.get(rung, CORPUS_SIZE),
         database=None,
         phases=[Phase.generate],
         deadline=None,

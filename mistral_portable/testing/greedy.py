@@ -15,7 +15,11 @@ def greedy_tokens(case: Case, backend: Backend, options: ExecutorOptions, count:
     prompts = list(case.scenario.texts.values())
     longest = max(map(len, prompts))
     spec = CacheSpec.from_config(
-        case.config, max_context=longest + count, max_chunk=longest, max_lanes=2 * len(prompts)
+        case.config,
+        max_context=longest + count,
+        page_size=backend.capabilities.page_size,
+        max_chunk=longest,
+        max_lanes=2 * len(prompts),
     )
     program = prepare(backend, case.graph, case.weights, spec, options)
     try:

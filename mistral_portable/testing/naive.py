@@ -72,7 +72,7 @@ class NaiveProgram(ReferenceProgram):
         top_k: Any = node.attributes["top_k"]
         return ops.moe(x, scores, gate, up, down, top_k, multiply=multiply, activate=activate)
 
-    def _write(self, store: dict[tuple[int, int], NDArray[Any]], node: Node, x: NDArray[Any], plan: StepPlan) -> None:
+    def _write(self, store: dict[int, NDArray[Any]], node: Node, x: NDArray[Any], plan: StepPlan) -> None:
         kind = self._rounding.kv_cache
         if kind == "q8_0":
             x = self._int8(x.reshape(-1, self._cache_spec.head_dim), Q8_0_BLOCK, "float16").reshape(x.shape)

@@ -1,22 +1,21 @@
-"""Scenarios: how tokens reach a program (chunks, batches, rollbacks, swaps), and the run that gathers its outputs."""
+"""Scenarios: how tokens reach a program (chunks, batches, rollbacks, forks, swaps), and the run that gathers its outputs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.boundary.program import NO_INPUTS, Inputs, LaneState, Program
+from mistral_portable.boundary import SavedLane, load_lane, save_lane
+from mistral_portable.boundary.program import NO_INPUTS, Inputs, Program
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.graph import Graph, Shape, infer_shapes
 from mistral_portable.graph.passes import EMBEDDED_ROWS, INPUTS_EMBEDS
 
-__all__ = ["Feed", "Outputs", "Scenario", "Stuck", "WrongOutput", "given_inputs", "new_manager", "one_shot", "run"]
+__all__ = ["Feed", "Outputs", "Scenario", "Stuck", "WrongOutput", "given_inputs", "one_shot", "run"]
 
 Outputs = dict[str, NDArray[Any]]
-
-_BLOCK = 4  # the first capacity of a lane: so small that short texts make the lanes grow several times
 
 
 class WrongOutput(Exception):
@@ -29,7 +28,7 @@ class Stuck(WrongOutput):
 
 @dataclass(frozen=True)
 class Feed:
-    """Tokens for one sequence in one step; after the step all but the first `keep` are rolled back.
+    """Tokens for one sequence in one step; after the step all but the first `keep` are taken back.
 
     `rows`: the kept tokens whose rows of outputs with an R axis are requested; None: all of them.
     """
@@ -52,12 +51,16 @@ class Scenario:
     Example: `Scenario(((Feed(0, (5, 6), 2),), (Feed(0, (7, 9), 1), Feed(1, (5,), 1))))` feeds 5 6, then 7 9 beside
     a second sequence, and takes the 9 back: the texts are (5, 6, 7) and (5,).
 
-    swap: after each step its sequences are saved and leave their lanes to others, until they are loaded again.
+    swap: after each step its sequences are saved and leave their lanes to others; each goes on in a fork of a lane that
+    it is loaded into. fork: after each step its sequences go on in forks of their lanes, which end where the kept
+    tokens do. In both cases the lane that was forked takes other tokens in the sequence's next step, then is closed: so
+    both write into the page that they share. Without `fork`, tokens are taken back by a rollback.
     embeds: where the graph accepts embeddings, even token ids have rows that are not the embedding table's.
     """
 
     steps: tuple[tuple[Feed, ...], ...]
     swap: bool = False
+    fork: bool = False
     embeds: bool = False
 
     @property
@@ -72,7 +75,7 @@ class Scenario:
     def only(self, sequence: int) -> "Scenario":
         """The same feeds of one of its sequences, in the same order; the others are left out."""
         feeds = (feed for step in self.steps for feed in step if feed.sequence == sequence)
-        return Scenario(tuple((feed,) for feed in feeds), self.swap, self.embeds)
+        return replace(self, steps=tuple((feed,) for feed in feeds))
 
     def requested(self, sequence: int) -> list[int]:
         """The positions of the sequence whose rows are requested, in order."""
@@ -85,8 +88,10 @@ class Scenario:
 
     @property
     def max_lanes(self) -> int:
-        """One for each sequence; with `swap`, only those that the widest step and a fork need."""
-        return max(len(step) for step in self.steps) + 1 if self.swap else len(self.texts)
+        """One for each sequence, twice as many with `fork`; with `swap`, twice those of the widest step."""
+        if self.swap:
+            return 2 * max(len(step) for step in self.steps)
+        return len(self.texts) * (2 if self.fork else 1)
 
     @property
     def max_chunk(self) -> int:
@@ -95,14 +100,16 @@ class Scenario:
 
     @property
     def max_context(self) -> int:
-        """The greatest length that a sequence reaches, before anything is rolled back."""
+        """The greatest length that a sequence reaches, before anything is taken back, or a lane that was forked."""
         lengths: dict[int, int] = {}
+        surplus: dict[int, int] = {}  # tokens that the lane that was forked has beyond the sequence's
         longest = 0
         for step in self.steps:
             for feed in step:
                 begin = lengths.get(feed.sequence, 0)
-                longest = max(longest, begin + len(feed.tokens))
+                longest = max(longest, begin + surplus.get(feed.sequence, 0) + len(feed.tokens))
                 lengths[feed.sequence] = begin + feed.keep
+                surplus[feed.sequence] = len(feed.tokens) - feed.keep if self.fork else 0
         return longest
 
 
@@ -119,18 +126,24 @@ def run(
     Outputs with an R axis have the requested rows only. Outputs with a K axis (attention weights) come back with one
     column per position, [tokens, heads, positions]. Raises WrongOutput for a wrong name, shape or dtype.
     """
-    manager = manager or new_manager(spec)
+    manager = manager or CacheManager(spec)
     lanes: dict[int, int] = {}
-    parked: dict[int, tuple[Mapping[str, int | str], LaneState]] = {}
+    branches: dict[int, int] = {}  # lanes that were forked
+    parked: dict[int, SavedLane] = {}
     gathered: dict[int, dict[str, list[NDArray[Any]]]] = {sequence: {} for sequence in scenario.texts}
     shapes = infer_shapes(graph)
     for step in scenario.steps:
         for feed in step:
             if feed.sequence in parked:
-                lanes[feed.sequence] = _resume(manager, program, *parked.pop(feed.sequence))
+                branches[feed.sequence] = load_lane(program, manager, parked.pop(feed.sequence))
+                lanes[feed.sequence] = manager.fork(branches[feed.sequence])
             elif feed.sequence not in lanes:
                 lanes[feed.sequence] = manager.open()
-        plan = manager.plan([Chunk(lanes[feed.sequence], feed.tokens, feed.requested) for feed in step])
+        chunks = [Chunk(lanes[feed.sequence], feed.tokens, feed.requested) for feed in step]
+        for feed in step:
+            if feed.sequence in branches:
+                chunks.append(Chunk(branches[feed.sequence], [int(token == 0) for token in feed.tokens]))
+        plan = manager.plan(chunks)
         outputs = program.step(plan, given_inputs(plan, graph, scenario.embeds))
         dtype = "float64" if program.precision.dtype == "float64" else "float32"
         _require_described(outputs, shapes, graph, spec, plan, dtype)
@@ -142,20 +155,20 @@ def run(
             array.fill(np.nan)  # they are the caller's own: no later step may read them, or leave them as they are
         for feed in step:
             lane = lanes[feed.sequence]
-            if feed.keep < len(feed.tokens):
-                manager.rollback(lane, manager.length(lane) - len(feed.tokens) + feed.keep)
+            length = manager.length(lane) - len(feed.tokens) + feed.keep
+            if feed.sequence in branches:
+                manager.close(branches.pop(feed.sequence))
+            if scenario.fork:
+                branches[feed.sequence], lanes[feed.sequence] = lane, manager.fork(lane, length)
+            elif feed.keep < len(feed.tokens):
+                manager.rollback(lane, length)
             if scenario.swap:
-                parked[feed.sequence] = manager.save(lane), program.save_lane(lane)
+                parked[feed.sequence] = save_lane(program, manager, lane)
                 manager.close(lanes.pop(feed.sequence))
     return {
         sequence: {name: np.concatenate(parts) for name, parts in outputs.items()}
         for sequence, outputs in gathered.items()
     }
-
-
-def new_manager(spec: CacheSpec) -> CacheManager:
-    """A manager whose lanes grow often."""
-    return CacheManager(spec, block=_BLOCK)
 
 
 def given_inputs(plan: StepPlan, graph: Graph, embeds: bool) -> Inputs:
@@ -166,16 +179,6 @@ def given_inputs(plan: StepPlan, graph: Graph, embeds: bool) -> Inputs:
     width = int(graph.inputs[INPUTS_EMBEDS][1])
     rows = np.cos(np.outer(plan.tokens[places] + 1, np.arange(1, width + 1)))
     return {INPUTS_EMBEDS: rows.astype(np.float32), EMBEDDED_ROWS: places.astype(np.int32)}
-
-
-def _resume(manager: CacheManager, program: Program, numbers: Mapping[str, int | str], arrays: LaneState) -> int:
-    """Load a saved sequence into a lane, and copy it to a second one, which is returned: so `copy_lane` is run, too."""
-    loaded = manager.load(numbers)
-    program.load_lane(loaded, arrays)
-    lane = manager.fork(loaded)
-    program.copy_lane(loaded, lane)
-    manager.close(loaded)
-    return lane
 
 
 def _require_described(

@@ -14,16 +14,31 @@ from mistral_portable.testing.op_cases import op_case
 from mistral_portable.testing.scenario import Feed, Scenario
 from mistral_portable.testing.weights import random_weights
 
-__all__ = ["configs", "model_cases", "op_cases", "query_scales", "scenarios", "yarns"]
+__all__ = [
+    "PAGE_WINDOWS",
+    "WINDOWS",
+    "configs",
+    "model_cases",
+    "op_cases",
+    "page_cases",
+    "query_scales",
+    "scenarios",
+    "yarns",
+]
 
-_MAX_LENGTH = 33  # 4 W at the widest window drawn, and one more
+WINDOWS: Sequence[Window] = (1, 2, 3, 4, 5, 6, 7, 8, None)
+PAGE_WINDOWS: Sequence[Window] = (*range(1, 9), *range(60, 71), None)
+"""Windows within a page of 64 slots, and about as wide as one."""
+
 _SEEDS = st.integers(0, 2**31)
 
 
 @st.composite
-def configs(draw: st.DrawFn, /, *, max_layers: int = 3, columns: int = 1) -> MistralConfig:
-    """Small models of every shape: head_dim != hidden / heads, MQA, GQA and MHA, tied or not, windows 1..8 and
-    None, also mixed over the layers; YaRN, queries that grow with their position, and experts, each in one of three.
+def configs(
+    draw: st.DrawFn, /, *, max_layers: int = 3, columns: int = 1, windows: Sequence[Window] = WINDOWS
+) -> MistralConfig:
+    """Small models of every shape: head_dim != hidden / heads, MQA, GQA and MHA, tied or not, some of `windows`, also
+    mixed over the layers; YaRN, queries that grow with their position, and experts, each in one of three.
     Texts pass the original lengths of the former several times. All matrix columns are multiples of `columns` (32
     fills a Q4_0 block).
 
@@ -32,7 +47,7 @@ def configs(draw: st.DrawFn, /, *, max_layers: int = 3, columns: int = 1) -> Mis
     kv_heads = draw(st.sampled_from([1, 2, 3]))
     heads = kv_heads * draw(st.sampled_from([1, 2, 4]))
     head_dim = draw(st.sampled_from([2, 4, 6, 8, 10, 16, 40])) if columns == 1 else columns
-    window: st.SearchStrategy[Window] = st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, None])
+    window = st.sampled_from(windows)
     layers = draw(st.integers(1, max_layers))
     hidden = columns * draw(st.integers(1, 4)) if columns > 1 else draw(st.integers(4, 48))
     original = draw(st.integers(4, 16))
@@ -87,12 +102,15 @@ def scenarios(
     rollback: bool = False,
     rows: bool = False,
     swap: bool = False,
+    fork: bool = False,
     embeds: bool = False,
+    lengths: tuple[int, int] = (1, 33),
 ) -> Scenario:
     """Texts of drawn lengths, cut into drawn chunks; sequences join and pause at drawn steps and run ragged.
 
     chunks: the chunk sizes to choose from (None: any; (1,): token by token). rollback: feeds may carry tokens that
-    are taken back after the step. rows: feeds ask for some of their rows, or none. swap, embeds: see Scenario.
+    are taken back after the step. rows: feeds ask for some of their rows, or none. swap, fork, embeds: see Scenario.
+    lengths: those of the shortest and the longest text to draw; 33 is 4 W at the widest of WINDOWS, and one more.
     """
     random = np.random.default_rng(draw(_SEEDS))
 
@@ -100,10 +118,10 @@ def scenarios(
         return tuple(random.integers(0, vocab_size, count).tolist())
 
     # Small chunks as often as any: else most texts would be over after one or two steps.
-    size = st.sampled_from(list(chunks)) if chunks else st.one_of(st.integers(1, 4), st.integers(1, _MAX_LENGTH))
+    size = st.sampled_from(list(chunks)) if chunks else st.one_of(st.integers(1, 4), st.integers(1, lengths[1]))
     steps: list[list[Feed]] = []
     for sequence in range(sequences):
-        text = tokens(draw(st.integers(1, _MAX_LENGTH)))
+        text = tokens(draw(st.integers(*lengths)))
         step = draw(st.integers(0, 3)) if sequence else 0
         while text:
             keep = min(draw(size), len(text))
@@ -115,7 +133,7 @@ def scenarios(
             text = text[keep:]
             step += draw(st.integers(1, 2)) if sequences > 1 else 1
     # In any order: a plan's lanes need not ascend.
-    return Scenario(tuple(tuple(draw(st.permutations(feeds))) for feeds in steps if feeds), swap, embeds)
+    return Scenario(tuple(tuple(draw(st.permutations(feeds))) for feeds in steps if feeds), swap, fork, embeds)
 
 
 @st.composite
@@ -135,3 +153,17 @@ def model_cases(draw: st.DrawFn, /, quantization: str | None = None, **scenario:
         graph = accept_embeddings(graph)
     weights = random_weights(graph, draw(_SEEDS), quantization)
     return Case("causal LM", config, graph, weights, draw(scenarios(config.vocab_size, **scenario)))
+
+
+@st.composite
+def page_cases(draw: st.DrawFn, /) -> Case:
+    """A drawn causal LM and texts of 65 to 200 tokens, which cross pages of 64 slots: ragged, in chunks, with tokens
+    that are taken back, by rollbacks or by forks, or with swaps."""
+    config = draw(configs(max_layers=2, windows=PAGE_WINDOWS))
+    graph = select_rows(build(config), "logits")
+    weights = random_weights(graph, draw(_SEEDS))
+    kinds: list[dict[str, bool]] = [{"rollback": True}, {"rollback": True, "fork": True}, {"swap": True}]
+    kind = draw(st.sampled_from(kinds))
+    chunks = draw(st.sampled_from([None, (16, 48, 64, 65)]))
+    scenario = draw(scenarios(config.vocab_size, sequences=2, chunks=chunks, lengths=(65, 200), **kind))
+    return Case("causal LM", config, graph, weights, scenario)

@@ -17,8 +17,8 @@ __all__ = ["Cache"]
 class Cache:
     """The keys and values of a batch's rows so far, like transformers' DynamicCache: a call with it appends to it.
 
-    Windowed layers keep their keys in rings, whose memory stays constant once the window has filled. The lanes are
-    given back when the object is closed or collected.
+    Windowed layers let go of keys that have left the window, so their memory stays constant once it has filled. The
+    lanes are given back when the object is closed or collected.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Cache:
     def crop(self, max_length: int) -> None:
         """Forget all columns from `max_length` on; a negative number: that many of the last columns.
 
-        Raises CacheError, and changes nothing, if a window's ring has overwritten keys that would be seen again;
+        Raises CacheError, and changes nothing, if keys have left a window that would be seen again;
         ClosedError if the cache is closed; InputError for anything but an integer.
         """
         if type(max_length) is not int:

@@ -68,7 +68,13 @@ class Decoder:
         check_tensors(self._graph, tensors, source)
         self._tensors, self._backend, self._options = tensors, backend, options
         limit = config.max_position_embeddings
-        self._spec = CacheSpec.from_config(config, max_context=limit, max_chunk=_CHUNK, max_lanes=2 * _LANES)
+        self._spec = CacheSpec.from_config(
+            config,
+            max_context=limit,
+            page_size=backend.capabilities.page_size,
+            max_chunk=_CHUNK,
+            max_lanes=2 * _LANES,
+        )
         self.manager = CacheManager(self._spec)
         self._programs: dict[frozenset[str], Program] = {}
         make_locks(self, Decoder._make_locks)
@@ -88,8 +94,7 @@ class Decoder:
         exposed: HIDDEN_STATES, ATTENTIONS, both or none. Attention weights are [B, heads, T, keys], with a key for
         each column of the cache. rows: the columns whose logits a causal LM returns, in this order; None: all.
 
-        If it fails, the cache is as it was before, or closed if a window's ring has overwritten keys that the rows
-        need. Raises InputError if there is no token or a row would exceed max_position_embeddings; ClosedError if the
+        If it fails, the cache is as it was before, or closed if a window has lost keys that the rows need. Raises InputError if there is no token or a row would exceed max_position_embeddings; ClosedError if the
         model or the cache is closed; CapacityError if a step or its outputs do not fit into memory.
         """
         if not any(batch.tokens):
@@ -108,7 +113,7 @@ class Decoder:
             try:
                 for piece in self._pieces(batch, cache, wanted):
                     plan = self.manager.plan(piece.chunks)
-                    for name, array in program.step(plan, piece.inputs).items():
+                    for name, array in self._step(program, plan, piece.inputs).items():
                         self._place(out, name, array, piece, plan, batch, wanted)
             except BaseException:
                 self._undo(cache, before)
@@ -184,9 +189,18 @@ class Decoder:
         program = self._program(exposed)
         if cache.program != exposed and cache.get_seq_length():
             for lane in cache.lanes:
-                program.load_lane(lane, self._programs[cache.program].save_lane(lane))
+                for group, pages in enumerate(self.manager.pages(lane)):
+                    program.write_pages(group, pages, self._programs[cache.program].read_pages(group, pages))
         cache.program = exposed
         return program
+
+    def _step(self, program: Program, plan: StepPlan, inputs: Inputs) -> Mapping[str, NDArray[np.float32]]:
+        """Run a step; undo its plan if it fails."""
+        try:
+            return program.step(plan, inputs)
+        except BaseException:
+            self.manager.undo(plan)
+            raise
 
     def _require_lanes(self, rows: int) -> None:
         if len(self.manager.lanes) + rows > _LANES:
@@ -194,25 +208,18 @@ class Decoder:
             raise BusyError(f"{rows} rows more: caches have at most {_LANES} in all: {remedy}")
 
     def _copy(self, cache: Cache) -> Cache:
-        """A cache with the same content in lanes of its own."""
+        """A cache with the same content in lanes of its own, which share pages with the cache's until one writes."""
         with self.turn:
             cache.require_open()
             self._require_lanes(len(cache))
-            program = self._program(cache.program)
             copy = Cache(self.manager, len(cache), self._copy, sources=cache.lanes)
-            try:
-                for source, lane in zip(cache.lanes, copy.lanes, strict=True):
-                    program.copy_lane(source, lane)
-            except BaseException:
-                copy.close()
-                raise
             copy.program = cache.program
             copy.extend(cache.columns, cache.get_seq_length())
             return copy
 
     def _undo(self, cache: Cache, before: Sequence[int]) -> None:
         """Roll every lane back to its length before the call. If one cannot go back, because another thread has closed
-        it or a window's ring has overwritten its keys, close the cache."""
+        it or its window has moved on, close the cache."""
         whole = True
         for lane, length in zip(cache.lanes, before, strict=True):
             try:

@@ -1,7 +1,7 @@
 """Wrong backends: each is the reference with one mistake that a real backend could make."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from mistral_portable.boundary import Availability, Capabilities, ExecutorOptions, LaneState, Precision, Program
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
-from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.cache import CacheSpec, LayerGroup, Reads, StepPlan
 from mistral_portable.config import QueryScale
 from mistral_portable.graph import Graph, Node, Parameter, Rotation
+from mistral_portable.reference import BACKEND
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.testing.naive import NaiveProgram
 from mistral_portable.weights import Tensor
 from mistral_portable.weights.quantize_on_read import QUANTIZABLE
 
-__all__ = ["MUTANTS", "Mutant", "hanging"]
+__all__ = ["MUTANTS", "Mutant", "hanging", "right", "short_ring"]
 
 Make = Callable[[Graph, Mapping[str, Tensor], CacheSpec], Program]
 Array = NDArray[Any]
@@ -27,11 +28,15 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A backend whose programs are made by `make`."""
+    """A backend whose programs are made by `make`, with the reference's pages or, if page_size is None, rings."""
 
     name: str
     make: Make
-    capabilities = Capabilities(dtypes={"float32": ("float32",)})
+    page_size: int | None = BACKEND.capabilities.page_size
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(dtypes={"float32": ("float32",)}, page_size=self.page_size)
 
     def probe(self) -> Availability:
         return Availability(1, "a wrong backend")
@@ -101,25 +106,42 @@ def _layer_0_window(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpe
     return _attributes("attention", lambda attributes: {"window": window})(graph, weights, cache)
 
 
-def _next_slot(plan: StepPlan, spec: CacheSpec) -> StepPlan:
-    groups = zip(plan.groups, spec.groups, strict=True)
-    return replace(
-        plan, groups=tuple(replace(r, slot_mapping=(r.slot_mapping + 1) % min(g.slots, r.capacity)) for r, g in groups)
-    )
+def _reads(change: Callable[[Reads, LayerGroup, StepPlan], dict[str, Any]]) -> Make:
+    """Mistakes in reading a layer group's part of the plan: `change` gives the fields that are wrong."""
+
+    def misread(plan: StepPlan, spec: CacheSpec) -> StepPlan:
+        groups = zip(plan.groups, spec.groups, strict=True)
+        return replace(plan, groups=tuple(replace(reads, **change(reads, group, plan)) for reads, group in groups))
+
+    return _plan(misread)
 
 
-def _short_ring(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> Program:
+def _next_slot(reads: Reads, group: LayerGroup, plan: StepPlan) -> dict[str, Any]:
+    return {"slot_mapping": (reads.slot_mapping + 1) % (reads.page_count * group.page_size)}
+
+
+def _pages_of_the_first(reads: Reads, group: LayerGroup, plan: StepPlan) -> dict[str, Any]:
+    return {"pages": np.repeat(reads.pages[:1], len(reads.pages), axis=0)}
+
+
+def _pages_by_lane(reads: Reads, group: LayerGroup, plan: StepPlan) -> dict[str, Any]:
+    return {"pages": reads.pages[np.argsort(plan.lanes)]}
+
+
+def _pages_from_0(reads: Reads, group: LayerGroup, plan: StepPlan) -> dict[str, Any]:
+    """Column p // page_size for position p, also where the first page that is read is not the text's first."""
+    columns = reads.first[:, None] // group.page_size + np.arange(reads.pages.shape[1])
+    return {"pages": np.take_along_axis(reads.pages, np.minimum(columns, reads.pages.shape[1] - 1), axis=1)}
+
+
+def _late_pages_reversed(reads: Reads, group: LayerGroup, plan: StepPlan) -> dict[str, Any]:
+    return {"pages": np.concatenate([reads.pages[:, :3], reads.pages[:, :2:-1]], axis=1)}
+
+
+def _short_ring(reads: Reads, group: LayerGroup, plan: StepPlan) -> dict[str, Any]:
     """One slot too few: the last token of a full chunk overwrites a key that its first token still sees."""
-    short = replace(cache, groups=tuple(replace(group, slots=max(1, group.slots - 1)) for group in cache.groups))
-
-    def change(plan: StepPlan, spec: CacheSpec) -> StepPlan:
-        groups = [
-            replace(reads, slot_mapping=plan.positions % group.slots, capacity=min(reads.capacity, group.slots))
-            for reads, group in zip(plan.groups, spec.groups, strict=True)
-        ]
-        return replace(plan, groups=tuple(groups))
-
-    return _plan(change)(graph, weights, short)
+    pages = reads.slot_mapping // group.page_size
+    return {"slot_mapping": pages * group.page_size + plan.positions % max(1, group.page_size - 1)}
 
 
 def _at_the_end(plan: StepPlan, spec: CacheSpec) -> StepPlan:
@@ -220,50 +242,39 @@ class _HeadModulo(ReferenceProgram):
 
 
 class _NoRollback(ReferenceProgram):
-    """Counts the tokens of a lane itself, so that what was taken back stays."""
+    """Counts the tokens of a lane itself, so that what was taken back counts."""
 
     def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, Array]:
         self._counts: dict[int, int] = getattr(self, "_counts", {})
-        groups, positions = list(plan.groups), plan.positions.copy()
-        for s, lane in enumerate(plan.lanes.tolist()):
-            tokens = slice(plan.query_starts[s], plan.query_starts[s + 1])
-            behind = self._counts.get(lane, 0) - int(plan.positions[plan.query_starts[s]])
-            positions[tokens] += behind
-            self._counts[lane] = int(positions[tokens][-1]) + 1
-            groups = [
-                replace(reads, first=np.maximum(0, reads.first + behind * (plan.lanes == lane))) for reads in groups
-            ]
-        groups = [
-            replace(reads, slot_mapping=positions % group.slots, capacity=group.slots)
-            for reads, group in zip(groups, self._cache_spec.groups, strict=True)
-        ]
-        return super().step(replace(plan, positions=positions, groups=tuple(groups)), inputs)
+        self._counted = plan.positions.copy()
+        for tokens, lane in zip(plan.spans, plan.lanes.tolist(), strict=True):
+            self._counted[tokens] += max(0, self._counts.get(lane, 0) - int(plan.positions[tokens][0]))
+            self._counts[lane] = int(self._counted[tokens][-1]) + 1
+        return super().step(plan, inputs)
+
+    def _run(self, node: Node, inputs: list[Any], plan: StepPlan) -> Array:
+        return super()._run(node, [inputs[0], self._counted] if node.op == "rope" else inputs, plan)
 
 
 class _NoGrowth(ReferenceProgram):
-    """A lane that grows starts empty (zeros, so that it is not noticed as NaN)."""
+    """A pool that grows starts empty (zeros, so that it is not noticed as NaN)."""
 
-    def _write(self, store: dict[tuple[int, int], Array], node: Node, x: Array, plan: StepPlan) -> None:
-        layer: Any = node.attributes["layer"]
-        capacity = plan.groups[self._cache_spec.group_of(layer)].capacity
-        for lane in plan.lanes.tolist():
-            array = store.get((layer, lane))
-            if array is not None and len(array) < capacity:
-                store[layer, lane] = np.zeros((capacity, *array.shape[1:]), array.dtype)
-        super()._write(store, node, x, plan)
+    def _grow(self, group: int, count: int) -> None:
+        own = self._cache_spec.groups[group]
+        for store in (self._keys, self._values):
+            for layer in own.layers:
+                if len(store[layer]) < count * own.page_size:
+                    store[layer] = np.zeros((count * own.page_size, *store[layer].shape[1:]), store[layer].dtype)
 
 
-class _NoCopy(ReferenceProgram):
-    def copy_lane(self, source: int, target: int) -> None:
-        pass
+class _SharedPages(ReferenceProgram):
+    """Returns the arrays themselves, which the pages' next sequence overwrites, where they lie side by side."""
 
-
-class _SharedLane(ReferenceProgram):
-    """Saves the arrays themselves, which the lane's next sequence overwrites."""
-
-    def save_lane(self, lane: int) -> LaneState:
-        stores = {"keys": self._keys, "values": self._values}
-        return {f"{n}.{i}": a for n, store in stores.items() for (i, owner), a in store.items() if owner == lane}
+    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
+        begin = min(pages, default=0)
+        if list(pages) != list(range(begin, begin + len(pages))):
+            return super().read_pages(group, pages)
+        return {name: self._by_page(pool, group)[begin : begin + len(pages)] for name, pool in self._pools(group)}
 
 
 class _ReusedBuffer(ReferenceProgram):
@@ -357,6 +368,12 @@ class _Halves(ReferenceProgram):
 hanging = _program(_Hanging)
 """Makes programs whose steps do not end."""
 
+right = _program(ReferenceProgram)
+"""Makes programs without a mistake."""
+
+short_ring = _reads(_short_ring)
+"""Makes programs whose rings are one slot too short."""
+
 
 def _nan_row(array: Array) -> Array:
     array[-1:, 0] = np.nan
@@ -400,21 +417,17 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "first rows for requested rows": ("op.take_rows", _inputs("take_rows", _first_rows)),
     "window of layer 0 in all layers": ("one_shot", _layer_0_window),
     "output head tied always": ("one_shot", _program(_Tied)),
-    "slot off by one": ("one_shot", _plan(_next_slot)),
+    "slot off by one": ("one_shot", _reads(_next_slot)),
     "NaN in one row": ("one_shot", _outputs(_nan_row)),
     "one column too few": ("one_shot", _outputs(lambda array: array[:, :-1].copy())),
     "rows twice": ("one_shot", _outputs(lambda array: np.concatenate([array, array]))),
     "float64 output": ("one_shot", _outputs(lambda array: array.astype(np.float64))),
-    "ring one slot too short": ("chunked", _short_ring),
-    "grown lanes start empty": ("chunked", _program(_NoGrowth)),
+    "pages counted from the text's first": ("pages", _reads(_pages_from_0)),
+    "grown pools start empty": ("chunked", _program(_NoGrowth)),
     "layers share a cache": ("token_by_token", _attributes("attention", lambda attributes: {"layer": 0})),
     "last row left as it was": ("token_by_token", _program(_ReusedBuffer)),
-    "all sequences in one lane": ("ragged", _plan(lambda plan, spec: replace(plan, lanes=plan.lanes * 0))),
-    "lane = index in the batch": (
-        "ragged",
-        _plan(lambda plan, spec: replace(plan, lanes=np.arange(len(plan.lanes), dtype=np.int32))),
-    ),
-    "lanes in ascending order": ("ragged", _plan(lambda plan, spec: replace(plan, lanes=np.sort(plan.lanes)))),
+    "all sequences read the first one's pages": ("ragged", _reads(_pages_of_the_first)),
+    "pages in order of the lanes": ("ragged", _reads(_pages_by_lane)),
     "rollback not honoured": ("rollback", _program(_NoRollback)),
     "rows counted within a sequence": ("rows", _inputs("take_rows", _rows_within)),
     "inputs_embeds not read": ("inputs_embeds", _inputs("replace_rows", _no_places)),
@@ -423,8 +436,9 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "threads share a plan": ("threads", _program(_NoLock)),
     "one buffer for the outputs of all steps": ("own_outputs", _program(_OneBuffer)),
     "the plan is kept": ("own_outputs", _program(_KeptPlan)),
-    "copy_lane does nothing": ("swapped", _program(_NoCopy)),
-    "save_lane copies nothing": ("swapped", _program(_SharedLane)),
+    "pages are not copied": ("swapped", _reads(lambda reads, group, plan: {"copies": reads.copies[:0]})),
+    "read_pages copies nothing": ("swapped", _program(_SharedPages)),
+    "pages from the fourth on in reverse order": ("pages", _reads(_late_pages_reversed)),
     **WRONG,
     **{f"{name} halves swapped": (f"weights.{name}", _program(_Halves)) for name in QUANTIZABLE},
 }

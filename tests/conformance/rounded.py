@@ -27,7 +27,7 @@ def _rounded(precision: Precision, *, inputs: Round = np.copy, cached: Round = n
         def _run(self, node: Node, values: list[Any], plan: StepPlan) -> Array:
             return super()._run(node, [inputs(values[0]), *values[1:]] if node.op == "linear" else values, plan)
 
-        def _write(self, store: dict[tuple[int, int], Array], node: Node, x: Array, plan: StepPlan) -> None:
+        def _write(self, store: dict[int, Array], node: Node, x: Array, plan: StepPlan) -> None:
             heads = x.reshape(len(x), -1, self._cache_spec.head_dim)
             super()._write(store, node, cached(heads).reshape(x.shape), plan)
 

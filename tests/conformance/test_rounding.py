@@ -106,7 +106,7 @@ CONFIG = MistralConfig(
 def _out_and_ref(op: str, precision: Precision, quantization: str | None = None) -> list[NDArray[Any]]:
     """The output of an op, from the naive program and from the float64 reference."""
     case = op_case(op, CONFIG, one_shot(range(9)), seed=0, quantization=quantization)
-    spec = CacheSpec.from_config(CONFIG, max_context=9)
+    spec = CacheSpec.from_config(CONFIG, max_context=9, page_size=4)
     programs = [
         NaiveProgram(case.graph, case.weights, spec, precision, seed=1),
         ReferenceProgram(case.graph, case.weights, spec, "float64"),

@@ -6,7 +6,7 @@ What rounds as it says it does passes.
 from pathlib import Path
 
 import pytest
-from conformance.mutants import MUTANTS, Mutant, hanging
+from conformance.mutants import MUTANTS, Mutant, hanging, right, short_ring
 from conformance.rounded import HONEST
 
 from mistral_portable.boundary import ExecutorOptions
@@ -37,6 +37,21 @@ def test_honest_rounding_passes(name: str) -> None:
 
 def test_every_rung_catches_something() -> None:
     assert {rung for rung, _ in MUTANTS.values()} == set(RUNGS)
+
+
+@pytest.mark.parametrize("rung", [rung for rung in RUNGS if not rung.startswith(("op.", "weights.", "pages"))])
+def test_only_long_texts_catch_a_mistake_in_late_pages(rung: str) -> None:
+    climb(rung, Target(Mutant("late pages", MUTANTS["pages from the fourth on in reverse order"][1]), OPTIONS, share=4))
+
+
+@pytest.mark.parametrize("rung", ["op.attention_weights", "chunked", "ragged", "rollback", "swapped", "pages"])
+def test_lanes_in_one_piece_pass(rung: str) -> None:
+    climb(rung, Target(Mutant("rings", right, page_size=None), OPTIONS))
+
+
+def test_a_ring_that_is_one_slot_too_short_is_caught() -> None:
+    found, rings = corpus("chunked"), Mutant("short rings", short_ring, page_size=None)
+    assert any(check(case, rings, OPTIONS, found.oracles).status == "fail" for case in found.cases)
 
 
 def test_known_gap_is_expected_to_fail(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_four_times_a_real_naive_error_fails(dtype: str) -> None:
     graph = build(config)
     weights = random_weights(graph, seed=0)
     scenario = one_shot(range(11))
-    spec = CacheSpec.from_config(config, max_context=11, max_chunk=11)
+    spec = CacheSpec.from_config(config, max_context=11, page_size=4, max_chunk=11)
     programs = [ReferenceProgram(graph, weights, spec, "float64")]
     programs += [NaiveProgram(graph, weights, spec, Precision(dtype), seed) for seed in range(4)]
     ref, *naive, fourth = (run(program, graph, spec, scenario)[0]["logits"] for program in programs)

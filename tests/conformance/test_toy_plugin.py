@@ -74,18 +74,18 @@ def test_the_core_refuses_what_the_toy_does_not_declare() -> None:
     assert _program(ExecutorOptions(kv_cache="float32")).precision == Precision("float32")
 
 
-def test_toy_refuses_a_lane_of_another_size() -> None:
-    state = dict(_program(max_context=9).save_lane(0))
-    program = _program(max_context=9)
-    program.load_lane(0, state)
+def test_toy_refuses_pages_of_another_model() -> None:
+    program = _program()
+    state = dict(program.read_pages(0, []))
+    program.write_pages(0, [], state)
+    with pytest.raises(CacheError, match="does not fit"):
+        program.write_pages(0, [0], state)
     state.pop("keys.0")
-    with pytest.raises(CacheError, match="does not fit"):
-        program.load_lane(0, state)
-    with pytest.raises(CacheError, match="does not fit"):
-        program.load_lane(0, _program(max_context=8).save_lane(0))
+    with pytest.raises(CacheError, match="not the layers"):
+        program.write_pages(0, [], state)
 
 
-def _program(options: ExecutorOptions | None = None, *, max_context: int = 9) -> Program:
+def _program(options: ExecutorOptions | None = None) -> Program:
     config = MistralConfig(
         vocab_size=5,
         hidden_size=4,
@@ -96,7 +96,7 @@ def _program(options: ExecutorOptions | None = None, *, max_context: int = 9) ->
         head_dim=2,
     )
     graph = build(config)
-    cache = CacheSpec.from_config(config, max_context=max_context)
+    cache = CacheSpec.from_config(config, max_context=9, page_size=BACKEND.capabilities.page_size)
     return prepare(BACKEND, graph, random_weights(graph, seed=0), cache, options or ExecutorOptions())
 
 

@@ -44,7 +44,7 @@ CONFIG = MistralConfig(
 )
 GRAPH = verify(build(CONFIG))
 WEIGHTS = random_weights(GRAPH, 0)
-SPEC = CacheSpec.from_config(CONFIG, max_context=32, max_chunk=8, max_lanes=3)
+SPEC = CacheSpec.from_config(CONFIG, max_context=32, page_size=4, max_chunk=8, max_lanes=3)
 ABLE = Capabilities(
     dtypes={"int8": ("float16", "q8_0"), "float32": ("float32",)}, options=frozenset({"threads"}), ops=frozenset(OPS)
 )
@@ -223,9 +223,8 @@ def test_the_reference_says_that_it_is_closed() -> None:
     program.close()
     calls: list[Any] = [
         lambda: program.step(plan),
-        lambda: program.copy_lane(0, 1),
-        lambda: program.save_lane(0),
-        lambda: program.load_lane(0, {}),
+        lambda: program.read_pages(0, [0]),
+        lambda: program.write_pages(0, [0], {}),
     ]
     for call in calls:
         with pytest.raises(ClosedError, match="closed: prepare it again"):

@@ -46,7 +46,7 @@ PASSES: dict[str, Callable[[Graph], Graph]] = {
 
 def prepared(graph: Graph, config: MistralConfig, **sizes: int) -> tuple[Program, CacheSpec]:
     """A float64 program; weights depend on the names of the graph's head and layers alone."""
-    spec = CacheSpec.from_config(config, **sizes)
+    spec = CacheSpec.from_config(config, page_size=BACKEND.capabilities.page_size, **sizes)
     heads = [build(config, head=head) for head in HEADS]
     weights = {name: weight for plain in heads for name, weight in random_weights(plain, 0).items()}
     return prepare(BACKEND, verify(graph), weights, spec, ExecutorOptions(dtype="float64")), spec

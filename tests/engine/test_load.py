@@ -178,10 +178,10 @@ def test_a_saved_lane_of_other_weights_is_refused(tmp_path: Path) -> None:
     """Though all its shapes are the same."""
     with mp.load(small(tmp_path / "a", "gguf", seed=0), backend="reference") as one, one.lane() as lane:
         one.step([Chunk(lane, IDS)])
-        saved = one.manager.save(lane)
-        assert one.manager.load(saved) != lane
+        saved = one.core.save(lane)
+        assert one.core.load(saved) != lane
     with (
         mp.load(small(tmp_path / "b", "gguf", seed=1), backend="reference") as other,
         pytest.raises(CacheError, match="other weights"),
     ):
-        other.manager.load(saved)
+        other.core.load(saved)

@@ -31,7 +31,7 @@ def test_a_saved_family_gives_the_logits_of_transformers(name: str, tmp_path: Pa
     assert replace(opened.config, extra={}) == config
     graph = build(opened.config)
     check_tensors(graph, opened.tensors, name)
-    spec = CacheSpec.from_config(opened.config, max_context=len(TEXT), max_chunk=len(TEXT))
+    spec = CacheSpec.from_config(opened.config, max_context=len(TEXT), page_size=16, max_chunk=len(TEXT))
     program = prepare(BACKEND, graph, opened.tensors, spec, ExecutorOptions(dtype="float32"))
     out = run(program, graph, spec, one_shot(TEXT))[0]["logits"]
     assert np.abs(out - expected).max() <= 1e-4 * np.abs(expected).max()

@@ -27,7 +27,11 @@ def ours(config: MistralConfig, seed: int, graph: Graph, scenario: Scenario) -> 
     """The scenario on the float32 reference with the peer's weights."""
     weights = random_weights(build(config), seed)
     spec = CacheSpec.from_config(
-        config, max_context=scenario.max_context, max_chunk=scenario.max_chunk, max_lanes=len(scenario.texts)
+        config,
+        max_context=scenario.max_context,
+        page_size=BACKEND.capabilities.page_size,
+        max_chunk=scenario.max_chunk,
+        max_lanes=len(scenario.texts),
     )
     return run(prepare(BACKEND, graph, weights, spec, ExecutorOptions(dtype="float32")), graph, spec, scenario)
 

@@ -14,7 +14,7 @@ class ToyBackend:
     """NumPy again, written as a third party would: from the boundary alone."""
 
     name = "toy"
-    capabilities = Capabilities(dtypes={"float32": ("float32",)})
+    capabilities = Capabilities(dtypes={"float32": ("float32",)}, page_size=4)
 
     def probe(self) -> Availability:
         try:

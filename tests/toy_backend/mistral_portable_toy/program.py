@@ -1,7 +1,7 @@
 """ToyProgram: the graph as a list of closures, run in order."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,9 +9,9 @@ import numpy as np
 
 from mistral_portable.boundary import LaneState, Precision
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
-from mistral_portable.boundary.shared import check_inputs
+from mistral_portable.boundary.shared import check_inputs, check_pages
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable.errors import CacheError, ClosedError
+from mistral_portable.errors import ClosedError
 from mistral_portable.graph import Graph
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import Tensor
@@ -22,14 +22,15 @@ __all__ = ["ToyProgram"]
 
 
 class ToyProgram:
-    """All weights are unpacked to float32 and all lanes are allocated at once: simple, and large."""
+    """All weights are unpacked to float32, and pools of pages are copied to grow: simple, and large."""
 
     precision = Precision("float32")
     scratch_bytes = 0
 
     def __init__(self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> None:
         self._graph = graph = fuse_linears(graph)  # q, k, v become one matrix product, gate and up another
-        self._caches = {layer: LayerCache.empty(cache, layer) for group in cache.groups for layer in group.layers}
+        self._spec = cache
+        self._caches = {layer: LayerCache(cache, layer) for group in cache.groups for layer in group.layers}
         self._parameters: dict[str, Floats] = {
             name: np.concatenate([weights[part].numpy(np.float32) for part in parameter.parts])
             for name, parameter in graph.parameters.items()
@@ -47,25 +48,27 @@ class ToyProgram:
         integers = {"tokens": plan.tokens, "positions": plan.positions, "logit_rows": plan.logit_rows}
         values: dict[str, Any] = {**self._parameters, **integers, **inputs}
         with self._in_turn():
+            for cache in self._caches.values():
+                cache.make_room(plan.groups[cache.group])
             for name, kernel, names in self._steps:
                 values[name] = kernel(plan, *(values[value] for value in names))
         return {name: np.array(values[value]) for name, value in self._graph.outputs.items()}
 
-    def copy_lane(self, source: int, target: int) -> None:
-        self.load_lane(target, self.save_lane(source))
-
-    def save_lane(self, lane: int) -> LaneState:
+    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
         with self._in_turn():
-            arrays = {f"keys.{layer}": cache.keys[lane].copy() for layer, cache in self._caches.items()}
-            return arrays | {f"values.{layer}": cache.values[lane].copy() for layer, cache in self._caches.items()}
+            layers = self._spec.groups[group].layers
+            keys = {f"keys.{layer}": self._caches[layer].keys[list(pages)] for layer in layers}
+            return keys | {f"values.{layer}": self._caches[layer].values[list(pages)] for layer in layers}
 
-    def load_lane(self, lane: int, state: LaneState) -> None:
-        own = self.save_lane(lane)
-        if {name: array.shape for name, array in state.items()} != {name: array.shape for name, array in own.items()}:
-            raise CacheError("the saved lane does not fit: it comes from another model, max_chunk or max_context")
+    def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         with self._in_turn():
-            for layer, cache in self._caches.items():
-                cache.keys[lane], cache.values[lane] = state[f"keys.{layer}"], state[f"values.{layer}"]
+            shape = self._spec.groups[group].page_size, self._spec.num_key_value_heads, self._spec.head_dim
+            page = shape, "float32"
+            check_pages(state, self._spec, group, len(pages), {"keys": page, "values": page})
+            for layer in self._spec.groups[group].layers:
+                cache = self._caches[layer]
+                cache.grow(max(pages, default=-1) + 1)
+                cache.keys[list(pages)], cache.values[list(pages)] = state[f"keys.{layer}"], state[f"values.{layer}"]
 
     def close(self) -> None:
         with self._turn:

@@ -1,0 +1,58 @@
+"""PagePool: the numbers of a layer group's pages, and how many lanes refer to each."""
+
+from collections.abc import Iterable
+
+__all__ = ["PagePool"]
+
+
+class PagePool:
+    """Reference counts of pages 0, 1, 2, ... Not safe for concurrent calls.
+
+    Example: `take(3)` gives [0, 1, 2]; after `release([1])`, `take(2)` gives [1, 3].
+    """
+
+    def __init__(self) -> None:
+        self._references: list[int] = []
+        self._taken_below = 0  # no page below is free
+
+    @property
+    def count(self) -> int:
+        """The highest number in use, plus one."""
+        return len(self._references)
+
+    @property
+    def in_use(self) -> int:
+        """Pages that something refers to."""
+        return len(self._references) - self._references.count(0)
+
+    def shared(self, page: int) -> bool:
+        """Whether more than one lane refers to the page."""
+        return self._references[page] > 1
+
+    def take(self, count: int) -> tuple[int, ...]:
+        """Take the lowest free pages, ascending, each with one reference."""
+        taken: list[int] = []
+        while len(taken) < count:
+            try:
+                page = self._references.index(0, self._taken_below)
+                self._references[page] = 1
+            except ValueError:  # no number is free
+                page = len(self._references)
+                self._references.append(1)
+            taken.append(page)
+            self._taken_below = page + 1
+        return tuple(taken)
+
+    def share(self, pages: Iterable[int]) -> None:
+        """Add a reference to each of the pages, which are in use."""
+        for page in pages:
+            self._references[page] += 1
+
+    def release(self, pages: Iterable[int]) -> None:
+        """Take a reference from each of the pages; those without any are free."""
+        for page in pages:
+            self._references[page] -= 1
+            if not self._references[page]:
+                self._taken_below = min(self._taken_below, page)
+        while self._references and not self._references[-1]:
+            self._references.pop()
