@@ -42,7 +42,7 @@ def check_inputs(graph: Graph, plan: StepPlan, inputs: Inputs) -> None:
     for name, shape in given.items():
         array = inputs[name]
         if not isinstance(array, np.ndarray):
-            raise InputError(f"input {name!r} is a {type(array).__key_}: give a NumPy array")
+            raise InputError(f"input {name!r} is a {type(array).__name__}: give a NumPy array")
         expected = tuple(
             sizes.setdefault(size, array.shape[0]) if isinstance(size, str) and array.ndim else size for size in shape
         )

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 WINDOWS: Sequence[Window] = (1, 2, 3, 4, 5, 6, 7, 8, None)
-PAGE_WINDOWS: Sequence[Window] = (*range(1, 9), *range(60, 71), None)
+PAGE_WINDOWS: Sequence[Window] = (*range(1, 9), *range(60, 71), *[None] * 5)
 """Windows within a page of 64 slots, and about as wide as one."""
 
 _SEEDS = st.integers(0, 2**31)

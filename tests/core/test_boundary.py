@@ -15,8 +15,8 @@ from mistral_portable.boundary import (
     check_supported,
     prepare,
 )
-from mistral_portable.boundary.shared import check_inputs, check_lane_state, notice_unpacked, stored_dtype
-from mistral_portable.cache import CacheManager, CacheSpec, Chunk
+from mistral_portable.boundary.shared import check_inputs, check_pages, notice_unpacked, read_slots, stored_dtype
+from mistral_portable.cache import CacheManager, CacheSpec, Chunk, LayerGroup, Reads, StepPlan
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError, CacheError, ClosedError, GraphError, InputError
 from mistral_portable.graph import OPS, Graph, build, verify
@@ -232,40 +232,49 @@ def test_the_reference_says_that_it_is_closed() -> None:
 
 
 def state(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    arrays = {f"{kind}.{layer}": np.zeros((4, 1, 32), np.float32) for kind in ("keys", "values") for layer in (0, 1)}
+    """Three pages of layer 1, which is the second group's only layer."""
+    arrays = {f"{kind}.1": np.zeros((3, 4, 1, 32), np.float32) for kind in ("keys", "values")}
     return {name: array for name, array in (arrays | dict(changes or {})).items() if array is not None}
 
 
-LANE = {"keys": ((1, 32), "float32"), "values": ((1, 32), "float32")}
+PAGE = {"keys": ((4, 1, 32), "float32"), "values": ((4, 1, 32), "float32")}
 
 
-def test_lane_states_count_the_slots_of_each_group() -> None:
-    uneven = state() | {name: np.zeros((9, 1, 32), np.float32) for name in ("keys.1", "values.1")}
-    assert check_lane_state({}, SPEC, LANE) == [0, 0]
-    assert check_lane_state(state(), SPEC, LANE) == [4, 4]
-    assert check_lane_state(uneven, SPEC, LANE) == [4, 9]
-    turned = {name: array.swapaxes(0, 1) for name, array in uneven.items()}
-    assert check_lane_state(turned, SPEC, LANE, axis=1) == [4, 9]
-    with_scales = state() | {f"keys.{layer}.scales": np.zeros((4, 1), np.float16) for layer in (0, 1)}
-    rows = {**LANE, "keys.scales": ((1,), "float16")}
-    assert check_lane_state(with_scales, SPEC, rows, suffixes={"keys.scales": "scales"}) == [4, 4]
+def test_saved_pages_are_the_groups() -> None:
+    check_pages(state(), SPEC, 1, 3, PAGE)
+    with_scales = state({"keys.1.scales": np.zeros((3, 4), np.float16)})
+    check_pages(with_scales, SPEC, 1, 3, {**PAGE, "keys.scales": ((4,), "float16")}, {"keys.scales": "scales"})
 
 
 @pytest.mark.parametrize(
     "broken",
     [
+        {},
         state({"keys.1": None}),
-        state({"keys.2": np.zeros((4, 1, 32), np.float32)}),
-        state({"keys.1": np.zeros((4, 1, 31), np.float32)}),
-        state({"keys.1": np.zeros((4, 1, 32), np.float16)}),
-        state({"keys.1": np.zeros((3, 1, 32), np.float32)}),
-        state({"values.0": np.zeros(4, np.float32)}),
-        state({"values.0": np.float32(1)}),
+        state({"keys.0": np.zeros((3, 4, 1, 32), np.float32)}),
+        state({"keys.1": np.zeros((3, 4, 1, 31), np.float32)}),
+        state({"keys.1": np.zeros((3, 4, 1, 32), np.float16)}),
+        state({"keys.1": np.zeros((2, 4, 1, 32), np.float32)}),
+        state({"values.1": np.zeros(4, np.float32)}),
+        state({"values.1": np.float32(1)}),
     ],
 )
-def test_lane_states_of_other_models_are_refused(broken: dict[str, Any]) -> None:
+def test_saved_pages_of_other_models_are_refused(broken: dict[str, Any]) -> None:
     with pytest.raises(CacheError, match="the saved lane"):
-        check_lane_state(broken, SPEC, LANE)
+        check_pages(broken, SPEC, 1, 3, PAGE)
+
+
+@pytest.mark.parametrize(
+    ("group", "pages", "slots"),
+    [(LayerGroup(9, (0,), 4, False), [5, 2], [22, 23, 8, 9]), (LayerGroup(9, (0,), 5, True), [1], [7, 8, 9, 5])],
+)
+def test_read_slots_docstring_example(group: LayerGroup, pages: list[int], slots: list[int]) -> None:
+    def integers(*values: Any) -> Any:
+        return np.array(values, np.int32)
+
+    reads = Reads(integers(slots[-1]), integers([0] * len(pages), pages), integers(0, 2), integers(), 6)
+    plan = StepPlan(integers(7, 7), integers(0, 5), integers(1, 0), integers(0, 1, 2), integers(), (reads,))
+    assert read_slots(plan, replace(SPEC, groups=(group,)), 0, 1).tolist() == slots
 
 
 def test_stored_dtype_is_that_of_most_bytes() -> None:

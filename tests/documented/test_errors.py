@@ -73,29 +73,30 @@ def test_a_copy_that_finds_too_few_lanes_takes_none() -> None:
     assert len(mine.decoder.manager.lanes) == 200
 
 
-def test_a_copy_that_fails_gives_its_lanes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_fails_leaves_a_copy_and_its_source_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both share a page, of which the step was to make a copy."""
     mine = model()
     past = mine(IDS).past_key_values
-    program = mine.decoder.program
-    copy_lane = program.copy_lane
+    copied = copy.copy(past)
+    expected = mine(IDS, past_key_values=copy.copy(past)).logits
 
-    def fail_at_the_second_row(source: int, target: int) -> None:
-        if source == past.lanes[1]:
-            raise CapacityError("no memory for a longer cache")
-        copy_lane(source, target)
+    def fail(*arguments: object) -> None:
+        raise CapacityError("no memory for a longer cache")
 
-    monkeypatch.setattr(program, "copy_lane", fail_at_the_second_row)
-    with pytest.raises(CapacityError) as raised:
-        copy.copy(past)
-    assert raised.tb is not None  # whoever keeps it keeps no lanes
-    assert mine.decoder.manager.lanes == tuple(past.lanes)
+    monkeypatch.setattr(mine.decoder.program, "step", fail)
+    with pytest.raises(CapacityError):
+        mine(IDS, past_key_values=past)
     monkeypatch.undo()
-    assert copy.copy(past).get_seq_length() == 6
+    assert past.get_seq_length() == copied.get_seq_length() == 3
+    for cache in (past, copied):
+        np.testing.assert_array_equal(mine(IDS, past_key_values=cache).logits, expected)
 
 
 def test_lanes_of_a_cache_that_could_not_be_made_are_given_back() -> None:
     manager = CacheManager(
-        CacheSpec.from_config(ours.MistralConfig(**VALUES).native(), max_context=64, max_chunk=8, max_lanes=3)
+        CacheSpec.from_config(
+            ours.MistralConfig(**VALUES).native(), max_context=64, page_size=16, max_chunk=8, max_lanes=3
+        )
     )
     with pytest.raises(BusyError) as raised:
         ours.Cache(manager, 4, copy.copy)
