@@ -289,7 +289,9 @@ class CacheManager:
         tables = []
         for group, size, begin, count in zip(groups, of_groups[::3], of_groups[1::3], of_groups[2::3], strict=True):
             if size != group.page_size:
-                remedy = "set max_context and max_chunk alike" if group.ring else "load it on the executor that saved it"
+                remedy = (
+                    "set max_context and max_chunk alike" if group.ring else "load it on the executor that saved it"
+                )
                 raise CacheError(f"saved lane has pages of {size} slots, these have {group.page_size}: {remedy}")
             if (begin, count) != span(group, length):
                 raise CacheError(f"saved lane {dict(saved)} does not fit window={group.window}")

@@ -87,7 +87,7 @@ class CacheSpec:
         return len(own.layers) * own.page_size * 2 * self.num_key_value_heads * self.head_dim * itemsize
 
     def lane_pages(self, group: int, context: int | None = None) -> int:
-        """The most pages that one lane holds in the group `groups[group]` up to `context` tokens (default: max_context).
+        """The most pages that one lane holds in the group `groups[group]`, up to `context` tokens (None: max_context).
 
         A windowed lane holds the window of its next query, the last chunk, and, so that this chunk can be undone, the
         pages that it let go of, at most as many as the chunk before it filled: `window - 1 + 2 * max_chunk`
@@ -106,7 +106,7 @@ class CacheSpec:
         return min(pages, 1 + -(-(positions - 1) // own.page_size))
 
     def lane_bytes(self, itemsize: int, context: int | None = None) -> int:
-        """Bytes that one lane holds at most up to `context` tokens (default: max_context), `itemsize` bytes per number.
+        """The most bytes that one lane holds, up to `context` tokens (None: max_context), `itemsize` per number.
 
         A ring counts as many slots as it has used. Mistral 7B, a ring of 4096 slots, float16:
         32 layers * 4096 * 2 * 8 heads * 128 * 2 = 512 MiB, however long the text.

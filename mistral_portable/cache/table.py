@@ -72,7 +72,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Advance:
-    """The table after a plan, the pages taken for it, ascending, and the pages (source, target) to copy, at most one."""
+    """The table after a plan, the pages taken for it, ascending, and the page (source, target) to copy, if any."""
 
     table: Table
     taken: tuple[int, ...] = ()

@@ -98,8 +98,8 @@ def check(
     """Run the case on `backend` as its scenario and `drive` say, and judge every output of every sequence.
 
     The oracle runs each sequence alone and in one step, in float64: so a pass also means that chunked = one-shot,
-    ragged = alone, and that a rollback, a fork or a swap leaves no trace. `oracles` keeps the oracle's outputs for further
-    checks; None: they are computed for this one.
+    ragged = alone, and that a rollback, a fork or a swap leaves no trace. `oracles` keeps the oracle's outputs for
+    further checks; None: they are computed for this one.
     """
     oracles = oracles or Oracles()
     scenario = case.scenario

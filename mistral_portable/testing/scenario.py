@@ -1,4 +1,4 @@
-"""Scenarios: how tokens reach a program (chunks, batches, rollbacks, forks, swaps), and the run that gathers its outputs."""
+"""Scenarios: how tokens reach a program (chunks, batches, rollbacks, forks, swaps); the run gathers its outputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

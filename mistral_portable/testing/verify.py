@@ -18,7 +18,7 @@ from mistral_portable.weights import Checkpoint
 __all__ = ["verify_checkpoint"]
 
 _LENGTH = 40
-_WINDOW = 8  # so narrow that 40 tokens turn the ring several times; the weights do not depend on it
+_WINDOW = 8  # so narrow that 40 tokens pass it several times, and pages leave it; the weights do not depend on it
 _OP_CONFIG = MistralConfig(
     vocab_size=64,
     hidden_size=64,

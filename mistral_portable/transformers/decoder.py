@@ -94,7 +94,8 @@ class Decoder:
         exposed: HIDDEN_STATES, ATTENTIONS, both or none. Attention weights are [B, heads, T, keys], with a key for
         each column of the cache. rows: the columns whose logits a causal LM returns, in this order; None: all.
 
-        If it fails, the cache is as it was before, or closed if a window has lost keys that the rows need. Raises InputError if there is no token or a row would exceed max_position_embeddings; ClosedError if the
+        If it fails, the cache is as it was before, or closed if a window has lost keys that the rows need.
+        Raises InputError if there is no token or a row would exceed max_position_embeddings; ClosedError if the
         model or the cache is closed; CapacityError if a step or its outputs do not fit into memory.
         """
         if not any(batch.tokens):

@@ -1,11 +1,13 @@
 """docs/writing-a-backend.md is true: its code is the toy's, its plan is the manager's."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from textwrap import indent
 
 import numpy as np
 import pytest
+from mistral_portable_toy import BACKEND
 from mistral_portable_toy.attention import held_positions
 from numpy.typing import NDArray
 
@@ -28,7 +30,7 @@ SOURCES = [
 
 
 def test_blocks_are_found() -> None:
-    assert [language for language, _ in BLOCKS].count("python") == 7
+    assert [language for language, _ in BLOCKS].count("python") == 8
 
 
 @pytest.mark.parametrize("code", [code for language, code in BLOCKS if language in ("python", "toml")])
@@ -48,14 +50,18 @@ def test_plan_is_the_managers() -> None:
         head_dim=2,
         sliding_window=3,
     )
-    manager = CacheManager(CacheSpec.from_config(config, max_context=99, max_chunk=3, max_lanes=2))
+    pages = BACKEND.capabilities.page_size
+    manager = CacheManager(CacheSpec.from_config(config, max_context=99, page_size=pages, max_chunk=3, max_lanes=2))
     a, b = manager.open(), manager.open()
     manager.plan([Chunk(a, [10, 11, 12])])
     manager.plan([Chunk(a, [13])])
     plan = manager.plan([Chunk(a, [14, 15], rows=[1]), Chunk(b, [20, 21, 22], rows=[2])])
 
+    def parts(arrays: Iterable[NDArray[np.int32]]) -> str:
+        return " | ".join(" ".join(map(str, array.tolist())) for array in arrays)
+
     def ragged(array: NDArray[np.int32]) -> str:
-        return " | ".join(str(part)[1:-1] for part in np.split(array, plan.query_starts[1:-1]))
+        return parts(np.split(array, plan.query_starts[1:-1]))
 
     (reads,) = plan.groups
     (block,) = (code for language, code in BLOCKS if language == "text")
@@ -66,10 +72,12 @@ def test_plan_is_the_managers() -> None:
         f"query_starts  {plan.query_starts}",
         f"logit_rows    {plan.logit_rows}",
         f"slot_mapping  [{ragged(reads.slot_mapping)}]",
+        f"pages         [{parts(reads.pages)}]",
         f"first         {reads.first}",
-        f"capacity      {reads.capacity}",
+        f"copies        {reads.copies.tolist()}",
+        f"page_count    {reads.page_count}",
     ]
-    assert held_positions(5, 5, 5).tolist() == [5, 1, 2, 3, 4]
+    assert held_positions(6, 2, 4).tolist() == list(range(4, 12))
 
 
 def test_names_are_real() -> None:

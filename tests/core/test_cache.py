@@ -96,8 +96,8 @@ def test_plan_docstring_example() -> None:
     assert reads.first.tolist() == [2, 0]
     assert reads.copies.shape == (0, 2)
     assert reads.page_count == 3
-    arrays = (plan.tokens, plan.positions, plan.lanes, plan.query_starts, plan.logit_rows)
-    arrays += (reads.slot_mapping, reads.pages, reads.first, reads.copies)
+    arrays = [plan.tokens, plan.positions, plan.lanes, plan.query_starts, plan.logit_rows]
+    arrays += [reads.slot_mapping, reads.pages, reads.first, reads.copies]
     assert {array.dtype for array in arrays} == {np.dtype(np.int32)}
 
 
@@ -356,9 +356,15 @@ def test_only_pages_that_the_next_query_needs_are_saved() -> None:
     integers, pages = caches.save(lane)
     assert pages == (caches.pages(lane)[0][1:], caches.pages(lane)[1])
     assert integers == {
-        **{"model": "", "length": 10, "high": 10},
-        **{"page_size.0": 2, "begin.0": 4, "pages.0": 1},
-        **{"page_size.1": 2, "begin.1": 0, "pages.1": 5},
+        "model": "",
+        "length": 10,
+        "high": 10,
+        "page_size.0": 2,
+        "begin.0": 4,
+        "pages.0": 1,
+        "page_size.1": 2,
+        "begin.1": 0,
+        "pages.1": 5,
     }
 
 

@@ -14,10 +14,11 @@ from mistral_portable.cache import CacheManager, CacheSpec, Chunk, LayerGroup, R
 from mistral_portable.config import MistralConfig, Window
 from mistral_portable.errors import BusyError, CacheError
 
-WINDOWS: list[Window] = [*range(1, 9), None]
+WIDEST = 8
+WINDOWS: list[Window] = [*range(1, WIDEST + 1), None]
 
 Memory = dict[int, tuple[int, int]]
-"""What each slot of a layer group's pool holds: slot -> (position, token)."""
+"""The content of a layer group's pool: slot -> (position, token)."""
 
 
 @dataclass
@@ -34,7 +35,8 @@ class Lane:
 
 def oldest(query: int, group: LayerGroup) -> int:
     """The oldest position that a query sees."""
-    return next(p for p in range(max(0, query - 8) if group.window else 0, query + 1) if visible(query, p, group.window))
+    positions = range(max(0, query - WIDEST) if group.window else 0, query + 1)
+    return next(position for position in positions if visible(query, position, group.window))
 
 
 @st.composite
@@ -96,7 +98,7 @@ class CacheMachine(RuleBasedStateMachine):
                     assert self.held(lane, index, positions) == [(p, model.text[p]) for p in positions]
 
     def held(self, lane: int, index: int, positions: range) -> list[tuple[int, int] | None]:
-        """What the slots of the positions hold, by the lane's table."""
+        """The content of the positions' slots, by the lane's table."""
         group, table, kept = self.spec.groups[index], self.manager.pages(lane)[index], self.lanes[lane].kept[index]
         columns = [0 if group.ring else (position - kept) // group.page_size for position in positions]
         slots = [table[c] * group.page_size + p % group.page_size for c, p in zip(columns, positions, strict=True)]
@@ -243,7 +245,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert [row - start for row in plan.logit_rows if start <= row < stop] == sorted(set(chunk.rows))
 
     def check_writes(self, plan: StepPlan, planned: set[int]) -> None:
-        """No page that is written, or copied to, is anybody else's, also not after an undo; and numbers are in range."""
+        """No page that is written or copied to is anybody else's, also not after an undo; numbers are in range."""
         for (index, group), reads in zip(self.groups, plan.groups, strict=True):
             written = [{int(slot) // group.page_size for slot in reads.slot_mapping[span]} for span in plan.spans]
             for lane, pages in zip(plan.lanes.tolist(), written, strict=True):

@@ -180,7 +180,7 @@ def test_pages_of_closed_lanes_are_never_read(drawn: tuple[Session, list[int]]) 
 
 
 def test_tokens_that_were_taken_back_are_void() -> None:
-    """What lies behind the last position of a page that is written is NaN, so that a program that reads it shows it."""
+    """Slots behind the last position of a page that is written are NaN: whoever reads one shows it."""
     session = Session(CONFIG, max_context=64, max_chunk=16)
     lane = session.manager.open()
     session.feed(lane, text(10))

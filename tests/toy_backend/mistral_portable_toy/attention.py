@@ -69,7 +69,8 @@ def attention_weights(
 
 def _lined_up(array: Floats, reads: Reads, s: int) -> Floats:
     """The slots of sequence s in order of position, [P * page_size, kv_heads, head_dim]."""
-    return array[reads.pages[s]].reshape(-1, *array.shape[2:])
+    slots: Floats = array[reads.pages[s]].reshape(-1, *array.shape[2:])
+    return slots
 
 
 def held_positions(first: int, pages: int, page_size: int) -> Integers:
@@ -89,7 +90,7 @@ def _softmax(
     for s, tokens in enumerate(plan.spans):
         positions, keys = plan.positions[tokens], _lined_up(cache.keys, reads, s)
         held = held_positions(reads.first[s], reads.pages.shape[1], cache.keys.shape[1])
-        heads = q[tokens].reshape(len(positions), keys.shape[1], -1, keys.shape[2])  # head h reads key/value head h // g
+        heads = q[tokens].reshape(len(positions), keys.shape[1], -1, keys.shape[2])  # h reads key/value head h // g
         scores = np.einsum("nhgd,chd->nhgc", heads, keys) * np.float32(scale)
         # Slots behind the last position hold anything: zeros, tokens that were rolled back, another sequence's.
         seen = visible(positions[:, None], held[None, :], window)
