@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,8 +31,7 @@ class Chunk:
     rows: Sequence[int] = ()
 
 
-@dataclass(frozen=True)
-class _Before:
+class _Before(NamedTuple):
     """A lane as it was before its last plan. Its pages are not free while that plan can be undone."""
 
     plan: StepPlan

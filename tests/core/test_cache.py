@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, LayerGroup
-from mistral_portable.config import MistralConfig
+from mistral_portable.cache import manager as cache_manager
+from mistral_portable.config import MistralConfig, Window
 from mistral_portable.errors import BusyError, CacheError, InputError
 
 CONFIG = MistralConfig(num_hidden_layers=2, sliding_window=3)
@@ -333,6 +334,28 @@ def test_a_token_that_is_no_int32_changes_nothing() -> None:
     with pytest.raises(OverflowError):
         caches.plan([Chunk(lane, [2**40])])
     assert caches.length(lane) == caches.pages_in_use(0) == 0
+
+
+def test_a_plan_that_runs_out_of_memory_gives_back_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = manager(MIXED)
+    lane = caches.open()
+    advance(caches, lane, 3)
+    fork = caches.fork(lane)
+    before = caches.pages(lane), caches.pages_in_use(0), caches.pages_in_use(1)
+    first_visible = cache_manager.first_visible
+
+    def fail(query: int, window: Window) -> int:
+        if window is None:
+            raise MemoryError
+        return first_visible(query, window)
+
+    monkeypatch.setattr(cache_manager, "first_visible", fail)
+    with pytest.raises(MemoryError):
+        caches.plan([Chunk(lane, [0]), Chunk(fork, [0])])
+    monkeypatch.undo()
+    assert (caches.pages(lane), caches.pages_in_use(0), caches.pages_in_use(1)) == before
+    assert caches.length(lane) == caches.length(fork) == 3
+    assert caches.plan([Chunk(fork, [0])]).groups[1].copies.tolist() == [[1, 2]]
 
 
 def test_rows_come_once_and_ascending() -> None:
