@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mistral_portable.cache import CacheManager, CacheSpec, Chunk, LayerGroup
-from mistral_portable.cache import manager as cache_manager
+from mistral_portable.cache import CacheManager, CacheSpec, Chunk, LayerGroup, first_visible
 from mistral_portable.config import MistralConfig, Window
 from mistral_portable.errors import BusyError, CacheError, InputError
 
@@ -342,14 +341,13 @@ def test_a_plan_that_runs_out_of_memory_gives_back_its_pages(monkeypatch: pytest
     advance(caches, lane, 3)
     fork = caches.fork(lane)
     before = caches.pages(lane), caches.pages_in_use(0), caches.pages_in_use(1)
-    first_visible = cache_manager.first_visible
 
     def fail(query: int, window: Window) -> int:
         if window is None:
             raise MemoryError
         return first_visible(query, window)
 
-    monkeypatch.setattr(cache_manager, "first_visible", fail)
+    monkeypatch.setattr("mistral_portable.cache.manager.first_visible", fail)
     with pytest.raises(MemoryError):
         caches.plan([Chunk(lane, [0]), Chunk(fork, [0])])
     monkeypatch.undo()
