@@ -51,16 +51,19 @@ def test_spec_refuses_sizes_below_one(name: str) -> None:
 
 def test_spec_docstring_example_of_pages() -> None:
     caches = manager(page_size=4, max_lanes=6)
-    others = [caches.open() for _ in range(2)]
-    advance(caches, others[0], 3)
-    advance(caches, others[1], 3)
+    others = [caches.open() for _ in range(5)]
+    for other in others:
+        advance(caches, other, 1)
     lane = caches.open()
     advance(caches, lane, 4)
-    assert caches.pages(lane) == ((2,),)
+    caches.close(others[2])
     plan = caches.plan([Chunk(lane, [0, 0])])
-    assert caches.pages(lane) == ((2, 3),)
-    assert plan.groups[0].slot_mapping.tolist() == [12, 13]
-    assert caches.plan([Chunk(lane, [0])]).groups[0].pages.tolist() == [[3]]
+    assert caches.pages(lane) == ((5, 2),)
+    assert plan.groups[0].pages.tolist() == [[5, 2]]
+    assert plan.groups[0].slot_mapping.tolist() == [8, 9]
+    plan = caches.plan([Chunk(lane, [0])])
+    assert plan.groups[0].first.tolist() == [4]
+    assert plan.groups[0].pages.tolist() == [[2]]
 
 
 def test_spec_docstring_example_of_rings() -> None:
