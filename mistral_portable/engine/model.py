@@ -34,8 +34,8 @@ class Model:
     """A loaded checkpoint, made by `load`. Calls from any number of threads and coroutines run together, as many as
     `load(max_lanes=...)` in a step; the others wait.
 
-    `config`, `backend` (its name), `core` (program, cache manager and lock), `source` (the checkpoint's path) and
-    `load_s` (seconds) are for reading.
+    `config`, `backend` (its name), `core` (program, cache manager and lock), `loop` (runs the steps), `source` (the
+    checkpoint's path) and `load_s` (seconds) are for reading.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Model:
         self.source = source
         self.load_s = load_s
         self._tokenizer = tokenizer
-        self._loop = Loop(core)
+        self.loop = Loop(core)
 
     @property
     def program(self) -> Program:
@@ -111,7 +111,7 @@ class Model:
         """
         answers = self._answers(prompt, params, options)
         by_request = {answer.completion: answer for answer in answers}
-        with closing(self._loop.run(list(by_request))) as made:
+        with closing(self.loop.run(list(by_request))) as made:
             for completion in made:
                 self._advance(by_request[completion])
         return self._generations(prompt, answers)
@@ -128,18 +128,18 @@ class Model:
         """`generate` for coroutines: any number of them run together. One that is cancelled gives its lanes back."""
         answers = self._answers(prompt, params, options)
         by_request = {answer.completion: answer for answer in answers}
-        async with aclosing(self._loop.arun(list(by_request))) as made:
+        async with aclosing(self.loop.arun(list(by_request))) as made:
             async for completion in made:
                 self._advance(by_request[completion])
         return self._generations(prompt, answers)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> TextStreamer:
         """Continue `prompt`, yielding pieces of text as they are ready (TextStreamer). Errors: those of `generate`."""
-        return TextStreamer(self._loop, self._answer(prompt, params, **options))
+        return TextStreamer(self.loop, self.answer(prompt, params, **options))
 
     def astream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> AsyncTextStreamer:
         """`stream` for coroutines: `async for piece in model.astream(prompt)`."""
-        return AsyncTextStreamer(self._loop, self._answer(prompt, params, **options))
+        return AsyncTextStreamer(self.loop, self.answer(prompt, params, **options))
 
     def chat(
         self,
@@ -175,7 +175,7 @@ class Model:
         else:
             sequences = [self._checked(token_ids)]
         parts: dict[Scoring, list[NDArray[np.float32]]] = {Scoring(ids, chunk=chunk): [] for ids in sequences}
-        with closing(self._loop.run(list(parts))) as made:
+        with closing(self.loop.run(list(parts))) as made:
             for scoring in made:
                 parts[scoring].append(scoring.next())
         found = [np.concatenate(some) for some in parts.values()]
@@ -188,7 +188,7 @@ class Model:
         if not (isinstance(first, int) and 0 <= first < len(tokens)):
             raise InputError(f"first={first!r} must be an index of the {len(tokens)} tokens")
         scoring = Scoring(tokens, first=first)
-        with closing(self._loop.run([scoring])) as made:
+        with closing(self.loop.run([scoring])) as made:
             for _ in made:
                 yield scoring.next()
 
@@ -205,7 +205,7 @@ class Model:
 
     def close(self) -> None:
         """Release the executor's threads and memory; later calls raise ClosedError."""
-        self._loop.close()
+        self.loop.close()
 
     def __enter__(self) -> Self:
         return self
@@ -218,7 +218,7 @@ class Model:
     def _advance(self, answer: Answer) -> None:
         answer.take()
         if answer.done:
-            self._loop.leave(answer.completion)
+            self.loop.leave(answer.completion)
 
     def _generations(
         self, prompt: Prompt | Sequence[Prompt], answers: Sequence[Answer]
@@ -234,11 +234,12 @@ class Model:
         each = list(cast(Sequence[SamplingParams], params)) if listed else [cast(SamplingParams, params)] * len(prompts)
         if len(each) != len(prompts):
             raise InputError(f"{len(each)} SamplingParams for {len(prompts)} prompts: give one, or one for each")
-        return [self._answer(some, own, **options) for some, own in zip(prompts, each, strict=True)]
+        return [self.answer(some, own, **options) for some, own in zip(prompts, each, strict=True)]
 
-    def _answer(
+    def answer(
         self, prompt: Prompt, params: SamplingParams | None, *, priority: int = 0, user: str = "", **sampling: Any
     ) -> Answer:
+        """Make a request of one prompt for `loop.run`. Raises the errors of `generate` that are about its arguments."""
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise InputError(f"priority={priority!r} must be an integer")
         if not isinstance(user, str):
