@@ -29,7 +29,7 @@ class Chat(Protocol):
 
 
 class _Request(BaseModel):
-    """What both kinds have in common."""
+    """The fields that both kinds have."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
