@@ -7,7 +7,8 @@ Sampled(token=1, logprob=None, top_logprobs=())
 """
 
 from mistral_portable.sampling.params import SamplingParams
+from mistral_portable.sampling.rows import sample_rows
 from mistral_portable.sampling.sampler import Sampled, Sampler, TokenLogprob
 from mistral_portable.sampling.stop import StopMatcher
 
-__all__ = ["Sampled", "Sampler", "SamplingParams", "StopMatcher", "TokenLogprob"]
+__all__ = ["Sampled", "Sampler", "SamplingParams", "StopMatcher", "TokenLogprob", "sample_rows"]
