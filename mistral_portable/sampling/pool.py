@@ -1,10 +1,10 @@
 """Pool: a few threads that share a list of tasks with the thread that asks for it."""
 
 import os
-from collections import deque
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
-from threading import Lock
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from queue import Empty, SimpleQueue
 
 from mistral_portable.forks import make_locks
 
@@ -28,30 +28,30 @@ class Pool:
     def __init__(self, most: int) -> None:
         """Keep up to `most` threads beside the caller's."""
         self._most = most
-        make_locks(self, Pool._begin)
+        make_locks(self, Pool._make_locks)
 
     def run(self, task: Callable[[int], object], count: int, *, threads: int) -> None:
         """Call task(0), ..., task(count - 1), each once, on up to `threads` threads, the caller's among them.
 
         Each thread takes the next number as soon as it is free; no more than `most` + 1 threads take part. Returns when
-        all calls have ended. Raises what a task raised, and begins no other then.
+        all calls have ended. If a task raises, its thread begins no other; raised again when all threads have ended.
         """
-        numbers = deque(range(count))
+        numbers: SimpleQueue[int] = SimpleQueue()
+        for number in range(count):
+            numbers.put(number)
 
         def work() -> None:
-            try:
-                while True:
-                    try:
-                        number = numbers.popleft()
-                    except IndexError:
-                        return
-                    task(number)
-            finally:
-                numbers.clear()
+            while True:
+                try:
+                    number = numbers.get_nowait()
+                except Empty:
+                    return
+                task(number)
 
-        helpers = min(threads, count, self._most + 1) - 1
-        futures = [self._executor().submit(work) for _ in range(helpers)]
+        futures: list[Future[None]] = []
         try:
+            for _ in range(min(threads, count, self._most + 1) - 1):
+                futures += self._begin(work)
             work()
         finally:
             wait([future for future in futures if not future.cancel()])
@@ -59,12 +59,17 @@ class Pool:
             if not future.cancelled():
                 future.result()
 
-    def _executor(self) -> ThreadPoolExecutor:
+    def _begin(self, work: Callable[[], None]) -> list[Future[None]]:
+        """Begin work() in a thread; do nothing where the main thread has ended, after which Python starts no thread."""
         with self._lock:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(self._most, "mistral_portable_sampling")
-            return self._threads
+            self._threads = self._threads or ThreadPoolExecutor(self._most, "mistral_portable_sampling")
+        try:
+            return [self._threads.submit(work)]
+        except RuntimeError:
+            if threading.main_thread().is_alive():
+                raise
+            return []
 
-    def _begin(self) -> None:
-        self._lock = Lock()
+    def _make_locks(self) -> None:
+        self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None

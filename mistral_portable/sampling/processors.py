@@ -31,6 +31,7 @@ __all__ = [
     "repetition_penalty",
     "softmax",
     "temperature",
+    "temperature_top_k",
     "top_k",
     "top_p",
     "typical_p",
@@ -39,7 +40,8 @@ __all__ = [
 Row = NDArray[np.float32]
 Positions = NDArray[np.int64]
 
-_BLOCK = 256  # entries whose maximum stands for them
+_BLOCK = 256  # the most entries whose maximum stands for them
+_SHORT = 4096  # entries: fewer are sorted at once
 _NUCLEUS = (1e-2, 1e-4)  # of the highest probability: `top_p` looks at the tokens above these first
 
 
@@ -69,7 +71,7 @@ def repetition_penalty(row: Row, seen: Positions, penalty: float) -> None:
 def frequency_presence_penalty(
     row: Row, tokens: Positions, counts: NDArray[np.int64], frequency: float, presence: float
 ) -> None:
-    """Subtract `counts * frequency + presence` from the logits of `tokens`, distinct ids [n] generated `counts` [n] times.
+    """Subtract `counts * frequency + presence` from the logits of the distinct ids `tokens` [n], generated so often.
 
     The rule of the OpenAI API, and of vLLM's `apply_penalties`: the prompt does not count.
 
@@ -80,18 +82,22 @@ def frequency_presence_penalty(
     row[tokens] -= (counts * frequency + presence).astype(np.float32)
 
 
-def temperature(row: Row, value: float) -> Row:
-    """`(row - max) / value`, for value > 0: softmax does not see the shift, and no small value overflows.
+def temperature(row: Row, value: float, out: Row | None = None) -> Row:
+    """Return `(row - max) / value`, for value > 0: softmax does not see the shift, and no small value overflows.
+
+    out: where the result goes, if given; may be the row itself.
 
     >>> temperature(np.float32([1, 3, 2]), 0.5)
     array([-4.,  0., -2.], dtype=float32)
     """
-    scaled = scratch(row.size)
+    out = np.empty(row.size, np.float32) if out is None else out
+    scaled = scratch(row.size, np.float64)
     np.copyto(scaled, row)
     scaled -= row.max()
     with np.errstate(over="ignore"):  # far below the maximum, -inf is the right answer
         scaled /= value
-        return scaled.astype(np.float32)
+        np.copyto(out, scaled, casting="same_kind")
+    return out
 
 
 def top_k(logits: Row, k: int) -> Positions | None:
@@ -103,6 +109,26 @@ def top_k(logits: Row, k: int) -> Positions | None:
     return None if k >= logits.size else highest(logits, k)
 
 
+def temperature_top_k(row: Row, value: float, k: int, out: Row | None = None) -> tuple[Positions | None, Row]:
+    """Apply `temperature` if value is not 1, then `top_k` if k is not 0; return the ids left, or None, and their logits.
+
+    Looks at the 2k highest first: division and rounding keep the order, so if one of them goes, so do all lower ones.
+    out: as for `temperature`; the logits returned may lie there.
+
+    >>> temperature_top_k(np.float32([1, 3, 2, 2]), 0.5, 2)
+    (array([1, 2, 3]), array([ 0., -2., -2.], dtype=float32))
+    """
+    if value != 1 and 0 < 64 * k <= row.size:
+        near = highest(row, 2 * k)
+        scaled = temperature(row[near], value)
+        kept = highest(scaled, k)
+        if kept.size < near.size:
+            return near[kept], scaled[kept]
+    scaled = row if value == 1 else temperature(row, value, out)
+    left = top_k(scaled, k) if k else None
+    return left, scaled if left is None else scaled[left]
+
+
 def top_p(logits: Row, p: float) -> Positions | None:
     """Keep the smallest set of most likely tokens whose probabilities reach p; lower ids win ties.
 
@@ -112,23 +138,23 @@ def top_p(logits: Row, p: float) -> Positions | None:
     >>> top_p(np.log(np.float32([0.2, 0.5, 0.2, 0.1])), 0.6)    # 0.5 < 0.6, so one 0.2 is kept
     array([0, 1])
     """
-    weights = _weights(logits, scratch(logits.size))
+    weights = _weights(logits, scratch(logits.size, np.float64))
     total = weights.sum()
     # Tokens below (1 - p) / n hold less than 1 - p together: p is reached without them. Sorting is what takes time, so
     # the few likeliest are tried first (the highest weight is 1); their sums are those of the longer list.
     bound = (1 - p) / logits.size
     for least in (*(share for share in _NUCLEUS if share / total > bound), None):
-        likely = np.flatnonzero(weights / total >= bound if least is None else weights >= least)
-        likely = likely[np.argsort(-logits[likely])]
-        sums = np.cumsum(weights[likely] / total)
+        (likely,) = (weights / total >= bound if least is None else weights >= least).nonzero()
+        likely = likely[(-logits[likely]).argsort()]
+        sums = (weights[likely] / total).cumsum()
         if sums[-1] >= p:
             break
-    size = int(np.searchsorted(sums, p)) + 1
+    size = int(sums.searchsorted(p)) + 1
     last = logits[likely[:size][-1]]
-    kept = np.flatnonzero(logits >= last)
+    (kept,) = (logits >= last).nonzero()
     if kept.size <= size:
         return kept
-    tied = np.flatnonzero(logits[kept] == last)
+    (tied,) = (logits[kept] == last).nonzero()
     return np.delete(kept, tied[size - kept.size :])
 
 
@@ -175,17 +201,18 @@ def highest(row: Row, k: int) -> Positions:
     >>> highest(np.float32([1, 3, 2, 2]), 2)
     array([1, 2, 3])
     """
-    blocks = row.size // _BLOCK
-    if k > blocks // 2:
+    height = min(_BLOCK, row.size // (4 * k))
+    if row.size < _SHORT or height < 8:
         return np.flatnonzero(row >= np.partition(row, -k)[-k])
-    maxima = row[: blocks * _BLOCK].reshape(_BLOCK, blocks).max(axis=0)  # a block's entries are `blocks` apart
-    near = np.flatnonzero(row >= np.partition(maxima, -k)[-k])
+    blocks = row.size // height
+    maxima = row[: height * blocks].reshape(height, blocks).max(axis=0)  # a block is a column
+    (near,) = (row >= np.partition(maxima, -k)[-k]).nonzero()
     entries = row[near]
     return near[entries >= np.partition(entries, -k)[-k]]
 
 
 def softmax(logits: Row, out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Probabilities in float64 [n] of float32 logits [n] with a finite maximum; written into `out` [n] if given."""
+    """Probabilities in float64 [n] of float32 logits [n] with a finite maximum; in `out` [n] if given."""
     weights = _weights(logits, np.empty(logits.size) if out is None else out)
     weights /= weights.sum()
     return weights
@@ -197,7 +224,7 @@ def log_softmax(logits: Row, tokens: Positions | None = None) -> NDArray[np.floa
     >>> log_softmax(np.log(np.float32([0.1, 0.6, 0.3])), np.array([2, 0])).round(3)
     array([-1.204, -2.303])
     """
-    total = _weights(logits, scratch(logits.size)).sum()
+    total = _weights(logits, scratch(logits.size, np.float64)).sum()
     shifted = (logits if tokens is None else logits[tokens]).astype(np.float64)
     shifted -= logits.max()
     shifted -= np.log(total)

@@ -6,13 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.errors import InputError, MistralPortableError
+from mistral_portable.sampling.params import SamplingParams
 from mistral_portable.sampling.pool import Pool, usable_cpus
 from mistral_portable.sampling.sampler import Sampled, Sampler
 
 __all__ = ["sample_rows"]
 
 _MOST_THREADS = 8  # what Python does between NumPy's calls is done by one thread at a time
-_LONG = 1 << 14  # entries of a row from which on NumPy's calls, which run side by side, take most of its time
+_LONG = 1 << 16  # entries of a row from which on threads save time: NumPy, which they run side by side, takes most of it
 
 _pool = Pool(_MOST_THREADS - 1)
 
@@ -31,7 +32,7 @@ def sample_rows(
     >>> sampled.token, type(error).__name__, also.token
     (1, 'NumericsError', 0)
 
-    threads: the most that take part; None: as many as the process may use CPUs, up to 8, if rows are so long that it
+    threads: the most that take part; None: as many as the process may use CPUs, up to 8, where that
     saves time. Raises InputError for logits that are not float32 [R, vocab], and for a sampler that has two rows.
     """
     if logits.ndim != 2 or logits.dtype != np.float32 or len(logits) != len(samplers):
@@ -49,6 +50,17 @@ def sample_rows(
             results[row] = error
 
     if threads is None:
-        threads = min(usable_cpus(), _MOST_THREADS) if logits.shape[1] >= _LONG else 1
+        threads = _useful_threads(samplers, logits.shape[1])
     _pool.run(sample, len(samplers), threads=threads)
     return [result for result in results if result is not None]
+
+
+def _useful_threads(samplers: Sequence[Sampler], vocab_size: int) -> int:
+    """More than one only if NumPy's calls take most of the time: while one thread runs Python, others wait for it."""
+    exponentials = sum(_needs_all_exponentials(sampler.params) for sampler in samplers)
+    return min(usable_cpus(), _MOST_THREADS) if vocab_size >= _LONG and exponentials > 1 else 1
+
+
+def _needs_all_exponentials(params: SamplingParams) -> bool:
+    """Whether one row takes some 20 passes over the vocabulary, not 3: with top_k, few tokens are left after them."""
+    return params.logprobs is not None or (params.temperature != 0 and params.top_k == 0)
