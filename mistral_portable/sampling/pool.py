@@ -25,6 +25,8 @@ class Pool:
     [0, 1, 2]
     """
 
+    _threads: ThreadPoolExecutor | None
+
     def __init__(self, most: int) -> None:
         """Keep up to `most` threads beside the caller's."""
         self._most = most
@@ -72,4 +74,4 @@ class Pool:
 
     def _make_locks(self) -> None:
         self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads = None

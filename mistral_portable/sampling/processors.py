@@ -110,7 +110,7 @@ def top_k(logits: Row, k: int) -> Positions | None:
 
 
 def temperature_top_k(row: Row, value: float, k: int, out: Row | None = None) -> tuple[Positions | None, Row]:
-    """Apply `temperature` if value is not 1, then `top_k` if k is not 0; return the ids left, or None, and their logits.
+    """Apply `temperature` if value is not 1, then `top_k` if k is not 0; return the ids left (None: all), their logits.
 
     Looks at the 2k highest first: division and rounding keep the order, so if one of them goes, so do all lower ones.
     out: as for `temperature`; the logits returned may lie there.
@@ -144,17 +144,17 @@ def top_p(logits: Row, p: float) -> Positions | None:
     # the few likeliest are tried first (the highest weight is 1); their sums are those of the longer list.
     bound = (1 - p) / logits.size
     for least in (*(share for share in _NUCLEUS if share / total > bound), None):
-        (likely,) = (weights / total >= bound if least is None else weights >= least).nonzero()
+        likely = (weights / total >= bound if least is None else weights >= least).nonzero()[0]
         likely = likely[(-logits[likely]).argsort()]
         sums = (weights[likely] / total).cumsum()
         if sums[-1] >= p:
             break
     size = int(sums.searchsorted(p)) + 1
     last = logits[likely[:size][-1]]
-    (kept,) = (logits >= last).nonzero()
+    kept: Positions = (logits >= last).nonzero()[0]
     if kept.size <= size:
         return kept
-    (tied,) = (logits[kept] == last).nonzero()
+    tied = (logits[kept] == last).nonzero()[0]
     return np.delete(kept, tied[size - kept.size :])
 
 
@@ -206,9 +206,9 @@ def highest(row: Row, k: int) -> Positions:
         return np.flatnonzero(row >= np.partition(row, -k)[-k])
     blocks = row.size // height
     maxima = row[: height * blocks].reshape(height, blocks).max(axis=0)  # a block is a column
-    (near,) = (row >= np.partition(maxima, -k)[-k]).nonzero()
+    near: Positions = (row >= np.partition(maxima, -k)[-k]).nonzero()[0]
     entries = row[near]
-    return near[entries >= np.partition(entries, -k)[-k]]
+    return near[np.flatnonzero(entries >= np.partition(entries, -k)[-k])]
 
 
 def softmax(logits: Row, out: NDArray[np.float64] | None = None) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from mistral_portable.sampling.sampler import Sampled, Sampler
 __all__ = ["sample_rows"]
 
 _MOST_THREADS = 8  # what Python does between NumPy's calls is done by one thread at a time
-_LONG = 1 << 16  # entries of a row from which on threads save time: NumPy, which they run side by side, takes most of it
+_LONG = 1 << 16  # entries of a row: below, NumPy's calls, which run side by side, take too little of the time
 
 _pool = Pool(_MOST_THREADS - 1)
 

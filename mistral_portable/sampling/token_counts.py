@@ -37,6 +37,7 @@ class TokenCounts:
         """Count one token more."""
         place = self._places.setdefault(token, len(self._places))
         if place == self._tokens.size:
-            self._tokens, self._counts = (np.append(array, np.zeros_like(array)) for array in (self._tokens, self._counts))
+            self._tokens = np.append(self._tokens, np.zeros_like(self._tokens))
+            self._counts = np.append(self._counts, np.zeros_like(self._counts))
         self._tokens[place] = token
         self._counts[place] += 1

@@ -89,14 +89,16 @@ def test_temperature(row: Row, value: float) -> None:
 
 @given(row=logits_rows(), k=st.integers(1, 320))
 def test_top_k(row: Row, k: int) -> None:
-    np.testing.assert_array_equal(masked(row, lambda logits: processors.top_k(logits, k)), theirs(transformers.TopKLogitsWarper(k), row))
+    ours = masked(row, lambda left: processors.top_k(left, k))
+    np.testing.assert_array_equal(ours, theirs(transformers.TopKLogitsWarper(k), row))
 
 
 @given(row=logits_rows(), p=shares)
 def test_top_p(row: Row, p: float) -> None:
     cumulative = np.cumsum(np.sort(processors.softmax(row))[::-1])
     assume(np.abs(cumulative[:-1] - p).min(initial=1) > EDGE)
-    expected, ours = theirs(transformers.TopPLogitsWarper(p), row), masked(row, lambda logits: processors.top_p(logits, p))
+    expected = theirs(transformers.TopPLogitsWarper(p), row)
+    ours = masked(row, lambda left: processors.top_p(left, p))
     # Where the last kept logit is one of several equal ones, transformers takes those that its sort leaves
     # last, and this package the lowest ids: the same number of them, and the same values.
     np.testing.assert_array_equal(np.sort(ours), np.sort(expected))
@@ -113,7 +115,7 @@ def test_min_p(row: Row, p: float) -> None:
     probabilities = processors.softmax(row)
     clear = np.abs(probabilities / probabilities.max() - p) > EDGE * p
     expected = theirs(transformers.MinPLogitsWarper(p), row)
-    np.testing.assert_array_equal(masked(row, lambda logits: processors.min_p(logits, p))[clear], expected[clear])
+    np.testing.assert_array_equal(masked(row, lambda left: processors.min_p(left, p))[clear], expected[clear])
 
 
 @given(row=logits_rows(), p=shares)
@@ -126,7 +128,8 @@ def test_typical_p(row: Row, p: float) -> None:
     grows = np.diff(distance[order]) > EDGE
     cumulative = np.cumsum(probabilities[order])[:-1]
     assume(np.abs(cumulative[grows] - p).min(initial=1) > EDGE)
-    expected, ours = theirs(transformers.TypicalLogitsWarper(p), row), masked(row, lambda logits: processors.typical_p(logits, p))
+    expected = theirs(transformers.TypicalLogitsWarper(p), row)
+    ours = masked(row, lambda left: processors.typical_p(left, p))
     threshold = distance[order][np.searchsorted(np.cumsum(probabilities[order]), p)]
     clear = kept(row)[np.abs(distance - threshold) > EDGE]
     np.testing.assert_array_equal(ours[clear], expected[clear])

@@ -69,23 +69,28 @@ def drawn(row: Row, params: SamplingParams, u: float) -> int:
 
 
 def softmax(logits: Row) -> NDArray[np.float64]:
-    weights = np.exp(logits.astype(np.float64) - logits.max())
-    return weights / weights.sum()
+    weights: NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max())
+    weights /= weights.sum()
+    return weights
 
 
 def logs(logits: Row) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max()
-    return shifted - np.log(np.exp(shifted).sum())
+    shifted: NDArray[np.float64] = logits.astype(np.float64) - logits.max()
+    shifted -= np.log(np.exp(shifted).sum())
+    return shifted
 
 
 @st.composite
 def rows(draw: st.DrawFn, size: int) -> Row:
-    """Rows of one scale or another; some coarse, so with ties, as from bfloat16; some with banned tokens."""
+    """Rows of one scale or another; some coarse, so with ties, as from bfloat16; some with banned tokens.
+
+    Far below one high logit, `temperature` rounds differences of the others away: they tie after it.
+    """
     random = np.random.default_rng(draw(st.integers(0, 2**31)))
-    row = random.standard_normal(size) * draw(st.sampled_from([0, 1e-3, 1, 4, 60]))
+    row = random.standard_normal(size) * draw(st.sampled_from([0, 1e-6, 1e-3, 1, 4, 60]))
     row = np.round(row, draw(st.sampled_from([0, 1, 9])))
     row[random.random(size) < draw(st.sampled_from([0, 0.3, 0.99]))] = -np.inf
-    row[draw(st.integers(0, size - 1))] = draw(st.sampled_from([-5, 0, 5]))
+    row[draw(st.integers(0, size - 1))] = draw(st.sampled_from([-5, 0, 5, 1000]))
     return row.astype(np.float32)
 
 

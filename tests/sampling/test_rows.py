@@ -75,7 +75,7 @@ def test_long_rows_are_the_same_on_any_number_of_threads(threads: int | None) ->
     """All threads work on large arrays of their own at the same time."""
     params: list[dict[str, Any]] = [
         {}, {"top_p": 0.9}, {"top_k": 40, "top_p": 0.95}, {"logprobs": 5}, {"temperature": 0},
-        {"repetition_penalty": 1.2, "frequency_penalty": 0.5}, {"min_p": 0.01}, {"temperature": 1.0}, {"typical_p": 0.9},
+        {"repetition_penalty": 1.2, "frequency_penalty": 0.5}, {"min_p": 0.01}, {"temperature": 1}, {"typical_p": 0.9},
     ]  # fmt: skip
     together, apart = ([Sampler(SamplingParams(seed=3, **each)) for each in params] for _ in range(2))
     random = np.random.default_rng(0)
