@@ -4,17 +4,17 @@
     python -m tools.bench_sampler --vocab 512 --rows 16 --repeat 200
 
 Logits are normal with a standard deviation of 3. Each repetition measures the three ways one after the other, and each
-way has its own samplers; a figure is the median of the repetitions.
+way has its own samplers. A figure is the median of the repetitions, with the least: that of a machine at rest.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Mapping
-from statistics import median
 from typing import Any
 
 import numpy as np
 
+from mistral_portable.bench import Spread
 from mistral_portable.sampling import Sampler, SamplingParams, sample_rows
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
@@ -31,8 +31,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 _PROMPT = 100  # tokens, which a repetition_penalty counts
 
 
-def measure(settings: Mapping[str, Any], vocab: int, rows: int, repeats: int) -> tuple[float, float, float]:
-    """Seconds of one row by `Sampler.sample`, of all rows by `sample_rows` on one thread, and on its own choice."""
+def measure(settings: Mapping[str, Any], vocab: int, rows: int, repeats: int) -> list[Spread]:
+    """Time one row by `Sampler.sample`, all rows by `sample_rows` on one thread, and on its own choice; in seconds."""
     params = [SamplingParams(seed=seed, **settings) for seed in range(rows)]
     logits = np.random.default_rng(0).normal(0, 3, (rows, vocab)).astype(np.float32)
     apart, one, several = ([Sampler(each, prompt_tokens=range(min(_PROMPT, vocab))) for each in params] for _ in "123")
@@ -48,7 +48,8 @@ def measure(settings: Mapping[str, Any], vocab: int, rows: int, repeats: int) ->
             begin = time.perf_counter()
             way()
             taken.append(time.perf_counter() - begin)
-    return median(seconds[0]) / rows, median(seconds[1]), median(seconds[2])
+    seconds[0] = [taken / rows for taken in seconds[0]]
+    return [Spread.of(taken) for taken in seconds]
 
 
 def table(vocab: int, rows: int, repeats: int) -> str:
@@ -58,8 +59,11 @@ def table(vocab: int, rows: int, repeats: int) -> str:
         "| --- | ---: | ---: | ---: |",
     ]
     for name, settings in SETTINGS.items():
-        row, one, several = measure(settings, vocab, rows, repeats)
-        lines.append(f"| {name} | {row * 1e6:.0f} us | {one * 1e3:.2f} ms | {several * 1e3:.2f} ms |")
+        cells = (
+            f"{spread.median * 1e3:.3g} ms ({spread.min * 1e3:.3g})"
+            for spread in measure(settings, vocab, rows, repeats)
+        )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
