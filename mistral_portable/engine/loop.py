@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, Generic, TypeVar, cast
 
 from mistral_portable.boundary import GreedyProgram, GreedyStep
@@ -17,7 +17,7 @@ from mistral_portable.engine.request import Completion, Request, Scoring
 from mistral_portable.engine.scheduler import Scheduler, Turn
 from mistral_portable.errors import BusyError, CapacityError, ClosedError, MistralPortableError, NumericsError
 from mistral_portable.forks import make_locks
-from mistral_portable.sampling import Sampled
+from mistral_portable.sampling import Sampled, sample_rows
 
 __all__ = ["Loop"]
 
@@ -256,19 +256,23 @@ class Loop:
             return
         logits = self._core.step(chunks)
         self._took_place(turn)
-        start = 0
-        for request, chunk in zip(requests, chunks, strict=True):
-            rows, start = logits[start : start + len(chunk.rows)], start + len(chunk.rows)
-            if isinstance(request, Scoring):
-                request.take(rows)
+        begins = list(accumulate((len(chunk.rows) for chunk in chunks), initial=0))
+        sampling: list[tuple[int, Completion]] = []
+        for request, chunk, first in zip(requests, chunks, begins, strict=False):
+            if isinstance(request, Completion):
+                if chunk.rows:
+                    sampling.append((first, request))
+            elif isinstance(request, Scoring):
+                request.take(logits[first : first + len(chunk.rows)])
                 self._tell(request)
-            elif isinstance(request, Completion) and len(rows):
-                try:
-                    sampled = request.sampler.sample(rows[0])
-                except MistralPortableError as error:
-                    self._fail([request], error)
+        if sampling:
+            rows = logits if len(sampling) == len(logits) else logits[[row for row, _ in sampling]]
+            found = sample_rows([completion.sampler for _, completion in sampling], rows)
+            for (_, completion), sampled in zip(sampling, found, strict=True):
+                if isinstance(sampled, Sampled):
+                    self._give(completion, sampled, begin)
                 else:
-                    self._give(request, sampled, begin)
+                    self._fail([completion], sampled)
 
     def _chunk(self, request: _Request, count: int) -> Chunk:
         """The request's next tokens."""
