@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
 from mistral_portable.boundary import GreedyProgram, GreedyStep
@@ -256,19 +256,21 @@ class Loop:
             return
         logits = self._core.step(chunks)
         self._took_place(turn)
-        begins = list(accumulate((len(chunk.rows) for chunk in chunks), initial=0))
-        sampling: list[tuple[int, Completion]] = []
-        for request, chunk, first in zip(requests, chunks, begins, strict=False):
-            if isinstance(request, Completion):
-                if chunk.rows:
-                    sampling.append((first, request))
-            elif isinstance(request, Scoring):
-                request.take(logits[first : first + len(chunk.rows)])
+        completions, places, start = list[Completion](), list[int](), 0
+        for request, chunk in zip(requests, chunks, strict=True):
+            count = len(chunk.rows)
+            if isinstance(request, Scoring):
+                request.take(logits[start : start + count])
                 self._tell(request)
-        if sampling:
-            rows = logits if len(sampling) == len(logits) else logits[[row for row, _ in sampling]]
-            found = sample_rows([completion.sampler for _, completion in sampling], rows)
-            for (_, completion), sampled in zip(sampling, found, strict=True):
+            elif count:
+                completions.append(cast(Completion, request))
+                places.append(start)
+            start += count
+        if completions:
+            rows = logits if len(places) == start else logits[places]
+            for completion, sampled in zip(
+                completions, sample_rows([c.sampler for c in completions], rows), strict=True
+            ):
                 if isinstance(sampled, Sampled):
                     self._give(completion, sampled, begin)
                 else:
