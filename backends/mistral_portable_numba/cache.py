@@ -1,7 +1,6 @@
 """Pools of pages of cached keys and values: growth, copies, and their addresses for the kernels."""
 
-from collections.abc import Sequence
-from operator import le
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +41,7 @@ class KVCache:
 
     def make_room(self, plan: StepPlan) -> None:
         """Grow the pools to the plan's pages, then make its copies. Raises MemoryError; nothing has changed then."""
-        self._grow([reads.page_count for reads in plan.groups])
+        self._grow({group: reads.page_count for group, reads in enumerate(plan.groups)})
         for group, reads in enumerate(plan.groups):
             for source, target in reads.copies.tolist():
                 for key in self._keys_of(group):
@@ -70,7 +69,7 @@ class KVCache:
         heads = self._spec.num_key_value_heads
         rows = {kind: ((heads, size), "uint8") for kind, size in self._head_bytes.items()}
         check_pages(state, self._spec, group, len(pages), rows)
-        self._grow([max(pages, default=-1) + 1 if index == group else 0 for index in range(len(self._counts))])
+        self._grow({group: max(pages, default=-1) + 1})
         for layer, kind in self._keys_of(group):
             self._pools[layer, kind][list(pages)] = state[f"{kind}.{layer}"]
 
@@ -80,29 +79,27 @@ class KVCache:
         for layer, kind in self._pools:
             self._put(layer, kind, self._zeros(kind, 0))
 
-    def _grow(self, counts: list[int]) -> None:
-        """Let the pools of each layer group have `counts[group]` pages, or raise MemoryError and leave all as they are.
+    def _grow(self, counts: Mapping[int, int]) -> None:
+        """Let the pools of layer groups have at least so many pages, or raise MemoryError and leave all as they are.
 
-        By a quarter at least, so that it is rare. Pages without content take no memory: the system gives it to zeros
-        when these are first written.
+        By a quarter at least, so that it is rare. A page without content takes no memory: the system gives it to zeros
+        when they are first written.
         """
-        if all(map(le, counts, self._counts)):
+        short = {group: count for group, count in counts.items() if count > self._counts[group]}
+        if not short:
             return
-        larger = [
-            old if count <= old else max(count, -(-5 * old // 4))
-            for count, old in zip(counts, self._counts, strict=True)
-        ]
+        larger = {group: max(count, -(-5 * self._counts[group] // 4)) for group, count in short.items()}
         grown = {
             (layer, kind): self._zeros(kind, count)
-            for group, (count, old) in enumerate(zip(larger, self._counts, strict=True))
-            if count > old
+            for group, count in larger.items()
             for layer, kind in self._keys_of(group)
         }
         for (layer, kind), pool in grown.items():  # one after the other, so that few pages are there twice
             old = self._pools[layer, kind]
             pool[: len(old)] = old
             self._put(layer, kind, pool)
-        self._counts = larger
+        for group, count in larger.items():
+            self._counts[group] = count
 
     def _zeros(self, kind: str, pages: int) -> _Pool:
         return np.zeros((pages, self._spec.num_key_value_heads, self._head_bytes[kind]), np.uint8)

@@ -116,10 +116,10 @@ def _item_count(plan: StepPlan, size: int) -> int:
 
 
 def _items(plan: StepPlan, reads: Reads, size: int) -> NDArray[np.int64]:
-    """Each sequence's tokens in pieces of `size`, int64 [n, 4]: first token, tokens, position of the first token, origin.
+    """Each sequence's tokens in pieces of `size`, int64 [n, 4]: first token, tokens, position of the first, origin.
 
-    Example: a sequence whose row of `reads.pages` begins at index 6 and with the page of the positions 128..191, logical
-    page 2: its origin is 4, and position 200 lies in page `pages[4 + 200 // 64]`, the row's second one.
+    Example: a sequence reads positions from 130 on, and its row of `reads.pages` begins at index 6: its origin is
+    6 - 130 // 64 = 4, and position 200 lies in page `pages[4 + 200 // 64]`, the second of the row.
     """
     width, items = reads.pages.shape[1], []
     starts, oldest = plan.query_starts.tolist(), reads.first.tolist()

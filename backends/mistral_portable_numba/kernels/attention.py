@@ -46,8 +46,8 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
     head_dim, window (0: none), scale (float64), q, its stride, out, its stride, address of the two addresses of the
     layer's keys and values, address of the address of the pages (int32), scratch, scratch bytes per thread.
 
-    An item is four int64: first token, tokens, position of the first, origin. The positions 64 * n to 64 * n + 63 of its
-    sequence lie in the page `pages[origin + n]`.
+    An item is four int64: first token, tokens, position of the first, origin. The positions 64 * n .. 64 * n + 63 of
+    its sequence lie in the page `pages[origin + n]`.
     """
     kind = KV_FORMATS[dtype]
     size, scaled, load = kind.size, kind.scaled, kind.load
@@ -118,7 +118,7 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
     def soften(scores: Any, position: Any, low: Any, high: Any, whole: Any, state: Any) -> Any:
         """Turn the scores [64] of one row into weights, and update its maximum and sum.
 
-        position: of the first key. Unless `whole`, keys at positions beyond low..high are hidden: these get the weight 0.
+        position: of the first key. Unless `whole`, the keys beyond the positions low..high are hidden and get weight 0.
         Returns the factor by which the row's earlier sum and output shrink.
         """
         a, b, c, d = load_f32(scores), load_f32(scores + 64), load_f32(scores + 128), load_f32(scores + 192)
