@@ -36,7 +36,8 @@ class Table:
         first, written, last = (
             (0, 0, 0) if group.ring else (first_visible(begin, group.window) // size, begin // size, (end - 1) // size)
         )
-        kept, source = self.pages[first - self.begin :], list[int]()
+        kept = self.pages[first - self.begin :]
+        source: list[int] = []
         if kept and first + len(kept) > written and pool.shared(kept[-1]):
             kept, source = kept[:-1], [kept[-1]]
         missing = last + 1 - first - len(kept)
@@ -61,7 +62,8 @@ class Table:
 
     def slots(self, group: LayerGroup, begin: int, end: int) -> list[int]:
         """The slots, in the group's pool, of the positions begin .. end - 1."""
-        size, slots = group.page_size, list[int]()
+        size = group.page_size
+        slots: list[int] = []
         while begin < end:  # a page at a time
             number, offset = divmod(begin, size)
             count = min(size - offset, end - begin)

@@ -54,7 +54,7 @@ def case(kind: str) -> Case:
 def spec_of(case: Case) -> CacheSpec:
     scenario = case.scenario
     sizes = {"max_context": scenario.max_context, "max_chunk": scenario.max_chunk, "max_lanes": scenario.max_lanes}
-    return CacheSpec.from_config(case.config, **sizes)
+    return CacheSpec.from_config(case.config, page_size=BACKEND.capabilities.page_size, **sizes)
 
 
 def outputs(case: Case, program: Program) -> dict[int, Outputs]:
