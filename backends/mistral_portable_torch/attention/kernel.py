@@ -1,7 +1,7 @@
 """The protocol of attention kernels, and the part that those share which take one sequence at a time.
 
-Below, T are the tokens of a step, S its sequences, N the slots of the pages that a sequence reads, h the query heads, g the key/value heads, d is
-head_dim. A pool is [pages, page, g, d].
+Below, T are the tokens of a step, S its sequences, N the slots of the pages that a sequence reads, h the query heads, g
+the key/value heads, d is head_dim. A pool is [pages, page, g, d].
 """
 
 from collections.abc import Hashable, Mapping
