@@ -239,10 +239,10 @@ def poisonable(backend: PagedBackend) -> Session:
 
 
 def goes_on(session: Session, lane: int, cached: int) -> None:
-    """The lane has the first tokens of PURE, and what follows is as it is elsewhere: chunks, then single tokens."""
+    """The lane has the first tokens of PURE, and what follows is as it is elsewhere, token by token and in chunks."""
     clean = poisonable(PagedBackend(page=8, kernel=Eager()))
     other = clean.begin(PURE[:cached])[0] if cached else clean.manager.open()
-    for count in (5, 1, 1, 1, 1, 30, 1, 1, 1):
+    for count in (1, 1, 5, 1, 1, 1, 30, 1, 1, 1):
         tokens = PURE[cached : cached + count]
         np.testing.assert_allclose(session.feed(lane, tokens), clean.feed(other, tokens), rtol=1e-4, atol=1e-4)
         cached += count
