@@ -54,8 +54,8 @@ def run(
     """Run the graph: its outputs by name, and the cache with the step's keys and values.
 
     groups: the layer group of each layer. weights: arrays by parameter. cache: keys.L and values.L of each layer L,
-    [pages, page_size, key/value heads, head_dim]. Attention weights come out as [T, heads, C], C = P * page_size, in the
-    order of the slots of a sequence's pages.
+    [pages, page_size, key/value heads, head_dim]. Attention weights come out as [T, heads, C] in the order of the
+    C = P * page_size slots of a sequence's pages.
     """
     values: dict[str, Any] = {
         **weights,
