@@ -1,10 +1,9 @@
 """SavedLane: a sequence outside of the cache, and its way there and back through program and manager."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mistral_portable.boundary.program import LaneState, Program
-from mistral_portable.cache import CacheManager
+from mistral_portable.cache import CacheManager, SavedIntegers
 from mistral_portable.errors import CacheError
 
 __all__ = ["SavedLane", "load_lane", "save_lane"]
@@ -18,7 +17,7 @@ class SavedLane:
     no two groups share, for `numpy.savez`.
     """
 
-    integers: Mapping[str, int | str]
+    integers: SavedIntegers
     groups: tuple[LaneState, ...]
 
     @property

@@ -2,7 +2,19 @@
 
 from mistral_portable.cache.manager import CacheManager, Chunk, Pages
 from mistral_portable.cache.plan import Reads, StepPlan
+from mistral_portable.cache.saved import SavedIntegers
 from mistral_portable.cache.spec import CacheSpec, LayerGroup
 from mistral_portable.cache.window import first_visible, visible
 
-__all__ = ["CacheManager", "CacheSpec", "Chunk", "LayerGroup", "Pages", "Reads", "StepPlan", "first_visible", "visible"]
+__all__ = [
+    "CacheManager",
+    "CacheSpec",
+    "Chunk",
+    "LayerGroup",
+    "Pages",
+    "Reads",
+    "SavedIntegers",
+    "StepPlan",
+    "first_visible",
+    "visible",
+]

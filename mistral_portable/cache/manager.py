@@ -1,16 +1,18 @@
 """CacheManager: hands out lanes, pages, positions, slots and what each sequence reads. Integers only."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from mistral_portable.cache.plan import Reads, StepPlan
 from mistral_portable.cache.pool import PagePool
+from mistral_portable.cache.saved import SavedIntegers, to_integers, to_lane
 from mistral_portable.cache.spec import CacheSpec
-from mistral_portable.cache.table import Advance, Table, span
+from mistral_portable.cache.table import Advance, Table
 from mistral_portable.cache.window import first_visible
 from mistral_portable.errors import BusyError, CacheError
 from mistral_portable.forks import make_locks
@@ -30,8 +32,7 @@ class Chunk:
     rows: Sequence[int] = ()
 
 
-@dataclass(frozen=True)
-class _Before:
+class _Before(NamedTuple):
     """A lane as it was before its last plan. Its pages are not free while that plan can be undone."""
 
     plan: StepPlan
@@ -258,51 +259,29 @@ class CacheManager:
             self._lanes[new] = _Lane(tables, length, source.high if length else 0)
             return new
 
-    def save(self, lane: int) -> tuple[dict[str, int | str], Pages]:
+    def save(self, lane: int) -> tuple[SavedIntegers, Pages]:
         """Integers of the lane, for JSON, with the model's fingerprint; and the pages that its next query needs, whose
         arrays `program.read_pages` copies (see `boundary.saved`)."""
-        state = self._lane(lane)
-        high = state.high if self.spec.groups[0].ring else state.length  # pages overwrite nothing
-        values: dict[str, int | str] = {"model": self._model, "length": state.length, "high": high}
-        pages = []
-        for index, (group, table) in enumerate(zip(self.spec.groups, state.tables, strict=True)):
-            needed = table.needed(group, state.length)
-            values |= {f"page_size.{index}": group.page_size, f"begin.{index}": needed.begin}
-            values |= {f"pages.{index}": len(needed.pages)}
-            pages.append(needed.pages)
-        return values, tuple(pages)
+        state, groups = self._lane(lane), self.spec.groups
+        needed = tuple(table.needed(group, state.length) for table, group in zip(state.tables, groups, strict=True))
+        high = state.high if groups[0].ring else state.length  # pages overwrite nothing
+        integers = to_integers(self._model, self.spec, state.length, high, needed)
+        return integers, tuple(table.pages for table in needed)
 
-    def load(self, saved: Mapping[str, int | str]) -> tuple[int, Pages]:
+    def load(self, saved: SavedIntegers) -> tuple[int, Pages]:
         """Open a lane with the integers of `save`; its pages are new, and their content is the caller's to write.
 
         Raises CacheError if they are another model's or do not fit this spec, BusyError if no lane is free.
         """
-        if saved.get("model", "") != self._model:
-            raise CacheError("the saved lane is of other weights: load the model that it was saved with")
-        groups = self.spec.groups
-        names = ["length", "high"]
-        names += [f"{name}.{index}" for index in range(len(groups)) for name in ("page_size", "begin", "pages")]
-        values = [value if isinstance(value := saved.get(name), int) else -1 for name in names]
-        length, high, *of_groups = values
-        if not 0 <= length <= high <= self.spec.max_context:
-            raise CacheError(f"saved lane {dict(saved)} does not fit max_context={self.spec.max_context}")
-        tables = []
-        for group, size, begin, count in zip(groups, of_groups[::3], of_groups[1::3], of_groups[2::3], strict=True):
-            if size != group.page_size:
-                remedy = (
-                    "set max_context and max_chunk alike" if group.ring else "load it on the executor that saved it"
-                )
-                raise CacheError(f"saved lane has pages of {size} slots, these have {group.page_size}: {remedy}")
-            if (begin, count) != span(group, length):
-                raise CacheError(f"saved lane {dict(saved)} does not fit window={group.window}")
-            tables.append(Table(begin, (0,) * count))
-        self._require_held("saved lane: going on", _Lane(tuple(tables), length, high), length)
+        length, high, spans = to_lane(self._model, self.spec, saved)
+        tables = tuple(Table(begin) for begin, _ in spans)
+        self._require_held("saved lane: going on", _Lane(tables, length, high), length)
         with self._changes():
             lane = self._free_lane()
-            taken = [pool.take(len(table.pages)) for pool, table in zip(self._pools, tables, strict=True)]
-            filled = tuple(Table(table.begin, pages) for table, pages in zip(tables, taken, strict=True))
-            self._lanes[lane] = _Lane(filled, length, high)
-            return lane, tuple(taken)
+            pages = tuple(pool.take(count) for pool, (_, count) in zip(self._pools, spans, strict=True))
+            tables = tuple(Table(begin, some) for (begin, _), some in zip(spans, pages, strict=True))
+            self._lanes[lane] = _Lane(tables, length, high)
+            return lane, pages
 
     def _free_lane(self) -> int:
         number = next((number for number in range(self.spec.max_lanes) if number not in self._lanes), None)

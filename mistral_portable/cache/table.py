@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mistral_portable.cache.pool import PagePool
 from mistral_portable.cache.spec import LayerGroup
@@ -70,8 +71,7 @@ class Table:
         return slots
 
 
-@dataclass(frozen=True)
-class Advance:
+class Advance(NamedTuple):
     """The table after a plan, the pages taken for it, ascending, and the page (source, target) to copy, if any."""
 
     table: Table

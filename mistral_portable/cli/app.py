@@ -9,6 +9,7 @@ import typer
 
 from mistral_portable import __version__
 from mistral_portable.cli.backends import backends
+from mistral_portable.cli.batch import batch
 from mistral_portable.cli.bench import bench
 from mistral_portable.cli.chat import chat
 from mistral_portable.cli.convert import convert
@@ -41,7 +42,7 @@ app = typer.Typer(
     invoke_without_command=True,
     epilog=_EPILOG,
 )
-for command in (run, chat, backends, inspect, verify, bench, convert, quantize, perplexity):
+for command in (run, chat, backends, inspect, verify, bench, convert, quantize, perplexity, batch):
     app.command()(command)
 
 

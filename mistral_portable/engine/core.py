@@ -1,8 +1,8 @@
-"""Core: a program, its cache manager and their lock. Whoever steps a Model's program does it through here."""
+"""Core: a program, its cache manager and their lock. Whoever steps a program does it through here."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.boundary import GreedyProgram, GreedyStep, Program, SavedLane, load_lane, save_lane
 from mistral_portable.cache import CacheManager, Chunk, StepPlan
-from mistral_portable.errors import BusyError, ClosedError, InputError
+from mistral_portable.errors import ClosedError, InputError
 from mistral_portable.forks import make_locks
 
 __all__ = ["Core"]
@@ -29,7 +29,6 @@ class Core:
 
     def _make_locks(self) -> None:
         self._turn = threading.Lock()
-        self._whole = threading.Lock()
 
     @property
     def max_context(self) -> int:
@@ -67,7 +66,8 @@ class Core:
 
         Raises ClosedError, or CacheError if the lane is not open.
         """
-        with self._in_turn():
+        with self._turn:
+            self._require_open()
             return save_lane(self.program, self.manager, lane)
 
     def load(self, saved: SavedLane) -> int:
@@ -75,31 +75,9 @@ class Core:
 
         Raises ClosedError, or the errors of `boundary.load_lane`.
         """
-        with self._in_turn():
+        with self._turn:
+            self._require_open()
             return load_lane(self.program, self.manager, saved)
-
-    def feed(self, lane: int, tokens: Sequence[int]) -> Chunk:
-        """Run all of `tokens` but the last chunk, which is returned: it requests the logits behind the last token."""
-        size = self.manager.spec.max_chunk
-        *chunks, last = (tokens[start : start + size] for start in range(0, len(tokens), size))
-        for chunk in chunks:
-            self.step([Chunk(lane, chunk)])
-        return Chunk(lane, last, rows=[len(last) - 1])
-
-    def logits(self, sequences: Sequence[Sequence[int]], chunk: int | None = None) -> list[NDArray[np.float32]]:
-        """Teacher-forced logits of each sequence, float32 [T, vocab_size], as many sequences together as have lanes.
-
-        chunk: tokens of a sequence in a step; None: as many as the cache takes. Calls from several threads take turns.
-        Raises BusyError if every lane is held by others.
-        """
-        results: list[NDArray[np.float32]] = []
-        with self._whole:
-            while len(results) < len(sequences):
-                with ExitStack() as stack:
-                    lanes = self._free_lanes(stack, len(sequences) - len(results))
-                    together = sequences[len(results) : len(results) + len(lanes)]
-                    results += self._teacher_force(lanes, together, chunk)
-        return results
 
     def close(self) -> None:
         """Release the executor's threads and memory; every later step raises ClosedError."""
@@ -108,7 +86,8 @@ class Core:
             self.program.close()
 
     def _run(self, chunks: Sequence[Chunk], step: Callable[[StepPlan], T]) -> T:
-        with self._in_turn():
+        with self._turn:
+            self._require_open()
             plan = self.manager.plan(chunks)
             try:
                 return step(plan)
@@ -116,35 +95,6 @@ class Core:
                 self.manager.undo(plan)
                 raise
 
-    @contextmanager
-    def _in_turn(self) -> Iterator[None]:
-        with self._turn:
-            if self._closed:
-                raise ClosedError("the model is closed: load it again")
-            yield
-
-    def _free_lanes(self, stack: ExitStack, count: int) -> list[int]:
-        """At least one lane and at most `count`, given back when the stack closes."""
-        lanes = [stack.enter_context(self.lane())]
-        try:
-            while len(lanes) < count:
-                lanes.append(stack.enter_context(self.lane()))
-        except BusyError:  # the others run after these
-            pass
-        return lanes
-
-    def _teacher_force(
-        self, lanes: Sequence[int], sequences: Sequence[Sequence[int]], chunk: int | None
-    ) -> list[NDArray[np.float32]]:
-        results: list[list[NDArray[np.float32]]] = [[] for _ in sequences]
-        while active := [s for s, ids in enumerate(sequences) if self.manager.length(lanes[s]) < len(ids)]:
-            size = chunk or max(1, self.manager.spec.max_chunk // len(active))
-            parts = []
-            for s in active:
-                begin = self.manager.length(lanes[s])
-                parts.append(sequences[s][begin : begin + size])
-            rows = self.step([Chunk(lanes[s], part, range(len(part))) for s, part in zip(active, parts, strict=True)])
-            ends = np.cumsum([len(part) for part in parts])
-            for s, some in zip(active, np.split(rows, ends[:-1]), strict=True):
-                results[s].append(some)
-        return [np.concatenate(rows) for rows in results]
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the model is closed: load it again")

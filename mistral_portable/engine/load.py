@@ -56,8 +56,8 @@ def load(
     tensor_parallel: number of processes, started by torchrun, that share the model on the torch executor; each of them
     makes the same calls, with the same seeds.
     window: "config" keeps the checkpoint's, None is full attention, an int replaces it in every layer.
-    max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences (streams, threads)
-    that may be open at a time; lanes take memory only when used. threads: CPU threads; by default the physical cores
+    max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences that run
+    at a time, further ones wait; lanes take memory only when used. threads: CPU threads; by default the physical cores
     that this process may use. revision: branch, tag or commit of a hub id.
     progress: called as (what, done, total), in any unit, while files are downloaded, weights read and kernels compiled.
 

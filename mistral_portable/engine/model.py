@@ -1,7 +1,7 @@
 """Model: a loaded checkpoint on a backend, with the calls that users make."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing, closing
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, cast, overload
@@ -14,7 +14,9 @@ from mistral_portable.cache import CacheManager, Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.generation import Generation
-from mistral_portable.engine.stream import TextStreamer
+from mistral_portable.engine.loop import Loop
+from mistral_portable.engine.request import Completion, Scoring
+from mistral_portable.engine.stream import Answer, AsyncTextStreamer, TextStreamer
 from mistral_portable.errors import InputError, TokenizerError
 from mistral_portable.sampling import SamplingParams
 from mistral_portable.tokenizer import Tokenizer
@@ -24,14 +26,16 @@ __all__ = ["Messages", "Model", "Prompt"]
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Messages
 """Text, token ids, or chat messages (`{"role": "user", "content": "..."}`)."""
+Params = SamplingParams | Sequence[SamplingParams]
+"""For all prompts, or one for each."""
 
 
 class Model:
-    """A loaded checkpoint, made by `load`. Calls from several threads are safe: their steps take turns, and
-    `load(max_lanes=...)` sequences can be open at a time (BusyError beyond that).
+    """A loaded checkpoint, made by `load`. Calls from any number of threads and coroutines run together, as many as
+    `load(max_lanes=...)` in a step; the others wait.
 
-    `config`, `backend` (its name), `core` (program, cache manager and lock), `source` (the checkpoint's path) and
-    `load_s` (seconds) are for reading.
+    `config`, `backend` (its name), `core` (program, cache manager and lock), `loop` (runs the steps), `source` (the
+    checkpoint's path) and `load_s` (seconds) are for reading.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Model:
         self.source = source
         self.load_s = load_s
         self._tokenizer = tokenizer
+        self.loop = Loop(core)
 
     @property
     def program(self) -> Program:
@@ -87,21 +92,54 @@ class Model:
         """Tokens that a sequence, prompt and answer together, may reach."""
         return self.core.max_context
 
-    def generate(self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any) -> Generation:
-        """Continue `prompt`. `sampling` are fields of SamplingParams: `max_tokens=64, temperature=0`.
+    @overload
+    def generate(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Sequence[Prompt], params: Params | None = None, **options: Any) -> list[Generation]: ...
+    def generate(
+        self, prompt: Prompt | Sequence[Prompt], params: Params | None = None, **options: Any
+    ) -> Generation | list[Generation]:
+        """Continue a prompt, or each of a list of prompts: they run together, and each answer is the one it gets alone.
+
+        params: for all prompts, or one for each. options: fields of SamplingParams, such as `max_tokens=64,
+        temperature=0`, which replace those of `params`; `priority` (0; among requests of several threads the higher one
+        comes first); `user` (""; users share the steps alike).
 
         Raises InputError for an empty or too long prompt, an id outside the vocabulary or a bad sampling value,
-        BusyError if all lanes are taken, CapacityError if the cache does not fit into memory, NumericsError for logits
-        that are not finite, ClosedError after `close`.
+        CapacityError if the cache does not fit into memory, NumericsError for logits that are not finite, ClosedError
+        after `close`, BusyError if `lane` holds every lane.
         """
-        with self._streamer(prompt, params, sampling) as streamer:
-            for _ in streamer:
-                pass
-            return streamer.generation
+        answers = self._answers(prompt, params, options)
+        by_request = {answer.completion: answer for answer in answers}
+        with closing(self.loop.run(list(by_request))) as made:
+            for completion in made:
+                self._advance(by_request[completion])
+        return self._generations(prompt, answers)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any) -> TextStreamer:
+    @overload
+    async def agenerate(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Generation: ...
+    @overload
+    async def agenerate(
+        self, prompt: Sequence[Prompt], params: Params | None = None, **options: Any
+    ) -> list[Generation]: ...
+    async def agenerate(
+        self, prompt: Prompt | Sequence[Prompt], params: Params | None = None, **options: Any
+    ) -> Generation | list[Generation]:
+        """`generate` for coroutines: any number of them run together. One that is cancelled gives its lanes back."""
+        answers = self._answers(prompt, params, options)
+        by_request = {answer.completion: answer for answer in answers}
+        async with aclosing(self.loop.arun(list(by_request))) as made:
+            async for completion in made:
+                self._advance(by_request[completion])
+        return self._generations(prompt, answers)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> TextStreamer:
         """Continue `prompt`, yielding pieces of text as they are ready (TextStreamer). Errors: those of `generate`."""
-        return self._streamer(prompt, params, sampling)
+        return TextStreamer(self.loop, self.answer(prompt, params, **options))
+
+    def astream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> AsyncTextStreamer:
+        """`stream` for coroutines: `async for piece in model.astream(prompt)`."""
+        return AsyncTextStreamer(self.loop, self.answer(prompt, params, **options))
 
     def chat(
         self,
@@ -124,17 +162,35 @@ class Model:
         """Teacher-forced logits, float32 [T, vocab_size]: row t predicts token t + 1.
 
         A list of sequences gives a list of arrays, run as one ragged batch. `chunk` is the number of tokens per
-        sequence and step (default: as many as the cache takes); the result does not depend on it. Calls from several
-        threads take turns. Raises InputError for ids or chunks out of range, BusyError if others hold every lane.
+        sequence and step (default: as many as the cache takes); the result does not depend on it. Raises InputError for
+        ids or chunks out of range, and the errors of `generate`.
         """
         spec = self.manager.spec
         if chunk is not None and not (isinstance(chunk, int) and 1 <= chunk <= spec.max_chunk):
             raise InputError(f"chunk={chunk!r} must be an integer from 1 to {spec.max_chunk}")
         nested = isinstance(token_ids, Sequence | np.ndarray) and len(token_ids) > 0
-        if nested and isinstance(token_ids[0], Sequence | np.ndarray) and not isinstance(token_ids[0], str):
+        several = nested and isinstance(token_ids[0], Sequence | np.ndarray) and not isinstance(token_ids[0], str)
+        if several:
             sequences = [self._checked(ids) for ids in cast(Sequence[Sequence[int]], token_ids)]
-            return self.core.logits(sequences, chunk)
-        return self.core.logits([self._checked(token_ids)], chunk)[0]
+        else:
+            sequences = [self._checked(token_ids)]
+        parts: dict[Scoring, list[NDArray[np.float32]]] = {Scoring(ids, chunk=chunk): [] for ids in sequences}
+        with closing(self.loop.run(list(parts))) as made:
+            for scoring in made:
+                parts[scoring].append(scoring.next())
+        found = [np.concatenate(some) for some in parts.values()]
+        return found if several else found[0]
+
+    def logits_parts(self, token_ids: Sequence[int], *, first: int = 0) -> Iterator[NDArray[np.float32]]:
+        """`logits` behind the tokens from index `first` on, float32 [rows, vocab_size], a step's rows at a time: those
+        of a long text need not be in memory together. Raises the errors of `logits`."""
+        tokens = self._checked(token_ids)
+        if not (isinstance(first, int) and 0 <= first < len(tokens)):
+            raise InputError(f"first={first!r} must be an index of the {len(tokens)} tokens")
+        scoring = Scoring(tokens, first=first)
+        with closing(self.loop.run([scoring])) as made:
+            for _ in made:
+                yield scoring.next()
 
     def lane(self) -> AbstractContextManager[int]:
         """A lane of the cache for the duration of a `with` block. Raises BusyError if all are taken."""
@@ -149,7 +205,7 @@ class Model:
 
     def close(self) -> None:
         """Release the executor's threads and memory; later calls raise ClosedError."""
-        self.core.close()
+        self.loop.close()
 
     def __enter__(self) -> Self:
         return self
@@ -159,7 +215,37 @@ class Model:
     ) -> None:
         self.close()
 
-    def _streamer(self, prompt: Prompt, params: SamplingParams | None, sampling: Mapping[str, Any]) -> TextStreamer:
+    def _advance(self, answer: Answer) -> None:
+        answer.take()
+        if answer.done:
+            self.loop.leave(answer.completion)
+
+    def _generations(
+        self, prompt: Prompt | Sequence[Prompt], answers: Sequence[Answer]
+    ) -> Generation | list[Generation]:
+        generations = [answer.generation for answer in answers]
+        return generations if _is_several(prompt) else generations[0]
+
+    def _answers(
+        self, prompt: Prompt | Sequence[Prompt], params: Params | None, options: Mapping[str, Any]
+    ) -> list[Answer]:
+        prompts = cast(Sequence[Prompt], prompt) if _is_several(prompt) else [cast(Prompt, prompt)]
+        listed = isinstance(params, Sequence) and not isinstance(params, str)
+        each = list(cast(Sequence[SamplingParams], params)) if listed else [cast(SamplingParams, params)] * len(prompts)
+        if len(each) != len(prompts):
+            raise InputError(f"{len(each)} SamplingParams for {len(prompts)} prompts: give one, or one for each")
+        return [self.answer(some, own, **options) for some, own in zip(prompts, each, strict=True)]
+
+    def answer(
+        self, prompt: Prompt, params: SamplingParams | None, *, priority: int = 0, user: str = "", **sampling: Any
+    ) -> Answer:
+        """Make a request of one prompt for `loop.run`. Raises the errors of `generate` that are about its arguments."""
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise InputError(f"priority={priority!r} must be an integer")
+        if not isinstance(user, str):
+            raise InputError(f"user={user!r} must be a string")
+        if not isinstance(params, SamplingParams | None):
+            raise InputError(f"params={params!r:.40} must be SamplingParams")
         try:
             params = replace(params or SamplingParams(), **sampling)
         except TypeError as error:
@@ -170,7 +256,8 @@ class Model:
         tokens = self._encode(prompt)
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self.end_tokens)
         text = None if self._tokenizer is None else self._tokenizer.stream(tokens)
-        return TextStreamer(self.core, tokens, params, ends=ends, text=text, load_s=self.load_s)
+        completion = Completion(tokens, params, ends=ends, max_context=self.max_context, priority=priority, user=user)
+        return Answer(completion, ends, text, self.load_s)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -199,3 +286,10 @@ class Model:
             if not 0 <= token < self.config.vocab_size:
                 raise InputError(f"token id {token} is outside the vocabulary of {self.config.vocab_size}")
         return [int(token) for token in token_ids]
+
+
+def _is_several(prompt: Any) -> bool:
+    """Whether it is a list of prompts: texts, lists of ids or lists of messages; not one of these itself."""
+    if isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence) or not len(prompt):
+        return False
+    return isinstance(prompt[0], str | Sequence | np.ndarray)

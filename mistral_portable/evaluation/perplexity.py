@@ -7,7 +7,6 @@ from math import exp, inf, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.cache import Chunk
 from mistral_portable.engine import Model
 from mistral_portable.errors import InputError, NumericsError
 
@@ -88,17 +87,13 @@ def perplexity(
 
 def _losses(model: Model, chunk: Sequence[int], first: int) -> NDArray[np.float64]:
     """Negative log-likelihoods, float64, of the tokens at the positions first + 1 .. len(chunk) - 1."""
-    size, losses = model.manager.spec.max_chunk, []
-    with model.lane() as lane:
-        for start in range(0, len(chunk) - 1, size):
-            some = chunk[start : min(start + size, len(chunk) - 1)]
-            rows = range(max(first - start, 0), len(some))
-            logits = model.step([Chunk(lane, some, rows)])
-            for low in range(0, len(rows), _ROWS):
-                part = logits[low : low + _ROWS].astype(np.float64)
-                if not np.isfinite(part).all():
-                    raise NumericsError("a logit is not finite: the weights are corrupt or the dtype overflowed")
-                part -= part.max(1, keepdims=True)
-                targets = [chunk[start + row + 1] for row in rows[low : low + _ROWS]]
-                losses.append(np.log(np.exp(part).sum(1)) - part[np.arange(len(part)), targets])
+    targets, losses = chunk[first + 1 :], []
+    for logits in model.logits_parts(chunk[:-1], first=first):
+        for low in range(0, len(logits), _ROWS):
+            part = logits[low : low + _ROWS].astype(np.float64)
+            if not np.isfinite(part).all():
+                raise NumericsError("a logit is not finite: the weights are corrupt or the dtype overflowed")
+            part -= part.max(1, keepdims=True)
+            here, targets = targets[: len(part)], targets[len(part) :]
+            losses.append(np.log(np.exp(part).sum(1)) - part[np.arange(len(part)), here])
     return np.concatenate(losses)

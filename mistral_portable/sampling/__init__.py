@@ -4,10 +4,13 @@
 >>> sampler = Sampler(SamplingParams(temperature=0, logit_bias={2: -1.0}), prompt_tokens=[1, 2])
 >>> sampler.sample(np.float32([0.5, 1.5, 2]))  # after the bias: 0.5, 1.5, 1
 Sampled(token=1, logprob=None, top_logprobs=())
+
+`sample_rows` takes the rows of many sequences at once, each with its own sampler.
 """
 
 from mistral_portable.sampling.params import SamplingParams
+from mistral_portable.sampling.rows import sample_rows
 from mistral_portable.sampling.sampler import Sampled, Sampler, TokenLogprob
 from mistral_portable.sampling.stop import StopMatcher
 
-__all__ = ["Sampled", "Sampler", "SamplingParams", "StopMatcher", "TokenLogprob"]
+__all__ = ["Sampled", "Sampler", "SamplingParams", "StopMatcher", "TokenLogprob", "sample_rows"]

@@ -28,11 +28,17 @@ from mistral_portable.testing.scenario import (
 __all__ = ["run_guarded", "run_in_threads", "run_then_close"]
 
 _PATIENCE = 300.0  # seconds until a thread counts as stuck; compilers may take minutes
+_FAR = 40  # a page that no scenario of short texts reaches: what is written there makes the pool grow
 
 
 def run_then_close(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:
-    """Run, then close the program twice. Raises WrongOutput unless every call but `close` then raises ClosedError."""
+    """Run, move pages, then close the program twice.
+
+    Raises WrongOutput unless pages are read as they were written, and every call but `close` raises ClosedError then.
+    """
     outputs = run(program, graph, spec, scenario)
+    for group in range(len(spec.groups)):
+        _require_moved(program, group)
     state = program.read_pages(0, [0])
     manager = CacheManager(spec)
     plan = manager.plan([Chunk(manager.open(), (0,))])
@@ -52,6 +58,26 @@ def run_then_close(program: Program, graph: Graph, spec: CacheSpec, scenario: Sc
             raise WrongOutput(f"after close, {name} raises {type(error).__name__}, not ClosedError: {error}") from error
         raise WrongOutput(f"after close, {name} raises no ClosedError")
     return outputs
+
+
+def _require_moved(program: Program, group: int) -> None:
+    """Write page 0 and an empty one beyond the pool, in descending order, and read them in ascending order.
+
+    Raises WrongOutput unless they are found there, and whatever the arrays that were read before have become.
+    """
+    first = program.read_pages(group, [0])
+    empty = {name: np.zeros_like(array) for name, array in first.items()}
+    both = {name: np.concatenate([array, empty[name]]) for name, array in first.items()}
+    program.write_pages(group, [_FAR + 1, _FAR], both)
+    for array in both.values():
+        array.fill(1)
+    for _ in range(2):
+        found = program.read_pages(group, [_FAR, _FAR + 1])
+        for name, array in found.items():
+            expected = np.concatenate([empty[name], first[name]])
+            if array.shape != expected.shape or array.tobytes() != expected.tobytes():
+                raise WrongOutput(f"group {group}: {name} is not read as it was written")
+            array.fill(1)
 
 
 def run_in_threads(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:

@@ -277,6 +277,13 @@ class _SharedPages(ReferenceProgram):
         return {name: self._by_page(pool, group)[begin : begin + len(pages)] for name, pool in self._pools(group)}
 
 
+class _SortedPages(ReferenceProgram):
+    """Takes pages in ascending order, whatever order they are given in."""
+
+    def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
+        super().write_pages(group, sorted(pages), state)
+
+
 class _ReusedBuffer(ReferenceProgram):
     """Returns one buffer at every step, and leaves its last row as it finds it."""
 
@@ -433,6 +440,7 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "inputs_embeds not read": ("inputs_embeds", _inputs("replace_rows", _no_places)),
     "steps after it is closed": ("closed", _program(_OpenAlways)),
     "closes once only": ("closed", _program(_ClosedOnce)),
+    "pages are written in ascending order": ("closed", _program(_SortedPages)),
     "threads share a plan": ("threads", _program(_NoLock)),
     "one buffer for the outputs of all steps": ("own_outputs", _program(_OneBuffer)),
     "the plan is kept": ("own_outputs", _program(_KeptPlan)),

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mistral_portable.cache import CacheManager, CacheSpec, Chunk, LayerGroup
-from mistral_portable.config import MistralConfig
+from mistral_portable.cache import CacheManager, CacheSpec, Chunk, LayerGroup, first_visible
+from mistral_portable.config import MistralConfig, Window
 from mistral_portable.errors import BusyError, CacheError, InputError
 
 CONFIG = MistralConfig(num_hidden_layers=2, sliding_window=3)
@@ -51,16 +51,19 @@ def test_spec_refuses_sizes_below_one(name: str) -> None:
 
 def test_spec_docstring_example_of_pages() -> None:
     caches = manager(page_size=4, max_lanes=6)
-    others = [caches.open() for _ in range(2)]
-    advance(caches, others[0], 3)
-    advance(caches, others[1], 3)
+    others = [caches.open() for _ in range(5)]
+    for other in others:
+        advance(caches, other, 1)
     lane = caches.open()
     advance(caches, lane, 4)
-    assert caches.pages(lane) == ((2,),)
+    caches.close(others[2])
     plan = caches.plan([Chunk(lane, [0, 0])])
-    assert caches.pages(lane) == ((2, 3),)
-    assert plan.groups[0].slot_mapping.tolist() == [12, 13]
-    assert caches.plan([Chunk(lane, [0])]).groups[0].pages.tolist() == [[3]]
+    assert caches.pages(lane) == ((5, 2),)
+    assert plan.groups[0].pages.tolist() == [[5, 2]]
+    assert plan.groups[0].slot_mapping.tolist() == [8, 9]
+    plan = caches.plan([Chunk(lane, [0])])
+    assert plan.groups[0].first.tolist() == [4]
+    assert plan.groups[0].pages.tolist() == [[2]]
 
 
 def test_spec_docstring_example_of_rings() -> None:
@@ -333,6 +336,27 @@ def test_a_token_that_is_no_int32_changes_nothing() -> None:
     with pytest.raises(OverflowError):
         caches.plan([Chunk(lane, [2**40])])
     assert caches.length(lane) == caches.pages_in_use(0) == 0
+
+
+def test_a_plan_that_runs_out_of_memory_gives_back_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = manager(MIXED)
+    lane = caches.open()
+    advance(caches, lane, 3)
+    fork = caches.fork(lane)
+    before = caches.pages(lane), caches.pages_in_use(0), caches.pages_in_use(1)
+
+    def fail(query: int, window: Window) -> int:
+        if window is None:
+            raise MemoryError
+        return first_visible(query, window)
+
+    monkeypatch.setattr("mistral_portable.cache.manager.first_visible", fail)
+    with pytest.raises(MemoryError):
+        caches.plan([Chunk(lane, [0]), Chunk(fork, [0])])
+    monkeypatch.undo()
+    assert (caches.pages(lane), caches.pages_in_use(0), caches.pages_in_use(1)) == before
+    assert caches.length(lane) == caches.length(fork) == 3
+    assert caches.plan([Chunk(fork, [0])]).groups[1].copies.tolist() == [[1, 2]]
 
 
 def test_rows_come_once_and_ascending() -> None:

@@ -393,6 +393,24 @@ def test_refused_labels_decide_nothing(labels: Any) -> None:
     assert mine(IDS[:1], labels=[1]).loss > 0
 
 
+@pytest.mark.parametrize("window", [None, 4])
+def test_copies_of_a_cache_go_on_in_several_programs(window: int | None) -> None:
+    """They share pages; a call that exposes hidden states moves its cache to another program of the model."""
+    mine = pair("MistralForCausalLM", {**VALUES, "sliding_window": window}, 0)[0]
+    text = np.arange(1, 22)[None] % 29
+    expected = mine(text).logits
+    past = mine(text[:, :18]).past_key_values
+    twins = [copy.copy(past) for _ in range(2)]
+    for begin in (18, 19, 20):
+        for index, cache in enumerate([*twins, past]):
+            exposed = (index + begin) % 3 == 0
+            step = text[:, begin : begin + 1]
+            logits = mine(step, past_key_values=cache, output_hidden_states=exposed).logits
+            np.testing.assert_allclose(logits, expected[:, begin : begin + 1], rtol=0, atol=1e-4)
+        past.crop(begin)  # the next step writes the same position again, in a page that is its own by now
+        mine(text[:, begin : begin + 1], past_key_values=past, output_attentions=begin == 19)
+
+
 @pytest.mark.parametrize("length", [1.5, True, "x", None])
 def test_caches_are_cropped_to_whole_columns(length: Any) -> None:
     mine, _ = pair("MistralForCausalLM", VALUES, 0)

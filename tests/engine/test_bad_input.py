@@ -22,8 +22,10 @@ from mistral_portable.errors import BackendError, CheckpointError, InputError, T
         ([1, True], "True"),
         ([1, None], "None"),
         ([1] * 32769, "32769"),
-        (["a", "b"], "'a'"),
-        ([[1, 2]], r"\[1, 2\]"),
+        (["a", 3], "3"),
+        (["a", ""], "empty"),
+        ([[[1, 2]]], r"\[1, 2\]"),
+        ([[1, 2], [1, -1]], "-1"),
         (None, "None"),
         (7, "7"),
         (b"bytes", "bytes"),
@@ -78,6 +80,20 @@ def test_an_unknown_sampling_option_is_named(tiny: mp.Model) -> None:
         tiny.generate("Once", temprature=1)
 
 
+@pytest.mark.parametrize("option", [{"priority": 1.5}, {"priority": "high"}, {"user": 3}, {"user": None}])
+def test_request_options(tiny: mp.Model, option: dict[str, Any]) -> None:
+    ((name, value),) = option.items()
+    with pytest.raises(InputError, match=f"{name}={value!r}"):
+        tiny.generate("Once", **option)
+
+
+def test_parameters_for_each_prompt(tiny: mp.Model) -> None:
+    with pytest.raises(InputError, match="1 SamplingParams for 2 prompts"):
+        tiny.generate(["Once", "A"], [mp.SamplingParams()])
+    with pytest.raises(InputError, match="params='hot'"):
+        tiny.generate("Once", "hot")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("chunk", [0, -1, 10**6, 1.5, "a"])
 def test_chunks(tiny: mp.Model, chunk: Any) -> None:
     with pytest.raises(InputError, match=f"chunk={chunk!r}"):
@@ -113,4 +129,6 @@ def test_loading(arguments: dict[str, Any], kind: type[Exception], words: str) -
 @settings(max_examples=100)
 def test_any_object_as_a_prompt_is_refused_or_generates(tiny: mp.Model, prompt: Any) -> None:
     with contextlib.suppress(mp.MistralPortableError):  # any other exception is a defect
-        assert len(tiny.generate(prompt, max_tokens=1).tokens) == 1
+        found = tiny.generate(prompt, max_tokens=1)
+        for generation in found if isinstance(found, list) else [found]:
+            assert len(generation.tokens) == 1

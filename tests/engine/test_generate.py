@@ -183,11 +183,13 @@ def test_logits_in_two_threads_share_the_lanes(tiny: mp.Model) -> None:
     assert tiny.manager.lanes == ()
 
 
-def test_logits_are_refused_where_streams_hold_every_lane() -> None:
-    with mp.load("tiny", backend="reference", max_lanes=1) as model, model.stream(PROMPT) as stream:
-        next(stream)
-        with pytest.raises(BusyError, match="all 1 lanes are taken"):
-            model.logits([1, 2])
+def test_where_lanes_are_held_by_hand_the_rest_is_refused() -> None:
+    with mp.load("tiny", backend="reference", max_lanes=1) as model:
+        with model.lane():
+            for call in (lambda: model.logits([1, 2]), lambda: model.generate(PROMPT)):
+                with pytest.raises(BusyError, match="every lane is held by others: close one or raise max_lanes"):
+                    call()
+        assert len(model.generate(PROMPT, max_tokens=2).tokens) == 2
 
 
 def test_logits_that_are_not_finite_are_an_error_of_numerics(tiny: mp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,13 +214,6 @@ def test_a_lane_that_closes_during_a_failing_step_does_not_hide_the_error(monkey
             with pytest.raises(CapacityError, match="no memory"):
                 model.step([Chunk(other, [1, 2]), Chunk(kept, [3, 4])])
         assert model.manager.length(kept) == 0
-
-
-def test_too_many_open_streams_are_refused_with_the_remedy() -> None:
-    with mp.load("tiny", backend="reference", max_lanes=1) as model, model.stream(PROMPT) as stream:
-        next(stream)
-        with pytest.raises(BusyError, match="max_lanes"):
-            model.generate(PROMPT)
 
 
 def test_a_closed_model_says_so() -> None:

@@ -1,0 +1,429 @@
+"""Loop: runs the requests of all callers in shared steps, one step at a time."""
+
+import asyncio
+import copy
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Generic, TypeVar, cast
+
+from mistral_portable.boundary import GreedyProgram, GreedyStep
+from mistral_portable.cache import Chunk
+from mistral_portable.engine.core import Core
+from mistral_portable.engine.request import Completion, Request, Scoring
+from mistral_portable.engine.scheduler import Scheduler, Turn
+from mistral_portable.errors import BusyError, CapacityError, ClosedError, MistralPortableError, NumericsError
+from mistral_portable.forks import make_locks
+from mistral_portable.sampling import Sampled, sample_rows
+
+__all__ = ["Loop"]
+
+AnyRequest = TypeVar("AnyRequest", bound=Request[Any])
+_Request = Request[Any]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A greedy step whose tokens have not been read: one for each of the completions."""
+
+    step: GreedyStep
+    completions: Sequence[Completion]
+
+
+class Loop:
+    """Reads and continues the sequences of any number of threads together.
+
+    It has no thread of its own: of the callers that wait for something, one runs the steps, for all; whoever has what
+    it waits for leaves, and another one goes on. So a single caller pays for no change of threads, and nothing runs
+    that nobody waits for. A request from which nobody takes stands still after `Request.backlog` things.
+
+    Coroutines must not wait in their thread: for them a thread is started, which ends when none of theirs is left.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._on_device = isinstance(core.program, GreedyProgram)
+        self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk)
+        self._arrived: deque[_Request] = deque()
+        self._left: deque[_Request] = deque()
+        self._stalled: set[_Request] = set()
+        self._begun: deque[_Step] = deque()
+        self._most = core.manager.spec.max_lanes  # requests with a lane; fewer where memory was short
+        self._together = 4 * self._most  # requests of one caller: enough to choose from, and no longer lists
+        make_locks(self, Loop._make_locks)
+
+    def _make_locks(self) -> None:
+        # The lock in it is reentrant: the garbage collector may drop a request in the thread that holds it.
+        self._condition = threading.Condition()
+        self._driven = False  # whether a thread runs steps: it alone touches the scheduler, lanes and begun steps
+        self._waiting = 0
+        self._server: threading.Thread | None = None
+
+    def run(self, requests: Iterable[AnyRequest]) -> Generator[AnyRequest, None, None]:
+        """Run requests together, from the first `next` on; yield one whenever its consumer has something to take.
+
+        The caller calls the request's `next` once each time; it raises the request's error: those of `Core.step` and
+        `Sampler.sample`, or BusyError if every lane is held outside of the loop. Ends when all have; a request may be
+        left before. Of many requests, those that come first begin first. Closing or dropping the generator ends all.
+        """
+        begun = _Begun(self, requests, None, self._together)
+        try:
+            while begun.left():
+                self._wait(begun.requests)
+                yield from begun.ready()
+        finally:
+            begun.leave()
+
+    async def arun(self, requests: Iterable[AnyRequest]) -> AsyncGenerator[AnyRequest, None]:
+        """`run` for coroutines."""
+        own, news = asyncio.get_running_loop(), asyncio.Event()
+        begun = _Begun(self, requests, lambda: own.call_soon_threadsafe(news.set), self._together)
+        try:
+            while begun.left():
+                news.clear()
+                if not _any_ready(begun.requests):
+                    self._serve()
+                    await news.wait()
+                for request in begun.ready():
+                    yield request
+        finally:
+            begun.leave()
+
+    def submit(self, request: _Request) -> None:
+        """Let a request take part in later steps, until it is left. Use `run`, which waits and leaves."""
+        request.submitted = time.perf_counter()
+        self._arrived.append(request)
+
+    def leave(self, request: _Request) -> None:
+        """End a request. Its lane is free at once, or after the step that some thread runs now."""
+        if request.cancelled:
+            return
+        request.cancelled = True
+        self._left.append(request)
+        with self._condition:
+            if not self._driven:
+                self._rest()
+
+    def close(self) -> None:
+        """Release the executor's threads and memory; every request ends with ClosedError."""
+        self._core.close()
+        with self._condition:
+            if not self._driven:  # else the thread that runs steps finds out
+                self._driven = True
+                self._close_all()
+                self._rest()
+                self._condition.notify_all()
+
+    # --- threads -----------------------------------------------------------------------------------------------------
+
+    def _wait(self, requests: Sequence[_Request]) -> None:
+        """Return when one of the requests is ready: run steps until then, or let another thread do so."""
+        with self._condition:
+            while not _any_ready(requests):
+                if not self._driven:
+                    self._driven = True
+                    break
+                self._sleep()
+            else:
+                return
+        try:
+            while True:
+                self._step()
+                if _any_ready(requests):
+                    break
+                if self._waiting:
+                    with self._condition:
+                        self._condition.notify_all()
+        finally:
+            self._give_over()
+
+    def _serve(self) -> None:
+        """Let the thread for coroutines run steps, or go on with them."""
+        with self._condition:
+            if self._server is None:
+                self._server = threading.Thread(target=self._run_server, name="mistral_portable.Loop", daemon=True)
+                self._server.start()
+            else:
+                self._condition.notify_all()
+
+    def _run_server(self) -> None:
+        while True:
+            with self._condition:
+                while self._driven:
+                    self._sleep()
+                self._driven = True
+            try:
+                ran = self._step()
+            finally:
+                self._give_over()
+            with self._condition:
+                if self._driven or self._arrived:
+                    continue
+                if not any(request.listener for request in self._scheduler.requests):
+                    self._server = None
+                    return
+                if not ran:
+                    self._sleep()  # all stand still
+
+    def _sleep(self) -> None:
+        self._waiting += 1
+        try:
+            self._condition.wait()
+        finally:
+            self._waiting -= 1
+
+    def _give_over(self) -> None:
+        """Let another thread run steps."""
+        with self._condition:
+            self._rest()
+            if self._waiting:
+                self._condition.notify_all()
+
+    def _rest(self) -> None:
+        """Run no more steps in this thread, which holds the lock; requests that have been left are cleared away."""
+        while True:
+            self._driven = False
+            if not self._left:
+                return
+            self._driven = True
+            self._settle()
+
+    # --- steps, in the thread that runs them -------------------------------------------------------------------------
+
+    def _step(self) -> bool:
+        """Run one step, for all requests that it has room for; False if there is none."""
+        if self._arrived or self._left or self._stalled:
+            self._settle()
+        begin = time.perf_counter()
+        if self._begun:
+            if len(self._begun) == 1:
+                self._begin_following()
+            self._read_first(begin)
+            return True
+        turn = self._next_turn()
+        if not turn.decoding and not turn.reading:
+            # Each lane that the loop holds is of a request that goes on or whose lane another one may take.
+            self._fail(self._scheduler.waiting, BusyError("every lane is held by others: close one or raise max_lanes"))
+            return False
+        try:
+            self._run(turn, begin)
+        except Exception as error:
+            self._step_failed(turn.requests, error)
+        else:
+            self._scheduler.observe(turn, time.perf_counter() - begin)
+        return True
+
+    def _settle(self) -> None:
+        """Take in the requests that have come, clear away those that were left, and wake those that stood still."""
+        while self._arrived:
+            request = self._arrived.popleft()
+            self._scheduler.add(
+                request, len(request.tokens), priority=request.priority, user=request.user, chunk=request.chunk
+            )
+        while self._left:
+            self._end(self._left.popleft())
+        for request in [request for request in self._stalled if len(request.made) <= request.backlog // 2]:
+            self._stalled.discard(request)
+            self._scheduler.stall(request, False)
+
+    def _next_turn(self) -> Turn[_Request]:
+        turn = self._scheduler.next(self._free_lanes())
+        for request in turn.aside:
+            self._close_lane(request)
+        for request in turn.admitted:
+            request.lane = self._core.manager.open()
+        return turn
+
+    def _free_lanes(self) -> int:
+        if not self._scheduler.asked:
+            return 0
+        manager = self._core.manager
+        return min(manager.spec.max_lanes - len(manager.lanes), self._most - len(self._scheduler.held))
+
+    def _run(self, turn: Turn[_Request], begin: float) -> None:
+        requests = turn.requests
+        chunks = [self._chunk(request, count) for request, count in zip(requests, turn.counts, strict=True)]
+        asking = [request for request, chunk in zip(requests, chunks, strict=True) if chunk.rows]
+        if self._on_device and asking and all(isinstance(some, Completion) and some.greedy for some in asking):
+            self._begun.append(_Step(self._core.begin_greedy(chunks), cast(list[Completion], asking)))
+            self._took_place(turn)
+            if not turn.reading:
+                self._begin_following()
+            self._read_first(begin)
+            return
+        logits = self._core.step(chunks)
+        self._took_place(turn)
+        completions, places, start = list[Completion](), list[int](), 0
+        for request, chunk in zip(requests, chunks, strict=True):
+            count = len(chunk.rows)
+            if isinstance(request, Scoring):
+                request.take(logits[start : start + count])
+                self._tell(request)
+            elif count:
+                completions.append(cast(Completion, request))
+                places.append(start)
+            start += count
+        if completions:
+            rows = logits if len(places) == start else logits[places]
+            for completion, sampled in zip(
+                completions, sample_rows([c.sampler for c in completions], rows), strict=True
+            ):
+                if isinstance(sampled, Sampled):
+                    self._give(completion, sampled, begin)
+                else:
+                    self._fail([completion], sampled)
+
+    def _chunk(self, request: _Request, count: int) -> Chunk:
+        """The request's next tokens."""
+        lane, fed = request.lane, request.fed
+        assert lane is not None
+        if self._core.manager.length(lane) != fed:  # Ctrl-C came between a step and the note that it had taken place
+            self._core.manager.rollback(lane, fed)
+        return Chunk(lane, request.tokens[fed : fed + count], request.rows(count))
+
+    def _took_place(self, turn: Turn[_Request]) -> None:
+        for request, count in zip(turn.requests, turn.counts, strict=True):
+            request.fed += count
+        self._scheduler.took_place(turn)
+
+    def _begin_following(self) -> None:
+        """Begin the step that follows the one that has begun, if it is sure to be of the same completions."""
+        before = self._begun[0]
+        completions = before.completions
+        if any(completion.finished or completion.last for completion in completions):
+            return
+        if self._arrived or self._left or not self._scheduler.steady(self._free_lanes()):
+            return
+        chunks = [Chunk(completion.lane or 0, [0], (0,)) for completion in completions]
+        try:
+            step = self._core.begin_greedy(chunks, after=before.step)
+        except MistralPortableError:  # no memory for one token more, say: the next step tells, when this one is read
+            return
+        self._begun.append(_Step(step, completions))
+        self._took_place(Turn(decoding=tuple(completions)))
+
+    def _read_first(self, begin: float) -> None:
+        """Wait for the older one of the begun steps, and hand its tokens out."""
+        completions = self._begun[0].completions
+        try:
+            tokens = self._begun[0].step.tokens().tolist()
+        except Exception as error:
+            self._begun.clear()
+            self._step_failed(completions, error)
+            return
+        self._begun.popleft()
+        for completion, token in zip(completions, tokens, strict=True):
+            if completion.lane is None:  # it ended while the step ran
+                continue
+            if token < 0:
+                self._fail([completion], NumericsError(_NOT_FINITE))
+            else:
+                self._give(completion, Sampled(token), begin)
+        if self._begun and all(completion.lane is None for completion in completions):
+            self._begun.clear()  # it was begun in vain
+
+    def _give(self, completion: Completion, sampled: Sampled, begin: float) -> None:
+        """Append a token to an answer. begin: of the step, by time.perf_counter."""
+        now = time.perf_counter()
+        if completion.prefill_s:
+            completion.decode_s += now - begin
+        else:
+            completion.prefill_s = now - completion.submitted
+        completion.take(sampled)
+        self._tell(completion)
+
+    def _tell(self, request: _Request) -> None:
+        """Note that something was made for a request."""
+        if request.finished:
+            self._end(request)
+        elif len(request.made) >= request.backlog:
+            self._stalled.add(request)
+            self._scheduler.stall(request, True)
+        if request.listener is not None:
+            try:
+                request.listener()
+            except RuntimeError:  # the event loop of its coroutine is closed
+                self._left.append(request)
+
+    def _step_failed(self, requests: Sequence[_Request], error: Exception) -> None:
+        """Go on without the requests of a step that has failed; if memory was short, with fewer of them at a time."""
+        if isinstance(error, CapacityError) and len(requests) > 1:
+            self._close_lane(self._scheduler.shed())
+            self._most = len(self._scheduler.held)
+        elif isinstance(error, ClosedError):
+            self._close_all()
+        else:
+            self._fail(requests, error)
+
+    def _close_all(self) -> None:
+        self._settle()
+        self._begun.clear()
+        self._fail(self._scheduler.requests, ClosedError("the model is closed: load it again"))
+
+    def _fail(self, requests: Iterable[_Request], error: Exception) -> None:
+        for number, request in enumerate(list(requests)):
+            request.error = copy.copy(error) if number else error  # each thread raises its own
+            request.finished = True
+            self._tell(request)
+
+    def _end(self, request: _Request) -> None:
+        if request in self._scheduler:
+            self._scheduler.remove(request)
+            self._stalled.discard(request)
+            self._close_lane(request)
+            self._most = self._core.manager.spec.max_lanes
+
+    def _close_lane(self, request: _Request) -> None:
+        if request.lane is not None:
+            self._core.manager.close(request.lane)
+        request.lane, request.fed = None, 0
+
+
+class _Begun(Generic[AnyRequest]):
+    """Requests of one caller, of which a few at a time take part in the loop."""
+
+    def __init__(
+        self, loop: Loop, requests: Iterable[AnyRequest], listener: Callable[[], object] | None, most: int
+    ) -> None:
+        self.requests: list[AnyRequest] = []
+        self._loop = loop
+        self._coming = iter(requests)
+        self._listener = listener
+        self._most = most
+
+    def left(self) -> bool:
+        """Whether there is something to wait for; further requests begin where others are over."""
+        self.requests = [request for request in self.requests if not request.over]
+        for request in islice(self._coming, self._most - len(self.requests)):
+            request.listener = self._listener
+            self.requests.append(request)
+            self._loop.submit(request)
+        return bool(self.requests)
+
+    def ready(self) -> Iterator[AnyRequest]:
+        """Those from which something can be taken now."""
+        for request in self.requests:
+            if not request.cancelled and (request.made or request.error is not None):
+                yield request
+
+    def leave(self) -> None:
+        """End those that have begun."""
+        for request in self.requests:
+            self._loop.leave(request)
+
+
+def _any_ready(requests: Iterable[_Request]) -> bool:
+    """Whether there is something to take from one of the requests, or nothing more to wait for."""
+    for request in requests:  # noqa: SIM110  # any() would take longer, and this is asked for every token
+        if request.made or request.finished or request.cancelled:
+            return True
+    return False
+
+
+_NOT_FINITE = (
+    "a logit is not finite: the weights are corrupt or the dtype overflowed; "
+    "try float32, another backend, or `mistral-portable verify`"
+)

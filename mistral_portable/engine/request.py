@@ -1,0 +1,126 @@
+"""Requests: tokens that a Loop reads for somebody, and what it makes for them."""
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.sampling import Sampled, Sampler, SamplingParams
+
+__all__ = ["Completion", "Request", "Scoring"]
+
+Made = TypeVar("Made")
+
+
+class Request(Generic[Made]):
+    """A sequence in a Loop, which appends to `made`; its consumer takes from there, in any thread.
+
+    tokens: ids to read; those of an answer are appended. fed: how many of them are in the cache. lane: where; None
+    while the request waits for one. priority: of two that wait the higher one comes first. user: users share the steps
+    alike. submitted: when, by time.perf_counter. finished: nothing more will come; `error` says why if this is not the
+    end. cancelled: its consumer has left it. listener: called by the thread that runs the steps if something is new.
+    """
+
+    chunk: int | None = None
+    """The most tokens in a step; None: as many as the loop likes."""
+    backlog = 64
+    """Things in `made` that nobody has taken, at which the request stands still."""
+
+    def __init__(self, tokens: Sequence[int], *, priority: int = 0, user: str = "") -> None:
+        self.tokens = list(tokens)
+        self.priority = priority
+        self.user = user
+        self.made: deque[Made] = deque()
+        self.fed = 0
+        self.lane: int | None = None
+        self.submitted = 0.0
+        self.finished = self.cancelled = False
+        self.error: BaseException | None = None
+        self.listener: Callable[[], object] | None = None
+
+    def rows(self, count: int) -> Sequence[int]:
+        """Which of the next `count` tokens want their logits: indices into them."""
+        raise NotImplementedError
+
+    def next(self) -> Made:
+        """Take what was made first, or raise the request's error; one of both must be there."""
+        if self.made:
+            return self.made.popleft()
+        assert self.error is not None
+        self.cancelled = True  # nothing more to take
+        raise self.error
+
+    @property
+    def over(self) -> bool:
+        """Whether its consumer has nothing more to take."""
+        # `finished` first: what was made last is in `made` before it is set.
+        return self.cancelled or (self.finished and self.error is None and not self.made)
+
+
+class Completion(Request[Sampled]):
+    """Continues a prompt, token after token.
+
+    limit: the most tokens of the answer. prefill_s: seconds from its submission to the first token. decode_s: of the
+    steps that made the others.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        ends: Collection[int],
+        max_context: int,
+        priority: int = 0,
+        user: str = "",
+    ) -> None:
+        """prompt: 1 to max_context ids. ends: ids that end the answer, beside `params.max_tokens` and max_context."""
+        super().__init__(prompt, priority=priority, user=user)
+        self.sampler = Sampler(params, prompt_tokens=prompt)
+        self.prefill_s = self.decode_s = 0.0
+        self._ends = ends
+        room = max_context - len(prompt) + 1  # the last token need not be fed
+        self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
+        self._most = len(prompt) + self.limit
+
+    @property
+    def greedy(self) -> bool:
+        """Whether a device may choose its tokens."""
+        return self.sampler.params.is_greedy
+
+    @property
+    def last(self) -> bool:
+        """Whether its next token is the last one, whatever it is."""
+        return len(self.tokens) + 1 == self._most
+
+    def rows(self, count: int) -> Sequence[int]:
+        return (count - 1,) if self.fed + count == len(self.tokens) else ()
+
+    def take(self, sampled: Sampled) -> None:
+        """Append a token to the answer."""
+        self.tokens.append(sampled.token)
+        self.made.append(sampled)
+        self.finished = len(self.tokens) == self._most or sampled.token in self._ends
+
+
+class Scoring(Request[NDArray[np.float32]]):
+    """Makes the logits behind tokens, float32 [rows, vocab_size], step after step."""
+
+    backlog = 2  # a part may take hundreds of megabytes
+
+    def __init__(self, tokens: Sequence[int], *, first: int = 0, chunk: int | None = None) -> None:
+        """first: the first token whose logits are wanted; those of all later ones are, too. chunk: tokens of a step."""
+        super().__init__(tokens)
+        self.chunk = chunk
+        self._first = first
+
+    def rows(self, count: int) -> Sequence[int]:
+        return range(max(0, self._first - self.fed), count)
+
+    def take(self, logits: NDArray[np.float32]) -> None:
+        """Append what a step has made."""
+        if len(logits):
+            self.made.append(logits)
+        self.finished = self.fed == len(self.tokens)

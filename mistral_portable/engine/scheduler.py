@@ -1,0 +1,231 @@
+"""Scheduler: which requests take part in the next step, and with how many tokens. Policy over integers, no threads."""
+
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, TypeVar
+
+__all__ = ["Scheduler", "Turn"]
+
+Key = TypeVar("Key", bound=Hashable)
+
+_SLOWDOWN = 2.0  # a step that also reads prompts takes at most so many times as long as one that only decodes
+_LEAST = 16  # tokens of prompts in a step: fewer would cost about as much
+_WEIGHT = 0.2  # of the newest step in the averages of times
+
+
+@dataclass(frozen=True)
+class Turn(Generic[Key]):
+    """One step. `aside` give their lanes back before it, and then `admitted` take lanes.
+
+    decoding: requests with one token each, their newest. reading: (request, number of its next prompt tokens).
+    """
+
+    aside: tuple[Key, ...] = ()
+    admitted: tuple[Key, ...] = ()
+    decoding: tuple[Key, ...] = ()
+    reading: tuple[tuple[Key, int], ...] = ()
+
+    @cached_property
+    def requests(self) -> tuple[Key, ...]:
+        """All that take part: first those that decode."""
+        return (*self.decoding, *(key for key, _ in self.reading))
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """The number of tokens of each of `requests`."""
+        return (*(1 for _ in self.decoding), *(count for _, count in self.reading))
+
+
+@dataclass
+class _Job(Generic[Key]):
+    key: Key
+    left: int  # tokens that are still to be read before it decodes
+    priority: int
+    user: str
+    chunk: int
+    since: int  # tokens of prompts that had been dealt out when it came
+    length: int = 0  # tokens that it has in its lane
+    stalled: bool = False
+
+
+class Scheduler(Generic[Key]):
+    """Deals out steps to requests, which wait for a lane, read their prompts and then decode.
+
+    Decoding comes first: every request that decodes has one token in every step. Prompts share the rest of a budget,
+    in chunks. Requests of a higher priority always come before those of a lower one. Among equals, the user who has
+    been dealt the fewest tokens comes first, and of a user's requests the one with the fewest tokens left to read, less
+    those that were dealt out while it waited: so a prompt of n tokens is overtaken for n tokens at most.
+
+    Example: budget 512, and prompts of 700 and 100 tokens. The first step reads the 100 and 412 of the 700. From then
+    on the short one decodes, a token in each step, beside as many of the 288 that are left as keep a step within twice
+    the time of one that only decodes.
+    """
+
+    def __init__(self, budget: int) -> None:
+        """budget: tokens of prompts in a step; while others decode fewer, as `observe` finds."""
+        self._budget = budget
+        self._waiting: dict[Key, _Job[Key]] = {}
+        self._reading: dict[Key, _Job[Key]] = {}
+        self._decoding: dict[Key, _Job[Key]] = {}
+        self._asked = Counter[str]()  # requests by user
+        self._dealt: dict[str, int] = {}  # tokens by user
+        self._total = 0
+        self._decode_s = self._token_s = 0.0
+        self._steady: Turn[Key] | None = None  # the step of all that decode; kept, as most steps are the same
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._waiting or key in self._reading or key in self._decoding
+
+    @property
+    def asked(self) -> bool:
+        """Whether a request waits for a lane, or is stalled without one."""
+        return bool(self._waiting)
+
+    @property
+    def waiting(self) -> list[Key]:
+        """The requests without a lane, but not those that are stalled."""
+        return [key for key, job in self._waiting.items() if not job.stalled]
+
+    @property
+    def requests(self) -> list[Key]:
+        """All requests."""
+        return [*self._waiting, *self._reading, *self._decoding]
+
+    @property
+    def held(self) -> list[Key]:
+        """The requests with a lane."""
+        return [*self._reading, *self._decoding]
+
+    def add(self, key: Key, tokens: int, *, priority: int = 0, user: str = "", chunk: int | None = None) -> None:
+        """Let a request wait for a lane. tokens: to be read. chunk: the most of them in a step; None: the budget."""
+        if user not in self._dealt:  # one who comes late does not catch up with the others
+            self._dealt[user] = min(self._dealt.values(), default=0)
+        self._asked[user] += 1
+        self._waiting[key] = _Job(key, tokens, priority, user, chunk or self._budget, self._total)
+
+    def remove(self, key: Key) -> None:
+        """Forget a request: it has ended."""
+        job = self._waiting.pop(key, None) or self._reading.pop(key, None) or self._decoding.pop(key)
+        self._steady = None
+        self._asked[job.user] -= 1
+        if not self._asked[job.user]:
+            del self._asked[job.user], self._dealt[job.user]
+
+    def stall(self, key: Key, stalled: bool) -> None:
+        """Leave a request out of steps, or no longer: whoever takes its tokens does not keep up."""
+        job = self._waiting.get(key) or self._reading.get(key) or self._decoding[key]
+        job.stalled = stalled
+        self._steady = None
+
+    def next(self, free: int) -> Turn[Key]:
+        """Return the next step. free: lanes that nobody holds.
+
+        Without a free lane, a request that waits takes the lane of one that is stalled, or of one of a lower priority:
+        that one is put aside, and must be read again.
+        """
+        aside, admitted = self._admit(free) if self._waiting else ((), ())
+        if not self._reading and not aside:
+            if self._steady is None:
+                self._steady = Turn(decoding=self._unstalled())
+            return self._steady
+        decoding = self._unstalled()
+        return Turn(aside, admitted, decoding, self._share(self._room(len(decoding))))
+
+    def steady(self, free: int) -> bool:
+        """Whether the next step decodes what the last one did, unless requests come, end or stall meanwhile."""
+        if self._reading:
+            return False
+        waiting = [job for job in self._waiting.values() if not job.stalled]
+        return not waiting or not (free or self._victim(max(job.priority for job in waiting)))
+
+    def shed(self) -> Key:
+        """Put aside the request with a lane that is the least urgent, of these the latest; return it."""
+        job = min([*self._reading.values(), *self._decoding.values()], key=lambda job: (job.priority, -job.since))
+        self._put_aside(job.key)
+        return job.key
+
+    def took_place(self, turn: Turn[Key]) -> None:
+        """Note that a step has taken place: what it has read is no longer left."""
+        for key, count in turn.reading:
+            job = self._reading[key]
+            job.left -= count
+            job.length += count
+            if not job.left:
+                self._decoding[key] = self._reading.pop(key)
+                self._steady = None
+            self._dealt[job.user] += count
+            self._total += count
+        for key in turn.decoding:
+            job = self._decoding[key]
+            job.length += 1
+            self._dealt[job.user] += 1
+
+    def _put_aside(self, key: Key) -> None:
+        """Take the lane of a request, which waits for another one and reads its prompt and its answer again."""
+        job = self._reading.pop(key, None)
+        if job is None:
+            job = self._decoding.pop(key)
+            job.left = 1  # its newest token
+            self._steady = None
+        job.left, job.length = job.left + job.length, 0
+        self._waiting[key] = job
+
+    def observe(self, turn: Turn[Key], seconds: float) -> None:
+        """Learn from the time that a step has taken how many tokens of prompts the next ones can read beside others."""
+        if not turn.reading:
+            self._decode_s = _average(self._decode_s, seconds)
+        else:
+            tokens = sum(count for _, count in turn.reading)
+            beside = self._decode_s if turn.decoding else 0.0
+            self._token_s = _average(self._token_s, max(0.0, seconds - beside) / tokens)
+
+    def _order(self, job: _Job[Key]) -> tuple[int, int, int]:
+        return -job.priority, self._dealt[job.user], job.left + job.since
+
+    def _admit(self, free: int) -> tuple[tuple[Key, ...], tuple[Key, ...]]:
+        aside, admitted = list[Key](), list[Key]()
+        for job in sorted((job for job in self._waiting.values() if not job.stalled), key=self._order):
+            if free:
+                free -= 1
+            else:
+                victim = self._victim(job.priority)
+                if victim is None:
+                    break
+                self._put_aside(victim.key)
+                aside.append(victim.key)
+            admitted.append(job.key)
+            self._reading[job.key] = self._waiting.pop(job.key)
+        return tuple(aside), tuple(admitted)
+
+    def _victim(self, priority: int) -> _Job[Key] | None:
+        """The request whose lane another one of this priority may take: stalled, or else less urgent; the latest."""
+        held = [*self._reading.values(), *self._decoding.values()]
+        fitting = [job for job in held if job.stalled] or [job for job in held if job.priority < priority]
+        return min(fitting, key=lambda job: (job.priority, -job.since), default=None)
+
+    def _room(self, decoding: int) -> int:
+        """Tokens of prompts for the next step."""
+        if not decoding:
+            return self._budget
+        if not self._decode_s or not self._token_s:
+            return min(self._budget, _LEAST)
+        return min(self._budget, max(_LEAST, int((_SLOWDOWN - 1) * self._decode_s / self._token_s)))
+
+    def _unstalled(self) -> tuple[Key, ...]:
+        return tuple(key for key, job in self._decoding.items() if not job.stalled)
+
+    def _share(self, room: int) -> tuple[tuple[Key, int], ...]:
+        shares = list[tuple[Key, int]]()
+        for job in sorted((job for job in self._reading.values() if not job.stalled), key=self._order):
+            if room <= 0:
+                break
+            count = min(job.left, job.chunk, room)
+            shares.append((job.key, count))
+            room -= count
+        return tuple(shares)
+
+
+def _average(before: float, newest: float) -> float:
+    return newest if not before else (1 - _WEIGHT) * before + _WEIGHT * newest

@@ -1,0 +1,303 @@
+"""One loop for all callers: whoever comes, waits, is put aside or leaves, every answer is the one it gets alone."""
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import mistral_portable as mp
+from mistral_portable.cache import StepPlan
+from mistral_portable.config import Window
+from mistral_portable.errors import CapacityError, ClosedError, NumericsError
+
+LANES = 2
+PROMPT = "Once upon a time"
+
+
+@cache
+def loaded(window: Window, lanes: int) -> mp.Model:
+    """A model of an executor whose bits do not depend on the batch."""
+    return mp.load("tiny", backend="numba", threads=1, window=window, max_lanes=lanes, max_context=140)
+
+
+@cache
+def alone(window: Window, prompt: tuple[int, ...], temperature: float, seed: int) -> tuple[int, ...]:
+    return loaded(window, 1).generate(prompt, temperature=temperature, seed=seed, max_tokens=90).tokens
+
+
+class Callers(RuleBasedStateMachine):
+    """Streams of one model, taken from in any order, beside whole answers and logits."""
+
+    @initialize(window=st.one_of(st.integers(1, 8), st.none()))
+    def load(self, window: Window) -> None:
+        self.window = window
+        self.model = loaded(window, LANES)
+        self.streams: list[tuple[mp.TextStreamer, tuple[int, ...]]] = []
+
+    def request(self, prompt: list[int], temperature: float) -> tuple[dict[str, Any], tuple[int, ...]]:
+        seed = sum(prompt)
+        expected = alone(self.window, tuple(prompt), temperature, seed)
+        return {"temperature": temperature, "seed": seed, "max_tokens": 90}, expected
+
+    prompts = st.lists(st.integers(5, 1000), min_size=1, max_size=40)
+    temperatures = st.sampled_from([0.0, 1.0])
+
+    @rule(prompt=prompts, temperature=temperatures, priority=st.integers(0, 1))
+    def open(self, prompt: list[int], temperature: float, priority: int) -> None:
+        options, expected = self.request(prompt, temperature)
+        self.streams.append((self.model.stream(prompt, priority=priority, **options), expected))
+
+    @precondition(lambda self: self.streams)
+    @rule(data=st.data(), pieces=st.integers(1, 80))
+    def advance(self, data: st.DataObject, pieces: int) -> None:
+        streamer, expected = data.draw(st.sampled_from(self.streams))
+        for _ in range(pieces):
+            if next(streamer, None) is None:
+                break
+        found = streamer.generation.tokens
+        assert found == expected[: len(found)]
+        if streamer.generation.finish_reason:
+            assert found == expected
+
+    @precondition(lambda self: self.streams)
+    @rule(data=st.data(), dropped=st.booleans())
+    def leave(self, data: st.DataObject, dropped: bool) -> None:
+        streamer, _ = self.streams.pop(data.draw(st.integers(0, len(self.streams) - 1)))
+        if not dropped:
+            streamer.close()
+
+    @rule(several=st.lists(st.tuples(prompts, temperatures), min_size=1, max_size=4))
+    def generate(self, several: list[tuple[list[int], float]]) -> None:
+        requests = [self.request(prompt, temperature) for prompt, temperature in several]
+        found = self.model.generate([prompt for prompt, _ in several], [mp.SamplingParams(**o) for o, _ in requests])
+        assert [generation.tokens for generation in found] == [expected for _, expected in requests]
+
+    @rule(prompt=prompts, chunk=st.sampled_from([None, 1, 3]))
+    def score(self, prompt: list[int], chunk: int | None) -> None:
+        whole, cut = self.model.logits(prompt), self.model.logits(prompt, chunk)
+        assert np.array_equal(whole, cut)
+
+    @invariant()
+    def lanes_hold(self) -> None:
+        assert len(self.model.manager.lanes) <= LANES
+
+    def teardown(self) -> None:
+        self.streams.clear()
+        gc.collect()
+        assert self.model.manager.lanes == ()
+
+
+TestCallers = Callers.TestCase
+TestCallers.settings = settings(max_examples=20, stateful_step_count=15)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[mp.Model]:
+    with mp.load("tiny", backend="numba", max_lanes=3) as model:
+        yield model
+
+
+@pytest.fixture
+def steps(model: mp.Model, monkeypatch: pytest.MonkeyPatch) -> list[StepPlan]:
+    """The plans of all steps from now on."""
+    plans: list[StepPlan] = []
+    step = model.program.step
+
+    def counted(plan: StepPlan) -> Any:
+        plans.append(plan)
+        return step(plan)
+
+    monkeypatch.setattr(model.program, "step", counted)
+    return plans
+
+
+def answers(model: mp.Model, count: int, **options: Any) -> list[tuple[int, ...]]:
+    return [model.generate(PROMPT, seed=seed, **options).tokens for seed in range(count)]
+
+
+# --- together --------------------------------------------------------------------------------------------------------
+
+
+def test_callers_share_their_steps(model: mp.Model, steps: list[StepPlan]) -> None:
+    expected = answers(model, 3, max_tokens=20, ignore_eos=True)
+    taken = len(steps)
+    steps.clear()
+    found = model.generate([PROMPT] * 3, [mp.SamplingParams(seed=s, max_tokens=20, ignore_eos=True) for s in range(3)])
+    assert [generation.tokens for generation in found] == expected
+    assert len(steps) == taken / 3
+    assert {len(plan.lanes) for plan in steps} == {3}
+
+
+def test_more_threads_than_lanes_wait_their_turn(model: mp.Model) -> None:
+    expected = answers(model, 24, max_tokens=12)
+    with ThreadPoolExecutor(24) as pool:
+        found = pool.map(lambda seed: model.generate(PROMPT, seed=seed, max_tokens=12).tokens, range(24))
+    assert list(found) == expected
+    assert model.manager.lanes == ()
+
+
+def test_coroutines(model: mp.Model) -> None:
+    expected = answers(model, 24, max_tokens=12)
+
+    async def all_of_them() -> list[mp.Generation]:
+        return await asyncio.gather(*(model.agenerate(PROMPT, seed=seed, max_tokens=12) for seed in range(24)))
+
+    async def pieces() -> str:
+        return "".join([piece async for piece in model.astream(PROMPT, seed=0, max_tokens=12)])
+
+    threads = threading.active_count()
+    for _ in range(3):
+        assert [generation.tokens for generation in asyncio.run(all_of_them())] == expected
+        assert asyncio.run(pieces()) == model.generate(PROMPT, seed=0, max_tokens=12).text
+    assert model.manager.lanes == ()
+    for thread in threading.enumerate():
+        if thread.name == "mistral_portable.Loop":
+            thread.join(10)
+    assert threading.active_count() == threads
+
+
+def test_coroutines_that_are_cancelled_give_their_lanes_back(model: mp.Model) -> None:
+    async def impatient() -> None:
+        tasks = [asyncio.create_task(model.agenerate(PROMPT, max_tokens=5000, ignore_eos=True)) for _ in range(6)]
+        stream = model.astream(PROMPT, max_tokens=5000, ignore_eos=True)
+        await anext(stream)
+        await stream.aclose()
+        await asyncio.sleep(0.05)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(impatient())
+    assert len(model.generate(PROMPT, max_tokens=3).tokens) == 3
+    assert model.manager.lanes == ()
+
+
+def test_a_stream_that_nobody_takes_from_stands_still_and_gives_way(model: mp.Model, steps: list[StepPlan]) -> None:
+    options: dict[str, Any] = {"max_tokens": 300, "temperature": 0, "ignore_eos": True}
+    expected = model.generate(PROMPT, **options)
+    streams = [model.stream(PROMPT, **options) for _ in range(3)]
+    texts = [next(stream) for stream in streams]
+    steps.clear()
+    assert model.generate(PROMPT, **options).text == expected.text
+    assert len(steps) < 2 * 300
+    assert [text + "".join(stream) for text, stream in zip(texts, streams, strict=True)] == [expected.text] * 3
+
+
+def test_an_urgent_request_takes_the_lane_of_another(model: mp.Model) -> None:
+    options: dict[str, Any] = {"max_tokens": 50, "temperature": 0, "ignore_eos": True}
+    expected = model.generate(PROMPT, **options).tokens
+    streams = [model.stream(PROMPT, **options) for _ in range(3)]
+    for stream in streams:
+        next(stream)
+    assert model.generate(PROMPT, priority=1, **options).tokens == expected
+    for stream in streams:
+        for _ in stream:
+            pass
+        assert stream.generation.tokens == expected
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_of_one_row_ends_that_request_alone(model: mp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = model.generate(PROMPT, max_tokens=12, temperature=0).tokens
+    step = model.program.step
+
+    def broken(plan: StepPlan) -> Any:
+        outputs = step(plan)
+        outputs["logits"][plan.tokens[plan.logit_rows] == 777] = np.nan
+        return outputs
+
+    monkeypatch.setattr(model.program, "step", broken)
+    with ThreadPoolExecutor(2) as pool:
+        bad = pool.submit(model.generate, [5, 777], max_tokens=12)
+        good = pool.submit(model.generate, PROMPT, max_tokens=12, temperature=0)
+        with pytest.raises(NumericsError, match="is nan"):
+            bad.result()
+        assert good.result().tokens == expected
+    assert model.manager.lanes == ()
+
+
+def test_a_step_that_fails_ends_those_in_it_and_the_loop_goes_on(
+    model: mp.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(plan: StepPlan) -> Any:
+        raise RuntimeError("the device fell over")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.program, "step", fails)
+        for prompts in (PROMPT, [PROMPT, "A"]):
+            with pytest.raises(RuntimeError, match="fell over"):
+                model.generate(prompts, max_tokens=3)
+    assert model.manager.lanes == ()
+    assert len(model.generate(PROMPT, max_tokens=3, ignore_eos=True).tokens) == 3
+
+
+def test_where_memory_is_short_fewer_run_at_a_time(model: mp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    expected = model.generate(PROMPT, **options).tokens
+    step = model.program.step
+
+    def short(plan: StepPlan) -> Any:
+        if len(plan.lanes) > 1 and plan.positions.max() > 20:
+            raise CapacityError("no memory")
+        return step(plan)
+
+    monkeypatch.setattr(model.program, "step", short)
+    assert [found.tokens for found in model.generate([PROMPT] * 3, **options)] == [expected] * 3
+    assert model.manager.lanes == ()
+
+
+def interrupted(model: mp.Model, monkeypatch: pytest.MonkeyPatch, when: Callable[[StepPlan], bool]) -> None:
+    step = model.program.step
+
+    def ctrl_c(plan: StepPlan) -> Any:
+        outputs = step(plan)
+        if when(plan):
+            monkeypatch.setattr(model.program, "step", step)
+            raise KeyboardInterrupt
+        return outputs
+
+    monkeypatch.setattr(model.program, "step", ctrl_c)
+
+
+def test_ctrl_c_in_the_thread_that_runs_the_steps_is_no_fault_of_the_others(
+    model: mp.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"max_tokens": 30, "temperature": 0, "ignore_eos": True}
+    expected = model.generate(PROMPT, **options).tokens
+    first, second = model.stream(PROMPT, **options), model.stream(PROMPT, **options)
+    next(first), next(second)
+    interrupted(model, monkeypatch, lambda plan: len(plan.lanes) == 2)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in first:
+            pass
+    assert first.generation.tokens == expected[: len(first.generation.tokens)]
+    assert second.generation.tokens == expected[:1]
+    for _ in second:
+        pass
+    assert second.generation.tokens == expected
+    assert model.manager.lanes == ()
+
+
+def test_closing_a_model_ends_whoever_waits() -> None:
+    model = mp.load("tiny", backend="numba", max_lanes=1)
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(model.generate, PROMPT, max_tokens=20000, ignore_eos=True) for _ in range(4)]
+        while not model.manager.lanes:
+            time.sleep(0.001)
+        model.close()
+        for future in running:
+            with pytest.raises(ClosedError, match="load it again"):
+                future.result(30)
+    assert model.manager.lanes == ()

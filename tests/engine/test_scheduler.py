@@ -1,0 +1,177 @@
+"""The scheduler alone: nobody starves, budgets and lanes hold, the order is fair."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mistral_portable.engine.scheduler import Scheduler, Turn
+
+BUDGET = 32
+
+
+@dataclass
+class Job:
+    prompt: int
+    answer: int
+    priority: int = 0
+    user: str = ""
+    made: int = 0
+
+
+@dataclass
+class World:
+    """Requests that come by and by, on a number of lanes: `steps` yields each turn until all have ended."""
+
+    jobs: list[Job]
+    lanes: int
+    seconds: tuple[float, float] = (0.0, 0.0)  # of a step that decodes, and more for each token that is read
+    held: set[int] = field(default_factory=set)
+    left: dict[int, int] = field(default_factory=dict)
+
+    def steps(self, arrivals: list[int]) -> Iterator[tuple[Scheduler[int], Turn[int]]]:
+        scheduler: Scheduler[int] = Scheduler(BUDGET)
+        waiting = list(enumerate(self.jobs))
+        for step in range(100_000):
+            while waiting and arrivals[waiting[0][0]] <= step:
+                key, job = waiting.pop(0)
+                scheduler.add(key, job.prompt, priority=job.priority, user=job.user)
+                self.left[key] = job.prompt
+            if not scheduler.requests and not waiting:
+                return
+            if not scheduler.requests:
+                continue
+            turn = scheduler.next(self.lanes - len(self.held))
+            for key in turn.aside:
+                self.held.remove(key)
+                self.left[key] = self.jobs[key].prompt + self.jobs[key].made
+            self.held |= set(turn.admitted)
+            yield scheduler, turn
+            scheduler.took_place(turn)
+            decode, read = self.seconds
+            scheduler.observe(turn, decode + read * sum(count for _, count in turn.reading))
+            asked = list(turn.decoding)
+            for key, count in turn.reading:
+                self.left[key] -= count
+                assert self.left[key] >= 0
+                asked += [key] if not self.left[key] else []
+            for key in asked:
+                assert not self.left[key], "decodes before it has read its prompt"
+                self.jobs[key].made += 1
+                if self.jobs[key].made == self.jobs[key].answer:
+                    scheduler.remove(key)
+                    self.held.remove(key)
+        raise AssertionError("somebody starves")
+
+
+jobs = st.builds(Job, st.integers(1, 100), st.integers(1, 20), st.integers(0, 2), st.sampled_from(["a", "b", "c"]))
+
+
+@given(st.lists(st.tuples(jobs, st.integers(0, 30)), min_size=1, max_size=12), st.integers(1, 4), st.data())
+def test_everyone_is_served_within_lanes_and_budget(
+    drawn: list[tuple[Job, int]], lanes: int, data: st.DataObject
+) -> None:
+    drawn.sort(key=lambda pair: pair[1])
+    world = World([Job(job.prompt, job.answer, job.priority, job.user) for job, _ in drawn], lanes)
+    for scheduler, turn in world.steps([arrival for _, arrival in drawn]):
+        assert len(world.held) <= lanes
+        assert set(turn.requests) <= world.held
+        assert len(set(turn.requests)) == len(turn.requests) > 0
+        assert sum(count for _, count in turn.reading) <= BUDGET
+        assert set(scheduler.held) == world.held
+        # Whoever waits is not more urgent than anyone with a lane.
+        urgency = [world.jobs[key].priority for key in world.held]
+        assert all(world.jobs[key].priority <= min(urgency) for key in scheduler.waiting)
+    assert [job.made for job in world.jobs] == [job.answer for job in world.jobs]
+
+
+def test_every_sequence_that_decodes_is_in_every_step() -> None:
+    world = World([Job(3, 40), Job(5, 40), Job(500, 3)], lanes=3)
+    decoding: set[int] = set()
+    for _, turn in world.steps([0, 1, 2]):
+        assert decoding <= set(turn.decoding) | {key for key, job in enumerate(world.jobs) if job.made == job.answer}
+        decoding |= set(turn.decoding)
+
+
+def test_of_prompts_the_shorter_comes_first_but_a_long_one_is_not_overtaken_for_ever() -> None:
+    world = World([Job(320, 1), *(Job(16, 1) for _ in range(100))], lanes=101)
+    steps = 0
+    for _ in world.steps([0, *range(100)]):
+        steps += 1
+        if world.jobs[0].made:
+            break
+    # 320 tokens of its own, at most 320 of others before it: 20 steps of 32.
+    assert steps <= 20 + 1
+    assert sum(job.made for job in world.jobs[1:]) >= 5
+
+
+@given(st.integers(1, 5), st.integers(1, 5))
+def test_users_share_alike_however_much_they_ask(many: int, few: int) -> None:
+    """One user asks for much more than the other: until one has all, both have been dealt the same."""
+    world = World([*(Job(64, 1, user="a") for _ in range(4 * many)), *(Job(64, 1, user="b") for _ in range(few))], 100)
+    dealt = {"a": 0, "b": 0}
+    for _, turn in world.steps([0] * 100):
+        for key, count in turn.reading:
+            dealt[world.jobs[key].user] += count
+        if all(job.made for job in world.jobs if job.user == "b") or all(
+            job.made for job in world.jobs if job.user == "a"
+        ):
+            break
+        assert abs(dealt["a"] - dealt["b"]) <= 64 + BUDGET
+
+
+def test_the_urgent_take_the_lane_of_the_less_urgent_which_go_on_later() -> None:
+    world = World([Job(10, 50), Job(10, 5, priority=1)], lanes=1)
+    order = [turn for _, turn in world.steps([0, 5])]
+    assert [turn.aside for turn in order if turn.aside] == [(0,)]
+    assert [turn.admitted for turn in order if turn.admitted] == [(0,), (1,), (0,)]
+
+
+def test_whoever_does_not_take_its_tokens_gives_way_and_returns() -> None:
+    scheduler: Scheduler[str] = Scheduler(BUDGET)
+    scheduler.add("a", 3)
+    scheduler.took_place(scheduler.next(1))
+    scheduler.add("b", 3)
+    assert scheduler.next(0).decoding == ("a",)  # b waits
+    scheduler.stall("a", True)
+    turn = scheduler.next(0)
+    assert (turn.aside, turn.admitted, turn.reading) == (("a",), ("b",), (("b", 3),))
+    scheduler.took_place(turn)
+    scheduler.remove("b")
+    assert scheduler.next(1) == Turn()
+    scheduler.stall("a", False)
+    assert scheduler.next(1).reading == (("a", 4),)  # its prompt and its newest token
+
+
+@pytest.mark.parametrize(("decode", "read"), [(0.1, 0.01), (0.1, 0.001), (0.001, 0.0001)])
+def test_beside_others_as_many_tokens_are_read_as_keep_a_step_within_twice_its_time(decode: float, read: float) -> None:
+    world = World([Job(4, 200), Job(3000, 1)], lanes=2, seconds=(decode, read))
+    sizes = [
+        sum(count for _, count in turn.reading) for _, turn in world.steps([0, 20]) if turn.decoding and turn.reading
+    ]
+    most = min(BUDGET, max(16, decode / read))
+    assert max(sizes) <= most
+    assert sorted(sizes)[len(sizes) // 2] >= 0.9 * most
+
+
+def test_a_step_is_steady_until_something_changes() -> None:
+    scheduler: Scheduler[str] = Scheduler(BUDGET)
+    scheduler.add("a", 3)
+    assert not scheduler.steady(1)
+    scheduler.took_place(scheduler.next(1))
+    assert scheduler.steady(1)
+    scheduler.add("b", 3)
+    assert not scheduler.steady(1)
+    assert scheduler.steady(0)
+    scheduler.add("c", 3, priority=1)
+    assert not scheduler.steady(0)
+
+
+def test_where_memory_is_short_the_least_urgent_and_latest_gives_way() -> None:
+    scheduler: Scheduler[str] = Scheduler(BUDGET)
+    for key, priority in (("a", 1), ("b", 0), ("c", 0), ("d", 2)):
+        scheduler.add(key, 3, priority=priority)
+        scheduler.took_place(scheduler.next(4))
+    assert [scheduler.shed() for _ in range(3)] == ["c", "b", "a"]

@@ -1,0 +1,94 @@
+"""Bodies of OpenAI's API: what is understood, and what is refused with the name of the field."""
+
+import contextlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mistral_portable.errors import InputError
+from mistral_portable.openai import ChatRequest, TextRequest, parse_request
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+MESSAGES = [{"role": "user", "content": "Hello"}]
+
+
+def use(url: str, body: Any) -> None:
+    """Ask for all that a request holds."""
+    request = parse_request(url, body)
+    request.sampling()
+    request.prompts(lambda messages, *, tools: [])
+
+
+def test_a_chat() -> None:
+    body = {
+        "model": "any",
+        "messages": MESSAGES,
+        "max_completion_tokens": 7,
+        "temperature": 0,
+        "stop": "end",
+        "logprobs": True,
+        "top_logprobs": 3,
+        "logit_bias": {"12": -100},
+        "metadata": {"unknown": "fields are ignored"},
+        "repeat_penalty": 1.5,
+    }
+    request = parse_request(CHAT, body)
+    assert isinstance(request, ChatRequest)
+    params = request.sampling()
+    assert (params.max_tokens, params.temperature, params.stop, params.logprobs) == (7, 0, ("end",), 3)
+    assert (dict(params.logit_bias), params.repetition_penalty) == ({12: -100}, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count"), [("a", 1), ([1, 2], 1), (["a", "b"], 2), ([[1], [2, 3], [4]], 3)], ids=str
+)
+def test_texts(prompt: Any, count: int) -> None:
+    request = parse_request(TEXT, {"prompt": prompt})
+    assert isinstance(request, TextRequest)
+    assert request.sampling().max_tokens == 16  # OpenAI's default
+    assert len(request.prompts(lambda messages, *, tools: [])) == count
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "words"),
+    [
+        (CHAT, {}, "messages: Field required"),
+        (CHAT, {"messages": []}, "messages: "),
+        (CHAT, {"messages": "Hello"}, "messages: .*'Hello'"),
+        (CHAT, {"messages": [5]}, "messages.0: "),
+        (CHAT, {"messages": MESSAGES, "temperature": "hot"}, "temperature: .*'hot'"),
+        (CHAT, {"messages": MESSAGES, "temperature": -1}, "temperature"),
+        (CHAT, {"messages": MESSAGES, "max_tokens": 0}, "max_tokens: "),
+        (CHAT, {"messages": MESSAGES, "n": 10**6}, "n: "),
+        (CHAT, {"messages": MESSAGES, "top_logprobs": 2}, "top_logprobs: needs logprobs"),
+        (CHAT, {"messages": MESSAGES, "logit_bias": {"a": 1}}, "logit_bias: "),
+        (CHAT, {"messages": MESSAGES, "stop": [""]}, "stop"),
+        (TEXT, {"prompt": []}, "prompt: it is empty"),
+        (TEXT, {"prompt": ""}, "prompt: it is empty"),
+        (TEXT, {"prompt": "a", "echo": True}, "echo: "),
+        (TEXT, {"prompt": "a", "suffix": "b"}, "suffix: "),
+        (TEXT, [], "body: "),
+        ("/v1/embeddings", {}, "'/v1/embeddings': choose one of"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(url: str, body: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        use(url, body)
+    assert "\n" not in str(caught.value)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+_FIELDS = st.sampled_from([*ChatRequest.model_fields, *TextRequest.model_fields])
+
+
+@given(st.sampled_from([CHAT, TEXT]), st.dictionaries(_FIELDS, _JSON, max_size=5) | _JSON)
+def test_any_body_is_taken_or_refused(url: str, body: Any) -> None:
+    with contextlib.suppress(InputError):  # any other exception is a defect
+        use(url, body)
