@@ -41,7 +41,8 @@ class Session:
         memory: int | None = None,
         **options: Any,
     ) -> None:
-        self.spec = CacheSpec.from_config(config, max_context=max_context, max_chunk=max_chunk, max_lanes=4)
+        sizes = {"max_context": max_context, "max_chunk": max_chunk, "max_lanes": 4}
+        self.spec = CacheSpec.from_config(config, page_size=None, **sizes)
         self.manager = CacheManager(self.spec)
         weights = random_weights(build(config), 0, quantization)
         graph = graph or select_rows(build(config), "logits")

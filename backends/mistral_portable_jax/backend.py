@@ -29,7 +29,7 @@ class JAXBackend:
     """JAX on its default device (JAX_PLATFORMS chooses). Quantized weights are unpacked to the program's dtype."""
 
     name = "jax"
-    capabilities = Capabilities(dtypes={dtype: (dtype,) for dtype in _DTYPES})
+    capabilities = Capabilities(dtypes={dtype: (dtype,) for dtype in _DTYPES}, page_size=32)
 
     def probe(self) -> Availability:
         """Look at the installed packages only: importing JAX takes most of a second, and finding its device another."""

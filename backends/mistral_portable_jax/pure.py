@@ -19,8 +19,8 @@ __all__ = ["JAXFunction"]
 class JAXFunction:
     """A PureFunction, compiled for each shape of its arguments; it may also be traced as a part of another function.
 
-    Token number p of a row, padding not counted, lies in slot p: a cache of `length` columns has a slot for each, and
-    no ring wraps.
+    A cache of `length` columns has a page of as many slots for each row, and token number p of the row, padding not
+    counted, lies in slot p of it.
     """
 
     def __init__(self, graph: Graph, dtype: str) -> None:
@@ -57,7 +57,7 @@ class JAXFunction:
         rows, length = tokens.shape
         # The slice is clamped, so a mask of these columns only stays whole.
         kept = jax.lax.dynamic_slice_in_dim(kept, cache["columns"], length, axis=1)
-        slots = cache["positions"].shape[1]
+        page_size = cache["positions"].shape[1]
         counts = cache["lengths"][:, None] + jnp.cumsum(kept, axis=1, dtype=jnp.int32)
         positions = jnp.maximum(counts - 1, 0).ravel()
         columns = jnp.arange(rows * length)
@@ -68,15 +68,15 @@ class JAXFunction:
             given={},
             # Computed by the host in float64: the cosines of float32 angles are wrong at high positions.
             angles=tuple(
-                jnp.asarray(rotation.table(np.arange(slots)))[positions] for rotation in self._graph.rotations
+                jnp.asarray(rotation.table(np.arange(page_size)))[positions] for rotation in self._graph.rotations
             ),
             sequence=columns // length,
             place=columns % length,
             packed=columns.reshape(rows, length),
-            lanes=jnp.arange(rows),
             last=counts[:, -1] - 1,
-            slots=(jnp.where(kept.ravel(), positions, NOWHERE),),
-            rings=(jnp.asarray(slots),),
+            slots=(jnp.where(kept.ravel(), columns // length * page_size + positions, NOWHERE),),
+            pages=(jnp.arange(rows)[:, None],),
+            first=(jnp.zeros(rows, jnp.int32),),
         )
         outputs, written = run(self._graph, dict.fromkeys(self._layers, 0), self._dtype, weights, cache, inputs)
         at = jax.lax.dynamic_update_slice(

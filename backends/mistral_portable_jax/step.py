@@ -20,8 +20,8 @@ Arrays = dict[str, Array]
 PROCESS = OwnProcess("JAX")
 """The process that runs JAX: this module is imported when the first program or pure function is made."""
 
-NOWHERE = 2**30
-"""The slot, or row, of padding: writes to it are dropped."""
+NOWHERE = 2**31 - 1
+"""The slot, page or row of padding: writes to it are dropped."""
 
 
 class StepInputs(NamedTuple):
@@ -29,10 +29,9 @@ class StepInputs(NamedTuple):
 
     tokens, positions: [T]. logit_rows: [R]. given: by name, for `Graph.given`. angles: [T, 2, head_dim / 2] for each
     rotation of the graph, cosines and sines. sequence, place: [T]; token t is number `place[t]` of the sequence
-    `sequence[t]`. packed: [S, N], the inverse: the t at each place of each sequence. lanes: [S]. last: [S], the
-    position of a sequence's last token. slots: [T] for each layer group. rings: for each layer group, the slots of a
-    full lane.
-    Arrays may be NumPy's; JAX copies them to its device.
+    `sequence[t]`. packed: [S, N], the inverse: the t at each place of each sequence. last: [S], the position of a
+    sequence's last token. For each layer group slots [T], pages [S, P] and first [S], as in `cache.Reads`; P is padded,
+    too. Arrays may be NumPy's; JAX copies them to its device.
     """
 
     tokens: Any
@@ -43,10 +42,10 @@ class StepInputs(NamedTuple):
     sequence: Any
     place: Any
     packed: Any
-    lanes: Any
     last: Any
     slots: tuple[Any, ...]
-    rings: tuple[Any, ...]
+    pages: tuple[Any, ...]
+    first: tuple[Any, ...]
 
 
 def run(
@@ -55,7 +54,8 @@ def run(
     """Run the graph: its outputs by name, and the cache with the step's keys and values.
 
     groups: the layer group of each layer. weights: arrays by parameter. cache: keys.L and values.L of each layer L,
-    [lanes, slots, key/value heads, head_dim]. Attention weights come out as [T, heads, slots].
+    [pages, page_size, key/value heads, head_dim]. Attention weights come out as [T, heads, C] in the order of the
+    C = P * page_size slots of a sequence's pages.
     """
     values: dict[str, Any] = {
         **weights,
@@ -80,7 +80,7 @@ def run(
             mask = group, cache[f"keys.{layer}"].shape[1], node.window
             if mask not in masks:  # layers of a group share it
                 masks[mask] = _seen(inputs, *mask)
-            values[node.name] = _attention(node, read[0], cache, inputs, masks[mask])
+            values[node.name] = _attention(node, read[0], cache, inputs, inputs.pages[group], masks[mask])
         else:
             made = OPS[node.op](*read, **attributes)
             # The tables of a pure function are float32, whatever it computes in.
@@ -88,24 +88,30 @@ def run(
     return {name: values[value] for name, value in graph.outputs.items()}, cache
 
 
-def _written(array: Array, x: Array, inputs: StepInputs, group: int) -> Array:
-    """Write the rows of x [T, key/value heads * head_dim] into their lanes and slots."""
-    at = array.at[inputs.lanes[inputs.sequence], inputs.slots[group]]
-    return at.set(x.reshape(len(x), *array.shape[2:]).astype(array.dtype), mode="drop")
+def _written(pool: Array, x: Array, inputs: StepInputs, group: int) -> Array:
+    """Write the rows of x [T, key/value heads * head_dim] into their slots."""
+    slots = pool.reshape(-1, *pool.shape[2:])
+    rows = x.reshape(len(x), *pool.shape[2:]).astype(pool.dtype)
+    return slots.at[inputs.slots[group]].set(rows, mode="drop").reshape(pool.shape)
 
 
-def _seen(inputs: StepInputs, group: int, slots: int, window: int | None) -> Array:
-    """The attention mask, bool [S, N, slots]: whether a query sees the key in each slot of its sequence's lane."""
-    last = inputs.last[:, None]
-    held = last - (last - jnp.arange(slots)) % inputs.rings[group]  # the position in each slot; < 0: empty
+def _seen(inputs: StepInputs, group: int, page_size: int, window: int | None) -> Array:
+    """The attention mask, bool [S, N, C]: whether a query sees the key in each slot of its sequence's pages.
+
+    A slot beyond the positions that the sequence reads is seen by no query, not even one of padding.
+    """
+    first, last = inputs.first[group][:, None], inputs.last[:, None]
+    slots = inputs.pages[group].shape[1] * page_size
+    held = first // page_size * page_size + jnp.arange(slots)  # the position that each slot is for
     seen: Array = visible(inputs.positions[inputs.packed][:, :, None], held[:, None], window)
-    seen &= held[:, None] >= 0
+    seen &= ((first <= held) & (held <= last))[:, None]
     return seen
 
 
-def _attention(node: Node, q: Array, cache: Arrays, inputs: StepInputs, seen: Array) -> Array:
-    """q [T, heads * d] -> [T, heads * d]; for `attention_weights` [T, heads, slots]. Keys are read by slot."""
-    keys, values = (cache[f"{name}.{node.integer('layer')}"][inputs.lanes] for name in ("keys", "values"))
+def _attention(node: Node, q: Array, cache: Arrays, inputs: StepInputs, pages: Array, seen: Array) -> Array:
+    """q [T, heads * d] -> [T, heads * d]; for `attention_weights` [T, heads, C]. Keys are read by slot."""
+    layer = node.integer("layer")
+    keys, values = (_lined_up(cache[f"{name}.{layer}"], pages) for name in ("keys", "values"))
     heads = q.reshape(len(q), keys.shape[2], -1, node.integer("head_dim"))[inputs.packed]
     scores = product("snhgd,schd->snhgc", heads, keys) * node.number("scale")
     # The minimum and not -inf: a row of padding sees no key, and its softmax and gradient must be finite.
@@ -118,3 +124,8 @@ def _attention(node: Node, q: Array, cache: Arrays, inputs: StepInputs, seen: Ar
         out = product("snhgc,schd->snhgd", weights.astype(q.dtype), read)
     shape = (len(q), -1, keys.shape[1]) if node.op == "attention_weights" else (len(q), -1)
     return out[inputs.sequence, inputs.place].reshape(shape).astype(q.dtype)
+
+
+def _lined_up(pool: Array, pages: Array) -> Array:
+    """The slots of each sequence's pages [S, P], in order: [S, C, key/value heads, head_dim]."""
+    return pool[pages].reshape(len(pages), -1, *pool.shape[2:])

@@ -1,6 +1,6 @@
 """Attention over a ring in the order of its slots: no key is moved, and a mask hides keys by their positions.
 
-In shapes, T is the number of tokens of one sequence, C that of the slots of its lane, d is head_dim.
+In shapes, T is the number of tokens of one sequence, C that of the slots of its page, d is head_dim.
 """
 
 from typing import Protocol
@@ -28,10 +28,10 @@ class Format(Protocol):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of a lane's arrays: first those of the keys, then as many of the values."""
+        """Names of a page's arrays: first those of the keys, then as many of the values."""
 
     def empty(self, heads: int, slots: int) -> list[mx.array]:
-        """Make the arrays of a lane, zeros, each [heads, slots, n]."""
+        """Make the arrays of a page, zeros, each [heads, slots, n]."""
 
     def nbytes(self, heads: int, slots: int) -> int:
         """Bytes of `empty`."""
@@ -40,7 +40,7 @@ class Format(Protocol):
         """Encode keys or values [heads, T, d] as the stored arrays, each [heads, T, n]."""
 
     def attend(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
-        """Attention: q [heads, T, d], `parts` of a lane, mask `seen` [T, C] -> [heads, T, d]."""
+        """Attention: q [heads, T, d], `parts` of a page, mask `seen` [T, C] -> [heads, T, d]."""
 
     def weights(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
         """The softmax of `attend`, [heads, T, C]."""

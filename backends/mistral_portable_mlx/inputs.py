@@ -18,8 +18,9 @@ def step_inputs(
     """Turn a plan into arrays by name, integers in int32.
 
     tokens, positions [T]; logit_rows [R]; cos.X, sin.X float32 [T, 1, 2, d / 2] for each index X of `rotations`;
-    for each layer group G slots.G [T] and first.G [T], the oldest position that each token sees; for each group and
-    sequence S held.G.S, the position in each of the lane's allocated `slots[G][S]` slots.
+    for each layer group G slots.G [T], the offset of each token in its sequence's page, and first.G [T], the oldest
+    position that it sees; for each group and sequence S held.G.S, the position in each of the `slots[G][S]` allocated
+    slots of the page.
     """
     inputs = {
         "tokens": mx.array(plan.tokens),
@@ -32,24 +33,24 @@ def step_inputs(
         inputs |= {f"cos.{name}": mx.array(cos), f"sin.{name}": mx.array(sin)}
     last = (plan.ends - 1).tolist()
     for index, (group, reads) in enumerate(zip(spec.groups, plan.groups, strict=True)):
-        inputs[f"slots.{index}"] = mx.array(reads.slot_mapping)
+        inputs[f"slots.{index}"] = mx.array(reads.slot_mapping % np.int32(group.page_size))
         # This backend's translation of `cache.window.visible`: first <= key <= query.
         first = plan.positions * 0 if group.window is None else np.maximum(plan.positions - group.window + 1, 0)
         inputs[f"first.{index}"] = mx.array(first.astype(np.int32))
         for s, position in enumerate(last):
-            inputs[f"held.{index}.{s}"] = _held(position, group.slots, slots[index][s])
+            inputs[f"held.{index}.{s}"] = _held(position, group.page_size, slots[index][s])
     return inputs
 
 
-def _held(last: int, slots: int, allocated: int) -> mx.array:
+def _held(last: int, page_size: int, allocated: int) -> mx.array:
     """The position in each of the allocated slots once `last` is written: the latest one congruent to the slot.
 
-    Example, 5 slots and last 5: 5 1 2 3 4. Until a ring is full, slot and position are equal, and the mask hides those
-    beyond `last` like any later position.
+    Example, a page of 5 slots and last 5: 5 1 2 3 4. Until a ring is full, slot and position are equal, and the mask
+    hides those beyond `last` like any later position.
     """
-    if last < slots:
+    if last < page_size:
         return _unwrapped(allocated)
-    return mx.array((last - (last - np.arange(allocated)) % slots).astype(np.int32))
+    return mx.array((last - (last - np.arange(allocated)) % page_size).astype(np.int32))
 
 
 @lru_cache(maxsize=16)

@@ -22,7 +22,7 @@ class Step:
     """A step for kernels: its shapes are integers, fixed where it is compiled; all else is in arrays.
 
     query_starts: sequence s owns the tokens query_starts[s] .. query_starts[s + 1] - 1. inputs: see `inputs.py`.
-    layers: by layer, the arrays of each sequence's lane; attention replaces them by the written ones.
+    layers: by layer, the arrays of each sequence's page; attention replaces them by the written ones.
     """
 
     query_starts: tuple[int, ...]
@@ -104,7 +104,7 @@ class Lowering:
         return turn
 
     def attention(self, node: Node) -> Kernel:
-        """Write keys and values to the lanes, then attend, sequence by sequence."""
+        """Write keys and values to the pages, then attend, sequence by sequence."""
         head_dim, scale, layer = node.integer("head_dim"), node.number("scale"), node.integer("layer")
         group = self._spec.group_of(layer)
 
@@ -121,7 +121,7 @@ class Lowering:
         return attend
 
     def attention_weights(self, node: Node) -> Kernel:
-        """Write keys to the lanes; the softmax of each sequence, [T, heads, slots] in the order of slots."""
+        """Write keys to the pages; the softmax of each sequence, [T, heads, slots] in the order of slots."""
         head_dim, scale, layer = node.integer("head_dim"), node.number("scale"), node.integer("layer")
         group = self._spec.group_of(layer)
 

@@ -47,7 +47,7 @@ class Memory:
     def require_growth(self, more: int, tokens: int) -> None:
         """Raise CapacityError if `more` bytes, for keys and values of a sequence of `tokens` tokens, do not fit."""
         used = mx.get_active_memory()
-        if used + more > self.bytes:
+        if more and used + more > self.bytes:
             raise CapacityError(
                 f"the cache of a sequence of {tokens} tokens does not fit: {gigabytes(more)} more beside "
                 f"{gigabytes(used)} in use, and {self.kind} has {gigabytes(self.bytes)}: "

@@ -44,7 +44,7 @@ class MLXProgram:
     """A GreedyProgram that records a step's operations for MLX to run.
 
     A step in which every sequence has one token is compiled (`mx.compile`), once for each combination of shapes: the
-    number of sequences, the slots of their lanes, the rows given for `replace_rows`. Other steps are recorded each
+    number of sequences, the slots of their pages, the rows given for `replace_rows`. Other steps are recorded each
     time: a prompt's chunks are long, and their lengths seldom repeat.
     """
 
@@ -77,7 +77,7 @@ class MLXProgram:
         self._rotations = graph.rotations
         total = weight_bytes(self._graph, weights, self._dtype)
         tokens = min(spec.max_chunk, spec.max_context)
-        slots = [(len(group.layers), min(tokens, group.slots)) for group in spec.groups]
+        slots = [(len(group.layers), min(tokens, group.page_size)) for group in spec.groups]
         lane = sum(layers * self._format.nbytes(spec.num_key_value_heads, count) for layers, count in slots)
         memory.require(total, lane, tokens)
         notice_unpacked(
@@ -137,17 +137,13 @@ class MLXProgram:
                 mx.async_eval(step.following.argmax)
             return tokens
 
-    def copy_lane(self, source: int, target: int) -> None:
+    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
         with self._on_stream():
-            self._cache.copy(source, target)
+            return self._cache.read(group, pages)
 
-    def save_lane(self, lane: int) -> LaneState:
+    def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         with self._on_stream():
-            return self._cache.save(lane)
-
-    def load_lane(self, lane: int, state: LaneState) -> None:
-        with self._on_stream():
-            self._cache.load(lane, state)
+            self._cache.write(group, pages, state)
 
     def close(self) -> None:
         if _PROCESS.forked:  # the memory and the threads are the parent's
@@ -202,11 +198,10 @@ class MLXProgram:
         """Record a step: its outputs, to be evaluated. given: arrays for the graph's other inputs, or for `tokens`."""
         starts, rows = tuple(plan.query_starts.tolist()), len(plan.logit_rows)
         layers = self._cache.take(plan)
-        lanes = plan.lanes.tolist()
-        slots = [[self._cache.slots(group, lane) for lane in lanes] for group in range(len(self._spec.groups))]
+        slots = [[parts[0].shape[1] for parts in layers[group.layers[0]]] for group in self._spec.groups]
         inputs = step_inputs(plan, self._spec, self._rotations, slots) | dict(given)
         shapes = tuple(tuple(given[name].shape) for name in self._graph.given)
-        # No variable here may keep a lane's old arrays: MLX would then copy instead of writing in place.
+        # No variable here may keep a page's old arrays: MLX would then copy instead of writing in place.
         values, layers = self._function(starts, rows, slots, greedy, shapes)(inputs, layers)
         self._cache.put(plan, layers)
         return values
@@ -259,8 +254,9 @@ class MLXProgram:
         shape = self._shapes[value]
         if shape[-1] == "K":
             (node,) = (node for node in self._graph.nodes if node.name == value)
+            size = self._spec.groups[self._spec.group_of(node.integer("layer"))].page_size
             return attention_weights_by_position(
-                node, plan, self._spec, lambda s, slots: np.array(found[s])[:, :, slots]
+                node, plan, self._spec, lambda s, slots: np.array(found[s])[:, :, slots % size]
             )
         if found is None:  # no rows were requested
             return np.zeros((0, *(int(size) for size in shape[1:])), np.float32)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mistral_portable_jax import BACKEND
 
-from mistral_portable.boundary import ExecutorOptions, prepare
+from mistral_portable.boundary import ExecutorOptions, load_lane, prepare, save_lane
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError, CapacityError
@@ -23,7 +23,7 @@ CONFIG = MistralConfig(
     vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
 )
 GRAPH = verify(build(CONFIG))
-SPEC = CacheSpec.from_config(CONFIG, max_context=16, max_lanes=4)
+SPEC = CacheSpec.from_config(CONFIG, max_context=16, page_size=4, max_lanes=4)
 
 
 def exhausted(*arguments: Any) -> Any:
@@ -82,24 +82,26 @@ def test_a_step_that_fails_with_the_cache_loses_the_lanes_and_not_the_program(mo
         patched.setattr(program, "_step", exhausted_later)
         with pytest.raises(CapacityError, match=r"a step of 1 tokens \(all sequences .* start again\) does not fit"):
             step(program, manager, first, [6])
-    lost = r"lane 1: its keys and values were lost .*: run the sequence again from its first token"
+    lost = r"its keys and values were lost .*: run the sequence again from its first token"
+    fork = manager.fork(second)
     calls: tuple[Callable[[], Any], ...] = (
         lambda: step(program, manager, second, [7]),
-        lambda: program.save_lane(second),
-        lambda: program.copy_lane(second, 0),
+        lambda: step(program, manager, fork, [7]),
+        lambda: program.read_pages(0, manager.pages(second)[0]),
     )
-    for call in calls:
-        with pytest.raises(CapacityError, match=lost):
+    for call, subject in zip(calls, ("lane 1: ", "lane 2: ", "page 1: "), strict=True):
+        with pytest.raises(CapacityError, match=subject + lost):
             call()
     manager.rollback(first, 0)
     np.testing.assert_array_equal(step(program, manager, first, [1, 2]), expected)
     with pytest.raises(CapacityError, match=lost):
         step(program, manager, second, [7])
-    program.copy_lane(first, second)
     manager.close(second)
+    manager.close(fork)
     second = manager.fork(first)
     for lane in (first, second):
         np.testing.assert_array_equal(step(program, manager, lane, [3, 4]), going_on)
+    program.read_pages(0, manager.pages(second)[0])
 
 
 def test_a_device_that_fails_is_not_a_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,28 +115,29 @@ def test_a_device_that_fails_is_not_a_want_of_memory(monkeypatch: pytest.MonkeyP
 
 
 def test_growth_that_fails_halfway_leaves_lanes_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers may then have lanes of different lengths: steps, saving and loading do not mind."""
+    """Layers may then have pools of different sizes: steps, saving and loading do not mind."""
     config = replace(CONFIG, num_hidden_layers=2)
     graph = verify(build(config))
-    spec = CacheSpec.from_config(config, max_context=128, max_lanes=4)
+    spec = CacheSpec.from_config(config, max_context=128, page_size=4, max_lanes=4)
     program = prepare(BACKEND, graph, random_weights(graph, 1), spec, ExecutorOptions())
     alone = prepare(BACKEND, graph, random_weights(graph, 1), spec, ExecutorOptions())
-    manager, its = CacheManager(spec, block=64), CacheManager(spec, block=64)
+    manager, its = CacheManager(spec), CacheManager(spec)
     lane, other = manager.open(), its.open()
     step(program, manager, lane, [1, 2])
     step(alone, its, other, [1, 2])
-    pad, padded = jax.numpy.pad, []
+    pad, grown = jax.numpy.pad, []
 
     def twice(*arguments: Any) -> Any:
-        padded.append(arguments)
-        return pad(*arguments) if len(padded) < 4 else exhausted()
+        grown.append(arguments)
+        return pad(*arguments) if len(grown) < 4 else exhausted()
 
     with monkeypatch.context() as patched:
         patched.setattr("jax.numpy.pad", twice)
-        with pytest.raises(CapacityError, match="the cache of 1 sequences of 128 tokens does not fit"):
+        with pytest.raises(CapacityError, match="a cache of 128 positions does not fit"):
             step(program, manager, lane, [3] * 70)
     np.testing.assert_array_equal(step(program, manager, lane, [3]), step(alone, its, other, [3]))
-    alone.load_lane(other, program.save_lane(lane))
+    its.close(other)
+    other = load_lane(alone, its, save_lane(program, manager, lane))
     np.testing.assert_array_equal(step(program, manager, lane, [4] * 70), step(alone, its, other, [4] * 70))
 
 

@@ -16,7 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from mistral_portable_jax import BACKEND
 
-from mistral_portable.boundary import ExecutorOptions, FunctionalBackend, prepare
+from mistral_portable.boundary import ExecutorOptions, FunctionalBackend, SavedLane, load_lane, prepare, save_lane
 from mistral_portable.boundary.registry import candidates, select
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
@@ -41,10 +41,11 @@ GRAPH = verify(select_rows(build(CONFIG), "logits"))
 
 
 def prepared(dtype: str = "float32", **sizes: int) -> tuple[Any, CacheManager]:
-    spec = CacheSpec.from_config(CONFIG, **{"max_context": 64, "max_chunk": 32, "max_lanes": 4, **sizes})
-    return prepare(BACKEND, GRAPH, random_weights(GRAPH, 1), spec, ExecutorOptions(dtype=dtype)), CacheManager(
-        spec, block=64
+    spec = CacheSpec.from_config(
+        CONFIG, **{"max_context": 64, "page_size": 32, "max_chunk": 32, "max_lanes": 4, **sizes}
     )
+    program = prepare(BACKEND, GRAPH, random_weights(GRAPH, 1), spec, ExecutorOptions(dtype=dtype))
+    return program, CacheManager(spec)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
@@ -86,64 +87,91 @@ def test_memory_is_constant_once_lanes_are_there() -> None:
     lanes = [manager.open() for _ in range(2)]
     program.step(manager.plan([Chunk(lane, [1, 2], [1]) for lane in lanes]))
     held = program.cache_bytes
-    windowed, full = 4 + 32 - 1, 64
-    assert held == 2 * 2 * (windowed + full) * 8 * 4
-    for _ in range(50):
+    assert held == 2 * 2 * 4 * 32 * 8 * 4  # keys and values of 2 layers, in 4 pages of 32 slots
+    for _ in range(50):  # each lane then has two pages in each layer
         program.step(manager.plan([Chunk(lane, [3], [0]) for lane in lanes]))
     assert program.cache_bytes == held
 
 
-def test_lanes_that_grow_keep_what_they_hold() -> None:
-    """Lanes grow in number, and in slots from 64 to 256; the other program has 256 slots from the beginning."""
-    sizes: Any = {"max_context": 256, "max_chunk": 64, "max_lanes": 4}
+def test_pools_that_grow_keep_what_they_hold() -> None:
+    """They grow from 4 pages to 32 and to 64; the other program has a page for each lane, four from the beginning."""
 
-    def run(block: int) -> tuple[list[Any], list[int]]:
-        program, manager = prepared(**sizes)[0], CacheManager(CacheSpec.from_config(CONFIG, **sizes), block=block)
+    def run(page_size: int) -> tuple[list[Any], list[int]]:
+        program, manager = prepared(page_size=page_size, max_context=256, max_chunk=64)
         lanes = [manager.open() for _ in range(3)]
         logits, held = [], []
-        for size, some in ((40, lanes[:1]), (7, lanes), (30, lanes[:2]), (60, lanes[2:]), (60, lanes[:1])):
+        for size, some in ((9, lanes[:1]), (7, lanes), (30, lanes[:2]), (60, lanes[2:]), (60, lanes[:1])):
             chunks = [Chunk(lane, [(size * t + lane) % 30 for t in range(size)], [size - 1]) for lane in some]
             logits.append(program.step(manager.plan(chunks))["logits"])
             held.append(program.cache_bytes)
         return logits, held
 
-    (found, grown), (expected, whole) = run(64), run(256)
+    (found, grown), (expected, whole) = run(4), run(256)
     for mine, other in zip(found, expected, strict=True):
-        # Not bit for bit: XLA sums over the slots of a lane, in an order that depends on their number.
+        # Not bit for bit: XLA sums over the slots of a lane's pages, in an order that depends on their number.
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5)
+    assert grown == sorted(grown)
     assert len(set(grown)) == 4
-    assert grown[-1] == whole[-1]
+    assert len(set(whole)) == 1
+
+
+def test_a_fork_copies_the_page_that_it_writes_and_no_other() -> None:
+    program, manager = prepared(page_size=4)
+    lane = manager.open()
+    program.step(manager.plan([Chunk(lane, list(range(10)), [])]))
+    fork = manager.fork(lane)
+    pages, before = manager.pages(lane), [program.read_pages(group, manager.pages(lane)[group]) for group in range(2)]
+    found = program.step(manager.plan([Chunk(fork, [7], [0])]))["logits"]
+    np.testing.assert_array_equal(program.step(manager.plan([Chunk(lane, [7], [0])]))["logits"], found)
+    for group, state in enumerate(before):
+        assert manager.pages(fork)[group][:-1] == pages[group][-len(manager.pages(fork)[group]) : -1]
+        for name, array in program.read_pages(group, pages[group]).items():
+            np.testing.assert_array_equal(array, state[name])  # both have written to copies
+        for name, array in program.read_pages(group, manager.pages(fork)[group][-1:]).items():
+            np.testing.assert_array_equal(array[0, :2], state[name][-1, :2])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_lane_goes_on_in_another_program(dtype: str, tmp_path: Any) -> None:
     """The lane is saved to a file and loaded into a program with a different number of lanes."""
-    program, manager = prepared(dtype)
+    program, manager = prepared(dtype, page_size=8)
     lane = manager.open()
     program.step(manager.plan([Chunk(lane, list(range(20)), [])]))
-    np.savez(tmp_path / "lane.npz", **program.save_lane(lane))
-    integers = manager.save(lane)
+    saved = save_lane(program, manager, lane)
+    for group, state in enumerate(saved.groups):
+        np.savez(tmp_path / f"{group}.npz", **dict(state))  # type: ignore[arg-type]
     expected = program.step(manager.plan([Chunk(lane, [7], [0])]))["logits"]
-    other, its = prepared(dtype, max_lanes=2)
-    second = [its.open(), its.load(integers)][1]
-    other.load_lane(second, dict(np.load(tmp_path / "lane.npz")))
+    other, its = prepared(dtype, page_size=8, max_lanes=2)
+    its.open()
+    groups = tuple(dict(np.load(tmp_path / f"{group}.npz")) for group in range(2))
+    second = load_lane(other, its, SavedLane(saved.integers, groups))
     np.testing.assert_array_equal(other.step(its.plan([Chunk(second, [7], [0])]))["logits"], expected)
 
 
-def test_lanes_that_do_not_fit_are_refused_and_change_nothing() -> None:
+def test_a_lane_saved_before_its_first_step_is_empty() -> None:
+    program, manager = prepared()
+    saved = save_lane(program, manager, manager.open())
+    assert saved.nbytes == 0
+    lane = load_lane(program, manager, saved)
+    assert np.isfinite(program.step(manager.plan([Chunk(lane, [1], [0])]))["logits"]).all()
+
+
+def test_pages_that_do_not_fit_are_refused_and_change_nothing() -> None:
     program, manager = prepared()
     lane = manager.open()
     program.step(manager.plan([Chunk(lane, [1, 2, 3], [2])]))
-    state = dict(program.save_lane(lane))
+    state = dict(program.read_pages(0, [0]))
     for wrong in (
         {"keys.0": state["keys.0"]},
         {**state, "keys.0": state["keys.0"].astype(np.float64)},
-        {**state, "keys.0": state["keys.0"][:1]},
-        {**state, "values.1": state["values.1"][:, :, :4]},
+        {**state, "keys.0": state["keys.0"][:, :1]},
+        {**state, "values.0": np.repeat(state["values.0"], 2, axis=0)},
+        {**state, "values.0": state["values.0"][..., :4]},
+        program.read_pages(1, [0]),
     ):
         with pytest.raises(CacheError, match="the saved lane"):
-            program.load_lane(lane, wrong)
-    for name, array in program.save_lane(lane).items():
+            program.write_pages(0, [0], wrong)
+    for name, array in program.read_pages(0, [0]).items():
         np.testing.assert_array_equal(array, state[name])
 
 
@@ -151,23 +179,30 @@ def test_a_cache_for_which_there_is_no_memory_is_refused() -> None:
     """The keys take 2^48 bytes, more than a process can address."""
     config = replace(CONFIG, head_dim=2**16, num_attention_heads=1, sliding_window=None, num_hidden_layers=1)
     graph = verify(build(config))
-    spec = CacheSpec.from_config(config, max_context=2**30, max_chunk=32)
+    spec = CacheSpec.from_config(config, max_context=2**30, page_size=2**30, max_chunk=32)
     program = prepare(BACKEND, graph, random_weights(graph, 1), spec, ExecutorOptions())
-    manager = CacheManager(spec, block=2**30)
-    with pytest.raises(CapacityError, match="does not fit: use fewer sequences"):
+    manager = CacheManager(spec)
+    with pytest.raises(CapacityError, match="a cache of 1073741824 positions does not fit: use fewer sequences"):
         program.step(manager.plan([Chunk(manager.open(), [1], [0])]))
 
 
-def test_what_an_earlier_text_left_in_a_lane_means_nothing() -> None:
-    """Even NaN in slots of an earlier text changes nothing."""
+def test_what_an_earlier_text_left_in_a_page_means_nothing() -> None:
+    """Even NaN in slots of an earlier text changes nothing, also where queries of padding are at their positions."""
     program, manager = prepared()
+    lanes = [manager.open(), manager.open()]
+    program.step(manager.plan([Chunk(lane, [1, 2, 3], []) for lane in lanes]))
+    for group in range(2):
+        state = program.read_pages(group, [0, 1])
+        program.write_pages(group, [0, 1], {name: np.full_like(array, np.nan) for name, array in state.items()})
+    for lane in lanes:
+        manager.rollback(lane, 0)
     clean, its = prepared()
-    lane, other = manager.open(), its.open()
-    program.step(manager.plan([Chunk(lane, [1, 2, 3], [])]))
-    program.load_lane(lane, {name: np.full_like(array, np.nan) for name, array in program.save_lane(lane).items()})
-    manager.rollback(lane, 0)
-    plans = manager.plan([Chunk(lane, [4, 5], [1])]), its.plan([Chunk(other, [4, 5], [1])])
-    np.testing.assert_array_equal(program.step(plans[0])["logits"], clean.step(plans[1])["logits"])
+    others = [its.open(), its.open()]
+    # The rows of padding beside the second sequence stand for the first one's token at position 8.
+    for chunks in ([(0, list(range(8)))], [(0, list(range(8))), (1, [4, 5])]):
+        found = program.step(manager.plan([Chunk(lanes[s], tokens, [0, 1]) for s, tokens in chunks]))["logits"]
+        expected = clean.step(its.plan([Chunk(others[s], tokens, [0, 1]) for s, tokens in chunks]))["logits"]
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_after_ctrl_c_a_program_goes_on() -> None:
@@ -198,14 +233,13 @@ def test_after_close_it_says_so() -> None:
     lane = manager.open()
     plan = manager.plan([Chunk(lane, [1, 2], [1])])
     program.step(plan)
-    state = program.save_lane(lane)
+    state = program.read_pages(0, [0])
     program.close()
     program.close()
     calls: tuple[Callable[[], Any], ...] = (
         lambda: program.step(plan),
-        lambda: program.save_lane(lane),
-        lambda: program.load_lane(lane, state),
-        lambda: program.copy_lane(lane, 1),
+        lambda: program.read_pages(0, [0]),
+        lambda: program.write_pages(0, [0], state),
     )
     for call in calls:
         with pytest.raises(ClosedError, match="closed: prepare it again"):
@@ -258,7 +292,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_options_that_it_has_not_are_refused(message: str) -> None:
-    spec = CacheSpec.from_config(CONFIG, max_context=64)
+    spec = CacheSpec.from_config(CONFIG, max_context=64, page_size=32)
     with pytest.raises(BackendError, match=message):
         prepare(BACKEND, GRAPH, random_weights(GRAPH, 1), spec, REFUSED[message])
 
@@ -306,6 +340,6 @@ def test_weights_that_are_unpacked_are_named() -> None:
             BACKEND,
             graph,
             random_weights(graph, 1, "q4_0"),
-            CacheSpec.from_config(config, max_context=8),
+            CacheSpec.from_config(config, max_context=8, page_size=32),
             ExecutorOptions(dtype="bfloat16"),
         )

@@ -33,7 +33,7 @@ def test_rows_with_padding_anywhere_are_sequences(config: MistralConfig, seed: i
     logits = np.concatenate([first["logits"], second["logits"]], axis=1)
     shown = {name: np.concatenate([first[name], second[name]], axis=2) for name in first if name != "logits"}
 
-    spec = CacheSpec.from_config(config, max_context=12, max_chunk=12)
+    spec = CacheSpec.from_config(config, max_context=12, page_size=5, max_chunk=12)
     program, manager = prepare(BACKEND, graph, tensors, spec, ExecutorOptions()), CacheManager(spec)
     for row in range(2):
         columns = np.flatnonzero(kept[row])

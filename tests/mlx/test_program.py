@@ -20,7 +20,7 @@ from mistral_portable_mlx.memory import Memory
 from mlx_sessions import CONFIG, Session, text
 from weights.files import random_blocks
 
-from mistral_portable.boundary import ExecutorOptions, prepare
+from mistral_portable.boundary import ExecutorOptions, load_lane, prepare, save_lane
 from mistral_portable.boundary.shared import stored_dtype
 from mistral_portable.cache import CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
@@ -45,7 +45,7 @@ def test_a_lane_takes_what_its_text_needs_and_gives_it_back_when_it_starts_anew(
     session.decode(lane, 1)
     assert session.program.cache_bytes == short
     session.feed(lane, text(3000))
-    slots = session.spec.groups[0].slots
+    slots = session.spec.groups[0].page_size
     assert session.program.cache_bytes == 4 * CONFIG.num_hidden_layers * 2 * 2 * slots * CONFIG.head_dim
     session.manager.close(lane)
     session.begin(text(10))
@@ -54,9 +54,9 @@ def test_a_lane_takes_what_its_text_needs_and_gives_it_back_when_it_starts_anew(
 
 @given(length=st.integers(1, 200_000), beyond=st.integers(0, 100_000))
 def test_room(length: int, beyond: int) -> None:
-    capacity = length + beyond
-    found = room(length, capacity)
-    assert length <= found <= capacity
+    page_size = length + beyond
+    found = room(length, page_size)
+    assert length <= found <= page_size
     assert found <= max(1.125 * length, length + 1024)
 
 
@@ -91,65 +91,94 @@ def test_a_fork_shares_memory_until_it_is_written_to(kv_cache: str | None) -> No
     lane, _ = session.begin(text(30))
     before = session.program.cache_bytes
     fork = session.manager.fork(lane)
-    session.program.copy_lane(lane, fork)
-    assert session.program.cache_bytes == before
-    forked = session.feed(fork, text(5, 1))
-    assert session.program.cache_bytes == 2 * before
-    kept = session.feed(lane, text(5, 2))
-    for found, tail in ((forked, text(5, 1)), (kept, text(5, 2))):
+    for number, seed in ((fork, 1), (lane, 2)):  # the second one has the page to itself, and writes in place
         other, _ = alone.begin(text(30))
-        np.testing.assert_array_equal(found, alone.feed(other, tail))
+        for tail in (text(3, seed), text(5, seed)):
+            np.testing.assert_array_equal(session.feed(number, tail), alone.feed(other, tail))
+            assert session.program.cache_bytes == 2 * before
 
 
 def test_a_fork_for_whose_copy_there_is_no_memory_is_refused() -> None:
-    """The first write after a fork makes the copy."""
+    """The first write after a fork makes the copy. The source is then still written in place."""
     session = Session(WIDE, max_context=9000, max_chunk=500, memory=mx.get_active_memory() + 2_000_000)
     lane, _ = session.begin(text(2400))
+    before = session.program.cache_bytes
+    assert before > 1_000_000
     fork = session.manager.fork(lane)
-    session.program.copy_lane(lane, fork)
-    assert session.program.cache_bytes > 1_000_000
+    plan = session.manager.plan([Chunk(fork, [1], [0])])
     with pytest.raises(CapacityError, match=r"more beside .* in use"):
-        session.feed(fork, [1])
+        session.program.step(plan)
+    session.manager.undo(plan)
+    session.manager.close(fork)
+    assert np.isfinite(session.feed(lane, [1])).all()
+    assert session.program.cache_bytes == before
 
 
 @pytest.mark.parametrize("options", [{}, {"kv_cache": "q8_0"}, {"dtype": "bfloat16"}])
 def test_a_saved_lane_goes_on_in_another_program(options: dict[str, Any]) -> None:
     one, other = Session(**options), Session(**options)
     lane, _ = one.begin(text(90))
-    arrays = {name: array.copy() for name, array in one.program.save_lane(lane).items()}
-    loaded = other.manager.load(one.manager.save(lane))
-    other.program.load_lane(loaded, arrays)
+    saved = save_lane(one.program, one.manager, lane)
+    assert saved.nbytes == one.program.cache_bytes
+    loaded = load_lane(other.program, other.manager, saved)
+    assert other.program.cache_bytes == saved.nbytes
     np.testing.assert_array_equal(one.feed(lane, text(9, 1)), other.feed(loaded, text(9, 1)))
+
+
+@pytest.mark.parametrize("kv_cache", KV_CACHES)
+def test_pages_of_different_lengths_are_read_and_written_together(kv_cache: str | None) -> None:
+    """They have as many slots as the longest, and the others' end in zeros."""
+    full = CONFIG.with_window(None)
+    one, other = Session(full, kv_cache=kv_cache), Session(full, kv_cache=kv_cache)
+    lanes = [one.begin(text(length, length))[0] for length in (3, 300)]
+    short, long = (one.manager.pages(lane)[0] for lane in lanes)
+    state = one.program.read_pages(0, long + short)
+    alone = one.program.read_pages(0, short)
+    for name, array in state.items():
+        assert array.shape[:3] == (2, CONFIG.num_key_value_heads, 400)
+        np.testing.assert_array_equal(array[1, :, :256], alone[name][0])
+        assert not array[1, :, 256:].any()
+    theirs = [other.manager.load(one.manager.save(lane)[0])[0] for lane in lanes]
+    short, long = (other.manager.pages(lane)[0] for lane in theirs)
+    other.program.write_pages(0, long + short, state)
+    for mine, its in zip(lanes, theirs, strict=True):
+        np.testing.assert_allclose(one.feed(mine, [1, 2]), other.feed(its, [1, 2]), rtol=1e-5, atol=1e-5)
 
 
 def test_a_lane_saved_before_its_first_step_is_empty() -> None:
     session = Session()
-    lane = session.manager.open()
-    assert session.program.save_lane(lane) == {}
-    session.program.load_lane(lane, {})
+    saved = save_lane(session.program, session.manager, session.manager.open())
+    assert saved.nbytes == 0
+    lane = load_lane(session.program, session.manager, saved)
+    assert np.isfinite(session.feed(lane, [1])).all()
 
 
-@pytest.mark.parametrize("broken", ["missing", "dtype", "heads", "slots", "other cache"])
-def test_a_foreign_lane_is_refused_and_nothing_changes(broken: str) -> None:
-    session = Session()
+@pytest.mark.parametrize("broken", ["missing", "dtype", "pages", "heads", "slots", "too many slots", "other cache"])
+def test_foreign_pages_are_refused_and_nothing_changes(broken: str) -> None:
+    session, expected = Session(), Session()
     lane, _ = session.begin(text(30))
-    state = dict(session.program.save_lane(lane))
+    state = dict(session.program.read_pages(0, [0]))
     match broken:
         case "missing":
             del state["keys.1"]
         case "dtype":
             state["keys.1"] = state["keys.1"].astype(np.float16)
+        case "pages":
+            state = {name: np.concatenate([array, array]) for name, array in state.items()}
         case "heads":
-            state["keys.1"] = state["keys.1"][:1]
+            state["keys.1"] = state["keys.1"][:, :1]
         case "slots":
-            state["values.1"] = state["values.1"][:, :3]
+            state["values.1"] = state["values.1"][:, :, :3]
+        case "too many slots":
+            state = {name: np.concatenate([array, array], axis=2) for name, array in state.items()}
         case "other cache":
-            state = dict(Session(kv_cache="q8_0").program.save_lane(lane)) or {"keys.scales.0": np.zeros(3)}
+            other = Session(kv_cache="q8_0")
+            other.begin(text(30))
+            state = dict(other.program.read_pages(0, [0]))
     with pytest.raises(CacheError, match="saved lane"):
-        session.program.load_lane(lane, state)
-    expected = Session()
-    expected.begin(text(30))
-    np.testing.assert_array_equal(session.feed(lane, [1]), expected.feed(lane, [1]))
+        session.program.write_pages(0, [0], state)
+    its, _ = expected.begin(text(30))
+    np.testing.assert_array_equal(session.feed(lane, [1]), expected.feed(its, [1]))
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
@@ -218,9 +247,8 @@ def test_a_closed_program_says_so() -> None:
     for call in (
         lambda: session.program.step(plan),
         lambda: session.program.begin_greedy(plan),
-        lambda: session.program.save_lane(0),
-        lambda: session.program.load_lane(0, {}),
-        lambda: session.program.copy_lane(0, 1),
+        lambda: session.program.read_pages(0, [0]),
+        lambda: session.program.write_pages(0, [0], {}),
     ):
         with pytest.raises(ClosedError, match="closed: prepare it again"):
             call()
@@ -348,7 +376,7 @@ def test_types_that_gguf_files_have_in_half_precision(kind: str, dtype: str) -> 
 
 
 def test_widened_types_are_noticed() -> None:
-    spec = CacheSpec.from_config(K_CONFIG, max_context=64)
+    spec = CacheSpec.from_config(K_CONFIG, max_context=64, page_size=None)
     graph = select_rows(build(K_CONFIG), "logits")
     with pytest.warns(UserWarning, match=r"9 matrices \(9 in q6_k\) are unpacked to float32.*it holds iq4_nl, "):
         prepare(BACKEND, graph, k_weights(K_CONFIG, "q6_k"), spec, ExecutorOptions(dtype="float32")).close()
