@@ -124,8 +124,9 @@ class Model:
         """Teacher-forced logits, float32 [T, vocab_size]: row t predicts token t + 1.
 
         A list of sequences gives a list of arrays, run as one ragged batch. `chunk` is the number of tokens per
-        sequence and step (default: as many as the cache takes); the result does not depend on it. Calls from several
-        threads take turns. Raises InputError for ids or chunks out of range, BusyError if others hold every lane.
+        sequence and step (default: as many as the cache takes); the result does not depend on it, except for rounding
+        where the program is not `batch_invariant`. Calls from several threads take turns. Raises InputError for ids or
+        chunks out of range, BusyError if others hold every lane.
         """
         spec = self.manager.spec
         if chunk is not None and not (isinstance(chunk, int) and 1 <= chunk <= spec.max_chunk):
