@@ -44,6 +44,8 @@ class JAXProgram:
     anew work, and a step or a copy of a lost lane raises CapacityError until the lane begins at position 0 again.
     """
 
+    batch_invariant = False  # XLA's order of a sum depends on the padded size of the step and of the cache
+
     def __init__(
         self,
         graph: Graph,

@@ -48,6 +48,8 @@ class MLXProgram:
     time: a prompt's chunks are long, and their lengths seldom repeat.
     """
 
+    batch_invariant = False
+
     def __init__(
         self,
         graph: Graph,

@@ -40,6 +40,8 @@ SHRINK_AFTER = 64
 class NumbaProgram:
     """A Program on the CPU. Its calls may come from several threads, and from a forked child."""
 
+    batch_invariant = True  # each kernel adds up a row in one order, on any thread and beside any other rows
+
     def __init__(
         self,
         graph: Graph,

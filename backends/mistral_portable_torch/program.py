@@ -41,6 +41,8 @@ _PROCESS = OwnProcess("torch")  # this module is imported when the first program
 class TorchProgram:
     """Steps are safe from several threads: they take turns."""
 
+    batch_invariant = False  # the order of a sum depends on the number of tokens, for torch chooses kernels by it
+
     def __init__(
         self,
         graph: Graph,

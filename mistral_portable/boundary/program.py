@@ -67,6 +67,20 @@ class Program(Protocol):
         """Where it rounds."""
 
     @property
+    def batch_invariant(self) -> bool:
+        """Whether the bits of a token's outputs depend on the tokens of its own sequence alone.
+
+        True promises: the outputs of a token (the logits, and so the text that is sampled from them) have the same
+        bits however its sequence has reached its lane: alone or beside any other sequences, in chunks of any sizes,
+        with any rows requested, after rollbacks, by `copy_lane`, or by `save_lane` and `load_lane`. So they do in
+        another program of the same graph, weights and options on this machine, with any number of threads, in a
+        forked child where the executor works in one. Its CacheSpec must have the same windows and `max_chunk`, as
+        the slots of a ring may decide the order of a sum. Rows of attention weights are not promised.
+
+        False promises nothing: outputs may differ by rounding, within the tolerance that the conformance kit allows.
+        """
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of key and value arrays now allocated."""
 

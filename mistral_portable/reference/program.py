@@ -31,6 +31,8 @@ class ReferenceProgram:
     Slots that nothing was written to hold NaN, so that reading one cannot go unnoticed.
     """
 
+    batch_invariant = False  # NumPy's BLAS adds up one token's products in another order than those of several
+
     def __init__(
         self,
         graph: Graph,

@@ -62,6 +62,8 @@ class Member(Group):
 class Together:
     """Programs of all ranks as one: each makes every step, and what the first returns is returned."""
 
+    batch_invariant = False
+
     def __init__(self, programs: list[Any]) -> None:
         self._programs = programs
         self.precision: Precision = programs[0].precision
