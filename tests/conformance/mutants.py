@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from conformance.invariant import VARIANT
 from conformance.rounded import WRONG
 from numpy.typing import NDArray
 
@@ -426,6 +427,7 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "copy_lane does nothing": ("swapped", _program(_NoCopy)),
     "save_lane copies nothing": ("swapped", _program(_SharedLane)),
     **WRONG,
+    **VARIANT,
     **{f"{name} halves swapped": (f"weights.{name}", _program(_Halves)) for name in QUANTIZABLE},
 }
 """Name -> the rung of the ladder that must catch it, and how it is made."""
