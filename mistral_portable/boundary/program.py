@@ -70,12 +70,14 @@ class Program(Protocol):
     def batch_invariant(self) -> bool:
         """Whether the bits of a token's outputs depend on the tokens of its own sequence alone.
 
-        True promises: the outputs of a token (the logits, and so the text that is sampled from them) have the same
-        bits however its sequence has reached its lane: alone or beside any other sequences, in chunks of any sizes,
-        with any rows requested, after rollbacks, by `copy_lane`, or by `save_lane` and `load_lane`. So they do in
-        another program of the same graph, weights and options on this machine, with any number of threads, in a
-        forked child where the executor works in one. Its CacheSpec must have the same windows and `max_chunk`, as
-        the slots of a ring may decide the order of a sum. Rows of attention weights are not promised.
+        True promises that a token's outputs (the logits, and so the text that is sampled from them) have the same
+        bits alone and beside any other sequences, in chunks of any sizes, in any lane, with any rows requested, and
+        after rollbacks, `copy_lane`, or `save_lane` and `load_lane`. They have the same bits in other programs of the
+        same graph, weights and options on this machine: with any number of threads, in a forked child if the executor
+        works in one, and with any CacheSpec of the same windows and `max_chunk`, since the slots of a ring may decide
+        the order of a sum. Attention weights are not promised.
+
+        Example: the logits of "a b c d" in one step, in the steps "a" and "b c d", and beside "x y", are equal arrays.
 
         False promises nothing: outputs may differ by rounding, within the tolerance that the conformance kit allows.
         """

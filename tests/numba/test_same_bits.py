@@ -1,8 +1,11 @@
 """A token's logits have the same bits in any chunks, beside any other sequences, from any number of threads."""
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from itertools import cycle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +46,7 @@ def weights_of(kind: str) -> Mapping[str, Tensor]:
     return {name: as_tensor(name, array, kind) for name, array in arrays.items()}
 
 
-def as_tensor(name: str, array: NDArray[np.float32 | np.uint8], kind: str) -> Tensor:
+def as_tensor(name: str, array: NDArray[Any], kind: str) -> Tensor:
     if array.dtype == np.uint8:
         return QuantTensor(name, GRAPH.tensors[name], GGMLQuantizationType[kind.upper()], array)
     if array.ndim == 1 or kind not in FLOATS:
@@ -99,3 +102,10 @@ def test_any_schedule_gives_the_bits_of_each_text_alone(
     found = logits(program(isa, kind, kv_cache, threads), schedule)
     for sequence, expected in enumerate(alone(isa, kind, kv_cache)):
         np.testing.assert_array_equal(found[sequence], expected)
+
+
+def test_the_example_of_the_document_holds() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "determinism.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
+    assert code.count("assert ") == 2
+    exec(code, {})
