@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mistral_portable.cache.plan import Reads, StepPlan
 from mistral_portable.cache.pool import PagePool
@@ -192,10 +193,9 @@ class CacheManager:
         for advance, begin, end in zip(advances, begins, ends, strict=True):
             slots += advance.table.slots(group, begin, end)
             copies += advance.copies
-        width = max([len(table.pages) for table in tables])
         return Reads(
             slot_mapping=np.array(slots, np.int32),
-            pages=np.array([table.pages + (0,) * (width - len(table.pages)) for table in tables], np.int32),
+            pages=_side_by_side(tables),
             first=np.array([first_visible(begin, group.window) for begin in begins], np.int32),
             copies=np.array(copies, np.int32).reshape(-1, 2),
             page_count=self._pools[index].count,
@@ -337,3 +337,13 @@ class CacheManager:
         if lane not in self._lanes:
             raise CacheError(f"lane {lane} is not open: open ones are {list(self.lanes)}")
         return self._lanes[lane]
+
+
+def _side_by_side(tables: Sequence[Table]) -> NDArray[np.int32]:
+    """The tables' pages, int32 [tables, most pages], the shorter ones padded with 0."""
+    if len(tables) == 1:
+        return tables[0].array[None]
+    pages = np.zeros((len(tables), max([len(table.pages) for table in tables])), np.int32)
+    for row, table in zip(pages, tables, strict=True):
+        row[: len(table.pages)] = table.array
+    return pages

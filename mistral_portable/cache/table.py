@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mistral_portable.cache.pool import PagePool
 from mistral_portable.cache.spec import LayerGroup
@@ -21,6 +25,11 @@ class Table:
 
     begin: int = 0
     pages: tuple[int, ...] = ()
+
+    @cached_property  # a table is the same for as many steps as a page has slots
+    def array(self) -> NDArray[np.int32]:
+        """`pages`, int32 [pages]."""
+        return np.array(self.pages, np.int32)
 
     def oldest(self, group: LayerGroup, high: int) -> int:
         """The oldest position that is still held, where the sequence's greatest length was `high`."""
