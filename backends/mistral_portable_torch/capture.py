@@ -1,5 +1,6 @@
 """Decoding steps recorded once and replayed: as CUDA graphs, whose kernels start without the host."""
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -52,13 +53,19 @@ class Captured:
 
 
 def cuda_graph(device: torch.device) -> Record:
-    """Record into CUDA graphs, which share one pool of memory: steps take turns."""
-    pool = torch.cuda.graph_pool_handle()
+    """Record into CUDA graphs, which share memory, as steps take turns: each takes the pool of the one before it.
+
+    If that graph is gone, it begins a new pool: the allocator asserts that a pool to record into has a graph or is new.
+    """
+    latest: weakref.ref[torch.cuda.CUDAGraph] | None = None
 
     def record(function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
-        graph = torch.cuda.CUDAGraph()
+        nonlocal latest
+        before, graph = latest() if latest is not None else None, torch.cuda.CUDAGraph()
+        pool = before.pool() if before is not None else None
         with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = function()
+        latest = weakref.ref(graph)
         graph.replay()  # recording computes nothing
         return outputs, graph.replay
 
