@@ -27,7 +27,7 @@ from mistral_portable_numba.tape import bits
 from numba_ir import kernel_ir
 from numpy.typing import NDArray
 
-__all__ = ["EVERY_ISA", "Argument", "Memory", "at", "compile_everywhere", "is_blank"]
+__all__ = ["EVERY_ISA", "Argument", "Memory", "at", "compile_everywhere", "is_blank", "product_kernels"]
 
 Argument = int | float | NDArray[Any] | Sequence[Any]
 
@@ -130,11 +130,11 @@ def is_blank(array: NDArray[Any]) -> bool:
 @cache
 def _function(isa: str, kernel: str | Callable[..., Any]) -> Callable[[int, int, int], None]:
     signature = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-    return signature(_product(isa)[kernel] if isinstance(kernel, str) else _own(isa, kernel))
+    return signature(product_kernels(isa)[kernel] if isinstance(kernel, str) else _own(isa, kernel))
 
 
 @cache
-def _product(isa: str) -> LoadedKernels:
+def product_kernels(isa: str) -> LoadedKernels:
     """The kernels of steps. Of several processes that need them, one compiles."""
     folder = default_folder()
     folder.mkdir(parents=True, exist_ok=True)

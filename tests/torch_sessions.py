@@ -1,10 +1,10 @@
-"""Programs of the torch executor with pages so small that short texts turn a ring, and kernels that are given.
+"""Programs of the torch executor with pages so small that short texts fill some, and kernels that are given.
 
 The kernels of GPUs are given as `flash_kernels.py` writes them down; recorded steps as `Repeated` replays them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ class PagedBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        return BACKEND.capabilities
+        return replace(BACKEND.capabilities, page_size=self.page)
 
     def default_dtype(self, weights: Mapping[str, Tensor], options: ExecutorOptions) -> str:
         return "float32"
@@ -93,7 +93,6 @@ class PagedBackend:
             device,
             kernel,
             Memory(device, self.memory),
-            page=self.page,
             record=self.record,
             quantize=options.quantize,
             group=self.group,
@@ -111,20 +110,31 @@ class Session:
         max_context: int = 400,
         max_chunk: int = 48,
         quantization: str | None = None,
+        weights: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> None:
-        self.spec = CacheSpec.from_config(config, max_context=max_context, max_chunk=max_chunk, max_lanes=4)
+        """weights: None draws them."""
+        backend = backend or PagedBackend()
+        self.spec = CacheSpec.from_config(
+            config, max_context=max_context, page_size=backend.page, max_chunk=max_chunk, max_lanes=4
+        )
         self.manager = CacheManager(self.spec)
-        weights = random_weights(build(config), 0, quantization)
+        weights = weights or random_weights(build(config), 0, quantization)
         graph = select_rows(build(config), "logits")
-        self.program = prepare(backend or PagedBackend(), graph, weights, self.spec, ExecutorOptions(**options))
+        self.program = prepare(backend, graph, weights, self.spec, ExecutorOptions(**options))
 
     def feed(self, lane: int, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits behind each token, of a step for each chunk."""
-        size = self.spec.max_chunk
-        chunks = [tokens[begin : begin + size] for begin in range(0, len(tokens), size)]
-        plans = (self.manager.plan([Chunk(lane, chunk, range(len(chunk)))]) for chunk in chunks)
-        return np.concatenate([self.program.step(plan)["logits"] for plan in plans])
+        """The logits behind each token, of a step for each chunk. A step that fails is undone."""
+        size, found = self.spec.max_chunk, []
+        for begin in range(0, len(tokens), size):
+            chunk = tokens[begin : begin + size]
+            plan = self.manager.plan([Chunk(lane, chunk, range(len(chunk)))])
+            try:
+                found.append(self.program.step(plan)["logits"])
+            except BaseException:
+                self.manager.undo(plan)
+                raise
+        return np.concatenate(found)
 
     def begin(self, tokens: Sequence[int]) -> tuple[int, NDArray[np.float32]]:
         """A lane with these tokens."""

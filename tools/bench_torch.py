@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
 from mistral_portable_torch.attention import choose
 from mistral_portable_torch.device import Device, find_device
 from mistral_portable_torch.obstacles import KERNELS, obstacle
-from mistral_portable_torch.reads import Reads
+from mistral_portable_torch.reads import GroupReads
 
+from mistral_portable.cache import CacheManager, CacheSpec, Chunk, LayerGroup
 from tools.bench_report import DOCS
 
 __all__ = ["attention_seconds", "copy_bandwidth", "draw", "matmul_peak"]
@@ -65,20 +65,14 @@ def attention_seconds(kernel: str, device: Device, length: int, window: int | No
     """Attention of one layer of Mistral 7B over a prompt of `length` tokens in one chunk."""
     attention = choose(kernel, device, dtype, _HEAD_DIM)
     count = -(-length // _PAGE)
-    reads = Reads(
-        window,
-        (0, length),
-        np.arange(length, dtype=np.int32),
-        np.zeros(1, np.int32),
-        np.array([length], np.int32),
-        (tuple(range(count)),),
-        _PAGE,
-        count * _PAGE,
-    )
+    groups = (LayerGroup(window, (0,), _PAGE, ring=False),)
+    spec = CacheSpec(groups, _KV_HEADS, _HEAD_DIM, max_lanes=1, max_context=length, max_chunk=length)
+    manager = CacheManager(spec)
+    reads = GroupReads(manager.plan([Chunk(manager.open(), range(length))]), spec, 0)
     kind = {"dtype": getattr(torch, dtype), "device": device.torch}
     q = torch.randn(length, _HEADS, _HEAD_DIM, **kind)
     keys, values = (torch.randn(count, _PAGE, _KV_HEADS, _HEAD_DIM, **kind) for _ in range(2))
-    planned = attention.plan(reads)
+    planned = attention.plan(reads, recorded=False)
     arrays = {name: torch.from_numpy(array).to(device.torch) for name, array in planned.arrays.items()}
     prepared = attention.prepare(type(planned)(planned.fixed, arrays))  # type: ignore[arg-type]  # of tensors now
 

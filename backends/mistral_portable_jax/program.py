@@ -39,6 +39,8 @@ class JAXProgram:
     step on from a lost page, or to read it, raises CapacityError.
     """
 
+    batch_invariant = False  # XLA's order of a sum depends on the padded size of the step and of the cache
+
     def __init__(
         self,
         graph: Graph,

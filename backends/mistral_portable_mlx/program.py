@@ -48,6 +48,8 @@ class MLXProgram:
     time: a prompt's chunks are long, and their lengths seldom repeat.
     """
 
+    batch_invariant = False  # the order of a sum is that of the BLAS or GPU kernels that MLX was built with
+
     def __init__(
         self,
         graph: Graph,

@@ -10,6 +10,7 @@ from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
 from mistral_portable.graph import Graph
 from mistral_portable.weights import Tensor
+from mistral_portable_numba.layouts import PAGE_SIZE
 
 __all__ = ["BACKEND", "NumbaBackend"]
 
@@ -25,6 +26,7 @@ class NumbaBackend:
     capabilities = Capabilities(
         dtypes={"int8": ("float16", "q8_0", "float32"), "float32": ("float32", "float16", "q8_0")},
         options=frozenset({"threads"}),
+        page_size=PAGE_SIZE,
     )
 
     def __init__(self, isa: str | None = None, folder: Path | None = None) -> None:

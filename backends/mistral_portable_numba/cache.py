@@ -1,148 +1,114 @@
-"""The arrays of cached keys and values: growth, copies, and the tables with their addresses for the kernels."""
+"""Pools of pages of cached keys and values: growth, copies, and their addresses for the kernels."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import LaneState
-from mistral_portable.boundary.shared import check_lane_state
+from mistral_portable.boundary.shared import check_pages
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable_numba.layouts import KV_DTYPES, SLOT_BLOCK, head_width, round_up
+from mistral_portable_numba.layouts import KV_DTYPES, PAGE_SIZE, head_bytes, head_width
 
 __all__ = ["KVCache"]
 
-_Arrays = NDArray[np.uint8]  # [key/value heads, bytes of a head]
+_KINDS = ("keys", "values")
+
+_Pool = NDArray[np.uint8]
+"""[pages, key/value heads, bytes of a head in a page], see `layouts.py`."""
 
 
 class KVCache:
-    """Keys and values of each layer and lane in the layout of `layouts.py`. Arrays grow to the plans' capacities."""
+    """A pool of keys and one of values for each layer. The layers of a group have the same number of pages."""
 
     def __init__(self, spec: CacheSpec, dtype: str) -> None:
         self._spec = spec
         self._dtype = dtype
-        self._number = KV_DTYPES[dtype].itemsize
-        self._layers = {layer: group.slots for group in spec.groups for layer in group.layers}
-        self._arrays: dict[tuple[int, int, str], _Arrays] = {}
-        self.tables = {layer: np.zeros((spec.max_lanes, 3), np.int64) for layer in self._layers}
-        """Per layer and lane: the addresses of the keys and of the values, and the allocated slots."""
-        self._slots = {(group, lane): 0 for group in range(len(spec.groups)) for lane in range(spec.max_lanes)}
+        self._head_bytes = head_bytes(dtype, spec.head_dim)
+        layers = [layer for group in spec.groups for layer in group.layers]
+        self._pools = {(layer, kind): self._zeros(kind, 0) for layer in layers for kind in _KINDS}
+        self._addresses = {layer: np.zeros(len(_KINDS), np.int64) for layer in layers}
+        self._counts = [0] * len(spec.groups)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(array.nbytes for array in list(self._arrays.values()))  # a step may add some meanwhile
+        """Bytes of all pools."""
+        return sum(pool.nbytes for pool in list(self._pools.values()))  # a step may grow some meanwhile
 
-    def grow(self, plan: StepPlan) -> None:
-        """Grow the plan's lanes to its capacities. Raises MemoryError; arrays that have grown by then stay."""
-        lanes = plan.lanes.tolist()
+    def address(self, layer: int, kind: str = "keys") -> int:
+        """The address where the address of a layer's pool stands; that of its values follows that of its keys."""
+        return int(self._addresses[layer][_KINDS.index(kind) :].ctypes.data)
+
+    def make_room(self, plan: StepPlan) -> None:
+        """Grow the pools to the plan's pages, then make its copies. Raises MemoryError; nothing has changed then."""
+        self._grow({group: reads.page_count for group, reads in enumerate(plan.groups)})
         for group, reads in enumerate(plan.groups):
-            for lane in lanes:
-                if self._slots[group, lane] < reads.capacity:
-                    slots = round_up(reads.capacity, SLOT_BLOCK)
-                    for layer in self._spec.groups[group].layers:
-                        if self.tables[layer][lane, 2] < slots:
-                            self._resize(layer, lane, slots)
-                    self._slots[group, lane] = slots
+            for source, target in reads.copies.tolist():
+                for key in self._keys_of(group):
+                    self._pools[key][target] = self._pools[key][source]
 
-    def keys(self, layer: int, lane: int, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+    def keys(self, layer: int, slots: NDArray[np.intp]) -> NDArray[np.float32]:
         """The keys in these slots, float32 [slots, key/value heads, head_dim]."""
-        numbers, scales = self._parts(self._arrays[layer, lane, "keys"], "keys")
-        heads, head_dim = self._spec.num_key_value_heads, self._spec.head_dim
-        picked = numbers.reshape(heads, -1, head_dim, 16).transpose(1, 3, 0, 2).reshape(-1, heads, head_dim)[slots]
-        values = picked.astype(np.float32)
-        if scales is not None:
-            groups = head_width(head_dim) // 32
-            factors = scales.reshape(heads, -1, groups, 16).transpose(1, 3, 0, 2).reshape(-1, heads, groups)[slots]
-            values *= np.repeat(factors.astype(np.float32), 32, axis=-1)[..., :head_dim]
+        pool, number, head_dim = self._pools[layer, "keys"], KV_DTYPES[self._dtype], self._spec.head_dim
+        end = PAGE_SIZE * head_dim * number.itemsize
+        pages, vectors, lanes = slots // PAGE_SIZE, slots % PAGE_SIZE // 16, slots % 16
+        numbers = pool[..., :end].view(number).reshape(*pool.shape[:2], -1, head_dim, 16)
+        values = numbers[pages, :, vectors, :, lanes].astype(np.float32)
+        if self._dtype == "q8_0":
+            scales = pool[..., end:].view(np.float16).reshape(*pool.shape[:2], -1, head_width(head_dim) // 32, 16)
+            factors = scales[pages, :, vectors, :, lanes].astype(np.float32)
+            values *= np.repeat(factors, 32, axis=-1)[..., :head_dim]
         return values
 
-    def save(self, lane: int) -> LaneState:
-        """Copies of a lane's arrays, by "keys.LAYER" and "values.LAYER", [heads, blocks, numbers of SLOT_BLOCK slots].
+    def read(self, group: int, pages: Sequence[int]) -> LaneState:
+        """Copies of a layer group's pages by "keys.LAYER" and "values.LAYER", uint8 [pages, heads, bytes of a head]."""
+        return {f"{kind}.{layer}": self._pools[layer, kind][list(pages)] for layer, kind in self._keys_of(group)}
 
-        q8_0 has scales beside them, "keys.LAYER.scales" and "values.LAYER.scales", of shapes made in the same way.
-        """
-        state: dict[str, NDArray[Any]] = {}
-        for layer in self._layers:
-            for kind in ("keys", "values"):
-                if (array := self._arrays.get((layer, lane, kind))) is not None:
-                    blocks = len(array), int(self.tables[layer][lane, 2]) // SLOT_BLOCK, -1
-                    numbers, scales = self._parts(array, kind)
-                    state[f"{kind}.{layer}"] = numbers.reshape(blocks).copy()
-                    if scales is not None:
-                        state[f"{kind}.{layer}.scales"] = scales.reshape(blocks).copy()
-        return state
-
-    def load(self, lane: int, state: LaneState) -> None:
-        """Put saved arrays into a lane. Raises CacheError if they are not this model's; an error changes nothing."""
-        heads, width = self._spec.num_key_value_heads, head_width(self._spec.head_dim)
-        rows = {
-            kind: ((heads, SLOT_BLOCK * numbers), KV_DTYPES[self._dtype].name)
-            for kind, numbers in (("keys", self._spec.head_dim), ("values", width))
-        }
-        suffixes = {}
-        if self._dtype == "q8_0":
-            suffixes = {f"{kind}.scales": "scales" for kind in rows}
-            rows |= dict.fromkeys(suffixes, ((heads, SLOT_BLOCK * width // 32), "float16"))
-        counts = check_lane_state(state, self._spec, rows, axis=1, suffixes=suffixes)
-        slots = {
-            layer: min(counts[self._spec.group_of(layer)] * SLOT_BLOCK, round_up(ring, SLOT_BLOCK))
-            for layer, ring in self._layers.items()
-        }
-        made = {layer: self._allocated(count) for layer, count in slots.items() if count}
-        for layer, arrays in made.items():
-            for kind, array in arrays.items():
-                parts = self._parts(array, kind)
-                for target, name in zip(parts, (f"{kind}.{layer}", f"{kind}.{layer}.scales"), strict=True):
-                    if target is not None:
-                        target[:] = np.asarray(state[name]).reshape(heads, -1)[:, : target.shape[1]]
-        for layer, count in slots.items():  # from here on nothing can fail
-            self._slots[self._spec.group_of(layer), lane] = 0
-            if layer in made:
-                self._put(layer, lane, made[layer], count)
-            else:
-                for kind in ("keys", "values"):
-                    self._arrays.pop((layer, lane, kind), None)
-                self.tables[layer][lane] = 0
+    def write(self, group: int, pages: Sequence[int], state: LaneState) -> None:
+        """Put arrays of `read` into pages. Raises CacheError if they are not this model's; an error changes nothing."""
+        heads = self._spec.num_key_value_heads
+        rows = {kind: ((heads, size), "uint8") for kind, size in self._head_bytes.items()}
+        check_pages(state, self._spec, group, len(pages), rows)
+        self._grow({group: max(pages, default=-1) + 1})
+        for layer, kind in self._keys_of(group):
+            self._pools[layer, kind][list(pages)] = state[f"{kind}.{layer}"]
 
     def clear(self) -> None:
-        """Free all arrays."""
-        self._arrays.clear()
-        self._slots = dict.fromkeys(self._slots, 0)
-        for table in self.tables.values():
-            table[:] = 0
+        """Free all pools."""
+        self._counts = [0] * len(self._counts)
+        for layer, kind in self._pools:
+            self._put(layer, kind, self._zeros(kind, 0))
 
-    def _resize(self, layer: int, lane: int, slots: int) -> None:
-        """Allocate arrays of `slots` slots, a multiple of SLOT_BLOCK, and copy the old contents into them."""
-        grown = self._allocated(slots)
-        for kind, new in grown.items():
-            old = self._arrays.get((layer, lane, kind))
-            if old is not None:
-                for target, source in zip(self._parts(new, kind), self._parts(old, kind), strict=True):
-                    if target is not None and source is not None:
-                        target[:, : source.shape[1]] = source
-        self._put(layer, lane, grown, slots)
+    def _grow(self, counts: Mapping[int, int]) -> None:
+        """Let the pools of layer groups have at least so many pages, or raise MemoryError and leave all as they are.
 
-    def _allocated(self, slots: int) -> dict[str, _Arrays]:
-        """Zeroed keys and values of a layer in a lane of this many slots. Raises MemoryError."""
-        spec = self._spec
-        scales = head_width(spec.head_dim) // 32 * 2 if self._dtype == "q8_0" else 0
-        return {
-            kind: np.zeros((spec.num_key_value_heads, slots * (numbers * self._number + scales)), np.uint8)
-            for kind, numbers in (("keys", spec.head_dim), ("values", head_width(spec.head_dim)))
+        By a quarter at least, so that it is rare. A page without content takes no memory: the system gives it to zeros
+        when they are first written.
+        """
+        short = {group: count for group, count in counts.items() if count > self._counts[group]}
+        if not short:
+            return
+        larger = {group: max(count, -(-5 * self._counts[group] // 4)) for group, count in short.items()}
+        grown = {
+            (layer, kind): self._zeros(kind, count)
+            for group, count in larger.items()
+            for layer, kind in self._keys_of(group)
         }
+        for (layer, kind), pool in grown.items():  # one after the other, so that few pages are there twice
+            old = self._pools[layer, kind]
+            pool[: len(old)] = old
+            self._put(layer, kind, pool)
+        for group, count in larger.items():
+            self._counts[group] = count
 
-    def _put(self, layer: int, lane: int, arrays: dict[str, _Arrays], slots: int) -> None:
-        """Let kernels find these arrays as the lane's."""
-        for kind, array in arrays.items():
-            self._arrays[layer, lane, kind] = array
-        self.tables[layer][lane] = arrays["keys"].ctypes.data, arrays["values"].ctypes.data, slots
+    def _zeros(self, kind: str, pages: int) -> _Pool:
+        return np.zeros((pages, self._spec.num_key_value_heads, self._head_bytes[kind]), np.uint8)
 
-    def _parts(self, array: _Arrays, kind: str) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
-        """Views of an array: its numbers [heads, N] and, of q8_0, its scales [heads, M], in order of slots."""
-        width = head_width(self._spec.head_dim)
-        numbers = (self._spec.head_dim if kind == "keys" else width) * self._number
-        if self._dtype != "q8_0":
-            return array.view(KV_DTYPES[self._dtype]), None
-        slots = array.shape[1] // (numbers + width // 32 * 2)
-        return array[:, : slots * numbers].view(np.int8), array[:, slots * numbers :].view(np.float16)
+    def _put(self, layer: int, kind: str, pool: _Pool) -> None:
+        """Let kernels find the pool."""
+        self._pools[layer, kind] = pool
+        self._addresses[layer][_KINDS.index(kind)] = pool.ctypes.data
+
+    def _keys_of(self, group: int) -> list[tuple[int, str]]:
+        """The keys of a layer group in `_pools`."""
+        return [(layer, kind) for layer in self._spec.groups[group].layers for kind in _KINDS]

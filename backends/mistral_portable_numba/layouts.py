@@ -15,13 +15,14 @@ with weights; the dwords of a group's tokens lie side by side:
 
     a block of a group of 8   ->   32 x 8 dwords of codes, 8 scales: a kernel reads them in order
 
-**Keys and values** of a lane in a layer, for `slots` allocated slots (whole blocks of 64), per key/value head:
+**Keys and values** lie in pages of 64 slots. A layer has a pool of pages for its keys and one for its values. A page
+has, for each key/value head in turn:
 
-    keys    [slots / 16, head_dim, 16]   16 keys are the lanes of a vector, so a score needs no sum across lanes
-    values  [slots, width]               width: head_dim rounded up to a multiple of 32
+    keys    [4, head_dim, 16]   16 keys are the lanes of a vector, so a score needs no sum across lanes
+    values  [64, width]         width: head_dim rounded up to a multiple of 32
 
 The numbers are float32, float16, or int8 with a float16 scale, max|x| / 127, for each 32 numbers of a key or value
-(q8_0). The scales follow the numbers: keys' as [slots / 16, width / 32, 16], values' as [slots, width / 32].
+(q8_0). The scales follow the head's numbers: keys' as [4, width / 32, 16], values' as [64, width / 32].
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ __all__ = [
     "CHUNK",
     "ENCODE_SCRATCH",
     "KV_DTYPES",
-    "SLOT_BLOCK",
+    "PAGE_SIZE",
     "START_ZEROS",
     "TILE_ROWS",
     "TOKEN_GROUP",
@@ -43,6 +44,7 @@ __all__ = [
     "activation_bytes",
     "activation_sums",
     "attention_scratch",
+    "head_bytes",
     "head_width",
     "linear_record",
     "linear_scratch",
@@ -52,7 +54,9 @@ __all__ = [
 ]
 
 TILE_ROWS = 16
-SLOT_BLOCK = 64
+
+PAGE_SIZE = 64
+"""Slots of a page of keys and values: as many as attention takes at a time."""
 
 TOKEN_GROUP = 8
 """The most tokens that linears take at a time. They read and write whole groups, so buffers have room for these."""
@@ -164,6 +168,17 @@ def linear_scratch(layout: BlockLayout) -> int:
 def head_width(head_dim: int) -> int:
     """Numbers that a value vector takes in the cache: head_dim rounded up to a multiple of 32."""
     return round_up(head_dim, 32)
+
+
+def head_bytes(dtype: str, head_dim: int) -> dict[str, int]:
+    """Bytes of a page that a key/value head takes in the cache type `dtype`, of "keys" and of "values".
+
+    Example: float16, head_dim 40: {"keys": 64 * 40 * 2, "values": 64 * 64 * 2}.
+    """
+    width = head_width(head_dim)
+    scales = width // 32 * 2 if dtype == "q8_0" else 0
+    number = KV_DTYPES[dtype].itemsize
+    return {kind: PAGE_SIZE * (count * number + scales) for kind, count in (("keys", head_dim), ("values", width))}
 
 
 def tokens_per_item(group: int) -> int:

@@ -142,10 +142,10 @@ class _Lowering:
         layer, head_dim = node.integer("layer"), node.integer("head_dim")
         heads, kv_heads = node.integer("num_attention_heads"), node.integer("num_key_value_heads")
         out = self._new(node)
-        arguments: list[Argument] = [*self._values.items(heads // kv_heads), heads, kv_heads, head_dim]
+        arguments: list[Argument] = [*self._values.items(layer, heads // kv_heads), heads, kv_heads, head_dim]
         window = node.window or 0  # the kernel's `cache.window.visible`: 0 stands for no window
-        arguments += [window, self._ring(layer), bits(node.number("scale"))]
-        arguments += [*self._at(q), Place(out), out.stride, self._table(layer), self._scratch, self._scratch_bytes]
+        arguments += [window, bits(node.number("scale")), *self._at(q), Place(out), out.stride]
+        arguments += [self._cache.address(layer), self._values.pages(layer), self._scratch, self._scratch_bytes]
         self._emit(
             f"attention_{self._kv}",
             arguments,
@@ -222,8 +222,8 @@ class _Lowering:
     def _store(self, kind: str, node: Node, x: str) -> None:
         layer = node.integer("layer")
         sizes = [node.integer("num_key_value_heads"), node.integer("head_dim")]
-        cells = [self._values.lanes(), self._values.slots(layer)]
-        arguments = [self._values.count("T"), *sizes, *self._at(x), *cells, self._table(layer)]
+        places = [self._values.slots(layer), self._cache.address(layer, kind)]
+        arguments = [self._values.count("T"), *sizes, *self._at(x), *places]
         self._emit(f"store_{kind}_{self._kv}", arguments, [self._buffer(x)], [("cache", layer, kind)])
 
     def _multiply(self, count: int, weight: Matrix, x: Buffer, out: Buffer) -> None:
@@ -306,12 +306,6 @@ class _Lowering:
         row = float_row([self._weights[part] for part in self._graph.parameters[parameter].parts])
         self.out.memory.append(row)
         return int(row.ctypes.data)
-
-    def _table(self, layer: int) -> int:
-        return int(self._cache.tables[layer].ctypes.data)
-
-    def _ring(self, layer: int) -> int:
-        return self._spec.groups[self._spec.group_of(layer)].slots
 
     def _scratch_needs(self) -> list[int]:
         needs = [linear_scratch(BLOCKS[m.kind]) for m in self.out.matrices.values() if m.kind in BLOCKS]

@@ -1,7 +1,7 @@
 """NumbaProgram: a lowered graph with its weights, cache, buffers and threads."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ SHRINK_AFTER = 64
 
 class NumbaProgram:
     """A Program on the CPU. Its calls may come from several threads, and from a forked child."""
+
+    batch_invariant = True  # each kernel adds up a row in one order, on any thread and beside any other rows
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class NumbaProgram:
         check_inputs(self._graph, plan, inputs)
         with self._in_turn(f"a step of {len(plan.tokens)} tokens"):
             layout = self._room_for(len(plan.tokens), len(plan.logit_rows))
-            self._cache.grow(plan)
+            self._cache.make_room(plan)
             self._values.update(plan)
             on_host: dict[str, NDArray[Any]] = {
                 **inputs,
@@ -130,17 +132,13 @@ class NumbaProgram:
                 for name, value in self._graph.outputs.items()
             }
 
-    def copy_lane(self, source: int, target: int) -> None:
+    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
         with self._in_turn("the copy of a lane"):
-            self._cache.load(target, self._cache.save(source))
+            return self._cache.read(group, pages)
 
-    def save_lane(self, lane: int) -> LaneState:
-        with self._in_turn("the copy of a lane"):
-            return self._cache.save(lane)
-
-    def load_lane(self, lane: int, state: LaneState) -> None:
+    def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         with self._in_turn("a saved lane"):
-            self._cache.load(lane, state)
+            self._cache.write(group, pages, state)
 
     def close(self) -> None:
         with self._turn:
@@ -250,7 +248,7 @@ class NumbaProgram:
 
         def found(s: int, slots: NDArray[np.intp]) -> NDArray[np.float32]:
             tokens = plan.spans[s]
-            keys = self._cache.keys(layer, int(plan.lanes[s]), slots)
+            keys = self._cache.keys(layer, slots)
             keys = np.repeat(keys, q.shape[1] // keys.shape[1], axis=1)
             scores = np.einsum("thd,nhd->thn", q[tokens], keys) * np.float32(node.number("scale"))
             positions = np.arange(plan.ends[s] - len(slots), plan.ends[s])

@@ -19,7 +19,7 @@ from mistral_portable.weights import DenseTensor, QuantTensor, Tensor
 from mistral_portable_numba.cache import KVCache
 from mistral_portable_numba.compiler.isa import host_isa
 from mistral_portable_numba.compiler.objects import LoadedKernels, default_folder
-from mistral_portable_numba.layouts import BLOCKS
+from mistral_portable_numba.layouts import BLOCKS, PAGE_SIZE
 from mistral_portable_numba.lowering import lower_graph
 from mistral_portable_numba.step import StepValues
 from mistral_portable_numba.tape import Instruction, Layout, lay_out
@@ -136,7 +136,9 @@ class _Model:
         """kind: the type of the matrices. depth: tokens in the cache."""
         self._machine, self._kind, self._layers, self._depth = machine, kind, layers, depth
         config = self._config = replace(_MISTRAL_7B, num_hidden_layers=layers)
-        self._spec = CacheSpec.from_config(config, max_context=depth + _CHUNK, max_chunk=max(depth, _CHUNK))
+        self._spec = CacheSpec.from_config(
+            config, max_context=depth + _CHUNK, page_size=PAGE_SIZE, max_chunk=max(depth, _CHUNK)
+        )
         graph = build(config, head="none")
         weights = {name: _tensor(name, parameter.shape, kind) for name, parameter in graph.parameters.items()}
         precision = Precision("float32", "int8", "float16")
@@ -203,11 +205,12 @@ class _Model:
             manager.plan([Chunk(lane, [0] * self._depth)])
         plan = manager.plan([Chunk(lane, [0] * tokens)])
         self._values.update(plan)
-        self._cache.grow(plan)
-        saved = self._cache.save(lane)
+        self._cache.make_room(plan)
+        pages = manager.pages(lane)[0]  # of the only layer group
+        saved = self._cache.read(0, pages)
         for array in saved.values():
-            array.view(np.uint8).fill(_FILL)
-        self._cache.load(lane, saved)
+            array.fill(_FILL)
+        self._cache.write(0, pages, saved)
 
 
 def _tensor(name: str, shape: tuple[int, ...], kind: str) -> Tensor:

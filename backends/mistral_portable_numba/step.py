@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.cache import CacheSpec, Reads, StepPlan
 from mistral_portable.errors import BackendError
 from mistral_portable.graph import Rotation
-from mistral_portable_numba.layouts import tokens_per_item
+from mistral_portable_numba.layouts import PAGE_SIZE, tokens_per_item
 
 __all__ = ["StepValues"]
 
@@ -41,28 +41,29 @@ class StepValues:
         """The address of the cell for the requested rows, int32 [R]."""
         return self._cell(("rows",), array=lambda plan: plan.logit_rows)
 
-    def lanes(self) -> int:
-        """The address of the cell for the tokens' lanes, int32 [T]."""
-        return self._cell(("lanes",), array=_lanes)
-
     def slots(self, layer: int) -> int:
         """The address of the cell for the slots that a layer's keys and values are written to, int32 [T]."""
         group = self._spec.group_of(layer)
         return self._cell(("slots", group), array=lambda plan: plan.groups[group].slot_mapping)
 
+    def pages(self, layer: int) -> int:
+        """The address of the cell for the pages that sequences read in a layer, int32 [S, P]."""
+        group = self._spec.group_of(layer)
+        return self._cell(("pages", group), array=lambda plan: plan.groups[group].pages)
+
     def angles(self, rotation: Rotation) -> int:
         """The address of the cell for the rotation's cosines and sines, float32 [T, 2, head_dim / 2]."""
         return self._cell(("angles", rotation), array=lambda plan: rotation.table(plan.positions))
 
-    def items(self, group: int) -> tuple[int, int]:
-        """The addresses of two cells: the number of attention's work items, and the items, int64 [n, 5].
+    def items(self, layer: int, sharing: int) -> tuple[int, int]:
+        """The addresses of two cells: the number of a layer's work items of attention, and the items, int64 [n, 4].
 
-        group: query heads per key/value head. An item is described at `attention_kernel`.
+        sharing: query heads per key/value head. An item is described at `attention_kernel`.
         """
-        size = tokens_per_item(group)
+        size, group = tokens_per_item(sharing), self._spec.group_of(layer)
         return (
-            self._cell(("item count", group), count=lambda plan: _item_count(plan, size)),
-            self._cell(("items", group), array=lambda plan: _items(plan, size)),
+            self._cell(("item count", sharing), count=lambda plan: _item_count(plan, size)),
+            self._cell(("items", sharing, group), array=lambda plan: _items(plan, plan.groups[group], size)),
         )
 
     def update(self, plan: StepPlan) -> None:
@@ -108,26 +109,23 @@ class StepValues:
         array[:size] = values.reshape(-1)
 
 
-def _lanes(plan: StepPlan) -> NDArray[np.int32]:
-    """The lane of each token, int32 [T]."""
-    if len(plan.lanes) == len(plan.tokens):  # one token per sequence, as in decoding
-        return plan.lanes
-    return np.repeat(plan.lanes, np.diff(plan.query_starts))
-
-
 def _item_count(plan: StepPlan, size: int) -> int:
     """The number of work items of at most `size` tokens."""
     starts = plan.query_starts.tolist()
     return sum(-(-(stop - start) // size) for start, stop in pairwise(starts))
 
 
-def _items(plan: StepPlan, size: int) -> NDArray[np.int64]:
-    """Each sequence's tokens in pieces of `size`, int64 [n, 5]: lane, first token, tokens, position of the first token,
-    position of the sequence's last token."""
-    items = []
-    for lane, (start, stop) in zip(plan.lanes.tolist(), pairwise(plan.query_starts.tolist()), strict=True):
-        position = int(plan.positions[start])
+def _items(plan: StepPlan, reads: Reads, size: int) -> NDArray[np.int64]:
+    """Each sequence's tokens in pieces of `size`, int64 [n, 4]: first token, tokens, position of the first, origin.
+
+    Example: a sequence reads positions from 130 on, and its row of `reads.pages` begins at index 6: its origin is
+    6 - 130 // 64 = 4, and position 200 lies in page `pages[4 + 200 // 64]`, the second of the row.
+    """
+    width, items = reads.pages.shape[1], []
+    starts, oldest = plan.query_starts.tolist(), reads.first.tolist()
+    for row, (start, stop) in enumerate(pairwise(starts)):
+        before = int(plan.positions[start]) - start
+        origin = row * width - oldest[row] // PAGE_SIZE
         for first in range(start, stop, size):
-            last = position + stop - start - 1
-            items.append((lane, first, min(size, stop - first), position + first - start, last))
+            items.append((first, min(size, stop - first), before + first, origin))
     return np.array(items, np.int64)

@@ -33,6 +33,7 @@ class TorchBackend:
     capabilities = Capabilities(
         dtypes={dtype: (dtype,) for dtype in _DTYPES},
         options=frozenset({"threads", "device", "attention", "quantize", "tensor_parallel"}),
+        page_size=256,  # flash-attn takes multiples of it
     )
 
     def probe(self) -> Availability:

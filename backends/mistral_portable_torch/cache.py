@@ -1,4 +1,6 @@
-"""Keys and values of all lanes: of each layer two pools of pages, [pages, page, key/value heads, head_dim]."""
+"""Keys and values: of each layer two pools of pages, [pages, page, key/value heads, head_dim]."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -6,34 +8,40 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mistral_portable.boundary import LaneState
-from mistral_portable.boundary.shared import check_lane_state
+from mistral_portable.boundary.shared import check_pages
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable_torch.memory import Memory
-from mistral_portable_torch.pages import Pages
-from mistral_portable_torch.reads import Reads, group_reads
+from mistral_portable_torch.reads import Integers
 
-__all__ = ["PAGE", "Cache"]
-
-PAGE = 256
-"""Slots of a page: flash-attn takes multiples of it."""
+__all__ = ["Cache"]
 
 _KINDS = ("keys", "values")
+_STRIDE = 4  # pages by which a small pool grows
 
 
 class Cache:
-    """A lane takes pages as its text grows, and gives them back when its sequence starts anew. Pools never shrink.
+    """The pools of all layers. Plans say what lies in their pages; they grow to what plans want, and never shrink.
 
-    A page that is taken is all zeros: a slot that nothing was written to gets the weight 0, and 0 * NaN would be NaN.
+    Kernels that mask read whole pages: what they hide has the weight 0, and 0 * NaN would be NaN. A slot behind the
+    last token of a sequence may hold what another one left in the page, or what was taken back. So the slots of a page
+    behind the last one that a step writes are set to zero, if anything was written there before: not in most steps.
+
+    Example: pages of 4 slots. A sequence of 4 tokens leaves page 0 full; another one takes it for its token 0, and the
+    slots 1, 2, 3 become zeros. Its token 1 finds zeros behind it.
     """
 
-    def __init__(
-        self, spec: CacheSpec, dtype: torch.dtype, device: torch.device, memory: Memory, page: int = PAGE
-    ) -> None:
-        self._spec, self._memory, self.page = spec, memory, page
-        self._pages = [Pages(group.slots, page) for group in spec.groups]
-        empty = torch.zeros(0, page, spec.num_key_value_heads, spec.head_dim, dtype=dtype, device=device)
-        layers = [layer for group in spec.groups for layer in group.layers]
-        self._pools = {(kind, layer): empty for kind in _KINDS for layer in layers}
+    def __init__(self, spec: CacheSpec, dtype: torch.dtype, device: torch.device, memory: Memory) -> None:
+        self._spec, self._memory, self._device = spec, memory, device
+        self._pools = {
+            (kind, layer): torch.zeros(
+                0, group.page_size, spec.num_key_value_heads, spec.head_dim, dtype=dtype, device=device
+            )
+            for group in spec.groups
+            for layer in group.layers
+            for kind in _KINDS
+        }
+        # Of each page the slots, from its first one on, that something may have been written to.
+        self._written: list[Integers] = [np.zeros(0, np.int32) for _ in spec.groups]
         self.growths = 0
         """How often pools have moved to other addresses."""
 
@@ -44,11 +52,9 @@ class Cache:
 
     def first_bytes(self, tokens: int) -> int:
         """Bytes of a first lane of `tokens` tokens."""
-        return sum(pages.needed(tokens) * self._page_bytes(index) for index, pages in enumerate(self._pages))
-
-    def ring(self, group: int) -> int:
-        """Slots after which positions start over in a layer group."""
-        return self._pages[group].ring
+        return sum(
+            self._spec.lane_pages(index, tokens) * self._page_bytes(index) for index in range(len(self._spec.groups))
+        )
 
     def keys(self, layer: int) -> Tensor:
         """[pages, page, heads, head_dim]"""
@@ -58,101 +64,106 @@ class Cache:
         """[pages, page, heads, head_dim]"""
         return self._pools["values", layer]
 
-    def take(self, plan: StepPlan) -> list[Reads]:
-        """Make room for the plan; return what it reads, by layer group. Raises CapacityError if memory is short."""
-        ends = plan.ends.tolist()
-        begins = plan.positions[plan.query_starts[:-1]].tolist()
-        sequences = list(zip(plan.lanes.tolist(), begins, ends, strict=True))
-        for lane, begin, _ in sequences:
-            if begin == 0:
-                self.drop(lane)
-        self._grow([(lane, end) for lane, _, end in sequences])
-        return [group_reads(plan, index, group, self._pages[index]) for index, group in enumerate(self._spec.groups)]
+    def make_room(self, plan: StepPlan) -> None:
+        """Grow to the plan's pages, copy those that it wants copied, and empty slots behind those that it writes.
 
-    def copy(self, source: int, target: int) -> None:
-        """Let a lane have what another one has."""
-        if source == target:
-            return
-        self.drop(target)
-        self._grow([(target, self._slots_of(source))])
-        for index, group in enumerate(self._spec.groups):
-            held = self._pages[index].of(source)
-            taken = self._pages[index].of(target)[: len(held)]
-            for layer in group.layers:
-                for kind in _KINDS:
-                    self._pools[kind, layer][taken] = self._pools[kind, layer][held]
+        Raises CapacityError if memory is short; nothing has changed then.
+        """
+        self._grow([reads.page_count for reads in plan.groups])
+        for index, reads in enumerate(plan.groups):
+            if len(reads.copies):
+                source, target = reads.copies.T
+                into, of, written = self._indices(target), self._indices(source), self._written[index]
+                written[target] = self._spec.groups[index].page_size  # until all are copied: memory may run out
+                for _, pool in self._of(index):
+                    pool[into] = pool[of]
+                written[target] = written[source]
+            self._empty_behind(index, reads.slot_mapping)
 
-    def drop(self, lane: int) -> None:
-        """Take a lane's pages back."""
-        for pages in self._pages:
-            pages.drop(lane)
+    def read(self, group: int, pages: Sequence[int]) -> LaneState:
+        """NumPy copies [pages, page, heads, head_dim] by `kind.layer`; bfloat16 as uint16, its bits."""
+        chosen = self._indices(pages)
+        return {name: _to_numpy(pool[chosen]) for name, pool in self._of(group)}
+
+    def write(self, group: int, pages: Sequence[int], state: LaneState) -> None:
+        """Put arrays of `read` into pages. Raises CacheError if they are not this model's, CapacityError if memory is
+        short; nothing has changed then."""
+        _, pool = self._of(group)[0]
+        row = tuple(pool.shape[1:]), str(_to_numpy(pool[:0]).dtype)
+        check_pages(state, self._spec, group, len(pages), dict.fromkeys(_KINDS, row))
+        self._grow([max(pages, default=-1) + 1 if index == group else 0 for index in range(len(self._written))])
+        chosen = self._indices(pages)
+        self._written[group][list(pages)] = self._spec.groups[group].page_size
+        for name, pool in self._of(group):
+            pool[chosen] = _from_numpy(np.asarray(state[name]), pool)
 
     def clear(self) -> None:
         """Give all memory back."""
         self._memory.take(-self.nbytes)
         self._pools = {name: pool[:0].clone() for name, pool in self._pools.items()}
-        self._pages = [Pages(group.slots, self.page) for group in self._spec.groups]
+        self._written = [written[:0] for written in self._written]
 
-    def save(self, lane: int) -> LaneState:
-        """NumPy copies [pages, page, heads, head_dim] by `kind.layer`; bfloat16 as uint16, its bits."""
-        return {
-            f"{kind}.{layer}": _to_numpy(self._pools[kind, layer][self._pages[index].of(lane)])
-            for index, group in enumerate(self._spec.groups)
-            if self._pages[index].of(lane)
+    def _of(self, index: int) -> list[tuple[str, Tensor]]:
+        """The pools of a layer group with their names in a LaneState."""
+        layers = self._spec.groups[index].layers
+        return [(f"{kind}.{layer}", self._pools[kind, layer]) for layer in layers for kind in _KINDS]
+
+    def _empty_behind(self, index: int, slots: Integers) -> None:
+        """Set to zero what lies behind the last of these slots in each of their pages."""
+        size, written = self._spec.groups[index].page_size, self._written[index]
+        pages, offsets = np.divmod(slots, np.int32(size))
+        ends = written.copy()
+        ends[pages] = offsets + 1  # a sequence's tokens ascend, so that of a page's slots the last one stays
+        behind = np.flatnonzero(ends < written)
+        if len(behind):
+            stale = self._indices([page * size + slot for page in behind for slot in range(ends[page], written[page])])
+            for _, pool in self._of(index):
+                pool.flatten(0, 1)[stale] = 0
+        self._written[index] = ends
+
+    def _grow(self, wanted: Sequence[int]) -> None:
+        """Let each group's pools have so many pages at least, in all groups or, if memory is short, in none."""
+        held = [len(written) for written in self._written]
+        exact = [max(pair) for pair in zip(held, wanted, strict=True)]
+        if exact == held:
+            return
+        counts = [self._rounded(index, count) if count > held[index] else count for index, count in enumerate(exact)]
+        if self._missing_bytes(counts) > self._memory.free:
+            counts = exact
+        self._memory.require_growth(self._missing_bytes(counts))
+        for index, count in enumerate(counts):
+            if count == held[index]:
+                continue
+            self.growths += 1  # first: some pools have moved even if memory runs out at a later one
+            for kind, layer in ((kind, layer) for layer in self._spec.groups[index].layers for kind in _KINDS):
+                old = self._pools[kind, layer]  # one is held twice at a time
+                if len(old) < count:  # not so where memory ran out at a later layer before
+                    self._pools[kind, layer] = old.new_zeros(count, *old.shape[1:])
+                    self._pools[kind, layer][: len(old)] = old
+                    self._memory.take(self._pools[kind, layer].nbytes - old.nbytes)
+        for index, count in enumerate(counts):  # no group has more pages before there is room in all groups
+            self._written[index] = np.pad(self._written[index], (0, count - held[index]))
+
+    def _rounded(self, index: int, count: int) -> int:
+        """Pages of a pool that is to have `count`: so many more that it grows rarely, at most a quarter beyond 16, and
+        not beyond what all lanes can hold."""
+        stride = max(_STRIDE, 1 << max(0, count.bit_length() - 3))
+        most = self._spec.max_lanes * (self._spec.lane_pages(index) + 1)  # and one that is copied
+        return max(count, min(most, -(-count // stride) * stride))
+
+    def _missing_bytes(self, counts: Sequence[int]) -> int:
+        """Bytes that pools lack for so many pages in each group."""
+        return sum(
+            max(0, count - len(self.keys(layer))) * self._page_bytes(index) // len(group.layers)
+            for index, (group, count) in enumerate(zip(self._spec.groups, counts, strict=True))
             for layer in group.layers
-            for kind in _KINDS
-        }
-
-    def load(self, lane: int, state: LaneState) -> None:
-        """Put saved arrays into a lane. Raises CacheError, and changes nothing, if they are not this model's."""
-        counts = self._checked(state)
-        self._grow([(lane, max((count * self.page for count in counts), default=0))])
-        for index, group in enumerate(self._spec.groups if state else ()):
-            pages = self._pages[index].of(lane)
-            for name in ((kind, layer) for layer in group.layers for kind in _KINDS):
-                array, pool = np.asarray(state["{}.{}".format(*name)]), self._pools[name]
-                count = min(len(array), len(pages))
-                pool[pages[:count]] = _from_numpy(array[:count], pool)
-                pool[pages[count:]] = 0
-
-    def _checked(self, state: LaneState) -> list[int]:
-        """Pages of each group; 0 for a lane that was saved before its first step."""
-        pool = next(iter(self._pools.values()))
-        rows = tuple(pool.shape[1:]), str(_to_numpy(pool[:0]).dtype)
-        return check_lane_state(state, self._spec, dict.fromkeys(_KINDS, rows))
-
-    def _slots_of(self, lane: int) -> int:
-        return max(len(pages.of(lane)) * pages.page for pages in self._pages)
+        )
 
     def _page_bytes(self, index: int) -> int:
-        layer = self._spec.groups[index].layers[0]
-        pool = self._pools["keys", layer]
-        numbers = self.page * self._spec.num_key_value_heads * self._spec.head_dim
-        return 2 * len(self._spec.groups[index].layers) * numbers * pool.itemsize
+        return self._spec.page_bytes(index, next(iter(self._pools.values())).itemsize)
 
-    def _grow(self, lengths: list[tuple[int, int]]) -> None:
-        """Give lanes pages for so many tokens each, in all groups or, if memory is short, in none."""
-        counts = [{lane: pages.missing(lane, length) for lane, length in lengths} for pages in self._pages]
-        more = [pages.shortage(sum(missing.values())) for pages, missing in zip(self._pages, counts, strict=True)]
-        size = sum(count * self._page_bytes(index) for index, count in enumerate(more))
-        if size:
-            self._memory.require_growth(size, max(length for _, length in lengths))
-        for index, group in enumerate(self._spec.groups):
-            if more[index]:
-                count = self._pages[index].count + more[index]
-                self.growths += 1  # first: some pools have moved even if memory runs out at a later one
-                for name in ((kind, layer) for layer in group.layers for kind in _KINDS):  # one is held twice at a time
-                    old = self._pools[name]
-                    if len(old) < count:  # not so where memory ran out at a later layer before
-                        self._pools[name] = old.new_zeros(count, *old.shape[1:])
-                        self._pools[name][: len(old)] = old
-                        self._memory.take(self._pools[name].nbytes - old.nbytes)
-        for index, group in enumerate(self._spec.groups):  # no lane takes a page before there is room in all groups
-            self._pages[index].add(more[index])
-            taken = [page for lane, count in counts[index].items() for page in self._pages[index].take(lane, count)]
-            if taken:
-                for name in ((kind, layer) for layer in group.layers for kind in _KINDS):
-                    self._pools[name][taken] = 0
+    def _indices(self, numbers: Sequence[int] | Integers) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=self._device)
 
 
 def _to_numpy(pages: Tensor) -> NDArray[np.generic]:

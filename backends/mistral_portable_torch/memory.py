@@ -38,12 +38,12 @@ class Memory:
                 "free: use --quantize q4_0, a smaller model or another device"
             )
 
-    def require_growth(self, more: int, tokens: int) -> None:
-        """Raise CapacityError if keys and values of a sequence of `tokens` tokens take `more` bytes than there are."""
+    def require_growth(self, more: int) -> None:
+        """Raise CapacityError if there are no `more` bytes for pages of keys and values."""
         if more > self.free:
             raise CapacityError(
-                f"the cache of a sequence of {tokens} tokens does not fit: {gigabytes(more)} more, and "
-                f"{self._device.name} has {gigabytes(self.free)} free: use a shorter text or fewer sequences"
+                f"the cache does not fit: keys and values need {gigabytes(more)} more, and {self._device.name} has "
+                f"{gigabytes(self.free)} free: use a shorter text or fewer sequences"
             )
 
     @contextmanager

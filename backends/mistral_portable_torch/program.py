@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from mistral_portable.graph import Graph, Parameter, infer_shapes
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import Tensor as Stored
 from mistral_portable_torch.attention import Attention, Eager
-from mistral_portable_torch.cache import PAGE, Cache
+from mistral_portable_torch.cache import Cache
 from mistral_portable_torch.capture import Captured, Record
 from mistral_portable_torch.device import Device
 from mistral_portable_torch.elementwise import elementwise
@@ -30,7 +29,7 @@ from mistral_portable_torch.lowering import ATTENTION, EXPOSED, Kernel, Lowering
 from mistral_portable_torch.matrices import Matrix, form, read_matrix, read_vector, stored_bytes
 from mistral_portable_torch.memory import Memory
 from mistral_portable_torch.parallel import Group, shard
-from mistral_portable_torch.reads import Reads
+from mistral_portable_torch.reads import GroupReads
 
 __all__ = ["AsynchronousProgram", "TorchGreedyStep", "TorchProgram"]
 
@@ -40,6 +39,8 @@ _PROCESS = OwnProcess("torch")  # this module is imported when the first program
 
 class TorchProgram:
     """Steps are safe from several threads: they take turns."""
+
+    batch_invariant = False  # the order of a sum depends on the number of tokens, for torch chooses kernels by it
 
     def __init__(
         self,
@@ -51,14 +52,13 @@ class TorchProgram:
         attention: Attention,
         memory: Memory,
         *,
-        page: int = PAGE,
         threads: int | None = None,
         record: Record | None = None,
         quantize: str | None = None,
         group: Group | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        """page: slots of a page. threads: of CPUs; None leaves torch's alone. record: how decoding steps are recorded;
+        """threads: of CPUs; None leaves torch's alone. record: how decoding steps are recorded;
         None: they are not. quantize: what float matrices become, a type of bits_and_bytes.py. group: this process among
         those that share the model."""
         self.precision = precision
@@ -79,9 +79,7 @@ class TorchProgram:
         self._output_shapes = {name: infer_shapes(whole)[value] for name, value in whole.outputs.items()}
         self._attention = attention
         self._eager = Eager() if any(node.op == "attention_weights" for node in self._graph.nodes) else None
-        self._cache = Cache(spec, self._dtype, device.torch, memory, page)
-        rings = [replace(group, slots=self._cache.ring(index)) for index, group in enumerate(spec.groups)]
-        self._rings = replace(spec, groups=tuple(rings))  # with the slots of whole pages
+        self._cache = Cache(spec, self._dtype, device.torch, memory)
         self._captured = Captured(record) if record else None
         self._growths = 0
         self._rotations = graph.rotations
@@ -112,17 +110,13 @@ class TorchProgram:
             # Where nobody requested rows nothing is waited for: the next chunk is built while this one is computed.
             return {name: self._output(name, values.get(name), plan) for name in self._graph.outputs}
 
-    def copy_lane(self, source: int, target: int) -> None:
+    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
         with self._running(), self._memory.short_for_a_step():
-            self._cache.copy(source, target)
+            return self._cache.read(group, pages)
 
-    def save_lane(self, lane: int) -> LaneState:
-        with self._running():
-            return self._cache.save(lane)
-
-    def load_lane(self, lane: int, state: LaneState) -> None:
+    def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         with self._running(), self._memory.short_for_a_step():
-            self._cache.load(lane, state)
+            self._cache.write(group, pages, state)
 
     def close(self) -> None:
         if _PROCESS.forked:  # the memory and the threads are the parent's
@@ -207,8 +201,9 @@ class TorchProgram:
         greedy: bool = False,
     ) -> dict[str, Any]:
         """The step's outputs, on the device. tokens [T]: on the device, in place of the plan's."""
-        reads = self._cache.take(plan)
-        layout, fixed, words = self._inputs(plan, reads, inputs)
+        self._cache.make_room(plan)
+        recorded = self._captured is not None and len(plan.tokens) == len(plan.lanes)
+        layout, fixed, words = self._inputs(plan, inputs, recorded)
         if tokens is not None:
             layout.unpack(words)["tokens"].copy_(tokens)
         rows = len(plan.logit_rows)
@@ -217,7 +212,7 @@ class TorchProgram:
             values = self._run(Step(layout.unpack(words), fixed), rows)
             return {_ARGMAX: _argmax(values["logits"])} if greedy else values
 
-        if self._captured is None or len(plan.tokens) != len(plan.lanes):
+        if self._captured is None or not recorded:
             return run(words)
         if self._growths != self._cache.growths:
             self._captured.clear()
@@ -225,7 +220,7 @@ class TorchProgram:
         return self._captured.run((layout, tuple(fixed.items()), greedy), words, run)
 
     def _inputs(
-        self, plan: StepPlan, reads: list[Reads], inputs: Inputs
+        self, plan: StepPlan, inputs: Inputs, recorded: bool
     ) -> tuple[Layout, dict[str, tuple[Any, ...]], Tensor]:
         """All that kernels are told of a step: what is baked into a recorded one, and the words that are not."""
         arrays: dict[str, NDArray[Any]] = {"tokens": plan.tokens, "logit_rows": plan.logit_rows}
@@ -233,14 +228,15 @@ class TorchProgram:
         for name, rotation in enumerate(self._rotations):
             # On the host, as not every device has float64.
             arrays[f"cos.{name}"], arrays[f"sin.{name}"] = rotation.signed_table(plan.positions)
+        reads = [GroupReads(plan, self._spec, index) for index in range(len(plan.groups))]
         fixed: dict[str, tuple[Any, ...]] = {}
         for prefix, kernel in ((ATTENTION, self._attention), (EXPOSED, self._eager)):
             if kernel is not None:
-                planned = [kernel.plan(read) for read in reads]
+                planned = [kernel.plan(read, recorded) for read in reads]
                 fixed[prefix] = tuple(group.fixed for group in planned)
                 for index, group in enumerate(planned):
                     arrays |= {f"{prefix}.{index}.{name}": array for name, array in group.arrays.items()}
-        arrays |= {f"slots.{index}": read.slots for index, read in enumerate(reads)}
+        arrays |= {f"slots.{index}": group.slot_mapping for index, group in enumerate(plan.groups)}
         layout, words = pack(arrays)
         return layout, fixed, _to_device(words, self._device.torch)
 
@@ -262,8 +258,11 @@ class TorchProgram:
         shape = self._output_shapes[name]
         if shape[-1] == "K":
             node = next(node for node in self._graph.nodes if node.name == self._graph.outputs[name])
-            weights = [array.cpu().numpy() for array in found]
-            return attention_weights_by_position(node, plan, self._rings, lambda s, slots: weights[s][:, :, slots])
+            hidden = GroupReads(plan, self._spec, self._spec.group_of(node.integer("layer"))).hidden
+            weights = [array.cpu().numpy()[:, :, begin:] for array, begin in zip(found, hidden, strict=True)]
+            return attention_weights_by_position(
+                node, plan, self._spec, lambda s, slots: weights[s][:, :, : len(slots)]
+            )
         if found is None:  # no rows were requested
             return np.zeros((0, *(int(size) for size in shape[1:])), np.float32)
         return np.array(found.cpu().numpy())

@@ -1,83 +1,103 @@
-"""Reads: the keys that the sequences of a step read in one layer group, as integers on the host."""
+"""GroupReads: the keys that the sequences of a step read in one layer group, as kernels want to be told of them."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.cache import StepPlan
-from mistral_portable.cache.spec import LayerGroup
-from mistral_portable_torch.pages import Pages
+from mistral_portable.boundary.shared import read_slots
+from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.config import Window
 
-__all__ = ["Integers", "Reads", "group_reads"]
+__all__ = ["GroupReads", "Integers"]
 
 Integers = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Reads:
-    """starts: sequence s owns the tokens starts[s] .. starts[s + 1] - 1. positions [T]: of the tokens.
+class GroupReads:
+    """The reads of the layer group `spec.groups[index]`. Below, T are the tokens of the plan, S its sequences.
 
-    first [S]: the oldest position that each sequence reads; ends [S]: the one behind its last. pages: of each
-    sequence's lane, in order of slots. page: slots of a page; ring: slots of a full lane.
+    Example, pages of 4 slots, window 6: a sequence with 11 cached tokens, of which 6.. lie in the pages 5 and 2, adds
+    two tokens. They are the positions 11 and 12 and see 6..11 and 7..12: oldest [6, 7], begins [4], keys [9],
+    table [[5, 2, 0]] if position 12 has got page 0.
     """
 
-    window: int | None
-    starts: tuple[int, ...]
-    positions: Integers
-    first: Integers
-    ends: Integers
-    pages: tuple[tuple[int, ...], ...]
-    page: int
-    ring: int
+    plan: StepPlan
+    spec: CacheSpec
+    index: int
 
     @property
-    def oldest(self) -> Integers:
-        """[T]: the oldest position that each token sees. This backend's translation of `cache.window.visible`."""
-        if self.window is None:
-            return np.zeros_like(self.positions)
-        return np.maximum(self.positions - self.window + 1, 0)
+    def window(self) -> Window:
+        return self.spec.groups[self.index].window
 
     @property
-    def slots(self) -> Integers:
-        """[T]: where in the pool, counted in slots, each token's key and value are written."""
-        written = np.empty_like(self.positions)
-        for s, pages in enumerate(self.pages):
-            tokens = slice(self.starts[s], self.starts[s + 1])
-            written[tokens] = self._places(pages, self.positions[tokens])
-        return written
+    def page(self) -> int:
+        """Slots of a page."""
+        return self.spec.groups[self.index].page_size
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Sequence s owns the tokens starts[s] .. starts[s + 1] - 1."""
+        return tuple(self.plan.query_starts.tolist())
 
     @property
     def most_tokens(self) -> int:
         """The tokens of the longest sequence."""
-        return max(b - a for a, b in zip(self.starts, self.starts[1:], strict=False))
+        return int(np.diff(self.plan.query_starts).max())
 
-    def read_slots(self, sequence: int) -> Integers:
-        """Where the keys that a sequence reads lie in the pool, in order of time."""
-        positions = np.arange(self.first[sequence], self.ends[sequence], dtype=np.int32)
-        return self._places(self.pages[sequence], positions)
+    @property
+    def oldest(self) -> Integers:
+        """[T]: the oldest position that each token sees. This backend's translation of `cache.window.visible`."""
+        positions = self.plan.positions
+        return np.zeros_like(positions) if self.window is None else np.maximum(positions - self.window + 1, 0)
 
-    def read_pages(self, sequence: int) -> list[int]:
-        """The pages with the keys that a sequence reads, in order of time; the first may come again as the last."""
-        pages, length = self.pages[sequence], self.ring // self.page
-        begin, end = int(self.first[sequence]) // self.page, (int(self.ends[sequence]) - 1) // self.page
-        return [pages[number % length] for number in range(begin, end + 1)]
+    @property
+    def begins(self) -> Integers:
+        """[S]: the position in the first slot of the first page that each sequence reads."""
+        first = self.plan.groups[self.index].first
+        return first - first % self.page
 
-    def _places(self, pages: tuple[int, ...], positions: Integers) -> Integers:
-        slots = positions % self.ring
-        places: Integers = np.asarray(pages, np.int32)[slots // self.page] * np.int32(self.page) + slots % self.page
-        return places
+    @property
+    def hidden(self) -> Integers:
+        """[S]: slots of the first page that no query of the sequence sees."""
+        return self.plan.groups[self.index].first - self.begins
 
+    @property
+    def keys(self) -> Integers:
+        """[S]: keys of each sequence from `begins` on."""
+        return self.plan.ends - self.begins
 
-def group_reads(plan: StepPlan, index: int, group: LayerGroup, pages: Pages) -> Reads:
-    """The reads of the layer group `index`, whose lanes have room for the plan."""
-    return Reads(
-        group.window,
-        tuple(plan.query_starts.tolist()),
-        plan.positions,
-        plan.groups[index].first,
-        plan.positions[plan.query_starts[1:] - 1] + 1,
-        tuple(tuple(pages.of(lane)) for lane in plan.lanes.tolist()),
-        pages.page,
-        pages.ring,
-    )
+    @property
+    def counts(self) -> Integers:
+        """[S]: pages that each sequence reads."""
+        return -(-self.keys // self.page)
+
+    def columns(self, pages: int, recorded: bool) -> int:
+        """Columns of a table of so many pages. Those of a recorded step double, so that it serves while a text grows.
+
+        Example: window 4096, pages of 256 slots, of which one query sees up to 17: 1, 2, 4, 8 or 17 columns.
+        """
+        if not recorded:
+            return pages
+        doubled = 1 << (pages - 1).bit_length()
+        if self.window is None:
+            return doubled
+        most = 1 - (1 - self.window) // self.page
+        return doubled if 2 * doubled <= most else most
+
+    def table(self, recorded: bool) -> Integers:
+        """[S, columns of the longest]: the pages that each sequence reads, in order of time, then its last one again.
+
+        Kernels read what they hide by a mask, so that must be the sequence's own: another's might be NaN.
+        """
+        counts = self.counts
+        columns = np.arange(self.columns(int(counts.max()), recorded))
+        own: Integers = np.take_along_axis(
+            self.plan.groups[self.index].pages, np.minimum(columns, counts[:, None] - 1), axis=1
+        )
+        return own
+
+    def slots(self, sequence: int) -> Integers:
+        """Slots of the pool with the keys that a sequence reads, in order of time."""
+        return read_slots(self.plan, self.spec, self.index, sequence).astype(np.int32)

@@ -67,6 +67,22 @@ class Program(Protocol):
         """Where it rounds."""
 
     @property
+    def batch_invariant(self) -> bool:
+        """Whether the bits of a token's outputs depend on the tokens of its own sequence alone.
+
+        True promises that a token's outputs (the logits, and so the text that is sampled from them) have the same
+        bits alone and beside any other sequences, in chunks of any sizes, in any pages, with any rows requested, and
+        after rollbacks, forks, and saving and loading. They have the same bits in other programs of the
+        same graph, weights and options on this machine: with any number of threads, in a forked child if the executor
+        works in one, and with any CacheSpec of the same windows and `max_chunk`, as the slots of a ring may decide
+        the order of a sum. Attention weights are not promised.
+
+        Example: the logits of "a b c d" in one step, in the steps "a" and "b c d", and beside "x y", are equal arrays.
+
+        False promises nothing: outputs may differ by rounding, within the tolerance that the conformance kit allows.
+        """
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of key and value arrays now allocated."""
 

@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mistral_portable.cache.pool import PagePool
 from mistral_portable.cache.spec import LayerGroup
@@ -22,6 +26,11 @@ class Table:
     begin: int = 0
     pages: tuple[int, ...] = ()
 
+    @cached_property  # a table is the same for as many steps as a page has slots
+    def array(self) -> NDArray[np.int32]:
+        """`pages`, int32 [pages]."""
+        return np.array(self.pages, np.int32)
+
     def oldest(self, group: LayerGroup, high: int) -> int:
         """The oldest position that is still held, where the sequence's greatest length was `high`."""
         return max(0, high - group.page_size) if group.ring else self.begin * group.page_size
@@ -36,7 +45,8 @@ class Table:
         first, written, last = (
             (0, 0, 0) if group.ring else (first_visible(begin, group.window) // size, begin // size, (end - 1) // size)
         )
-        kept, source = self.pages[first - self.begin :], list[int]()
+        kept = self.pages[first - self.begin :]
+        source: list[int] = []
         if kept and first + len(kept) > written and pool.shared(kept[-1]):
             kept, source = kept[:-1], [kept[-1]]
         missing = last + 1 - first - len(kept)
@@ -61,7 +71,8 @@ class Table:
 
     def slots(self, group: LayerGroup, begin: int, end: int) -> list[int]:
         """The slots, in the group's pool, of the positions begin .. end - 1."""
-        size, slots = group.page_size, list[int]()
+        size = group.page_size
+        slots: list[int] = []
         while begin < end:  # a page at a time
             number, offset = divmod(begin, size)
             count = min(size - offset, end - begin)

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mistral_portable.boundary import GreedyProgram, GreedyStep
 from mistral_portable.cache import Chunk
 from mistral_portable.engine.core import Core
@@ -256,7 +259,15 @@ class Loop:
             return
         logits = self._core.step(chunks)
         self._took_place(turn)
-        completions, places, start = list[Completion](), list[int](), 0
+        self._hand_out(requests, chunks, logits, begin)
+
+    def _hand_out(
+        self, requests: Sequence[_Request], chunks: Sequence[Chunk], logits: NDArray[np.float32], begin: float
+    ) -> None:
+        """Give each request what its rows of a step's logits are for. begin: of the step, by time.perf_counter."""
+        completions: list[Completion] = []
+        places: list[int] = []
+        start = 0
         for request, chunk in zip(requests, chunks, strict=True):
             count = len(chunk.rows)
             if isinstance(request, Scoring):

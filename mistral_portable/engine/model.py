@@ -162,8 +162,9 @@ class Model:
         """Teacher-forced logits, float32 [T, vocab_size]: row t predicts token t + 1.
 
         A list of sequences gives a list of arrays, run as one ragged batch. `chunk` is the number of tokens per
-        sequence and step (default: as many as the cache takes); the result does not depend on it. Raises InputError for
-        ids or chunks out of range, and the errors of `generate`.
+        sequence and step (default: as many as the cache takes); the result does not depend on it, except for rounding
+        where the program is not `batch_invariant`. Raises InputError for ids or chunks out of range, and the errors of
+        `generate`.
         """
         spec = self.manager.spec
         if chunk is not None and not (isinstance(chunk, int) and 1 <= chunk <= spec.max_chunk):

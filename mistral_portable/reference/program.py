@@ -32,6 +32,8 @@ class ReferenceProgram:
     another's before or holds tokens that were taken back: to read one cannot go unnoticed.
     """
 
+    batch_invariant = False  # NumPy's BLAS adds up one token's products in another order than those of several
+
     def __init__(
         self,
         graph: Graph,

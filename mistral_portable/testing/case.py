@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from mistral_portable.errors import BackendError
 from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.reference import BACKEND
 from mistral_portable.reference.program import ReferenceProgram
+from mistral_portable.testing.invariance import difference, run_alone
 from mistral_portable.testing.naive import NaiveProgram
 from mistral_portable.testing.scenario import Outputs, Scenario, Stuck, WrongOutput, one_shot, run
 from mistral_portable.testing.tolerance import judge, row_errors
@@ -98,8 +99,9 @@ def check(
     """Run the case on `backend` as its scenario and `drive` say, and judge every output of every sequence.
 
     The oracle runs each sequence alone and in one step, in float64: so a pass also means that chunked = one-shot,
-    ragged = alone, and that a rollback, a fork or a swap leaves no trace. `oracles` keeps the oracle's outputs for
-    further checks; None: they are computed for this one.
+    ragged = alone, and that a rollback, a fork or a swap leaves no trace. Where a program says `batch_invariant`,
+    another one runs each sequence alone, token by token and on one thread, and must give the same bits. `oracles` keeps
+    the oracle's outputs for further checks; None: they are computed for this one.
     """
     oracles = oracles or Oracles()
     scenario = case.scenario
@@ -112,6 +114,7 @@ def check(
         outputs = drive(program, case.graph, spec, scenario)
         precision = program.precision
         program.close()
+        alone = _alone(case, backend, options, spec) if program.batch_invariant else {}
     except Exception as error:  # a backend's own defects are a result of the check, not its end
         if not isinstance(error, Stuck):  # to close a program that hangs would hang, too
             with suppress(Exception):
@@ -129,15 +132,27 @@ def check(
             if out.size and out.shape == ref.shape:
                 agreements.append(np.mean(out.argmax(-1) == ref.argmax(-1)))
     worst = max(comparisons, key=lambda c: c.error / c.limit if c.limit else np.inf if c.error else 0)
+    problem = worst.problem or difference(case.graph, outputs, alone)
     return CheckResult(
         case.name,
-        "fail" if worst.problem else "pass",
+        "fail" if problem else "pass",
         max(comparison.nmse for comparison in comparisons),
         worst.error,
         worst.limit,
         float(np.mean(agreements)) if agreements else np.nan,
-        worst.problem,
+        problem,
     )
+
+
+def _alone(case: Case, backend: Backend, options: ExecutorOptions, spec: CacheSpec) -> dict[int, Outputs]:
+    """The outputs of each sequence alone and token by token; on one thread, where the backend has that option."""
+    if "threads" in backend.capabilities.options:
+        options = replace(options, threads=1)
+    program = prepare(backend, case.graph, case.weights, spec, options)
+    try:
+        return run_alone(program, case.graph, spec, case.scenario)
+    finally:
+        program.close()
 
 
 def _spec(case: Case, scenario: Scenario, backend: Backend) -> CacheSpec:

@@ -133,6 +133,10 @@ class _Guard:
         return self._inner.precision
 
     @property
+    def batch_invariant(self) -> bool:
+        return self._inner.batch_invariant
+
+    @property
     def cache_bytes(self) -> int:
         return self._inner.cache_bytes
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from conformance.invariant import VARIANT
 from conformance.rounded import WRONG
 from numpy.typing import NDArray
 
@@ -448,6 +449,7 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "read_pages copies nothing": ("swapped", _program(_SharedPages)),
     "pages from the fourth on in reverse order": ("pages", _reads(_late_pages_reversed)),
     **WRONG,
+    **VARIANT,
     **{f"{name} halves swapped": (f"weights.{name}", _program(_Halves)) for name in QUANTIZABLE},
 }
 """Name -> the rung of the ladder that must catch it, and how it is made."""

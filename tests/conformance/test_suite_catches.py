@@ -1,11 +1,12 @@
 """The ladder can fail: every mutant falls from the rung that is named beside it, and every rung catches one.
 
-What rounds as it says it does passes.
+What rounds as it says it does passes, and what gives the same bits as it says it does.
 """
 
 from pathlib import Path
 
 import pytest
+from conformance.invariant import INVARIANT, VARIANT, OneTokenSteps
 from conformance.mutants import MUTANTS, Mutant, hanging, right, short_ring
 from conformance.rounded import HONEST
 
@@ -32,6 +33,21 @@ def test_mutant_is_caught(name: str) -> None:
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_rounding_passes(name: str) -> None:
     rung, make = HONEST[name]
+    climb(rung, Target(Mutant(name, make), OPTIONS))
+
+
+@pytest.mark.parametrize("name", INVARIANT)
+def test_the_same_bits_pass(name: str) -> None:
+    rung, make = INVARIANT[name]
+    climb(rung, Target(Mutant(name, make), OPTIONS))
+
+
+@pytest.mark.parametrize("name", VARIANT)
+def test_an_ulp_is_allowed_where_nobody_promises_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rung, make = VARIANT[name]
+    with pytest.raises(AssertionError, match=r"not batch_invariant: logits of sequence \d, alone .* by up to [\d.]+e-"):
+        climb(rung, Target(Mutant(name, make), OPTIONS))
+    monkeypatch.setattr(OneTokenSteps, "batch_invariant", False)
     climb(rung, Target(Mutant(name, make), OPTIONS))
 
 

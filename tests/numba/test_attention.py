@@ -1,7 +1,6 @@
 """The cache's kernels against float64: what `store` writes where, and what attention makes of what lies there."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,16 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_portable_numba.layouts import (
     KV_DTYPES,
-    SLOT_BLOCK,
     attention_scratch,
     head_width,
-    round_up,
     tokens_per_item,
 )
 from numba_kernels import EVERY_ISA, Memory, at, is_blank
 from numpy.typing import NDArray
 
-from mistral_portable.cache import visible
+from mistral_portable.cache import first_visible, visible
 from mistral_portable.testing import compare
 from mistral_portable.testing.rounding import EPSILON
 
@@ -28,74 +25,64 @@ HEAD_DIMS = st.one_of(st.integers(1, 128), st.sampled_from([2, 16, 32, 64, 80, 9
 SEEDS = st.integers(0, 2**31)
 
 
-class Cached:
-    """The keys or the values of a lane of a layer, in the layout that `layouts.py` describes; poison at first.
+class Pool:
+    """The keys or the values of a layer, in the layout that `layouts.py` describes; poison at first.
 
-    raw: the memory. numbers: [heads, slots / 16, 16, head_dim]. scales, of q8_0: [heads, slots / 16, 16, groups].
+    raw: the memory. numbers: [pages, heads, 4, 16, head_dim]. scales, of q8_0: [pages, heads, 4, 16, groups].
     """
 
-    def __init__(self, memory: Memory, dtype: str, kind: str, heads: int, head_dim: int, slots: int) -> None:
+    def __init__(self, memory: Memory, dtype: str, kind: str, heads: int, head_dim: int, pages: int) -> None:
         number, width = KV_DTYPES[dtype], head_width(head_dim)
         columns, groups = head_dim if kind == "keys" else width, width // 32 if dtype == "q8_0" else 0
-        self.raw = memory.blank((heads, slots * (columns * number.itemsize + 2 * groups)), np.uint8)
-        end = slots * columns * number.itemsize
-        numbers, scales = self.raw[:, :end].view(number), self.raw[:, end:].view(np.float16)
+        self.raw = memory.blank((pages, heads, 64 * (columns * number.itemsize + 2 * groups)), np.uint8)
+        end = 64 * columns * number.itemsize
+        numbers, scales = self.raw[..., :end].view(number), self.raw[..., end:].view(np.float16)
         if kind == "keys":
-            self.numbers = numbers.reshape(heads, slots // 16, columns, 16).swapaxes(2, 3)
-            self.scales = scales.reshape(heads, slots // 16, groups, 16).swapaxes(2, 3)
+            self.numbers = numbers.reshape(pages, heads, 4, columns, 16).swapaxes(3, 4)
+            self.scales = scales.reshape(pages, heads, 4, groups, 16).swapaxes(3, 4)
         else:
-            self.numbers = numbers.reshape(heads, slots // 16, 16, columns)[..., :head_dim]
-            self.scales = scales.reshape(heads, slots // 16, 16, groups)
+            self.numbers = numbers.reshape(pages, heads, 4, 16, columns)[..., :head_dim]
+            self.scales = scales.reshape(pages, heads, 4, 16, groups)
 
     def at(self, slots: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         """The contents of these slots, [slots, heads, head_dim]."""
-        values = self.numbers[:, slots // 16, slots % 16].astype(np.float64)
+        values = self._of(self.numbers, slots).astype(np.float64)
         if self.scales.size:
             with np.errstate(invalid="ignore"):
-                values *= np.repeat(self.scales[:, slots // 16, slots % 16], 32, axis=-1)[..., : values.shape[-1]]
-        return values.swapaxes(0, 1)
+                values *= np.repeat(self.scales_at(slots), 32, axis=-1)[..., : values.shape[-1]]
+        return values
+
+    def scales_at(self, slots: NDArray[np.integer[Any]]) -> NDArray[np.float16]:
+        """The scales of these slots, [slots, heads, groups]."""
+        scales: NDArray[np.float16] = self._of(self.scales, slots)
+        return scales
 
     def forget(self, slots: NDArray[np.integer[Any]]) -> None:
         """Poison these slots."""
         for part in (self.numbers, self.scales):
-            part[:, slots // 16, slots % 16] = np.full(part.dtype.itemsize, 0xFF, np.uint8).view(part.dtype)
+            poison = np.full(part.dtype.itemsize, 0xFF, np.uint8).view(part.dtype)
+            part[slots // 64, :, slots % 64 // 16, slots % 16] = poison
 
-
-@dataclass
-class Lane:
-    keys: Cached
-    values: Cached
-    slots: int
-
-
-def lanes_of(memory: Memory, dtype: str, heads: int, head_dim: int, slots: Sequence[int]) -> list[Lane]:
-    """Lanes with so many slots each."""
-
-    def part(kind: str, count: int) -> Cached:
-        return Cached(memory, dtype, kind, heads, head_dim, count)
-
-    return [Lane(part("keys", count), part("values", count), count) for count in slots]
-
-
-def table_of(memory: Memory, lanes: Sequence[Lane]) -> NDArray[np.int64]:
-    entries = [[lane.keys.raw.ctypes.data, lane.values.raw.ctypes.data, lane.slots] for lane in lanes]
-    return memory.array(np.array(entries, np.int64))
+    @staticmethod
+    def _of(part: NDArray[Any], slots: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        return part[slots // 64, :, slots % 64 // 16, slots % 16]
 
 
 # --- store ------------------------------------------------------------------------------------------------------------
 
 
-def store(isa: str, dtype: str, kind: str, x: NDArray[np.float32], cells: Sequence[tuple[int, int]]) -> list[Cached]:
-    """Store x [tokens, heads, head_dim] in lanes of 64 and 128 slots, token i at (lane, slot) `cells[i]`."""
+PAGES = 3
+
+
+def store(isa: str, dtype: str, kind: str, x: NDArray[np.float32], slots: Sequence[int]) -> Pool:
+    """Store x [tokens, heads, head_dim] in a pool of PAGES pages, token i in `slots[i]`."""
     memory, (tokens, heads, head_dim) = Memory(), x.shape
-    lanes = lanes_of(memory, dtype, heads, head_dim, (SLOT_BLOCK, 2 * SLOT_BLOCK))
-    rows = memory.rows_of(x.reshape(tokens, heads * head_dim))
-    where = [[memory.array(np.array(numbers, np.int32))] for numbers in zip(*cells, strict=True)]
-    memory.run(isa, f"store_{kind}_{dtype}", [tokens], heads, head_dim, *at(rows), *where, table_of(memory, lanes))
-    return [lane.keys if kind == "keys" else lane.values for lane in lanes]
+    pool = Pool(memory, dtype, kind, heads, head_dim, PAGES)
+    rows, places = memory.rows_of(x.reshape(tokens, heads * head_dim)), memory.array(np.array(slots, np.int32))
+    memory.run(isa, f"store_{kind}_{dtype}", [tokens], heads, head_dim, *at(rows), [places], [pool.raw])
+    return pool
 
 
-CELLS = st.one_of(st.tuples(st.just(0), st.integers(0, 63)), st.tuples(st.just(1), st.integers(0, 127)))
 KINDS = pytest.mark.parametrize("kind", ["keys", "values"])
 
 
@@ -104,35 +91,33 @@ KINDS = pytest.mark.parametrize("kind", ["keys", "values"])
 @KINDS
 @settings(max_examples=25)
 @given(
-    cells=st.lists(CELLS, min_size=1, max_size=40, unique=True),
+    places=st.lists(st.integers(0, 64 * PAGES - 1), min_size=1, max_size=40, unique=True),
     heads=st.integers(1, 3),
     head_dim=HEAD_DIMS,
     power=st.integers(-4, 4),
     seed=SEEDS,
 )
 def test_store(
-    isa: str, dtype: str, kind: str, cells: list[tuple[int, int]], heads: int, head_dim: int, power: int, seed: int
+    isa: str, dtype: str, kind: str, places: list[int], heads: int, head_dim: int, power: int, seed: int
 ) -> None:
     """Numbers rounded to the cache's type stand in their slots, and nothing stands anywhere else."""
-    x = (np.random.default_rng(seed).standard_normal((len(cells), heads, head_dim)) * 10.0**power).astype(np.float32)
+    x = (np.random.default_rng(seed).standard_normal((len(places), heads, head_dim)) * 10.0**power).astype(np.float32)
     x[0] = 0
-    for index, stored in enumerate(store(isa, dtype, kind, x, cells)):
-        mine = np.array([lane == index for lane, _ in cells])
-        slots = np.array([slot for lane, slot in cells if lane == index], np.int64)
-        found = stored.at(slots)
-        if dtype == "q8_0":
-            padded = np.pad(x[mine], ((0, 0), (0, 0), (0, -head_dim % 32)))
-            scales = np.abs(padded).reshape(len(slots), heads, head_width(head_dim) // 32, 32).max(-1) / np.float32(127)
-            assert np.array_equal(stored.scales[:, slots // 16, slots % 16].swapaxes(0, 1), scales.astype(np.float16))
-            steps = np.repeat(scales.astype(np.float16).astype(np.float64), 32, axis=-1)[..., :head_dim]
-            # Half a step, or more where the scale was rounded down and the largest number is beyond 127 steps.
-            assert (np.abs(found - x[mine]) <= steps * (0.5 + 1e-4) + np.where(steps > 6e-5, 0, 1e-5)).all()
-            assert (np.abs(stored.numbers[:, slots // 16, slots % 16]) <= 127).all()
-        else:
-            with np.errstate(over="ignore"):
-                assert np.array_equal(found, x[mine].astype(KV_DTYPES[dtype]))
-        stored.forget(slots)
-        assert is_blank(stored.raw)
+    stored, slots = store(isa, dtype, kind, x, places), np.array(places)
+    found = stored.at(slots)
+    if dtype == "q8_0":
+        padded = np.pad(x, ((0, 0), (0, 0), (0, -head_dim % 32)))
+        scales = np.abs(padded).reshape(len(slots), heads, head_width(head_dim) // 32, 32).max(-1) / np.float32(127)
+        assert np.array_equal(stored.scales_at(slots), scales.astype(np.float16))
+        steps = np.repeat(scales.astype(np.float16).astype(np.float64), 32, axis=-1)[..., :head_dim]
+        # Half a step, or more where the scale was rounded down and the largest number is beyond 127 steps.
+        assert (np.abs(found - x) <= steps * (0.5 + 1e-4) + np.where(steps > 6e-5, 0, 1e-5)).all()
+        assert (np.abs(found) <= 127 * steps).all()
+    else:
+        with np.errstate(over="ignore"):
+            assert np.array_equal(found, x.astype(KV_DTYPES[dtype]))
+    stored.forget(slots)
+    assert is_blank(stored.raw)
 
 
 @EVERY_ISA
@@ -143,7 +128,7 @@ def test_store_keeps_what_is_not_finite(isa: str, dtype: str, kind: str, value: 
     """At least in its block of 32."""
     x = np.ones((1, 2, 40), np.float32)
     x[0, 1, 35] = value
-    found = store(isa, dtype, kind, x, [(0, 5)])[0].at(np.array([5]))
+    found = store(isa, dtype, kind, x, [69]).at(np.array([69]))
     assert not np.isfinite(found[0, 1, 35])
     assert np.isfinite(found[0, 0]).all()
     assert np.isfinite(found[0, 1, :32]).all()
@@ -155,7 +140,8 @@ def test_store_keeps_what_is_not_finite(isa: str, dtype: str, kind: str, value: 
 class Scene:
     """A step over sequences of (length, tokens): the last `tokens` of each are the step's, and are in the cache.
 
-    The cache holds random numbers, where `store` would have put a sequence's newest ones. Else it is NaN.
+    The pages of the sequences lie in drawn places of the pools. They hold random numbers at the positions that the step
+    sees. The rest is NaN: what left the window amid a page, what is behind the last position, other pages.
     """
 
     def __init__(
@@ -170,44 +156,45 @@ class Scene:
         """shape: key/value heads, query heads for each, head_dim. spread: of the scores, about."""
         self.heads, self.group, self.head_dim = shape
         self.dtype, self.window, self.sequences = dtype, window, sequences
-        longest, chunk = (max(numbers) for numbers in zip(*sequences, strict=True))
-        self.ring = longest if window is None else window + chunk - 1
         self.scale = self.head_dim**-0.5
         self.memory = Memory()
-        slots = [round_up(min(length, self.ring), SLOT_BLOCK) for length, _ in sequences]
-        self.lanes = lanes_of(self.memory, dtype, self.heads, self.head_dim, slots)
-        for lane, positions in zip(self.lanes, self.cached(), strict=True):
-            for part in (lane.keys, lane.values):
-                self._fill(part, random)
-            rest = np.setdiff1d(np.arange(lane.slots), positions % self.ring)
-            if dtype != "q8_0":
-                lane.keys.forget(rest)
-                lane.values.forget(rest)
+        self.first = [first_visible(length - count, window) for length, count in sequences]
+        spans = [(first // 64, -(-length // 64)) for first, (length, _) in zip(self.first, sequences, strict=True)]
+        numbers = iter(random.permutation(sum(end - begin for begin, end in spans) + 2).tolist())
+        self.tables = [[next(numbers) for _ in range(*span)] for span in spans]
+        pages = sum(map(len, self.tables)) + 2
+        self.keys, self.values = (
+            Pool(self.memory, dtype, kind, self.heads, self.head_dim, pages) for kind in ("keys", "values")
+        )
+        unseen = np.setdiff1d(np.arange(64 * pages), np.concatenate(self.slots()))
+        for part in (self.keys, self.values):
+            if dtype == "q8_0":
+                part.numbers[:] = random.integers(-127, 128, part.numbers.shape)
+                part.scales[:] = random.uniform(0.005, 0.02, part.scales.shape)
             else:
-                lane.keys.scales[:, rest // 16, rest % 16] = np.nan
-                lane.values.scales[:, rest // 16, rest % 16] = np.nan
+                part.numbers[:] = random.standard_normal(part.numbers.shape)
+            part.forget(unseen)
         tokens = sum(count for _, count in sequences)
         self.q = (random.standard_normal((tokens, self.heads * self.group, self.head_dim)) * spread).astype(np.float32)
 
-    def _fill(self, part: Cached, random: np.random.Generator) -> None:
-        if self.dtype == "q8_0":
-            part.numbers[:] = random.integers(-127, 128, part.numbers.shape)
-            part.scales[:] = random.uniform(0.005, 0.02, part.scales.shape)
-        else:
-            part.numbers[:] = random.standard_normal(part.numbers.shape)
-
-    def cached(self) -> list[NDArray[np.int64]]:
-        """The positions that each sequence's lane holds."""
-        return [np.arange(max(0, length - self.ring), length) for length, _ in self.sequences]
+    def slots(self) -> list[NDArray[np.int64]]:
+        """The slots of the positions that each sequence reads, in order."""
+        found = []
+        for first, table, (length, _) in zip(self.first, self.tables, self.sequences, strict=True):
+            positions = np.arange(first, length)
+            found.append(np.array(table)[positions // 64 - first // 64] * 64 + positions % 64)
+        return found
 
     def run(self, isa: str, thread: int = 0) -> NDArray[np.float32]:
         """The kernel's output, [tokens, heads, head_dim]."""
         memory, (tokens, heads, _) = self.memory, self.q.shape
-        size, items, first = tokens_per_item(self.group), [], 0
-        for lane, (length, count) in enumerate(self.sequences):
+        size, items, token, width = tokens_per_item(self.group), [], 0, max(map(len, self.tables))
+        for row, (oldest, (length, count)) in enumerate(zip(self.first, self.sequences, strict=True)):
             for start in range(0, count, size):
-                items.append((lane, first + start, min(size, count - start), length - count + start, length - 1))
-            first += count
+                origin = row * width - oldest // 64
+                items.append((token + start, min(size, count - start), length - count + start, origin))
+            token += count
+        pages = [table + [0] * (width - len(table)) for table in self.tables]
         columns = heads * self.head_dim
         out = memory.rows(tokens, columns)
         scratch = memory.blank((2, attention_scratch(self.group, self.head_dim)), np.uint8)
@@ -215,10 +202,11 @@ class Scene:
             isa,
             f"attention_{self.dtype}",
             *([len(items)], [memory.array(np.array(items, np.int64))], heads, self.heads, self.head_dim),
-            *(self.window or 0, self.ring, self.scale),
+            *(self.window or 0, self.scale),
             *at(memory.rows_of(self.q.reshape(tokens, columns))),
             *at(out),
-            table_of(memory, self.lanes),
+            [self.keys.raw, self.values.raw],
+            [memory.array(np.array(pages, np.int32))],
             *at(scratch),
             thread=thread,
         )
@@ -240,12 +228,11 @@ class Scene:
 
     def _expected(self, read: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
         """Attention over the visible keys, in the arithmetic of what `read` gives, sums taken one by one."""
-        parts, first = [], 0
-        for lane, positions, (length, count) in zip(self.lanes, self.cached(), self.sequences, strict=True):
-            keys, values = (
-                np.repeat(read(part.at(positions % self.ring)), self.group, axis=1) for part in (lane.keys, lane.values)
-            )
-            q = read(self.q[first : first + count] * np.float32(self.scale))
+        parts, token = [], 0
+        for slots, first, (length, count) in zip(self.slots(), self.first, self.sequences, strict=True):
+            positions = np.arange(first, length)
+            keys, values = (np.repeat(read(part.at(slots)), self.group, axis=1) for part in (self.keys, self.values))
+            q = read(self.q[token : token + count] * np.float32(self.scale))
             mask = visible(np.arange(length - count, length)[:, None], positions[None, :], self.window)
             scores = np.zeros((len(positions), *q.shape[:2]), q.dtype)
             for j in range(self.head_dim):
@@ -257,7 +244,7 @@ class Scene:
                 total += weight
                 out += weight[:, :, None] * value
             parts.append(out / total[:, :, None])
-            first += count
+            token += count
         return np.concatenate(parts)
 
 

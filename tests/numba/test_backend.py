@@ -123,7 +123,7 @@ def test_the_errors_of_prepare_come_before_any_work() -> None:
     from mistral_portable.graph import build
 
     config = MistralConfig(vocab_size=8, hidden_size=8, num_attention_heads=1, num_key_value_heads=1)
-    spec = CacheSpec.from_config(config, max_context=8)
+    spec = CacheSpec.from_config(config, max_context=8, page_size=BACKEND.capabilities.page_size)
     for options in (ExecutorOptions(dtype="float16"), ExecutorOptions(kv_cache="int4")):
         with pytest.raises(BackendError, match="backend 'numba'"):
             prepare(BACKEND, build(config), {}, spec, options)

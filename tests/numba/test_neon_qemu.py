@@ -260,71 +260,72 @@ def test_add_and_take(run: Run) -> None:
 
 # --- attention -----------------------------------------------------------------------------------------------------
 
-HEADS, KV_HEADS, HEAD_DIM, SLOTS, RING, WINDOW = 4, 2, 40, 128, 100, 80
+HEADS, KV_HEADS, HEAD_DIM, WINDOW, PAGES = 4, 2, 40, 80, 5
 GROUPS = head_width(HEAD_DIM) // 32
 
 
 def cached(memory: Array, kv: str, keys: bool) -> NDArray[np.float32]:
-    """[heads, slots, head_dim] from the bytes of a lane's keys or values (`layouts.py`)."""
+    """[slots, heads, head_dim] from the bytes of a pool of keys or values (`layouts.py`)."""
     dtype, width = NUMBERS[kv], HEAD_DIM if keys else head_width(HEAD_DIM)
-    heads = memory.reshape(KV_HEADS, -1)
-    numbers = heads[:, : SLOTS * width * dtype.itemsize].view(dtype)
-    scales = heads[:, SLOTS * width * dtype.itemsize :].view(np.float16) if kv == "q8_0" else None
+    pages = memory.reshape(PAGES, KV_HEADS, -1)
+    numbers = pages[..., : 64 * width * dtype.itemsize].view(dtype)
+    scales = pages[..., 64 * width * dtype.itemsize :].view(np.float16) if kv == "q8_0" else None
     if keys:
-        numbers = numbers.reshape(KV_HEADS, -1, width, 16).swapaxes(2, 3)
-        scales = scales if scales is None else scales.reshape(KV_HEADS, -1, GROUPS, 16).swapaxes(2, 3)
-    values: NDArray[np.float32] = numbers.reshape(KV_HEADS, SLOTS, width)[..., :HEAD_DIM].astype(np.float32)
+        numbers = numbers.reshape(PAGES, KV_HEADS, 4, width, 16).swapaxes(3, 4)
+        scales = scales if scales is None else scales.reshape(PAGES, KV_HEADS, 4, GROUPS, 16).swapaxes(3, 4)
+    values: NDArray[np.float32] = numbers.reshape(PAGES, KV_HEADS, 64, width)[..., :HEAD_DIM].astype(np.float32)
     if scales is not None:
-        factors = scales.reshape(KV_HEADS, SLOTS, GROUPS).astype(np.float32)
-        values *= np.repeat(factors, 32, axis=2)[..., :HEAD_DIM]
-    return values
+        factors = scales.reshape(PAGES, KV_HEADS, 64, GROUPS).astype(np.float32)
+        values *= np.repeat(factors, 32, axis=3)[..., :HEAD_DIM]
+    return values.swapaxes(1, 2).reshape(PAGES * 64, KV_HEADS, HEAD_DIM)
 
 
 @pytest.mark.parametrize("kv", NUMBERS)
 def test_attention(run: Run, kv: str) -> None:
-    """Two lanes: the positions 30..129 in a ring of 100 slots, the last 9 of which ask, and 0..4, all of which do."""
-    size = KV_HEADS * SLOTS * (head_width(HEAD_DIM) * NUMBERS[kv].itemsize + 2 * GROUPS)
-    positions, lanes = np.r_[30:130, 0:5], np.repeat([0, 1], [100, 5]).astype(np.int32)
-    slots = (positions % RING).astype(np.int32)
+    """Two sequences: the positions 0..129, the last 9 of which ask, and 0..4, all of which do.
+
+    The former reads positions from 42 on; its pages are 3, 0, 2. The other has page 1, and one of padding.
+    """
+    sizes_of = {True: HEAD_DIM, False: head_width(HEAD_DIM)}
+    scales = 2 * GROUPS if kv == "q8_0" else 0
+    bytes_of = {keys: PAGES * KV_HEADS * 64 * (n * NUMBERS[kv].itemsize + scales) for keys, n in sizes_of.items()}
+    pages = np.array([[3, 0, 2], [1, 0, 0]], np.int32)
+    positions, sequence = np.r_[0:130, 0:5], np.repeat([0, 1], [130, 5])
+    slots = (pages[sequence, positions // 64] * 64 + positions % 64).astype(np.int32)
     k, v, q = (
-        normal(105, KV_HEADS, HEAD_DIM),
-        normal(105, KV_HEADS, HEAD_DIM, seed=1),
+        normal(135, KV_HEADS, HEAD_DIM),
+        normal(135, KV_HEADS, HEAD_DIM, seed=1),
         normal(14, HEADS, HEAD_DIM, seed=2),
     )
     scale = HEAD_DIM**-0.5
     image = Image()
-    memory = [[image.space(size) for kind in "kv"] for lane in "01"]
-    table = image.put(np.array([[keys, values, SLOTS] for keys, values in memory], np.int64))
-    items = np.array([[0, 0, 9, 121, 129], [1, 9, 5, 0, 4]], np.int64)
+    pools = [image.space(bytes_of[keys]) for keys in (True, False)]
+    table = image.put(np.array(pools, np.int64))
+    items = np.array([[0, 9, 121, 0], [9, 5, 0, 3]], np.int64)
     out, scratch = image.results(14, HEADS, HEAD_DIM), attention_scratch(HEADS // KV_HEADS, HEAD_DIM)
-    to = [image.cell(image.put(lanes)), image.cell(image.put(slots)), table]
-    room = [image.space(THREADS * scratch), scratch]
-    sizes, attributes = [KV_HEADS, HEAD_DIM], [HEADS, KV_HEADS, HEAD_DIM, WINDOW, RING, bits(scale)]
+    to = image.cell(image.put(slots))
+    read = [table, image.cell(image.put(pages)), image.space(THREADS * scratch), scratch]
+    sizes, attributes = [KV_HEADS, HEAD_DIM], [HEADS, KV_HEADS, HEAD_DIM, WINDOW, bits(scale)]
     run(
         image,
-        (f"store_keys_{kv}", [image.cell(105), *sizes, image.rows(k), *to]),
-        (f"store_values_{kv}", [image.cell(105), *sizes, image.rows(v), *to]),
-        (
-            f"attention_{kv}",
-            [image.cell(2), image.cell(image.put(items)), *attributes, image.rows(q), out, table, *room],
-        ),
+        (f"store_keys_{kv}", [image.cell(135), *sizes, image.rows(k), to, table]),
+        (f"store_values_{kv}", [image.cell(135), *sizes, image.rows(v), to, table + 8]),
+        (f"attention_{kv}", [image.cell(2), image.cell(image.put(items)), *attributes, image.rows(q), out, *read]),
     )
-    for lane, asking in ((0, np.r_[121:130]), (1, np.r_[0:5])):
-        own, found = lanes == lane, image[out][:9] if lane == 0 else image[out][9:]
-        stored = []
-        for address, original, width in zip(memory[lane], (k, v), (HEAD_DIM, head_width(HEAD_DIM)), strict=True):
-            per_head = SLOTS * (width * NUMBERS[kv].itemsize + (2 * GROUPS if kv == "q8_0" else 0))
-            content = cached(image.array(address, KV_HEADS * per_head, np.uint8), kv, original is k)[:, slots[own]]
-            stored.append(np.repeat(content, HEADS // KV_HEADS, axis=0).astype(np.float64))
-            if kv == "q8_0":
-                np.testing.assert_allclose(content.swapaxes(0, 1), original[own], atol=np.abs(original).max() / 250)
-            else:
-                np.testing.assert_array_equal(content.swapaxes(0, 1), original[own].astype(kv))
-        scores = np.einsum("thd,hnd->htn", q[:9] if lane == 0 else q[9:], stored[0]) * scale
+    stored = []
+    for address, original, keys in zip(pools, (k, v), (True, False), strict=True):
+        content = cached(image.array(address, bytes_of[keys], np.uint8), kv, keys)[slots]
+        stored.append(np.repeat(content, HEADS // KV_HEADS, axis=1).astype(np.float64))
+        if kv == "q8_0":
+            np.testing.assert_allclose(content, original, atol=np.abs(original).max() / 250)
+        else:
+            np.testing.assert_array_equal(content, original.astype(kv))
+    for own, rows, asking in ((sequence == 0, slice(0, 9), np.r_[121:130]), (sequence == 1, slice(9, 14), np.r_[0:5])):
+        scores = np.einsum("thd,nhd->htn", q[rows], stored[0][own]) * scale
         behind = asking[:, None] - positions[own]
         weights = np.exp(np.where((behind >= 0) & (behind < WINDOW), scores, -np.inf))
         weights /= weights.sum(axis=2, keepdims=True)
-        np.testing.assert_allclose(found, np.einsum("htn,hnd->thd", weights, stored[1]), atol=1e-6)
+        np.testing.assert_allclose(image[out][rows], np.einsum("htn,nhd->thd", weights, stored[1][own]), atol=1e-6)
 
 
 # --- the functions of the instruction set --------------------------------------------------------------------------

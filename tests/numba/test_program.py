@@ -16,7 +16,7 @@ from mistral_portable_numba import BACKEND
 from mistral_portable_numba.program import SHRINK_AFTER
 from numpy.typing import NDArray
 
-from mistral_portable.boundary import ExecutorOptions, prepare
+from mistral_portable.boundary import ExecutorOptions, LaneState, SavedLane, load_lane, prepare, save_lane
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import BackendError, CacheError, CapacityError, ClosedError, InputError
@@ -61,7 +61,13 @@ class Session:
         quantization: str | None = "q4_0",
         **options: Any,
     ) -> None:
-        self.spec = CacheSpec.from_config(config, max_context=max_context, max_chunk=max_chunk, max_lanes=4)
+        self.spec = CacheSpec.from_config(
+            config,
+            max_context=max_context,
+            page_size=BACKEND.capabilities.page_size,
+            max_chunk=max_chunk,
+            max_lanes=4,
+        )
         self.manager = CacheManager(self.spec)
         weights = random_weights(build(config), 0, quantization)
         graph = graph or select_rows(build(config), "logits")
@@ -80,6 +86,12 @@ class Session:
         """A lane with these tokens."""
         lane = self.manager.open()
         return lane, self.feed(lane, tokens)
+
+    def save(self, lane: int) -> SavedLane:
+        return save_lane(self.program, self.manager, lane)
+
+    def load(self, saved: SavedLane) -> int:
+        return load_lane(self.program, self.manager, saved)
 
 
 def pieces(tokens: Sequence[int], size: int) -> list[Sequence[int]]:
@@ -216,18 +228,8 @@ def test_a_child_forked_during_a_step_can_step() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("call", ["copy", "load"])
-@pytest.mark.parametrize("failing", [0, 1, 2, 3])
-def test_no_memory_for_a_lanes_arrays_leaves_the_lane_as_it_was(
-    call: str, failing: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = Session()
-    source, target = session.begin(text(30))[0], session.begin(text(40, 1))[0]
-    state, before = session.program.save_lane(source), session.program.save_lane(target)
-    calls_of = {
-        "copy": lambda: session.program.copy_lane(source, target),
-        "load": lambda: session.program.load_lane(target, state),
-    }
+def scarce(failing: int) -> Any:
+    """NumPy's `zeros` on a machine that has memory for this many arrays."""
     zeros, calls = np.zeros, 0
 
     def scarce(*arguments: Any, **options: Any) -> NDArray[Any]:
@@ -237,14 +239,21 @@ def test_no_memory_for_a_lanes_arrays_leaves_the_lane_as_it_was(
             raise MemoryError
         return zeros(*arguments, **options)
 
+    return scarce
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2, 3])
+def test_no_memory_for_saved_pages_leaves_all_as_they_were(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, other = Session(), Session()
+    lane, _ = session.begin(text(30))
+    expected = other.feed(other.begin(text(30))[0], text(5, 1))
+    state, size = session.program.read_pages(0, [0]), session.program.cache_bytes
     with monkeypatch.context() as patch:
-        patch.setattr(np, "zeros", scarce)
-        with pytest.raises(CapacityError, match="no memory is left for"):
-            calls_of[call]()
-    after = session.program.save_lane(target)
-    assert before.keys() == after.keys()
-    for name, array in before.items():
-        np.testing.assert_array_equal(after[name], array)
+        patch.setattr(np, "zeros", scarce(failing))
+        with pytest.raises(CapacityError, match="no memory is left for a saved lane"):
+            session.program.write_pages(0, [1], state)
+    assert session.program.cache_bytes == size
+    np.testing.assert_array_equal(session.feed(lane, text(5, 1)), expected)
 
 
 def test_sizes_may_be_read_during_steps() -> None:
@@ -263,11 +272,11 @@ def test_sizes_may_be_read_during_steps() -> None:
     thread = threading.Thread(target=read)
     try:
         thread.start()
-        for _ in range(20):
-            lanes = [session.begin(text(9))[0] for _ in range(3)]
-            for lane in lanes:
-                session.program.load_lane(lane, {})
-                session.manager.close(lane)
+        session.begin(text(9))
+        state = session.program.read_pages(0, [0])
+        for page in range(100):  # pools grow
+            session.program.write_pages(0, [page], state)
+            session.manager.close(session.begin(text(9))[0])
     finally:
         done.set()
         thread.join()
@@ -275,37 +284,30 @@ def test_sizes_may_be_read_during_steps() -> None:
     assert not failures
 
 
-@pytest.mark.parametrize("failing", [0, 1, 2, 3])
-def test_no_memory_for_a_longer_lane_loses_nothing(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    session, expected = Session(), Session()
-    zeros, calls = np.zeros, 0
-
-    def scarce(*arguments: Any, **options: Any) -> NDArray[Any]:
-        nonlocal calls
-        calls += 1
-        if calls > failing:
-            raise MemoryError
-        return zeros(*arguments, **options)
-
-    plan = session.manager.plan([Chunk(session.manager.open(), text(20), range(20))])
+@pytest.mark.parametrize("failing", range(8))
+def test_no_memory_for_more_pages_loses_nothing(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layer groups, whose pools grow both or neither: eight arrays."""
+    config = replace(CONFIG, num_hidden_layers=4).with_window((None, WINDOW))
+    session, other = Session(config), Session(config)
+    lane, expected = session.begin(text(60))[0], other.feed(other.begin(text(60))[0], text(20, 1))
+    plan, size = session.manager.plan([Chunk(lane, text(20, 1), range(20))]), session.program.cache_bytes
     with monkeypatch.context() as patch:
-        patch.setattr(np, "zeros", scarce)
+        patch.setattr(np, "zeros", scarce(failing))
         with pytest.raises(CapacityError, match="a step of 20 tokens"):
             session.program.step(plan)
-    np.testing.assert_array_equal(session.program.step(plan)["logits"], expected.begin(text(20))[1])
+    assert session.program.cache_bytes == size
+    np.testing.assert_array_equal(session.program.step(plan)["logits"], expected)
 
 
-def test_a_closed_program_neither_saves_nor_loads() -> None:
+def test_a_closed_program_neither_reads_nor_writes_pages() -> None:
     session = Session()
-    lane, _ = session.begin(text(3))
-    state = session.program.save_lane(lane)
+    session.begin(text(3))
+    state = session.program.read_pages(0, [0])
     session.program.close()
     with pytest.raises(ClosedError, match="closed"):
-        session.program.save_lane(lane)
+        session.program.read_pages(0, [0])
     with pytest.raises(ClosedError, match="closed"):
-        session.program.load_lane(lane, state)
-    with pytest.raises(ClosedError, match="closed"):
-        session.program.copy_lane(lane, lane + 1)
+        session.program.write_pages(0, [0], state)
     assert session.program.cache_bytes == 0
 
 
@@ -359,35 +361,37 @@ def test_progress_of_the_weights() -> None:
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
-def lane_bytes(kv_cache: str, slots: int, head_dim: int) -> int:
-    """Bytes of a layer's lane by `layouts.py`: whole blocks of 64 slots, values padded to a multiple of 32 numbers."""
-    slots, width = -(-slots // 64) * 64, -(-head_dim // 32) * 32
+def page_bytes(kv_cache: str, head_dim: int) -> int:
+    """Bytes of a layer's page by `layouts.py`: 64 slots, values padded to a multiple of 32 numbers."""
+    width = -(-head_dim // 32) * 32
     itemsize = {"float32": 4, "float16": 2, "q8_0": 1}[kv_cache]
     scales = 2 * width // 32 * 2 if kv_cache == "q8_0" else 0
-    return CONFIG.num_key_value_heads * slots * ((head_dim + width) * itemsize + scales)
+    return CONFIG.num_key_value_heads * 64 * ((head_dim + width) * itemsize + scales)
 
 
 @pytest.mark.parametrize("kv_cache", KV_CACHES)
 @pytest.mark.parametrize("head_dim", [16, 40])
 def test_a_windowed_lane_takes_the_same_bytes_however_long_the_text(kv_cache: str, head_dim: int) -> None:
-    session = Session(replace(CONFIG, head_dim=head_dim), kv_cache=kv_cache, max_chunk=60)
+    session = Session(replace(CONFIG, head_dim=head_dim), kv_cache=kv_cache, max_chunk=60, max_context=4000)
     assert session.program.cache_bytes == 0
     lane, _ = session.begin(text(60))
-    full = 2 * lane_bytes(kv_cache, WINDOW + 60 - 1, head_dim)
+    assert session.program.cache_bytes == 2 * page_bytes(kv_cache, head_dim)
+    session.feed(lane, text(1000))  # chunks begin everywhere in a page
+    full = session.program.cache_bytes
+    assert full <= 2 * page_bytes(kv_cache, head_dim) * session.spec.lane_pages(0)
+    session.feed(lane, text(2000))
     assert session.program.cache_bytes == full
-    for seed in range(5):
-        session.feed(lane, text(60, seed))
-        assert session.program.cache_bytes == full
-    session.begin(text(1))
-    assert session.program.cache_bytes == 2 * full
 
 
-def test_a_full_lane_grows_with_the_text() -> None:
-    session = Session(CONFIG.with_window((None, WINDOW)), max_context=1000)
-    ring, lane = lane_bytes("float16", WINDOW + 48 - 1, 16), session.manager.open()
-    for length, slots in ((1, 256), (256, 256), (257, 512), (512, 512), (513, 1000)):
-        session.feed(lane, text(length - session.manager.length(lane)))
-        assert session.program.cache_bytes == ring + lane_bytes("float16", slots, 16)
+def test_pools_grow_with_the_text_by_a_quarter_at_least() -> None:
+    session = Session(CONFIG.with_window((None, WINDOW)), max_chunk=64, max_context=4096)
+    lane, page, sizes = session.manager.open(), page_bytes("float16", 16), [0]
+    for pages in range(1, 65):
+        session.feed(lane, text(64, pages))
+        windowed = session.manager.pages_in_use(1)
+        assert pages + windowed <= session.program.cache_bytes / page <= 1.25 * (pages + windowed + 2)
+        sizes += [session.program.cache_bytes] if session.program.cache_bytes > sizes[-1] else []
+    assert len(sizes) <= 20
 
 
 def test_scratch_shrinks_when_large_steps_are_long_past() -> None:
@@ -417,47 +421,60 @@ def test_scratch_shrinks_when_large_steps_are_long_past() -> None:
 
 
 @pytest.mark.parametrize("kv_cache", KV_CACHES)
-@pytest.mark.parametrize("window", [WINDOW, None])
+@pytest.mark.parametrize("window", [WINDOW, 70, None])
 def test_a_saved_lane_goes_on_where_lanes_have_other_sizes(kv_cache: str, window: int | None) -> None:
     config = CONFIG.with_window(window)
     source = Session(config, kv_cache=kv_cache, max_chunk=100, max_context=400)
-    lane, _ = source.begin(text(37))
-    integers, arrays = source.manager.save(lane), source.program.save_lane(lane)
+    lane, _ = source.begin(text(137))
+    saved = source.save(lane)
     expected = source.feed(lane, text(30, 1))
-    for max_chunk, max_context in ((100, 400), (40, 400), (30, 70), (300, 4000)):
+    for max_chunk, max_context in ((100, 400), (40, 400), (30, 170), (300, 4000)):
         session = Session(config, kv_cache=kv_cache, max_chunk=max_chunk, max_context=max_context)
-        other, _ = session.begin(text(50, 2))  # what was there is overwritten
+        other, _ = session.begin(text(150, 2))  # what was there is overwritten
         session.manager.close(other)
-        loaded = session.manager.load(integers)
-        session.program.load_lane(loaded, arrays)
-        # A ring of another size holds the keys in another order, in which they are added.
-        np.testing.assert_allclose(session.feed(loaded, text(30, 1)), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(session.feed(session.load(saved), text(30, 1)), expected)
 
 
-def test_a_saved_lane_is_a_copy_and_a_copied_lane_is_another() -> None:
+def test_a_saved_lane_is_a_copy() -> None:
     session = Session()
     lane, _ = session.begin(text(30))
-    saved = session.program.save_lane(lane)
-    before = {name: array.copy() for name, array in saved.items()}
-    twin = session.manager.fork(lane)
-    session.program.copy_lane(lane, twin)
-    after = session.feed(lane, text(9, 1))
-    assert saved.keys() == before.keys()
-    assert all((saved[name] == before[name]).all() for name in saved)
-    np.testing.assert_array_equal(session.feed(twin, text(9, 1)), after)
+    saved = session.save(lane)
+    before = {name: array.copy() for name, array in saved.groups[0].items()}
+    session.feed(lane, text(9, 1))
+    assert saved.groups[0].keys() == before.keys()
+    assert all((saved.groups[0][name] == before[name]).all() for name in before)
 
 
 def test_an_empty_lane_can_be_saved_and_loaded() -> None:
     session = Session()
-    empty = session.program.save_lane(3)
-    lane, first = session.begin(text(5))
-    session.program.load_lane(lane, empty)
-    session.manager.rollback(lane, 0)
-    np.testing.assert_array_equal(session.feed(lane, text(5)), first)
+    loaded = session.load(session.save(session.manager.open()))
+    first = session.begin(text(5))[1]
+    np.testing.assert_array_equal(session.feed(loaded, text(5)), first)
 
 
-def foreign(kind: str, state: dict[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-    """A lane's arrays, changed so that they are not this model's."""
+@pytest.mark.parametrize("kv_cache", KV_CACHES)
+@pytest.mark.parametrize("window", [WINDOW, 70, None])
+def test_chunks_neighbours_and_forks_do_not_change_a_bit(kv_cache: str, window: int | None) -> None:
+    """Nor do the pages that a sequence gets. The fork shares pages with a lane that goes on with another text."""
+    whole, parts = (Session(CONFIG.with_window(window), kv_cache=kv_cache, max_chunk=200) for _ in range(2))
+    expected = whole.begin(text(200))[1]
+    parts.manager.close(parts.begin(text(130, 1))[0])
+    beside, lane, at = parts.begin(text(3, 2))[0], parts.manager.open(), 0
+    for count in (1, 2, 60, 3, 40, 1, 1, 63, 29):
+        own, others = text(200)[at : at + count], text(1 + count % 5, count)
+        chunks = [Chunk(beside, others, [0]), Chunk(lane, own, range(count))]
+        out = parts.program.step(parts.manager.plan(chunks))["logits"][1:]
+        np.testing.assert_array_equal(out, expected[at : at + count])
+        at += count
+        fork = parts.manager.fork(lane)
+        parts.feed(lane, text(2, 3))
+        parts.manager.close(lane)
+        lane = fork
+    assert at == 200
+
+
+def foreign(kind: str, state: LaneState) -> LaneState:
+    """Arrays of pages, changed so that they are not this model's."""
     name = "values.1"
     array = state[name]
     changes: dict[str, Any] = {
@@ -465,12 +482,14 @@ def foreign(kind: str, state: dict[str, NDArray[Any]]) -> Mapping[str, NDArray[A
         "another name": {"values.7": array},
         "other numbers": {name: array.astype(np.float64)},
         "integers": {name: array.view(np.int16)},
-        "other heads": {name: array[:1]},
-        "other slots": {name: array[:, : array.shape[1] // 2]},
-        "half a slot": {name: array[:, :-1]},
-        "no slots": {name: array[:, :0]},
+        "other heads": {name: array[:, :1]},
+        "other slots": {name: array[..., : array.shape[2] // 2]},
+        "half a slot": {name: array[..., :-1]},
+        "no slots": {name: array[..., :0]},
+        "a page more": {name: np.concatenate([array, array[:1]])},
+        "a page less": {name: array[:-1]},
         "a vector": {name: array.ravel()},
-        "a number": {name: array[0, 0]},
+        "a number": {name: array[0, 0, 0]},
         "another axis": {name: array[..., None]},
         "text": {name: np.array(["garbage"])},
         "objects": {name: np.array([[object()], [object()]])},
@@ -484,29 +503,28 @@ def foreign(kind: str, state: dict[str, NDArray[Any]]) -> Mapping[str, NDArray[A
     "kind",
     [
         *("a layer less", "another name", "other numbers", "integers", "other heads", "other slots", "half a slot"),
-        *("no slots", "a vector", "a number", "another axis", "text", "objects", "more"),
+        *("no slots", "a page more", "a page less", "a vector", "a number", "another axis", "text", "objects", "more"),
     ],
 )
-def test_a_foreign_lane_is_refused_and_changes_nothing(kind: str) -> None:
-    session, other = Session(), Session()
-    lane, _ = session.begin(text(30))
-    expected = other.feed(other.begin(text(30))[0], text(5, 1))
-    state = foreign(kind, dict(session.program.save_lane(lane)))
+def test_foreign_pages_are_refused_and_change_nothing(kind: str) -> None:
+    session, other = Session(max_chunk=100), Session(max_chunk=100)
+    lane, _ = session.begin(text(100))
+    expected = other.feed(other.begin(text(100))[0], text(5, 1))
+    state = foreign(kind, session.program.read_pages(0, [0, 1]))
     with pytest.raises(CacheError) as caught:
-        session.program.load_lane(lane, state)
+        session.program.write_pages(0, [1, 2], state)
     assert "\n" not in str(caught.value)
     np.testing.assert_array_equal(session.feed(lane, text(5, 1)), expected)
 
 
 @pytest.mark.parametrize("kv_cache", ["float32", "q8_0"])
-def test_a_lane_of_another_kv_cache_is_refused(kv_cache: str) -> None:
-    source, session = Session(kv_cache=kv_cache), Session()
-    lane, _ = source.begin(text(30))
-    with pytest.raises(CacheError):
-        session.program.load_lane(0, source.program.save_lane(lane))
-    lane, _ = session.begin(text(30))
-    with pytest.raises(CacheError):
-        source.program.load_lane(0, session.program.save_lane(lane))
+def test_pages_of_another_kv_cache_are_refused(kv_cache: str) -> None:
+    sessions = Session(kv_cache=kv_cache), Session()
+    saved = [session.save(session.begin(text(30))[0]) for session in sessions]
+    for session, foreign in zip(sessions, reversed(saved), strict=True):
+        with pytest.raises(CacheError):
+            session.load(foreign)
+        assert session.manager.lanes == (0,)
 
 
 # --- graphs --------------------------------------------------------------------------------------------------------
@@ -591,7 +609,7 @@ def test_embedding_tables_of_any_type_and_number_of_parts(kind: str, count: int)
     values = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32)
     pieces_of = zip(names, np.split(values, count), strict=True)
     parts = [as_type(DenseTensor(name, "float32", some), kind) for name, some in pieces_of]
-    spec = CacheSpec.from_config(CONFIG, max_context=40)
+    spec = CacheSpec.from_config(CONFIG, max_context=40, page_size=BACKEND.capabilities.page_size)
     program = prepare(BACKEND, graph, dict(zip(names, parts, strict=True)), spec, ExecutorOptions(threads=2))
     manager = CacheManager(spec)
     out = program.step(manager.plan([Chunk(manager.open(), [39, 0, 20, 19])]))["out"]

@@ -31,7 +31,7 @@ def prepared(**options: Any) -> Any:
         BACKEND,
         select_rows(build(CONFIG), "logits"),
         random_weights(build(CONFIG), 0),
-        CacheSpec.from_config(CONFIG, max_context=64),
+        CacheSpec.from_config(CONFIG, max_context=64, page_size=256),
         ExecutorOptions(**options),
     )
 

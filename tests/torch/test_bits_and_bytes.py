@@ -111,6 +111,6 @@ def test_a_missing_bitsandbytes_is_said(monkeypatch: pytest.MonkeyPatch) -> None
             PagedBackend(),
             select_rows(build(CONFIG), "logits"),
             random_weights(build(CONFIG), 0),
-            CacheSpec.from_config(CONFIG, max_context=9),
+            CacheSpec.from_config(CONFIG, max_context=9, page_size=256),
             ExecutorOptions(quantize="nf4"),
         )

@@ -56,6 +56,6 @@ def test_every_way_gives_the_sum_of_the_reference(
 def test_bitsandbytes_types_are_refused(kind: str) -> None:
     config = replace(CONFIG, num_local_experts=4, num_experts_per_tok=2)
     graph = build(config)
-    spec = CacheSpec.from_config(config, max_context=8)
+    spec = CacheSpec.from_config(config, max_context=8, page_size=256)
     with pytest.raises(BackendError, match=f"quantize='{kind}': not for models with experts; choose q4_0"):
         prepare(PagedBackend(), graph, random_weights(graph, 0), spec, ExecutorOptions(dtype="float32", quantize=kind))

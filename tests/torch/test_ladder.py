@@ -1,4 +1,4 @@
-"""The conformance ladder on the torch executor: its kernels, on pages of 3 slots, so that rings turn.
+"""The conformance ladder on the torch executor: its kernels, on pages of 3 slots, so that texts have many.
 
 Those of GPUs are flash_kernels.py's: what they are told of a step is right if it is right for these.
 """

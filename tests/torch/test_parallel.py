@@ -6,7 +6,7 @@ Most tests let threads stand for processes, and a barrier for the network; one s
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from threading import Barrier
@@ -62,6 +62,8 @@ class Member(Group):
 class Together:
     """Programs of all ranks as one: each makes every step, and what the first returns is returned."""
 
+    batch_invariant = False
+
     def __init__(self, programs: list[Any]) -> None:
         self._programs = programs
         self.precision: Precision = programs[0].precision
@@ -86,20 +88,17 @@ class Together:
         first: Mapping[str, NDArray[np.float32]] = outputs[0]
         return first
 
-    def copy_lane(self, source: int, target: int) -> None:
-        self._all(lambda program: program.copy_lane(source, target))
-
-    def save_lane(self, lane: int) -> LaneState:
+    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
         return {
             f"{name}/{rank}": array
-            for rank, state in enumerate(self._all(lambda program: program.save_lane(lane)))
+            for rank, state in enumerate(self._all(lambda program: program.read_pages(group, pages)))
             for name, array in state.items()
         }
 
-    def load_lane(self, lane: int, state: LaneState) -> None:
+    def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         for rank, program in enumerate(self._programs):
             own = {name.split("/")[0]: array for name, array in state.items() if name.endswith(f"/{rank}")}
-            program.load_lane(lane, own)
+            program.write_pages(group, pages, own)
 
     def close(self) -> None:
         self._all(lambda program: program.close())
@@ -115,7 +114,7 @@ class ParallelBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        return BACKEND.capabilities
+        return replace(BACKEND.capabilities, page_size=3)
 
     def default_dtype(self, weights: Mapping[str, Tensor], options: ExecutorOptions) -> str:
         return "float32"
@@ -157,7 +156,7 @@ def test_shards_give_what_one_process_gives(
 
 def test_every_process_holds_its_share() -> None:
     graph, weights = select_rows(build(CONFIG), "logits"), random_weights(build(CONFIG), 0)
-    spec = CacheSpec.from_config(CONFIG, max_context=64)
+    spec = CacheSpec.from_config(CONFIG, max_context=64, page_size=256)
     parts = [shard(graph, weights, spec, rank, 2) for rank in range(2)]
     for part in parts:
         infer_shapes(part.graph)
@@ -183,20 +182,20 @@ def test_every_process_holds_its_share() -> None:
 def test_what_cannot_be_shared_out_is_refused(size: int, quantization: str | None, message: str) -> None:
     graph, weights = build(CONFIG), random_weights(build(CONFIG), 0, quantization)
     with pytest.raises(BackendError, match=message):
-        shard(graph, weights, CacheSpec.from_config(CONFIG, max_context=64), 0, size)
+        shard(graph, weights, CacheSpec.from_config(CONFIG, max_context=64, page_size=256), 0, size)
 
 
 def test_experts_are_refused() -> None:
     config = replace(CONFIG, num_local_experts=4, num_experts_per_tok=2)
     graph, weights = build(config), random_weights(build(config), 0)
     with pytest.raises(BackendError, match="tensor_parallel=2: not for models with experts"):
-        shard(graph, weights, CacheSpec.from_config(config, max_context=64), 0, 2)
+        shard(graph, weights, CacheSpec.from_config(config, max_context=64, page_size=256), 0, 2)
 
 
 def test_attention_weights_are_refused() -> None:
     graph, weights = expose_attention_weights(build(CONFIG)), random_weights(build(CONFIG), 0)
     with pytest.raises(BackendError, match="attention weights are exposed by one process only"):
-        shard(graph, weights, CacheSpec.from_config(CONFIG, max_context=64), 0, 2)
+        shard(graph, weights, CacheSpec.from_config(CONFIG, max_context=64, page_size=256), 0, 2)
 
 
 def test_two_processes_write_one_story() -> None:

@@ -1,4 +1,4 @@
-"""Programs of the torch executor, through the protocol: memory, lanes, recorded steps, threads, and a story."""
+"""Programs of the torch executor, through the protocol: memory, pages, NaN, recorded steps, threads, and a story."""
 
 import subprocess
 import sys
@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flash_kernels import varlen_attn
+from flash_kernels import flash_attn_varlen_func, flash_attn_with_kvcache, varlen_attn
 from mistral_portable_torch import BACKEND
+from mistral_portable_torch.attention import Eager
+from mistral_portable_torch.attention.flash import FlashAttn
+from mistral_portable_torch.attention.flex import Flex
 from mistral_portable_torch.attention.varlen import Varlen
 from mistral_portable_torch.program import AsynchronousProgram
 from torch_sessions import CONFIG, PagedBackend, Repeated, Session, text
 
 import mistral_portable as mp
-from mistral_portable.boundary import ExecutorOptions, GreedyProgram, prepare
+from mistral_portable.boundary import ExecutorOptions, GreedyProgram, load_lane, prepare, save_lane
 from mistral_portable.cache import CacheSpec, Chunk
 from mistral_portable.errors import CacheError, CapacityError, ClosedError, NumericsError
 from mistral_portable.graph import build
@@ -31,19 +34,37 @@ WIDE = CONFIG.with_window(2000)
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_lane_takes_pages_as_its_text_grows_and_no_more_once_its_window_is_full() -> None:
-    session = Session(max_chunk=48)  # a ring of 67 slots, 23 pages of 3
-    page = 3 * 4 * 2 * CONFIG.num_hidden_layers * CONFIG.num_key_value_heads * CONFIG.head_dim
+def test_pools_grow_as_a_text_grows_and_no_more_once_its_window_is_full() -> None:
+    session = Session(max_chunk=48)
+    page = session.spec.page_bytes(0, 4)
     lane, _ = session.begin(text(9))
-    assert session.program.cache_bytes == 3 * page
-    session.feed(lane, text(60))
+    assert session.program.cache_bytes == 4 * page  # of 3 slots; pools grow by 4 pages at least
+    session.feed(lane, text(150))
     full = session.program.cache_bytes
-    assert 23 * page <= full <= 1.25 * 23 * page
+    assert full <= 1.25 * session.spec.lane_pages(0) * page
     session.decode(lane, 150)
     assert session.program.cache_bytes == full
 
 
-def test_a_sequence_that_starts_anew_takes_the_pages_that_it_had() -> None:
+def test_pools_grow_rarely_and_by_little_more_than_they_must() -> None:
+    session = Session(CONFIG.with_window(None), PagedBackend(page=1), max_chunk=1)
+    page, sizes = session.spec.page_bytes(0, 4), list[int]()
+    lane = session.manager.open()
+    for length, token in enumerate(text(400), 1):
+        session.feed(lane, [token])
+        sizes.append(session.program.cache_bytes // page)
+        assert length <= sizes[-1] <= max(1.25 * length, length + 3)
+    assert len(set(sizes)) < 30
+
+
+def test_a_pool_takes_no_more_than_all_lanes_can_hold() -> None:
+    session = Session(max_context=4)  # two pages, and one that is copied, of each of 4 lanes
+    for _ in range(4):
+        session.begin(text(4))
+    assert session.program.cache_bytes == 8 * session.spec.page_bytes(0, 4)
+
+
+def test_a_sequence_that_starts_anew_takes_pages_that_are_free() -> None:
     session = Session()
     session.begin(text(60))
     before = session.program.cache_bytes
@@ -52,34 +73,20 @@ def test_a_sequence_that_starts_anew_takes_the_pages_that_it_had() -> None:
     assert session.program.cache_bytes == before
 
 
-def test_what_a_sequence_leaves_in_a_page_does_not_reach_the_next_one() -> None:
-    """NaN, which a weight of 0 does not hide."""
-    session = Session()
-    broken = {name: np.full_like(array, np.nan) for name, array in _saved(session, 20).items()}
-    lane = session.manager.load({"length": 20, "high": 20, "slots.0": 67})
-    session.program.load_lane(lane, broken)
-    assert np.isnan(session.feed(lane, [1])).all()
-    session.manager.close(lane)
-    assert np.isfinite(session.begin(text(4))[1]).all()
-
-
-def _saved(session: Session, count: int) -> dict[str, Any]:
-    other = Session()
-    lane, _ = other.begin(text(count))
-    return dict(other.program.save_lane(lane))
-
-
 def test_a_model_that_cannot_fit_is_refused_with_the_sum() -> None:
     with pytest.raises(CapacityError, match=r"weights 0\.00 GB \+ keys and values of 48 tokens .* has 0\.00 GB free"):
         Session(backend=PagedBackend(memory=1000))
 
 
 def test_a_cache_that_outgrows_the_memory_is_an_error_and_the_rest_goes_on() -> None:
-    session = Session(WIDE, PagedBackend(page=64, memory=1_500_000), max_context=9000, max_chunk=500)
+    """The last page that fits is used, although pools would rather grow by more than one."""
+    session = Session(WIDE, PagedBackend(page=64, memory=1_500_000), max_context=9000, max_chunk=64)
+    weights = sum(4 * int(np.prod(parameter.shape)) for parameter in build(WIDE).parameters.values())
     first, _ = session.begin(text(200))
     second = session.manager.open()
-    with pytest.raises(CapacityError, match=r"the cache of a sequence of \d+ tokens does not fit: .* more"):
+    with pytest.raises(CapacityError, match=r"the cache does not fit: keys and values need 0\.00 GB more, and .* free"):
         session.feed(second, text(3000))
+    assert 0 <= 1_500_000 - weights - session.program.cache_bytes < session.spec.page_bytes(0, 4)
     assert np.isfinite(session.feed(first, [1])).all()
 
 
@@ -128,56 +135,46 @@ def _alone(count: int) -> Any:
     return session.feed(lane, [1])
 
 
-# --- lanes -----------------------------------------------------------------------------------------------------------
+# --- pages -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_fork_goes_its_own_way() -> None:
+def test_forks_go_their_own_ways() -> None:
     session, alone = Session(), Session()
-    lane, _ = session.begin(text(30))
+    lane, _ = session.begin(text(31))  # 10 pages, and a slot of the next one
     fork = session.manager.fork(lane)
-    session.program.copy_lane(lane, fork)
-    forked, kept = session.feed(fork, text(5, 1)), session.feed(lane, text(5, 2))
+    plan = session.manager.plan([Chunk(fork, text(5, 1), range(5)), Chunk(lane, text(5, 2), range(5))])
+    assert len(plan.groups[0].copies)
+    forked, kept = np.split(session.program.step(plan)["logits"], 2)
     for found, tail in ((forked, text(5, 1)), (kept, text(5, 2))):
-        other, _ = alone.begin(text(30))
+        other, _ = alone.begin(text(31))
         np.testing.assert_allclose(found, alone.feed(other, tail), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_saved_lane_goes_on_in_another_program(dtype: str) -> None:
     one, other = Session(dtype=dtype), Session(dtype=dtype)
+    other.begin(text(5))  # so that the lane gets other pages
     lane, _ = one.begin(text(90))
-    arrays = {name: array.copy() for name, array in one.program.save_lane(lane).items()}
-    loaded = other.manager.load(one.manager.save(lane))
-    other.program.load_lane(loaded, arrays)
-    np.testing.assert_array_equal(one.feed(lane, text(9, 1)), other.feed(loaded, text(9, 1)))
+    saved = save_lane(one.program, one.manager, lane)
+    expected = one.feed(lane, text(9, 1))  # what is saved stays as it is
+    loaded = load_lane(other.program, other.manager, saved)
+    np.testing.assert_array_equal(other.feed(loaded, text(9, 1)), expected)
 
 
-@pytest.mark.parametrize("window", [20, None])
-def test_a_saved_lane_goes_on_where_lanes_have_other_sizes(window: int | None) -> None:
-    config = CONFIG.with_window(window)
-    source = Session(config, max_chunk=60, max_context=400)
-    lane, _ = source.begin(text(30))
-    saved, arrays = source.manager.save(lane), dict(source.program.save_lane(lane))
-    expected = source.feed(lane, text(9, 1))
-    for max_chunk, max_context in ((20, 400), (30, 60), (60, 900)):
-        session = Session(config, max_chunk=max_chunk, max_context=max_context)
-        loaded = session.manager.load(saved)
-        session.program.load_lane(loaded, arrays)
-        np.testing.assert_allclose(session.feed(loaded, text(9, 1)), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_lane_saved_before_its_first_step_is_empty() -> None:
+def test_pages_of_a_program_before_its_first_step() -> None:
     session = Session()
-    lane = session.manager.open()
-    assert session.program.save_lane(lane) == {}
-    session.program.load_lane(lane, {})
+    state = session.program.read_pages(0, [])
+    assert {array.shape for array in state.values()} == {(0, 3, 2, 16)}
+    session.program.write_pages(0, [], state)
+    assert session.program.cache_bytes == 0
 
 
 @pytest.mark.parametrize("broken", ["missing", "dtype", "heads", "pages", "another page"])
-def test_a_foreign_lane_is_refused_and_nothing_changes(broken: str) -> None:
+def test_foreign_pages_are_refused_and_nothing_changes(broken: str) -> None:
     session = Session()
     lane, _ = session.begin(text(30))
-    state = dict(session.program.save_lane(lane))
+    pages, before = session.manager.pages(lane)[0], session.program.cache_bytes
+    state = {name: np.zeros_like(array) for name, array in session.program.read_pages(0, pages).items()}
     match broken:
         case "missing":
             del state["keys.1"]
@@ -188,22 +185,111 @@ def test_a_foreign_lane_is_refused_and_nothing_changes(broken: str) -> None:
         case "pages":
             state["values.1"] = state["values.1"][:3]
         case "another page":
-            other = Session(backend=PagedBackend(page=5))
-            state = dict(other.program.save_lane(other.begin(text(30))[0]))
-    with pytest.raises(CacheError, match="saved lane"):
-        session.program.load_lane(lane, state)
+            state = {name: np.zeros((len(pages), 5, 2, 16), np.float32) for name in state}
+    for into in (pages, [page + 100 for page in pages]):
+        with pytest.raises(CacheError, match="saved lane"):
+            session.program.write_pages(0, into, state)
+    assert session.program.cache_bytes == before
     np.testing.assert_array_equal(session.feed(lane, [1]), _alone(30))
+
+
+def test_pages_for_which_there_is_no_memory_are_an_error_and_nothing_changes() -> None:
+    session = Session(backend=PagedBackend(memory=300_000))
+    lane, _ = session.begin(text(30))
+    state, before = session.program.read_pages(0, [0]), session.program.cache_bytes
+    with pytest.raises(CapacityError, match="the cache does not fit"):
+        session.program.write_pages(0, [10**6], state)
+    assert session.program.cache_bytes == before
+    np.testing.assert_array_equal(session.feed(lane, [1]), _alone(30))
+
+
+# --- NaN, which a weight of 0 does not hide ---------------------------------------------------------------------------
+
+POISON = 7
+"""A token whose logits, keys and values are NaN, and those of all tokens that see it."""
+
+KERNELS = {
+    "sdpa": PagedBackend(page=8),
+    "sdpa, recorded": PagedBackend(page=8, record=Repeated()),
+    "eager": PagedBackend(page=8, kernel=Eager()),
+    "flex": PagedBackend(page=8, kernel=Flex(compiled=False)),
+    "flash_attn": PagedBackend(page=8, kernel=FlashAttn(flash_attn_varlen_func, flash_attn_with_kvcache)),
+    "varlen": PagedBackend(page=8, kernel=Varlen(varlen_attn), record=Repeated()),
+}
+PURE = [token for token in text(200) if token != POISON]
+
+
+@pytest.fixture(params=KERNELS)
+def poisoned(request: pytest.FixtureRequest) -> Session:
+    """A session whose lane 0 has 60 tokens and POISON among them, as token 20."""
+    session = poisonable(KERNELS[request.param])
+    lane, logits = session.begin(PURE[:20])
+    assert np.isfinite(logits).all()
+    assert np.isnan(session.feed(lane, [POISON, *PURE[20:59]])).all()
+    return session
+
+
+def poisonable(backend: PagedBackend) -> Session:
+    config = CONFIG.with_window(None)
+    weights = dict(random_weights(build(config), 0))
+    table = weights["model.embed_tokens.weight"].numpy()
+    table[POISON] = np.nan
+    weights["model.embed_tokens.weight"] = DenseTensor("model.embed_tokens.weight", "float32", table)
+    return Session(config, backend, weights=weights)
+
+
+def goes_on(session: Session, lane: int, cached: int) -> None:
+    """The lane has the first tokens of PURE, and what follows is as it is elsewhere, token by token and in chunks."""
+    clean = poisonable(PagedBackend(page=8, kernel=Eager()))
+    other = clean.begin(PURE[:cached])[0] if cached else clean.manager.open()
+    for count in (1, 1, 5, 1, 1, 1, 30, 1, 1, 1):
+        tokens = PURE[cached : cached + count]
+        np.testing.assert_allclose(session.feed(lane, tokens), clean.feed(other, tokens), rtol=1e-4, atol=1e-4)
+        cached += count
+
+
+def test_nan_does_not_reach_the_sequence_that_gets_the_pages(poisoned: Session) -> None:
+    poisoned.manager.close(0)
+    lane = poisoned.manager.open()
+    goes_on(poisoned, lane, 0)
+
+
+def test_nan_does_not_stay_when_it_is_taken_back(poisoned: Session) -> None:
+    poisoned.manager.rollback(0, 20)
+    goes_on(poisoned, 0, 20)
+
+
+def test_nan_does_not_come_with_a_page_that_is_copied(poisoned: Session) -> None:
+    goes_on(poisoned, poisoned.manager.fork(0, 20), 20)
+    assert np.isnan(poisoned.feed(0, [1])).all()
+
+
+def test_nan_does_not_come_with_a_page_that_is_saved(poisoned: Session) -> None:
+    poisoned.manager.rollback(0, 20)
+    saved = save_lane(poisoned.program, poisoned.manager, 0)
+    goes_on(poisoned, load_lane(poisoned.program, poisoned.manager, saved), 20)
+
+
+def test_nan_does_not_reach_a_sequence_beside(poisoned: Session) -> None:
+    """Which has fewer pages, so that its row of the table is padded."""
+    lane, _ = poisoned.begin(PURE[:3])
+    for token in PURE[3:40]:
+        plan = poisoned.manager.plan([Chunk(0, [token], [0]), Chunk(lane, [token], [0])])
+        sick, healthy = poisoned.program.step(plan)["logits"]
+        assert np.isnan(sick).all()
+        assert np.isfinite(healthy).all()
+    goes_on(poisoned, lane, 40)
 
 
 # --- recorded steps --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("varlen", [False, True])
-def test_a_step_is_recorded_once_while_a_window_turns(varlen: bool) -> None:
+def test_a_step_is_recorded_once_while_windows_move(varlen: bool) -> None:
     record = Repeated()
     backend = PagedBackend(page=16, kernel=Varlen(varlen_attn) if varlen else None, record=record)
     session, plain = Session(backend=backend), Session(backend=replace(backend, record=None))
-    lanes = [session.begin(text(count, count))[0] for count in (70, 81)]  # the ring has 80 slots
+    lanes = [session.begin(text(count, count))[0] for count in (70, 81)]
     for count in (70, 81):
         plain.begin(text(count, count))
     records = 0
@@ -211,21 +297,27 @@ def test_a_step_is_recorded_once_while_a_window_turns(varlen: bool) -> None:
         plan = session.manager.plan([Chunk(lane, [token], [0]) for lane in lanes])
         expected = plain.program.step(plain.manager.plan([Chunk(lane, [token], [0]) for lane in lanes]))
         np.testing.assert_array_equal(session.program.step(plan)["logits"], expected["logits"])
-        if number == 30:  # both rings are full
+        if number == 30:  # each text has had as many pages as its window spans, and as few
             records = record.records
     assert record.records == records
     assert record.replays > 100
 
 
 def test_recorded_steps_are_forgotten_when_pools_move() -> None:
+    """A recorded step knows where they were: it is recorded anew when its shape has come twice again."""
     record = Repeated()
     session = Session(CONFIG.with_window(None), PagedBackend(page=8, record=record))
     plain = Session(CONFIG.with_window(None), PagedBackend(page=8))
-    lane, _ = session.begin(text(3))
-    plain.begin(text(3))
+    lane, _ = session.begin(text(17))  # 3 of 4 pages
+    plain.begin(text(17))
+    records = []
     for token in text(60):
-        np.testing.assert_array_equal(session.feed(lane, [token]), plain.feed(lane, [token]))
-    assert record.replays > 30
+        found, expected = session.feed(lane, [token]), plain.feed(lane, [token])
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        records.append(record.records)
+    # Pools of 4 pages end with position 31, those of 8 with 63.
+    assert records == [0, *[1] * 14, 1, *[2] * 31, 2, *[3] * 12]
+    assert record.replays == 60 - 6
 
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf])
@@ -290,7 +382,7 @@ def test_a_chunk_that_nobody_asks_rows_of_gives_none_and_is_cached() -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_hidden_states_and_attention_weights_over_a_wrapped_ring(attention: str) -> None:
+def test_hidden_states_and_attention_weights_of_texts_that_pages_have_left(attention: str) -> None:
     config = CONFIG.with_window((5, None))
     graph = expose_attention_weights(expose_hidden_states(build(config)))
     tokens = tuple(text(40))
@@ -353,7 +445,7 @@ def test_threads_are_set_and_put_back() -> None:
         BACKEND,
         select_rows(build(CONFIG), "logits"),
         random_weights(build(CONFIG), 0),
-        CacheSpec.from_config(CONFIG, max_context=64),
+        CacheSpec.from_config(CONFIG, max_context=64, page_size=256),
         ExecutorOptions(threads=before + 1, progress=lambda *_: seen.append(torch.get_num_threads())),
     )
     program.close()
@@ -388,11 +480,11 @@ assert model.generate("Once", max_tokens=3, temperature=0).tokens == before
     assert first == second
 
 
-def test_no_memory_for_a_later_group_of_layers_gives_no_lane_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the first group's pools have grown: the lane is as it was, goes on, and can be copied."""
+def test_no_memory_for_a_later_group_of_layers_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first group's pools have grown: the lane is as it was, goes on, and can be forked."""
     config = replace(CONFIG, sliding_window=(None, 40))
     session, calm = (Session(config, PagedBackend(page=4), max_chunk=8) for _ in range(2))
-    lane, _ = session.begin(text(5))
+    lane, _ = session.begin(text(12))
     new_zeros, calls = torch.Tensor.new_zeros, 0
 
     def scarce(tensor: torch.Tensor, *size: Any, **options: Any) -> torch.Tensor:
@@ -409,9 +501,6 @@ def test_no_memory_for_a_later_group_of_layers_gives_no_lane_pages(monkeypatch: 
             session.program.step(plan)
     session.manager.undo(plan)
     copied = session.manager.fork(lane)
-    session.program.copy_lane(lane, copied)
-    expected = calm.feed(calm.begin(text(5))[0], text(20, 2))
+    expected = calm.feed(calm.begin(text(12))[0], text(20, 2))
     for each in (lane, copied):
         np.testing.assert_array_equal(session.feed(each, text(20, 2)), expected)
-    session.program.copy_lane(lane, lane)
-    np.testing.assert_array_equal(session.feed(lane, [7]), session.feed(copied, [7]))

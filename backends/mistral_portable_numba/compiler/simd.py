@@ -499,12 +499,6 @@ def keep_between(builder: Any, value: Any, key: Any, low: Any, high: Any, other:
     return builder.select(inside, value, splat(builder, other, _F))
 
 
-@operation(i32x16, i32x16, types.int32, i32x16, i32x16)
-def where_at_most(builder: Any, key: Any, bound: Any, yes: Any, no: Any) -> Any:
-    """yes where key <= bound, else no."""
-    return builder.select(builder.icmp_signed("<=", key, splat(builder, bound, _I)), yes, no)
-
-
 @operation(f32x16, f32x16, f32x16, f32x16, f32x16)
 def where_less(builder: Any, a: Any, b: Any, yes: Any, no: Any) -> Any:
     """yes where a < b, else no; no where either is NaN."""

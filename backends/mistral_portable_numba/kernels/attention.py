@@ -1,8 +1,9 @@
 """Attention over the cache, in the manner of FlashAttention (Dao et al. 2022).
 
 The rows of a work item are a few query tokens of one sequence, times the query heads of one key/value head. It reads
-the slots in the order of storage, 64 at a time, and keeps a running maximum, a running sum, and outputs that are
-rescaled when the maximum grows. The order does not depend on the threads or on other sequences in the step.
+the sequence's pages in order of position, 64 slots each, and keeps a running maximum, a running sum, and outputs that
+are rescaled when the maximum grows. So what a row adds up, and in which order, depends on positions alone: not on
+threads, on the chunk that it came in, on other sequences in the step, nor on where pages lie.
 """
 
 from collections.abc import Callable
@@ -10,12 +11,12 @@ from typing import Any
 
 from mistral_portable_numba.compiler.simd import (
     all_f32,
-    all_i32,
     fetch_add,
     first_lane,
     get_f16,
     get_f32,
     get_f64_as_f32,
+    get_i32,
     get_i64,
     inlined,
     keep_between,
@@ -27,7 +28,6 @@ from mistral_portable_numba.compiler.simd import (
     put_f32,
     store_f32,
     sum_lanes,
-    where_at_most,
 )
 from mistral_portable_numba.compiler.tokens import Tokens
 from mistral_portable_numba.kernels.exp import exp
@@ -43,10 +43,11 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
     """The kernel of attention over cached keys and values of a type.
 
     Arguments: counter, address of the number of items, address of the items' address, query heads, key/value heads,
-    head_dim, window (0: none), ring (slots of a full lane), scale (float64), q, its stride, out, its stride,
-    the layer's table (see `kv.store_kernel`), scratch, scratch bytes per thread.
+    head_dim, window (0: none), scale (float64), q, its stride, out, its stride, address of the two addresses of the
+    layer's keys and values, address of the address of the pages (int32), scratch, scratch bytes per thread.
 
-    An item is five int64: lane, first token, tokens, position of the first, position of the sequence's last token.
+    An item is four int64: first token, tokens, position of the first, origin. The positions 64 * n .. 64 * n + 63 of
+    its sequence lie in the page `pages[origin + n]`.
     """
     kind = KV_FORMATS[dtype]
     size, scaled, load = kind.size, kind.scaled, kind.load
@@ -114,22 +115,15 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
             store_each(out + 4 * j + 64, os, b)
 
     @inlined
-    def positions(slot: Any, last: Any, ring: Any) -> Any:
-        """The newest positions stored in 16 slots; negative for an empty slot."""
-        turn = last // ring * ring
-        slots = lane_numbers() + slot
-        earlier = where_at_most(slots, ring - 1, slots + (turn - ring), all_i32(-1))
-        return where_at_most(slots, last - turn, slots + turn, earlier)
-
-    @inlined
-    def soften(scores: Any, slot: Any, last: Any, ring: Any, low: Any, high: Any, whole: Any, state: Any) -> Any:
+    def soften(scores: Any, position: Any, low: Any, high: Any, whole: Any, state: Any) -> Any:
         """Turn the scores [64] of one row into weights, and update its maximum and sum.
 
-        Returns the factor by which its earlier sum and output shrink.
+        position: of the first key. Unless `whole`, the keys beyond the positions low..high are hidden and get weight 0.
+        Returns the factor by which the row's earlier sum and output shrink.
         """
         a, b, c, d = load_f32(scores), load_f32(scores + 64), load_f32(scores + 128), load_f32(scores + 192)
-        p = positions(slot, last, ring)
-        q, r, s = positions(slot + 16, last, ring), positions(slot + 32, last, ring), positions(slot + 48, last, ring)
+        p = lane_numbers() + position
+        q, r, s = p + 16, p + 32, p + 48
         if not whole:
             a, b = keep_between(a, p, low, high, _NONE), keep_between(b, q, low, high, _NONE)
             c, d = keep_between(c, r, low, high, _NONE), keep_between(d, s, low, high, _NONE)
@@ -151,23 +145,20 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, items = get_i64(args), get_i64(get_i64(args + 8)), get_i64(get_i64(args + 16))
         heads, kv_heads, head_dim = get_i64(args + 24), get_i64(args + 32), get_i64(args + 40)
-        window, ring, scale = get_i64(args + 48), get_i64(args + 56), get_f64_as_f32(args + 64)
-        q, qs, out, os = get_i64(args + 72), get_i64(args + 80), get_i64(args + 88), get_i64(args + 96)
-        table, scratch = get_i64(args + 104), get_i64(args + 112) + thread * get_i64(args + 120)
+        window, scale = get_i64(args + 48), get_f64_as_f32(args + 56)
+        q, qs, out, os = get_i64(args + 64), get_i64(args + 72), get_i64(args + 80), get_i64(args + 88)
+        all_keys, all_values = get_i64(get_i64(args + 96)), get_i64(get_i64(args + 96) + 8)
+        pages, scratch = get_i64(get_i64(args + 104)), get_i64(args + 112) + thread * get_i64(args + 120)
         group, groups = heads // kv_heads, (head_dim + 31) // 32
         width = 32 * groups
+        scale_bytes = 64 * 2 * groups if scaled else 0
         while True:
             work = fetch_add(counter, 1)
             if work >= count * kv_heads:
                 break
-            item, head = items + 40 * (work // kv_heads), work % kv_heads
-            lane, first, tokens = table + 24 * get_i64(item), get_i64(item + 8), get_i64(item + 16)
-            begin, last = get_i64(item + 24), get_i64(item + 32)
-            slots = get_i64(lane + 16)
-            scale_bytes = 2 * slots * groups if scaled else 0
-            keys = get_i64(lane) + head * (slots * head_dim * size + scale_bytes)
-            values = get_i64(lane + 8) + head * (slots * width * size + scale_bytes)
-            key_scales, value_scales = keys + slots * head_dim * size, values + slots * width * size
+            item, head = items + 32 * (work // kv_heads), work % kv_heads
+            first, tokens, begin = get_i64(item), get_i64(item + 8), get_i64(item + 16)
+            table = pages + 4 * get_i64(item + 24)
             rows = tokens * group
             padded = (rows + 3) // 4 * 4
             queries, outputs = scratch, scratch + 4 * padded * width
@@ -182,22 +173,22 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
                     store_f32(outputs + 4 * (row * width + j), all_f32(0.0))
                 put_f32(states + 8 * row, _NONE)
                 put_f32(states + 8 * row + 4, 0.0)
-            newest = last % ring
-            for slot in range(0, min(last + 1, ring), 64):
-                # The positions in these slots, if one turn of the ring wrote them all.
-                oldest = last - newest + slot - (ring if slot > newest else 0)
-                mixed = (slot <= newest and slot + 63 > newest) or slot + 64 > ring
+            oldest = max(0, begin - window + 1) if window > 0 else 0
+            for number in range(oldest // 64, (begin + tokens - 1) // 64 + 1):
+                position, place = 64 * number, get_i32(table + 4 * number) * kv_heads + head
+                keys = all_keys + place * (64 * head_dim * size + scale_bytes)
+                values = all_values + place * (64 * width * size + scale_bytes)
                 for row in range(0, padded, 4):
                     low_first, high_last = begin + row // group, begin + min(row + 3, rows - 1) // group
                     high_first = low_first
                     low_last = max(0, high_last - window + 1) if window > 0 else 0
                     low_first = max(0, low_first - window + 1) if window > 0 else 0
-                    if not mixed and (oldest > high_last or oldest + 63 < low_first):
+                    if position > high_last or position + 63 < low_first:
                         continue
-                    whole = not mixed and oldest >= low_last and oldest + 63 <= high_first
+                    whole = position >= low_last and position + 63 <= high_first
                     scores4(
-                        keys + slot * head_dim * size,
-                        key_scales + slot * groups * 2,
+                        keys,
+                        keys + 64 * head_dim * size,
                         head_dim,
                         queries + 4 * row * width,
                         4 * width,
@@ -206,12 +197,11 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
                     for i in range(4):
                         high = begin + min(row + i, rows - 1) // group
                         low = max(0, high - window + 1) if window > 0 else 0
-                        state = states + 8 * (row + i)
-                        factor = soften(weights + 256 * i, slot, last, ring, low, high, whole, state)
+                        factor = soften(weights + 256 * i, position, low, high, whole, states + 8 * (row + i))
                         put_f32(factors + 4 * i, factor)
                     attend4(
-                        values + slot * width * size,
-                        value_scales + slot * groups * 2,
+                        values,
+                        values + 64 * width * size,
                         width,
                         weights,
                         factors,

@@ -53,7 +53,7 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
     """The kernel that writes the rows of x into the cache, as keys or as values.
 
     Arguments: counter, address of T, key/value heads, head_dim, x, its stride, address of the address of the tokens'
-    lanes (int32), of their slots (int32), the layer's table: per lane the addresses of keys and values, and the slots.
+    slots (int32, page * 64 + offset), address of the address of the layer's keys or values.
     """
     kind = KV_FORMATS[dtype]
     size, scaled, put = kind.size, kind.scaled, kind.put
@@ -88,28 +88,26 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
             get_i64(args + 16),
             get_i64(args + 24),
         )
-        x, xs, lanes, places = get_i64(args + 32), get_i64(args + 40), get_i64(args + 48), get_i64(args + 56)
-        table = get_i64(args + 64)
+        x, xs, slots, pages = get_i64(args + 32), get_i64(args + 40), get_i64(args + 48), get_i64(get_i64(args + 56))
         groups = (head_dim + 31) // 32
+        columns = head_dim if keys else groups * 32
+        numbers = 64 * columns * size
+        head_bytes = numbers + (64 * groups * 2 if scaled else 0)
         while True:
             t = fetch_add(counter, 1)
             if t >= count:
                 break
-            lane = table + 24 * get_i32(get_i64(lanes) + 4 * t)
-            slot, slots = get_i32(get_i64(places) + 4 * t), get_i64(lane + 16)
+            slot = get_i32(get_i64(slots) + 4 * t)
+            page, offset = slot // 64, slot % 64
             for head in range(heads):
-                row = x + t * xs + 4 * head * head_dim
+                row, base = x + t * xs + 4 * head * head_dim, pages + (page * heads + head) * head_bytes
                 if keys:
-                    numbers = slots * head_dim * size
-                    base = get_i64(lane) + head * (numbers + (2 * slots * groups if scaled else 0))
-                    at = base + (slot // 16 * 16 * head_dim + slot % 16) * size
-                    scales = base + numbers + (slot // 16 * 16 * groups + slot % 16) * 2
+                    at = base + (offset // 16 * 16 * columns + offset % 16) * size
+                    scales = base + numbers + (offset // 16 * 16 * groups + offset % 16) * 2
                     store(row, at, 16 * size, scales, 32, head_dim)
                 else:
-                    numbers = slots * groups * 32 * size
-                    base = get_i64(lane + 8) + head * (numbers + (2 * slots * groups if scaled else 0))
-                    at = base + slot * groups * 32 * size
-                    store(row, at, size, base + numbers + slot * groups * 2, 2, head_dim)
+                    at = base + offset * columns * size
+                    store(row, at, size, base + numbers + offset * groups * 2, 2, head_dim)
 
     return kernel
 

@@ -1,4 +1,4 @@
-"""Attention over paged rings, by several kernels behind one protocol."""
+"""Attention over pages, by several kernels behind one protocol."""
 
 from mistral_portable_torch.attention.choice import choose
 from mistral_portable_torch.attention.eager import Eager

@@ -15,7 +15,7 @@ class Eager(Pieces):
         out = torch.empty_like(q)
         for piece in prepared:
             weights = _softmax(q, keys, piece, scale)
-            heads = torch.einsum("gntk,kgd->tgnd", weights, piece.lane(values).float())
+            heads = torch.einsum("gntk,kgd->tgnd", weights, piece.of(values).float())
             out[piece.tokens] = heads.flatten(1, 2).to(q.dtype)
         return out
 
@@ -26,7 +26,7 @@ class Eager(Pieces):
 
 def _softmax(q: Tensor, keys: Tensor, piece: Piece, scale: float) -> Tensor:
     """[g, h / g, T, N] of one sequence: query head i uses key/value head i // (h / g)."""
-    lane = piece.lane(keys)
-    grouped = q[piece.tokens].float().unflatten(1, (lane.shape[1], -1))
-    scores = torch.einsum("tgnd,kgd->gntk", grouped * scale, lane.float())
+    own = piece.of(keys)
+    grouped = q[piece.tokens].float().unflatten(1, (own.shape[1], -1))
+    scores = torch.einsum("tgnd,kgd->gntk", grouped * scale, own.float())
     return torch.softmax(scores.masked_fill(~piece.mask, float("-inf")), dim=-1)

@@ -1,4 +1,4 @@
-"""The flash-attn package: its kernels read a ring through the table of its pages, and mask by index."""
+"""The flash-attn package: its kernels read a text through the table of its pages, and mask by index."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from mistral_portable_torch.attention.kernel import Planned
-from mistral_portable_torch.reads import Integers, Reads
+from mistral_portable_torch.reads import GroupReads, Integers
 
 __all__ = ["FlashAttn"]
 
@@ -34,20 +34,17 @@ class FlashAttn:
         """flash_attn's flash_attn_varlen_func, and flash_attn_with_kvcache, which splits long texts for one query."""
         self._varlen, self._with_kvcache = varlen, with_kvcache
 
-    def plan(self, reads: Reads) -> Planned[Integers]:
-        tables = [reads.read_pages(s) for s in range(len(reads.pages))]
-        width = _width(max(map(len, tables)))
-        padded = np.array([[*table, *[table[0]] * (width - len(table))] for table in tables], np.int32)
-        keys = reads.ends - reads.first // reads.page * reads.page
+    def plan(self, reads: GroupReads, recorded: bool) -> Planned[Integers]:
+        table, keys = reads.table(recorded), reads.keys
         window = (-1 if reads.window is None else reads.window - 1, 0)
-        fixed = _Fixed(reads.most_tokens == 1, reads.most_tokens, width * reads.page, window)
+        most_keys = table.shape[1] * reads.page
         return Planned(
-            fixed,
+            _Fixed(reads.most_tokens == 1, reads.most_tokens, most_keys, window),
             {
-                "table": padded,
+                "table": table,
                 "keys": keys,
-                "starts": np.array(reads.starts, np.int32),
-                "key_starts": np.concatenate([[0], np.cumsum(keys)]).astype(np.int32),
+                "starts": reads.plan.query_starts,
+                "key_starts": np.cumsum([0, *keys]).astype(np.int32),
             },
         )
 
@@ -68,8 +65,3 @@ class FlashAttn:
         return self._varlen(
             q, keys, values, integers["starts"], integers["key_starts"], fixed.most_queries, fixed.most_keys, **common
         )
-
-
-def _width(pages: int) -> int:
-    """Columns of a table: doublings, so that a captured step serves while a text grows."""
-    return 1 << (pages - 1).bit_length()

@@ -27,8 +27,8 @@ class Flex(Pieces):
         for piece, mask in prepared:
             heads = self._attend(
                 q[None, piece.tokens].transpose(1, 2),
-                piece.lane(keys)[None].transpose(1, 2),
-                piece.lane(values)[None].transpose(1, 2),
+                piece.of(keys)[None].transpose(1, 2),
+                piece.of(values)[None].transpose(1, 2),
                 block_mask=mask,
                 scale=scale,
                 enable_gqa=True,

@@ -10,15 +10,15 @@ __all__ = ["SDPA"]
 
 
 class SDPA(Pieces):
-    """A boolean mask from positions over each lane as it lies."""
+    """A boolean mask from positions over the pages of each sequence."""
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, prepared: list[Piece], scale: float) -> Tensor:
         out = torch.empty_like(q)
         for piece in prepared:
             heads = scaled_dot_product_attention(
                 q[None, piece.tokens].transpose(1, 2),
-                piece.lane(keys)[None].transpose(1, 2),
-                piece.lane(values)[None].transpose(1, 2),
+                piece.of(keys)[None].transpose(1, 2),
+                piece.of(values)[None].transpose(1, 2),
                 attn_mask=piece.mask,
                 scale=scale,
                 enable_gqa=True,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import AuxRequest
 
 from mistral_portable_torch.attention.kernel import Planned
-from mistral_portable_torch.reads import Integers, Reads
+from mistral_portable_torch.reads import GroupReads, Integers
 
 __all__ = ["Varlen"]
 
@@ -43,8 +43,8 @@ class Varlen:
         """torch.nn.attention.varlen.varlen_attn"""
         self._varlen = varlen
 
-    def plan(self, reads: Reads) -> Planned[Integers]:
-        return self._plan_decode(reads) if reads.most_tokens == 1 else self._plan_chunk(reads)
+    def plan(self, reads: GroupReads, recorded: bool) -> Planned[Integers]:
+        return self._plan_decode(reads, recorded) if reads.most_tokens == 1 else self._plan_chunk(reads)
 
     def prepare(self, planned: Planned[Tensor]) -> Planned[Tensor]:
         return planned
@@ -71,42 +71,34 @@ class Varlen:
         )
         return out
 
-    def _plan_chunk(self, reads: Reads) -> Planned[Integers]:
-        slots = [reads.read_slots(s) for s in range(len(reads.pages))]
+    def _plan_chunk(self, reads: GroupReads) -> Planned[Integers]:
+        slots = [reads.slots(s) for s in range(len(reads.plan.lanes))]
         counts = [len(some) for some in slots]
         window = (-1 if reads.window is None else reads.window - 1, 0)
         return Planned(
             _Chunk(reads.most_tokens, max(counts), sum(counts), window),
             {
                 "slots": np.concatenate(slots),
-                "starts": np.array(reads.starts, np.int32),
+                "starts": reads.plan.query_starts,
                 "key_starts": np.cumsum([0, *counts]).astype(np.int32),
             },
         )
 
-    def _plan_decode(self, reads: Reads) -> Planned[Integers]:
+    def _plan_decode(self, reads: GroupReads, recorded: bool) -> Planned[Integers]:
         """A text for each page of each sequence: where in the pool it starts, and how many keys it has.
 
-        Pages beyond a sequence's own have none.
+        Columns beyond a sequence's own have none.
         """
-        page = reads.page
-        tables = [reads.read_pages(s) for s in range(len(reads.pages))]
-        width = 1 << (max(map(len, tables)) - 1).bit_length()  # doublings, so that a captured step serves for long
-        starts, counts = np.zeros((len(tables), width), np.int32), np.zeros((len(tables), width), np.int32)
-        for s, table in enumerate(tables):
-            hidden = int(reads.first[s]) % page  # keys of the oldest page that have left the window
-            keys = int(reads.ends[s] - reads.first[s])
-            for column, number in enumerate(table):
-                starts[s, column] = number * page + hidden
-                counts[s, column] = min(page - hidden, keys)
-                keys -= int(counts[s, column])
-                hidden = 0
-        texts = len(tables) * width
+        page, table = reads.page, reads.table(recorded)
+        starts = table * np.int32(page)
+        counts = np.clip(reads.keys[:, None] - page * np.arange(table.shape[1]), 0, page).astype(np.int32)
+        starts[:, 0] += reads.hidden  # keys of the oldest page that have left the window
+        counts[:, 0] -= reads.hidden
         return Planned(
-            _Decode(width, page),
+            _Decode(table.shape[1], page),
             {
-                "starts": np.arange(texts + 1, dtype=np.int32),
-                "key_starts": np.append(starts.ravel(), 0).astype(np.int32),
+                "starts": np.arange(table.size + 1, dtype=np.int32),
+                "key_starts": np.append(starts.ravel(), np.int32(0)),
                 "keys": counts.ravel(),
             },
         )

@@ -25,6 +25,7 @@ class ToyProgram:
     """All weights are unpacked to float32, and pools of pages are copied to grow: simple, and large."""
 
     precision = Precision("float32")
+    batch_invariant = False
     scratch_bytes = 0
 
     def __init__(self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> None:

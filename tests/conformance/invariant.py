@@ -1,0 +1,80 @@
+"""Backends whose bits do not depend on chunks and batches, as they say, or do: made from the reference."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.boundary import Program
+from mistral_portable.boundary.program import NO_INPUTS, Inputs
+from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.graph import Graph
+from mistral_portable.reference.program import ReferenceProgram
+from mistral_portable.weights import Tensor
+
+__all__ = ["INVARIANT", "VARIANT", "OneTokenSteps"]
+
+Array = NDArray[Any]
+Make = Callable[[Graph, Mapping[str, Tensor], CacheSpec], Program]
+
+
+class OneTokenSteps(ReferenceProgram):
+    """Makes a step of its own for each token of a plan. It takes no embeddings."""
+
+    batch_invariant = True
+
+    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, Array]:
+        steps = [super(OneTokenSteps, self).step(one, inputs) for one in _single_tokens(plan, self._cache_spec)]
+        return {name: np.concatenate([step[name] for step in steps]) for name in self._graph.outputs}
+
+
+def _single_tokens(plan: StepPlan, spec: CacheSpec) -> Iterator[StepPlan]:
+    """A plan for each token, in order. [a4 a5 | b0] becomes [a4], [a5], [b0]."""
+    for lane, span in zip(plan.lanes, plan.spans, strict=True):
+        for token in range(span.start, span.stop):
+            oldest = [max(0, int(plan.positions[token]) - (group.window or 10**9) + 1) for group in spec.groups]
+            yield StepPlan(
+                tokens=plan.tokens[token : token + 1],
+                positions=plan.positions[token : token + 1],
+                lanes=np.array([lane], np.int32),
+                query_starts=np.array([0, 1], np.int32),
+                logit_rows=np.zeros(np.count_nonzero(plan.logit_rows == token), np.int32),
+                groups=tuple(
+                    replace(
+                        reads, slot_mapping=reads.slot_mapping[token : token + 1], first=np.array([first], np.int32)
+                    )
+                    for reads, first in zip(plan.groups, oldest, strict=True)
+                ),
+            )
+
+
+def _program(kind: type[ReferenceProgram]) -> Make:
+    return lambda graph, weights, cache: kind(graph, weights, cache, "float32")
+
+
+def _an_ulp_off(where: Callable[[StepPlan], bool]) -> Make:
+    """Make programs whose outputs are one ulp higher in the steps that `where` selects."""
+
+    class Uneven(OneTokenSteps):
+        def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, Array]:
+            outputs = super().step(plan, inputs)
+            return (
+                {name: np.nextafter(x, np.float32(np.inf)) for name, x in outputs.items()} if where(plan) else outputs
+            )
+
+    return _program(Uneven)
+
+
+INVARIANT: dict[str, tuple[str, Make]] = {
+    f"a step for each token, {rung}": (rung, _program(OneTokenSteps)) for rung in ("op.attention", "rollback", "rows")
+}
+"""Name -> a rung of the ladder that must let it pass, and how it is made."""
+
+VARIANT: dict[str, tuple[str, Make]] = {
+    "chunks an ulp off": ("chunked", _an_ulp_off(lambda plan: len(plan.tokens) > len(plan.lanes))),
+    "batches an ulp off": ("ragged", _an_ulp_off(lambda plan: len(plan.lanes) > 1)),
+    "lanes other than 0 an ulp off": ("swapped", _an_ulp_off(lambda plan: bool(plan.lanes.any()))),
+}
+"""Name -> the rung of the ladder that must catch it, and how it is made."""
