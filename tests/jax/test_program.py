@@ -82,6 +82,16 @@ def test_steps_of_about_the_same_size_are_compiled_once() -> None:
     assert program.traces == 3
 
 
+def test_decoded_tokens_are_compiled_again_when_pages_double() -> None:
+    """Tables of 2, 4, 8, 16 pages, with pools of 4, 4, 8, 16; the window always has 2 and 4."""
+    program, manager = prepared(page_size=4)
+    lane, traces = manager.open(), []
+    for _ in range(60):
+        program.step(manager.plan([Chunk(lane, [1], [0])]))
+        traces.append(program.traces)
+    assert [traces.index(count) for count in range(1, traces[-1] + 1)] == [0, 8, 16, 32]
+
+
 def test_memory_is_constant_once_lanes_are_there() -> None:
     program, manager = prepared()
     lanes = [manager.open() for _ in range(2)]

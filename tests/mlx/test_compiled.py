@@ -134,6 +134,20 @@ def test_a_ring_is_written_in_place(kv_cache: str | None, chunk: int) -> None:
     assert mx.get_peak_memory() - weights < cache + cache // (2 * CONFIG.num_hidden_layers)
 
 
+def test_a_page_grows_a_layer_at_a_time() -> None:
+    """No more than one layer's keys and values are in memory twice."""
+    config = replace(CONFIG.with_window(None), head_dim=256, num_key_value_heads=4, num_hidden_layers=4)
+    session = Session(config, max_context=9000, max_chunk=100)
+    weights = mx.get_active_memory()
+    lane, _ = session.begin(text(2048))
+    before = session.program.cache_bytes
+    mx.reset_peak_memory()
+    session.feed(lane, [1])
+    cache = session.program.cache_bytes
+    assert cache > before
+    assert mx.get_peak_memory() - weights < cache + before // 2
+
+
 def test_steps_that_choose_for_themselves_are_built_once_and_write_in_place() -> None:
     config = replace(CONFIG.with_window(1000), head_dim=256, num_key_value_heads=4)
     session = Session(config, max_context=9000, max_chunk=100)
