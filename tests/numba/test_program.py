@@ -455,21 +455,25 @@ def test_an_empty_lane_can_be_saved_and_loaded() -> None:
 @pytest.mark.parametrize("kv_cache", KV_CACHES)
 @pytest.mark.parametrize("window", [WINDOW, 70, None])
 def test_chunks_neighbours_and_forks_do_not_change_a_bit(kv_cache: str, window: int | None) -> None:
-    """Nor do the pages that a sequence gets. The fork shares pages with a lane that goes on with another text."""
+    """Nor do the pages that a sequence gets. After each step it goes on in its lane or in a fork; the other one shares
+    its pages until it has stepped, then goes on with another text.
+    """
     whole, parts = (Session(CONFIG.with_window(window), kv_cache=kv_cache, max_chunk=200) for _ in range(2))
     expected = whole.begin(text(200))[1]
     parts.manager.close(parts.begin(text(130, 1))[0])
     beside, lane, at = parts.begin(text(3, 2))[0], parts.manager.open(), 0
+    other = parts.manager.fork(lane)
     for count in (1, 2, 60, 3, 40, 1, 1, 63, 29):
         own, others = text(200)[at : at + count], text(1 + count % 5, count)
         chunks = [Chunk(beside, others, [0]), Chunk(lane, own, range(count))]
         out = parts.program.step(parts.manager.plan(chunks))["logits"][1:]
         np.testing.assert_array_equal(out, expected[at : at + count])
         at += count
-        fork = parts.manager.fork(lane)
-        parts.feed(lane, text(2, 3))
-        parts.manager.close(lane)
-        lane = fork
+        parts.feed(other, text(2, 3))
+        parts.manager.close(other)
+        other = parts.manager.fork(lane)
+        if count % 2:
+            lane, other = other, lane
     assert at == 200
 
 

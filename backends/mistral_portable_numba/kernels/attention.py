@@ -25,6 +25,7 @@ from mistral_portable_numba.compiler.simd import (
     load_f32,
     max_lanes,
     maximum,
+    prefetch,
     put_f32,
     store_f32,
     sum_lanes,
@@ -57,8 +58,8 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
     load_each, store_each = each.load_each, each.store_each
 
     @inlined
-    def scores4(keys: Any, scales: Any, head_dim: Any, q: Any, qs: Any, out: Any) -> None:
-        """out [4, 64] = 4 rows times the 64 keys of a block."""
+    def scores4(keys: Any, scales: Any, ahead: Any, head_dim: Any, q: Any, qs: Any, out: Any) -> None:
+        """out [4, 64] = 4 rows times the 64 keys of a page. ahead: where the next page's keys lie, to be prefetched."""
         a, b, c, d = zeros(), zeros(), zeros(), zeros()
         apart = 16 * head_dim * size
         if scaled:
@@ -67,6 +68,7 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
                 e, f, g, h = zeros(), zeros(), zeros(), zeros()
                 for j in range(32 * group, min(32 * group + 32, head_dim)):
                     at = keys + 16 * j * size
+                    prefetch(ahead + 64 * j * size)
                     e = fma_one(e, load(at), q + 4 * j, qs)
                     f = fma_one(f, load(at + apart), q + 4 * j, qs)
                     g = fma_one(g, load(at + 2 * apart), q + 4 * j, qs)
@@ -79,6 +81,8 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
         else:
             for j in range(head_dim):
                 at = keys + 16 * j * size
+                for line in range(size):
+                    prefetch(ahead + 64 * (j * size + line))
                 a = fma_one(a, load(at), q + 4 * j, qs)
                 b = fma_one(b, load(at + apart), q + 4 * j, qs)
                 c = fma_one(c, load(at + 2 * apart), q + 4 * j, qs)
@@ -90,11 +94,20 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
 
     @inlined
     def attend4(
-        values: Any, scales: Any, width: Any, weights: Any, factors: Any, out: Any, os: Any, whole: Any
+        values: Any,
+        scales: Any,
+        ahead: Any,
+        width: Any,
+        weights: Any,
+        factors: Any,
+        out: Any,
+        os: Any,
+        whole: Any,
     ) -> None:
-        """out [4, width] = out * factors + weights [4, 64] times the 64 values of a block.
+        """out [4, width] = out * factors + weights [4, 64] times the 64 values of a page.
 
-        Unless `whole`, some of the values are hidden; these have the weight 0 and may hold anything.
+        ahead: where the next page's values lie, to be prefetched. Unless `whole`, some of the values are hidden; these
+        have the weight 0 and may hold anything.
         """
         for j in range(0, width, 32):
             a = add_scaled(zeros(), load_each(out + 4 * j, os), factors, 4)
@@ -102,6 +115,8 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
             for slot in range(64):
                 at = values + (slot * width + j) * size
                 v, w = load(at), load(at + 16 * size)
+                for line in range(0, 32 * size, 64):
+                    prefetch(ahead + (slot * width + j) * size + line)
                 if scaled:
                     scale = all_f32(get_f16(scales + (slot * width + j) // 16))
                     v, w = v * scale, w * scale
@@ -152,6 +167,7 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
         group, groups = heads // kv_heads, (head_dim + 31) // 32
         width = 32 * groups
         scale_bytes = 64 * 2 * groups if scaled else 0
+        key_bytes, value_bytes = 64 * head_dim * size + scale_bytes, 64 * width * size + scale_bytes
         while True:
             work = fetch_add(counter, 1)
             if work >= count * kv_heads:
@@ -174,10 +190,13 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
                 put_f32(states + 8 * row, _NONE)
                 put_f32(states + 8 * row + 4, 0.0)
             oldest = max(0, begin - window + 1) if window > 0 else 0
-            for number in range(oldest // 64, (begin + tokens - 1) // 64 + 1):
+            last = (begin + tokens - 1) // 64
+            for number in range(oldest // 64, last + 1):
                 position, place = 64 * number, get_i32(table + 4 * number) * kv_heads + head
-                keys = all_keys + place * (64 * head_dim * size + scale_bytes)
-                values = all_values + place * (64 * width * size + scale_bytes)
+                keys, values = all_keys + place * key_bytes, all_values + place * value_bytes
+                # The machine's own prefetching ends with a page.
+                place = get_i32(table + 4 * min(number + 1, last)) * kv_heads + head
+                next_keys, next_values = all_keys + place * key_bytes, all_values + place * value_bytes
                 for row in range(0, padded, 4):
                     low_first, high_last = begin + row // group, begin + min(row + 3, rows - 1) // group
                     high_first = low_first
@@ -189,6 +208,7 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
                     scores4(
                         keys,
                         keys + 64 * head_dim * size,
+                        next_keys,
                         head_dim,
                         queries + 4 * row * width,
                         4 * width,
@@ -202,6 +222,7 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
                     attend4(
                         values,
                         values + 64 * width * size,
+                        next_values,
                         width,
                         weights,
                         factors,
