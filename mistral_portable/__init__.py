@@ -7,13 +7,14 @@ print(model.generate("Once upon a time").text)
 
 from mistral_portable.config import MistralConfig
 from mistral_portable.conversion import convert
-from mistral_portable.engine import Generation, Model, TextStreamer, Timings, load
+from mistral_portable.engine import AsyncTextStreamer, Generation, Model, TextStreamer, Timings, load
 from mistral_portable.errors import MistralPortableError
 from mistral_portable.evaluation import Perplexity, perplexity
 from mistral_portable.quantization import quantize
 from mistral_portable.sampling import SamplingParams
 
 __all__ = [
+    "AsyncTextStreamer",
     "Generation",
     "MistralConfig",
     "MistralPortableError",

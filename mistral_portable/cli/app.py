@@ -75,13 +75,26 @@ def run_app(arguments: list[str] | None) -> None:
     settings = Settings()
     try:
         # Ctrl-C is typer's 130; a pipe whose reader has gone is its quiet 1.
-        sys.exit(app(arguments, obj=settings, standalone_mode=False))
+        status = app(arguments, obj=settings, standalone_mode=False)
+        sys.stdout.flush()  # a full disk shows now, not amid the interpreter's end
+    except BrokenPipeError:
+        _drop_output()
+        status = 1
     except Exception as error:
         if settings.debug:
             raise
         status, message = _explain(error)
         typer.echo(f"error: {one_line(message)}", err=True)
-        sys.exit(status)
+        _drop_output()
+    sys.exit(status)
+
+
+def _drop_output() -> None:
+    """Let the interpreter's end succeed where what is left in stdout's buffer cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: Exception) -> tuple[int, str]:

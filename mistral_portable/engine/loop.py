@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
@@ -160,6 +160,9 @@ class Loop:
                 self._driven = True
             try:
                 ran = self._step()
+            except Exception as error:  # a defect: no coroutine shall wait for ever
+                ran = True
+                self._fail(self._scheduler.requests, error)
             finally:
                 self._give_over()
             with self._condition:
@@ -223,9 +226,10 @@ class Loop:
         """Take in the requests that have come, clear away those that were left, and wake those that stood still."""
         while self._arrived:
             request = self._arrived.popleft()
-            self._scheduler.add(
-                request, len(request.tokens), priority=request.priority, user=request.user, chunk=request.chunk
-            )
+            if not request.cancelled:
+                self._scheduler.add(
+                    request, len(request.tokens), priority=request.priority, user=request.user, chunk=request.chunk
+                )
         while self._left:
             self._end(self._left.popleft())
         for request in [request for request in self._stalled if len(request.made) <= request.backlog // 2]:
@@ -237,7 +241,11 @@ class Loop:
         for request in turn.aside:
             self._close_lane(request)
         for request in turn.admitted:
-            request.lane = self._core.manager.open()
+            try:
+                request.lane = self._core.manager.open()
+            except BusyError:  # somebody has taken the lane by hand since it was counted
+                self._scheduler.put_aside(request)
+                turn = replace(turn, reading=tuple(part for part in turn.reading if part[0] is not request))
         return turn
 
     def _free_lanes(self) -> int:
@@ -323,7 +331,7 @@ class Loop:
             tokens = self._begun[0].step.tokens().tolist()
         except Exception as error:
             self._begun.clear()
-            self._step_failed(completions, error)
+            self._fail([completion for completion in completions if completion.lane is not None], error)
             return
         self._begun.popleft()
         for completion, token in zip(completions, tokens, strict=True):

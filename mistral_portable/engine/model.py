@@ -99,7 +99,10 @@ class Model:
     def generate(
         self, prompt: Prompt | Sequence[Prompt], params: Params | None = None, **options: Any
     ) -> Generation | list[Generation]:
-        """Continue a prompt, or each of a list of prompts: they run together, and each answer is the one it gets alone.
+        """Continue a prompt, or each of a list of prompts: they run together.
+
+        Each answer is the one that the prompt gets alone; on executors other than `numba` but for rounding, which may
+        turn a close choice.
 
         params: for all prompts, or one for each. options: fields of SamplingParams, such as `max_tokens=64,
         temperature=0`, which replace those of `params`; `priority` (0; among requests of several threads the higher one

@@ -143,7 +143,7 @@ class Scheduler(Generic[Key]):
     def shed(self) -> Key:
         """Put aside the request with a lane that is the least urgent, of these the latest; return it."""
         job = min([*self._reading.values(), *self._decoding.values()], key=lambda job: (job.priority, -job.since))
-        self._put_aside(job.key)
+        self.put_aside(job.key)
         return job.key
 
     def took_place(self, turn: Turn[Key]) -> None:
@@ -162,7 +162,7 @@ class Scheduler(Generic[Key]):
             job.length += 1
             self._dealt[job.user] += 1
 
-    def _put_aside(self, key: Key) -> None:
+    def put_aside(self, key: Key) -> None:
         """Take the lane of a request, which waits for another one and reads its prompt and its answer again."""
         job = self._reading.pop(key, None)
         if job is None:
@@ -193,7 +193,7 @@ class Scheduler(Generic[Key]):
                 victim = self._victim(job.priority)
                 if victim is None:
                     break
-                self._put_aside(victim.key)
+                self.put_aside(victim.key)
                 aside.append(victim.key)
             admitted.append(job.key)
             self._reading[job.key] = self._waiting.pop(job.key)

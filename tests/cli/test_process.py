@@ -1,6 +1,7 @@
 """The command line as users start it."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -42,12 +43,26 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no /dev/full")
-def test_a_full_disk_is_one_line() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_one_line(unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*COMMAND, "backends"], stdout=full, stderr=subprocess.PIPE, timeout=60)
+        done = subprocess.run([*COMMAND, "backends"], stdout=full, stderr=subprocess.PIPE, timeout=60, env=environment)
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: [Errno 28]")
     assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_who_leaves_is_no_error_to_speak_of(unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.Popen([*COMMAND, "backends"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert (process.stderr.read(), process.wait(60)) == (b"", 1)
+    process.stderr.close()
 
 
 def test_help_needs_no_heavy_library() -> None:

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import mistral_portable as mp
 from mistral_portable.cache import StepPlan
 from mistral_portable.config import Window
-from mistral_portable.errors import CapacityError, ClosedError, NumericsError
+from mistral_portable.errors import BusyError, CapacityError, ClosedError, NumericsError
 
 LANES = 2
 PROMPT = "Once upon a time"
@@ -98,6 +98,7 @@ class Callers(RuleBasedStateMachine):
 
 
 TestCallers = Callers.TestCase
+# Each example writes up to a thousand tokens.
 TestCallers.settings = settings(max_examples=20, stateful_step_count=15)
 
 
@@ -256,6 +257,34 @@ def test_where_memory_is_short_fewer_run_at_a_time(model: mp.Model, monkeypatch:
     monkeypatch.setattr(model.program, "step", short)
     assert [found.tokens for found in model.generate([PROMPT] * 3, **options)] == [expected] * 3
     assert model.manager.lanes == ()
+
+
+def test_a_request_that_was_left_before_it_began_takes_no_lane(model: mp.Model) -> None:
+    first, second = (model.answer(PROMPT, None, max_tokens=5, ignore_eos=True) for _ in range(2))
+    model.loop.leave(second.completion)
+    for completion in model.loop.run([first.completion, second.completion]):
+        assert completion is first.completion
+        first.take()
+    assert first.done
+    assert model.manager.lanes == ()
+    assert not second.completion.made
+
+
+def test_a_lane_that_is_taken_by_hand_meanwhile_is_waited_for(model: mp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = answers(model, 2, max_tokens=5)
+    opened = model.manager.open
+    refusals = [1, 2]
+
+    def refuses_second() -> int:
+        if len(model.manager.lanes) == 1 and refusals:
+            refusals.pop()
+            raise BusyError("all lanes are taken")
+        return opened()
+
+    monkeypatch.setattr(model.manager, "open", refuses_second)
+    found = model.generate([PROMPT] * 2, [mp.SamplingParams(seed=seed, max_tokens=5) for seed in range(2)])
+    assert [generation.tokens for generation in found] == expected
+    assert not refusals
 
 
 def interrupted(model: mp.Model, monkeypatch: pytest.MonkeyPatch, when: Callable[[StepPlan], bool]) -> None:

@@ -110,7 +110,9 @@ def test_a_row_that_fails_is_its_request_s_error(
         return outputs
 
     monkeypatch.setattr(model.program, "step", broken)
-    lines = [line("a", {"prompt": "Once"}), line("b", {"prompt": [[5], [777]]}), line("c", {"prompt": "One"})]
+    # The last of b's 40 prompts have not begun when the first one fails.
+    broken_first = line("b", {"prompt": [[777]] + [[5]] * 39, "max_tokens": 200, "ignore_eos": True})
+    lines = [line("a", {"prompt": "Once"}), broken_first, line("c", {"prompt": "One"})]
     result = run_batch(model, write(source, lines), target)
     assert (result.answered, result.failed) == (2, 1)
     assert read(target)["b"]["status_code"] == 500
