@@ -1,4 +1,4 @@
-"""PagePool: the numbers of a layer group's pages, and how many lanes refer to each."""
+"""PagePool: the numbers of a layer group's pages, and how many lanes and prefixes refer to each."""
 
 from collections.abc import Iterable
 
@@ -8,25 +8,22 @@ __all__ = ["PagePool"]
 class PagePool:
     """Reference counts of pages 0, 1, 2, ... Not safe for concurrent calls.
 
-    Example: `take(3)` gives [0, 1, 2]; after `release([1])`, `take(2)` gives [1, 3].
+    Example: `take(3)` gives (0, 1, 2); after `release([1])`, `take(2)` gives (1, 3).
     """
 
     def __init__(self) -> None:
         self._references: list[int] = []
         self._taken_below = 0  # no page below is free
+        self.in_use = 0
+        """Pages that something refers to."""
 
     @property
     def count(self) -> int:
         """The highest number in use, plus one."""
         return len(self._references)
 
-    @property
-    def in_use(self) -> int:
-        """Pages that something refers to."""
-        return len(self._references) - self._references.count(0)
-
     def shared(self, page: int) -> bool:
-        """Whether more than one lane refers to the page."""
+        """Whether more than one lane or prefix refers to the page."""
         return self._references[page] > 1
 
     def take(self, count: int) -> tuple[int, ...]:
@@ -41,6 +38,7 @@ class PagePool:
                 self._references.append(1)
             taken.append(page)
             self._taken_below = page + 1
+        self.in_use += count
         return tuple(taken)
 
     def share(self, pages: Iterable[int]) -> None:
@@ -53,6 +51,7 @@ class PagePool:
         for page in pages:
             self._references[page] -= 1
             if not self._references[page]:
+                self.in_use -= 1
                 self._taken_below = min(self._taken_below, page)
         while self._references and not self._references[-1]:
             self._references.pop()

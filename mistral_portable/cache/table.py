@@ -31,6 +31,10 @@ class Table:
         """`pages`, int32 [pages]."""
         return np.array(self.pages, np.int32)
 
+    def page(self, number: int) -> int | None:
+        """The page of the positions from `number * page_size` on; None if it is not held."""
+        return self.pages[number - self.begin] if 0 <= number - self.begin < len(self.pages) else None
+
     def oldest(self, group: LayerGroup, high: int) -> int:
         """The oldest position that is still held, where the sequence's greatest length was `high`."""
         return max(0, high - group.page_size) if group.ring else self.begin * group.page_size

@@ -1,0 +1,96 @@
+"""LanePrefixes: the beginnings of texts where a page is a whole lane."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mistral_portable.cache.pool import PagePool
+from mistral_portable.cache.prefixes import Found, common_length
+from mistral_portable.cache.spec import LayerGroup
+from mistral_portable.cache.table import Table
+from mistral_portable.cache.window import first_visible
+
+__all__ = ["LanePrefixes"]
+
+
+class _Kept(NamedTuple):
+    high: int
+    tables: tuple[Table, ...]
+
+
+class LanePrefixes:
+    """Whole lanes. A text that goes on from all of a kept one takes it over; one that has less in common shares it.
+
+    Example: the text 1 2 3 kept. `find` of 1 2 3 4 takes it over: it is not kept any more, and written in place.
+    `find` of 1 2 9 shares it, if no window has overwritten what 2 tokens need; the executor copies the lane.
+    """
+
+    def __init__(self, groups: Sequence[LayerGroup], pools: Sequence[PagePool], page_bytes: Sequence[int]) -> None:
+        self._groups, self._pools = groups, pools
+        self._page_bytes = page_bytes
+        self._kept: OrderedDict[tuple[str, tuple[int, ...]], _Kept] = OrderedDict()  # the latest used last
+
+    @property
+    def bytes_kept(self) -> int:
+        """Bytes of what is kept and no lane uses."""
+        return sum(self.lane_bytes(kept.high) for kept in self._kept.values() if not self._in_use(kept))
+
+    def lane_bytes(self, length: int) -> int:
+        """Bytes of the slots of a lane of so many tokens."""
+        return sum(
+            size // group.page_size * min(group.page_size, length)
+            for group, size in zip(self._groups, self._page_bytes, strict=True)
+        )
+
+    def keep(self, salt: str, tokens: Sequence[int], high: int, tables: Sequence[Table], *, whole: bool) -> None:
+        """Keep a lane that holds these tokens, if it is to be kept whole."""
+        key = salt, tuple(tokens)
+        if not whole or not tokens:
+            return
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return
+        if any(kept.tables == tuple(tables) for kept in self._kept.values()):  # a page has one place
+            return
+        self._kept[key] = _Kept(high, tuple(tables))
+        for pool, table in zip(self._pools, tables, strict=True):
+            pool.share(table.pages)
+
+    def find(self, salt: str, tokens: Sequence[int]) -> Found | None:
+        """The longest known beginning of the tokens from which a lane can go on."""
+        best, found = 0, None
+        for key, kept in self._kept.items():
+            length = common_length(key[1], tokens) if key[0] == salt else 0
+            if length > best and self._holds(kept, length):
+                best, found = length, key
+        if found is None:
+            return None
+        kept = self._kept[found]
+        if best == len(found[1]) and not self._in_use(kept):
+            del self._kept[found]  # and its references are the finder's
+        else:
+            self._kept.move_to_end(found)
+            for pool, table in zip(self._pools, kept.tables, strict=True):
+                pool.share(table.pages)
+        return Found(best, kept.high, kept.tables)
+
+    def give_way(self) -> bool:
+        """Let go of what has been unused for the longest time; False if lanes use all that is kept, or nothing is."""
+        unused = next((key for key, kept in self._kept.items() if not self._in_use(kept)), None)
+        if unused is None:
+            return False
+        for pool, table in zip(self._pools, self._kept.pop(unused).tables, strict=True):
+            pool.release(table.pages)
+        return True
+
+    def _in_use(self, kept: _Kept) -> bool:
+        return any(
+            pool.shared(page) for pool, table in zip(self._pools, kept.tables, strict=True) for page in table.pages
+        )
+
+    def _holds(self, kept: _Kept, length: int) -> bool:
+        """Whether all that the query at position `length` sees is there."""
+        return all(
+            first_visible(length, group.window) >= min(length, table.oldest(group, kept.high))
+            for group, table in zip(self._groups, kept.tables, strict=True)
+        )
