@@ -29,6 +29,7 @@ class GroupReads:
 
     @property
     def window(self) -> Window:
+        """Positions that a query sees, None for all before it."""
         return self.spec.groups[self.index].window
 
     @property
