@@ -1,5 +1,6 @@
 """The cache in integers: lanes, pages, positions, slots. It knows no framework and holds no tensors."""
 
+from mistral_portable.cache.budget import CacheBudget
 from mistral_portable.cache.manager import CacheManager, Chunk, Pages
 from mistral_portable.cache.plan import Reads, StepPlan
 from mistral_portable.cache.saved import SavedIntegers
@@ -7,6 +8,7 @@ from mistral_portable.cache.spec import CacheSpec, LayerGroup
 from mistral_portable.cache.window import first_visible, visible
 
 __all__ = [
+    "CacheBudget",
     "CacheManager",
     "CacheSpec",
     "Chunk",

@@ -25,22 +25,14 @@ class LanePrefixes:
     `find` of 1 2 9 shares it, if no window has overwritten what 2 tokens need; the executor copies the lane.
     """
 
-    def __init__(self, groups: Sequence[LayerGroup], pools: Sequence[PagePool], page_bytes: Sequence[int]) -> None:
+    def __init__(self, groups: Sequence[LayerGroup], pools: Sequence[PagePool]) -> None:
         self._groups, self._pools = groups, pools
-        self._page_bytes = page_bytes
         self._kept: OrderedDict[tuple[str, tuple[int, ...]], _Kept] = OrderedDict()  # the latest used last
 
-    @property
-    def bytes_kept(self) -> int:
-        """Bytes of what is kept and no lane uses."""
-        return sum(self.lane_bytes(kept.high) for kept in self._kept.values() if not self._in_use(kept))
-
-    def lane_bytes(self, length: int) -> int:
-        """Bytes of the slots of a lane of so many tokens."""
-        return sum(
-            size // group.page_size * min(group.page_size, length)
-            for group, size in zip(self._groups, self._page_bytes, strict=True)
-        )
+    def spare_slots(self, group: int) -> int:
+        """Slots of a layer group's pages that are kept and that no lane uses."""
+        pages = [page for kept in self._kept.values() if not self._in_use(kept) for page in kept.tables[group].pages]
+        return sum(self._pools[group].slots(page) for page in pages)
 
     def keep(self, salt: str, tokens: Sequence[int], high: int, tables: Sequence[Table], *, whole: bool) -> None:
         """Keep a lane that holds these tokens, if it is to be kept whole."""

@@ -9,13 +9,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.cache.budget import CacheBudget
+from mistral_portable.cache.lane_prefixes import LanePrefixes
 from mistral_portable.cache.plan import Reads, StepPlan
 from mistral_portable.cache.pool import PagePool
+from mistral_portable.cache.prefixes import Found, PagePrefixes, Prefixes
 from mistral_portable.cache.saved import SavedIntegers, to_integers, to_lane
 from mistral_portable.cache.spec import CacheSpec
 from mistral_portable.cache.table import Advance, Table
 from mistral_portable.cache.window import first_visible
-from mistral_portable.errors import BusyError, CacheError
+from mistral_portable.errors import BusyError, CacheError, CapacityError
 from mistral_portable.forks import make_locks
 
 __all__ = ["CacheManager", "Chunk", "Pages"]
@@ -48,21 +51,26 @@ class _Lane:
     length: int = 0  # positions 0 .. length - 1 are valid
     high: int = 0  # the largest length so far: in a ring, position p was overwritten if p < high - page_size
     before: _Before | None = None
+    promised: int = 0  # the length that it was opened for
 
 
 class CacheManager:
     """Bookkeeping of `spec.max_lanes` lanes and of the pages that they refer to.
 
     `plan` moves sequences forward, `rollback` moves one back, `fork` lets two lanes share pages until one of them
-    writes. A page that is full is never written again, except after a rollback into it; a page to which another lane
+    writes. A page that is full is never written again, except after a rollback into it; a page to which something else
     refers is never written at all: the plan asks for a copy.
+
+    With a budget, `keep` makes a text known, and `resume` opens a lane with the longest known beginning of another one,
+    whose tokens need not be computed again. What is kept gives way where its room is needed.
 
     Example: `lane = manager.open(); manager.plan([Chunk(lane, [5, 6, 7], rows=[2])])`, then
     `manager.length(lane)` is 3; `manager.rollback(lane, 2)` forgets the last token.
     """
 
-    def __init__(self, spec: CacheSpec, *, model: str = "") -> None:
-        """model: the fingerprint of the weights (`weights.fingerprint`), which saved lanes carry.
+    def __init__(self, spec: CacheSpec, *, model: str = "", budget: CacheBudget | None = None) -> None:
+        """model: the fingerprint of the weights (`weights.fingerprint`), which saved lanes carry. budget: None: lanes
+        take what they need, and nothing is kept.
 
         Safe from any thread, with and without the GIL, also for a garbage collector that closes lanes in the middle of
         another call: a closed lane's pages are free when that call, or the next one, ends. The order of plans and the
@@ -71,7 +79,12 @@ class CacheManager:
         self.spec = spec
         self._model = model
         self._lanes: dict[int, _Lane] = {}
-        self._pools = tuple(PagePool() for _ in spec.groups)
+        self._pools = tuple(PagePool(group.page_size, ring=group.ring) for group in spec.groups)
+        self._ring = spec.groups[0].ring
+        self._budget = budget
+        self._prefixes: Prefixes | None = None
+        if budget is not None:
+            self._prefixes = (LanePrefixes if self._ring else PagePrefixes)(spec.groups, self._pools)
         self._closed: list[_Lane] = []  # lanes whose pages are still to be released
         make_locks(self, CacheManager._make_locks)
 
@@ -88,8 +101,10 @@ class CacheManager:
                 yield
             finally:
                 if outermost:
-                    while self._closed:
-                        self._release(self._closed.pop())
+                    if self._closed:
+                        while self._closed:
+                            self._release(self._closed.pop())
+                        self._let_go()
                     self._changing = False
 
     def open(self) -> int:
@@ -98,6 +113,48 @@ class CacheManager:
             lane = self._free_lane()
             self._lanes[lane] = _Lane((Table(),) * len(self.spec.groups))
             return lane
+
+    def resume(self, tokens: Sequence[int], *, salt: str = "", length: int = 0) -> tuple[int, int]:
+        """Open a lane that holds the longest known beginning of these tokens; return it and their number.
+
+        salt: only what was kept with the same is found. length: what the sequence is sure to reach; if the budget is
+        strict, room for it must be there.
+
+        Raises BusyError if all lanes are taken, CapacityError if there is no room beside the other lanes.
+
+        Example: after `keep(lane, [1, 2, 3, 4])`, `resume([1, 2, 3, 5, 6])` opens a lane that holds 3 tokens.
+        """
+        with self._changes():
+            number = self._free_lane()
+            found = self._prefixes.find(salt, tokens) if self._prefixes is not None else None
+            found = found or Found(0, 0, (Table(),) * len(self.spec.groups))
+            lane = _Lane(found.tables, found.length, found.high, promised=length)
+            self._lanes[number] = lane
+            try:
+                self._require_within(self._promised_bytes())
+            except CapacityError:
+                self._closed.append(self._lanes.pop(number))
+                raise
+            return number, found.length
+
+    def keep(self, lane: int, tokens: Sequence[int], *, salt: str = "", whole: bool = True) -> None:
+        """Make known that the lane's first tokens are these, at most as many as it holds. Their pages stay when it is
+        closed, until the room is needed. Without a budget it does nothing.
+
+        whole: also a page that is not full yet, and also where a page is a whole lane. It counts as shared from then
+        on: it is copied when the lane goes on.
+        """
+        with self._changes():
+            state = self._lane(lane)
+            if self._prefixes is not None:
+                self._prefixes.keep(salt, tokens[: state.length], state.high, state.tables, whole=whole)
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Bytes of the slots that lanes use or that are kept; 0 without a budget."""
+        with self._changes():  # so that those of closed lanes are free before
+            pass
+        return self._bytes()
 
     def close(self, lane: int) -> None:
         """Give the lane back; its content is void."""
@@ -167,6 +224,10 @@ class CacheManager:
             for index, group in enumerate(self.spec.groups):
                 for lane, begin, end in zip(lanes, begins, ends, strict=True):
                     advances[index].append(lane.tables[index].advance(group, self._pools[index], begin, end))
+                    if group.ring:
+                        self._pools[index].fill(advances[index][-1].table.pages[0], min(end, group.page_size))
+            self._let_go()
+            self._require_within(self._bytes())
             plan = StepPlan(
                 tokens=ids,
                 positions=np.array(positions, np.int32),
@@ -288,6 +349,46 @@ class CacheManager:
             tables = tuple(Table(begin, some) for (begin, _), some in zip(spans, pages, strict=True))
             self._lanes[lane] = _Lane(tables, length, high)
             return lane, pages
+
+    def _bytes(self) -> int:
+        if self._budget is None:
+            return 0
+        return sum(pool.slots_in_use * size for pool, size in zip(self._pools, self._budget.slot_bytes, strict=True))
+
+    def _let_go(self) -> None:
+        """Keep less, where the budget is exceeded."""
+        if self._budget is not None and self._prefixes is not None:
+            while self._bytes() > self._budget.limit and self._prefixes.give_way():
+                pass
+
+    def _require_within(self, needed: int) -> None:
+        """Raise CapacityError if a strict budget has no room for so many bytes."""
+        budget = self._budget
+        if budget is not None and budget.strict and needed > budget.limit:
+            raise CapacityError(
+                f"the cache would take {needed / 2**20:.1f} MiB, and cache_bytes={budget.limit} allows "
+                f"{budget.limit / 2**20:.1f} MiB: raise it, shorten the text or use fewer sequences at a time"
+            )
+
+    def _promised_bytes(self) -> int:
+        """Bytes that the lanes have or are sure to need; what is kept can give way."""
+        if self._budget is None or self._prefixes is None:
+            return 0
+        needed = self._bytes()
+        for group, size in enumerate(self._budget.slot_bytes):
+            lacking = sum(self._lacking(group, lane) for lane in self._lanes.values())
+            needed += size * (lacking - self._prefixes.spare_slots(group))
+        return needed
+
+    def _lacking(self, group: int, lane: _Lane) -> int:
+        """Slots that a lane does not have and is sure to need."""
+        own, pages = self.spec.groups[group], lane.tables[group].pages
+        needed = (
+            min(lane.promised, own.page_size)
+            if own.ring
+            else self.spec.lane_pages(group, lane.promised) * own.page_size
+        )
+        return max(0, needed - sum(map(self._pools[group].slots, pages)))
 
     def _free_lane(self) -> int:
         number = next((number for number in range(self.spec.max_lanes) if number not in self._lanes), None)

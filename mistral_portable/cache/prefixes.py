@@ -38,37 +38,32 @@ class Prefixes(Protocol):
     def give_way(self) -> bool:
         """Let go of what has been unused for the longest time; False if lanes use all that is kept, or nothing is."""
 
-    @property
-    def bytes_kept(self) -> int:
-        """Bytes of what is kept and no lane uses."""
+    def spare_slots(self, group: int) -> int:
+        """Slots of a layer group's pages that are kept and that no lane uses."""
 
 
 class PagePrefixes:
     """A tree of pages: below a page are those that have followed it, each under its tokens.
 
-    So pages are found by all tokens up to their end, compared one by one. A page that two texts share is kept once. In a
-    windowed group a lane goes on from wherever the pages of the window are there.
+    So pages are found by all tokens up to their end, compared one by one, and a page that two texts share is kept once.
+    In a windowed group a lane goes on from wherever the pages of the window are there.
 
     Example: pages of 2 slots, the texts 1 2 3 4 5 and 1 2 3 9 kept: [1 2] is above [3 4] and [3 9], [3 4] is above [5].
     `find` of 1 2 3 9 9 gives 4 tokens; of 1 2 3 7, 3 tokens: the slot of the 4 or the 9 is not read, and as the page
     is shared, a lane that writes there takes a copy.
     """
 
-    def __init__(self, groups: Sequence[LayerGroup], pools: Sequence[PagePool], page_bytes: Sequence[int]) -> None:
-        self._groups, self._pools, self._page_bytes = groups, pools, page_bytes
+    def __init__(self, groups: Sequence[LayerGroup], pools: Sequence[PagePool]) -> None:
+        self._groups, self._pools = groups, pools
         self._size = groups[0].page_size
         self._roots: dict[str, _Node] = {}
         self._known: set[tuple[int, int]] = set()  # (group, page)
         self._recent: OrderedDict[tuple[_Node, int], None] = OrderedDict()  # (node, group), the latest used last
 
-    @property
-    def bytes_kept(self) -> int:
-        """Bytes of what is kept and no lane uses."""
-        return sum(
-            self._page_bytes[group]
-            for node, group in self._recent
-            if not self._pools[group].shared(node.pages[group] or 0)
-        )
+    def spare_slots(self, group: int) -> int:
+        """Slots of a layer group's pages that are kept and that no lane uses."""
+        pool = self._pools[group]
+        return sum(pool.slots(page) for own, page in self._known if own == group and not pool.shared(page))
 
     def keep(self, salt: str, tokens: Sequence[int], high: int, tables: Sequence[Table], *, whole: bool) -> None:
         """Keep the pages of a lane that holds these tokens. whole: also a page that more tokens may still fill."""
@@ -92,7 +87,10 @@ class PagePrefixes:
         if node is None:
             return None
         path: list[_Node] = []
-        while (child := node.children.get(tuple(tokens[len(path) * size : (len(path) + 1) * size]))) is not None:
+        for at in range(0, len(tokens) - size + 1, size):  # full pages
+            child = node.children.get(tuple(tokens[at : at + size]))
+            if child is None:
+                break
             path.append(child)
             node = child
         lengths = [at * size for at in range(len(path), 0, -1)]

@@ -3,14 +3,14 @@
 import json
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, pairwise
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mistral_portable.cache import CacheManager, CacheSpec, Chunk, LayerGroup, Reads, StepPlan, visible
+from mistral_portable.cache import CacheBudget, CacheManager, CacheSpec, Chunk, LayerGroup, Reads, StepPlan, visible
 from mistral_portable.config import MistralConfig, Window
 from mistral_portable.errors import BusyError, CacheError
 
@@ -59,11 +59,14 @@ class CacheMachine(RuleBasedStateMachine):
     def start(self, spec: CacheSpec) -> None:
         self.spec = spec
         self.groups = list(enumerate(spec.groups))
-        self.manager = CacheManager(spec)
+        self.manager = self.managed(spec)
         self.lanes: dict[int, Lane] = {}
         self.memory: list[Memory] = [{} for _ in spec.groups]
         self.tokens = count()  # every token is new, so that a stale slot cannot pass for a fresh one
         self.open()
+
+    def managed(self, spec: CacheSpec) -> CacheManager:
+        return CacheManager(spec)
 
     def teardown(self) -> None:
         if hasattr(self, "lanes"):
@@ -330,4 +333,71 @@ class CacheMachine(RuleBasedStateMachine):
                 model.kept[index] = min(model.kept[index], start)
 
 
+class PrefixMachine(CacheMachine):
+    """Lanes are kept, and texts resumed where a known one begins alike; pages give way, or there is room for all."""
+
+    @initialize(spec=specs(), room=st.sampled_from([0, 3, 12, 40, 10**9]))
+    def start(self, spec: CacheSpec, room: int) -> None:
+        self.room = room
+        self.known: list[Lane] = []
+        super().start(spec)
+
+    def managed(self, spec: CacheSpec) -> CacheManager:
+        return CacheManager(spec, budget=CacheBudget(self.room, (1,) * len(spec.groups)))
+
+    def teardown(self) -> None:
+        if hasattr(self, "lanes"):
+            for lane in self.lanes:
+                self.manager.close(lane)
+            assert self.manager.bytes_in_use <= self.room
+
+    @invariant()
+    def pages_are_those_of_the_tables_and_of_plans_that_can_be_undone(self) -> None:
+        for index, _ in self.groups:
+            used = {page for lane in self.lanes for page in self.manager.pages(lane)[index]}
+            used |= {page for model in self.lanes.values() for page in model.parked[index]}
+            assert self.manager.pages_in_use(index) >= len(used)
+
+    @rule(data=st.data(), whole=st.booleans(), cut=st.integers(0, 9), closed=st.booleans())
+    def keep(self, data: st.DataObject, whole: bool, cut: int, closed: bool) -> None:
+        lane = data.draw(st.sampled_from(sorted(self.lanes)))
+        model = self.lanes[lane]
+        text = model.text[: max(0, len(model.text) - cut)]
+        self.manager.keep(lane, text, whole=whole)
+        self.known.append(replace(model, text=text))
+        for index, parked in enumerate(model.parked):
+            parked -= set(self.manager.pages(lane)[index])
+        if closed and len(self.lanes) > 1:
+            self.manager.close(lane)
+            del self.lanes[lane]
+            if whole and not cut and self.room == 10**9 and text:
+                assert self.resumed(text) == len(text)
+
+    @precondition(lambda self: self.known and len(self.lanes) < self.spec.max_lanes)
+    @rule(data=st.data(), more=st.integers(0, 9))
+    def resume(self, data: st.DataObject, more: int) -> None:
+        text = data.draw(st.sampled_from(self.known)).text
+        self.resumed(text[: data.draw(st.integers(0, len(text)))] + [next(self.tokens) for _ in range(more)])
+
+    @rule()
+    def salted(self) -> None:
+        if len(self.lanes) < self.spec.max_lanes and self.known:
+            lane, length = self.manager.resume(self.known[-1].text, salt="another user")
+            assert not length
+            self.manager.close(lane)
+
+    def resumed(self, text: list[int]) -> int:
+        """Open a lane with what is known of the text; `held_positions_are_in_memory` says whether that is right."""
+        lane, length = self.manager.resume(text)
+        assert length <= len(text)
+        alike = [model for model in self.known if model.text[:length] == text[:length]]
+        assert alike
+        starts = [oldest(length, group) // group.page_size * group.page_size for _, group in self.groups]
+        kept = [0 if group.ring else start for (_, group), start in zip(self.groups, starts, strict=True)]
+        peak = max(model.peak for model in alike)
+        self.lanes[lane] = Lane(text[:length], kept, [set() for _ in self.groups], length, False, peak)
+        return length
+
+
 TestCacheMachine = CacheMachine.TestCase
+TestPrefixMachine = PrefixMachine.TestCase
