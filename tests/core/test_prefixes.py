@@ -228,10 +228,23 @@ def test_all_lanes_are_taken() -> None:
         world.resume([0])
 
 
-def test_a_garbage_collector_may_close_a_lane_amid_all_this() -> None:
-    """Its pages are free when the call ends: `tests/core/test_cache_collector.py` has the details."""
-    world = World(page_size=1, limit=4, max_lanes=2)
+@pytest.mark.parametrize("page_size", [4, None])
+def test_what_was_resumed_and_left_unwritten_gives_way_like_all_else(page_size: int | None) -> None:
+    world = World(page_size=page_size, limit=4, max_lanes=1)
+    for text in ([0] * 4, [0] * 2, [0] * 4, [1] * 4):
+        lane, _ = world.resume(text)
+        world.write(lane, text, [4])
+        world.end(lane)
+    assert world.manager.bytes_in_use == 4
+    assert world.resume([0] * 4)[1] == 0
+
+
+def test_what_a_lane_uses_does_not_give_way() -> None:
+    world = World(page_size=2, limit=4, max_lanes=3)
     lane, _ = world.resume([0] * 4)
     world.write(lane, [0] * 4, [4])
-    world.end(lane)
-    assert world.manager.bytes_in_use == 4
+    other, _ = world.resume([1] * 4)
+    world.write(other, [1] * 4, [4])
+    world.end(other)
+    assert world.resume([0] * 4)[1] == 4
+    assert world.resume([1] * 4)[1] == 0
