@@ -88,6 +88,10 @@ class Cache:
         self._set(np.array(pages, np.int32), rows)
         self._lost -= {(group, page) for page in pages}
 
+    def slot_bytes(self, group: int) -> int:
+        """Bytes of a slot in all layers of a group."""
+        return self._spec.slot_bytes(group, self._dtype.itemsize)
+
     def _names(self, group: int) -> list[str]:
         return [f"{kind}.{layer}" for layer in self._spec.groups[group].layers for kind in ("keys", "values")]
 
@@ -101,9 +105,10 @@ class Cache:
         }
 
     def _grow(self, group: int, count: int) -> None:
-        """Have `count` pages at least, in doublings up to what all lanes need."""
-        most = self._spec.max_lanes * self._spec.lane_pages(group)
-        pages = max(count, min(max(_LEAST, few(count)), most))
+        """Have `count` pages at least, in doublings; but not more than all lanes need, if that is enough."""
+        most, pages = self._spec.max_lanes * self._spec.lane_pages(group), max(_LEAST, few(count))
+        if count <= most:
+            pages = min(pages, most)
         try:
             for name in self._names(group):
                 pool = self.arrays[name]

@@ -71,6 +71,9 @@ class JAXProgram:
     def scratch_bytes(self) -> int:
         return 0  # XLA owns it
 
+    def slot_bytes(self, group: int) -> int:
+        return self._cache.slot_bytes(group)
+
     def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[Any]]:
         check_inputs(self._graph, plan, inputs)
         return self._in_turn(partial(self._run, plan, inputs))

@@ -48,6 +48,10 @@ class Cache:
         arrays = {id(array): array.nbytes for parts in self._pages.values() for array in parts}
         return sum(arrays.values())
 
+    def slot_bytes(self, group: int) -> int:
+        """Bytes of a slot in all layers of a group."""
+        return len(self._spec.groups[group].layers) * self._format.nbytes(self._spec.num_key_value_heads, 1)
+
     def take(self, plan: StepPlan) -> dict[int, list[Parts]]:
         """The arrays of the plan's sequences, by layer, with room for its tokens; those of a copy may be its source's.
 

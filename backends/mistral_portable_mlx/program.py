@@ -108,6 +108,9 @@ class MLXProgram:
     def scratch_bytes(self) -> int:
         return 0  # MLX owns it
 
+    def slot_bytes(self, group: int) -> int:
+        return self._cache.slot_bytes(group)
+
     def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[np.float32]]:
         check_inputs(self._graph, plan, inputs)
         with self._on_stream():

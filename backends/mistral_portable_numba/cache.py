@@ -35,6 +35,11 @@ class KVCache:
         """Bytes of all pools."""
         return sum(pool.nbytes for pool in list(self._pools.values()))  # a step may grow some meanwhile
 
+    def slot_bytes(self, group: int) -> int:
+        """Bytes of a slot in all layers of a group."""
+        page = sum(self._head_bytes.values()) * self._spec.num_key_value_heads
+        return page * len(self._spec.groups[group].layers) // PAGE_SIZE
+
     def address(self, layer: int, kind: str = "keys") -> int:
         """The address where the address of a layer's pool stands; that of its values follows that of its keys."""
         return int(self._addresses[layer][_KINDS.index(kind) :].ctypes.data)

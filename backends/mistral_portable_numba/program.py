@@ -100,6 +100,9 @@ class NumbaProgram:
         held = 0 if layout is None else layout.bytes
         return held + self._values.bytes + sum(array.nbytes for array in list(self._lowered.memory))
 
+    def slot_bytes(self, group: int) -> int:
+        return self._cache.slot_bytes(group)
+
     def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[np.float32]]:
         check_inputs(self._graph, plan, inputs)
         with self._in_turn(f"a step of {len(plan.tokens)} tokens"):

@@ -50,6 +50,10 @@ class Cache:
         """Bytes now allocated."""
         return sum(pool.nbytes for pool in self._pools.values())
 
+    def slot_bytes(self, group: int) -> int:
+        """Bytes of a slot in all layers of a group."""
+        return self._spec.slot_bytes(group, next(iter(self._pools.values())).itemsize)
+
     def first_bytes(self, tokens: int) -> int:
         """Bytes of a first lane of `tokens` tokens."""
         return sum(
@@ -146,10 +150,11 @@ class Cache:
 
     def _rounded(self, index: int, count: int) -> int:
         """Pages of a pool that is to have `count`: so many more that it grows rarely, at most a quarter beyond 16, and
-        not beyond what all lanes can hold."""
+        not beyond what all lanes can hold unless it has to."""
         stride = max(_STRIDE, 1 << max(0, count.bit_length() - 3))
+        rounded = -(-count // stride) * stride
         most = self._spec.max_lanes * (self._spec.lane_pages(index) + 1)  # and one that is copied
-        return max(count, min(most, -(-count // stride) * stride))
+        return min(most, rounded) if count <= most else rounded
 
     def _missing_bytes(self, counts: Sequence[int]) -> int:
         """Bytes that pools lack for so many pages in each group."""
@@ -160,7 +165,7 @@ class Cache:
         )
 
     def _page_bytes(self, index: int) -> int:
-        return self._spec.page_bytes(index, next(iter(self._pools.values())).itemsize)
+        return self._spec.groups[index].page_size * self.slot_bytes(index)
 
     def _indices(self, numbers: Sequence[int] | Integers) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=self._device)

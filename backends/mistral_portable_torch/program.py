@@ -103,6 +103,9 @@ class TorchProgram:
     def scratch_bytes(self) -> int:
         return 0  # torch's allocator has it
 
+    def slot_bytes(self, group: int) -> int:
+        return self._cache.slot_bytes(group)
+
     def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[np.float32]]:
         check_inputs(self._graph, plan, inputs)
         with self._running(), self._memory.short_for_a_step():

@@ -91,6 +91,12 @@ class Program(Protocol):
         """Bytes of the buffers that it keeps between steps, beside weights and cache; 0 where its framework owns them
         (see OwnMemory)."""
 
+    def slot_bytes(self, group: int) -> int:
+        """Bytes of a slot of the layer group `CacheSpec.groups[group]`: a key and a value in each of its layers.
+
+        A page of 64 slots takes 64 times as much. Mistral 7B, float16: 32 layers * 2 * 8 heads * 128 * 2 = 128 KiB.
+        """
+
     def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> Mapping[str, NDArray[np.float32]]:
         """Run the graph on the plan's tokens: every graph output by name, float32 (float64 in float64 programs).
 

@@ -3,6 +3,7 @@
 from mistral_portable.cache.budget import CacheBudget
 from mistral_portable.cache.manager import CacheManager, Chunk, Pages
 from mistral_portable.cache.plan import Reads, StepPlan
+from mistral_portable.cache.prefixes import common_length
 from mistral_portable.cache.saved import SavedIntegers
 from mistral_portable.cache.spec import CacheSpec, LayerGroup
 from mistral_portable.cache.window import first_visible, visible
@@ -17,6 +18,7 @@ __all__ = [
     "Reads",
     "SavedIntegers",
     "StepPlan",
+    "common_length",
     "first_visible",
     "visible",
 ]

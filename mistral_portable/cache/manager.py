@@ -149,6 +149,14 @@ class CacheManager:
             if self._prefixes is not None:
                 self._prefixes.keep(salt, tokens[: state.length], state.high, state.tables, whole=whole)
 
+    def forget(self) -> bool:
+        """Let go of all that is kept and that no lane uses; False if there is nothing."""
+        with self._changes():
+            forgot = False
+            while self._prefixes is not None and self._prefixes.give_way():
+                forgot = True
+            return forgot
+
     @property
     def bytes_in_use(self) -> int:
         """Bytes of the slots that lanes use or that are kept; 0 without a budget."""

@@ -78,13 +78,16 @@ class CacheSpec:
         """The index in `groups` of the group that holds `layer`."""
         return next(index for index, group in enumerate(self.groups) if layer in group.layers)
 
-    def page_bytes(self, group: int, itemsize: int) -> int:
-        """Bytes of one page in all layers of the group `groups[group]`, `itemsize` bytes per number.
+    def slot_bytes(self, group: int, itemsize: int) -> int:
+        """Bytes of a slot in all layers of the group `groups[group]`, `itemsize` bytes per number.
 
-        Mistral 7B, pages of 64 slots, float16: 32 layers * 64 * 2 * 8 heads * 128 * 2 = 8 MiB.
+        Mistral 7B, float16: 32 layers * 2 * 8 heads * 128 * 2 = 128 KiB.
         """
-        own = self.groups[group]
-        return len(own.layers) * own.page_size * 2 * self.num_key_value_heads * self.head_dim * itemsize
+        return len(self.groups[group].layers) * 2 * self.num_key_value_heads * self.head_dim * itemsize
+
+    def page_bytes(self, group: int, itemsize: int) -> int:
+        """Bytes of one page. Mistral 7B, pages of 64 slots, float16: 64 * 128 KiB = 8 MiB."""
+        return self.groups[group].page_size * self.slot_bytes(group, itemsize)
 
     def lane_pages(self, group: int, context: int | None = None) -> int:
         """The most pages that one lane holds in the group `groups[group]`, up to `context` tokens (None: max_context).
@@ -114,9 +117,8 @@ class CacheSpec:
         tokens = self.max_context if context is None else context
         total = 0
         for index, group in enumerate(self.groups):
-            page = self.page_bytes(index, itemsize)
-            used = page // group.page_size * min(group.page_size, tokens)
-            total += used if group.ring else self.lane_pages(index, context) * page
+            slots = min(group.page_size, tokens) if group.ring else self.lane_pages(index, context) * group.page_size
+            total += slots * self.slot_bytes(index, itemsize)
         return total
 
 

@@ -13,13 +13,15 @@ __all__ = ["Generation", "Timings", "peak_memory_bytes"]
 class Timings:
     """Seconds (wall clock) and counts of one call, and of the load before it.
 
-    Prefill is everything up to the first new token; decode is what the steps of the others took, so that
+    Prefill is everything up to the first new token; `cached_tokens` of the `prefill_tokens` were still in the cache and
+    not computed again; decode is what the steps of the others took, so that
     `decode_tokens` is one less than the number of tokens made, some of which a stream may not have shown yet.
     `peak_memory_bytes` is the process's, since it began.
     """
 
     load_s: float
     prefill_tokens: int
+    cached_tokens: int
     prefill_s: float
     decode_tokens: int
     decode_s: float

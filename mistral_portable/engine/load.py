@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from mistral_portable.boundary import BACKEND_QUANTIZE, ExecutorOptions, check_options, prepare
+from mistral_portable.boundary import BACKEND_QUANTIZE, ExecutorOptions, Program, check_options, prepare
 from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.boundary.registry import select
-from mistral_portable.cache import CacheManager, CacheSpec
+from mistral_portable.cache import CacheBudget, CacheManager, CacheSpec
 from mistral_portable.config import Window
 from mistral_portable.engine.block_maker import block_maker
 from mistral_portable.engine.core import Core
@@ -23,6 +23,7 @@ from mistral_portable.weights import fingerprint, open_checkpoint
 __all__ = ["load"]
 
 _CHUNK = 512  # prompt tokens of one prefill step
+_KEPT_BYTES = 2 * 2**30  # 16,384 tokens of Mistral 7B in float16
 
 
 def load(
@@ -38,6 +39,7 @@ def load(
     window: Window | Literal["config"] = "config",
     max_context: int | None = None,
     max_lanes: int = 8,
+    cache_bytes: int | None = None,
     threads: int | None = None,
     revision: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -57,7 +59,9 @@ def load(
     makes the same calls, with the same seeds.
     window: "config" keeps the checkpoint's, None is full attention, an int replaces it in every layer.
     max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences that run
-    at a time, further ones wait; lanes take memory only when used. threads: CPU threads; by default the physical cores
+    at a time, further ones wait; lanes take memory only when used. cache_bytes: limit of keys and values of all lanes,
+    and of texts that have ended, which are kept so that a prompt that begins alike is not read again; 0 keeps none;
+    None keeps up to 2 GiB, and lanes take what they need. threads: CPU threads; by default the physical cores
     that this process may use. revision: branch, tag or commit of a hub id.
     progress: called as (what, done, total), in any unit, while files are downloaded, weights read and kernels compiled.
 
@@ -67,14 +71,15 @@ def load(
     """
     begin = time.perf_counter()
     chosen = select(backend)
-    for name, value in (
-        ("max_context", max_context),
-        ("max_lanes", max_lanes),
-        ("threads", threads),
-        ("tensor_parallel", tensor_parallel),
+    for name, value, least in (
+        ("max_context", max_context, 1),
+        ("max_lanes", max_lanes, 1),
+        ("cache_bytes", cache_bytes, 0),
+        ("threads", threads, 1),
+        ("tensor_parallel", tensor_parallel, 1),
     ):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InputError(f"{name}={value!r} must be an integer from 1 on")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise InputError(f"{name}={value!r} must be an integer from {least} on")
     if not isinstance(model, str | Path):
         raise InputError(f"model={model!r} must be a name or a path")
     own, blocks = (quantize, None) if quantize in BACKEND_QUANTIZE else (None, quantize)
@@ -109,11 +114,21 @@ def load(
     )
     tokenizer = load_tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None  # before weights are read
     program = prepare(chosen, graph, checkpoint.tensors, spec, options)
+    manager = CacheManager(
+        spec, model=fingerprint(config, checkpoint.tensors), budget=_budget(program, spec, cache_bytes)
+    )
     return Model(
         config=config,
         backend=chosen.name,
-        core=Core(program, CacheManager(spec, model=fingerprint(config, checkpoint.tensors))),
+        core=Core(program, manager),
         tokenizer=tokenizer,
         source=str(checkpoint.path),
         load_s=time.perf_counter() - begin,
     )
+
+
+def _budget(program: Program, spec: CacheSpec, cache_bytes: int | None) -> CacheBudget | None:
+    if cache_bytes == 0:
+        return None
+    slot_bytes = tuple(program.slot_bytes(group) for group in range(len(spec.groups)))
+    return CacheBudget(cache_bytes or _KEPT_BYTES, slot_bytes, strict=cache_bytes is not None)

@@ -4,9 +4,10 @@ import asyncio
 import copy
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import GreedyProgram, GreedyStep
-from mistral_portable.cache import Chunk
+from mistral_portable.cache import Chunk, common_length
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.request import Completion, Request, Scoring
 from mistral_portable.engine.scheduler import Scheduler, Turn
@@ -26,6 +27,8 @@ __all__ = ["Loop"]
 
 AnyRequest = TypeVar("AnyRequest", bound=Request[Any])
 _Request = Request[Any]
+
+_WORTH_WAITING = 32  # tokens in common with a prompt that is being read
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ class Loop:
         self._stalled: set[_Request] = set()
         self._begun: deque[_Step] = deque()
         self._most = core.manager.spec.max_lanes  # requests with a lane; fewer where memory was short
+        self._page = core.manager.spec.groups[0].page_size
+        self._compared: dict[_Request, weakref.WeakKeyDictionary[_Request, int]] = {}  # for those that wait
+        self._too_large: tuple[list[_Request], CapacityError] | None = None  # who asked last found no room
         self._together = 4 * self._most  # requests of one caller: enough to choose from, and no longer lists
         make_locks(self, Loop._make_locks)
 
@@ -209,10 +215,12 @@ class Loop:
                 self._begin_following()
             self._read_first(begin)
             return True
-        turn = self._next_turn()
-        if not turn.decoding and not turn.reading:
+        if self._scheduler.waiting:
+            self._scheduler.admit(self)
+        turn = self._scheduler.next()
+        if not turn.requests:
             # Each lane that the loop holds is of a request that goes on or whose lane another one may take.
-            self._fail(self._scheduler.waiting, BusyError("every lane is held by others: close one or raise max_lanes"))
+            self._refuse()
             return False
         try:
             self._run(turn, begin)
@@ -236,21 +244,67 @@ class Loop:
             self._stalled.discard(request)
             self._scheduler.stall(request, False)
 
-    def _next_turn(self) -> Turn[_Request]:
-        turn = self._scheduler.next(self._free_lanes())
-        for request in turn.aside:
-            self._close_lane(request)
-        for request in turn.admitted:
-            try:
-                request.lane = self._core.manager.open()
-            except BusyError:  # somebody has taken the lane by hand since it was counted
-                self._scheduler.put_aside(request)
-                turn = replace(turn, reading=tuple(part for part in turn.reading if part[0] is not request))
-        return turn
+    def _refuse(self) -> None:
+        """Fail those that wait, although the loop holds no lane: others have all, or one takes more than there is."""
+        if self._too_large is not None:
+            self._fail(*self._too_large)
+        else:
+            self._fail(self._scheduler.waiting, BusyError("every lane is held by others: close one or raise max_lanes"))
+
+    # --- lanes, for the scheduler ------------------------------------------------------------------------------------
+
+    def is_ready(self, request: _Request) -> bool:
+        """Whether no other request reads what this one begins with, too: it would be computed twice."""
+        for other in self._scheduler.reading:
+            alike = self._alike(request, other)
+            if alike >= _WORTH_WAITING and other.fed < alike and other.priority >= request.priority:
+                return False
+        return True
+
+    def begin(self, request: _Request) -> int | None:
+        """Open a lane with what is known of a request's tokens; return their number, or None if there is no room."""
+        self._too_large = None
+        if len(self._scheduler.held) >= self._most:
+            return None
+        for (
+            other
+        ) in self._scheduler.held:  # a page that is not full, or a lane in one piece, is kept when somebody asks
+            if self._alike(request, other) >= max(_WORTH_WAITING, other.kept + 1):
+                self._keep(other, whole=True)
+        try:
+            request.lane, request.fed = self._core.manager.resume(
+                request.tokens[: request.findable], salt=request.cache_salt, length=len(request.tokens)
+            )
+        except BusyError:
+            return None
+        except CapacityError as error:
+            self._too_large = [request], error
+            return None
+        request.cached = request.fed if request.cached is None else request.cached
+        self._compared.pop(request, None)
+        return request.fed
+
+    def put_aside(self, request: _Request) -> None:
+        """Close the lane of a request that goes on later."""
+        self._close_lane(request)
+
+    def _alike(self, request: _Request, other: _Request) -> int:
+        """The number of tokens that a request which waits has in common with another one, from the first on."""
+        if request.cache_salt != other.cache_salt or not other.keeps:
+            return 0
+        known = self._compared.setdefault(request, weakref.WeakKeyDictionary())
+        if other not in known:
+            known[other] = common_length(request.tokens[: request.findable], other.tokens)
+        return known[other]
+
+    def _keep(self, request: _Request, *, whole: bool) -> None:
+        """Let others find the request's tokens in the cache."""
+        known = min(request.fed, len(request.tokens))  # a step that has begun has read one whose id is not known yet
+        if request.keeps and request.lane is not None:
+            self._core.manager.keep(request.lane, request.tokens[:known], salt=request.cache_salt, whole=whole)
+            request.kept = known if whole else known // self._page * self._page
 
     def _free_lanes(self) -> int:
-        if not self._scheduler.asked:
-            return 0
         manager = self._core.manager
         return min(manager.spec.max_lanes - len(manager.lanes), self._most - len(self._scheduler.held))
 
@@ -306,6 +360,8 @@ class Loop:
     def _took_place(self, turn: Turn[_Request]) -> None:
         for request, count in zip(turn.requests, turn.counts, strict=True):
             request.fed += count
+            if min(request.fed, len(request.tokens)) >= request.kept + self._page:
+                self._keep(request, whole=False)
         self._scheduler.took_place(turn)
 
     def _begin_following(self) -> None:
@@ -322,7 +378,7 @@ class Loop:
         except MistralPortableError:  # no memory for one token more, say: the next step tells, when this one is read
             return
         self._begun.append(_Step(step, completions))
-        self._took_place(Turn(decoding=tuple(completions)))
+        self._took_place(Turn(tuple(completions)))
 
     def _read_first(self, begin: float) -> None:
         """Wait for the older one of the begun steps, and hand its tokens out."""
@@ -369,6 +425,8 @@ class Loop:
 
     def _step_failed(self, requests: Sequence[_Request], error: Exception) -> None:
         """Go on without the requests of a step that has failed; if memory was short, with fewer of them at a time."""
+        if isinstance(error, CapacityError) and self._core.manager.forget():
+            return  # what was kept has given way
         if isinstance(error, CapacityError) and len(requests) > 1:
             self._close_lane(self._scheduler.shed())
             self._most = len(self._scheduler.held)
@@ -392,13 +450,16 @@ class Loop:
         if request in self._scheduler:
             self._scheduler.remove(request)
             self._stalled.discard(request)
+            self._compared.pop(request, None)
             self._close_lane(request)
             self._most = self._core.manager.spec.max_lanes
 
     def _close_lane(self, request: _Request) -> None:
         if request.lane is not None:
+            if request.error is None:
+                self._keep(request, whole=True)
             self._core.manager.close(request.lane)
-        request.lane, request.fed = None, 0
+        request.lane, request.fed, request.kept = None, 0, 0
 
 
 class _Begun(Generic[AnyRequest]):

@@ -106,7 +106,8 @@ class Model:
 
         params: for all prompts, or one for each. options: fields of SamplingParams, such as `max_tokens=64,
         temperature=0`, which replace those of `params`; `priority` (0; among requests of several threads the higher one
-        comes first); `user` (""; users share the steps alike).
+        comes first); `user` (""; users share the steps alike); `cache_salt` (""; what others have asked is found in the
+        cache by those with the same one only, so that nobody learns of it by how fast an answer begins).
 
         Raises InputError for an empty or too long prompt, an id outside the vocabulary or a bad sampling value,
         CapacityError if the cache does not fit into memory, NumericsError for logits that are not finite, ClosedError
@@ -241,13 +242,21 @@ class Model:
         return [self.answer(some, own, **options) for some, own in zip(prompts, each, strict=True)]
 
     def answer(
-        self, prompt: Prompt, params: SamplingParams | None, *, priority: int = 0, user: str = "", **sampling: Any
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        *,
+        priority: int = 0,
+        user: str = "",
+        cache_salt: str = "",
+        **sampling: Any,
     ) -> Answer:
         """Make a request of one prompt for `loop.run`. Raises the errors of `generate` that are about its arguments."""
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise InputError(f"priority={priority!r} must be an integer")
-        if not isinstance(user, str):
-            raise InputError(f"user={user!r} must be a string")
+        for name, value in (("user", user), ("cache_salt", cache_salt)):
+            if not isinstance(value, str):
+                raise InputError(f"{name}={value!r} must be a string")
         if not isinstance(params, SamplingParams | None):
             raise InputError(f"params={params!r:.40} must be SamplingParams")
         try:
@@ -260,7 +269,15 @@ class Model:
         tokens = self._encode(prompt)
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self.end_tokens)
         text = None if self._tokenizer is None else self._tokenizer.stream(tokens)
-        completion = Completion(tokens, params, ends=ends, max_context=self.max_context, priority=priority, user=user)
+        completion = Completion(
+            tokens,
+            params,
+            ends=ends,
+            max_context=self.max_context,
+            priority=priority,
+            user=user,
+            cache_salt=cache_salt,
+        )
         return Answer(completion, ends, text, self.load_s)
 
     def _encode(self, prompt: Prompt) -> list[int]:

@@ -18,7 +18,8 @@ class Request(Generic[Made]):
     """A sequence in a Loop, which appends to `made`; its consumer takes from there, in any thread.
 
     tokens: ids to read; those of an answer are appended. fed: how many of them are in the cache. lane: where; None
-    while the request waits for one. priority: of two that wait the higher one comes first. user: users share the steps
+    while the request waits for one. cached: how many of the tokens were in the cache before it began; None until then.
+    priority: of two that wait the higher one comes first. user: users share the steps
     alike. submitted: when, by time.perf_counter. finished: nothing more will come; `error` says why if this is not the
     end. cancelled: its consumer has left it. listener: called by the thread that runs the steps if something is new.
     """
@@ -28,10 +29,17 @@ class Request(Generic[Made]):
     backlog = 64
     """Things in `made` that nobody has taken, at which the request stands still."""
 
-    def __init__(self, tokens: Sequence[int], *, priority: int = 0, user: str = "") -> None:
+    keeps = True
+    """Whether later requests may find its tokens in the cache."""
+
+    def __init__(self, tokens: Sequence[int], *, priority: int = 0, user: str = "", cache_salt: str = "") -> None:
+        """cache_salt: only requests with the same one find each other's tokens in the cache."""
         self.tokens = list(tokens)
         self.priority = priority
         self.user = user
+        self.cache_salt = cache_salt
+        self.cached: int | None = None
+        self.kept = 0  # tokens in the cache that others can find
         self.made: deque[Made] = deque()
         self.fed = 0
         self.lane: int | None = None
@@ -42,6 +50,11 @@ class Request(Generic[Made]):
 
     def rows(self, count: int) -> Sequence[int]:
         """Which of the next `count` tokens want their logits: indices into them."""
+        raise NotImplementedError
+
+    @property
+    def findable(self) -> int:
+        """How many of its first tokens need not be read if they are in the cache: no logits are wanted there."""
         raise NotImplementedError
 
     def next(self) -> Made:
@@ -75,9 +88,10 @@ class Completion(Request[Sampled]):
         max_context: int,
         priority: int = 0,
         user: str = "",
+        cache_salt: str = "",
     ) -> None:
         """prompt: 1 to max_context ids. ends: ids that end the answer, beside `params.max_tokens` and max_context."""
-        super().__init__(prompt, priority=priority, user=user)
+        super().__init__(prompt, priority=priority, user=user, cache_salt=cache_salt)
         self.sampler = Sampler(params, prompt_tokens=prompt)
         self.prefill_s = self.decode_s = 0.0
         self._ends = ends
@@ -95,6 +109,10 @@ class Completion(Request[Sampled]):
         """Whether its next token is the last one, whatever it is."""
         return len(self.tokens) + 1 == self._most
 
+    @property
+    def findable(self) -> int:
+        return len(self.tokens) - 1
+
     def rows(self, count: int) -> Sequence[int]:
         return (count - 1,) if self.fed + count == len(self.tokens) else ()
 
@@ -108,6 +126,7 @@ class Completion(Request[Sampled]):
 class Scoring(Request[NDArray[np.float32]]):
     """Makes the logits behind tokens, float32 [rows, vocab_size], step after step."""
 
+    keeps = False  # texts are scored once
     backlog = 2  # a part may take hundreds of megabytes
 
     def __init__(self, tokens: Sequence[int], *, first: int = 0, chunk: int | None = None) -> None:
@@ -115,6 +134,10 @@ class Scoring(Request[NDArray[np.float32]]):
         super().__init__(tokens)
         self.chunk = chunk
         self._first = first
+
+    @property
+    def findable(self) -> int:
+        return self._first
 
     def rows(self, count: int) -> Sequence[int]:
         return range(max(0, self._first - self.fed), count)

@@ -4,26 +4,38 @@ from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Scheduler", "Turn"]
+__all__ = ["Lanes", "Scheduler", "Turn"]
 
 Key = TypeVar("Key", bound=Hashable)
+AnyKey = TypeVar("AnyKey", bound=Hashable, contravariant=True)
 
 _SLOWDOWN = 2.0  # a step that also reads prompts takes at most so many times as long as one that only decodes
 _LEAST = 16  # tokens of prompts in a step: fewer would cost about as much
 _WEIGHT = 0.2  # of the newest step in the averages of times
 
 
+class Lanes(Protocol[AnyKey]):
+    """The lanes that `Scheduler.admit` hands out."""
+
+    def is_ready(self, key: AnyKey) -> bool:
+        """Whether a request that waits would rather begin now than a little later."""
+
+    def begin(self, key: AnyKey) -> int | None:
+        """Give a request a lane; return the number of its tokens that are in it. None: there is no lane, or no room."""
+
+    def put_aside(self, key: AnyKey) -> None:
+        """Take the lane of a request away."""
+
+
 @dataclass(frozen=True)
 class Turn(Generic[Key]):
-    """One step. `aside` give their lanes back before it, and then `admitted` take lanes.
+    """One step.
 
     decoding: requests with one token each, their newest. reading: (request, number of its next prompt tokens).
     """
 
-    aside: tuple[Key, ...] = ()
-    admitted: tuple[Key, ...] = ()
     decoding: tuple[Key, ...] = ()
     reading: tuple[tuple[Key, int], ...] = ()
 
@@ -89,6 +101,11 @@ class Scheduler(Generic[Key]):
         return [key for key, job in self._waiting.items() if not job.stalled]
 
     @property
+    def reading(self) -> list[Key]:
+        """The requests that read their prompts, or prompt and answer again, but not those that are stalled."""
+        return [key for key, job in self._reading.items() if not job.stalled]
+
+    @property
     def requests(self) -> list[Key]:
         """All requests."""
         return [*self._waiting, *self._reading, *self._decoding]
@@ -119,19 +136,33 @@ class Scheduler(Generic[Key]):
         job.stalled = stalled
         self._steady = None
 
-    def next(self, free: int) -> Turn[Key]:
-        """Return the next step. free: lanes that nobody holds.
+    def admit(self, lanes: Lanes[Key]) -> None:
+        """Let requests that wait begin, as many as there are lanes for.
 
-        Without a free lane, a request that waits takes the lane of one that is stalled, or of one of a lower priority:
-        that one is put aside, and must be read again.
+        Where there is none, one takes the lane of a request that is stalled, or of one of a lower priority: that one is
+        put aside, and must be read again.
         """
-        aside, admitted = self._admit(free) if self._waiting else ((), ())
-        if not self._reading and not aside:
+        for job in sorted((job for job in self._waiting.values() if not job.stalled), key=self._order):
+            if not lanes.is_ready(job.key):
+                continue
+            while (known := lanes.begin(job.key)) is None:
+                victim = self._victim(job.priority)
+                if victim is None:
+                    return
+                self.put_aside(victim.key)
+                lanes.put_aside(victim.key)
+            job.left -= known
+            job.length = known
+            self._reading[job.key] = self._waiting.pop(job.key)
+
+    def next(self) -> Turn[Key]:
+        """Return the next step."""
+        if not self._reading:
             if self._steady is None:
-                self._steady = Turn(decoding=self._unstalled())
+                self._steady = Turn(self._unstalled())
             return self._steady
         decoding = self._unstalled()
-        return Turn(aside, admitted, decoding, self._share(self._room(len(decoding))))
+        return Turn(decoding, self._share(self._room(len(decoding))))
 
     def steady(self, free: int) -> bool:
         """Whether the next step decodes what the last one did, unless requests come, end or stall meanwhile."""
@@ -183,21 +214,6 @@ class Scheduler(Generic[Key]):
 
     def _order(self, job: _Job[Key]) -> tuple[int, int, int]:
         return -job.priority, self._dealt[job.user], job.left + job.since
-
-    def _admit(self, free: int) -> tuple[tuple[Key, ...], tuple[Key, ...]]:
-        aside, admitted = list[Key](), list[Key]()
-        for job in sorted((job for job in self._waiting.values() if not job.stalled), key=self._order):
-            if free:
-                free -= 1
-            else:
-                victim = self._victim(job.priority)
-                if victim is None:
-                    break
-                self.put_aside(victim.key)
-                aside.append(victim.key)
-            admitted.append(job.key)
-            self._reading[job.key] = self._waiting.pop(job.key)
-        return tuple(aside), tuple(admitted)
 
     def _victim(self, priority: int) -> _Job[Key] | None:
         """The request whose lane another one of this priority may take: stalled, or else less urgent; the latest."""

@@ -66,6 +66,7 @@ class Answer:
             timings=Timings(
                 load_s=self._load_s,
                 prefill_tokens=self._prompt_tokens,
+                cached_tokens=completion.cached or 0,
                 prefill_s=completion.prefill_s,
                 decode_tokens=max(0, len(completion.tokens) - self._prompt_tokens - 1),
                 decode_s=completion.decode_s,

@@ -77,6 +77,9 @@ class ReferenceProgram:
     def scratch_bytes(self) -> int:
         return 0  # a step's arrays end with it
 
+    def slot_bytes(self, group: int) -> int:
+        return self._cache_spec.slot_bytes(group, np.dtype(self.precision.dtype).itemsize)
+
     def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[Any]]:
         check_inputs(self._graph, plan, inputs)
         values: dict[str, Any] = {"tokens": plan.tokens, "positions": plan.positions, "logit_rows": plan.logit_rows}

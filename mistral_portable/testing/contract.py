@@ -39,6 +39,7 @@ def run_then_close(program: Program, graph: Graph, spec: CacheSpec, scenario: Sc
     outputs = run(program, graph, spec, scenario)
     for group in range(len(spec.groups)):
         _require_moved(program, group)
+        _require_sized(program, spec, group)
     state = program.read_pages(0, [0])
     manager = CacheManager(spec)
     plan = manager.plan([Chunk(manager.open(), (0,))])
@@ -78,6 +79,14 @@ def _require_moved(program: Program, group: int) -> None:
             if array.shape != expected.shape or array.tobytes() != expected.tobytes():
                 raise WrongOutput(f"group {group}: {name} is not read as it was written")
             array.fill(1)
+
+
+def _require_sized(program: Program, spec: CacheSpec, group: int) -> None:
+    """Raise WrongOutput unless page 0 has the bytes that `slot_bytes` says; a ring may have fewer slots."""
+    own, slot = spec.groups[group], program.slot_bytes(group)
+    found = sum(array.nbytes for array in program.read_pages(group, [0]).values())
+    if found % slot or not (0 < found <= own.page_size * slot if own.ring else found == own.page_size * slot):
+        raise WrongOutput(f"group {group}: page 0 has {found} bytes, and {own.page_size} slots of {slot} bytes")
 
 
 def run_in_threads(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:
@@ -135,6 +144,9 @@ class _Guard:
     @property
     def batch_invariant(self) -> bool:
         return self._inner.batch_invariant
+
+    def slot_bytes(self, group: int) -> int:
+        return self._inner.slot_bytes(group)
 
     @property
     def cache_bytes(self) -> int:

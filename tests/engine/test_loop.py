@@ -272,16 +272,16 @@ def test_a_request_that_was_left_before_it_began_takes_no_lane(model: mp.Model) 
 
 def test_a_lane_that_is_taken_by_hand_meanwhile_is_waited_for(model: mp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = answers(model, 2, max_tokens=5)
-    opened = model.manager.open
+    opened = model.manager.resume
     refusals = [1, 2]
 
-    def refuses_second() -> int:
+    def refuses_second(*arguments: Any, **options: Any) -> tuple[int, int]:
         if len(model.manager.lanes) == 1 and refusals:
             refusals.pop()
             raise BusyError("all lanes are taken")
-        return opened()
+        return opened(*arguments, **options)
 
-    monkeypatch.setattr(model.manager, "open", refuses_second)
+    monkeypatch.setattr(model.manager, "resume", refuses_second)
     found = model.generate([PROMPT] * 2, [mp.SamplingParams(seed=seed, max_tokens=5) for seed in range(2)])
     assert [generation.tokens for generation in found] == expected
     assert not refusals

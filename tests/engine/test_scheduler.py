@@ -19,17 +19,42 @@ class Job:
     priority: int = 0
     user: str = ""
     made: int = 0
+    ready: bool = True
 
 
 @dataclass
 class World:
-    """Requests that come by and by, on a number of lanes: `steps` yields each turn until all have ended."""
+    """Requests that come by and by, on a number of lanes: `steps` yields each turn until all have ended.
+
+    known: tokens at the beginning of every prompt that are in the cache when it gets a lane. It is the scheduler's
+    `Lanes`, too.
+    """
 
     jobs: list[Job]
     lanes: int
     seconds: tuple[float, float] = (0.0, 0.0)  # of a step that decodes, and more for each token that is read
+    known: int = 0
     held: set[int] = field(default_factory=set)
     left: dict[int, int] = field(default_factory=dict)
+    aside: list[int] = field(default_factory=list)
+    begun: list[int] = field(default_factory=list)
+
+    def is_ready(self, key: int) -> bool:
+        return self.jobs[key].ready
+
+    def begin(self, key: int) -> int | None:
+        if len(self.held) >= self.lanes:
+            return None
+        self.held.add(key)
+        self.begun.append(key)
+        known = min(self.known, self.left[key] - 1)
+        self.left[key] -= known
+        return known
+
+    def put_aside(self, key: int) -> None:
+        self.held.remove(key)
+        self.aside.append(key)
+        self.left[key] = self.jobs[key].prompt + self.jobs[key].made
 
     def steps(self, arrivals: list[int]) -> Iterator[tuple[Scheduler[int], Turn[int]]]:
         scheduler: Scheduler[int] = Scheduler(BUDGET)
@@ -43,11 +68,8 @@ class World:
                 return
             if not scheduler.requests:
                 continue
-            turn = scheduler.next(self.lanes - len(self.held))
-            for key in turn.aside:
-                self.held.remove(key)
-                self.left[key] = self.jobs[key].prompt + self.jobs[key].made
-            self.held |= set(turn.admitted)
+            scheduler.admit(self)
+            turn = scheduler.next()
             yield scheduler, turn
             scheduler.took_place(turn)
             decode, read = self.seconds
@@ -125,24 +147,48 @@ def test_users_share_alike_however_much_they_ask(many: int, few: int) -> None:
 def test_the_urgent_take_the_lane_of_the_less_urgent_which_go_on_later() -> None:
     world = World([Job(10, 50), Job(10, 5, priority=1)], lanes=1)
     order = [turn for _, turn in world.steps([0, 5])]
-    assert [turn.aside for turn in order if turn.aside] == [(0,)]
-    assert [turn.admitted for turn in order if turn.admitted] == [(0,), (1,), (0,)]
+    assert len(order) == 50 + 5
+    assert (world.aside, world.begun) == ([0], [0, 1, 0])
 
 
 def test_whoever_does_not_take_its_tokens_gives_way_and_returns() -> None:
-    scheduler: Scheduler[str] = Scheduler(BUDGET)
-    scheduler.add("a", 3)
-    scheduler.took_place(scheduler.next(1))
-    scheduler.add("b", 3)
-    assert scheduler.next(0).decoding == ("a",)  # b waits
-    scheduler.stall("a", True)
-    turn = scheduler.next(0)
-    assert (turn.aside, turn.admitted, turn.reading) == (("a",), ("b",), (("b", 3),))
+    world, scheduler = World([Job(3, 9), Job(3, 9)], lanes=1), Scheduler[int](BUDGET)
+    world.left = {0: 3, 1: 3}
+    scheduler.add(0, 3)
+    scheduler.admit(world)
+    scheduler.took_place(scheduler.next())
+    scheduler.add(1, 3)
+    scheduler.admit(world)
+    assert scheduler.next().decoding == (0,)  # the other waits
+    scheduler.stall(0, True)
+    scheduler.admit(world)
+    turn = scheduler.next()
+    assert (world.aside, turn.decoding, turn.reading) == ([0], (), ((1, 3),))
     scheduler.took_place(turn)
-    scheduler.remove("b")
-    assert scheduler.next(1) == Turn()
-    scheduler.stall("a", False)
-    assert scheduler.next(1).reading == (("a", 4),)  # its prompt and its newest token
+    scheduler.remove(1)
+    world.held.remove(1)
+    scheduler.admit(world)
+    assert scheduler.next() == Turn()
+    scheduler.stall(0, False)
+    scheduler.admit(world)
+    assert scheduler.next().reading == ((0, 4),)  # its prompt and its newest token
+
+
+def test_what_is_known_of_a_prompt_is_not_read() -> None:
+    world = World([Job(100, 1), Job(80, 1)], lanes=2, known=90)
+    read = [turn.reading for _, turn in world.steps([0, 0])]
+    assert read == [((1, 1), (0, 10))]
+
+
+def test_whoever_would_rather_wait_is_passed_over() -> None:
+    world = World([Job(10, 3, ready=False), Job(20, 1)], lanes=2)
+    for _, turn in world.steps([0, 0]):
+        if world.jobs[1].made:
+            world.jobs[0].ready = True
+        else:
+            assert turn.requests in [(1,), ()]
+            world.jobs[0].ready = turn.requests == (1,)
+    assert world.begun == [1, 0]
 
 
 @pytest.mark.parametrize(("decode", "read"), [(0.1, 0.01), (0.1, 0.001), (0.001, 0.0001)])
@@ -157,21 +203,26 @@ def test_beside_others_as_many_tokens_are_read_as_keep_a_step_within_twice_its_t
 
 
 def test_a_step_is_steady_until_something_changes() -> None:
-    scheduler: Scheduler[str] = Scheduler(BUDGET)
-    scheduler.add("a", 3)
+    world, scheduler = World([Job(3, 9)] * 3, lanes=1), Scheduler[int](BUDGET)
+    world.left = dict.fromkeys(range(3), 3)
+    scheduler.add(0, 3)
     assert not scheduler.steady(1)
-    scheduler.took_place(scheduler.next(1))
+    scheduler.admit(world)
+    scheduler.took_place(scheduler.next())
     assert scheduler.steady(1)
-    scheduler.add("b", 3)
+    scheduler.add(1, 3)
     assert not scheduler.steady(1)
     assert scheduler.steady(0)
-    scheduler.add("c", 3, priority=1)
+    scheduler.add(2, 3, priority=1)
     assert not scheduler.steady(0)
 
 
 def test_where_memory_is_short_the_least_urgent_and_latest_gives_way() -> None:
-    scheduler: Scheduler[str] = Scheduler(BUDGET)
-    for key, priority in (("a", 1), ("b", 0), ("c", 0), ("d", 2)):
+    priorities = [1, 0, 0, 2]
+    world, scheduler = World([Job(3, 9)] * 4, lanes=4), Scheduler[int](BUDGET)
+    world.left = dict.fromkeys(range(4), 3)
+    for key, priority in enumerate(priorities):
         scheduler.add(key, 3, priority=priority)
-        scheduler.took_place(scheduler.next(4))
-    assert [scheduler.shed() for _ in range(3)] == ["c", "b", "a"]
+        scheduler.admit(world)
+        scheduler.took_place(scheduler.next())
+    assert [scheduler.shed() for _ in range(3)] == [2, 1, 0]

@@ -72,6 +72,9 @@ class Together:
         with ThreadPoolExecutor(len(self._programs)) as pool:
             return list(pool.map(call, self._programs))
 
+    def slot_bytes(self, group: int) -> int:
+        return sum(int(program.slot_bytes(group)) for program in self._programs)
+
     @property
     def cache_bytes(self) -> int:
         return sum(program.cache_bytes for program in self._programs)

@@ -44,6 +44,9 @@ class ToyProgram:
     def cache_bytes(self) -> int:
         return sum(cache.keys.nbytes + cache.values.nbytes for cache in self._caches.values())
 
+    def slot_bytes(self, group: int) -> int:
+        return self._spec.slot_bytes(group, 4)
+
     def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, Floats]:
         check_inputs(self._graph, plan, inputs)
         integers = {"tokens": plan.tokens, "positions": plan.positions, "logit_rows": plan.logit_rows}
