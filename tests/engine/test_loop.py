@@ -24,24 +24,32 @@ LANES = 2
 PROMPT = "Once upon a time"
 
 
+# Of a slot of the tiny model's float16 cache, and of four pages: one sequence fits, two do only while they are short.
+SLOT_BYTES = 2 * 2 * 2 * 32 * 4
+FOUR_PAGES = 4 * 64 * SLOT_BYTES
+
+
 @cache
-def loaded(window: Window, lanes: int) -> mp.Model:
+def loaded(window: Window, lanes: int, cache_bytes: int | None) -> mp.Model:
     """A model of an executor whose bits do not depend on the batch."""
-    return mp.load("tiny", backend="numba", threads=1, window=window, max_lanes=lanes, max_context=140)
+    return mp.load(
+        "tiny", backend="numba", threads=1, window=window, max_lanes=lanes, max_context=140, cache_bytes=cache_bytes
+    )
 
 
 @cache
 def alone(window: Window, prompt: tuple[int, ...], temperature: float, seed: int) -> tuple[int, ...]:
-    return loaded(window, 1).generate(prompt, temperature=temperature, seed=seed, max_tokens=90).tokens
+    return loaded(window, 1, 0).generate(prompt, temperature=temperature, seed=seed, max_tokens=90).tokens
 
 
 class Callers(RuleBasedStateMachine):
     """Streams of one model, taken from in any order, beside whole answers and logits."""
 
-    @initialize(window=st.one_of(st.integers(1, 8), st.none()))
-    def load(self, window: Window) -> None:
-        self.window = window
-        self.model = loaded(window, LANES)
+    @initialize(window=st.one_of(st.integers(1, 8), st.none()), cache_bytes=st.sampled_from([None, 0, FOUR_PAGES]))
+    def load(self, window: Window, cache_bytes: int | None) -> None:
+        self.window, self.cache_bytes = window, cache_bytes
+        self.model = loaded(window, LANES, cache_bytes)
+        self.texts: list[tuple[int, ...]] = []  # of answers, with their prompts
         self.streams: list[tuple[mp.TextStreamer, tuple[int, ...]]] = []
 
     def request(self, prompt: list[int], temperature: float) -> tuple[dict[str, Any], tuple[int, ...]]:
@@ -50,6 +58,16 @@ class Callers(RuleBasedStateMachine):
         return {"temperature": temperature, "seed": seed, "max_tokens": 90}, expected
 
     prompts = st.lists(st.integers(5, 1000), min_size=1, max_size=40)
+
+    @precondition(lambda self: self.texts)
+    @rule(data=st.data(), more=st.lists(st.integers(5, 1000), max_size=5), cut=st.integers(0, 70))
+    def go_on(self, data: st.DataObject, more: list[int], cut: int) -> None:
+        """A prompt that begins as an earlier text does."""
+        text = data.draw(st.sampled_from(self.texts))
+        prompt = [*text[: max(1, min(45, len(text) - cut))], *more]
+        options, expected = self.request(prompt, 0.0)
+        assert self.model.generate(prompt, **options).tokens == expected
+
     temperatures = st.sampled_from([0.0, 1.0])
 
     @rule(prompt=prompts, temperature=temperatures, priority=st.integers(0, 1))
@@ -81,6 +99,7 @@ class Callers(RuleBasedStateMachine):
         requests = [self.request(prompt, temperature) for prompt, temperature in several]
         found = self.model.generate([prompt for prompt, _ in several], [mp.SamplingParams(**o) for o, _ in requests])
         assert [generation.tokens for generation in found] == [expected for _, expected in requests]
+        self.texts += [(*prompt, *made.tokens) for (prompt, _), made in zip(several, found, strict=True)]
 
     @rule(prompt=prompts, chunk=st.sampled_from([None, 1, 3]))
     def score(self, prompt: list[int], chunk: int | None) -> None:
@@ -90,6 +109,8 @@ class Callers(RuleBasedStateMachine):
     @invariant()
     def lanes_hold(self) -> None:
         assert len(self.model.manager.lanes) <= LANES
+        if self.cache_bytes:
+            assert self.model.manager.bytes_in_use <= self.cache_bytes
 
     def teardown(self) -> None:
         self.streams.clear()
