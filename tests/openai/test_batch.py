@@ -63,6 +63,7 @@ def test_answers_are_those_of_each_request_alone(model: mp.Model, files: tuple[P
         assert [choice["text"] for choice in body["choices"]] == [one.text for one in alone]
         assert [choice["finish_reason"] for choice in body["choices"]] == [one.finish_reason for one in alone]
         assert body["usage"]["prompt_tokens"] == len(model.tokenizer.encode(prompt))
+        assert 0 <= body["usage"]["prompt_tokens_details"]["cached_tokens"] < body["usage"]["prompt_tokens"]
         assert body["usage"]["completion_tokens"] == sum(len(one.tokens) for one in alone)
     answer = model.chat(messages, temperature=0, max_tokens=None, logprobs=2)
     (choice,) = found["chat"]["body"]["choices"]
