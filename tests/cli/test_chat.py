@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli.processes import Result, invoke
@@ -104,11 +105,10 @@ def test_the_documented_command() -> None:
 
 def test_the_memory_of_the_cache_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[object] = []
-    load = mp.engine.load.load
 
-    def watched(**options: object) -> mp.Model:
+    def watched(**options: Any) -> mp.Model:
         given.append(options["cache_bytes"])
-        return load(**options)  # type: ignore[arg-type]
+        return mp.load(**options)
 
     monkeypatch.setattr("mistral_portable.cli.loading.load", watched)
     for text in ("0", "16", "16m", "1G", "1GiB"):
