@@ -90,9 +90,10 @@ def test_n_answers_to_a_prompt_that_is_read_once(several: bool, counted: list[in
         assert [generation.tokens for generation in found] == expected
         assert sum(counted) == len(CHAT) + 3 + 4 * 4
         assert len({generation.tokens for generation in model.generate(CHAT, n=4, **options)}) > 1
-        for wrong in (0, -1, 1.5, True, "2"):
+        refused: list[Any] = [0, -1, 1.5, True, "2"]
+        for wrong in refused:
             with pytest.raises(InputError, match=r"n=.* must be an integer from 1 on"):
-                model.generate(CHAT, n=wrong)  # type: ignore[call-overload]
+                model.generate(CHAT, n=wrong)
 
 
 def test_a_whole_prompt_is_asked_again(counted: list[int]) -> None:

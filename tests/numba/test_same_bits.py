@@ -107,6 +107,17 @@ def test_any_schedule_gives_the_bits_of_each_text_alone(
         np.testing.assert_array_equal(found[sequence], expected)
 
 
+@pytest.mark.parametrize(("max_chunk", "max_lanes", "max_context"), [(LONGEST, 2, 128), (100, 5, 300)])
+def test_a_cache_of_other_sizes_gives_the_same_bits(max_chunk: int, max_lanes: int, max_context: int) -> None:
+    sizes = {"max_chunk": max_chunk, "max_lanes": max_lanes, "max_context": max_context}
+    spec = CacheSpec.from_config(CONFIG, page_size=PAGE_SIZE, **sizes)
+    other = prepare(NumbaBackend(), GRAPH, weights_of("q4_0"), spec, ExecutorOptions(kv_cache="float16"))
+    scenario = Scenario(tuple((Feed(0, (token,), 1),) for token in TEXTS[0]))
+    found = run(other, GRAPH, spec, scenario)[0]["logits"]
+    own = prepare(NumbaBackend(), GRAPH, weights_of("q4_0"), SPEC, ExecutorOptions(kv_cache="float16"))
+    np.testing.assert_array_equal(found, run(own, GRAPH, SPEC, scenario)[0]["logits"])
+
+
 def test_the_example_of_the_document_holds() -> None:
     document = (Path(__file__).parents[2] / "docs" / "determinism.md").read_text()
     (code,) = re.findall(r"^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
