@@ -46,7 +46,8 @@ class Loop:
     Coroutines must not wait in their thread: for them a thread is started, which ends when none of theirs is left.
     """
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, *, lanes: int | None = None) -> None:
+        """lanes: the most that its requests hold together; None: all that nobody else holds."""
         self._core = core
         self._on_device = isinstance(core.program, GreedyProgram)
         self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk)
@@ -54,7 +55,8 @@ class Loop:
         self._left: deque[_Request] = deque()
         self._stalled: set[_Request] = set()
         self._begun: deque[_Step] = deque()
-        self._most = core.manager.spec.max_lanes  # requests with a lane; fewer where memory was short
+        self._lanes = lanes or core.manager.spec.max_lanes
+        self._most = self._lanes  # requests with a lane; fewer where memory was short
         self._together = 4 * self._most  # requests of one caller: enough to choose from, and no longer lists
         make_locks(self, Loop._make_locks)
 
@@ -301,7 +303,8 @@ class Loop:
         assert lane is not None
         if self._core.manager.length(lane) != fed:  # Ctrl-C came between a step and the note that it had taken place
             self._core.manager.rollback(lane, fed)
-        return Chunk(lane, request.tokens[fed : fed + count], request.rows(count))
+        embeds = None if request.embeds is None else request.embeds[fed : fed + count]
+        return Chunk(lane, request.tokens[fed : fed + count], request.rows(count), embeds)
 
     def _took_place(self, turn: Turn[_Request]) -> None:
         for request, count in zip(turn.requests, turn.counts, strict=True):
@@ -393,7 +396,7 @@ class Loop:
             self._scheduler.remove(request)
             self._stalled.discard(request)
             self._close_lane(request)
-            self._most = self._core.manager.spec.max_lanes
+            self._most = self._lanes
 
     def _close_lane(self, request: _Request) -> None:
         if request.lane is not None:

@@ -27,6 +27,9 @@ class Request(Generic[Made]):
     """The most tokens in a step; None: as many as the loop likes."""
     backlog = 64
     """Things in `made` that nobody has taken, at which the request stands still."""
+    embeds: NDArray[np.float32] | None = None
+    """Rows [n, hidden_size] in place of the embeddings of the first n tokens. Their ids mean nothing: keys must not be
+    found by them."""
 
     def __init__(self, tokens: Sequence[int], *, priority: int = 0, user: str = "") -> None:
         self.tokens = list(tokens)
@@ -75,10 +78,13 @@ class Completion(Request[Sampled]):
         max_context: int,
         priority: int = 0,
         user: str = "",
+        embeds: NDArray[np.float32] | None = None,
     ) -> None:
-        """prompt: 1 to max_context ids. ends: ids that end the answer, beside `params.max_tokens` and max_context."""
+        """prompt: 1 to max_context ids. ends: ids that end the answer, beside `params.max_tokens` and max_context.
+        embeds: a row for each id of the prompt; penalties then count the answer alone."""
         super().__init__(prompt, priority=priority, user=user)
-        self.sampler = Sampler(params, prompt_tokens=prompt)
+        self.embeds = embeds
+        self.sampler = Sampler(params, prompt_tokens=prompt if embeds is None else ())
         self.prefill_s = self.decode_s = 0.0
         self._ends = ends
         room = max_context - len(prompt) + 1  # the last token need not be fed
