@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import mistral_portable as mp
 from mistral_portable.boundary.program import Inputs
 from mistral_portable.cache import Chunk, StepPlan
-from mistral_portable.errors import BusyError, CapacityError, ClosedError, NumericsError
+from mistral_portable.errors import BusyError, CapacityError, ClosedError, InputError, NumericsError
 
 PROMPT = "Once upon a time"
 CHAT = [{"role": "user", "content": "Tom has a red ball. What color is Tom's ball?"}]
@@ -191,6 +191,12 @@ def test_where_lanes_are_held_by_hand_the_rest_is_refused() -> None:
                 with pytest.raises(BusyError, match="every lane is held by others: close one or raise max_lanes"):
                     call()
         assert len(model.generate(PROMPT, max_tokens=2).tokens) == 2
+
+
+def test_rows_in_place_of_embeddings_are_refused_where_the_graph_takes_none(tiny: mp.Model) -> None:
+    rows = np.zeros((1, tiny.config.hidden_size), np.float32)
+    with tiny.lane() as lane, pytest.raises(InputError, match="this program takes token ids only"):
+        tiny.step([Chunk(lane, [1], [0], rows)])
 
 
 def test_logits_that_are_not_finite_are_an_error_of_numerics(tiny: mp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
