@@ -281,14 +281,16 @@ class AsynchronousProgram(TorchProgram):
             return torch.cuda.max_memory_allocated(self._device.torch)
         return torch.mps.driver_allocated_memory()
 
-    def begin_greedy(self, plan: StepPlan, after: GreedyStep | None = None) -> "TorchGreedyStep":
-        check_inputs(self._graph, plan, NO_INPUTS)
+    def begin_greedy(
+        self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: GreedyStep | None = None
+    ) -> "TorchGreedyStep":
+        check_inputs(self._graph, plan, inputs)
         if not isinstance(after, TorchGreedyStep | None):
             raise InputError(f"after is a {type(after).__name__}: give a step that this program has begun")
         with self._running(), self._memory.short_for_a_step():
             # A row without an argmax is -1: its next token means nothing, but must be in the vocabulary.
             before = after.argmax.clamp(min=0) if after is not None else None
-            return TorchGreedyStep(self._begin(plan, tokens=before, greedy=True)[_ARGMAX].clone())
+            return TorchGreedyStep(self._begin(plan, inputs, tokens=before, greedy=True)[_ARGMAX].clone())
 
 
 class TorchGreedyStep:

@@ -145,8 +145,10 @@ class GreedyStep(Protocol):
 class GreedyProgram(Protocol):
     """A program whose device takes the argmax itself: the next step begins before the host has read its token."""
 
-    def begin_greedy(self, plan: StepPlan, after: GreedyStep | None = None) -> GreedyStep:
-        """Begin a step and return at once. Raises the errors of `step`.
+    def begin_greedy(
+        self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: GreedyStep | None = None
+    ) -> GreedyStep:
+        """Begin a step and return at once. Inputs and errors are those of `step`.
 
         after: a step of this program whose tokens, row by row, are this one's; the plan's own mean nothing then.
         """

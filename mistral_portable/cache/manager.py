@@ -29,11 +29,16 @@ Pages = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next tokens of the sequence in `lane`, and which of them (indices into `tokens`) want their logits."""
+    """The next tokens of the sequence in `lane`, and which of them (indices into `tokens`) want their logits.
+
+    embeds: float32 [n, hidden_size] in place of the embeddings of the first n tokens, whose ids then mean nothing; for
+    `engine.Core`, as the manager does not look at them.
+    """
 
     lane: int
     tokens: Sequence[int]
     rows: Sequence[int] = ()
+    embeds: NDArray[np.float32] | None = None
 
 
 class _Before(NamedTuple):
@@ -74,7 +79,7 @@ class CacheManager:
 
         Safe from any thread, with and without the GIL, also for a garbage collector that closes lanes in the middle of
         another call: a closed lane's pages are free when that call, or the next one, ends. The order of plans and the
-        steps that they are for is the caller's to keep.
+        steps that they are for is the caller's to keep, by `turn`.
         """
         self.spec = spec
         self._model = model
@@ -89,6 +94,8 @@ class CacheManager:
         make_locks(self, CacheManager._make_locks)
 
     def _make_locks(self) -> None:
+        self.turn = threading.Lock()
+        """Held from a plan to the end of its step, whichever of the model's programs runs it."""
         self._lock = threading.RLock()  # reentrant: the collector may run in the thread that holds it
         self._changing = False
 

@@ -49,7 +49,8 @@ class Loop:
     Coroutines must not wait in their thread: for them a thread is started, which ends when none of theirs is left.
     """
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, *, lanes: int | None = None) -> None:
+        """lanes: the most that its requests hold together; None: all that nobody else holds."""
         self._core = core
         self._on_device = isinstance(core.program, GreedyProgram)
         self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk)
@@ -57,7 +58,8 @@ class Loop:
         self._left: deque[_Request] = deque()
         self._stalled: set[_Request] = set()
         self._begun: deque[_Step] = deque()
-        self._most = core.manager.spec.max_lanes  # requests with a lane; fewer where memory was short
+        self._lanes = lanes or core.manager.spec.max_lanes
+        self._most = self._lanes  # requests with a lane; fewer where memory was short
         self._page = core.manager.spec.groups[0].page_size
         self._compared: dict[_Request, weakref.WeakKeyDictionary[_Request, int]] = {}  # for those that wait
         self._too_large: tuple[list[_Request], CapacityError] | None = None  # who asked last found no room
@@ -355,7 +357,8 @@ class Loop:
         assert lane is not None
         if self._core.manager.length(lane) != fed:  # Ctrl-C came between a step and the note that it had taken place
             self._core.manager.rollback(lane, fed)
-        return Chunk(lane, request.tokens[fed : fed + count], request.rows(count))
+        embeds = None if request.embeds is None else request.embeds[fed : fed + count]
+        return Chunk(lane, request.tokens[fed : fed + count], request.rows(count), embeds)
 
     def _took_place(self, turn: Turn[_Request]) -> None:
         for request, count in zip(turn.requests, turn.counts, strict=True):
@@ -452,7 +455,7 @@ class Loop:
             self._stalled.discard(request)
             self._compared.pop(request, None)
             self._close_lane(request)
-            self._most = self._core.manager.spec.max_lanes
+            self._most = self._lanes
 
     def _close_lane(self, request: _Request) -> None:
         if request.lane is not None:

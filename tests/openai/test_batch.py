@@ -105,8 +105,8 @@ def test_a_row_that_fails_is_its_request_s_error(
     source, target = files
     step = model.program.step
 
-    def broken(plan: Any) -> Any:
-        outputs = step(plan)
+    def broken(plan: Any, inputs: Any) -> Any:
+        outputs = step(plan, inputs)
         outputs["logits"][plan.tokens[plan.logit_rows] == 777] = float("nan")
         return outputs
 
