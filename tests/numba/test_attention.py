@@ -7,12 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mistral_portable_numba.layouts import (
-    KV_DTYPES,
-    attention_scratch,
-    head_width,
-    tokens_per_item,
-)
+from mistral_portable_numba.layouts import KV_DTYPES, attention_scratch, head_width, tokens_per_item
 from numba_kernels import EVERY_ISA, Memory, at, is_blank
 from numpy.typing import NDArray
 

@@ -6,7 +6,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from mistral_portable_numba.compiler.simd import load_f32, store_f16
+from mistral_portable_numba.compiler.simd.load_store import load_f32, store_f16
 from mistral_portable_numba.compiler.toolchain import assembly, lower
 from mistral_portable_numba.kernels.registry import MODULES
 from mistral_portable_numba.layouts import BLOCKS

@@ -11,22 +11,18 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 from mistral_portable_numba.compiler.isa import ISAS
-from mistral_portable_numba.compiler.simd import (
-    all_i32,
-    as_signed,
-    dot4,
-    dot4_signed,
-    get_i64,
+from mistral_portable_numba.compiler.simd.byte_dots import as_signed, dot4, dot4_signed, signed_zero, table_of
+from mistral_portable_numba.compiler.simd.get_put import get_i64
+from mistral_portable_numba.compiler.simd.lanes import all_i32
+from mistral_portable_numba.compiler.simd.load_store import (
     load_bytes,
     load_f16,
     load_f32,
     load_i32,
-    signed_zero,
     store_bytes,
     store_f16,
     store_f32,
     store_i32,
-    table_of,
 )
 from mistral_portable_numba.compiler.toolchain import lower, object_file
 from mistral_portable_numba.layouts import (

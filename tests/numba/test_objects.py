@@ -232,6 +232,7 @@ def digests() -> dict[str, str]:
 EVERY = set(MODULES)
 LINEARS = {name for name, module in MODULES.items() if module == "linear"}
 ATTENTION = {name for name, module in MODULES.items() if module == "attention"}
+DENSE = {name for name, module in MODULES.items() if module == "dense"}
 
 
 @pytest.mark.parametrize(
@@ -242,8 +243,13 @@ ATTENTION = {name for name, module in MODULES.items() if module == "attention"}
         ("kernels/kv.py", ATTENTION | {name for name in MODULES if name.startswith("store_")}),
         ("kernels/search.py", {name for name in MODULES if name.startswith("encode_")}),
         ("kernels/exp.py", ATTENTION | {"rms_norm", "rope", "silu_mul", "add", "take", "route", "clear", "add_rows"}),
-        ("compiler/tokens.py", LINEARS | ATTENTION | {name for name, module in MODULES.items() if module == "dense"}),
-        ("compiler/simd.py", EVERY),
+        (
+            "compiler/simd/tokens.py",
+            LINEARS | ATTENTION | DENSE,
+        ),
+        ("compiler/simd/emit.py", EVERY),
+        ("compiler/simd/vectors.py", EVERY - {"tape"}),
+        ("compiler/simd/calls.py", {"tape"}),
         ("compiler/toolchain.py", EVERY),
         ("compiler/objects.py", set()),
         ("kernels/registry.py", EVERY),

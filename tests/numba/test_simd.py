@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from mistral_portable_numba.compiler.simd import (
-    get_f16,
-    get_f32,
-    get_i64,
-    load_f16,
-    load_f32,
-    put_f16,
-    put_f32,
-    store_f16,
-    store_f32,
-)
+from mistral_portable_numba.compiler.simd.get_put import get_f16, get_f32, get_i64, put_f16, put_f32
+from mistral_portable_numba.compiler.simd.load_store import load_f16, load_f32, store_f16, store_f32
 from mistral_portable_numba.kernels.exp import exp
 from numba_kernels import EVERY_ISA, Memory
 from numpy.typing import NDArray
