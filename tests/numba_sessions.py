@@ -54,7 +54,7 @@ class Session:
         self.program = prepare(BACKEND, graph, weights, self.spec, ExecutorOptions(**{"threads": 2} | options))
 
     def feed(self, lane: int, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits behind each token, of a step for each chunk."""
+        """Feed tokens in chunks, one step each; the logits after each token."""
         return np.concatenate(
             [
                 self.program.step(self.manager.plan([Chunk(lane, chunk, range(len(chunk)))]))["logits"]
@@ -63,7 +63,7 @@ class Session:
         )
 
     def begin(self, tokens: Sequence[int]) -> tuple[int, NDArray[np.float32]]:
-        """A lane with these tokens."""
+        """Open a lane and feed it these tokens; the lane and their logits."""
         lane = self.manager.open()
         return lane, self.feed(lane, tokens)
 

@@ -39,7 +39,7 @@ def test_a_forked_child_can_step() -> None:
 
 
 def fork_during_steps() -> None:
-    """Fork while another thread steps; the children go on with a lane of their own. Run in a process of its own."""
+    """Fork while another thread steps; each child steps another lane. Run in a process of its own."""
     session, busy = Session(), True
 
     def keep_stepping() -> None:

@@ -1,4 +1,4 @@
-"""Inputs of a graph beside the tokens."""
+"""Graphs with inputs beside the tokens, on the Numba executor."""
 
 from dataclasses import replace
 
@@ -13,8 +13,8 @@ from mistral_portable.graph.passes import EMBEDDED_ROWS, INPUTS_EMBEDS, accept_e
 from mistral_portable.testing import random_weights
 
 
-def test_a_graph_may_begin_with_rows_that_it_is_given() -> None:
-    """The later half of a model, whose input is the hidden states, gives what the whole gives."""
+def test_a_graph_may_take_hidden_states_as_an_input() -> None:
+    """The two halves of a model, one after the other, give the logits of the whole model."""
     graph = build(CONFIG)
     at = next(index for index, node in enumerate(graph.nodes) if node.name == graph.taps["hidden_states.1"])
     middle = graph.nodes[at].name
@@ -32,7 +32,7 @@ def test_a_graph_may_begin_with_rows_that_it_is_given() -> None:
         whole.manager.close(int(plan.lanes[0]))
 
 
-def test_given_rows_take_the_place_of_embeddings() -> None:
+def test_given_embeddings_replace_those_of_tokens() -> None:
     graph = verify(accept_embeddings(build(CONFIG)))
     session, plain = Session(graph=graph), Session(graph=build(CONFIG))
     table = np.asarray(random_weights(build(CONFIG), 0, "q4_0")["model.embed_tokens.weight"].numpy(np.float32))
@@ -50,7 +50,7 @@ def test_given_rows_take_the_place_of_embeddings() -> None:
         session.program.step(plan)
 
 
-def test_rows_of_a_computed_value_are_not_replaced() -> None:
+def test_replacing_rows_of_a_computed_value_is_refused() -> None:
     graph = build(CONFIG, head="none")
     inputs = {**graph.inputs, "given": ("E", CONFIG.hidden_size), "places": ("E",)}
     node = Node("more", "replace_rows", (graph.nodes[-1].name, "given", "places"), {})
@@ -60,7 +60,7 @@ def test_rows_of_a_computed_value_are_not_replaced() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_rows_beside_the_tokens_are_no_input_of_a_kernel() -> None:
+def test_a_kernel_that_reads_an_input_of_other_rows_is_refused() -> None:
     graph = build(CONFIG, head="none")
     node = Node("more", "silu_mul", ("given", "given"), {})
     inputs = {**graph.inputs, "given": ("E", CONFIG.hidden_size)}

@@ -23,14 +23,14 @@ CHUNKED = Scenario(
 
 
 def require(config: MistralConfig, graph: Graph, weights: Mapping[str, Tensor], scenario: Scenario = CHUNKED) -> None:
-    """The executor computes what the oracle computes."""
+    """Check that the executor computes what the oracle computes."""
     for options in (ExecutorOptions(threads=2), ExecutorOptions(dtype="float32", threads=2)):
         result = check(Case("a model", config, verify(graph), weights, scenario), BACKEND, options)
         assert result.status == "pass", str(result)
 
 
 def as_type(tensor: Tensor, kind: str) -> Tensor:
-    """A matrix in another type."""
+    """Convert a matrix to another type."""
     values = tensor.numpy()
     if kind == "float32":
         return DenseTensor(tensor.name, kind, values)
@@ -43,7 +43,7 @@ def as_type(tensor: Tensor, kind: str) -> Tensor:
 
 
 def mixed_weights(graph: Graph) -> dict[str, Tensor]:
-    """Random weights whose matrices have types in turn."""
+    """Random weights whose matrices have different types, in rotation."""
     kinds = ("q4_0", "bfloat16", "q8_0", "float32", "q4_1", "float16", "q5_0")
     weights = dict(random_weights(graph, 0))
     matrices = [name for name, tensor in weights.items() if len(tensor.shape) == 2]

@@ -1,4 +1,4 @@
-"""Memory of the Numba executor's programs: how it grows and shrinks, and steps for which there is none."""
+"""Memory of the Numba executor's programs: growth, shrinking, and steps that do not fit."""
 
 import sys
 import threading
@@ -16,7 +16,7 @@ from mistral_portable.errors import CapacityError
 
 
 def page_bytes(kv_cache: str, head_dim: int) -> int:
-    """Bytes of a layer's page by `layouts.py`: 64 slots, values padded to a multiple of 32 numbers."""
+    """Bytes of a layer's page, as in `layouts.py`: 64 slots, values padded to a multiple of 32 numbers."""
     width = -(-head_dim // 32) * 32
     itemsize = {"float32": 4, "float16": 2, "q8_0": 1}[kv_cache]
     scales = 2 * width // 32 * 2 if kv_cache == "q8_0" else 0
@@ -25,12 +25,12 @@ def page_bytes(kv_cache: str, head_dim: int) -> int:
 
 @pytest.mark.parametrize("kv_cache", KV_CACHES)
 @pytest.mark.parametrize("head_dim", [16, 40])
-def test_a_windowed_lane_takes_the_same_bytes_however_long_the_text(kv_cache: str, head_dim: int) -> None:
+def test_a_windowed_lane_takes_the_same_bytes_for_any_length(kv_cache: str, head_dim: int) -> None:
     session = Session(replace(CONFIG, head_dim=head_dim), kv_cache=kv_cache, max_chunk=60, max_context=4000)
     assert session.program.cache_bytes == 0
     lane, _ = session.begin(text(60))
     assert session.program.cache_bytes == 2 * page_bytes(kv_cache, head_dim)
-    session.feed(lane, text(1000))  # chunks begin everywhere in a page
+    session.feed(lane, text(1000))  # chunks begin at all offsets in a page
     full = session.program.cache_bytes
     assert full <= 2 * page_bytes(kv_cache, head_dim) * session.spec.lane_pages(0)
     session.feed(lane, text(2000))
@@ -48,7 +48,7 @@ def test_pools_grow_with_the_text_by_a_quarter_at_least() -> None:
     assert len(sizes) <= 20
 
 
-def test_scratch_shrinks_when_large_steps_are_long_past() -> None:
+def test_scratch_shrinks_long_after_large_steps() -> None:
     session, other = Session(max_chunk=512, max_context=800), Session(max_chunk=512, max_context=800)
     empty = session.program.scratch_bytes
     lane, _ = session.begin(text(512))
@@ -59,7 +59,7 @@ def test_scratch_shrinks_when_large_steps_are_long_past() -> None:
         session.feed(lane, [step % CONFIG.vocab_size])
         other.feed(twin, [step % CONFIG.vocab_size])
     assert session.program.scratch_bytes == large
-    other.begin(text(300))  # the count begins anew here
+    other.begin(text(300))  # resets the count of small steps
     np.testing.assert_array_equal(session.feed(lane, [1, 2]), other.feed(twin, [1, 2]))
     assert other.program.scratch_bytes == large
     assert session.program.scratch_bytes < large / 4
@@ -100,7 +100,7 @@ def test_sizes_may_be_read_during_steps() -> None:
 
 
 def scarce(failing: int) -> Any:
-    """NumPy's `zeros` on a machine that has memory for this many arrays."""
+    """NumPy's `zeros` on a machine with memory for `failing` more arrays."""
     zeros, calls = np.zeros, 0
 
     def scarce(*arguments: Any, **options: Any) -> NDArray[Any]:
@@ -114,8 +114,8 @@ def scarce(failing: int) -> Any:
 
 
 @pytest.mark.parametrize("failing", range(8))
-def test_no_memory_for_more_pages_loses_nothing(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two layer groups, whose pools grow both or neither: eight arrays."""
+def test_a_step_without_memory_for_pages_changes_nothing(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layer groups with eight arrays, of which all grow or none."""
     config = replace(CONFIG, num_hidden_layers=4).with_window((None, WINDOW))
     session, other = Session(config), Session(config)
     lane, expected = session.begin(text(60))[0], other.feed(other.begin(text(60))[0], text(20, 1))
@@ -129,7 +129,7 @@ def test_no_memory_for_more_pages_loses_nothing(failing: int, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2, 3])
-def test_no_memory_for_saved_pages_leaves_all_as_they_were(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_pages_without_memory_changes_nothing(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
     session, other = Session(), Session()
     lane, _ = session.begin(text(30))
     expected = other.feed(other.begin(text(30))[0], text(5, 1))

@@ -1,4 +1,4 @@
-"""Options of the Numba executor, and what it reports."""
+"""Options of the Numba executor, its precision, and its progress."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,13 +19,13 @@ from mistral_portable.graph import Node, build
         ({"device": "cuda"}, "device='cuda': it has no such choice"),
     ],
 )
-def test_what_it_cannot_do_is_an_error_of_one_line(options: dict[str, Any], message: str) -> None:
+def test_unsupported_options_are_an_error_of_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(BackendError, match=message) as caught:
         Session(**options)
     assert "\n" not in str(caught.value)
 
 
-def test_an_op_that_it_does_not_know() -> None:
+def test_an_unknown_op_is_refused() -> None:
     graph = build(CONFIG, head="none")
     graph = replace(graph, nodes=(*graph.nodes, Node("more", "convolve", ("norm",), {})))
     with pytest.raises(BackendError, match="cannot run the op 'convolve'"):

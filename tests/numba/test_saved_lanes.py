@@ -1,4 +1,4 @@
-"""Saved lanes and their pages: loaded elsewhere, and refused where they do not fit."""
+"""Saved lanes of the Numba executor: loaded by other programs, and refused by other models."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from mistral_portable.errors import CacheError, ClosedError
 
 @pytest.mark.parametrize("kv_cache", KV_CACHES)
 @pytest.mark.parametrize("window", [WINDOW, 70, None])
-def test_a_saved_lane_goes_on_where_lanes_have_other_sizes(kv_cache: str, window: int | None) -> None:
+def test_a_saved_lane_continues_in_programs_with_other_lane_sizes(kv_cache: str, window: int | None) -> None:
     config = CONFIG.with_window(window)
     source = Session(config, kv_cache=kv_cache, max_chunk=100, max_context=400)
     lane, _ = source.begin(text(137))
@@ -21,7 +21,7 @@ def test_a_saved_lane_goes_on_where_lanes_have_other_sizes(kv_cache: str, window
     expected = source.feed(lane, text(30, 1))
     for max_chunk, max_context in ((100, 400), (40, 400), (30, 170), (300, 4000)):
         session = Session(config, kv_cache=kv_cache, max_chunk=max_chunk, max_context=max_context)
-        other, _ = session.begin(text(150, 2))  # what was there is overwritten
+        other, _ = session.begin(text(150, 2))  # its numbers are overwritten
         session.manager.close(other)
         np.testing.assert_array_equal(session.feed(session.load(saved), text(30, 1)), expected)
 
@@ -56,7 +56,7 @@ def test_a_closed_program_neither_reads_nor_writes_pages() -> None:
 
 
 def foreign(kind: str, state: LaneState) -> LaneState:
-    """Arrays of pages, changed so that they are not this model's."""
+    """Arrays of pages, changed so that they do not fit this model."""
     name = "values.1"
     array = state[name]
     changes: dict[str, Any] = {
@@ -88,7 +88,7 @@ def foreign(kind: str, state: LaneState) -> LaneState:
         *("no slots", "a page more", "a page less", "a vector", "a number", "another axis", "text", "objects", "more"),
     ],
 )
-def test_foreign_pages_are_refused_and_change_nothing(kind: str) -> None:
+def test_pages_of_another_model_are_refused_and_change_nothing(kind: str) -> None:
     session, other = Session(max_chunk=100), Session(max_chunk=100)
     lane, _ = session.begin(text(100))
     expected = other.feed(other.begin(text(100))[0], text(5, 1))

@@ -1,4 +1,4 @@
-"""Steps of the Numba executor: whose arrays are whose, and what a step's results do not depend on."""
+"""Steps of the Numba executor: outputs are the caller's own, and bits do not depend on threads, chunks or forks."""
 
 import threading
 
@@ -31,7 +31,7 @@ def test_no_rows_requested() -> None:
     assert out["logits"].shape == (0, CONFIG.vocab_size)
 
 
-def test_a_closed_program_says_so() -> None:
+def test_steps_of_a_closed_program_are_an_error() -> None:
     session = Session()
     plan = session.manager.plan([Chunk(session.manager.open(), [1, 2], [1])])
     session.program.step(plan)
@@ -54,10 +54,10 @@ def test_results_do_not_depend_on_threads_nor_on_larger_steps_before() -> None:
                 session.manager.close(lane)
 
 
-def test_programs_and_callers_side_by_side_give_what_they_give_alone() -> None:
+def test_concurrent_programs_and_callers_do_not_change_results() -> None:
     def run(session: Session, lane: int, out: list[NDArray[np.float32]], turn: threading.Lock) -> None:
         for step in range(12):
-            with turn:  # the manager is not made for several threads; the program is
+            with turn:  # the manager is not thread-safe; the program is
                 plan = session.manager.plan([Chunk(lane, text(1 + 5 * step % 13, lane + step), [0])])
             out.append(session.program.step(plan)["logits"])
 
@@ -87,8 +87,8 @@ def test_programs_and_callers_side_by_side_give_what_they_give_alone() -> None:
 @pytest.mark.parametrize("kv_cache", KV_CACHES)
 @pytest.mark.parametrize("window", [WINDOW, 70, None])
 def test_chunks_neighbours_and_forks_do_not_change_a_bit(kv_cache: str, window: int | None) -> None:
-    """Nor do the pages that a sequence gets. After each step it goes on in its lane or in a fork; the other one shares
-    its pages until it has stepped, then goes on with another text.
+    """The bits do not depend on the sequence's pages either. After each step it continues in its lane or in a fork of
+    it; the other one shares its pages, and then continues with another text.
     """
     whole, parts = (Session(CONFIG.with_window(window), kv_cache=kv_cache, max_chunk=200) for _ in range(2))
     expected = whole.begin(text(200))[1]

@@ -90,15 +90,15 @@ class Varlen:
         Pages of padding have no keys.
         """
         page, table = reads.page, reads.table(recorded)
-        starts = table * np.int32(page)
+        first_slots = table * np.int32(page)
         counts = np.clip(reads.keys[:, None] - page * np.arange(table.shape[1]), 0, page).astype(np.int32)
-        starts[:, 0] += reads.hidden  # skips keys of the oldest page that have left the window
+        first_slots[:, 0] += reads.hidden  # skips keys of the oldest page that have left the window
         counts[:, 0] -= reads.hidden
         return Planned(
             _Decode(table.shape[1], page),
             {
                 "query_starts": np.arange(table.size + 1, dtype=np.int32),
-                "key_starts": np.append(starts.ravel(), np.int32(0)),
+                "key_starts": np.append(first_slots.ravel(), np.int32(0)),
                 "keys": counts.ravel(),
             },
         )
