@@ -29,6 +29,7 @@ class GroupReads:
 
     @property
     def window(self) -> Window:
+        """The sliding window of the group's layers; None: they see all keys."""
         return self.spec.groups[self.index].window
 
     @property
