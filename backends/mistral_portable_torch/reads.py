@@ -29,7 +29,7 @@ class GroupReads:
 
     @property
     def window(self) -> Window:
-        """The sliding window of the group's layers; None: they see all keys."""
+        """The number of positions that a query sees, with its own; None: all up to its own."""
         return self.spec.groups[self.index].window
 
     @property

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.boundary import Program
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
-from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.cache import CacheSpec, LayerGroup, Reads, StepPlan, first_visible
 from mistral_portable.graph import Graph
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.weights import Tensor
@@ -32,22 +32,32 @@ class OneTokenSteps(ReferenceProgram):
 
 def _single_tokens(plan: StepPlan, spec: CacheSpec) -> Iterator[StepPlan]:
     """A plan for each token, in order. [a4 a5 | b0] becomes [a4], [a5], [b0]."""
-    for lane, span in zip(plan.lanes, plan.spans, strict=True):
+    for sequence, span in enumerate(plan.spans):
         for token in range(span.start, span.stop):
-            oldest = [max(0, int(plan.positions[token]) - (group.window or 10**9) + 1) for group in spec.groups]
+            groups = zip(spec.groups, plan.groups, strict=True)
             yield StepPlan(
                 tokens=plan.tokens[token : token + 1],
                 positions=plan.positions[token : token + 1],
-                lanes=np.array([lane], np.int32),
+                lanes=plan.lanes[sequence : sequence + 1],
                 query_starts=np.array([0, 1], np.int32),
                 logit_rows=np.zeros(np.count_nonzero(plan.logit_rows == token), np.int32),
-                groups=tuple(
-                    replace(
-                        reads, slot_mapping=reads.slot_mapping[token : token + 1], first=np.array([first], np.int32)
-                    )
-                    for reads, first in zip(plan.groups, oldest, strict=True)
-                ),
+                groups=tuple(_single_reads(group, reads, plan, sequence, token) for group, reads in groups),
             )
+
+
+def _single_reads(group: LayerGroup, reads: Reads, plan: StepPlan, sequence: int, token: int) -> Reads:
+    """The reads and writes of one token. The plan's first one makes its copies."""
+    position, begin = int(plan.positions[token]), int(reads.first[sequence])
+    first = first_visible(position, group.window)
+    size = group.page_size
+    columns = slice(0, 1) if group.ring else slice(first // size - begin // size, position // size - begin // size + 1)
+    return replace(
+        reads,
+        slot_mapping=reads.slot_mapping[token : token + 1],
+        pages=reads.pages[sequence : sequence + 1, columns],
+        first=np.array([first], np.int32),
+        copies=reads.copies if token == 0 else reads.copies[:0],
+    )
 
 
 def _program(kind: type[ReferenceProgram]) -> Make:

@@ -35,7 +35,7 @@ GRAPH = select_rows(build(CONFIG), "logits")
 TEXTS = tuple(tuple(np.random.default_rng(length).integers(0, 70, length).tolist()) for length in (110, 40, 11))
 LONGEST, SURPLUS = 40, (1, 2, 3)
 SPEC = CacheSpec.from_config(
-    CONFIG, max_context=128, page_size=PAGE_SIZE, max_chunk=LONGEST + len(SURPLUS), max_lanes=4
+    CONFIG, max_context=128, page_size=PAGE_SIZE, max_chunk=LONGEST + len(SURPLUS), max_lanes=2 * len(TEXTS)
 )
 FLOATS = ("float32", "float16", "bfloat16")
 # Each weight type with one cache type: no kernel depends on both.

@@ -66,7 +66,7 @@ def test_the_window_sets_the_oldest_visible_position(window: int | None, oldest:
     ("window", "page", "expected"), [(None, 4, {1, 2, 4, 8, 16, 32, 64}), (65, 4, {1, 2, 4, 8, 17})]
 )
 def test_a_table_of_recorded_steps_has_few_widths(window: int | None, page: int, expected: set[int]) -> None:
-    """The table of a text that grows to 64 pages, token by token."""
+    """A text grows to 64 pages."""
     own = spec(window, page, max_context=64 * page, max_chunk=1)
     manager = CacheManager(own)
     lane = manager.open()
