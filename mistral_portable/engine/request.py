@@ -20,8 +20,8 @@ class Request(Generic[Made]):
     tokens: ids to read; those of an answer are appended. fed: how many of them are in the cache. lane: where; None
     while the request waits for one. cached: how many of the tokens were in the cache before it began; None until then.
     priority: of two that wait the higher one comes first. user: users share the steps alike. submitted: when, by
-    time.perf_counter. finished: nothing more will come; `error` says why if this is not the end. cancelled: its consumer
-    has left it. listener: called by the thread that runs the steps if something is new.
+    time.perf_counter. finished: nothing more will come; `error` says why if this is not the end. cancelled: its
+    consumer has left it. listener: called by the thread that runs the steps if something is new.
     """
 
     chunk: int | None = None
