@@ -63,6 +63,8 @@ Weights are random (`tools/make_random_gguf.py`): speed and memory do not depend
 _PLOTS = {"llama.cpp": "benchmarks.svg", "llama-server": "serving.svg"}
 """Files by the peer that a plot compares with."""
 
+_LINEAR = 20  # ratios up to which an axis is linear; where requests queue up, they may reach hundreds
+
 
 def machine() -> dict[str, Any]:
     """Describe this machine: cpu, cores, memory_gb, system."""
@@ -186,7 +188,8 @@ def plot(runs: Sequence[dict[str, Any]], peer: str, path: Path) -> None:
     from matplotlib import pyplot
 
     height = max(4.5, *(0.3 * len(run["rows"]) for run in runs))
-    figure, panels = pyplot.subplots(1, len(runs), figsize=(1 + 4 * len(runs), height), squeeze=False)
+    width = max(4, *(2 + 0.1 * len(row["name"]) for run in runs for row in run["rows"]))
+    figure, panels = pyplot.subplots(1, len(runs), figsize=(1 + width * len(runs), height), squeeze=False)
     for run, axes in zip(runs, panels[0], strict=True):
         found = [(row["name"], ratios(row, run["engines"][0], peer)) for row in reversed(run["rows"])]
         bars = {name: spread for name, spread in found if spread}
@@ -194,6 +197,8 @@ def plot(runs: Sequence[dict[str, Any]], peer: str, path: Path) -> None:
         below = [spread.median - spread.min for spread in bars.values()]
         above = [spread.max - spread.median for spread in bars.values()]
         axes.barh(list(bars), middles, xerr=[below, above], color="#4c78a8", ecolor="#777777", capsize=2)
+        if max(middles) > _LINEAR:
+            axes.set_xscale("log")
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_title(run["title"])
         axes.set_xlabel(f"times as good as {peer}")

@@ -143,6 +143,14 @@ def test_the_plot_has_a_panel_per_run_with_the_peer(tmp_path: Path) -> None:
     assert not (tmp_path / "none.svg").exists()
 
 
+def test_large_ratios_have_a_logarithmic_axis(tmp_path: Path) -> None:
+    far = {"name": "gap", "unit": "s", "figures": {"ours": [1.0], "theirs": [500.0]}}
+    plot([RUN], "theirs", tmp_path / "near.svg")
+    plot([RUN | {"rows": [*RUN["rows"], far]}], "theirs", tmp_path / "far.svg")
+    assert "10^{2}" not in (tmp_path / "near.svg").read_text()
+    assert "10^{2}" in (tmp_path / "far.svg").read_text()
+
+
 def test_machine_and_versions() -> None:
     assert machine()["cpu"]
     assert machine()["memory_gb"] > 0
