@@ -197,7 +197,7 @@ def plot(runs: Sequence[dict[str, Any]], peer: str, path: Path) -> None:
         below = [spread.median - spread.min for spread in bars.values()]
         above = [spread.max - spread.median for spread in bars.values()]
         axes.barh(list(bars), middles, xerr=[below, above], color="#4c78a8", ecolor="#777777", capsize=2)
-        if max(middles) > _LINEAR:
+        if max(middles, default=0) > _LINEAR:
             axes.set_xscale("log")
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_title(run["title"])
