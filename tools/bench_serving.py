@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--backend", default="numba")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads; default: all CPUs")
     parser.add_argument("--requests", type=int, default=24, help="requests of the mix")
-    parser.add_argument("--rate", type=float, default=0.5, help="requests of the mix that arrive in a second")
+    parser.add_argument("--rate", type=float, default=0.2, help="requests of the mix that arrive in a second")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument(
         "--record",
