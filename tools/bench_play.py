@@ -14,11 +14,11 @@ __all__ = ["Ask", "Reply", "Trace", "play"]
 class Reply:
     """The end of an answer: its token ids, and how many of the prompt's tokens the engine did not compute again.
 
-    tokens: up to the first one whose id the engine did not tell. cached: None if the engine does not tell.
+    tokens: up to the first one whose id the engine did not tell.
     """
 
     tokens: Sequence[int]
-    cached: int | None
+    cached: int
 
 
 Ask = Callable[[Sequence[int], int, Callable[[int], None]], Awaitable[Reply]]
@@ -31,13 +31,13 @@ class Trace:
     """A request as it went; times are in seconds after the load began.
 
     prompt: its tokens, including those of what it continues. due: when it had to begin. times: when each token of the
-    answer arrived. cached: prompt tokens that were not computed; None if that is not known.
+    answer arrived. cached: prompt tokens that were not computed.
     """
 
     prompt: int = 0
     due: float = 0.0
     times: list[float] = field(default_factory=list)
-    cached: int | None = None
+    cached: int = 0
 
 
 async def play(load: Load, ask: Ask) -> list[Trace]:

@@ -51,8 +51,7 @@ def latencies(traces: Sequence[Trace]) -> Figures:
     figures = {f"first token, p{p}": (float(np.percentile(first, p)), "s") for p in (50, 95)}
     figures |= {f"between tokens, p{p}": (float(np.percentile(between, p)), "ms") for p in (50, 95)}
     figures["all answers"] = duration(traces)["all answers"]
-    if (cached := _cached(traces)) is not None:
-        figures["cached share of prompts"] = (100 * cached / _prompts(traces), "%")
+    figures["cached share of prompts"] = (100 * _cached(traces) / _prompts(traces), "%")
     return figures
 
 
@@ -65,12 +64,12 @@ def duration(traces: Sequence[Trace]) -> Figures:
 
 def last_turn(traces: Sequence[Trace]) -> Figures:
     """Time to the first token of the last request, and how many tokens of its prompt were computed."""
-    return {"first token": (_first_token(traces[-1]), "s"), **_computed(traces[-1:])}
+    return {"first token": (_first_token(traces[-1]), "s"), "prompt tokens computed": _computed(traces[-1:])}
 
 
 def sharing(traces: Sequence[Trace]) -> Figures:
     """Longest time to a first token, and how many tokens of all prompts were computed."""
-    return {"slowest first token": (max(map(_first_token, traces)), "s"), **_computed(traces)}
+    return {"slowest first token": (max(map(_first_token, traces)), "s"), "prompt tokens computed": _computed(traces)}
 
 
 def gaps_of_others(traces: Sequence[Trace]) -> Figures:
@@ -95,16 +94,13 @@ def _first_token(trace: Trace) -> float:
     return trace.times[0] - trace.due
 
 
-def _computed(traces: Sequence[Trace]) -> Figures:
-    cached = _cached(traces)
-    return {} if cached is None else {"prompt tokens computed": (_prompts(traces) - cached, "tokens")}
+def _computed(traces: Sequence[Trace]) -> tuple[int, str]:
+    return _prompts(traces) - _cached(traces), "tokens"
 
 
 def _prompts(traces: Sequence[Trace]) -> int:
     return sum(trace.prompt for trace in traces)
 
 
-def _cached(traces: Sequence[Trace]) -> int | None:
-    """Tokens of all prompts that were not computed; None if the engine does not tell."""
-    counts = [trace.cached for trace in traces if trace.cached is not None]
-    return sum(counts) if len(counts) == len(traces) else None
+def _cached(traces: Sequence[Trace]) -> int:
+    return sum(trace.cached for trace in traces)

@@ -119,7 +119,8 @@ async def _ask(model: Model, prompt: Sequence[int], answer: int, made: Callable[
             taken.take()
             count += 1
             made(count)
-    return Reply(taken.generation.tokens, None)
+    generation = taken.generation
+    return Reply(generation.tokens, generation.timings.cached_tokens)
 
 
 def main() -> None:

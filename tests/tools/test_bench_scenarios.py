@@ -26,12 +26,6 @@ def test_latencies_have_their_percentiles() -> None:
     assert [value for value, _ in figures.values()] == pytest.approx(expected)
 
 
-def test_an_engine_that_does_not_tell_has_no_cached_share() -> None:
-    traces = [Trace(10, 0.0, [1.0, 2.0], cached=3), Trace(10, 0.0, [1.0, 2.0])]
-    assert "cached share of prompts" not in latencies(traces)
-    assert list(sharing(traces)) == ["slowest first token"]
-
-
 def test_the_duration_reaches_from_the_first_request_to_the_last_token() -> None:
     traces = [Trace(1, 0.5, [1.0, 4.5]), Trace(1, 1.0, [2.0, 3.0, 4.0])]
     assert duration(traces) == {"all answers": (5 / 4, "tokens/s"), "duration": (4.0, "s")}
