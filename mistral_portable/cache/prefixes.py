@@ -24,7 +24,7 @@ class Found(NamedTuple):
 
 
 class Prefixes(Protocol):
-    """What is kept of sequences, also of those that have ended. Not safe for concurrent calls.
+    """The pages that are kept of sequences, also of those that have ended. Not safe for concurrent calls.
 
     salt: texts of one salt are not found by another's.
     """

@@ -118,6 +118,7 @@ class Completion(Request[Sampled]):
 
     @property
     def findable(self) -> int:
+        """All but the last one, whose logits are wanted; none of embeddings, whose ids mean nothing."""
         return len(self.tokens) - 1 if self.embeds is None else 0
 
     def rows(self, count: int) -> Sequence[int]:
@@ -143,10 +144,12 @@ class Scoring(Request[NDArray[np.float32]]):
 
     @property
     def keeps(self) -> bool:
-        return False  # texts are scored once
+        """No: texts are scored once."""
+        return False
 
     @property
     def findable(self) -> int:
+        """Those before the first one whose logits are wanted."""
         return self._first
 
     def rows(self, count: int) -> Sequence[int]:

@@ -1,4 +1,4 @@
-"""What has been read is not read again: prompts that begin alike, chat turns, requests that were put aside."""
+"""Nothing is read twice: prompts that begin alike, chat turns, requests that were put aside."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
