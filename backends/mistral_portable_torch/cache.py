@@ -61,11 +61,11 @@ class Cache:
         )
 
     def keys(self, layer: int) -> Tensor:
-        """[pages, page, heads, head_dim]"""
+        """[pages, page_size, heads, head_dim]"""
         return self._pools["keys", layer]
 
     def values(self, layer: int) -> Tensor:
-        """[pages, page, heads, head_dim]"""
+        """[pages, page_size, heads, head_dim]"""
         return self._pools["values", layer]
 
     def make_room(self, plan: StepPlan) -> None:

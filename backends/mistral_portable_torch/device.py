@@ -54,7 +54,7 @@ class Device:
 
 
 def find_device(wanted: str | None = None) -> Device:
-    """The device of that name, or the best one: CUDA, else MPS, else the CPU. Raises BackendError if it is not here."""
+    """The device of that name, or the best one: CUDA, else MPS, else the CPU. Raises BackendError if there is none."""
     kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = wanted or next(kind for kind, usable in kinds.items() if usable)
     kind, _, index = name.partition(":")

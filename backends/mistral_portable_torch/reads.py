@@ -29,7 +29,7 @@ class GroupReads:
 
     @property
     def window(self) -> Window:
-        """The number of positions that a query sees, with its own; None: all up to its own."""
+        """The number of positions that a query sees, its own included; None: no limit."""
         return self.spec.groups[self.index].window
 
     @property

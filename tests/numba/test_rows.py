@@ -185,7 +185,7 @@ def test_quantize_at_the_ends_of_float32(isa: str, value: float) -> None:
 @EVERY_ISA
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("column", [0, 17, 159])
-def test_quantize_gives_blocks_that_are_not_finite_such_a_scale(isa: str, value: float, column: int) -> None:
+def test_quantize_gives_non_finite_blocks_a_non_finite_scale(isa: str, value: float, column: int) -> None:
     """Only the scale of that block is not finite; other blocks are unchanged."""
     x = np.ones((2, 160), np.float32)
     x[0, column] = value

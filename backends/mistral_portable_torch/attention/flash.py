@@ -25,7 +25,7 @@ class FlashAttn:
     """The page table lists a sequence's pages in order of time, from that of its oldest visible key on.
 
     So the index of a key is its position minus a constant of the sequence, and the kernels' own causal mask and window
-    (window_size=(W - 1, 0), both ends inclusive) hide the right keys.
+    (window_size=(W - 1, 0), both ends inclusive) hide exactly the keys that are not visible.
     """
 
     recordable = True
