@@ -195,7 +195,8 @@ class CacheManager:
             return self._plan(chunks)
 
     def _plan(self, chunks: Sequence[Chunk]) -> StepPlan:
-        if not chunks or len({chunk.lane for chunk in chunks}) != len(chunks):
+        numbers = [chunk.lane for chunk in chunks]
+        if not chunks or len(set(numbers)) != len(chunks):
             raise CacheError("a step takes at least one chunk, and one chunk per lane")
         # Lists, as NumPy's own functions would take longer than many a step of one token.
         # And `[]`, as `list[int]()` takes ten times as long.
@@ -209,7 +210,8 @@ class CacheManager:
             begin = lane.length
             end = begin + len(chunk.tokens)
             self._check(chunk, begin, end)
-            rows += [start + row for row in sorted(set(chunk.rows))]
+            if len(chunk.rows):
+                rows += [start + row for row in sorted(set(chunk.rows))]
             tokens += chunk.tokens
             positions += range(begin, end)
             starts.append(start + end - begin)
@@ -224,8 +226,7 @@ class CacheManager:
                 for lane, begin, end in moves:
                     some.append(lane.tables[index].advance(group, pool, begin, end))
             self._make_room(moves, advances)
-            lists = [chunk.lane for chunk in chunks], starts, rows
-            plan = self._maker.make(ids, positions, lists, advances, self._pools)
+            plan = self._maker.make(ids, positions, (numbers, starts, rows), advances, self._pools)
         except BaseException:
             for pool, some in zip(self._pools, advances, strict=True):
                 for advance in some:

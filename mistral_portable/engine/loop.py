@@ -67,8 +67,10 @@ class Loop:
         make_locks(self, Loop._make_locks)
 
     def _make_locks(self) -> None:
-        # The lock in it is reentrant: the garbage collector may drop a request in the thread that holds it.
-        self._condition = threading.Condition()
+        self._lock = (
+            threading.RLock()
+        )  # reentrant: the garbage collector may drop a request in the thread that holds it
+        self._condition = threading.Condition(self._lock)
         self._driven = False  # whether a thread runs steps: it alone touches the scheduler, lanes and begun steps
         self._waiting = 0
         self._server: threading.Thread | None = None
@@ -114,14 +116,14 @@ class Loop:
             return
         request.cancelled = True
         self._left.append(request)
-        with self._condition:
+        with self._lock:
             if not self._driven:
                 self._rest()
 
     def close(self) -> None:
         """Release the executor's threads and memory; every request ends with ClosedError."""
         self._core.close()
-        with self._condition:
+        with self._lock:
             if not self._driven:  # else the thread that runs steps finds out
                 self._driven = True
                 self._close_all()
@@ -132,7 +134,7 @@ class Loop:
 
     def _wait(self, requests: Sequence[_Request]) -> None:
         """Return when one of the requests is ready: run steps until then, or let another thread do so."""
-        with self._condition:
+        with self._lock:
             while not _any_ready(requests):
                 if not self._driven:
                     self._driven = True
@@ -146,14 +148,14 @@ class Loop:
                 if _any_ready(requests):
                     break
                 if self._waiting:
-                    with self._condition:
+                    with self._lock:
                         self._condition.notify_all()
         finally:
             self._give_over()
 
     def _serve(self) -> None:
         """Let the thread for coroutines run steps, or go on with them."""
-        with self._condition:
+        with self._lock:
             if self._server is None:
                 self._server = threading.Thread(target=self._run_server, name="mistral_portable.Loop", daemon=True)
                 self._server.start()
@@ -162,7 +164,7 @@ class Loop:
 
     def _run_server(self) -> None:
         while True:
-            with self._condition:
+            with self._lock:
                 while self._driven:
                     self._sleep()
                 self._driven = True
@@ -173,7 +175,7 @@ class Loop:
                 self._fail(self._scheduler.requests, error)
             finally:
                 self._give_over()
-            with self._condition:
+            with self._lock:
                 if self._driven or self._arrived:
                     continue
                 if not any(request.listener for request in self._scheduler.requests):
@@ -191,7 +193,7 @@ class Loop:
 
     def _give_over(self) -> None:
         """Let another thread run steps."""
-        with self._condition:
+        with self._lock:
             self._rest()
             if self._waiting:
                 self._condition.notify_all()
@@ -217,7 +219,7 @@ class Loop:
                 self._begin_following()
             self._read_first(begin)
             return True
-        if self._scheduler.waiting:
+        if self._scheduler.asked:
             self._scheduler.admit(self)
         turn = self._scheduler.next()
         if not turn.requests:
@@ -474,16 +476,22 @@ class _Begun(Generic[AnyRequest]):
         self.requests: list[AnyRequest] = []
         self._loop = loop
         self._coming = iter(requests)
+        self._more = True  # of these
         self._listener = listener
         self._most = most
 
     def left(self) -> bool:
         """Whether there is something to wait for; further requests begin where others are over."""
-        self.requests = [request for request in self.requests if not request.over]
-        for request in islice(self._coming, self._most - len(self.requests)):
-            request.listener = self._listener
-            self.requests.append(request)
-            self._loop.submit(request)
+        for request in self.requests:
+            if request.over:
+                self.requests = [request for request in self.requests if not request.over]
+                break
+        if len(self.requests) < self._most and self._more:
+            for request in islice(self._coming, self._most - len(self.requests)):
+                request.listener = self._listener
+                self.requests.append(request)
+                self._loop.submit(request)
+            self._more = len(self.requests) == self._most
         return bool(self.requests)
 
     def ready(self) -> Iterator[AnyRequest]:
