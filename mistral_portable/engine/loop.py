@@ -49,11 +49,12 @@ class Loop:
     Coroutines must not wait in their thread: for them a thread is started, which ends when none of theirs is left.
     """
 
-    def __init__(self, core: Core, *, lanes: int | None = None) -> None:
-        """lanes: the most that its requests hold together; None: all that nobody else holds."""
+    def __init__(self, core: Core, *, lanes: int | None = None, lockstep: bool = False) -> None:
+        """lanes: the most that its requests hold together; None: all that nobody else holds. lockstep: whether other
+        processes make the same calls and must make the same steps."""
         self._core = core
         self._on_device = isinstance(core.program, GreedyProgram)
-        self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk)
+        self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk, learns=not lockstep)
         self._arrived: deque[_Request] = deque()
         self._left: deque[_Request] = deque()
         self._stalled: set[_Request] = set()

@@ -75,9 +75,11 @@ class Scheduler(Generic[Key]):
     the time of one that only decodes.
     """
 
-    def __init__(self, budget: int) -> None:
-        """budget: tokens of prompts in a step; while others decode fewer, as `observe` finds."""
+    def __init__(self, budget: int, *, learns: bool = True) -> None:
+        """budget: tokens of prompts in a step; while others decode fewer, as `observe` finds. learns: whether it does;
+        else steps do not depend on times, and are the same in several processes."""
         self._budget = budget
+        self._learns = learns
         self._waiting: dict[Key, _Job[Key]] = {}
         self._reading: dict[Key, _Job[Key]] = {}
         self._decoding: dict[Key, _Job[Key]] = {}
@@ -205,6 +207,8 @@ class Scheduler(Generic[Key]):
 
     def observe(self, turn: Turn[Key], seconds: float) -> None:
         """Learn from the time that a step has taken how many tokens of prompts the next ones can read beside others."""
+        if not self._learns:
+            return
         if not turn.reading:
             self._decode_s = _average(self._decode_s, seconds)
         else:

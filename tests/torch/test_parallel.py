@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
@@ -199,6 +200,32 @@ def test_attention_weights_are_refused() -> None:
     graph, weights = expose_attention_weights(build(CONFIG)), random_weights(build(CONFIG), 0)
     with pytest.raises(BackendError, match="tensor_parallel=2 cannot return attention weights"):
         shard(graph, weights, CacheSpec.from_config(CONFIG, max_context=64, page_size=256), 0, 2)
+
+
+def test_processes_of_which_one_is_slow_make_the_same_steps(tmp_path: Path) -> None:
+    """Several prompts in chunks beside those that decode: how many tokens a step takes must not depend on times."""
+    prompts = [list(range(5, 5 + length)) for length in (3, 300, 120)]
+    script = tmp_path / "several.py"
+    script.write_text(
+        f"""
+import json, os, time
+import mistral_portable as mp
+
+with mp.load("tiny", backend="torch", device="cpu", dtype="float32", tensor_parallel=2) as model:
+    step = model.program.step
+    if os.environ["RANK"] == "1":
+        model.program.step = lambda plan, inputs: (time.sleep(0.002 * len(plan.lanes)), step(plan, inputs))[1]
+    found = model.generate({prompts}, max_tokens=30, temperature=0, logprobs=0, ignore_eos=True)
+    if os.environ["RANK"] == "0":
+        print(json.dumps([generation.tokens for generation in found]))
+"""
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    with mp.load("tiny", backend="torch", device="cpu", dtype="float32") as model:
+        expected = model.generate(prompts, max_tokens=30, temperature=0, ignore_eos=True)
+    assert json.loads(done.stdout) == [list(generation.tokens) for generation in expected]
 
 
 def test_two_processes_write_one_story() -> None:
