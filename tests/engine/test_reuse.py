@@ -1,5 +1,6 @@
 """Nothing is read twice: prompts that begin alike, chat turns, requests that were put aside."""
 
+import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -194,3 +195,24 @@ def test_what_is_kept_gives_way_where_the_executor_has_no_memory(monkeypatch: py
         other = [1, *OTHER]
         assert len(model.generate(other, **GREEDY).tokens) == 12
         assert model.generate(OTHER, **GREEDY).tokens == expected
+
+
+def test_memory_is_constant_whatever_comes_and_goes() -> None:
+    """Requests of all lengths, some left halfway, some that begin as earlier ones did: 10,000 by hand, 250 here."""
+    draw, texts = random.Random(0), list[list[int]]()
+    with mp.load("tiny", backend="numba", max_lanes=3, cache_bytes=4 << 20) as model:
+        pools = 0
+        for number in range(250):
+            begin = draw.choice(texts)[: draw.randint(1, 300)] if texts and draw.random() < 0.6 else []
+            prompt = [*begin, *(draw.randrange(5, 1000) for _ in range(draw.randint(1, 150)))][:500]
+            stream = model.stream(prompt, max_tokens=draw.randint(1, 12), ignore_eos=True, seed=number)
+            for _ in range(draw.randint(0, 15)):
+                next(stream, None)
+            stream.close()
+            texts = [*texts[-30:], [*prompt, *stream.generation.tokens]]
+            assert model.manager.lanes == ()
+            assert model.manager.bytes_in_use <= 4 << 20
+            if number == 100:
+                pools = model.program.cache_bytes
+        assert model.manager.bytes_in_use > 3 << 20  # it is full
+        assert model.program.cache_bytes == pools <= 1.5 * (4 << 20)
