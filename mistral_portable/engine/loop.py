@@ -230,7 +230,12 @@ class Loop:
             request = self._arrived.popleft()
             if not request.cancelled:
                 self._scheduler.add(
-                    request, len(request.tokens), priority=request.priority, user=request.user, chunk=request.chunk
+                    request,
+                    len(request.tokens),
+                    priority=request.priority,
+                    user=request.user,
+                    chunk=request.chunk,
+                    caller=request.caller,
                 )
         while self._left:
             self._end(self._left.popleft())
@@ -412,6 +417,7 @@ class _Begun(Generic[AnyRequest]):
     ) -> None:
         self.requests: list[AnyRequest] = []
         self._loop = loop
+        self._caller = object()  # not `self`: requests that are dropped are free at once
         self._coming = iter(requests)
         self._listener = listener
         self._most = most
@@ -420,7 +426,7 @@ class _Begun(Generic[AnyRequest]):
         """Whether there is something to wait for; further requests begin where others are over."""
         self.requests = [request for request in self.requests if not request.over]
         for request in islice(self._coming, self._most - len(self.requests)):
-            request.listener = self._listener
+            request.listener, request.caller = self._listener, self._caller
             self.requests.append(request)
             self._loop.submit(request)
         return bool(self.requests)

@@ -156,6 +156,16 @@ def test_beside_others_as_many_tokens_are_read_as_keep_a_step_within_twice_its_t
     assert sorted(sizes)[len(sizes) // 2] >= 0.9 * most
 
 
+@pytest.mark.parametrize(("callers", "beside"), [("aa", BUDGET), ("ab", 16)])
+def test_a_caller_reads_its_own_prompts_at_once_and_others_little_by_little(callers: str, beside: int) -> None:
+    scheduler: Scheduler[str] = Scheduler(BUDGET)
+    scheduler.add("short", 3, caller=callers[0])
+    scheduler.took_place(scheduler.next(1))
+    scheduler.add("long", 100, caller=callers[1])
+    turn = scheduler.next(1)
+    assert (turn.decoding, turn.reading) == (("short",), (("long", beside),))
+
+
 def test_a_step_is_steady_until_something_changes() -> None:
     scheduler: Scheduler[str] = Scheduler(BUDGET)
     scheduler.add("a", 3)
