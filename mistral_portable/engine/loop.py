@@ -241,7 +241,12 @@ class Loop:
             request = self._arrived.popleft()
             if not request.cancelled:
                 self._scheduler.add(
-                    request, len(request.tokens), priority=request.priority, user=request.user, chunk=request.chunk
+                    request,
+                    len(request.tokens),
+                    priority=request.priority,
+                    user=request.user,
+                    chunk=request.chunk,
+                    caller=request.caller,
                 )
         while self._left:
             self._end(self._left.popleft())
@@ -259,7 +264,9 @@ class Loop:
     # --- lanes, for the scheduler ------------------------------------------------------------------------------------
 
     def is_ready(self, request: _Request) -> bool:
-        """Whether no other request reads what this one begins with, too: it would be computed twice."""
+        """Whether no other request reads tokens that this one begins with, too, and could then find."""
+        if not self._core.manager.keeps:
+            return True
         for other in self._scheduler.reading:
             alike = self._alike(request, other)
             if alike >= _WORTH_WAITING and other.fed < alike and other.priority >= request.priority:
@@ -476,6 +483,7 @@ class _Begun(Generic[AnyRequest]):
     ) -> None:
         self.requests: list[AnyRequest] = []
         self._loop = loop
+        self._caller = object()  # not `self`: requests that are dropped are free at once
         self._coming = iter(requests)
         self._more = True  # of these
         self._listener = listener
@@ -489,7 +497,7 @@ class _Begun(Generic[AnyRequest]):
                 break
         if len(self.requests) < self._most and self._more:
             for request in islice(self._coming, self._most - len(self.requests)):
-                request.listener = self._listener
+                request.listener, request.caller = self._listener, self._caller
                 self.requests.append(request)
                 self._loop.submit(request)
             self._more = len(self.requests) == self._most

@@ -211,6 +211,19 @@ def test_in_lockstep_times_decide_nothing() -> None:
     assert turns[0] == turns[1]
 
 
+@pytest.mark.parametrize(("callers", "beside"), [("aa", BUDGET), ("ab", 16)])
+def test_a_caller_reads_its_own_prompts_at_once_and_others_little_by_little(callers: str, beside: int) -> None:
+    world, scheduler = World([Job(3, 9), Job(100, 9)], lanes=2), Scheduler[int](BUDGET)
+    world.left = {0: 3, 1: 100}
+    scheduler.add(0, 3, caller=callers[0])
+    scheduler.admit(world)
+    scheduler.took_place(scheduler.next())
+    scheduler.add(1, 100, caller=callers[1])
+    scheduler.admit(world)
+    turn = scheduler.next()
+    assert (turn.decoding, turn.reading) == ((0,), ((1, beside),))
+
+
 def test_a_step_is_steady_until_something_changes() -> None:
     world, scheduler = World([Job(3, 9)] * 3, lanes=1), Scheduler[int](BUDGET)
     world.left = dict.fromkeys(range(3), 3)

@@ -203,7 +203,7 @@ def test_attention_weights_are_refused() -> None:
 
 
 def test_processes_whose_clocks_differ_make_the_same_steps(tmp_path: Path) -> None:
-    """Several prompts in chunks beside those that decode: how many tokens a step takes must not depend on times."""
+    """Prompts are read beside streams that decode: how many of their tokens in a step must not depend on times."""
     prompts = [list(range(5, 5 + length)) for length in (3, 700, 120)]
     script = tmp_path / "several.py"
     script.write_text(
@@ -216,8 +216,11 @@ if os.environ["RANK"] == "1":  # each step takes longer than the one before
     ticks = itertools.count()
     loop.time = types.SimpleNamespace(perf_counter=lambda: next(ticks) ** 2.0)
 with mp.load("tiny", backend="torch", device="cpu", dtype="float32", tensor_parallel=2) as model:
-    model.generate([5, 6, 7], max_tokens=5, temperature=0)  # the loop learns
-    found = model.generate({prompts}, max_tokens=30, temperature=0, logprobs=0, ignore_eos=True)
+    streams = [model.stream(prompt, max_tokens=60, temperature=0, ignore_eos=True) for prompt in {prompts}]
+    for stream in streams:  # each prompt is read beside those that decode
+        for _ in range(9):
+            next(stream, None)
+    found = [(list(stream), stream.generation)[1] for stream in streams]
     if os.environ["RANK"] == "0":
         print(json.dumps([generation.tokens for generation in found]))
 """
@@ -226,7 +229,7 @@ with mp.load("tiny", backend="torch", device="cpu", dtype="float32", tensor_para
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     with mp.load("tiny", backend="torch", device="cpu", dtype="float32") as model:
-        expected = model.generate(prompts, max_tokens=30, temperature=0, ignore_eos=True)
+        expected = model.generate(prompts, max_tokens=60, temperature=0, ignore_eos=True)
     assert json.loads(done.stdout) == [list(generation.tokens) for generation in expected]
 
 
