@@ -75,6 +75,15 @@ class LanePrefixes:
             pool.release(table.pages)
         return True
 
+    def clear(self) -> bool:
+        """Let go of everything, also of what lanes use, which then need not copy it; False if nothing is kept."""
+        anything = bool(self._kept)
+        for kept in self._kept.values():
+            for pool, table in zip(self._pools, kept.tables, strict=True):
+                pool.release(table.pages)
+        self._kept.clear()
+        return anything
+
     def _in_use(self, kept: _Kept) -> bool:
         return any(
             pool.shared(page) for pool, table in zip(self._pools, kept.tables, strict=True) for page in table.pages

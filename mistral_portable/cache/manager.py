@@ -117,17 +117,15 @@ class CacheManager:
         Example: after `keep(lane, [1, 2, 3, 4])`, `resume([1, 2, 3, 5, 6])` opens a lane that holds 3 tokens.
         """
         with self._changes:
-            number = self._free_lane()
+            number, nothing = self._free_lane(), Found(0, 0, (Table(),) * len(self.spec.groups))
             found = self._prefixes.find(salt, tokens) if self._prefixes is not None else None
-            found = found or Found(0, 0, (Table(),) * len(self.spec.groups))
-            lane = _Lane(found.tables, found.length, found.high, promised=length)
-            self._lanes[number] = lane
-            try:
-                self._require_within(self._promised_bytes())
-            except CapacityError:
-                self._closed.append(self._lanes.pop(number))
-                raise
-            return number, found.length
+            for some in (found or nothing, nothing):  # to share a page that must then be copied may take too much
+                self._lanes[number] = _Lane(some.tables, some.length, some.high, promised=length)
+                needed = self._promised_bytes()
+                if self._fits(needed):
+                    return number, some.length
+                self._drop(self._lanes.pop(number).tables, nothing.tables)
+            raise CapacityError(self._refusal(needed))
 
     def keep(self, lane: int, tokens: Sequence[int], *, salt: str = "", whole: bool = True) -> None:
         """Make known that the lane's first tokens are these, at most as many as it holds. Their pages stay when it is
@@ -147,12 +145,12 @@ class CacheManager:
         return self._budget is not None
 
     def forget(self) -> bool:
-        """Let go of all that is kept and that no lane uses; False if there is nothing."""
+        """Let go of all that is kept, also of pages that lanes use, which then need not copy them to go on.
+
+        Returns False if nothing was kept.
+        """
         with self._changes:
-            forgot = False
-            while self._prefixes is not None and self._prefixes.give_way():
-                forgot = True
-            return forgot
+            return self._prefixes is not None and self._prefixes.clear()
 
     @property
     def bytes_in_use(self) -> int:
@@ -254,7 +252,8 @@ class CacheManager:
         elif not any(advance.taken for some in advances for advance in some):
             return
         self._let_go()
-        self._require_within(self._bytes())
+        if not self._fits(self._bytes()):
+            raise CapacityError(self._refusal(self._bytes()))
 
     def undo(self, plan: StepPlan) -> None:
         """Undo a plan whose step has failed: its sequences get back the length and the pages that they had before it.
@@ -362,18 +361,20 @@ class CacheManager:
             while self._bytes() > self._budget.limit and self._prefixes.give_way():
                 pass
 
-    def _require_within(self, needed: int) -> None:
-        """Raise CapacityError if a strict budget has no room for so many bytes."""
-        budget = self._budget
-        if budget is not None and budget.strict and needed > budget.limit:
-            raise CapacityError(
-                f"the cache would take {needed / 2**20:.1f} MiB, and cache_bytes={budget.limit} allows "
-                f"{budget.limit / 2**20:.1f} MiB: raise it, shorten the text or use fewer sequences at a time"
-            )
+    def _fits(self, needed: int) -> bool:
+        """Whether a strict budget, if there is one, has room for so many bytes."""
+        return self._budget is None or not self._budget.strict or needed <= self._budget.limit
+
+    def _refusal(self, needed: int) -> str:
+        limit = self._budget.limit if self._budget is not None else 0
+        return (
+            f"the cache would take {needed / 2**20:.1f} MiB, and cache_bytes={limit} allows {limit / 2**20:.1f} MiB: "
+            "raise it, shorten the text or use fewer sequences at a time"
+        )
 
     def _promised_bytes(self) -> int:
-        """Bytes that the lanes have or are sure to need; what is kept can give way."""
-        if self._budget is None or self._prefixes is None:
+        """Bytes that the lanes have or are sure to need, for a strict budget; what is kept can give way."""
+        if self._budget is None or self._prefixes is None or not self._budget.strict:
             return 0
         needed = self._bytes()
         for group, size in enumerate(self._budget.slot_bytes):
@@ -382,14 +383,14 @@ class CacheManager:
         return needed
 
     def _lacking(self, group: int, lane: _Lane) -> int:
-        """Slots that a lane does not have and is sure to need."""
-        own, pages = self.spec.groups[group], lane.tables[group].pages
-        needed = (
-            min(lane.promised, own.page_size)
-            if own.ring
-            else self.spec.lane_pages(group, lane.promised) * own.page_size
-        )
-        return max(0, needed - sum(map(self._pools[group].slots, pages)))
+        """Slots that a lane is sure to need and has not, or shares and must copy as it goes on."""
+        own, pool, pages = self.spec.groups[group], self._pools[group], lane.tables[group].pages
+        size, promised = own.page_size, lane.promised
+        needed = min(promised, size) if own.ring else self.spec.lane_pages(group, promised) * size
+        held = sum(map(pool.slots, pages))
+        if pages and pool.shared(pages[-1]) and (own.ring or lane.length % size):
+            held -= pool.slots(pages[-1])
+        return max(0, needed - held)
 
     def _free_lane(self) -> int:
         number = next((number for number in range(self.spec.max_lanes) if number not in self._lanes), None)

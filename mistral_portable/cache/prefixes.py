@@ -38,6 +38,9 @@ class Prefixes(Protocol):
     def give_way(self) -> bool:
         """Let go of what has been unused for the longest time; False if lanes use all that is kept, or nothing is."""
 
+    def clear(self) -> bool:
+        """Let go of everything, also of what lanes use, which then need not copy it; False if nothing is kept."""
+
     def spare_slots(self, group: int) -> int:
         """Slots of a layer group's pages that are kept and that no lane uses."""
 
@@ -121,6 +124,16 @@ class PagePrefixes:
                 return True
             self._recent.move_to_end((node, group))  # in use
         return False
+
+    def clear(self) -> bool:
+        """Let go of everything, also of what lanes use, which then need not copy it; False if nothing is kept."""
+        anything = bool(self._known)
+        for group, page in self._known:
+            self._pools[group].release([page])
+        self._roots.clear()
+        self._known.clear()
+        self._recent.clear()
+        return anything
 
     def _child(self, node: "_Node", part: tuple[int, ...], pages: Sequence[int | None]) -> "_Node":
         """The node of `part` below another, with these pages where it has none."""

@@ -248,3 +248,28 @@ def test_what_a_lane_uses_does_not_give_way() -> None:
     world.end(other)
     assert world.resume([0] * 4)[1] == 4
     assert world.resume([1] * 4)[1] == 0
+
+
+@pytest.mark.parametrize(("page_size", "limit"), [(4, 8), (None, 8)])
+def test_where_there_is_no_room_for_a_copy_the_text_is_read_again(page_size: int | None, limit: int) -> None:
+    world = World(page_size=page_size, limit=limit, strict=True)
+    lane, _ = world.resume([0] * 7, length=7)
+    world.write(lane, [0] * 7, [4, 3])
+    world.end(lane)
+    lane, known = world.resume([0] * 6, length=7)  # it would share a page that the 7th token needs a copy of
+    assert known == 0
+    world.write(lane, [0] * 6 + [1], [4, 3])
+    assert world.manager.bytes_in_use <= limit
+
+
+def test_what_is_forgotten_need_not_be_copied() -> None:
+    world = World(page_size=None, limit=8, strict=True)
+    lane, _ = world.resume([0] * 6, length=6)
+    world.write(lane, [0] * 6, [4, 2])
+    world.manager.keep(lane, [0] * 6)
+    with pytest.raises(CapacityError):
+        world.feed(lane, [0])
+    assert world.manager.forget()
+    assert not world.manager.forget()
+    world.feed(lane, [0])
+    assert world.manager.bytes_in_use == 7

@@ -147,14 +147,15 @@ def test_another_salt_finds_nothing() -> None:
             model.generate(CHAT, cache_salt=1)
 
 
-def test_one_limit_for_lanes_and_what_is_kept() -> None:
-    """Requests wait where their prompts do not fit beside each other, and what is kept gives way."""
-    with mp.load("tiny", backend="numba") as model:
+@pytest.mark.parametrize(("backend", "slots"), [("numba", 11 * 64), ("mlx", 512)])
+def test_one_limit_for_lanes_and_what_is_kept(backend: str, slots: int) -> None:
+    """Requests wait where their prompts do not fit beside each other, and what is kept gives way: either takes 311 slots,
+    in pages of 64 six pages."""
+    with mp.load("tiny", backend=backend) as model:
         expected = [model.generate(prompt, **GREEDY).tokens for prompt in (CHAT, OTHER)]
-        pages = 2 * -(-330 // 64) - 1  # both need as many, and one is too few
-        room = pages * 64 * model.program.slot_bytes(0)
-    with mp.load("tiny", backend="numba", cache_bytes=room) as model:
-        for _ in range(2):
+        room = slots * model.program.slot_bytes(0)
+    with mp.load("tiny", backend=backend, cache_bytes=room) as model:
+        for _ in range(4):
             with ThreadPoolExecutor(2) as pool:
                 found = pool.map(lambda prompt: model.generate(prompt, **GREEDY).tokens, (CHAT, OTHER))
                 assert list(found) == expected
