@@ -149,7 +149,7 @@ def test_another_salt_finds_nothing() -> None:
 
 @pytest.mark.parametrize(("backend", "slots"), [("numba", 11 * 64), ("mlx", 512)])
 def test_one_limit_for_lanes_and_what_is_kept(backend: str, slots: int) -> None:
-    """Requests wait where their prompts do not fit beside each other, and what is kept gives way: either takes 311 slots,
+    """Requests wait where their prompts do not fit beside each other, and what is kept gives way: each takes 311 slots,
     in pages of 64 six pages."""
     with mp.load("tiny", backend=backend) as model:
         expected = [model.generate(prompt, **GREEDY).tokens for prompt in (CHAT, OTHER)]
