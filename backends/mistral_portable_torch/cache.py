@@ -84,10 +84,14 @@ class Cache:
                 written[target] = written[source]
             self._empty_behind(index, reads.slot_mapping)
 
-    def read(self, group: int, pages: Sequence[int]) -> LaneState:
-        """NumPy copies [pages, page, heads, head_dim] by `kind.layer`; bfloat16 as uint16, its bits."""
+    def read(self, group: int, pages: Sequence[int], blank: Sequence[int]) -> LaneState:
+        """NumPy copies [pages, page, heads, head_dim] by `kind.layer`; bfloat16 as uint16, its bits. The slots `blank`
+        of the last page are zeros."""
         chosen = self._indices(pages)
-        return {name: _to_numpy(pool[chosen]) for name, pool in self._of(group)}
+        state = {name: _to_numpy(pool[chosen]) for name, pool in self._of(group)}
+        for array in state.values():
+            array[-1:, list(blank)] = 0
+        return state
 
     def write(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         """Put arrays of `read` into pages. Raises CacheError if they are not this model's, CapacityError if memory is

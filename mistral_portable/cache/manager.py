@@ -343,6 +343,14 @@ class CacheManager:
         integers = to_integers(self._model, self.spec, state.length, high, needed)
         return integers, tuple(table.pages for table in needed)
 
+    def blank(self, lane: int) -> tuple[tuple[int, ...], ...]:
+        """For each layer group the slots, in the last page of `save`, that hold no position of the lane."""
+        state = self._lane(lane)
+        return tuple(
+            table.needed(group, state.length).blank(group, state.length, state.high)
+            for table, group in zip(state.tables, self.spec.groups, strict=True)
+        )
+
     def load(self, saved: SavedIntegers) -> tuple[int, Pages]:
         """Open a lane with the integers of `save`; its pages are new, and their content is the caller's to write.
 
