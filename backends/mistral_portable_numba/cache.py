@@ -65,7 +65,7 @@ class KVCache:
             values *= np.repeat(factors, 32, axis=-1)[..., :head_dim]
         return values
 
-    def read(self, group: int, pages: Sequence[int], blank: Sequence[int]) -> LaneState:
+    def read(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
         """Copies of a layer group's pages by "keys.LAYER" and "values.LAYER", uint8 [pages, heads, bytes of a head].
         The slots `blank` of the last page are zeros."""
         state = {f"{kind}.{layer}": self._pools[layer, kind][list(pages)] for layer, kind in self._keys_of(group)}

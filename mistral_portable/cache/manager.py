@@ -77,7 +77,7 @@ class CacheManager:
         steps that they are for is the caller's to keep.
         """
         self.spec = spec
-        self._model = model
+        self.model = model
         self._lanes: dict[int, _Lane] = {}
         self._pools = tuple(PagePool(group.page_size, ring=group.ring) for group in spec.groups)
         self._ring = spec.groups[0].ring
@@ -156,6 +156,11 @@ class CacheManager:
             while self._prefixes is not None and self._prefixes.give_way():
                 forgot = True
             return forgot
+
+    @property
+    def keeps(self) -> bool:
+        """Whether texts can be kept: it has a budget."""
+        return self._prefixes is not None
 
     @property
     def bytes_in_use(self) -> int:
@@ -340,7 +345,7 @@ class CacheManager:
         state, groups = self._lane(lane), self.spec.groups
         needed = tuple(table.needed(group, state.length) for table, group in zip(state.tables, groups, strict=True))
         high = state.high if groups[0].ring else state.length  # pages overwrite nothing
-        integers = to_integers(self._model, self.spec, state.length, high, needed)
+        integers = to_integers(self.model, self.spec, state.length, high, needed)
         return integers, tuple(table.pages for table in needed)
 
     def blank(self, lane: int) -> tuple[tuple[int, ...], ...]:
@@ -354,16 +359,27 @@ class CacheManager:
     def load(self, saved: SavedIntegers) -> tuple[int, Pages]:
         """Open a lane with the integers of `save`; its pages are new, and their content is the caller's to write.
 
-        Raises CacheError if they are another model's or do not fit this spec, BusyError if no lane is free.
+        Raises CacheError if they are another model's or do not fit this spec, BusyError if no lane is free,
+        CapacityError if a strict budget has no room for them.
         """
-        length, high, spans = to_lane(self._model, self.spec, saved)
+        length, high, spans = to_lane(self.model, self.spec, saved)
         tables = tuple(Table(begin) for begin, _ in spans)
         self._require_held("saved lane: going on", _Lane(tables, length, high), length)
         with self._changes():
             lane = self._free_lane()
             pages = tuple(pool.take(count) for pool, (_, count) in zip(self._pools, spans, strict=True))
             tables = tuple(Table(begin, some) for (begin, _), some in zip(spans, pages, strict=True))
+            for group, pool, some in zip(self.spec.groups, self._pools, pages, strict=True):
+                if group.ring:
+                    for page in some:
+                        pool.fill(page, min(high, group.page_size))
             self._lanes[lane] = _Lane(tables, length, high)
+            self._let_go()
+            try:
+                self._require_within(self._bytes())
+            except CapacityError:
+                self._closed.append(self._lanes.pop(lane))
+                raise
             return lane, pages
 
     def _bytes(self) -> int:

@@ -34,7 +34,8 @@ _FAR = 40  # a page that no scenario of short texts reaches: what is written the
 def run_then_close(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:
     """Run, move pages, then close the program twice.
 
-    Raises WrongOutput unless pages are read as they were written and without what is to be blank, and every call but `close` raises ClosedError then.
+    Raises WrongOutput unless pages are read as they were written, but for what is to be blank, and every call but `close`
+    raises ClosedError then.
     """
     outputs = run(program, graph, spec, scenario)
     for group in range(len(spec.groups)):
@@ -91,7 +92,7 @@ def _require_sized(program: Program, spec: CacheSpec, group: int) -> None:
 
 
 def _require_blank(program: Program, group: int) -> None:
-    """Fill two pages and read them with blank slots. That these are the right ones shows where lanes are saved and go on.
+    """Fill two pages and read them with blank slots. Lanes that are saved and go on show that these are the right ones.
 
     Raises WrongOutput unless the last page alone has zeros, as many as the slots have bytes, each slot in other places.
     """
