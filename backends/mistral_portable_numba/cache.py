@@ -69,7 +69,7 @@ class KVCache:
         """Copies of a layer group's pages by "keys.LAYER" and "values.LAYER", uint8 [pages, heads, bytes of a head].
         The slots `blank` of the last page are zeros."""
         state = {f"{kind}.{layer}": self._pools[layer, kind][list(pages)] for layer, kind in self._keys_of(group)}
-        for name, array in state.items():
+        for name, array in state.items() if blank else ():
             self._empty(name.partition(".")[0], array[-1:], np.array(blank, np.intp))
         return state
 

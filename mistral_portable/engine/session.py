@@ -1,9 +1,9 @@
 """Session files: a sequence with its keys and values, for another process to go on from.
 
 A file is safetensors: `tokens`, int32 [T], and GROUP/NAME for each array of a SavedLane. Its metadata has one key, so
-that the file's first bytes tell what it is, and the value "SHA256 JSON". The JSON object holds the settings of the model,
-the lane's integers and the messages of a chat, if there are any; the digest is that of the JSON and all arrays. It finds
-damage, not forgery: whoever makes a file can make its digest. So everything is checked as if there were none.
+that the file's first bytes tell what it is, and the value "SHA256 JSON". The JSON object holds the settings of the
+model, the lane's integers and the messages of a chat, if there are any; the digest is that of the JSON and all arrays.
+It finds damage, not forgery: whoever makes a file can make its digest. So the rest is checked as if there were none.
 """
 
 import hashlib
@@ -102,6 +102,9 @@ def read_session(path: Path, settings: Settings, vocab_size: int) -> Session:
             raise ValueError("it has no tokens")
         if not 0 <= tokens.min() <= tokens.max() < vocab_size:
             raise ValueError(f"it has tokens outside of the vocabulary of {vocab_size}")
+        for name, value in content["lane"].items():
+            if type(value) is not (str if name == "model" else int):
+                raise ValueError(f"{name!r:.40} is no integer")
         if content["lane"].get("length") != tokens.size:
             raise ValueError(f"it has {tokens.size} tokens for a lane of another length")
         lane = SavedLane(content["lane"], _by_group(arrays))
@@ -199,7 +202,7 @@ def _digest(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         found.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode("utf-8", "surrogatepass"))
-        found.update(memoryview(array.reshape(-1).view(np.uint8)))
+        found.update(array.reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 

@@ -34,8 +34,8 @@ _FAR = 40  # a page that no scenario of short texts reaches: what is written the
 def run_then_close(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:
     """Run, move pages, then close the program twice.
 
-    Raises WrongOutput unless pages are read as they were written, but for what is to be blank, and every call but `close`
-    raises ClosedError then.
+    Raises WrongOutput unless pages are read as they were written, but for what is to be blank, and every call but
+    `close` raises ClosedError then.
     """
     outputs = run(program, graph, spec, scenario)
     for group in range(len(spec.groups)):
