@@ -88,8 +88,7 @@ class Core:
         try:
             return self.save(lane)
         finally:
-            self.manager.keep(lane, tokens)  # a lane in one piece is taken over by whoever resumes it
-            self.manager.close(lane)
+            self._keep_and_close(lane, tokens)  # a lane in one piece is taken over by whoever resumes it
 
     def make_known(self, saved: SavedLane, tokens: Sequence[int]) -> int:
         """Make a saved sequence of these tokens known; return the number of them that the cache has room to keep.
@@ -97,12 +96,16 @@ class Core:
         Raises the errors of `load`.
         """
         lane = self.load(saved)
-        self.manager.keep(lane, tokens)
-        self.manager.close(lane)
+        self._keep_and_close(lane, tokens)
         lane, known = self.manager.resume(tokens)
-        self.manager.keep(lane, tokens)
-        self.manager.close(lane)
+        self._keep_and_close(lane, tokens)
         return known
+
+    def _keep_and_close(self, lane: int, tokens: Sequence[int]) -> None:
+        try:
+            self.manager.keep(lane, tokens)
+        finally:
+            self.manager.close(lane)
 
     def close(self) -> None:
         """Release the executor's threads and memory; every later step raises ClosedError."""

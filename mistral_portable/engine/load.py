@@ -124,6 +124,7 @@ def load(
         tokenizer=tokenizer,
         source=str(checkpoint.path),
         load_s=time.perf_counter() - begin,
+        shared=tensor_parallel not in (None, 1),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.boundary import Program
+from mistral_portable.boundary import Program, SavedLane
 from mistral_portable.cache import CacheManager, Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.engine.core import Core
@@ -49,12 +49,15 @@ class Model:
         tokenizer: Tokenizer | None,
         source: str,
         load_s: float,
+        shared: bool = False,
     ) -> None:
+        """shared: whether other processes hold parts of it."""
         self.config = config
         self.backend = backend
         self.core = core
         self.source = source
         self.load_s = load_s
+        self._shared = shared
         self._tokenizer = tokenizer
         self.loop = Loop(core)
 
@@ -210,11 +213,16 @@ class Model:
         BusyError if every lane is taken, CapacityError if there is no memory for the copy.
         """
         file = self._session_file(path)
-        tokens = self.loop.last_text if prompt is None else self._encode(prompt)
-        lane = self.loop.between_steps(lambda: self.core.save_known(tokens))
+        wanted = None if prompt is None else self._encode(prompt)
+
+        def take() -> tuple[Sequence[int], SavedLane]:
+            tokens = self.loop.last_text if wanted is None else wanted
+            return tokens, self.core.save_known(tokens)
+
+        tokens, lane = self.loop.between_steps(take)
         count = int(lane.integers["length"])
         if not count:
-            text = "a text has to end first" if prompt is None and not tokens else "this text is not in the cache"
+            text = "this text is not in the cache" if tokens else "a text has to end first"
             raise InputError(f"{path}: nothing to save: {text}; generate, then save")
         write_session(file, Session(tokens[:count], lane, messages), self._session_settings())
         return count
@@ -238,6 +246,8 @@ class Model:
     def _session_file(self, path: str | Path) -> Path:
         if not isinstance(path, str | Path):
             raise InputError(f"path={path!r:.40} must be a string or a Path")
+        if self._shared:
+            raise InputError("several processes share this model (tensor_parallel): a session is of one process")
         if not self.manager.keeps:
             raise InputError("nothing is kept with cache_bytes=0: load the model with another value to use sessions")
         return Path(path)

@@ -77,7 +77,7 @@ def write_session(path: Path, session: Session, settings: Settings) -> None:
         finally:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: links in a circle
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: cannot be written: {_reason(error)}; choose another file") from error

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -63,7 +62,8 @@ def file(model: mp.Model, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize(("backend", "dtype", "kv_cache"), KINDS)
 def test_another_process_goes_on(backend: str, dtype: str, kv_cache: str, window: Window, tmp_path: Path) -> None:
-    file, options = tmp_path / "chat.session", {"dtype": dtype, "kv_cache": kv_cache, "window": window}
+    file = tmp_path / "chat.session"
+    options: dict[str, Any] = {"dtype": dtype, "kv_cache": kv_cache, "window": window}
     with mp.load("tiny", backend=backend, **options) as model:
         history = [*CHAT, *model.generate(CHAT, **GREEDY).tokens, *NEXT]
         assert model.save_session(file) == len(CHAT) + 5  # the last token of the answer was never read
@@ -133,7 +133,8 @@ def test_a_prompt_names_what_is_saved(model: mp.Model, tmp_path: Path) -> None:
     assert model.save_session(file, CHAT) == len(CHAT)
     assert model.save_session(file, [*CHAT[:50], *OTHER]) == 50
     written = load_file(file)["tokens"]
-    assert (written.dtype, written.tolist()) == (np.int32, CHAT[:50])
+    assert written.dtype == np.int32
+    assert written.tolist() == CHAT[:50]
     messages = [{"role": "user", "content": "Hello"}]
     model.chat(messages, **GREEDY)
     assert model.save_session(file, messages) == len(model.tokenizer.chat(messages))
@@ -260,6 +261,15 @@ def test_every_lane_is_taken(model: mp.Model, file: Path) -> None:
     assert model.load_session(file) == model.save_session(file) == len(CHAT) + 5
 
 
+def test_a_model_that_processes_share(model: mp.Model, file: Path) -> None:
+    """Each has a part of the keys and values, and would write it to the same file."""
+    parts: dict[str, Any] = {"core": model.core, "tokenizer": None, "source": "", "load_s": 0.0}
+    shared = mp.Model(config=model.config, backend=model.backend, shared=True, **parts)
+    for call in (shared.save_session, shared.load_session):
+        with pytest.raises(InputError, match=r"several processes share this model \(tensor_parallel\)"):
+            call(file)
+
+
 def test_a_closed_model(model: mp.Model, file: Path) -> None:
     model.close()
     for call in (model.save_session, model.load_session):
@@ -288,13 +298,14 @@ def test_a_cache_without_room(backend: str, tmp_path: Path) -> None:
 
 def test_other_weights_and_settings_are_refused(file: Path, tmp_path: Path) -> None:
     """A model of the same shapes, whose lanes would fit."""
-    for options, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"window": 7}, "it is of other weights, or of another window; load the model that it was saved with"),
         ({"quantize": "q4_0"}, "it is of other weights"),
         ({"kv_cache": "q8_0"}, "it is of kv_cache='float16', and this is kv_cache='q8_0'"),
         ({"dtype": "float32"}, "it is of quantized_linear='int8', and this is quantized_linear='None'"),
         ({"backend": "reference"}, "it is of backend='numba', and this is backend='reference'"),
-    ):
+    ]
+    for options, message in cases:
         with mp.load("tiny", **{"backend": "numba", **options}) as other:
             with pytest.raises(CacheError, match=message) as caught:
                 other.load_session(file)
@@ -491,6 +502,7 @@ def test_places_that_cannot_be_written(model: mp.Model, file: Path, tmp_path: Pa
         (Path("/proc/session"), "cannot be written: .*choose another file"),
         (tmp_path / ("x" * 300), "cannot be written: .*choose another file"),
         (Path("a\0b"), "cannot be written: .*null"),
+        (tmp_path / "loop", "loop"),
         (tmp_path, "is a folder: name a file for the session"),
         (tmp_path / "pipe", "is not a file"),
     ):
@@ -535,7 +547,21 @@ with mp.load("tiny", backend="reference") as model:
     except mp.MistralPortableError as error:
         print(error)
 """
-KILLED = "session.os.fsync = lambda file: (print('written', flush=True), os.kill(os.getpid(), signal.SIGKILL))"
+DIE = "print('killed', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+KILLED = {
+    "in the middle": f"""
+    def half(arrays, path, metadata):
+        path.write_bytes(bytes(9999)); {DIE}
+    session.save_file = half""",
+    "before it is on the disk": f"""
+    def die(file):
+        {DIE}
+    os.fsync = die""",
+    "before it has its name": f"""
+    def die(path, target):
+        {DIE}
+    session.Path.replace = die""",
+}
 FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))"
 
 
@@ -552,11 +578,12 @@ def old(tmp_path: Path) -> Iterator[tuple[mp.Model, Path]]:
         yield model, tmp_path / "one"
 
 
-def test_a_process_that_is_killed_leaves_the_old_file(old: tuple[mp.Model, Path]) -> None:
+@pytest.mark.parametrize("when", KILLED)
+def test_a_process_that_is_killed_leaves_the_old_file(when: str, old: tuple[mp.Model, Path]) -> None:
     model, file = old
     before = file.read_bytes()
-    done = child(KILLED, file)
-    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "written\n"), done.stderr
+    done = child(KILLED[when], file)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "killed\n"), done.stderr
     assert file.read_bytes() == before
     assert model.load_session(file) == len(CHAT) + 5
 
@@ -565,7 +592,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(old: tuple[mp.Model, P
     """A limit on the size of files stands for the disk."""
     _, file = old
     before = file.read_bytes()
-    assert len(before) > resource.getpagesize()
+    assert len(before) > 20_000
     done = child(FULL, file)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{file}: cannot be written: ")
