@@ -214,10 +214,11 @@ def test_a_file_is_safetensors_that_begins_with_its_kind(file: Path) -> None:
 # --- beside others ----------------------------------------------------------------------------------------------------
 
 
-def test_beside_running_requests(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_beside_running_requests(backend: str, tmp_path: Path) -> None:
     """No request finds that a session has the only lane, and each text is the one that it is alone."""
     file = tmp_path / "chat"
-    with mp.load("tiny", backend="numba", max_lanes=1) as model:
+    with mp.load("tiny", backend=backend, max_lanes=1) as model:
         prompts = [text(20, first) for first in range(6)]
         expected = [model.generate(prompt, **GREEDY).tokens for prompt in prompts]
         model.generate(CHAT, **GREEDY)
