@@ -1,8 +1,8 @@
-"""Stand-ins for the flash kernels of GPUs: their promises, written down in plain operations.
+"""Stand-ins for the flash kernels of GPUs: their documented behaviour in plain operations.
 
 Masks are by index. Queries and keys of a text are aligned at their ends (flash-attn since 2.1): query i of T sees key j
-of K if `i + K - T - left <= j <= i + K - T + right`; -1 stands for no bound. A text without keys gives zeros and a
-log-sum-exp of +inf. Memory beyond a text's keys is not read.
+of K if `i + K - T - left <= j <= i + K - T + right`; -1 means no bound. A text without keys gives zeros and a
+log-sum-exp of +inf. Memory after a text's keys is not read.
 
 Sources: docstrings of flash_attn_varlen_func and flash_attn_with_kvcache (flash-attn 2.8), of
 torch.nn.attention.varlen.varlen_attn (torch 2.13).

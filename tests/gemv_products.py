@@ -1,6 +1,6 @@
-"""Triton's kernels beside the products of unpacked weights: `python tests/gemv_products.py`, in a process of its own.
+"""Triton's kernels against products of unpacked weights: `python tests/gemv_products.py`, in a process of its own.
 
-On a GPU compiled; elsewhere with TRITON_INTERPRET=1, which Triton reads when it is imported: slow, the same program.
+Compiled on a GPU; elsewhere interpreted slowly, with TRITON_INTERPRET=1, which Triton reads at its import.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Activations as int8, laid out as kernels write and read them."""
+"""int8 activations in the layout that kernels write and read."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 __all__ = ["Codes", "blank_codes"]
 
 Memories = list[NDArray[np.uint8]]
-"""Blocks, sums over 32 and sums over 16: rows of the bytes of a token, whole groups of them."""
+"""Memories of blocks, of sums over 32 columns and over 16: a row of bytes per token, in whole groups of tokens."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Codes:
     scales: NDArray[np.float32]
 
     def laid_out(self, most: int) -> Memories:
-        """For an instruction set that takes `most` tokens at a time; beyond the tokens and columns are NaNs."""
+        """The layout for an instruction set that takes `most` tokens at a time; padding is NaN."""
         tokens, columns = self.codes.shape
         memories = blank_codes(tokens, columns, most)
         blocks, *sums = _views(memories, tokens, columns, most)
@@ -53,7 +53,7 @@ class Codes:
 
     @staticmethod
     def read(memories: Memories, tokens: int, columns: int, most: int) -> "Codes":
-        """The codes that a kernel wrote; `laid_out` gives the rest that it should have written."""
+        """Read the codes and scales that a kernel wrote; `laid_out` then gives all that it should have written."""
         blocks = _views(memories, tokens, columns, most)[0]
         codes = blocks["codes"].transpose(0, 3, 1, 2, 4).reshape(-1, 128 * blocks.shape[1])
         scales = blocks["scale"].transpose(0, 2, 1).reshape(-1, blocks.shape[1])
@@ -61,12 +61,12 @@ class Codes:
 
 
 def blank_codes(tokens: int, columns: int, most: int) -> Memories:
-    """Such memories full of NaNs."""
+    """Memories full of NaN."""
     return [np.full((round_up(tokens, TOKEN_GROUP), size), 0xFF, np.uint8) for size in activation_bytes(columns)]
 
 
 def _views(memories: Memories, tokens: int, columns: int, most: int) -> list[NDArray[Any]]:
-    """[groups, blocks or sub-blocks] of the structures, over the same memory."""
+    """Views of the memories as structures, [groups, blocks or sub-blocks]."""
     group = token_group(tokens, most)
     kinds = (activation_block(group), activation_sums(group, 32), activation_sums(group, 16))
     views = []

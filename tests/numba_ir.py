@@ -1,4 +1,4 @@
-"""LLVM IR of the product's kernels, and their code for ARM, made for tests once and kept beside the cache of kernels.
+"""LLVM IR of the product's kernels and their code for ARM, made once for tests and kept beside the cache of kernels.
 
 A kernel's IR depends on its sources and, for some kernels, on how many tokens an instruction set takes at a time; so
 one text serves several instruction sets. All processes of a test run share the files, and so do later runs.
@@ -49,13 +49,13 @@ def _arm_ir(name: str) -> str:
 
 
 def _kept(stem: str, key: str, kind: str, make: Callable[[], bytes]) -> Path:
-    """The file of this key, written with the result of `make` if there is none; then files of other keys go."""
+    """The file of a key. A missing one is written with the result of `make`, and files of other keys are deleted."""
     path = default_folder() / "tests" / f"{stem}-{key}.{kind}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f"{path.name}.lock")):
         if not path.exists():
             for old in path.parent.glob(f"{stem}-*.{kind}"):
-                if old.stat().st_mtime < time.time() - _DAY:  # not one that a run beside this one is about to read
+                if old.stat().st_mtime < time.time() - _DAY:  # younger ones may be in use by a concurrent run
                     old.unlink(missing_ok=True)
             unfinished = path.with_name(f"{path.name}.part")
             unfinished.write_bytes(make())

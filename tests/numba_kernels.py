@@ -1,4 +1,4 @@
-"""Kernels of every instruction set, run on memory that shows what they should not have read or written."""
+"""Kernels of every instruction set, run on memory that shows wrong reads and writes."""
 
 import ctypes
 import subprocess
@@ -31,14 +31,14 @@ __all__ = ["EVERY_ISA", "Argument", "Memory", "at", "compile_everywhere", "is_bl
 
 Argument = int | float | NDArray[Any] | Sequence[Any]
 
-_NAMES = [name for name in MODULES if not name.startswith("encode_")]  # those are tested through the backend
+_NAMES = [name for name in MODULES if not name.startswith("encode_")]  # encoders are tested through the backend
 
-_POISON = 0xFF  # as bytes of a float of any type they are NaN
+_POISON = 0xFF  # such bytes are NaN in every float type
 _GUARD = 256
 
 
 def _lacks(isa: str) -> str:
-    """The features that an instruction set takes and this machine has not."""
+    """The features that an instruction set needs and this machine lacks."""
     host = llvm.get_host_cpu_features()
     wanted = [name[1:] for name in ISAS[isa].features.split(",") if name.startswith("+")]
     return ", ".join(name for name in wanted if not host.get(name))
@@ -54,7 +54,7 @@ _HERE = [isa for name, isa in ISAS.items() if not _lacks(name)]
 
 
 class Memory:
-    """Arrays between sentinels. What is given no value is NaN, in any float type.
+    """Arrays between sentinels. Memory without a value is NaN in every float type.
 
     Example: `memory.run(isa, "add", [tokens], columns, *at(a), *at(b), *at(out))`.
     """
@@ -63,7 +63,7 @@ class Memory:
         self._blocks: list[tuple[NDArray[np.uint8], int, int]] = []
 
     def blank(self, shape: int | Sequence[int], dtype: Any) -> NDArray[Any]:
-        """A poisoned array, aligned as its type asks and no better."""
+        """A poisoned array, aligned to its type and no further."""
         dtype = np.dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize
         start = _GUARD + (0 if dtype == np.int64 else dtype.itemsize)
@@ -73,26 +73,26 @@ class Memory:
         return array
 
     def array(self, values: Any) -> NDArray[Any]:
-        """A copy."""
+        """A copy of values."""
         values = np.asarray(values)
         copy = self.blank(values.shape, values.dtype)
         copy[...] = values
         return copy
 
     def rows(self, count: int, columns: int, dtype: Any = np.float32) -> NDArray[Any]:
-        """Poisoned rows as values of a step have them: room for whole groups of tokens, and for whole vectors."""
+        """Poisoned rows as in a step: padded to whole groups of tokens, and to whole vectors."""
         return self.blank((round_up(count, TOKEN_GROUP), round_up(columns, 32) + 16), dtype)
 
     def rows_of(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Such rows that begin with `values`; the rest is poison."""
+        """Rows as in a step that begin with `values`; the padding is poison."""
         rows = self.rows(values.shape[0], values.shape[1], values.dtype)
         rows[: values.shape[0], : values.shape[1]] = values
         return rows
 
     def run(self, isa: str, kernel: str | Callable[..., Any], *arguments: Argument, thread: int = 0) -> None:
-        """Call a kernel, by name or a test's own, as one of two threads, which does all the work.
+        """Call a kernel, by name or as a function, on one of two threads, which does all the work.
 
-        Arrays stand for their addresses, and lists for the address of an array of what they hold. Floats are float64.
+        Arrays are passed as addresses, lists as the address of an array of their values, floats as float64.
         """
         counter = np.zeros(8, np.int64)
         values = self.array(np.array([counter.ctypes.data, *map(self._word, arguments)], np.int64))
@@ -103,7 +103,7 @@ class Memory:
         """Fail if a sentinel has been overwritten."""
         for block, start, stop in self._blocks:
             assert is_blank(block[:start]), "wrote before a buffer"
-            assert is_blank(block[stop:]), "wrote behind a buffer"
+            assert is_blank(block[stop:]), "wrote after a buffer"
 
     def _word(self, argument: Argument) -> int:
         match argument:
@@ -123,7 +123,7 @@ def at(array: NDArray[Any]) -> tuple[NDArray[Any], int]:
 
 
 def is_blank(array: NDArray[Any]) -> bool:
-    """Whether nothing was ever written to it."""
+    """Whether an array holds poison only."""
     return bool((np.ascontiguousarray(array).view(np.uint8) == _POISON).all())
 
 
@@ -135,7 +135,7 @@ def _function(isa: str, kernel: str | Callable[..., Any]) -> Callable[[int, int,
 
 @cache
 def product_kernels(isa: str) -> LoadedKernels:
-    """The kernels of steps. Of several processes that need them, one compiles."""
+    """The kernels of steps. One of several processes that need them compiles them."""
     folder = default_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "tests.lock"):
@@ -146,8 +146,7 @@ def product_kernels(isa: str) -> LoadedKernels:
 def compile_everywhere(names: Sequence[str], folder: Path) -> None:
     """Compile the kernels for all instruction sets of this machine into a cache folder.
 
-    `LoadedKernels` would compile those of one instruction set at a time, and lower each kernel to IR, which takes most
-    of the time, once for each of them.
+    `LoadedKernels` would lower each kernel to IR once per instruction set, and that takes most of the time.
     """
     names = [name for name in names if not all(object_path(folder, name, isa).exists() for isa in _HERE)]
     names.sort(key=lambda name: name.endswith(("_k", "_xs")), reverse=True)  # the slow ones first
@@ -170,7 +169,7 @@ _engines: list[Any] = []  # they keep the code
 
 
 def _own(isa: str, kernel: Callable[..., Any]) -> int:
-    """The address of a function that is compiled here, as the product's kernels are."""
+    """The address of a test's function, compiled like the product's kernels."""
     code = object_file("own", lower("own", kernel), ISAS[isa], host_triple())
     machine = llvm.Target.from_triple(host_triple()).create_target_machine()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)

@@ -1,4 +1,4 @@
-"""Quantized weights for the tests of linear kernels, packed as the product packs them."""
+"""Quantized weights for tests of linear kernels, packed by the product's code."""
 
 from dataclasses import replace
 from functools import cached_property
@@ -22,7 +22,7 @@ KINDS = tuple(BLOCKS)
 
 _PAIRS = {"q4_1": (0, 2), "q5_1": (0, 2), "q2_k": (80, 82), "q4_k": (0, 2), "q5_k": (0, 2)}
 HALVES = {kind: _PAIRS.get(kind, (max(layout.half, 0),)) for kind, layout in BLOCKS.items()}
-"""Where the float16 numbers of a block are."""
+"""Byte offsets of the float16 numbers in a block."""
 
 
 def signed_blocks(kind: str, rows: int, columns: int, random: np.random.Generator) -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
-"""Programs of the torch executor with pages so small that short texts fill some, and kernels that are given.
+"""Programs of the torch executor with small pages, so that short texts fill some, and with chosen kernels.
 
-The kernels of GPUs are given as `flash_kernels.py` writes them down; recorded steps as `Repeated` replays them.
+`flash_kernels.py` stands for the kernels of GPUs, and `Repeated` for recorded steps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ CONFIG = MistralConfig(
 
 
 class Repeated:
-    """Stands for CUDA graphs: a replay computes the same function again and overwrites the outputs. Counts both."""
+    """Stands for CUDA graphs: a replay calls the function again and overwrites the outputs. Counts both."""
 
     def __init__(self) -> None:
         self.records = self.replays = 0
@@ -61,7 +61,7 @@ def _listed(value: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class PagedBackend:
-    """The executor on the CPU, as on a GPU: it takes greedy tokens itself. kernel: instead of the one by name."""
+    """The executor on the CPU, with the argmax on the device as on a GPU. kernel: used instead of the option's."""
 
     page: int = 3
     kernel: Attention | None = None
@@ -124,7 +124,7 @@ class Session:
         self.program = prepare(backend, graph, weights, self.spec, ExecutorOptions(**options))
 
     def feed(self, lane: int, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits behind each token, of a step for each chunk. A step that fails is undone."""
+        """Feed tokens in chunks, one step each; the logits after each token. A step that fails is undone."""
         size, found = self.spec.max_chunk, []
         for begin in range(0, len(tokens), size):
             chunk = tokens[begin : begin + size]
@@ -137,12 +137,12 @@ class Session:
         return np.concatenate(found)
 
     def begin(self, tokens: Sequence[int]) -> tuple[int, NDArray[np.float32]]:
-        """A lane with these tokens."""
+        """Open a lane and feed it these tokens; the lane and their logits."""
         lane = self.manager.open()
         return lane, self.feed(lane, tokens)
 
     def decode(self, lane: int, count: int) -> None:
-        """Steps of one token each."""
+        """Feed tokens in steps of one each."""
         for token in text(count, seed=1):
             self.feed(lane, [token])
 

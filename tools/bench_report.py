@@ -1,4 +1,7 @@
-"""Write docs/benchmarks.md and its plot from docs/benchmarks.json, for `tools/bench.py --record`. Not a command."""
+"""Write docs/benchmarks.md and its plots from docs/benchmarks.json, for `--record`. Not a command.
+
+Used by `tools/bench.py` and `tools/bench_serving.py`.
+"""
 
 import json
 import os
@@ -19,12 +22,15 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 _INTRO = """# Benchmarks
 
-Written by `tools/bench.py --record`; the figures of every repetition are in [benchmarks.json](benchmarks.json).
+Written by `tools/bench.py --record` and `tools/bench_serving.py --record`; the figures of every repetition are in
+[benchmarks.json](benchmarks.json).
 
 Each engine runs in a process of its own, with the same file, loaded once. A repetition measures one engine after the
 other while the rest sleep, so other load on the machine slows all of them alike. A figure is the median of the
 repetitions, with the least and the most; "times" is the ratio within one repetition, this library's figure divided by
-the other's (for seconds and memory the inverse): above 1, this library is better.
+the other's (for times, memory and tokens computed the inverse): above 1, this library is better.
+
+`tools/bench.py` measures steps:
 
 - `prefill:N`: tokens per second of a prompt of N tokens, 512 in a step; `prefill:N@D`: after D tokens. Repetitions at a
   depth continue where the one before ended.
@@ -37,10 +43,27 @@ the other's (for seconds and memory the inverse): above 1, this library is bette
   every step, and the visible keys and values as float16, or to multiply 8-bit numbers, whichever takes longer at the
   speeds that the machine had in the same repetition; on torch, at the speeds of a copy and of a large matrix product.
 
-Weights are random (`tools/make_random_gguf.py`): speed and memory do not depend on them.
+`tools/bench_serving.py` plays loads of greedy requests against this library (in its process) and llama-server (over
+HTTP, with its defaults), each with 8 sequences at a time and the same threads. Every token counts when its request's
+consumer has it; a first token, from the moment when its request should begin. Each repetition has tokens of its own, so
+nothing is cached from the one before; "cached" are prompt tokens that the engine did not compute.
 
-![Ratio to llama.cpp's figure](benchmarks.svg)
+- mix: requests arrive by a Poisson process; prompts of 16, 64, 256 or 1,024 tokens, half of them behind one of three
+  common beginnings of 256; answers of 8, 32 or 128 tokens.
+- callers: 8 requests at once, of 1 prompt token and 64 answered; compared with the bare steps of `batch:8`.
+- turn: a chat of 4,000 tokens and an answer of 16, then 30 new tokens behind both. Its first token is compared with
+  `prefill:30@4016`, which reads 30 tokens behind a full cache; turn-between: another such chat runs before them.
+- sharers: 8 requests at once, whose prompts share 2,000 tokens and have 50 of their own: of 16,400 tokens 2,400 must be
+  computed.
+- intruder: a prompt of 8,000 arrives while 4 sequences decode; the times between their tokens, before and meanwhile.
+
+Weights are random (`tools/make_random_gguf.py`): speed and memory do not depend on them.
 """
+
+_PLOTS = {"llama.cpp": "benchmarks.svg", "llama-server": "serving.svg"}
+"""Files by the peer that a plot compares with."""
+
+_LINEAR = 20  # ratios up to which an axis is linear; where requests queue up, they may reach hundreds
 
 
 def machine() -> dict[str, Any]:
@@ -84,9 +107,9 @@ def versions(engines: Sequence[str]) -> dict[str, str]:
 
 
 def ratios(row: dict[str, Any], ours: str, peer: str) -> Spread | None:
-    """How many times better `ours` is, by repetition (above 1: better); None if one of the two has no figures."""
+    """How many times better `ours` is, by repetition (above 1: better); None for shares, and if one has no figures."""
     figures = row.get("figures", {})
-    if ours not in figures or peer not in figures:
+    if ours not in figures or peer not in figures or row["unit"] == "%":
         return None
     pairs = zip(figures[ours], figures[peer], strict=True)
     return Spread.of([a / b if row["unit"] == "tokens/s" else b / a for a, b in pairs])
@@ -95,14 +118,15 @@ def ratios(row: dict[str, Any], ours: str, peer: str) -> Spread | None:
 def markdown(run: dict[str, Any]) -> str:
     """Format a run as a section: the machine and versions, the command, and the tables."""
     on, (ours, *peers) = run["machine"], run["engines"]
-    columns = ["", ours, "of limit", *(column for peer in peers for column in (peer, "times"))]
+    limits = any(row.get("shares") for row in run["rows"])
+    columns = ["", ours, *(["of limit"] if limits else []), *(column for peer in peers for column in (peer, "times"))]
     parts = [
         f"## {run['title']}",
         f"{run['date']}, {on['cpu']}, {on['cores']} cores, {on['memory_gb']} GB, {on['system']}; "
         + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         + ".",
         f"```\n{run['command']}\n```",
-        _table(columns, [list(_cells(row, ours, peers)) for row in run["rows"]]),
+        _table(columns, [list(_cells(row, ours, peers, limits)) for row in run["rows"]]),
     ]
     parts += [f"{row['name']} was skipped: {row['skipped']}." for row in run["rows"] if "skipped" in row]
     if run["kernels"]:
@@ -111,11 +135,12 @@ def markdown(run: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _cells(row: dict[str, Any], ours: str, peers: Sequence[str]) -> Iterator[str]:
+def _cells(row: dict[str, Any], ours: str, peers: Sequence[str], limits: bool) -> Iterator[str]:
     yield row["name"]
     figures = row.get("figures", {})
     yield _figure(figures.get(ours), row.get("unit", ""))
-    yield f"{median(row['shares']):.0%}" if row.get("shares") else ""
+    if limits:
+        yield f"{median(row['shares']):.0%}" if row.get("shares") else ""
     for peer in peers:
         yield _figure(figures.get(peer), row.get("unit", ""))
         times = ratios(row, ours, peer)
@@ -139,13 +164,15 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def record(run: dict[str, Any], docs: Path = DOCS) -> None:
-    """Replace the recorded run of the same title, and write the data, the page and the plot again."""
+    """Replace the recorded run of the same title, and write the data, the page and the plots again."""
     data = docs / "benchmarks.json"
     runs = {old["title"]: old for old in json.loads(data.read_text())} if data.exists() else {}
     runs[run["title"]] = run
     data.write_text(json.dumps(list(runs.values()), indent=1) + "\n")
-    (docs / "benchmarks.md").write_text("\n".join([_INTRO, *map(markdown, runs.values())]))
-    plot(list(runs.values()), "llama.cpp", docs / "benchmarks.svg")
+    for peer, file in _PLOTS.items():
+        plot(list(runs.values()), peer, docs / file)
+    images = [f"![Ratio to {peer}'s figure]({file})\n" for peer, file in _PLOTS.items() if (docs / file).exists()]
+    (docs / "benchmarks.md").write_text("\n".join([_INTRO, *images, *map(markdown, runs.values())]))
 
 
 def plot(runs: Sequence[dict[str, Any]], peer: str, path: Path) -> None:
@@ -160,7 +187,9 @@ def plot(runs: Sequence[dict[str, Any]], peer: str, path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "benchmarks"  # the same figures give the same file
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(runs), figsize=(1 + 4 * len(runs), 4.5), squeeze=False)
+    height = max(4.5, *(0.3 * len(run["rows"]) for run in runs))
+    width = max(4, *(2 + 0.1 * len(row["name"]) for run in runs for row in run["rows"]))
+    figure, panels = pyplot.subplots(1, len(runs), figsize=(1 + width * len(runs), height), squeeze=False)
     for run, axes in zip(runs, panels[0], strict=True):
         found = [(row["name"], ratios(row, run["engines"][0], peer)) for row in reversed(run["rows"])]
         bars = {name: spread for name, spread in found if spread}
@@ -168,6 +197,8 @@ def plot(runs: Sequence[dict[str, Any]], peer: str, path: Path) -> None:
         below = [spread.median - spread.min for spread in bars.values()]
         above = [spread.max - spread.median for spread in bars.values()]
         axes.barh(list(bars), middles, xerr=[below, above], color="#4c78a8", ecolor="#777777", capsize=2)
+        if max(middles, default=0) > _LINEAR:
+            axes.set_xscale("log")
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_title(run["title"])
         axes.set_xlabel(f"times as good as {peer}")

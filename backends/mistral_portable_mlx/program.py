@@ -119,13 +119,15 @@ class MLXProgram:
             mx.async_eval(values, self._cache.arrays())
             return {name: self._output(value, values.get(name), plan) for name, value in self._graph.outputs.items()}
 
-    def begin_greedy(self, plan: StepPlan, after: GreedyStep | None = None) -> "MLXGreedyStep":
-        check_inputs(self._graph, plan, NO_INPUTS)
+    def begin_greedy(
+        self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: GreedyStep | None = None
+    ) -> "MLXGreedyStep":
+        check_inputs(self._graph, plan, inputs)
         if not isinstance(after, MLXGreedyStep | None):
             raise InputError(f"after is a {type(after).__name__}: give a step that this program has begun")
         with self._on_stream():
-            before = after
-            values = self._build(plan, {"tokens": before.argmax} if before else {}, greedy=True)
+            before, given = after, {name: self._given(array) for name, array in inputs.items()}
+            values = self._build(plan, given | {"tokens": before.argmax} if before else given, greedy=True)
             step = MLXGreedyStep(self, values[_ARGMAX])
             if before is None or before.read:
                 mx.async_eval(step.argmax)

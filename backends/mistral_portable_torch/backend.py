@@ -13,27 +13,27 @@ from mistral_portable.errors import BackendError
 from mistral_portable.graph import Graph
 from mistral_portable.weights import Tensor
 from mistral_portable_torch.installed import OLDEST, Build, installed_build
-from mistral_portable_torch.obstacles import table
+from mistral_portable_torch.obstacles import summary
 
 __all__ = ["BACKEND", "TorchBackend"]
 
 _DTYPES = ("float32", "float16", "bfloat16")
-_SCORES = {"cuda": 15, "mps": 8, "cpu": 4}  # numba, which is made for CPUs, has 10
+_SCORES = {"cuda": 15, "mps": 8, "cpu": 4}  # numba has 10, so it wins on a CPU
 _INSTALL = "pip install --upgrade 'mistral-portable[torch]'"
 
 
 class TorchBackend:
     """torch on a CUDA GPU, Apple's Metal or a CPU.
 
-    dtype: by default float32 on a CPU, and on a GPU the float type that most of the weights are stored in, where
-    ggml's blocks count as float16, as their scales are.
+    The default dtype is float32 on a CPU. On a GPU it is the float type of most weights, where ggml blocks count as
+    float16, the type of their scales.
     """
 
     name = "torch"
     capabilities = Capabilities(
         dtypes={dtype: (dtype,) for dtype in _DTYPES},
         options=frozenset({"threads", "device", "attention", "quantize", "tensor_parallel"}),
-        page_size=256,  # flash-attn takes multiples of it
+        page_size=256,  # flash-attn needs a multiple of 256
     )
 
     def probe(self) -> Availability:
@@ -58,9 +58,7 @@ class TorchBackend:
         stored = stored_dtype(weights.values())
         if stored in device.dtypes:
             return stored
-        warnings.warn(
-            f"the weights are {stored}, which {device.name} does not have: computing in float16", stacklevel=2
-        )
+        warnings.warn(f"the weights are {stored}, which {device.name} does not compute in: using float16", stacklevel=2)
         return "float16"
 
     def prepare(
@@ -85,7 +83,7 @@ class TorchBackend:
         if dtype not in device.dtypes:
             raise BackendError(f"dtype {dtype!r}: {device.name} computes in {', '.join(device.dtypes)}; choose one")
         if options.threads is not None and device.kind != "cpu":
-            raise BackendError(f"threads={options.threads}: {device.kind} has no CPU threads; leave the option out")
+            raise BackendError(f"threads={options.threads}: the device is {device.kind}, no CPU; leave the option out")
         attention = choose(options.attention, device, dtype, cache.head_dim)
         program = TorchProgram if device.kind == "cpu" else AsynchronousProgram
         return program(
@@ -124,7 +122,7 @@ def _probe_any() -> Availability:
 
 
 def _availability(kind: str, where: str, capability: tuple[int, int] | None, version: str) -> Availability:
-    kernels = table(kind, capability, version)
+    kernels = summary(kind, capability, version)
     return Availability(_SCORES[kind], f"{where}, torch {version}: {', '.join(_DTYPES)}; attention by {kernels}")
 
 

@@ -1,9 +1,9 @@
-"""bitsandbytes' types, made of float matrices as they are loaded: NF4, FP4 and int8.
+"""Quantization to bitsandbytes' types NF4, FP4 and int8, while float matrices are loaded.
 
-NF4 and FP4 (Dettmers et al. 2023, QLoRA, section 3): 64 weights share the largest of their magnitudes, and each is the
-nearest of 16 levels times that. No two neighbouring levels are farther apart than the outermost of NF4, -1 and -0.696,
-and of FP4, 2/3 and 1: a weight is off by at most 0.152 or 0.167 of its 64's largest. int8: a row shares its largest
-magnitude / 127; a weight is off by at most half of that.
+NF4 and FP4 (Dettmers et al. 2023, QLoRA, section 3): a block of 64 weights has one scale, its largest magnitude, and
+each weight is rounded to the nearest of 16 levels times the scale. The error is at most half of the widest gap between
+levels: 0.152 of the scale for NF4 (levels -1 and -0.696), 0.167 for FP4 (2/3 and 1). int8: a row has one scale, its
+largest magnitude / 127, and the error is at most half of it.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _BLOCK = 64
 
 
 def quantized(weight: Tensor, kind: str) -> "FourBit | EightBit":
-    """weight [O, I] as "nf4", "fp4" or "int8". Raises BackendError if bitsandbytes is missing or cannot do it."""
+    """Quantize weight [O, I] to "nf4", "fp4" or "int8". Raises BackendError if bitsandbytes cannot, or is missing."""
     try:
         import bitsandbytes
     except ImportError as error:
@@ -32,18 +32,18 @@ def quantized(weight: Tensor, kind: str) -> "FourBit | EightBit":
         return EightBit(bitsandbytes, weight)
     if weight.shape[1] % _BLOCK:
         raise BackendError(
-            f"quantize={kind!r}: a matrix has {weight.shape[1]} columns, no multiple of {_BLOCK}: choose int8 or q4_0"
+            f"quantize={kind!r}: {weight.shape[1]} columns are not a multiple of {_BLOCK}: choose int8 or q4_0"
         )
     return FourBit(bitsandbytes, weight, kind)
 
 
 def quantized_bytes(shape: Sequence[int], kind: str) -> int:
-    """Bytes of a matrix on the device: 4 bits and a float32 for each block, or 8 bits and a float32 for each row."""
+    """Bytes of a matrix on the device: 4 bits a weight and a float32 per block, or 8 bits and a float32 per row."""
     return prod(shape) + 4 * shape[0] if kind == "int8" else prod(shape) // 2 + 4 * prod(shape) // _BLOCK
 
 
 class FourBit:
-    """Two weights in a byte. Products of one token read them as they are, others unpack them: bitsandbytes decides."""
+    """Two weights per byte. bitsandbytes multiplies one token with packed weights, and unpacks them for more tokens."""
 
     def __init__(self, bitsandbytes: Any, weight: Tensor, kind: str) -> None:
         self._bitsandbytes = bitsandbytes
@@ -58,7 +58,7 @@ class FourBit:
 
 
 class EightBit:
-    """codes int8 [O, I], largest magnitudes float32 [O]; unpacked for each product."""
+    """codes int8 [O, I], and the largest magnitude of each row, float32 [O]; unpacked for every product."""
 
     def __init__(self, bitsandbytes: Any, weight: Tensor) -> None:
         self._dtype = weight.dtype

@@ -1,4 +1,4 @@
-"""Keys and values: of each layer two pools of pages, [pages, page, key/value heads, head_dim]."""
+"""The cache of keys and values: two pools of pages per layer, [pages, page_size, key/value heads, head_dim]."""
 
 from collections.abc import Sequence
 
@@ -20,14 +20,14 @@ _STRIDE = 4  # pages by which a small pool grows
 
 
 class Cache:
-    """The pools of all layers. Plans say what lies in their pages; they grow to what plans want, and never shrink.
+    """The pools of all layers. They grow to the number of pages that a plan needs, and never shrink.
 
-    Kernels that mask read whole pages: what they hide has the weight 0, and 0 * NaN would be NaN. A slot behind the
-    last token of a sequence may hold what another one left in the page, or what was taken back. So the slots of a page
-    behind the last one that a step writes are set to zero, if anything was written there before: not in most steps.
+    Masking kernels read whole pages and give hidden keys the weight 0, but 0 * NaN is NaN. The slots after a sequence's
+    last token may hold NaN of the page's previous owner or of tokens that were rolled back. So a step zeroes the slots
+    after the last one that it writes in a page, if they were ever written to; in most steps they were not.
 
-    Example: pages of 4 slots. A sequence of 4 tokens leaves page 0 full; another one takes it for its token 0, and the
-    slots 1, 2, 3 become zeros. Its token 1 finds zeros behind it.
+    Example: pages of 4 slots. A sequence of 4 tokens fills page 0 and ends. Another one gets page 0 and writes its
+    first token to slot 0, so slots 1, 2 and 3 are zeroed. Its second token goes to slot 1, and nothing is zeroed.
     """
 
     def __init__(self, spec: CacheSpec, dtype: torch.dtype, device: torch.device, memory: Memory) -> None:
@@ -40,10 +40,10 @@ class Cache:
             for layer in group.layers
             for kind in _KINDS
         }
-        # Of each page the slots, from its first one on, that something may have been written to.
+        # Per page, the number of leading slots that may have been written to.
         self._written: list[Integers] = [np.zeros(0, np.int32) for _ in spec.groups]
         self.growths = 0
-        """How often pools have moved to other addresses."""
+        """Number of times that pools have moved to other addresses."""
 
     @property
     def nbytes(self) -> int:
@@ -55,21 +55,21 @@ class Cache:
         return self._spec.slot_bytes(group, next(iter(self._pools.values())).itemsize)
 
     def first_bytes(self, tokens: int) -> int:
-        """Bytes of a first lane of `tokens` tokens."""
+        """Bytes of one lane of `tokens` tokens."""
         return sum(
             self._spec.lane_pages(index, tokens) * self._page_bytes(index) for index in range(len(self._spec.groups))
         )
 
     def keys(self, layer: int) -> Tensor:
-        """[pages, page, heads, head_dim]"""
+        """[pages, page_size, heads, head_dim]"""
         return self._pools["keys", layer]
 
     def values(self, layer: int) -> Tensor:
-        """[pages, page, heads, head_dim]"""
+        """[pages, page_size, heads, head_dim]"""
         return self._pools["values", layer]
 
     def make_room(self, plan: StepPlan) -> None:
-        """Grow to the plan's pages, copy those that it wants copied, and empty slots behind those that it writes.
+        """Grow to the plan's pages, make its page copies, and zero stale slots after those that it writes.
 
         Raises CapacityError if memory is short; nothing has changed then.
         """
@@ -77,60 +77,60 @@ class Cache:
         for index, reads in enumerate(plan.groups):
             if len(reads.copies):
                 source, target = reads.copies.T
-                into, of, written = self._indices(target), self._indices(source), self._written[index]
-                written[target] = self._spec.groups[index].page_size  # until all are copied: memory may run out
-                for _, pool in self._of(index):
-                    pool[into] = pool[of]
+                targets, sources, written = self._indices(target), self._indices(source), self._written[index]
+                written[target] = self._spec.groups[index].page_size  # in case memory runs out between two copies
+                for _, pool in self._group_pools(index):
+                    pool[targets] = pool[sources]
                 written[target] = written[source]
-            self._empty_behind(index, reads.slot_mapping)
+            self._zero_after(index, reads.slot_mapping)
 
     def read(self, group: int, pages: Sequence[int], blank: Sequence[int]) -> LaneState:
-        """NumPy copies [pages, page, heads, head_dim] by `kind.layer`; bfloat16 as uint16, its bits. The slots `blank`
-        of the last page are zeros."""
+        """Copies of pages by `kind.layer`: arrays [pages, page_size, heads, head_dim], bfloat16 as uint16 bits.
+        The slots `blank` of the last page are zeros."""
         chosen = self._indices(pages)
-        state = {name: _to_numpy(pool[chosen]) for name, pool in self._of(group)}
+        state = {name: _to_numpy(pool[chosen]) for name, pool in self._group_pools(group)}
         for array in state.values():
             array[-1:, list(blank)] = 0
         return state
 
     def write(self, group: int, pages: Sequence[int], state: LaneState) -> None:
-        """Put arrays of `read` into pages. Raises CacheError if they are not this model's, CapacityError if memory is
+        """Write arrays of `read` to pages. Raises CacheError if they are not this model's, CapacityError if memory is
         short; nothing has changed then."""
-        _, pool = self._of(group)[0]
+        _, pool = self._group_pools(group)[0]
         row = tuple(pool.shape[1:]), str(_to_numpy(pool[:0]).dtype)
         check_pages(state, self._spec, group, len(pages), dict.fromkeys(_KINDS, row))
         self._grow([max(pages, default=-1) + 1 if index == group else 0 for index in range(len(self._written))])
         chosen = self._indices(pages)
         self._written[group][list(pages)] = self._spec.groups[group].page_size
-        for name, pool in self._of(group):
+        for name, pool in self._group_pools(group):
             pool[chosen] = _from_numpy(np.asarray(state[name]), pool)
 
     def clear(self) -> None:
-        """Give all memory back."""
+        """Free all memory."""
         self._memory.take(-self.nbytes)
         self._pools = {name: pool[:0].clone() for name, pool in self._pools.items()}
         self._written = [written[:0] for written in self._written]
 
-    def _of(self, index: int) -> list[tuple[str, Tensor]]:
+    def _group_pools(self, index: int) -> list[tuple[str, Tensor]]:
         """The pools of a layer group with their names in a LaneState."""
         layers = self._spec.groups[index].layers
         return [(f"{kind}.{layer}", self._pools[kind, layer]) for layer in layers for kind in _KINDS]
 
-    def _empty_behind(self, index: int, slots: Integers) -> None:
-        """Set to zero what lies behind the last of these slots in each of their pages."""
+    def _zero_after(self, index: int, slots: Integers) -> None:
+        """Zero the slots after the last one of `slots` in each page, where something was written before."""
         size, written = self._spec.groups[index].page_size, self._written[index]
         pages, offsets = np.divmod(slots, np.int32(size))
         ends = written.copy()
-        ends[pages] = offsets + 1  # a sequence's tokens ascend, so that of a page's slots the last one stays
+        ends[pages] = offsets + 1  # a page's slots ascend, so the last assignment stays
         behind = np.flatnonzero(ends < written)
         if len(behind):
             stale = self._indices([page * size + slot for page in behind for slot in range(ends[page], written[page])])
-            for _, pool in self._of(index):
+            for _, pool in self._group_pools(index):
                 pool.flatten(0, 1)[stale] = 0
         self._written[index] = ends
 
     def _grow(self, wanted: Sequence[int]) -> None:
-        """Let each group's pools have so many pages at least, in all groups or, if memory is short, in none."""
+        """Grow all groups' pools to at least `wanted` pages, or none. Raises CapacityError if memory is short."""
         held = [len(written) for written in self._written]
         exact = [max(pair) for pair in zip(held, wanted, strict=True)]
         if exact == held:
@@ -142,26 +142,26 @@ class Cache:
         for index, count in enumerate(counts):
             if count == held[index]:
                 continue
-            self.growths += 1  # first: some pools have moved even if memory runs out at a later one
+            self.growths += 1  # before they grow: some have moved even if memory then runs out
             for kind, layer in ((kind, layer) for layer in self._spec.groups[index].layers for kind in _KINDS):
-                old = self._pools[kind, layer]  # one is held twice at a time
-                if len(old) < count:  # not so where memory ran out at a later layer before
+                old = self._pools[kind, layer]  # only one pool at a time is held twice
+                if len(old) < count:  # it has grown already if memory ran out at a later layer before
                     self._pools[kind, layer] = old.new_zeros(count, *old.shape[1:])
                     self._pools[kind, layer][: len(old)] = old
                     self._memory.take(self._pools[kind, layer].nbytes - old.nbytes)
-        for index, count in enumerate(counts):  # no group has more pages before there is room in all groups
+        for index, count in enumerate(counts):  # last: no group counts more pages before all have room
             self._written[index] = np.pad(self._written[index], (0, count - held[index]))
 
     def _rounded(self, index: int, count: int) -> int:
-        """Pages of a pool that is to have `count`: so many more that it grows rarely, at most a quarter beyond 16, and
-        not beyond what all lanes can hold unless it has to."""
+        """Pages to allocate for a pool that needs `count`, so that it grows rarely: a multiple of 4, or of an eighth to
+        a quarter of `count` if that is more; but not more than all lanes can hold, if that is enough."""
         stride = max(_STRIDE, 1 << max(0, count.bit_length() - 3))
         rounded = -(-count // stride) * stride
-        most = self._spec.max_lanes * (self._spec.lane_pages(index) + 1)  # and one that is copied
+        most = self._spec.max_lanes * (self._spec.lane_pages(index) + 1)  # + 1: a page that is being copied
         return min(most, rounded) if count <= most else rounded
 
     def _missing_bytes(self, counts: Sequence[int]) -> int:
-        """Bytes that pools lack for so many pages in each group."""
+        """Bytes by which pools must grow to have `counts` pages in each group."""
         return sum(
             max(0, count - len(self.keys(layer))) * self._page_bytes(index) // len(group.layers)
             for index, (group, count) in enumerate(zip(self._spec.groups, counts, strict=True))

@@ -1,4 +1,4 @@
-"""Decoding steps recorded once and replayed: as CUDA graphs, whose kernels start without the host."""
+"""Decoding steps recorded as CUDA graphs and replayed, so that the host does not launch each kernel."""
 
 import weakref
 from collections import OrderedDict
@@ -12,15 +12,16 @@ __all__ = ["Captured", "Record", "cuda_graph"]
 
 Outputs = dict[str, Any]
 Record = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], object]]]
-"""Runs a function once and records it: its outputs, and what computes them again, in place."""
+"""Runs and records a function; returns its outputs, and a function that computes them again in place."""
 
-_KEPT = 32  # recorded steps; the one that was not used for longest goes
+_KEPT = 32  # recorded steps; the least recently used one is dropped
 
 
 class Captured:
-    """Steps of one key differ in one tensor of words only. They are recorded when their key comes for the second time.
+    """Recorded steps by key; steps of one key differ only in one tensor of words.
 
-    The first is run as it comes: libraries set themselves up in it, and many a key never comes again.
+    A step is recorded when its key comes for the second time: libraries initialize themselves in the first run, and
+    many keys come only once.
     """
 
     def __init__(self, record: Record) -> None:
@@ -28,8 +29,8 @@ class Captured:
         self._steps: OrderedDict[Hashable, tuple[Tensor, Outputs, Callable[[], object]] | None] = OrderedDict()
 
     def run(self, key: Hashable, words: Tensor, function: Callable[[Tensor], Outputs]) -> Outputs:
-        """`function(words)`; it may do nothing else on the host than on the key. The outputs are overwritten by the
-        next step of the same key."""
+        """Return `function(words)`, whose work on the host must depend on the key alone. The next step of the same key
+        overwrites the outputs."""
         found = self._steps.get(key)
         if found is not None:
             held, outputs, replay = found
@@ -48,14 +49,15 @@ class Captured:
         return outputs
 
     def clear(self) -> None:
-        """Forget all: addresses that steps have recorded are no longer valid."""
+        """Drop all recordings: the addresses in them are no longer valid."""
         self._steps.clear()
 
 
 def cuda_graph(device: torch.device) -> Record:
-    """Record into CUDA graphs, which share memory, as steps take turns: each takes the pool of the one before it.
+    """Make a recorder into CUDA graphs. They share one memory pool, because only one step runs at a time.
 
-    If that graph is gone, it begins a new pool: the allocator asserts that a pool to record into has a graph or is new.
+    A graph takes the pool of the graph before it, or a new pool if that graph has been freed: the allocator asserts
+    that a pool is new or belongs to a live graph.
     """
     latest: weakref.ref[torch.cuda.CUDAGraph] | None = None
 

@@ -1,4 +1,4 @@
-"""Device: a CUDA GPU, Apple's Metal (MPS) or the CPU, whichever torch runs on here, and its memory."""
+"""The device that torch runs on: a CUDA GPU, Apple's Metal (MPS) or the CPU; its float types and its memory."""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ __all__ = ["Device", "find_device"]
 
 @dataclass(frozen=True)
 class Device:
-    """torch: the device. name: the chip's. capability: of a CUDA GPU, such as (9, 0)."""
+    """torch: torch's device. name: the chip's name. capability: a CUDA GPU's compute capability, such as (9, 0)."""
 
     torch: torch.device
     name: str
@@ -27,7 +27,7 @@ class Device:
 
     @property
     def dtypes(self) -> Sequence[str]:
-        """The float types that it computes in, not in emulation."""
+        """Float types that the hardware computes in, without emulation."""
         if self.capability is not None and self.capability < (8, 0):
             return ("float32", "float16")
         return ("float32", "float16", "bfloat16")
@@ -43,7 +43,7 @@ class Device:
 
     @property
     def free_memory(self) -> int:
-        """Bytes that this process may take now, on a CUDA GPU what torch holds in reserve included."""
+        """Bytes that this process can allocate now, on a CUDA GPU including what torch holds in reserve."""
         if self.kind == "cuda":
             free, _ = torch.cuda.mem_get_info(self.torch)
             reserve = torch.cuda.memory_reserved(self.torch) - torch.cuda.memory_allocated(self.torch)
@@ -54,7 +54,7 @@ class Device:
 
 
 def find_device(wanted: str | None = None) -> Device:
-    """The device of that name, or the best one: CUDA, else MPS, else the CPU. Raises BackendError."""
+    """The device of that name, or the best one: CUDA, else MPS, else the CPU. Raises BackendError if there is none."""
     kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = wanted or next(kind for kind, usable in kinds.items() if usable)
     kind, _, index = name.partition(":")
@@ -64,7 +64,7 @@ def find_device(wanted: str | None = None) -> Device:
         raise BackendError(f"device={name!r}: {_why_not(kind)}; choose another device, or leave the option out")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if int(index or 0) >= count:
-        raise BackendError(f"device={name!r}: there {'is' if count == 1 else 'are'} {count} of this kind, from :0 on")
+        raise BackendError(f"device={name!r}: the last {kind} device here is {kind}:{count - 1}; choose one up to it")
     if kind == "cuda":
         device = torch.device(kind, int(index) if index else torch.cuda.current_device())
         return Device(device, torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
@@ -75,14 +75,12 @@ def _why_not(kind: str) -> str:
     if kind == "mps":
         return "torch finds no Metal (it needs Apple Silicon and macOS 14)"
     if torch.version.cuda is None:
-        return (
-            f"torch {torch.__version__} is built without CUDA: https://pytorch.org/get-started/locally has the others"
-        )
-    return "torch finds no CUDA GPU: see whether nvidia-smi does, and whether CUDA_VISIBLE_DEVICES hides it"
+        return f"torch {torch.__version__} is built without CUDA: install another build: https://pytorch.org/get-started/locally"
+    return "torch finds no CUDA GPU: check that nvidia-smi lists it, and that CUDA_VISIBLE_DEVICES does not hide it"
 
 
 def _main_memory() -> int:
-    """Bytes of main memory, or what the control group leaves of it."""
+    """Bytes of main memory, or the control group's limit if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"
@@ -90,7 +88,7 @@ def _main_memory() -> int:
 
 
 def _free_main_memory() -> int:
-    """Bytes that can be had without swapping; where the system does not tell, all that there is."""
+    """Bytes available without swapping; all main memory where the system does not say."""
     status = Path("/proc/meminfo")
     lines = status.read_text().splitlines() if status.exists() else []
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), _main_memory())

@@ -1,4 +1,4 @@
-"""Mixtures of experts: a token is multiplied with the matrices of those that it has chosen."""
+"""Mixtures of experts: each token goes through the MLPs of its top-k experts."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from mistral_portable_torch.elementwise import Elementwise
 from mistral_portable_torch.matrices import Blocks, Dense, Matrix
 
-__all__ = ["Experts", "choose"]
+__all__ = ["Experts", "route"]
 
 
 class Experts:
-    """gate, up, down: each of `count` matrices, one below the other."""
+    """The experts of a layer. matrices: gate, up and down, each the matrices of all experts, stacked by rows."""
 
     def __init__(self, matrices: Sequence[Matrix], top_k: int, elementwise: Elementwise) -> None:
         self._matrices = [matrix for matrix in matrices if isinstance(matrix, Dense | Blocks)]
@@ -22,21 +22,22 @@ class Experts:
     def mix(self, x: Tensor, scores: Tensor) -> Tensor:
         """x [T, H], scores [T, E] -> [T, H], added up in float32.
 
-        Of few tokens the chosen matrices are gathered, and no others are read. Of more, each expert has its tokens:
-        the host asks which, but not while a step is recorded.
+        For few tokens the chosen experts' matrices are gathered, and no others are read. For more, each expert takes
+        its own tokens, and the host waits for their indices. It cannot wait while a step is recorded: every expert
+        takes all tokens then.
         """
-        chosen, shares = choose(scores.float(), self._top_k)
+        chosen, shares = route(scores.float(), self._top_k)
         count = scores.shape[1]
         if chosen.numel() <= count:
             out = self.gathered(x, chosen, shares, count)
         elif x.is_cuda and torch.cuda.is_current_stream_capturing():
-            out = self.all_of_all(x, chosen, shares, count)
+            out = self.all_tokens(x, chosen, shares, count)
         else:
             out = self.one_by_one(x, chosen, shares, count)
         return out.to(x.dtype)
 
     def gathered(self, x: Tensor, chosen: Tensor, shares: Tensor, count: int) -> Tensor:
-        """chosen, shares [T, top_k]: of `count` experts -> float32 [T, H]. Takes top_k * T matrices of memory."""
+        """chosen, shares [T, top_k]: indices and weights of experts -> float32 [T, H]. Copies T * top_k experts."""
         gate, up, down = (matrix.some_of(chosen.flatten(), count) for matrix in self._matrices)
         each = x.repeat_interleave(self._top_k, 0)[:, :, None]
         inner = self._elementwise.silu_mul((gate @ each)[:, :, 0], (up @ each)[:, :, 0])
@@ -44,7 +45,7 @@ class Experts:
         return (out.float() * shares[:, :, None]).sum(1)
 
     def one_by_one(self, x: Tensor, chosen: Tensor, shares: Tensor, count: int) -> Tensor:
-        """Compute the result of `gathered` expert by expert, each on its tokens; the host waits for the choice."""
+        """Compute the result of `gathered`, each expert on its own tokens; the host waits for their indices."""
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for expert in range(count):
             tokens, place = (chosen == expert).nonzero(as_tuple=True)
@@ -52,8 +53,8 @@ class Experts:
                 total.index_add_(0, tokens, self._one(x[tokens], expert, count) * shares[tokens, place, None])
         return total
 
-    def all_of_all(self, x: Tensor, chosen: Tensor, shares: Tensor, count: int) -> Tensor:
-        """Compute the result of `gathered` with all tokens for every expert, most with weight 0, without waiting."""
+    def all_tokens(self, x: Tensor, chosen: Tensor, shares: Tensor, count: int) -> Tensor:
+        """Compute the result of `gathered`, every expert on all tokens, most with weight 0; the host does not wait."""
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for expert in range(count):
             total += self._one(x, expert, count) * (shares * (chosen == expert)).sum(1, keepdim=True)
@@ -65,8 +66,8 @@ class Experts:
         return down.multiply(inner, None).float()
 
 
-def choose(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """float32 [T, E] -> the experts of highest score [T, top_k], of equal ones the lower first; softmax of their
-    scores."""
+def route(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """scores float32 [T, E] -> experts with the highest scores [T, top_k], the lower index first on ties, and the
+    softmax of their scores [T, top_k]."""
     best, chosen = scores.sort(dim=1, descending=True, stable=True)
     return chosen[:, :top_k], best[:, :top_k].softmax(1)

@@ -1,7 +1,7 @@
-"""Products of few tokens with ggml's blocks, in Triton: the blocks are read once, as they are stored.
+"""Products of few tokens with ggml blocks, in Triton: packed weights are read once and unpacked in registers.
 
-A product of one token is bound by the bytes of the weights. Every program takes some rows and goes along them, some
-blocks at a time; a byte's two halves belong to columns that are `half` apart, so the activations are read in two parts.
+A product of one token is bound by the bandwidth of the weights. Each program takes 4 rows and goes along them, some
+blocks at a time. The two nibbles of a byte belong to distant columns, so the activations are read in two parts.
 """
 
 from typing import Any
@@ -14,11 +14,11 @@ from torch import Tensor
 __all__ = ["KINDS", "multiply"]
 
 KINDS = ("q4_0", "q8_0", "q4_k", "q6_k")
-"""ggml types that have a kernel: those of `--quantize` most in use, and what files named Q4_K_M hold."""
+"""ggml types that have a kernel: the most used ones of `--quantize`, and those in Q4_K_M files."""
 
 
 def multiply(x: Tensor, blocks: Tensor, kind: str) -> Tensor:
-    """x [T, I], blocks uint8 [O, bytes of a row] of one of KINDS -> [T, O] in x's dtype, added up in float32."""
+    """x [T, I], blocks uint8 [O, bytes per row] of one of KINDS -> [T, O] in x's dtype, summed in float32."""
     kernel, columns, size, together = _KERNELS[kind]
     tokens, rows, inputs = len(x), len(blocks), x.shape[1]
     out = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
@@ -32,7 +32,7 @@ def multiply(x: Tensor, blocks: Tensor, kind: str) -> Tensor:
 
 @triton.jit
 def _q4_0(x, bytes_, halves, out, rows, inputs, row_bytes, row_blocks, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
-    """18 bytes: d, 16 bytes whose lower halves are the columns 0 .. 15, the upper ones 16 .. 31; d * (code - 8)."""
+    """18 bytes: d, 16 bytes with columns 0 .. 15 in low nibbles and 16 .. 31 in high ones; weight d * (code - 8)."""
     row, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
     start = row.to(tl.int64)[:, None] * row_bytes
     j = tl.arange(0, 16)
@@ -54,7 +54,7 @@ def _q4_0(x, bytes_, halves, out, rows, inputs, row_bytes, row_blocks, ROWS: tl.
 
 @triton.jit
 def _q8_0(x, bytes_, halves, out, rows, inputs, row_bytes, row_blocks, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
-    """34 bytes: d, 32 signed ones; d * code."""
+    """34 bytes: d, 32 int8 codes; weight d * code."""
     row, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
     start = row.to(tl.int64)[:, None] * row_bytes
     j = tl.arange(0, 32)
@@ -73,17 +73,18 @@ def _q8_0(x, bytes_, halves, out, rows, inputs, row_bytes, row_blocks, ROWS: tl.
 
 @triton.jit
 def _q4_k(x, bytes_, halves, out, rows, inputs, row_bytes, row_blocks, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
-    """144 bytes: d, dmin, 12 of scales and minima, 128 of codes; (d * scale) * code - dmin * minimum.
+    """144 bytes: d, dmin, 12 of scales and minima, 128 of codes; weight (d * scale) * code - dmin * minimum.
 
-    A pair of groups, 2 p and 2 p + 1, are the lower and the upper halves of 32 bytes. Groups below 4 have 6 bits in one
-    byte, the others 4 bits in a third byte and 2 in the top of the first.
+    A group is 32 columns. Groups 2 p and 2 p + 1 are the low and the high nibbles of 32 bytes. Groups 0 .. 3 have 6-bit
+    scales in the first 4 bytes and 6-bit minima in the next 4. Groups 4 .. 7 have the low 4 bits of both in the last 4
+    bytes, and the upper 2 in the top bits of the first 8.
     """
     row, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
     start = row.to(tl.int64)[:, None] * row_bytes
     j = tl.arange(0, 32)
     total = tl.zeros((ROWS, BLOCKS), tl.float32)
     for first in range(0, row_blocks * 4, BLOCKS):
-        pair = first + tl.arange(0, BLOCKS)  # of the row
+        pair = first + tl.arange(0, BLOCKS)  # in the row
         block, p = pair // 4, pair % 4
         inside = (row[:, None] < rows) & (pair[None, :] < row_blocks * 4)
         begin = start + block[None, :] * 144
@@ -113,10 +114,10 @@ def _q4_k(x, bytes_, halves, out, rows, inputs, row_bytes, row_blocks, ROWS: tl.
 
 @triton.jit
 def _q6_k(x, bytes_, halves, out, rows, inputs, row_bytes, row_blocks, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
-    """210 bytes: 128 of lower halves, 64 of upper two bits, 16 scales, d; d * scale * (code - 32).
+    """210 bytes: 128 of low 4 bits, 64 of upper 2 bits, 16 int8 scales, d; weight d * scale * (code - 32).
 
-    A block is two parts of 128 columns, and these four of 32: the lower halves of 32 bytes, of the next 32, then the
-    upper halves of both; their upper bits are the four pairs of bits of one byte. A scale is 16 columns'.
+    A block has two parts of 128 columns, and a part four quarters of 32: the low nibbles of 32 bytes, those of the next
+    32, then the high nibbles of both. A byte of upper bits has 2 bits for each quarter. A scale serves 16 columns.
     """
     row, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
     start = row.to(tl.int64)[:, None] * row_bytes
@@ -158,4 +159,4 @@ _KERNELS: dict[str, tuple[Any, int, int, int]] = {
     "q4_k": (_q4_k, 256, 144, 16),
     "q6_k": (_q6_k, 256, 210, 16),
 }
-"""By type: the kernel, columns and bytes of a block, blocks, or parts of blocks, that a program takes at a time."""
+"""By type: kernel, columns per block, bytes per block, and blocks (or parts of them) that a program takes at a time."""

@@ -1,7 +1,7 @@
-"""ggml's blocks unpacked in torch's operations, on any device: the numbers are those of `gguf.quants`, bit for bit.
+"""ggml blocks unpacked with torch's operations, on any device, to the same bits as by `gguf.quants`.
 
-Source of the layouts: ggml `ggml-common.h`, `dequantize_row_*` in `ggml-quants.c`. Every unpacking takes uint8
-[..., bytes of a block] and gives float32 [..., columns of a block].
+Source of the layouts: ggml `ggml-common.h`, `dequantize_row_*` in `ggml-quants.c`. Every unpacking function takes uint8
+[..., bytes per block] and returns float32 [..., columns per block].
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ class Layout:
     unpack: Callable[[Tensor], Tensor]
 
     def rows(self, blocks: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8 [O, bytes of a row] -> [O, I] in `dtype`."""
+        """uint8 [O, bytes per row] -> [O, I] in `dtype`."""
         return self.unpack(blocks.unflatten(-1, (-1, self.bytes))).flatten(-2).to(dtype)
 
 
 def _halves(blocks: Tensor, begin: int, count: int = 1) -> Tensor:
-    """`count` float16 numbers from byte `begin` on, float32 [..., count]."""
+    """`count` float16 numbers from byte `begin` on, as float32 [..., count]."""
     return blocks[..., begin : begin + 2 * count].contiguous().view(torch.float16).float()
 
 
@@ -39,24 +39,24 @@ def _signed(packed: Tensor) -> Tensor:
 
 
 def _shifted(packed: Tensor, shifts: range, bits: int) -> Tensor:
-    """uint8 [..., n] -> [..., len(shifts) * n]: `bits` bits of every byte from the first shift on, then the next."""
+    """uint8 [..., n] -> [..., len(shifts) * n]: `bits` bits of every byte at the first shift, then at the next."""
     steps = torch.arange(shifts.start, shifts.stop, shifts.step, dtype=torch.uint8, device=packed.device)
     return ((packed[..., None, :] >> steps[:, None]) & (2**bits - 1)).flatten(-2)
 
 
 def _nibbles(packed: Tensor) -> Tensor:
-    """The lower halves of all bytes, then the upper ones."""
+    """The low nibbles of all bytes, then the high ones."""
     return _shifted(packed, range(0, 8, 4), 4)
 
 
-def _fifths(packed: Tensor) -> Tensor:
-    """uint8 [..., 4] -> [..., 32]: bit j of the word, as 16 or 0."""
+def _fifth_bits(packed: Tensor) -> Tensor:
+    """uint8 [..., 4] -> [..., 32]: the bits of a 32-bit word, each as 16 or 0."""
     steps = torch.arange(8, dtype=torch.uint8, device=packed.device)
     return ((packed[..., None] >> steps) & 1).flatten(-2) << 4
 
 
 def _grouped(codes: Tensor, scales: Tensor, minima: Tensor | None = None) -> Tensor:
-    """codes [..., n * size], scales and minima [..., n] -> scale * code - minimum, of each group its own."""
+    """codes [..., n * size], scales and minima [..., n] -> scale * code - minimum, with one of each per group."""
     groups = codes.float().unflatten(-1, (scales.shape[-1], -1)) * scales[..., None]
     return (groups if minima is None else groups - minima[..., None]).flatten(-2)
 
@@ -70,12 +70,12 @@ def _q4_1(blocks: Tensor) -> Tensor:
 
 
 def _q5_0(blocks: Tensor) -> Tensor:
-    codes = _nibbles(blocks[..., 6:]) | _fifths(blocks[..., 2:6])
+    codes = _nibbles(blocks[..., 6:]) | _fifth_bits(blocks[..., 2:6])
     return _halves(blocks, 0) * (codes.float() - 16)
 
 
 def _q5_1(blocks: Tensor) -> Tensor:
-    codes = _nibbles(blocks[..., 8:]) | _fifths(blocks[..., 4:8])
+    codes = _nibbles(blocks[..., 8:]) | _fifth_bits(blocks[..., 4:8])
     return _halves(blocks, 0) * codes.float() + _halves(blocks, 2)
 
 
@@ -84,7 +84,7 @@ def _q8_0(blocks: Tensor) -> Tensor:
 
 
 def _q2_k(blocks: Tensor) -> Tensor:
-    """16 bytes of scale and minimum, 4 bits each; 64 of codes; d, dmin."""
+    """16 bytes of scales and minima, 4 bits each; 64 of codes; d, dmin."""
     scales = _halves(blocks, 80) * (blocks[..., :16] & 15).float()
     minima = _halves(blocks, 82) * (blocks[..., :16] >> 4).float()
     codes = _shifted(blocks[..., 16:80].unflatten(-1, (2, 32)), range(0, 8, 2), 2).flatten(-2)
@@ -92,7 +92,7 @@ def _q2_k(blocks: Tensor) -> Tensor:
 
 
 def _q3_k(blocks: Tensor) -> Tensor:
-    """32 bytes of third bits, that are set where nothing is taken off; 64 of codes; 12 of scales; d."""
+    """32 bytes of third bits, where a 0 subtracts 4; 64 of codes; 12 of scales; d."""
     low = _shifted(blocks[..., 96:104], range(0, 8, 4), 4)
     high = _shifted(blocks[..., 104:108], range(0, 8, 2), 2)
     scales = _halves(blocks, 108) * ((low | (high << 4)).float() - 32)
@@ -102,7 +102,7 @@ def _q3_k(blocks: Tensor) -> Tensor:
 
 
 def _k_scales(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """d, dmin, and 12 bytes of 6 bits -> 8 scales and 8 minima, float32 [..., 8]."""
+    """d, dmin, and 12 bytes of 6-bit numbers -> 8 scales and 8 minima, float32 [..., 8]."""
     a, b, c = blocks[..., 4:8], blocks[..., 8:12], blocks[..., 12:16]
     scales = torch.cat([a & 63, (c & 15) | ((a >> 6) << 4)], -1)
     minima = torch.cat([b & 63, (c >> 4) | ((b >> 6) << 4)], -1)
@@ -110,7 +110,7 @@ def _k_scales(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _k_nibbles(packed: Tensor) -> Tensor:
-    """uint8 [..., 128] -> [..., 256]: of each 32 bytes the lower halves, then the upper ones."""
+    """uint8 [..., 128] -> [..., 256]: for every 32 bytes their low nibbles, then their high ones."""
     return _nibbles(packed.unflatten(-1, (4, 32))).flatten(-2)
 
 
@@ -124,7 +124,7 @@ def _q5_k(blocks: Tensor) -> Tensor:
 
 
 def _q6_k(blocks: Tensor) -> Tensor:
-    """128 bytes of lower halves, 64 of upper two bits, 16 scales of 8 bits, d."""
+    """128 bytes of low 4 bits, 64 of upper 2 bits, 16 int8 scales, d."""
     low = _nibbles(blocks[..., :128].unflatten(-1, (2, 64))).flatten(-2)
     high = _shifted(blocks[..., 128:192].unflatten(-1, (2, 32)), range(0, 8, 2), 2).flatten(-2)
     scales = _halves(blocks, 208) * _signed(blocks[..., 192:208])
@@ -137,7 +137,7 @@ def _iq4_codes(packed: Tensor) -> Tensor:
 
 @cache
 def _iq4_table(device: torch.device) -> Tensor:
-    """Once for each device: copies from the host cannot be recorded into CUDA graphs."""
+    """The 16 levels, cached per device: copies from the host cannot be recorded into CUDA graphs."""
     return torch.tensor(_IQ4, dtype=torch.float32, device=device)
 
 
@@ -146,7 +146,7 @@ def _iq4_nl(blocks: Tensor) -> Tensor:
 
 
 def _iq4_xs(blocks: Tensor) -> Tensor:
-    """d, 8 x 2 upper bits of scales, 8 x 4 lower ones, 8 groups of 16 bytes."""
+    """d, 8 x 2 upper bits of scales, 8 x 4 lower bits of them, 8 groups of 16 bytes."""
     pairs = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)
     high = ((blocks[..., 2:4, None] >> pairs) & 3).flatten(-2)
     low = torch.stack([blocks[..., 4:8] & 15, blocks[..., 4:8] >> 4], -1).flatten(-2)

@@ -1,4 +1,4 @@
-"""A step's inputs, many small arrays, as one: a copy to the device costs much the same whatever its size."""
+"""A step's small input arrays packed into one, because every copy to the device has a fixed cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from torch import Tensor
 
 __all__ = ["Layout", "pack"]
 
-_ALIGN = 32  # words: what kernels read in wide loads begins at a multiple of 128 bytes
+_ALIGN = 32  # words: arrays begin at multiples of 128 bytes, for wide loads
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Entries, one per array: its name, its begin in words of 4 bytes, its shape, and whether it holds floats."""
+    """Entries, one per array: name, index of its first word of 4 bytes, shape, and whether it holds floats."""
 
     entries: tuple[tuple[str, int, tuple[int, ...], bool], ...]
 
@@ -30,7 +30,7 @@ class Layout:
 
 
 def pack(arrays: Mapping[str, NDArray[Any]]) -> tuple[Layout, NDArray[np.int32]]:
-    """int32 and float32 arrays, end to end."""
+    """Lay int32 and float32 arrays end to end, as int32 words."""
     entries, end = [], 0
     for name, array in arrays.items():
         entries.append((name, end, array.shape, array.dtype == np.float32))

@@ -1,4 +1,4 @@
-"""Facts about the installed torch, found without importing it, which takes seconds: `auto` asks in every process."""
+"""The installed torch's version, read without importing torch: that takes seconds, and `auto` asks in every process."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -7,12 +7,12 @@ from pathlib import Path
 __all__ = ["OLDEST", "Build", "installed_build"]
 
 OLDEST = (2, 11)
-"""The first version that has all that is used here."""
+"""The first version with every function that this package calls."""
 
 
 @dataclass(frozen=True)
 class Build:
-    """version: "2.13.0+cpu". cuda: of the CUDA that it was built for, None if for none."""
+    """version: "2.13.0+cpu", say. cuda: the CUDA version that torch was built for, or None."""
 
     version: str
     cuda: str | None
@@ -24,7 +24,7 @@ class Build:
 
 
 def installed_build() -> Build | None:
-    """The installed torch, by its version file; None if there is none."""
+    """The installed torch, from its version file; None if it is not installed."""
     package = find_spec("torch")
     if package is None or package.origin is None:
         return None

@@ -1,4 +1,4 @@
-"""From nodes to closures: what every op of the closed list is in torch."""
+"""Lowering of graph nodes to closures: every op in torch."""
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ from mistral_portable_torch.matrices import Matrix
 __all__ = ["ATTENTION", "EXPOSED", "Kernel", "Lowering", "Step"]
 
 ATTENTION, EXPOSED = "attention", "exposed"
-"""Prefixes of the inputs of the attention kernel, and of those of the one that exposes attention weights."""
+"""Prefixes of the names of the attention kernel's inputs, and of those of the kernel for attention weights."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """inputs: on the device, by name. fixed: by prefix, of each layer group what the host says (Planned.fixed)."""
+    """inputs: arrays on the device, by name. fixed: `Planned.fixed` of each layer group, by prefix."""
 
     inputs: Mapping[str, Tensor]
     fixed: Mapping[str, tuple[Hashable, ...]]
@@ -39,7 +39,7 @@ class Step:
 
 
 Kernel = Callable[..., Any]
-"""Takes the Step and the node's inputs, returns its result: a tensor; of attention weights one per sequence."""
+"""Takes the Step and the node's inputs; returns a tensor, or for attention weights a list of one per sequence."""
 
 
 class Lowering:
@@ -63,7 +63,7 @@ class Lowering:
         self._dtype, self._inputs = dtype, frozenset(inputs)
 
     def kernel(self, node: Node) -> tuple[Kernel, tuple[str, ...]]:
-        """The kernel, and the values that it takes; parameters are bound."""
+        """The node's kernel, and the names of the values that it is called with; parameters are bound already."""
         made: Kernel = getattr(self, node.op)(node)
         bound = {*self._matrices, *self._vectors, *self._inputs}
         return made, tuple(name for name in node.inputs if name not in bound)
@@ -77,7 +77,7 @@ class Lowering:
 
         def replace(step: Step, x: Tensor) -> Tensor:
             rows = step.inputs[given]
-            if not len(rows):  # no kernel where nothing is replaced
+            if not len(rows):  # launches nothing if no row is replaced
                 return x
             return x.index_copy(0, step.inputs[places].long(), rows.to(self._dtype))
 
@@ -94,7 +94,7 @@ class Lowering:
 
     def rope(self, node: Node) -> Kernel:
         name = self._rotations.index(node.rotation)
-        return lambda step, x: self._elementwise.turn(x, step.inputs[f"cos.{name}"], step.inputs[f"sin.{name}"])
+        return lambda step, x: self._elementwise.rope(x, step.inputs[f"cos.{name}"], step.inputs[f"sin.{name}"])
 
     def attention(self, node: Node) -> Kernel:
         head_dim, scale, layer = node.integer("head_dim"), node.number("scale"), node.integer("layer")
@@ -142,5 +142,5 @@ class Lowering:
 
 
 def _write(pool: Tensor, slots: Tensor, x: Tensor) -> None:
-    """Put keys or values [T, heads * d] into their slots of a pool."""
+    """Write keys or values [T, heads * d] to their slots of a pool."""
     pool.flatten(0, 1)[slots] = x.view(-1, *pool.shape[2:])

@@ -1,4 +1,4 @@
-"""Weights on the device: dense matrices, and ggml's blocks as they are stored."""
+"""Weights on the device: dense matrices, and packed ggml blocks."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,25 +20,25 @@ from mistral_portable_torch.ggml import LAYOUTS
 
 __all__ = ["Blocks", "Dense", "Matrix", "form", "read_matrix", "read_vector", "stored_bytes"]
 
-MOST_TOKENS = 8
-"""Beyond, unpacking a matrix once for all tokens is cheaper than reading its blocks for each."""
+MAX_GEMV_TOKENS = 8
+"""For more tokens, unpacking a matrix once is cheaper than reading its blocks for each token."""
 
 _FLOATS = ("float32", "float16", "bfloat16")
-_SLICE = 2**26  # bytes that go from the file to the device at a time: the host holds no more of a tensor
+_SLICE = 2**26  # bytes copied from the file to the device at a time, so that the host holds no more of a tensor
 
 
 class Matrix(Protocol):
-    """A weight [O, I] that activations are multiplied with, or a table that rows are taken from."""
+    """The weight [O, I] of a linear, or an embedding table."""
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x [T, I], bias [O] -> [T, O]"""
 
     def rows(self, tokens: Tensor) -> Tensor:
-        """[T] -> [T, I]"""
+        """tokens [T] -> their rows [T, I]"""
 
     @property
     def nbytes(self) -> int:
-        """On the device."""
+        """Bytes on the device."""
 
 
 class Dense:
@@ -55,18 +55,18 @@ class Dense:
         return embedding(tokens, self._weight)
 
     def one_of(self, index: int, count: int) -> "Dense":
-        """The matrix of the index among `count` matrices that lie one below the other."""
+        """Matrix `index` of `count` matrices that are stacked by rows."""
         return Dense(self._weight.unflatten(0, (count, -1))[index])
 
     def some_of(self, indices: Tensor, count: int) -> Tensor:
-        """Those of the indices [n], as [n, O, I]."""
+        """The matrices of the indices [n] among `count` stacked ones, [n, O, I]."""
         return self._weight.unflatten(0, (count, -1))[indices]
 
 
 class Blocks:
-    """blocks uint8 [O, bytes of a row] of ggml's `kind`; unpacked for each product, and then forgotten.
+    """blocks uint8 [O, bytes per row] of ggml's `kind`, unpacked for every product.
 
-    On a CUDA GPU, a product of few tokens reads them as they are, if Triton and a kernel for the kind are there.
+    On a CUDA GPU a product of few tokens reads packed blocks, if Triton is installed and has a kernel for the kind.
     """
 
     def __init__(self, blocks: Tensor, kind: str, dtype: torch.dtype) -> None:
@@ -75,7 +75,7 @@ class Blocks:
         self.nbytes = blocks.nbytes
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if self._kernel is not None and len(x) <= MOST_TOKENS:
+        if self._kernel is not None and len(x) <= MAX_GEMV_TOKENS:
             out = self._kernel(x, self._blocks)
             return out if bias is None else out + bias
         return linear(x, self._layout.rows(self._blocks, self._dtype), bias)
@@ -84,30 +84,29 @@ class Blocks:
         return self._layout.rows(self._blocks[tokens], self._dtype)
 
     def one_of(self, index: int, count: int) -> "Blocks":
-        """The matrix of the index among `count` matrices that lie one below the other."""
+        """Matrix `index` of `count` matrices that are stacked by rows."""
         return Blocks(self._blocks.unflatten(0, (count, -1))[index], self._kind, self._dtype)
 
     def some_of(self, indices: Tensor, count: int) -> Tensor:
-        """The matrices of the indices, unpacked [n, rows, columns]."""
+        """The matrices of the indices [n] among `count` stacked ones, unpacked, [n, O, I]."""
         return self._layout.rows(self._blocks.unflatten(0, (count, -1))[indices], self._dtype)
 
 
 @cache
 def gemv_of(kind: str) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The kernel of `gemv.py` that takes x and blocks of the kind; None, with a notice, if there is none."""
+    """The kernel of `gemv.py` for the kind, called with x and blocks; None, with a warning, if there is none."""
     try:
         from mistral_portable_torch import gemv
     except ImportError as error:
         warnings.warn(
-            f"4-bit weights are unpacked for every token, which is slow, as Triton is missing ({error}): "
+            f"quantized weights are unpacked for every token, which is slow, because Triton is missing ({error}): "
             "pip install triton",
             stacklevel=2,
         )
         return None
     if kind not in gemv.KINDS:
         warnings.warn(
-            f"weights in {kind} are unpacked for every token, which is slow: the types that are not are "
-            f"{', '.join(gemv.KINDS)}",
+            f"{kind} weights are unpacked for every token, which is slow: only {', '.join(gemv.KINDS)} are not",
             stacklevel=2,
         )
         return None
@@ -115,12 +114,12 @@ def gemv_of(kind: str) -> Callable[[Tensor, Tensor], Tensor] | None:
 
 
 def form(tensor: Stored) -> str:
-    """How a stored matrix lies on the device: a ggml type, or "dense". Matrices of one form can be joined."""
+    """The form of a matrix on the device: a ggml type, or "dense". Matrices of one form can be joined."""
     return tensor.dtype if isinstance(tensor, BlockTensor) else "dense"
 
 
 def stored_bytes(tensor: Stored, dtype: torch.dtype, quantize: str | None = None) -> int:
-    """Its bytes on the device of a program in `dtype`, where floats are quantized so."""
+    """Bytes on the device of a program in `dtype`. quantize: the bitsandbytes type of float matrices, if any."""
     if isinstance(tensor, BlockTensor):
         return tensor.nbytes
     return quantized_bytes(tensor.shape, quantize) if quantize else prod(tensor.shape) * dtype.itemsize
@@ -129,14 +128,16 @@ def stored_bytes(tensor: Stored, dtype: torch.dtype, quantize: str | None = None
 def read_matrix(
     parts: Sequence[Stored], dtype: torch.dtype, device: torch.device, quantize: str | None = None
 ) -> Matrix:
-    """The rows of all parts, which must have one form, as one matrix. Pages of the file are given back.
+    """Join the rows of all parts to one matrix, and release the file's pages. Raises BackendError if forms differ.
 
-    quantize: what dense ones become, a type of bits_and_bytes.py.
+    quantize: the bitsandbytes type that a dense matrix is converted to, if any.
     """
     kind = form(parts[0])
     if any(form(part) != kind for part in parts):
         kinds = ", ".join(sorted({form(part) for part in parts}))
-        raise BackendError(f"{parts[0].name} and the like are of several types ({kinds}): choose backend 'numba'")
+        raise BackendError(
+            f"{parts[0].name} and the tensors joined with it have several types ({kinds}): choose backend 'numba'"
+        )
     if kind == "dense":
         weight = _floats(parts, dtype, device)
         return quantized(weight, quantize) if quantize else Dense(weight)
@@ -149,7 +150,7 @@ def read_matrix(
 
 
 def read_vector(parts: Sequence[Stored], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A norm's weight or a bias."""
+    """Read a norm's weight or a bias."""
     return _floats(parts, dtype, device)
 
 
@@ -166,7 +167,7 @@ def _floats(parts: Sequence[Stored], dtype: torch.dtype, device: torch.device) -
 
 
 def _fill(target: Tensor, array: NDArray[Any], stored: torch.dtype | None = None) -> None:
-    """Copy an array to the device, a slice at a time. stored: what its bits mean, if NumPy has no such type."""
+    """Copy an array to the device, a slice at a time. stored: the type of its bits, if NumPy has no such type."""
     for part in _slices(array):
         staged = torch.from_numpy(np.array(array[part]))  # a copy: torch takes no read-only arrays
         target[part].copy_(staged if stored is None else staged.view(stored))

@@ -1,4 +1,4 @@
-"""Memory that a model needs and a device has: a model that cannot fit is refused with the sum."""
+"""Memory that a model needs and the device has; the error for a model that cannot fit shows both."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +14,19 @@ __all__ = ["Memory"]
 
 
 class Memory:
-    """The device's memory, or less of it."""
+    """The memory that a program may allocate on a device."""
 
-    def __init__(self, device: Device, most: int | None = None) -> None:
-        """most: bytes that may be taken from now on, instead of what is free."""
-        self._device, self._most, self._taken = device, most, 0
+    def __init__(self, device: Device, limit: int | None = None) -> None:
+        """limit: bytes that may be allocated from now on; None: those that are free on the device."""
+        self._device, self._limit, self._taken = device, limit, 0
 
     @property
     def free(self) -> int:
-        """Bytes that may be taken."""
-        return self._device.free_memory if self._most is None else self._most - self._taken
+        """Bytes that may still be allocated."""
+        return self._device.free_memory if self._limit is None else self._limit - self._taken
 
     def take(self, size: int) -> None:
-        """Count `size` bytes, which may be negative, as taken."""
+        """Count `size` bytes as allocated; a negative number counts them as freed."""
         self._taken += size
 
     def require(self, weights: int, lane: int, tokens: int) -> None:
@@ -39,7 +39,7 @@ class Memory:
             )
 
     def require_growth(self, more: int) -> None:
-        """Raise CapacityError if there are no `more` bytes for pages of keys and values."""
+        """Raise CapacityError if `more` bytes for pages of keys and values do not fit."""
         if more > self.free:
             raise CapacityError(
                 f"the cache does not fit: keys and values need {gigabytes(more)} more, and {self._device.name} has "
@@ -47,16 +47,16 @@ class Memory:
             )
 
     @contextmanager
-    def short_for_a_model(self) -> Iterator[None]:
-        """Say in one line that memory ran out while a model was loaded."""
+    def while_loading(self) -> Iterator[None]:
+        """Raise CapacityError in place of torch's out-of-memory error, for the loading of a model."""
         try:
             yield
         except torch.OutOfMemoryError as error:
             self._raise_short(error, "the model does not fit")
 
     @contextmanager
-    def short_for_a_step(self) -> Iterator[None]:
-        """Say in one line that memory ran out in a step."""
+    def while_stepping(self) -> Iterator[None]:
+        """Raise CapacityError in place of torch's out-of-memory error, for a step."""
         try:
             yield
         except torch.OutOfMemoryError as error:

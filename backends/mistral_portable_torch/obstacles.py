@@ -1,23 +1,23 @@
-"""Which attention kernels there are, and what is in their way; known without importing torch."""
+"""Names of the attention kernels, and the reasons why one cannot run; found without importing torch."""
 
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["KERNELS", "THEIRS", "obstacle", "table"]
+__all__ = ["KERNELS", "TRANSFORMERS_NAMES", "obstacle", "summary"]
 
 KERNELS = ("flash_attn", "varlen", "sdpa", "flex", "eager")
-"""By name, the best one first."""
+"""Names of the kernels, the best one first."""
 
-THEIRS = {"flash_attention_2": "flash_attn", "flex_attention": "flex"}
-"""Names that transformers has for some of them."""
+TRANSFORMERS_NAMES = {"flash_attention_2": "flash_attn", "flex_attention": "flex"}
+"""transformers' names of some kernels -> ours."""
 
 _OLDEST_FLASH = (2, 6)
 """flash-attn has windows since 2.3, and page tables in all of its kernels since 2.6."""
 
 _OLDEST_VARLEN = (2, 13)
-"""torch from which on varlen_attn has windows, grouped heads, and lengths in tensors."""
+"""The first torch whose varlen_attn has windows, grouped heads, and lengths in tensors."""
 
 _HALF = ("float16", "bfloat16")
-_MOST_HEAD_DIM = 256
+_MAX_HEAD_DIM = 256
 
 
 def obstacle(
@@ -28,9 +28,9 @@ def obstacle(
     dtype: str | None = None,
     head_dim: int = 8,
 ) -> str | None:
-    """None if the kernel can run on a device of this kind, else why not and what to do.
+    """The reason why a kernel cannot run on a device of this kind, and the remedy; None if it can run.
 
-    capability: of a CUDA GPU. torch: its version. dtype, head_dim: of the program, if it is known.
+    capability: a CUDA GPU's compute capability. torch: its version. dtype, head_dim: the program's, where known.
     """
     if name not in ("flash_attn", "varlen"):
         return None
@@ -40,13 +40,13 @@ def obstacle(
         return f"it needs compute capability 8.0 (Ampere), this GPU has {'.'.join(map(str, capability))}"
     if dtype not in (None, *_HALF):
         return f"it computes in {' or '.join(_HALF)}, not in {dtype}"
-    if head_dim % 8 or head_dim > _MOST_HEAD_DIM:
-        return f"it takes heads of a multiple of 8 up to {_MOST_HEAD_DIM}, not of {head_dim}"
+    if head_dim % 8 or head_dim > _MAX_HEAD_DIM:
+        return f"head_dim must be a multiple of 8 up to {_MAX_HEAD_DIM}, and is {head_dim}"
     return _flash_attn() if name == "flash_attn" else _varlen(torch)
 
 
-def table(kind: str, capability: tuple[int, int] | None, torch: str) -> str:
-    """For people: `sdpa, flex, eager; not varlen: it needs ...`"""
+def summary(kind: str, capability: tuple[int, int] | None, torch: str) -> str:
+    """Usable kernels and why others are not, for people: `sdpa, flex, eager; not varlen: it needs ...`"""
     reasons = {name: obstacle(name, kind, capability, torch) for name in KERNELS}
     usable = ", ".join(name for name, reason in reasons.items() if reason is None)
     return "; ".join([usable, *(f"not {name}: {reason}" for name, reason in reasons.items() if reason)])
@@ -65,7 +65,7 @@ def _flash_attn() -> str | None:
 
 def _varlen(torch: str) -> str | None:
     if _numbers(torch) < _OLDEST_VARLEN:
-        return f"torch {torch} is too old, it has no windows there: pip install --upgrade 'torch>=2.13'"
+        return f"torch {torch} is too old, its varlen_attn has no windows: pip install --upgrade 'torch>=2.13'"
     return None
 
 

@@ -1,10 +1,10 @@
 """Tensor parallelism: the part of a graph that one of several processes runs, each with a device of its own.
 
-Which linear is cut how follows from the ops alone (Shoeybi et al. 2019, Megatron-LM, section 3). rope, attention and
-silu_mul work head by head or column by column, so what they read and give may be cut into columns. A linear that feeds
-them is cut by rows of its weight, and gives some columns of the result. One that reads them is cut by columns of its
-weight, and gives a summand of the result: summed over all processes. One that gives an output of the graph, the LM
-head, is cut by rows, and its columns are gathered. Everything else is computed by every process.
+How a linear is cut follows from the ops around it (Shoeybi et al. 2019, Megatron-LM, section 3). rope, attention and
+silu_mul work head by head or column by column, so their inputs and results can be cut by columns. A linear that feeds
+them is cut by rows of its weight, and computes some columns of its result. A linear that reads their result is cut by
+columns of its weight, and computes a partial sum, which is summed over all processes. The LM head, whose result is an
+output of the graph, is cut by rows, and its columns are gathered. Every process computes all the rest.
 
 Example, 2 processes, 4 heads of 8, 2 key/value heads: q_proj [32, 64] becomes [16, 64], k_proj [16, 64] becomes
 [8, 64], o_proj [64, 32] becomes [64, 16], with a sum.
@@ -37,7 +37,7 @@ _BY_COLUMN = ("rope", "attention", "silu_mul")
 
 @dataclass(frozen=True)
 class Group:
-    """This process among all. rank: 0 .. size - 1."""
+    """All processes, as this one sees them. rank: its own number, 0 .. size - 1."""
 
     rank: int
     size: int
@@ -56,7 +56,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Shard:
-    """One process's part. after: by node, what is done with its result ("sum", "gather")."""
+    """One process's part. after: "sum" or "gather" for nodes whose results need it, by the node's name."""
 
     graph: Graph
     weights: Mapping[str, Stored]
@@ -65,7 +65,7 @@ class Shard:
 
 
 def join(size: int, device: Device) -> Group:
-    """Meet the other processes that torchrun has started. Raises BackendError if they are not `size`."""
+    """Join the processes that torchrun has started. Raises BackendError if their number is not `size`."""
     started = os.environ.get("WORLD_SIZE")
     if started != str(size):
         raise BackendError(
@@ -75,30 +75,30 @@ def join(size: int, device: Device) -> Group:
     if not distributed.is_initialized():
         try:
             distributed.init_process_group("nccl" if device.kind == "cuda" else "gloo")
-        except ValueError as error:  # torchrun sets some variables that are missing
+        except ValueError as error:  # a variable that torchrun sets is missing
             raise BackendError(f"tensor_parallel={size}: {error}: begin the command with torchrun") from error
-        # Threads of gloo that run until the process has ended abort it now and then.
+        # gloo's threads sometimes abort a process that ends while they run.
         atexit.register(_leave, os.getpid())
     return Group(distributed.get_rank(), size)
 
 
 def _leave(process: int) -> None:
-    """Leave the group, unless that is done, or this is a forked child of the process that joined it."""
+    """Leave the group, unless it was left before, or this is a forked child of the process that joined it."""
     if os.getpid() == process and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def shard(graph: Graph, weights: Mapping[str, Stored], spec: CacheSpec, rank: int, size: int) -> Shard:
-    """The part of process `rank`. Raises BackendError if heads or columns cannot be shared out evenly."""
+    """The part of process `rank`. Raises BackendError if heads or columns cannot be divided evenly."""
     if spec.num_key_value_heads % size:
         raise BackendError(
-            f"tensor_parallel={size}: {spec.num_key_value_heads} key/value heads cannot be shared out evenly: "
+            f"tensor_parallel={size}: {spec.num_key_value_heads} key/value heads cannot be divided evenly: "
             f"choose a divisor of {spec.num_key_value_heads}"
         )
     if any(node.op == "moe" for node in graph.nodes):
-        raise BackendError(f"tensor_parallel={size}: not for models with experts; leave the option out")
+        raise BackendError(f"tensor_parallel={size} cannot divide a model with experts: leave the option out")
     if any(node.op == "attention_weights" for node in graph.nodes):
-        raise BackendError(f"tensor_parallel={size}: attention weights are exposed by one process only; leave it out")
+        raise BackendError(f"tensor_parallel={size} cannot return attention weights: leave the option out")
     tables = {node.inputs[1] for node in graph.nodes if node.op == "embedding"}
     feeding, cut = _values_in_columns(graph)
     exposed = set(graph.outputs.values())
@@ -114,7 +114,7 @@ def shard(graph: Graph, weights: Mapping[str, Stored], spec: CacheSpec, rank: in
         elif node.op == "linear" and node.inputs[0] in cut:
             _cut(parameters, parts, node.inputs[1], 1, rank, size)
             after[node.name] = "sum"
-            if rank:  # one bias for the sum
+            if rank:  # rank 0 alone adds the bias, once
                 node = replace(node, inputs=node.inputs[:2])
         nodes.append(_fewer_heads(node, size))
     return Shard(
@@ -126,7 +126,7 @@ def shard(graph: Graph, weights: Mapping[str, Stored], spec: CacheSpec, rank: in
 
 
 def _values_in_columns(graph: Graph) -> tuple[set[str], set[str]]:
-    """The values that ops by columns read, and those that they give; selecting rows keeps columns as they are."""
+    """The values that ops of _BY_COLUMN read, and those that they compute; take_rows passes columns on."""
     feeding = {name for node in graph.nodes if node.op in _BY_COLUMN for name in node.inputs}
     cut = {node.name for node in graph.nodes if node.op in _BY_COLUMN}
     rows = [node for node in graph.nodes if node.op == "take_rows"]
@@ -141,13 +141,13 @@ class _CutBlocks(BlockTensor):
 
     source: BlockTensor
     part: tuple[slice, slice]
-    """Of its rows, and of the bytes of a row."""
+    """A slice of the rows, and one of the bytes of a row."""
 
     def blocks(self) -> NDArray[np.uint8]:
         return self.source.blocks()[self.part]
 
     def permute_rows(self, order: NDArray[np.intp]) -> NoReturn:
-        raise TypeError(f"{self.name} is cut: permute before")
+        raise TypeError(f"{self.name} is cut: permute its rows before")
 
 
 def _cut(
@@ -155,12 +155,12 @@ def _cut(
 ) -> None:
     """Replace a parameter, and the tensor behind it, by the rank's range of rows or columns."""
     parameter = parameters[name]
-    (part,) = parameter.parts  # graphs are cut before anything is joined
+    (part,) = parameter.parts  # graphs are cut before linears are fused
     length = parameter.shape[axis]
     columns = _block_columns(parts[part]) if axis == 1 else 1
     if length % (size * columns):
         raise BackendError(
-            f"tensor_parallel={size}: the {length} {'rows' if axis == 0 else 'columns'} of {part} cannot be shared out "
+            f"tensor_parallel={size}: the {length} {'rows' if axis == 0 else 'columns'} of {part} cannot be divided "
             f"evenly{f' in blocks of {columns}' if columns > 1 else ''}: choose fewer processes"
         )
     span = slice(rank * length // size, (rank + 1) * length // size)
@@ -171,8 +171,8 @@ def _cut(
 
 def _cut_tensor(tensor: Stored, span: slice, axis: int, shape: tuple[int, ...]) -> Stored:
     if isinstance(tensor, BlockTensor):
-        per_byte = tensor.shape[1] * tensor.shape[0] / tensor.nbytes  # columns
-        every, bytes_ = slice(None), slice(round(span.start / per_byte), round(span.stop / per_byte))
+        columns_per_byte = tensor.shape[1] * tensor.shape[0] / tensor.nbytes
+        every, bytes_ = slice(None), slice(round(span.start / columns_per_byte), round(span.stop / columns_per_byte))
         return _CutBlocks(tensor.name, shape, tensor.type, tensor, (span, every) if axis == 0 else (every, bytes_))
     dense = tensor if isinstance(tensor, DenseTensor) else DenseTensor(tensor.name, "float32", tensor.numpy())
     return dense.rows(span) if axis == 0 else replace(dense, array=dense.array[:, span])

@@ -38,9 +38,9 @@ _PROCESS = OwnProcess("torch")  # this module is imported when the first program
 
 
 class TorchProgram:
-    """Steps are safe from several threads: they take turns."""
+    """A graph that runs on a device. Several threads may call `step`; a lock lets one of them run at a time."""
 
-    batch_invariant = False  # the order of a sum depends on the number of tokens, for torch chooses kernels by it
+    batch_invariant = False  # torch chooses kernels, and so orders of summation, by the number of tokens
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class TorchProgram:
         group: Group | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        """threads: of CPUs; None leaves torch's alone. record: how decoding steps are recorded;
-        None: they are not. quantize: what float matrices become, a type of bits_and_bytes.py. group: this process among
-        those that share the model."""
+        """threads: CPU threads; None keeps torch's number. record: records decoding steps; None: they are not recorded.
+        quantize: the bitsandbytes type that float matrices are converted to. group: the processes that share the model.
+        """
         self.precision = precision
         self._after: Mapping[str, Callable[[Tensor], Tensor]] = {}
         whole = graph
@@ -83,16 +83,16 @@ class TorchProgram:
         self._captured = Captured(record) if record else None
         self._growths = 0
         self._rotations = graph.rotations
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._memory = memory
-        self._steps: list[tuple[str, Kernel, tuple[str, ...]]] = []
+        self._kernels: list[tuple[str, Kernel, tuple[str, ...]]] = []
         self._closed = False
-        with self._running(), memory.short_for_a_model():
+        with self._running(), memory.while_loading():
             self._lower(weights, quantize, progress)
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device that it runs on."""
         return self._device.torch
 
     @property
@@ -101,34 +101,34 @@ class TorchProgram:
 
     @property
     def scratch_bytes(self) -> int:
-        return 0  # torch's allocator has it
+        return 0  # unknown: torch's allocator keeps it
 
     def slot_bytes(self, group: int) -> int:
         return self._cache.slot_bytes(group)
 
     def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[np.float32]]:
         check_inputs(self._graph, plan, inputs)
-        with self._running(), self._memory.short_for_a_step():
+        with self._running(), self._memory.while_stepping():
             values = self._begin(plan, inputs)
-            # Where nobody requested rows nothing is waited for: the next chunk is built while this one is computed.
+            # A step without requested rows waits for nothing: the host builds the next chunk while it is computed.
             return {name: self._output(name, values.get(name), plan) for name in self._graph.outputs}
 
     def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
-        with self._running(), self._memory.short_for_a_step():
+        with self._running(), self._memory.while_stepping():
             return self._cache.read(group, pages, blank)
 
     def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
-        with self._running(), self._memory.short_for_a_step():
+        with self._running(), self._memory.while_stepping():
             self._cache.write(group, pages, state)
 
     def close(self) -> None:
         if _PROCESS.forked:  # the memory and the threads are the parent's
             return
-        with self._turn:
+        with self._lock:
             self._closed = True
             if self._captured:
                 self._captured.clear()
-            self._steps.clear()
+            self._kernels.clear()
             self._cache.clear()
             if self._device.kind == "cuda":
                 torch.cuda.empty_cache()
@@ -137,7 +137,7 @@ class TorchProgram:
     def _running(self) -> Iterator[None]:
         _PROCESS.require()  # before the lock, which another thread may have held at the fork
         current = torch.cuda.device(self._device.torch) if self._device.kind == "cuda" else nullcontext()
-        with self._turn, torch.inference_mode(), _cpu_threads(self._threads), current:  # Triton runs on the current GPU
+        with self._lock, torch.inference_mode(), _cpu_threads(self._threads), current:  # Triton runs on the current GPU
             if self._closed:
                 raise ClosedError("the program is closed: prepare it again")
             yield
@@ -148,11 +148,11 @@ class TorchProgram:
         quantize: str | None,
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
-        """Read the weights, one after the other, so that file and device hold but a part of one of them twice."""
+        """Read the weights one by one, so that the host holds no more than a slice of one that is on the device."""
         parameters, exposed = self._graph.parameters, set(self._graph.outputs.values())
         inner = {node.inputs[1] for node in self._graph.nodes if node.op == "linear" and node.name not in exposed}
         inner -= {node.inputs[1] for node in self._graph.nodes if node.op == "embedding"}
-        kinds = {name: quantize if name in inner else None for name in parameters}  # LM head and table stay floats
+        kinds = {name: quantize if name in inner else None for name in parameters}  # LM head and embeddings stay floats
         if quantize and not any(form(weights[part]) == "dense" for name in inner for part in parameters[name].parts):
             raise BackendError(
                 f"quantize={quantize!r} changes nothing: the weights are quantized already; leave it out"
@@ -167,7 +167,7 @@ class TorchProgram:
         tables = {node.inputs[1] for node in self._graph.nodes if node.op in ("linear", "embedding")}
         experts = {name for node in self._graph.nodes if node.op == "moe" for name in node.inputs[2:]}
         if quantize and experts:
-            raise BackendError(f"quantize={quantize!r}: not for models with experts; choose q4_0 or leave it out")
+            raise BackendError(f"quantize={quantize!r} is not made for experts: choose q4_0 or leave it out")
         tables |= experts
         matrices: dict[str, Matrix] = {}
         vectors: dict[str, Tensor] = {}
@@ -193,7 +193,7 @@ class TorchProgram:
             self._dtype,
             self._graph.inputs,
         )
-        self._steps = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
+        self._kernels = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
 
     def _begin(
         self,
@@ -203,7 +203,7 @@ class TorchProgram:
         tokens: Tensor | None = None,
         greedy: bool = False,
     ) -> dict[str, Any]:
-        """The step's outputs, on the device. tokens [T]: on the device, in place of the plan's."""
+        """Compute the outputs, on the device. tokens [T]: on the device, used in place of the plan's."""
         self._cache.make_room(plan)
         recorded = self._captured is not None and len(plan.tokens) == len(plan.lanes)
         layout, fixed, words = self._inputs(plan, inputs, recorded)
@@ -225,11 +225,11 @@ class TorchProgram:
     def _inputs(
         self, plan: StepPlan, inputs: Inputs, recorded: bool
     ) -> tuple[Layout, dict[str, tuple[Any, ...]], Tensor]:
-        """All that kernels are told of a step: what is baked into a recorded one, and the words that are not."""
+        """A step's inputs: layout and `fixed`, which a recorded step bakes in, and the words, which it takes anew."""
         arrays: dict[str, NDArray[Any]] = {"tokens": plan.tokens, "logit_rows": plan.logit_rows}
         arrays |= {name: array.astype(_word(array)) for name, array in inputs.items()}
         for name, rotation in enumerate(self._rotations):
-            # On the host, as not every device has float64.
+            # On the host, because not every device has float64.
             arrays[f"cos.{name}"], arrays[f"sin.{name}"] = rotation.signed_table(plan.positions)
         reads = [GroupReads(plan, self._spec, index) for index in range(len(plan.groups))]
         fixed: dict[str, tuple[Any, ...]] = {}
@@ -245,7 +245,7 @@ class TorchProgram:
 
     def _run(self, step: Step, rows: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for name, kernel, names in self._steps:
+        for name, kernel, names in self._kernels:
             if self._shapes[name][0] == "R" and not rows:
                 continue
             values[name] = kernel(step, *(values[value] for value in names))
@@ -272,27 +272,29 @@ class TorchProgram:
 
 
 class AsynchronousProgram(TorchProgram):
-    """A program on a device that computes while the host goes on: it takes the argmax itself."""
+    """A program on a device that computes while the host goes on, and that takes the argmax itself."""
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The most that torch has held on the device in this process: weights, cache and scratch."""
+        """Peak bytes that torch has held on the device in this process: weights, cache and scratch."""
         if self._device.kind == "cuda":
             return torch.cuda.max_memory_allocated(self._device.torch)
         return torch.mps.driver_allocated_memory()
 
-    def begin_greedy(self, plan: StepPlan, after: GreedyStep | None = None) -> "TorchGreedyStep":
-        check_inputs(self._graph, plan, NO_INPUTS)
+    def begin_greedy(
+        self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: GreedyStep | None = None
+    ) -> "TorchGreedyStep":
+        check_inputs(self._graph, plan, inputs)
         if not isinstance(after, TorchGreedyStep | None):
             raise InputError(f"after is a {type(after).__name__}: give a step that this program has begun")
-        with self._running(), self._memory.short_for_a_step():
-            # A row without an argmax is -1: its next token means nothing, but must be in the vocabulary.
+        with self._running(), self._memory.while_stepping():
+            # -1 marks a row without an argmax: its next token is not used, but must be in the vocabulary.
             before = after.argmax.clamp(min=0) if after is not None else None
-            return TorchGreedyStep(self._begin(plan, tokens=before, greedy=True)[_ARGMAX].clone())
+            return TorchGreedyStep(self._begin(plan, inputs, tokens=before, greedy=True)[_ARGMAX].clone())
 
 
 class TorchGreedyStep:
-    """A step on its way, and its tokens on their way to the host."""
+    """A step that the device computes, and the copy of its tokens to the host."""
 
     def __init__(self, argmax: Tensor) -> None:
         self.argmax = argmax
@@ -311,12 +313,12 @@ class TorchGreedyStep:
 
 
 def _word(array: NDArray[Any]) -> type[np.float32] | type[np.int32]:
-    """The type of 4 bytes in which an input travels."""
+    """The type of 4 bytes in which an input is copied to the device."""
     return np.float32 if array.dtype.kind == "f" else np.int32
 
 
 def _argmax(logits: Tensor) -> Tensor:
-    """Ids of the highest logits, int32 [R], for float32 logits [R, vocab_size], the lowest on ties; -1 for a row that
+    """logits float32 [R, vocab_size] -> ids of the highest ones, int32 [R], the lowest id on ties; -1 for a row that
     the sampler refuses."""
     highest = logits.amax(-1)  # NaN if there is one
     return torch.where(torch.isfinite(highest), logits.argmax(-1), -1).int()
@@ -329,7 +331,7 @@ def _to_device(words: NDArray[np.int32], device: torch.device) -> Tensor:
 
 @contextmanager
 def _cpu_threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many CPU threads for a while; its number is one for the whole process."""
+    """Set torch's number of CPU threads, which is one for the whole process, and restore it afterwards."""
     if count is None:
         yield
         return

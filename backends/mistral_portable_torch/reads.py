@@ -1,4 +1,4 @@
-"""GroupReads: the keys that the sequences of a step read in one layer group, as kernels want to be told of them."""
+"""GroupReads: the keys that the sequences of a step read in one layer group, as integers for attention kernels."""
 
 from dataclasses import dataclass
 
@@ -16,11 +16,11 @@ Integers = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class GroupReads:
-    """The reads of the layer group `spec.groups[index]`. Below, T are the tokens of the plan, S its sequences.
+    """The reads of the layer group `spec.groups[index]`. T: tokens of the plan. S: its sequences.
 
-    Example, pages of 4 slots, window 6: a sequence with 11 cached tokens, of which 6.. lie in the pages 5 and 2, adds
-    two tokens. They are the positions 11 and 12 and see 6..11 and 7..12: oldest [6, 7], begins [4], keys [9],
-    table [[5, 2, 0]] if position 12 has got page 0.
+    Example, pages of 4 slots, window 6: a sequence has 11 cached tokens, and its positions 4..10 lie in the pages 5 and
+    2. It adds the positions 11 and 12, which see 6..11 and 7..12; page 0 is allocated for position 12. So oldest is
+    [6, 7], begins [4], keys [9], table [[5, 2, 0]].
     """
 
     plan: StepPlan
@@ -29,7 +29,7 @@ class GroupReads:
 
     @property
     def window(self) -> Window:
-        """Positions that a query sees, None for all before it."""
+        """The number of positions that a query sees, its own included; None: no limit."""
         return self.spec.groups[self.index].window
 
     @property
@@ -38,18 +38,18 @@ class GroupReads:
         return self.spec.groups[self.index].page_size
 
     @property
-    def starts(self) -> tuple[int, ...]:
-        """Sequence s owns the tokens starts[s] .. starts[s + 1] - 1."""
+    def query_starts(self) -> tuple[int, ...]:
+        """[S + 1]: sequence s owns the tokens query_starts[s] .. query_starts[s + 1] - 1."""
         return tuple(self.plan.query_starts.tolist())
 
     @property
-    def most_tokens(self) -> int:
-        """The tokens of the longest sequence."""
+    def max_queries(self) -> int:
+        """The number of tokens of the sequence that has most."""
         return int(np.diff(self.plan.query_starts).max())
 
     @property
     def oldest(self) -> Integers:
-        """[T]: the oldest position that each token sees. This backend's translation of `cache.window.visible`."""
+        """[T]: the oldest position that each token sees. The same rule as `cache.window.visible`."""
         positions = self.plan.positions
         return np.zeros_like(positions) if self.window is None else np.maximum(positions - self.window + 1, 0)
 
@@ -61,7 +61,7 @@ class GroupReads:
 
     @property
     def hidden(self) -> Integers:
-        """[S]: slots of the first page that no query of the sequence sees."""
+        """[S]: leading slots of the first page that no query of the sequence sees."""
         return self.plan.groups[self.index].first - self.begins
 
     @property
@@ -75,9 +75,10 @@ class GroupReads:
         return -(-self.keys // self.page)
 
     def columns(self, pages: int, recorded: bool) -> int:
-        """Columns of a table of so many pages. Those of a recorded step double, so that it serves while a text grows.
+        """Columns of a table for so many pages. A recorded step's columns double, so that it is replayed while a text
+        grows.
 
-        Example: window 4096, pages of 256 slots, of which one query sees up to 17: 1, 2, 4, 8 or 17 columns.
+        Example: window 4096, pages of 256 slots, so a query sees at most 17 pages: 1, 2, 4, 8 or 17 columns.
         """
         if not recorded:
             return pages
@@ -88,9 +89,9 @@ class GroupReads:
         return doubled if 2 * doubled <= most else most
 
     def table(self, recorded: bool) -> Integers:
-        """[S, columns of the longest]: the pages that each sequence reads, in order of time, then its last one again.
+        """[S, columns]: the pages that each sequence reads, in order of time, padded with the last of them.
 
-        Kernels read what they hide by a mask, so that must be the sequence's own: another's might be NaN.
+        Masking kernels read hidden keys, too, so padding must be the sequence's own page: another's may hold NaN.
         """
         counts = self.counts
         columns = np.arange(self.columns(int(counts.max()), recorded))

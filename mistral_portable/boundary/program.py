@@ -74,8 +74,7 @@ class Program(Protocol):
         bits alone and beside any other sequences, in chunks of any sizes, in any pages, with any rows requested, and
         after rollbacks, forks, and saving and loading. They have the same bits in other programs of the
         same graph, weights and options on this machine: with any number of threads, in a forked child if the executor
-        works in one, and with any CacheSpec of the same windows and `max_chunk`, as the slots of a ring may decide
-        the order of a sum. Attention weights are not promised.
+        works in one, and with any CacheSpec of the same windows and page size. Attention weights are not promised.
 
         Example: the logits of "a b c d" in one step, in the steps "a" and "b c d", and beside "x y", are equal arrays.
 
@@ -152,8 +151,10 @@ class GreedyStep(Protocol):
 class GreedyProgram(Protocol):
     """A program whose device takes the argmax itself: the next step begins before the host has read its token."""
 
-    def begin_greedy(self, plan: StepPlan, after: GreedyStep | None = None) -> GreedyStep:
-        """Begin a step and return at once. Raises the errors of `step`.
+    def begin_greedy(
+        self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: GreedyStep | None = None
+    ) -> GreedyStep:
+        """Begin a step and return at once. Inputs and errors are those of `step`.
 
         after: a step of this program whose tokens, row by row, are this one's; the plan's own mean nothing then.
         """

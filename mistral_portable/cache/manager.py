@@ -1,8 +1,7 @@
 """CacheManager: hands out lanes, pages, positions, slots and what each sequence reads. Integers only."""
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +10,8 @@ from numpy.typing import NDArray
 
 from mistral_portable.cache.budget import CacheBudget
 from mistral_portable.cache.lane_prefixes import LanePrefixes
-from mistral_portable.cache.plan import Reads, StepPlan
+from mistral_portable.cache.plan import StepPlan
+from mistral_portable.cache.plan_maker import PlanMaker
 from mistral_portable.cache.pool import PagePool
 from mistral_portable.cache.prefixes import Found, PagePrefixes, Prefixes
 from mistral_portable.cache.saved import SavedIntegers, to_integers, to_lane
@@ -27,13 +27,17 @@ Pages = tuple[tuple[int, ...], ...]
 """A lane's pages in each layer group, in order of position."""
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """The next tokens of the sequence in `lane`, and which of them (indices into `tokens`) want their logits."""
+class Chunk(NamedTuple):
+    """The next tokens of the sequence in `lane`, and which of them (indices into `tokens`) want their logits.
+
+    embeds: float32 [n, hidden_size] in place of the embeddings of the first n tokens, whose ids then mean nothing; for
+    `engine.Core`, as the manager does not look at them.
+    """
 
     lane: int
     tokens: Sequence[int]
     rows: Sequence[int] = ()
+    embeds: NDArray[np.float32] | None = None
 
 
 class _Before(NamedTuple):
@@ -74,13 +78,14 @@ class CacheManager:
 
         Safe from any thread, with and without the GIL, also for a garbage collector that closes lanes in the middle of
         another call: a closed lane's pages are free when that call, or the next one, ends. The order of plans and the
-        steps that they are for is the caller's to keep.
+        steps that they are for is the caller's to keep, by `turn`.
         """
         self.spec = spec
         self.model = model
         self._lanes: dict[int, _Lane] = {}
         self._pools = tuple(PagePool(group.page_size, ring=group.ring) for group in spec.groups)
         self._ring = spec.groups[0].ring
+        self._maker = PlanMaker(len(spec.groups))
         self._budget = budget
         self._prefixes: Prefixes | None = None
         if budget is not None:
@@ -89,27 +94,14 @@ class CacheManager:
         make_locks(self, CacheManager._make_locks)
 
     def _make_locks(self) -> None:
+        self.turn = threading.Lock()
+        """Held from a plan to the end of its step, whichever of the model's programs runs it."""
         self._lock = threading.RLock()  # reentrant: the collector may run in the thread that holds it
-        self._changing = False
-
-    @contextmanager
-    def _changes(self) -> Iterator[None]:
-        """Hold the lock. Pages are released at the end of the outermost call, so that none is freed amid another."""
-        with self._lock:
-            outermost, self._changing = not self._changing, True
-            try:
-                yield
-            finally:
-                if outermost:
-                    if self._closed:
-                        while self._closed:
-                            self._release(self._closed.pop())
-                        self._let_go()
-                    self._changing = False
+        self._changes = _Changes(self._lock, self._settle)
 
     def open(self) -> int:
         """Take a free lane, the lowest one, with length 0. Raises BusyError if all are taken."""
-        with self._changes():
+        with self._changes:
             lane = self._free_lane()
             self._lanes[lane] = _Lane((Table(),) * len(self.spec.groups))
             return lane
@@ -124,7 +116,7 @@ class CacheManager:
 
         Example: after `keep(lane, [1, 2, 3, 4])`, `resume([1, 2, 3, 5, 6])` opens a lane that holds 3 tokens.
         """
-        with self._changes():
+        with self._changes:
             number = self._free_lane()
             found = self._prefixes.find(salt, tokens) if self._prefixes is not None else None
             found = found or Found(0, 0, (Table(),) * len(self.spec.groups))
@@ -144,34 +136,34 @@ class CacheManager:
         whole: also a page that is not full yet, and also where a page is a whole lane. It counts as shared from then
         on: it is copied when the lane goes on.
         """
-        with self._changes():
+        with self._changes:
             state = self._lane(lane)
             if self._prefixes is not None:
                 self._prefixes.keep(salt, tokens[: state.length], state.high, state.tables, whole=whole)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether `keep` does anything: whether there is a budget."""
+        return self._budget is not None
+
     def forget(self) -> bool:
         """Let go of all that is kept and that no lane uses; False if there is nothing."""
-        with self._changes():
+        with self._changes:
             forgot = False
             while self._prefixes is not None and self._prefixes.give_way():
                 forgot = True
             return forgot
 
     @property
-    def keeps(self) -> bool:
-        """Whether texts can be kept: it has a budget."""
-        return self._prefixes is not None
-
-    @property
     def bytes_in_use(self) -> int:
         """Bytes of the slots that lanes use or that are kept; 0 without a budget."""
-        with self._changes():  # so that those of closed lanes are free before
+        with self._changes:  # so that those of closed lanes are free before
             pass
         return self._bytes()
 
     def close(self, lane: int) -> None:
         """Give the lane back; its content is void."""
-        with self._changes():
+        with self._changes:
             self._lane(lane)
             self._closed.append(self._lanes.pop(lane))
 
@@ -191,7 +183,7 @@ class CacheManager:
 
     def pages_in_use(self, group: int) -> int:
         """Pages of a layer group that are not free; one that several lanes share counts once."""
-        with self._changes():  # so that those of closed lanes are free before
+        with self._changes:  # so that those of closed lanes are free before
             pass
         return self._pools[group].in_use
 
@@ -204,11 +196,12 @@ class CacheManager:
         Raises CacheError, and changes nothing, if there is no chunk, a chunk is empty or longer than max_chunk, a
         lane is not open or named twice, a row is not in its chunk, or a sequence would outgrow max_context.
         """
-        with self._changes():
+        with self._changes:
             return self._plan(chunks)
 
     def _plan(self, chunks: Sequence[Chunk]) -> StepPlan:
-        if not chunks or len({chunk.lane for chunk in chunks}) != len(chunks):
+        numbers = [chunk.lane for chunk in chunks]
+        if not chunks or len(set(numbers)) != len(chunks):
             raise CacheError("a step takes at least one chunk, and one chunk per lane")
         # Lists, as NumPy's own functions would take longer than many a step of one token.
         # And `[]`, as `list[int]()` takes ten times as long.
@@ -216,64 +209,52 @@ class CacheManager:
         positions: list[int] = []
         rows: list[int] = []
         starts: list[int] = [0]
-        begins: list[int] = []
-        ends: list[int] = []
-        lanes = [self._lane(chunk.lane) for chunk in chunks]
-        for chunk, lane in zip(chunks, lanes, strict=True):
+        moves: list[tuple[_Lane, int, int]] = []
+        for chunk in chunks:
+            lane, start = self._lane(chunk.lane), starts[-1]
             begin = lane.length
             end = begin + len(chunk.tokens)
             self._check(chunk, begin, end)
-            rows.extend(len(tokens) + row for row in sorted(set(chunk.rows)))
-            tokens.extend(chunk.tokens)
-            positions.extend(range(begin, end))
-            starts.append(len(tokens))
-            begins.append(begin)
-            ends.append(end)
+            if len(chunk.rows):
+                rows += [start + row for row in sorted(set(chunk.rows))]
+            tokens += chunk.tokens
+            positions += range(begin, end)
+            starts.append(start + end - begin)
+            moves.append((lane, begin, end))
         ids = np.array(tokens, np.int32)  # before any page is taken: it may raise
-        for lane in lanes:
+        for lane, _, _ in moves:
             self._forget(lane)
-        advances: list[list[Advance]] = [[] for _ in self.spec.groups]
+        advances: list[list[Advance]] = [[] for _ in self._pools]
         try:
             for index, group in enumerate(self.spec.groups):
-                for lane, begin, end in zip(lanes, begins, ends, strict=True):
-                    advances[index].append(lane.tables[index].advance(group, self._pools[index], begin, end))
-                    if group.ring:
-                        self._pools[index].fill(advances[index][-1].table.pages[0], min(end, group.page_size))
-            self._let_go()
-            self._require_within(self._bytes())
-            plan = StepPlan(
-                tokens=ids,
-                positions=np.array(positions, np.int32),
-                lanes=np.array([chunk.lane for chunk in chunks], np.int32),
-                query_starts=np.array(starts, np.int32),
-                logit_rows=np.array(rows, np.int32),
-                groups=tuple(self._reads(index, some, begins, ends) for index, some in enumerate(advances)),
-            )
+                pool, some = self._pools[index], advances[index]
+                for lane, begin, end in moves:
+                    some.append(lane.tables[index].advance(group, pool, begin, end))
+            self._make_room(moves, advances)
+            plan = self._maker.make(ids, positions, (numbers, starts, rows), advances, self._pools)
         except BaseException:
             for pool, some in zip(self._pools, advances, strict=True):
                 for advance in some:
                     pool.release(advance.taken)
             raise
-        for lane, end, *moved in zip(lanes, ends, *advances, strict=True):
+        for at, (lane, _, end) in enumerate(moves):
             lane.before = _Before(plan, lane.length, lane.high, lane.tables)
-            lane.tables = tuple(advance.table for advance in moved)
+            lane.tables = tuple([some[at].table for some in advances])
             lane.length, lane.high = end, max(lane.high, end)
         return plan
 
-    def _reads(self, index: int, advances: Sequence[Advance], begins: Sequence[int], ends: Sequence[int]) -> Reads:
-        group, tables = self.spec.groups[index], [advance.table for advance in advances]
-        slots: list[int] = []
-        copies: list[tuple[int, int]] = []
-        for advance, begin, end in zip(advances, begins, ends, strict=True):
-            slots += advance.table.slots(group, begin, end)
-            copies += advance.copies
-        return Reads(
-            slot_mapping=np.array(slots, np.int32),
-            pages=_side_by_side(tables),
-            first=np.array([first_visible(begin, group.window) for begin in begins], np.int32),
-            copies=np.array(copies, np.int32).reshape(-1, 2),
-            page_count=self._pools[index].count,
-        )
+    def _make_room(self, moves: Sequence[tuple[_Lane, int, int]], advances: Sequence[Sequence[Advance]]) -> None:
+        """Let what is kept give way to what a plan takes. Raises CapacityError if it exceeds a strict budget."""
+        if self._budget is None:
+            return
+        if self._ring:
+            for group, pool, some in zip(self.spec.groups, self._pools, advances, strict=True):
+                for (_, _, end), advance in zip(moves, some, strict=True):
+                    pool.fill(advance.table.pages[0], min(end, group.page_size))
+        elif not any(advance.taken for some in advances for advance in some):
+            return
+        self._let_go()
+        self._require_within(self._bytes())
 
     def undo(self, plan: StepPlan) -> None:
         """Undo a plan whose step has failed: its sequences get back the length and the pages that they had before it.
@@ -281,7 +262,7 @@ class CacheManager:
         Never raises. Lanes that were closed since then stay closed; those that have moved on, or back beyond where the
         plan began, stay as they are.
         """
-        with self._changes():
+        with self._changes:
             for number in plan.lanes.tolist():
                 lane = self._lanes.get(number)
                 if lane is None or lane.before is None or lane.before.plan is not plan:
@@ -304,7 +285,7 @@ class CacheManager:
         held. Back to 8: legal. Back to 7: the next query, 7, would see 5, whose page is gone: CacheError.
         A ring with window 3 and max_chunk 2 has 4 slots, 6..9: back to 8 is legal, to 7 is not.
         """
-        with self._changes():
+        with self._changes:
             self.check_rollback(lane, length)
             state = self._lane(lane)
             if length == 0 or (state.before is not None and length < state.before.length):
@@ -328,7 +309,7 @@ class CacheManager:
 
         Raises CacheError where `rollback` to that length would, BusyError if no lane is free.
         """
-        with self._changes():
+        with self._changes:
             source = self._lane(lane)
             length = source.length if length is None else length
             self.check_rollback(lane, length)
@@ -365,7 +346,7 @@ class CacheManager:
         length, high, spans = to_lane(self.model, self.spec, saved)
         tables = tuple(Table(begin) for begin, _ in spans)
         self._require_held("saved lane: going on", _Lane(tables, length, high), length)
-        with self._changes():
+        with self._changes:
             lane = self._free_lane()
             pages = tuple(pool.take(count) for pool, (_, count) in zip(self._pools, spans, strict=True))
             tables = tuple(Table(begin, some) for (begin, _), some in zip(spans, pages, strict=True))
@@ -386,6 +367,13 @@ class CacheManager:
         if self._budget is None:
             return 0
         return sum(pool.slots_in_use * size for pool, size in zip(self._pools, self._budget.slot_bytes, strict=True))
+
+    def _settle(self) -> None:
+        """Release the pages of lanes that were closed amid a call, so that none is freed amid another."""
+        if self._closed:
+            while self._closed:
+                self._release(self._closed.pop())
+            self._let_go()
 
     def _let_go(self) -> None:
         """Keep less, where the budget is exceeded."""
@@ -472,11 +460,21 @@ class CacheManager:
         return self._lanes[lane]
 
 
-def _side_by_side(tables: Sequence[Table]) -> NDArray[np.int32]:
-    """The tables' pages, int32 [tables, most pages], the shorter ones padded with 0."""
-    if len(tables) == 1:
-        return tables[0].array[None]
-    pages = np.zeros((len(tables), max([len(table.pages) for table in tables])), np.int32)
-    for row, table in zip(pages, tables, strict=True):
-        row[: len(table.pages)] = table.array
-    return pages
+class _Changes:
+    """The manager's lock. `settle` is called at the end of the outermost `with` block."""
+
+    def __init__(self, lock: threading.RLock, settle: Callable[[], None]) -> None:
+        self._lock, self._settle = lock, settle
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if self._depth == 1:
+                self._settle()
+        finally:
+            self._depth -= 1
+            self._lock.release()

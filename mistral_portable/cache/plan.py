@@ -1,7 +1,7 @@
 """StepPlan: everything an executor must know of one step, in integers."""
 
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,7 @@ __all__ = ["Integers", "Reads", "StepPlan"]
 Integers = NDArray[np.int32]
 
 
-@dataclass(frozen=True)
-class Reads:
+class Reads(NamedTuple):
     """The places that one layer group writes and reads in a step. Pages have numbers from 0 on in the group's pool.
 
     slot_mapping: int32 [T]; the slot of the pool, `page * page_size + offset`, that each token's key and value are
@@ -34,8 +33,7 @@ class Reads:
     page_count: int
 
 
-@dataclass(frozen=True)
-class StepPlan:
+class StepPlan(NamedTuple):
     """One step over S sequences of together T tokens, laid end to end; R rows of the result are wanted.
 
     tokens: int32 [T]. positions: int32 [T], absolute. lanes: int32 [S], the cache manager's number of each sequence.

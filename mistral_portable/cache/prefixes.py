@@ -24,7 +24,7 @@ class Found(NamedTuple):
 
 
 class Prefixes(Protocol):
-    """What is kept of sequences, also of those that have ended. Not safe for concurrent calls.
+    """The pages that are kept of sequences, also of those that have ended. Not safe for concurrent calls.
 
     salt: texts of one salt are not found by another's.
     """
@@ -143,7 +143,7 @@ class PagePrefixes:
         return child
 
     def _table(self, group: int, path: Sequence["_Node"], length: int) -> Table | None:
-        """What a lane of `length` tokens needs of the path; None if it is not there."""
+        """The part of the path that a lane of `length` tokens needs; None if it is not there."""
         first, count = span(self._groups[group], length)
         pages = [node.pages[group] for node in path[first : first + count]]
         found = tuple(page for page in pages if page is not None)

@@ -1,12 +1,7 @@
 """Table: the pages of one lane in one layer group, and what becomes of them as the sequence moves."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mistral_portable.cache.pool import PagePool
 from mistral_portable.cache.spec import LayerGroup
@@ -26,11 +21,6 @@ class Table:
     begin: int = 0
     pages: tuple[int, ...] = ()
 
-    @cached_property  # a table is the same for as many steps as a page has slots
-    def array(self) -> NDArray[np.int32]:
-        """`pages`, int32 [pages]."""
-        return np.array(self.pages, np.int32)
-
     def page(self, number: int) -> int | None:
         """The page of the positions from `number * page_size` on; None if it is not held."""
         return self.pages[number - self.begin] if 0 <= number - self.begin < len(self.pages) else None
@@ -45,19 +35,15 @@ class Table:
         It lacks the pages of which query `begin` sees no position. If another lane refers to the page of position
         `begin`, the first page taken stands in its place, and is to become a copy of it.
         """
-        size = group.page_size
-        first, written, last = (
-            (0, 0, 0) if group.ring else (first_visible(begin, group.window) // size, begin // size, (end - 1) // size)
-        )
-        kept = self.pages[first - self.begin :]
-        source: list[int] = []
-        if kept and first + len(kept) > written and pool.shared(kept[-1]):
-            kept, source = kept[:-1], [kept[-1]]
-        missing = last + 1 - first - len(kept)
-        if not missing and first == self.begin:
-            return Advance(self)
-        taken = pool.take(missing)
-        return Advance(Table(first, kept + taken), taken, [(page, taken[0]) for page in source])
+        size, first = group.page_size, first_visible(begin, group.window)
+        start, written, last = (0, 0, 0) if group.ring else (first // size, begin // size, (end - 1) // size)
+        pages = self.pages if start == self.begin else self.pages[start - self.begin :]
+        copied = pages[-1:] if start + len(pages) > written and pool.shared(pages[-1]) else ()
+        kept = pages[:-1] if copied else pages
+        missing = last + 1 - start - len(kept)
+        taken = pool.take(missing) if missing else ()
+        table = self if kept is self.pages and not taken else Table(start, kept + taken)
+        return Advance(table, first, table.slots(group, begin, end), taken, [(page, taken[0]) for page in copied])
 
     def cut(self, group: LayerGroup, length: int) -> "Table":
         """The table without the pages that hold no position below `length`."""
@@ -97,11 +83,14 @@ class Table:
 
 
 class Advance(NamedTuple):
-    """The table after a plan, the pages taken for it, ascending, and the page (source, target) to copy, if any."""
+    """A step of a table: the table after a plan, the oldest position that the plan reads, the slots that it writes, the
+    pages taken for it, ascending, and the page (source, target) to copy, if any."""
 
     table: Table
-    taken: tuple[int, ...] = ()
-    copies: Sequence[tuple[int, int]] = ()
+    first: int
+    slots: list[int]
+    taken: tuple[int, ...]
+    copies: list[tuple[int, int]]
 
 
 def span(group: LayerGroup, length: int) -> tuple[int, int]:

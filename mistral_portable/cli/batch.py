@@ -9,6 +9,7 @@ from mistral_portable.cli.loading import load_model, reading
 from mistral_portable.cli.options import (
     AttentionOption,
     BackendOption,
+    CacheRamOption,
     DebugOption,
     DeviceOption,
     DtypeOption,
@@ -39,6 +40,7 @@ def batch(
     attention: AttentionOption = None,
     window: WindowOption = "config",
     max_context: MaxContextOption = None,
+    cache_ram: CacheRamOption = None,
     threads: ThreadsOption = None,
     revision: RevisionOption = None,
     debug: DebugOption = False,
@@ -63,6 +65,7 @@ def batch(
             tensor_parallel=None,
             window=window,
             max_context=max_context,
+            cache_ram=cache_ram,
             threads=threads,
             revision=revision,
             max_lanes=parallel,

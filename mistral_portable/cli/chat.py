@@ -11,6 +11,7 @@ from mistral_portable.cli.loading import load_model
 from mistral_portable.cli.options import (
     AttentionOption,
     BackendOption,
+    CacheRamOption,
     DebugOption,
     DeviceOption,
     DtypeOption,
@@ -72,6 +73,7 @@ def chat(
     tensor_parallel: TensorParallelOption = None,
     window: WindowOption = "config",
     max_context: MaxContextOption = None,
+    cache_ram: CacheRamOption = None,
     threads: ThreadsOption = None,
     revision: RevisionOption = None,
     session: SessionOption = None,
@@ -123,6 +125,7 @@ def chat(
         tensor_parallel=tensor_parallel,
         window=window,
         max_context=max_context,
+        cache_ram=cache_ram,
         threads=threads,
         revision=revision,
     ) as loaded:

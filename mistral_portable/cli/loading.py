@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn
 
-from mistral_portable.cli.options import window_of
+from mistral_portable.cli.options import cache_bytes_of, window_of
 from mistral_portable.cli.output import note, one_line
 from mistral_portable.engine import Model, load
 from mistral_portable.engine.block_maker import block_maker
@@ -32,13 +32,14 @@ def load_model(
     threads: int | None,
     revision: str | None,
     max_lanes: int = 8,
+    cache_ram: str | None = None,
 ) -> Model:
     """Call `mistral_portable.load` with the values of the options; its warnings become notes on stderr.
 
     transformers' spellings are read too: dtype "auto" is the backend's choice, device "1" is "cuda:1".
-    Raises typer.BadParameter for a window that cannot be read, and the errors of `load`.
+    Raises typer.BadParameter for a window or a size that cannot be read, and the errors of `load`.
     """
-    parsed_window = window_of(window)
+    parsed_window, cache_bytes = window_of(window), cache_bytes_of(cache_ram)
     with reading(f"loading {model}") as progress:
         return load(
             model=model,
@@ -52,6 +53,7 @@ def load_model(
             window=parsed_window,
             max_context=max_context,
             max_lanes=max_lanes,
+            cache_bytes=cache_bytes,
             threads=threads,
             revision=revision,
             progress=progress,

@@ -1,5 +1,6 @@
 """The options that several commands share: annotations for the parameters of the commands."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from mistral_portable.sampling.params import MINIMA, RANGES
 __all__ = [
     "AttentionOption",
     "BackendOption",
+    "CacheRamOption",
     "DebugOption",
     "DeviceOption",
     "DtypeOption",
@@ -40,6 +42,7 @@ __all__ = [
     "VerifyAttentionOption",
     "VerifyDtypeOption",
     "WindowOption",
+    "cache_bytes_of",
     "window_of",
 ]
 
@@ -122,6 +125,14 @@ WindowOption = Annotated[
         "Tokens that each token attends to, itself included; 'none': all; 'config': the checkpoint's.", "N|none|config"
     ),
 ]
+CacheRamOption = Annotated[
+    str | None,
+    _model(
+        "Memory for keys and values: 512 (MiB), 2G. Those of texts that have ended are kept, so that the same is not "
+        "read twice; 0: they are not. By default up to 2G are.",
+        "SIZE",
+    ),
+]
 MaxContextOption = Annotated[
     int | None, _model("The most tokens of prompt and answer together; by default the model's limit.", "N", min=1)
 ]
@@ -158,6 +169,16 @@ StopOption = Annotated[
 IgnoreEosOption = Annotated[
     bool, typer.Option("--ignore-eos", help="Continue after the end-of-sequence token.", rich_help_panel="Sampling")
 ]
+
+
+def cache_bytes_of(text: str | None) -> int | None:
+    """The value of a CacheRamOption for `load`: "512" -> 512 MiB, "2G" -> 2 GiB. Raises typer.BadParameter."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,9})([KMGT]?)(i?B)?", text, re.IGNORECASE)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not a size like 512 (MiB), 512M or 2G", param_hint="'--cache-ram'")
+    return int(found[1]) << 10 * " KMGT".index(found[2].upper() or "M")
 
 
 def window_of(text: str) -> Window | Literal["config"]:

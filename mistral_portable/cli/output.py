@@ -73,8 +73,10 @@ def size(count: int) -> str:
 def speed(timings: Timings) -> str:
     """Format the speed of prompt and answer and the peak memory of a call as one line."""
     parts = [f"prompt {timings.prefill_tokens} tokens"]
+    if timings.cached_tokens:
+        parts[0] += f" ({timings.cached_tokens} cached)"
     if timings.prefill_s:
-        parts[0] += f", {timings.prefill_tokens / timings.prefill_s:.1f}/s"
+        parts[0] += f", {(timings.prefill_tokens - timings.cached_tokens) / timings.prefill_s:.1f}/s"
     if timings.decode_s:
         parts.append(f"answer {timings.decode_tokens + 1} tokens, {timings.decode_tokens / timings.decode_s:.1f}/s")
     if timings.peak_memory_bytes:

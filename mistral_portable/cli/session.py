@@ -18,6 +18,8 @@ def resume(model: Model, file: str | None) -> bool:
     """
     if file is None:
         return False
+    if not model.manager.keeps:
+        raise InputError(f"--session {file}: nothing is kept with --cache-ram 0: leave one of them out")
     if not os.access(folder := Path(file).parent, os.W_OK):  # said now, not after the answer
         raise InputError(f"--session {file}: the folder {folder} cannot be written: choose another one")
     if not Path(file).exists():

@@ -1,7 +1,6 @@
-"""Core: a program, its cache manager and their lock. Whoever steps a program does it through here."""
+"""Core: a program and the manager of its cache. Whoever steps a program does it through here."""
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -9,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import GreedyProgram, GreedyStep, Program, SavedLane, load_lane, save_lane
+from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.cache import CacheManager, Chunk, StepPlan
 from mistral_portable.errors import ClosedError, InputError
-from mistral_portable.forks import make_locks
+from mistral_portable.graph.passes import EMBEDDED_ROWS, INPUTS_EMBEDS
 
 __all__ = ["Core"]
 
@@ -19,16 +19,18 @@ T = TypeVar("T")
 
 
 class Core:
-    """Runs steps for any number of threads, one at a time; a step that fails leaves every sequence as it was."""
+    """Runs steps for any number of threads, one at a time; a step that fails leaves every sequence as it was.
 
-    def __init__(self, program: Program, manager: CacheManager) -> None:
+    Several programs of a model have a core each and may share a manager: their steps take turns, and a lane's keys and
+    values are in one of them (`adopt`).
+    """
+
+    def __init__(self, program: Program, manager: CacheManager, *, hidden_size: int | None = None) -> None:
+        """hidden_size: of a graph that takes rows in place of embeddings (`accept_embeddings`); None: of any other."""
         self.program = program
         self.manager = manager
-        make_locks(self, Core._make_locks)
+        self._hidden_size = hidden_size
         self._closed = False
-
-    def _make_locks(self) -> None:
-        self._turn = threading.Lock()
 
     @property
     def max_context(self) -> int:
@@ -42,31 +44,46 @@ class Core:
         try:
             yield lane
         finally:
-            # Not under `_turn`: the garbage collector may run this in the thread that is in the middle of a step.
+            # Not under `turn`: the garbage collector may run this in the thread that is in the middle of a step.
             self.manager.close(lane)
 
-    def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Run one step: logits float32 [R, vocab_size] of the rows that the chunks request.
+    def run(self, chunks: Sequence[Chunk]) -> tuple[StepPlan, Mapping[str, NDArray[np.float32]]]:
+        """Run one step: its plan, and every output of the graph by name, as `Program.step` returns them.
 
-        Raises ClosedError, or the errors of `CacheManager.plan` and `Program.step`.
+        Raises ClosedError, InputError for `embeds` where the graph takes none, or the errors of `CacheManager.plan` and
+        `Program.step`.
         """
-        logits = self._run(chunks, self.program.step)["logits"]
+        return self._run(chunks, lambda plan, inputs: self.program.step(plan, inputs))
+
+    def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Run one step: logits float32 [R, vocab_size] of the rows that the chunks request. Errors: those of `run`."""
+        logits = self.run(chunks)[1]["logits"]
         return logits.astype(np.float32, copy=False)  # float64 programs return float64
 
     def begin_greedy(self, chunks: Sequence[Chunk], after: GreedyStep | None = None) -> GreedyStep:
-        """Begin one step of a GreedyProgram; see there. Raises the errors of `step`, and InputError for a program that
+        """Begin one step of a GreedyProgram; see there. Raises the errors of `run`, and InputError for a program that
         leaves the argmax to the sampler."""
         program = self.program
         if not isinstance(program, GreedyProgram):
             raise InputError("this program leaves the argmax to the sampler: use step")
-        return self._run(chunks, lambda plan: program.begin_greedy(plan, after))
+        return self._run(chunks, lambda plan, inputs: program.begin_greedy(plan, inputs, after=after))[1]
+
+    def adopt(self, lane: int, source: "Core") -> None:
+        """Copy the keys and values of a lane from another core of the same manager, whose program holds them.
+
+        Raises ClosedError, CacheError if the lane is not open, CapacityError without memory for its pages.
+        """
+        with self.manager.turn:
+            self._require_open()
+            for group, pages in enumerate(self.manager.pages(lane)):
+                self.program.write_pages(group, pages, source.program.read_pages(group, pages))
 
     def save(self, lane: int) -> SavedLane:
         """Copy the sequence in `lane`: its integers and the arrays that its next token needs. No step comes between.
 
         Raises ClosedError, or CacheError if the lane is not open.
         """
-        with self._turn:
+        with self.manager.turn:
             self._require_open()
             return save_lane(self.program, self.manager, lane)
 
@@ -75,7 +92,7 @@ class Core:
 
         Raises ClosedError, or the errors of `boundary.load_lane`.
         """
-        with self._turn:
+        with self.manager.turn:
             self._require_open()
             return load_lane(self.program, self.manager, saved)
 
@@ -109,19 +126,35 @@ class Core:
 
     def close(self) -> None:
         """Release the executor's threads and memory; every later step raises ClosedError."""
-        with self._turn:
+        with self.manager.turn:
             self._closed = True
             self.program.close()
 
-    def _run(self, chunks: Sequence[Chunk], step: Callable[[StepPlan], T]) -> T:
-        with self._turn:
+    def _run(self, chunks: Sequence[Chunk], step: Callable[[StepPlan, Inputs], T]) -> tuple[StepPlan, T]:
+        inputs = self._inputs(chunks)
+        with self.manager.turn:
             self._require_open()
             plan = self.manager.plan(chunks)
             try:
-                return step(plan)
+                return plan, step(plan, inputs)
             except BaseException:  # no memory for more keys, say: what this step has written does not count
                 self.manager.undo(plan)
                 raise
+
+    def _inputs(self, chunks: Sequence[Chunk]) -> Inputs:
+        """Make the arrays that the graph declares beside the plan's, [0, hidden_size] and [0] for ids alone."""
+        given = [chunk.embeds for chunk in chunks if chunk.embeds is not None]
+        if self._hidden_size is None:
+            if given:
+                raise InputError("this program takes token ids only: leave out embeds")
+            return NO_INPUTS
+        rows = [np.zeros((0, self._hidden_size), np.float32), *given]
+        places, start = [np.zeros(0, np.int32)], 0
+        for chunk in chunks:
+            if chunk.embeds is not None:
+                places.append(np.arange(start, start + len(chunk.embeds), dtype=np.int32))
+            start += len(chunk.tokens)
+        return {INPUTS_EMBEDS: np.concatenate(rows), EMBEDDED_ROWS: np.concatenate(places)}
 
     def _require_open(self) -> None:
         if self._closed:

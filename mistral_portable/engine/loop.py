@@ -51,10 +51,12 @@ class Loop:
     Coroutines must not wait in their thread: for them a thread is started, which ends when none of theirs is left.
     """
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, *, lanes: int | None = None, lockstep: bool = False) -> None:
+        """lanes: the most that its requests hold together; None: all that nobody else holds. lockstep: whether other
+        processes make the same calls and must make the same steps."""
         self._core = core
         self._on_device = isinstance(core.program, GreedyProgram)
-        self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk)
+        self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk, learns=not lockstep)
         self._arrived: deque[_Request] = deque()
         self._left: deque[_Request] = deque()
         self._tasks: deque[_Task[Any]] = deque()
@@ -62,7 +64,8 @@ class Loop:
         """Prompt and answer of the completion that ended last, of those without a `cache_salt`."""
         self._stalled: set[_Request] = set()
         self._begun: deque[_Step] = deque()
-        self._most = core.manager.spec.max_lanes  # requests with a lane; fewer where memory was short
+        self._lanes = lanes or core.manager.spec.max_lanes
+        self._most = self._lanes  # requests with a lane; fewer where memory was short
         self._page = core.manager.spec.groups[0].page_size
         self._compared: dict[_Request, weakref.WeakKeyDictionary[_Request, int]] = {}  # for those that wait
         self._too_large: tuple[list[_Request], CapacityError] | None = None  # who asked last found no room
@@ -70,8 +73,10 @@ class Loop:
         make_locks(self, Loop._make_locks)
 
     def _make_locks(self) -> None:
-        # The lock in it is reentrant: the garbage collector may drop a request in the thread that holds it.
-        self._condition = threading.Condition()
+        self._lock = (
+            threading.RLock()
+        )  # reentrant: the garbage collector may drop a request in the thread that holds it
+        self._condition = threading.Condition(self._lock)
         self._driven = False  # whether a thread runs steps: it alone touches the scheduler, lanes and begun steps
         self._waiting = 0
         self._server: threading.Thread | None = None
@@ -117,7 +122,7 @@ class Loop:
             return
         request.cancelled = True
         self._left.append(request)
-        with self._condition:
+        with self._lock:
             if not self._driven:
                 self._rest()
 
@@ -139,7 +144,7 @@ class Loop:
     def close(self) -> None:
         """Release the executor's threads and memory; every request ends with ClosedError."""
         self._core.close()
-        with self._condition:
+        with self._lock:
             if not self._driven:  # else the thread that runs steps finds out
                 self._driven = True
                 self._close_all()
@@ -150,7 +155,7 @@ class Loop:
 
     def _wait(self, requests: "Sequence[_Request | _Task[Any]]") -> None:
         """Return when one of the requests is ready: run steps until then, or let another thread do so."""
-        with self._condition:
+        with self._lock:
             while not _any_ready(requests):
                 if not self._driven:
                     self._driven = True
@@ -164,14 +169,14 @@ class Loop:
                 if _any_ready(requests):
                     break
                 if self._waiting:
-                    with self._condition:
+                    with self._lock:
                         self._condition.notify_all()
         finally:
             self._give_over()
 
     def _serve(self) -> None:
         """Let the thread for coroutines run steps, or go on with them."""
-        with self._condition:
+        with self._lock:
             if self._server is None:
                 self._server = threading.Thread(target=self._run_server, name="mistral_portable.Loop", daemon=True)
                 self._server.start()
@@ -180,7 +185,7 @@ class Loop:
 
     def _run_server(self) -> None:
         while True:
-            with self._condition:
+            with self._lock:
                 while self._driven:
                     self._sleep()
                 self._driven = True
@@ -191,7 +196,7 @@ class Loop:
                 self._fail(self._scheduler.requests, error)
             finally:
                 self._give_over()
-            with self._condition:
+            with self._lock:
                 if self._driven or self._arrived:
                     continue
                 if not any(request.listener for request in self._scheduler.requests):
@@ -209,7 +214,7 @@ class Loop:
 
     def _give_over(self) -> None:
         """Let another thread run steps."""
-        with self._condition:
+        with self._lock:
             self._rest()
             if self._waiting:
                 self._condition.notify_all()
@@ -238,7 +243,7 @@ class Loop:
                 self._begin_following()
             self._read_first(begin)
             return True
-        if self._scheduler.waiting:
+        if self._scheduler.asked:
             self._scheduler.admit(self)
         turn = self._scheduler.next()
         if not turn.requests:
@@ -268,7 +273,12 @@ class Loop:
             request = self._arrived.popleft()
             if not request.cancelled:
                 self._scheduler.add(
-                    request, len(request.tokens), priority=request.priority, user=request.user, chunk=request.chunk
+                    request,
+                    len(request.tokens),
+                    priority=request.priority,
+                    user=request.user,
+                    chunk=request.chunk,
+                    caller=request.caller,
                 )
         while self._left:
             self._end(self._left.popleft())
@@ -286,7 +296,9 @@ class Loop:
     # --- lanes, for the scheduler ------------------------------------------------------------------------------------
 
     def is_ready(self, request: _Request) -> bool:
-        """Whether no other request reads what this one begins with, too: it would be computed twice."""
+        """Whether no other request reads tokens that this one begins with, too, and could then find."""
+        if not self._core.manager.keeps:
+            return True
         for other in self._scheduler.reading:
             alike = self._alike(request, other)
             if alike >= _WORTH_WAITING and other.fed < alike and other.priority >= request.priority:
@@ -387,7 +399,8 @@ class Loop:
         assert lane is not None
         if self._core.manager.length(lane) != fed:  # Ctrl-C came between a step and the note that it had taken place
             self._core.manager.rollback(lane, fed)
-        return Chunk(lane, request.tokens[fed : fed + count], request.rows(count))
+        embeds = None if request.embeds is None else request.embeds[fed : fed + count]
+        return Chunk(lane, request.tokens[fed : fed + count], request.rows(count), embeds)
 
     def _took_place(self, turn: Turn[_Request]) -> None:
         for request, count in zip(turn.requests, turn.counts, strict=True):
@@ -486,7 +499,7 @@ class Loop:
             self._stalled.discard(request)
             self._compared.pop(request, None)
             self._close_lane(request)
-            self._most = self._core.manager.spec.max_lanes
+            self._most = self._lanes
 
     def _close_lane(self, request: _Request) -> None:
         if request.lane is not None:
@@ -531,17 +544,24 @@ class _Begun(Generic[AnyRequest]):
     ) -> None:
         self.requests: list[AnyRequest] = []
         self._loop = loop
+        self._caller = object()  # not `self`: requests that are dropped are free at once
         self._coming = iter(requests)
+        self._more = True  # of these
         self._listener = listener
         self._most = most
 
     def left(self) -> bool:
         """Whether there is something to wait for; further requests begin where others are over."""
-        self.requests = [request for request in self.requests if not request.over]
-        for request in islice(self._coming, self._most - len(self.requests)):
-            request.listener = self._listener
-            self.requests.append(request)
-            self._loop.submit(request)
+        for request in self.requests:
+            if request.over:
+                self.requests = [request for request in self.requests if not request.over]
+                break
+        if len(self.requests) < self._most and self._more:
+            for request in islice(self._coming, self._most - len(self.requests)):
+                request.listener, request.caller = self._listener, self._caller
+                self.requests.append(request)
+                self._loop.submit(request)
+            self._more = len(self.requests) == self._most
         return bool(self.requests)
 
     def ready(self) -> Iterator[AnyRequest]:

@@ -49,17 +49,17 @@ class Model:
         tokenizer: Tokenizer | None,
         source: str,
         load_s: float,
-        shared: bool = False,
+        lockstep: bool = False,
     ) -> None:
-        """shared: whether other processes hold parts of it."""
+        """Made by `load`. lockstep: as `Loop` takes it."""
         self.config = config
         self.backend = backend
         self.core = core
         self.source = source
         self.load_s = load_s
-        self._shared = shared
+        self._lockstep = lockstep
         self._tokenizer = tokenizer
-        self.loop = Loop(core)
+        self.loop = Loop(core, lockstep=lockstep)
 
     @property
     def program(self) -> Program:
@@ -98,18 +98,31 @@ class Model:
         return self.core.max_context
 
     @overload
-    def generate(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Generation: ...
-    @overload
-    def generate(self, prompt: Sequence[Prompt], params: Params | None = None, **options: Any) -> list[Generation]: ...
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], params: Params | None = None, **options: Any
-    ) -> Generation | list[Generation]:
+        self, prompt: Prompt, params: SamplingParams | None = None, *, n: None = None, **options: Any
+    ) -> Generation: ...
+    @overload
+    def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, n: int, **options: Any
+    ) -> list[Generation]: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[Prompt], params: Params | None = None, *, n: None = None, **options: Any
+    ) -> list[Generation]: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[Prompt], params: Params | None = None, *, n: int, **options: Any
+    ) -> list[list[Generation]]: ...
+    def generate(
+        self, prompt: Prompt | Sequence[Prompt], params: Params | None = None, *, n: int | None = None, **options: Any
+    ) -> Generation | list[Generation] | list[list[Generation]]:
         """Continue a prompt, or each of a list of prompts: they run together.
 
         Each answer is the one that the prompt gets alone; on executors other than `numba` but for rounding, which may
         turn a close choice.
 
-        params: for all prompts, or one for each. options: fields of SamplingParams, such as `max_tokens=64,
+        params: for all prompts, or one for each. n: answers to each prompt, which is read once; they come as a list,
+        and with a seed, answer i (from 0 on) has seed + i. options: fields of SamplingParams, such as `max_tokens=64,
         temperature=0`, which replace those of `params`; `priority` (0; among requests of several threads the higher one
         comes first); `user` (""; users share the steps alike); `cache_salt` (""; what others have asked is found in the
         cache by those with the same one only, so that nobody learns of it by how fast an answer begins).
@@ -118,29 +131,39 @@ class Model:
         CapacityError if the cache does not fit into memory, NumericsError for logits that are not finite, ClosedError
         after `close`, BusyError if `lane` holds every lane.
         """
-        answers = self._answers(prompt, params, options)
+        answers = self._answers(prompt, params, n, options)
         by_request = {answer.completion: answer for answer in answers}
         with closing(self.loop.run(list(by_request))) as made:
             for completion in made:
                 self._advance(by_request[completion])
-        return self._generations(prompt, answers)
+        return _arranged([answer.generation for answer in answers], _is_several(prompt), n)
 
     @overload
-    async def agenerate(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Generation: ...
+    async def agenerate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, n: None = None, **options: Any
+    ) -> Generation: ...
     @overload
     async def agenerate(
-        self, prompt: Sequence[Prompt], params: Params | None = None, **options: Any
+        self, prompt: Prompt, params: SamplingParams | None = None, *, n: int, **options: Any
     ) -> list[Generation]: ...
+    @overload
     async def agenerate(
-        self, prompt: Prompt | Sequence[Prompt], params: Params | None = None, **options: Any
-    ) -> Generation | list[Generation]:
+        self, prompt: Sequence[Prompt], params: Params | None = None, *, n: None = None, **options: Any
+    ) -> list[Generation]: ...
+    @overload
+    async def agenerate(
+        self, prompt: Sequence[Prompt], params: Params | None = None, *, n: int, **options: Any
+    ) -> list[list[Generation]]: ...
+    async def agenerate(
+        self, prompt: Prompt | Sequence[Prompt], params: Params | None = None, *, n: int | None = None, **options: Any
+    ) -> Generation | list[Generation] | list[list[Generation]]:
         """`generate` for coroutines: any number of them run together. One that is cancelled gives its lanes back."""
-        answers = self._answers(prompt, params, options)
+        answers = self._answers(prompt, params, n, options)
         by_request = {answer.completion: answer for answer in answers}
         async with aclosing(self.loop.arun(list(by_request))) as made:
             async for completion in made:
                 self._advance(by_request[completion])
-        return self._generations(prompt, answers)
+        return _arranged([answer.generation for answer in answers], _is_several(prompt), n)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> TextStreamer:
         """Continue `prompt`, yielding pieces of text as they are ready (TextStreamer). Errors: those of `generate`."""
@@ -159,7 +182,8 @@ class Model:
         **sampling: Any,
     ) -> Generation:
         """Answer the last message. `tools` are function schemas, as in OpenAI's and Mistral's API."""
-        return self.generate(self.tokenizer.chat(messages, tools=tools), params, **sampling)
+        generation: Generation = self.generate(self.tokenizer.chat(messages, tools=tools), params, **sampling)
+        return generation
 
     @overload
     def logits(self, token_ids: Sequence[int], chunk: int | None = None) -> NDArray[np.float32]: ...
@@ -222,8 +246,8 @@ class Model:
         tokens, lane = self.loop.between_steps(take)
         count = int(lane.integers["length"])
         if not count:
-            text = "this text is not in the cache" if tokens else "a text has to end first"
-            raise InputError(f"{path}: nothing to save: {text}; generate, then save")
+            fault = "this text is not in the cache: generate from it first, or raise cache_bytes"
+            raise InputError(f"{path}: nothing to save: {fault if tokens else 'generate a text first'}")
         write_session(file, Session(tokens[:count], lane, messages), self._session_settings())
         return count
 
@@ -246,7 +270,7 @@ class Model:
     def _session_file(self, path: str | Path) -> Path:
         if not isinstance(path, str | Path):
             raise InputError(f"path={path!r:.40} must be a string or a Path")
-        if self._shared:
+        if self._lockstep:
             raise InputError("several processes share this model (tensor_parallel): a session is of one process")
         if not self.manager.keeps:
             raise InputError("nothing is kept with cache_bytes=0: load the model with another value to use sessions")
@@ -285,21 +309,25 @@ class Model:
         if answer.done:
             self.loop.leave(answer.completion)
 
-    def _generations(
-        self, prompt: Prompt | Sequence[Prompt], answers: Sequence[Answer]
-    ) -> Generation | list[Generation]:
-        generations = [answer.generation for answer in answers]
-        return generations if _is_several(prompt) else generations[0]
-
     def _answers(
-        self, prompt: Prompt | Sequence[Prompt], params: Params | None, options: Mapping[str, Any]
+        self, prompt: Prompt | Sequence[Prompt], params: Params | None, n: int | None, options: Mapping[str, Any]
     ) -> list[Answer]:
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+            raise InputError(f"n={n!r} must be an integer from 1 on")
         prompts = cast(Sequence[Prompt], prompt) if _is_several(prompt) else [cast(Prompt, prompt)]
         listed = isinstance(params, Sequence) and not isinstance(params, str)
         each = list(cast(Sequence[SamplingParams], params)) if listed else [cast(SamplingParams, params)] * len(prompts)
         if len(each) != len(prompts):
             raise InputError(f"{len(each)} SamplingParams for {len(prompts)} prompts: give one, or one for each")
-        return [self.answer(some, own, **options) for some, own in zip(prompts, each, strict=True)]
+        answers = list[Answer]()
+        for some, own in zip(prompts, each, strict=True):
+            first = self.answer(some, own, **options)
+            answers.append(first)
+            sampler = first.completion.sampler.params
+            for number in range(1, n or 1):
+                seed = None if sampler.seed is None else sampler.seed + number
+                answers.append(self.answer(some, own, **{**options, "seed": seed}))
+        return answers
 
     def answer(
         self,
@@ -374,3 +402,13 @@ def _is_several(prompt: Any) -> bool:
     if isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence) or not len(prompt):
         return False
     return isinstance(prompt[0], str | Sequence | np.ndarray)
+
+
+def _arranged(
+    generations: list[Generation], several: bool, n: int | None
+) -> Generation | list[Generation] | list[list[Generation]]:
+    """The answers as the caller wants them: of one prompt or several, one or `n` to each."""
+    if n is None:
+        return generations if several else generations[0]
+    groups = [generations[begin : begin + n] for begin in range(0, len(generations), n)]
+    return groups if several else groups[0]

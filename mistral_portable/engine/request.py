@@ -1,7 +1,7 @@
 """Requests: tokens that a Loop reads for somebody, and what it makes for them."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -19,18 +19,18 @@ class Request(Generic[Made]):
 
     tokens: ids to read; those of an answer are appended. fed: how many of them are in the cache. lane: where; None
     while the request waits for one. cached: how many of the tokens were in the cache before it began; None until then.
-    priority: of two that wait the higher one comes first. user: users share the steps
-    alike. submitted: when, by time.perf_counter. finished: nothing more will come; `error` says why if this is not the
-    end. cancelled: its consumer has left it. listener: called by the thread that runs the steps if something is new.
+    priority: of two that wait the higher one comes first. user: users share the steps alike. submitted: when, by
+    time.perf_counter. finished: nothing more will come; `error` says why if this is not the end. cancelled: its
+    consumer has left it. listener: called by the thread that runs the steps if something is new. caller: the same for
+    requests that one caller waits for together.
     """
 
     chunk: int | None = None
     """The most tokens in a step; None: as many as the loop likes."""
     backlog = 64
     """Things in `made` that nobody has taken, at which the request stands still."""
-
-    keeps = True
-    """Whether later requests may find its tokens in the cache."""
+    embeds: NDArray[np.float32] | None = None
+    """Rows [n, hidden_size] in place of the embeddings of the first n tokens, whose ids mean nothing."""
 
     def __init__(self, tokens: Sequence[int], *, priority: int = 0, user: str = "", cache_salt: str = "") -> None:
         """cache_salt: only requests with the same one find each other's tokens in the cache."""
@@ -47,10 +47,16 @@ class Request(Generic[Made]):
         self.finished = self.cancelled = False
         self.error: BaseException | None = None
         self.listener: Callable[[], object] | None = None
+        self.caller: Hashable = None
 
     def rows(self, count: int) -> Sequence[int]:
         """Which of the next `count` tokens want their logits: indices into them."""
         raise NotImplementedError
+
+    @property
+    def keeps(self) -> bool:
+        """Whether later requests may find its tokens in the cache."""
+        return self.embeds is None
 
     @property
     def findable(self) -> int:
@@ -89,10 +95,13 @@ class Completion(Request[Sampled]):
         priority: int = 0,
         user: str = "",
         cache_salt: str = "",
+        embeds: NDArray[np.float32] | None = None,
     ) -> None:
-        """prompt: 1 to max_context ids. ends: ids that end the answer, beside `params.max_tokens` and max_context."""
+        """prompt: 1 to max_context ids. ends: ids that end the answer, beside `params.max_tokens` and max_context.
+        embeds: a row for each id of the prompt; penalties then count the answer alone."""
         super().__init__(prompt, priority=priority, user=user, cache_salt=cache_salt)
-        self.sampler = Sampler(params, prompt_tokens=prompt)
+        self.embeds = embeds
+        self.sampler = Sampler(params, prompt_tokens=prompt if embeds is None else ())
         self.prefill_s = self.decode_s = 0.0
         self._ends = ends
         room = max_context - len(prompt) + 1  # the last token need not be fed
@@ -111,7 +120,8 @@ class Completion(Request[Sampled]):
 
     @property
     def findable(self) -> int:
-        return len(self.tokens) - 1
+        """All but the last one, whose logits are wanted; none of embeddings, whose ids mean nothing."""
+        return len(self.tokens) - 1 if self.embeds is None else 0
 
     def rows(self, count: int) -> Sequence[int]:
         return (count - 1,) if self.fed + count == len(self.tokens) else ()
@@ -126,7 +136,6 @@ class Completion(Request[Sampled]):
 class Scoring(Request[NDArray[np.float32]]):
     """Makes the logits behind tokens, float32 [rows, vocab_size], step after step."""
 
-    keeps = False  # texts are scored once
     backlog = 2  # a part may take hundreds of megabytes
 
     def __init__(self, tokens: Sequence[int], *, first: int = 0, chunk: int | None = None) -> None:
@@ -136,7 +145,13 @@ class Scoring(Request[NDArray[np.float32]]):
         self._first = first
 
     @property
+    def keeps(self) -> bool:
+        """No: texts are scored once."""
+        return False
+
+    @property
     def findable(self) -> int:
+        """Those before the first one whose logits are wanted."""
         return self._first
 
     def rows(self, count: int) -> Sequence[int]:

@@ -14,8 +14,8 @@ JSON = dict[str, Any]
 __all__ = ["JSON", "chat_completion", "text_completion", "usage"]
 
 
-def chat_completion(generations: Sequence[Generation], prompt_tokens: int, model: str, tokenizer: Tokenizer) -> JSON:
-    """The answers to one chat, as a JSON object. prompt_tokens: of the prompt, which counts once."""
+def chat_completion(generations: Sequence[Generation], model: str, tokenizer: Tokenizer) -> JSON:
+    """The answers to one chat, as a JSON object."""
     choices = [
         {
             "index": index,
@@ -27,13 +27,11 @@ def chat_completion(generations: Sequence[Generation], prompt_tokens: int, model
         }
         for index, generation in enumerate(generations)
     ]
-    return _object("chat.completion", "chatcmpl", model, choices, usage(generations, prompt_tokens))
+    return _object("chat.completion", "chatcmpl", model, choices, usage(generations, len(generations)))
 
 
-def text_completion(
-    generations: Sequence[Generation], prompt_tokens: int, model: str, tokenizer: Tokenizer | None
-) -> JSON:
-    """The continuations of one or more texts, as a JSON object."""
+def text_completion(generations: Sequence[Generation], n: int, model: str, tokenizer: Tokenizer | None) -> JSON:
+    """The continuations of one or more texts, `n` of each, as a JSON object."""
     choices = [
         {
             "index": index,
@@ -43,16 +41,22 @@ def text_completion(
         }
         for index, generation in enumerate(generations)
     ]
-    return _object("text_completion", "cmpl", model, choices, usage(generations, prompt_tokens))
+    return _object("text_completion", "cmpl", model, choices, usage(generations, n))
 
 
-def usage(generations: Sequence[Generation], prompt_tokens: int) -> dict[str, int]:
-    """The numbers of tokens."""
-    made = sum(len(generation.tokens) for generation in generations)
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": made, "total_tokens": prompt_tokens + made}
+def usage(generations: Sequence[Generation], n: int) -> JSON:
+    """The numbers of tokens of `n` answers to each prompt; a prompt counts once."""
+    read = [generation.timings for generation in generations[::n]]
+    asked, made = sum(some.prefill_tokens for some in read), sum(len(generation.tokens) for generation in generations)
+    return {
+        "prompt_tokens": asked,
+        "completion_tokens": made,
+        "total_tokens": asked + made,
+        "prompt_tokens_details": {"cached_tokens": sum(some.cached_tokens for some in read)},
+    }
 
 
-def _object(kind: str, prefix: str, model: str, choices: list[dict[str, Any]], counts: dict[str, int]) -> JSON:
+def _object(kind: str, prefix: str, model: str, choices: list[dict[str, Any]], counts: JSON) -> JSON:
     return {
         "id": f"{prefix}-{uuid.uuid4().hex}",
         "object": kind,

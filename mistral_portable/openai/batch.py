@@ -62,7 +62,6 @@ class _Job:
     custom_id: str
     request: ChatRequest | TextRequest
     answers: list[Answer] = field(default_factory=list)
-    prompt_tokens: int = 0
     left: int = 0
 
 
@@ -171,7 +170,6 @@ def _start(model: Model, custom_id: str, line: dict[str, Any]) -> _Job:
         for number in range(request.n):
             seed = None if params.seed is None else params.seed + number
             answer = model.answer(prompt, params, seed=seed, user=request.user or "")
-            job.prompt_tokens += 0 if number else len(answer.completion.tokens)
             job.answers.append(answer)
     job.left = len(job.answers)
     return job
@@ -181,9 +179,9 @@ def _body(model: Model, job: _Job) -> dict[str, Any]:
     generations = [answer.generation for answer in job.answers]
     name = job.request.model or Path(model.source).name
     if isinstance(job.request, ChatRequest):
-        return chat_completion(generations, job.prompt_tokens, name, model.tokenizer)
+        return chat_completion(generations, name, model.tokenizer)
     tokenizer = model.tokenizer if model.has_tokenizer else None
-    return text_completion(generations, job.prompt_tokens, name, tokenizer)
+    return text_completion(generations, job.request.n, name, tokenizer)
 
 
 def _read_requests(path: Path, file: IO[bytes]) -> list[_Line]:

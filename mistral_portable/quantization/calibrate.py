@@ -15,6 +15,7 @@ from mistral_portable.boundary import ExecutorOptions, prepare
 from mistral_portable.boundary.registry import select
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.conversion.model import Source
+from mistral_portable.engine.core import Core
 from mistral_portable.errors import InputError, NumericsError, TokenizerError
 from mistral_portable.graph import Graph, build, infer_shapes, verify
 from mistral_portable.graph.passes import drop_dead_nodes
@@ -50,21 +51,19 @@ def calibrated(model: Source, path: Path, options: ExecutorOptions) -> Importanc
         options = replace(options, threads=None)
     pages = backend.capabilities.page_size
     spec = CacheSpec.from_config(model.config, max_context=context, page_size=pages, max_chunk=step, max_lanes=1)
-    manager = CacheManager(spec)
-    program = prepare(backend, graph, model.checkpoint.tensors, spec, options)
+    core = Core(prepare(backend, graph, model.checkpoint.tensors, spec, options), CacheManager(spec))
     try:
         for begin in range(0, len(tokens), max(1, context - 1)):
-            lane = manager.open()
             chunk = [tokens[0], *tokens[max(begin, 1) : begin + context]][:context]
-            for start in range(0, len(chunk), step):
-                outputs = program.step(manager.plan([Chunk(lane, chunk[start : start + step])]))
-                for value, total in squares.items():
-                    total += np.square(outputs[value], dtype=np.float64).sum(0)
-            manager.close(lane)
+            with core.lane() as lane:
+                for start in range(0, len(chunk), step):
+                    _, outputs = core.run([Chunk(lane, chunk[start : start + step])])
+                    for value, total in squares.items():
+                        total += np.square(outputs[value], dtype=np.float64).sum(0)
             if options.progress:
                 options.progress("calibrating", min(begin + context, len(tokens)), len(tokens))
     finally:
-        program.close()
+        core.close()
     try:
         return {name: relative(squares[value]) for name, value in inputs.items()}
     except ValueError as error:

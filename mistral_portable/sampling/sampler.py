@@ -1,5 +1,6 @@
 """Sampler: chooses the next token of one sequence from a row of logits."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -64,8 +65,8 @@ class Sampler:
         dtype or in which `logit_bias` leaves no token, at the first row also for ids of the prompt or the parameters
         outside the vocabulary.
         """
-        row = self._penalized(logits)
-        token = int(row.argmax())
+        row, best = self._penalized(logits)
+        token = int(best)
         if self.params.temperature != 0:
             tokens, left = self._filtered(row)
             drawn = _drawn(processors.softmax(left, scratch(left.size, np.float64)), self._random.random())
@@ -79,14 +80,17 @@ class Sampler:
 
     def distribution(self, logits: Row) -> tuple[Positions, NDArray[np.float64]]:
         """Return what `sample` draws from: token ids [n] in rising order, their probabilities float64 [n]."""
-        row = self._penalized(logits)
+        row, best = self._penalized(logits)
         if self.params.temperature == 0:
-            return np.array([row.argmax()]), np.ones(1)
+            return np.array([best]), np.ones(1)
         tokens, left = self._filtered(row)
         return np.arange(row.size) if tokens is None else tokens, processors.softmax(left)
 
-    def _penalized(self, logits: Row) -> Row:
-        """Return the row after bias and penalties, in the thread's scratch memory. Raises the errors of `sample`."""
+    def _penalized(self, logits: Row) -> tuple[Row, np.intp]:
+        """Return the row after bias and penalties, in the thread's scratch memory, and where its first maximum is.
+
+        Raises the errors of `sample`.
+        """
         if logits.ndim != 1 or logits.dtype != np.float32 or not logits.size:
             raise InputError(f"logits are {logits.dtype} {list(logits.shape)}: pass one float32 row [vocab]")
         if logits.size != self._vocab_size:
@@ -98,9 +102,9 @@ class Sampler:
         for penalize in self._penalties:
             penalize(row)
         best = row.argmax()  # NaN counts as the maximum, so this one entry tells whether the row is sound
-        if not np.isfinite(row[best]):
+        if not math.isfinite(row[best]):
             raise _unsound(row[best], best, bool(self.params.logit_bias))
-        return row
+        return row, best
 
     def _filtered(self, row: Row) -> tuple[Positions | None, Row]:
         """Return the ids of the tokens that temperature and filters leave, None for all, and their logits."""

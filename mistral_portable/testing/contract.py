@@ -5,7 +5,6 @@ Each function takes a program through a scenario, like `scenario.run`, and retur
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -224,8 +223,5 @@ def _copied(plan: StepPlan) -> tuple[StepPlan, list[NDArray[Any]]]:
             return arrays[-1]
         return value
 
-    def with_copies(value: Any) -> dict[str, Any]:
-        return {field.name: copied(getattr(value, field.name)) for field in fields(value)}
-
-    groups = tuple(Reads(**with_copies(reads)) for reads in plan.groups)
-    return StepPlan(**{**with_copies(plan), "groups": groups}), arrays
+    groups = tuple(Reads(*map(copied, reads)) for reads in plan.groups)
+    return StepPlan(*map(copied, plan))._replace(groups=groups), arrays

@@ -70,17 +70,19 @@ def test_conformance(rung: str, target: Target, request: pytest.FixtureRequest) 
 
 
 def test_greedy(target: Target, request: pytest.FixtureRequest) -> None:
-    """The token that a GreedyProgram takes on its device is the sampler's, across two windows and ragged."""
+    """The token that a GreedyProgram takes on its device is the sampler's, across two windows, ragged, and behind rows
+    in place of embeddings."""
 
     def same(case: Case) -> None:
         by_device, by_host = greedy_tokens(case, target.backend, target.options, count=18)
         assert by_device == by_host
 
-    if fresh := _fresh_cases(request):
-        _on_fresh_cases("ragged", same, fresh // target.share)
-    else:
-        for _, case in target.chosen("ragged"):
-            same(case)
+    for rung in ("ragged", "inputs_embeds"):
+        if fresh := _fresh_cases(request):
+            _on_fresh_cases(rung, same, fresh // target.share)
+        else:
+            for _, case in target.chosen(rung):
+                same(case)
 
 
 def climb(rung: str, target: Target, fresh: int = 0) -> None:

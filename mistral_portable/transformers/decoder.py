@@ -1,24 +1,24 @@
 """Decoder: a graph with a head on an executor, run on padded batches."""
 
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import Backend, ExecutorOptions, Program, check_tensors, prepare
-from mistral_portable.boundary.program import Inputs
 from mistral_portable.boundary.shared import gigabytes
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.config import MistralConfig
+from mistral_portable.engine.core import Core
+from mistral_portable.engine.loop import Loop
 from mistral_portable.errors import BusyError, CapacityError, ClosedError, InputError, MistralPortableError
 from mistral_portable.forks import make_locks
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import (
-    EMBEDDED_ROWS,
-    INPUTS_EMBEDS,
     accept_embeddings,
     expose_attention_weights,
     expose_hidden_states,
@@ -34,7 +34,7 @@ HIDDEN_STATES, ATTENTIONS = "hidden_states", "attentions"
 """Outputs that a program may expose besides its result."""
 
 _CHUNK = 512
-_LANES = 256  # rows of all caches that callers hold; as many lanes besides are for rows that take turns
+_LANES = 256  # rows of all caches that callers hold; as many again of the batch that runs without one, and of `loop`
 
 Outputs = dict[str, NDArray[np.float32]]
 """A graph's outputs by name, each [B, T, ...]."""
@@ -43,7 +43,7 @@ Outputs = dict[str, NDArray[np.float32]]
 class Decoder:
     """One or more programs of a model, one for each set of exposed outputs, which share a cache manager.
 
-    Calls from several threads take turns.
+    Batches of several threads take turns; answers of `loop` are made between their steps.
     """
 
     def __init__(
@@ -73,17 +73,18 @@ class Decoder:
             max_context=limit,
             page_size=backend.capabilities.page_size,
             max_chunk=_CHUNK,
-            max_lanes=2 * _LANES,
+            max_lanes=3 * _LANES,
         )
         self.manager = CacheManager(self._spec)
-        self._programs: dict[frozenset[str], Program] = {}
+        self._cores: dict[frozenset[str], Core] = {}
+        self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()  # those that callers hold
         make_locks(self, Decoder._make_locks)
         self._closed = False
-        self._program(frozenset())
+        self.loop = Loop(self._core(frozenset()), lanes=_LANES)
+        """Continues prompts of a causal LM."""
 
     def _make_locks(self) -> None:
-        self.turn = threading.RLock()
-        """Held by a caller from the opening of temporary lanes to their closing."""
+        self._turn = threading.Lock()  # held for a batch: one at a time has temporary lanes, or moves a cache
 
     def run(
         self, batch: Batch, cache: Cache | None, exposed: frozenset[str], rows: Sequence[int] | None = None
@@ -100,68 +101,35 @@ class Decoder:
         """
         if not any(batch.tokens):
             raise InputError("every row is padding: give at least one token")
-        with self.turn:
-            if cache is None:
-                return self._run_in_turns(batch, exposed, rows)
-            cache.require_open()
-            longest = max(len(old) + len(new) for old, new in zip(cache.columns, batch.columns, strict=True))
-            if longest > self._spec.max_context:
-                raise InputError(f"{longest} tokens exceed max_position_embeddings={self._spec.max_context}")
-            program = self._program_with(cache, exposed)
-            before = [self.manager.length(lane) for lane in cache.lanes]
-            wanted = np.arange(batch.shape[1]) if rows is None else np.unique(np.asarray(rows, np.intp))
-            out: Outputs = {}
-            try:
-                for piece in self._pieces(batch, cache, wanted):
-                    plan = self.manager.plan(piece.chunks)
-                    for name, array in self._step(program, plan, piece.inputs).items():
-                        self._place(out, name, array, piece, plan, batch, wanted)
-            except BaseException:
-                self._undo(cache, before)
-                raise
-            cache.extend(batch.columns, batch.shape[1])
-            if "logits" in out and rows is not None and not np.array_equal(rows, wanted):
-                out["logits"] = out["logits"][:, np.searchsorted(wanted, rows)]
-            return out
+        with self._turn:
+            return self._run_in_turns(batch, exposed, rows) if cache is None else self._run(batch, cache, exposed, rows)
 
     def new_cache(self, rows: int) -> Cache:
         """Make an empty cache for a caller to keep. Raises BusyError if too few lanes are left."""
-        with self.turn:
-            self._require_lanes(rows)
-            return Cache(self.manager, rows, self._copy)
-
-    @contextmanager
-    def temporary_cache(self, rows: int) -> Iterator[Cache]:
-        """An empty cache, closed at the end of the `with` block. rows: at most as many as `turns` yields; the caller
-        holds `turn`."""
-        cache = Cache(self.manager, rows, self._copy)
-        try:
-            yield cache
-        finally:
-            cache.close()
-
-    def turns(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
-        """Split rows into groups that fit the lanes of temporary caches."""
-        yield from (rows[start : start + _LANES] for start in range(0, len(rows), _LANES))
+        with self._turn:
+            return self._kept_cache(rows)
 
     @property
     def program(self) -> Program:
         """The program that exposes nothing besides its result. Raises ClosedError if the model is closed."""
-        return self._program(frozenset())
+        return self._core(frozenset()).program
 
     def close(self) -> None:
         """Release the threads and memory of all programs; later calls raise ClosedError."""
-        with self.turn:
+        with self._turn:
             self._closed = True
-            for program in self._programs.values():
-                program.close()
-            self._programs.clear()
+            self.loop.close()
+            for core in self._cores.values():
+                core.close()
 
     def _run_in_turns(self, batch: Batch, exposed: frozenset[str], columns: Sequence[int] | None) -> Outputs:
+        """Run the rows of a batch in temporary lanes, as many at a time as there are."""
         out: Outputs = {}
-        for rows in self.turns([row for row, tokens in enumerate(batch.tokens) if tokens]):
-            with self.temporary_cache(len(rows)) as cache:
-                found = self.run(batch.take(rows), cache, exposed, columns)
+        filled = [row for row, tokens in enumerate(batch.tokens) if tokens]
+        for begin in range(0, len(filled), _LANES):
+            rows = filled[begin : begin + _LANES]
+            with closing(Cache(self.manager, len(rows), self._copy)) as cache:
+                found = self._run(batch.take(rows), cache, exposed, columns)
             if len(rows) == batch.shape[0]:
                 return found
             for name, array in found.items():
@@ -170,11 +138,33 @@ class Decoder:
                 out[name][rows] = array
         return out
 
-    def _program(self, exposed: frozenset[str]) -> Program:
-        """The program that exposes these outputs; the first request prepares it and reads the weights again."""
+    def _run(self, batch: Batch, cache: Cache, exposed: frozenset[str], rows: Sequence[int] | None) -> Outputs:
+        cache.require_open()
+        longest = max(len(old) + len(new) for old, new in zip(cache.columns, batch.columns, strict=True))
+        if longest > self._spec.max_context:
+            raise InputError(f"{longest} tokens exceed max_position_embeddings={self._spec.max_context}")
+        core = self._core_with(cache, exposed)
+        before = [self.manager.length(lane) for lane in cache.lanes]
+        wanted = np.arange(batch.shape[1]) if rows is None else np.unique(np.asarray(rows, np.intp))
+        out: Outputs = {}
+        try:
+            for piece in self._pieces(batch, cache, wanted):
+                plan, outputs = core.run(piece.chunks)
+                for name, array in outputs.items():
+                    self._place(out, name, array, piece, plan, batch, wanted)
+        except BaseException:
+            self._undo(cache, before)
+            raise
+        cache.extend(batch.columns, batch.shape[1])
+        if "logits" in out and rows is not None and not np.array_equal(rows, wanted):
+            out["logits"] = out["logits"][:, np.searchsorted(wanted, rows)]
+        return out
+
+    def _core(self, exposed: frozenset[str]) -> Core:
+        """The core whose program exposes these outputs; the first request prepares it and reads the weights again."""
         if self._closed:
             raise ClosedError("the model is closed: load it again")
-        if exposed not in self._programs:
+        if exposed not in self._cores:
             graph = self._graph
             if HIDDEN_STATES in exposed:
                 graph = expose_hidden_states(graph)
@@ -182,38 +172,33 @@ class Decoder:
                 graph = expose_attention_weights(graph)
             if self._selects_rows:
                 graph = select_rows(graph, "logits")
-            self._programs[exposed] = prepare(self._backend, verify(graph), self._tensors, self._spec, self._options)
-        return self._programs[exposed]
+            program = prepare(self._backend, verify(graph), self._tensors, self._spec, self._options)
+            self._cores[exposed] = Core(program, self.manager, hidden_size=self.config.hidden_size)
+        return self._cores[exposed]
 
-    def _program_with(self, cache: Cache, exposed: frozenset[str]) -> Program:
-        """The program, with the cache's keys and values; they are moved if another program of the model holds them."""
-        program = self._program(exposed)
+    def _core_with(self, cache: Cache, exposed: frozenset[str]) -> Core:
+        """The core, with the cache's keys and values; they are moved if another one of the model holds them."""
+        core = self._core(exposed)
         if cache.program != exposed and cache.get_seq_length():
             for lane in cache.lanes:
-                for group, pages in enumerate(self.manager.pages(lane)):
-                    program.write_pages(group, pages, self._programs[cache.program].read_pages(group, pages))
+                core.adopt(lane, self._cores[cache.program])
         cache.program = exposed
-        return program
+        return core
 
-    def _step(self, program: Program, plan: StepPlan, inputs: Inputs) -> Mapping[str, NDArray[np.float32]]:
-        """Run a step; undo its plan if it fails."""
-        try:
-            return program.step(plan, inputs)
-        except BaseException:
-            self.manager.undo(plan)
-            raise
-
-    def _require_lanes(self, rows: int) -> None:
-        if len(self.manager.lanes) + rows > _LANES:
+    def _kept_cache(self, rows: int, sources: Sequence[int] | None = None) -> Cache:
+        """Make a cache that a caller keeps, while `_turn` is held. Raises BusyError if too few lanes are left."""
+        if sum(len(cache) for cache in self._caches if cache.close.alive) + rows > _LANES:
             remedy = "pass use_cache=False, or let go of other caches"
             raise BusyError(f"{rows} rows more: caches have at most {_LANES} in all: {remedy}")
+        cache = Cache(self.manager, rows, self._copy, sources)
+        self._caches.add(cache)
+        return cache
 
     def _copy(self, cache: Cache) -> Cache:
         """A cache with the same content in lanes of its own, which share pages with the cache's until one writes."""
-        with self.turn:
+        with self._turn:
             cache.require_open()
-            self._require_lanes(len(cache))
-            copy = Cache(self.manager, len(cache), self._copy, sources=cache.lanes)
+            copy = self._kept_cache(len(cache), cache.lanes)
             copy.program = cache.program
             copy.extend(cache.columns, cache.get_seq_length())
             return copy
@@ -242,14 +227,15 @@ class Decoder:
             spans = [slice(done[row], done[row] + size) for row in active]
             columns = [batch.columns[row][span] for row, span in zip(active, spans, strict=True)]
             chunks = [
-                Chunk(cache.lanes[row], batch.tokens[row][span], np.flatnonzero(requested[some]).tolist())
+                Chunk(
+                    cache.lanes[row],
+                    batch.tokens[row][span],
+                    np.flatnonzero(requested[some]).tolist(),
+                    None if batch.embeds is None else batch.embeds[row, some],
+                )
                 for row, span, some in zip(active, spans, columns, strict=True)
             ]
-            embeds = np.zeros((0, self.config.hidden_size), np.float32)
-            if batch.embeds is not None:
-                embeds = np.concatenate([batch.embeds[row, some] for row, some in zip(active, columns, strict=True)])
-            inputs = {INPUTS_EMBEDS: embeds, EMBEDDED_ROWS: np.arange(len(embeds), dtype=np.int32)}
-            yield _Piece(chunks, inputs, active, columns, [keys[row] for row in active], past + batch.shape[1])
+            yield _Piece(chunks, active, columns, [keys[row] for row in active], past + batch.shape[1])
             for row, some in zip(active, columns, strict=True):
                 done[row] += len(some)
 
@@ -290,13 +276,12 @@ class Decoder:
 class _Piece:
     """One step of a batch.
 
-    chunks: a chunk for each row of the batch that takes part. inputs: the step's inputs beyond its plan. rows: for
-    each chunk its row of the batch. columns: for each chunk its tokens' columns in the batch. keys: for each chunk the
-    cache columns of all tokens of its row, in order of position. width: columns of the cache after the whole batch.
+    chunks: a chunk for each row of the batch that takes part. rows: for each chunk its row of the batch. columns: for
+    each chunk its tokens' columns in the batch. keys: for each chunk the cache columns of all tokens of its row, in
+    order of position. width: columns of the cache after the whole batch.
     """
 
     chunks: Sequence[Chunk]
-    inputs: Inputs
     rows: Sequence[int]
     columns: Sequence[NDArray[np.intp]]
     keys: Sequence[NDArray[np.intp]]

@@ -131,7 +131,7 @@ class MistralForCausalLM(MistralPreTrainedModel):
         first end token pads.
 
         Raises InputError (a ValueError) for arguments that do not fit or are not supported, NumericsError for logits
-        that are NaN or infinite, ClosedError if the model is closed, CapacityError without memory for longer caches.
+        that are NaN or infinite, ClosedError if the model is closed, CapacityError without memory for even one row.
         """
         given = [prompt for prompt in (inputs, input_ids, inputs_embeds) if prompt is not None]
         if len(given) != 1:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli.processes import Result, invoke
@@ -100,3 +101,20 @@ def test_the_documented_command() -> None:
     gpu = invoke("chat", "tiny", "--backend", "numba", "--device", "0", stdin=b"Hi\n")
     assert gpu.status == 1
     assert "backend 'numba', device='cuda:0': it has no such choice; leave the option out" in gpu.err
+
+
+def test_the_memory_of_the_cache_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+
+    def watched(**options: Any) -> mp.Model:
+        given.append(options["cache_bytes"])
+        return mp.load(**options)
+
+    monkeypatch.setattr("mistral_portable.cli.loading.load", watched)
+    for text in ("0", "16", "16m", "1G", "1GiB"):
+        assert chat("Hello", options=("--cache-ram", text)).status == 0
+    assert given == [0, 16 << 20, 16 << 20, 1 << 30, 1 << 30]
+    for text in ("", "-1", "lots", "1.5G", "9" * 30):
+        result = chat("Hello", options=("--cache-ram", text))
+        assert result.status == 2
+        assert "is not a size like 512 (MiB), 512M or 2G" in result.err

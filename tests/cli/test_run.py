@@ -121,6 +121,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "window": 7,
         "max_context": 99,
         "max_lanes": 8,
+        "cache_bytes": None,
         "threads": 2,
         "revision": "main",
         "prompt": "Hi",

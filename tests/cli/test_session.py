@@ -157,6 +157,15 @@ def test_places_where_nothing_can_be_written(tmp_path: Path) -> None:
     assert (tmp_path / "gone").is_file()
 
 
+def test_a_cache_that_keeps_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "one"
+    for result in (run(file, "--cache-ram", "0"), chat(file, "Hello", options=("--cache-ram", "0"))):
+        assert result == Result(
+            2, "", f"error: --session {file}: nothing is kept with --cache-ram 0: leave one of them out\n"
+        )
+    assert not file.exists()
+
+
 def test_several_processes_share_no_session(tmp_path: Path) -> None:
     result = run(tmp_path / "one", "--tensor-parallel", "2", "--seed", "1")
     assert result.status == 2

@@ -1,7 +1,6 @@
 """Backends whose bits do not depend on chunks and batches, as they say, or do: made from the reference."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,8 +50,7 @@ def _single_reads(group: LayerGroup, reads: Reads, plan: StepPlan, sequence: int
     first = first_visible(position, group.window)
     size = group.page_size
     columns = slice(0, 1) if group.ring else slice(first // size - begin // size, position // size - begin // size + 1)
-    return replace(
-        reads,
+    return reads._replace(
         slot_mapping=reads.slot_mapping[token : token + 1],
         pages=reads.pages[sequence : sequence + 1, columns],
         first=np.array([first], np.int32),

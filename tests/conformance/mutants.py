@@ -112,7 +112,7 @@ def _reads(change: Callable[[Reads, LayerGroup, StepPlan], dict[str, Any]]) -> M
 
     def misread(plan: StepPlan, spec: CacheSpec) -> StepPlan:
         groups = zip(plan.groups, spec.groups, strict=True)
-        return replace(plan, groups=tuple(replace(reads, **change(reads, group, plan)) for reads, group in groups))
+        return plan._replace(groups=tuple(reads._replace(**change(reads, group, plan)) for reads, group in groups))
 
     return _plan(misread)
 
@@ -147,7 +147,7 @@ def _short_ring(reads: Reads, group: LayerGroup, plan: StepPlan) -> dict[str, An
 
 def _at_the_end(plan: StepPlan, spec: CacheSpec) -> StepPlan:
     """All queries of a sequence at the position of its last one."""
-    return replace(plan, positions=np.repeat(plan.positions[plan.query_starts[1:] - 1], np.diff(plan.query_starts)))
+    return plan._replace(positions=np.repeat(plan.positions[plan.query_starts[1:] - 1], np.diff(plan.query_starts)))
 
 
 def _restarted(inputs: list[Any], plan: StepPlan) -> list[Any]:
@@ -350,7 +350,7 @@ class _KeptPlan(ReferenceProgram):
         if last is None:
             return super().step(plan, inputs)
         counted = last.positions[-1] + 1 + np.arange(len(plan.positions), dtype=np.int32)
-        return super().step(replace(plan, positions=counted), inputs)
+        return super().step(plan._replace(positions=counted), inputs)
 
 
 class _NoLock(ReferenceProgram):

@@ -350,7 +350,7 @@ def test_a_plan_that_runs_out_of_memory_gives_back_its_pages(monkeypatch: pytest
             raise MemoryError
         return first_visible(query, window)
 
-    monkeypatch.setattr("mistral_portable.cache.manager.first_visible", fail)
+    monkeypatch.setattr("mistral_portable.cache.table.first_visible", fail)
     with pytest.raises(MemoryError):
         caches.plan([Chunk(lane, [0]), Chunk(fork, [0])])
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""What is known of a text is what was written for it: texts over two tokens, so that many begin alike."""
+"""Prefixes hold what was written for them: texts over two tokens, so that many begin alike."""
 
 from dataclasses import dataclass, field
 from itertools import accumulate

@@ -123,7 +123,7 @@ def test_what_changes_nothing_is_taken() -> None:
     np.testing.assert_array_equal(mine.generate([[1, 2]], max_new_tokens=np.int64(5), **same), plain)
 
 
-def test_threads_take_turns_whatever_their_rows() -> None:
+def test_threads_find_lanes_whatever_their_rows() -> None:
     """Calls that keep no cache find lanes beside other threads, and where caches hold all of theirs."""
     mine, _ = pair("MistralForCausalLM", VALUES, 0)
     held = mine(np.ones((256, 1), np.int64)).past_key_values

@@ -97,6 +97,15 @@ def test_generate_from_rows_that_no_table_has(values: dict[str, Any], seed: int,
             assert abs(logits[found[row, differ[0]]] - logits[wanted[row, differ[0]]]) < 1e-5
 
 
+def test_a_penalty_counts_no_token_of_a_prompt_of_rows() -> None:
+    """Nor token 0, which stands for each of them."""
+    mine, _ = pair("MistralForCausalLM", VALUES, 2)
+    rows = np.random.default_rng(0).standard_normal((99, 3, 12))
+    first = mine.generate(inputs_embeds=rows, max_new_tokens=1)
+    assert 0 in first
+    np.testing.assert_array_equal(mine.generate(inputs_embeds=rows, max_new_tokens=1, repetition_penalty=9.0), first)
+
+
 ROWS = np.zeros((2, 6, 12), np.float32)
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import mistral_portable as mp
+from mistral_portable.boundary.program import Inputs
 from mistral_portable.cache import Chunk, StepPlan
-from mistral_portable.errors import BusyError, CapacityError, ClosedError, NumericsError
+from mistral_portable.errors import BusyError, CapacityError, ClosedError, InputError, NumericsError
 
 PROMPT = "Once upon a time"
 CHAT = [{"role": "user", "content": "Tom has a red ball. What color is Tom's ball?"}]
@@ -154,9 +155,9 @@ def test_a_collection_during_a_step_does_not_hang(tiny: mp.Model, monkeypatch: p
     del stream, cycle
     step = tiny.program.step
 
-    def collecting(plan: StepPlan) -> Mapping[str, NDArray[np.float32]]:
+    def collecting(plan: StepPlan, inputs: Inputs) -> Mapping[str, NDArray[np.float32]]:
         gc.collect()  # frees the stream, and so its lane, in the middle of a step
-        return step(plan)
+        return step(plan, inputs)
 
     monkeypatch.setattr(tiny.program, "step", collecting)
     assert len(tiny.generate(PROMPT, max_tokens=3, temperature=0, ignore_eos=True).tokens) == 3
@@ -192,10 +193,16 @@ def test_where_lanes_are_held_by_hand_the_rest_is_refused() -> None:
         assert len(model.generate(PROMPT, max_tokens=2).tokens) == 2
 
 
+def test_rows_in_place_of_embeddings_are_refused_where_the_graph_takes_none(tiny: mp.Model) -> None:
+    rows = np.zeros((1, tiny.config.hidden_size), np.float32)
+    with tiny.lane() as lane, pytest.raises(InputError, match="this program takes token ids only"):
+        tiny.step([Chunk(lane, [1], [0], rows)])
+
+
 def test_logits_that_are_not_finite_are_an_error_of_numerics(tiny: mp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     step = tiny.program.step
     broken = {"logits": np.full((1, tiny.config.vocab_size), np.nan, np.float32)}
-    monkeypatch.setattr(tiny.program, "step", lambda plan: step(plan) and broken)
+    monkeypatch.setattr(tiny.program, "step", lambda *given: step(*given) and broken)
     for temperature in (0, 1):
         with pytest.raises(NumericsError, match="the weights are corrupt"):
             tiny.generate(PROMPT, max_tokens=3, temperature=temperature)
@@ -205,7 +212,7 @@ def test_a_lane_that_closes_during_a_failing_step_does_not_hide_the_error(monkey
     with mp.load("tiny", backend="reference", max_lanes=2) as model, model.lane() as kept:
         other = model.manager.open()
 
-        def fails(plan: StepPlan) -> Mapping[str, NDArray[np.float32]]:
+        def fails(plan: StepPlan, inputs: Inputs) -> Mapping[str, NDArray[np.float32]]:
             model.manager.close(other)
             raise CapacityError("no memory")
 
@@ -265,8 +272,8 @@ def test_a_step_that_fails_leaves_all_sequences_as_they_were(monkeypatch: pytest
         assert isinstance(window, int)
         calm = model.program.step
 
-        def fails(plan: StepPlan) -> Mapping[str, NDArray[np.float32]]:
-            calm(plan)
+        def fails(plan: StepPlan, inputs: Inputs) -> Mapping[str, NDArray[np.float32]]:
+            calm(plan, inputs)
             raise CapacityError("no memory")
 
         tokens = np.random.default_rng(0).integers(5, model.config.vocab_size, 2 * window + 9).tolist()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import mistral_portable as mp
+from mistral_portable.boundary.program import Inputs
 from mistral_portable.cache import StepPlan
 from mistral_portable.config import Window
 from mistral_portable.errors import BusyError, CapacityError, ClosedError, NumericsError
@@ -135,9 +136,9 @@ def steps(model: mp.Model, monkeypatch: pytest.MonkeyPatch) -> list[StepPlan]:
     plans: list[StepPlan] = []
     step = model.program.step
 
-    def counted(plan: StepPlan) -> Any:
+    def counted(plan: StepPlan, inputs: Inputs) -> Any:
         plans.append(plan)
-        return step(plan)
+        return step(plan, inputs)
 
     monkeypatch.setattr(model.program, "step", counted)
     return plans
@@ -235,8 +236,8 @@ def test_an_error_of_one_row_ends_that_request_alone(model: mp.Model, monkeypatc
     expected = model.generate(PROMPT, max_tokens=12, temperature=0).tokens
     step = model.program.step
 
-    def broken(plan: StepPlan) -> Any:
-        outputs = step(plan)
+    def broken(plan: StepPlan, inputs: Inputs) -> Any:
+        outputs = step(plan, inputs)
         outputs["logits"][plan.tokens[plan.logit_rows] == 777] = np.nan
         return outputs
 
@@ -253,7 +254,7 @@ def test_an_error_of_one_row_ends_that_request_alone(model: mp.Model, monkeypatc
 def test_a_step_that_fails_ends_those_in_it_and_the_loop_goes_on(
     model: mp.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(plan: StepPlan) -> Any:
+    def fails(plan: StepPlan, inputs: Inputs) -> Any:
         raise RuntimeError("the device fell over")
 
     with monkeypatch.context() as patch:
@@ -270,10 +271,10 @@ def test_where_memory_is_short_fewer_run_at_a_time(model: mp.Model, monkeypatch:
     expected = model.generate(PROMPT, **options).tokens
     step = model.program.step
 
-    def short(plan: StepPlan) -> Any:
+    def short(plan: StepPlan, inputs: Inputs) -> Any:
         if len(plan.lanes) > 1 and plan.positions.max() > 20:
             raise CapacityError("no memory")
-        return step(plan)
+        return step(plan, inputs)
 
     monkeypatch.setattr(model.program, "step", short)
     assert [found.tokens for found in model.generate([PROMPT] * 3, **options)] == [expected] * 3
@@ -311,8 +312,8 @@ def test_a_lane_that_is_taken_by_hand_meanwhile_is_waited_for(model: mp.Model, m
 def interrupted(model: mp.Model, monkeypatch: pytest.MonkeyPatch, when: Callable[[StepPlan], bool]) -> None:
     step = model.program.step
 
-    def ctrl_c(plan: StepPlan) -> Any:
-        outputs = step(plan)
+    def ctrl_c(plan: StepPlan, inputs: Inputs) -> Any:
+        outputs = step(plan, inputs)
         if when(plan):
             monkeypatch.setattr(model.program, "step", step)
             raise KeyboardInterrupt

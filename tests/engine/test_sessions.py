@@ -144,12 +144,12 @@ def test_a_prompt_names_what_is_saved(model: mp.Model, tmp_path: Path) -> None:
 
 def test_nothing_to_save_is_one_line(model: mp.Model, tmp_path: Path) -> None:
     file = tmp_path / "one"
-    with pytest.raises(InputError, match="nothing to save: a text has to end first; generate, then save"):
+    with pytest.raises(InputError, match="nothing to save: generate a text first"):
         model.save_session(file)
     with pytest.raises(InputError, match="nothing to save: this text is not in the cache"):
         model.save_session(file, CHAT)
     model.generate(CHAT, cache_salt="somebody's", **GREEDY)
-    with pytest.raises(InputError, match="nothing to save: a text has to end first"):
+    with pytest.raises(InputError, match="nothing to save: generate a text first"):
         model.save_session(file)
     with pytest.raises(InputError, match="nothing to save: this text is not in the cache"):
         model.save_session(file, CHAT)
@@ -265,7 +265,7 @@ def test_every_lane_is_taken(model: mp.Model, file: Path) -> None:
 def test_a_model_that_processes_share(model: mp.Model, file: Path) -> None:
     """Each has a part of the keys and values, and would write it to the same file."""
     parts: dict[str, Any] = {"core": model.core, "tokenizer": None, "source": "", "load_s": 0.0}
-    shared = mp.Model(config=model.config, backend=model.backend, shared=True, **parts)
+    shared = mp.Model(config=model.config, backend=model.backend, lockstep=True, **parts)
     for call in (shared.save_session, shared.load_session):
         with pytest.raises(InputError, match=r"several processes share this model \(tensor_parallel\)"):
             call(file)

@@ -1,4 +1,4 @@
-"""Whole models: logits near those of unpacked weights, and the same tokens."""
+"""Whole models: logits near those of unpacked weights, and the reference's tokens."""
 
 from collections.abc import Mapping
 
@@ -75,7 +75,7 @@ def test_int8_logits_are_near_those_of_unpacked_weights(kind: str) -> None:
 
 @pytest.mark.parametrize("quantize", [None, "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"])
 def test_tiny_logits(quantize: str | None) -> None:
-    """The answers of a trained model on a text of three windows."""
+    """Logits of a trained model on a text of three windows."""
     found, ref = (mp.load("tiny", backend=backend, quantize=quantize) for backend in ("numba", "reference"))
     tokens = found.generate("Once upon a time", max_tokens=200, temperature=0).tokens
     assert nmse(found.logits([tokens])[0], ref.logits([tokens])[0]) <= 1e-3

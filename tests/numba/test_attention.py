@@ -1,4 +1,4 @@
-"""The cache's kernels against float64: what `store` writes where, and what attention makes of what lies there."""
+"""Kernels of the cache, against float64: `store` writes keys and values to slots, and attention reads them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,12 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mistral_portable_numba.layouts import (
-    KV_DTYPES,
-    attention_scratch,
-    head_width,
-    tokens_per_item,
-)
+from mistral_portable_numba.layouts import KV_DTYPES, attention_scratch, head_width, tokens_per_item
 from numba_kernels import EVERY_ISA, Memory, at, is_blank
 from numpy.typing import NDArray
 
@@ -26,9 +21,9 @@ SEEDS = st.integers(0, 2**31)
 
 
 class Pool:
-    """The keys or the values of a layer, in the layout that `layouts.py` describes; poison at first.
+    """The keys or the values of a layer, in the layout of `layouts.py`, filled with poison at first.
 
-    raw: the memory. numbers: [pages, heads, 4, 16, head_dim]. scales, of q8_0: [pages, heads, 4, 16, groups].
+    raw: the memory. numbers: [pages, heads, 4, 16, head_dim]. scales, for q8_0: [pages, heads, 4, 16, groups].
     """
 
     def __init__(self, memory: Memory, dtype: str, kind: str, heads: int, head_dim: int, pages: int) -> None:
@@ -100,7 +95,7 @@ KINDS = pytest.mark.parametrize("kind", ["keys", "values"])
 def test_store(
     isa: str, dtype: str, kind: str, places: list[int], heads: int, head_dim: int, power: int, seed: int
 ) -> None:
-    """Numbers rounded to the cache's type stand in their slots, and nothing stands anywhere else."""
+    """The slots hold the numbers rounded to the cache's type, and nothing else is written."""
     x = (np.random.default_rng(seed).standard_normal((len(places), heads, head_dim)) * 10.0**power).astype(np.float32)
     x[0] = 0
     stored, slots = store(isa, dtype, kind, x, places), np.array(places)
@@ -110,7 +105,7 @@ def test_store(
         scales = np.abs(padded).reshape(len(slots), heads, head_width(head_dim) // 32, 32).max(-1) / np.float32(127)
         assert np.array_equal(stored.scales_at(slots), scales.astype(np.float16))
         steps = np.repeat(scales.astype(np.float16).astype(np.float64), 32, axis=-1)[..., :head_dim]
-        # Half a step, or more where the scale was rounded down and the largest number is beyond 127 steps.
+        # Half a step; more where rounding the scale down put the largest number beyond 127 steps.
         assert (np.abs(found - x) <= steps * (0.5 + 1e-4) + np.where(steps > 6e-5, 0, 1e-5)).all()
         assert (np.abs(found) <= 127 * steps).all()
     else:
@@ -124,8 +119,8 @@ def test_store(
 @EVERY_DTYPE
 @KINDS
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_store_keeps_what_is_not_finite(isa: str, dtype: str, kind: str, value: float) -> None:
-    """At least in its block of 32."""
+def test_store_keeps_numbers_that_are_not_finite(isa: str, dtype: str, kind: str, value: float) -> None:
+    """A number that is not finite spoils no more than its block of 32."""
     x = np.ones((1, 2, 40), np.float32)
     x[0, 1, 35] = value
     found = store(isa, dtype, kind, x, [69]).at(np.array([69]))
@@ -141,7 +136,7 @@ class Scene:
     """A step over sequences of (length, tokens): the last `tokens` of each are the step's, and are in the cache.
 
     The pages of the sequences lie in drawn places of the pools. They hold random numbers at the positions that the step
-    sees. The rest is NaN: what left the window amid a page, what is behind the last position, other pages.
+    sees. All other slots are NaN: before the window, after the last position, and in other pages.
     """
 
     def __init__(
@@ -153,7 +148,7 @@ class Scene:
         random: np.random.Generator,
         spread: float = 1.0,
     ) -> None:
-        """shape: key/value heads, query heads for each, head_dim. spread: of the scores, about."""
+        """shape: key/value heads, query heads for each, head_dim. spread: approximate spread of the scores."""
         self.heads, self.group, self.head_dim = shape
         self.dtype, self.window, self.sequences = dtype, window, sequences
         self.scale = self.head_dim**-0.5
@@ -216,7 +211,7 @@ class Scene:
         return out[:tokens, :columns].reshape(self.q.shape)
 
     def check(self, out: NDArray[np.float32]) -> None:
-        """Against float64; plain float32 runs, of numbers that are moved by up to an epsilon, are the measure."""
+        """Compare with float64. The limit is the error of plain float32 runs on numbers moved by up to an epsilon."""
         random = np.random.default_rng(0)
 
         def nudged(x: NDArray[Any]) -> NDArray[np.float32]:
@@ -227,7 +222,7 @@ class Scene:
         assert comparison.problem == ""
 
     def _expected(self, read: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
-        """Attention over the visible keys, in the arithmetic of what `read` gives, sums taken one by one."""
+        """Attention over the visible keys in the type that `read` returns, summed key by key."""
         parts, token = [], 0
         for slots, first, (length, count) in zip(self.slots(), self.first, self.sequences, strict=True):
             positions = np.arange(first, length)
@@ -254,7 +249,7 @@ SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 8), HEAD_DIMS)
 
 @st.composite
 def sequences(draw: st.DrawFn) -> list[tuple[int, int]]:
-    """Up to three (length, tokens of the step)."""
+    """Draw up to three (length, tokens of the step)."""
     chunks = draw(st.lists(st.integers(1, 40), min_size=1, max_size=3))
     return [(chunk + draw(st.integers(0, 300)), chunk) for chunk in chunks]
 
@@ -288,7 +283,7 @@ def test_attention(
 @EVERY_DTYPE
 @pytest.mark.parametrize("window", [1, 2, 8, 63, 64, 65, 100])
 def test_lengths_around_the_window_and_twice_the_window(isa: str, dtype: str, window: int) -> None:
-    """Token by token, and with a second token."""
+    """Steps of one token and of two."""
     random = np.random.default_rng(window)
     for length in {length for w in (window, 2 * window) for length in (w - 1, w, w + 1)} - {0}:
         for tokens in {1, min(2, length)}:
@@ -299,7 +294,7 @@ def test_lengths_around_the_window_and_twice_the_window(isa: str, dtype: str, wi
 @EVERY_ISA
 @EVERY_DTYPE
 def test_scores_that_differ_by_thousands(isa: str, dtype: str) -> None:
-    """The largest takes all."""
+    """The largest score takes all of the softmax."""
     scene = Scene(dtype, [(100, 3)], None, (1, 4, 32), np.random.default_rng(6), spread=1e4)
     scene.check(scene.run(isa))
 

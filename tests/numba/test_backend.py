@@ -1,4 +1,4 @@
-"""The descriptor of the Numba executor: what it says of itself, and what it imports."""
+"""The descriptor of the Numba executor: its probe and capabilities, and what it imports."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def python(code: str, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def test_what_it_says_of_itself() -> None:
+def test_probe() -> None:
     found = BACKEND.probe()
     assert found.score == 10
     assert host_isa().title in found.reason
@@ -36,7 +36,7 @@ def test_what_it_says_of_itself() -> None:
     assert ISAS["avx2"].title in NumbaBackend("avx2").probe().reason
 
 
-def test_it_is_the_one_that_is_chosen() -> None:
+def test_it_is_the_default_backend() -> None:
     assert select().name == select("numba").name == "numba"
     rows = {row["name"]: row for row in json.loads(invoke("backends", "--json").out)}
     assert rows["numba"]["auto"]
@@ -76,7 +76,7 @@ except BackendError as error:
 
 
 @pytest.mark.parametrize("package", ["numba", "llvmlite"])
-def test_without_its_packages_it_says_what_to_do(package: str) -> None:
+def test_the_error_for_a_missing_package_says_what_to_install(package: str) -> None:
     found, error = python(MISSING, package).splitlines()
     assert found.startswith("0 True ")
     assert package in found
@@ -100,7 +100,7 @@ def test_a_warm_model_imports_no_numba() -> None:
         "text = model.generate('Once', max_tokens=3)\n"
         "print('numba' in sys.modules, 'llvmlite' in sys.modules)"
     )
-    assert python(code) == "False True"  # children compile, also in a cold run
+    assert python(code) == "False True"  # children compile, also if the cache is empty
     assert python(code) == "False True"
 
 
@@ -112,7 +112,7 @@ def test_probing_imports_no_numba() -> None:
     assert python(code) == "False"
 
 
-def test_an_instruction_set_by_name() -> None:
+def test_an_unknown_instruction_set_is_refused() -> None:
     with pytest.raises(KeyError, match="sse"):
         NumbaBackend("sse").probe()
 

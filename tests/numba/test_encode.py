@@ -1,4 +1,4 @@
-"""Blocks that the kernels make of floats: how close they come, beside other quantizers, and what they refuse."""
+"""Quantization of floats to ggml blocks: errors compared with other quantizers, and numbers that are refused."""
 
 import ctypes
 import importlib.util
@@ -29,7 +29,7 @@ EVERY_TYPE = pytest.mark.parametrize("type", BLOCKS)
 SIMPLE = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")  # those that gguf.quants makes
 LLAMA = importlib.util.find_spec("llama_cpp")
 
-# Root mean square errors, relative, of llama.cpp's quantizers (llama-cpp-python 0.3.36) on `gaussian()`.
+# Relative root mean square errors of llama.cpp's quantizers (llama-cpp-python 0.3.36) on `gaussian()`.
 THEIRS = {
     "q4_0": 0.0858,
     "q4_1": 0.07798,
@@ -48,7 +48,7 @@ THEIRS = {
 
 @cache
 def quantizer(threads: int = 2) -> Quantizer:
-    """A lock lets one of several processes compile the kernels."""
+    """The quantizer of all types. A lock lets one of several processes compile the kernels."""
     default_folder().mkdir(parents=True, exist_ok=True)
     with FileLock(default_folder() / "tests.lock"):
         return BACKEND.quantizer(list(BLOCKS), ExecutorOptions(threads=threads))
@@ -73,12 +73,12 @@ def gaussian(rows: int = 64, columns: int = 1024) -> NDArray[np.float32]:
 
 
 def relative(found: NDArray[np.float32], values: NDArray[np.float32], importance: Any = 1.0) -> float:
-    """The root of the mean of importance * error^2, beside that of the values."""
+    """The root mean square error, weighted by importance, divided by that of the values."""
     wide = values.astype(np.float64)
     return float(np.sqrt((importance * (found - wide) ** 2).mean() / (importance * wide**2).mean()))
 
 
-# Blocks of 32 numbers as they may be in a model, and as they should not be.
+# Blocks of 32 numbers: some as in models, some that are extreme.
 FLAVOURS: dict[str, Callable[[np.random.Generator], NDArray[Any]]] = {
     "normal": lambda rng: rng.normal(0, 1, 32),
     "zeros": lambda rng: np.zeros(32),
@@ -108,7 +108,7 @@ def _matrix(flavours: list[str], rows: int, rng: np.random.Generator) -> NDArray
 @settings(max_examples=30)
 @given(values=MATRICES)
 def test_no_block_is_worse_than_gguf_makes_it(type: str, values: NDArray[np.float32]) -> None:
-    """The plain scale is always among those that are tried, as it will be stored."""
+    """The search always tries the plain scale, rounded as it is stored."""
     kind = GGMLQuantizationType[type.upper()]
     with np.errstate(all="ignore"):
         theirs = quants.dequantize(quants.quantize(values, kind), kind)
@@ -119,7 +119,7 @@ def test_no_block_is_worse_than_gguf_makes_it(type: str, values: NDArray[np.floa
         squares: NDArray[np.float64] = np.square(off).reshape(-1, 32).sum(1)
         return squares
 
-    # float32 sums of squares: of what is below 1e-19 they are 0, and all scales are alike.
+    # Squares of numbers below 1e-19 are 0 in float32, so all scales look equally good.
     assert (errors(ours) <= errors(theirs) * (1 + 1e-5) + 1e-35).all()
 
 
@@ -127,8 +127,8 @@ def test_no_block_is_worse_than_gguf_makes_it(type: str, values: NDArray[np.floa
 @settings(max_examples=15)
 @given(values=MATRICES)
 def test_the_error_is_less_than_a_step(type: str, values: NDArray[np.float32]) -> None:
-    """Whatever the numbers are: of a block that shares a float16, no weight is off by more than the widest step that
-    the block's largest number can force on it, plus what float16 and small integer scales cannot say."""
+    """Any numbers: the error is less than the widest step that the block's largest number can cause, plus the rounding
+    errors of float16 and of small integer scales."""
     found = unpacked(encoded(values, type), type)
     columns = BLOCKS[type].columns
     largest = abs(values.reshape(-1, columns)).max(1, keepdims=True)
@@ -159,8 +159,8 @@ def test_floats_are_read_as_they_are_stored(type: str, dtype: str) -> None:
 
 
 @EVERY_TYPE
-def test_weights_that_lie_apart_or_askew(type: str) -> None:
-    """Rows of a wider matrix, and a file whose header ends anywhere."""
+def test_weights_with_strides_or_without_alignment(type: str) -> None:
+    """Rows of a wider matrix, and weights at an odd address of a file."""
     values = gaussian(20, 512)
     wide = np.zeros((20, 600), np.float32)
     wide[:, 50:562] = values
@@ -173,7 +173,7 @@ def test_weights_that_lie_apart_or_askew(type: str) -> None:
 @EVERY_TYPE
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 3e38, 1e12])
 @pytest.mark.parametrize("place", [(0, 0), (16, 511), (7, 100)])
-def test_what_no_block_can_hold_is_refused(type: str, wrong: float, place: tuple[int, int]) -> None:
+def test_numbers_that_no_block_can_hold_are_refused(type: str, wrong: float, place: tuple[int, int]) -> None:
     values = gaussian(17, 512)
     values[place] = wrong
     with pytest.raises(CheckpointError, match=f"m.weight holds a number that is not finite, or too large for {type}"):
@@ -181,7 +181,7 @@ def test_what_no_block_can_hold_is_refused(type: str, wrong: float, place: tuple
 
 
 @EVERY_TYPE
-def test_important_columns_are_closer(type: str) -> None:
+def test_important_columns_have_smaller_errors(type: str) -> None:
     values = gaussian()
     importance = np.random.default_rng(6).lognormal(0, 1.5, (1024,)).astype(np.float32)
     plain, weighted = (unpacked(encoded(values, type, some), type) for some in (None, importance))
@@ -190,7 +190,7 @@ def test_important_columns_are_closer(type: str) -> None:
 
 
 @EVERY_TYPE
-def test_errors_beside_those_of_llama_cpp(type: str) -> None:
+def test_errors_are_smaller_than_those_of_llama_cpp(type: str) -> None:
     values = gaussian()
     assert relative(unpacked(encoded(values, type), type), values) < THEIRS[type]
 
@@ -213,8 +213,8 @@ def ggml() -> Any:
 @EVERY_TYPE
 @pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize("tails", ["gaussian", "laplace", "student"])
-def test_errors_beside_ggml(ggml: Any, type: str, calibrated: bool, tails: str) -> None:
-    """Plain errors, and weighted ones if both know the weights."""
+def test_errors_are_no_larger_than_those_of_ggml(ggml: Any, type: str, calibrated: bool, tails: str) -> None:
+    """Errors without importance, and weighted errors if both quantizers know the importance."""
     rng = np.random.default_rng(7)
     draws: dict[str, Callable[[], NDArray[np.float64]]] = {
         "gaussian": lambda: rng.normal(size=(64, 1024)),
@@ -235,8 +235,8 @@ def test_errors_beside_ggml(ggml: Any, type: str, calibrated: bool, tails: str) 
 
 @EVERY_ISA
 @pytest.mark.parametrize("type", ["q4_0", "q5_1", "q4_k", "iq4_xs"])
-def test_every_instruction_set_is_as_good(isa: str, type: str, tmp_path: Path) -> None:
-    """Sums are rounded in another order where products are not fused: now and then another scale wins."""
+def test_all_instruction_sets_have_nearly_equal_errors(isa: str, type: str, tmp_path: Path) -> None:
+    """Sums are rounded differently where multiply-add is not fused, so sometimes another scale wins."""
     values = gaussian()
     with FileLock(default_folder() / "tests.lock"):
         compile_everywhere([f"encode_{type}"], default_folder())
@@ -245,6 +245,6 @@ def test_every_instruction_set_is_as_good(isa: str, type: str, tmp_path: Path) -
     assert relative(found, values) == pytest.approx(relative(unpacked(encoded(values, type), type), values), rel=1e-3)
 
 
-def test_types_that_it_does_not_make() -> None:
+def test_unknown_types_are_refused() -> None:
     with pytest.raises(BackendError, match="makes no blocks of q1_0, tq2_0: it makes q4_0"):
         BACKEND.quantizer(["tq2_0", "q4_0", "q1_0"], ExecutorOptions())

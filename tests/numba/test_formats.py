@@ -1,4 +1,4 @@
-"""Block formats: packing moves every byte to its place, and kernels read out the numbers that `gguf` unpacks."""
+"""Block formats: packing moves every byte to its place, and kernels read the numbers that `gguf` unpacks."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 def unpacked(kind: str, tiles: NDArray[np.uint8], blocks: int) -> NDArray[np.uint8]:
-    """The rows' own bytes, [rows, bytes], out of tiles as `layouts.py` describes them."""
+    """The bytes of the rows, [rows, bytes], from tiles in the layout of `layouts.py`."""
     layout = BLOCKS[kind]
     tiles = tiles.reshape(-1, blocks, 2, TILE_ROWS * layout.bytes).swapaxes(1, 2)
     tiles = tiles.reshape(-1, blocks, TILE_ROWS * layout.bytes)
@@ -44,8 +44,8 @@ def test_tiles_hold_the_bytes_of_the_rows(isa: str, kind: str, rows: int, blocks
 @EVERY_KIND
 @pytest.mark.parametrize("together", [1, 7, 256])
 def test_kernels_read_what_gguf_unpacks(isa: str, kind: str, together: int) -> None:
-    """Tokens that are 1 in one column and else 0 read out the weights, bit for bit: scale * code and, where there is
-    an offset, the sum with it are rounded as `gguf` rounds them, and all else adds zeros."""
+    """A token that is 1 in one column and 0 elsewhere gives that column's weights, bit for bit: scale * code, and the
+    sum with an offset, are rounded as in `gguf`, and all other products are zeros."""
     rows, columns = 37, 256
     weight = PackedWeight(isa, kind, signed_blocks(kind, rows, columns, np.random.default_rng(1)))
     parts = np.split(np.eye(columns, dtype=np.int8), range(together, columns, together))
@@ -56,7 +56,7 @@ def test_kernels_read_what_gguf_unpacks(isa: str, kind: str, together: int) -> N
 @EVERY_ISA
 @EVERY_KIND
 def test_extreme_codes_do_not_overflow(isa: str, kind: str) -> None:
-    """All weights and activations as large as can be, of equal and of opposite signs."""
+    """The largest weights and activations, with equal and with opposite signs."""
     layout, rows, columns = BLOCKS[kind], 5, 512
     for byte in (0x00, 0x7F, 0x80, 0xFF):
         blocks = np.full((rows, columns // layout.columns, layout.bytes), byte, np.uint8)

@@ -1,4 +1,4 @@
-"""The conformance ladder on the Numba executor: exact arithmetic, the default, and the 8-bit cache."""
+"""The conformance ladder on the Numba executor: float32, the default dtype, and the 8-bit cache."""
 
 import pytest
 from mistral_portable_numba import BACKEND

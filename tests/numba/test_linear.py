@@ -1,4 +1,4 @@
-"""Linear layers against float64: over blocks of every format from int8 activations, and over float matrices."""
+"""Linear layers against float64: int8 activations times blocks of every format, and floats times float matrices."""
 
 from typing import Any
 
@@ -19,8 +19,8 @@ ROWS, TOKENS, SEEDS = st.integers(1, 70), st.integers(1, 40), st.integers(0, 2**
 
 
 class Expected:
-    """x @ weight.T in float64, and in plain float32 of numbers that are moved by up to an epsilon, as `NaiveProgram`
-    does it, more often where there are few results to compare."""
+    """x @ weight.T in float64, and in plain float32 on numbers moved by up to an epsilon, as in `NaiveProgram`; more
+    such runs where there are few results to compare."""
 
     def __init__(self, x: NDArray[Any], weight: NDArray[Any], random: np.random.Generator) -> None:
         def nudged(y: NDArray[Any]) -> NDArray[np.float32]:
@@ -30,7 +30,7 @@ class Expected:
         self._naive = [nudged(x) @ nudged(weight).T for _ in range(8 + 256 // max(1, self._ref.size))]
 
     def check(self, out: NDArray[np.float32]) -> None:
-        """`out` are the first tokens' rows."""
+        """Compare `out`, the rows of the first tokens."""
         tokens = len(out)
         assert compare(out, self._ref[:tokens], [run[:tokens] for run in self._naive], "float32").problem == ""
 
@@ -76,7 +76,7 @@ def test_blocks_with_every_number_of_tokens(isa: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["q4_0", "q6_k"])
 @pytest.mark.parametrize("tokens", [1, 3, 8, 20])
 def test_many_rows(isa: str, kind: str, tokens: int) -> None:
-    """So many that a thread claims several pairs of tiles at a time, and columns beyond a chunk."""
+    """So many rows that a thread claims several pairs of tiles at a time, and more columns than a chunk."""
     random = np.random.default_rng(6)
     weight, x = PackedWeight(isa, kind, signed_blocks(kind, 1100, 768, random)), Activations(tokens, 768, random)
     Expected(x.values, weight.values, random).check(weight.times(x.codes, x.scales))
@@ -86,7 +86,7 @@ def test_many_rows(isa: str, kind: str, tokens: int) -> None:
 @EVERY_KIND
 @pytest.mark.parametrize("tokens", [1, 2, 9])
 def test_nan_stays_with_its_token(isa: str, kind: str, tokens: int) -> None:
-    """`quantize` gives NaN as a scale."""
+    """A token with NaN has a NaN scale, as `quantize` computes it."""
     random = np.random.default_rng(3)
     weight, x = PackedWeight(isa, kind, signed_blocks(kind, 20, 256, random)), Activations(tokens, 256, random)
     x.scales[-1, 1] = np.nan
@@ -110,7 +110,7 @@ EVERY_DTYPE = pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"
 
 
 def dense(isa: str, dtype: str, x: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """x @ weight.T of a weight that holds numbers of `dtype`."""
+    """x @ weight.T, with the weight stored in `dtype`."""
     memory, (rows, columns), tokens = Memory(), weight.shape, len(x)
     stored = (weight.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else weight.astype(dtype)
     out = memory.rows(tokens, rows)
@@ -128,7 +128,7 @@ def random_weight(dtype: str, rows: int, columns: int, random: np.random.Generat
 @EVERY_ISA
 @EVERY_DTYPE
 @given(rows=ROWS, columns=st.integers(1, 300), tokens=st.integers(0, 40), seed=SEEDS)
-def test_floats(isa: str, dtype: str, rows: int, columns: int, tokens: int, seed: int) -> None:
+def test_float_matrices(isa: str, dtype: str, rows: int, columns: int, tokens: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     weight, x = random_weight(dtype, rows, columns, random), random_weight("float32", tokens, columns, random)
     Expected(x, weight, random).check(dense(isa, dtype, x, weight))
@@ -138,7 +138,7 @@ def test_floats(isa: str, dtype: str, rows: int, columns: int, tokens: int, seed
 @EVERY_DTYPE
 @pytest.mark.parametrize("tokens", [1, 3, 5])
 def test_float_weights_are_read_exactly(isa: str, dtype: str, tokens: int) -> None:
-    """Also the smallest and the largest."""
+    """Random bits, so that the smallest and the largest numbers are among the weights."""
     random = np.random.default_rng(5)
     bits = random.integers(0, 2**32, (9, 45), np.uint32).view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):

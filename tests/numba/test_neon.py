@@ -1,4 +1,4 @@
-"""Every kernel compiles for ARM on any machine, and the code holds the instructions that the kernel is designed for."""
+"""Every kernel compiles for ARM on any machine, and its code has the instructions that it is designed for."""
 
 import re
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from mistral_portable_numba.compiler.simd import load_f32, store_f16
+from mistral_portable_numba.compiler.simd.load_store import load_f32, store_f16
 from mistral_portable_numba.compiler.toolchain import assembly, lower
 from mistral_portable_numba.kernels.registry import MODULES
 from mistral_portable_numba.layouts import BLOCKS
@@ -35,7 +35,7 @@ def instructions(listing: str) -> set[str]:
     return set(re.findall(r"^\t([a-z]\w*)", listing, re.M))
 
 
-# The twelve encoders share their parts: one of each kind.
+# The twelve encoders share their parts, so one of each kind is enough.
 ENCODERS = {"encode_q4_0", "encode_q5_1", "encode_q4_k", "encode_iq4_xs"}
 NAMES = [name for name in MODULES if not name.startswith("encode_") or name in ENCODERS]
 
@@ -52,7 +52,7 @@ def symbols(elf: bytes) -> tuple[set[str], set[str]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_linux_object_needs_nothing_else(name: str) -> None:
+def test_linux_objects_need_no_other_symbols(name: str) -> None:
     defined, needed = symbols(arm_object(name).read_bytes())
     assert name in defined
     assert not needed
@@ -63,10 +63,10 @@ def test_apple_assembly_has_the_instructions(name: str) -> None:
     listing = apple_listing(name)
     assert INSTRUCTIONS.get(name, set()) <= instructions(listing)
     calls = set(re.findall(r"^\tbl?\t([^L\s]\S*)", listing, re.M))
-    assert calls <= set(re.findall(r"^(\S+):", listing, re.M)), "calls what is elsewhere"
+    assert calls <= set(re.findall(r"^(\S+):", listing, re.M)), "calls a function that is not in this file"
 
 
-def test_vectors_of_float16_are_narrowed_at_once() -> None:
+def test_vectors_are_narrowed_to_float16_by_one_instruction() -> None:
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         store_f16(args, load_f32(args))
 

@@ -1,4 +1,4 @@
-"""The ARM kernels compute what NumPy does: run under qemu on two threads, by the tape, as a program would run them."""
+"""The ARM kernels compute what NumPy does; run under qemu on two threads, by a tape, as in a program."""
 
 import shutil
 import subprocess
@@ -11,22 +11,18 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 from mistral_portable_numba.compiler.isa import ISAS
-from mistral_portable_numba.compiler.simd import (
-    all_i32,
-    as_signed,
-    dot4,
-    dot4_signed,
-    get_i64,
+from mistral_portable_numba.compiler.simd.byte_dots import as_signed, dot4, dot4_signed, signed_zero, table_of
+from mistral_portable_numba.compiler.simd.get_put import get_i64
+from mistral_portable_numba.compiler.simd.lanes import all_i32
+from mistral_portable_numba.compiler.simd.load_store import (
     load_bytes,
     load_f16,
     load_f32,
     load_i32,
-    signed_zero,
     store_bytes,
     store_f16,
     store_f32,
     store_i32,
-    table_of,
 )
 from mistral_portable_numba.compiler.toolchain import lower, object_file
 from mistral_portable_numba.layouts import (
@@ -48,7 +44,7 @@ COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 MISSING = [tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
-CPU = "neoverse-n1"  # ARMv8.2: the oldest that has the instruction set, so that it shows whether kernels need more
+CPU = "neoverse-n1"  # ARMv8.2, the oldest with this instruction set: kernels that need more fail
 BASE, THREADS, LINE = 1 << 36, 2, 64
 NUMBERS: dict[str, Any] = dict(KV_DTYPES)
 Array = NDArray[Any]
@@ -65,32 +61,32 @@ class Rows:
 
 
 Argument = int | Rows
-"""An argument of a kernel; rows stand for their address and stride."""
+"""An argument of a kernel; Rows are passed as address and stride."""
 
 
 class Image:
-    """The memory of an emulated process from BASE on. First come the arguments of the tape, see `run_tape.c`."""
+    """The memory of an emulated process from BASE on. It begins with the tape's arguments (`run_tape.c`)."""
 
     def __init__(self) -> None:
         self.memory = bytearray(LINE)
 
     def put(self, array: Array) -> int:
-        """The address of a copy."""
+        """Copy an array; the address of the copy."""
         self.memory += bytes(-len(self.memory) % LINE)
         address = BASE + len(self.memory)
         self.memory += array.tobytes()
         return address
 
     def cell(self, value: int) -> int:
-        """The address of an integer."""
+        """Store an integer; its address."""
         return self.put(np.array(value, np.int64))
 
     def space(self, size: int) -> int:
-        """The address of so many bytes."""
+        """Reserve `size` bytes; their address."""
         return self.put(np.zeros(size, np.uint8))
 
     def rows(self, array: Array) -> Rows:
-        """A copy with room for whole vectors behind each row, and for whole groups of tokens: NaNs, if it is floats."""
+        """Copy rows with padding to whole vectors and whole groups of tokens; the padding is NaN in floats."""
         size = array[0].nbytes
         stride = round_up(size, 128) + LINE
         memory = np.full((round_up(len(array), TOKEN_GROUP), stride), 0xFF, np.uint8)
@@ -98,7 +94,7 @@ class Image:
         return Rows(self.put(memory), stride, array.shape, array.dtype)
 
     def results(self, *shape: int, dtype: Any = np.float32) -> Rows:
-        """Rows to be written."""
+        """Reserve rows for results."""
         return self.rows(np.full(shape, 85, dtype))
 
     def array(self, address: int, count: int, dtype: Any) -> Array:
@@ -112,7 +108,7 @@ class Image:
         return np.ascontiguousarray(memory[:, :size]).view(rows.dtype).reshape(rows.shape)
 
     def write_tape(self, instructions: Sequence[tuple[int, Sequence[Argument]]]) -> None:
-        """A tape of kernels at some addresses, with their arguments after the counter."""
+        """Write a tape of (address of a kernel, its arguments without the counter)."""
         tape = []
         for kernel, arguments in instructions:
             values = [self.space(LINE)]
@@ -124,7 +120,7 @@ class Image:
 
 
 Run = Callable[..., None]
-"""(image, (kernel, arguments), ..): change the image as the kernels do."""
+"""(image, (kernel, arguments), ..): run the kernels on the image."""
 
 
 @pytest.fixture
@@ -151,7 +147,7 @@ def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def assert_sums(found: Array, x: Array, weight: Array) -> None:
-    """found = x @ weight.T, but for float32 roundings: relative to the sums of the magnitudes."""
+    """Check found = x @ weight.T within float32 rounding errors, relative to the sums of magnitudes."""
     exact, magnitude = x.astype(np.float64) @ weight.T.astype(np.float64), np.abs(x) @ np.abs(weight.T)
     assert np.max(np.abs(found - exact) / magnitude) < 1e-6
 
@@ -160,7 +156,7 @@ def assert_sums(found: Array, x: Array, weight: Array) -> None:
 
 
 def int8(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """The codes, and the scale of each 128 columns."""
+    """Quantize x: int8 codes, and a scale per 128 columns."""
     filled = np.pad(x, ((0, 0), (0, -x.shape[1] % 128))).reshape(len(x), -1, 128)
     largest = np.abs(filled).max(axis=2).astype(np.float64)
     codes = np.rint(filled * (127.0 / largest).astype(np.float32)[..., None])
@@ -170,7 +166,7 @@ def int8(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]
 @pytest.mark.parametrize("tokens", [1, 9])
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_linear_over_blocks(run: Run, kind: str, tokens: int) -> None:
-    """Rows that fill no tile; columns beyond one chunk, and where blocks allow it, no whole number of 128."""
+    """Rows that do not fill a tile; more columns than a chunk, and no multiple of 128 where blocks allow it."""
     layout, rows = BLOCKS[kind], 40
     columns = 2304 if layout.columns == 256 else 2208
     packed = random_blocks(kind.upper(), (rows, columns), np.random.default_rng(1))
@@ -282,9 +278,9 @@ def cached(memory: Array, kv: str, keys: bool) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("kv", NUMBERS)
 def test_attention(run: Run, kv: str) -> None:
-    """Two sequences: the positions 0..129, the last 9 of which ask, and 0..4, all of which do.
+    """Two sequences: positions 0..129 with 9 queries at the end, and positions 0..4 with 5 queries.
 
-    The former reads positions from 42 on; its pages are 3, 0, 2. The other has page 1, and one of padding.
+    The first one reads positions from 42 on; its pages are 3, 0, 2. The second one has page 1 and padding.
     """
     sizes_of = {True: HEAD_DIM, False: head_width(HEAD_DIM)}
     scales = 2 * GROUPS if kv == "q8_0" else 0
@@ -333,7 +329,7 @@ def test_attention(run: Run, kv: str) -> None:
 
 @pytest.fixture
 def run_own(run: Run, tmp_path: Path) -> Callable[..., None]:
-    """Run a kernel of a test's own: (image, kernel, arguments)."""
+    """Run a kernel that a test defines: (image, kernel, arguments)."""
 
     def run_own(image: Image, kernel: Any, *arguments: Argument) -> None:
         path = tmp_path / "own.o"
@@ -344,7 +340,7 @@ def run_own(run: Run, tmp_path: Path) -> Callable[..., None]:
 
 
 def test_float16(run_own: Callable[..., None]) -> None:
-    """All float16 to float32; and float32 of all kinds to float16."""
+    """Convert all float16 to float32, and float32 of many kinds to float16."""
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         halves, widened, floats, narrowed = (
@@ -370,7 +366,7 @@ def test_float16(run_own: Callable[..., None]) -> None:
 
 
 def test_bytes_times_bytes(run_own: Callable[..., None]) -> None:
-    """Extremes included."""
+    """Dot products of random and of extreme bytes."""
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         weights, x, start, out = get_i64(args + 8), get_i64(args + 16), get_i64(args + 24), get_i64(args + 32)

@@ -1,4 +1,4 @@
-"""The cache of compiled kernels: compiled once, in children; damaged files are compiled again; any folder works."""
+"""The cache of compiled kernels: children compile each kernel once, damaged files are replaced, any folder works."""
 
 import ctypes
 import os
@@ -34,7 +34,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(warm: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be damaged."""
+    """A copy of the warm folder, which tests may damage."""
     for file in files(warm):
         target = tmp_path / file.relative_to(warm)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def copied(warm: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The kernels that each child is told to compile, from now on."""
+    """The kernels that each child is told to compile; children that start later are added."""
     started: list[list[str]] = []
     popen = subprocess.Popen
 
@@ -80,7 +80,7 @@ def test_a_cold_folder_compiles_and_a_warm_one_starts_no_child(tmp_path: Path, c
     assert [call[1:] for call in calls] == [(1, 2), (2, 2)]
     assert all("once per machine" in call[0] for call in calls)
     assert files(tmp_path) == [object_path(tmp_path, name, ISA) for name in NAMES]
-    assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == files(tmp_path)  # and nothing half-written
+    assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == files(tmp_path)  # no partial files
     children.clear()
     calls.clear()
     warm = LoadedKernels(NAMES, ISA, tmp_path, lambda *call: calls.append(call))
@@ -88,7 +88,7 @@ def test_a_cold_folder_compiles_and_a_warm_one_starts_no_child(tmp_path: Path, c
     assert (children, calls) == ([], [])
 
 
-def test_only_what_is_missing_is_compiled(copied: Path, children: list[list[str]]) -> None:
+def test_only_missing_kernels_are_compiled(copied: Path, children: list[list[str]]) -> None:
     files(copied)[0].unlink()
     assert add(LoadedKernels(NAMES, ISA, copied)) == 3
     assert children == [["add"]]
@@ -106,7 +106,7 @@ def test_only_what_is_missing_is_compiled(copied: Path, children: list[list[str]
     ],
     ids=["empty", "half a hash", "short", "no code", "a changed byte", "zeros"],
 )
-def test_a_damaged_file_is_made_again(copied: Path, children: list[list[str]], damage: Damage) -> None:
+def test_a_damaged_file_is_replaced(copied: Path, children: list[list[str]], damage: Damage) -> None:
     file = files(copied)[0]
     whole = file.read_bytes()
     damage(file)
@@ -117,7 +117,7 @@ def test_a_damaged_file_is_made_again(copied: Path, children: list[list[str]], d
     assert len(children) == 1
 
 
-def test_a_folder_in_the_place_of_a_file_is_an_error_of_one_line(copied: Path) -> None:
+def test_a_folder_at_the_path_of_an_object_is_an_error_of_one_line(copied: Path) -> None:
     file = files(copied)[0]
     file.unlink()
     file.mkdir()
@@ -126,7 +126,7 @@ def test_a_folder_in_the_place_of_a_file_is_an_error_of_one_line(copied: Path) -
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_in_the_place_of_the_folder(tmp_path: Path, children: list[list[str]]) -> None:
+def test_a_file_at_the_path_of_the_folder_is_kept(tmp_path: Path, children: list[list[str]]) -> None:
     place = tmp_path / "file"
     place.write_text("in the way")
     assert add(LoadedKernels(["add"], ISA, place)) == 3
@@ -135,13 +135,13 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path, children: list[list[s
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can write, not even root")
-def test_a_folder_where_nothing_can_be_written(children: list[list[str]]) -> None:
+def test_a_read_only_folder_makes_each_start_compile(children: list[list[str]]) -> None:
     for _ in range(2):
         assert add(LoadedKernels(["add"], ISA, Path("/proc/self"))) == 3
     assert len(children) == 2  # nothing was kept
 
 
-def test_what_is_there_is_used_where_nothing_can_be_written(
+def test_objects_in_a_read_only_folder_are_used(
     warm: Path, children: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objects, "_writable", lambda folder: None)
@@ -166,7 +166,7 @@ def test_two_processes_fill_one_folder(tmp_path: Path) -> None:
     assert add(LoadedKernels(NAMES, ISA, tmp_path)) == 3
 
 
-def test_code_outlives_its_file(copied: Path) -> None:
+def test_loaded_kernels_run_after_their_files_are_deleted(copied: Path) -> None:
     kernels = LoadedKernels(NAMES, ISA, copied)
     for file in files(copied):
         file.unlink()
@@ -197,7 +197,7 @@ def test_the_newest_objects_of_a_kernel_are_kept(copied: Path) -> None:
     assert set(files(copied)) == {object_path(copied, "add", ISA), *others[: VERSIONS - 1], *kept}
 
 
-def test_a_child_ends_with_a_progress_that_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_end_if_the_progress_callback_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[subprocess.Popen[str]] = []
     popen = subprocess.Popen
 
@@ -217,7 +217,7 @@ def test_a_child_ends_with_a_progress_that_raises(tmp_path: Path, monkeypatch: p
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the package's sources, from which digests are made."""
+    """A copy of the package's sources; digests are computed from it."""
     copy = tmp_path / "package"
     shutil.copytree(Path(objects.__file__).parent.parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(objects, "__file__", str(copy / "compiler" / "objects.py"))
@@ -232,6 +232,7 @@ def digests() -> dict[str, str]:
 EVERY = set(MODULES)
 LINEARS = {name for name, module in MODULES.items() if module == "linear"}
 ATTENTION = {name for name, module in MODULES.items() if module == "attention"}
+DENSE = {name for name, module in MODULES.items() if module == "dense"}
 
 
 @pytest.mark.parametrize(
@@ -242,8 +243,13 @@ ATTENTION = {name for name, module in MODULES.items() if module == "attention"}
         ("kernels/kv.py", ATTENTION | {name for name in MODULES if name.startswith("store_")}),
         ("kernels/search.py", {name for name in MODULES if name.startswith("encode_")}),
         ("kernels/exp.py", ATTENTION | {"rms_norm", "rope", "silu_mul", "add", "take", "route", "clear", "add_rows"}),
-        ("compiler/tokens.py", LINEARS | ATTENTION | {name for name, module in MODULES.items() if module == "dense"}),
-        ("compiler/simd.py", EVERY),
+        (
+            "compiler/simd/tokens.py",
+            LINEARS | ATTENTION | DENSE,
+        ),
+        ("compiler/simd/emit.py", EVERY),
+        ("compiler/simd/vectors.py", EVERY - {"tape"}),
+        ("compiler/simd/calls.py", {"tape"}),
         ("compiler/toolchain.py", EVERY),
         ("compiler/objects.py", set()),
         ("kernels/registry.py", EVERY),
@@ -278,7 +284,7 @@ def test_the_digest_covers_instruction_set_system_and_versions(monkeypatch: pyte
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="the folders of Linux")
-def test_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MISTRAL_PORTABLE_CACHE", "/somewhere")
     assert default_folder() == Path("/somewhere")
     monkeypatch.setenv("MISTRAL_PORTABLE_CACHE", "")
@@ -289,13 +295,13 @@ def test_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_folder() == Path("/home/somebody/.cache/mistral_portable")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="bits of a file are POSIX's")
-def test_others_may_read_what_is_kept(warm: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="file modes are POSIX")
+def test_other_users_may_read_objects(warm: Path) -> None:
     assert all(file.stat().st_mode & 0o777 == 0o644 for file in files(warm))
 
 
-def test_code_loads_wherever_memory_is_left() -> None:
-    """Large weights take up the address space near the code: it must not be torn into parts too far from each other."""
+def test_code_loads_in_a_fragmented_address_space() -> None:
+    """Large weights occupy addresses near the code; its sections must still lie within 2 GiB of each other."""
     program = """
 import mmap
 from mistral_portable_numba.compiler.isa import host_isa

@@ -1,4 +1,4 @@
-"""The limits of the machine: the probes do the work that they are timed for, and rows say what was measured."""
+"""The machine's limits: the probes do the work that they are timed for, and rows show what was measured."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from mistral_portable_numba import roofline
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A buffer of 4 MiB."""
+    """Use a buffer of 4 MiB."""
     monkeypatch.setattr(roofline, "_BUFFER", 2**22)
     roofline._probes.cache_clear()
     yield
@@ -17,7 +17,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_all_bytes_are_read(threads: int) -> None:
+def test_the_read_probe_reads_all_bytes(threads: int) -> None:
     assert 0 < roofline.read_bandwidth(threads) < 10000
     sums = roofline._probes(threads)._sink.view(np.uint32)
     assert int(sums.sum(dtype=np.uint32)) == 0x01010101 * (2**22 // 4) % 2**32
@@ -30,7 +30,7 @@ def test_peaks(threads: int) -> None:
     assert roofline._probes(threads)._done[0] % (2**15 * 32) == 0
 
 
-def test_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = roofline._Machine(2, ["rms_norm", "quantize"])
     for kernel in ("rms_norm", "quantize"):
         name, speed, unit, share = roofline._Model(machine, "q4_0", 1).rows(kernel, 8)
@@ -39,7 +39,7 @@ def test_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
         assert share > 0
 
 
-def test_what_a_model_reads() -> None:
+def test_weight_bytes_of_a_model() -> None:
     machine = roofline._Machine(1, ["quantize"])
     weights = 4096 * (4096 * 2 + 1024 * 2 + 14336 * 3)
     assert roofline._Model(machine, "q4_0", 2).weight_bytes == 2 * weights * 18 // 32

@@ -1,4 +1,4 @@
-"""The small kernels against float64: norm, rope, SwiGLU, sum, selection, and activations as int8."""
+"""The small kernels against float64: RMS norm, RoPE, SwiGLU, addition, selection of rows, and int8 activations."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ COLUMNS = st.integers(1, 100)
 
 
 def normal(seed: int, *shape: int) -> NDArray[np.float32]:
-    """Normal numbers, each row of another size."""
+    """Normal numbers, with another scale in each row."""
     random = np.random.default_rng(seed)
     return (random.standard_normal(shape) * 10 ** random.uniform(-4, 4, (shape[0], 1))).astype(np.float32)
 
@@ -79,13 +79,13 @@ def test_silu_mul(isa: str, gates: list[float], tokens: int, seed: int) -> None:
     wide = gate.astype(np.float64)
     with np.errstate(over="ignore"):
         ref = wide / (1 + np.exp(-wide)) * up
-    # Where exp(-gate) is limited, a gate of -1e4 has some 1e-34 left.
+    # exp(-gate) is clamped, so a gate of -1e4 leaves some 1e-34.
     assert (np.abs(out[:tokens, :columns] - ref) <= 4 * EPS * np.abs(ref) + 1e-33 * np.abs(up)).all()
     assert is_blank(out[tokens:])
 
 
 @EVERY_ISA
-def test_silu_mul_of_what_is_not_finite(isa: str) -> None:
+def test_silu_mul_of_numbers_that_are_not_finite(isa: str) -> None:
     memory = Memory()
     gate = np.array([[np.inf, -np.inf, np.nan, 1, 1, -1e4, 1]], np.float32)
     up = np.array([[1, 1, 1, np.inf, np.nan, np.nan, 1]], np.float32)
@@ -111,7 +111,7 @@ def test_add(isa: str, tokens: int, columns: int, seed: int) -> None:
 @EVERY_ISA
 @given(tokens=st.integers(1, 40), columns=COLUMNS, start=st.integers(0, 50), seed=SEEDS, data=st.data())
 def test_take(isa: str, tokens: int, columns: int, start: int, seed: int, data: st.DataObject) -> None:
-    """Rows by number, and columns from the middle of rows on."""
+    """Selected rows, and a range of columns."""
     memory, x = Memory(), normal(seed, tokens, start + columns)
     source = memory.rows_of(x)
     rows = data.draw(st.lists(st.integers(0, tokens - 1), max_size=20))
@@ -130,7 +130,7 @@ def test_take(isa: str, tokens: int, columns: int, start: int, seed: int, data: 
 
 
 class Quantized:
-    """The result of the kernel `quantize` for x [tokens, columns]; of finite x also the sums, and nothing else."""
+    """The result of the kernel `quantize` for x [tokens, columns]. All written bytes are checked, if x is finite."""
 
     def __init__(self, isa: str, x: NDArray[np.float32]) -> None:
         memory, (tokens, columns), most = Memory(), x.shape, ISAS[isa].tokens
@@ -148,7 +148,7 @@ WIDTHS = st.integers(1, 20).map(lambda blocks: 32 * blocks)
 
 
 def blocks_of(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[tokens, columns] -> [tokens, blocks, 128], the last block filled up with zeros."""
+    """[tokens, columns] -> [tokens, blocks, 128], the last block padded with zeros."""
     return np.pad(x, ((0, 0), (0, -x.shape[1] % 128))).reshape(len(x), -(-x.shape[1] // 128), 128)
 
 
@@ -175,7 +175,7 @@ def test_quantize_rounds_ties_to_even(isa: str) -> None:
 @EVERY_ISA
 @pytest.mark.parametrize("value", [0.0, 1e-45, 1e-40, 1e-38, 1e-37, 3.4e38, -3.4e38])
 def test_quantize_at_the_ends_of_float32(isa: str, value: float) -> None:
-    """Numbers too small for codes become zeros."""
+    """Numbers that are too small for a scale become zeros."""
     x = np.full((2, 160), value, np.float32)
     x[1, 1::2] = 0
     made = Quantized(isa, x)
@@ -185,8 +185,8 @@ def test_quantize_at_the_ends_of_float32(isa: str, value: float) -> None:
 @EVERY_ISA
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("column", [0, 17, 159])
-def test_quantize_shows_what_is_not_finite(isa: str, value: float, column: int) -> None:
-    """By the scale of its block; the others are as ever."""
+def test_quantize_gives_non_finite_blocks_a_non_finite_scale(isa: str, value: float, column: int) -> None:
+    """Only the scale of that block is not finite; other blocks are unchanged."""
     x = np.ones((2, 160), np.float32)
     x[0, column] = value
     made = Quantized(isa, x)

@@ -26,8 +26,8 @@ from mistral_portable.graph.passes import select_rows
 from mistral_portable.testing import Feed, Scenario, run
 from mistral_portable.weights import DenseTensor, QuantTensor, Tensor
 
-# The LM head fills no tile, and the columns of `down_proj` are more than is unpacked at a time. The longest text is
-# more than attention reads at a time: several pages, of which a windowed lane lets the older ones go.
+# The LM head does not fill a tile, and `down_proj` has more columns than are unpacked at a time. The longest text has
+# several pages, the oldest of which leave the window.
 CONFIG = small_config(
     vocab_size=70, hidden_size=256, intermediate_size=768, head_dim=64, num_hidden_layers=2, sliding_window=(24, None)
 )
@@ -38,7 +38,7 @@ SPEC = CacheSpec.from_config(
     CONFIG, max_context=128, page_size=PAGE_SIZE, max_chunk=LONGEST + len(SURPLUS), max_lanes=2 * len(TEXTS)
 )
 FLOATS = ("float32", "float16", "bfloat16")
-# Each weight type with one cache type: kernels of the one never see the other.
+# Each weight type with one cache type: no kernel depends on both.
 TYPES = list(zip((*FLOATS, *KINDS), cycle(["float32", "float16", "q8_0"])))
 
 
@@ -59,7 +59,7 @@ def as_tensor(name: str, array: NDArray[Any], kind: str) -> Tensor:
 
 @cache
 def program(isa: str, kind: str, kv_cache: str, threads: int) -> Program:
-    """One for all schedules, whose lanes are used again."""
+    """One program for all schedules, which reuse its lanes."""
     product_kernels(isa)
     options = ExecutorOptions(kv_cache=kv_cache, threads=threads)
     return prepare(NumbaBackend(isa), GRAPH, weights_of(kind), SPEC, options)
@@ -73,14 +73,14 @@ def logits(program: Program, scenario: Scenario) -> Mapping[int, NDArray[np.uint
 
 @cache
 def alone(isa: str, kind: str, kv_cache: str) -> list[NDArray[np.uint32]]:
-    """The bits of each text alone and token by token, on one thread."""
+    """The bits of each text's logits, computed alone, token by token, on one thread."""
     scenarios = (Scenario(tuple((Feed(0, (token,), 1),) for token in text)) for text in TEXTS)
     return [logits(program(isa, kind, kv_cache, 1), scenario)[0] for scenario in scenarios]
 
 
 @st.composite
 def schedules(draw: st.DrawFn) -> Scenario:
-    """TEXTS in chunks of drawn sizes, side by side and apart; tokens are taken back, lanes are saved and loaded."""
+    """TEXTS in chunks of drawn sizes, batched or not, with tokens rolled back, and lanes saved and loaded."""
     sizes = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 16, 33, LONGEST])
     steps: list[list[Feed]] = []
     for sequence, text in enumerate(TEXTS):
@@ -105,6 +105,17 @@ def test_any_schedule_gives_the_bits_of_each_text_alone(
     found = logits(program(isa, kind, kv_cache, threads), schedule)
     for sequence, expected in enumerate(alone(isa, kind, kv_cache)):
         np.testing.assert_array_equal(found[sequence], expected)
+
+
+@pytest.mark.parametrize(("max_chunk", "max_lanes", "max_context"), [(LONGEST, 2, 128), (100, 5, 300)])
+def test_a_cache_of_other_sizes_gives_the_same_bits(max_chunk: int, max_lanes: int, max_context: int) -> None:
+    sizes = {"max_chunk": max_chunk, "max_lanes": max_lanes, "max_context": max_context}
+    spec = CacheSpec.from_config(CONFIG, page_size=PAGE_SIZE, **sizes)
+    other = prepare(NumbaBackend(), GRAPH, weights_of("q4_0"), spec, ExecutorOptions(kv_cache="float16"))
+    scenario = Scenario(tuple((Feed(0, (token,), 1),) for token in TEXTS[0]))
+    found = run(other, GRAPH, spec, scenario)[0]["logits"]
+    own = prepare(NumbaBackend(), GRAPH, weights_of("q4_0"), SPEC, ExecutorOptions(kv_cache="float16"))
+    np.testing.assert_array_equal(found, run(own, GRAPH, SPEC, scenario)[0]["logits"])
 
 
 def test_the_example_of_the_document_holds() -> None:

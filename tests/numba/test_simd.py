@@ -1,4 +1,4 @@
-"""Operations on registers, in kernels of their own: exp, and float16 as each instruction set converts it."""
+"""Operations on vectors, in kernels that tests define: exp, and each instruction set's conversions of float16."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from mistral_portable_numba.compiler.simd import (
-    get_f16,
-    get_f32,
-    get_i64,
-    load_f16,
-    load_f32,
-    put_f16,
-    put_f32,
-    store_f16,
-    store_f32,
-)
+from mistral_portable_numba.compiler.simd.get_put import get_f16, get_f32, get_i64, put_f16, put_f32
+from mistral_portable_numba.compiler.simd.load_store import load_f16, load_f32, store_f16, store_f32
 from mistral_portable_numba.kernels.exp import exp
 from numba_kernels import EVERY_ISA, Memory
 from numpy.typing import NDArray
@@ -62,14 +53,14 @@ def result(isa: str, kernel: Callable[..., None], x: NDArray[Any], dtype: type[n
 
 
 @EVERY_ISA
-def test_exp_is_within_two_units(isa: str) -> None:
+def test_exp_is_within_two_units_in_the_last_place(isa: str) -> None:
     x = np.linspace(-87, 88, 1 << 20, dtype=np.float32)
     ref = np.exp(x.astype(np.float64))
     assert (np.abs(result(isa, exps, x, np.float32) - ref) <= 2 * np.spacing(ref.astype(np.float32))).all()
 
 
 @EVERY_ISA
-def test_exp_at_the_ends(isa: str) -> None:
+def test_exp_of_extreme_numbers(isa: str) -> None:
     x = np.array([0, -0.0, -87, -88, -1e30, -np.inf, 88, 89, 1e30, np.inf, np.nan, *[1] * 5], np.float32)
     out = result(isa, exps, x, np.float32)
     low, high = np.exp([-87.0, 88.0])
@@ -78,7 +69,7 @@ def test_exp_at_the_ends(isa: str) -> None:
 
 
 def assert_same_numbers(out: NDArray[Any], ref: NDArray[Any]) -> None:
-    """Bit for bit, but that any NaN is as good as another."""
+    """Compare bit for bit, except that all NaNs are equal."""
     assert np.array_equal(np.isnan(out), np.isnan(ref))
     bits = np.uint32 if out.dtype == np.float32 else np.uint16
     number = ~np.isnan(ref)
@@ -95,7 +86,7 @@ def test_every_float16_widens(isa: str, kernel: Callable[..., None]) -> None:
 @EVERY_ISA
 @pytest.mark.parametrize("kernel", [narrow, narrow_each])
 def test_ties_and_their_neighbours_narrow(isa: str, kernel: Callable[..., None]) -> None:
-    """Every float16, the middles between two, beyond the last one too, and the float32 next to each of these."""
+    """Every float16, the midpoints between neighbours, also beyond the last, and the float32 next to each of these."""
     halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)
     middles = (halves + np.append(halves[1:], 65536)) / 2
     x = np.concatenate([halves, middles]).astype(np.float32)

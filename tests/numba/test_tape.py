@@ -1,4 +1,4 @@
-"""The tape of drawn instructions: threads wait where they must, and no buffer takes the memory of one in use."""
+"""Tapes of drawn instructions: threads wait where they must, and buffers in use at the same time do not overlap."""
 
 from itertools import combinations
 
@@ -12,7 +12,7 @@ SIZES = st.integers(0, 5)
 
 @st.composite
 def programs(draw: st.DrawFn) -> list[Instruction]:
-    """Instructions that read and write some of a few buffers and of a few other things."""
+    """Instructions that read and write some of a few buffers and other objects."""
     buffers = st.builds(Buffer, st.sampled_from(["T", "R"]), st.integers(1, 200))
     things: st.SearchStrategy[object] = st.sampled_from([*draw(st.lists(buffers, min_size=1, max_size=6)), "a", "b"])
     some = st.lists(things, max_size=3)
@@ -26,7 +26,7 @@ def clash(first: Instruction, second: Instruction) -> bool:
 
 
 def uses(instructions: list[Instruction]) -> dict[Buffer, list[int]]:
-    """The stretches between two waits in which each buffer is used."""
+    """The phases, between two waits, in which each buffer is used."""
     found: dict[Buffer, list[int]] = {}
     phase = 0
     for instruction in instructions:
@@ -38,7 +38,7 @@ def uses(instructions: list[Instruction]) -> dict[Buffer, list[int]]:
 
 
 def ranges(layout: Layout, tokens: int, rows: int) -> dict[Buffer, range]:
-    """Where in the memory each buffer's bytes are."""
+    """The range of bytes of each buffer in the memory."""
     counts = {"T": tokens, "R": rows}
     return {
         buffer: range(begin, begin + counts[buffer.rows] * buffer.stride) for buffer, begin in layout.offsets.items()
@@ -46,7 +46,7 @@ def ranges(layout: Layout, tokens: int, rows: int) -> dict[Buffer, range]:
 
 
 def apart(one: range, other: range) -> bool:
-    """Whether they have no byte in common."""
+    """Whether two ranges have no byte in common."""
     return not one or not other or one.stop <= other.start or other.stop <= one.start
 
 
@@ -84,7 +84,7 @@ def test_buffers_in_use_at_the_same_time_lie_apart(instructions: list[Instructio
 
 
 @given(programs(), st.data())
-def test_what_the_host_reads_afterwards_keeps_its_memory(instructions: list[Instruction], data: st.DataObject) -> None:
+def test_outputs_keep_their_memory_until_the_end(instructions: list[Instruction], data: st.DataObject) -> None:
     set_waits(instructions)
     found = uses(instructions)
     if not found:

@@ -1,6 +1,6 @@
-"""The team runs a function on all its threads, whatever happens around it.
+"""The team runs a function on all its threads, also beside forks, signals and exits.
 
-Tests of forks, signals and exits are scenarios, which run in a process of their own: `python test_team.py NAME`.
+Tests of these are scenarios, which run in a process of their own: `python test_team.py NAME`.
 """
 
 import faulthandler
@@ -33,7 +33,7 @@ _give_way = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" e
 
 
 def _fetch_add_of(typing: Any, words: Any, index: Any, value: Any) -> Any:
-    """words[index] += value, atomically; what it was before."""
+    """words[index] += value, atomically; returns the value before."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         at = builder.gep(builder.inttoptr(values[0], ir.IntType(64).as_pointer()), [values[1]])
@@ -97,7 +97,7 @@ def calls_of_a_run(team: Team) -> list[int]:
 
 
 def workers() -> list[str]:
-    """The names of those alive; Python also lists a thread whose start was interrupted."""
+    """Names of live workers; Python also lists a thread whose start was interrupted."""
     alive = (thread.name for thread in threading.enumerate() if thread.is_alive())
     return sorted(name for name in alive if name.startswith("mistral_portable-"))
 
@@ -114,7 +114,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_hang() -> Iterator[None]:
-    """Where a thread is missing, the others wait for it for ever: show where, and end the process."""
+    """End a process that hangs because a thread is missing, and show where."""
     faulthandler.dump_traceback_later(2 * PATIENCE, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
@@ -150,7 +150,7 @@ def test_idle_workers_sleep_and_wake_up() -> None:
 
 
 def test_callers_take_turns() -> None:
-    """Each of six threads runs jobs on two teams, one of them its neighbour's too."""
+    """Six threads run jobs on three teams, two teams each."""
     teams, jobs = [team_of(threads) for threads in (2, 3, 2)], [Job() for _ in range(3)]
 
     def call(first: int) -> None:
@@ -168,7 +168,7 @@ def test_callers_take_turns() -> None:
         team.close()
 
 
-def test_workers_live_from_the_first_run_to_the_end() -> None:
+def test_workers_start_at_the_first_run_and_end_at_close() -> None:
     before = workers()
     team = team_of(3)
     assert workers() == before
@@ -213,7 +213,7 @@ def test_a_dropped_team_is_collected_and_its_workers_end() -> None:
     eventually(lambda: workers() == before)
 
 
-def test_a_start_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_start_leaves_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     before, start = workers(), threading.Thread.start
 
     def fail_the_second(thread: threading.Thread) -> None:
@@ -233,7 +233,7 @@ def test_a_start_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(("threads", "entry"), [(0, 1), (-1, 1), (2, 0)])
-def test_nonsense_is_refused(threads: int, entry: int) -> None:
+def test_invalid_arguments_are_refused(threads: int, entry: int) -> None:
     with pytest.raises(ValueError, match="a team needs"):
         Team(threads, entry)
 
@@ -242,12 +242,12 @@ def test_nonsense_is_refused(threads: int, entry: int) -> None:
 
 
 def in_a_child(scene: Callable[[], None]) -> None:
-    """Fork; the child plays the scene, and the parent sees that all went well."""
+    """Fork, run the scene in the child, and check its exit status in the parent."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: a process with threads forks
         process = os.fork()
     if process == 0:
-        signal.alarm(PATIENCE)  # nobody else would end it
+        signal.alarm(PATIENCE)  # ends a child that hangs
         try:
             scene()
         finally:
@@ -256,7 +256,7 @@ def in_a_child(scene: Callable[[], None]) -> None:
 
 
 def child_runs(team: Team) -> None:
-    """A child has its own workers."""
+    """Check that a child has its own workers."""
 
     def scene() -> None:
         job = Job(rounds=3)
@@ -281,7 +281,7 @@ def fork_when_idle() -> None:
 
 
 def fork_in_a_run() -> None:
-    """Another thread holds the team's lock, and all its members are in the function."""
+    """Fork while another thread holds the team's lock and all members are in the function."""
     team, job = team_of(3), Job(held=True)
     caller = threading.Thread(target=team.run, args=(job.address,))
     caller.start()
@@ -295,7 +295,7 @@ def fork_in_a_run() -> None:
 
 
 def fork_and_drop() -> None:
-    """A child that drops the team does nothing to the parent's workers, nor waits for them."""
+    """A child that drops the team neither ends the parent's workers nor waits for them."""
     teams, job = [team_of(2)], Job()
     teams[0].run(job.address)
     in_a_child(teams.clear)
@@ -303,7 +303,7 @@ def fork_and_drop() -> None:
     assert job.calls() == [2] * 2
 
 
-_kept: list[object] = []  # until the interpreter takes its modules apart
+_kept: list[object] = []  # keeps objects until the interpreter clears its modules
 
 
 def exit_when_idle() -> None:
@@ -320,12 +320,12 @@ def exit_in_a_run() -> None:
 
 
 def interrupts_in_runs() -> None:
-    """Ctrl-C again and again: a run happens on all threads or on none, and the next one works."""
+    """After each Ctrl-C a run has happened on all threads or on none, and the next run works."""
     inside = (Team.run.__code__, _Crew.run.__code__)
     team, job, interrupts = team_of(2), Job(rounds=2), 0
 
     def interrupt(number: int, frame: Any) -> None:
-        if frame.f_code in inside:  # elsewhere it would end the test
+        if frame.f_code in inside:  # anywhere else it would end the test
             raise KeyboardInterrupt
 
     team.run(job.address)
@@ -344,8 +344,8 @@ def interrupts_in_runs() -> None:
 
 
 def interrupts_in_starts() -> None:
-    """Ctrl-C at any moment of a first run: the next one works, and no worker is left in the end."""
-    calls_of_a_run(team_of(1))  # compiles, and an interrupt in llvmlite can make it free memory twice
+    """After a Ctrl-C at any moment of a first run the next run works, and no worker is left at the end."""
+    calls_of_a_run(team_of(1))  # compiles first: an interrupt in llvmlite can make it free memory twice
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     gc.disable()  # Python ignores an exception in a finalizer, so the interrupt would be lost
     interrupts = 0
@@ -377,7 +377,7 @@ def test_scenario(scenario: str) -> None:
         pytest.skip("no fork, no timers")
     done = subprocess.run([sys.executable, __file__, scenario], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - float(done.stdout) < 10, "it lingers at its exit"
+    assert time.monotonic() - float(done.stdout) < 10, "its exit takes too long"
 
 
 if __name__ == "__main__":

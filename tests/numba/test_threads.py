@@ -1,4 +1,4 @@
-"""The default number of threads, on made-up /sys and /proc trees."""
+"""The default number of threads, on artificial /sys and /proc trees."""
 
 import math
 import os
@@ -26,7 +26,7 @@ def tree(root: Path, files: Mapping[str, str]) -> Path:
 
 
 def cores(*lists: str, name: str = "core_cpus_list") -> dict[str, str]:
-    """The topology of cores, each given by its CPUs."""
+    """Topology files of cores, each given as a list of its CPUs."""
     return {f"{CPU}/cpu{cpu}/topology/{name}": cpus for cpus in lists for cpu in parse_cpus(cpus)}
 
 
@@ -38,7 +38,7 @@ def capacities(*values: int) -> dict[str, str]:
 
 
 def written(cpus: Sequence[int]) -> str:
-    """The kernel's way: ranges of neighbours."""
+    """A list of CPUs as Linux writes it, in ranges."""
     parts: list[list[int]] = []
     for cpu in sorted(cpus):
         if parts and parts[-1][-1] == cpu - 1:
@@ -61,7 +61,7 @@ def test_lists_of_cpus(text: str, cpus: set[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["many", "0-", "-3", "1;2"])
-def test_other_text_is_no_list(text: str) -> None:
+def test_invalid_lists_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         parse_cpus(text)
 
@@ -73,13 +73,13 @@ def test_other_text_is_no_list(text: str) -> None:
 def test_cpus_of_one_core_count_once(
     tmp_path_factory: pytest.TempPathFactory, count: int, ways: int, data: st.DataObject
 ) -> None:
-    siblings = [[core + way * count for way in range(ways)] for core in range(count)]  # as x86 numbers them
+    siblings = [[core + way * count for way in range(ways)] for core in range(count)]  # numbered as on x86
     root = tree(tmp_path_factory.mktemp("root"), cores(*map(written, siblings)))
     mask = data.draw(st.sets(st.integers(0, count * ways - 1), min_size=1))
     assert physical_cores(mask, root) == len({cpu % count for cpu in mask})
 
 
-def test_old_kernels_have_another_name(tmp_path: Path) -> None:
+def test_old_kernels_have_another_file_name(tmp_path: Path) -> None:
     root = tree(tmp_path, cores("0,2", "1,3", name="thread_siblings_list"))
     assert physical_cores({0, 1, 2, 3}, root) == 2
 
@@ -95,7 +95,7 @@ def test_old_kernels_have_another_name(tmp_path: Path) -> None:
     ],
     ids=["no tree", "CPUs without a topology", "odd topology", "odd capacity", "odd hybrid"],
 )
-def test_without_an_answer_every_cpu_counts(tmp_path: Path, files: Mapping[str, str]) -> None:
+def test_every_cpu_counts_if_the_topology_is_unknown(tmp_path: Path, files: Mapping[str, str]) -> None:
     assert physical_cores({0, 1, 2, 3}, tree(tmp_path, files)) == 4
 
 

@@ -63,6 +63,7 @@ def test_answers_are_those_of_each_request_alone(model: mp.Model, files: tuple[P
         assert [choice["text"] for choice in body["choices"]] == [one.text for one in alone]
         assert [choice["finish_reason"] for choice in body["choices"]] == [one.finish_reason for one in alone]
         assert body["usage"]["prompt_tokens"] == len(model.tokenizer.encode(prompt))
+        assert 0 <= body["usage"]["prompt_tokens_details"]["cached_tokens"] < body["usage"]["prompt_tokens"]
         assert body["usage"]["completion_tokens"] == sum(len(one.tokens) for one in alone)
     answer = model.chat(messages, temperature=0, max_tokens=None, logprobs=2)
     (choice,) = found["chat"]["body"]["choices"]
@@ -104,8 +105,8 @@ def test_a_row_that_fails_is_its_request_s_error(
     source, target = files
     step = model.program.step
 
-    def broken(plan: Any) -> Any:
-        outputs = step(plan)
+    def broken(plan: Any, inputs: Any) -> Any:
+        outputs = step(plan, inputs)
         outputs["logits"][plan.tokens[plan.logit_rows] == 777] = float("nan")
         return outputs
 

@@ -89,6 +89,12 @@ def test_the_least_that_work_can_take() -> None:
     assert work.seconds(parse("decode:4096", 1), slow_memory) == work.weight_bytes + seen * token
 
 
+def test_times_are_better_when_less_and_shares_are_neither() -> None:
+    figures = {"ours": [1.0, 2.0], "theirs": [4.0, 4.0]}
+    assert ratios({"unit": "times", "figures": figures}, "ours", "theirs") == Spread(3, 2, 4)
+    assert ratios({"unit": "%", "figures": figures}, "ours", "theirs") is None
+
+
 def test_markdown() -> None:
     page = markdown(RUN)
     assert "## Some model\n\n2026-01-31, A CPU, 2 cores, 25 GB, Linux; python 3.11.7.\n" in page
@@ -96,6 +102,24 @@ def test_markdown() -> None:
     assert "| decode:0 | 11 tokens/s (10-12) | 80% | 5 tokens/s (3-5.5) | **2.00** (2.00-4.00) |\n" in page
     assert "decode:9 was skipped: the context is short.\n" in page
     assert "| int4 GEMV | 36 GB/s | 98% |\n" in page
+
+
+def test_limits_have_a_column_only_where_there_are_some() -> None:
+    seconds = RUN["rows"][0]
+    assert "|  | ours | of limit | theirs | times |\n" in markdown(RUN)
+    page = markdown(RUN | {"rows": [seconds]})
+    assert "|  | ours | theirs | times |\n| --- | ---: | ---: | ---: |\n| process | 3 s (2-4) | 4 s (4-6) | " in page
+
+
+def test_each_kind_of_run_has_its_plot(tmp_path: Path) -> None:
+    record(RUN | {"title": "Steps", "engines": ["ours", "llama.cpp"]}, tmp_path)
+    assert not (tmp_path / "serving.svg").exists()
+    assert "(serving.svg)" not in (tmp_path / "benchmarks.md").read_text()
+    record(RUN | {"title": "Serving", "engines": ["ours", "llama-server"]}, tmp_path)
+    page = (tmp_path / "benchmarks.md").read_text()
+    for file, title in (("benchmarks.svg", "Steps"), ("serving.svg", "Serving")):
+        assert f"({file})" in page
+        assert title in (tmp_path / file).read_text()
 
 
 def test_a_record_replaces_the_one_with_its_title(tmp_path: Path) -> None:
@@ -117,6 +141,14 @@ def test_the_plot_has_a_panel_per_run_with_the_peer(tmp_path: Path) -> None:
     assert image == (tmp_path / "same.svg").read_text()
     plot([alone], "theirs", tmp_path / "none.svg")
     assert not (tmp_path / "none.svg").exists()
+
+
+def test_large_ratios_have_a_logarithmic_axis(tmp_path: Path) -> None:
+    far = {"name": "gap", "unit": "s", "figures": {"ours": [1.0], "theirs": [500.0]}}
+    plot([RUN], "theirs", tmp_path / "near.svg")
+    plot([RUN | {"rows": [*RUN["rows"], far]}], "theirs", tmp_path / "far.svg")
+    assert "10^{2}" not in (tmp_path / "near.svg").read_text()
+    assert "10^{2}" in (tmp_path / "far.svg").read_text()
 
 
 def test_machine_and_versions() -> None:

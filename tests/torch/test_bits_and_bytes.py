@@ -1,4 +1,4 @@
-"""bitsandbytes' types: no weight is farther off than its levels allow, and programs compute with those weights."""
+"""bitsandbytes' types: errors of weights are within their bounds, and programs compute with the quantized weights."""
 
 import sys
 from dataclasses import replace
@@ -20,7 +20,7 @@ from mistral_portable.graph.passes import select_rows
 from mistral_portable.testing import Case, Feed, Scenario, check, nmse, random_weights
 from mistral_portable.weights import DenseTensor, Tensor
 
-# Half of the widest distance between neighbouring levels, in units of a block's largest magnitude.
+# Half of the widest gap between levels, relative to a block's largest magnitude.
 BOUNDS = {"nf4": (1 - 0.6961928) / 2, "fp4": (1 - 2 / 3) / 2}
 TYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
 
@@ -52,7 +52,7 @@ def test_8_bit_weights_are_within_half_a_step(rows: int, columns: int, dtype: to
     matrix = quantized(weight, "int8")
     steps = weight.float().abs().amax(1, keepdim=True) / 127
     error = (matrix.rows(torch.arange(rows)).float() - weight.float()).abs() / steps
-    rounding = 127 * max(torch.finfo(dtype).eps, torch.finfo(torch.float16).eps)  # the kernel takes float16
+    rounding = 127 * max(torch.finfo(dtype).eps, torch.finfo(torch.float16).eps)  # the kernel rounds to float16
     assert error.max() <= 0.5 + rounding
     assert matrix.nbytes == quantized_bytes(weight.shape, "int8")
 
@@ -67,8 +67,8 @@ def test_products(kind: str, tokens: int) -> None:
 
 
 @pytest.mark.parametrize("kind", BACKEND_QUANTIZE)
-def test_a_program_computes_with_these_weights_and_a_float_head(kind: str) -> None:
-    """Its logits are those of a float program whose weights are the unpacked ones."""
+def test_a_program_computes_with_quantized_weights_and_a_float_lm_head(kind: str) -> None:
+    """Its logits equal those of a float program with the unpacked weights."""
     config, tokens = replace(CONFIG, intermediate_size=128), tuple(text(30))
     stored = random_weights(build(config), 0)
     unpacked: dict[str, Tensor] = dict(stored)
@@ -88,7 +88,7 @@ def test_a_program_computes_with_these_weights_and_a_float_head(kind: str) -> No
     assert nmse(found, other.begin(tokens)[1]) <= 1e-9
 
 
-def test_tiny_in_8_bits_is_loaded_by_name_and_is_smaller() -> None:
+def test_logits_of_tiny_in_int8_are_near_those_in_float32() -> None:
     dense, small = (mp.load("tiny", backend="torch", quantize=kind) for kind in (None, "int8"))
     tokens = dense.tokenizer.encode("Once upon a time, there was a girl")
     assert 1e-9 < nmse(small.logits(tokens), dense.logits(tokens)) < 1e-2
@@ -97,14 +97,14 @@ def test_tiny_in_8_bits_is_loaded_by_name_and_is_smaller() -> None:
 @pytest.mark.parametrize(
     ("kind", "quantization", "message"),
     [("nf4", "q4_0", "quantize='nf4' changes nothing: the weights are quantized already"),
-     ("fp4", None, "quantize='fp4': a matrix has 96 columns, no multiple of 64: choose int8 or q4_0")],
+     ("fp4", None, "quantize='fp4': 96 columns are not a multiple of 64: choose int8 or q4_0")],
 )  # fmt: skip
-def test_what_cannot_be_quantized_is_refused(kind: str, quantization: str | None, message: str) -> None:
+def test_weights_that_cannot_be_quantized_are_refused(kind: str, quantization: str | None, message: str) -> None:
     with pytest.raises(BackendError, match=message):
         Session(quantization=quantization, quantize=kind)
 
 
-def test_a_missing_bitsandbytes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_bitsandbytes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(BackendError, match=r"quantize='nf4' needs bitsandbytes .*: pip install"):
         prepare(

@@ -1,4 +1,4 @@
-"""CUDA graphs and their memory, on stand-ins for torch's: a pool is recorded into only if it has a graph or is new."""
+"""Memory of CUDA graphs, on stand-ins for torch's classes: a graph uses a pool that is new or that a live graph has."""
 
 import weakref
 from contextlib import nullcontext
@@ -10,7 +10,7 @@ from mistral_portable_torch.capture import Captured, cuda_graph
 
 
 class Graph:
-    """Stands for torch.cuda.CUDAGraph: `pools` has the pool of each that is alive."""
+    """Stands for torch.cuda.CUDAGraph. pools: the pool of each live graph."""
 
     pools: ClassVar[weakref.WeakKeyDictionary["Graph", object]] = weakref.WeakKeyDictionary()
 
@@ -18,11 +18,11 @@ class Graph:
         return self.pools[self]
 
     def replay(self) -> None:
-        """Compute nothing: these tests look at the memory alone."""
+        """Compute nothing: these tests check memory only."""
 
 
 class Recording:
-    """Stands for torch.cuda.graph, and asserts what torch's allocator does: a given pool has a graph."""
+    """Stands for torch.cuda.graph, and asserts like torch's allocator that a given pool belongs to a live graph."""
 
     def __init__(self, graph: Graph, pool: object | None, capture_error_mode: str) -> None:
         self._graph, self._pool = graph, pool
@@ -55,9 +55,9 @@ def test_graphs_share_one_pool(captured: Captured) -> None:
     assert len(set(Graph.pools.values())) == 1
 
 
-def test_steps_are_recorded_again_when_all_graphs_are_gone(captured: Captured) -> None:
+def test_steps_are_recorded_again_after_all_graphs_are_freed(captured: Captured) -> None:
     run(captured, "a", 3)
-    captured.clear()  # as the cache has grown
+    captured.clear()  # as when the cache has grown
     assert not Graph.pools
     run(captured, "a", 3)
     for number in range(99):  # shapes that come once

@@ -1,4 +1,4 @@
-"""Experts on torch: gathered, one after the other, and as they are recorded, the sums are the same; what is refused."""
+"""Experts on torch: gathered, one by one and all tokens, as recorded, give the same sums; and what is refused."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mistral_portable_torch.elementwise import elementwise
-from mistral_portable_torch.experts import Experts, choose
+from mistral_portable_torch.experts import Experts, route
 from mistral_portable_torch.matrices import read_matrix
 from torch_sessions import CONFIG, PagedBackend
 
@@ -29,7 +29,7 @@ from mistral_portable.weights.quantize_on_read import quantized
     seed=st.integers(0, 2**31),
     data=st.data(),
 )
-def test_every_way_gives_the_sum_of_the_reference(
+def test_all_methods_give_the_result_of_the_reference(
     tokens: int, count: int, blocks: bool, seed: int, data: st.DataObject
 ) -> None:
     random, top_k = np.random.default_rng(seed), data.draw(st.integers(1, count))
@@ -42,13 +42,13 @@ def test_every_way_gives_the_sum_of_the_reference(
         }
         parts[name] = list((quantized(floats, "q8_0") if blocks else floats).values())
     x = random.standard_normal((tokens, 64), np.float32)
-    scores = random.integers(0, 3, (tokens, count)).astype(np.float32)  # many are equal: the lower expert comes first
+    scores = random.integers(0, 3, (tokens, count)).astype(np.float32)  # with many ties, which the lower index wins
     matrices = [read_matrix(some, torch.float32, torch.device("cpu")) for some in parts.values()]
     experts = Experts(matrices, top_k, elementwise("cpu"))
     gate, up, down = (np.concatenate([part.numpy(np.float64) for part in some]) for some in parts.values())
     expected = ops.moe(x.astype(np.float64), scores.astype(np.float64), gate, up, down, top_k)
-    inputs = (torch.from_numpy(x), *choose(torch.from_numpy(scores), top_k), count)
-    for way in (experts.gathered, experts.one_by_one, experts.all_of_all):
+    inputs = (torch.from_numpy(x), *route(torch.from_numpy(scores), top_k), count)
+    for way in (experts.gathered, experts.one_by_one, experts.all_tokens):
         np.testing.assert_allclose(way(*inputs).numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -57,5 +57,5 @@ def test_bitsandbytes_types_are_refused(kind: str) -> None:
     config = replace(CONFIG, num_local_experts=4, num_experts_per_tok=2)
     graph = build(config)
     spec = CacheSpec.from_config(config, max_context=8, page_size=256)
-    with pytest.raises(BackendError, match=f"quantize='{kind}': not for models with experts; choose q4_0"):
+    with pytest.raises(BackendError, match=f"quantize='{kind}' is not made for experts: choose q4_0"):
         prepare(PagedBackend(), graph, random_weights(graph, 0), spec, ExecutorOptions(dtype="float32", quantize=kind))

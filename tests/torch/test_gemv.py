@@ -13,8 +13,8 @@ TESTS = Path(__file__).parent.parent
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: it comes with CUDA builds of torch")
-def test_products_are_those_of_unpacked_weights() -> None:
-    """In another process, as Triton decides once, when it is imported, whether it interprets."""
+def test_products_equal_those_of_unpacked_weights() -> None:
+    """Run in another process, because Triton chooses at its import whether it interprets kernels."""
     interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     environment = os.environ | {"PYTHONPATH": str(TESTS)} | interpreted
     command = [sys.executable, str(TESTS / "gemv_products.py")]

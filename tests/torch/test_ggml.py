@@ -1,4 +1,4 @@
-"""ggml's blocks on the device: the same weights, bit for bit, as `gguf.quants` unpacks."""
+"""ggml blocks on the device: weights have the same bits as those that `gguf.quants` unpacks."""
 
 import numpy as np
 import pytest
@@ -22,21 +22,21 @@ def tensor(kind: str, rows: int, columns: int, seed: int) -> QuantTensor:
     return QuantTensor("w", (rows, columns), GGMLQuantizationType[kind.upper()], blocks)
 
 
-def test_every_type_that_is_read_stays_packed() -> None:
+def test_every_quantized_type_has_a_layout() -> None:
     assert set(LAYOUTS) == {kind.lower() for kind in QUANTIZED}
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 @settings(max_examples=10)
 @given(rows=st.integers(1, 5), blocks=st.integers(1, 3), seed=st.integers(0, 2**31))
-def test_weights_are_those_of_gguf_bit_for_bit(kind: str, rows: int, blocks: int, seed: int) -> None:
+def test_weights_have_the_bits_of_gguf(kind: str, rows: int, blocks: int, seed: int) -> None:
     stored = tensor(kind, rows, 256 * blocks, seed)
     expected = quants.dequantize(stored.blocks(), stored.type)
     matrix = read_matrix([stored], torch.float32, CPU)
     assert isinstance(matrix, Blocks)
     assert matrix.nbytes == stored.nbytes
     found = matrix.rows(torch.arange(rows)).numpy()
-    # -0 and 0 are the same weight; all others have the same bits.
+    # -0 and 0 count as the same weight; all others must have the same bits.
     np.testing.assert_array_equal((found + 0.0).view(np.uint32), (expected + 0.0).view(np.uint32))
 
 
@@ -50,7 +50,7 @@ def test_products(kind: str, dtype: torch.dtype, allowed: float) -> None:
     assert nmse(found.float().numpy(), expected) <= allowed
 
 
-def test_rows_of_several_parts_follow_each_other() -> None:
+def test_rows_of_several_parts_are_joined_in_order() -> None:
     parts = [tensor("q4_0", rows, 64, rows) for rows in (3, 1, 4)]
     found = read_matrix(parts, torch.float32, CPU).rows(torch.arange(8)).numpy()
     np.testing.assert_array_equal(found, np.concatenate([part.numpy() for part in parts]))

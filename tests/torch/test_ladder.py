@@ -1,6 +1,6 @@
-"""The conformance ladder on the torch executor: its kernels, on pages of 3 slots, so that texts have many.
+"""The conformance ladder on the torch executor: all attention kernels, on pages of 3 slots, so that texts have many.
 
-Those of GPUs are flash_kernels.py's: what they are told of a step is right if it is right for these.
+`flash_kernels.py` stands for the kernels of GPUs, which get the same inputs.
 """
 
 from dataclasses import replace
@@ -34,6 +34,6 @@ TARGETS = {
 
 @pytest.fixture(params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Target:
-    # One in some 5,000 fresh float32 cases may fail: MKL adds up the products of a few dozen columns one after another,
-    # which is honest, but has larger errors than the orders of summation that set the limit.
+    # One in some 5,000 fresh float32 cases may fail: MKL sums the products of a few dozen columns in sequence, which is
+    # correct, but has larger errors than the orders of summation that set the limit.
     return replace(TARGETS[request.param], share=16)

@@ -1,4 +1,4 @@
-"""Checks that need a CUDA GPU: the conformance ladder by the real kernels, recorded steps, memory."""
+"""Checks that need a CUDA GPU: the conformance ladder on the real kernels, recorded steps, memory."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU: tools/torch_on_cuda runs it", allow_module_level=True)
 
 
-# The ladder draws heads of 2 to 40 numbers, which flash kernels do not take: `verify` and the test below have those.
+# The ladder's head_dim is 2 to 40, which flash kernels do not take: `verify` and the test below check those.
 @pytest.fixture(params=["sdpa", "flex", "eager"])
 def kernel(request: pytest.FixtureRequest) -> str:
     found: str = request.param
@@ -30,7 +30,7 @@ def target(request: pytest.FixtureRequest, kernel: str) -> Target:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_agree_over_two_windows(name: str) -> None:
-    """Chunks, then single tokens, of the embedded model; window 64."""
+    """The embedded model, window 64, in prefill chunks of 50 and in single tokens."""
     capability = torch.cuda.get_device_capability()
     if reason := obstacle(name, "cuda", capability, torch.__version__, "bfloat16", 32):
         pytest.skip(reason)

@@ -1,6 +1,6 @@
-"""Tensor parallelism: several processes that share a model give what one gives.
+"""Tensor parallelism: several processes that share a model compute what one computes.
 
-Most tests let threads stand for processes, and a barrier for the network; one starts two real ones.
+In most tests threads stand for processes, and a barrier for the network; one test starts two real processes.
 """
 
 import json
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
@@ -35,7 +36,7 @@ from mistral_portable.weights import Tensor
 
 
 class Network:
-    """A network of `size` threads: each gives a tensor and gets all of them."""
+    """A network of `size` threads, which exchange tensors: each sends one and gets all of them."""
 
     def __init__(self, size: int) -> None:
         self._barrier, self._given = Barrier(size), [torch.empty(0)] * size
@@ -60,7 +61,7 @@ class Member(Group):
 
 
 class Together:
-    """Programs of all ranks as one: each makes every step, and what the first returns is returned."""
+    """The programs of all ranks as one: each makes every step, and their outputs must be equal."""
 
     batch_invariant = False
 
@@ -135,10 +136,10 @@ class ParallelBackend:
 @given(
     data=st.data(), size=st.sampled_from([2, 3]), dtype=st.sampled_from(["float32", "bfloat16"]), seed=st.integers(0)
 )
-def test_shards_give_what_one_process_gives(
+def test_shards_compute_what_one_process_computes(
     quantization: str | None, data: st.DataObject, size: int, dtype: str, seed: int
 ) -> None:
-    """Ragged, with rollbacks and swaps; the LM head is shared out if its rows can be, and is not if it is the table."""
+    """Drawn cases with rollbacks and swaps; the LM head is cut if its rows can be divided and it is not the table."""
     config = data.draw(configs(columns=32 if quantization else 1))
     config = replace(
         config,
@@ -178,11 +179,11 @@ def test_every_process_holds_its_share() -> None:
 @pytest.mark.parametrize(
     ("size", "quantization", "message"),
     [
-        (4, None, "tensor_parallel=4: 2 key/value heads cannot be shared out evenly: choose a divisor of 2"),
+        (4, None, "tensor_parallel=4: 2 key/value heads cannot be divided evenly: choose a divisor of 2"),
         (2, "q4_0", "the 96 columns of .*down_proj.* in blocks of 32: choose fewer processes"),
     ],
 )
-def test_what_cannot_be_shared_out_is_refused(size: int, quantization: str | None, message: str) -> None:
+def test_sizes_that_cannot_be_divided_are_refused(size: int, quantization: str | None, message: str) -> None:
     graph, weights = build(CONFIG), random_weights(build(CONFIG), 0, quantization)
     with pytest.raises(BackendError, match=message):
         shard(graph, weights, CacheSpec.from_config(CONFIG, max_context=64, page_size=256), 0, size)
@@ -191,18 +192,49 @@ def test_what_cannot_be_shared_out_is_refused(size: int, quantization: str | Non
 def test_experts_are_refused() -> None:
     config = replace(CONFIG, num_local_experts=4, num_experts_per_tok=2)
     graph, weights = build(config), random_weights(build(config), 0)
-    with pytest.raises(BackendError, match="tensor_parallel=2: not for models with experts"):
+    with pytest.raises(BackendError, match="tensor_parallel=2 cannot divide a model with experts"):
         shard(graph, weights, CacheSpec.from_config(config, max_context=64, page_size=256), 0, 2)
 
 
 def test_attention_weights_are_refused() -> None:
     graph, weights = expose_attention_weights(build(CONFIG)), random_weights(build(CONFIG), 0)
-    with pytest.raises(BackendError, match="attention weights are exposed by one process only"):
+    with pytest.raises(BackendError, match="tensor_parallel=2 cannot return attention weights"):
         shard(graph, weights, CacheSpec.from_config(CONFIG, max_context=64, page_size=256), 0, 2)
 
 
+def test_processes_whose_clocks_differ_make_the_same_steps(tmp_path: Path) -> None:
+    """Prompts are read beside streams that decode: how many of their tokens in a step must not depend on times."""
+    prompts = [list(range(5, 5 + length)) for length in (3, 700, 120)]
+    script = tmp_path / "several.py"
+    script.write_text(
+        f"""
+import itertools, json, os, types
+import mistral_portable as mp
+import mistral_portable.engine.loop as loop
+
+if os.environ["RANK"] == "1":  # each step takes longer than the one before
+    ticks = itertools.count()
+    loop.time = types.SimpleNamespace(perf_counter=lambda: next(ticks) ** 2.0)
+with mp.load("tiny", backend="torch", device="cpu", dtype="float32", tensor_parallel=2) as model:
+    streams = [model.stream(prompt, max_tokens=60, temperature=0, ignore_eos=True) for prompt in {prompts}]
+    for stream in streams:  # each prompt is read beside those that decode
+        for _ in range(9):
+            next(stream, None)
+    found = [(list(stream), stream.generation)[1] for stream in streams]
+    if os.environ["RANK"] == "0":
+        print(json.dumps([generation.tokens for generation in found]))
+"""
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    with mp.load("tiny", backend="torch", device="cpu", dtype="float32") as model:
+        expected = model.generate(prompts, max_tokens=60, temperature=0, ignore_eos=True)
+    assert json.loads(done.stdout) == [list(generation.tokens) for generation in expected]
+
+
 def test_two_processes_write_one_story() -> None:
-    """By torchrun, with gloo; and only the first one writes."""
+    """Run torchrun with gloo; only the first process writes."""
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "mistral_portable", "run"]
     options = ["--backend", "torch", "--tensor-parallel", "2", "--device", "cpu", "--dtype", "float32"]
     text = ["Once upon a time", "--temperature", "0", "--max-tokens", "70", "--json"]

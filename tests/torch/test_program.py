@@ -34,11 +34,11 @@ WIDE = CONFIG.with_window(2000)
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def test_pools_grow_as_a_text_grows_and_no_more_once_its_window_is_full() -> None:
+def test_pools_stop_growing_once_the_window_is_full() -> None:
     session = Session(max_chunk=48)
     page = session.spec.page_bytes(0, 4)
     lane, _ = session.begin(text(9))
-    assert session.program.cache_bytes == 4 * page  # of 3 slots; pools grow by 4 pages at least
+    assert session.program.cache_bytes == 4 * page  # pages of 3 slots; pools grow by 4 pages at least
     session.feed(lane, text(150))
     full = session.program.cache_bytes
     assert full <= 1.25 * session.spec.lane_pages(0) * page
@@ -46,7 +46,7 @@ def test_pools_grow_as_a_text_grows_and_no_more_once_its_window_is_full() -> Non
     assert session.program.cache_bytes == full
 
 
-def test_pools_grow_rarely_and_by_little_more_than_they_must() -> None:
+def test_pools_grow_rarely_and_at_most_a_quarter_beyond_need() -> None:
     session = Session(CONFIG.with_window(None), PagedBackend(page=1), max_chunk=1)
     page, sizes = session.spec.page_bytes(0, 4), list[int]()
     lane = session.manager.open()
@@ -57,14 +57,14 @@ def test_pools_grow_rarely_and_by_little_more_than_they_must() -> None:
     assert len(set(sizes)) < 30
 
 
-def test_a_pool_takes_no_more_than_all_lanes_can_hold() -> None:
-    session = Session(max_context=4)  # two pages, and one that is copied, of each of 4 lanes
+def test_a_pool_has_no_more_pages_than_all_lanes_can_hold() -> None:
+    session = Session(max_context=4)  # each of 4 lanes has two pages, and one more while a page is copied
     for _ in range(4):
         session.begin(text(4))
     assert session.program.cache_bytes == 8 * session.spec.page_bytes(0, 4)
 
 
-def test_a_sequence_that_starts_anew_takes_pages_that_are_free() -> None:
+def test_a_new_sequence_gets_freed_pages() -> None:
     session = Session()
     session.begin(text(60))
     before = session.program.cache_bytes
@@ -73,13 +73,13 @@ def test_a_sequence_that_starts_anew_takes_pages_that_are_free() -> None:
     assert session.program.cache_bytes == before
 
 
-def test_a_model_that_cannot_fit_is_refused_with_the_sum() -> None:
+def test_the_error_for_a_model_that_cannot_fit_shows_the_sizes() -> None:
     with pytest.raises(CapacityError, match=r"weights 0\.00 GB \+ keys and values of 48 tokens .* has 0\.00 GB free"):
         Session(backend=PagedBackend(memory=1000))
 
 
-def test_a_cache_that_outgrows_the_memory_is_an_error_and_the_rest_goes_on() -> None:
-    """The last page that fits is used, although pools would rather grow by more than one."""
+def test_a_cache_that_outgrows_the_memory_fails_one_step_only() -> None:
+    """Pools grow by exactly the needed pages where more do not fit."""
     session = Session(WIDE, PagedBackend(page=64, memory=1_500_000), max_context=9000, max_chunk=64)
     weights = sum(4 * int(np.prod(parameter.shape)) for parameter in build(WIDE).parameters.values())
     first, _ = session.begin(text(200))
@@ -90,7 +90,7 @@ def test_a_cache_that_outgrows_the_memory_is_an_error_and_the_rest_goes_on() -> 
     assert np.isfinite(session.feed(first, [1])).all()
 
 
-def test_memory_that_runs_out_in_a_step_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_in_a_step_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session()
     lane, _ = session.begin(text(5))
 
@@ -105,8 +105,8 @@ def test_memory_that_runs_out_in_a_step_is_one_line(monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(session.feed(lane, [1]), _alone(5))
 
 
-def test_steps_are_recorded_anew_where_memory_ran_out_while_pools_grew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some layers' pools have moved by then, and a recorded step knows where they were."""
+def test_steps_are_recorded_again_after_memory_ran_out_while_pools_grew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools of some layers have moved by then, and recorded steps hold their old addresses."""
     record = Repeated()
     session = Session(WIDE, PagedBackend(page=64, record=record), max_context=9000, max_chunk=500)
     first, _ = session.begin(text(5))
@@ -138,9 +138,9 @@ def _alone(count: int) -> Any:
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
-def test_forks_go_their_own_ways() -> None:
+def test_a_fork_and_its_source_continue_separately() -> None:
     session, alone = Session(), Session()
-    lane, _ = session.begin(text(31))  # 10 pages, and a slot of the next one
+    lane, _ = session.begin(text(31))  # 10 full pages, and a slot of the next one
     fork = session.manager.fork(lane)
     plan = session.manager.plan([Chunk(fork, text(5, 1), range(5)), Chunk(lane, text(5, 2), range(5))])
     assert len(plan.groups[0].copies)
@@ -151,12 +151,12 @@ def test_forks_go_their_own_ways() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_saved_lane_goes_on_in_another_program(dtype: str) -> None:
+def test_a_saved_lane_continues_in_another_program(dtype: str) -> None:
     one, other = Session(dtype=dtype), Session(dtype=dtype)
-    other.begin(text(5))  # so that the lane gets other pages
+    other.begin(text(5))  # so that the loaded lane gets other pages
     lane, _ = one.begin(text(90))
     saved = save_lane(one.program, one.manager, lane)
-    expected = one.feed(lane, text(9, 1))  # what is saved stays as it is
+    expected = one.feed(lane, text(9, 1))  # does not change the saved lane
     loaded = load_lane(other.program, other.manager, saved)
     np.testing.assert_array_equal(other.feed(loaded, text(9, 1)), expected)
 
@@ -170,7 +170,7 @@ def test_pages_of_a_program_before_its_first_step() -> None:
 
 
 @pytest.mark.parametrize("broken", ["missing", "dtype", "heads", "pages", "another page"])
-def test_foreign_pages_are_refused_and_nothing_changes(broken: str) -> None:
+def test_pages_of_another_model_are_refused_and_nothing_changes(broken: str) -> None:
     session = Session()
     lane, _ = session.begin(text(30))
     pages, before = session.manager.pages(lane)[0], session.program.cache_bytes
@@ -193,7 +193,7 @@ def test_foreign_pages_are_refused_and_nothing_changes(broken: str) -> None:
     np.testing.assert_array_equal(session.feed(lane, [1]), _alone(30))
 
 
-def test_pages_for_which_there_is_no_memory_are_an_error_and_nothing_changes() -> None:
+def test_pages_that_do_not_fit_in_memory_are_an_error_and_nothing_changes() -> None:
     session = Session(backend=PagedBackend(memory=300_000))
     lane, _ = session.begin(text(30))
     state, before = session.program.read_pages(0, [0]), session.program.cache_bytes
@@ -203,10 +203,10 @@ def test_pages_for_which_there_is_no_memory_are_an_error_and_nothing_changes() -
     np.testing.assert_array_equal(session.feed(lane, [1]), _alone(30))
 
 
-# --- NaN, which a weight of 0 does not hide ---------------------------------------------------------------------------
+# --- NaN -------------------------------------------------------------------------------------------------------------
 
 POISON = 7
-"""A token whose logits, keys and values are NaN, and those of all tokens that see it."""
+"""A token that has NaN logits, keys and values; so have all tokens that see it."""
 
 KERNELS = {
     "sdpa": PagedBackend(page=8),
@@ -221,7 +221,7 @@ PURE = [token for token in text(200) if token != POISON]
 
 @pytest.fixture(params=KERNELS)
 def poisoned(request: pytest.FixtureRequest) -> Session:
-    """A session whose lane 0 has 60 tokens and POISON among them, as token 20."""
+    """A session whose lane 0 has 60 tokens; token 20 is POISON."""
     session = poisonable(KERNELS[request.param])
     lane, logits = session.begin(PURE[:20])
     assert np.isfinite(logits).all()
@@ -238,8 +238,8 @@ def poisonable(backend: PagedBackend) -> Session:
     return Session(config, backend, weights=weights)
 
 
-def goes_on(session: Session, lane: int, cached: int) -> None:
-    """The lane has the first tokens of PURE, and what follows is as it is elsewhere, token by token and in chunks."""
+def continues_cleanly(session: Session, lane: int, cached: int) -> None:
+    """Check that a lane with the first tokens of PURE continues as in a clean session, in single tokens and chunks."""
     clean = poisonable(PagedBackend(page=8, kernel=Eager()))
     other = clean.begin(PURE[:cached])[0] if cached else clean.manager.open()
     for count in (1, 1, 5, 1, 1, 1, 30, 1, 1, 1):
@@ -248,37 +248,37 @@ def goes_on(session: Session, lane: int, cached: int) -> None:
         cached += count
 
 
-def test_nan_does_not_reach_the_sequence_that_gets_the_pages(poisoned: Session) -> None:
+def test_nan_does_not_reach_the_next_owner_of_a_page(poisoned: Session) -> None:
     poisoned.manager.close(0)
     lane = poisoned.manager.open()
-    goes_on(poisoned, lane, 0)
+    continues_cleanly(poisoned, lane, 0)
 
 
-def test_nan_does_not_stay_when_it_is_taken_back(poisoned: Session) -> None:
+def test_nan_is_gone_after_a_rollback(poisoned: Session) -> None:
     poisoned.manager.rollback(0, 20)
-    goes_on(poisoned, 0, 20)
+    continues_cleanly(poisoned, 0, 20)
 
 
-def test_nan_does_not_come_with_a_page_that_is_copied(poisoned: Session) -> None:
-    goes_on(poisoned, poisoned.manager.fork(0, 20), 20)
+def test_nan_after_the_fork_point_does_not_reach_the_fork(poisoned: Session) -> None:
+    continues_cleanly(poisoned, poisoned.manager.fork(0, 20), 20)
     assert np.isnan(poisoned.feed(0, [1])).all()
 
 
-def test_nan_does_not_come_with_a_page_that_is_saved(poisoned: Session) -> None:
+def test_nan_that_was_rolled_back_is_not_saved(poisoned: Session) -> None:
     poisoned.manager.rollback(0, 20)
     saved = save_lane(poisoned.program, poisoned.manager, 0)
-    goes_on(poisoned, load_lane(poisoned.program, poisoned.manager, saved), 20)
+    continues_cleanly(poisoned, load_lane(poisoned.program, poisoned.manager, saved), 20)
 
 
-def test_nan_does_not_reach_a_sequence_beside(poisoned: Session) -> None:
-    """Which has fewer pages, so that its row of the table is padded."""
+def test_nan_does_not_reach_another_sequence_of_the_batch(poisoned: Session) -> None:
+    """The other sequence has fewer pages, so its row of the page table is padded."""
     lane, _ = poisoned.begin(PURE[:3])
     for token in PURE[3:40]:
         plan = poisoned.manager.plan([Chunk(0, [token], [0]), Chunk(lane, [token], [0])])
         sick, healthy = poisoned.program.step(plan)["logits"]
         assert np.isnan(sick).all()
         assert np.isfinite(healthy).all()
-    goes_on(poisoned, lane, 40)
+    continues_cleanly(poisoned, lane, 40)
 
 
 # --- recorded steps --------------------------------------------------------------------------------------------------
@@ -297,14 +297,14 @@ def test_a_step_is_recorded_once_while_windows_move(varlen: bool) -> None:
         plan = session.manager.plan([Chunk(lane, [token], [0]) for lane in lanes])
         expected = plain.program.step(plain.manager.plan([Chunk(lane, [token], [0]) for lane in lanes]))
         np.testing.assert_array_equal(session.program.step(plan)["logits"], expected["logits"])
-        if number == 30:  # each text has had as many pages as its window spans, and as few
+        if number == 30:  # each window has spanned its largest and its smallest number of pages
             records = record.records
     assert record.records == records
     assert record.replays > 100
 
 
-def test_recorded_steps_are_forgotten_when_pools_move() -> None:
-    """A recorded step knows where they were: it is recorded anew when its shape has come twice again."""
+def test_recorded_steps_are_dropped_when_pools_move() -> None:
+    """Recorded steps hold the old addresses: they are recorded again when their shape has come twice again."""
     record = Repeated()
     session = Session(CONFIG.with_window(None), PagedBackend(page=8, record=record))
     plain = Session(CONFIG.with_window(None), PagedBackend(page=8))
@@ -321,12 +321,12 @@ def test_recorded_steps_are_forgotten_when_pools_move() -> None:
 
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf])
-def test_logits_that_the_sampler_refuses_are_no_token_and_what_follows_does_no_harm(weight: float) -> None:
-    """A NaN anywhere, or an infinity on top; a logit of -inf is only never the highest."""
+def test_logits_that_the_sampler_refuses_give_minus_one_and_the_next_step_runs(weight: float) -> None:
+    """NaN anywhere or +inf as the highest logit is refused; -inf is a valid logit."""
     graph, weights = select_rows(build(CONFIG), "logits"), dict(random_weights(build(CONFIG), 0))
     head = weights["lm_head.weight"].numpy()
     head[7] = 0
-    head[7, 0] = weight  # one product decides, so that infinities do not meet
+    head[7, 0] = weight  # a single product is infinite, so that no inf - inf gives NaN
     weights["lm_head.weight"] = DenseTensor("lm_head.weight", "float32", head)
     session = Session()
     program = prepare(PagedBackend(), graph, weights, session.spec, ExecutorOptions(dtype="float32"))
@@ -372,7 +372,7 @@ def test_outputs_are_the_callers_own() -> None:
     assert np.isfinite(kept).all()
 
 
-def test_a_chunk_that_nobody_asks_rows_of_gives_none_and_is_cached() -> None:
+def test_a_prefill_chunk_without_requested_rows_is_cached() -> None:
     session, other = Session(), Session()
     lane = session.manager.open()
     out = session.program.step(session.manager.plan([Chunk(lane, text(40))]))
@@ -382,7 +382,7 @@ def test_a_chunk_that_nobody_asks_rows_of_gives_none_and_is_cached() -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_hidden_states_and_attention_weights_of_texts_that_pages_have_left(attention: str) -> None:
+def test_hidden_states_and_attention_weights_after_pages_have_left_the_window(attention: str) -> None:
     config = CONFIG.with_window((5, None))
     graph = expose_attention_weights(expose_hidden_states(build(config)))
     tokens = tuple(text(40))
@@ -415,7 +415,7 @@ def test_steps_from_several_threads_take_turns() -> None:
         np.testing.assert_allclose(found[lane][0], alone.begin(text(20, lane))[1][-1], rtol=1e-5, atol=1e-5)
 
 
-def test_a_closed_program_says_so() -> None:
+def test_steps_of_a_closed_program_are_an_error() -> None:
     session = Session()
     plan = session.manager.plan([Chunk(session.manager.open(), [1, 2], [1])])
     session.program.step(plan)
@@ -439,7 +439,7 @@ def test_tiny_writes_the_reference_s_story(quantize: str | None) -> None:
     assert found.tokens == expected.tokens
 
 
-def test_threads_are_set_and_put_back() -> None:
+def test_threads_are_set_and_restored() -> None:
     before, seen = torch.get_num_threads(), list[int]()
     program = prepare(
         BACKEND,
@@ -453,8 +453,8 @@ def test_threads_are_set_and_put_back() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_a_forked_child_is_told_so() -> None:
-    """The child has none of torch's threads, and a step would hang; the parent goes on."""
+def test_a_forked_child_gets_an_error() -> None:
+    """The child has none of torch's threads, so a step would hang. The parent continues."""
     script = """
 import os
 import mistral_portable as mp
@@ -481,7 +481,7 @@ assert model.generate("Once", max_tokens=3, temperature=0).tokens == before
 
 
 def test_no_memory_for_a_later_group_of_layers_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the first group's pools have grown: the lane is as it was, goes on, and can be forked."""
+    """Only the first group's pools have grown: the lane is unchanged, continues, and can be forked."""
     config = replace(CONFIG, sliding_window=(None, 40))
     session, calm = (Session(config, PagedBackend(page=4), max_chunk=8) for _ in range(2))
     lane, _ = session.begin(text(12))
@@ -490,7 +490,7 @@ def test_no_memory_for_a_later_group_of_layers_changes_nothing(monkeypatch: pyte
     def scarce(tensor: torch.Tensor, *size: Any, **options: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls == 3:  # keys and values of the first group come before
+        if calls == 3:  # the first group has grown its keys and values
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
         return new_zeros(tensor, *size, **options)
 

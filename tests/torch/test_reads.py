@@ -1,4 +1,4 @@
-"""Reads of a plan as kernels are told of them: every table and slot is its sequence's own keys, in order of time."""
+"""GroupReads: page tables and slots list the keys of their own sequence, in order of time."""
 
 import numpy as np
 import pytest
@@ -25,8 +25,10 @@ def spec(window: int | None, page: int, max_context: int, max_chunk: int) -> Cac
     page=st.integers(1, 6),
     lengths=st.lists(st.just((1, 1)) | st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=12),
 )
-def test_what_is_read_lies_where_it_was_written(window: int | None, page: int, lengths: list[tuple[int, int]]) -> None:
-    """Chunk after chunk of two texts: the slots of a sequence, and its pages, hold the positions that they should."""
+def test_reads_find_the_positions_that_were_written(
+    window: int | None, page: int, lengths: list[tuple[int, int]]
+) -> None:
+    """Two texts in chunks: a sequence's slots and pages hold the positions that were written there."""
     own = spec(window, page, max_context=100, max_chunk=7)
     manager = CacheManager(own)
     lanes = [manager.open(), manager.open()]
@@ -47,12 +49,12 @@ def test_what_is_read_lies_where_it_was_written(window: int | None, page: int, l
                 slots = [number * page + offset for number in table[s] for offset in range(page)]
                 assert [held[slot] for slot in slots[: len(expected)]] == expected
                 assert [held[int(slot)] for slot in reads.slots(s)] == expected[first - begin :]
-                assert set(table[s]) == set(table[s, : reads.counts[s]])  # what is hidden is its own, too
+                assert set(table[s]) == set(table[s, : reads.counts[s]])  # padding is its own page, too
                 assert reads.columns(int(reads.counts[s]), recorded) <= table.shape[1]
 
 
 @pytest.mark.parametrize(("window", "oldest"), [(None, [0, 0, 0]), (1, [4, 5, 6]), (3, [2, 3, 4]), (8, [0, 0, 0])])
-def test_the_window(window: int | None, oldest: list[int]) -> None:
+def test_the_window_sets_the_oldest_visible_position(window: int | None, oldest: list[int]) -> None:
     own = spec(window, 4, max_context=20, max_chunk=4)
     manager = CacheManager(own)
     lane = manager.open()

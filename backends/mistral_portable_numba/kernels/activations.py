@@ -6,21 +6,13 @@ Blocks of 128 columns share a scale, max|x| / 127.
 from collections.abc import Callable
 from typing import Any
 
-from mistral_portable_numba.compiler.simd import (
-    absolute,
-    all_f32,
-    fetch_add,
-    get_i64,
-    inlined,
-    load_f32,
-    max_lanes,
-    maximum,
-    nearest,
-    put_f32,
-    put_i32,
-    store_i8_apart,
-    sum_i32,
-)
+from mistral_portable_numba.compiler.simd.atomics import fetch_add
+from mistral_portable_numba.compiler.simd.convert import nearest
+from mistral_portable_numba.compiler.simd.get_put import get_i64, put_f32, put_i32
+from mistral_portable_numba.compiler.simd.lanes import absolute, all_f32, maximum
+from mistral_portable_numba.compiler.simd.load_store import load_f32, store_i8_apart
+from mistral_portable_numba.compiler.simd.operation import inlined
+from mistral_portable_numba.compiler.simd.reduce import max_lanes, sum_i32
 from mistral_portable_numba.kernels.registry import Factory
 from mistral_portable_numba.layouts import START_ZEROS, activation_block, activation_sums, token_group
 

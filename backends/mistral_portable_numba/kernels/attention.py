@@ -9,28 +9,13 @@ threads, on the chunk that it came in, on other sequences in the step, nor on wh
 from collections.abc import Callable
 from typing import Any
 
-from mistral_portable_numba.compiler.simd import (
-    all_f32,
-    fetch_add,
-    first_lane,
-    get_f16,
-    get_f32,
-    get_f64_as_f32,
-    get_i32,
-    get_i64,
-    inlined,
-    keep_between,
-    lane_numbers,
-    load_f16,
-    load_f32,
-    max_lanes,
-    maximum,
-    prefetch,
-    put_f32,
-    store_f32,
-    sum_lanes,
-)
-from mistral_portable_numba.compiler.tokens import Tokens
+from mistral_portable_numba.compiler.simd.atomics import fetch_add
+from mistral_portable_numba.compiler.simd.get_put import get_f16, get_f32, get_f64_as_f32, get_i32, get_i64, put_f32
+from mistral_portable_numba.compiler.simd.lanes import all_f32, keep_between, lane_numbers, maximum
+from mistral_portable_numba.compiler.simd.load_store import load_f16, load_f32, prefetch, store_f32
+from mistral_portable_numba.compiler.simd.operation import inlined
+from mistral_portable_numba.compiler.simd.reduce import first_lane, max_lanes, sum_lanes
+from mistral_portable_numba.compiler.simd.tokens import Tokens
 from mistral_portable_numba.kernels.exp import exp
 from mistral_portable_numba.kernels.kv import KV_FORMATS
 from mistral_portable_numba.kernels.registry import AnyTokens, Factory

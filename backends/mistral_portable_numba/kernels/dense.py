@@ -7,20 +7,12 @@ tokens.
 from collections.abc import Callable
 from typing import Any
 
-from mistral_portable_numba.compiler.simd import (
-    fetch_add,
-    get_bf16,
-    get_f16,
-    get_f32,
-    get_i64,
-    inlined,
-    load_bf16,
-    load_f16,
-    load_f32,
-    put_f32,
-    sum_lanes,
-)
-from mistral_portable_numba.compiler.tokens import Tokens
+from mistral_portable_numba.compiler.simd.atomics import fetch_add
+from mistral_portable_numba.compiler.simd.get_put import get_bf16, get_f16, get_f32, get_i64, put_f32
+from mistral_portable_numba.compiler.simd.load_store import load_bf16, load_f16, load_f32
+from mistral_portable_numba.compiler.simd.operation import inlined
+from mistral_portable_numba.compiler.simd.reduce import sum_lanes
+from mistral_portable_numba.compiler.simd.tokens import Tokens
 from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 
 __all__ = ["DENSE", "KERNELS", "dense_kernel"]

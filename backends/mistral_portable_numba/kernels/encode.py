@@ -8,30 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mistral_portable_numba.compiler.simd import (
-    absolute,
-    all_f32,
-    all_i32,
-    as_f16_bits,
-    fetch_add,
-    get_i16,
-    get_i32,
-    get_i64,
-    inlined,
+from mistral_portable_numba.compiler.simd.atomics import fetch_add
+from mistral_portable_numba.compiler.simd.convert import as_f16_bits, nearest
+from mistral_portable_numba.compiler.simd.get_put import get_i16, get_i32, get_i64, put_i16, put_i32
+from mistral_portable_numba.compiler.simd.lanes import absolute, all_f32, all_i32, maximum
+from mistral_portable_numba.compiler.simd.load_store import (
     load_bf16,
     load_f16,
     load_f32,
     load_i32,
-    max_lanes,
-    maximum,
-    nearest,
-    put_i16,
-    put_i32,
     store_f16,
     store_f32,
     store_i32,
     transpose4,
 )
+from mistral_portable_numba.compiler.simd.operation import inlined
+from mistral_portable_numba.compiler.simd.reduce import max_lanes
 from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 from mistral_portable_numba.kernels.search import (
     Grid,

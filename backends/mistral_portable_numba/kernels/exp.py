@@ -2,15 +2,9 @@
 
 from typing import Any
 
-from mistral_portable_numba.compiler.simd import (
-    all_f32,
-    fma,
-    inlined,
-    keep_in,
-    nearest,
-    power_of_two,
-    to_f32,
-)
+from mistral_portable_numba.compiler.simd.convert import nearest, to_f32
+from mistral_portable_numba.compiler.simd.lanes import all_f32, fma, keep_in, power_of_two
+from mistral_portable_numba.compiler.simd.operation import inlined
 
 __all__ = ["exp"]
 

@@ -8,21 +8,12 @@ and silu_mul run on these rows as on any others. Most experts have no rows where
 from collections.abc import Callable
 from typing import Any
 
-from mistral_portable_numba.compiler.simd import (
-    all_f32,
-    fetch_add,
-    first_lane,
-    fma,
-    get_f32,
-    get_i32,
-    get_i64,
-    inlined,
-    load_f32,
-    put_f32,
-    put_i32,
-    put_i64,
-    store_f32,
-)
+from mistral_portable_numba.compiler.simd.atomics import fetch_add
+from mistral_portable_numba.compiler.simd.get_put import get_f32, get_i32, get_i64, put_f32, put_i32, put_i64
+from mistral_portable_numba.compiler.simd.lanes import all_f32, fma
+from mistral_portable_numba.compiler.simd.load_store import load_f32, store_f32
+from mistral_portable_numba.compiler.simd.operation import inlined
+from mistral_portable_numba.compiler.simd.reduce import first_lane
 from mistral_portable_numba.kernels.exp import exp
 from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 

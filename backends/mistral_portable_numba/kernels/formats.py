@@ -7,18 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mistral_portable_numba.compiler.simd import (
-    as_bytes,
-    high_f16,
-    inlined,
-    load_bytes,
-    load_f16,
-    load_i32,
-    low_f16,
-    signed_byte,
-    table_of,
-    to_f32,
-)
+from mistral_portable_numba.compiler.simd.byte_dots import table_of
+from mistral_portable_numba.compiler.simd.convert import as_bytes, high_f16, low_f16, signed_byte, to_f32
+from mistral_portable_numba.compiler.simd.load_store import load_bytes, load_f16, load_i32
+from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.layouts import BLOCKS, BlockLayout
 
 __all__ = ["FORMATS", "Format"]

@@ -6,21 +6,11 @@ from typing import Any
 
 import numba
 
-from mistral_portable_numba.compiler.simd import (
-    fetch_add,
-    get_f16,
-    get_f32,
-    get_i32,
-    get_i64,
-    inlined,
-    load_f16,
-    load_f32,
-    load_i8,
-    nearest_i64,
-    put_f16,
-    put_f32,
-    put_i8,
-)
+from mistral_portable_numba.compiler.simd.atomics import fetch_add
+from mistral_portable_numba.compiler.simd.convert import nearest_i64
+from mistral_portable_numba.compiler.simd.get_put import get_f16, get_f32, get_i32, get_i64, put_f16, put_f32, put_i8
+from mistral_portable_numba.compiler.simd.load_store import load_f16, load_f32, load_i8
+from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 
 __all__ = ["KERNELS", "KV_FORMATS", "KVFormat", "store_kernel"]

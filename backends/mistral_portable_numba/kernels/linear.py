@@ -10,19 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mistral_portable_numba.compiler.simd import (
-    as_signed,
-    fetch_add,
-    get_i64,
-    inlined,
-    load_bytes,
-    load_f32,
-    prefetch,
-    signed_zero,
-    store_bytes,
-    store_f32,
-)
-from mistral_portable_numba.compiler.tokens import Tokens
+from mistral_portable_numba.compiler.simd.atomics import fetch_add
+from mistral_portable_numba.compiler.simd.byte_dots import as_signed, signed_zero
+from mistral_portable_numba.compiler.simd.get_put import get_i64
+from mistral_portable_numba.compiler.simd.load_store import load_bytes, load_f32, prefetch, store_bytes, store_f32
+from mistral_portable_numba.compiler.simd.operation import inlined
+from mistral_portable_numba.compiler.simd.tokens import Tokens
 from mistral_portable_numba.kernels.formats import FORMATS, Format
 from mistral_portable_numba.kernels.registry import Factory
 from mistral_portable_numba.layouts import (

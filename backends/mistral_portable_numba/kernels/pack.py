@@ -3,16 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from mistral_portable_numba.compiler.simd import (
-    fetch_add,
-    get_i16,
-    get_i32,
-    get_i64,
-    inlined,
-    put_i16,
-    put_i32,
-    transpose4,
-)
+from mistral_portable_numba.compiler.simd.atomics import fetch_add
+from mistral_portable_numba.compiler.simd.get_put import get_i16, get_i32, get_i64, put_i16, put_i32
+from mistral_portable_numba.compiler.simd.load_store import transpose4
+from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 
 __all__ = ["KERNELS", "pack_kernel"]

@@ -7,14 +7,11 @@ as LLVM would otherwise remove the work.
 from collections.abc import Callable
 from typing import Any
 
-from mistral_portable_numba.compiler.simd import (
-    all_f32,
-    all_i32,
-    dot4,
-    fetch_add,
-    fma,
-    get_i64,
-    inlined,
+from mistral_portable_numba.compiler.simd.atomics import fetch_add
+from mistral_portable_numba.compiler.simd.byte_dots import dot4
+from mistral_portable_numba.compiler.simd.get_put import get_i64
+from mistral_portable_numba.compiler.simd.lanes import all_f32, all_i32, fma
+from mistral_portable_numba.compiler.simd.load_store import (
     load_bytes,
     load_f32,
     load_i32,
@@ -23,6 +20,7 @@ from mistral_portable_numba.compiler.simd import (
     store_f32,
     store_i32,
 )
+from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 
 __all__ = ["KERNELS", "dot4_probe", "fma_probe", "read_probe"]

@@ -7,21 +7,12 @@ last column. In the arguments of kernels an address of rows is followed by their
 from collections.abc import Callable
 from typing import Any
 
-from mistral_portable_numba.compiler.simd import (
-    all_f32,
-    fetch_add,
-    fma,
-    get_f32,
-    get_f64_as_f32,
-    get_i32,
-    get_i64,
-    inlined,
-    load_f32,
-    put_f32,
-    square_root,
-    store_f32,
-    sum_lanes,
-)
+from mistral_portable_numba.compiler.simd.atomics import fetch_add
+from mistral_portable_numba.compiler.simd.get_put import get_f32, get_f64_as_f32, get_i32, get_i64, put_f32
+from mistral_portable_numba.compiler.simd.lanes import all_f32, fma, square_root
+from mistral_portable_numba.compiler.simd.load_store import load_f32, store_f32
+from mistral_portable_numba.compiler.simd.operation import inlined
+from mistral_portable_numba.compiler.simd.reduce import sum_lanes
 from mistral_portable_numba.kernels.exp import exp
 from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 

@@ -13,21 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mistral_portable_numba.compiler.simd import (
-    absolute,
-    all_f32,
-    as_f16_bits,
-    fma,
-    inlined,
-    keep_in,
-    load_f32,
-    low_f16,
-    nearest,
-    repeat_f32,
-    rounded,
-    store_f32,
-    where_less,
-)
+from mistral_portable_numba.compiler.simd.convert import as_f16_bits, low_f16, nearest, rounded
+from mistral_portable_numba.compiler.simd.lanes import absolute, all_f32, fma, keep_in, where_less
+from mistral_portable_numba.compiler.simd.load_store import load_f32, repeat_f32, store_f32
+from mistral_portable_numba.compiler.simd.operation import inlined
 
 __all__ = ["Grid", "affine_block", "affine_super", "integers", "inverse_of", "signed_block", "signed_super", "table"]
 

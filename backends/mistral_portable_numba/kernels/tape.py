@@ -3,15 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from mistral_portable_numba.compiler.simd import (
-    call_address,
-    call_kernel,
-    fetch_add,
-    get_i64,
-    get_shared,
-    inlined,
-    pause,
-)
+from mistral_portable_numba.compiler.simd.atomics import fetch_add, get_shared, pause
+from mistral_portable_numba.compiler.simd.calls import call_address, call_kernel
+from mistral_portable_numba.compiler.simd.get_put import get_i64
+from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 
 __all__ = ["KERNELS", "tape_kernel"]

@@ -1,4 +1,4 @@
-"""The kernel that was asked for, or the best one."""
+"""Choice of the attention kernel: the requested one, or the best one that can run."""
 
 import torch
 
@@ -10,7 +10,7 @@ from mistral_portable_torch.attention.kernel import Attention
 from mistral_portable_torch.attention.sdpa import SDPA
 from mistral_portable_torch.attention.varlen import Varlen
 from mistral_portable_torch.device import Device
-from mistral_portable_torch.obstacles import KERNELS, THEIRS, obstacle
+from mistral_portable_torch.obstacles import KERNELS, TRANSFORMERS_NAMES, obstacle
 
 __all__ = ["choose"]
 
@@ -18,7 +18,7 @@ __all__ = ["choose"]
 def choose(wanted: str | None, device: Device, dtype: str, head_dim: int) -> Attention:
     """The kernel of that name, or the best one for the device, the float type and the heads.
 
-    `wanted` may be transformers' name of it. Raises BackendError if it is none of KERNELS or cannot run.
+    wanted: one of KERNELS, or transformers' name of one. Raises BackendError if it is unknown or cannot run.
     """
 
     def reason(name: str) -> str | None:
@@ -26,7 +26,7 @@ def choose(wanted: str | None, device: Device, dtype: str, head_dim: int) -> Att
 
     if wanted is None:
         return _make(next(name for name in KERNELS if reason(name) is None), device)
-    wanted = THEIRS.get(wanted, wanted)
+    wanted = TRANSFORMERS_NAMES.get(wanted, wanted)
     if wanted not in KERNELS:
         raise BackendError(f"attention={wanted!r}: choose one of {', '.join(KERNELS)}, or leave the option out")
     if why := reason(wanted):
@@ -41,7 +41,7 @@ def _make(name: str, device: Device) -> Attention:
                 from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
             except ImportError as error:
                 raise BackendError(
-                    f"attention='flash_attn': its import fails ({error}): build it anew for this torch, with "
+                    f"attention='flash_attn': its import fails ({error}): rebuild it for this torch with "
                     "pip install --force-reinstall --no-build-isolation flash-attn, or choose another one"
                 ) from error
             return FlashAttn(flash_attn_varlen_func, flash_attn_with_kvcache)

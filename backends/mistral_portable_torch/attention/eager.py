@@ -1,4 +1,4 @@
-"""Attention in plain operations, in float32: the only kernel that can show its softmax."""
+"""Attention in plain torch operations, in float32: the only kernel that can return attention weights."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ __all__ = ["Eager"]
 
 
 class Eager(Pieces):
-    """On any device, in any float type, of any head_dim."""
+    """Runs on any device, in any float type, with any head_dim."""
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, prepared: list[Piece], scale: float) -> Tensor:
         out = torch.empty_like(q)
@@ -20,12 +20,12 @@ class Eager(Pieces):
         return out
 
     def weights(self, q: Tensor, keys: Tensor, prepared: list[Piece], scale: float) -> list[Tensor]:
-        """The softmax of each sequence, float32 [T, h, N], in order of slots."""
+        """Attention weights of each sequence, float32 [T, h, N], in order of slots."""
         return [_softmax(q, keys, piece, scale).flatten(0, 1).transpose(0, 1) for piece in prepared]
 
 
 def _softmax(q: Tensor, keys: Tensor, piece: Piece, scale: float) -> Tensor:
-    """[g, h / g, T, N] of one sequence: query head i uses key/value head i // (h / g)."""
+    """Attention weights of one sequence, [g, h / g, T, N]: query head i uses key/value head i // (h / g)."""
     own = piece.of(keys)
     grouped = q[piece.tokens].float().unflatten(1, (own.shape[1], -1))
     scores = torch.einsum("tgnd,kgd->gntk", grouped * scale, own.float())

@@ -1,4 +1,4 @@
-"""The flash-attn package: its kernels read a text through the table of its pages, and mask by index."""
+"""The flash-attn package: its kernels read a sequence through its page table, and mask keys by index."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,34 +16,34 @@ __all__ = ["FlashAttn"]
 @dataclass(frozen=True)
 class _Fixed:
     decodes: bool
-    most_queries: int
-    most_keys: int
+    max_queries: int
+    max_keys: int
     window: tuple[int, int]
 
 
 class FlashAttn:
-    """The table lists a sequence's pages in order of time, from the one with its oldest visible key on.
+    """The page table lists a sequence's pages in order of time, from that of its oldest visible key on.
 
-    Indices then are positions, less a constant of the sequence: the kernels' own causal mask and window
-    (window_size=(W - 1, 0), both ends inclusive) hide what positions would.
+    So the index of a key is its position minus a constant of the sequence, and the kernels' own causal mask and window
+    (window_size=(W - 1, 0), both ends inclusive) hide exactly the keys that are not visible.
     """
 
     recordable = True
 
     def __init__(self, varlen: Callable[..., Tensor], with_kvcache: Callable[..., Tensor]) -> None:
-        """flash_attn's flash_attn_varlen_func, and flash_attn_with_kvcache, which splits long texts for one query."""
+        """flash_attn's flash_attn_varlen_func, and flash_attn_with_kvcache, which splits the keys of a single query."""
         self._varlen, self._with_kvcache = varlen, with_kvcache
 
     def plan(self, reads: GroupReads, recorded: bool) -> Planned[Integers]:
         table, keys = reads.table(recorded), reads.keys
         window = (-1 if reads.window is None else reads.window - 1, 0)
-        most_keys = table.shape[1] * reads.page
+        max_keys = table.shape[1] * reads.page
         return Planned(
-            _Fixed(reads.most_tokens == 1, reads.most_tokens, most_keys, window),
+            _Fixed(reads.max_queries == 1, reads.max_queries, max_keys, window),
             {
                 "table": table,
                 "keys": keys,
-                "starts": reads.plan.query_starts,
+                "query_starts": reads.plan.query_starts,
                 "key_starts": np.cumsum([0, *keys]).astype(np.int32),
             },
         )
@@ -62,6 +62,5 @@ class FlashAttn:
         }
         if fixed.decodes:
             return self._with_kvcache(q[:, None], keys, values, cache_seqlens=integers["keys"], **common)[:, 0]
-        return self._varlen(
-            q, keys, values, integers["starts"], integers["key_starts"], fixed.most_queries, fixed.most_keys, **common
-        )
+        starts = integers["query_starts"], integers["key_starts"]
+        return self._varlen(q, keys, values, *starts, fixed.max_queries, fixed.max_keys, **common)

@@ -1,4 +1,4 @@
-"""FlexAttention: the mask is a function of positions, compiled into the kernel where there is a GPU."""
+"""FlexAttention: the mask is a function of positions, which is compiled into the kernel on a GPU."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ __all__ = ["Flex"]
 
 
 class Flex(Pieces):
-    """On a GPU compiled, blocks of keys that no query sees are skipped; on a CPU in plain operations."""
+    """Compiled on a GPU, where blocks of keys that no query sees are skipped; plain operations on a CPU."""
 
-    recordable = False  # the mask's blocks are made on the host
+    recordable = False  # the host makes the mask's blocks
 
     def __init__(self, compiled: bool) -> None:
         self._attend: Any = torch.compile(flex_attention, dynamic=True) if compiled else flex_attention

@@ -1,7 +1,7 @@
-"""The protocol of attention kernels, and the part that those share which take one sequence at a time.
+"""The protocol of attention kernels, and the planning of kernels that take one sequence at a time.
 
-Below, T are the tokens of a step, S its sequences, N the slots of the pages that a sequence reads, h the query heads, g
-the key/value heads, d is head_dim. A pool is [pages, page, g, d].
+T: tokens of a step. S: its sequences. N: slots of the pages that a sequence reads. h: query heads. g: key/value heads.
+d: head_dim. A pool is [pages, page_size, g, d].
 """
 
 from collections.abc import Hashable, Mapping
@@ -24,8 +24,8 @@ Array = TypeVar("Array")
 class Planned(Generic[Array]):
     """A kernel's plan for the reads of a step.
 
-    fixed: what a recorded step has baked in; another value needs another recording. arrays: integers that differ from
-    step to step of one `fixed`, their shapes do not; on the host, and later on the device.
+    fixed: values that a recorded step bakes in; other values need another recording. arrays: integers that may differ
+    between steps of one `fixed`, while their shapes may not; first on the host, then on the device.
     """
 
     fixed: Hashable
@@ -37,12 +37,12 @@ class Attention(Protocol):
 
     @property
     def recordable(self) -> bool:
-        """Whether the host's part of a step depends on `Planned.fixed` alone, so that a CUDA graph may hold it."""
+        """Whether the host's work depends on `Planned.fixed` alone, so that a CUDA graph can replay the step."""
 
     def plan(self, reads: GroupReads, recorded: bool) -> Planned[Integers]:
         """Plan on the host, once for all layers of a group.
 
-        recorded: whether the step may be recorded: `fixed` then changes rarely while texts grow, and names no page.
+        recorded: whether the step may be recorded; `fixed` then changes rarely as texts grow, and has no page number.
         """
 
     def prepare(self, planned: Planned[Tensor]) -> Any:
@@ -54,10 +54,10 @@ class Attention(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """A sequence: its tokens, the pages that it reads, in order of time, and what its queries see.
+    """One sequence of a step: its tokens, the pages that it reads, in order of time, and what its queries see.
 
-    first, positions [T of the sequence]: the oldest and the newest position that each query sees. held [N]: the
-    position in each slot. pages: on the device; run: the same pages, if they follow each other in the pool.
+    first, positions [tokens of the sequence]: the oldest and the newest position that each query sees. held [N]: the
+    position in each slot. pages: page numbers, on the device. run: the same pages as a slice, if they are contiguous.
     """
 
     tokens: slice
@@ -73,22 +73,22 @@ class Piece:
         return (self.held >= self.first[:, None]) & (self.held <= self.positions[:, None])
 
     def of(self, pool: Tensor) -> Tensor:
-        """[N, g, d]: a view where the pages follow each other, else a copy."""
+        """The sequence's keys or values, [N, g, d]: a view if its pages are contiguous, else a copy."""
         return (pool.index_select(0, self.pages) if self.run is None else pool[self.run]).flatten(0, 1)
 
 
 @dataclass(frozen=True)
 class _Fixed:
-    """starts: as in GroupReads. columns: pages of each sequence. runs: the first one, if they follow each other."""
+    """query_starts: as in GroupReads. columns: pages per sequence. runs: the first of them, if they are contiguous."""
 
-    starts: tuple[int, ...]
+    query_starts: tuple[int, ...]
     columns: tuple[int, ...]
     runs: tuple[int | None, ...]
     page: int
 
 
 class Pieces:
-    """The plan of kernels that take sequence after sequence, whole pages of each, masked by position."""
+    """Planning for kernels that take one sequence at a time, and mask its whole pages by position."""
 
     recordable = True
 
@@ -97,7 +97,7 @@ class Pieces:
         columns = tuple(reads.columns(count, recorded) for count in counts)
         runs = tuple(None if recorded else _run(own[:count].tolist()) for own, count in zip(table, counts, strict=True))
         return Planned(
-            _Fixed(reads.starts, columns, runs, reads.page),
+            _Fixed(reads.query_starts, columns, runs, reads.page),
             {"first": reads.oldest, "positions": reads.plan.positions, "begins": reads.begins, "table": table},
         )
 
@@ -106,7 +106,7 @@ class Pieces:
         assert isinstance(fixed, _Fixed)
         pieces = []
         for s, (columns, first) in enumerate(zip(fixed.columns, fixed.runs, strict=True)):
-            tokens, begin = slice(fixed.starts[s], fixed.starts[s + 1]), arrays["begins"][s]
+            tokens, begin = slice(fixed.query_starts[s], fixed.query_starts[s + 1]), arrays["begins"][s]
             held = begin + torch.arange(columns * fixed.page, dtype=torch.int32, device=begin.device)
             run = None if first is None else slice(first, first + columns)
             pages = arrays["table"][s, :columns]
@@ -115,5 +115,5 @@ class Pieces:
 
 
 def _run(pages: list[int]) -> int | None:
-    """The first of pages that follow each other in the pool; None if they do not."""
+    """The first page, if all are contiguous in the pool, else None."""
     return pages[0] if pages == list(range(pages[0], pages[0] + len(pages))) else None

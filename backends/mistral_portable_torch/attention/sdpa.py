@@ -10,7 +10,7 @@ __all__ = ["SDPA"]
 
 
 class SDPA(Pieces):
-    """A boolean mask from positions over the pages of each sequence."""
+    """Masks the pages of each sequence by position, with a boolean mask."""
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, prepared: list[Piece], scale: float) -> Tensor:
         out = torch.empty_like(q)

@@ -1,8 +1,8 @@
-"""torch's own varlen_attn, which has the flash kernels: on any CUDA GPU from Ampere on, without another package.
+"""torch's own varlen_attn, which contains flash kernels: on any CUDA GPU from Ampere on, without another package.
 
-Its page tables need flash-attn 3 or 4, its offsets do not. A chunk's keys are gathered in order of time, which costs
-little beside what a chunk computes. A decoding step moves no key: each page that it reads is a text of its own, the
-query goes to all of them, and the partial results are added up by their log-sum-exp, as in flash decoding.
+Its page tables need flash-attn 3 or 4; its offsets do not. The keys of a prefill chunk are gathered in order of time,
+which costs little beside the chunk's own work. A decoding step copies no key: each page is passed as a sequence of its
+own, the query attends to each, and the partial results are merged by log-sum-exp, as in flash decoding.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,8 +22,8 @@ __all__ = ["Varlen"]
 
 @dataclass(frozen=True)
 class _Chunk:
-    most_queries: int
-    most_keys: int
+    max_queries: int
+    max_keys: int
     keys: int
     window: tuple[int, int]
 
@@ -35,7 +35,7 @@ class _Decode:
 
 
 class Varlen:
-    """torch's `varlen_attn`, FlashAttention on sequences laid end to end."""
+    """Attention by torch's `varlen_attn`: FlashAttention on sequences that lie end to end."""
 
     recordable = True
 
@@ -44,7 +44,7 @@ class Varlen:
         self._varlen = varlen
 
     def plan(self, reads: GroupReads, recorded: bool) -> Planned[Integers]:
-        return self._plan_decode(reads, recorded) if reads.most_tokens == 1 else self._plan_chunk(reads)
+        return self._plan_decode(reads, recorded) if reads.max_queries == 1 else self._plan_chunk(reads)
 
     def prepare(self, planned: Planned[Tensor]) -> Planned[Tensor]:
         return planned
@@ -61,10 +61,10 @@ class Varlen:
             q,
             keys[slots],
             values[slots],
-            integers["starts"],
+            integers["query_starts"],
             integers["key_starts"],
-            fixed.most_queries,
-            fixed.most_keys,
+            fixed.max_queries,
+            fixed.max_keys,
             scale=scale,
             window_size=fixed.window,
             enable_gqa=grouped,
@@ -76,29 +76,29 @@ class Varlen:
         counts = [len(some) for some in slots]
         window = (-1 if reads.window is None else reads.window - 1, 0)
         return Planned(
-            _Chunk(reads.most_tokens, max(counts), sum(counts), window),
+            _Chunk(reads.max_queries, max(counts), sum(counts), window),
             {
                 "slots": np.concatenate(slots),
-                "starts": reads.plan.query_starts,
+                "query_starts": reads.plan.query_starts,
                 "key_starts": np.cumsum([0, *counts]).astype(np.int32),
             },
         )
 
     def _plan_decode(self, reads: GroupReads, recorded: bool) -> Planned[Integers]:
-        """A text for each page of each sequence: where in the pool it starts, and how many keys it has.
+        """Plan a kernel's sequence for each page of each sequence: its first slot in the pool, and its number of keys.
 
-        Columns beyond a sequence's own have none.
+        Pages of padding have no keys.
         """
         page, table = reads.page, reads.table(recorded)
-        starts = table * np.int32(page)
+        first_slots = table * np.int32(page)
         counts = np.clip(reads.keys[:, None] - page * np.arange(table.shape[1]), 0, page).astype(np.int32)
-        starts[:, 0] += reads.hidden  # keys of the oldest page that have left the window
+        first_slots[:, 0] += reads.hidden  # skips keys of the oldest page that have left the window
         counts[:, 0] -= reads.hidden
         return Planned(
             _Decode(table.shape[1], page),
             {
-                "starts": np.arange(table.size + 1, dtype=np.int32),
-                "key_starts": np.append(starts.ravel(), np.int32(0)),
+                "query_starts": np.arange(table.size + 1, dtype=np.int32),
+                "key_starts": np.append(first_slots.ravel(), np.int32(0)),
                 "keys": counts.ravel(),
             },
         )
@@ -117,7 +117,7 @@ class Varlen:
             q.repeat_interleave(fixed.pages, 0),
             keys,
             values,
-            integers["starts"],
+            integers["query_starts"],
             integers["key_starts"],
             1,
             fixed.page,
@@ -127,7 +127,7 @@ class Varlen:
             seqused_k=integers["keys"],
         )
         empty = (integers["keys"] == 0).view(-1, fixed.pages, 1)
-        # The kernels give [h, texts], whatever varlen_attn's documentation says of T_q and H_q.
+        # lse is [h, sequences], although varlen_attn's documentation says otherwise.
         weight = lse.transpose(0, 1).unflatten(0, (-1, fixed.pages)).masked_fill(empty, float("-inf"))
         parts = out.unflatten(0, (-1, fixed.pages)).float().masked_fill(empty[..., None], 0)
         merged: Tensor = (parts * torch.softmax(weight, dim=1)[..., None]).sum(1)

@@ -6,25 +6,24 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from mistral_portable_numba.compiler.simd import (
+from mistral_portable_numba.compiler.simd.emit import (
+    BYTES64,
     F32,
+    F32X16,
     I32,
+    I32X16,
     I64,
-    bytes64,
     call,
-    f32x16,
-    i32x16,
     load,
     multiply_add,
-    operation,
     splat,
     store,
     zero_vector,
 )
+from mistral_portable_numba.compiler.simd.operation import operation
+from mistral_portable_numba.compiler.simd.vectors import bytes64, f32x16, i32x16
 
 __all__ = ["Tokens"]
-
-_F, _I, _B = f32x16.llvm, i32x16.llvm, bytes64.llvm
 
 
 class Tokens:
@@ -55,9 +54,9 @@ class Tokens:
             def dot_pair(b: Any, totals: Any, left: Any, right: Any, first: Any) -> Any:
                 result = totals
                 for token in range(count):
-                    x = b.bitcast(repeat(b, address(b, first, I64(4), token), I32, _I), _B)
+                    x = b.bitcast(repeat(b, address(b, first, I64(4), token), I32, I32X16), BYTES64)
                     for side, weights in enumerate((left, right)):
-                        total = call(b, name, _I, b.extract_value(totals, (side, token)), weights, x)
+                        total = call(b, name, I32X16, b.extract_value(totals, (side, token)), weights, x)
                         result = b.insert_value(result, total, (side, token))
                 return result
 
@@ -65,64 +64,67 @@ class Tokens:
 
         @operation(floats)
         def zeros(b: Any) -> Any:
-            return ir.Constant(ir.ArrayType(_F, count), [zero_vector(_F)] * count)
+            return ir.Constant(ir.ArrayType(F32X16, count), [zero_vector(F32X16)] * count)
 
         @operation(ints, types.int64, types.int32)
         def start(b: Any, first: Any, eighths: Any) -> Any:
             def one(token: int) -> Any:  # the flags let LLVM see that 8 eighths are one; sums of NaN may overflow
                 x = load(b, address(b, first, I64(4), token), I32)
-                return splat(b, b.ashr(b.mul(x, eighths, flags=["nsw"]), I32(3), flags=["exact"]), _I)
+                return splat(b, b.ashr(b.mul(x, eighths, flags=["nsw"]), I32(3), flags=["exact"]), I32X16)
 
-            return each(_I, one)(b)
+            return each(I32X16, one)(b)
 
         @operation(floats, floats, ints, f32x16)
         def scale_ints(b: Any, sums: Any, totals: Any, scale: Any) -> Any:
             def one(token: int) -> Any:
-                total = b.sitofp(b.extract_value(totals, token), _F)
+                total = b.sitofp(b.extract_value(totals, token), F32X16)
                 return multiply_add(b, total, scale, b.extract_value(sums, token))
 
-            return each(_F, one)(b)
+            return each(F32X16, one)(b)
 
         @operation(floats, floats, floats, types.int64, types.int64)
         def add_scaled(b: Any, sums: Any, parts: Any, first: Any, stride: Any) -> Any:
             def one(token: int) -> Any:
-                scale = repeat(b, address(b, first, stride, token), F32, _F)
+                scale = repeat(b, address(b, first, stride, token), F32, F32X16)
                 return multiply_add(b, b.extract_value(parts, token), scale, b.extract_value(sums, token))
 
-            return each(_F, one)(b)
+            return each(F32X16, one)(b)
 
         @operation(floats, floats, f32x16, types.int64, types.int64)
         def fma_each(b: Any, sums: Any, factor: Any, first: Any, stride: Any) -> Any:
             def one(token: int) -> Any:
-                x = load(b, address(b, first, stride, token), _F)
+                x = load(b, address(b, first, stride, token), F32X16)
                 return multiply_add(b, x, factor, b.extract_value(sums, token))
 
-            return each(_F, one)(b)
+            return each(F32X16, one)(b)
 
         @operation(floats, floats, f32x16, types.int64, types.int64)
         def fma_one(b: Any, sums: Any, factor: Any, first: Any, stride: Any) -> Any:
             def one(token: int) -> Any:
-                x = repeat(b, address(b, first, stride, token), F32, _F)
+                x = repeat(b, address(b, first, stride, token), F32, F32X16)
                 return multiply_add(b, x, factor, b.extract_value(sums, token))
 
-            return each(_F, one)(b)
+            return each(F32X16, one)(b)
 
         @operation(floats, floats, f32x16, types.int64, types.int64)
         def fma_seen(b: Any, sums: Any, factor: Any, first: Any, stride: Any) -> Any:
             def one(token: int) -> Any:
-                x = repeat(b, address(b, first, stride, token), F32, _F)
-                seen = b.select(b.fcmp_ordered("==", x, zero_vector(_F)), zero_vector(_F), factor)
+                x = repeat(b, address(b, first, stride, token), F32, F32X16)
+                seen = b.select(b.fcmp_ordered("==", x, zero_vector(F32X16)), zero_vector(F32X16), factor)
                 return multiply_add(b, x, seen, b.extract_value(sums, token))
 
-            return each(_F, one)(b)
+            return each(F32X16, one)(b)
 
         @operation(floats, floats, floats, f32x16)
         def add_times(b: Any, sums: Any, parts: Any, factor: Any) -> Any:
-            return each(_F, lambda t: multiply_add(b, b.extract_value(parts, t), factor, b.extract_value(sums, t)))(b)
+            def one(token: int) -> Any:
+                return multiply_add(b, b.extract_value(parts, token), factor, b.extract_value(sums, token))
+
+            return each(F32X16, one)(b)
 
         @operation(floats, types.int64, types.int64)
         def load_each(b: Any, first: Any, stride: Any) -> Any:
-            return each(_F, lambda token: load(b, address(b, first, stride, token), _F))(b)
+            return each(F32X16, lambda token: load(b, address(b, first, stride, token), F32X16))(b)
 
         @operation(types.void, types.int64, types.int64, floats)
         def store_each(b: Any, first: Any, stride: Any, values: Any) -> None:

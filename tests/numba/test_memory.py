@@ -1,0 +1,142 @@
+"""Memory of the Numba executor's programs: growth, shrinking, and steps that do not fit."""
+
+import sys
+import threading
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from mistral_portable_numba.program import SHRINK_AFTER
+from numba_sessions import CONFIG, KV_CACHES, WINDOW, Session, text
+from numpy.typing import NDArray
+
+from mistral_portable.cache import Chunk
+from mistral_portable.errors import CapacityError
+
+
+def page_bytes(kv_cache: str, head_dim: int) -> int:
+    """Bytes of a layer's page, as in `layouts.py`: 64 slots, values padded to a multiple of 32 numbers."""
+    width = -(-head_dim // 32) * 32
+    itemsize = {"float32": 4, "float16": 2, "q8_0": 1}[kv_cache]
+    scales = 2 * width // 32 * 2 if kv_cache == "q8_0" else 0
+    return CONFIG.num_key_value_heads * 64 * ((head_dim + width) * itemsize + scales)
+
+
+@pytest.mark.parametrize("kv_cache", KV_CACHES)
+@pytest.mark.parametrize("head_dim", [16, 40])
+def test_a_windowed_lane_takes_the_same_bytes_for_any_length(kv_cache: str, head_dim: int) -> None:
+    session = Session(replace(CONFIG, head_dim=head_dim), kv_cache=kv_cache, max_chunk=60, max_context=4000)
+    assert session.program.cache_bytes == 0
+    lane, _ = session.begin(text(60))
+    assert session.program.cache_bytes == 2 * page_bytes(kv_cache, head_dim)
+    session.feed(lane, text(1000))  # chunks begin at all offsets in a page
+    full = session.program.cache_bytes
+    assert full <= 2 * page_bytes(kv_cache, head_dim) * session.spec.lane_pages(0)
+    session.feed(lane, text(2000))
+    assert session.program.cache_bytes == full
+
+
+def test_pools_grow_with_the_text_by_a_quarter_at_least() -> None:
+    session = Session(CONFIG.with_window((None, WINDOW)), max_chunk=64, max_context=4096)
+    lane, page, sizes = session.manager.open(), page_bytes("float16", 16), [0]
+    for pages in range(1, 65):
+        session.feed(lane, text(64, pages))
+        windowed = session.manager.pages_in_use(1)
+        assert pages + windowed <= session.program.cache_bytes / page <= 1.25 * (pages + windowed + 2)
+        sizes += [session.program.cache_bytes] if session.program.cache_bytes > sizes[-1] else []
+    assert len(sizes) <= 20
+
+
+def test_scratch_shrinks_long_after_large_steps() -> None:
+    session, other = Session(max_chunk=512, max_context=800), Session(max_chunk=512, max_context=800)
+    empty = session.program.scratch_bytes
+    lane, _ = session.begin(text(512))
+    twin, expected = other.begin(text(512))
+    large = session.program.scratch_bytes
+    assert large > empty > 0
+    for step in range(SHRINK_AFTER - 1):
+        session.feed(lane, [step % CONFIG.vocab_size])
+        other.feed(twin, [step % CONFIG.vocab_size])
+    assert session.program.scratch_bytes == large
+    other.begin(text(300))  # resets the count of small steps
+    np.testing.assert_array_equal(session.feed(lane, [1, 2]), other.feed(twin, [1, 2]))
+    assert other.program.scratch_bytes == large
+    assert session.program.scratch_bytes < large / 4
+    for tokens in ([3], [4, 5, 6], text(200)):
+        np.testing.assert_array_equal(session.feed(lane, tokens), other.feed(twin, tokens))
+    out = session.begin(text(512))[1]
+    np.testing.assert_array_equal(out, expected)
+    session.program.close()
+    assert session.program.scratch_bytes < empty
+
+
+def test_sizes_may_be_read_during_steps() -> None:
+    session, failures, done = Session(), list[BaseException](), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                assert session.program.cache_bytes + session.program.scratch_bytes > 0
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=read)
+    try:
+        thread.start()
+        session.begin(text(9))
+        state = session.program.read_pages(0, [0])
+        for page in range(100):  # pools grow
+            session.program.write_pages(0, [page], state)
+            session.manager.close(session.begin(text(9))[0])
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert not failures
+
+
+def scarce(failing: int) -> Any:
+    """NumPy's `zeros` on a machine with memory for `failing` more arrays."""
+    zeros, calls = np.zeros, 0
+
+    def scarce(*arguments: Any, **options: Any) -> NDArray[Any]:
+        nonlocal calls
+        calls += 1
+        if calls > failing:
+            raise MemoryError
+        return zeros(*arguments, **options)
+
+    return scarce
+
+
+@pytest.mark.parametrize("failing", range(8))
+def test_a_step_without_memory_for_pages_changes_nothing(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layer groups with eight arrays, of which all grow or none."""
+    config = replace(CONFIG, num_hidden_layers=4).with_window((None, WINDOW))
+    session, other = Session(config), Session(config)
+    lane, expected = session.begin(text(60))[0], other.feed(other.begin(text(60))[0], text(20, 1))
+    plan, size = session.manager.plan([Chunk(lane, text(20, 1), range(20))]), session.program.cache_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "zeros", scarce(failing))
+        with pytest.raises(CapacityError, match="a step of 20 tokens"):
+            session.program.step(plan)
+    assert session.program.cache_bytes == size
+    np.testing.assert_array_equal(session.program.step(plan)["logits"], expected)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2, 3])
+def test_loading_pages_without_memory_changes_nothing(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, other = Session(), Session()
+    lane, _ = session.begin(text(30))
+    expected = other.feed(other.begin(text(30))[0], text(5, 1))
+    state, size = session.program.read_pages(0, [0]), session.program.cache_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "zeros", scarce(failing))
+        with pytest.raises(CapacityError, match="no memory is left for a saved lane"):
+            session.program.write_pages(0, [1], state)
+    assert session.program.cache_bytes == size
+    np.testing.assert_array_equal(session.feed(lane, text(5, 1)), expected)
