@@ -3,7 +3,7 @@
 | Error | Who must act | As a Python error |
 |---|---|---|
 | InputError | the caller: change the prompt, the id or the value (a server's 400) | ValueError |
-| CacheError | the caller of the cache: an operation that its rules forbid, a saved lane of another model | InputError |
+| CacheError | the caller of the cache: what its rules forbid, a saved lane or session that does not fit | InputError |
 | BusyError | nobody: try again when a sequence has ended (503) | RuntimeError |
 | CapacityError | the caller or the operator: it does not fit, ask for less or give more memory | MemoryError |
 | ClosedError | the program around: it was closed; load it again | RuntimeError |
@@ -39,7 +39,7 @@ class InputError(MistralPortableError, ValueError):
 
 class CacheError(InputError):
     """The cache's rules forbid an operation: a rollback past the window, a chunk too long, a lane that is not open,
-    a saved lane of another model."""
+    a saved lane or session that is another model's or damaged."""
 
 
 class BusyError(MistralPortableError, RuntimeError):

@@ -67,13 +67,16 @@ class Cache:
             self._lost |= {(group, page) for name in self._names(group) for page in range(len(self.arrays[name]))}
         self.arrays = self._empty()
 
-    def read(self, group: int, pages: Sequence[int]) -> LaneState:
-        """NumPy copies by name, [pages, page_size, key/value heads, head_dim]; bfloat16 as uint16, its bits."""
+    def read(self, group: int, pages: Sequence[int], blank: Sequence[int]) -> LaneState:
+        """NumPy copies by name, [pages, page_size, key/value heads, head_dim]; bfloat16 as uint16, its bits. The slots
+        `blank` of the last page are zeros."""
         for page in pages:
             if (group, page) in self._lost:
                 raise _lost(f"page {page}")
         index = padded(np.array(pages, np.int32), few(len(pages)))
         found = {name: np.asarray(self.arrays[name][index])[: len(pages)].copy() for name in self._names(group)}
+        for rows in found.values():
+            rows[-1:, list(blank)] = 0
         return {name: rows.view(np.uint16) if rows.dtype == jnp.bfloat16 else rows for name, rows in found.items()}
 
     def write(self, group: int, pages: Sequence[int], state: LaneState) -> None:

@@ -78,8 +78,8 @@ class JAXProgram:
         check_inputs(self._graph, plan, inputs)
         return self._in_turn(partial(self._run, plan, inputs))
 
-    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
-        return self._in_turn(lambda: self._cache.read(group, pages))
+    def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
+        return self._in_turn(lambda: self._cache.read(group, pages, blank))
 
     def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         self._in_turn(lambda: self._cache.write(group, pages, state))

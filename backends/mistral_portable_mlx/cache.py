@@ -83,10 +83,11 @@ class Cache:
         """Release all memory."""
         self._pages.clear()
 
-    def read(self, group: int, pages: Sequence[int]) -> LaneState:
+    def read(self, group: int, pages: Sequence[int], blank: Sequence[int]) -> LaneState:
         """NumPy copies named KIND.LAYER, scales KIND.LAYER.scales, each [pages, heads, slots, n]; bfloat16 as uint16.
 
-        They have as many slots as the longest of the pages; the others end in zeros.
+        They have as many slots as the longest of the pages; the others end in zeros. So does the last page have in its
+        slots `blank`.
         """
         layers, empty = self._spec.groups[group].layers, self._empty_parts()
         slots = max((self._slots(layers[0], page) for page in pages), default=0)
@@ -97,6 +98,7 @@ class Cache:
                 for row, page in zip(out, pages, strict=True):
                     array = self._pages[layer, page][at] if (layer, page) in self._pages else like
                     row[:, : array.shape[1]] = np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
+                out[-1:, :, [slot for slot in blank if slot < slots]] = 0
                 state[self._name(part, layer)] = out
         return state
 

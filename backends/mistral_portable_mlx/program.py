@@ -144,9 +144,9 @@ class MLXProgram:
                 mx.async_eval(step.following.argmax)
             return tokens
 
-    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
+    def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
         with self._on_stream():
-            return self._cache.read(group, pages)
+            return self._cache.read(group, pages, blank)
 
     def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         with self._on_stream():

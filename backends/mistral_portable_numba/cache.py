@@ -65,9 +65,13 @@ class KVCache:
             values *= np.repeat(factors, 32, axis=-1)[..., :head_dim]
         return values
 
-    def read(self, group: int, pages: Sequence[int]) -> LaneState:
-        """Copies of a layer group's pages by "keys.LAYER" and "values.LAYER", uint8 [pages, heads, bytes of a head]."""
-        return {f"{kind}.{layer}": self._pools[layer, kind][list(pages)] for layer, kind in self._keys_of(group)}
+    def read(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
+        """Copies of a layer group's pages by "keys.LAYER" and "values.LAYER", uint8 [pages, heads, bytes of a head].
+        The slots `blank` of the last page are zeros."""
+        state = {f"{kind}.{layer}": self._pools[layer, kind][list(pages)] for layer, kind in self._keys_of(group)}
+        for name, array in state.items() if blank else ():
+            self._empty(name.partition(".")[0], array[-1:], np.array(blank, np.intp))
+        return state
 
     def write(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         """Put arrays of `read` into pages. Raises CacheError if they are not this model's; an error changes nothing."""
@@ -105,6 +109,17 @@ class KVCache:
             self._put(layer, kind, pool)
         for group, count in larger.items():
             self._counts[group] = count
+
+    def _empty(self, kind: str, pages: _Pool, slots: NDArray[np.intp]) -> None:
+        """Set slots of all these pages to zero, numbers and scales."""
+        number, head_dim = KV_DTYPES[self._dtype], self._spec.head_dim
+        end = PAGE_SIZE * (head_dim if kind == "keys" else head_width(head_dim)) * number.itemsize
+        for part in (pages[..., :end].view(number), pages[..., end:].view(np.float16)):
+            if kind == "keys":
+                vectors = part.reshape(*part.shape[:2], PAGE_SIZE // 16, -1, 16)
+                vectors[:, :, slots // 16, :, slots % 16] = 0
+            else:
+                part.reshape(*part.shape[:2], PAGE_SIZE, -1)[:, :, slots] = 0
 
     def _zeros(self, kind: str, pages: int) -> _Pool:
         return np.zeros((pages, self._spec.num_key_value_heads, self._head_bytes[kind]), np.uint8)

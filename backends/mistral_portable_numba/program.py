@@ -135,9 +135,9 @@ class NumbaProgram:
                 for name, value in self._graph.outputs.items()
             }
 
-    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
+    def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
         with self._in_turn("the copy of a lane"):
-            return self._cache.read(group, pages)
+            return self._cache.read(group, pages, blank)
 
     def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         with self._in_turn("a saved lane"):

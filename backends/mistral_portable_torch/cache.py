@@ -84,10 +84,14 @@ class Cache:
                 written[target] = written[source]
             self._zero_after(index, reads.slot_mapping)
 
-    def read(self, group: int, pages: Sequence[int]) -> LaneState:
-        """Copies of pages by `kind.layer`: arrays [pages, page_size, heads, head_dim], bfloat16 as uint16 bits."""
+    def read(self, group: int, pages: Sequence[int], blank: Sequence[int]) -> LaneState:
+        """Copies of pages by `kind.layer`: arrays [pages, page_size, heads, head_dim], bfloat16 as uint16 bits.
+        The slots `blank` of the last page are zeros."""
         chosen = self._indices(pages)
-        return {name: _to_numpy(pool[chosen]) for name, pool in self._group_pools(group)}
+        state = {name: _to_numpy(pool[chosen]) for name, pool in self._group_pools(group)}
+        for array in state.values():
+            array[-1:, list(blank)] = 0
+        return state
 
     def write(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         """Write arrays of `read` to pages. Raises CacheError if they are not this model's, CapacityError if memory is

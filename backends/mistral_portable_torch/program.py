@@ -113,9 +113,9 @@ class TorchProgram:
             # A step without requested rows waits for nothing: the host builds the next chunk while it is computed.
             return {name: self._output(name, values.get(name), plan) for name in self._graph.outputs}
 
-    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
+    def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
         with self._running(), self._memory.while_stepping():
-            return self._cache.read(group, pages)
+            return self._cache.read(group, pages, blank)
 
     def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         with self._running(), self._memory.while_stepping():

@@ -108,8 +108,14 @@ class Program(Protocol):
         page but those that the plan writes or copies to has changed.
         """
 
-    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
-        """Copies of the arrays of these pages of a layer group, in this order; each page was part of a step's pool."""
+    def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
+        """Copies of the arrays of these pages of a layer group, in this order; each page was part of a step's pool.
+
+        blank: slots of the last of these pages, from 0 on, that the copy has zeros in, whatever the page holds there:
+        what an earlier sequence left behind the end of this one stays here.
+
+        Example: pages of 4 slots, a lane of 6 tokens in the pages 5 and 2: `read_pages(0, [5, 2], [2, 3])`.
+        """
 
     def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         """Put arrays from `read_pages`, perhaps of another program of the model, into these pages of a layer group.

@@ -27,9 +27,13 @@ class SavedLane:
 
 
 def save_lane(program: Program, manager: CacheManager, lane: int) -> SavedLane:
-    """Copy a lane's integers and arrays. The caller sees to it that no step or plan comes between."""
+    """Copy a lane's integers and arrays, with zeros in the slots of its pages that hold no position of it.
+
+    The caller sees to it that no step or plan comes between.
+    """
     integers, pages = manager.save(lane)
-    return SavedLane(integers, tuple(program.read_pages(group, some) for group, some in enumerate(pages)))
+    groups = zip(pages, manager.blank(lane), strict=True)
+    return SavedLane(integers, tuple(program.read_pages(group, *found) for group, found in enumerate(groups)))
 
 
 def load_lane(program: Program, manager: CacheManager, saved: SavedLane) -> int:

@@ -81,7 +81,7 @@ class CacheManager:
         steps that they are for is the caller's to keep, by `turn`.
         """
         self.spec = spec
-        self._model = model
+        self.model = model
         self._lanes: dict[int, _Lane] = {}
         self._pools = tuple(PagePool(group.page_size, ring=group.ring) for group in spec.groups)
         self._ring = spec.groups[0].ring
@@ -252,8 +252,8 @@ class CacheManager:
         elif not any(advance.taken for some in advances for advance in some):
             return
         self._let_go()
-        if not self._fits(self._bytes()):
-            raise CapacityError(self._refusal(self._bytes()))
+        if not self._fits(needed := self._bytes()):
+            raise CapacityError(self._refusal(needed))
 
     def undo(self, plan: StepPlan) -> None:
         """Undo a plan whose step has failed: its sequences get back the length and the pages that they had before it.
@@ -325,22 +325,39 @@ class CacheManager:
         state, groups = self._lane(lane), self.spec.groups
         needed = tuple(table.needed(group, state.length) for table, group in zip(state.tables, groups, strict=True))
         high = state.high if groups[0].ring else state.length  # pages overwrite nothing
-        integers = to_integers(self._model, self.spec, state.length, high, needed)
+        integers = to_integers(self.model, self.spec, state.length, high, needed)
         return integers, tuple(table.pages for table in needed)
+
+    def blank(self, lane: int) -> tuple[tuple[int, ...], ...]:
+        """For each layer group the slots, in the last page of `save`, that hold no position of the lane."""
+        state = self._lane(lane)
+        return tuple(
+            table.needed(group, state.length).blank(group, state.length, state.high)
+            for table, group in zip(state.tables, self.spec.groups, strict=True)
+        )
 
     def load(self, saved: SavedIntegers) -> tuple[int, Pages]:
         """Open a lane with the integers of `save`; its pages are new, and their content is the caller's to write.
 
-        Raises CacheError if they are another model's or do not fit this spec, BusyError if no lane is free.
+        Raises CacheError if they are another model's or do not fit this spec, BusyError if no lane is free,
+        CapacityError if a strict budget has no room for them.
         """
-        length, high, spans = to_lane(self._model, self.spec, saved)
+        length, high, spans = to_lane(self.model, self.spec, saved)
         tables = tuple(Table(begin) for begin, _ in spans)
         self._require_held("saved lane: going on", _Lane(tables, length, high), length)
         with self._changes:
             lane = self._free_lane()
             pages = tuple(pool.take(count) for pool, (_, count) in zip(self._pools, spans, strict=True))
             tables = tuple(Table(begin, some) for (begin, _), some in zip(spans, pages, strict=True))
+            for group, pool, some in zip(self.spec.groups, self._pools, pages, strict=True):
+                if group.ring:
+                    for page in some:
+                        pool.fill(page, min(high, group.page_size))
             self._lanes[lane] = _Lane(tables, length, high)
+            self._let_go()
+            if not self._fits(needed := self._bytes()):
+                self._closed.append(self._lanes.pop(lane))
+                raise CapacityError(self._refusal(needed))
             return lane, pages
 
     def _bytes(self) -> int:

@@ -59,6 +59,16 @@ class Table:
         first, count = span(group, length)
         return Table(first, self.pages[first - self.begin :][:count])
 
+    def blank(self, group: LayerGroup, length: int, high: int) -> tuple[int, ...]:
+        """The slots of the last page that hold none of a sequence's `length` tokens; high: as `oldest` takes it.
+
+        Example: pages of 4 slots, 10 tokens: (2, 3). A ring of 4 slots that has held 6 tokens, of which 5 are left, has
+        the positions 4 - 2 3 in its slots: (1,).
+        """
+        first = max(0, high - group.page_size) if group.ring else (length - 1) // group.page_size * group.page_size
+        held = {position % group.page_size for position in range(first, length)}
+        return tuple(slot for slot in range(group.page_size) if slot not in held) if self.pages else ()
+
     def slots(self, group: LayerGroup, begin: int, end: int) -> list[int]:
         """The slots, in the group's pool, of the positions begin .. end - 1."""
         size = group.page_size

@@ -1,5 +1,6 @@
 """`chat`: hold a conversation, typed, or piped in with one message per line."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,6 +27,7 @@ from mistral_portable.cli.options import (
     RepetitionPenaltyOption,
     RevisionOption,
     SeedOption,
+    SessionOption,
     StopOption,
     TemperatureOption,
     TensorParallelOption,
@@ -36,7 +38,9 @@ from mistral_portable.cli.options import (
     WindowOption,
 )
 from mistral_portable.cli.output import aside, end_line, note, one_line, show
+from mistral_portable.cli.session import resume
 from mistral_portable.engine import Model, TextStreamer
+from mistral_portable.engine.session import read_messages
 from mistral_portable.errors import MistralPortableError
 from mistral_portable.sampling import SamplingParams
 
@@ -72,6 +76,7 @@ def chat(
     cache_ram: CacheRamOption = None,
     threads: ThreadsOption = None,
     revision: RevisionOption = None,
+    session: SessionOption = None,
     max_tokens: MaxTokensOption = SamplingParams.max_tokens,
     temperature: TemperatureOption = SamplingParams.temperature,
     top_k: TopKOption = SamplingParams.top_k,
@@ -125,15 +130,35 @@ def chat(
         revision=revision,
     ) as loaded:
         conversation = Conversation(loaded.tokenizer, system)
+        if resume(loaded, session) and session is not None:
+            _go_on(conversation, session)
         aside(f"{loaded.source} on {loaded.backend}; /help lists the commands")
-        for line in stdin.read_lines():
-            if line.strip() == "/exit":
-                return
-            if line.startswith("/") and not line.startswith("//"):
-                _obey(conversation, line)
-            elif line.strip():
-                message = line[1:] if line.startswith("//") else line
-                _answer(loaded, conversation, params, message)
+        try:
+            _converse(loaded, conversation, params)
+        finally:  # once, as a session may have hundreds of megabytes; also after Ctrl-C
+            if session is not None and loaded.loop.last_text:
+                loaded.save_session(session, messages=conversation.messages)
+
+
+def _go_on(conversation: Conversation, session: str) -> None:
+    """Continue the chat of a session, if it has one."""
+    beginning, messages = conversation.messages, read_messages(Path(session))
+    if messages is not None:
+        conversation.replace(messages, session)
+        if beginning and messages[:1] != beginning:
+            note(f"note: {one_line(session)} has its own instructions; /clear starts a conversation with --system")
+
+
+def _converse(model: Model, conversation: Conversation, params: SamplingParams) -> None:
+    """Answer the lines of standard input until it ends."""
+    for line in stdin.read_lines():
+        if line.strip() == "/exit":
+            return
+        if line.startswith("/") and not line.startswith("//"):
+            _obey(conversation, line)
+        elif line.strip():
+            message = line[1:] if line.startswith("//") else line
+            _answer(model, conversation, params, message)
 
 
 def _obey(conversation: Conversation, line: str) -> None:

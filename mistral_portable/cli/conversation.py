@@ -47,6 +47,13 @@ class Conversation:
             raise InputError(f"cannot load: {error}") from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"cannot load {file}: not JSON in UTF-8: {error}") from error
+        self.replace(messages, file)
+
+    def replace(self, messages: Any, file: str) -> None:
+        """Replace the messages by those that were read from a file.
+
+        Raises InputError or TokenizerError, and keeps the messages, if it is not a chat.
+        """
         if not isinstance(messages, list):
             raise InputError(f"cannot load {file}: it holds no list of messages")
         self._check(messages)

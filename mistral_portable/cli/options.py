@@ -30,6 +30,7 @@ __all__ = [
     "RepetitionPenaltyOption",
     "RevisionOption",
     "SeedOption",
+    "SessionOption",
     "Settings",
     "StopOption",
     "TemperatureOption",
@@ -134,6 +135,11 @@ CacheRamOption = Annotated[
 ]
 MaxContextOption = Annotated[
     int | None, _model("The most tokens of prompt and answer together; by default the model's limit.", "N", min=1)
+]
+
+SessionOption = Annotated[
+    str | None,
+    _model("Keep what has been read in this file: the next call that begins alike goes on from there.", "FILE"),
 ]
 
 # The fields of SamplingParams.

@@ -29,6 +29,7 @@ from mistral_portable.cli.options import (
     RepetitionPenaltyOption,
     RevisionOption,
     SeedOption,
+    SessionOption,
     StopOption,
     TemperatureOption,
     TensorParallelOption,
@@ -39,6 +40,7 @@ from mistral_portable.cli.options import (
     WindowOption,
 )
 from mistral_portable.cli.output import aside, end_line, show, speed
+from mistral_portable.cli.session import resume
 from mistral_portable.engine import Generation
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
@@ -71,6 +73,7 @@ def run(
     max_context: MaxContextOption = None,
     threads: ThreadsOption = None,
     revision: RevisionOption = None,
+    session: SessionOption = None,
     max_tokens: MaxTokensOption = SamplingParams.max_tokens,
     temperature: TemperatureOption = SamplingParams.temperature,
     top_k: TopKOption = SamplingParams.top_k,
@@ -98,6 +101,8 @@ def run(
         raise InputError("the prompt is empty: give some text")
     if tensor_parallel is not None and temperature > 0 and seed is None:
         raise typer.BadParameter("all processes must draw alike: give --seed, too", param_hint="'--tensor-parallel'")
+    if tensor_parallel is not None and session is not None:
+        raise typer.BadParameter("several processes cannot share a session", param_hint="'--session'")
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -131,16 +136,17 @@ def run(
             threads=threads,
             revision=revision,
         ) as loaded,
-        loaded.stream(messages if chat else text, params) as streamer,
     ):
-        try:
-            if not chat and not as_json:
-                show(text)
-            for piece in streamer:
-                if not as_json:
-                    show(piece)
-        except KeyboardInterrupt:
-            interrupted = True
+        resume(loaded, session)
+        with loaded.stream(messages if chat else text, params) as streamer:
+            try:
+                if not chat and not as_json:
+                    show(text)
+                for piece in streamer:
+                    if not as_json:
+                        show(piece)
+            except KeyboardInterrupt:
+                interrupted = True
         generation = streamer.generation
         if as_json:
             report = _report(generation) | {"model": loaded.source, "backend": loaded.backend}
@@ -148,6 +154,8 @@ def run(
         else:
             end_line(generation.text or text)
         aside(speed(generation.timings))
+        if session is not None and generation.tokens:
+            loaded.save_session(session)
     if interrupted:
         raise typer.Exit(130)
 

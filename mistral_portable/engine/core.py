@@ -96,6 +96,34 @@ class Core:
             self._require_open()
             return load_lane(self.program, self.manager, saved)
 
+    def save_known(self, tokens: Sequence[int]) -> SavedLane:
+        """Copy the longest known beginning of these tokens; `integers["length"]` of the copy is their number.
+
+        Raises ClosedError, BusyError if all lanes are taken, CapacityError if there is no room beside the other lanes.
+        """
+        lane, _ = self.manager.resume(tokens)
+        try:
+            return self.save(lane)
+        finally:
+            self._keep_and_close(lane, tokens)  # a lane in one piece is taken over by whoever resumes it
+
+    def make_known(self, saved: SavedLane, tokens: Sequence[int]) -> int:
+        """Make a saved sequence of these tokens known; return the number of them that the cache has room to keep.
+
+        Raises the errors of `load`.
+        """
+        lane = self.load(saved)
+        self._keep_and_close(lane, tokens)
+        lane, known = self.manager.resume(tokens)
+        self._keep_and_close(lane, tokens)
+        return known
+
+    def _keep_and_close(self, lane: int, tokens: Sequence[int]) -> None:
+        try:
+            self.manager.keep(lane, tokens)
+        finally:
+            self.manager.close(lane)
+
     def close(self) -> None:
         """Release the executor's threads and memory; every later step raises ClosedError."""
         with self.manager.turn:

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar, cast
@@ -26,6 +27,7 @@ from mistral_portable.sampling import Sampled, sample_rows
 __all__ = ["Loop"]
 
 AnyRequest = TypeVar("AnyRequest", bound=Request[Any])
+Result = TypeVar("Result")
 _Request = Request[Any]
 
 _WORTH_WAITING = 32  # tokens in common with a prompt that is being read
@@ -57,6 +59,9 @@ class Loop:
         self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk, learns=not lockstep)
         self._arrived: deque[_Request] = deque()
         self._left: deque[_Request] = deque()
+        self._tasks: deque[_Task[Any]] = deque()
+        self.last_text: Sequence[int] = ()
+        """Prompt and answer of the completion that ended last, of those without a `cache_salt`."""
         self._stalled: set[_Request] = set()
         self._begun: deque[_Step] = deque()
         self._lanes = lanes or core.manager.spec.max_lanes
@@ -121,6 +126,21 @@ class Loop:
             if not self._driven:
                 self._rest()
 
+    def between_steps(self, action: Callable[[], Result]) -> Result:
+        """Call a function that takes lanes and gives them back, and return its result or raise its error.
+
+        No step runs and no request takes a lane meanwhile: none finds that others have them all.
+        """
+        task = _Task(action)
+        self._tasks.append(task)
+        try:
+            self._wait([task])
+        finally:
+            if not task.finished:
+                with suppress(ValueError):
+                    self._tasks.remove(task)
+        return task.result()
+
     def close(self) -> None:
         """Release the executor's threads and memory; every request ends with ClosedError."""
         self._core.close()
@@ -133,7 +153,7 @@ class Loop:
 
     # --- threads -----------------------------------------------------------------------------------------------------
 
-    def _wait(self, requests: Sequence[_Request]) -> None:
+    def _wait(self, requests: "Sequence[_Request | _Task[Any]]") -> None:
         """Return when one of the requests is ready: run steps until then, or let another thread do so."""
         with self._lock:
             while not _any_ready(requests):
@@ -214,6 +234,9 @@ class Loop:
         """Run one step, for all requests that it has room for; False if there is none."""
         if self._arrived or self._left or self._stalled:
             self._settle()
+        if self._tasks:
+            self._run_tasks()
+            return True
         begin = time.perf_counter()
         if self._begun:
             if len(self._begun) == 1:
@@ -234,6 +257,15 @@ class Loop:
         else:
             self._scheduler.observe(turn, time.perf_counter() - begin)
         return True
+
+    def _run_tasks(self) -> None:
+        while self._tasks:
+            task = self._tasks.popleft()
+            try:
+                task.run()
+            except BaseException:  # Ctrl-C in this thread is not the task's error
+                self._tasks.appendleft(task)
+                raise
 
     def _settle(self) -> None:
         """Take in the requests that have come, clear away those that were left, and wake those that stood still."""
@@ -461,6 +493,8 @@ class Loop:
 
     def _end(self, request: _Request) -> None:
         if request in self._scheduler:
+            if request.keeps and request.fed and request.error is None and not request.cache_salt:
+                self.last_text = request.tokens
             self._scheduler.remove(request)
             self._stalled.discard(request)
             self._compared.pop(request, None)
@@ -473,6 +507,33 @@ class Loop:
                 self._keep(request, whole=True)
             self._core.manager.close(request.lane)
         request.lane, request.fed, request.kept = None, 0, 0
+
+
+class _Task(Generic[Result]):
+    """A function that the thread which runs steps calls between two of them. For `_wait` it is ready when finished."""
+
+    made: Sequence[object] = ()
+    cancelled = False
+
+    def __init__(self, action: Callable[[], Result]) -> None:
+        self.finished = False
+        self._action = action
+        self._found: list[Result] = []
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        """Call the function."""
+        try:
+            self._found.append(self._action())
+        except Exception as error:
+            self._error = error
+        self.finished = True
+
+    def result(self) -> Result:
+        """Return what it returned, or raise what it raised."""
+        if self._error is not None:
+            raise self._error
+        return self._found[0]
 
 
 class _Begun(Generic[AnyRequest]):
@@ -515,7 +576,7 @@ class _Begun(Generic[AnyRequest]):
             self._loop.leave(request)
 
 
-def _any_ready(requests: Iterable[_Request]) -> bool:
+def _any_ready(requests: "Iterable[_Request | _Task[Any]]") -> bool:
     """Whether there is something to take from one of the requests, or nothing more to wait for."""
     for request in requests:  # noqa: SIM110  # any() would take longer, and this is asked for every token
         if request.made or request.finished or request.cancelled:

@@ -2,22 +2,24 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, closing
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.boundary import Program
+from mistral_portable.boundary import Program, SavedLane
 from mistral_portable.cache import CacheManager, Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.generation import Generation
 from mistral_portable.engine.loop import Loop
 from mistral_portable.engine.request import Completion, Scoring
+from mistral_portable.engine.session import Session, read_session, write_session
 from mistral_portable.engine.stream import Answer, AsyncTextStreamer, TextStreamer
-from mistral_portable.errors import InputError, TokenizerError
+from mistral_portable.errors import CacheError, InputError, TokenizerError
 from mistral_portable.sampling import SamplingParams
 from mistral_portable.tokenizer import Tokenizer
 
@@ -55,6 +57,7 @@ class Model:
         self.core = core
         self.source = source
         self.load_s = load_s
+        self._lockstep = lockstep
         self._tokenizer = tokenizer
         self.loop = Loop(core, lockstep=lockstep)
 
@@ -222,6 +225,61 @@ class Model:
         with closing(self.loop.run([scoring])) as made:
             for _ in made:
                 yield scoring.next()
+
+    def save_session(self, path: str | Path, prompt: Prompt | None = None, *, messages: Messages | None = None) -> int:
+        """Write the longest known beginning of a prompt, its keys and values, to a file; return its number of tokens.
+
+        prompt: text, token ids or messages; None: of the text, prompt and answer, that ended last. Texts with a
+        `cache_salt` are not saved. messages: a chat, to be kept in the file. The file is replaced as a whole: a process
+        that dies here leaves the old one. It holds the text, readable by whoever may read the file.
+
+        Raises InputError if nothing is known of the prompt or the file cannot be written, ClosedError after `close`,
+        BusyError if every lane is taken, CapacityError if there is no memory for the copy.
+        """
+        file = self._session_file(path)
+        wanted = None if prompt is None else self._encode(prompt)
+
+        def take() -> tuple[Sequence[int], SavedLane]:
+            tokens = self.loop.last_text if wanted is None else wanted
+            return tokens, self.core.save_known(tokens)
+
+        tokens, lane = self.loop.between_steps(take)
+        count = int(lane.integers["length"])
+        if not count:
+            fault = "this text is not in the cache: generate from it first, or raise cache_bytes"
+            raise InputError(f"{path}: nothing to save: {fault if tokens else 'generate a text first'}")
+        write_session(file, Session(tokens[:count], lane, messages), self._session_settings())
+        return count
+
+    def load_session(self, path: str | Path) -> int:
+        """Read a file of `save_session`; return the number of its tokens that are known from now on.
+
+        Prompts that begin with them need not read them again. They may be fewer than were saved: `cache_bytes` limits
+        them.
+
+        Raises InputError if there is no such file or it is no session; CacheError, an InputError, if it is one of other
+        weights or settings, or damaged; ClosedError after `close`, BusyError if every lane is taken, CapacityError if
+        there is no memory for it.
+        """
+        session = read_session(self._session_file(path), self._session_settings(), self.config.vocab_size)
+        try:
+            return self.loop.between_steps(lambda: self.core.make_known(session.lane, session.tokens))
+        except CacheError as error:
+            raise CacheError(f"{path}: {str(error)[:400]}, or name another file") from error
+
+    def _session_file(self, path: str | Path) -> Path:
+        if not isinstance(path, str | Path):
+            raise InputError(f"path={path!r:.40} must be a string or a Path")
+        if self._lockstep:
+            raise InputError("several processes share this model (tensor_parallel): a session is of one process")
+        if not self.manager.keeps:
+            raise InputError("nothing is kept with cache_bytes=0: load the model with another value to use sessions")
+        return Path(path)
+
+    def _session_settings(self) -> dict[str, str]:
+        """All that keys and values depend on, beside the tokens."""
+        precision = {name: str(value) for name, value in asdict(self.program.precision).items()}
+        return {"model": self.manager.model, "backend": self.backend, **precision}
 
     def lane(self) -> AbstractContextManager[int]:
         """A lane of the cache for the duration of a `with` block. Raises BusyError if all are taken."""

@@ -93,9 +93,12 @@ class ReferenceProgram:
                 values[node.name] = self._run(node, read, plan)
         return {name: np.array(values[value]) for name, value in self._graph.outputs.items()}
 
-    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
+    def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
         with self._in_turn():
-            return {name: self._by_page(pool, group)[list(pages)] for name, pool in self._pools(group)}
+            state = {name: self._by_page(pool, group)[list(pages)] for name, pool in self._pools(group)}
+        for array in state.values():
+            array[-1:, list(blank)] = 0
+        return state
 
     def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         with self._in_turn():

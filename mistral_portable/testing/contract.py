@@ -33,12 +33,14 @@ _FAR = 40  # a page that no scenario of short texts reaches: what is written the
 def run_then_close(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:
     """Run, move pages, then close the program twice.
 
-    Raises WrongOutput unless pages are read as they were written, and every call but `close` raises ClosedError then.
+    Raises WrongOutput unless pages are read as they were written, but for what is to be blank, and every call but
+    `close` raises ClosedError then.
     """
     outputs = run(program, graph, spec, scenario)
     for group in range(len(spec.groups)):
         _require_moved(program, group)
         _require_sized(program, spec, group)
+        _require_blank(program, group)
     state = program.read_pages(0, [0])
     manager = CacheManager(spec)
     plan = manager.plan([Chunk(manager.open(), (0,))])
@@ -86,6 +88,28 @@ def _require_sized(program: Program, spec: CacheSpec, group: int) -> None:
     found = sum(array.nbytes for array in program.read_pages(group, [0]).values())
     if found % slot or not (0 < found <= own.page_size * slot if own.ring else found == own.page_size * slot):
         raise WrongOutput(f"group {group}: page 0 has {found} bytes, and {own.page_size} slots of {slot} bytes")
+
+
+def _require_blank(program: Program, group: int) -> None:
+    """Fill two pages and read them with blank slots. Lanes that are saved and go on show that these are the right ones.
+
+    Raises WrongOutput unless the last page alone has zeros, as many as the slots have bytes, each slot in other places.
+    """
+    state = {name: np.ones(array.shape, array.dtype) for name, array in program.read_pages(group, [0, 0]).items()}
+    for array in state.values():
+        array.view(np.uint8).fill(1)
+    program.write_pages(group, [_FAR, _FAR + 1], state)
+    slot = program.slot_bytes(group)
+    slots = sum(array[:1].nbytes for array in state.values()) // slot
+    zeros = np.zeros(sum(array.nbytes for array in state.values()) // 2, np.intp)
+    for blank in ([], [0], list(range(1, slots))):
+        found = program.read_pages(group, [_FAR, _FAR + 1], blank)
+        first, last = (np.concatenate([a[page].view(np.uint8).ravel() for a in found.values()]) for page in (0, 1))
+        zeros += last == 0
+        if not first.all() or np.count_nonzero(last == 0) != len(blank) * slot:
+            raise WrongOutput(f"group {group}: read_pages with the slots {blank} blank: not these alone are zeros")
+    if np.any(zeros != 1):
+        raise WrongOutput(f"group {group}: read_pages has zeros in other slots than those that are to be blank")
 
 
 def run_in_threads(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:
@@ -179,8 +203,8 @@ class _Guard:
             if not np.array_equal(array, returned, equal_nan=True):
                 raise WrongOutput("a later step changed arrays that an earlier one returned")
 
-    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
-        return self._inner.read_pages(group, pages)
+    def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
+        return self._inner.read_pages(group, pages, blank)
 
     def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         self._inner.write_pages(group, pages, state)

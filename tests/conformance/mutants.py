@@ -271,11 +271,39 @@ class _NoGrowth(ReferenceProgram):
 class _SharedPages(ReferenceProgram):
     """Returns the arrays themselves, which the pages' next sequence overwrites, where they lie side by side."""
 
-    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
+    def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
         begin = min(pages, default=0)
         if list(pages) != list(range(begin, begin + len(pages))):
-            return super().read_pages(group, pages)
-        return {name: self._by_page(pool, group)[begin : begin + len(pages)] for name, pool in self._pools(group)}
+            return super().read_pages(group, pages, blank)
+        state = {name: self._by_page(pool, group)[begin : begin + len(pages)] for name, pool in self._pools(group)}
+        for array in state.values():
+            array[-1:, list(blank)] = 0
+        return state
+
+
+class _NothingBlank(ReferenceProgram):
+    """Returns pages as they are, with what an earlier sequence left in them."""
+
+    def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
+        return super().read_pages(group, pages)
+
+
+class _AllPagesBlank(ReferenceProgram):
+    """Empties the slots in each of the pages."""
+
+    def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
+        state = super().read_pages(group, pages)
+        for array in state.values():
+            array[:, list(blank)] = 0
+        return state
+
+
+class _BlankFromTheEnd(ReferenceProgram):
+    """Counts the slots that are to be blank from the page's end."""
+
+    def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
+        last = self._cache_spec.groups[group].page_size - 1
+        return super().read_pages(group, pages, [last - slot for slot in blank])
 
 
 class _SortedPages(ReferenceProgram):
@@ -442,6 +470,9 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "steps after it is closed": ("closed", _program(_OpenAlways)),
     "closes once only": ("closed", _program(_ClosedOnce)),
     "pages are written in ascending order": ("closed", _program(_SortedPages)),
+    "blank slots are as they were": ("closed", _program(_NothingBlank)),
+    "slots of all pages are blank": ("closed", _program(_AllPagesBlank)),
+    "blank slots counted from the end": ("swapped", _program(_BlankFromTheEnd)),
     "threads share a plan": ("threads", _program(_NoLock)),
     "one buffer for the outputs of all steps": ("own_outputs", _program(_OneBuffer)),
     "the plan is kept": ("own_outputs", _program(_KeptPlan)),

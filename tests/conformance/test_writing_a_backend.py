@@ -30,7 +30,7 @@ SOURCES = [
 
 
 def test_blocks_are_found() -> None:
-    assert [language for language, _ in BLOCKS].count("python") == 9
+    assert [language for language, _ in BLOCKS].count("python") == 10
 
 
 @pytest.mark.parametrize("code", [code for language, code in BLOCKS if language in ("python", "toml")])

@@ -392,6 +392,23 @@ def test_only_pages_that_the_next_query_needs_are_saved() -> None:
     }
 
 
+@pytest.mark.parametrize("length", range(1, 13))
+def test_slots_without_a_position_are_blank(length: int) -> None:
+    """Those behind the end; in a ring, those of tokens that were taken back."""
+    paged, ring = manager(page_size=4, max_chunk=2), manager(page_size=None, max_chunk=2)
+    lanes = paged.open(), ring.open()
+    for caches, lane in zip((paged, ring), lanes, strict=True):
+        advance(caches, lane, 12)
+        if length >= 10:  # the ring has 4 slots
+            caches.rollback(lane, length)
+        else:
+            caches.close(lane)
+            advance(caches, caches.open(), length)
+    assert paged.blank(lanes[0]) == (tuple(range(4))[(length - 1) % 4 + 1 :],)
+    held = range(8, length) if length >= 10 else range(length)
+    assert ring.blank(lanes[1]) == (tuple(slot for slot in range(4) if slot not in {p % 4 for p in held}),)
+
+
 SAVED = {"length": 8, "high": 10, "page_size.0": 4, "begin.0": 0, "pages.0": 1}
 
 

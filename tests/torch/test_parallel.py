@@ -92,10 +92,10 @@ class Together:
         first: Mapping[str, NDArray[np.float32]] = outputs[0]
         return first
 
-    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
+    def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
         return {
             f"{name}/{rank}": array
-            for rank, state in enumerate(self._all(lambda program: program.read_pages(group, pages)))
+            for rank, state in enumerate(self._all(lambda program: program.read_pages(group, pages, blank)))
             for name, array in state.items()
         }
 

@@ -58,11 +58,14 @@ class ToyProgram:
                 values[name] = kernel(plan, *(values[value] for value in names))
         return {name: np.array(values[value]) for name, value in self._graph.outputs.items()}
 
-    def read_pages(self, group: int, pages: Sequence[int]) -> LaneState:
+    def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
         with self._in_turn():
             layers = self._spec.groups[group].layers
-            keys = {f"keys.{layer}": self._caches[layer].keys[list(pages)] for layer in layers}
-            return keys | {f"values.{layer}": self._caches[layer].values[list(pages)] for layer in layers}
+            state = {f"keys.{layer}": self._caches[layer].keys[list(pages)] for layer in layers}
+            state |= {f"values.{layer}": self._caches[layer].values[list(pages)] for layer in layers}
+        for array in state.values():
+            array[-1:, list(blank)] = 0
+        return state
 
     def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
         with self._in_turn():
