@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import mistral_portable as mp
+from mistral_portable.boundary.program import Inputs
 from mistral_portable.boundary.registry import candidates
 from mistral_portable.cache import StepPlan
 from mistral_portable.config import Window
@@ -185,10 +186,10 @@ def test_what_is_kept_gives_way_where_the_executor_has_no_memory(monkeypatch: py
         model.generate(CHAT, **GREEDY)
         step = model.program.step
 
-        def short(plan: StepPlan) -> Any:
+        def short(plan: StepPlan, inputs: Inputs) -> Any:
             if plan.groups[0].page_count > 6:
                 raise CapacityError("no memory for more pages")
-            return step(plan)
+            return step(plan, inputs)
 
         monkeypatch.setattr(model.program, "step", short)
         other = [1, *OTHER]
