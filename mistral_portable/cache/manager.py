@@ -143,6 +143,11 @@ class CacheManager:
             if self._prefixes is not None:
                 self._prefixes.keep(salt, tokens[: state.length], state.high, state.tables, whole=whole)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether `keep` does anything: whether there is a budget."""
+        return self._budget is not None
+
     def forget(self) -> bool:
         """Let go of all that is kept and that no lane uses; False if there is nothing."""
         with self._changes:

@@ -1,5 +1,6 @@
 """load(): checkpoint -> graph -> passes -> program -> Model."""
 
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,7 @@ __all__ = ["load"]
 
 _CHUNK = 512  # prompt tokens of one prefill step
 _KEPT_BYTES = 2 * 2**30  # 16,384 tokens of Mistral 7B in float16
+_KEPT_SHARE = 8  # at most this part of the machine's memory: an eighth
 
 
 def load(
@@ -58,11 +60,11 @@ def load(
     tensor_parallel: number of processes, started by torchrun, that share the model on the torch executor; each of them
     makes the same calls, with the same seeds.
     window: "config" keeps the checkpoint's, None is full attention, an int replaces it in every layer.
-    max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences that run
-    at a time, further ones wait; lanes take memory only when used. cache_bytes: limit of keys and values of all lanes,
-    and of texts that have ended, which are kept so that a prompt that begins alike is not read again; 0 keeps none;
-    None keeps up to 2 GiB, and lanes take what they need. threads: CPU threads; by default the physical cores
-    that this process may use. revision: branch, tag or commit of a hub id.
+    max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences that run at a time,
+    further ones wait; lanes take memory only when used. cache_bytes: limit of keys and values of all lanes, and of
+    texts that have ended, which are kept so that a prompt that begins alike is not read again; 0 keeps none; None
+    keeps up to 2 GiB, or an eighth of the machine's memory, and lanes take what they need. threads: CPU threads; by
+    default the physical cores that this process may use. revision: branch, tag or commit of a hub id.
     progress: called as (what, done, total), in any unit, while files are downloaded, weights read and kernels compiled.
 
     Things that the user should know (an inferred window, say) are issued as warnings.
@@ -124,6 +126,7 @@ def load(
         tokenizer=tokenizer,
         source=str(checkpoint.path),
         load_s=time.perf_counter() - begin,
+        lockstep=tensor_parallel is not None,
     )
 
 
@@ -131,4 +134,14 @@ def _budget(program: Program, spec: CacheSpec, cache_bytes: int | None) -> Cache
     if cache_bytes == 0:
         return None
     slot_bytes = tuple(program.slot_bytes(group) for group in range(len(spec.groups)))
-    return CacheBudget(cache_bytes or _KEPT_BYTES, slot_bytes, strict=cache_bytes is not None)
+    if cache_bytes is not None:
+        return CacheBudget(cache_bytes, slot_bytes, strict=True)
+    return CacheBudget(min(_KEPT_BYTES, _memory_bytes() // _KEPT_SHARE), slot_bytes)
+
+
+def _memory_bytes() -> int:
+    """The machine's memory; 8 GiB where the system does not tell (Windows)."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 8 * 2**30

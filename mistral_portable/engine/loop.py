@@ -51,11 +51,12 @@ class Loop:
     Coroutines must not wait in their thread: for them a thread is started, which ends when none of theirs is left.
     """
 
-    def __init__(self, core: Core, *, lanes: int | None = None) -> None:
-        """lanes: the most that its requests hold together; None: all that nobody else holds."""
+    def __init__(self, core: Core, *, lanes: int | None = None, lockstep: bool = False) -> None:
+        """lanes: the most that its requests hold together; None: all that nobody else holds. lockstep: whether other
+        processes make the same calls and must make the same steps."""
         self._core = core
         self._on_device = isinstance(core.program, GreedyProgram)
-        self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk)
+        self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk, learns=not lockstep)
         self._arrived: deque[_Request] = deque()
         self._left: deque[_Request] = deque()
         self._stalled: set[_Request] = set()
@@ -243,7 +244,12 @@ class Loop:
             request = self._arrived.popleft()
             if not request.cancelled:
                 self._scheduler.add(
-                    request, len(request.tokens), priority=request.priority, user=request.user, chunk=request.chunk
+                    request,
+                    len(request.tokens),
+                    priority=request.priority,
+                    user=request.user,
+                    chunk=request.chunk,
+                    caller=request.caller,
                 )
         while self._left:
             self._end(self._left.popleft())
@@ -261,9 +267,11 @@ class Loop:
     # --- lanes, for the scheduler ------------------------------------------------------------------------------------
 
     def is_ready(self, request: _Request) -> bool:
-        """Whether its tokens are known, and no other request reads what it begins with: that is not computed twice."""
+        """Whether its tokens are known, and no other request reads some that this one begins with and could find."""
         if any(request in under_way.completions for under_way in self._begun):  # it was put aside meanwhile
             return False
+        if not self._core.manager.keeps:
+            return True
         for other in self._scheduler.reading:
             alike = self._alike(request, other)
             if alike >= _WORTH_WAITING and other.fed < alike and other.priority >= request.priority:
@@ -484,6 +492,7 @@ class _Begun(Generic[AnyRequest]):
     ) -> None:
         self.requests: list[AnyRequest] = []
         self._loop = loop
+        self._caller = object()  # not `self`: requests that are dropped are free at once
         self._coming = iter(requests)
         self._more = True  # of these
         self._listener = listener
@@ -497,7 +506,7 @@ class _Begun(Generic[AnyRequest]):
                 break
         if len(self.requests) < self._most and self._more:
             for request in islice(self._coming, self._most - len(self.requests)):
-                request.listener = self._listener
+                request.listener, request.caller = self._listener, self._caller
                 self.requests.append(request)
                 self._loop.submit(request)
             self._more = len(self.requests) == self._most

@@ -47,14 +47,16 @@ class Model:
         tokenizer: Tokenizer | None,
         source: str,
         load_s: float,
+        lockstep: bool = False,
     ) -> None:
+        """Made by `load`. lockstep: as `Loop` takes it."""
         self.config = config
         self.backend = backend
         self.core = core
         self.source = source
         self.load_s = load_s
         self._tokenizer = tokenizer
-        self.loop = Loop(core)
+        self.loop = Loop(core, lockstep=lockstep)
 
     @property
     def program(self) -> Program:

@@ -1,7 +1,7 @@
 """Requests: tokens that a Loop reads for somebody, and what it makes for them."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -21,7 +21,8 @@ class Request(Generic[Made]):
     while the request waits for one. cached: how many of the tokens were in the cache before it began; None until then.
     priority: of two that wait the higher one comes first. user: users share the steps alike. submitted: when, by
     time.perf_counter. finished: nothing more will come; `error` says why if this is not the end. cancelled: its
-    consumer has left it. listener: called by the thread that runs the steps if something is new.
+    consumer has left it. listener: called by the thread that runs the steps if something is new. caller: the same for
+    requests that one caller waits for together.
     """
 
     chunk: int | None = None
@@ -46,6 +47,7 @@ class Request(Generic[Made]):
         self.finished = self.cancelled = False
         self.error: BaseException | None = None
         self.listener: Callable[[], object] | None = None
+        self.caller: Hashable = None
 
     def rows(self, count: int) -> Sequence[int]:
         """Which of the next `count` tokens want their logits: indices into them."""

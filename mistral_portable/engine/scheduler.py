@@ -58,6 +58,7 @@ class _Job(Generic[Key]):
     user: str
     chunk: int
     since: int  # tokens of prompts that had been dealt out when it came
+    caller: Hashable
     length: int = 0  # tokens that it has in its lane
     stalled: bool = False
 
@@ -72,12 +73,14 @@ class Scheduler(Generic[Key]):
 
     Example: budget 512, and prompts of 700 and 100 tokens. The first step reads the 100 and 412 of the 700. From then
     on the short one decodes, a token in each step, beside as many of the 288 that are left as keep a step within twice
-    the time of one that only decodes.
+    the time of one that only decodes; beside all 288 if both are of one caller, who waits for both.
     """
 
-    def __init__(self, budget: int) -> None:
-        """budget: tokens of prompts in a step; while others decode fewer, as `observe` finds."""
+    def __init__(self, budget: int, *, learns: bool = True) -> None:
+        """budget: tokens of prompts in a step; while others decode fewer, as `observe` finds. learns: whether it does;
+        else steps do not depend on times, and are the same in several processes."""
         self._budget = budget
+        self._learns = learns
         self._waiting: dict[Key, _Job[Key]] = {}
         self._reading: dict[Key, _Job[Key]] = {}
         self._decoding: dict[Key, _Job[Key]] = {}
@@ -115,12 +118,22 @@ class Scheduler(Generic[Key]):
         """The requests with a lane."""
         return [*self._reading, *self._decoding]
 
-    def add(self, key: Key, tokens: int, *, priority: int = 0, user: str = "", chunk: int | None = None) -> None:
-        """Let a request wait for a lane. tokens: to be read. chunk: the most of them in a step; None: the budget."""
+    def add(
+        self,
+        key: Key,
+        tokens: int,
+        *,
+        priority: int = 0,
+        user: str = "",
+        chunk: int | None = None,
+        caller: Hashable = None,
+    ) -> None:
+        """Let a request wait for a lane. tokens: to be read. chunk: the most of them in a step; None: the budget.
+        caller: who waits for this request and others together; None: for this one alone."""
         if user not in self._dealt:  # one who comes late does not catch up with the others
             self._dealt[user] = min(self._dealt.values(), default=0)
         self._asked[user] += 1
-        self._waiting[key] = _Job(key, tokens, priority, user, chunk or self._budget, self._total)
+        self._waiting[key] = _Job(key, tokens, priority, user, chunk or self._budget, self._total, caller)
 
     def remove(self, key: Key) -> None:
         """Forget a request: it has ended."""
@@ -198,6 +211,8 @@ class Scheduler(Generic[Key]):
 
     def observe(self, turn: Turn[Key], seconds: float) -> None:
         """Learn from the time that a step has taken how many tokens of prompts the next ones can read beside others."""
+        if not self._learns:
+            return
         if not turn.reading:
             self._decode_s = _average(self._decode_s, seconds)
         else:
@@ -216,11 +231,16 @@ class Scheduler(Generic[Key]):
 
     def _room(self, decoding: int) -> int:
         """Tokens of prompts for the next step."""
-        if not decoding:
+        if not decoding or self._one_caller():
             return self._budget
         if not self._decode_s or not self._token_s:
             return min(self._budget, _LEAST)
         return min(self._budget, max(_LEAST, int((_SLOWDOWN - 1) * self._decode_s / self._token_s)))
+
+    def _one_caller(self) -> bool:
+        """Whether all that have a lane are of one caller: the sum of their steps matters then, and no single one."""
+        callers = {job.caller for job in (*self._reading.values(), *self._decoding.values())}
+        return len(callers) == 1 and None not in callers
 
     def _unstalled(self) -> tuple[Key, ...]:
         return tuple(key for key, job in self._decoding.items() if not job.stalled)

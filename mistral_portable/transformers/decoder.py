@@ -186,7 +186,7 @@ class Decoder:
         return core
 
     def _kept_cache(self, rows: int, sources: Sequence[int] | None = None) -> Cache:
-        """A cache for a caller, who holds `_turn`, to keep. Raises BusyError if too few lanes are left."""
+        """Make a cache that a caller keeps, while `_turn` is held. Raises BusyError if too few lanes are left."""
         if sum(len(cache) for cache in self._caches if cache.close.alive) + rows > _LANES:
             remedy = "pass use_cache=False, or let go of other caches"
             raise BusyError(f"{rows} rows more: caches have at most {_LANES} in all: {remedy}")

@@ -121,7 +121,7 @@ class Callers(RuleBasedStateMachine):
 
 TestCallers = Callers.TestCase
 # Each example writes up to a thousand tokens.
-TestCallers.settings = settings(max_examples=20, stateful_step_count=15)
+TestCallers.settings = settings(max_examples=12, stateful_step_count=15)
 
 
 @pytest.fixture(scope="module")

@@ -56,8 +56,8 @@ class World:
         self.aside.append(key)
         self.left[key] = self.jobs[key].prompt + self.jobs[key].made
 
-    def steps(self, arrivals: list[int]) -> Iterator[tuple[Scheduler[int], Turn[int]]]:
-        scheduler: Scheduler[int] = Scheduler(BUDGET)
+    def steps(self, arrivals: list[int], learns: bool = True) -> Iterator[tuple[Scheduler[int], Turn[int]]]:
+        scheduler: Scheduler[int] = Scheduler(BUDGET, learns=learns)
         waiting = list(enumerate(self.jobs))
         for step in range(100_000):
             while waiting and arrivals[waiting[0][0]] <= step:
@@ -200,6 +200,28 @@ def test_beside_others_as_many_tokens_are_read_as_keep_a_step_within_twice_its_t
     most = min(BUDGET, max(16, decode / read))
     assert max(sizes) <= most
     assert sorted(sizes)[len(sizes) // 2] >= 0.9 * most
+
+
+def test_in_lockstep_times_decide_nothing() -> None:
+    """Processes that share a model must make the same steps, however fast each is."""
+    turns = []
+    for seconds in ((0.1, 0.001), (0.001, 0.1)):
+        world = World([Job(4, 60), Job(300, 3), Job(90, 9)], lanes=3, seconds=seconds)
+        turns.append([turn for _, turn in world.steps([0, 5, 9], learns=False)])
+    assert turns[0] == turns[1]
+
+
+@pytest.mark.parametrize(("callers", "beside"), [("aa", BUDGET), ("ab", 16)])
+def test_a_caller_reads_its_own_prompts_at_once_and_others_little_by_little(callers: str, beside: int) -> None:
+    world, scheduler = World([Job(3, 9), Job(100, 9)], lanes=2), Scheduler[int](BUDGET)
+    world.left = {0: 3, 1: 100}
+    scheduler.add(0, 3, caller=callers[0])
+    scheduler.admit(world)
+    scheduler.took_place(scheduler.next())
+    scheduler.add(1, 100, caller=callers[1])
+    scheduler.admit(world)
+    turn = scheduler.next()
+    assert (turn.decoding, turn.reading) == ((0,), ((1, beside),))
 
 
 def test_where_memory_is_short_the_least_urgent_and_latest_gives_way() -> None:

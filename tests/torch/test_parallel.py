@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
@@ -199,6 +200,37 @@ def test_attention_weights_are_refused() -> None:
     graph, weights = expose_attention_weights(build(CONFIG)), random_weights(build(CONFIG), 0)
     with pytest.raises(BackendError, match="tensor_parallel=2 cannot return attention weights"):
         shard(graph, weights, CacheSpec.from_config(CONFIG, max_context=64, page_size=256), 0, 2)
+
+
+def test_processes_whose_clocks_differ_make_the_same_steps(tmp_path: Path) -> None:
+    """Prompts are read beside streams that decode: how many of their tokens in a step must not depend on times."""
+    prompts = [list(range(5, 5 + length)) for length in (3, 700, 120)]
+    script = tmp_path / "several.py"
+    script.write_text(
+        f"""
+import itertools, json, os, types
+import mistral_portable as mp
+import mistral_portable.engine.loop as loop
+
+if os.environ["RANK"] == "1":  # each step takes longer than the one before
+    ticks = itertools.count()
+    loop.time = types.SimpleNamespace(perf_counter=lambda: next(ticks) ** 2.0)
+with mp.load("tiny", backend="torch", device="cpu", dtype="float32", tensor_parallel=2) as model:
+    streams = [model.stream(prompt, max_tokens=60, temperature=0, ignore_eos=True) for prompt in {prompts}]
+    for stream in streams:  # each prompt is read beside those that decode
+        for _ in range(9):
+            next(stream, None)
+    found = [(list(stream), stream.generation)[1] for stream in streams]
+    if os.environ["RANK"] == "0":
+        print(json.dumps([generation.tokens for generation in found]))
+"""
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    with mp.load("tiny", backend="torch", device="cpu", dtype="float32") as model:
+        expected = model.generate(prompts, max_tokens=60, temperature=0, ignore_eos=True)
+    assert json.loads(done.stdout) == [list(generation.tokens) for generation in expected]
 
 
 def test_two_processes_write_one_story() -> None:
