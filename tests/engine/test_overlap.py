@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import mistral_portable_mlx.program as mlx_executor
 import mistral_portable_torch.program as torch_executor
 import pytest
 
@@ -124,3 +125,52 @@ def test_a_sampled_request_waits_for_the_host(model: mp.Model, submitted: Submit
     found = model.generate(PROMPTS[:2], params)
     assert tuple(generation.tokens for generation in found) == expected
     assert submitted.waited_for == 16  # those with both; then the first one goes on by itself
+
+
+def test_ctrl_c_while_somebody_is_put_aside_loses_no_token(
+    model: mp.Model, submitted: Submitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest token of who is put aside is still on the device then."""
+    expected = [alone(model, prompt, 20) for prompt in PROMPTS[:2]]
+    streams = [model.stream(prompt, max_tokens=20, **GREEDY) for prompt in PROMPTS[:2]]
+    for stream in streams:
+        next(stream)
+    assert isinstance(model.program, GreedyProgram)
+    submit = model.program.submit
+
+    def ctrl_c(plan: StepPlan, *inputs: Any, after: Any = None) -> Any:
+        monkeypatch.setattr(model.program, "submit", submit)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model.program, "submit", ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        alone(model, PROMPTS[2], 20, priority=1)
+    for stream in streams:
+        for _ in stream:
+            pass
+    assert [stream.generation.tokens for stream in streams] == expected
+    assert model.manager.lanes == ()
+
+
+def test_a_device_that_fails_ends_those_in_both_steps_and_the_loop_goes_on(
+    model: mp.Model, submitted: Submitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One decodes in the step that fails; the other one reads its prompt in the step that was submitted after it."""
+    expected = alone(model, PROMPTS[0], 20)
+    first, second = (model.stream(prompt, max_tokens=20, **GREEDY) for prompt in PROMPTS[:2])
+    next(first)
+
+    def fails(step: Any) -> Any:
+        patch.undo()
+        raise RuntimeError("the device fell over")
+
+    with monkeypatch.context() as patch:
+        for kind in (torch_executor.TorchStep, mlx_executor.MLXStep):
+            patch.setattr(kind, "tokens", fails)
+        for stream in (second, first):
+            with pytest.raises(RuntimeError, match="fell over"):
+                for _ in stream:
+                    pass
+    assert first.generation.tokens == expected[: len(first.generation.tokens)]
+    assert model.manager.lanes == ()
+    assert alone(model, PROMPTS[0], 20) == expected
