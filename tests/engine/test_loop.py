@@ -21,6 +21,7 @@ from mistral_portable.boundary import Step
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.cache import StepPlan
 from mistral_portable.config import Window
+from mistral_portable.engine.loop import Loop
 from mistral_portable.errors import BusyError, CapacityError, ClosedError, NumericsError
 from mistral_portable.testing.greedy import ByHost
 
@@ -355,6 +356,35 @@ def test_ctrl_c_in_the_thread_that_runs_the_steps_is_no_fault_of_the_others(
     for _ in second:
         pass
     assert second.generation.tokens == expected
+    assert model.manager.lanes == ()
+
+
+@pytest.mark.parametrize("taken", range(1, 10))
+def test_ctrl_c_while_one_is_put_aside_whose_token_is_on_the_device(
+    taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read again from its first token, in chunks of 16, and not before that token is known."""
+    model = loaded(None, LANES, 0, True)
+    monkeypatch.setattr(model, "loop", Loop(model.core, lockstep=True))
+    options: dict[str, Any] = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    prompts = [list(range(5, 13)), list(range(20, 28))]
+    expected = [model.generate(prompt, **options).tokens for prompt in prompts]
+    streams = [model.stream(prompt, **options) for prompt in prompts]
+    next(streams[0])
+    for _ in range(taken):
+        next(streams[1])
+
+    def ctrl_c(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model.core, "submit", ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        next(model.stream(PROMPT, priority=1, **options))
+    for stream in streams:
+        for _ in stream:
+            pass
+    assert [stream.generation.tokens for stream in streams] == expected
     assert model.manager.lanes == ()
 
 

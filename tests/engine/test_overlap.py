@@ -69,6 +69,8 @@ def test_who_joins_lets_nobody_wait(model: mp.Model, submitted: Submitted) -> No
     assert submitted.waited_for == 1
     joined = [plan for plan, _ in submitted if plan.sources is not None and len(plan.tokens) > 2]
     assert len(joined) == 3
+    # Nobody takes part in vain who is sure to end.
+    assert sum(len(plan.tokens) for plan, _ in submitted) == sum(map(len, PROMPTS)) + sum(counts) - len(counts)
 
 
 def test_a_long_prompt_is_read_beside_one_that_decodes(model: mp.Model, submitted: Submitted) -> None:
@@ -101,6 +103,9 @@ def test_who_ends_by_a_token_took_part_in_vain(model: mp.Model, submitted: Submi
     assert tuple(completion.tokens[len(PROMPTS[1]) :]) == expected[:count]
     assert len(submitted) == count + 1
     assert model.manager.lanes == ()
+    submitted.clear()
+    alone(model, PROMPTS[0], 3)
+    assert submitted.waited_for == 1  # nobody waits for the step in vain
 
 
 def test_an_urgent_request_takes_the_lane_of_one_whose_step_is_under_way(model: mp.Model, submitted: Submitted) -> None:
@@ -125,31 +130,6 @@ def test_a_sampled_request_waits_for_the_host(model: mp.Model, submitted: Submit
     found = model.generate(PROMPTS[:2], params)
     assert tuple(generation.tokens for generation in found) == expected
     assert submitted.waited_for == 16  # those with both; then the first one goes on by itself
-
-
-def test_ctrl_c_while_somebody_is_put_aside_loses_no_token(
-    model: mp.Model, submitted: Submitted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The newest token of who is put aside is still on the device then."""
-    expected = [alone(model, prompt, 20) for prompt in PROMPTS[:2]]
-    streams = [model.stream(prompt, max_tokens=20, **GREEDY) for prompt in PROMPTS[:2]]
-    for stream in streams:
-        next(stream)
-    assert isinstance(model.program, GreedyProgram)
-    submit = model.program.submit
-
-    def ctrl_c(plan: StepPlan, *inputs: Any, after: Any = None) -> Any:
-        monkeypatch.setattr(model.program, "submit", submit)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(model.program, "submit", ctrl_c)
-    with pytest.raises(KeyboardInterrupt):
-        alone(model, PROMPTS[2], 20, priority=1)
-    for stream in streams:
-        for _ in stream:
-            pass
-    assert [stream.generation.tokens for stream in streams] == expected
-    assert model.manager.lanes == ()
 
 
 def test_a_device_that_fails_ends_those_in_both_steps_and_the_loop_goes_on(
