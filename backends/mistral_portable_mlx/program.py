@@ -10,7 +10,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.boundary import GreedyStep, LaneState, Precision
+from mistral_portable import boundary
+from mistral_portable.boundary import LaneState, Precision
 from mistral_portable.boundary.process import OwnProcess
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs, notice_unpacked
@@ -28,7 +29,7 @@ from mistral_portable_mlx.matrices import Matrix, form, read_matrix, read_vector
 from mistral_portable_mlx.memory import Memory, weight_bytes
 from mistral_portable_mlx.streams import take_stream
 
-__all__ = ["MLXGreedyStep", "MLXProgram"]
+__all__ = ["MLXProgram", "MLXStep"]
 
 Values = dict[str, Any]
 Layers = dict[int, list[Parts]]
@@ -119,23 +120,23 @@ class MLXProgram:
             mx.async_eval(values, self._cache.arrays())
             return {name: self._output(value, values.get(name), plan) for name, value in self._graph.outputs.items()}
 
-    def begin_greedy(
-        self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: GreedyStep | None = None
-    ) -> "MLXGreedyStep":
-        check_inputs(self._graph, plan, inputs)
-        if not isinstance(after, MLXGreedyStep | None):
+    def submit(self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: boundary.Step | None = None) -> "MLXStep":
+        if not isinstance(after, MLXStep | None):
             raise InputError(f"after is a {type(after).__name__}: give a step that this program has begun")
+        before = after
+        check_inputs(self._graph, plan, inputs, rows_before=before.argmax.size if before else 0)
         with self._on_stream():
-            before, given = after, {name: self._given(array) for name, array in inputs.items()}
-            values = self._build(plan, given | {"tokens": before.argmax} if before else given, greedy=True)
-            step = MLXGreedyStep(self, values[_ARGMAX])
+            given = {name: self._given(array) for name, array in inputs.items()}
+            if before and plan.sources is not None:
+                given["tokens"] = _gathered(plan.tokens, plan.sources, before.argmax)
+            step = MLXStep(self, self._build(plan, given, greedy=True)[_ARGMAX])
             if before is None or before.read:
                 mx.async_eval(step.argmax)
             else:
                 before.following = step
             return step
 
-    def read(self, step: "MLXGreedyStep") -> NDArray[np.int32]:
+    def read(self, step: "MLXStep") -> NDArray[np.int32]:
         """Wait for a step's tokens, int32 [R], and start the step that follows it."""
         with self._on_stream():
             tokens = np.array(step.argmax)
@@ -270,7 +271,7 @@ class MLXProgram:
         return np.array(found)
 
 
-class MLXGreedyStep:
+class MLXStep:
     """A recorded step of `program`, which starts when the tokens of the step before it are read.
 
     It does not start earlier: while a step may still read a layer's ring, MLX copies the ring instead of writing in
@@ -281,11 +282,18 @@ class MLXGreedyStep:
         self._program = program
         self.argmax = argmax
         """The chosen tokens, int32 [R], to be evaluated."""
-        self.following: MLXGreedyStep | None = None
+        self.following: MLXStep | None = None
         self.read = False
 
     def tokens(self) -> NDArray[np.int32]:
         return self._program.read(self)
+
+
+def _gathered(tokens: NDArray[np.int32], sources: NDArray[np.int32], before: mx.array) -> mx.array:
+    """The tokens of a step, int32 [T], where `sources` is r >= 0 those of row r of the step before."""
+    rows = mx.array(sources)
+    # Not in what is compiled, which then need not depend on the number of rows before.
+    return mx.where(rows < 0, mx.array(tokens), before[mx.maximum(rows, 0)])
 
 
 def _argmax(logits: mx.array) -> mx.array:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mistral_portable.boundary import GreedyStep, LaneState, Precision
+from mistral_portable import boundary
+from mistral_portable.boundary import LaneState, Precision
 from mistral_portable.boundary.process import OwnProcess
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs
@@ -31,7 +32,7 @@ from mistral_portable_torch.memory import Memory
 from mistral_portable_torch.parallel import Group, shard
 from mistral_portable_torch.reads import GroupReads
 
-__all__ = ["AsynchronousProgram", "TorchGreedyStep", "TorchProgram"]
+__all__ = ["AsynchronousProgram", "TorchProgram", "TorchStep"]
 
 _ARGMAX = "argmax"
 _PROCESS = OwnProcess("torch")  # this module is imported when the first program is prepared
@@ -200,15 +201,20 @@ class TorchProgram:
         plan: StepPlan,
         inputs: Inputs = NO_INPUTS,
         *,
-        tokens: Tensor | None = None,
         greedy: bool = False,
+        before: Tensor | None = None,
     ) -> dict[str, Any]:
-        """Compute the outputs, on the device. tokens [T]: on the device, used in place of the plan's."""
+        """Compute the outputs, on the device; with `greedy` the argmax alone. before: the argmax of the step that this
+        greedy one is submitted after."""
         self._cache.make_room(plan)
         recorded = self._captured is not None and len(plan.tokens) == len(plan.lanes)
-        layout, fixed, words = self._inputs(plan, inputs, recorded)
-        if tokens is not None:
-            layout.unpack(words)["tokens"].copy_(tokens)
+        layout, fixed, words = self._inputs(plan, inputs, recorded, greedy)
+        if before is not None:
+            # Not in what is recorded, which then need not depend on the number of rows before.
+            arrays = layout.unpack(words)
+            known = torch.cat([arrays["tokens"], before])
+            # -1 marks a row without an argmax: its next token is not used, but must be in the vocabulary.
+            torch.clamp(known[arrays["sources"]], min=0, out=arrays["tokens"])
         rows = len(plan.logit_rows)
 
         def run(words: Tensor) -> dict[str, Any]:
@@ -223,10 +229,12 @@ class TorchProgram:
         return self._captured.run((layout, tuple(fixed.items()), greedy), words, run)
 
     def _inputs(
-        self, plan: StepPlan, inputs: Inputs, recorded: bool
+        self, plan: StepPlan, inputs: Inputs, recorded: bool, greedy: bool
     ) -> tuple[Layout, dict[str, tuple[Any, ...]], Tensor]:
         """A step's inputs: layout and `fixed`, which a recorded step bakes in, and the words, which it takes anew."""
         arrays: dict[str, NDArray[Any]] = {"tokens": plan.tokens, "logit_rows": plan.logit_rows}
+        if greedy:  # also where no other step is before this one: the layout stays the same
+            arrays["sources"] = _places(plan)
         arrays |= {name: array.astype(_word(array)) for name, array in inputs.items()}
         for name, rotation in enumerate(self._rotations):
             # On the host, because not every device has float64.
@@ -281,19 +289,16 @@ class AsynchronousProgram(TorchProgram):
             return torch.cuda.max_memory_allocated(self._device.torch)
         return torch.mps.driver_allocated_memory()
 
-    def begin_greedy(
-        self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: GreedyStep | None = None
-    ) -> "TorchGreedyStep":
-        check_inputs(self._graph, plan, inputs)
-        if not isinstance(after, TorchGreedyStep | None):
+    def submit(self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: boundary.Step | None = None) -> "TorchStep":
+        if not isinstance(after, TorchStep | None):
             raise InputError(f"after is a {type(after).__name__}: give a step that this program has begun")
+        before = after.argmax if after is not None and plan.sources is not None else None
+        check_inputs(self._graph, plan, inputs, rows_before=0 if before is None else len(before))
         with self._running(), self._memory.while_stepping():
-            # -1 marks a row without an argmax: its next token is not used, but must be in the vocabulary.
-            before = after.argmax.clamp(min=0) if after is not None else None
-            return TorchGreedyStep(self._begin(plan, inputs, tokens=before, greedy=True)[_ARGMAX].clone())
+            return TorchStep(self._begin(plan, inputs, greedy=True, before=before)[_ARGMAX].clone())
 
 
-class TorchGreedyStep:
+class TorchStep:
     """A step that the device computes, and the copy of its tokens to the host."""
 
     def __init__(self, argmax: Tensor) -> None:
@@ -310,6 +315,15 @@ class TorchGreedyStep:
         if self._event is not None:
             self._event.synchronize()
         return np.array(self._host.cpu().numpy())
+
+
+def _places(plan: StepPlan) -> NDArray[np.int32]:
+    """The place of each token among the plan's own tokens, behind which are those of the step before: int32 [T].
+
+    Example: sources [-1 -1 -1 1] -> [0 1 2 5].
+    """
+    own = np.arange(len(plan.tokens), dtype=np.int32)
+    return own if plan.sources is None else np.where(plan.sources < 0, own, plan.sources + np.int32(len(own)))
 
 
 def _word(array: NDArray[Any]) -> type[np.float32] | type[np.int32]:

@@ -11,11 +11,11 @@ from mistral_portable.boundary.program import (
     INT8_BLOCK,
     Q8_0_BLOCK,
     GreedyProgram,
-    GreedyStep,
     LaneState,
     OwnMemory,
     Precision,
     Program,
+    Step,
 )
 from mistral_portable.boundary.quantizer import Quantizer, QuantizingBackend
 from mistral_portable.boundary.saved import SavedLane, load_lane, save_lane
@@ -30,7 +30,6 @@ __all__ = [
     "ExecutorOptions",
     "FunctionalBackend",
     "GreedyProgram",
-    "GreedyStep",
     "LaneState",
     "OwnMemory",
     "Precision",
@@ -39,6 +38,7 @@ __all__ = [
     "Quantizer",
     "QuantizingBackend",
     "SavedLane",
+    "Step",
     "check_options",
     "check_supported",
     "check_tensors",

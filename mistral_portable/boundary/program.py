@@ -15,12 +15,12 @@ __all__ = [
     "NO_INPUTS",
     "Q8_0_BLOCK",
     "GreedyProgram",
-    "GreedyStep",
     "Inputs",
     "LaneState",
     "OwnMemory",
     "Precision",
     "Program",
+    "Step",
 ]
 
 INT8_BLOCK = 128
@@ -137,8 +137,8 @@ class OwnMemory(Protocol):
         """The most that its framework has held in this process: weights, cache and scratch."""
 
 
-class GreedyStep(Protocol):
-    """A step that has begun and whose tokens the host has not read yet."""
+class Step(Protocol):
+    """A step that was submitted: the device computes it, and the host reads its tokens when it needs them."""
 
     def tokens(self) -> NDArray[np.int32]:
         """Wait for the step: per row of its plan the id of the highest logit, the lowest one on ties, as the sampler's.
@@ -149,12 +149,16 @@ class GreedyStep(Protocol):
 
 @runtime_checkable
 class GreedyProgram(Protocol):
-    """A program whose device takes the argmax itself: the next step begins before the host has read its token."""
+    """A program whose device takes the argmax itself: the next step begins before the host has read its tokens."""
 
-    def begin_greedy(
-        self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: GreedyStep | None = None
-    ) -> GreedyStep:
-        """Begin a step and return at once. Inputs and errors are those of `step`.
+    def submit(self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: Step | None = None) -> Step:
+        """Begin a step of at least one requested row, and return at once. Inputs and errors are those of `step`.
 
-        after: a step of this program whose tokens, row by row, are this one's; the plan's own mean nothing then.
+        after: a step of this program that was submitted before; its tokens need not have been read. Where
+        `plan.sources[t]` is r >= 0, its row r has the token, and `plan.tokens[t]` means nothing. A row without one, -1,
+        stands for any token: the caller ends that sequence when it reads the row. Raises InputError for sources that
+        `after` does not have.
+
+        Example: sequences A and B have decoded in `after`, in this order, and the token of B, in row 1, is not known
+        yet. Now C begins beside B: tokens [7 8 9 | 0], sources [-1 -1 -1 | 1].
         """

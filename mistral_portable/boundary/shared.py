@@ -27,12 +27,18 @@ __all__ = [
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
-def check_inputs(graph: Graph, plan: StepPlan, inputs: Inputs) -> None:
+def check_inputs(graph: Graph, plan: StepPlan, inputs: Inputs, *, rows_before: int = 0) -> None:
     """Raise InputError unless `inputs` are a NumPy array for each of `graph.given`, of its shape: floats where it has
     two dimensions, integers where it has one.
 
-    Rows of `replace_rows` are checked against the step's tokens: from 0 on, none twice.
+    Rows of `replace_rows` are checked against the step's tokens: from 0 on, none twice. rows_before: of the step that
+    this one is submitted after, which the plan's sources name.
     """
+    if plan.sources is not None and plan.sources.max() >= rows_before:
+        raise InputError(
+            f"the plan takes the token of row {plan.sources.max()} of the step before, and {rows_before} are there: "
+            "submit it after the step that it was planned for"
+        )
     given = graph.given
     if not given and not inputs:
         return

@@ -31,13 +31,15 @@ class Chunk(NamedTuple):
     """The next tokens of the sequence in `lane`, and which of them (indices into `tokens`) want their logits.
 
     embeds: float32 [n, hidden_size] in place of the embeddings of the first n tokens, whose ids then mean nothing; for
-    `engine.Core`, as the manager does not look at them.
+    `engine.Core`, as the manager does not look at them. source: the row of the step that this one is submitted after
+    whose token is the last one here, so that its id means nothing; None: that one's id counts, too.
     """
 
     lane: int
     tokens: Sequence[int]
     rows: Sequence[int] = ()
     embeds: NDArray[np.float32] | None = None
+    source: int | None = None
 
 
 class _Before(NamedTuple):
@@ -207,6 +209,7 @@ class CacheManager:
         positions: list[int] = []
         rows: list[int] = []
         starts: list[int] = [0]
+        sources: list[int] = []
         moves: list[tuple[_Lane, int, int]] = []
         for chunk in chunks:
             lane, start = self._lane(chunk.lane), starts[-1]
@@ -216,9 +219,14 @@ class CacheManager:
             if len(chunk.rows):
                 rows += [start + row for row in sorted(set(chunk.rows))]
             tokens += chunk.tokens
+            if chunk.source is not None:
+                sources += [-1] * (len(tokens) - len(sources))
+                sources[-1] = chunk.source
             positions += range(begin, end)
             starts.append(start + end - begin)
             moves.append((lane, begin, end))
+        if sources:
+            sources += [-1] * (len(tokens) - len(sources))
         ids = np.array(tokens, np.int32)  # before any page is taken: it may raise
         for lane, _, _ in moves:
             self._forget(lane)
@@ -229,7 +237,7 @@ class CacheManager:
                 for lane, begin, end in moves:
                     some.append(lane.tables[index].advance(group, pool, begin, end))
             self._make_room(moves, advances)
-            plan = self._maker.make(ids, positions, (numbers, starts, rows), advances, self._pools)
+            plan = self._maker.make(ids, positions, (numbers, starts, rows, sources), advances, self._pools)
         except BaseException:
             for pool, some in zip(self._pools, advances, strict=True):
                 for advance in some:

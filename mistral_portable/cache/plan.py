@@ -39,6 +39,8 @@ class StepPlan(NamedTuple):
     tokens: int32 [T]. positions: int32 [T], absolute. lanes: int32 [S], the cache manager's number of each sequence.
     query_starts: int32 [S + 1]; sequence s owns the tokens query_starts[s] .. query_starts[s+1] - 1.
     logit_rows: int32 [R], indices into the token axis, ascending. groups: one Reads per CacheSpec group.
+    sources: int32 [T], for plans that are submitted after another one (see `boundary.GreedyProgram`): the row of its R
+    whose token takes the place of `tokens[t]`, or -1 where that itself counts; None: all of `tokens` count.
 
     Example, window 3 and pages of 4 slots: sequence A in lane 0 has 4 cached tokens, all in page 0, and adds two;
     sequence B in lane 1 is new and has three; the last row of each is wanted:
@@ -57,6 +59,7 @@ class StepPlan(NamedTuple):
     query_starts: Integers
     logit_rows: Integers
     groups: tuple[Reads, ...]
+    sources: Integers | None = None
 
     @property
     def ends(self) -> Integers:

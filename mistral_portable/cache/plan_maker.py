@@ -21,7 +21,7 @@ class PlanMaker:
 
     def __init__(self, groups: int) -> None:
         """groups: how many layer groups there are."""
-        self._lists: tuple[Sequence[int], ...] = ((), (), ())
+        self._lists: tuple[Sequence[int], ...] = ((), (), (), ())
         self._shape: tuple[Integers, ...] = ()
         self._tables: list[list[Table]] = [[] for _ in range(groups)]
         self._pages: list[Integers] = [np.zeros((0, 0), np.int32)] * groups
@@ -30,17 +30,25 @@ class PlanMaker:
         self,
         tokens: Integers,
         positions: Sequence[int],
-        lists: tuple[Sequence[int], Sequence[int], Sequence[int]],
+        lists: tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]],
         advances: Sequence[Sequence[Advance]],
         pools: Sequence[PagePool],
     ) -> StepPlan:
-        """Make a plan. lists: `lanes`, `query_starts` and `logit_rows`. advances: for each layer group one of each
-        sequence."""
+        """Make a plan. lists: `lanes`, `query_starts`, `logit_rows` and `sources`, which may be empty. advances: for
+        each layer group one of each sequence."""
         if lists != self._lists:
             self._lists, self._shape = lists, tuple([np.array(some, np.int32) for some in lists])
-        lanes, query_starts, logit_rows = self._shape
+        lanes, query_starts, logit_rows, sources = self._shape
         groups = [self._reads(index, some, pools[index].count) for index, some in enumerate(advances)]
-        return StepPlan(tokens, np.array(positions, np.int32), lanes, query_starts, logit_rows, tuple(groups))
+        return StepPlan(
+            tokens,
+            np.array(positions, np.int32),
+            lanes,
+            query_starts,
+            logit_rows,
+            tuple(groups),
+            sources if lists[3] else None,
+        )
 
     def _reads(self, index: int, advances: Sequence[Advance], page_count: int) -> Reads:
         tables: list[Table] = []

@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.boundary import GreedyProgram, GreedyStep, Program, SavedLane, load_lane, save_lane
+from mistral_portable.boundary import GreedyProgram, Program, SavedLane, Step, load_lane, save_lane
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.cache import CacheManager, Chunk, StepPlan
 from mistral_portable.errors import ClosedError, InputError
@@ -60,13 +60,13 @@ class Core:
         logits = self.run(chunks)[1]["logits"]
         return logits.astype(np.float32, copy=False)  # float64 programs return float64
 
-    def begin_greedy(self, chunks: Sequence[Chunk], after: GreedyStep | None = None) -> GreedyStep:
+    def submit(self, chunks: Sequence[Chunk], after: Step | None = None) -> Step:
         """Begin one step of a GreedyProgram; see there. Raises the errors of `run`, and InputError for a program that
         leaves the argmax to the sampler."""
         program = self.program
         if not isinstance(program, GreedyProgram):
             raise InputError("this program leaves the argmax to the sampler: use step")
-        return self._run(chunks, lambda plan, inputs: program.begin_greedy(plan, inputs, after=after))[1]
+        return self._run(chunks, lambda plan, inputs: program.submit(plan, inputs, after=after))[1]
 
     def adopt(self, lane: int, source: "Core") -> None:
         """Copy the keys and values of a lane from another core of the same manager, whose program holds them.

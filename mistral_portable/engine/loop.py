@@ -15,12 +15,12 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.boundary import GreedyProgram, GreedyStep
+from mistral_portable.boundary import GreedyProgram, Step
 from mistral_portable.cache import Chunk, common_length
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.request import Completion, Request, Scoring
 from mistral_portable.engine.scheduler import Scheduler, Turn
-from mistral_portable.errors import BusyError, CapacityError, ClosedError, MistralPortableError, NumericsError
+from mistral_portable.errors import BusyError, CapacityError, ClosedError, NumericsError
 from mistral_portable.forks import make_locks
 from mistral_portable.sampling import Sampled, sample_rows
 
@@ -34,10 +34,11 @@ _WORTH_WAITING = 32  # tokens in common with a prompt that is being read
 
 
 @dataclass(frozen=True)
-class _Step:
-    """A greedy step whose tokens have not been read: one for each of the completions."""
+class _UnderWay:
+    """A greedy step whose tokens have not been read: one for each of the completions, which are part of the turn."""
 
-    step: GreedyStep
+    step: Step
+    turn: Turn[_Request]
     completions: Sequence[Completion]
 
 
@@ -63,7 +64,7 @@ class Loop:
         self.last_text: Sequence[int] = ()
         """Prompt and answer of the completion that ended last, of those without a `cache_salt`."""
         self._stalled: set[_Request] = set()
-        self._begun: deque[_Step] = deque()
+        self._begun: deque[_UnderWay] = deque()
         self._lanes = lanes or core.manager.spec.max_lanes
         self._most = self._lanes  # requests with a lane; fewer where memory was short
         self._page = core.manager.spec.groups[0].page_size
@@ -238,25 +239,26 @@ class Loop:
             self._run_tasks()
             return True
         begin = time.perf_counter()
+        if not self._begun:
+            turn = self._next_turn()
+            if not turn.requests:
+                # Each lane that the loop holds is of a request that goes on or whose lane another one may take.
+                self._refuse()
+                return False
+            try:
+                self._run(turn, begin)
+            except Exception as error:
+                self._step_failed(turn.requests, error)
+        if len(self._begun) == 1:
+            self._begin_following(self._begun[0])
         if self._begun:
-            if len(self._begun) == 1:
-                self._begin_following()
             self._read_first(begin)
-            return True
+        return True
+
+    def _next_turn(self) -> Turn[_Request]:
         if self._scheduler.asked:
             self._scheduler.admit(self)
-        turn = self._scheduler.next()
-        if not turn.requests:
-            # Each lane that the loop holds is of a request that goes on or whose lane another one may take.
-            self._refuse()
-            return False
-        try:
-            self._run(turn, begin)
-        except Exception as error:
-            self._step_failed(turn.requests, error)
-        else:
-            self._scheduler.observe(turn, time.perf_counter() - begin)
-        return True
+        return self._scheduler.next()
 
     def _run_tasks(self) -> None:
         while self._tasks:
@@ -296,7 +298,9 @@ class Loop:
     # --- lanes, for the scheduler ------------------------------------------------------------------------------------
 
     def is_ready(self, request: _Request) -> bool:
-        """Whether no other request reads tokens that this one begins with, too, and could then find."""
+        """Whether its tokens are known, and no other request reads some that this one begins with and could find."""
+        if any(request in under_way.completions for under_way in self._begun):  # it was put aside meanwhile
+            return False
         if not self._core.manager.keeps:
             return True
         for other in self._scheduler.reading:
@@ -348,24 +352,41 @@ class Loop:
             self._core.manager.keep(request.lane, request.tokens[:known], salt=request.cache_salt, whole=whole)
             request.kept = known if whole else known // self._page * self._page
 
-    def _free_lanes(self) -> int:
-        manager = self._core.manager
-        return min(manager.spec.max_lanes - len(manager.lanes), self._most - len(self._scheduler.held))
-
     def _run(self, turn: Turn[_Request], begin: float) -> None:
-        requests = turn.requests
-        chunks = [self._chunk(request, count) for request, count in zip(requests, turn.counts, strict=True)]
-        asking = [request for request, chunk in zip(requests, chunks, strict=True) if chunk.rows]
-        if self._on_device and asking and all(isinstance(some, Completion) and some.greedy for some in asking):
-            self._begun.append(_Step(self._core.begin_greedy(chunks), cast(list[Completion], asking)))
+        """Begin a step, and unless the device chooses all its tokens, wait for it and hand out what it made."""
+        chunks = [self._chunk(request, count) for request, count in zip(turn.requests, turn.counts, strict=True)]
+        if not self._submit(turn, chunks):
+            logits = self._core.step(chunks)
             self._took_place(turn)
-            if not turn.reading:
-                self._begin_following()
-            self._read_first(begin)
-            return
-        logits = self._core.step(chunks)
+            self._hand_out(turn.requests, chunks, logits, begin)
+            self._scheduler.observe(turn, time.perf_counter() - begin)
+
+    def _begin_following(self, before: _UnderWay) -> None:
+        """Begin the step that follows the one under way, whose tokens stay on the device, if it chooses all again.
+
+        Whoever ends by a token that is read later takes part in vain.
+        """
+        turn = self._next_turn()
+        ending = {completion for completion in before.completions if completion.last}
+        if ending:
+            turn = Turn(tuple(request for request in turn.decoding if request not in ending), turn.reading)
+        rows: dict[_Request, int] = {completion: row for row, completion in enumerate(before.completions)}
+        chunks = [
+            self._chunk(request, count, rows.get(request))
+            for request, count in zip(turn.requests, turn.counts, strict=True)
+        ]
+        with suppress(Exception):  # no memory for more, say: the next step tells, when this one is read
+            self._submit(turn, chunks, before.step)
+
+    def _submit(self, turn: Turn[_Request], chunks: Sequence[Chunk], after: Step | None = None) -> bool:
+        """Begin a step whose tokens the device chooses; False if there are none, or others."""
+        asking = [request for request, chunk in zip(turn.requests, chunks, strict=True) if chunk.rows]
+        if not (self._on_device and asking and all(isinstance(some, Completion) and some.greedy for some in asking)):
+            return False
+        step = self._core.submit(chunks, after)
+        self._begun.append(_UnderWay(step, turn, cast(list[Completion], asking)))
         self._took_place(turn)
-        self._hand_out(requests, chunks, logits, begin)
+        return True
 
     def _hand_out(
         self, requests: Sequence[_Request], chunks: Sequence[Chunk], logits: NDArray[np.float32], begin: float
@@ -393,14 +414,15 @@ class Loop:
                 else:
                     self._fail([completion], sampled)
 
-    def _chunk(self, request: _Request, count: int) -> Chunk:
-        """The request's next tokens."""
+    def _chunk(self, request: _Request, count: int, row: int | None = None) -> Chunk:
+        """The request's next tokens. row: of the step under way, which chooses the newest one; None: it is known."""
         lane, fed = request.lane, request.fed
         assert lane is not None
         if self._core.manager.length(lane) != fed:  # Ctrl-C came between a step and the note that it had taken place
             self._core.manager.rollback(lane, fed)
         embeds = None if request.embeds is None else request.embeds[fed : fed + count]
-        return Chunk(lane, request.tokens[fed : fed + count], request.rows(count), embeds)
+        tokens = request.tokens[fed : fed + count] if row is None else [0]
+        return Chunk(lane, tokens, request.rows(count), embeds, row)
 
     def _took_place(self, turn: Turn[_Request]) -> None:
         for request, count in zip(turn.requests, turn.counts, strict=True):
@@ -409,41 +431,25 @@ class Loop:
                 self._keep(request, whole=False)
         self._scheduler.took_place(turn)
 
-    def _begin_following(self) -> None:
-        """Begin the step that follows the one that has begun, if it is sure to be of the same completions."""
-        before = self._begun[0]
-        completions = before.completions
-        if any(completion.finished or completion.last for completion in completions):
-            return
-        if self._arrived or self._left or not self._scheduler.steady(self._free_lanes()):
-            return
-        chunks = [Chunk(completion.lane or 0, [0], (0,)) for completion in completions]
-        try:
-            step = self._core.begin_greedy(chunks, after=before.step)
-        except MistralPortableError:  # no memory for one token more, say: the next step tells, when this one is read
-            return
-        self._begun.append(_Step(step, completions))
-        self._took_place(Turn(tuple(completions)))
-
     def _read_first(self, begin: float) -> None:
         """Wait for the older one of the begun steps, and hand its tokens out."""
-        completions = self._begun[0].completions
+        first = self._begun[0]
         try:
-            tokens = self._begun[0].step.tokens().tolist()
+            tokens = first.step.tokens().tolist()
         except Exception as error:
+            begun = {request: None for under_way in self._begun for request in under_way.turn.requests}
             self._begun.clear()
-            self._fail([completion for completion in completions if completion.lane is not None], error)
+            self._fail([request for request in begun if request in self._scheduler], error)
             return
         self._begun.popleft()
-        for completion, token in zip(completions, tokens, strict=True):
-            if completion.lane is None:  # it ended while the step ran
+        self._scheduler.observe(first.turn, time.perf_counter() - begin)
+        for completion, token in zip(first.completions, tokens, strict=True):
+            if completion not in self._scheduler:  # it ended while the step ran
                 continue
             if token < 0:
                 self._fail([completion], NumericsError(_NOT_FINITE))
             else:
                 self._give(completion, Sampled(token), begin)
-        if self._begun and all(completion.lane is None for completion in completions):
-            self._begun.clear()  # it was begun in vain
 
     def _give(self, completion: Completion, sampled: Sampled, begin: float) -> None:
         """Append a token to an answer. begin: of the step, by time.perf_counter."""
@@ -500,6 +506,8 @@ class Loop:
             self._compared.pop(request, None)
             self._close_lane(request)
             self._most = self._lanes
+            if self._begun and not any(completion in self._scheduler for completion in self._begun[0].completions):
+                self._begun.popleft()  # it was begun in vain
 
     def _close_lane(self, request: _Request) -> None:
         if request.lane is not None:

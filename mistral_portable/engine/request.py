@@ -124,7 +124,7 @@ class Completion(Request[Sampled]):
         return len(self.tokens) - 1 if self.embeds is None else 0
 
     def rows(self, count: int) -> Sequence[int]:
-        return (count - 1,) if self.fed + count == len(self.tokens) else ()
+        return (count - 1,) if self.fed + count >= len(self.tokens) else ()  # greater: its newest id is not known yet
 
     def take(self, sampled: Sampled) -> None:
         """Append a token to the answer."""

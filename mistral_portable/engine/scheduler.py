@@ -177,13 +177,6 @@ class Scheduler(Generic[Key]):
         decoding = self._unstalled()
         return Turn(decoding, self._share(self._room(len(decoding))))
 
-    def steady(self, free: int) -> bool:
-        """Whether the next step decodes what the last one did, unless requests come, end or stall meanwhile."""
-        if self._reading:
-            return False
-        waiting = [job for job in self._waiting.values() if not job.stalled]
-        return not waiting or not (free or self._victim(max(job.priority for job in waiting)))
-
     def shed(self) -> Key:
         """Put aside the request with a lane that is the least urgent, of these the latest; return it."""
         job = min([*self._reading.values(), *self._decoding.values()], key=lambda job: (job.priority, -job.since))

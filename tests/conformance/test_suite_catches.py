@@ -9,12 +9,14 @@ import pytest
 from conformance.invariant import INVARIANT, VARIANT, OneTokenSteps
 from conformance.mutants import MUTANTS, Mutant, hanging, right, short_ring
 from conformance.rounded import HONEST
+from conformance.submitted import MISLED, submitting
 
 from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.reference import BACKEND
 from mistral_portable.testing import contract
 from mistral_portable.testing.case import check
 from mistral_portable.testing.corpus import CORPUS_SIZE, DRIVES, RUNGS, corpus
+from mistral_portable.testing.greedy import greedy_tokens
 from mistral_portable.testing.scenario import run
 from mistral_portable.testing.suite import Target, climb
 
@@ -49,6 +51,21 @@ def test_an_ulp_is_allowed_where_nobody_promises_the_same_bits(name: str, monkey
         climb(rung, Target(Mutant(name, make), OPTIONS))
     monkeypatch.setattr(OneTokenSteps, "batch_invariant", False)
     climb(rung, Target(Mutant(name, make), OPTIONS))
+
+
+@pytest.mark.parametrize("name", MISLED)
+def test_tokens_of_other_rows_are_caught(name: str) -> None:
+    case = next(case for case in corpus("ragged").cases if len(case.scenario.texts) > 1)
+    by_device, by_host = greedy_tokens(case, Mutant(name, submitting(MISLED[name])), OPTIONS, count=18)
+    assert by_device != by_host
+
+
+@pytest.mark.parametrize("rung", ["ragged", "inputs_embeds"])
+def test_tokens_of_the_right_rows_pass(rung: str) -> None:
+    right = Mutant("right", submitting(lambda plan, sources: sources))
+    for case in corpus(rung).cases[::8]:
+        by_device, by_host = greedy_tokens(case, right, OPTIONS, count=18)
+        assert by_device == by_host
 
 
 def test_every_rung_catches_something() -> None:

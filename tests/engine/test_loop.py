@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
+import mistral_portable_numba.program as numba_executor
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -16,10 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import mistral_portable as mp
-from mistral_portable.boundary.program import Inputs
+from mistral_portable.boundary import Step
+from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.cache import StepPlan
 from mistral_portable.config import Window
+from mistral_portable.engine.loop import Loop
 from mistral_portable.errors import BusyError, CapacityError, ClosedError, NumericsError
+from mistral_portable.testing.greedy import ByHost
 
 LANES = 2
 PROMPT = "Once upon a time"
@@ -30,12 +34,22 @@ SLOT_BYTES = 2 * 2 * 2 * 32 * 4
 FOUR_PAGES = 4 * 64 * SLOT_BYTES
 
 
+class Submitting(numba_executor.NumbaProgram):
+    """Chooses greedy tokens, so that the loop begins a step before it reads the one before."""
+
+    def submit(self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: Step | None = None) -> Step:
+        return ByHost(self).submit(plan, inputs, after=after)
+
+
 @cache
-def loaded(window: Window, lanes: int, cache_bytes: int | None) -> mp.Model:
-    """A model of an executor whose bits do not depend on the batch."""
-    return mp.load(
-        "tiny", backend="numba", threads=1, window=window, max_lanes=lanes, max_context=140, cache_bytes=cache_bytes
-    )
+def loaded(window: Window, lanes: int, cache_bytes: int | None, ahead: bool = False) -> mp.Model:
+    """A model of an executor whose bits do not depend on the batch. ahead: whether its greedy steps are submitted."""
+    with pytest.MonkeyPatch.context() as patch:
+        if ahead:
+            patch.setattr(numba_executor, "NumbaProgram", Submitting)
+        return mp.load(
+            "tiny", backend="numba", threads=1, window=window, max_lanes=lanes, max_context=140, cache_bytes=cache_bytes
+        )
 
 
 @cache
@@ -46,10 +60,14 @@ def alone(window: Window, prompt: tuple[int, ...], temperature: float, seed: int
 class Callers(RuleBasedStateMachine):
     """Streams of one model, taken from in any order, beside whole answers and logits."""
 
-    @initialize(window=st.one_of(st.integers(1, 8), st.none()), cache_bytes=st.sampled_from([None, 0, FOUR_PAGES]))
-    def load(self, window: Window, cache_bytes: int | None) -> None:
+    @initialize(
+        window=st.one_of(st.integers(1, 8), st.none()),
+        cache_bytes=st.sampled_from([None, 0, FOUR_PAGES]),
+        ahead=st.booleans(),
+    )
+    def load(self, window: Window, cache_bytes: int | None, ahead: bool) -> None:
         self.window, self.cache_bytes = window, cache_bytes
-        self.model = loaded(window, LANES, cache_bytes)
+        self.model = loaded(window, LANES, cache_bytes, ahead)
         self.texts: list[tuple[int, ...]] = []  # of answers, with their prompts
         self.streams: list[tuple[mp.TextStreamer, tuple[int, ...]]] = []
 
@@ -338,6 +356,35 @@ def test_ctrl_c_in_the_thread_that_runs_the_steps_is_no_fault_of_the_others(
     for _ in second:
         pass
     assert second.generation.tokens == expected
+    assert model.manager.lanes == ()
+
+
+@pytest.mark.parametrize("taken", range(1, 10))
+def test_ctrl_c_while_one_is_put_aside_whose_token_is_on_the_device(
+    taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read again from its first token, in chunks of 16, and not before that token is known."""
+    model = loaded(None, LANES, 0, True)
+    monkeypatch.setattr(model, "loop", Loop(model.core, lockstep=True))
+    options: dict[str, Any] = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    prompts = [list(range(5, 13)), list(range(20, 28))]
+    expected = [model.generate(prompt, **options).tokens for prompt in prompts]
+    streams = [model.stream(prompt, **options) for prompt in prompts]
+    next(streams[0])
+    for _ in range(taken):
+        next(streams[1])
+
+    def ctrl_c(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model.core, "submit", ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        next(model.stream(PROMPT, priority=1, **options))
+    for stream in streams:
+        for _ in stream:
+            pass
+    assert [stream.generation.tokens for stream in streams] == expected
     assert model.manager.lanes == ()
 
 

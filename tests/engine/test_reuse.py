@@ -25,7 +25,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def watched(self: mp.Model, *arguments: Any, **options: Any) -> None:
         make(self, *arguments, **options)
-        for name in ("step", "begin_greedy"):
+        for name in ("step", "submit"):
             if hasattr(self.program, name):
                 run = getattr(self.program, name)
                 monkeypatch.setattr(self.program, name, counting(run), raising=False)

@@ -224,21 +224,6 @@ def test_a_caller_reads_its_own_prompts_at_once_and_others_little_by_little(call
     assert (turn.decoding, turn.reading) == ((0,), ((1, beside),))
 
 
-def test_a_step_is_steady_until_something_changes() -> None:
-    world, scheduler = World([Job(3, 9)] * 3, lanes=1), Scheduler[int](BUDGET)
-    world.left = dict.fromkeys(range(3), 3)
-    scheduler.add(0, 3)
-    assert not scheduler.steady(1)
-    scheduler.admit(world)
-    scheduler.took_place(scheduler.next())
-    assert scheduler.steady(1)
-    scheduler.add(1, 3)
-    assert not scheduler.steady(1)
-    assert scheduler.steady(0)
-    scheduler.add(2, 3, priority=1)
-    assert not scheduler.steady(0)
-
-
 def test_where_memory_is_short_the_least_urgent_and_latest_gives_way() -> None:
     priorities = [1, 0, 0, 2]
     world, scheduler = World([Job(3, 9)] * 4, lanes=4), Scheduler[int](BUDGET)

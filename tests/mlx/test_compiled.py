@@ -12,7 +12,7 @@ from mistral_portable_mlx import BACKEND
 from mlx_sessions import CONFIG, Session, text
 
 import mistral_portable as mp
-from mistral_portable.boundary import ExecutorOptions, GreedyProgram, GreedyStep, prepare
+from mistral_portable.boundary import ExecutorOptions, GreedyProgram, Step, prepare
 from mistral_portable.cache import Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CapacityError, NumericsError
@@ -153,11 +153,11 @@ def test_steps_that_choose_for_themselves_are_built_once_and_write_in_place() ->
     session = Session(config, max_context=9000, max_chunk=100)
     weights = mx.get_active_memory()
     lane, _ = session.begin(text(1200))
-    step = session.program.begin_greedy(session.manager.plan([Chunk(lane, [1], [0])]))
+    step = session.program.submit(session.manager.plan([Chunk(lane, [1], [0])]))
     traces = session.program.traces
     mx.reset_peak_memory()
     for _ in range(20):
-        following = session.program.begin_greedy(session.manager.plan([Chunk(lane, [0], [0])]), after=step)
+        following = session.program.submit(session.manager.plan([Chunk(lane, [0], [0], source=0)]), after=step)
         assert 0 <= int(step.tokens()[0]) < config.vocab_size
         step = following
     assert session.program.traces == traces
@@ -178,7 +178,7 @@ def test_logits_that_the_sampler_refuses_are_no_token(weight: float) -> None:
     assert isinstance(program, GreedyProgram)
     lanes = session.manager.open(), session.manager.open()
     logits = program.step(session.manager.plan([Chunk(lanes[0], text(30), range(30))]))["logits"]
-    step = program.begin_greedy(session.manager.plan([Chunk(lanes[1], text(30), range(30))]))
+    step = program.submit(session.manager.plan([Chunk(lanes[1], text(30), range(30))]))
     sampler = Sampler(SamplingParams(temperature=0))
     for row, token in zip(logits, step.tokens(), strict=True):
         if token < 0:
@@ -205,15 +205,15 @@ def test_tiny_writes_the_reference_s_story(quantize: str | None) -> None:
 def test_a_token_that_is_there_comes_before_the_want_of_memory_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     with mp.load("tiny", backend="mlx", dtype="float32") as model:
         expected = model.generate("Once upon a time", max_tokens=5, temperature=0).tokens
-        begin, begun = model.core.begin_greedy, []
+        submit, begun = model.core.submit, []
 
-        def begin_five(chunks: Sequence[Chunk], after: GreedyStep | None = None) -> GreedyStep:
+        def submit_five(chunks: Sequence[Chunk], after: Step | None = None) -> Step:
             begun.append(chunks)
             if len(begun) > 5:
                 raise CapacityError("the cache does not fit")
-            return begin(chunks, after)
+            return submit(chunks, after)
 
-        monkeypatch.setattr(model.core, "begin_greedy", begin_five)
+        monkeypatch.setattr(model.core, "submit", submit_five)
         stream = model.stream("Once upon a time", max_tokens=20, temperature=0)
         with pytest.raises(CapacityError, match="does not fit"):
             list(stream)

@@ -246,7 +246,7 @@ def test_a_closed_program_says_so() -> None:
     assert session.program.cache_bytes == 0
     for call in (
         lambda: session.program.step(plan),
-        lambda: session.program.begin_greedy(plan),
+        lambda: session.program.submit(plan),
         lambda: session.program.read_pages(0, [0]),
         lambda: session.program.write_pages(0, [0], {}),
     ):

@@ -333,7 +333,7 @@ def test_logits_that_the_sampler_refuses_give_minus_one_and_the_next_step_runs(w
     assert isinstance(program, GreedyProgram)
     lanes = [session.manager.open() for _ in range(3)]
     logits = program.step(session.manager.plan([Chunk(lanes[0], text(30), range(30))]))["logits"]
-    step = program.begin_greedy(session.manager.plan([Chunk(lanes[1], text(30), range(30))]))
+    step = program.submit(session.manager.plan([Chunk(lanes[1], text(30), range(30))]))
     sampler = Sampler(SamplingParams(temperature=0))
     for row, token in zip(logits, step.tokens(), strict=True):
         if token < 0:
@@ -342,8 +342,8 @@ def test_logits_that_the_sampler_refuses_give_minus_one_and_the_next_step_runs(w
         else:
             assert sampler.sample(row).token == token
     assert (step.tokens() < 0).any()
-    following = program.begin_greedy(session.manager.plan([Chunk(lanes[2], [0] * 30, range(30))]), after=step)
-    assert len(following.tokens()) == 30
+    plan = session.manager.plan([Chunk(lanes[2], [0] * 30, range(30))])._replace(sources=np.arange(30, dtype=np.int32))
+    assert len(program.submit(plan, after=step).tokens()) == 30
 
 
 def test_ties_go_to_the_lowest_token() -> None:
@@ -352,9 +352,7 @@ def test_ties_go_to_the_lowest_token() -> None:
     session = Session()
     program = prepare(PagedBackend(), graph, weights, session.spec, ExecutorOptions(dtype="float32"))
     assert isinstance(program, AsynchronousProgram)
-    assert program.begin_greedy(session.manager.plan([Chunk(session.manager.open(), [5], [0])])).tokens().tolist() == [
-        0
-    ]
+    assert program.submit(session.manager.plan([Chunk(session.manager.open(), [5], [0])])).tokens().tolist() == [0]
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
