@@ -32,7 +32,9 @@ def greedy_tokens(case: Case, backend: Backend, options: ExecutorOptions, count:
     their prompts in chunks beside those that decode, end one after the other, and are in another order in each step.
     Rows in place of embeddings are the case's in the prompts, and none in the answers.
     """
-    prompts = [text[: len(text) - cut] or text for text in case.scenario.texts.values() for cut in range(3)]
+    texts = case.scenario.texts.values()
+    copies = -(-3 // len(texts))  # three sequences at least
+    prompts = [text[: len(text) - cut] or text for text in texts for cut in range(copies)]
     longest = max(map(len, prompts))
     spec = CacheSpec.from_config(
         case.config,

@@ -210,6 +210,20 @@ def test_inputs_that_do_not_fit_are_refused(given: dict[str, Any], words: str) -
         check_inputs(graph, plan, given)
 
 
+def test_tokens_of_a_step_before_need_such_a_step() -> None:
+    """A chunk's source is that of its last token; `step` refuses any, and `submit` those beyond the rows before."""
+    program, manager = session(GRAPH)
+    plan = manager.plan([Chunk(manager.open(), [1, 2]), Chunk(manager.open(), [3, 0], source=1)])
+    assert plan.sources is not None
+    assert plan.sources.tolist() == [-1, -1, -1, 1]
+    with pytest.raises(InputError, match="row 1 of the step before, and 0 are there: submit it after"):
+        program.step(plan)
+    with pytest.raises(InputError, match="and 1 are there"):
+        check_inputs(GRAPH, plan, {}, rows_before=1)
+    check_inputs(GRAPH, plan, {}, rows_before=2)
+    assert manager.plan([Chunk(lane, [4]) for lane in manager.lanes]).sources is None
+
+
 def test_a_plain_graph_takes_no_inputs() -> None:
     program, manager = session(GRAPH)
     with pytest.raises(InputError, match="declares"):

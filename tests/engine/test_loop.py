@@ -375,12 +375,12 @@ def test_ctrl_c_while_one_is_put_aside_whose_token_is_on_the_device(
         next(streams[1])
 
     def ctrl_c(*arguments: Any) -> Any:
-        monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(model.core, "submit", ctrl_c)
-    with pytest.raises(KeyboardInterrupt):
-        next(model.stream(PROMPT, priority=1, **options))
+    with monkeypatch.context() as patch:
+        patch.setattr(model.core, "submit", ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            next(model.stream(PROMPT, priority=1, **options))
     for stream in streams:
         for _ in stream:
             pass

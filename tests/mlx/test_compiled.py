@@ -165,6 +165,21 @@ def test_steps_that_choose_for_themselves_are_built_once_and_write_in_place() ->
     assert mx.get_peak_memory() - weights < cache + cache // (2 * CONFIG.num_hidden_layers)
 
 
+def test_steps_that_take_tokens_of_any_rows_are_built_once() -> None:
+    """After a prompt of 4 rows, and after steps in any order."""
+    session = Session(CONFIG.with_window(1000), max_context=9000)
+    lanes = [session.begin(text(5, seed))[0] for seed in range(2)]
+    step = session.program.submit(session.manager.plan([Chunk(lane, text(2), range(2)) for lane in lanes]))
+    built, rows = [], [1, 3]
+    for _ in range(4):
+        chunks = [Chunk(lane, [0], [0], source=row) for lane, row in zip(lanes, rows, strict=True)]
+        following = session.program.submit(session.manager.plan(chunks), after=step)
+        step.tokens()
+        step, lanes, rows = following, lanes[::-1], [1, 0]
+        built.append(session.program.traces)
+    assert len(set(built)) == 1
+
+
 @pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf])
 def test_logits_that_the_sampler_refuses_are_no_token(weight: float) -> None:
     """NaN anywhere, or an infinite highest logit, is refused; a logit of -inf is legal, and never the highest."""

@@ -346,6 +346,24 @@ def test_logits_that_the_sampler_refuses_give_minus_one_and_the_next_step_runs(w
     assert len(program.submit(plan, after=step).tokens()) == 30
 
 
+def test_recorded_steps_take_tokens_of_any_rows() -> None:
+    """One recording serves after a prompt of 6 rows, after steps in any order, and after none."""
+    record = Repeated()
+    session = Session(CONFIG.with_window(None), PagedBackend(page=256, record=record))
+    program = session.program
+    assert isinstance(program, AsynchronousProgram)
+    lanes = [session.begin(text(5, seed))[0] for seed in range(3)]
+    step = program.submit(session.manager.plan([Chunk(lane, text(2, 7), range(2)) for lane in lanes]))
+    records, rows = [], [1, 3, 5]
+    for _ in range(8):
+        chunks = [Chunk(lane, [0], [0], source=row) for lane, row in zip(lanes, rows, strict=True)]
+        step = program.submit(session.manager.plan(chunks), after=step)
+        records.append(record.records)
+        lanes, rows = [lanes[2], lanes[0], lanes[1]], [2, 0, 1]
+    program.submit(session.manager.plan([Chunk(lane, [3], [0]) for lane in lanes]))
+    assert [*records, record.records] == [0, *[1] * 8]
+
+
 def test_ties_go_to_the_lowest_token() -> None:
     graph, weights = select_rows(build(CONFIG), "logits"), dict(random_weights(build(CONFIG), 0))
     weights["lm_head.weight"] = DenseTensor("lm_head.weight", "float32", np.zeros((40, 64), np.float32))
