@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mistral_portable.boundary import SavedLane
 from mistral_portable.errors import CacheError, InputError
@@ -50,6 +48,9 @@ def write_session(path: Path, session: Session, settings: Settings) -> None:
 
     Raises InputError if the file cannot be written, or if there is one that is no session.
     """
+    from safetensors import SafetensorError  # slow to import
+    from safetensors.numpy import save_file
+
     arrays: dict[str, NDArray[Any]] = {"tokens": np.array(session.tokens, np.int32)}
     for group, state in enumerate(session.lane.groups):
         arrays |= {f"{group}/{name}": np.ascontiguousarray(array) for name, array in state.items()}
@@ -122,6 +123,8 @@ def read_messages(path: Path) -> list[Any] | None:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, str, str]]:
     """The open file, its digest and its JSON. ValueErrors of the block are damage."""
+    from safetensors import SafetensorError, safe_open  # slow to import
+
     _require_session(path)
     try:
         with safe_open(path, "numpy") as file:
