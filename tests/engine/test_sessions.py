@@ -538,6 +538,7 @@ def test_what_a_link_points_to_is_written(model: mp.Model, file: Path, tmp_path:
 
 
 CHILD = """
+import safetensors.numpy
 import os, signal, sys
 import mistral_portable as mp
 from mistral_portable.engine import session
@@ -555,7 +556,7 @@ KILLED = {
     "in the middle": f"""
     def half(arrays, path, metadata):
         path.write_bytes(bytes(9999)); {DIE}
-    session.save_file = half""",
+    safetensors.numpy.save_file = half""",
     "before it is on the disk": f"""
     def die(file):
         {DIE}
