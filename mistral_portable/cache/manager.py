@@ -1,7 +1,8 @@
 """CacheManager: hands out lanes, pages, positions, slots and what each sequence reads. Integers only."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,6 +61,16 @@ class _Lane:
     promised: int = 0  # the length that it was opened for
 
 
+class _Keep(NamedTuple):
+    """A call of `keep` that is still to be done. The tables' pages are not released before."""
+
+    tables: tuple[Table, ...]
+    high: int
+    tokens: Sequence[int]
+    salt: str
+    whole: bool
+
+
 class CacheManager:
     """Bookkeeping of `spec.max_lanes` lanes and of the pages that they refer to.
 
@@ -92,6 +103,7 @@ class CacheManager:
         self._prefixes: Prefixes | None = None
         if budget is not None:
             self._prefixes = (LanePrefixes if self._ring else PagePrefixes)(spec.groups, self._pools)
+        self._keeping: list[_Keep] = []  # what is still to be kept
         self._closed: list[_Lane] = []  # lanes whose pages are still to be released
         make_locks(self, CacheManager._make_locks)
 
@@ -99,11 +111,25 @@ class CacheManager:
         self.turn = threading.Lock()
         """Held from a plan to the end of its step, whichever of the model's programs runs it."""
         self._lock = threading.RLock()  # reentrant: the collector may run in the thread that holds it
-        self._changes = _Changes(self._lock, self._settle)
+        self._changing = False
+
+    @contextmanager  # dearer than a class with __enter__ and __exit__, in which Ctrl-C may leave the lock held
+    def _changes(self) -> Iterator[None]:
+        """Hold the lock. At the end of the outermost call what was kept and closed amid it is seen to."""
+        with self._lock:
+            outermost, self._changing = not self._changing, True
+            try:
+                yield
+            finally:
+                if outermost:
+                    try:
+                        self._settle()
+                    finally:
+                        self._changing = False
 
     def open(self) -> int:
         """Take a free lane, the lowest one, with length 0. Raises BusyError if all are taken."""
-        with self._changes:
+        with self._changes():
             lane = self._free_lane()
             self._lanes[lane] = _Lane((Table(),) * len(self.spec.groups))
             return lane
@@ -118,15 +144,20 @@ class CacheManager:
 
         Example: after `keep(lane, [1, 2, 3, 4])`, `resume([1, 2, 3, 5, 6])` opens a lane that holds 3 tokens.
         """
-        with self._changes:
+        with self._changes():
             number, nothing = self._free_lane(), Found(0, 0, (Table(),) * len(self.spec.groups))
             found = self._prefixes.find(salt, tokens) if self._prefixes is not None else None
             for some in (found or nothing, nothing):  # to share a page that must then be copied may take too much
                 self._lanes[number] = _Lane(some.tables, some.length, some.high, promised=length)
-                needed = self._promised_bytes()
-                if self._fits(needed):
+                fits = False
+                try:
+                    needed = self._promised_bytes()
+                    fits = self._fits(needed)
+                finally:
+                    if not fits:
+                        self._drop(self._lanes.pop(number).tables, nothing.tables)
+                if fits:
                     return number, some.length
-                self._drop(self._lanes.pop(number).tables, nothing.tables)
             raise CapacityError(self._refusal(needed))
 
     def keep(self, lane: int, tokens: Sequence[int], *, salt: str = "", whole: bool = True) -> None:
@@ -136,10 +167,9 @@ class CacheManager:
         whole: also a page that is not full yet, and also where a page is a whole lane. It counts as shared from then
         on: it is copied when the lane goes on.
         """
-        with self._changes:
+        with self._changes():  # a garbage collector may have called amid another call, so it is done at the end of that
             state = self._lane(lane)
-            if self._prefixes is not None:
-                self._prefixes.keep(salt, tokens[: state.length], state.high, state.tables, whole=whole)
+            self._keeping.append(_Keep(state.tables, state.high, tokens[: state.length], salt, whole))
 
     @property
     def keeps(self) -> bool:
@@ -151,19 +181,19 @@ class CacheManager:
 
         Returns False if nothing was kept.
         """
-        with self._changes:
+        with self._changes():
             return self._prefixes is not None and self._prefixes.clear()
 
     @property
     def bytes_in_use(self) -> int:
         """Bytes of the slots that lanes use or that are kept; 0 without a budget."""
-        with self._changes:  # so that those of closed lanes are free before
+        with self._changes():  # so that those of closed lanes are free before
             pass
         return self._bytes()
 
     def close(self, lane: int) -> None:
         """Give the lane back; its content is void."""
-        with self._changes:
+        with self._changes():
             self._lane(lane)
             self._closed.append(self._lanes.pop(lane))
 
@@ -183,7 +213,7 @@ class CacheManager:
 
     def pages_in_use(self, group: int) -> int:
         """Pages of a layer group that are not free; one that several lanes share counts once."""
-        with self._changes:  # so that those of closed lanes are free before
+        with self._changes():  # so that those of closed lanes are free before
             pass
         return self._pools[group].in_use
 
@@ -196,7 +226,7 @@ class CacheManager:
         Raises CacheError, and changes nothing, if there is no chunk, a chunk is empty or longer than max_chunk, a
         lane is not open or named twice, a row is not in its chunk, or a sequence would outgrow max_context.
         """
-        with self._changes:
+        with self._changes():
             return self._plan(chunks)
 
     def _plan(self, chunks: Sequence[Chunk]) -> StepPlan:
@@ -247,6 +277,8 @@ class CacheManager:
             lane.before = _Before(plan, lane.length, lane.high, lane.tables)
             lane.tables = tuple([some[at].table for some in advances])
             lane.length, lane.high = end, max(lane.high, end)
+            if end >= lane.promised:  # a windowed lane lets go of pages from here on
+                lane.promised = 0
         return plan
 
     def _make_room(self, moves: Sequence[tuple[_Lane, int, int]], advances: Sequence[Sequence[Advance]]) -> None:
@@ -269,7 +301,7 @@ class CacheManager:
         Never raises. Lanes that were closed since then stay closed; those that have moved on, or back beyond where the
         plan began, stay as they are.
         """
-        with self._changes:
+        with self._changes():
             for number in plan.lanes.tolist():
                 lane = self._lanes.get(number)
                 if lane is None or lane.before is None or lane.before.plan is not plan:
@@ -292,7 +324,7 @@ class CacheManager:
         held. Back to 8: legal. Back to 7: the next query, 7, would see 5, whose page is gone: CacheError.
         A ring with window 3 and max_chunk 2 has 4 slots, 6..9: back to 8 is legal, to 7 is not.
         """
-        with self._changes:
+        with self._changes():
             self.check_rollback(lane, length)
             state = self._lane(lane)
             if length == 0 or (state.before is not None and length < state.before.length):
@@ -316,7 +348,7 @@ class CacheManager:
 
         Raises CacheError where `rollback` to that length would, BusyError if no lane is free.
         """
-        with self._changes:
+        with self._changes():
             source = self._lane(lane)
             length = source.length if length is None else length
             self.check_rollback(lane, length)
@@ -353,7 +385,7 @@ class CacheManager:
         length, high, spans = to_lane(self.model, self.spec, saved)
         tables = tuple(Table(begin) for begin, _ in spans)
         self._require_held("saved lane: going on", _Lane(tables, length, high), length)
-        with self._changes:
+        with self._changes():
             lane = self._free_lane()
             pages = tuple(pool.take(count) for pool, (_, count) in zip(self._pools, spans, strict=True))
             tables = tuple(Table(begin, some) for (begin, _), some in zip(spans, pages, strict=True))
@@ -374,7 +406,11 @@ class CacheManager:
         return sum(pool.slots_in_use * size for pool, size in zip(self._pools, self._budget.slot_bytes, strict=True))
 
     def _settle(self) -> None:
-        """Release the pages of lanes that were closed amid a call, so that none is freed amid another."""
+        """Keep and release pages of lanes that were kept and closed amid a call: none changes amid another."""
+        while self._keeping:
+            some = self._keeping.pop(0)
+            if self._prefixes is not None:
+                self._prefixes.keep(some.salt, some.tokens, some.high, some.tables, whole=some.whole)
         if self._closed:
             while self._closed:
                 self._release(self._closed.pop())
@@ -465,23 +501,3 @@ class CacheManager:
         if lane not in self._lanes:
             raise CacheError(f"lane {lane} is not open: open ones are {list(self.lanes)}")
         return self._lanes[lane]
-
-
-class _Changes:
-    """The manager's lock. `settle` is called at the end of the outermost `with` block."""
-
-    def __init__(self, lock: threading.RLock, settle: Callable[[], None]) -> None:
-        self._lock, self._settle = lock, settle
-        self._depth = 0
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._depth += 1
-
-    def __exit__(self, *error: object) -> None:
-        try:
-            if self._depth == 1:
-                self._settle()
-        finally:
-            self._depth -= 1
-            self._lock.release()

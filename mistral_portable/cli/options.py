@@ -175,10 +175,10 @@ def cache_bytes_of(text: str | None) -> int | None:
     """The value of a CacheRamOption for `load`: "512" -> 512 MiB, "2G" -> 2 GiB. Raises typer.BadParameter."""
     if text is None:
         return None
-    found = re.fullmatch(r"([0-9]{1,9})([KMGT]?)(i?B)?", text, re.IGNORECASE)
+    found = re.fullmatch(r"([0-9]{1,9})(?:([KMGT])(?:i?B)?)?", text, re.IGNORECASE)
     if found is None:
         raise typer.BadParameter(f"{text!r} is not a size like 512 (MiB), 512M or 2G", param_hint="'--cache-ram'")
-    return int(found[1]) << 10 * " KMGT".index(found[2].upper() or "M")
+    return int(found[1]) << 10 * " KMGT".index((found[2] or "M").upper())
 
 
 def window_of(text: str) -> Window | Literal["config"]:

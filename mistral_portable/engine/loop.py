@@ -67,7 +67,8 @@ class Loop:
         self._begun: deque[_UnderWay] = deque()
         self._lanes = lanes or core.manager.spec.max_lanes
         self._most = self._lanes  # requests with a lane; fewer where memory was short
-        self._page = core.manager.spec.groups[0].page_size
+        group = core.manager.spec.groups[0]
+        self._page = core.max_context + 1 if group.ring else group.page_size  # a lane in one piece is never full
         self._compared: dict[_Request, weakref.WeakKeyDictionary[_Request, int]] = {}  # for those that wait
         self._too_large: tuple[list[_Request], CapacityError] | None = None  # who asked last found no room
         self._together = 4 * self._most  # requests of one caller: enough to choose from, and no longer lists
@@ -303,9 +304,10 @@ class Loop:
             return False
         if not self._core.manager.keeps:
             return True
-        for other in self._scheduler.reading:
-            alike = self._alike(request, other)
-            if alike >= _WORTH_WAITING and other.fed < alike and other.priority >= request.priority:
+        for other in self._scheduler.held:
+            alike, read = self._alike(request, other), other.fed - self._under_way(other)
+            goes_on = other.priority >= request.priority and other not in self._stalled
+            if alike >= _WORTH_WAITING and read < alike and goes_on:
                 return False
         return True
 
@@ -347,10 +349,19 @@ class Loop:
 
     def _keep(self, request: _Request, *, whole: bool) -> None:
         """Let others find the request's tokens in the cache."""
-        known = min(request.fed, len(request.tokens))  # a step that has begun has read one whose id is not known yet
+        known = min(request.fed - self._under_way(request), len(request.tokens))
         if request.keeps and request.lane is not None:
             self._core.manager.keep(request.lane, request.tokens[:known], salt=request.cache_salt, whole=whole)
             request.kept = known if whole else known // self._page * self._page
+
+    def _under_way(self, request: _Request) -> int:
+        """Tokens of a request in steps that have begun: they may still fail."""
+        return sum(
+            count
+            for begun in self._begun
+            for other, count in zip(begun.turn.requests, begun.turn.counts, strict=True)
+            if other is request
+        )
 
     def _run(self, turn: Turn[_Request], begin: float) -> None:
         """Begin a step, and unless the device chooses all its tokens, wait for it and hand out what it made."""
@@ -478,7 +489,7 @@ class Loop:
         """Go on without the requests of a step that has failed; if memory was short, with fewer of them at a time."""
         if isinstance(error, CapacityError) and self._core.manager.forget():
             return  # what was kept has given way
-        if isinstance(error, CapacityError) and len(requests) > 1:
+        if isinstance(error, CapacityError) and len(self._scheduler.held) > 1:
             self._close_lane(self._scheduler.shed())
             self._most = len(self._scheduler.held)
         elif isinstance(error, ClosedError):

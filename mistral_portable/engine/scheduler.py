@@ -104,11 +104,6 @@ class Scheduler(Generic[Key]):
         return [key for key, job in self._waiting.items() if not job.stalled]
 
     @property
-    def reading(self) -> list[Key]:
-        """The requests that read their prompts, or prompt and answer again, but not those that are stalled."""
-        return [key for key, job in self._reading.items() if not job.stalled]
-
-    @property
     def requests(self) -> list[Key]:
         """All requests."""
         return [*self._waiting, *self._reading, *self._decoding]
@@ -178,8 +173,9 @@ class Scheduler(Generic[Key]):
         return Turn(decoding, self._share(self._room(len(decoding))))
 
     def shed(self) -> Key:
-        """Put aside the request with a lane that is the least urgent, of these the latest; return it."""
-        job = min([*self._reading.values(), *self._decoding.values()], key=lambda job: (job.priority, -job.since))
+        """Put aside a request with a lane: a stalled one, or else the least urgent, of these the latest; return it."""
+        held = [*self._reading.values(), *self._decoding.values()]
+        job = min(held, key=lambda job: (not job.stalled, job.priority, -job.since))
         self.put_aside(job.key)
         return job.key
 
