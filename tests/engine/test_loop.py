@@ -388,6 +388,22 @@ def test_ctrl_c_while_one_is_put_aside_whose_token_is_on_the_device(
     assert model.manager.lanes == ()
 
 
+def test_what_a_step_would_have_read_that_fails_later_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails:
+        def tokens(self) -> Any:
+            raise RuntimeError("the device fell over")
+
+    prompt = list(range(600, 730))
+    options: dict[str, Any] = {"max_tokens": 5, "temperature": 0.0, "ignore_eos": True}
+    model, expected = loaded(None, LANES, None, True), loaded(None, 1, 0).generate(prompt, **options).tokens
+    with monkeypatch.context() as patch:
+        patch.setattr(model.program, "submit", lambda *arguments, **options: Fails())
+        with pytest.raises(RuntimeError, match="fell over"):
+            model.generate(prompt, **options)
+    found = model.generate(prompt, **options)
+    assert (found.tokens, found.timings.cached_tokens) == (expected, 0)
+
+
 def test_closing_a_model_ends_whoever_waits() -> None:
     model = mp.load("tiny", backend="numba", max_lanes=1)
     with ThreadPoolExecutor(4) as pool:
