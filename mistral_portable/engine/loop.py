@@ -75,9 +75,8 @@ class Loop:
         make_locks(self, Loop._make_locks)
 
     def _make_locks(self) -> None:
-        self._lock = (
-            threading.RLock()
-        )  # reentrant: the garbage collector may drop a request in the thread that holds it
+        # Reentrant: the garbage collector may drop a request in the thread that holds it.
+        self._lock = threading.RLock()
         self._condition = threading.Condition(self._lock)
         self._driven = False  # whether a thread runs steps: it alone touches the scheduler, lanes and begun steps
         self._waiting = 0
@@ -316,9 +315,8 @@ class Loop:
         self._too_large = None
         if len(self._scheduler.held) >= self._most:
             return None
-        for (
-            other
-        ) in self._scheduler.held:  # a page that is not full, or a lane in one piece, is kept when somebody asks
+        # A page that is not full is kept when somebody asks for it, and so is a lane in one piece.
+        for other in self._scheduler.held:
             if self._alike(request, other) >= max(_WORTH_WAITING, other.kept + 1):
                 self._keep(other, whole=True)
         try:

@@ -13,7 +13,7 @@ from mistral_portable.errors import BusyError, CapacityError
 
 LIMITLESS = 10**9
 Content = tuple[int, ...]
-"""What a slot holds: the text up to and with its token, on which its key and value depend."""
+"""The content of a slot: the text up to and with its token, on which its key and value depend."""
 
 
 @dataclass
