@@ -91,24 +91,31 @@ class KVCache:
     def _grow(self, counts: Mapping[int, int]) -> None:
         """Let the pools of layer groups have at least so many pages, or raise MemoryError and leave all as they are.
 
-        By a quarter at least, so that it is rare. A page without content takes no memory: the system gives it to zeros
-        when they are first written.
+        By a quarter at least, so that it is rare, if there is memory for that. A page without content takes none: the
+        system gives it to zeros when they are first written.
         """
         short = {group: count for group, count in counts.items() if count > self._counts[group]}
         if not short:
             return
         larger = {group: max(count, -(-5 * self._counts[group] // 4)) for group, count in short.items()}
-        grown = {
-            (layer, kind): self._zeros(kind, count)
-            for group, count in larger.items()
-            for layer, kind in self._keys_of(group)
-        }
+        try:
+            grown = self._new_pools(larger)
+        except MemoryError:
+            larger, grown = short, self._new_pools(short)
         for (layer, kind), pool in grown.items():  # one after the other, so that few pages are there twice
             old = self._pools[layer, kind]
             pool[: len(old)] = old
             self._put(layer, kind, pool)
         for group, count in larger.items():
             self._counts[group] = count
+
+    def _new_pools(self, counts: Mapping[int, int]) -> dict[tuple[int, str], _Pool]:
+        """Pools of so many pages for all layers of these layer groups."""
+        return {
+            (layer, kind): self._zeros(kind, count)
+            for group, count in counts.items()
+            for layer, kind in self._keys_of(group)
+        }
 
     def _empty(self, kind: str, pages: _Pool, slots: NDArray[np.intp]) -> None:
         """Set slots of all these pages to zero, numbers and scales."""

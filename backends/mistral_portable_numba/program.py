@@ -1,10 +1,9 @@
 """NumbaProgram: a lowered graph with its weights, cache, buffers and threads."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +31,8 @@ from mistral_portable_numba.tape import Layout, lay_out
 from mistral_portable_numba.team import Team, yield_address
 
 __all__ = ["SHRINK_AFTER", "NumbaProgram"]
+
+T = TypeVar("T")
 
 SHRINK_AFTER = 64
 """Steps in a row that need less than a quarter of the buffers' memory before the buffers shrink."""
@@ -83,7 +84,8 @@ class NumbaProgram:
             if node.op == "embedding"
         }
         self._layout: Layout | None = None
-        self._room, self._recent, self._small_steps = (0, 0), (0, 0), 0
+        self._views: dict[tuple[str, int], NDArray[np.float32]] = {}  # of the layout
+        self._room, self._recent, self._small_steps, self._room_bytes = (0, 0), (0, 0), 0, 0
         try:
             self._read_weights(options)
         except BaseException:
@@ -105,50 +107,21 @@ class NumbaProgram:
 
     def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[np.float32]]:
         check_inputs(self._graph, plan, inputs)
-        with self._in_turn(f"a step of {len(plan.tokens)} tokens"):
-            layout = self._room_for(len(plan.tokens), len(plan.logit_rows))
-            self._cache.make_room(plan)
-            self._values.update(plan)
-            on_host: dict[str, NDArray[Any]] = {
-                **inputs,
-                "tokens": plan.tokens,
-                "positions": plan.positions,
-                "logit_rows": plan.logit_rows,
-            }
-            for node in self._lowered.host_nodes:
-                on_host[node.name] = self._host_value(node, on_host)
-            for value in self._lowered.host_written:
-                self._view(layout, value, len(on_host[value]))[:] = on_host[value]
-            self._run(len(layout.tape), layout.address)
-            exposed: dict[str, NDArray[np.float32]] = {}
-            for node in self._lowered.attention_weights:
-                name = node.inputs[0]
-                q = on_host[name] if name in on_host else self._view(layout, name, len(plan.tokens))
-                exposed[node.name] = self._attention_weights(node, q, plan)
-            sizes = {"T": len(plan.tokens), "R": len(plan.logit_rows)}
-            return {
-                name: exposed[value]
-                if value in exposed
-                else np.array(on_host[value], np.float32)
-                if value in on_host
-                else self._view(layout, value, sizes[self._lowered.buffers[value].rows]).copy()
-                for name, value in self._graph.outputs.items()
-            }
+        return self._in_turn(f"a step of {len(plan.tokens)} tokens", lambda: self._step(plan, inputs))
 
     def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
-        with self._in_turn("the copy of a lane"):
-            return self._cache.read(group, pages, blank)
+        return self._in_turn("the copy of a lane", lambda: self._cache.read(group, pages, blank))
 
     def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
-        with self._in_turn("a saved lane"):
-            self._cache.write(group, pages, state)
+        self._in_turn("a saved lane", lambda: self._cache.write(group, pages, state))
 
     def close(self) -> None:
         with self._turn:
             if self._team is not None:
                 self._team.close()
             self._team = self._layout = None
-            self._room = (0, 0)
+            self._room, self._room_bytes = (0, 0), 0
+            self._views.clear()
             self._cache.clear()
             self._values.shrink()
             self._lowered.instructions.clear()
@@ -156,14 +129,43 @@ class NumbaProgram:
             self._lowered.matrices.clear()
             self._tables.clear()
 
-    @contextmanager
-    def _in_turn(self, what: str) -> Iterator[None]:
-        """One call at a time. Raises ClosedError after `close`, and CapacityError if memory runs out for `what`."""
+    def _step(self, plan: StepPlan, inputs: Inputs) -> dict[str, NDArray[np.float32]]:
+        layout = self._room_for(len(plan.tokens), len(plan.logit_rows))
+        self._cache.make_room(plan)
+        self._values.update(plan)
+        on_host: dict[str, NDArray[Any]] = {
+            **inputs,
+            "tokens": plan.tokens,
+            "positions": plan.positions,
+            "logit_rows": plan.logit_rows,
+        }
+        for node in self._lowered.host_nodes:
+            on_host[node.name] = self._host_value(node, on_host)
+        for value in self._lowered.host_written:
+            self._view(layout, value, len(on_host[value]))[:] = on_host[value]
+        self._run(len(layout.tape), layout.address)
+        exposed: dict[str, NDArray[np.float32]] = {}
+        for node in self._lowered.attention_weights:
+            name = node.inputs[0]
+            q = on_host[name] if name in on_host else self._view(layout, name, len(plan.tokens))
+            exposed[node.name] = self._attention_weights(node, q, plan)
+        sizes = {"T": len(plan.tokens), "R": len(plan.logit_rows)}
+        return {
+            name: exposed[value]
+            if value in exposed
+            else np.array(on_host[value], np.float32)
+            if value in on_host
+            else self._view(layout, value, sizes[self._lowered.buffers[value].rows]).copy()
+            for name, value in self._graph.outputs.items()
+        }
+
+    def _in_turn(self, what: str, call: Callable[[], T]) -> T:
+        """Call, one at a time. Raises ClosedError after `close`, and CapacityError if memory runs out for `what`."""
         with self._turn:
             if self._team is None:
                 raise ClosedError("the program is closed: prepare it again")
             try:
-                yield
+                return call()
             except MemoryError as error:
                 raise CapacityError(
                     f"no memory is left for {what} beside a cache of {gigabytes(self._cache.bytes)}: close other "
@@ -207,18 +209,20 @@ class NumbaProgram:
         than a quarter of them.
         """
         self._recent = max(tokens, self._recent[0]), max(rows, self._recent[1])
-        self._small_steps = self._small_steps + 1 if 4 * self._need(tokens, rows) < self._need(*self._room) else 0
+        self._small_steps = self._small_steps + 1 if 4 * self._need(tokens, rows) < self._room_bytes else 0
         if self._small_steps == 0:
             self._recent = 0, 0
         shrinks = self._small_steps == SHRINK_AFTER
         if self._layout is None or tokens > self._room[0] or rows > self._room[1] or shrinks:
             self._layout = None  # its memory first
+            self._views.clear()
             room = self._recent if shrinks else (max(tokens, self._room[0]), max(rows, self._room[1]))
             self._small_steps, self._recent = 0, (0, 0)
             if shrinks:
                 self._values.shrink()
-            self._layout = lay_out(self._lowered.instructions, self._lowered.buffers.values(), self._addresses, *room)
-            self._room = room
+            layout = lay_out(self._lowered.instructions, self._lowered.buffers.values(), self._addresses, *room)
+            room_bytes = self._need(*room)
+            self._layout, self._room, self._room_bytes = layout, room, room_bytes
         self._layout.counters[:] = 0
         return self._layout
 
@@ -228,12 +232,15 @@ class NumbaProgram:
 
     def _view(self, layout: Layout, value: str, count: int) -> NDArray[np.float32]:
         """The first `count` rows of a value's buffer, float32 [count, columns]; no copy."""
-        buffer = self._lowered.buffers[value]
-        columns = self._widths[value][1]
-        assert isinstance(columns, int)
-        begin = layout.offsets[buffer]
-        rows = layout.memory[begin : begin + count * buffer.stride].view(np.float32)
-        return rows.reshape(count, buffer.stride // 4)[:, :columns]
+        view = self._views.get((value, count))
+        if view is None:
+            buffer = self._lowered.buffers[value]
+            columns = self._widths[value][1]
+            assert isinstance(columns, int)
+            begin = layout.offsets[buffer]
+            rows = layout.memory[begin : begin + count * buffer.stride].view(np.float32)
+            view = self._views[value, count] = rows.reshape(count, buffer.stride // 4)[:, :columns]
+        return view
 
     def _host_value(self, node: Node, values: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The result of an `embedding` or `replace_rows` node, float32 [T, columns]."""

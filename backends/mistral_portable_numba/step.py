@@ -14,6 +14,7 @@ from mistral_portable_numba.layouts import PAGE_SIZE, tokens_per_item
 __all__ = ["StepValues"]
 
 _CELLS = 256
+_AHEAD = 64  # positions whose angles are computed at a time: NumPy takes as long for them as for 18 one by one
 
 
 class StepValues:
@@ -26,11 +27,13 @@ class StepValues:
         self._counts: list[tuple[int, Callable[[StepPlan], int]]] = []
         self._sources: list[tuple[int, Callable[[StepPlan], NDArray[np.generic]]]] = []
         self._arrays: dict[int, NDArray[np.generic]] = {}
+        self._angles: dict[Rotation, _Angles] = {}
 
     @property
     def bytes(self) -> int:
         """Bytes of the cells and of the arrays that they point to."""
-        return self._cells.nbytes + sum(array.nbytes for array in list(self._arrays.values()))
+        arrays = [self._cells, *self._arrays.values(), *(angles.block for angles in self._angles.values())]
+        return sum(array.nbytes for array in arrays)
 
     def count(self, rows: str) -> int:
         """The address of the cell with the number of tokens ("T") or of requested rows ("R")."""
@@ -53,7 +56,8 @@ class StepValues:
 
     def angles(self, rotation: Rotation) -> int:
         """The address of the cell for the rotation's cosines and sines, float32 [T, 2, head_dim / 2]."""
-        return self._cell(("angles", rotation), array=lambda plan: rotation.table(plan.positions))
+        angles = self._angles.setdefault(rotation, _Angles(rotation))
+        return self._cell(("angles", rotation), array=lambda plan: angles.of(plan.positions))
 
     def items(self, layer: int, sharing: int) -> tuple[int, int]:
         """The addresses of two cells: the number of a layer's work items of attention, and the items, int64 [n, 4].
@@ -107,6 +111,30 @@ class StepValues:
             array = self._arrays[index] = np.empty(size, values.dtype)
             self._cells[index] = array.ctypes.data
         array[:size] = values.reshape(-1)
+
+
+class _Angles:
+    """A rotation's tables. One position's comes from a block with those that follow, as decoding goes on from there.
+
+    Example: position 70 computes 70 to 133; 71 is a row of these, 140 begins another block.
+    """
+
+    def __init__(self, rotation: Rotation) -> None:
+        self._rotation = rotation
+        self._first, self.block = self._from(0)
+
+    def of(self, positions: NDArray[np.int32]) -> NDArray[np.float32]:
+        """The tables of positions [T], float32 [T, 2, head_dim / 2]."""
+        if len(positions) != 1:
+            return self._rotation.table(positions)
+        position = int(positions[0])
+        if not self._first <= position < self._first + _AHEAD:
+            self._first, self.block = self._from(position)  # both or, if Ctrl-C comes amid that, none
+        at = position - self._first
+        return self.block[at : at + 1]
+
+    def _from(self, position: int) -> tuple[int, NDArray[np.float32]]:
+        return position, self._rotation.table(np.arange(position, position + _AHEAD))
 
 
 def _item_count(plan: StepPlan, size: int) -> int:

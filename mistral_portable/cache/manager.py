@@ -1,20 +1,23 @@
 """CacheManager: hands out lanes, pages, positions, slots and what each sequence reads. Integers only."""
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import wraps
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.cache.budget import CacheBudget
+from mistral_portable.cache.lane import Before, Lane
 from mistral_portable.cache.lane_prefixes import LanePrefixes
 from mistral_portable.cache.plan import StepPlan
 from mistral_portable.cache.plan_maker import PlanMaker
 from mistral_portable.cache.pool import PagePool
 from mistral_portable.cache.prefixes import Found, PagePrefixes, Prefixes
+from mistral_portable.cache.room import Room
 from mistral_portable.cache.saved import SavedIntegers, to_integers, to_lane
 from mistral_portable.cache.spec import CacheSpec
 from mistral_portable.cache.table import Advance, Table
@@ -43,22 +46,27 @@ class Chunk(NamedTuple):
     source: int | None = None
 
 
-class _Before(NamedTuple):
-    """A lane as it was before its last plan. Its pages are not free while that plan can be undone."""
-
-    plan: StepPlan
-    length: int
-    high: int
-    tables: tuple[Table, ...]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-@dataclass
-class _Lane:
-    tables: tuple[Table, ...]  # one for each layer group
-    length: int = 0  # positions 0 .. length - 1 are valid
-    high: int = 0  # the largest length so far: in a ring, position p was overwritten if p < high - page_size
-    before: _Before | None = None
-    promised: int = 0  # the length that it was opened for
+def _alone(call: Callable[Concatenate["CacheManager", P], T]) -> Callable[Concatenate["CacheManager", P], T]:
+    """Hold the lock for a call. At the end of the outermost one what was kept and closed amid it is seen to."""
+
+    @wraps(call)
+    def alone(self: "CacheManager", /, *arguments: P.args, **options: P.kwargs) -> T:
+        with self._lock:
+            outermost, self._changing = not self._changing, True
+            try:
+                return call(self, *arguments, **options)
+            finally:
+                if outermost:
+                    try:
+                        self._settle()
+                    finally:
+                        self._changing = False
+
+    return alone
 
 
 class _Keep(NamedTuple):
@@ -95,16 +103,17 @@ class CacheManager:
         """
         self.spec = spec
         self.model = model
-        self._lanes: dict[int, _Lane] = {}
+        self._lanes: dict[int, Lane] = {}
         self._pools = tuple(PagePool(group.page_size, ring=group.ring) for group in spec.groups)
         self._ring = spec.groups[0].ring
         self._maker = PlanMaker(len(spec.groups))
-        self._budget = budget
         self._prefixes: Prefixes | None = None
+        self._room: Room | None = None
         if budget is not None:
             self._prefixes = (LanePrefixes if self._ring else PagePrefixes)(spec.groups, self._pools)
-        self._keeping: list[_Keep] = []  # what is still to be kept
-        self._closed: list[_Lane] = []  # lanes whose pages are still to be released
+            self._room = Room(budget, spec, self._pools, self._prefixes)
+        # Texts that are still to be kept and lanes whose pages are still to be released, in the order of the calls.
+        self._later: deque[_Keep | Lane] = deque()
         make_locks(self, CacheManager._make_locks)
 
     def _make_locks(self) -> None:
@@ -113,27 +122,14 @@ class CacheManager:
         self._lock = threading.RLock()  # reentrant: the collector may run in the thread that holds it
         self._changing = False
 
-    @contextmanager  # dearer than a class with __enter__ and __exit__, in which Ctrl-C may leave the lock held
-    def _changes(self) -> Iterator[None]:
-        """Hold the lock. At the end of the outermost call what was kept and closed amid it is seen to."""
-        with self._lock:
-            outermost, self._changing = not self._changing, True
-            try:
-                yield
-            finally:
-                if outermost:
-                    try:
-                        self._settle()
-                    finally:
-                        self._changing = False
-
+    @_alone
     def open(self) -> int:
         """Take a free lane, the lowest one, with length 0. Raises BusyError if all are taken."""
-        with self._changes():
-            lane = self._free_lane()
-            self._lanes[lane] = _Lane((Table(),) * len(self.spec.groups))
-            return lane
+        lane = self._free_lane()
+        self._lanes[lane] = Lane((Table(),) * len(self.spec.groups))
+        return lane
 
+    @_alone
     def resume(self, tokens: Sequence[int], *, salt: str = "", length: int = 0) -> tuple[int, int]:
         """Open a lane that holds the longest known beginning of these tokens; return it and their number.
 
@@ -144,22 +140,28 @@ class CacheManager:
 
         Example: after `keep(lane, [1, 2, 3, 4])`, `resume([1, 2, 3, 5, 6])` opens a lane that holds 3 tokens.
         """
-        with self._changes():
-            number, nothing = self._free_lane(), Found(0, 0, (Table(),) * len(self.spec.groups))
-            found = self._prefixes.find(salt, tokens) if self._prefixes is not None else None
-            for some in (found or nothing, nothing):  # to share a page that must then be copied may take too much
-                self._lanes[number] = _Lane(some.tables, some.length, some.high, promised=length)
-                fits = False
-                try:
-                    needed = self._promised_bytes()
-                    fits = self._fits(needed)
-                finally:
-                    if not fits:
-                        self._drop(self._lanes.pop(number).tables, nothing.tables)
-                if fits:
-                    return number, some.length
-            raise CapacityError(self._refusal(needed))
+        number, nothing = self._free_lane(), Found(0, 0, (Table(),) * len(self.spec.groups))
+        found = self._prefixes.find(salt, tokens) if self._prefixes is not None else None
+        if found is not None:
+            with suppress(CapacityError):  # to share a page that must then be copied may take too much
+                return self._take_over(number, found, salt, tokens, length)
+        return self._take_over(number, nothing, salt, tokens, length)
 
+    def _take_over(self, number: int, found: Found, salt: str, tokens: Sequence[int], length: int) -> tuple[int, int]:
+        """Open a lane with what was found. Raises CapacityError if it then exceeds a strict budget: it is kept on."""
+        lane = self._lanes[number] = Lane(found.tables, found.length, found.high, promised=length)
+        try:
+            if self._room is not None:
+                self._room.require_promised(self._lanes.values())
+        except BaseException:
+            del self._lanes[number]
+            if self._prefixes is not None:
+                self._prefixes.keep(salt, tokens[: found.length], found.high, found.tables, whole=True)
+            self._release(lane)
+            raise
+        return number, found.length
+
+    @_alone
     def keep(self, lane: int, tokens: Sequence[int], *, salt: str = "", whole: bool = True) -> None:
         """Make known that the lane's first tokens are these, at most as many as it holds. Their pages stay when it is
         closed, until the room is needed. Without a budget it does nothing.
@@ -167,35 +169,35 @@ class CacheManager:
         whole: also a page that is not full yet, and also where a page is a whole lane. It counts as shared from then
         on: it is copied when the lane goes on.
         """
-        with self._changes():  # a garbage collector may have called amid another call, so it is done at the end of that
-            state = self._lane(lane)
-            self._keeping.append(_Keep(state.tables, state.high, tokens[: state.length], salt, whole))
+        state = self._lane(lane)
+        # At the end of the call: a garbage collector may have called amid another one.
+        self._later.append(_Keep(state.tables, state.high, tokens[: state.length], salt, whole))
 
     @property
     def keeps(self) -> bool:
         """Whether `keep` does anything: whether there is a budget."""
-        return self._budget is not None
+        return self._room is not None
 
+    @_alone
     def forget(self) -> bool:
         """Let go of all that is kept, also of pages that lanes use, which then need not copy them to go on.
 
         Returns False if nothing was kept.
         """
-        with self._changes():
-            return self._prefixes is not None and self._prefixes.clear()
+        return self._prefixes is not None and self._prefixes.clear()
 
     @property
+    @_alone
     def bytes_in_use(self) -> int:
         """Bytes of the slots that lanes use or that are kept; 0 without a budget."""
-        with self._changes():  # so that those of closed lanes are free before
-            pass
-        return self._bytes()
+        self._settle()  # a lane that the collector closed at the end of the last call
+        return 0 if self._room is None else self._room.bytes
 
+    @_alone
     def close(self, lane: int) -> None:
         """Give the lane back; its content is void."""
-        with self._changes():
-            self._lane(lane)
-            self._closed.append(self._lanes.pop(lane))
+        self._lane(lane)
+        self._later.append(self._lanes.pop(lane))
 
     @property
     def lanes(self) -> tuple[int, ...]:
@@ -211,12 +213,13 @@ class CacheManager:
         """All pages in the lane's tables: each that a rollback may need, but not those that only `undo` brings back."""
         return tuple(table.pages for table in self._lane(lane).tables)
 
+    @_alone
     def pages_in_use(self, group: int) -> int:
         """Pages of a layer group that are not free; one that several lanes share counts once."""
-        with self._changes():  # so that those of closed lanes are free before
-            pass
+        self._settle()  # a lane that the collector closed at the end of the last call
         return self._pools[group].in_use
 
+    @_alone
     def plan(self, chunks: Sequence[Chunk]) -> StepPlan:
         """Lay the chunks end to end and move their sequences forward.
 
@@ -226,10 +229,6 @@ class CacheManager:
         Raises CacheError, and changes nothing, if there is no chunk, a chunk is empty or longer than max_chunk, a
         lane is not open or named twice, a row is not in its chunk, or a sequence would outgrow max_context.
         """
-        with self._changes():
-            return self._plan(chunks)
-
-    def _plan(self, chunks: Sequence[Chunk]) -> StepPlan:
         numbers = [chunk.lane for chunk in chunks]
         if not chunks or len(set(numbers)) != len(chunks):
             raise CacheError("a step takes at least one chunk, and one chunk per lane")
@@ -240,7 +239,7 @@ class CacheManager:
         rows: list[int] = []
         starts: list[int] = [0]
         sources: list[int] = []
-        moves: list[tuple[_Lane, int, int]] = []
+        moves: list[tuple[Lane, int, int]] = []
         for chunk in chunks:
             lane, start = self._lane(chunk.lane), starts[-1]
             begin = lane.length
@@ -274,16 +273,16 @@ class CacheManager:
                     pool.release(advance.taken)
             raise
         for at, (lane, _, end) in enumerate(moves):
-            lane.before = _Before(plan, lane.length, lane.high, lane.tables)
+            lane.before = Before(plan, lane.length, lane.high, lane.tables)
             lane.tables = tuple([some[at].table for some in advances])
             lane.length, lane.high = end, max(lane.high, end)
             if end >= lane.promised:  # a windowed lane lets go of pages from here on
                 lane.promised = 0
         return plan
 
-    def _make_room(self, moves: Sequence[tuple[_Lane, int, int]], advances: Sequence[Sequence[Advance]]) -> None:
+    def _make_room(self, moves: Sequence[tuple[Lane, int, int]], advances: Sequence[Sequence[Advance]]) -> None:
         """Let what is kept give way to what a plan takes. Raises CapacityError if it exceeds a strict budget."""
-        if self._budget is None:
+        if self._room is None:
             return
         if self._ring:
             for group, pool, some in zip(self.spec.groups, self._pools, advances, strict=True):
@@ -291,29 +290,24 @@ class CacheManager:
                     pool.fill(advance.table.pages[0], min(end, group.page_size))
         elif not any(advance.taken for some in advances for advance in some):
             return
-        self._let_go()
-        if not self._fits(needed := self._bytes()):
-            raise CapacityError(self._refusal(needed))
+        self._room.require()
 
+    @_alone
     def undo(self, plan: StepPlan) -> None:
         """Undo a plan whose step has failed: its sequences get back the length and the pages that they had before it.
 
         Never raises. Lanes that were closed since then stay closed; those that have moved on, or back beyond where the
         plan began, stay as they are.
         """
-        with self._changes():
-            for number in plan.lanes.tolist():
-                lane = self._lanes.get(number)
-                if lane is None or lane.before is None or lane.before.plan is not plan:
-                    continue
-                before, after = lane.before, lane.tables
-                if before.tables[0] is not after[0]:  # what a ring's page held is whole: the plan took another page
-                    lane.high = before.high
-                lane.before, lane.length, lane.tables = None, before.length, before.tables
-                self._drop(after, before.tables)
+        for number in plan.lanes.tolist():
+            lane = self._lanes.get(number)
+            if lane is None or lane.before is None or lane.before.plan is not plan:
+                continue
+            self._restore(lane, lane.before)
 
+    @_alone
     def rollback(self, lane: int, length: int) -> None:
-        """Forget the tokens from position `length` on.
+        """Forget the tokens from position `length` on. Back to where the last plan began, that one is undone.
 
         Legal while the lane still has every page whose positions the next query sees: it lets go of a page when the
         first query of a plan no longer sees any of its positions, so one may always go back to where the last plan
@@ -324,17 +318,18 @@ class CacheManager:
         held. Back to 8: legal. Back to 7: the next query, 7, would see 5, whose page is gone: CacheError.
         A ring with window 3 and max_chunk 2 has 4 slots, 6..9: back to 8 is legal, to 7 is not.
         """
-        with self._changes():
-            self.check_rollback(lane, length)
-            state = self._lane(lane)
-            if length == 0 or (state.before is not None and length < state.before.length):
-                self._forget(state)  # that plan can no longer be undone
-            held = state.tables
-            state.tables = self._cut(held, length)
-            state.length = length
-            if length == 0:  # nothing is held any more, so nothing that was overwritten matters
-                state.high = 0
-            self._drop(held, state.tables)
+        self.check_rollback(lane, length)
+        state = self._lane(lane)
+        if state.before is not None and length == state.before.length:
+            self._restore(state, state.before)  # the step may not have run, nor made the copies that it was to make
+        elif length == 0 or (state.before is not None and length < state.before.length):
+            self._forget(state)  # that plan can no longer be undone
+        held = state.tables
+        state.tables = self._cut(held, length)
+        state.length = length
+        if length == 0:  # nothing is held any more, so nothing that was overwritten matters
+            state.high = 0
+        self._drop(held, state.tables)
 
     def check_rollback(self, lane: int, length: int) -> None:
         """Raise CacheError if `rollback` would."""
@@ -343,21 +338,21 @@ class CacheManager:
             raise CacheError(f"lane {lane}: cannot roll back from {state.length} to {length} tokens")
         self._require_held(f"lane {lane}: rolling back from {state.length}", state, length)
 
+    @_alone
     def fork(self, lane: int, length: int | None = None) -> int:
         """A new lane with the first `length` tokens of another (None: all), whose pages they share.
 
         Raises CacheError where `rollback` to that length would, BusyError if no lane is free.
         """
-        with self._changes():
-            source = self._lane(lane)
-            length = source.length if length is None else length
-            self.check_rollback(lane, length)
-            tables = self._cut(source.tables, length)
-            new = self._free_lane()
-            for pool, table in zip(self._pools, tables, strict=True):
-                pool.share(table.pages)
-            self._lanes[new] = _Lane(tables, length, source.high if length else 0)
-            return new
+        source = self._lane(lane)
+        length = source.length if length is None else length
+        self.check_rollback(lane, length)
+        tables = self._cut(source.tables, length)
+        new = self._free_lane()
+        for pool, table in zip(self._pools, tables, strict=True):
+            pool.share(table.pages)
+        self._lanes[new] = Lane(tables, length, source.high if length else 0)
+        return new
 
     def save(self, lane: int) -> tuple[SavedIntegers, Pages]:
         """Integers of the lane, for JSON, with the model's fingerprint; and the pages that its next query needs, whose
@@ -376,6 +371,7 @@ class CacheManager:
             for table, group in zip(state.tables, self.spec.groups, strict=True)
         )
 
+    @_alone
     def load(self, saved: SavedIntegers) -> tuple[int, Pages]:
         """Open a lane with the integers of `save`; its pages are new, and their content is the caller's to write.
 
@@ -384,74 +380,35 @@ class CacheManager:
         """
         length, high, spans = to_lane(self.model, self.spec, saved)
         tables = tuple(Table(begin) for begin, _ in spans)
-        self._require_held("saved lane: going on", _Lane(tables, length, high), length)
-        with self._changes():
-            lane = self._free_lane()
-            pages = tuple(pool.take(count) for pool, (_, count) in zip(self._pools, spans, strict=True))
-            tables = tuple(Table(begin, some) for (begin, _), some in zip(spans, pages, strict=True))
-            for group, pool, some in zip(self.spec.groups, self._pools, pages, strict=True):
-                if group.ring:
-                    for page in some:
-                        pool.fill(page, min(high, group.page_size))
-            self._lanes[lane] = _Lane(tables, length, high)
-            self._let_go()
-            if not self._fits(needed := self._bytes()):
-                self._closed.append(self._lanes.pop(lane))
-                raise CapacityError(self._refusal(needed))
-            return lane, pages
-
-    def _bytes(self) -> int:
-        if self._budget is None:
-            return 0
-        return sum(pool.slots_in_use * size for pool, size in zip(self._pools, self._budget.slot_bytes, strict=True))
+        self._require_held("saved lane: going on", Lane(tables, length, high), length)
+        lane = self._free_lane()
+        pages = tuple(pool.take(count) for pool, (_, count) in zip(self._pools, spans, strict=True))
+        tables = tuple(Table(begin, some) for (begin, _), some in zip(spans, pages, strict=True))
+        for group, pool, some in zip(self.spec.groups, self._pools, pages, strict=True):
+            if group.ring:
+                for page in some:
+                    pool.fill(page, min(high, group.page_size))
+        self._lanes[lane] = Lane(tables, length, high)
+        try:
+            if self._room is not None:
+                self._room.require()
+        except BaseException:
+            self._later.append(self._lanes.pop(lane))
+            raise
+        return lane, pages
 
     def _settle(self) -> None:
         """Keep and release pages of lanes that were kept and closed amid a call: none changes amid another."""
-        while self._keeping:
-            some = self._keeping.pop(0)
-            if self._prefixes is not None:
+        if not self._later:
+            return
+        while self._later:
+            some = self._later.popleft()
+            if isinstance(some, Lane):
+                self._release(some)
+            elif self._prefixes is not None:
                 self._prefixes.keep(some.salt, some.tokens, some.high, some.tables, whole=some.whole)
-        if self._closed:
-            while self._closed:
-                self._release(self._closed.pop())
-            self._let_go()
-
-    def _let_go(self) -> None:
-        """Keep less, where the budget is exceeded."""
-        if self._budget is not None and self._prefixes is not None:
-            while self._bytes() > self._budget.limit and self._prefixes.give_way():
-                pass
-
-    def _fits(self, needed: int) -> bool:
-        """Whether a strict budget, if there is one, has room for so many bytes."""
-        return self._budget is None or not self._budget.strict or needed <= self._budget.limit
-
-    def _refusal(self, needed: int) -> str:
-        limit = self._budget.limit if self._budget is not None else 0
-        return (
-            f"the cache would take {needed / 2**20:.1f} MiB, and cache_bytes={limit} allows {limit / 2**20:.1f} MiB: "
-            "raise it, shorten the text or use fewer sequences at a time"
-        )
-
-    def _promised_bytes(self) -> int:
-        """Bytes that the lanes have or are sure to need, for a strict budget; what is kept can give way."""
-        if self._budget is None or self._prefixes is None or not self._budget.strict:
-            return 0
-        needed = self._bytes()
-        for group, size in enumerate(self._budget.slot_bytes):
-            lacking = sum(self._lacking(group, lane) for lane in self._lanes.values())
-            needed += size * (lacking - self._prefixes.spare_slots(group))
-        return needed
-
-    def _lacking(self, group: int, lane: _Lane) -> int:
-        """Slots that a lane is sure to need and has not, or shares and must copy as it goes on."""
-        own, pool, pages = self.spec.groups[group], self._pools[group], lane.tables[group].pages
-        size, promised = own.page_size, lane.promised
-        needed = min(promised, size) if own.ring else self.spec.lane_pages(group, promised) * size
-        held = sum(map(pool.slots, pages))
-        if pages and pool.shared(pages[-1]) and (own.ring or lane.length % size):
-            held -= pool.slots(pages[-1])
-        return max(0, needed - held)
+        if self._room is not None:
+            self._room.let_go()
 
     def _free_lane(self) -> int:
         number = next((number for number in range(self.spec.max_lanes) if number not in self._lanes), None)
@@ -468,13 +425,21 @@ class CacheManager:
             if old is not new:
                 pool.release(set(old.pages) - set(new.pages))
 
-    def _forget(self, lane: _Lane) -> None:
+    def _restore(self, lane: Lane, before: Before) -> None:
+        """Take a lane back to what it was before its last plan."""
+        after = lane.tables
+        if before.tables[0] is not after[0]:  # what a ring's page held is whole: the plan took another page
+            lane.high = before.high
+        lane.before, lane.length, lane.tables = None, before.length, before.tables
+        self._drop(after, before.tables)
+
+    def _forget(self, lane: Lane) -> None:
         """Release the pages that were kept for `undo` alone."""
         if lane.before is not None:
             before, lane.before = lane.before, None
             self._drop(before.tables, lane.tables)
 
-    def _release(self, lane: _Lane) -> None:
+    def _release(self, lane: Lane) -> None:
         self._forget(lane)
         self._drop(lane.tables, self._cut(lane.tables, 0))
 
@@ -487,7 +452,7 @@ class CacheManager:
         if len(chunk.rows) and not 0 <= min(chunk.rows) <= max(chunk.rows) < count:
             raise CacheError(f"lane {lane}: rows {list(chunk.rows)} are not all within {count} tokens")
 
-    def _require_held(self, action: str, lane: _Lane, length: int) -> None:
+    def _require_held(self, action: str, lane: Lane, length: int) -> None:
         """Raise CacheError if a key that the query at position `length` sees is not held any more."""
         for group, table in zip(self.spec.groups, lane.tables, strict=True):
             oldest, kept = first_visible(length, group.window), table.oldest(group, lane.high)
@@ -497,7 +462,7 @@ class CacheManager:
                     f"but the window keeps only positions from {kept}: start the sequence again"
                 )
 
-    def _lane(self, lane: int) -> _Lane:
+    def _lane(self, lane: int) -> Lane:
         if lane not in self._lanes:
             raise CacheError(f"lane {lane} is not open: open ones are {list(self.lanes)}")
         return self._lanes[lane]

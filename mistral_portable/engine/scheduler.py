@@ -11,8 +11,9 @@ __all__ = ["Lanes", "Scheduler", "Turn"]
 Key = TypeVar("Key", bound=Hashable)
 AnyKey = TypeVar("AnyKey", bound=Hashable, contravariant=True)
 
-_SLOWDOWN = 2.0  # a step that also reads prompts takes at most so many times as long as one that only decodes
-_LEAST = 16  # tokens of prompts in a step: fewer would cost about as much
+_SLOWDOWN = 2.4  # a step that also reads prompts takes at most so many times as long as one that only decodes
+_UNKNOWN = 16  # tokens of prompts in such a step while times are unknown
+_BLOCK = 8  # tokens that kernels take together: a step of 9 takes about as long as one of 16
 _WEIGHT = 0.2  # of the newest step in the averages of times
 
 
@@ -72,8 +73,8 @@ class Scheduler(Generic[Key]):
     those that were dealt out while it waited: so a prompt of n tokens is overtaken for n tokens at most.
 
     Example: budget 512, and prompts of 700 and 100 tokens. The first step reads the 100 and 412 of the 700. From then
-    on the short one decodes, a token in each step, beside as many of the 288 that are left as keep a step within twice
-    the time of one that only decodes; beside all 288 if both are of one caller, who waits for both.
+    on the short one decodes, a token in each step, beside as many of the 288 that are left as keep a step within 2.4
+    times as long as one that only decodes; beside all 288 if both are of one caller, who waits for both.
     """
 
     def __init__(self, budget: int, *, learns: bool = True) -> None:
@@ -140,9 +141,12 @@ class Scheduler(Generic[Key]):
 
     def stall(self, key: Key, stalled: bool) -> None:
         """Leave a request out of steps, or no longer: whoever takes its tokens does not keep up."""
-        job = self._waiting.get(key) or self._reading.get(key) or self._decoding[key]
-        job.stalled = stalled
+        self._job(key).stalled = stalled
         self._steady = None
+
+    def is_stalled(self, key: Key) -> bool:
+        """Whether a request is left out of steps."""
+        return self._job(key).stalled
 
     def admit(self, lanes: Lanes[Key]) -> None:
         """Let requests that wait begin, as many as there are lanes for.
@@ -216,6 +220,9 @@ class Scheduler(Generic[Key]):
             beside = self._decode_s if turn.decoding else 0.0
             self._token_s = _average(self._token_s, max(0.0, seconds - beside) / tokens)
 
+    def _job(self, key: Key) -> _Job[Key]:
+        return self._waiting.get(key) or self._reading.get(key) or self._decoding[key]
+
     def _order(self, job: _Job[Key]) -> tuple[int, int, int]:
         return -job.priority, self._dealt[job.user], job.left + job.since
 
@@ -230,8 +237,10 @@ class Scheduler(Generic[Key]):
         if not decoding or self._one_caller():
             return self._budget
         if not self._decode_s or not self._token_s:
-            return min(self._budget, _LEAST)
-        return min(self._budget, max(_LEAST, int((_SLOWDOWN - 1) * self._decode_s / self._token_s)))
+            return min(self._budget, _UNKNOWN)
+        room = max(1, int((_SLOWDOWN - 1) * self._decode_s / self._token_s))
+        whole = (decoding + room) // _BLOCK * _BLOCK - decoding
+        return min(self._budget, whole if whole > 0 else room)
 
     def _one_caller(self) -> bool:
         """Whether all that have a lane are of one caller: the sum of their steps matters then, and no single one."""

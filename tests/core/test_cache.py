@@ -270,6 +270,20 @@ def test_an_undone_plan_gives_back_what_it_let_go_of_and_what_it_copied() -> Non
         assert caches.length(lane) == caches.length(fork) == 7
 
 
+@pytest.mark.parametrize("page_size", [4, None])
+def test_a_rollback_to_where_a_plan_began_undoes_it(page_size: int | None) -> None:
+    """Its step may not have run: the copy that it was to make is not there."""
+    caches = manager(page_size=page_size, max_chunk=6)
+    source = caches.open()
+    caches.plan([Chunk(source, [0] * 6)])
+    lane = caches.fork(source)
+    for _ in range(2):
+        (copy,) = caches.plan([Chunk(lane, [7])]).groups[0].copies.tolist()
+        assert copy[0] == caches.pages(source)[0][-1]
+        caches.rollback(lane, 6)
+        assert caches.pages(lane) == caches.pages(source)
+
+
 def test_undo_gives_a_forked_ring_its_slack_back() -> None:
     """The plan took a copy, so that nothing of the page that the lane gets back was overwritten."""
     caches = manager(page_size=None, max_chunk=2)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mistral_portable import cache
-from mistral_portable.cache import CacheManager, CacheSpec, Chunk
+from mistral_portable.cache import CacheBudget, CacheManager, CacheSpec, Chunk
 from mistral_portable.config import MistralConfig
 
 FOLDER = str(cache.__path__[0])
@@ -75,5 +75,45 @@ def test_lanes_that_are_closed_amid_a_call_give_back_their_pages_and_no_others(
         manager.plan([Chunk(new, [0] * 5)])
         assert not any(set(pages) & others for pages, others in zip(manager.pages(new), held, strict=True))
         close(manager, list(manager.lanes))
+        assert [manager.pages_in_use(index) for index in range(2)] == [0, 0]
+    assert line > 5
+
+
+BUDGETED: dict[str, Callable[[CacheManager, int], Any]] = {
+    **CALLS,
+    "resume": lambda manager, lane: manager.resume([0, 0, 0, 4, 4, 4]),
+    "keep": lambda manager, lane: manager.keep(lane, [0] * 5),
+    "forget": lambda manager, lane: manager.forget(),
+}
+
+
+@pytest.mark.parametrize("page_size", [2, None])
+@pytest.mark.parametrize("name", BUDGETED)
+def test_a_text_that_is_kept_amid_a_call_is_found(name: str, page_size: int | None) -> None:
+    config = MistralConfig(num_hidden_layers=2, sliding_window=(3, None))
+    spec = CacheSpec.from_config(config, max_context=40, page_size=page_size, max_chunk=5, max_lanes=6)
+    text = [0, 0, 0, 1, 2]
+
+    def leave(manager: CacheManager, lane: int) -> None:
+        manager.keep(lane, text)
+        manager.close(lane)
+
+    line, more = 0, True
+    while more:
+        line += 1
+        manager = CacheManager(spec, budget=CacheBudget(1000, (1, 1)))
+        known, _ = manager.resume([0] * 5)
+        manager.plan([Chunk(known, [0] * 5)])
+        manager.keep(known, [0] * 5)
+        garbage, _ = manager.resume(text)
+        manager.plan([Chunk(garbage, text[manager.length(garbage) :])])
+        lane, _ = manager.resume([4] * 5)
+        manager.plan([Chunk(lane, [4] * 5)])
+        more = interrupted(partial(BUDGETED[name], manager, lane), line, partial(leave, manager, garbage))
+        if more and name != "forget":
+            manager.close(manager.open())  # what came at the very end of a call is seen to at the end of the next one
+            assert manager.resume([*text, 9])[1] == 5
+        close(manager, list(manager.lanes))
+        manager.forget()
         assert [manager.pages_in_use(index) for index in range(2)] == [0, 0]
     assert line > 5

@@ -31,6 +31,7 @@ class Lane:
     begin: int = 0  # where the last plan began
     copied: bool = False  # whether the last plan copied a page
     peak: int = 0  # the longest that the text has been since it was last empty
+    before: tuple[list[int], int] | None = None  # `kept` and `peak` before the last plan, if that can be undone
 
 
 def oldest(query: int, group: LayerGroup) -> int:
@@ -117,7 +118,7 @@ class CacheMachine(RuleBasedStateMachine):
     def fork(self, data: st.DataObject, back: int, cut: int) -> None:
         lane = data.draw(st.sampled_from(sorted(self.lanes)))
         model = deepcopy(self.lanes[lane])
-        model.parked, model.copied = [set() for _ in self.groups], False
+        model.parked, model.copied, model.before = [set() for _ in self.groups], False, None
         length = max(0, len(model.text) - cut)
         if self.legal(lane, length):
             self.shorten(model, length)
@@ -146,6 +147,7 @@ class CacheMachine(RuleBasedStateMachine):
             if not group.ring:
                 model.kept[index] = oldest(len(model.text), group) // group.page_size * group.page_size
         model.parked, model.copied, model.begin = [set() for _ in self.groups], False, len(model.text)
+        model.before = None
 
         def load() -> int:
             loaded, pages = self.manager.load(json.loads(saved))
@@ -217,7 +219,7 @@ class CacheMachine(RuleBasedStateMachine):
         if fails:
             for chunk, begin in zip(chunks, begins, strict=True):
                 model = self.lanes[chunk.lane]
-                model.parked, model.copied = [set() for _ in self.groups], False
+                model.parked, model.copied, model.before = [set() for _ in self.groups], False, None
                 if self.manager.pages(chunk.lane) == before[chunk.lane]:  # of a ring, slots were overwritten
                     model.peak = max(model.peak, begin + len(chunk.tokens))
             self.manager.undo(plan)
@@ -226,6 +228,9 @@ class CacheMachine(RuleBasedStateMachine):
         for chunk, begin in zip(chunks, begins, strict=True):
             model, after = self.lanes[chunk.lane], self.manager.pages(chunk.lane)
             model.text += chunk.tokens
+            # Of a ring that was written in place, slots were overwritten: only another page brings its slack back.
+            same = after == before[chunk.lane]
+            model.before = list(model.kept), max(model.peak, len(model.text)) if same else model.peak
             model.begin, model.peak = begin, max(model.peak, len(model.text))
             model.parked = [set(old) - set(new) for old, new in zip(before[chunk.lane], after, strict=True)]
             sources = {int(page) for reads in plan.groups for page in reads.copies[:, 0]}
@@ -317,8 +322,10 @@ class CacheMachine(RuleBasedStateMachine):
         length = max(0, len(model.text) - tokens)
         if self.legal(lane, length):
             self.manager.rollback(lane, length)
-            if length < model.begin or not length:
-                model.parked, model.copied = [set() for _ in self.groups], False
+            if length == model.begin and model.before is not None:  # the plan is undone
+                model.kept, model.peak = model.before
+            if length <= model.begin or not length:
+                model.parked, model.copied, model.before = [set() for _ in self.groups], False, None
             self.shorten(model, length)
         else:
             with pytest.raises(CacheError, match="needs position"):

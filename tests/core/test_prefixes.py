@@ -262,6 +262,19 @@ def test_where_there_is_no_room_for_a_copy_the_text_is_read_again(page_size: int
     assert world.manager.bytes_in_use <= limit
 
 
+@pytest.mark.parametrize("page_size", [2, None])
+def test_what_is_found_and_then_refused_is_kept_on(page_size: int | None) -> None:
+    world = World(page_size=page_size, limit=12, strict=True)
+    lane, _ = world.resume([0] * 6, length=6)
+    world.write(lane, [0] * 6, [4, 2])
+    world.end(lane)
+    other, _ = world.resume([1], length=4)
+    with pytest.raises(CapacityError):
+        world.resume([0] * 9, length=10)
+    world.end(other)
+    assert world.resume([0] * 9, length=10)[1] == 6
+
+
 def test_what_is_forgotten_need_not_be_copied() -> None:
     world = World(page_size=None, limit=8, strict=True)
     lane, _ = world.resume([0] * 6, length=6)

@@ -48,6 +48,22 @@ def test_pools_grow_with_the_text_by_a_quarter_at_least() -> None:
     assert len(sizes) <= 20
 
 
+def test_where_memory_is_short_pools_grow_by_what_a_step_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, zeros = Session(CONFIG.with_window(None), max_chunk=64, max_context=4096), np.zeros
+    lane, page = session.manager.open(), page_bytes("float16", 16) * CONFIG.num_hidden_layers
+
+    def short(shape: Any, *arguments: Any, **options: Any) -> NDArray[Any]:
+        if np.size(shape) == 3 and shape[0] > session.manager.pages_in_use(0):
+            raise MemoryError
+        return zeros(shape, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "zeros", short)
+        for pages in range(1, 30):
+            session.feed(lane, text(64, pages))
+            assert session.program.cache_bytes == pages * page
+
+
 def test_scratch_shrinks_long_after_large_steps() -> None:
     session, other = Session(max_chunk=512, max_context=800), Session(max_chunk=512, max_context=800)
     empty = session.program.scratch_bytes

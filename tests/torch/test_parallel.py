@@ -210,11 +210,11 @@ def test_processes_whose_clocks_differ_make_the_same_steps(tmp_path: Path) -> No
         f"""
 import itertools, json, os, types
 import mistral_portable as mp
-import mistral_portable.engine.loop as loop
+import mistral_portable.engine.steps as steps
 
 if os.environ["RANK"] == "1":  # each step takes longer than the one before
     ticks = itertools.count()
-    loop.time = types.SimpleNamespace(perf_counter=lambda: next(ticks) ** 2.0)
+    steps.time = types.SimpleNamespace(perf_counter=lambda: next(ticks) ** 2.0)
 with mp.load("tiny", backend="torch", device="cpu", dtype="float32", tensor_parallel=2) as model:
     streams = [model.stream(prompt, max_tokens=60, temperature=0, ignore_eos=True) for prompt in {prompts}]
     for stream in streams:  # each prompt is read beside those that decode

@@ -1,0 +1,274 @@
+"""Steps: runs requests in shared steps, and hands out what each step has made."""
+
+import copy
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.boundary import GreedyProgram, Step
+from mistral_portable.cache import Chunk
+from mistral_portable.engine.core import Core
+from mistral_portable.engine.lanes import RequestLanes
+from mistral_portable.engine.request import Completion, Request, Scoring
+from mistral_portable.engine.scheduler import Scheduler, Turn
+from mistral_portable.engine.under_way import UnderWay
+from mistral_portable.errors import CapacityError, ClosedError, NumericsError
+from mistral_portable.sampling import Sampled, sample_rows
+
+__all__ = ["Steps"]
+
+_Request = Request[Any]
+
+_NOT_FINITE = (
+    "a logit is not finite: the weights are corrupt or the dtype overflowed; "
+    "try float32, another backend, or `mistral-portable verify`"
+)
+
+
+class Steps:
+    """The requests of a Loop. `add` and `leave` are for any thread; all else for the one that runs steps."""
+
+    def __init__(self, core: Core, *, lanes: int, lockstep: bool) -> None:
+        """Arguments: those of `Loop`."""
+        self.foreign: set[_Request] = set()
+        """Requests that other threads than the main one have submitted."""
+        self.last_text: Sequence[int] = ()
+        """Prompt and answer of the completion that ended last, of those without a `cache_salt`."""
+        self._core = core
+        self._on_device = isinstance(core.program, GreedyProgram)
+        self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk, learns=not lockstep)
+        self._arrived: deque[_Request] = deque()
+        self._left: deque[_Request] = deque()
+        self._stalled: set[_Request] = set()
+        self._begun: deque[UnderWay] = deque()
+        self._lanes = RequestLanes(core.manager, self._scheduler, self._begun, lanes)
+
+    def add(self, request: _Request) -> None:
+        """Let a request take part from the next `settle` on."""
+        request.submitted = time.perf_counter()
+        self._arrived.append(request)
+
+    def leave(self, request: _Request) -> None:
+        """Let a request take no more part from the next `settle` on."""
+        request.cancelled = True
+        self._left.append(request)
+
+    @property
+    def arrived(self) -> bool:
+        """Whether a request waits for `settle` to take it in."""
+        return bool(self._arrived)
+
+    @property
+    def left(self) -> bool:
+        """Whether a request waits for `settle` to clear it away."""
+        return bool(self._left)
+
+    @property
+    def requests(self) -> list[_Request]:
+        """All that have been taken in and not ended."""
+        return self._scheduler.requests
+
+    def settle(self) -> None:
+        """Take in the requests that have come, clear away those that were left, and wake those that stood still."""
+        while self._arrived:  # Ctrl-C may come at any point: a request leaves the queue when it is taken in
+            request = self._arrived[0]
+            if not request.cancelled and request not in self._scheduler:
+                if not request.by_main:
+                    self.foreign.add(request)
+                self._scheduler.add(
+                    request,
+                    len(request.tokens),
+                    priority=request.priority,
+                    user=request.user,
+                    chunk=request.chunk,
+                    caller=request.caller,
+                )
+            self._arrived.popleft()
+        while self._left:
+            self._end(self._left[0])
+            self._left.popleft()
+        if self._stalled:
+            for request in [request for request in self._stalled if len(request.made) <= request.backlog // 2]:
+                self._stalled.discard(request)
+                self._scheduler.stall(request, False)
+
+    def run(self) -> bool:
+        """Run one step, for all requests that it has room for; False if there is none."""
+        begin = time.perf_counter()
+        if not self._begun:
+            turn = self._next_turn()
+            if not turn.requests:
+                # Each lane that the loop holds is of a request that goes on or whose lane another one may take.
+                self.fail(*self._lanes.refusal())
+                return False
+            try:
+                self._run(turn, begin)
+            except Exception as error:
+                self._step_failed(turn.requests, error)
+        if len(self._begun) == 1:
+            self._begin_following(self._begun[0])
+        if self._begun:
+            self._read_first(begin)
+        return True
+
+    def close(self) -> None:
+        """End all requests with ClosedError: the core is closed."""
+        self.settle()
+        self._begun.clear()
+        self.fail(self._scheduler.requests, ClosedError("the model is closed: load it again"))
+
+    def fail(self, requests: Iterable[_Request], error: Exception) -> None:
+        """End requests with an error."""
+        for number, request in enumerate(list(requests)):
+            request.error = copy.copy(error) if number else error  # each thread raises its own
+            request.finished = True
+            self._tell(request)
+
+    def _next_turn(self) -> Turn[_Request]:
+        if self._scheduler.asked:
+            self._scheduler.admit(self._lanes)
+        return self._scheduler.next()
+
+    def _run(self, turn: Turn[_Request], begin: float) -> None:
+        """Begin a step, and unless the device chooses all its tokens, wait for it and hand out what it made."""
+        chunks = [self._chunk(request, count) for request, count in zip(turn.requests, turn.counts, strict=True)]
+        if not self._submit(turn, chunks):
+            logits = self._core.step(chunks)
+            self._took_place(turn)
+            self._hand_out(turn.requests, chunks, logits, begin)
+            self._scheduler.observe(turn, time.perf_counter() - begin)
+
+    def _begin_following(self, before: UnderWay) -> None:
+        """Begin the step that follows the one under way, whose tokens stay on the device, if it chooses all again.
+
+        Whoever ends by a token that is read later takes part in vain.
+        """
+        turn = self._next_turn()
+        ending = {completion for completion in before.completions if completion.last}
+        if ending:
+            turn = Turn(tuple(request for request in turn.decoding if request not in ending), turn.reading)
+        rows: dict[_Request, int] = {completion: row for row, completion in enumerate(before.completions)}
+        chunks = [
+            self._chunk(request, count, rows.get(request))
+            for request, count in zip(turn.requests, turn.counts, strict=True)
+        ]
+        with suppress(Exception):  # no memory for more, say: the next step tells, when this one is read
+            self._submit(turn, chunks, before.step)
+
+    def _submit(self, turn: Turn[_Request], chunks: Sequence[Chunk], after: Step | None = None) -> bool:
+        """Begin a step whose tokens the device chooses; False if there are none, or others."""
+        asking = [request for request, chunk in zip(turn.requests, chunks, strict=True) if chunk.rows]
+        if not (self._on_device and asking and all(isinstance(some, Completion) and some.greedy for some in asking)):
+            return False
+        step = self._core.submit(chunks, after)
+        self._begun.append(UnderWay(step, turn, cast(list[Completion], asking)))
+        self._took_place(turn)
+        return True
+
+    def _chunk(self, request: _Request, count: int, row: int | None = None) -> Chunk:
+        """The request's next tokens. row: of the step under way, which chooses the newest one; None: it is known."""
+        lane, fed = request.lane, request.fed
+        assert lane is not None
+        if self._core.manager.length(lane) != fed:  # Ctrl-C came between a step and the note that it had taken place
+            self._core.manager.rollback(lane, fed)
+        embeds = None if request.embeds is None else request.embeds[fed : fed + count]
+        tokens = request.tokens[fed : fed + count] if row is None else [0]
+        return Chunk(lane, tokens, request.rows(count), embeds, row)
+
+    def _took_place(self, turn: Turn[_Request]) -> None:
+        for request, count in zip(turn.requests, turn.counts, strict=True):
+            request.fed += count
+            self._lanes.make_known(request)
+        self._scheduler.took_place(turn)
+
+    def _hand_out(
+        self, requests: Sequence[_Request], chunks: Sequence[Chunk], logits: NDArray[np.float32], begin: float
+    ) -> None:
+        """Give each request what its rows of a step's logits are for. begin: of the step, by time.perf_counter."""
+        completions: list[Completion] = []
+        places: list[int] = []
+        start = 0
+        for request, chunk in zip(requests, chunks, strict=True):
+            count = len(chunk.rows)
+            if isinstance(request, Scoring):
+                request.take(logits[start : start + count])
+                self._tell(request)
+            elif count:
+                completions.append(cast(Completion, request))
+                places.append(start)
+            start += count
+        if completions:
+            rows = logits if len(places) == start else logits[places]
+            for completion, sampled in zip(
+                completions, sample_rows([c.sampler for c in completions], rows), strict=True
+            ):
+                if isinstance(sampled, Sampled):
+                    self._give(completion, sampled, begin)
+                else:
+                    self.fail([completion], sampled)
+
+    def _read_first(self, begin: float) -> None:
+        """Wait for the older one of the begun steps, and hand its tokens out."""
+        first = self._begun[0]
+        try:
+            tokens = first.step.tokens().tolist()
+        except Exception as error:
+            begun = {request: None for under_way in self._begun for request in under_way.turn.requests}
+            self._begun.clear()
+            self.fail([request for request in begun if request in self._scheduler], error)
+            return
+        self._begun.popleft()
+        self._scheduler.observe(first.turn, time.perf_counter() - begin)
+        for completion, token in zip(first.completions, tokens, strict=True):
+            if completion not in self._scheduler:  # it ended while the step ran
+                continue
+            if token < 0:
+                self.fail([completion], NumericsError(_NOT_FINITE))
+            else:
+                self._give(completion, Sampled(token), begin)
+
+    def _give(self, completion: Completion, sampled: Sampled, begin: float) -> None:
+        """Append a token to an answer. begin: of the step, by time.perf_counter."""
+        now = time.perf_counter()
+        if completion.prefill_s:
+            completion.decode_s += now - begin
+        else:
+            completion.prefill_s = now - completion.submitted
+        completion.take(sampled)
+        self._tell(completion)
+
+    def _tell(self, request: _Request) -> None:
+        """Note that something was made for a request."""
+        if request.finished:
+            self._end(request)
+        elif len(request.made) >= request.backlog:
+            self._stalled.add(request)
+            self._scheduler.stall(request, True)
+        if request.listener is not None:
+            try:
+                request.listener()
+            except RuntimeError:  # the event loop of its coroutine is closed
+                self._left.append(request)
+
+    def _step_failed(self, requests: Sequence[_Request], error: Exception) -> None:
+        """Go on without the requests of a step that has failed; if memory was short, with fewer of them at a time."""
+        if isinstance(error, ClosedError):
+            self.close()
+        elif not (isinstance(error, CapacityError) and self._lanes.give_way()):
+            self.fail(requests, error)
+
+    def _end(self, request: _Request) -> None:
+        if request in self._scheduler:
+            if request.keeps and request.fed and request.error is None and not request.cache_salt:
+                self.last_text = request.tokens
+            self._scheduler.remove(request)
+            self._stalled.discard(request)
+            self.foreign.discard(request)
+            self._lanes.end(request)
+            if self._begun and not any(completion in self._scheduler for completion in self._begun[0].completions):
+                self._begun.popleft()  # it was begun in vain

@@ -1,0 +1,82 @@
+"""Ctrl-C, which comes to the main thread at any point: no other caller is harmed, and the model goes on."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+import mistral_portable as mp
+
+PROMPT = list(range(5, 105))
+BEGINS_ALIKE = [*PROMPT[:80], 910, 911]
+OTHER = [950, 951, 952]
+OPTIONS: dict[str, Any] = {"max_tokens": 10, "temperature": 0, "ignore_eos": True}
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers that send signals")
+
+
+def answers(model: mp.Model) -> list[tuple[int, ...]]:
+    return [model.generate(prompt, **OPTIONS).tokens for prompt in (PROMPT, BEGINS_ALIKE, OTHER)]
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[tuple[int, ...]]:
+    with mp.load("tiny", backend="numba", window=64, threads=1, cache_bytes=0) as model:
+        return answers(model)
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Let a real signal raise KeyboardInterrupt in the block, which ends there, unless it takes less time."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with suppress(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            yield
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_ctrl_c_at_any_time(expected: list[tuple[int, ...]]) -> None:
+    with mp.load("tiny", backend="numba", window=64, threads=1) as model, ThreadPoolExecutor(1) as pool:
+        for number in range(1, 150):
+            model.generate(PROMPT, **OPTIONS)  # the next one finds some of it
+            with interrupted_after(number * 5e-5):
+                model.generate(BEGINS_ALIKE, **OPTIONS)
+            assert pool.submit(answers, model).result(60) == expected
+            assert answers(model) == expected
+
+
+def test_ctrl_c_leaves_other_threads_alone(expected: list[tuple[int, ...]]) -> None:
+    """The threads' requests and the main thread's are in the same steps."""
+    wrong, done = [], threading.Event()
+
+    def generate(model: mp.Model) -> None:
+        while not done.is_set():
+            if (found := answers(model)) != expected:
+                wrong.append(found)
+
+    with mp.load("tiny", backend="numba", window=64, threads=1) as model, ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(generate, model) for _ in range(2)]
+        try:
+            for number in range(40):
+                threading.Timer(0.01 + 0.0007 * number, os.kill, [os.getpid(), signal.SIGINT]).start()
+                with pytest.raises(KeyboardInterrupt):
+                    model.generate(PROMPT, max_tokens=100_000, ignore_eos=True)
+        finally:
+            done.set()
+        for future in running:
+            future.result(60)
+        assert answers(model) == expected
+        assert not wrong
+        assert model.manager.lanes == ()
