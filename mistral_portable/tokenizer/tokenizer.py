@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mistral_portable.errors import InputError, TokenizerError
 from mistral_portable.tokenizer.chat import encode_chat
+from mistral_portable.tokenizer.fim import encode_fim
 from mistral_portable.tokenizer.stream import TextStream
 
 if TYPE_CHECKING:
@@ -93,6 +94,16 @@ class Tokenizer:
         if not self.chats:
             raise TokenizerError("the model's chat template is not Mistral's; write the prompt and encode it")
         return encode_chat(self.mistral, messages, tools)
+
+    def fim(self, prompt: str, suffix: str | None = None) -> list[int]:
+        """The ids that ask for the text between a prompt and a suffix (fill in the middle).
+
+        >>> codestral.fim("def f(", "return 1")
+        [1, 13, 1575, ..., 14, ...]
+
+        Raises TokenizerError if the vocabulary has no [SUFFIX], or a text holds half a surrogate pair.
+        """
+        return encode_fim(self.mistral, prompt, suffix)
 
     def decode(self, tokens: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of the tokens; U+FFFD stands for bytes that are no character.

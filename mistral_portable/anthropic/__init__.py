@@ -1,0 +1,1 @@
+"""Anthropic's API: requests, answers, the events of a stream, errors."""

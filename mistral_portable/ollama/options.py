@@ -1,0 +1,84 @@
+"""Options of Ollama's requests, and the fields that all of its requests for an answer have.
+
+Source: https://github.com/ollama/ollama/blob/main/docs/api.md and its api/types.go, whose defaults these are: temperature
+0.8, top_k 40, top_p 0.9. `repeat_penalty` is off unless it is given, as here it counts the whole text and not the last
+`repeat_last_n` tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mistral_portable.api import ANY_OBJECT, JSON, Body
+from mistral_portable.errors import InputError
+from mistral_portable.sampling import SamplingParams
+
+__all__ = ["AnswerRequest", "Options"]
+
+_MOST_LOGPROBS = 20
+
+
+class Options(Body):
+    """Sampling settings. Those of the engine, such as `num_thread`, are the server's own and ignored, and so is
+    `num_ctx`: the context is as large as the server was told, and a prompt that does not fit is an error."""
+
+    num_predict: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+
+    def sampling(self, logprobs: int | None) -> SamplingParams:
+        """A negative `num_predict` is no limit, a negative `seed` is drawn. Raises InputError, naming the field, for a
+        value out of range."""
+        most = -1 if self.num_predict is None else self.num_predict
+        if most == 0:
+            raise InputError(
+                "options.num_predict=0: ask for at least one token, or -1 for as many as there is room for"
+            )
+        given = {name: value for name in _SAME if (value := getattr(self, name)) is not None}
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return SamplingParams(
+            max_tokens=None if most < 0 else most,
+            top_k=40 if self.top_k is None else max(0, self.top_k),
+            repetition_penalty=1.0 if self.repeat_penalty is None else self.repeat_penalty,
+            seed=None if self.seed is None or self.seed < 0 else self.seed,
+            stop=tuple(one for one in stop if one),
+            logprobs=logprobs,
+            **{"temperature": 0.8, "top_p": 0.9, **given},
+        )
+
+
+_SAME = ("temperature", "top_p", "min_p", "typical_p", "presence_penalty", "frequency_penalty")
+
+
+class AnswerRequest(Body):
+    """The fields that requests for /api/chat and /api/generate have. `think` and `keep_alive` are ignored: a model that
+    reasons does so, and it stays in memory."""
+
+    model: str = Field(min_length=1)
+    stream: bool = True
+    options: Options | None = None
+    format: Literal["", "json"] | JSON | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=_MOST_LOGPROBS)
+
+    @property
+    def schema_(self) -> Mapping[str, Any] | None:
+        """The JSON schema that the answer follows."""
+        if isinstance(self.format, str):
+            return ANY_OBJECT if self.format == "json" else None
+        return self.format
+
+    def sampling(self) -> SamplingParams:
+        """Raises InputError, naming the field, for a value out of range."""
+        if self.logprobs and self.stream:
+            raise InputError("logprobs: they come with whole answers only; set stream to false, or leave them out")
+        return (self.options or Options()).sampling((self.top_logprobs or 0) if self.logprobs else None)

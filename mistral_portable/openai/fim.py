@@ -1,0 +1,39 @@
+"""Requests of Mistral's /v1/fim/completions, checked: text between a prompt and a suffix.
+
+Source: https://docs.mistral.ai/api/endpoint/fim. Answers have the form of /v1/chat/completions.
+"""
+
+from pydantic import Field
+
+from mistral_portable.api import Body
+from mistral_portable.errors import InputError
+from mistral_portable.sampling import SamplingParams
+
+__all__ = ["FimRequest"]
+
+
+class FimRequest(Body):
+    """The body of a request for /v1/fim/completions. Without a suffix the prompt is continued."""
+
+    model: str | None = None
+    prompt: str
+    suffix: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    min_tokens: int | None = None
+    stop: str | list[str] | None = None
+    random_seed: int | None = None
+    stream: bool | None = None
+
+    def sampling(self) -> SamplingParams:
+        """Raises InputError, naming the field, for a value out of range, or one that is not supported."""
+        if self.min_tokens:
+            raise InputError(f"min_tokens={self.min_tokens}: an answer ends where the model ends it; leave it out")
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            temperature=0.7 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=tuple([self.stop] if isinstance(self.stop, str) else self.stop or ()),
+            seed=self.random_seed,
+        )
