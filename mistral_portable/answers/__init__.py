@@ -1,0 +1,28 @@
+"""Answers to chats, parsed token by token: content, reasoning and tool calls."""
+
+from mistral_portable.answers.deltas import (
+    CallArguments,
+    CallBegin,
+    CallFailed,
+    Content,
+    Delta,
+    Parts,
+    Reasoning,
+    ToolCall,
+    join_deltas,
+)
+from mistral_portable.answers.parser import Parser, PlainText
+
+__all__ = [
+    "CallArguments",
+    "CallBegin",
+    "CallFailed",
+    "Content",
+    "Delta",
+    "Parser",
+    "Parts",
+    "PlainText",
+    "Reasoning",
+    "ToolCall",
+    "join_deltas",
+]
