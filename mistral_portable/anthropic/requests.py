@@ -86,7 +86,7 @@ class Message(Body):
     content: Annotated[list[Block], BeforeValidator(_as_blocks)]
 
     def messages(self) -> list[JSON]:
-        """OpenAI's messages: results of tools first, as they follow the calls, then text, reasoning and calls as one."""
+        """OpenAI's messages: results of tools first, as they follow the calls, then all else as one."""
         results = [block.message() for block in self.content if isinstance(block, ToolResultBlock)]
         calls = [block for block in self.content if isinstance(block, ToolUseBlock)]
         reasoning = "".join(block.thinking for block in self.content if isinstance(block, ThinkingBlock))

@@ -2,5 +2,6 @@
 
 from mistral_portable.api.body import JSON, Body, check_body
 from mistral_portable.api.conversation import ANY_OBJECT, Conversation
+from mistral_portable.api.whole_calls import Part, WholeCalls
 
-__all__ = ["ANY_OBJECT", "JSON", "Body", "Conversation", "check_body"]
+__all__ = ["ANY_OBJECT", "JSON", "Body", "Conversation", "Part", "WholeCalls", "check_body"]

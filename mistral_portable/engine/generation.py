@@ -34,7 +34,7 @@ class Generation:
     """text: what was generated, without the prompt, stop strings and special tokens; empty if the checkpoint has
     no tokenizer. tokens: the sampled ids, the one that ended the text included. finish_reason: "stop" (an end
     token, a stop token, a stop string) or "length" (max_tokens or the context), "" while it is running.
-    logprobs: one entry per token if `logprobs` was asked for, else None.
+    logprobs: one entry per token if `logprobs` was asked for, else None. stop_string: the one that ended the text.
 
     Answers to chats have more, and `text` is then the content alone. reasoning: what the model thought before.
     tool_calls: the functions that it calls. call_error: why something that began as a call is part of `text`, or "".
@@ -48,6 +48,7 @@ class Generation:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     call_error: str = ""
+    stop_string: str | None = None
 
 
 def peak_memory_bytes() -> int:

@@ -67,6 +67,7 @@ class Answer:
             reasoning=parts.reasoning,
             tool_calls=parts.tool_calls,
             call_error=parts.call_error,
+            stop_string=self._stops.matched,
             tokens=tuple(sampled.token for sampled in self._sampled),
             finish_reason=self._finish_reason,
             logprobs=tuple(self._sampled) if self._wants_logprobs else None,

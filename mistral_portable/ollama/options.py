@@ -1,8 +1,8 @@
 """Options of Ollama's requests, and the fields that all of its requests for an answer have.
 
-Source: https://github.com/ollama/ollama/blob/main/docs/api.md and its api/types.go, whose defaults these are: temperature
-0.8, top_k 40, top_p 0.9. `repeat_penalty` is off unless it is given, as here it counts the whole text and not the last
-`repeat_last_n` tokens.
+Source: https://github.com/ollama/ollama/blob/main/docs/api.md and its api/types.go, whose defaults these are:
+temperature 0.8, top_k 40, top_p 0.9. `repeat_penalty` is off unless it is given, as here it counts the whole text and
+not the last `repeat_last_n` tokens.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class Options(Body):
         most = -1 if self.num_predict is None else self.num_predict
         if most == 0:
             raise InputError(
-                "options.num_predict=0: ask for at least one token, or -1 for as many as there is room for"
+                "options.num_predict=0: ask for a token or more, or -1 for as many as there is room for"
             )
         given = {name: value for name in _SAME if (value := getattr(self, name)) is not None}
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []

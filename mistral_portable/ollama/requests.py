@@ -1,6 +1,7 @@
 """Requests of Ollama's API, checked: bodies of /api/chat, /api/generate and /api/show.
 
-Source: https://github.com/ollama/ollama/blob/main/docs/api.md. Images, templates and the deprecated `context` are refused.
+Source: https://github.com/ollama/ollama/blob/main/docs/api.md. Images, templates and the deprecated `context` are
+refused.
 """
 
 import json

@@ -1,8 +1,9 @@
 """Requests of OpenAI's newer API, checked: bodies of /v1/responses.
 
 Source: https://platform.openai.com/docs/api-reference/responses/create. The server keeps no answers: what would need
-that (`previous_response_id`, `conversation`, `store`, `background`, `prompt`) is refused, and so are tools that OpenAI's
-servers run and prompts that are cut (`truncation`). `include`, `reasoning`, `service_tier` and `text.verbosity` are ignored.
+that (`previous_response_id`, `conversation`, `store`, `background`, `prompt`) is refused, and so are tools that
+OpenAI's servers run and prompts that are cut (`truncation`). `include`, `reasoning`, `service_tier` and
+`text.verbosity` are ignored.
 """
 
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""Encodes a gap to be filled, with mistral-common: <s>[SUFFIX] suffix [PREFIX] prompt, behind which the text goes on."""
+"""Encodes a gap to be filled, with mistral-common: <s>[SUFFIX] suffix [PREFIX] prompt, and there the text goes on."""
 
 from __future__ import annotations
 
