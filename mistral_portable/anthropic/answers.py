@@ -5,12 +5,20 @@ Sources: https://docs.claude.com/en/api/messages, https://docs.claude.com/en/api
 
 import json
 import uuid
-from collections.abc import Sequence
 
 from mistral_portable.api import JSON
 from mistral_portable.engine import Generation
 
-__all__ = ["error", "message", "new_id", "stop_reason", "text_block", "thinking_block", "tool_block", "usage"]
+__all__ = [
+    "empty_message",
+    "error",
+    "message",
+    "stop_reason",
+    "text_block",
+    "thinking_block",
+    "tool_block",
+    "usage",
+]
 
 
 def message(generation: Generation, model: str) -> JSON:
@@ -19,13 +27,19 @@ def message(generation: Generation, model: str) -> JSON:
     blocks += [text_block(generation.text)] if generation.text else []
     blocks += [tool_block(call.id, call.name, json.loads(call.arguments)) for call in generation.tool_calls]
     reason, sequence = stop_reason(generation)
-    return {**empty_message(model), "content": blocks, "stop_reason": reason, "stop_sequence": sequence, "usage": usage(generation)}
+    return {
+        **empty_message(model),
+        "content": blocks,
+        "stop_reason": reason,
+        "stop_sequence": sequence,
+        "usage": usage(generation),
+    }
 
 
 def empty_message(model: str) -> JSON:
     """The answer before anything of it is there."""
     return {
-        "id": new_id("msg"),
+        "id": _new_id("msg"),
         "type": "message",
         "role": "assistant",
         "model": model,
@@ -35,7 +49,7 @@ def empty_message(model: str) -> JSON:
     }
 
 
-def new_id(kind: str) -> str:
+def _new_id(kind: str) -> str:
     """An id of its own, such as "msg_0a1b..."."""
     return f"{kind}_{uuid.uuid4().hex}"
 
@@ -89,4 +103,4 @@ _ERRORS = {
 def error(status: int, text: str) -> JSON:
     """The body of an error. status: HTTP's."""
     kind = _ERRORS.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": text}, "request_id": new_id("req")}
+    return {"type": "error", "error": {"type": kind, "message": text}, "request_id": _new_id("req")}

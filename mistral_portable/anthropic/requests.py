@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mistral_portable.api import JSON, Body, Conversation
+from mistral_portable.api import JSON, Body, Conversation, Many
 from mistral_portable.sampling import SamplingParams
 
 __all__ = ["CountRequest", "MessagesRequest"]
@@ -53,7 +53,7 @@ class ToolUseBlock(Body):
     input: JSON
 
 
-_TextBlocks = Annotated[list[TextBlock], BeforeValidator(_as_blocks)]
+_TextBlocks = Annotated[Many[TextBlock], BeforeValidator(_as_blocks)]
 
 
 class ToolResultBlock(Body):
@@ -83,7 +83,7 @@ class Message(Body):
     """A turn."""
 
     role: Literal["user", "assistant", "system"]
-    content: Annotated[list[Block], BeforeValidator(_as_blocks)]
+    content: Annotated[Many[Block], BeforeValidator(_as_blocks)]
 
     def messages(self) -> list[JSON]:
         """OpenAI's messages: results of tools first, as they follow the calls, then all else as one."""
@@ -170,9 +170,9 @@ class CountRequest(Body):
     """The body of a request for /v1/messages/count_tokens."""
 
     model: str | None = None
-    messages: list[Message] = Field(min_length=1)
+    messages: Many[Message] = Field(min_length=1)
     system: _TextBlocks | None = None
-    tools: list[Tool] | None = None
+    tools: Many[Tool] | None = None
     tool_choice: ToolChoice | None = None
 
     def chat(self) -> list[JSON]:
@@ -191,7 +191,7 @@ class MessagesRequest(CountRequest):
     """The body of a request for /v1/messages."""
 
     max_tokens: int = Field(ge=1)
-    stop_sequences: list[str] | None = None
+    stop_sequences: Many[str] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None

@@ -1,28 +1,38 @@
 """Bodies of requests, checked by pydantic: a wrong one is an InputError that names each path, value and rule."""
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, ValidationError, model_validator
 
 from mistral_portable.errors import InputError
 
-__all__ = ["JSON", "Body", "check_body"]
+__all__ = ["JSON", "Body", "Many", "check_body", "parse_body"]
 
 JSON = dict[str, Any]
 """An object of a body."""
 
-_MOST_FAULTS = 8
+Item = TypeVar("Item")
+Many = Annotated[list[Item], FailFast()]
+"""A list whose first wrong item ends the check: a hostile body would have a million of them."""
+
+_MOST_FAULTS = 5
 _SHOWN = 60  # characters of a wrong value
 
-B = TypeVar("B", bound="Body")
+B = TypeVar("B", bound=BaseModel)
 
 
 class Body(BaseModel):
     """An object in a body. Types are strict: "5" is no number. Unknown fields are ignored, as clients send more of them
-    with every version."""
+    with every version. A field that is null has its default."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_null(cls, data: Any) -> Any:
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
 
 
 def check_body(kind: type[B], body: object) -> B:
@@ -33,10 +43,26 @@ def check_body(kind: type[B], body: object) -> B:
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False)
-        found = [f"{_path(one['loc'], body)}: {one['msg']}, got {one['input']!r:.{_SHOWN}}" for one in errors]
-        more = [f"and {len(found) - _MOST_FAULTS} more"] if len(found) > _MOST_FAULTS else []
-        raise InputError("; ".join([*found[:_MOST_FAULTS], *more])) from error
+        raise InputError(_wrong(error, body)) from error
+
+
+def parse_body(kind: type[B], data: bytes) -> B:
+    """Parse and check JSON. Raises InputError, as `check_body` does."""
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        try:
+            body = json.loads(data)
+        except (ValueError, RecursionError):
+            body = None
+        raise InputError(_wrong(error, body)) from error
+
+
+def _wrong(error: ValidationError, body: object) -> str:
+    errors = error.errors(include_url=False, include_context=False)
+    found = [f"{_path(one['loc'], body)}: {one['msg']}, got {one['input']!r:.{_SHOWN}}" for one in errors]
+    more = [f"and {len(found) - _MOST_FAULTS} more"] if len(found) > _MOST_FAULTS else []
+    return " ".join("; ".join([*found[:_MOST_FAULTS], *more]).split())
 
 
 def _path(location: Sequence[int | str], body: object) -> str:

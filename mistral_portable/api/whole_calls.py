@@ -1,8 +1,7 @@
 """Holds tool calls back until they are whole, for the APIs whose clients cannot take one back.
 
-OpenAI's chat streams show the pieces of a call as they are made. Anthropic's stream buffers and validates them by
-default (https://docs.claude.com/en/docs/agents-and-tools/tool-use/fine-grained-tool-streaming), Ollama's has whole calls
-only.
+OpenAI's chat streams show the pieces of a call as they are made. Anthropic's buffer and validate them by default
+(https://docs.claude.com/en/docs/agents-and-tools/tool-use/fine-grained-tool-streaming), Ollama's have whole calls only.
 """
 
 from collections.abc import Iterable

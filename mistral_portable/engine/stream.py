@@ -1,6 +1,6 @@
 """Streams: one answer as it is made, an iterator over pieces of text or over deltas, for threads and for coroutines."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing, closing
 from types import TracebackType
 from typing import Self
@@ -36,6 +36,11 @@ class Answer:
     def done(self) -> bool:
         """Whether the last token has been taken, or a stop string has ended the text."""
         return bool(self._finish_reason)
+
+    @property
+    def sampled(self) -> Sequence[Sampled]:
+        """The tokens that have been taken, the one that ended the text included."""
+        return self._sampled
 
     def take(self) -> list[Delta]:
         """Take the next token; return the deltas that are final now. Raises the completion's error.

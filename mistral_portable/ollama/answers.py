@@ -6,7 +6,6 @@ Source: https://github.com/ollama/ollama/blob/main/docs/api.md.
 import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
 
 from mistral_portable.answers import Content, Delta, Reasoning, ToolCall
 from mistral_portable.api import JSON, Part, WholeCalls
@@ -24,6 +23,10 @@ class Lines:
         """model: as the client wrote it."""
         self._model = model
         self._calls = WholeCalls()
+
+    def begin(self) -> list[JSON]:
+        """The lines before the first delta: there are none."""
+        return []
 
     def push(self, deltas: Iterable[Delta]) -> list[JSON]:
         """The lines of further deltas."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mistral_portable.api import ANY_OBJECT, JSON, Body
+from mistral_portable.api import ANY_OBJECT, JSON, Body, Many
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
 
@@ -33,16 +33,14 @@ class Options(Body):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Many[str] | None = None
 
     def sampling(self, logprobs: int | None) -> SamplingParams:
         """A negative `num_predict` is no limit, a negative `seed` is drawn. Raises InputError, naming the field, for a
         value out of range."""
         most = -1 if self.num_predict is None else self.num_predict
         if most == 0:
-            raise InputError(
-                "options.num_predict=0: ask for a token or more, or -1 for as many as there is room for"
-            )
+            raise InputError("options.num_predict=0: ask for a token or more, or -1 for as many as there is room for")
         given = {name: value for name in _SAME if (value := getattr(self, name)) is not None}
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return SamplingParams(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mistral_portable.api import JSON, Body, Conversation
+from mistral_portable.api import JSON, Body, Conversation, Many
 from mistral_portable.errors import InputError
 from mistral_portable.ollama.options import AnswerRequest
 
@@ -37,8 +37,8 @@ class Message(Body):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
-    images: list[Any] | None = Field(None, max_length=0)
-    tool_calls: list[ToolCall] | None = None
+    images: Many[Any] | None = Field(None, max_length=0)
+    tool_calls: Many[ToolCall] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
 
@@ -46,8 +46,8 @@ class Message(Body):
 class ChatRequest(AnswerRequest):
     """The body of a request for /api/chat. Without messages it asks for nothing but that the model is loaded."""
 
-    messages: list[Message] = Field(default_factory=list)
-    tools: list[JSON] | None = None
+    messages: Many[Message] = Field(default_factory=list)
+    tools: Many[JSON] | None = None
 
     def to_conversation(self) -> Conversation:
         """The same for every API. Raises InputError, naming the field, for a value out of range."""
@@ -72,18 +72,23 @@ class GenerateRequest(AnswerRequest):
     system: str | None = None
     raw: bool = False
     template: str | None = Field(None, max_length=0)
-    context: list[int] | None = Field(None, max_length=0)
-    images: list[Any] | None = Field(None, max_length=0)
+    context: Many[int] | None = Field(None, max_length=0)
+    images: Many[Any] | None = Field(None, max_length=0)
 
     @model_validator(mode="after")
     def _fits(self) -> "GenerateRequest":
-        if self.system and (self.raw or self.suffix):
+        if self.system and self.is_text:
             raise ValueError("system: a text that is continued or filled has no system message; leave it out")
         return self
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the prompt is a text to be continued or filled, and no message."""
+        return self.raw or bool(self.suffix)
+
     def to_conversation(self) -> Conversation:
         """The prompt as a chat of one message. Raises InputError, naming the field, for a value out of range."""
-        if self.raw or self.suffix:
+        if self.is_text:
             raise InputError("prompt: it is a text, not a chat: raw and suffix are given")
         system = [{"role": "system", "content": self.system}] if self.system else []
         return Conversation(

@@ -64,7 +64,9 @@ class ResponseEvents:
             events += self._enter(type(part))
             assert self._open is not None
             self._open.pieces.append(part.text)
-            events.append(self._event(f"{self._open.event}.delta", **self._open.place, delta=part.text, **self._open.scores))
+            events.append(
+                self._event(f"{self._open.event}.delta", **self._open.place, delta=part.text, **self._open.scores)
+            )
         return events
 
     def _enter(self, kind: type[Content | Reasoning]) -> list[JSON]:

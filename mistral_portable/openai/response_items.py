@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mistral_portable.api import JSON, Body
+from mistral_portable.api import JSON, Body, Many
 
 __all__ = ["Item", "chat_messages"]
 
@@ -70,7 +70,7 @@ class ReasoningItem(Body):
     """Reasoning of an earlier answer. Only its text is read: what is encrypted is OpenAI's."""
 
     type: Literal["reasoning"]
-    content: list[TextPart] | None = None
+    content: Many[TextPart] | None = None
 
 
 def _as_item(item: object) -> object:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mistral_portable.api import ANY_OBJECT, JSON, Body, Conversation
+from mistral_portable.api import ANY_OBJECT, JSON, Body, Conversation, Many
 from mistral_portable.errors import InputError
 from mistral_portable.openai.response_items import Item, chat_messages
 from mistral_portable.sampling import SamplingParams
@@ -74,12 +74,12 @@ class ResponseRequest(Body):
     """The body of a request for /v1/responses."""
 
     model: str | None = None
-    input: Annotated[list[Item], Field(min_length=1), BeforeValidator(_as_items)]
+    input: Annotated[Many[Item], Field(min_length=1), BeforeValidator(_as_items)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = None
     top_p: float | None = None
-    tools: list[FunctionTool] | None = None
+    tools: Many[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None

@@ -1,0 +1,68 @@
+"""Anthropic's API: messages, whole or streamed, and the number of tokens of one."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response
+
+from mistral_portable.anthropic.answers import error, message
+from mistral_portable.anthropic.events import PING, MessageEvents
+from mistral_portable.anthropic.requests import CountRequest, MessagesRequest
+from mistral_portable.api import JSON
+from mistral_portable.server.conversations import job_of, written
+from mistral_portable.server.endpoint import Endpoint
+from mistral_portable.server.errors import Failure, failure_of
+from mistral_portable.server.events import EventStream, sse
+from mistral_portable.server.service import Job, Service
+
+__all__ = ["endpoints"]
+
+
+def endpoints(service: Service) -> list[Endpoint]:
+    """The operations of Anthropic's API."""
+    routes = _Routes(service)
+    count = "Count the tokens of a message"
+    return [
+        Endpoint("POST", "/v1/messages", "Answer a message", routes.answer, MessagesRequest, error=_error),
+        Endpoint("POST", "/v1/messages/count_tokens", count, routes.count, CountRequest, error=_error),
+    ]
+
+
+class _Routes:
+    """Handlers of the operations."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def answer(self, http: HTTPRequest, request: MessagesRequest) -> Response:
+        """The response to a checked request."""
+        service = self._service
+        job = await service.in_thread(lambda: job_of(service, request.to_conversation()))
+        if request.stream:
+            ping = sse(PING, "ping")
+            return EventStream(
+                self._events(job), error=lambda fault: _event(_error(failure_of(fault))), keep_alive=ping
+            )
+        (generation,) = await service.run(job)
+        return JSONResponse(message(generation, service.settings.alias))
+
+    async def count(self, http: HTTPRequest, request: CountRequest) -> Response:
+        """The number of tokens of a conversation, its template included."""
+        tokenizer = self._service.model.tokenizer
+        chat = lambda: tokenizer.chat(request.chat(), tools=request.functions() or None)  # noqa: E731
+        return JSONResponse({"input_tokens": len(await self._service.in_thread(chat))})
+
+    async def _events(self, job: Job) -> AsyncGenerator[bytes, None]:
+        writer = MessageEvents(self._service.settings.alias, len(job.prompts[0]))
+        async with aclosing(written(self._service, job, writer)) as events:
+            async for event in events:
+                yield _event(event)
+
+
+def _event(event: JSON) -> bytes:
+    return sse(event, event["type"])
+
+
+def _error(failure: Failure) -> JSON:
+    return error(failure.status, failure.message)

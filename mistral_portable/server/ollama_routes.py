@@ -1,0 +1,108 @@
+"""Ollama's API: chats and texts, whole or in lines, and what it says of the model that is loaded."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response
+
+from mistral_portable.api import JSON
+from mistral_portable.errors import InputError
+from mistral_portable.ollama.answers import ChatLines, GenerateLines, Lines, error
+from mistral_portable.ollama.models import VERSION, ModelCard
+from mistral_portable.ollama.requests import ChatRequest, GenerateRequest, ShowRequest
+from mistral_portable.server.conversations import job_of, written
+from mistral_portable.server.endpoint import Endpoint
+from mistral_portable.server.errors import Failure, failure_of
+from mistral_portable.server.events import EventStream
+from mistral_portable.server.service import Job, Service
+
+__all__ = ["endpoints"]
+
+
+def endpoints(service: Service) -> list[Endpoint]:
+    """The operations of Ollama's API that answer or describe; there is one model, which nobody can change."""
+    routes = _Routes(service)
+    return [
+        Endpoint("POST", "/api/chat", "Answer a chat", routes.chat, ChatRequest, error=_error),
+        Endpoint("POST", "/api/generate", "Answer or continue a text", routes.generate, GenerateRequest, error=_error),
+        Endpoint("POST", "/api/show", "Describe a model", routes.show, ShowRequest, error=_error),
+        Endpoint("GET", "/api/tags", "List models", routes.tags, error=_error),
+        Endpoint("GET", "/api/ps", "List models in memory", routes.loaded, error=_error),
+        Endpoint("GET", "/api/version", "Say which Ollama's API this is", routes.version, error=_error),
+    ]
+
+
+class _Routes:
+    """Handlers of the operations."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._card = ModelCard(service.model, service.settings.alias, service.created)
+
+    async def chat(self, http: HTTPRequest, request: ChatRequest) -> Response:
+        """The response to a checked request."""
+        lines = ChatLines(self._service.settings.alias)
+        if not request.messages:
+            return JSONResponse(lines.loaded())
+        job = await self._service.in_thread(lambda: job_of(self._service, request.to_conversation()))
+        return await self._answer(job, lines, request.stream)
+
+    async def generate(self, http: HTTPRequest, request: GenerateRequest) -> Response:
+        """The response to a checked request."""
+        lines = GenerateLines(self._service.settings.alias)
+        if not request.prompt:
+            return JSONResponse(lines.loaded())
+        job = await self._service.in_thread(self._generate_job, request)
+        return await self._answer(job, lines, request.stream)
+
+    async def show(self, http: HTTPRequest, request: ShowRequest) -> Response:
+        """What Ollama says of a model, whatever its name."""
+        return JSONResponse(self._card.shown())
+
+    async def tags(self, http: HTTPRequest, body: None) -> Response:
+        """The models that could be loaded: the one that is."""
+        return JSONResponse({"models": [self._card.listed()]})
+
+    async def loaded(self, http: HTTPRequest, body: None) -> Response:
+        """The models in memory."""
+        return JSONResponse({"models": [self._card.loaded()]})
+
+    async def version(self, http: HTTPRequest, body: None) -> Response:
+        """The version of the API."""
+        return JSONResponse({"version": VERSION})
+
+    def _generate_job(self, request: GenerateRequest) -> Job:
+        if not request.is_text:
+            return job_of(self._service, request.to_conversation())
+        if request.schema_ is not None:
+            raise InputError("format: it is not supported yet; leave it out")
+        tokenizer = self._service.model.tokenizer
+        prompt = tokenizer.fim(request.prompt, request.suffix) if request.suffix else tokenizer.encode(request.prompt)
+        return Job(prompts=[prompt], params=request.sampling())
+
+    async def _answer(self, job: Job, lines: Lines, stream: bool) -> Response:
+        if stream:
+            # Blanks before a line of JSON mean nothing; an empty line would be no JSON.
+            return EventStream(
+                self._lines(job, lines),
+                error=lambda fault: _line(_error(failure_of(fault))),
+                media_type="application/x-ndjson",
+                keep_alive=b" ",
+            )
+        (generation,) = await self._service.run(job)
+        return JSONResponse(lines.whole(generation, self._service.model.tokenizer))
+
+    async def _lines(self, job: Job, lines: Lines) -> AsyncGenerator[bytes, None]:
+        async with aclosing(written(self._service, job, lines)) as objects:
+            async for one in objects:
+                yield _line(one)
+
+
+def _line(one: JSON) -> bytes:
+    return json.dumps(one, ensure_ascii=False).encode() + b"\n"
+
+
+def _error(failure: Failure) -> JSON:
+    return error(failure.message)

@@ -1,0 +1,52 @@
+"""OpenAI's newer API: responses, whole or streamed."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response
+
+from mistral_portable.api import JSON
+from mistral_portable.openai.response_answers import Response as Answer
+from mistral_portable.openai.response_events import ResponseEvents
+from mistral_portable.openai.responses import ResponseRequest
+from mistral_portable.server.conversations import job_of, written
+from mistral_portable.server.endpoint import Endpoint
+from mistral_portable.server.errors import failure_of
+from mistral_portable.server.events import EventStream, sse
+from mistral_portable.server.service import Job, Service
+
+__all__ = ["endpoints"]
+
+
+def endpoints(service: Service) -> list[Endpoint]:
+    """The operation of this API; what needs kept answers is not there."""
+    return [Endpoint("POST", "/v1/responses", "Answer items", _Routes(service).answer, ResponseRequest)]
+
+
+class _Routes:
+    """Handler of the operation."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def answer(self, http: HTTPRequest, request: ResponseRequest) -> Response:
+        """The response to a checked request."""
+        service = self._service
+        job = await service.in_thread(lambda: job_of(service, request.to_conversation()))
+        answer = Answer(service.settings.alias, request.settings())
+        if request.stream:
+            writer = ResponseEvents(answer)
+            failed = lambda error: b"".join(map(_event, writer.fail(failure_of(error).message)))  # noqa: E731
+            return EventStream(self._events(job, writer), error=failed)
+        (generation,) = await service.run(job)
+        return JSONResponse(answer.whole(generation))
+
+    async def _events(self, job: Job, writer: ResponseEvents) -> AsyncGenerator[bytes, None]:
+        async with aclosing(written(self._service, job, writer)) as events:
+            async for event in events:
+                yield _event(event)
+
+
+def _event(event: JSON) -> bytes:
+    return sse(event, event["type"])
