@@ -1,10 +1,12 @@
-"""Answers of Anthropic's API: messages and errors.
+"""Answers of Anthropic's API: messages, models and errors.
 
-Sources: https://docs.claude.com/en/api/messages, https://docs.claude.com/en/api/errors.
+Sources: https://docs.claude.com/en/api/messages, https://docs.claude.com/en/api/errors,
+https://docs.claude.com/en/api/models-list.
 """
 
 import json
 import uuid
+from datetime import UTC, datetime
 
 from mistral_portable.api import JSON
 from mistral_portable.engine import Generation
@@ -13,6 +15,7 @@ __all__ = [
     "empty_message",
     "error",
     "message",
+    "model_card",
     "stop_reason",
     "text_block",
     "thinking_block",
@@ -98,6 +101,12 @@ _ERRORS = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+
+
+def model_card(name: str, created: int) -> JSON:
+    """An entry of the list of models. created: Unix time."""
+    at = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
+    return {"type": "model", "id": name, "display_name": name, "created_at": at}
 
 
 def error(status: int, text: str) -> JSON:

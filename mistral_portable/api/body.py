@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mistral_portable.errors import InputError
 
@@ -14,7 +14,7 @@ JSON = dict[str, Any]
 """An object of a body."""
 
 Item = TypeVar("Item")
-Many = Annotated[list[Item], FailFast()]
+Many = Annotated[list[Item], Field(fail_fast=True)]
 """A list whose first wrong item ends the check: a hostile body would have a million of them."""
 
 _MOST_FAULTS = 5

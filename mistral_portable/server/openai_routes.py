@@ -8,7 +8,9 @@ from typing import Any
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
+from mistral_portable.anthropic.answers import model_card as anthropic_card
 from mistral_portable.openai.answers import ChatChunks, TextChunks, chat_completion, text_completion, timings
+from mistral_portable.openai.models import model_card
 from mistral_portable.openai.requests import ChatRequest, Request, TextRequest
 from mistral_portable.server.endpoint import Endpoint
 from mistral_portable.server.errors import HTTPError, failure_of, openai_error
@@ -16,6 +18,8 @@ from mistral_portable.server.events import EventStream, sse
 from mistral_portable.server.service import Job, Service
 
 __all__ = ["endpoints"]
+
+_ANTHROPIC = "anthropic-version"  # a header that its clients always send
 
 
 def endpoints(service: Service) -> list[Endpoint]:
@@ -99,17 +103,15 @@ class _Models:
     """The list of models, which has one."""
 
     def __init__(self, service: Service) -> None:
-        settings, model = service.settings, service.model
-        self._model = {
-            "id": settings.alias,
-            "object": "model",
-            "created": service.created,
-            "owned_by": "mistral_portable",
-            "max_model_len": model.max_context,
-        }
+        alias = service.settings.alias
+        self._model = model_card(service.model, alias, service.created)
+        self._anthropic = anthropic_card(alias, service.created)
 
     async def all(self, http: HTTPRequest, body: None) -> Response:
-        """OpenAI's list."""
+        """OpenAI's and Mistral's list; Anthropic's for its own clients, which ask at the same place."""
+        if _ANTHROPIC in http.headers:
+            ends = {"first_id": self._model["id"], "last_id": self._model["id"], "has_more": False}
+            return JSONResponse({"data": [self._anthropic], **ends})
         return JSONResponse({"object": "list", "data": [self._model]})
 
     async def one(self, http: HTTPRequest, body: None) -> Response:
@@ -117,4 +119,4 @@ class _Models:
         name = http.path_params["model"]
         if name != self._model["id"]:
             raise HTTPError(404, f"model {name!r:.80}: this server has {self._model['id']!r} only")
-        return JSONResponse(self._model)
+        return JSONResponse(self._anthropic if _ANTHROPIC in http.headers else self._model)

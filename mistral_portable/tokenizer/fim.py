@@ -10,23 +10,33 @@ from mistral_portable.tokenizer.chat import one_line
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-__all__ = ["encode_fim"]
+__all__ = ["encode_fim", "has_fim"]
 
 
 def encode_fim(mistral: MistralTokenizer[Any, Any, Any, Any, Any], prompt: str, suffix: str | None) -> list[int]:
     """The ids of a text with a gap; `Tokenizer.fim` documents the arguments and errors."""
     from mistral_common.protocol.fim.request import FIMRequest
 
-    pieces = mistral.instruct_tokenizer.tokenizer
-    try:
-        # A vocabulary without the token encodes it as <unk>, and mistral-common does not look.
-        known = pieces.get_special_token("[SUFFIX]") != pieces.unk_id
-        tokens: list[int] = mistral.encode_fim(FIMRequest(prompt=prompt, suffix=suffix)).tokens if known else []
-    except Exception as error:  # its own errors, UnicodeEncodeError, ...
-        raise TokenizerError(f"tokenizer {mistral.version.value}: {one_line(error)}") from error
-    if not tokens:
+    version = mistral.version.value
+    if not has_fim(mistral):
         raise TokenizerError(
-            f"suffix: this tokenizer ({mistral.version.value}) has no token [SUFFIX], so the model cannot fill a gap: "
-            f"use /v1/completions, or a model such as Codestral"
+            f"suffix: this tokenizer ({version}) has no token [SUFFIX], so the model cannot fill a gap: "
+            f"continue the prompt alone, or load a model such as Codestral"
         )
+    try:
+        tokens: list[int] = mistral.encode_fim(FIMRequest(prompt=prompt, suffix=suffix)).tokens
+    except Exception as error:  # its own errors, UnicodeEncodeError, ...
+        raise TokenizerError(f"tokenizer {version}: {one_line(error)}") from error
     return tokens
+
+
+def has_fim(mistral: MistralTokenizer[Any, Any, Any, Any, Any]) -> bool:
+    """Whether the vocabulary has the tokens. One without encodes [SUFFIX] as <unk>, and mistral-common does not look;
+    its v1 knows of no such request at all."""
+    pieces = mistral.instruct_tokenizer.tokenizer
+    if mistral.version.value == "v1":
+        return False
+    try:
+        return all(pieces.get_special_token(name) != pieces.unk_id for name in ("[SUFFIX]", "[PREFIX]"))
+    except ValueError:  # a tekken without it
+        return False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mistral_portable.errors import InputError, TokenizerError
 from mistral_portable.tokenizer.chat import encode_chat
-from mistral_portable.tokenizer.fim import encode_fim
+from mistral_portable.tokenizer.fim import encode_fim, has_fim
 from mistral_portable.tokenizer.stream import TextStream
 
 if TYPE_CHECKING:
@@ -94,6 +94,11 @@ class Tokenizer:
         if not self.chats:
             raise TokenizerError("the model's chat template is not Mistral's; write the prompt and encode it")
         return encode_chat(self.mistral, messages, tools)
+
+    @property
+    def fills(self) -> bool:
+        """Whether the vocabulary has the tokens that `fim` needs."""
+        return has_fim(self.mistral)
 
     def fim(self, prompt: str, suffix: str | None = None) -> list[int]:
         """The ids that ask for the text between a prompt and a suffix (fill in the middle).
