@@ -1,5 +1,6 @@
 """Answers to chats, parsed token by token: content, reasoning and tool calls."""
 
+from mistral_portable.answers.chat import ChatParser
 from mistral_portable.answers.deltas import (
     CallArguments,
     CallBegin,
@@ -17,6 +18,7 @@ __all__ = [
     "CallArguments",
     "CallBegin",
     "CallFailed",
+    "ChatParser",
     "Content",
     "Delta",
     "Parser",

@@ -10,7 +10,7 @@ from typing import Any, Self, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.answers import PlainText
+from mistral_portable.answers import ChatParser, Parser, PlainText
 from mistral_portable.boundary import Program, SavedLane
 from mistral_portable.cache import CacheManager, Chunk
 from mistral_portable.config import MistralConfig
@@ -375,7 +375,7 @@ class Model:
             raise InputError("stop strings need a tokenizer, and this checkpoint has none: use stop_token_ids")
         tokens = self._encode(prompt, _offered(tools, tool_choice))
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self.end_tokens)
-        text = None if self._tokenizer is None else self._tokenizer.stream(tokens)
+        answers_chat = _is_chat(prompt) if chat is None else chat
         completion = Completion(
             tokens,
             params,
@@ -385,7 +385,15 @@ class Model:
             user=user,
             cache_salt=cache_salt,
         )
-        return Answer(completion, ends, None if text is None else PlainText(text), self.load_s)
+        return Answer(completion, ends, self._parser(tokens, answers_chat), self.load_s)
+
+    def _parser(self, prompt: Sequence[int], chat: bool) -> Parser | None:
+        """Makes deltas of the answer's tokens; None without a tokenizer."""
+        if self._tokenizer is None:
+            return None
+        if chat and self._tokenizer.chats:
+            return ChatParser(self._tokenizer, prompt)
+        return PlainText(self._tokenizer.stream(prompt))
 
     def _encode(self, prompt: Prompt, tools: Tools | None = None) -> list[int]:
         if _is_chat(prompt):

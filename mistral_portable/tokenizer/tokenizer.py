@@ -143,6 +143,13 @@ class Tokenizer:
         """
         return self._checked(token_id) in self._special
 
+    def control_id(self, name: str) -> int | None:
+        """The id of a control token, such as "[TOOL_CALLS]"; None if the vocabulary has none of this name."""
+        if self._tekken:
+            return self._tekken.get_special_token(name) if self._tekken.is_special(name) else None
+        found = self._tokenizer.get_special_token(name)  # sentencepiece gives <unk> for unknown names
+        return found if found in self._special and found != self._tokenizer.unk_id else None
+
     def token_bytes(self, token_id: int, *, begins_text: bool = False) -> bytes:
         """The bytes that the token adds to a text: `piece`, or b"" for a special token."""
         return self.piece(token_id, begins_text) or b""
