@@ -15,7 +15,7 @@ from mistral_portable.engine.model import Prompt
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
 
-__all__ = ["URLS", "ChatRequest", "Request", "TextRequest", "parse_body", "parse_request"]
+__all__ = ["URLS", "ChatRequest", "Many", "Request", "TextRequest", "parse_body", "parse_request"]
 
 Body = TypeVar("Body", bound=BaseModel)
 Item = TypeVar("Item")
@@ -205,7 +205,7 @@ def parse_request(url: str, body: object) -> ChatRequest | TextRequest:
         raise InputError(_wrong(error)) from error
 
 
-def parse_body(model: type[Body], data: bytes) -> Body:
+def parse_body(model: type[Body], data: bytes | bytearray) -> Body:
     """Check JSON. Raises InputError that names the wrong fields and values."""
     try:
         return model.model_validate_json(data)
