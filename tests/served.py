@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+
 from mistral_portable.engine import Model
 from mistral_portable.server import Service, Settings, create_app
 

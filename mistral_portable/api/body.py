@@ -46,7 +46,7 @@ def check_body(kind: type[B], body: object) -> B:
         raise InputError(_wrong(error, body)) from error
 
 
-def parse_body(kind: type[B], data: bytes) -> B:
+def parse_body(kind: type[B], data: bytes | bytearray) -> B:
     """Parse and check JSON. Raises InputError, as `check_body` does."""
     try:
         return kind.model_validate_json(data)

@@ -16,7 +16,7 @@ from mistral_portable.engine.model import Prompt
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
 
-__all__ = ["URLS", "ChatRequest", "Request", "TextRequest", "parse_request"]
+__all__ = ["URLS", "ChatRequest", "Many", "Request", "TextRequest", "parse_request"]
 
 
 _MOST_ANSWERS = 128

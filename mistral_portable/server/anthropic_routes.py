@@ -24,7 +24,15 @@ def endpoints(service: Service) -> list[Endpoint]:
     routes = _Routes(service)
     count = "Count the tokens of a message"
     return [
-        Endpoint("POST", "/v1/messages", "Answer a message", routes.answer, MessagesRequest, error=_error),
+        Endpoint(
+            "POST",
+            "/v1/messages",
+            "Answer a message",
+            routes.answer,
+            MessagesRequest,
+            error=_error,
+            media_types=("application/json", "text/event-stream"),
+        ),
         Endpoint("POST", "/v1/messages/count_tokens", count, routes.count, CountRequest, error=_error),
     ]
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.types import Receive
@@ -28,10 +27,9 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -
             raise ClientGone
         return task.result()
     finally:
-        for one in (task, gone):
-            one.cancel()
-            with suppress(BaseException):
-                await one
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:

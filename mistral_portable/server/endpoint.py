@@ -1,6 +1,6 @@
 """Endpoint: one operation of an API, with all that its route and the OpenAPI document need."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from mistral_portable.api import parse_body
 from mistral_portable.server.bodies import BodyReader
 from mistral_portable.server.connection import ClientGone, while_connected
 from mistral_portable.server.errors import Failure, failure_of, openai_error
+from mistral_portable.server.service import Service
 
 __all__ = ["Endpoint", "make_route"]
 
@@ -23,7 +24,8 @@ class Endpoint:
     """method, path: where, the path as starlette writes it ("/v1/models/{model}"). summary: for the OpenAPI document.
     handler: called with the request and the checked body (None without one), returns the response; it is cancelled if
     the client goes away, and any exception of it becomes an error response. body: the model that checks JSON.
-    optional_body: an empty body is None. error: writes errors in the API's form.
+    optional_body: an empty body is None. error: writes errors in the API's form. media_types: of the response, for the
+    OpenAPI document. public: no key is needed.
     """
 
     method: str
@@ -33,20 +35,22 @@ class Endpoint:
     body: type[BaseModel] | None = None
     optional_body: bool = False
     error: Callable[[Failure], dict[str, Any]] = openai_error
+    media_types: Sequence[str] = ("application/json",)
+    public: bool = False
 
 
-def make_route(endpoint: Endpoint, reader: BodyReader, in_thread: Callable[..., Awaitable[Any]]) -> Route:
-    """The route of an endpoint. in_thread: runs the checks of large bodies."""
-    return Route(endpoint.path, _Operation(endpoint, reader, in_thread), methods=[endpoint.method])
+def make_route(endpoint: Endpoint, reader: BodyReader, service: Service) -> Route:
+    """The route of an endpoint."""
+    return Route(endpoint.path, _Operation(endpoint, reader, service), methods=[endpoint.method])
 
 
 class _Operation:
     """The ASGI application of an endpoint: reads and checks the body, answers, and turns exceptions into errors."""
 
-    def __init__(self, endpoint: Endpoint, reader: BodyReader, in_thread: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, endpoint: Endpoint, reader: BodyReader, service: Service) -> None:
         self._endpoint = endpoint
         self._reader = reader
-        self._in_thread = in_thread
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -58,8 +62,12 @@ class _Operation:
 
         request = Request(scope, receive)
         try:
-            body = await self._read(request)
-            await while_connected(receive, self._answer(request, body, counted))
+            if self._endpoint.body is None:
+                await while_connected(receive, self._answer(request, None, counted))
+            else:
+                async with self._reader.read(request) as data:
+                    body = await self._check(self._endpoint.body, data)
+                    await while_connected(receive, self._answer(request, body, counted))
         except ClientGone:
             if not started:  # nobody reads it; the log says 499, as nginx does
                 await send({"type": "http.response.start", "status": 499, "headers": []})
@@ -71,14 +79,11 @@ class _Operation:
             response = JSONResponse(self._endpoint.error(failure), failure.status, dict(failure.headers))
             await response(scope, receive, send)
 
-    async def _read(self, request: Request) -> Any:
-        model = self._endpoint.body
-        if model is None:
-            return None
-        data = await self._reader.read(request)
+    async def _check(self, model: type[BaseModel], data: bytearray) -> BaseModel | None:
         if not data and self._endpoint.optional_body:
             return None
-        return await self._in_thread(parse_body, model, data)
+        checked: BaseModel = await self._service.in_thread(parse_body, model, data)
+        return checked
 
     async def _answer(self, request: Request, body: Any, send: Send) -> None:
         response = await self._endpoint.handler(request, body)

@@ -18,7 +18,9 @@ __all__ = ["endpoints"]
 
 def endpoints(service: Service) -> list[Endpoint]:
     """The operation of this API."""
-    return [Endpoint("POST", "/v1/fim/completions", "Fill in the middle", _Routes(service).answer, FimRequest)]
+    types = ("application/json", "text/event-stream")
+    handler = _Routes(service).answer
+    return [Endpoint("POST", "/v1/fim/completions", "Fill in the middle", handler, FimRequest, media_types=types)]
 
 
 class _Routes:

@@ -20,13 +20,23 @@ from mistral_portable.server.service import Job, Service
 
 __all__ = ["endpoints"]
 
+_TYPES = ("application/json", "application/x-ndjson")
+
 
 def endpoints(service: Service) -> list[Endpoint]:
     """The operations of Ollama's API that answer or describe; there is one model, which nobody can change."""
     routes = _Routes(service)
     return [
-        Endpoint("POST", "/api/chat", "Answer a chat", routes.chat, ChatRequest, error=_error),
-        Endpoint("POST", "/api/generate", "Answer or continue a text", routes.generate, GenerateRequest, error=_error),
+        Endpoint("POST", "/api/chat", "Answer a chat", routes.chat, ChatRequest, error=_error, media_types=_TYPES),
+        Endpoint(
+            "POST",
+            "/api/generate",
+            "Answer or continue a text",
+            routes.generate,
+            GenerateRequest,
+            error=_error,
+            media_types=_TYPES,
+        ),
         Endpoint("POST", "/api/show", "Describe a model", routes.show, ShowRequest, error=_error),
         Endpoint("GET", "/api/tags", "List models", routes.tags, error=_error),
         Endpoint("GET", "/api/ps", "List models in memory", routes.loaded, error=_error),
@@ -88,7 +98,7 @@ class _Routes:
             return EventStream(
                 self._lines(job, lines),
                 error=lambda fault: _line(_error(failure_of(fault))),
-                media_type="application/x-ndjson",
+                media_type=_TYPES[1],
                 keep_alive=b" ",
             )
         (generation,) = await self._service.run(job)

@@ -20,15 +20,17 @@ from mistral_portable.server.service import Job, Service
 __all__ = ["endpoints"]
 
 _ANTHROPIC = "anthropic-version"  # a header that its clients always send
+_MEDIA_TYPES = ("application/json", "text/event-stream")
 
 
 def endpoints(service: Service) -> list[Endpoint]:
     """The operations of OpenAI's API."""
+    answer, models = _Answering(service).answer, _Models(service)
     return [
-        Endpoint("POST", "/v1/chat/completions", "Answer a chat", _Answering(service).answer, ChatRequest),
-        Endpoint("POST", "/v1/completions", "Continue texts", _Answering(service).answer, TextRequest),
-        Endpoint("GET", "/v1/models", "List models: the one that is loaded", _Models(service).all),
-        Endpoint("GET", "/v1/models/{model:path}", "Describe a model", _Models(service).one),
+        Endpoint("POST", "/v1/chat/completions", "Answer a chat", answer, ChatRequest, media_types=_MEDIA_TYPES),
+        Endpoint("POST", "/v1/completions", "Continue texts", answer, TextRequest, media_types=_MEDIA_TYPES),
+        Endpoint("GET", "/v1/models", "List models: the one that is loaded", models.all),
+        Endpoint("GET", "/v1/models/{model:path}", "Describe a model", models.one),
     ]
 
 
@@ -42,8 +44,7 @@ class _Answering:
         """The response to a checked request."""
         job = await self._service.in_thread(self._job, request)
         if request.stream:
-            error = lambda error: sse(openai_error(failure_of(error)))  # noqa: E731
-            return EventStream(self._events(request, job), error=error)
+            return EventStream(self._events(request, job), error=lambda error: sse(openai_error(failure_of(error))))
         generations = await self._service.run(job)
         body = await self._service.in_thread(self._body, request, generations)
         return Response(body, media_type="application/json")

@@ -21,7 +21,9 @@ __all__ = ["endpoints"]
 
 def endpoints(service: Service) -> list[Endpoint]:
     """The operation of this API; what needs kept answers is not there."""
-    return [Endpoint("POST", "/v1/responses", "Answer items", _Routes(service).answer, ResponseRequest)]
+    types = ("application/json", "text/event-stream")
+    handler = _Routes(service).answer
+    return [Endpoint("POST", "/v1/responses", "Answer items", handler, ResponseRequest, media_types=types)]
 
 
 class _Routes:

@@ -91,10 +91,9 @@ class Service:
         Close it (`contextlib.aclosing`) if it is left early. Raises QueueFull if too many wait, the errors of
         `Model.generate`, ClosedError if the server ends before the answer does.
         """
-        with self.queue.admit(len(job.prompts) * job.n), self.metrics.answering(job) as record:
+        with self.queue.admit(len(job.prompts) * job.n):
             answers = await self.in_thread(self._answers, job)
-            if self._ended:
-                raise ClosedError("the server is shutting down: ask again later")
+            self._check_open()
             indices = {answer.completion: index for index, answer in enumerate(answers)}
             self._running.update(indices)
             try:
@@ -104,13 +103,13 @@ class Service:
                         delta = _take(index, answers[index])
                         if delta.generation is not None:
                             self.model.loop.leave(completion)
-                            record(delta.generation)
+                            self.metrics.count_answer(delta.generation)
                         if delta.parts or delta.generation is not None or job.params.logprobs is not None:
                             yield delta
             finally:
                 self._running.difference_update(indices)
             if not all(answer.done for answer in answers):
-                raise ClosedError("the server is shutting down: the answer is not complete; ask again later")
+                self._check_open()
 
     async def in_thread(self, function: Any, *arguments: Any) -> Any:
         """Call a function that takes long, such as the encoding of a chat, in a thread; return its result."""
@@ -123,6 +122,15 @@ class Service:
             self.model.loop.leave(completion)
             if completion.listener is not None:
                 completion.listener()
+
+    def check_ready(self) -> None:
+        """Raise QueueFull or ClosedError if a request would be refused now, whatever it asks."""
+        self._check_open()
+        self.queue.check()
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise ClosedError("the server is shutting down: ask again later")
 
     def _answers(self, job: Job) -> list[Answer]:
         params = self._limited(job.params)
