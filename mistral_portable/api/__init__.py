@@ -2,6 +2,18 @@
 
 from mistral_portable.api.body import JSON, Body, Many, check_body, parse_body
 from mistral_portable.api.conversation import ANY_OBJECT, Conversation
+from mistral_portable.api.dimensions import check_dimensions
 from mistral_portable.api.whole_calls import Part, WholeCalls
 
-__all__ = ["ANY_OBJECT", "JSON", "Body", "Conversation", "Many", "Part", "WholeCalls", "check_body", "parse_body"]
+__all__ = [
+    "ANY_OBJECT",
+    "JSON",
+    "Body",
+    "Conversation",
+    "Many",
+    "Part",
+    "WholeCalls",
+    "check_body",
+    "check_dimensions",
+    "parse_body",
+]

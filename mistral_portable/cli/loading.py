@@ -33,6 +33,7 @@ def load_model(
     revision: str | None,
     max_lanes: int = 8,
     cache_ram: str | None = None,
+    embeddings: bool = False,
 ) -> Model:
     """Call `mistral_portable.load` with the values of the options; its warnings become notes on stderr.
 
@@ -56,6 +57,7 @@ def load_model(
             cache_bytes=cache_bytes,
             threads=threads,
             revision=revision,
+            embeddings=embeddings,
             progress=progress,
         )
 

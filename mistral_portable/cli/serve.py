@@ -70,6 +70,10 @@ def serve(
     max_tokens: Annotated[int | None, _server("The most tokens of an answer, whatever is asked for.", min=1)] = None,
     sessions_dir: Annotated[Path | None, _server("Keep sessions that clients save in this folder.", "FOLDER")] = None,
     deadline: Annotated[float, _server("Seconds that answers have to end after SIGTERM.", "S", min=0)] = 30.0,
+    embeddings: Annotated[
+        Literal["last", "mean"] | None,
+        _server("Make embeddings, too: of the last token's hidden state or of the mean of all.", "last|mean"),
+    ] = None,
     log: Annotated[Literal["text", "json"], _server("Form of the lines on stderr.", "text|json")] = "text",
     backend: BackendOption = "auto",
     dtype: DtypeOption = None,
@@ -116,6 +120,7 @@ def serve(
             threads=threads,
             revision=revision,
             max_lanes=parallel,
+            embeddings=embeddings is not None,
         ) as loaded,
     ):
         settings = Settings(
@@ -128,6 +133,7 @@ def serve(
             max_tokens=max_tokens,
             sessions_dir=sessions_dir,
             deadline=deadline,
+            embeddings=embeddings,
         )
         set_up_logging(log)
         if uds is None:

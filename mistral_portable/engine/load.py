@@ -17,7 +17,7 @@ from mistral_portable.engine.core import Core
 from mistral_portable.engine.model import Model
 from mistral_portable.errors import InputError
 from mistral_portable.graph import build, verify
-from mistral_portable.graph.passes import select_rows
+from mistral_portable.graph.passes import EMBEDDING, expose_embedding, select_rows
 from mistral_portable.tokenizer import load_tokenizer
 from mistral_portable.weights import fingerprint, open_checkpoint
 
@@ -44,6 +44,7 @@ def load(
     cache_bytes: int | None = None,
     threads: int | None = None,
     revision: str | None = None,
+    embeddings: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Model:
     """Open a checkpoint and make it ready to run.
@@ -65,6 +66,7 @@ def load(
     texts that have ended, which are kept so that a prompt that begins alike is not read again; 0 keeps none; None
     keeps up to 2 GiB, or an eighth of the machine's memory, and lanes take what they need. threads: CPU threads; by
     default the physical cores that this process may use. revision: branch, tag or commit of a hub id.
+    embeddings: make `Model.embed` possible; each step then also returns the hidden states of its rows.
     progress: called as (what, done, total), in any unit, while files are downloaded, weights read and kernels compiled.
 
     Things that the user should know (an inferred window, say) are issued as warnings.
@@ -105,7 +107,12 @@ def load(
     context = limit if max_context is None else max_context
     if context > limit:
         raise InputError(f"max_context={context} must be from 1 to max_position_embeddings={limit}")
-    graph = verify(select_rows(verify(build(config)), "logits"))
+    if not isinstance(embeddings, bool):
+        raise InputError(f"embeddings={embeddings!r:.40} must be True or False")
+    whole = verify(build(config))
+    graph = verify(
+        select_rows(expose_embedding(whole), "logits", EMBEDDING) if embeddings else select_rows(whole, "logits")
+    )
     check_tensors(graph, checkpoint.tensors, str(checkpoint.path))
     spec = CacheSpec.from_config(
         config,
@@ -127,6 +134,7 @@ def load(
         source=str(checkpoint.path),
         load_s=time.perf_counter() - begin,
         lockstep=tensor_parallel is not None,
+        embeddings=embeddings,
     )
 
 

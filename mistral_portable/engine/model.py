@@ -15,6 +15,7 @@ from mistral_portable.boundary import Program, SavedLane
 from mistral_portable.cache import CacheManager, Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.engine.core import Core
+from mistral_portable.engine.embedding import Embedding, Pooling
 from mistral_portable.engine.generation import Generation
 from mistral_portable.engine.loop import Loop
 from mistral_portable.engine.request import Completion, Scoring
@@ -53,13 +54,16 @@ class Model:
         source: str,
         load_s: float,
         lockstep: bool = False,
+        embeddings: bool = False,
     ) -> None:
-        """Made by `load`. lockstep: as `Loop` takes it."""
+        """Made by `load`. lockstep: as `Loop` takes it. embeddings: whether the program has that output."""
         self.config = config
         self.backend = backend
         self.core = core
         self.source = source
         self.load_s = load_s
+        self.embeddings = embeddings
+        """Whether `embed` is possible."""
         self._lockstep = lockstep
         self._tokenizer = tokenizer
         self.loop = Loop(core, lockstep=lockstep)
@@ -234,6 +238,37 @@ class Model:
         with closing(self.loop.run([scoring])) as made:
             for _ in made:
                 yield scoring.next()
+
+    def embed(self, prompts: Sequence[Prompt], *, pooling: Pooling = "last") -> NDArray[np.float32]:
+        """Make a vector of length 1 of each prompt, float32 [prompts, hidden_size]; they run together.
+
+        It is the hidden state after the final norm, of which logits are made: the last token's, or with "mean" the mean
+        of all tokens', divided by its Euclidean length. Models that were trained for embeddings say which they want;
+        others give vectors of little use.
+
+        Raises InputError if the model was loaded without `embeddings=True`, and the errors of `logits`.
+        """
+        embeddings = self._embeddings(prompts, pooling)
+        with closing(self.loop.run(list(embeddings))) as made:
+            for scoring in made:
+                embeddings[scoring].add(scoring.next())
+        return np.stack([embedding.vector for embedding in embeddings.values()])
+
+    async def aembed(self, prompts: Sequence[Prompt], *, pooling: Pooling = "last") -> NDArray[np.float32]:
+        """`embed` for coroutines."""
+        embeddings = self._embeddings(prompts, pooling)
+        async with aclosing(self.loop.arun(list(embeddings))) as made:
+            async for scoring in made:
+                embeddings[scoring].add(scoring.next())
+        return np.stack([embedding.vector for embedding in embeddings.values()])
+
+    def _embeddings(self, prompts: Sequence[Prompt], pooling: Pooling) -> dict[Scoring, Embedding]:
+        if not self.embeddings:
+            raise InputError("this model was loaded without embeddings: load(..., embeddings=True), serve --embeddings")
+        if isinstance(prompts, str) or not len(prompts):
+            raise InputError(f"prompts={prompts!r:.40} must be a list of one prompt or more")
+        made = [Embedding(self._encode(prompt), pooling, self.config.vocab_size) for prompt in prompts]
+        return {embedding.scoring: embedding for embedding in made}
 
     def save_session(self, path: str | Path, prompt: Prompt | None = None, *, messages: Messages | None = None) -> int:
         """Write the longest known beginning of a prompt, its keys and values, to a file; return its number of tokens.

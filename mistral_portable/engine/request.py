@@ -135,14 +135,18 @@ class Completion(Request[Sampled]):
 
 
 class Scoring(Request[NDArray[np.float32]]):
-    """Makes the logits behind tokens, float32 [rows, vocab_size], step after step."""
+    """Makes an output of the graph behind tokens, step after step: logits, float32 [rows, vocab_size], or embedding,
+    float32 [rows, hidden_size]."""
 
     backlog = 2  # a part may take hundreds of megabytes
 
-    def __init__(self, tokens: Sequence[int], *, first: int = 0, chunk: int | None = None) -> None:
-        """first: the first token whose logits are wanted; those of all later ones are, too. chunk: tokens of a step."""
+    def __init__(
+        self, tokens: Sequence[int], *, first: int = 0, chunk: int | None = None, output: str = "logits"
+    ) -> None:
+        """first: the first token whose rows are wanted; those of all later ones are, too. chunk: tokens of a step."""
         super().__init__(tokens)
         self.chunk = chunk
+        self.output = output
         self._first = first
 
     @property
@@ -152,14 +156,14 @@ class Scoring(Request[NDArray[np.float32]]):
 
     @property
     def findable(self) -> int:
-        """Those before the first one whose logits are wanted."""
+        """Those before the first one whose rows are wanted."""
         return self._first
 
     def rows(self, count: int) -> Sequence[int]:
         return range(max(0, self._first - self.fed), count)
 
-    def take(self, logits: NDArray[np.float32]) -> None:
+    def take(self, rows: NDArray[np.float32]) -> None:
         """Append what a step has made."""
-        if len(logits):
-            self.made.append(logits)
+        if len(rows):
+            self.made.append(rows)
         self.finished = self.fed == len(self.tokens)

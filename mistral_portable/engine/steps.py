@@ -3,7 +3,7 @@
 import copy
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -138,9 +138,9 @@ class Steps:
         """Begin a step, and unless the device chooses all its tokens, wait for it and hand out what it made."""
         chunks = [self._chunk(request, count) for request, count in zip(turn.requests, turn.counts, strict=True)]
         if not self._submit(turn, chunks):
-            logits = self._core.step(chunks)
+            outputs = self._core.run(chunks)[1]
             self._took_place(turn)
-            self._hand_out(turn.requests, chunks, logits, begin)
+            self._hand_out(turn.requests, chunks, outputs, begin)
             self._scheduler.observe(turn, time.perf_counter() - begin)
 
     def _begin_following(self, before: UnderWay) -> None:
@@ -187,22 +187,28 @@ class Steps:
         self._scheduler.took_place(turn)
 
     def _hand_out(
-        self, requests: Sequence[_Request], chunks: Sequence[Chunk], logits: NDArray[np.float32], begin: float
+        self,
+        requests: Sequence[_Request],
+        chunks: Sequence[Chunk],
+        outputs: Mapping[str, NDArray[np.float32]],
+        begin: float,
     ) -> None:
-        """Give each request what its rows of a step's logits are for. begin: of the step, by time.perf_counter."""
+        """Give each request what its rows of a step's outputs are for. begin: of the step, by time.perf_counter."""
         completions: list[Completion] = []
         places: list[int] = []
         start = 0
         for request, chunk in zip(requests, chunks, strict=True):
             count = len(chunk.rows)
             if isinstance(request, Scoring):
-                request.take(logits[start : start + count])
+                made = outputs[request.output][start : start + count]
+                request.take(made.astype(np.float32, copy=False))  # float64 programs return float64
                 self._tell(request)
             elif count:
                 completions.append(cast(Completion, request))
                 places.append(start)
             start += count
         if completions:
+            logits = outputs["logits"].astype(np.float32, copy=False)
             rows = logits if len(places) == start else logits[places]
             for completion, sampled in zip(
                 completions, sample_rows([c.sampler for c in completions], rows), strict=True

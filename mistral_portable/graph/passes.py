@@ -11,10 +11,12 @@ from mistral_portable.graph.verify import infer_shapes
 
 __all__ = [
     "EMBEDDED_ROWS",
+    "EMBEDDING",
     "INPUTS_EMBEDS",
     "accept_embeddings",
     "drop_dead_nodes",
     "expose_attention_weights",
+    "expose_embedding",
     "expose_hidden_states",
     "fuse_linears",
     "select_rows",
@@ -23,6 +25,9 @@ __all__ = [
 
 INPUTS_EMBEDS, EMBEDDED_ROWS = "inputs_embeds", "embedded_rows"
 """The inputs that `accept_embeddings` adds."""
+
+EMBEDDING = "embedding"
+"""The output that `expose_embedding` adds."""
 
 
 def accept_embeddings(graph: Graph) -> Graph:
@@ -52,6 +57,12 @@ def accept_embeddings(graph: Graph) -> Graph:
 def expose_hidden_states(graph: Graph) -> Graph:
     """Add the outputs `hidden_states.0` .. `hidden_states.L`; the last one is taken after the final norm."""
     return replace(graph, outputs={**graph.outputs, **graph.taps})
+
+
+def expose_embedding(graph: Graph) -> Graph:
+    """Add the output `embedding` [T, H]: the last hidden state, after the final norm, of which logits are made."""
+    last = max(graph.taps, key=lambda name: int(name.removeprefix("hidden_states.")))
+    return replace(graph, outputs={**graph.outputs, EMBEDDING: graph.taps[last]})
 
 
 def expose_attention_weights(graph: Graph) -> Graph:

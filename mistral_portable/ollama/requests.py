@@ -1,4 +1,4 @@
-"""Requests of Ollama's API, checked: bodies of /api/chat, /api/generate and /api/show.
+"""Requests of Ollama's API, checked: bodies of /api/chat, /api/generate, /api/embed, /api/show.
 
 Source: https://github.com/ollama/ollama/blob/main/docs/api.md. Images, templates and the deprecated `context` are
 refused.
@@ -6,7 +6,7 @@ refused.
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,9 @@ from mistral_portable.api import JSON, Body, Conversation, Many
 from mistral_portable.errors import InputError
 from mistral_portable.ollama.options import AnswerRequest
 
-__all__ = ["ChatRequest", "GenerateRequest", "ShowRequest"]
+__all__ = ["ChatRequest", "EmbedRequest", "EmbeddingsRequest", "GenerateRequest", "ShowRequest"]
+
+MOST_INPUTS = 2048
 
 
 class Function(Body):
@@ -98,6 +100,26 @@ class GenerateRequest(AnswerRequest):
             model=self.model,
             stream=self.stream,
         )
+
+
+class EmbedRequest(Body):
+    """The body of a request for /api/embed. A text that is too long is an error: nothing is cut (`truncate`)."""
+
+    model: str = Field(min_length=1)
+    input: str | Annotated[Many[str], Field(min_length=1, max_length=MOST_INPUTS)]
+    dimensions: int | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """One or more."""
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+class EmbeddingsRequest(Body):
+    """The body of a request for /api/embeddings, the older form for one text."""
+
+    model: str = Field(min_length=1)
+    prompt: str
 
 
 class ShowRequest(Body):

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from mistral_portable.server import (
     anthropic_routes,
+    embedding_routes,
     fim_routes,
     ollama_routes,
     openai_routes,
@@ -33,6 +34,7 @@ APIS: Sequence[Callable[[Service], list[Endpoint]]] = (
     openai_routes.endpoints,
     response_routes.endpoints,
     fim_routes.endpoints,
+    embedding_routes.endpoints,
     anthropic_routes.endpoints,
     ollama_routes.endpoints,
     token_routes.endpoints,

@@ -1,17 +1,24 @@
 """Ollama's API: chats and texts, whole or in lines, and what it says of the model that is loaded."""
 
 import json
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
-from mistral_portable.api import JSON
+from mistral_portable.api import JSON, check_dimensions
 from mistral_portable.errors import InputError
 from mistral_portable.ollama.answers import ChatLines, GenerateLines, Lines, error
 from mistral_portable.ollama.models import VERSION, ModelCard
-from mistral_portable.ollama.requests import ChatRequest, GenerateRequest, ShowRequest
+from mistral_portable.ollama.requests import (
+    ChatRequest,
+    EmbeddingsRequest,
+    EmbedRequest,
+    GenerateRequest,
+    ShowRequest,
+)
 from mistral_portable.server.conversations import job_of, written
 from mistral_portable.server.endpoint import Endpoint
 from mistral_portable.server.errors import Failure, failure_of
@@ -37,6 +44,8 @@ def endpoints(service: Service) -> list[Endpoint]:
             error=_error,
             media_types=_TYPES,
         ),
+        Endpoint("POST", "/api/embed", "Make vectors of texts", routes.embed, EmbedRequest, error=_error),
+        Endpoint("POST", "/api/embeddings", "Make a vector", routes.embed_one, EmbeddingsRequest, error=_error),
         Endpoint("POST", "/api/show", "Describe a model", routes.show, ShowRequest, error=_error),
         Endpoint("GET", "/api/tags", "List models", routes.tags, error=_error),
         Endpoint("GET", "/api/ps", "List models in memory", routes.loaded, error=_error),
@@ -66,6 +75,26 @@ class _Routes:
             return JSONResponse(lines.loaded())
         job = await self._service.in_thread(self._generate_job, request)
         return await self._answer(job, lines, request.stream)
+
+    async def embed(self, http: HTTPRequest, request: EmbedRequest) -> Response:
+        """The vectors of texts."""
+        check_dimensions("dimensions", request.dimensions, self._service.model.config.hidden_size)
+        begin = time.perf_counter()
+        vectors, count = await self._service.embed(request.texts)
+        return JSONResponse(
+            {
+                "model": self._service.settings.alias,
+                "embeddings": vectors.tolist(),
+                "total_duration": round((time.perf_counter() - begin) * 1e9),
+                "load_duration": 0,
+                "prompt_eval_count": count,
+            }
+        )
+
+    async def embed_one(self, http: HTTPRequest, request: EmbeddingsRequest) -> Response:
+        """The vector of a text."""
+        vectors, _ = await self._service.embed([request.prompt])
+        return JSONResponse({"embedding": vectors[0].tolist()})
 
     async def show(self, http: HTTPRequest, request: ShowRequest) -> Response:
         """What Ollama says of a model, whatever its name."""

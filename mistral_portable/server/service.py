@@ -7,13 +7,16 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mistral_portable.answers import Content
 from mistral_portable.answers import Delta as Part
 from mistral_portable.engine import Generation, Model
 from mistral_portable.engine.model import Prompt
 from mistral_portable.engine.request import Completion
 from mistral_portable.engine.stream import Answer
-from mistral_portable.errors import ClosedError
+from mistral_portable.errors import ClosedError, InputError
 from mistral_portable.sampling import Sampled, SamplingParams
 from mistral_portable.server.metrics import Metrics
 from mistral_portable.server.queue import Queue
@@ -110,6 +113,23 @@ class Service:
                 self._running.difference_update(indices)
             if not all(answer.done for answer in answers):
                 self._check_open()
+
+    async def embed(self, prompts: Sequence[Prompt]) -> tuple[NDArray[np.float32], int]:
+        """Vectors of prompts, float32 [prompts, hidden_size], and the number of their tokens; as many run at a time as
+        there are lanes.
+
+        Raises InputError if the server makes none, QueueFull if too many answers wait, the errors of `Model.embed`.
+        """
+        pooling = self.settings.embeddings
+        if pooling is None:
+            raise InputError("embeddings: this server makes none: start it with --embeddings")
+        encoded = await self.in_thread(lambda: [self.model.encode(prompt) for prompt in prompts])
+        parts: list[NDArray[np.float32]] = []
+        for begin in range(0, len(encoded), self.queue.lanes):
+            some = encoded[begin : begin + self.queue.lanes]
+            with self.queue.admit(len(some)):
+                parts.append(await self.model.aembed(some, pooling=pooling))
+        return np.concatenate(parts), sum(map(len, encoded))
 
     async def in_thread(self, function: Any, *arguments: Any) -> Any:
         """Call a function that takes long, such as the encoding of a chat, in a thread; return its result."""

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mistral_portable.engine.embedding import Pooling
+
 __all__ = ["Settings"]
 
 
@@ -15,7 +17,7 @@ class Settings:
     max_queue: answers that wait for a lane, beyond which requests are refused with 503. max_body: bytes of a request.
     max_tokens: the most tokens of an answer, whatever is asked for; None: to the end of the context.
     sessions_dir: the folder of saved sessions; None: there are none. deadline: seconds that running answers have to
-    end after SIGTERM.
+    end after SIGTERM. embeddings: which tokens' hidden states make an embedding; None: there are none.
     """
 
     alias: str
@@ -27,3 +29,4 @@ class Settings:
     max_tokens: int | None = None
     sessions_dir: Path | None = None
     deadline: float = 30.0
+    embeddings: Pooling | None = None

@@ -1,0 +1,23 @@
+"""Embeddings, in OpenAI's and Mistral's form."""
+
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response
+
+from mistral_portable.openai.embeddings import EmbeddingRequest, embedding_list
+from mistral_portable.server.endpoint import Endpoint
+from mistral_portable.server.service import Service
+
+__all__ = ["endpoints"]
+
+
+def endpoints(service: Service) -> list[Endpoint]:
+    """The operation of this API."""
+
+    async def embed(http: HTTPRequest, request: EmbeddingRequest) -> Response:
+        vectors, tokens = await service.embed(request.prompts(service.model.config.hidden_size))
+        answer = await service.in_thread(
+            embedding_list, vectors, tokens, service.settings.alias, request.encoding_format
+        )
+        return JSONResponse(answer)
+
+    return [Endpoint("POST", "/v1/embeddings", "Make vectors of texts", embed, EmbeddingRequest)]
