@@ -69,8 +69,9 @@ def _path(location: Sequence[int | str], body: object) -> str:
     """A place in a body: messages.0.role. Pydantic names a block by its "type", too, which is no part of the path."""
     parts: list[str] = []
     place, entered = body, False
-    for part in location:
-        if not entered and isinstance(place, Mapping) and place.get("type") == part:
+    for index, part in enumerate(location):
+        is_last = index == len(location) - 1  # the name of a field, "text" for example
+        if not (entered or is_last) and isinstance(place, Mapping) and place.get("type") == part:
             entered = True
             continue
         parts.append(str(part))

@@ -267,7 +267,7 @@ class Model:
             raise InputError("this model was loaded without embeddings: load(..., embeddings=True), serve --embeddings")
         if isinstance(prompts, str) or not len(prompts):
             raise InputError(f"prompts={prompts!r:.40} must be a list of one prompt or more")
-        made = [Embedding(self._encode(prompt), pooling, self.config.vocab_size) for prompt in prompts]
+        made = [Embedding(self.encode(prompt), pooling, self.config.vocab_size) for prompt in prompts]
         return {embedding.scoring: embedding for embedding in made}
 
     def save_session(self, path: str | Path, prompt: Prompt | None = None, *, messages: Messages | None = None) -> int:
@@ -281,7 +281,7 @@ class Model:
         BusyError if every lane is taken, CapacityError if there is no memory for the copy.
         """
         file = self._session_file(path)
-        wanted = None if prompt is None else self._encode(prompt)
+        wanted = None if prompt is None else self.encode(prompt)
 
         def take() -> tuple[Sequence[int], SavedLane]:
             tokens = self.loop.last_text if wanted is None else wanted
@@ -408,7 +408,7 @@ class Model:
         params.check_vocab(self.config.vocab_size)
         if params.stop and self._tokenizer is None:
             raise InputError("stop strings need a tokenizer, and this checkpoint has none: use stop_token_ids")
-        tokens = self._encode(prompt, _offered(tools, tool_choice))
+        tokens = self.encode(prompt, _offered(tools, tool_choice))
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self.end_tokens)
         answers_chat = _is_chat(prompt) if chat is None else chat
         completion = Completion(
@@ -430,7 +430,11 @@ class Model:
             return ChatParser(self._tokenizer, prompt)
         return PlainText(self._tokenizer.stream(prompt))
 
-    def _encode(self, prompt: Prompt, tools: Tools | None = None) -> list[int]:
+    def encode(self, prompt: Prompt, tools: Tools | None = None) -> list[int]:
+        """The ids of a prompt, as `generate` reads it. tools: beside messages only.
+
+        Raises InputError if it is empty, too long or no prompt, TokenizerError for a chat that the template refuses.
+        """
         if _is_chat(prompt):
             return self._checked(self.tokenizer.chat(cast(Messages, prompt), tools=tools))
         if tools:
