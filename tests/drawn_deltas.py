@@ -70,5 +70,6 @@ def drawn_answers(draw: st.DrawFn) -> Drawn:
 
 def written(writer: Any, answer: Drawn) -> list[dict[str, Any]]:
     """All objects that a writer makes of an answer."""
+    first: list[dict[str, Any]] = writer.begin()
     middle = [one for piece in answer.pieces for one in writer.push(piece)]
-    return [*writer.begin(), *middle, *writer.end(answer.generation)]
+    return [*first, *middle, *writer.end(answer.generation)]

@@ -66,17 +66,22 @@ def _wrong(error: ValidationError, body: object) -> str:
 
 
 def _path(location: Sequence[int | str], body: object) -> str:
-    """A place in a body: messages.0.role. Pydantic names a block by its "type", too, which is no part of the path."""
+    """A place in a body: messages.0.role. Pydantic names a block by its "type", too, given or not, which is no part of
+    the path."""
     parts: list[str] = []
     place, entered = body, False
     for index, part in enumerate(location):
         is_last = index == len(location) - 1  # the name of a field, "text" for example
-        if not (entered or is_last) and isinstance(place, Mapping) and place.get("type") == part:
+        if isinstance(place, Mapping) and not (entered or is_last) and _is_tag(part, place):
             entered = True
             continue
         parts.append(str(part))
         place, entered = _inside(place, part), False
     return ".".join(parts) or "body"
+
+
+def _is_tag(part: int | str, place: Mapping[str, object]) -> bool:
+    return place["type"] == part if "type" in place else part not in place
 
 
 def _inside(place: object, part: int | str) -> object:
