@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mistral_portable.engine import Generation
+from mistral_portable.openai.messages import assistant_message, finish_reason
 from mistral_portable.sampling import Sampled
 from mistral_portable.tokenizer import Tokenizer
 
@@ -19,11 +20,11 @@ def chat_completion(generations: Sequence[Generation], model: str, tokenizer: To
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": generation.text, "refusal": None},
+            "message": assistant_message(generation),
             "logprobs": None
             if generation.logprobs is None
             else {"content": [_chat_logprob(one, tokenizer) for one in generation.logprobs], "refusal": None},
-            "finish_reason": generation.finish_reason,
+            "finish_reason": finish_reason(generation),
         }
         for index, generation in enumerate(generations)
     ]

@@ -80,14 +80,20 @@ class ChatRequest(_Request):
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=_MOST_LOGPROBS)
 
     def prompts(self, chat: Chat) -> list[Prompt]:
-        """The one prompt, as token ids. chat: makes them of messages and tools."""
-        return [chat(self.messages, tools=self.tools)]
+        """The one prompt, as token ids. chat: makes them of messages and tools, which tool_choice "none" leaves out.
+
+        Raises InputError for a tool_choice that is not supported.
+        """
+        if self.tool_choice not in (None, "auto", "none"):
+            raise InputError(f"tool_choice: {self.tool_choice!r:.80} is not supported yet; choose 'none' or 'auto'")
+        return [chat(self.messages, tools=None if self.tool_choice == "none" else self.tools)]
 
     def sampling(self) -> SamplingParams:
         """Raises InputError, naming the field, for a value out of range."""
