@@ -35,8 +35,8 @@ class CallFormat:
         v13    (9 NAME 32 ARGUMENTS) ...                                                   v15, too
 
     Numbers are ids: 5 and, in tekken vocabularies, 9 is [TOOL_CALLS], 33 [CALL_ID], 32 [ARGS]. The space before a list
-    is sentencepiece's; tekken has none. Text is cut into tokens as its whole is: a token may lie across the border of two texts, none across a
-    control token.
+    is sentencepiece's; tekken has none. Text is cut into tokens as its whole is: a token may lie across the border of
+    two texts, none across a control token.
     """
 
     before: tuple[Part, ...]
