@@ -1,5 +1,6 @@
 """Answers to chats, parsed token by token: content, reasoning and tool calls."""
 
+from mistral_portable.answers.call_format import CallFormat, Slot, call_format
 from mistral_portable.answers.chat import ChatParser
 from mistral_portable.answers.deltas import (
     CallArguments,
@@ -18,6 +19,7 @@ __all__ = [
     "CallArguments",
     "CallBegin",
     "CallFailed",
+    "CallFormat",
     "ChatParser",
     "Content",
     "Delta",
@@ -25,6 +27,8 @@ __all__ = [
     "Parts",
     "PlainText",
     "Reasoning",
+    "Slot",
     "ToolCall",
+    "call_format",
     "join_deltas",
 ]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mistral_portable.engine import Generation
+from mistral_portable.openai.messages import assistant_message, finish_reason
 from mistral_portable.sampling import Sampled
 from mistral_portable.tokenizer import Tokenizer
 
@@ -24,9 +25,9 @@ def chat_completion(generations: Sequence[Generation], model: str, tokenizer: To
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": generation.text, "refusal": None},
+            "message": assistant_message(generation),
             "logprobs": None if generation.logprobs is None else _chat_logprobs(generation.logprobs, tokenizer, 0),
-            "finish_reason": generation.finish_reason,
+            "finish_reason": finish_reason(generation),
         }
         for index, generation in enumerate(generations)
     ]

@@ -169,7 +169,8 @@ def _start(model: Model, custom_id: str, line: dict[str, Any]) -> _Job:
     for prompt in request.prompts(lambda messages, *, tools: model.tokenizer.chat(messages, tools=tools)):
         for number in range(request.n):
             seed = None if params.seed is None else params.seed + number
-            answer = model.answer(prompt, params, seed=seed, user=request.user or "")
+            chat = isinstance(request, ChatRequest)
+            answer = model.answer(prompt, params, seed=seed, user=request.user or "", chat=chat)
             job.answers.append(answer)
     job.left = len(job.answers)
     return job

@@ -82,8 +82,9 @@ class Tokenizer:
     ) -> list[int]:
         """The ids of a conversation up to where the model answers, by mistral-common's chat template.
 
-        messages, tools: mappings in OpenAI's format. Consecutive messages of one role are joined by an empty line. A
-        final assistant message is the beginning of the answer: no `</s>` follows it.
+        messages, tools: mappings in OpenAI's format, in any of the forms that clients send (`messages.read_messages`).
+        Consecutive messages of one role are joined by an empty line. A final assistant message is the beginning of the
+        answer: no `</s>` follows it.
 
         >>> tokenizer.chat([{"role": "user", "content": "Hi"}])
         [1, 3, 16127, 4]

@@ -55,14 +55,15 @@ class Drawn:
     def tokens(self, tokenizer: Tokenizer, *, with_ids: bool = True) -> list[int]:
         """Return the answer's ids, without the one that ends it."""
         calls = [
-            ToolCall(id=id if with_ids else "null", function=FunctionCall(name=name, arguments=arguments))
+            ToolCall(id=id if with_ids else "null", function=FunctionCall(name=name, arguments=json.dumps(arguments)))
             for id, name, arguments in self.calls
         ]
         content: Any = self.content or None
         if self.reasoning:
             content = [ThinkChunk(thinking=self.reasoning), *([TextChunk(text=self.content)] if self.content else [])]
         message = AssistantMessage(content=content, tool_calls=calls or None, prefix=True)
-        written: list[int] = tokenizer.mistral.instruct_tokenizer.encode_assistant_message(message, False)
+        encoder: Any = tokenizer.mistral.instruct_tokenizer
+        written: list[int] = encoder.encode_assistant_message(message, False)
         return written
 
 

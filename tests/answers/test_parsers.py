@@ -5,23 +5,15 @@ from typing import Any
 
 import pytest
 from answers.drawn import answers, asks_for_ids, parse, parts, texts, whole
+from answers.scripted import written
 from answers.versions import VERSIONS, WITH_CALLS, WITH_REASONING, tokenizer_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mistral_portable.answers import CallArguments, CallBegin, CallFailed, ChatParser, Content, Reasoning, join_deltas
-from mistral_portable.tokenizer import Tokenizer, is_call_id
+from mistral_portable.tokenizer import is_call_id
 
 PARIS = {"city": "Paris"}
-
-
-def written(tokenizer: Tokenizer, *parts: str) -> list[int]:
-    """Return ids: of control tokens by their names, and of other texts as they are encoded."""
-    found = list[int]()
-    for part in parts:
-        control = tokenizer.control_id(part)
-        found += tokenizer.encode(part, bos=False) if control is None else [control]
-    return found
 
 
 def squashed(text: str) -> str:
