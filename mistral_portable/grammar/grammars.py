@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mistral_portable.errors import InputError
 from mistral_portable.forks import make_locks
 from mistral_portable.grammar.deep_stack import deep_stack
-from mistral_portable.grammar.state import State, contained
+from mistral_portable.grammar.state import Otherwise, State, contained
 from mistral_portable.grammar.texts import Schema, checked_text, schema_text
 from mistral_portable.grammar.vocabulary import Vocabulary
 from mistral_portable.tokenizer import Tokenizer
@@ -105,10 +105,14 @@ class Grammars:
             return CompiledGrammar(name, self, continuing, continuing)
         # The space that is dropped at the beginning belongs to the tokens, not to the text that the rule is for.
         behind = [{"lark_grammar": 'start: " " @body'}, {**rule[0], "name": "body"}, *rule[1:]]
-        beginning = self._state(name, behind, vocabulary, unfit=vocabulary.keeps_space)
+        # A token that is no text, or that keeps its space, is not behind one.
+        others = {*vocabulary.special_token_ids, *vocabulary.keeps_space, *self._ends}
+        beginning = self._state(name, behind, vocabulary, Otherwise(continuing, others))
         return CompiledGrammar(name, self, continuing, beginning)
 
-    def _state(self, name: str, grammars: list[Any], vocabulary: Vocabulary, *, unfit: Sequence[int] = ()) -> State:
+    def _state(
+        self, name: str, grammars: list[Any], vocabulary: Vocabulary, otherwise: Otherwise | None = None
+    ) -> State:
         from llguidance import LLMatcher, LLParserLimits
 
         # Bounds of memory and of the time of a step: 2 kB a state, 14 fuel a microsecond.
@@ -116,7 +120,7 @@ class Grammars:
             max_lexer_states=25_000, max_items_in_row=1_000, max_grammar_size=100_000, verbose_errors=False
         )
         matcher = LLMatcher(vocabulary.form, json.dumps({"grammars": grammars}), log_level=0, limits=limits)
-        return State.first(name, matcher, self._ends, unfit=unfit)
+        return State.first(name, matcher, self._ends, otherwise=otherwise)
 
 
 def _of_schema(text: str) -> list[Any]:
