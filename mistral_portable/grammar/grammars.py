@@ -101,7 +101,8 @@ class Grammars:
     def _compile(self, name: str, rule: list[Any], vocabulary: Vocabulary) -> CompiledGrammar:
         """Compile llguidance's list of grammars, of which the first one is the rule."""
         continuing = self._state(name, rule, vocabulary)
-        if not vocabulary.drops_space:
+        first = set(continuing.allowed().nonzero()[0].tolist())
+        if not vocabulary.drops_space or first <= set(vocabulary.special_token_ids):
             return CompiledGrammar(name, self, continuing, continuing)
         # The space that is dropped at the beginning belongs to the tokens, not to the text that the rule is for.
         behind = [{"lark_grammar": 'start: " " @body'}, {**rule[0], "name": "body"}, *rule[1:]]
