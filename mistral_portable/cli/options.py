@@ -17,8 +17,10 @@ __all__ = [
     "DeviceOption",
     "DtypeOption",
     "FrequencyPenaltyOption",
+    "GrammarOption",
     "IgnoreEosOption",
     "JsonOption",
+    "JsonSchemaOption",
     "KVCacheOption",
     "MaxContextOption",
     "MaxTokensOption",
@@ -27,6 +29,7 @@ __all__ = [
     "ModelOption",
     "PresencePenaltyOption",
     "QuantizeOption",
+    "RegexOption",
     "RepetitionPenaltyOption",
     "RevisionOption",
     "SeedOption",
@@ -169,6 +172,11 @@ StopOption = Annotated[
 IgnoreEosOption = Annotated[
     bool, typer.Option("--ignore-eos", help="Continue after the end-of-sequence token.", rich_help_panel="Sampling")
 ]
+JsonSchemaOption = Annotated[
+    str | None, _sampling("The answer is JSON that keeps the schema in this file; '-': in standard input.", "FILE")
+]
+GrammarOption = Annotated[str | None, _sampling("The answer keeps the Lark grammar in this file.", "FILE")]
+RegexOption = Annotated[str | None, _sampling("The whole answer matches this regular expression.", "TEXT")]
 
 
 def cache_bytes_of(text: str | None) -> int | None:

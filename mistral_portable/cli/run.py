@@ -19,7 +19,9 @@ from mistral_portable.cli.options import (
     DeviceOption,
     DtypeOption,
     FrequencyPenaltyOption,
+    GrammarOption,
     IgnoreEosOption,
+    JsonSchemaOption,
     KVCacheOption,
     MaxContextOption,
     MaxTokensOption,
@@ -27,6 +29,7 @@ from mistral_portable.cli.options import (
     ModelOption,
     PresencePenaltyOption,
     QuantizeOption,
+    RegexOption,
     RepetitionPenaltyOption,
     RevisionOption,
     SeedOption,
@@ -41,6 +44,7 @@ from mistral_portable.cli.options import (
     WindowOption,
 )
 from mistral_portable.cli.output import aside, show, speed
+from mistral_portable.cli.rule import Rule
 from mistral_portable.cli.session import resume
 from mistral_portable.engine import Generation
 from mistral_portable.errors import InputError
@@ -87,6 +91,9 @@ def run(
     seed: SeedOption = SamplingParams.seed,
     stop: StopOption = None,
     ignore_eos: IgnoreEosOption = SamplingParams.ignore_eos,
+    json_schema: JsonSchemaOption = None,
+    grammar: GrammarOption = None,
+    regex: RegexOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Generate text and show it as it comes.
@@ -95,6 +102,7 @@ def run(
     """
     if logprobs is not None and not as_json:
         raise typer.BadParameter("only --json shows them", param_hint="'--logprobs'")
+    rule = Rule(json_schema, grammar, regex, prompt_is_piped=prompt is None)
     text = stdin.read_text() if prompt is None else prompt
     if text is None:
         raise typer.BadParameter("give a text, or pipe one in", param_hint="'PROMPT'")
@@ -139,6 +147,7 @@ def run(
         ) as loaded,
     ):
         resume(loaded, session)
+        params = dataclasses.replace(params, grammar=rule.compile(loaded))
         with loaded.stream(messages if chat else text, params) as streamer:
             try:
                 if not chat and not as_json:

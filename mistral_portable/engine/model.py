@@ -22,7 +22,8 @@ from mistral_portable.engine.request import Completion, Scoring
 from mistral_portable.engine.session import Session, read_session, write_session
 from mistral_portable.engine.stream import Answer, AsyncTextStreamer, TextStreamer
 from mistral_portable.errors import CacheError, InputError, TokenizerError
-from mistral_portable.sampling import SamplingParams
+from mistral_portable.grammar import CompiledGrammar, Grammars, Schema
+from mistral_portable.sampling import Grammar, SamplingParams
 from mistral_portable.tokenizer import Tokenizer
 
 __all__ = ["Messages", "Model", "Prompt"]
@@ -66,6 +67,7 @@ class Model:
         """Whether `embed` is possible."""
         self._lockstep = lockstep
         self._tokenizer = tokenizer
+        self._grammars = None if tokenizer is None else Grammars(tokenizer, self.end_tokens)
         self.loop = Loop(core, lockstep=lockstep)
 
     @property
@@ -133,9 +135,10 @@ class Model:
         temperature=0`, which replace those of `params`; `tools`, `tool_choice` and `chat`, as `answer` has them;
         `priority` (0; among requests of several threads the higher one comes first); `user` (""; users share the steps
         alike); `cache_salt` (""; what others have asked is found in the cache by those with the same one only, so that
-        nobody learns of it by how fast an answer begins).
+        nobody learns of it by how fast an answer begins); one of `schema`, `grammar` and `regex`, which the answer then
+        keeps (`compile_grammar`).
 
-        Raises InputError for an empty or too long prompt, an id outside the vocabulary or a bad sampling value,
+        Raises InputError for an empty or too long prompt, an id outside the vocabulary, a bad sampling value or rule,
         CapacityError if the cache does not fit into memory, NumericsError for logits that are not finite, ClosedError
         after `close`, BusyError if `lane` holds every lane.
         """
@@ -373,6 +376,21 @@ class Model:
                 answers.append(self.answer(some, own, **{**options, "seed": seed}))
         return answers
 
+    def compile_grammar(
+        self, *, schema: Schema | None = None, grammar: str | None = None, regex: str | None = None
+    ) -> Grammar:
+        """Compile one of three rules for `SamplingParams(grammar=...)`; the newest are kept, and need not be again.
+
+        schema: a JSON schema: a mapping, its text, or a pydantic model class. grammar: in llguidance's dialect of Lark.
+        regex: a regular expression (Rust's) for the whole answer.
+
+        Raises InputError for a rule that is bad, too large or too complex, or that cannot be kept to the letter,
+        also for a checkpoint without a tokenizer; BackendError without llguidance.
+        """
+        if self._grammars is None:
+            raise InputError("schemas, grammars and regular expressions need a tokenizer, and this checkpoint has none")
+        return self._grammars.compile(schema=schema, grammar=grammar, regex=regex)
+
     def answer(
         self,
         prompt: Prompt,
@@ -381,6 +399,9 @@ class Model:
         tools: Tools | None = None,
         tool_choice: str = "auto",
         chat: bool | None = None,
+        schema: Schema | None = None,
+        grammar: str | Grammar | None = None,
+        regex: str | None = None,
         priority: int = 0,
         user: str = "",
         cache_salt: str = "",
@@ -401,10 +422,18 @@ class Model:
                 raise InputError(f"{name}={value!r} must be a string")
         if not isinstance(params, SamplingParams | None):
             raise InputError(f"params={params!r:.40} must be SamplingParams")
+        if grammar is not None and not isinstance(grammar, str) and schema is regex is None:
+            sampling["grammar"] = grammar
+        elif not schema is grammar is regex is None:
+            sampling["grammar"] = self.compile_grammar(schema=schema, grammar=cast(str, grammar), regex=regex)
         try:
             params = replace(params or SamplingParams(), **sampling)
         except TypeError as error:
             raise InputError(f"unknown sampling option: {error}") from error
+        if isinstance(params.grammar, CompiledGrammar) and params.grammar.owner is not self._grammars:
+            raise InputError(
+                f"grammar={params.grammar!r} is another model's: compile it with this one's compile_grammar"
+            )
         params.check_vocab(self.config.vocab_size)
         if params.stop and self._tokenizer is None:
             raise InputError("stop strings need a tokenizer, and this checkpoint has none: use stop_token_ids")

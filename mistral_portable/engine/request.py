@@ -13,6 +13,8 @@ __all__ = ["Completion", "Request", "Scoring"]
 
 Made = TypeVar("Made")
 
+_MOST_FORCED = 64  # tokens without a step of their own in a row: finding one takes up to 0.1 ms
+
 
 class Request(Generic[Made]):
     """A sequence in a Loop, which appends to `made`; its consumer takes from there, in any thread.
@@ -127,8 +129,20 @@ class Completion(Request[Sampled]):
     def rows(self, count: int) -> Sequence[int]:
         return (count - 1,) if self.fed + count >= len(self.tokens) else ()  # greater: its newest id is not known yet
 
-    def take(self, sampled: Sampled) -> None:
-        """Append a token to the answer."""
+    def take(self, sampled: Sampled) -> int:
+        """Append a token to the answer, and those behind it that a grammar leaves alone; return their number.
+
+        Raises InputError if the grammar fails behind the first one.
+        """
+        self._append(sampled)
+        if self.finished:
+            return 1
+        forced = self.sampler.forced(min(_MOST_FORCED, self._most - len(self.tokens)))
+        for one in forced:
+            self._append(one)
+        return 1 + len(forced)
+
+    def _append(self, sampled: Sampled) -> None:
         self.tokens.append(sampled.token)
         self.made.append(sampled)
         self.finished = len(self.tokens) == self._most or sampled.token in self._ends

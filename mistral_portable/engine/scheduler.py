@@ -62,15 +62,17 @@ class _Job(Generic[Key]):
     caller: Hashable
     length: int = 0  # tokens that it has in its lane
     stalled: bool = False
+    answering: bool = False  # it has decoded in its lane, and reads tokens of its answer
 
 
 class Scheduler(Generic[Key]):
     """Deals out steps to requests, which wait for a lane, read their prompts and then decode.
 
     Decoding comes first: every request that decodes has one token in every step. Prompts share the rest of a budget,
-    in chunks. Requests of a higher priority always come before those of a lower one. Among equals, the user who has
-    been dealt the fewest tokens comes first, and of a user's requests the one with the fewest tokens left to read, less
-    those that were dealt out while it waited: so a prompt of n tokens is overtaken for n tokens at most.
+    in chunks; before them come answers of which several tokens are to be read (`read_more`). Requests of a higher
+    priority always come before those of a lower one. Among equals, the user who has been dealt the fewest tokens comes
+    first, and of a user's requests the one with the fewest tokens left to read, less those that were dealt out while it
+    waited: so a prompt of n tokens is overtaken for n tokens at most.
 
     Example: budget 512, and prompts of 700 and 100 tokens. The first step reads the 100 and 412 of the 700. From then
     on the short one decodes, a token in each step, beside as many of the 288 that are left as keep a step within 2.4
@@ -199,6 +201,13 @@ class Scheduler(Generic[Key]):
             job.length += 1
             self._dealt[job.user] += 1
 
+    def read_more(self, key: Key, tokens: int) -> None:
+        """Let a request that decodes read the newest `tokens` of its answer first, in chunks as a prompt."""
+        job = self._reading[key] = self._decoding.pop(key)
+        job.left = tokens
+        job.answering = True
+        self._steady = None
+
     def put_aside(self, key: Key) -> None:
         """Take the lane of a request, which waits for another one and reads its prompt and its answer again."""
         job = self._reading.pop(key, None)
@@ -206,7 +215,7 @@ class Scheduler(Generic[Key]):
             job = self._decoding.pop(key)
             job.left = 1  # its newest token
             self._steady = None
-        job.left, job.length = job.left + job.length, 0
+        job.left, job.length, job.answering = job.left + job.length, 0, False
         self._waiting[key] = job
 
     def observe(self, turn: Turn[Key], seconds: float) -> None:
@@ -252,7 +261,8 @@ class Scheduler(Generic[Key]):
 
     def _share(self, room: int) -> tuple[tuple[Key, int], ...]:
         shares = list[tuple[Key, int]]()
-        for job in sorted((job for job in self._reading.values() if not job.stalled), key=self._order):
+        reading = [job for job in self._reading.values() if not job.stalled]
+        for job in sorted(reading, key=lambda job: (not job.answering, self._order(job))):
             if room <= 0:
                 break
             count = min(job.left, job.chunk, room)

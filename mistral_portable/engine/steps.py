@@ -17,7 +17,7 @@ from mistral_portable.engine.lanes import RequestLanes
 from mistral_portable.engine.request import Completion, Request, Scoring
 from mistral_portable.engine.scheduler import Scheduler, Turn
 from mistral_portable.engine.under_way import UnderWay
-from mistral_portable.errors import CapacityError, ClosedError, NumericsError
+from mistral_portable.errors import CapacityError, ClosedError, InputError, NumericsError
 from mistral_portable.sampling import Sampled, sample_rows
 
 __all__ = ["Steps"]
@@ -239,13 +239,19 @@ class Steps:
                 self._give(completion, Sampled(token), begin)
 
     def _give(self, completion: Completion, sampled: Sampled, begin: float) -> None:
-        """Append a token to an answer. begin: of the step, by time.perf_counter."""
+        """Append a token to an answer, and those that its grammar forces. begin: of the step, by time.perf_counter."""
         now = time.perf_counter()
         if completion.prefill_s:
             completion.decode_s += now - begin
         else:
             completion.prefill_s = now - completion.submitted
-        completion.take(sampled)
+        try:
+            count = completion.take(sampled)
+        except InputError as error:
+            self.fail([completion], error)
+            return
+        if count > 1 and not completion.finished:
+            self._scheduler.read_more(completion, count)
         self._tell(completion)
 
     def _tell(self, request: _Request) -> None:

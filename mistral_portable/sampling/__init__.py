@@ -8,9 +8,19 @@ Sampled(token=1, logprob=None, top_logprobs=())
 `sample_rows` takes the rows of many sequences at once, each with its own sampler.
 """
 
+from mistral_portable.sampling.constraint import Constraint, Grammar
 from mistral_portable.sampling.params import SamplingParams
 from mistral_portable.sampling.rows import sample_rows
 from mistral_portable.sampling.sampler import Sampled, Sampler, TokenLogprob
 from mistral_portable.sampling.stop import StopMatcher
 
-__all__ = ["Sampled", "Sampler", "SamplingParams", "StopMatcher", "TokenLogprob", "sample_rows"]
+__all__ = [
+    "Constraint",
+    "Grammar",
+    "Sampled",
+    "Sampler",
+    "SamplingParams",
+    "StopMatcher",
+    "TokenLogprob",
+    "sample_rows",
+]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mistral_portable.errors import InputError
+from mistral_portable.sampling.constraint import Grammar
 
 __all__ = ["MINIMA", "RANGES", "SamplingParams"]
 
@@ -38,7 +39,8 @@ class SamplingParams:
 
     `stop` also takes one str or any sequence of str, `stop_token_ids` any sequence of int; both are kept as
     tuples. `logprobs=n` reports the n most likely tokens beside the chosen one. `max_tokens=None` goes on
-    until a stop or the end of the context. `seed=None` draws another seed for every sequence.
+    until a stop or the end of the context. `seed=None` draws another seed for every sequence. `grammar` is a rule that
+    the tokens keep (`Model.compile_grammar`), which ends the text, too: not with `ignore_eos`.
 
     Raises InputError, naming the field, its value and the allowed range.
     """
@@ -58,6 +60,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -74,14 +77,19 @@ class SamplingParams:
             checked[name] = None if value is None else _integer(name, value, MINIMA[name])
         if not isinstance(self.ignore_eos, bool):
             raise InputError(f"ignore_eos={self.ignore_eos!r} must be True or False")
+        if self.grammar is not None:
+            if not callable(getattr(self.grammar, "begin", None)):
+                raise InputError(f"grammar={self.grammar!r:.80} must be a compiled one: use Model.compile_grammar")
+            if self.ignore_eos:
+                raise InputError("ignore_eos=True: a grammar says where its text ends; leave one of both out")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
     @property
     def is_greedy(self) -> bool:
-        """Whether each token is the argmax of the unchanged logits, and no log-probabilities are requested."""
+        """Whether each token is the argmax of the unchanged logits, and nothing else of them is requested."""
         rules = self.repetition_penalty != 1 or self.frequency_penalty or self.presence_penalty or self.logit_bias
-        return self.temperature == 0 and not rules and self.logprobs is None
+        return self.temperature == 0 and not rules and self.logprobs is None and self.grammar is None
 
     def check_vocab(self, vocab_size: int) -> None:
         """Raise InputError if `logit_bias`, `stop_token_ids` or `logprobs` goes beyond the vocabulary."""

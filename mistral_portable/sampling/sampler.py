@@ -44,8 +44,12 @@ class Sampler:
 
     A draw takes one uniform number u from PCG64(seed) and returns the first token, in id order, at which the
     cumulative float64 probability exceeds u: with probabilities 0.2, 0.5, 0.3 and u = 0.4 that is token 1.
-    Each draw takes one number even if one token is left, and greedy choices take none. So the same seed and
-    logits give the same tokens on every backend, and logits that differ by rounding almost always do.
+    Each token of an answer takes one number, even if only one is left, and greedy choices take none: token i is drawn
+    with number i. So the same seed and logits give the same tokens on every backend, and logits that differ by rounding
+    almost always do.
+
+    With a grammar, tokens that it does not allow have the logit -inf behind bias and penalties. `sample` chooses among
+    the others, and then `forced` takes those that need no logits, as the grammar leaves one alone.
     """
 
     def __init__(self, params: SamplingParams, *, prompt_tokens: Sequence[int] = ()) -> None:
@@ -55,6 +59,7 @@ class Sampler:
         self._vocab_size = 0  # the first row tells it
         self._seen = TokenCounts(np.unique(self._prompt).tolist() if params.repetition_penalty != 1 else ())
         self._generated = TokenCounts()
+        self._constraint = None if params.grammar is None else params.grammar.begin(prompt_tokens)
         self._penalties = self._make_penalties()
         self._filters = self._make_filters()
 
@@ -62,8 +67,8 @@ class Sampler:
         """Choose a token from float32 logits [vocab] and remember it for the penalties.
 
         Raises NumericsError for logits with NaN or +inf, or with -inf alone; InputError for logits of another shape or
-        dtype or in which `logit_bias` leaves no token, at the first row also for ids of the prompt or the parameters
-        outside the vocabulary.
+        dtype or in which `logit_bias` or the grammar leaves no token, at the first row also for ids of the prompt or
+        the parameters outside the vocabulary.
         """
         row, best = self._penalized(logits)
         token = int(best)
@@ -71,12 +76,24 @@ class Sampler:
             tokens, left = self._filtered(row)
             drawn = _drawn(processors.softmax(left, scratch(left.size, np.float64)), self._random.random())
             token = drawn if tokens is None else int(tokens[drawn])
-        if self._penalties:
-            self._seen.add(token)
-            self._generated.add(token)
+        self._remember(token)
         if self.params.logprobs is None:
             return Sampled(token)
         return _with_logprobs(token, logits, self.params.logprobs)
+
+    def forced(self, most: int) -> list[Sampled]:
+        """Take the next tokens, up to `most`, as long as the grammar leaves one alone: `sample` would choose the same.
+
+        Each takes its random number, so what is drawn later is the same as if `sample` had chosen it. None of them if
+        log-probabilities are wanted, for which there must be logits. Raises InputError if the grammar fails.
+        """
+        taken = list[Sampled]()
+        while len(taken) < most and (token := self._only_token()) is not None:
+            if self.params.temperature != 0:
+                self._random.random()
+            self._remember(token)
+            taken.append(Sampled(token))
+        return taken
 
     def distribution(self, logits: Row) -> tuple[Positions, NDArray[np.float64]]:
         """Return what `sample` draws from: token ids [n] in rising order, their probabilities float64 [n]."""
@@ -87,7 +104,7 @@ class Sampler:
         return np.arange(row.size) if tokens is None else tokens, processors.softmax(left)
 
     def _penalized(self, logits: Row) -> tuple[Row, np.intp]:
-        """Return the row after bias and penalties, in the thread's scratch memory, and where its first maximum is.
+        """Return the row after all rules but filters, in the thread's scratch memory, and where its first maximum is.
 
         Raises the errors of `sample`.
         """
@@ -96,7 +113,7 @@ class Sampler:
         if logits.size != self._vocab_size:
             self._begin(logits.size)
         row = logits
-        if self._penalties:
+        if self._penalties or self._constraint is not None:
             row = scratch(logits.size, np.float32)
             row[:] = logits
         for penalize in self._penalties:
@@ -104,7 +121,31 @@ class Sampler:
         best = row.argmax()  # NaN counts as the maximum, so this one entry tells whether the row is sound
         if not math.isfinite(row[best]):
             raise _unsound(row[best], best, bool(self.params.logit_bias))
+        if self._constraint is not None:
+            allowed = self._constraint.allowed()[: row.size]
+            row[: allowed.size][~allowed] = -np.inf
+            row[allowed.size :] = -np.inf
+            best = row.argmax()
+            if row[best] == -np.inf:
+                raise InputError("every token that the grammar allows has the logit -inf: ban fewer in logit_bias")
         return row, best
+
+    def _only_token(self) -> int | None:
+        """Return the token that `sample` would choose whatever the logits are, if there is one."""
+        if self._constraint is None or self.params.logprobs is not None:
+            return None
+        token = self._constraint.forced
+        if token is None or token >= self._vocab_size or self.params.logit_bias.get(token) == -math.inf:
+            return None
+        return token
+
+    def _remember(self, token: int) -> None:
+        """Note for penalties and grammar that a token was chosen."""
+        if self._penalties:
+            self._seen.add(token)
+            self._generated.add(token)
+        if self._constraint is not None:
+            self._constraint.accept(token)
 
     def _filtered(self, row: Row) -> tuple[Positions | None, Row]:
         """Return the ids of the tokens that temperature and filters leave, None for all, and their logits."""

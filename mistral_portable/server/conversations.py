@@ -31,14 +31,15 @@ def job_of(service: Service, conversation: Conversation) -> Job:
 
     Raises TokenizerError for a chat that the model's template does not allow, InputError for what is not supported.
     """
-    if conversation.schema is not None:
-        raise InputError("a JSON schema or format for the answer is not supported yet; leave it out")
+    if conversation.schema is not None and conversation.tools:
+        raise InputError("tools: an answer that follows a JSON schema cannot call them; leave out the one or the other")
     if conversation.tool_choice == "required":
         raise InputError("tool_choice: a call cannot be demanded yet; leave it to the model")
     if conversation.tools and not conversation.parallel:
         raise InputError("parallel tool calls cannot be forbidden yet; leave that out")
     tokens = service.model.tokenizer.chat(conversation.messages, tools=conversation.tools or None)
-    return Job(prompts=[tokens], params=conversation.params, user=conversation.user, options={"chat": True})
+    options = {"chat": True, "schema": conversation.schema}
+    return Job(prompts=[tokens], params=conversation.params, user=conversation.user, options=options)
 
 
 async def written(service: Service, job: Job, writer: Writer) -> AsyncGenerator[JSON, None]:

@@ -9,7 +9,6 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
 from mistral_portable.api import JSON, check_dimensions
-from mistral_portable.errors import InputError
 from mistral_portable.ollama.answers import ChatLines, GenerateLines, Lines, error
 from mistral_portable.ollama.models import VERSION, ModelCard
 from mistral_portable.ollama.requests import (
@@ -115,11 +114,9 @@ class _Routes:
     def _generate_job(self, request: GenerateRequest) -> Job:
         if not request.is_text:
             return job_of(self._service, request.to_conversation())
-        if request.schema_ is not None:
-            raise InputError("format: it is not supported yet; leave it out")
         tokenizer = self._service.model.tokenizer
         prompt = tokenizer.fim(request.prompt, request.suffix) if request.suffix else tokenizer.encode(request.prompt)
-        return Job(prompts=[prompt], params=request.sampling())
+        return Job(prompts=[prompt], params=request.sampling(), options={"schema": request.schema_})
 
     async def _answer(self, job: Job, lines: Lines, stream: bool) -> Response:
         if stream:
