@@ -1,18 +1,18 @@
 """Shared by all APIs: bodies that are checked, and the conversation that a request of any API becomes."""
 
 from mistral_portable.api.body import JSON, Body, Many, check_body, parse_body
-from mistral_portable.api.conversation import ANY_OBJECT, Conversation
+from mistral_portable.api.conversation import Conversation, any_object
 from mistral_portable.api.dimensions import check_dimensions
 from mistral_portable.api.whole_calls import Part, WholeCalls
 
 __all__ = [
-    "ANY_OBJECT",
     "JSON",
     "Body",
     "Conversation",
     "Many",
     "Part",
     "WholeCalls",
+    "any_object",
     "check_body",
     "check_dimensions",
     "parse_body",

@@ -1,18 +1,18 @@
 """Conversation: a request for an answer to a chat, the same whichever API it came by."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from mistral_portable.api.body import JSON
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
 
-__all__ = ["ANY_OBJECT", "Conversation"]
+__all__ = ["Conversation", "any_object"]
 
-ANY_OBJECT: Mapping[str, Any] = MappingProxyType({"type": "object"})
-"""The JSON schema of any object: what `json_object` and Ollama's "json" ask for."""
+
+def any_object() -> JSON:
+    """The JSON schema of any object: what `json_object` and Ollama's "json" ask for."""
+    return {"type": "object"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Conversation:
     tool_choice: Literal["auto", "none", "required"] = "auto"
     tool_name: str | None = None
     parallel: bool = True
-    schema: Mapping[str, Any] | None = None
+    schema: JSON | None = None
     model: str | None = None
     user: str = ""
     stream: bool = False

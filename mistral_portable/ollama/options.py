@@ -5,12 +5,11 @@ temperature 0.8, top_k 40, top_p 0.9. `repeat_penalty` is off unless it is given
 not the last `repeat_last_n` tokens.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from mistral_portable.api import ANY_OBJECT, JSON, Body, Many
+from mistral_portable.api import JSON, Body, Many, any_object
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
 
@@ -69,10 +68,10 @@ class AnswerRequest(Body):
     top_logprobs: int | None = Field(None, ge=0, le=_MOST_LOGPROBS)
 
     @property
-    def schema_(self) -> Mapping[str, Any] | None:
+    def schema_(self) -> JSON | None:
         """The JSON schema that the answer follows."""
         if isinstance(self.format, str):
-            return ANY_OBJECT if self.format == "json" else None
+            return any_object() if self.format == "json" else None
         return self.format
 
     def sampling(self) -> SamplingParams:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mistral_portable.api import ANY_OBJECT, JSON, Body, Conversation, Many
+from mistral_portable.api import JSON, Body, Conversation, Many, any_object
 from mistral_portable.errors import InputError
 from mistral_portable.openai.response_items import Item, chat_messages
 from mistral_portable.sampling import SamplingParams
@@ -140,11 +140,11 @@ class ResponseRequest(Body):
             return {"type": "json_schema", "name": chosen.name, "schema": chosen.schema_, "strict": True}
         return {"type": "text" if chosen is None else chosen.type}
 
-    def _schema(self) -> Any:
+    def _schema(self) -> JSON | None:
         chosen = self.text.format if self.text is not None else None
         if isinstance(chosen, SchemaFormat):
             return chosen.schema_
-        return ANY_OBJECT if isinstance(chosen, ObjectFormat) else None
+        return any_object() if isinstance(chosen, ObjectFormat) else None
 
     def _refuse(self) -> None:
         kept = "the server keeps no answers; send all items in input, and leave it out"

@@ -40,7 +40,7 @@ def test_a_request_becomes_a_conversation() -> None:
     assert (asked.schema, asked.stream, asked.user) == ({"type": "string"}, True, "tom")
     assert ask().params.max_tokens is None
     assert ask(tools=[TOOL], tool_choice="none").tools == []
-    assert dict(ask(text={"format": {"type": "json_object"}}).schema) == {"type": "object"}
+    assert ask(text={"format": {"type": "json_object"}}).schema == {"type": "object"}
 
 
 def test_items_of_an_answer_become_one_message() -> None:
