@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 import mistral_portable as mp
 
 __all__ = ["call_tokens", "scripted"]
@@ -22,11 +24,9 @@ def scripted(model: mp.Model, tokens: Sequence[int]) -> Iterator[None]:
             row[next(rest, model.tokenizer.eos_id)] = 50
         return {**outputs, "logits": logits}
 
-    model.program.step = said  # type: ignore[method-assign]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.program, "step", said)
         yield
-    finally:
-        del model.program.step
 
 
 def call_tokens(model: mp.Model, calls: str) -> list[int]:

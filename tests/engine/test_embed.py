@@ -58,7 +58,8 @@ def test_answers_run_beside_them(model: mp.Model) -> None:
 
 
 def test_what_is_refused(model: mp.Model) -> None:
-    for prompts in ([], "Once", [""], [[]], [[5] * 40000], [[99999]]):
+    wrong: list[Any] = [[], "Once", [""], [[]], [[5] * 40000], [[99999]]]
+    for prompts in wrong:
         with pytest.raises(InputError):
             model.embed(prompts)
     with pytest.raises(InputError, match="pooling='first'"):

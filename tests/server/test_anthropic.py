@@ -99,8 +99,8 @@ def test_a_tool_is_called_and_answers(client: anthropic.Anthropic, model: mp.Mod
 
 
 def test_a_schema_is_kept(client: anthropic.Anthropic) -> None:
-    schema = {"type": "object", "properties": {"color": {"enum": ["red", "white"]}}, "required": ["color"]}
-    schema["additionalProperties"] = False
+    properties = {"color": {"enum": ["red", "white"]}}
+    schema = {"type": "object", "properties": properties, "required": ["color"], "additionalProperties": False}
     config: Any = {"format": {"type": "json_schema", "schema": schema}}
     answer = client.messages.create(model="any", max_tokens=100, messages=ASK, output_config=config)
     (block,) = answer.content

@@ -41,28 +41,31 @@ def test_openai_s_client(running: Running) -> None:
         numbers = client.embeddings.create(model="any", input=TEXTS, encoding_format="float")
         ids = client.embeddings.create(model="any", input=[model.encode(text) for text in TEXTS])
         one = client.embeddings.create(model="any", input=TEXTS[0], dimensions=model.config.hidden_size)
-        for wrong in ({"dimensions": 8}, {"input": []}, {"input": ""}, {"input": [[99999]]}, {"input": "red " * 40000}):
-            body: Any = {"model": "any", "input": "x", **wrong}
+        wrong: list[dict[str, Any]] = [{"dimensions": 8}]
+        wrong += [{"input": given} for given in ([], "", [[99999]], "red " * 40000)]
+        for fields in wrong:
+            body: Any = {"model": "any", "input": "x", **fields}
             with pytest.raises(openai.BadRequestError):
                 client.embeddings.create(**body)
     for answer in (encoded, numbers, ids):
-        np.testing.assert_array_equal(np.float32([some.embedding for some in answer.data]), _alone(running))
+        np.testing.assert_array_equal(np.array([some.embedding for some in answer.data], np.float32), _alone(running))
         assert [some.index for some in answer.data] == list(range(len(TEXTS)))
         assert answer.usage.prompt_tokens == sum(len(model.encode(text)) for text in TEXTS)
-    np.testing.assert_array_equal(np.float32(one.data[0].embedding), _alone(running)[0])
+    np.testing.assert_array_equal(np.array(one.data[0].embedding, np.float32), _alone(running)[0])
 
 
 def test_mistral_s_client(running: Running) -> None:
     with Mistral(api_key="any", server_url=running.url, timeout_ms=PATIENCE * 1000) as client:
         answer = client.embeddings.create(model="any", inputs=TEXTS)
-    np.testing.assert_array_equal(np.float32([some.embedding for some in answer.data]), _alone(running))
+    np.testing.assert_array_equal(np.array([some.embedding for some in answer.data], np.float32), _alone(running))
 
 
 def test_ollama_s_client(running: Running) -> None:
     with ollama.Client(host=running.url, timeout=PATIENCE) as client:
-        np.testing.assert_array_equal(np.float32(client.embed(model="any", input=TEXTS).embeddings), _alone(running))
+        several = client.embed(model="any", input=TEXTS)
+        np.testing.assert_array_equal(np.array(several.embeddings, np.float32), _alone(running))
         one = client.embeddings(model="any", prompt=TEXTS[0])
-        np.testing.assert_array_equal(np.float32(one.embedding), _alone(running)[0])
+        np.testing.assert_array_equal(np.array(one.embedding, np.float32), _alone(running)[0])
         with pytest.raises(ollama.ResponseError, match="dimensions=8"):
             client.embed(model="any", input=TEXTS, dimensions=8)
 

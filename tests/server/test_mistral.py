@@ -29,10 +29,12 @@ def test_a_chat_is_the_model_s(client: Mistral, model: mp.Model) -> None:
 
 
 def test_models(client: Mistral, model: mp.Model) -> None:
-    (card,) = client.models.list().data or ()
+    cards: Any = client.models.list().data
+    (card,) = cards
     assert (card.id, card.max_context_length) == ("tiny", model.max_context)
     assert (card.capabilities.completion_chat, card.capabilities.completion_fim) == (True, False)
-    assert client.models.retrieve(model_id="tiny").id == "tiny"
+    one: Any = client.models.retrieve(model_id="tiny")
+    assert one.id == "tiny"
 
 
 def test_a_vocabulary_without_the_tokens_fills_no_gap(client: Mistral) -> None:

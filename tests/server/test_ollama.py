@@ -80,8 +80,8 @@ def test_tools_are_called_and_answer(client: ollama.Client, model: mp.Model, str
 
 @pytest.mark.parametrize("raw", [False, True])
 def test_a_schema_is_kept(client: ollama.Client, raw: bool) -> None:
-    schema = {"type": "object", "properties": {"color": {"enum": ["red", "white"]}}, "required": ["color"]}
-    schema["additionalProperties"] = False
+    properties = {"color": {"enum": ["red", "white"]}}
+    schema = {"type": "object", "properties": properties, "required": ["color"], "additionalProperties": False}
     text = client.generate(model="any", prompt="Tom has", raw=raw, format=schema).response
     jsonschema.validate(json.loads(text or ""), schema)
     options = {"num_predict": 400, "temperature": 0}

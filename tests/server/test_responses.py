@@ -67,8 +67,8 @@ def test_a_tool_is_called_and_answers(client: openai.OpenAI, model: mp.Model, st
 
 
 def test_a_schema_is_kept(client: openai.OpenAI) -> None:
-    schema = {"type": "object", "properties": {"color": {"enum": ["red", "white"]}}, "required": ["color"]}
-    schema["additionalProperties"] = False
+    properties = {"color": {"enum": ["red", "white"]}}
+    schema = {"type": "object", "properties": properties, "required": ["color"], "additionalProperties": False}
     text: Any = {"format": {"type": "json_schema", "name": "ball", "schema": schema, "strict": True}}
     answer = client.responses.create(model="any", input=QUESTION, text=text)
     jsonschema.validate(json.loads(answer.output_text), schema)
