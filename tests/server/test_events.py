@@ -12,6 +12,7 @@ from starlette.types import Message
 
 from mistral_portable.errors import ClosedError, InputError
 from mistral_portable.server import events
+from mistral_portable.server.connection import ClientGone
 from mistral_portable.server.errors import failure_of, openai_error
 from mistral_portable.server.events import EventStream, sse
 
@@ -105,7 +106,7 @@ def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch
             await asyncio.Event().wait()
 
     async def run() -> None:
-        with pytest.raises(events.ClientGone):
+        with pytest.raises(ClientGone):
             await respond(Stalled(), pieces())
         assert closed.is_set()
 

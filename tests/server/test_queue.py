@@ -70,8 +70,8 @@ def test_openai_s_client_comes_again(model: mp.Model) -> None:
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", timeout=PATIENCE, max_retries=50) as client,
         ThreadPoolExecutor(1) as pool,
     ):
-        options: dict[str, Any] = {"model": "any", "prompt": TEXT, "temperature": 0, "max_tokens": 8}
-        answer = pool.submit(client.completions.create, **options)
+        create: Any = client.completions.create
+        answer = pool.submit(create, model="any", prompt=TEXT, temperature=0, max_tokens=8)
         wait_until(lambda: server.metric('requests_total{path="/v1/completions",status="503"}') >= 1)
         running.close()
         assert answer.result().choices[0].text == model.generate(TEXT, temperature=0, max_tokens=8).text
