@@ -20,7 +20,15 @@ def http(server: Running) -> Iterator[httpx.Client]:
 
 
 def test_null_is_absent_and_unknown_fields_are_ignored(http: httpx.Client) -> None:
-    body = {"messages": CHAT, "temperature": None, "n": None, "stop": None, "tools": None, "max_tokens": 2, "new": {}}
+    body: dict[str, Any] = {
+        "messages": CHAT,
+        "temperature": None,
+        "n": None,
+        "stop": None,
+        "tools": None,
+        "max_tokens": 2,
+        "new": {},
+    }
     assert http.post("/v1/chat/completions", json=body).status_code == 200
 
 
