@@ -25,7 +25,7 @@ class CallList:
 
     def __init__(self, numbering: Numbering) -> None:
         self._numbering = numbering
-        self._pending = ""  # text that belongs to no complete call
+        self._pending: list[str] = []  # text that belongs to no complete call
         self._expected = "["
         self._element = ObjectText()
         self._failed = False
@@ -37,7 +37,7 @@ class CallList:
             return self._after.take(text)
         if self._failed:
             return [Content(text)]
-        self._pending += text
+        self._pending.append(text)
         found = list[Delta]()
         while text and not self._failed and self._after is None:
             text = self._take_element(text, found) if self._expected == "{" else self._take_mark(text, found)
@@ -77,7 +77,7 @@ class CallList:
         elif element.closed:
             found += self._call(element.text)
             if not self._failed:
-                self._pending, self._expected, self._element = rest, ",]", ObjectText()
+                self._pending, self._expected, self._element = [rest], ",]", ObjectText()
         return rest
 
     def _call(self, text: str) -> list[Delta]:
@@ -94,4 +94,5 @@ class CallList:
     def _fail(self, reason: str) -> list[Delta]:
         self._failed = True
         failed = list[Delta]([CallFailed(None, f"call {self._numbering.count}: {reason}")])
-        return [*failed, Content(self._pending)] if self._pending else failed
+        text = "".join(self._pending)
+        return [*failed, Content(text)] if text else failed

@@ -6,7 +6,8 @@ from typing import TypeGuard
 __all__ = ["begins_name", "is_name"]
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_BEGINNING = re.compile(r"\s*[a-zA-Z0-9_-]{0,64}\s*")
+# Bounded: it is matched again with each token.
+_BEGINNING = re.compile(r"\s{0,16}[a-zA-Z0-9_-]{0,64}\s{0,16}")
 
 
 def is_name(text: object) -> TypeGuard[str]:

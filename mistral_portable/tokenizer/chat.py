@@ -22,8 +22,11 @@ def encode_chat(
     """The ids of a conversation; `Tokenizer.chat` documents messages, tools and errors."""
     version = str(mistral.version.value)
     reasons = getattr(mistral.instruct_tokenizer, "BEGIN_THINK", None) is not None
-    read = read_messages(messages, version, reasons=reasons)
-    _check_tools(tools or (), version)
+    try:
+        read = read_messages(messages, version, reasons=reasons)
+        _check_tools(tools or (), version)
+    except RecursionError as error:  # where a message of an error shows a value
+        raise TokenizerError("the messages or tools are nested too deeply; send plainer ones") from error
     from mistral_common.protocol.instruct.messages import AssistantMessage
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
 

@@ -33,7 +33,9 @@ TRICKY = [
     "\0",
     "\\u0041",
 ]
-texts = st.lists(st.sampled_from(TRICKY) | st.text(max_size=6), max_size=6).map("".join)
+# "▁" is how sentencepiece writes a space: it cannot tell the two.
+characters = st.characters(exclude_categories=["Cs"], exclude_characters="▁")
+texts = st.lists(st.sampled_from(TRICKY) | st.text(characters, max_size=6), max_size=6).map("".join)
 names = st.from_regex(r"[a-zA-Z0-9_-]{1,20}", fullmatch=True)
 call_ids = st.from_regex(r"[a-zA-Z0-9]{9}", fullmatch=True)
 values = st.recursive(

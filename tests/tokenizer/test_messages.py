@@ -213,3 +213,37 @@ def test_what_is_refused(version: str, messages: list[Any], reason: str) -> None
 def test_v1_refuses_tools() -> None:
     with pytest.raises(TokenizerError, match="v1 has no place for tools"):
         tokenizer_of("v1").chat([user("?")], tools=[TOOL])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 3) | st.sampled_from(["", "Hi", "text", "thinking", "call_1", "f"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["type", "text", "thinking", "id", "function", "name", "arguments"]), inner)
+    ),
+    max_leaves=8,
+)
+FIELDS = ["content", "tool_calls", "tool_call_id", "name", "reasoning", "reasoning_content"]
+roles = st.sampled_from(["system", "developer", "user", "assistant", "tool", "function", 3])
+anything = st.lists(
+    st.builds(lambda role, rest: {"role": role, **rest}, roles, st.dictionaries(st.sampled_from(FIELDS), JSON)),
+    max_size=5,
+)
+
+
+@given(st.sampled_from(VERSIONS), anything, st.none() | st.lists(JSON, max_size=2))
+def test_whatever_comes_is_encoded_or_refused_in_one_line(version: str, messages: Any, tools: Any) -> None:
+    refused = ""
+    try:
+        assert tokenizer_of(version).chat(messages, tools=tools)
+    except TokenizerError as error:
+        refused = str(error)
+    assert "\n" not in refused
+
+
+def test_deeply_nested_content_is_refused() -> None:
+    deep: Any = "x"
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(TokenizerError, match="nested too deeply"):
+        tokenizer_of("v3").chat([user({"a": deep})])
