@@ -13,6 +13,11 @@ FOREIGN = (
     "gguf",
     "mistral_common",
     "huggingface_hub",
+    "llguidance",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
+    "jinja2",
 )
 
 

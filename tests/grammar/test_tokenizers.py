@@ -1,0 +1,90 @@
+"""Rules over the tokenizers that mistral-common ships, and over the embedded model's."""
+
+import json
+
+import pytest
+from grammar.walk import accepts, grammars, ids, tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizer.vocabularies import FILES
+
+from mistral_portable.grammar.vocabulary import Vocabulary
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "minLength": 1}, "n": {"type": "integer"}, "c": {"const": "é▁😀 \n"}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+TEXTS = st.text(st.sampled_from('a bc é▁😀\n\t\0{}",:1\u200b') | st.characters(exclude_categories=["Cs"]), max_size=20)
+NAMES = ["tiny", *FILES]
+vocabularies: dict[str, Vocabulary] = {}
+
+
+def vocabulary(name: str) -> Vocabulary:
+    return vocabularies.setdefault(name, Vocabulary(tokenizer(name)))
+
+
+def prompts(name: str) -> list[list[int]]:
+    """A text, and a chat up to its answer."""
+    own = tokenizer(name)
+    return [own.encode("Once"), own.chat([{"role": "user", "content": "Hi"}])]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_are_accepted_if_they_are_valid(name: str) -> None:
+    grammar = grammars(name).compile(schema=SCHEMA)
+    for prompt in prompts(name):
+        for value in ({"name": "Tom"}, {"name": "é😀▁ {", "n": -40}, {"name": "\u200b", "n": 7, "c": "é▁😀 \n"}):
+            assert accepts(grammar, json.dumps(value, ensure_ascii=False), prompt, name=name)
+        for value in (
+            {},
+            {"name": ""},
+            {"n": 1, "name": "a"},
+            {"name": "Tom", "n": 1.5},
+            {"name": "Tom", "c": "é"},
+            "a",
+        ):
+            assert not accepts(grammar, json.dumps(value, ensure_ascii=False), prompt, name=name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_space_that_begins_a_text_is_the_rule_s_only_if_it_is_shown(name: str) -> None:
+    for prompt in prompts(name):
+        for regex in ("yes|no", " yes| no", " *yes", ""):
+            if regex:
+                grammar = grammars(name).compile(regex=regex)
+                for text in ("yes", " yes", "  yes", "no", " no"):
+                    import re
+
+                    assert accepts(grammar, text, prompt, name=name) == bool(re.fullmatch(regex, text))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_may_begin_with_the_token_that_the_model_knows_best(name: str) -> None:
+    """Behind [/INST] sentencepiece writes "▁yes", and so did the texts that the model has read."""
+    own = tokenizer(name)
+    answer = own.encode("yes", bos=False)
+    constraint = grammars(name).compile(regex="yes|no").begin(prompts(name)[1])
+    for token in answer:
+        assert constraint.allowed()[token]
+        constraint.accept(token)
+    assert constraint.forced == own.eos_id
+
+
+@given(st.sampled_from(NAMES), TEXTS)
+@settings(max_examples=300)
+def test_a_text_is_cut_into_tokens_of_exactly_its_bytes(name: str, text: str) -> None:
+    own = vocabulary(name)
+    tokens = own(text)
+    assert b"".join(own.tokens[token] for token in tokens) == text.encode()
+    assert not set(tokens) & set(own.special_token_ids)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_special_tokens_are_named_in_angle_brackets(name: str) -> None:
+    own = vocabulary(name)
+    names = [own.tokens[token] for token in own.special_token_ids]
+    assert {b"<s>", b"</s>", b"<unk>"} <= set(names)
+    assert all(text.startswith(b"<") and text.endswith(b">") for text in names)
+    assert len(ids(name, False)) > 256
