@@ -10,7 +10,7 @@ from mistral_portable.anthropic.answers import error, message
 from mistral_portable.anthropic.events import PING, MessageEvents
 from mistral_portable.anthropic.requests import CountRequest, MessagesRequest
 from mistral_portable.api import JSON
-from mistral_portable.server.conversations import job_of, written
+from mistral_portable.server.conversations import prepare, whole, written
 from mistral_portable.server.endpoint import Endpoint
 from mistral_portable.server.errors import Failure, failure_of
 from mistral_portable.server.events import EventStream, sse
@@ -46,13 +46,13 @@ class _Routes:
     async def answer(self, http: HTTPRequest, request: MessagesRequest) -> Response:
         """The response to a checked request."""
         service = self._service
-        job = await service.in_thread(lambda: job_of(service, request.to_conversation()))
+        conversation, job = await service.in_thread(prepare, service, request)
         if request.stream:
             ping = sse(PING, "ping")
             return EventStream(
                 self._events(job), error=lambda fault: _event(_error(failure_of(fault))), keep_alive=ping
             )
-        (generation,) = await service.run(job)
+        generation = await whole(service, job, parallel=conversation.parallel)
         return JSONResponse(message(generation, service.settings.alias))
 
     async def count(self, http: HTTPRequest, request: CountRequest) -> Response:
@@ -61,9 +61,9 @@ class _Routes:
         chat = lambda: tokenizer.chat(request.chat(), tools=request.functions() or None)  # noqa: E731
         return JSONResponse({"input_tokens": len(await self._service.in_thread(chat))})
 
-    async def _events(self, job: Job) -> AsyncGenerator[bytes, None]:
+    async def _events(self, job: Job, parallel: bool) -> AsyncGenerator[bytes, None]:
         writer = MessageEvents(self._service.settings.alias, len(job.prompts[0]))
-        async with aclosing(written(self._service, job, writer)) as events:
+        async with aclosing(written(self._service, job, writer, parallel=parallel)) as events:
             async for event in events:
                 yield _event(event)
 

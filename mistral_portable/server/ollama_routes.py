@@ -18,7 +18,7 @@ from mistral_portable.ollama.requests import (
     GenerateRequest,
     ShowRequest,
 )
-from mistral_portable.server.conversations import job_of, written
+from mistral_portable.server.conversations import prepare, whole, written
 from mistral_portable.server.endpoint import Endpoint
 from mistral_portable.server.errors import Failure, failure_of
 from mistral_portable.server.events import EventStream
@@ -64,7 +64,7 @@ class _Routes:
         lines = ChatLines(self._service.settings.alias)
         if not request.messages:
             return JSONResponse(lines.loaded())
-        job = await self._service.in_thread(lambda: job_of(self._service, request.to_conversation()))
+        _, job = await self._service.in_thread(prepare, self._service, request)
         return await self._answer(job, lines, request.stream)
 
     async def generate(self, http: HTTPRequest, request: GenerateRequest) -> Response:
@@ -113,7 +113,7 @@ class _Routes:
 
     def _generate_job(self, request: GenerateRequest) -> Job:
         if not request.is_text:
-            return job_of(self._service, request.to_conversation())
+            return prepare(self._service, request)[1]
         tokenizer = self._service.model.tokenizer
         prompt = tokenizer.fim(request.prompt, request.suffix) if request.suffix else tokenizer.encode(request.prompt)
         return Job(prompts=[prompt], params=request.sampling(), options={"schema": request.schema_})
@@ -127,7 +127,7 @@ class _Routes:
                 media_type=_TYPES[1],
                 keep_alive=b" ",
             )
-        (generation,) = await self._service.run(job)
+        generation = await whole(self._service, job)
         return JSONResponse(lines.whole(generation, self._service.model.tokenizer))
 
     async def _lines(self, job: Job, lines: Lines) -> AsyncGenerator[bytes, None]:

@@ -10,7 +10,7 @@ from mistral_portable.api import JSON
 from mistral_portable.openai.response_answers import Response as Answer
 from mistral_portable.openai.response_events import ResponseEvents
 from mistral_portable.openai.responses import ResponseRequest
-from mistral_portable.server.conversations import job_of, written
+from mistral_portable.server.conversations import prepare, whole, written
 from mistral_portable.server.endpoint import Endpoint
 from mistral_portable.server.errors import failure_of
 from mistral_portable.server.events import EventStream, sse
@@ -35,17 +35,17 @@ class _Routes:
     async def answer(self, http: HTTPRequest, request: ResponseRequest) -> Response:
         """The response to a checked request."""
         service = self._service
-        job = await service.in_thread(lambda: job_of(service, request.to_conversation()))
+        conversation, job = await service.in_thread(prepare, service, request)
         answer = Answer(service.settings.alias, request.settings())
         if request.stream:
             writer = ResponseEvents(answer)
             failed = lambda error: b"".join(map(_event, writer.fail(failure_of(error).message)))  # noqa: E731
-            return EventStream(self._events(job, writer), error=failed)
-        (generation,) = await service.run(job)
+            return EventStream(self._events(job, writer, conversation.parallel), error=failed)
+        generation = await whole(service, job, parallel=conversation.parallel)
         return JSONResponse(answer.whole(generation))
 
-    async def _events(self, job: Job, writer: ResponseEvents) -> AsyncGenerator[bytes, None]:
-        async with aclosing(written(self._service, job, writer)) as events:
+    async def _events(self, job: Job, writer: ResponseEvents, parallel: bool) -> AsyncGenerator[bytes, None]:
+        async with aclosing(written(self._service, job, writer, parallel=parallel)) as events:
             async for event in events:
                 yield _event(event)
 

@@ -98,6 +98,21 @@ def test_a_tool_is_called_and_answers(client: anthropic.Anthropic, model: mp.Mod
     assert after.usage.output_tokens <= 3
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_no_second_call_if_that_is_forbidden(client: anthropic.Anthropic, model: mp.Model, streamed: bool) -> None:
+    calls = '[{"name": "weather", "arguments": {"city": "Rome"}}, {"name": "weather", "arguments": {}}]'
+    choice: Any = {"type": "auto", "disable_parallel_tool_use": True}
+    body: Any = {"model": "any", "max_tokens": 200, "messages": ASK, "tools": [TOOL], "tool_choice": choice}
+    with scripted(model, call_tokens(model, calls)):
+        if streamed:
+            with client.messages.stream(**body) as stream:
+                answer: Any = stream.get_final_message()
+        else:
+            answer = client.messages.create(**body)
+    (block,) = answer.content
+    assert (answer.stop_reason, block.input) == ("tool_use", {"city": "Rome"})
+
+
 def test_a_schema_is_kept(client: anthropic.Anthropic) -> None:
     properties = {"color": {"enum": ["red", "white"]}}
     schema = {"type": "object", "properties": properties, "required": ["color"], "additionalProperties": False}
