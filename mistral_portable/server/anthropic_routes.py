@@ -50,7 +50,9 @@ class _Routes:
         if request.stream:
             ping = sse(PING, "ping")
             return EventStream(
-                self._events(job), error=lambda fault: _event(_error(failure_of(fault))), keep_alive=ping
+                self._events(job, conversation.parallel),
+                error=lambda fault: _event(_error(failure_of(fault))),
+                keep_alive=ping,
             )
         generation = await whole(service, job, parallel=conversation.parallel)
         return JSONResponse(message(generation, service.settings.alias))
