@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mistral_portable.api import JSON, Body, Conversation, Many
+from mistral_portable.api import JSON, Body, Conversation, Many, Stops
 from mistral_portable.sampling import SamplingParams
 
 __all__ = ["CountRequest", "MessagesRequest"]
@@ -191,7 +191,7 @@ class MessagesRequest(CountRequest):
     """The body of a request for /v1/messages."""
 
     max_tokens: int = Field(ge=1)
-    stop_sequences: Many[str] | None = None
+    stop_sequences: Stops | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mistral_portable.errors import InputError
 
-__all__ = ["JSON", "Body", "Many", "check_body", "parse_body"]
+__all__ = ["JSON", "Body", "Many", "Stop", "Stops", "check_body", "parse_body"]
 
 JSON = dict[str, Any]
 """An object of a body."""
@@ -16,6 +16,10 @@ JSON = dict[str, Any]
 Item = TypeVar("Item")
 Many = Annotated[list[Item], Field(fail_fast=True)]
 """A list whose first wrong item ends the check: a hostile body would have a million of them."""
+
+Stop = Annotated[str, Field(max_length=256)]
+Stops = Annotated[Many[Stop], Field(max_length=16)]
+"""Stop strings, few and short: to look for them takes time for each token."""
 
 _MOST_FAULTS = 5
 _SHOWN = 60  # characters of a wrong value

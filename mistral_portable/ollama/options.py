@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mistral_portable.api import JSON, Body, Many, any_object
+from mistral_portable.api import JSON, Body, Stop, Stops, any_object
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
 
@@ -32,7 +32,7 @@ class Options(Body):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
-    stop: str | Many[str] | None = None
+    stop: Stop | Stops | None = None
 
     def sampling(self, logprobs: int | None) -> SamplingParams:
         """A negative `num_predict` is no limit, a negative `seed` is drawn. Raises InputError, naming the field, for a

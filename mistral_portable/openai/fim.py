@@ -5,7 +5,7 @@ Source: https://docs.mistral.ai/api/endpoint/fim. Answers have the form of /v1/c
 
 from pydantic import Field
 
-from mistral_portable.api import Body, Many
+from mistral_portable.api import Body, Stop, Stops
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
 
@@ -22,7 +22,7 @@ class FimRequest(Body):
     top_p: float | None = None
     max_tokens: int | None = Field(None, ge=1)
     min_tokens: int | None = None
-    stop: str | Many[str] | None = None
+    stop: Stop | Stops | None = None
     random_seed: int | None = None
     stream: bool | None = None
 

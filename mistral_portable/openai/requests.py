@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from mistral_portable.api import Many, check_body
+from mistral_portable.api import Many, Stop, Stops, check_body
 from mistral_portable.engine.model import Prompt
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
@@ -21,10 +21,7 @@ __all__ = ["URLS", "ChatRequest", "Many", "Request", "TextRequest", "parse_reque
 
 _MOST_ANSWERS = 128
 _MOST_LOGPROBS = 20
-_MOST_STOPS = 16
-_LONGEST_STOP = 256  # characters: looking for stops takes time for each token
 _MOST_BIASES = 2**18
-Stop = Annotated[str, Field(max_length=_LONGEST_STOP)]
 
 
 class Chat(Protocol):
@@ -69,7 +66,7 @@ class Request(BaseModel):
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = Field(None, max_length=_MOST_BIASES)
     seed: int | None = Field(None, validation_alias=AliasChoices("seed", "random_seed"))
-    stop: Stop | Annotated[Many[Stop], Field(max_length=_MOST_STOPS)] | None = None
+    stop: Stop | Stops | None = None
     ignore_eos: bool = False
     stream: bool | None = None
     stream_options: StreamOptions | None = None

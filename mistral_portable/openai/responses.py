@@ -86,7 +86,7 @@ class ResponseRequest(Body):
     stream: bool | None = None
     user: str | None = None
     safety_identifier: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: JSON | None = None
     store: bool | None = None
     background: bool | None = None
     previous_response_id: str | None = None

@@ -48,11 +48,10 @@ class _Routes:
         service = self._service
         conversation, job = await service.in_thread(prepare, service, request)
         if request.stream:
-            ping = sse(PING, "ping")
             return EventStream(
                 self._events(job, conversation.parallel),
                 error=lambda fault: _event(_error(failure_of(fault))),
-                keep_alive=ping,
+                keep_alive=sse(PING, "ping"),
             )
         generation = await whole(service, job, parallel=conversation.parallel)
         return JSONResponse(message(generation, service.settings.alias))

@@ -15,9 +15,11 @@ def endpoints(service: Service) -> list[Endpoint]:
 
     async def embed(http: HTTPRequest, request: EmbeddingRequest) -> Response:
         vectors, tokens = await service.embed(request.prompts(service.model.config.hidden_size))
-        answer = await service.in_thread(
-            embedding_list, vectors, tokens, service.settings.alias, request.encoding_format
+        alias, encoding = service.settings.alias, request.encoding_format
+        # Some million numbers: to write them takes long.
+        response: Response = await service.in_thread(
+            lambda: JSONResponse(embedding_list(vectors, tokens, alias, encoding))
         )
-        return JSONResponse(answer)
+        return response
 
     return [Endpoint("POST", "/v1/embeddings", "Make vectors of texts", embed, EmbeddingRequest)]

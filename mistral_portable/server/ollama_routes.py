@@ -80,15 +80,17 @@ class _Routes:
         check_dimensions("dimensions", request.dimensions, self._service.model.config.hidden_size)
         begin = time.perf_counter()
         vectors, count = await self._service.embed(request.texts)
-        return JSONResponse(
-            {
-                "model": self._service.settings.alias,
-                "embeddings": vectors.tolist(),
-                "total_duration": round((time.perf_counter() - begin) * 1e9),
-                "load_duration": 0,
-                "prompt_eval_count": count,
-            }
+        answer = {
+            "model": self._service.settings.alias,
+            "total_duration": round((time.perf_counter() - begin) * 1e9),
+            "load_duration": 0,
+            "prompt_eval_count": count,
+        }
+        # Some million numbers: to write them takes long.
+        response: Response = await self._service.in_thread(
+            lambda: JSONResponse({**answer, "embeddings": vectors.tolist()})
         )
+        return response
 
     async def embed_one(self, http: HTTPRequest, request: EmbeddingsRequest) -> Response:
         """The vector of a text."""

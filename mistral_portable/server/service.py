@@ -118,7 +118,8 @@ class Service:
         """Vectors of prompts, float32 [prompts, hidden_size], and the number of their tokens; as many run at a time as
         there are lanes.
 
-        Raises InputError if the server makes none, QueueFull if too many answers wait, the errors of `Model.embed`.
+        Raises InputError if the server makes none, QueueFull if too many answers wait, the errors of `Model.embed`,
+        ClosedError if the server ends before all are made.
         """
         pooling = self.settings.embeddings
         if pooling is None:
@@ -127,6 +128,8 @@ class Service:
         parts: list[NDArray[np.float32]] = []
         for begin in range(0, len(encoded), self.queue.lanes):
             some = encoded[begin : begin + self.queue.lanes]
+            if self._ended:
+                raise ClosedError("the server is shutting down: ask again later")
             with self.queue.admit(len(some)):
                 parts.append(await self.model.aembed(some, pooling=pooling))
         return np.concatenate(parts), sum(map(len, encoded))

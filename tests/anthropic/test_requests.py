@@ -116,6 +116,8 @@ def test_tool_choice(choice: Any, tools: int, expected: str) -> None:
         ({"temperature": "hot"}, "temperature: .*'hot'"),
         ({"temperature": -1}, "temperature=-1"),
         ({"system": 5}, "system: "),
+        ({"stop_sequences": ["x"] * 17}, "stop_sequences: "),
+        ({"stop_sequences": ["x" * 257]}, "stop_sequences.0: "),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0.type: .*web_search"),
         ({"tool_choice": {"type": "any"}}, "tool_choice: .*give tools"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice: 'x'.*weather"),
