@@ -46,6 +46,7 @@ class _Routes:
     async def answer(self, http: HTTPRequest, request: MessagesRequest) -> Response:
         """The response to a checked request."""
         service = self._service
+        service.check_ready()  # before the work of encoding
         conversation, job = await service.in_thread(prepare, service, request)
         if request.stream:
             return EventStream(

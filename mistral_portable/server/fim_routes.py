@@ -32,6 +32,7 @@ class _Routes:
     async def answer(self, http: HTTPRequest, request: FimRequest) -> Response:
         """The response to a checked request."""
         service = self._service
+        service.check_ready()  # before the work of encoding
         job = await service.in_thread(self._job, request)
         if request.stream:
             return EventStream(self._events(job), error=lambda error: sse(openai_error(failure_of(error))))
@@ -51,8 +52,8 @@ class _Routes:
                 if not begun:
                     begun = True
                     yield sse(chunks.first(0))
-                if delta.text:
-                    yield sse(chunks.piece(0, delta.text, None))
+                for chunk in chunks.pieces(0, delta.parts, None):
+                    yield sse(chunk)
                 if delta.generation is not None:
                     last = chunks.last(0, delta.generation.finish_reason)
                     yield sse({**last, "usage": usage([delta.generation], 1)})

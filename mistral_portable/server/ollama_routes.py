@@ -64,6 +64,7 @@ class _Routes:
         lines = ChatLines(self._service.settings.alias)
         if not request.messages:
             return JSONResponse(lines.loaded())
+        self._service.check_ready()  # before the work of encoding
         _, job = await self._service.in_thread(prepare, self._service, request)
         return await self._answer(job, lines, request.stream)
 
@@ -72,6 +73,7 @@ class _Routes:
         lines = GenerateLines(self._service.settings.alias)
         if not request.prompt:
             return JSONResponse(lines.loaded())
+        self._service.check_ready()  # before the work of encoding
         job = await self._service.in_thread(self._generate_job, request)
         return await self._answer(job, lines, request.stream)
 

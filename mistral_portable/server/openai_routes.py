@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from mistral_portable.anthropic.answers import model_card as anthropic_card
 from mistral_portable.openai.answers import ChatChunks, TextChunks, chat_completion, text_completion, timings
+from mistral_portable.openai.messages import finish_reason
 from mistral_portable.openai.models import model_card
 from mistral_portable.openai.requests import ChatRequest, Request, TextRequest
 from mistral_portable.server.endpoint import Endpoint
@@ -42,6 +43,7 @@ class _Answering:
 
     async def answer(self, http: HTTPRequest, request: ChatRequest | TextRequest) -> Response:
         """The response to a checked request."""
+        self._service.check_ready()  # before the work of encoding
         job = await self._service.in_thread(self._job, request)
         if request.stream:
             return EventStream(self._events(request, job), error=lambda error: sse(openai_error(failure_of(error))))
@@ -87,11 +89,13 @@ class _Answering:
                 if isinstance(chunks, ChatChunks) and delta.index not in begun:
                     begun.add(delta.index)
                     yield sse(chunks.first(delta.index))
-                if delta.text or wants_logprobs:
-                    yield sse(chunks.piece(delta.index, delta.text, delta.sampled if wants_logprobs else None))
+                for chunk in chunks.pieces(delta.index, delta.parts, delta.sampled if wants_logprobs else None):
+                    yield sse(chunk)
                 if delta.generation is not None:
                     found[delta.index] = delta.generation
-                    last = chunks.last(delta.index, delta.generation.finish_reason)
+                    is_chat = isinstance(chunks, ChatChunks)
+                    reason = finish_reason(delta.generation) if is_chat else delta.generation.finish_reason
+                    last = chunks.last(delta.index, reason)
                     if len(found) == len(job.prompts) * job.n:
                         last["timings"] = timings(list(found.values()))
                     yield sse(last)

@@ -35,6 +35,7 @@ class _Routes:
     async def answer(self, http: HTTPRequest, request: ResponseRequest) -> Response:
         """The response to a checked request."""
         service = self._service
+        service.check_ready()  # before the work of encoding
         conversation, job = await service.in_thread(prepare, service, request)
         answer = Answer(service.settings.alias, request.settings())
         if request.stream:

@@ -124,6 +124,7 @@ class Service:
         pooling = self.settings.embeddings
         if pooling is None:
             raise InputError("embeddings: this server makes none: start it with --embeddings")
+        self.check_ready()  # before the work of encoding
         encoded = await self.in_thread(lambda: [self.model.encode(prompt) for prompt in prompts])
         parts: list[NDArray[np.float32]] = []
         for begin in range(0, len(encoded), self.queue.lanes):

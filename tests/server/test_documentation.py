@@ -23,7 +23,7 @@ def test_clients(model: mp.Model, tmp_path: Path, capsys: pytest.CaptureFixture[
         for command in blocks("sh"):
             program, url, _, header, _, data = shlex.split(command)
             assert program == "curl"
-            answer = http.post(url.removeprefix(ADDRESS), content=data, headers=[tuple(header.split(": "))])
+            answer = http.post(url.removeprefix(ADDRESS), content=data, headers=dict([header.split(": ")]))
             assert answer.status_code == 200, answer.text
         assert (tmp_path / "tom.session").exists()
         (program,) = blocks("python")
