@@ -123,7 +123,7 @@ class Sampler:
             raise _unsound(row[best], best, bool(self.params.logit_bias))
         if self._constraint is not None:
             allowed = self._constraint.allowed()[: row.size]
-            row[: allowed.size][~allowed] = -np.inf
+            np.copyto(row[: allowed.size], -np.inf, where=~allowed)
             row[allowed.size :] = -np.inf
             best = row.argmax()
             if row[best] == -np.inf:

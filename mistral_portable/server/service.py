@@ -129,8 +129,7 @@ class Service:
         parts: list[NDArray[np.float32]] = []
         for begin in range(0, len(encoded), self.queue.lanes):
             some = encoded[begin : begin + self.queue.lanes]
-            if self._ended:
-                raise ClosedError("the server is shutting down: ask again later")
+            self._check_open()
             with self.queue.admit(len(some)):
                 parts.append(await self.model.aembed(some, pooling=pooling))
         return np.concatenate(parts), sum(map(len, encoded))

@@ -241,20 +241,30 @@ def test_where_memory_is_short_the_least_urgent_and_latest_gives_way() -> None:
     assert [scheduler.shed() for _ in range(3)] == [2, 1, 0]
 
 
+class Room:
+    """Lanes for everybody, in which nothing is known."""
+
+    def is_ready(self, key: str) -> bool:
+        return True
+
+    def begin(self, key: str) -> int:
+        return 0
+
+    def put_aside(self, key: str) -> None:
+        raise AssertionError(f"there is room for {key}")
+
+
 def test_an_answer_reads_its_own_tokens_before_prompts_and_in_chunks() -> None:
     """Three tokens of an answer are known at once; then 100, more than a step has room for beside another's token."""
     scheduler = Scheduler[str](BUDGET)
     scheduler.add("answer", 4)
     scheduler.add("other", 4)
-    world = World([], lanes=3)
-    world.begin = lambda key: 0  # type: ignore[method-assign]
-    world.is_ready = lambda key: True  # type: ignore[method-assign]
-    scheduler.admit(world)  # type: ignore[arg-type]
+    scheduler.admit(Room())
     scheduler.took_place(scheduler.next())
     assert scheduler.next() == Turn(("answer", "other"))
     scheduler.took_place(scheduler.next())
     scheduler.add("prompt", 1, priority=9)
-    scheduler.admit(world)  # type: ignore[arg-type]
+    scheduler.admit(Room())
     scheduler.read_more("answer", 3)
     turn = scheduler.next()
     assert turn == Turn(("other",), (("answer", 3), ("prompt", 1)))

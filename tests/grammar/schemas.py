@@ -93,7 +93,8 @@ def _refs(draw: st.DrawFn) -> Drawn:
         max_leaves=3,
     )
     short = st.text(st.sampled_from("ab"), max_size=3)
-    return draw(st.sampled_from([({"$ref": "#/$defs/tree"}, trees), ({"$ref": "#/$defs/short"}, short)]))
+    kinds: list[Drawn] = [({"$ref": "#/$defs/tree"}, trees), ({"$ref": "#/$defs/short"}, short)]
+    return draw(st.sampled_from(kinds))
 
 
 @st.composite

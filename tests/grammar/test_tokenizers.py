@@ -1,6 +1,9 @@
 """Rules over the tokenizers that mistral-common ships, and over the embedded model's."""
 
 import json
+import re
+from functools import cache
+from typing import Any
 
 import pytest
 from grammar.walk import accepts, grammars, ids, tokenizer
@@ -16,13 +19,22 @@ SCHEMA = {
     "required": ["name"],
     "additionalProperties": False,
 }
+VALID: list[Any] = [{"name": "Tom"}, {"name": "é😀▁ {", "n": -40}, {"name": "\u200b", "n": 7, "c": "é▁😀 \n"}]
+INVALID: list[Any] = [
+    {},
+    {"name": ""},
+    {"n": 1, "name": "a"},
+    {"name": "Tom", "n": 1.5},
+    {"name": "Tom", "c": "é"},
+    "a",
+]
 TEXTS = st.text(st.sampled_from('a bc é▁😀\n\t\0{}",:1\u200b') | st.characters(exclude_categories=["Cs"]), max_size=20)
 NAMES = ["tiny", *FILES]
-vocabularies: dict[str, Vocabulary] = {}
 
 
+@cache
 def vocabulary(name: str) -> Vocabulary:
-    return vocabularies.setdefault(name, Vocabulary(tokenizer(name)))
+    return Vocabulary(tokenizer(name))
 
 
 def prompts(name: str) -> list[list[int]]:
@@ -35,7 +47,7 @@ def prompts(name: str) -> list[list[int]]:
 def test_values_are_accepted_if_they_are_valid(name: str) -> None:
     grammar = grammars(name).compile(schema=SCHEMA)
     for prompt in prompts(name):
-        for value in ({"name": "Tom"}, {"name": "é😀▁ {", "n": -40}, {"name": "\u200b", "n": 7, "c": "é▁😀 \n"}):
+        for value in VALID:
             assert accepts(grammar, json.dumps(value, ensure_ascii=False), prompt, name=name)
         for value in (
             {},
@@ -50,19 +62,16 @@ def test_values_are_accepted_if_they_are_valid(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_space_that_begins_a_text_is_the_rule_s_only_if_it_is_shown(name: str) -> None:
-    for prompt in prompts(name):
-        for regex in ("yes|no", " yes| no", " *yes", ""):
-            if regex:
-                grammar = grammars(name).compile(regex=regex)
-                for text in ("yes", " yes", "  yes", "no", " no"):
-                    import re
-
-                    assert accepts(grammar, text, prompt, name=name) == bool(re.fullmatch(regex, text))
+    for regex in ("yes|no", " yes| no", " *yes"):
+        grammar = grammars(name).compile(regex=regex)
+        for prompt in prompts(name):
+            for text in ("yes", " yes", "  yes", "no", " no"):
+                assert accepts(grammar, text, prompt, name=name) == bool(re.fullmatch(regex, text))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "v1"])
 def test_an_answer_may_begin_with_the_token_that_the_model_knows_best(name: str) -> None:
-    """Behind [/INST] sentencepiece writes "▁yes", and so did the texts that the model has read."""
+    """Behind [/INST], in v1 a text, sentencepiece writes "▁yes", and so did the texts that the model has read."""
     own = tokenizer(name)
     answer = own.encode("yes", bos=False)
     constraint = grammars(name).compile(regex="yes|no").begin(prompts(name)[1])
@@ -73,7 +82,7 @@ def test_an_answer_may_begin_with_the_token_that_the_model_knows_best(name: str)
 
 
 @given(st.sampled_from(NAMES), TEXTS)
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_a_text_is_cut_into_tokens_of_exactly_its_bytes(name: str, text: str) -> None:
     own = vocabulary(name)
     tokens = own(text)

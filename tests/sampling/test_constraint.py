@@ -86,7 +86,7 @@ def test_the_draw_is_that_of_the_allowed_tokens_alone(place: frozenset[int], see
 
 
 def test_greedy_is_the_best_allowed_token_and_logprobs_are_those_of_the_model() -> None:
-    logits = np.log(np.float32([0.1, 0.5, 0.15, 0.25]))
+    logits = np.log(np.array([0.1, 0.5, 0.15, 0.25], np.float32))
     params = SamplingParams(temperature=0, logprobs=2, grammar=Places([frozenset({0, 2})]))
     assert not SamplingParams(temperature=0, grammar=Places([])).is_greedy
     sampled = Sampler(params).sample(logits)
