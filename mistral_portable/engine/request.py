@@ -64,6 +64,10 @@ class Request(Generic[Made]):
         """How many of its first tokens need not be read if they are in the cache: no logits are wanted there."""
         raise NotImplementedError
 
+    def lacks(self, under_way: int) -> bool:
+        """Whether something that a step has made for it is lost. under_way: tokens of it that are still to be read."""
+        raise NotImplementedError
+
     def next(self) -> Made:
         """Take what was made first, or raise the request's error; one of both must be there."""
         if self.made:
@@ -129,9 +133,16 @@ class Completion(Request[Sampled]):
 
     def take(self, sampled: Sampled) -> None:
         """Append a token to the answer."""
+        self.made.append(sampled)  # first: if Ctrl-C comes here, it is seen that the token is lost
         self.tokens.append(sampled.token)
-        self.made.append(sampled)
-        self.finished = len(self.tokens) == self._most or sampled.token in self._ends
+        self.finished = self._has_ended()
+
+    def lacks(self, under_way: int) -> bool:
+        return self.fed > len(self.tokens) - 1 + under_way or (self._has_ended() and not self.finished)
+
+    def _has_ended(self) -> bool:
+        made = len(self.tokens) - self._most + self.limit
+        return made == self.limit or (made > 0 and self.tokens[-1] in self._ends)
 
 
 class Scoring(Request[NDArray[np.float32]]):
@@ -143,7 +154,7 @@ class Scoring(Request[NDArray[np.float32]]):
         """first: the first token whose logits are wanted; those of all later ones are, too. chunk: tokens of a step."""
         super().__init__(tokens)
         self.chunk = chunk
-        self._first = first
+        self._first = first  # of those whose logits are still to be made
 
     @property
     def keeps(self) -> bool:
@@ -152,7 +163,7 @@ class Scoring(Request[NDArray[np.float32]]):
 
     @property
     def findable(self) -> int:
-        """Those before the first one whose logits are wanted."""
+        """Those before the first one whose logits are still wanted."""
         return self._first
 
     def rows(self, count: int) -> Sequence[int]:
@@ -162,4 +173,8 @@ class Scoring(Request[NDArray[np.float32]]):
         """Append what a step has made."""
         if len(logits):
             self.made.append(logits)
-        self.finished = self.fed == len(self.tokens)
+        self._first = max(self._first, self.fed)
+        self.finished = self._first == len(self.tokens)
+
+    def lacks(self, under_way: int) -> bool:
+        return self.fed > self._first or (self._first == len(self.tokens) and not self.finished)
