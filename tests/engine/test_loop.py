@@ -276,6 +276,16 @@ def test_a_stream_that_nobody_takes_from_stands_still_and_gives_way(model: mp.Mo
     assert [text + "".join(stream) for text, stream in zip(texts, streams, strict=True)] == [expected.text] * 3
 
 
+def test_parts_of_logits_that_were_put_aside_come_once(model: mp.Model) -> None:
+    tokens = [5 + 7 * at % 1000 for at in range(1800)]
+    parts = [model.logits_parts(tokens, first=3) for _ in range(3)]
+    made = [[next(some)] for some in parts]
+    model.generate(PROMPT, priority=1, max_tokens=3)  # takes a lane of theirs
+    expected = model.logits(tokens)[3:]
+    for some, rest in zip(made, parts, strict=True):
+        assert np.array_equal(np.concatenate([*some, *rest]), expected)
+
+
 def test_an_urgent_request_takes_the_lane_of_another(model: mp.Model) -> None:
     options: dict[str, Any] = {"max_tokens": 50, "temperature": 0, "ignore_eos": True}
     expected = model.generate(PROMPT, **options).tokens
