@@ -138,6 +138,7 @@ class Completion(Request[Sampled]):
         self.finished = self._has_ended()
 
     def lacks(self, under_way: int) -> bool:
+        """Whether a token of its answer is lost, or that it was the last one."""
         return self.fed > len(self.tokens) - 1 + under_way or (self._has_ended() and not self.finished)
 
     def _has_ended(self) -> bool:
@@ -177,4 +178,5 @@ class Scoring(Request[NDArray[np.float32]]):
         self.finished = self._first == len(self.tokens)
 
     def lacks(self, under_way: int) -> bool:
+        """Whether logits are lost, or that they were the last ones."""
         return self.fed > self._first or (self._first == len(self.tokens) and not self.finished)
