@@ -23,7 +23,7 @@ class Lane:
     """A sequence of `length` tokens, and its pages: a table for each layer group.
 
     high: the largest length so far; in a ring, position p was overwritten if p < high - page_size. promised: the length
-    that the lane was opened for, 0 as soon as it is reached.
+    that the lane was opened for, 0 as soon as it is reached. owner: who opened it; None: whoever knows its number.
     """
 
     tables: tuple[Table, ...]
@@ -31,3 +31,4 @@ class Lane:
     high: int = 0
     before: Before | None = None
     promised: int = 0
+    owner: object = None

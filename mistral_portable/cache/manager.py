@@ -16,7 +16,7 @@ from mistral_portable.cache.lane_prefixes import LanePrefixes
 from mistral_portable.cache.plan import StepPlan
 from mistral_portable.cache.plan_maker import PlanMaker
 from mistral_portable.cache.pool import PagePool
-from mistral_portable.cache.prefixes import Found, PagePrefixes, Prefixes
+from mistral_portable.cache.prefixes import PagePrefixes, Prefixes
 from mistral_portable.cache.room import Room
 from mistral_portable.cache.saved import SavedIntegers, to_integers, to_lane
 from mistral_portable.cache.spec import CacheSpec
@@ -130,36 +130,39 @@ class CacheManager:
         return lane
 
     @_alone
-    def resume(self, tokens: Sequence[int], *, salt: str = "", length: int = 0) -> tuple[int, int]:
+    def resume(
+        self, tokens: Sequence[int], *, salt: str = "", length: int = 0, owner: object = None
+    ) -> tuple[int, int]:
         """Open a lane that holds the longest known beginning of these tokens; return it and their number.
 
         salt: only what was kept with the same is found. length: what the sequence is sure to reach; if the budget is
-        strict, room for it must be there.
+        strict, room for it must be there. owner: whose lane it is, for `lanes_of`.
 
         Raises BusyError if all lanes are taken, CapacityError if there is no room beside the other lanes.
 
         Example: after `keep(lane, [1, 2, 3, 4])`, `resume([1, 2, 3, 5, 6])` opens a lane that holds 3 tokens.
         """
-        number, nothing = self._free_lane(), Found(0, 0, (Table(),) * len(self.spec.groups))
-        found = self._prefixes.find(salt, tokens) if self._prefixes is not None else None
-        if found is not None:
+        number = self._free_lane()
+        if self._prefixes is not None and (found := self._prefixes.find(salt, tokens)) is not None:
             with suppress(CapacityError):  # to share a page that must then be copied may take too much
-                return self._take_over(number, found, salt, tokens, length)
-        return self._take_over(number, nothing, salt, tokens, length)
+                lane = Lane(found.tables, found.length, found.high, promised=length, owner=owner)
+                return self._begin(number, lane, salt, tokens)
+        nothing = (Table(),) * len(self.spec.groups)
+        return self._begin(number, Lane(nothing, promised=length, owner=owner), salt, tokens)
 
-    def _take_over(self, number: int, found: Found, salt: str, tokens: Sequence[int], length: int) -> tuple[int, int]:
-        """Open a lane with what was found. Raises CapacityError if it then exceeds a strict budget: it is kept on."""
-        lane = self._lanes[number] = Lane(found.tables, found.length, found.high, promised=length)
+    def _begin(self, number: int, lane: Lane, salt: str, tokens: Sequence[int]) -> tuple[int, int]:
+        """Open a lane. Raises CapacityError if it exceeds a strict budget; what was found for it is kept on then."""
+        self._lanes[number] = lane
         try:
             if self._room is not None:
                 self._room.require_promised(self._lanes.values())
         except BaseException:
             del self._lanes[number]
             if self._prefixes is not None:
-                self._prefixes.keep(salt, tokens[: found.length], found.high, found.tables, whole=True)
+                self._prefixes.keep(salt, tokens[: lane.length], lane.high, lane.tables, whole=True)
             self._release(lane)
             raise
-        return number, found.length
+        return number, lane.length
 
     @_alone
     def keep(self, lane: int, tokens: Sequence[int], *, salt: str = "", whole: bool = True) -> None:
@@ -204,6 +207,11 @@ class CacheManager:
         """The lanes in use, ascending."""
         with self._lock:
             return tuple(sorted(self._lanes))
+
+    def lanes_of(self, owner: object) -> list[int]:
+        """The lanes that `resume` has opened for this owner."""
+        with self._lock:
+            return [number for number, lane in self._lanes.items() if lane.owner is owner]
 
     def length(self, lane: int) -> int:
         """Tokens of the sequence in `lane`; the next one gets this position."""

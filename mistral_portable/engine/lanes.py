@@ -76,7 +76,7 @@ class RequestLanes:
                 self._keep(other, whole=True)
         try:
             request.lane, request.fed = self._manager.resume(
-                request.tokens[: request.findable], salt=request.cache_salt, length=len(request.tokens)
+                request.tokens[: request.findable], salt=request.cache_salt, length=len(request.tokens), owner=self
             )
         except BusyError:
             return None
@@ -94,8 +94,17 @@ class RequestLanes:
     def end(self, request: _Request) -> None:
         """Close the lane of a request that has ended, if it has one; others may use as many as ever."""
         self._compared.pop(request, None)
+        if self._refused is not None and self._refused.request is request:
+            self._refused = None
         self._close(request)
         self._most = self._all
+
+    def close_lost(self) -> None:
+        """Close lanes that no request has: Ctrl-C came while one was opened or closed."""
+        held = {request.lane for request in self._scheduler.requests}
+        for lane in self._manager.lanes_of(self):
+            if lane not in held:
+                self._manager.close(lane)
 
     def refusal(self) -> tuple[list[_Request], Exception]:
         """Requests that wait in vain, and why: none of these lanes is in use, and yet there is no room for them."""
@@ -142,8 +151,10 @@ class RequestLanes:
             request.kept = known if whole else known // self._page * self._page
 
     def _close(self, request: _Request) -> None:
-        if request.lane is not None:
+        lane = request.lane
+        if lane is not None:
             if request.error is None:
                 self._keep(request, whole=True)
-            self._manager.close(request.lane)
-        request.lane, request.fed, request.kept = None, 0, 0
+            request.lane = None  # before: whoever is interrupted here must not close it again, when others have it
+            self._manager.close(lane)
+        request.fed = request.kept = 0

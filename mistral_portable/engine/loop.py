@@ -3,8 +3,8 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from mistral_portable.engine.caller import Caller
@@ -20,6 +20,8 @@ AnyRequest = TypeVar("AnyRequest", bound=Request[Any])
 Result = TypeVar("Result")
 _Request = Request[Any]
 
+_LINGER = 0.05  # seconds that the thread for others stays when nobody needs it: to start one takes longer than a step
+
 
 class Loop:
     """Reads and continues the sequences of any number of threads together.
@@ -29,8 +31,8 @@ class Loop:
     that nobody waits for. A request from which nobody takes stands still after `Request.backlog` things.
 
     Coroutines must not wait in their thread: for them a thread is started, which ends when none of theirs is left. The
-    main thread, too, leaves the steps to others where they are not for requests of its own alone: Ctrl-C, which may
-    come in the middle of a step, comes there.
+    main thread, too, leaves steps to others where they are not for requests of its own alone: Ctrl-C, which may come in
+    the middle of a step, comes there. What it tears is mended: only texts of the main thread may end by it.
     """
 
     def __init__(self, core: Core, *, lanes: int | None = None, lockstep: bool = False) -> None:
@@ -49,6 +51,7 @@ class Loop:
         self._condition = threading.Condition(self._lock)
         self._driver: int | None = None  # the thread that runs steps, or calls Steps while it holds the lock
         self._main_waits = False
+        self._called = False  # whether the server is to run steps
         self._waiting = 0
         self._server: threading.Thread | None = None
 
@@ -119,11 +122,9 @@ class Loop:
         self._core.close()
         with self._lock:
             if self._driver is None:  # else the thread that runs steps finds out
-                self._driver = threading.get_ident()
-                try:
+                with self._alone():
                     self._steps.close()
-                finally:
-                    self._rest()
+                self._rest()
                 self._condition.notify_all()
 
     def _submit(self, request: _Request) -> None:
@@ -136,20 +137,31 @@ class Loop:
 
     def _wait(self, requests: "Sequence[_Request | Task[Any]]") -> None:
         """Return when one of the requests is ready: run steps until then, or let another thread do so."""
-        thread = threading.get_ident()
-        while True:
+        try:
+            while not self._take_part(requests):
+                pass
+        except BaseException:  # Ctrl-C
             with self._lock:
-                # `thread`: Ctrl-C has come before this one could say that it runs steps no more.
-                while not _any_ready(requests) and not (self._driver in (None, thread) and self._may_run()):
-                    self._sleep_meanwhile()
-                if _any_ready(requests):
-                    return
-                self._driver = thread
-            try:
-                if self._run_until(requests):
-                    return
-            finally:
-                self._give_over()
+                self._steps.interrupted = True
+                if self._driver == threading.get_ident():
+                    self._driver = None
+                self._condition.notify_all()
+            raise
+
+    def _take_part(self, requests: "Sequence[_Request | Task[Any]]") -> bool:
+        """Run steps, or sleep while another thread does; whether one of the requests is ready."""
+        with self._lock:
+            while not _any_ready(requests):
+                if self._driver is None and self._may_run():
+                    self._driver = threading.get_ident()
+                    break
+                self._sleep_meanwhile()
+            else:
+                return True
+        try:
+            return self._run_until(requests)
+        finally:
+            self._give_over()
 
     def _run_until(self, requests: "Sequence[_Request | Task[Any]]") -> bool:
         """Run steps until one of the requests is ready; False if this thread may run no more before."""
@@ -165,8 +177,10 @@ class Loop:
                     self._condition.notify_all()
 
     def _may_run(self) -> bool:
-        """Whether this thread may run steps: the main one only for itself."""
-        return not self._steps.foreign or threading.current_thread() is not threading.main_thread()
+        """Whether this thread may run steps and tasks: the main one only its own."""
+        if not (self._steps.foreign or self._tasks) or threading.current_thread() is not threading.main_thread():
+            return True
+        return not self._steps.foreign and all(task.by_main for task in self._tasks)
 
     def _sleep_meanwhile(self) -> None:
         """Sleep until others have run steps; if only the main thread waits, start a thread that does."""
@@ -195,9 +209,11 @@ class Loop:
 
     def _serve(self) -> None:
         """Let a thread run steps for those that do not; the lock is held."""
+        self._called = True
         if self._server is None:
-            self._server = threading.Thread(target=self._run_server, name="mistral_portable.Loop", daemon=True)
-            self._server.start()
+            server = threading.Thread(target=self._run_server, name="mistral_portable.Loop", daemon=True)
+            server.start()
+            self._server = server
         else:
             self._condition.notify_all()
 
@@ -206,28 +222,37 @@ class Loop:
             with self._lock:
                 while self._driver is not None:
                     self._sleep()
-                self._driver = threading.get_ident()
+                self._driver, self._called = threading.get_ident(), False
             try:
                 self._steps.settle()
                 ran = self._step()
             except Exception as error:  # a defect: no coroutine shall wait for ever
-                ran = True
+                ran, self._steps.interrupted = True, True
                 self._steps.fail(self._steps.requests, error)
             finally:
                 self._give_over()
             with self._lock:
-                if self._driver is not None or self._steps.arrived:
+                if self._is_needed():
+                    if not (ran or self._called):
+                        self._sleep()  # all stand still
                     continue
-                if not (self._main_waits or any(request.listener for request in self._steps.requests)):
+                self._sleep(_LINGER)
+                if not self._is_needed():
                     self._server = None
                     return
-                if not ran:
-                    self._sleep()  # all stand still
 
-    def _sleep(self) -> None:
+    def _is_needed(self) -> bool:
+        """Whether a thread waits that does not run steps, or a coroutine."""
+        return self._called or self._main_waits or any(request.listener for request in self._steps.requests)
+
+    def _sleep(self, unneeded: float | None = None) -> None:
+        """Wait until others have run a step; or, as the server, so many seconds until it is needed."""
         self._waiting += 1
         try:
-            self._condition.wait()
+            if unneeded is None:
+                self._condition.wait()
+            else:
+                self._condition.wait_for(self._is_needed, unneeded)
         finally:
             self._waiting -= 1
 
@@ -242,11 +267,20 @@ class Loop:
         """Run no more steps in this thread, which holds the lock; requests that have been left are cleared away."""
         self._driver = None
         while self._steps.left:
-            self._driver = threading.get_ident()
-            try:
+            with self._alone():
                 self._steps.settle()
-            finally:
-                self._driver = None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Be the one that uses Steps, while nobody runs steps and the lock is held."""
+        self._driver = threading.get_ident()
+        try:
+            yield
+        except BaseException:
+            self._steps.interrupted = True
+            raise
+        finally:
+            self._driver = None
 
 
 def _any_ready(requests: "Iterable[_Request | Task[Any]]") -> bool:

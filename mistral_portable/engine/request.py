@@ -66,6 +66,10 @@ class Request(Generic[Made]):
         """How many of its first tokens need not be read if they are in the cache: no logits are wanted there."""
         raise NotImplementedError
 
+    def lacks(self, under_way: int) -> bool:
+        """Whether something that a step has made for it is lost. under_way: tokens of it that are still to be read."""
+        raise NotImplementedError
+
     def next(self) -> Made:
         """Take what was made first, or raise the request's error; one of both must be there."""
         if self.made:
@@ -143,9 +147,17 @@ class Completion(Request[Sampled]):
         return 1 + len(forced)
 
     def _append(self, sampled: Sampled) -> None:
+        self.made.append(sampled)  # first: if Ctrl-C comes here, it is seen that the token is lost
         self.tokens.append(sampled.token)
-        self.made.append(sampled)
-        self.finished = len(self.tokens) == self._most or sampled.token in self._ends
+        self.finished = self._has_ended()
+
+    def lacks(self, under_way: int) -> bool:
+        """Whether a token of its answer is lost, or that it was the last one."""
+        return self.fed > len(self.tokens) - 1 + under_way or (self._has_ended() and not self.finished)
+
+    def _has_ended(self) -> bool:
+        made = len(self.tokens) - self._most + self.limit
+        return made == self.limit or (made > 0 and self.tokens[-1] in self._ends)
 
 
 class Scoring(Request[NDArray[np.float32]]):
@@ -161,7 +173,7 @@ class Scoring(Request[NDArray[np.float32]]):
         super().__init__(tokens)
         self.chunk = chunk
         self.output = output
-        self._first = first
+        self._first = first  # of those whose rows are still to be made
 
     @property
     def keeps(self) -> bool:
@@ -170,7 +182,7 @@ class Scoring(Request[NDArray[np.float32]]):
 
     @property
     def findable(self) -> int:
-        """Those before the first one whose rows are wanted."""
+        """Those before the first one whose rows are still wanted."""
         return self._first
 
     def rows(self, count: int) -> Sequence[int]:
@@ -180,4 +192,9 @@ class Scoring(Request[NDArray[np.float32]]):
         """Append what a step has made."""
         if len(rows):
             self.made.append(rows)
-        self.finished = self.fed == len(self.tokens)
+        self._first = max(self._first, self.fed)
+        self.finished = self._first == len(self.tokens)
+
+    def lacks(self, under_way: int) -> bool:
+        """Whether rows are lost, or that they were the last ones."""
+        return self.fed > self._first or (self._first == len(self.tokens) and not self.finished)

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
+from mistral_portable.engine.pace import Pace
+
 __all__ = ["Lanes", "Scheduler", "Turn"]
 
 Key = TypeVar("Key", bound=Hashable)
 AnyKey = TypeVar("AnyKey", bound=Hashable, contravariant=True)
 
-_SLOWDOWN = 2.4  # a step that also reads prompts takes at most so many times as long as one that only decodes
-_UNKNOWN = 16  # tokens of prompts in such a step while times are unknown
-_BLOCK = 8  # tokens that kernels take together: a step of 9 takes about as long as one of 16
-_WEIGHT = 0.2  # of the newest step in the averages of times
+_LOCKSTEP = 16  # tokens of prompts in a step beside others, where times must not decide
 
 
 class Lanes(Protocol[AnyKey]):
@@ -75,12 +74,12 @@ class Scheduler(Generic[Key]):
     waited: so a prompt of n tokens is overtaken for n tokens at most.
 
     Example: budget 512, and prompts of 700 and 100 tokens. The first step reads the 100 and 412 of the 700. From then
-    on the short one decodes, a token in each step, beside as many of the 288 that are left as keep a step within 2.4
-    times as long as one that only decodes; beside all 288 if both are of one caller, who waits for both.
+    on the short one decodes, a token in each step, beside as many of the 288 that are left as do not slow it down too
+    much (`Pace`); beside all 288 if both are of one caller, who waits for both.
     """
 
     def __init__(self, budget: int, *, learns: bool = True) -> None:
-        """budget: tokens of prompts in a step; while others decode fewer, as `observe` finds. learns: whether it does;
+        """budget: tokens of prompts in a step; while others decode fewer (`Pace`). learns: whether it does;
         else steps do not depend on times, and are the same in several processes."""
         self._budget = budget
         self._learns = learns
@@ -90,7 +89,7 @@ class Scheduler(Generic[Key]):
         self._asked = Counter[str]()  # requests by user
         self._dealt: dict[str, int] = {}  # tokens by user
         self._total = 0
-        self._decode_s = self._token_s = 0.0
+        self._pace = Pace()
         self._steady: Turn[Key] | None = None  # the step of all that decode; kept, as most steps are the same
 
     def __contains__(self, key: Key) -> bool:
@@ -135,16 +134,29 @@ class Scheduler(Generic[Key]):
 
     def remove(self, key: Key) -> None:
         """Forget a request: it has ended."""
-        job = self._waiting.pop(key, None) or self._reading.pop(key, None) or self._decoding.pop(key)
+        job = self._job(key)
         self._steady = None
+        for jobs in (self._waiting, self._reading, self._decoding):
+            jobs.pop(key, None)
         self._asked[job.user] -= 1
         if not self._asked[job.user]:
             del self._asked[job.user], self._dealt[job.user]
 
     def stall(self, key: Key, stalled: bool) -> None:
         """Leave a request out of steps, or no longer: whoever takes its tokens does not keep up."""
-        self._job(key).stalled = stalled
         self._steady = None
+        self._job(key).stalled = stalled
+
+    def agrees(self, key: Key, read: int, has_lane: bool) -> bool:
+        """Whether the notes on a request are whole, and as the caller's: after Ctrl-C amid a call they may not be.
+
+        read: tokens that it has in its lane.
+        """
+        places = [jobs for jobs in (self._waiting, self._reading, self._decoding) if key in jobs]
+        if len(places) != 1:
+            return False
+        job, waits = places[0][key], places[0] is self._waiting
+        return job.length == read and waits != has_lane and (places[0] is not self._reading or job.left > 0)
 
     def is_stalled(self, key: Key) -> bool:
         """Whether a request is left out of steps."""
@@ -167,7 +179,8 @@ class Scheduler(Generic[Key]):
                 lanes.put_aside(victim.key)
             job.left -= known
             job.length = known
-            self._reading[job.key] = self._waiting.pop(job.key)
+            self._reading[job.key] = job
+            del self._waiting[job.key]
 
     def next(self) -> Turn[Key]:
         """Return the next step."""
@@ -192,8 +205,9 @@ class Scheduler(Generic[Key]):
             job.left -= count
             job.length += count
             if not job.left:
-                self._decoding[key] = self._reading.pop(key)
                 self._steady = None
+                self._decoding[key] = job
+                del self._reading[key]
             self._dealt[job.user] += count
             self._total += count
         for key in turn.decoding:
@@ -210,24 +224,19 @@ class Scheduler(Generic[Key]):
 
     def put_aside(self, key: Key) -> None:
         """Take the lane of a request, which waits for another one and reads its prompt and its answer again."""
-        job = self._reading.pop(key, None)
-        if job is None:
-            job = self._decoding.pop(key)
+        job = self._job(key)
+        if key in self._decoding:
             job.left = 1  # its newest token
             self._steady = None
         job.left, job.length, job.answering = job.left + job.length, 0, False
         self._waiting[key] = job
+        self._reading.pop(key, None)
+        self._decoding.pop(key, None)
 
     def observe(self, turn: Turn[Key], seconds: float) -> None:
         """Learn from the time that a step has taken how many tokens of prompts the next ones can read beside others."""
-        if not self._learns:
-            return
-        if not turn.reading:
-            self._decode_s = _average(self._decode_s, seconds)
-        else:
-            tokens = sum(count for _, count in turn.reading)
-            beside = self._decode_s if turn.decoding else 0.0
-            self._token_s = _average(self._token_s, max(0.0, seconds - beside) / tokens)
+        if self._learns:
+            self._pace.observe(len(turn.decoding), sum(count for _, count in turn.reading), seconds)
 
     def _job(self, key: Key) -> _Job[Key]:
         return self._waiting.get(key) or self._reading.get(key) or self._decoding[key]
@@ -245,11 +254,7 @@ class Scheduler(Generic[Key]):
         """Tokens of prompts for the next step."""
         if not decoding or self._one_caller():
             return self._budget
-        if not self._decode_s or not self._token_s:
-            return min(self._budget, _UNKNOWN)
-        room = max(1, int((_SLOWDOWN - 1) * self._decode_s / self._token_s))
-        whole = (decoding + room) // _BLOCK * _BLOCK - decoding
-        return min(self._budget, whole if whole > 0 else room)
+        return min(self._budget, self._pace.room(decoding) if self._learns else _LOCKSTEP)
 
     def _one_caller(self) -> bool:
         """Whether all that have a lane are of one caller: the sum of their steps matters then, and no single one."""
@@ -269,7 +274,3 @@ class Scheduler(Generic[Key]):
             shares.append((job.key, count))
             room -= count
         return tuple(shares)
-
-
-def _average(before: float, newest: float) -> float:
-    return newest if not before else (1 - _WEIGHT) * before + _WEIGHT * newest

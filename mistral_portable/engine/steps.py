@@ -17,7 +17,7 @@ from mistral_portable.engine.lanes import RequestLanes
 from mistral_portable.engine.request import Completion, Request, Scoring
 from mistral_portable.engine.scheduler import Scheduler, Turn
 from mistral_portable.engine.under_way import UnderWay
-from mistral_portable.errors import CapacityError, ClosedError, InputError, NumericsError
+from mistral_portable.errors import BusyError, CapacityError, ClosedError, InputError, NumericsError
 from mistral_portable.sampling import Sampled, sample_rows
 
 __all__ = ["Steps"]
@@ -36,7 +36,9 @@ class Steps:
     def __init__(self, core: Core, *, lanes: int, lockstep: bool) -> None:
         """Arguments: those of `Loop`."""
         self.foreign: set[_Request] = set()
-        """Requests that other threads than the main one have submitted."""
+        """Requests that other threads than the main one have submitted, but for those that stand still."""
+        self.interrupted = False
+        """Whether Ctrl-C, or a defect, has ended a call amid its work."""
         self.last_text: Sequence[int] = ()
         """Prompt and answer of the completion that ended last, of those without a `cache_salt`."""
         self._core = core
@@ -55,8 +57,8 @@ class Steps:
 
     def leave(self, request: _Request) -> None:
         """Let a request take no more part from the next `settle` on."""
-        request.cancelled = True
         self._left.append(request)
+        request.cancelled = True
 
     @property
     def arrived(self) -> bool:
@@ -75,6 +77,8 @@ class Steps:
 
     def settle(self) -> None:
         """Take in the requests that have come, clear away those that were left, and wake those that stood still."""
+        if self.interrupted:
+            self._mend()
         while self._arrived:  # Ctrl-C may come at any point: a request leaves the queue when it is taken in
             request = self._arrived[0]
             if not request.cancelled and request not in self._scheduler:
@@ -94,8 +98,7 @@ class Steps:
             self._left.popleft()
         if self._stalled:
             for request in [request for request in self._stalled if len(request.made) <= request.backlog // 2]:
-                self._stalled.discard(request)
-                self._scheduler.stall(request, False)
+                self._stall(request, False)
 
     def run(self) -> bool:
         """Run one step, for all requests that it has room for; False if there is none."""
@@ -104,8 +107,9 @@ class Steps:
             turn = self._next_turn()
             if not turn.requests:
                 # Each lane that the loop holds is of a request that goes on or whose lane another one may take.
-                self.fail(*self._lanes.refusal())
-                return False
+                refused, error = self._lanes.refusal()
+                self.fail(refused, error)
+                return bool(refused)
             try:
                 self._run(turn, begin)
             except Exception as error:
@@ -259,13 +263,30 @@ class Steps:
         if request.finished:
             self._end(request)
         elif len(request.made) >= request.backlog:
-            self._stalled.add(request)
-            self._scheduler.stall(request, True)
+            self._stall(request, True)
         if request.listener is not None:
             try:
                 request.listener()
             except RuntimeError:  # the event loop of its coroutine is closed
                 self._left.append(request)
+
+    def _stall(self, request: _Request, stalled: bool) -> None:
+        (self._stalled.add if stalled else self._stalled.discard)(request)
+        self._scheduler.stall(request, stalled)
+        if not request.by_main:
+            (self.foreign.discard if stalled else self.foreign.add)(request)
+
+    def _mend(self) -> None:
+        """End requests that an interruption has torn, and close lanes that it has lost."""
+        torn = [request for request in self._scheduler.requests if self._is_torn(request)]
+        self.fail(torn, BusyError("Ctrl-C came amid a step of this text: ask for it again"))
+        self._lanes.close_lost()
+        self.interrupted = False
+
+    def _is_torn(self, request: _Request) -> bool:
+        under_way = sum(request in begun.completions for begun in self._begun)
+        agrees = self._scheduler.agrees(request, request.fed, request.lane is not None)
+        return not agrees or request.lacks(under_way)
 
     def _step_failed(self, requests: Sequence[_Request], error: Exception) -> None:
         """Go on without the requests of a step that has failed; if memory was short, with fewer of them at a time."""
@@ -278,9 +299,9 @@ class Steps:
         if request in self._scheduler:
             if request.keeps and request.fed and request.error is None and not request.cache_salt:
                 self.last_text = request.tokens
-            self._scheduler.remove(request)
+            self._lanes.end(request)
             self._stalled.discard(request)
             self.foreign.discard(request)
-            self._lanes.end(request)
+            self._scheduler.remove(request)  # last: until then, Ctrl-C can be followed by another try
             if self._begun and not any(completion in self._scheduler for completion in self._begun[0].completions):
                 self._begun.popleft()  # it was begun in vain

@@ -1,5 +1,6 @@
 """Task: a function that is called between two steps."""
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -16,6 +17,7 @@ class Task(Generic[Result]):
 
     def __init__(self, action: Callable[[], Result]) -> None:
         self.finished = False
+        self.by_main = threading.current_thread() is threading.main_thread()
         self._action = action
         self._found: list[Result] = []
         self._error: Exception | None = None

@@ -3,14 +3,15 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 import mistral_portable as mp
+from mistral_portable.errors import BusyError
 
 PROMPT = list(range(5, 105))
 BEGINS_ALIKE = [*PROMPT[:80], 910, 911]
@@ -30,31 +31,41 @@ def expected() -> list[tuple[int, ...]]:
         return answers(model)
 
 
-@contextmanager
-def interrupted_after(seconds: float) -> Iterator[None]:
-    """Let a real signal raise KeyboardInterrupt in the block, which ends there, unless it takes less time."""
+def interrupt(call: Callable[[], object], seconds: float) -> None:
+    """Call a function, in which a real signal raises KeyboardInterrupt unless it takes less time."""
 
-    def interrupt(number: int, frame: object) -> None:
+    def raises(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, interrupt)
+    before = signal.signal(signal.SIGALRM, raises)
     try:
         with suppress(KeyboardInterrupt):
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            yield
+            call()
             signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
         signal.signal(signal.SIGALRM, before)
 
 
+def interrupted_for_ever(model: mp.Model, seconds: float) -> None:
+    threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGINT]).start()
+    model.generate(PROMPT, max_tokens=100_000, ignore_eos=True)
+
+
 def test_ctrl_c_at_any_time(expected: list[tuple[int, ...]]) -> None:
+    """A stream that the main thread has open may end by it, but never with another text."""
     with mp.load("tiny", backend="numba", window=64, threads=1) as model, ThreadPoolExecutor(1) as pool:
         for number in range(1, 150):
-            model.generate(PROMPT, **OPTIONS)  # the next one finds some of it
-            with interrupted_after(number * 5e-5):
-                model.generate(BEGINS_ALIKE, **OPTIONS)
+            open_stream = model.stream(PROMPT, **OPTIONS)
+            next(open_stream)
+            interrupt(lambda: model.generate(BEGINS_ALIKE, **OPTIONS), number * 5e-5)
             assert pool.submit(answers, model).result(60) == expected
             assert answers(model) == expected
+            with suppress(BusyError):
+                list(open_stream)
+                assert open_stream.generation.tokens == expected[0]
+            assert open_stream.generation.tokens == expected[0][: len(open_stream.generation.tokens)]
+            assert model.manager.lanes == ()
 
 
 def test_ctrl_c_leaves_other_threads_alone(expected: list[tuple[int, ...]]) -> None:
@@ -70,9 +81,8 @@ def test_ctrl_c_leaves_other_threads_alone(expected: list[tuple[int, ...]]) -> N
         running = [pool.submit(generate, model) for _ in range(2)]
         try:
             for number in range(40):
-                threading.Timer(0.01 + 0.0007 * number, os.kill, [os.getpid(), signal.SIGINT]).start()
                 with pytest.raises(KeyboardInterrupt):
-                    model.generate(PROMPT, max_tokens=100_000, ignore_eos=True)
+                    interrupted_for_ever(model, 0.01 + 0.0007 * number)
         finally:
             done.set()
         for future in running:

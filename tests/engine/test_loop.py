@@ -6,7 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
+from itertools import accumulate, pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mistral_portable_numba.program as numba_executor
@@ -19,10 +23,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import mistral_portable as mp
 from mistral_portable.boundary import Step
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
-from mistral_portable.cache import StepPlan
+from mistral_portable.cache import Chunk, StepPlan
 from mistral_portable.config import Window
 from mistral_portable.engine.loop import Loop
-from mistral_portable.errors import BusyError, CapacityError, ClosedError, NumericsError
+from mistral_portable.errors import BusyError, CapacityError, ClosedError, InputError, NumericsError
 from mistral_portable.testing.greedy import ByHost
 
 LANES = 2
@@ -119,6 +123,44 @@ class Callers(RuleBasedStateMachine):
         found = self.model.generate([prompt for prompt, _ in several], [mp.SamplingParams(**o) for o, _ in requests])
         assert [generation.tokens for generation in found] == [expected for _, expected in requests]
         self.texts += [(*prompt, *made.tokens) for (prompt, _), made in zip(several, found, strict=True)]
+
+    @rule(prompt=prompts, sizes=st.lists(st.integers(1, 9), min_size=1))
+    def step(self, prompt: list[int], sizes: list[int]) -> None:
+        """Read a prompt by hand, in chunks of any size, and go on from it in a second lane that shares its pages."""
+        expected = alone(self.window, tuple(prompt), 0.0, sum(prompt))
+        manager, ends = self.model.manager, [*accumulate(sizes), len(prompt)]
+        with suppress(BusyError, CapacityError), self.model.lane() as lane:
+            for begin, end in pairwise([0, *sorted({min(end, len(prompt)) for end in ends})]):
+                logits = self.model.step([Chunk(lane, prompt[begin:end], [end - begin - 1])])
+            assert logits.argmax() == expected[0]
+            other = manager.fork(lane)
+            try:
+                for at, token in enumerate(expected[:4]):
+                    (row,) = self.model.step([Chunk(other, [token], [0])])
+                    assert len(expected) == at + 1 or row.argmax() == expected[at + 1]
+                manager.rollback(other, manager.length(other) - 1)
+                assert self.model.step([Chunk(lane, [expected[0]], [0])]).argmax() == [*expected, row.argmax()][1]
+            finally:
+                manager.close(other)
+
+    @precondition(lambda self: self.texts)
+    @rule(data=st.data())
+    def session(self, data: st.DataObject) -> None:
+        """Write what is known of a text to a file, forget it, and read the file."""
+        text = data.draw(st.sampled_from(self.texts))
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "text"
+            if self.cache_bytes == 0:
+                with pytest.raises(InputError, match="nothing is kept"):
+                    self.model.save_session(path, text)
+                return
+            try:
+                saved = self.model.save_session(path, text)
+            except (BusyError, CapacityError, InputError):  # no lane is free, or the text has given way
+                return
+            self.model.manager.forget()
+            with suppress(BusyError, CapacityError):
+                assert 0 <= self.model.load_session(path) <= saved < len(text) + 1
 
     @rule(prompt=prompts, chunk=st.sampled_from([None, 1, 3]))
     def score(self, prompt: list[int], chunk: int | None) -> None:
@@ -232,6 +274,16 @@ def test_a_stream_that_nobody_takes_from_stands_still_and_gives_way(model: mp.Mo
     assert model.generate(PROMPT, **options).text == expected.text
     assert len(steps) < 2 * 300
     assert [text + "".join(stream) for text, stream in zip(texts, streams, strict=True)] == [expected.text] * 3
+
+
+def test_parts_of_logits_that_were_put_aside_come_once(model: mp.Model) -> None:
+    tokens = [5 + 7 * at % 1000 for at in range(1800)]
+    parts = [model.logits_parts(tokens, first=3) for _ in range(3)]
+    made = [[next(some)] for some in parts]
+    model.generate(PROMPT, priority=1, max_tokens=3)  # takes a lane of theirs
+    expected = model.logits(tokens)[3:]
+    for some, rest in zip(made, parts, strict=True):
+        assert np.array_equal(np.concatenate([*some, *rest]), expected)
 
 
 def test_an_urgent_request_takes_the_lane_of_another(model: mp.Model) -> None:

@@ -36,4 +36,6 @@ TARGETS = {
 def target(request: pytest.FixtureRequest) -> Target:
     # One in some 5,000 fresh float32 cases may fail: MKL sums the products of a few dozen columns in sequence, which is
     # correct, but has larger errors than the orders of summation that set the limit.
-    return replace(TARGETS[request.param], share=16)
+    # On CPUs flex_attention is interpreted, 30 ms a call; who chooses the token does not depend on it.
+    slow = "flex" in request.param and request.function is test_greedy
+    return replace(TARGETS[request.param], share=48 if slow else 16)

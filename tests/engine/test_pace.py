@@ -1,0 +1,67 @@
+"""Prompts are read beside sequences that decode as fast as these are not slowed down too much."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mistral_portable.engine.pace import Pace
+
+MOST = 512
+
+
+@given(
+    decoding=st.integers(1, 20),
+    fixed=st.sampled_from([0.0, 0.3, 1.0, 5.0]),
+    block=st.sampled_from([0.01, 0.1, 0.37, 0.72, 1.0, 3.0]),
+    first=st.booleans(),
+)
+def test_the_most_blocks_that_take_no_longer_than_they_may(
+    decoding: int, fixed: float, block: float, first: bool
+) -> None:
+    """Times are in those of a step that only decodes. A step that reads has a cost of its own, and one of each block.
+
+    first: whether a step without reading came before.
+    """
+    pace, least = Pace(), decoding // 8 + 1
+
+    def seconds(blocks: int) -> float:
+        return 1 + fixed + block * blocks
+
+    if first:
+        pace.observe(decoding, 0, 1.0)
+    allowed = max(2.4 if first else 0.0, 1.25 * seconds(least))
+    possible = range(least, -(-(decoding + MOST) // 8) + 1)
+    most = max(blocks for blocks in possible if blocks == least or seconds(blocks) <= allowed)
+    sizes = Counter[int]()
+    for step in range(400):
+        room = min(pace.room(decoding), MOST)
+        blocks = -(-(decoding + room) // 8)
+        pace.observe(decoding, room, seconds(blocks))
+        if step >= 80:
+            sizes[blocks] += 1
+    (usual, count), *_ = sizes.most_common(1)
+    assert usual == most
+    assert count >= 0.95 * sizes.total()
+
+
+def test_steps_whose_size_it_did_not_choose_do_not_count() -> None:
+    pace = Pace()
+    pace.observe(4, 0, 1.0)
+    assert pace.room(4) == 4
+    pace.observe(4, 512, 99.0)
+    pace.observe(0, 512, 99.0)
+    assert pace.room(4) == 4
+    pace.observe(4, 4, 1.5)
+    assert pace.room(4) == 12
+
+
+def test_docstring_example() -> None:
+    pace, times = Pace(), {1: 37, 2: 57, 3: 76, 4: 95}
+    pace.observe(4, 0, 27)
+    rooms = []
+    for _ in range(40):
+        rooms.append(pace.room(4))
+        pace.observe(4, rooms[-1], times[(4 + rooms[-1]) // 8])
+    assert rooms[:6] == [4, 12, 28, 20, 12, 12]
+    assert rooms.count(20) == 2
