@@ -1,0 +1,1 @@
+"""The HTTP server: `python -m mistral_portable serve`."""
