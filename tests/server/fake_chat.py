@@ -20,7 +20,7 @@ from mistral_portable.server.page import page_routes
 
 JSON = dict[str, Any]
 Piece = str | JSON | threading.Event
-"""A piece of content; a whole chunk or an answer's delta; or something to wait for, as long as the client is there."""
+"""A piece of content; an answer's delta, an error, or a whole chunk, which ends it; or something to wait for, as long as the client is there."""
 
 USAGE = {
     "prompt_tokens": 300,
@@ -108,7 +108,8 @@ class FakeChat:
                 else:
                     yield _event(_chunk({"content": piece} if isinstance(piece, str) else piece))
             ended = True
-            yield _event(_chunk({}, "stop"))
+            if not any(isinstance(piece, dict) and "choices" in piece for piece in script):
+                yield _event(_chunk({}, "stop"))
             yield _event({"choices": [], "usage": USAGE, "timings": TIMINGS})
             yield "data: [DONE]\n\n"
         finally:

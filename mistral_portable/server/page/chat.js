@@ -23,7 +23,7 @@ export class Chat extends EventTarget {
     }
     this.current = this.sorted()[0] ?? blank();
     onOtherTabs((id, conversation) => this.#follow(id, conversation));
-    addEventListener("pagehide", () => this.#running.forEach((_, id) => this.#save(this.conversations.get(id))));
+    addEventListener("pagehide", () => this.#leave());
   }
 
   /** The latest first. */
@@ -93,6 +93,7 @@ export class Chat extends EventTarget {
       await this.#stream(conversation, answer, body, controller.signal);
       if (!answer.finish) throw new Error("The connection ended before the answer did.");
     } catch (error) {
+      if (answer.finish === "interrupted") return;
       const stopped = controller.signal.aborted;
       answer.finish = stopped ? "stopped" : "error";
       answer.error = stopped ? null : error.message;
@@ -100,6 +101,16 @@ export class Chat extends EventTarget {
     this.#running.delete(conversation.id);
     if (this.conversations.get(conversation.id) === conversation) this.#save(conversation);
     this.#changed();
+  }
+
+  // The browser breaks off the requests of a page that is left: that is no error of theirs.
+  #leave() {
+    for (const id of this.#running.keys()) {
+      const conversation = this.conversations.get(id);
+      conversation.messages.at(-1).finish = "interrupted";
+      this.#save(conversation);
+    }
+    this.#running.clear();
   }
 
   async #stream(conversation, answer, body, signal) {
