@@ -1,4 +1,4 @@
-"""What the page shows of a model: `GET /info`, and `POST /info/attention`, which says what each token of a text sees."""
+"""A model as the page shows it: `GET /info`, and `POST /info/attention`, which says what each token of a text sees."""
 
 import asyncio
 from typing import Any

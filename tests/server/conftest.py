@@ -53,7 +53,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext, server: FakeChat) -> Iterator[Page]:
-    """The page, loaded. At the end of a test there are no errors in its console but those that `errors` was told of."""
+    """The page, loaded. A test fails if there was an error in its console."""
     page = context.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -63,3 +63,13 @@ def page(context: BrowserContext, server: FakeChat) -> Iterator[Page]:
     yield page
     # Refusals of the server are listed by the browser, too; tests look at what the page makes of them.
     assert not [problem for problem in problems if "Failed to load resource" not in problem]
+
+
+@pytest.fixture(scope="module")
+def browser_page(browser: Browser, running_server: FakeChat) -> Iterator[Page]:
+    """The page, for all examples of a drawn test: they call its modules, and leave it as it is."""
+    page = browser.new_page()
+    page.goto(running_server.url)
+    expect(page.locator("#model")).to_have_text("tiny")
+    yield page
+    page.close()

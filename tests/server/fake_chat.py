@@ -20,7 +20,7 @@ from mistral_portable.server.page import page_routes
 
 JSON = dict[str, Any]
 Piece = str | JSON | threading.Event
-"""A piece of content; an answer's delta, an error, or a whole chunk, which ends it; or something to wait for, as long as the client is there."""
+"""Content, an answer's delta, an error, a whole chunk, which ends the answer, or an event to wait for."""
 
 USAGE = {
     "prompt_tokens": 300,

@@ -3,26 +3,9 @@
 import threading
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 from server.fake_chat import FakeChat
-
-
-def ask(page: Page, text: str) -> None:
-    page.get_by_label("Message", exact=True).fill(text)
-    page.keyboard.press("Enter")
-
-
-def answers(page: Page) -> Locator:
-    return page.get_by_role("article", name="Answer").locator("> .text")
-
-
-def questions(page: Page) -> Locator:
-    return page.get_by_role("article", name="You").locator("> .text")
-
-
-def finished(page: Page) -> None:
-    """Wait until no answer is being written in the conversation."""
-    expect(page.locator("#send")).to_have_text("Send")
+from server.page_steps import answers, ask, finished, questions
 
 
 def test_an_answer_streams(page: Page, server: FakeChat) -> None:
@@ -199,7 +182,7 @@ def test_an_answer_goes_on_behind_another_conversation(page: Page, server: FakeC
     ask(page, "The quick one")
     expect(answers(page)).to_have_text(["Hello."])
     finished(page)
-    expect(page.locator("#conversations .running")).to_have_text(["The slow one×"])
+    expect(page.locator("#conversations .running .open")).to_have_text(["The slow one"])
     more.set()
     expect(page.locator("#conversations .running")).to_have_count(0)
     expect(answers(page)).to_have_text(["Hello."])
@@ -251,9 +234,9 @@ def test_tool_calls_are_shown(page: Page, server: FakeChat) -> None:
     finished(page)
     calls = page.locator(".tool-call")
     expect(calls).to_have_count(2)
-    expect(calls.nth(0).locator("h3")).to_have_text("Calls weather")
+    expect(calls.nth(0).locator(".tool-name")).to_have_text("Calls weather")
     expect(calls.nth(0).locator("pre")).to_have_text('{\n  "city": "Paris"\n}')
-    expect(calls.nth(1).locator("h3")).to_have_text("Calls <b>time</b>")
+    expect(calls.nth(1).locator(".tool-name")).to_have_text("Calls <b>time</b>")
 
 
 def test_an_answer_that_is_cut_off_says_so(page: Page, server: FakeChat) -> None:

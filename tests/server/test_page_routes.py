@@ -66,7 +66,9 @@ def test_a_browser_that_has_a_file_is_told_so(client: TestClient) -> None:
     assert (other.status_code, other.content) == (200, first.content)
 
 
-@pytest.mark.parametrize("name", ["../page.py", "%2e%2e/page.py", "..%2fpage.py", "/etc/passwd", "vendor", "vendor/", ""])
+@pytest.mark.parametrize(
+    "name", ["../page.py", "%2e%2e/page.py", "..%2fpage.py", "/etc/passwd", "vendor", "vendor/", ""]
+)
 def test_nothing_else_is_sent(client: TestClient, name: str) -> None:
     assert client.get(f"/page/{name}").status_code == 404
 

@@ -22,7 +22,7 @@ export class Composer {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
         event.preventDefault();
         if (!chat.isRunning()) this.#send();
-      } else if (event.key === "ArrowUp" && this.#field.value === "") {
+      } else if (event.key === "ArrowUp" && !event.altKey && this.#field.value === "") {
         event.preventDefault();
         editLast();
       }

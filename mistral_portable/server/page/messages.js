@@ -125,7 +125,7 @@ function toolCall({ name, arguments: given }) {
   return el(
     "section",
     { class: "tool-call", "aria-label": `Tool call: ${name}` },
-    el("h3", {}, "Calls ", el("code", {}, name)),
+    el("p", { class: "tool-name" }, "Calls ", el("code", {}, name)),
     el("pre", { tabindex: "0", role: "region", "aria-label": `Arguments of ${name}` }, indented(given)),
   );
 }

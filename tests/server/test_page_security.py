@@ -1,0 +1,165 @@
+"""The page against what models write, and its handling of keys, in Chromium."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from playwright.sync_api import BrowserContext, Page, expect
+from server.fake_chat import FakeChat
+from server.page_steps import answers, ask, finished
+
+HOSTILE = [
+    "<script>document.title = 'run'</script>",
+    "<img src=x onerror=\"document.title = 'run'\">",
+    "<svg><script>document.title = 'run'</script></svg>",
+    "<svg onload=\"document.title = 'run'\"></svg>",
+    "<iframe srcdoc=\"<script>parent.document.title = 'run'</script>\"></iframe>",
+    "<details open ontoggle=\"document.title = 'run'\">x</details>",
+    "<style>* { display: none }</style>",
+    "<form action=https://evil.example><input name=key autofocus onfocus=\"document.title = 'run'\"></form>",
+    "<meta http-equiv=refresh content='0; url=https://evil.example'>",
+    "<base href=https://evil.example>",
+    "<a href=\"javascript:document.title = 'run'\">x</a>",
+    "[x](javascript:document.title='run')",
+    "[x](data:text/html,<script>document.title='run'</script>)",
+    "![x](https://evil.example/pixel.png)",
+    '![x"onerror="1](https://evil.example/"onerror="1)',
+    "[x]: https://evil.example\n<math><mtext><table><mglyph><style><img src=x onerror=alert(1)>",
+    '`<img src=x>` **bold <img src=x onerror=alert(1)>** | a | <b onclick="x">',
+    '<input type=text value="x"><button>x</button><textarea>',
+    "- [ ] a task <input type=image src=https://evil.example/a.png>",
+]
+TAGS = (
+    "a blockquote br button code del div em h1 h2 h3 h4 h5 h6 hr input li ol p pre strong table tbody td th thead tr ul"
+)
+ATTRIBUTES = "aria-label align checked class disabled href rel role start tabindex target type"
+
+# Renders a Markdown text and lists what should not be there.
+INSPECT = """async ([text, tags, attributes]) => {
+  const { markdown } = await import("/page/markdown.js");
+  const problems = [];
+  const wrong = (element) => problems.push(element.outerHTML);
+  const box = document.createElement("div");
+  box.append(markdown(text));
+  document.body.append(box);
+  for (const element of box.querySelectorAll("*")) {
+    if (!tags.split(" ").includes(element.localName)) wrong(element);
+    for (const { name } of element.attributes) {
+      if (!attributes.split(" ").includes(name)) problems.push(`${name} in ${element.outerHTML}`);
+    }
+    const { localName, href, rel, type, disabled } = element;
+    if (localName === "a" && href && !/^(https?|mailto):/.test(href)) wrong(element);
+    if (localName === "a" && href && rel !== "noopener noreferrer") wrong(element);
+    if (localName === "input" && (type !== "checkbox" || !disabled)) wrong(element);
+  }
+  box.remove();
+  return problems;
+}"""
+
+
+def test_hostile_answers_do_not_run(page: Page, server: FakeChat) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for text in HOSTILE:
+        server.say(text)
+        ask(page, "Hello")
+        finished(page)
+        expect(page.locator(".figures")).to_have_count(len(server.bodies))
+    expect(page).to_have_title("Hello - mistral_portable")
+    assert all(url.startswith(server.url) for url in asked)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_is_left_of_hostile_text(page: Page, text: str) -> None:
+    assert page.evaluate(INSPECT, [text, TAGS, ATTRIBUTES]) == []
+
+
+@settings(max_examples=150)
+@given(
+    pieces=st.lists(
+        st.sampled_from(
+            [*HOSTILE, "\n", "\n\n", "- ", "| a |\n|---|\n| ", "```", "`", "**", "[", "](", ")", "<", ">", '"', "&#"]
+        )
+        | st.text(max_size=8),
+        max_size=12,
+    )
+)
+def test_nothing_hostile_comes_of_any_mixture(browser_page: Page, pieces: list[str]) -> None:
+    assert browser_page.evaluate(INSPECT, ["".join(pieces), TAGS, ATTRIBUTES]) == []
+
+
+def test_markdown_is_rendered(page: Page, server: FakeChat) -> None:
+    server.say(
+        "# Title\n\n**bold** `code` [link](https://example.org)\n\n- [x] done\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
+    )
+    server.say("```python\nprint('<b>')\n```\n\n<b>shown</b>")
+    ask(page, "Markdown, please")
+    text = answers(page)
+    expect(text.locator("h1")).to_have_text("Title")
+    expect(text.locator("strong")).to_have_text("bold")
+    expect(text.get_by_role("link", name="link")).to_have_attribute("href", "https://example.org")
+    expect(text.get_by_role("checkbox", name="done")).to_be_checked()
+    expect(text.locator("td")).to_have_text(["1", "2"])
+    finished(page)
+    ask(page, "Code, please")
+    expect(text.locator("pre")).to_have_text("print('<b>')\n")
+    expect(text.last).to_contain_text("<b>shown</b>")
+
+
+def test_the_policy_holds(context: BrowserContext, server: FakeChat) -> None:
+    """What would run without a Content-Security-Policy does not, even if it got into the document."""
+    page = context.new_page()
+    page.goto(server.url)
+    expect(page.locator("#model")).to_have_text("tiny")
+    violations = page.evaluate("""async () => {
+      const found = [];
+      document.addEventListener("securitypolicyviolation", ({ effectiveDirective }) => found.push(effectiveDirective));
+      const script = document.createElement("script");
+      script.type = "text/javascript";
+      try { script.textContent = "document.title = 'run'"; } catch (error) { found.push(error.name); }
+      const style = document.createElement("style");
+      style.textContent = "body { display: none }";
+      const image = new Image();
+      image.src = "https://evil.example/pixel.png";
+      document.body.append(style, image);
+      try { document.body.insertAdjacentHTML("beforeend", "<b>x</b>"); } catch (error) { found.push(error.name); }
+      try { await fetch("https://evil.example/"); } catch (error) { found.push(error.name); }
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      return [document.title, getComputedStyle(document.body).display, found];
+    }""")
+    title, display, found = violations
+    assert (title, display) == ("mistral_portable", "grid")
+    assert {"style-src-elem", "img-src", "connect-src", "TypeError"} <= set(found)
+    assert found.count("TypeError") == 3  # a script's text, HTML, and a request
+
+
+def test_a_key_is_asked_for_and_kept_for_the_session_only(context: BrowserContext, server: FakeChat) -> None:
+    server.key = "secret"
+    page = context.new_page()
+    page.goto(server.url)
+    dialog = page.get_by_role("dialog", name="API key")
+    dialog.get_by_label("Key", exact=True).fill("wrong")
+    page.keyboard.press("Enter")
+    expect(dialog.get_by_label("Key", exact=True)).to_have_value("")  # it is asked for again
+    dialog.get_by_label("Key", exact=True).fill("secret")
+    dialog.get_by_role("button", name="Continue").click()
+    expect(page.locator("#model")).to_have_text("tiny")
+    ask(page, "Hello")
+    expect(answers(page)).to_have_text(["Hello."])
+    finished(page)
+    page.reload()
+    expect(page.locator("#model")).to_have_text("tiny")
+    expect(dialog).to_have_count(0)
+    kept, stored = page.evaluate("[JSON.stringify(sessionStorage), JSON.stringify(localStorage)]")
+    assert "secret" in kept
+    assert "secret" not in stored
+
+
+def test_without_a_key_the_refusal_is_shown(context: BrowserContext, server: FakeChat) -> None:
+    server.key = "secret"
+    page = context.new_page()
+    page.goto(server.url)
+    dialog = page.get_by_role("dialog", name="API key")
+    expect(dialog).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#notice")).to_contain_text("a key is missing")
+    expect(dialog).to_have_count(0)
