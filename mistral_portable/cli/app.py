@@ -19,6 +19,7 @@ from mistral_portable.cli.output import one_line
 from mistral_portable.cli.perplexity import perplexity
 from mistral_portable.cli.quantize import quantize
 from mistral_portable.cli.run import run
+from mistral_portable.cli.serve import serve
 from mistral_portable.cli.verify import verify
 from mistral_portable.errors import BusyError, InputError, MistralPortableError
 
@@ -42,7 +43,7 @@ app = typer.Typer(
     invoke_without_command=True,
     epilog=_EPILOG,
 )
-for command in (run, chat, backends, inspect, verify, bench, convert, quantize, perplexity, batch):
+for command in (run, chat, backends, inspect, verify, bench, convert, quantize, perplexity, batch, serve):
     app.command()(command)
 
 

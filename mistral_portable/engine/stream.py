@@ -1,6 +1,6 @@
 """Streams: one answer's text as it is made, an iterator over pieces, for threads and for coroutines."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterator, Sequence
 from contextlib import aclosing, closing
 from types import TracebackType
 from typing import Self
@@ -36,6 +36,11 @@ class Answer:
     def done(self) -> bool:
         """Whether the last token has been taken, or a stop string has ended the text."""
         return bool(self._finish_reason)
+
+    @property
+    def sampled(self) -> Sequence[Sampled]:
+        """The tokens that have been taken, the one that ended the text included."""
+        return self._sampled
 
     def take(self) -> str:
         """Take the next token; return the text that is final now. Raises the completion's error."""

@@ -1,5 +1,10 @@
-"""Answers of OpenAI's API: `chat.completion` and `text_completion` objects."""
+"""Answers of OpenAI's API: `chat.completion` and `text_completion` objects, and the chunks of their streams.
 
+Sources: https://platform.openai.com/docs/api-reference/chat, .../completions; `timings` as llama-server writes them:
+https://github.com/ggml-org/llama.cpp/tree/master/tools/server#timings-and-context-usage.
+"""
+
+import itertools
 import time
 import uuid
 from collections.abc import Sequence
@@ -11,7 +16,7 @@ from mistral_portable.tokenizer import Tokenizer
 
 JSON = dict[str, Any]
 
-__all__ = ["JSON", "chat_completion", "text_completion", "usage"]
+__all__ = ["JSON", "ChatChunks", "TextChunks", "chat_completion", "text_completion", "timings", "usage"]
 
 
 def chat_completion(generations: Sequence[Generation], model: str, tokenizer: Tokenizer) -> JSON:
@@ -20,9 +25,7 @@ def chat_completion(generations: Sequence[Generation], model: str, tokenizer: To
         {
             "index": index,
             "message": {"role": "assistant", "content": generation.text, "refusal": None},
-            "logprobs": None
-            if generation.logprobs is None
-            else {"content": [_chat_logprob(one, tokenizer) for one in generation.logprobs], "refusal": None},
+            "logprobs": None if generation.logprobs is None else _chat_logprobs(generation.logprobs, tokenizer, 0),
             "finish_reason": generation.finish_reason,
         }
         for index, generation in enumerate(generations)
@@ -36,7 +39,7 @@ def text_completion(generations: Sequence[Generation], n: int, model: str, token
         {
             "index": index,
             "text": generation.text,
-            "logprobs": None if generation.logprobs is None else _text_logprobs(generation.logprobs, tokenizer),
+            "logprobs": None if generation.logprobs is None else _text_logprobs(generation.logprobs, tokenizer, 0),
             "finish_reason": generation.finish_reason,
         }
         for index, generation in enumerate(generations)
@@ -56,35 +59,125 @@ def usage(generations: Sequence[Generation], n: int) -> JSON:
     }
 
 
-def _object(kind: str, prefix: str, model: str, choices: list[dict[str, Any]], counts: JSON) -> JSON:
+def timings(generations: Sequence[Generation]) -> JSON:
+    """llama-server's `timings`: tokens found in the cache, read and made, of all answers; ms of the one that took
+    longest, from its request to the first token and from there to the last."""
+    every = [generation.timings for generation in generations]
+    cached = sum(some.cached_tokens for some in every)
+    read = sum(some.prefill_tokens for some in every) - cached
+    made = sum(len(generation.tokens) for generation in generations)
+    read_s, made_s = max(some.prefill_s for some in every), max(some.decode_s for some in every)
+    decoded = sum(some.decode_tokens for some in every)
     return {
-        "id": f"{prefix}-{uuid.uuid4().hex}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": model,
-        "choices": choices,
-        "usage": counts,
+        "cache_n": cached,
+        "prompt_n": read,
+        "prompt_ms": read_s * 1000,
+        "prompt_per_second": read / read_s if read_s else 0.0,
+        "predicted_n": made,
+        "predicted_ms": made_s * 1000,
+        "predicted_per_second": decoded / made_s if made_s else 0.0,
     }
 
 
-def _chat_logprob(sampled: Sampled, tokenizer: Tokenizer) -> dict[str, Any]:
-    top = [_named(one.token, one.logprob, tokenizer) for one in sampled.top_logprobs]
-    return {**_named(sampled.token, sampled.logprob, tokenizer), "top_logprobs": top}
+class ChatChunks:
+    """Writer of `chat.completion.chunk` objects, of one stream."""
+
+    def __init__(self, model: str, tokenizer: Tokenizer) -> None:
+        self._head = _head("chat.completion.chunk", "chatcmpl", model)
+        self._tokenizer = tokenizer
+        self._taken: dict[int, int] = {}  # tokens of each choice so far
+
+    def first(self, index: int) -> JSON:
+        """The chunk that begins a choice: its role."""
+        return self._chunk(index, {"role": "assistant", "content": "", "refusal": None}, None, None)
+
+    def piece(self, index: int, text: str, sampled: Sequence[Sampled] | None) -> JSON:
+        """A piece of a choice's content. sampled: its tokens, if log-probabilities are wanted."""
+        logprobs = None
+        if sampled is not None:
+            before = self._taken.get(index, 0)
+            self._taken[index] = before + len(sampled)
+            logprobs = _chat_logprobs(sampled, self._tokenizer, before)
+        return self._chunk(index, {"content": text}, logprobs, None)
+
+    def last(self, index: int, finish_reason: str) -> JSON:
+        """The chunk that ends a choice."""
+        return self._chunk(index, {}, None, finish_reason)
+
+    def usage(self, generations: Sequence[Generation]) -> JSON:
+        """The chunk of the numbers of tokens, which has no choice."""
+        return {**self._head, "choices": [], "usage": usage(generations, len(generations))}
+
+    def _chunk(self, index: int, delta: JSON, logprobs: JSON | None, finish_reason: str | None) -> JSON:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {**self._head, "choices": [choice]}
 
 
-def _named(token: int, logprob: float | None, tokenizer: Tokenizer) -> dict[str, Any]:
-    piece = tokenizer.token_bytes(token)
+class TextChunks:
+    """Writer of the chunks of a stream of `text_completion`s, which are objects of the same kind."""
+
+    def __init__(self, model: str, n: int, tokenizer: Tokenizer | None) -> None:
+        """n: choices of each prompt."""
+        self._head = _head("text_completion", "cmpl", model)
+        self._n = n
+        self._tokenizer = tokenizer
+        self._characters: dict[int, int] = {}  # of each choice's tokens so far
+
+    def piece(self, index: int, text: str, sampled: Sequence[Sampled] | None) -> JSON:
+        """A piece of a choice's text. sampled: its tokens, if log-probabilities are wanted."""
+        logprobs = None
+        if sampled is not None:
+            offset = self._characters.get(index, 0)
+            logprobs = _text_logprobs(sampled, self._tokenizer, offset)
+            self._characters[index] = offset + sum(map(len, logprobs["tokens"]))
+        return self._chunk(index, text, logprobs, None)
+
+    def last(self, index: int, finish_reason: str) -> JSON:
+        """The chunk that ends a choice."""
+        return self._chunk(index, "", None, finish_reason)
+
+    def usage(self, generations: Sequence[Generation]) -> JSON:
+        """The chunk of the numbers of tokens, which has no choice."""
+        return {**self._head, "choices": [], "usage": usage(generations, self._n)}
+
+    def _chunk(self, index: int, text: str, logprobs: JSON | None, finish_reason: str | None) -> JSON:
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {**self._head, "choices": [choice]}
+
+
+def _object(kind: str, prefix: str, model: str, choices: list[JSON], counts: JSON) -> JSON:
+    return {**_head(kind, prefix, model), "choices": choices, "usage": counts}
+
+
+def _head(kind: str, prefix: str, model: str) -> JSON:
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def _chat_logprobs(sampled: Sequence[Sampled], tokenizer: Tokenizer, before: int) -> JSON:
+    """before: tokens of the answer that came earlier. The first one has no space before it, as its text has none."""
+    content = []
+    for number, one in enumerate(sampled, start=before):
+        top = [_named(some.token, some.logprob, tokenizer, number == 0) for some in one.top_logprobs]
+        content.append({**_named(one.token, one.logprob, tokenizer, number == 0), "top_logprobs": top})
+    return {"content": content, "refusal": None}
+
+
+def _named(token: int, logprob: float | None, tokenizer: Tokenizer, begins: bool) -> JSON:
+    piece = tokenizer.token_bytes(token, begins_text=begins)
     return {"token": piece.decode(errors="replace"), "logprob": logprob, "bytes": list(piece)}
 
 
-def _text_logprobs(sampled: Sequence[Sampled], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The older format: lists side by side. Tokens without a tokenizer are "token_id:5", as vLLM writes them."""
+def _text_logprobs(sampled: Sequence[Sampled], tokenizer: Tokenizer | None, offset: int) -> JSON:
+    """The older format: lists side by side. Tokens without a tokenizer are "token_id:5", as vLLM writes them.
+
+    offset: characters of the choice's tokens that came earlier.
+    """
 
     def name(token: int) -> str:
         return f"token_id:{token}" if tokenizer is None else tokenizer.token_bytes(token).decode(errors="replace")
 
     names = [name(one.token) for one in sampled]
-    offsets = [sum(map(len, names[:index])) for index in range(len(names))]
+    offsets = list(itertools.accumulate(map(len, names), initial=offset))[:-1]
     return {
         "tokens": names,
         "token_logprobs": [one.logprob for one in sampled],

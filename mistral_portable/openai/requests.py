@@ -1,23 +1,34 @@
 """Requests of OpenAI's API, checked: bodies of /v1/chat/completions and /v1/completions.
 
 Unknown fields are ignored, as OpenAI's clients send more of them with every version; wrong types and values are not.
-Source: https://platform.openai.com/docs/api-reference. `top_k`, `min_p`, `typical_p`, `repetition_penalty` (also
-`repeat_penalty`) and `ignore_eos` are understood besides, as by llama-server and vLLM.
+A field that is null has its default. Source: https://platform.openai.com/docs/api-reference. `top_k`, `min_p`,
+`typical_p`, `repetition_penalty` (also `repeat_penalty`), `ignore_eos`, `cache_salt`, `grammar` and `regex` are
+understood besides, as by llama-server and vLLM.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, cast
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, cast
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mistral_portable.engine.model import Prompt
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
 
-__all__ = ["URLS", "ChatRequest", "TextRequest", "parse_request"]
+__all__ = ["URLS", "ChatRequest", "Many", "Request", "TextRequest", "parse_body", "parse_request"]
+
+Body = TypeVar("Body", bound=BaseModel)
+Item = TypeVar("Item")
+# The first wrong item ends the check: a hostile body would have a million of them.
+Many = Annotated[list[Item], Field(fail_fast=True)]
 
 _MOST_ANSWERS = 128
 _MOST_LOGPROBS = 20
+_MOST_STOPS = 16
+_LONGEST_STOP = 256  # characters: looking for stops takes time for each token
+_MOST_BIASES = 2**18
+_SHOWN = 5  # errors in a message
+Stop = Annotated[str, Field(max_length=_LONGEST_STOP)]
 
 
 class Chat(Protocol):
@@ -28,7 +39,24 @@ class Chat(Protocol):
     ) -> list[int]: ...
 
 
-class _Request(BaseModel):
+class StreamOptions(BaseModel):
+    """How a stream is written. include_usage: whether a chunk with the numbers of tokens comes last."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    include_usage: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """The form that an answer must have."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = None
+
+
+class Request(BaseModel):
     """The fields that both kinds have."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -43,12 +71,45 @@ class _Request(BaseModel):
     repetition_penalty: float = Field(1.0, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty"))
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=_MOST_BIASES)
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: Stop | Annotated[Many[Stop], Field(max_length=_MOST_STOPS)] | None = None
     ignore_eos: bool = False
     stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    grammar: str | None = None
+    regex: str | None = None
     user: str | None = None
+    cache_salt: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_null(cls, data: Any) -> Any:
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk of the numbers of tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def prompts(self, chat: Chat) -> list[Prompt]:
+        """The prompts, each a text or token ids. chat: makes ids of messages and tools."""
+        raise NotImplementedError
+
+    def sampling(self) -> SamplingParams:
+        """Raises InputError, naming the field, for a value out of range, or one that is not supported."""
+        raise NotImplementedError
+
+    def options(self) -> dict[str, Any]:
+        """Further arguments of `Model.answer`: the form that the answer must have. Raises InputError, naming the field,
+        for one that is not supported."""
+        if self.response_format is not None and self.response_format.type != "text":
+            raise InputError(f"response_format: {self.response_format.type!r} is not supported yet; leave it out")
+        for name in ("grammar", "regex"):
+            if getattr(self, name) is not None:
+                raise InputError(f"{name}: is not supported yet; leave it out")
+        return {}
 
     def _sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         try:
@@ -73,13 +134,15 @@ class _Request(BaseModel):
         )
 
 
-class ChatRequest(_Request):
+class ChatRequest(Request):
     """The body of a request for /v1/chat/completions."""
 
     kind: ClassVar[str] = "chat"
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
-    tools: list[dict[str, Any]] | None = None
+    messages: Annotated[Many[dict[str, Any]], Field(min_length=1)]
+    tools: Many[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -87,36 +150,38 @@ class ChatRequest(_Request):
 
     def prompts(self, chat: Chat) -> list[Prompt]:
         """The one prompt, as token ids. chat: makes them of messages and tools."""
-        return [chat(self.messages, tools=self.tools)]
+        return [chat(self.messages, tools=None if self.tool_choice == "none" else self.tools)]
+
+    def options(self) -> dict[str, Any]:
+        if self.tool_choice not in (None, "none", "auto"):
+            raise InputError(f"tool_choice: {self.tool_choice!r:.80} is not supported yet; choose 'none' or 'auto'")
+        return super().options()
 
     def sampling(self) -> SamplingParams:
-        """Raises InputError, naming the field, for a value out of range."""
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         if self.top_logprobs is not None and not self.logprobs:
             raise InputError("top_logprobs: needs logprobs to be true")
         return self._sampling(most, (self.top_logprobs or 0) if self.logprobs else None)
 
 
-class TextRequest(_Request):
+class TextRequest(Request):
     """The body of a request for /v1/completions."""
 
     kind: ClassVar[str] = "text"
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: str | Many[int] | Many[str] | Many[Many[int]]
     max_tokens: int | None = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=_MOST_LOGPROBS)
     echo: bool | None = None
     suffix: str | None = None
 
     def prompts(self, chat: Chat) -> list[Prompt]:
-        """The prompts, each a text or token ids."""
         if not self.prompt:
             raise InputError("prompt: it is empty")
         one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return [cast(Prompt, self.prompt)] if one else list(cast(Sequence[Prompt], self.prompt))
 
     def sampling(self) -> SamplingParams:
-        """Raises InputError, naming the field, for a value out of range, or one that is not supported."""
         if self.echo:
             raise InputError("echo: the prompt cannot be returned; leave it out")
         if self.suffix:
@@ -137,8 +202,22 @@ def parse_request(url: str, body: object) -> ChatRequest | TextRequest:
     try:
         return URLS[url].model_validate(body)
     except ValidationError as error:
-        found = [f"{_path(one['loc'])}: {one['msg']}, got {one['input']!r:.60}" for one in error.errors()]
-        raise InputError("; ".join(found)) from error
+        raise InputError(_wrong(error)) from error
+
+
+def parse_body(model: type[Body], data: bytes | bytearray) -> Body:
+    """Check JSON. Raises InputError that names the wrong fields and values."""
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        raise InputError(_wrong(error)) from error
+
+
+def _wrong(error: ValidationError) -> str:
+    """What is wrong, in one line: "messages.0: Input should be a valid dictionary, got 5"."""
+    found = error.errors(include_url=False, include_context=False)
+    lines = [f"{_path(one['loc'])}: {one['msg']}, got {one['input']!r:.60}" for one in found[:_SHOWN]]
+    return " ".join("; ".join(lines).split())
 
 
 def _path(location: Sequence[int | str]) -> str:

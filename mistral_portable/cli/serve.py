@@ -1,0 +1,151 @@
+"""`serve`: answer HTTP requests of OpenAI's API and others."""
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from mistral_portable.cli.loading import load_model
+from mistral_portable.cli.options import (
+    AttentionOption,
+    BackendOption,
+    CacheRamOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    KVCacheOption,
+    MaxContextOption,
+    ModelArgument,
+    QuantizeOption,
+    RevisionOption,
+    ThreadsOption,
+    WindowOption,
+)
+from mistral_portable.cli.output import note
+from mistral_portable.errors import BackendError, InputError
+
+__all__ = ["serve"]
+
+_PACKAGES = ("starlette", "uvicorn", "prometheus_client")
+
+
+def _server(help: str, metavar: str = "N", *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Server", show_default=True, **settings)
+
+
+def serve(
+    model: ModelArgument = "tiny",
+    host: Annotated[str, _server("Address to listen on; 0.0.0.0: all of this machine.", "ADDRESS")] = "127.0.0.1",
+    port: Annotated[int, _server("0: any free one.", min=0, max=65535)] = 8080,
+    uds: Annotated[Path | None, _server("Listen on this unix socket instead.", "PATH")] = None,
+    api_key: Annotated[
+        list[str] | None,
+        _server(
+            "A key that requests must bring; may be given several times. Other users see it in the list of "
+            "processes: better a file, or MISTRAL_PORTABLE_API_KEY.",
+            "KEY",
+        ),
+    ] = None,
+    api_key_file: Annotated[Path | None, _server("A file of keys, one in a line.", "FILE")] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        _server(
+            "A name that this server is called by, besides the local ones; '*': any. May be given several times.",
+            "NAME",
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        _server("A web page of another server that may call this one, such as https://app.example.", "ORIGIN"),
+    ] = None,
+    alias: Annotated[str | None, _server("The model's name in answers; by default that of its file.", "NAME")] = None,
+    parallel: Annotated[int, _server("Answers that run at a time.", min=1)] = 8,
+    max_queue: Annotated[
+        int, _server("Answers that wait; further requests are told to come again (503).", min=0)
+    ] = 512,
+    max_body: Annotated[int, _server("Bytes of a request.", min=1)] = 8 * 2**20,
+    max_tokens: Annotated[int | None, _server("The most tokens of an answer, whatever is asked for.", min=1)] = None,
+    sessions_dir: Annotated[Path | None, _server("Keep sessions that clients save in this folder.", "FOLDER")] = None,
+    deadline: Annotated[float, _server("Seconds that answers have to end after SIGTERM.", "S", min=0)] = 30.0,
+    log: Annotated[Literal["text", "json"], _server("Form of the lines on stderr.", "text|json")] = "text",
+    backend: BackendOption = "auto",
+    dtype: DtypeOption = None,
+    quantize: QuantizeOption = None,
+    kv_cache: KVCacheOption = None,
+    device: DeviceOption = None,
+    attention: AttentionOption = None,
+    window: WindowOption = "config",
+    max_context: MaxContextOption = None,
+    cache_ram: CacheRamOption = None,
+    threads: ThreadsOption = None,
+    revision: RevisionOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Serve a model over HTTP: OpenAI's API, health, metrics. SIGTERM ends it when the running answers have ended."""
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise BackendError(f"serve needs {', '.join(missing)}: pip install 'mistral-portable[server]'")
+    from mistral_portable.server import Service, Settings
+    from mistral_portable.server.guard import LOCAL_HOSTS
+    from mistral_portable.server.keys import read_keys
+    from mistral_portable.server.lifecycle import listen_tcp, listen_unix
+    from mistral_portable.server.lifecycle import serve as serve_on
+    from mistral_portable.server.logs import set_up_logging
+
+    keys = read_keys(api_key or (), api_key_file, os.environ)
+    if sessions_dir is not None and not (sessions_dir.is_dir() and os.access(sessions_dir, os.W_OK)):
+        raise InputError(f"--sessions-dir {sessions_dir}: is no folder that can be written: make it first")
+    listener = listen_tcp(host, port) if uds is None else listen_unix(uds)  # before a large model is loaded
+    with (
+        listener,
+        load_model(
+            model,
+            backend=backend,
+            dtype=dtype,
+            quantize=quantize,
+            kv_cache=kv_cache,
+            device=device,
+            attention=attention,
+            tensor_parallel=None,
+            window=window,
+            max_context=max_context,
+            cache_ram=cache_ram,
+            threads=threads,
+            revision=revision,
+            max_lanes=parallel,
+        ) as loaded,
+    ):
+        settings = Settings(
+            alias=alias or Path(loaded.source).name,
+            keys=keys,
+            allowed_hosts=(*LOCAL_HOSTS, host, *(allowed_host or ())),
+            cors_origins=tuple(cors_origin or ()),
+            max_queue=max_queue,
+            max_body=max_body,
+            max_tokens=max_tokens,
+            sessions_dir=sessions_dir,
+            deadline=deadline,
+        )
+        set_up_logging(log)
+        if uds is None:
+            name = f"[{host}]" if ":" in host else host
+            url, reach = f"http://{name}:{listener.getsockname()[1]}", ""
+        else:
+            url, reach = "http://localhost", f"--unix-socket {uds} "
+
+        def ready() -> None:
+            note(f"serving {settings.alias} ({loaded.backend}) on {url if uds is None else uds}")
+            note(_curl(reach, url, with_key=bool(keys), chats=loaded.has_tokenizer))
+
+        serve_on(Service(loaded, settings), listener, ready=ready)
+
+
+def _curl(reach: str, url: str, *, with_key: bool, chats: bool) -> str:
+    """A command that asks the server something, to be pasted into a shell."""
+    key = "-H 'Authorization: Bearer YOUR_KEY' " if with_key else ""
+    message = [{"role": "user", "content": "Tom has a red ball. What color is the ball?"}]
+    path, body = ("chat/completions", {"messages": message}) if chats else ("completions", {"prompt": [1]})
+    return f"try: curl {reach}{url}/v1/{path} {key}-H 'Content-Type: application/json' -d '{json.dumps(body)}'"

@@ -1,0 +1,69 @@
+"""The ASGI application: the endpoints of all APIs around one Service, behind guards."""
+
+from collections.abc import Callable, Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from mistral_portable.server import openai_routes, operation_routes, session_routes, token_routes
+from mistral_portable.server.bodies import BodyReader
+from mistral_portable.server.endpoint import Endpoint, make_route
+from mistral_portable.server.errors import Failure, openai_error
+from mistral_portable.server.guard import HostGuard, KeyGuard
+from mistral_portable.server.logs import RequestLog
+from mistral_portable.server.openapi import openapi_document
+from mistral_portable.server.service import Service
+
+__all__ = ["APIS", "create_app"]
+
+APIS: Sequence[Callable[[Service], list[Endpoint]]] = (
+    openai_routes.endpoints,
+    token_routes.endpoints,
+    session_routes.endpoints,
+    operation_routes.endpoints,
+)
+"""The APIs: a new one adds a function from the service to its endpoints here."""
+
+
+def create_app(service: Service) -> Starlette:
+    """The application of all endpoints."""
+    settings = service.settings
+    endpoints = [endpoint for api in APIS for endpoint in api(service)]
+    endpoints.append(_document(endpoints))
+    public = [endpoint.path for endpoint in endpoints if endpoint.public]
+    cors = Middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"])
+    reader = BodyReader(settings.max_body)
+    app = Starlette(
+        routes=[make_route(endpoint, reader, service) for endpoint in endpoints],
+        middleware=[
+            Middleware(RequestLog, count=service.metrics.count_request),
+            Middleware(HostGuard, allowed=settings.allowed_hosts),
+            *([cors] if settings.cors_origins else []),
+            Middleware(KeyGuard, keys=settings.keys, origins=settings.cors_origins, public=public),
+        ],
+        exception_handlers={HTTPException: _unrouted},
+    )
+    app.router.redirect_slashes = False  # a redirect would repeat the Host header
+    return app
+
+
+def _document(endpoints: Sequence[Endpoint]) -> Endpoint:
+    """The endpoint of the OpenAPI document."""
+    document = openapi_document(endpoints)
+
+    async def openapi(request: Request, body: None) -> Response:
+        return JSONResponse(document)
+
+    return Endpoint("GET", "/openapi.json", "Describe all requests", openapi)
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    """The response where there is no endpoint: 404, or 405 if there is one of another method."""
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path!r:.80}"
+    failure = Failure(error.status_code, f"{what}: there is no such endpoint; GET /openapi.json lists them")
+    return JSONResponse(openai_error(failure), failure.status, error.headers)

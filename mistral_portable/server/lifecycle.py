@@ -1,0 +1,120 @@
+"""Life of a server: its socket, its run, and its end on SIGTERM."""
+
+import asyncio
+import math
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from mistral_portable.errors import InputError
+from mistral_portable.server.app import create_app
+from mistral_portable.server.service import Service
+
+__all__ = ["listen_tcp", "listen_unix", "serve"]
+
+_BACKLOG = 2048  # connections that wait to be accepted
+_IDLE = 75  # seconds after which a connection without a request is closed; most clients close theirs earlier
+_LATE = 5  # seconds beyond the deadline, for the last words to those whose answers are cut off
+
+
+def listen_tcp(host: str, port: int) -> socket.socket:
+    """A socket that is bound to a host and a port; port 0: any free one. Raises InputError if that cannot be."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise InputError(f"--host {host}: no address of this machine: {error.strerror}") from error
+    try:
+        if os.name == "posix":  # on Windows this would let two servers share a port
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Finds clients that are gone without a word, in two hours by Linux's settings.
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        found.bind(address)
+    except OSError as error:
+        found.close()
+        raise InputError(f"--host {host} --port {port}: {error.strerror}: choose another port or host") from error
+    return found
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """A unix socket that the same user alone may connect to. A socket that nobody listens to is replaced.
+
+    Raises InputError if the path is taken or cannot be written.
+    """
+    found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.exists():
+            if not stat.S_ISSOCK(path.stat().st_mode) or found.connect_ex(str(path)) == 0:
+                raise InputError(f"--uds {path}: is taken: remove it or choose another path")
+            path.unlink()
+        before = os.umask(0o177)
+        try:
+            found.bind(str(path))
+        finally:
+            os.umask(before)
+    except OSError as error:
+        found.close()
+        raise InputError(f"--uds {path}: {error.strerror or error}: choose another path") from error
+    except InputError:
+        found.close()
+        raise
+    return found
+
+
+def serve(service: Service, listener: socket.socket, *, ready: Callable[[], object] = lambda: None) -> None:
+    """Answer requests until SIGTERM or Ctrl-C; then running answers have `settings.deadline` seconds to end.
+
+    Call it in the main thread. ready: called when connections are accepted. The socket is closed at the end. Raises
+    KeyboardInterrupt after Ctrl-C.
+    """
+    config = uvicorn.Config(
+        create_app(service),
+        http="h11",  # bounds the headers of a request
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_IDLE,
+        timeout_graceful_shutdown=math.ceil(service.settings.deadline) + _LATE,
+    )
+    server = _Server(config, service, ready)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn handles SIGTERM while it runs, and repeats it afterwards for whoever handled it before: that is nobody, and
+    # the process ends with status 0.
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        listener.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which tells when it accepts connections, and ends answers at the deadline."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._service = service
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        timer = asyncio.get_running_loop().call_later(self._service.settings.deadline, self._service.end)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()

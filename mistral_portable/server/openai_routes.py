@@ -1,0 +1,122 @@
+"""OpenAI's API: chats, texts and models."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response
+
+from mistral_portable.openai.answers import ChatChunks, TextChunks, chat_completion, text_completion, timings
+from mistral_portable.openai.requests import ChatRequest, Request, TextRequest
+from mistral_portable.server.endpoint import Endpoint
+from mistral_portable.server.errors import HTTPError, failure_of, openai_error
+from mistral_portable.server.events import EventStream, sse
+from mistral_portable.server.service import Job, Service
+
+__all__ = ["endpoints"]
+
+_MEDIA_TYPES = ("application/json", "text/event-stream")
+
+
+def endpoints(service: Service) -> list[Endpoint]:
+    """The operations of OpenAI's API."""
+    answer, models = _Answering(service).answer, _Models(service)
+    return [
+        Endpoint("POST", "/v1/chat/completions", "Answer a chat", answer, ChatRequest, media_types=_MEDIA_TYPES),
+        Endpoint("POST", "/v1/completions", "Continue texts", answer, TextRequest, media_types=_MEDIA_TYPES),
+        Endpoint("GET", "/v1/models", "List models: the one that is loaded", models.all),
+        Endpoint("GET", "/v1/models/{model:path}", "Describe a model", models.one),
+    ]
+
+
+class _Answering:
+    """Chats and texts, streamed or whole."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def answer(self, http: HTTPRequest, request: ChatRequest | TextRequest) -> Response:
+        """The response to a checked request."""
+        job = await self._service.in_thread(self._job, request)
+        if request.stream:
+            return EventStream(self._events(request, job), error=lambda error: sse(openai_error(failure_of(error))))
+        generations = await self._service.run(job)
+        body = await self._service.in_thread(self._body, request, generations)
+        return Response(body, media_type="application/json")
+
+    def _job(self, request: Request) -> Job:
+        """What a request asks of the model: the one place that knows. Raises InputError or TokenizerError."""
+        model = self._service.model
+        params, options = request.sampling(), request.options()
+        return Job(
+            prompts=request.prompts(lambda messages, *, tools: model.tokenizer.chat(messages, tools=tools)),
+            params=params,
+            n=request.n,
+            user=request.user or "",
+            cache_salt=request.cache_salt or "",
+            options=options,
+        )
+
+    def _body(self, request: ChatRequest | TextRequest, generations: Any) -> bytes:
+        model, alias = self._service.model, self._service.settings.alias
+        if isinstance(request, ChatRequest):
+            body = chat_completion(generations, alias, model.tokenizer)
+        else:
+            tokenizer = model.tokenizer if model.has_tokenizer else None
+            body = text_completion(generations, request.n, alias, tokenizer)
+        return json.dumps({**body, "timings": timings(generations)}, ensure_ascii=False).encode()
+
+    async def _events(self, request: ChatRequest | TextRequest, job: Job) -> AsyncGenerator[bytes, None]:
+        """The events of a stream: the one place that turns deltas into chunks."""
+        model, alias = self._service.model, self._service.settings.alias
+        chunks: ChatChunks | TextChunks
+        if isinstance(request, ChatRequest):
+            chunks = ChatChunks(alias, model.tokenizer)
+        else:
+            chunks = TextChunks(alias, request.n, model.tokenizer if model.has_tokenizer else None)
+        wants_logprobs = job.params.logprobs is not None
+        begun = set[int]()
+        found = {}
+        async with aclosing(self._service.stream(job)) as deltas:
+            async for delta in deltas:
+                if isinstance(chunks, ChatChunks) and delta.index not in begun:
+                    begun.add(delta.index)
+                    yield sse(chunks.first(delta.index))
+                if delta.text or wants_logprobs:
+                    yield sse(chunks.piece(delta.index, delta.text, delta.sampled if wants_logprobs else None))
+                if delta.generation is not None:
+                    found[delta.index] = delta.generation
+                    last = chunks.last(delta.index, delta.generation.finish_reason)
+                    if len(found) == len(job.prompts) * job.n:
+                        last["timings"] = timings(list(found.values()))
+                    yield sse(last)
+        if request.include_usage:
+            yield sse(chunks.usage([found[index] for index in sorted(found)]))
+        yield sse("[DONE]")
+
+
+class _Models:
+    """The list of models, which has one."""
+
+    def __init__(self, service: Service) -> None:
+        settings, model = service.settings, service.model
+        self._model = {
+            "id": settings.alias,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "mistral_portable",
+            "max_model_len": model.max_context,
+        }
+
+    async def all(self, http: HTTPRequest, body: None) -> Response:
+        """OpenAI's list."""
+        return JSONResponse({"object": "list", "data": [self._model]})
+
+    async def one(self, http: HTTPRequest, body: None) -> Response:
+        """The model, under its own name only."""
+        name = http.path_params["model"]
+        if name != self._model["id"]:
+            raise HTTPError(404, f"model {name!r:.80}: this server has {self._model['id']!r} only")
+        return JSONResponse(self._model)

@@ -1,0 +1,156 @@
+"""Service: the one object that the routes of all APIs need."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mistral_portable.engine import Generation, Model
+from mistral_portable.engine.model import Prompt
+from mistral_portable.engine.request import Completion
+from mistral_portable.engine.stream import Answer
+from mistral_portable.errors import ClosedError
+from mistral_portable.sampling import Sampled, SamplingParams
+from mistral_portable.server.metrics import Metrics
+from mistral_portable.server.queue import Queue
+from mistral_portable.server.settings import Settings
+
+__all__ = ["Delta", "Job", "Service"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a checked request asks of the model, whatever its API.
+
+    prompts: texts or token ids, encoded if that takes long (`Service.in_thread`). n: answers to each. user: answers of
+    one user share the steps with those of another alike. cache_salt: only prompts with the same one are found in the
+    cache. options: further keyword arguments of `Model.answer`.
+    """
+
+    prompts: Sequence[Prompt]
+    params: SamplingParams
+    n: int = 1
+    user: str = ""
+    cache_salt: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What is new of one of a job's answers.
+
+    index: prompt number * n + number of the answer to it. text: final text, "" if only tokens are new. sampled: the
+    tokens taken since the last delta. generation: the whole answer, in its last delta only.
+    """
+
+    index: int
+    text: str
+    sampled: Sequence[Sampled]
+    generation: Generation | None = None
+
+
+class Service:
+    """A model behind a queue, with counters. `model`, `settings`, `queue` and `metrics` are for reading.
+
+    Used by one event loop. A coroutine that is cancelled, or a stream that is closed, gives its lanes back within a
+    step: routes need not do more.
+    """
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model = model
+        self.settings = settings
+        self.queue = Queue(lanes=model.manager.spec.max_lanes, waiting=settings.max_queue)
+        self.metrics = Metrics(model, self.queue)
+        self.created = int(time.time())
+        """Unix time at which the server began."""
+        self._running: set[Completion] = set()
+        self._ended = False
+
+    async def run(self, job: Job) -> list[Generation]:
+        """The answers to a job, `n` for each prompt. Errors: those of `stream`."""
+        found: dict[int, Generation] = {}
+        async with aclosing(self.stream(job)) as deltas:
+            async for delta in deltas:
+                if delta.generation is not None:
+                    found[delta.index] = delta.generation
+        return [found[index] for index in sorted(found)]
+
+    async def stream(self, job: Job) -> AsyncGenerator[Delta, None]:
+        """The answers to a job as they are made; those of several run together, each delta says whose it is.
+
+        Close it (`contextlib.aclosing`) if it is left early. Raises QueueFull if too many wait, the errors of
+        `Model.generate`, ClosedError if the server ends before the answer does.
+        """
+        with self.queue.admit(len(job.prompts) * job.n):
+            answers = await self.in_thread(self._answers, job)
+            self._check_open()
+            indices = {answer.completion: index for index, answer in enumerate(answers)}
+            self._running.update(indices)
+            try:
+                async with aclosing(self.model.loop.arun(list(indices))) as made:
+                    async for completion in made:
+                        index = indices[completion]
+                        delta = _take(index, answers[index])
+                        if delta.generation is not None:
+                            self.model.loop.leave(completion)
+                            self.metrics.count_answer(delta.generation)
+                        if delta.text or delta.generation is not None or job.params.logprobs is not None:
+                            yield delta
+            finally:
+                self._running.difference_update(indices)
+            if not all(answer.done for answer in answers):
+                self._check_open()
+
+    async def in_thread(self, function: Any, *arguments: Any) -> Any:
+        """Call a function that takes long, such as the encoding of a chat, in a thread; return its result."""
+        return await asyncio.to_thread(function, *arguments)
+
+    def end(self) -> None:
+        """End all answers that run or wait; `stream` raises ClosedError for each that is not complete."""
+        self._ended = True
+        for completion in list(self._running):
+            self.model.loop.leave(completion)
+            if completion.listener is not None:
+                completion.listener()
+
+    def check_ready(self) -> None:
+        """Raise QueueFull or ClosedError if a request would be refused now, whatever it asks."""
+        self._check_open()
+        self.queue.check()
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise ClosedError("the server is shutting down: ask again later")
+
+    def _answers(self, job: Job) -> list[Answer]:
+        params = self._limited(job.params)
+        return [
+            self.model.answer(
+                prompt,
+                params,
+                seed=None if params.seed is None else params.seed + number,
+                user=job.user,
+                cache_salt=job.cache_salt,
+                **job.options,
+            )
+            for prompt in job.prompts
+            for number in range(job.n)
+        ]
+
+    def _limited(self, params: SamplingParams) -> SamplingParams:
+        """The params with at most the operator's number of tokens."""
+        most = self.settings.max_tokens
+        if most is None or (params.max_tokens is not None and params.max_tokens <= most):
+            return params
+        return replace(params, max_tokens=most)
+
+
+def _take(index: int, answer: Answer) -> Delta:
+    """Take all that there is: if the client or this process is slow, several tokens become one delta."""
+    before = len(answer.sampled)
+    text = answer.take()
+    while not answer.done and answer.completion.made:
+        text += answer.take()
+    return Delta(index, text, answer.sampled[before:], answer.generation if answer.done else None)

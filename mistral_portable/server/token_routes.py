@@ -1,0 +1,80 @@
+"""Tokens: what a text or a chat becomes, and back; the endpoints of llama-server and vLLM."""
+
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from mistral_portable.errors import InputError
+from mistral_portable.openai.requests import Many
+from mistral_portable.server.endpoint import Endpoint
+from mistral_portable.server.service import Service
+
+__all__ = ["endpoints"]
+
+
+class TemplateRequest(BaseModel):
+    """A chat whose prompt is wanted."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    messages: Many[dict[str, Any]]
+    tools: Many[dict[str, Any]] | None = None
+
+
+class TokenizeRequest(BaseModel):
+    """A text (`content`, also `prompt`) or a chat whose token ids are wanted. add_special: whether a text begins with
+    `<s>`. with_pieces: whether each id comes with its text."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    content: str | None = Field(None, validation_alias=AliasChoices("content", "prompt"))
+    messages: Many[dict[str, Any]] | None = None
+    tools: Many[dict[str, Any]] | None = None
+    add_special: bool = Field(False, validation_alias=AliasChoices("add_special", "add_special_tokens"))
+    with_pieces: bool = False
+
+
+class DetokenizeRequest(BaseModel):
+    """Token ids whose text is wanted."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    tokens: Many[int]
+
+
+def endpoints(service: Service) -> list[Endpoint]:
+    """The operations on tokens."""
+    model = service.model
+
+    def tokens_of(body: TokenizeRequest) -> list[int]:
+        if (body.content is None) == (body.messages is None):
+            raise InputError("content, messages: give one of the two")
+        if body.messages is not None:
+            return model.tokenizer.chat(body.messages, tools=body.tools)
+        return model.tokenizer.encode(body.content or "", bos=body.add_special)
+
+    async def tokenize(request: Request, body: TokenizeRequest) -> Response:
+        tokens = await service.in_thread(tokens_of, body)
+        shown: list[Any] = tokens
+        if body.with_pieces:
+            shown = [
+                {"id": token, "piece": model.tokenizer.token_bytes(token).decode(errors="replace")} for token in tokens
+            ]
+        return JSONResponse({"tokens": shown, "count": len(tokens), "max_model_len": model.max_context})
+
+    async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
+        text = await service.in_thread(model.tokenizer.decode, body.tokens)
+        return JSONResponse({"content": text, "prompt": text})
+
+    async def apply_template(request: Request, body: TemplateRequest) -> Response:
+        tokens = await service.in_thread(lambda: model.tokenizer.chat(body.messages, tools=body.tools))
+        text = await service.in_thread(lambda: model.tokenizer.decode(tokens, skip_special_tokens=False))
+        return JSONResponse({"prompt": text, "tokens": tokens})
+
+    return [
+        Endpoint("POST", "/tokenize", "Make token ids of a text or a chat", tokenize, TokenizeRequest),
+        Endpoint("POST", "/detokenize", "Make text of token ids", detokenize, DetokenizeRequest),
+        Endpoint("POST", "/apply-template", "Make the prompt of a chat", apply_template, TemplateRequest),
+    ]
