@@ -9,13 +9,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from mistral_portable.server import openai_routes, operation_routes, session_routes, token_routes
+from mistral_portable.server import info_routes, openai_routes, operation_routes, session_routes, token_routes
 from mistral_portable.server.bodies import BodyReader
 from mistral_portable.server.endpoint import Endpoint, make_route
 from mistral_portable.server.errors import Failure, openai_error
 from mistral_portable.server.guard import HostGuard, KeyGuard
 from mistral_portable.server.logs import RequestLog
 from mistral_portable.server.openapi import openapi_document
+from mistral_portable.server.page import page_routes
 from mistral_portable.server.service import Service
 
 __all__ = ["APIS", "create_app"]
@@ -25,20 +26,22 @@ APIS: Sequence[Callable[[Service], list[Endpoint]]] = (
     token_routes.endpoints,
     session_routes.endpoints,
     operation_routes.endpoints,
+    info_routes.endpoints,
 )
 """The APIs: a new one adds a function from the service to its endpoints here."""
 
 
 def create_app(service: Service) -> Starlette:
-    """The application of all endpoints."""
+    """The application of all endpoints, and the web page."""
     settings = service.settings
     endpoints = [endpoint for api in APIS for endpoint in api(service)]
     endpoints.append(_document(endpoints))
-    public = [endpoint.path for endpoint in endpoints if endpoint.public]
+    page = page_routes()
+    public = [endpoint.path for endpoint in endpoints if endpoint.public] + [route.path for route in page]
     cors = Middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"])
     reader = BodyReader(settings.max_body)
     app = Starlette(
-        routes=[make_route(endpoint, reader, service) for endpoint in endpoints],
+        routes=[*page, *(make_route(endpoint, reader, service) for endpoint in endpoints)],
         middleware=[
             Middleware(RequestLog, count=service.metrics.count_request),
             Middleware(HostGuard, allowed=settings.allowed_hosts),

@@ -1,11 +1,10 @@
 """The web page at `/`: starlette routes of the static files in `page/`, with the headers that keep the page closed.
 
-The files are read once, so no request reaches the disk, and a path is a key of a dict, so none leaves the folder.
+The files are read once, and each has a route of its own, so no request reaches the disk.
 """
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
@@ -54,32 +53,16 @@ _TYPES = {
 }
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file as it is sent. etag: a quoted digest of its bytes."""
-
-    content: bytes
-    media_type: str
-    etag: str
-
-
 def page_routes() -> list[Route]:
-    """The routes `/` (index.html) and `/page/NAME` (all files); they need no key, as they hold nothing of a user."""
-    pages = {name: _read(file) for name, file in _walk(files("mistral_portable.server") / "page")}
-
-    async def send(request: Request) -> Response:
-        file = pages.get(request.path_params.get("name", "index.html"))
-        if file is None:
-            return Response("not found", status_code=404, media_type="text/plain", headers=_HEADERS)
-        headers = {**_HEADERS, "ETag": file.etag}
-        if file.etag in request.headers.get("If-None-Match", ""):
-            return Response(status_code=304, headers=headers)
-        return Response(file.content, media_type=file.media_type, headers=headers)
-
-    return [Route("/", send), Route("/page/{name:path}", send)]
+    """A route for each file: `/` for index.html, `/page/NAME` for the others. None needs a key, as none is a user's."""
+    return [
+        Route("/" if name == "index.html" else f"/page/{name}", _sender(file))
+        for name, file in _walk(files("mistral_portable.server") / "page")
+    ]
 
 
 def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
+    """The files below a folder, with their names from there on: ("vendor/marked.esm.js", ...)."""
     for entry in folder.iterdir():
         if entry.is_dir():
             yield from _walk(entry, f"{prefix}{entry.name}/")
@@ -87,6 +70,14 @@ def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversa
             yield prefix + entry.name, entry
 
 
-def _read(file: Traversable) -> _File:
-    content = file.read_bytes()
-    return _File(content, _TYPES[file.name.rpartition(".")[2]], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+def _sender(file: Traversable) -> Callable[[Request], Awaitable[Response]]:
+    content, media_type = file.read_bytes(), _TYPES[file.name.rpartition(".")[2]]
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = {**_HEADERS, "ETag": etag}
+
+    async def send(request: Request) -> Response:
+        if etag in request.headers.get("If-None-Match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
+
+    return send

@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from mistral_portable.engine import Model
-from mistral_portable.errors import InputError
-from mistral_portable.server.info import info_routes
+from mistral_portable.server import Service, Settings, info_routes
+from mistral_portable.server.bodies import BodyReader
+from mistral_portable.server.endpoint import make_route
 from mistral_portable.server.page import page_routes
 
 JSON = dict[str, Any]
@@ -43,14 +44,14 @@ class FakeChat:
         self.key: str | None = None
         self.left = threading.Event()
         self._scripts: deque[Sequence[Piece] | Response] = deque()
+        service, reader = Service(model, Settings("tiny")), BodyReader(2**20)
         app = Starlette(
             routes=[
                 *page_routes(),
-                *info_routes(model, "tiny"),
+                *(make_route(endpoint, reader, service) for endpoint in info_routes.endpoints(service)),
                 Route("/v1/models", self._models),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
-            ],
-            exception_handlers={InputError: refuse},
+            ]
         )
         self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
@@ -130,8 +131,3 @@ def _event(chunk: JSON) -> str:
 
 def _error(status: int, message: str) -> JSON:
     return {"error": {"code": status, "message": message, "type": "invalid_request_error"}}
-
-
-async def refuse(request: Request, error: Exception) -> Response:
-    """Answer an InputError, as the server does."""
-    return JSONResponse(_error(400, str(error)), status_code=400)

@@ -1,4 +1,4 @@
-"""What a user of the page does and sees."""
+"""Steps of a user of the page, and what is to be seen then."""
 
 from playwright.sync_api import Locator, Page, expect
 

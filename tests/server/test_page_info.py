@@ -1,19 +1,17 @@
-"""What the server tells the page of a model: its shape, its memory, and what attention sees."""
+"""The server's description of a model: its shape, its memory, and its attention."""
 
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server.fake_chat import refuse
-from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 import mistral_portable as mp
 from mistral_portable.cache import visible
 from mistral_portable.engine import Model
-from mistral_portable.errors import InputError
-from mistral_portable.server.info import attention, describe, info_routes
+from mistral_portable.server import Service, Settings, create_app
+from mistral_portable.server.info_routes import attention, describe
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +22,7 @@ def model() -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def client(model: Model) -> TestClient:
-    return TestClient(Starlette(routes=info_routes(model, "a-name"), exception_handlers={InputError: refuse}))
+    return TestClient(create_app(Service(model, Settings("a-name"))))
 
 
 def test_the_shape_of_the_model(client: TestClient, model: Model) -> None:

@@ -33,7 +33,7 @@ def brightness(page: Page) -> float:
 
 
 def overflows(page: Page) -> list[str]:
-    """What is wider than the window, apart from boxes that scroll."""
+    """All that is wider than the window, apart from boxes that scroll."""
     found: list[str] = page.evaluate("""() => {
       const wide = [...document.querySelectorAll("body, body *")].filter((element) =>
         !element.closest("pre, .wide, dialog, #sidebar") && element.getBoundingClientRect().right > innerWidth + 1);

@@ -22,7 +22,7 @@ def client() -> TestClient:
     return TestClient(Starlette(routes=page_routes()))
 
 
-@pytest.mark.parametrize("path", ["/", "/page/main.js", "/page/vendor/purify.es.mjs", "/page/nothing"])
+@pytest.mark.parametrize("path", ["/", "/page/main.js", "/page/vendor/purify.es.mjs", "/page/icon.svg"])
 def test_every_answer_has_the_headers(client: TestClient, path: str) -> None:
     headers = client.get(path).headers
     assert headers["content-security-policy"] == CONTENT_SECURITY_POLICY
@@ -55,7 +55,8 @@ def test_types(client: TestClient, path: str, media_type: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_file_is_sent_as_it_is(client: TestClient, name: str) -> None:
-    assert client.get(f"/page/{name}").content == (FOLDER / name).read_bytes()
+    path = "/" if name == "index.html" else f"/page/{name}"
+    assert client.get(path).content == (FOLDER / name).read_bytes()
 
 
 def test_a_browser_that_has_a_file_is_told_so(client: TestClient) -> None:

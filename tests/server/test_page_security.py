@@ -106,7 +106,7 @@ def test_markdown_is_rendered(page: Page, server: FakeChat) -> None:
 
 
 def test_the_policy_holds(context: BrowserContext, server: FakeChat) -> None:
-    """What would run without a Content-Security-Policy does not, even if it got into the document."""
+    """Scripts, styles and requests that got into the document all the same do not run."""
     page = context.new_page()
     page.goto(server.url)
     expect(page.locator("#model")).to_have_text("tiny")

@@ -1,4 +1,4 @@
-"""What the page keeps in the browser: a full storage, damaged entries; and the events of a stream, cut anywhere."""
+"""The page's storage in the browser: a full storage, damaged entries; and the events of a stream, cut anywhere."""
 
 import json
 

@@ -1,20 +1,19 @@
 """A model as the page shows it: `GET /info`, and `POST /info/attention`, which says what each token of a text sees."""
 
-import asyncio
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from mistral_portable.boundary import OwnMemory
 from mistral_portable.cache import first_visible
 from mistral_portable.engine import Model
 from mistral_portable.engine.generation import peak_memory_bytes
-from mistral_portable.errors import InputError
+from mistral_portable.server.endpoint import Endpoint
+from mistral_portable.server.service import Service
 
-__all__ = ["attention", "describe", "info_routes"]
+__all__ = ["attention", "describe", "endpoints"]
 
 JSON = dict[str, Any]
 
@@ -22,30 +21,27 @@ _MOST_CHARACTERS = 4000
 _MOST_TOKENS = 128  # rows of a picture
 
 
-class _Text(BaseModel):
-    """The body of /info/attention."""
+class AttentionRequest(BaseModel):
+    """A text whose attention is wanted."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
     text: str = Field(min_length=1, max_length=_MOST_CHARACTERS)
 
 
-def info_routes(model: Model, name: str) -> list[Route]:
-    """The two routes. name: the model's, as clients know it. They raise InputError, which the app answers by 400."""
+def endpoints(service: Service) -> list[Endpoint]:
+    """The operations of the page's view of the model."""
 
-    async def send_info(request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(describe, model, name))
+    async def send_info(request: Request, body: None) -> Response:
+        return JSONResponse(await service.in_thread(describe, service.model, service.settings.alias))
 
-    async def send_attention(request: Request) -> Response:
-        try:
-            asked = _Text.model_validate_json(await request.body())
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "body"
-            raise InputError(f"{where}: {first['msg']}, got {first['input']!r:.60}") from error
-        return JSONResponse(await asyncio.to_thread(attention, model, asked.text))
+    async def send_attention(request: Request, body: AttentionRequest) -> Response:
+        return JSONResponse(await service.in_thread(attention, service.model, body.text))
 
-    return [Route("/info", send_info), Route("/info/attention", send_attention, methods=["POST"])]
+    return [
+        Endpoint("GET", "/info", "Describe the model, its windows and its memory", send_info),
+        Endpoint("POST", "/info/attention", "Say which tokens see which", send_attention, AttentionRequest),
+    ]
 
 
 def describe(model: Model, name: str) -> JSON:
