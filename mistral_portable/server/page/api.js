@@ -12,7 +12,7 @@ export class ApiError extends Error {
 
 let askForKey = async () => false;
 
-/** ask: shows a prompt for the key, stores it by `setKey`, and resolves to whether there is a new one. */
+/** ask: called with whether a key was refused; stores one by `setKey`, and resolves to whether there is a new one. */
 export function onUnauthorized(ask) {
   askForKey = ask;
 }
@@ -24,16 +24,16 @@ export function setKey(key) {
 /** GET `path`, or POST `body` as JSON. Resolves to a Response that is ok; throws ApiError, or AbortError if `signal` fires. */
 export async function request(path, body, signal) {
   for (;;) {
-    const response = await send(path, body, signal);
+    const key = sessionStorage.getItem(KEY);
+    const response = await send(path, body, key, signal);
     if (response.ok) return response;
-    if (response.status === 401 && (await askForKey())) continue;
+    if (response.status === 401 && (await askForKey(key !== null))) continue;
     throw new ApiError(await reason(response), response.status);
   }
 }
 
-async function send(path, body, signal) {
+async function send(path, body, key, signal) {
   const headers = {};
-  const key = sessionStorage.getItem(KEY);
   if (key) headers.Authorization = `Bearer ${key}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   try {

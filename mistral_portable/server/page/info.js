@@ -22,7 +22,7 @@ export async function showInfo(text) {
 
 function facts(info) {
   const experts = info.experts ? `, ${info.experts} experts` : "";
-  return table("Model", [
+  return table("Shape", [
     ["Name", info.model],
     ["Backend", `${info.backend}, ${info.dtype}`],
     ["Layers", `${info.layers} of width ${count(info.hidden_size)}${experts}`],

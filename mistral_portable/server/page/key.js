@@ -5,16 +5,17 @@ import { byId } from "./elements.js";
 
 let asked = null;
 
-/** Resolves to whether a key was given; it is stored for this tab's session. */
-export function askForKey() {
-  asked ??= ask().finally(() => (asked = null));
+/** refused: whether the last key was. Resolves to whether one was given; it is stored for this tab's session. */
+export function askForKey(refused) {
+  asked ??= ask(refused).finally(() => (asked = null));
   return asked;
 }
 
-function ask() {
+function ask(refused) {
   const dialog = byId("key-dialog");
   const field = byId("key");
   field.value = "";
+  byId("key-refused").textContent = refused ? "The server does not know this key." : "";
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {

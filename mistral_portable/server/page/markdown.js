@@ -45,9 +45,15 @@ DOMPurify.addHook("afterSanitizeAttributes", (node) => {
   }
 });
 
-/** A fragment of the document for a text in Markdown. */
+/** A node of the document for a text in Markdown; the text as it is if it cannot be read. */
 export function markdown(text) {
-  const fragment = DOMPurify.sanitize(marked.parse(text), RULES);
+  let fragment;
+  try {
+    fragment = DOMPurify.sanitize(marked.parse(text), RULES);
+  } catch {
+    // A thousand quotations in each other, say: too deep for the stack.
+    return el("div", { class: "as-it-is" }, text);
+  }
   for (const block of fragment.querySelectorAll("pre")) addCopyButton(block);
   for (const table of fragment.querySelectorAll("table")) {
     const box = el("div", { class: "wide", role: "region", tabindex: "0", "aria-label": "Table" });
