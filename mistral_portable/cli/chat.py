@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mistral_portable.cli import stdin
+from mistral_portable.cli.answer import end_answer, show_answer
 from mistral_portable.cli.conversation import Conversation
 from mistral_portable.cli.loading import load_model
 from mistral_portable.cli.options import (
@@ -37,7 +38,7 @@ from mistral_portable.cli.options import (
     TypicalPOption,
     WindowOption,
 )
-from mistral_portable.cli.output import aside, end_line, note, one_line, show
+from mistral_portable.cli.output import aside, note, one_line
 from mistral_portable.cli.session import resume
 from mistral_portable.engine import Model, TextStreamer
 from mistral_portable.engine.session import read_messages
@@ -198,11 +199,12 @@ def _answer(model: Model, conversation: Conversation, params: SamplingParams, me
             raise
         note(f"error: {one_line(str(error))}; /clear starts a new conversation")
         return
-    end_line(generation.text)
+    end_answer(generation.text, generation)
     if generation.finish_reason == "length":
         aside(f"(cut off after {len(generation.tokens)} tokens: --max-tokens, or the context is full)")
     if generation.text:
-        conversation.messages = [*messages, {"role": "assistant", "content": generation.text}]
+        reasoning = {"reasoning": generation.reasoning} if generation.reasoning else {}
+        conversation.messages = [*messages, {"role": "assistant", "content": generation.text, **reasoning}]
     else:
         aside("(no answer; your message is forgotten)")
 
@@ -210,8 +212,7 @@ def _answer(model: Model, conversation: Conversation, params: SamplingParams, me
 def _show(streamer: TextStreamer) -> None:
     """Show the answer as it is generated. On a terminal Ctrl-C ends the answer, not the chat."""
     try:
-        for piece in streamer:
-            show(piece)
+        show_answer(streamer)
     except KeyboardInterrupt:
         if not stdin.is_terminal():
             raise

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mistral_portable.cli import stdin
+from mistral_portable.cli.answer import end_answer, show_answer
 from mistral_portable.cli.loading import load_model
 from mistral_portable.cli.options import (
     AttentionOption,
@@ -39,7 +40,7 @@ from mistral_portable.cli.options import (
     TypicalPOption,
     WindowOption,
 )
-from mistral_portable.cli.output import aside, end_line, show, speed
+from mistral_portable.cli.output import aside, show, speed
 from mistral_portable.cli.session import resume
 from mistral_portable.engine import Generation
 from mistral_portable.errors import InputError
@@ -142,9 +143,11 @@ def run(
             try:
                 if not chat and not as_json:
                     show(text)
-                for piece in streamer:
-                    if not as_json:
-                        show(piece)
+                if as_json:
+                    for _ in streamer.deltas():
+                        pass
+                else:
+                    show_answer(streamer)
             except KeyboardInterrupt:
                 interrupted = True
         generation = streamer.generation
@@ -152,7 +155,7 @@ def run(
             report = _report(generation) | {"model": loaded.source, "backend": loaded.backend}
             show(json.dumps(report | {"finish_reason": "abort"} if interrupted else report) + "\n")
         else:
-            end_line(generation.text or text)
+            end_answer(generation.text if chat else text + generation.text, generation)
         aside(speed(generation.timings))
         if session is not None and generation.tokens:
             loaded.save_session(session)

@@ -1,6 +1,7 @@
 """`serve`: answer HTTP requests of OpenAI's API and others."""
 
 import json
+import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,7 +138,11 @@ def serve(
             url, reach = "http://localhost", f"--unix-socket {uds} "
 
         def ready() -> None:
-            note(f"serving {settings.alias} ({loaded.backend}) on {url if uds is None else uds}")
+            what = f"serving {settings.alias} ({loaded.backend}) on {url if uds is None else uds}"
+            if log == "json":
+                logging.getLogger("mistral_portable.server").info(what)
+                return
+            note(what)
             note(_curl(reach, url, with_key=bool(keys), chats=loaded.has_tokenizer))
 
         serve_on(Service(loaded, settings), listener, ready=ready)

@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from mistral_portable.answers import ToolCall
 from mistral_portable.sampling import Sampled
 
 __all__ = ["Generation", "Timings", "peak_memory_bytes"]
@@ -34,6 +35,9 @@ class Generation:
     no tokenizer. tokens: the sampled ids, the one that ended the text included. finish_reason: "stop" (an end
     token, a stop token, a stop string) or "length" (max_tokens or the context), "" while it is running.
     logprobs: one entry per token if `logprobs` was asked for, else None.
+
+    Answers to chats have more, and `text` is then the content alone. reasoning: what the model thought before.
+    tool_calls: the functions that it calls. call_error: why something that began as a call is part of `text`, or "".
     """
 
     text: str
@@ -41,6 +45,9 @@ class Generation:
     finish_reason: str
     logprobs: tuple[Sampled, ...] | None
     timings: Timings
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    call_error: str = ""
 
 
 def peak_memory_bytes() -> int:

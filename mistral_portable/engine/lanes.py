@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from mistral_portable.cache import CacheManager, common_length
@@ -15,6 +16,20 @@ __all__ = ["RequestLanes"]
 _Request = Request[Any]
 
 _WORTH_WAITING = 32  # tokens in common with a prompt that is being read
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """A request that found no room beside some lanes, of so many bytes with all that is kept."""
+
+    request: _Request
+    error: CapacityError
+    lanes: tuple[int, ...]
+    bytes: int
+
+    def beside(self, request: _Request, manager: CacheManager) -> bool:
+        """Whether this one would find no room again: to look for it takes a millisecond where much is kept."""
+        return request is self.request and self.lanes == manager.lanes and self.bytes == manager.bytes_in_use
 
 
 class RequestLanes:
@@ -33,7 +48,7 @@ class RequestLanes:
         # A lane in one piece is never full.
         self._page = manager.spec.max_context + 1 if group.ring else group.page_size
         self._compared: dict[_Request, weakref.WeakKeyDictionary[_Request, int]] = {}  # for those that wait
-        self._too_large: tuple[_Request, CapacityError] | None = None  # who asked last found no room
+        self._refused: _Refused | None = None  # who asked last found no room
 
     def is_ready(self, request: _Request) -> bool:
         """Whether its tokens are known, and no other request reads some that this one begins with and could find."""
@@ -50,7 +65,9 @@ class RequestLanes:
 
     def begin(self, request: _Request) -> int | None:
         """Open a lane with what is known of a request's tokens; return their number, or None if there is no room."""
-        self._too_large = None
+        if self._refused is not None and self._refused.beside(request, self._manager):
+            return None
+        self._refused = None
         if len(self._scheduler.held) >= self._most:
             return None
         # A page that is not full is kept when somebody asks for it, and so is a lane in one piece.
@@ -64,7 +81,7 @@ class RequestLanes:
         except BusyError:
             return None
         except CapacityError as error:
-            self._too_large = request, error
+            self._refused = _Refused(request, error, self._manager.lanes, self._manager.bytes_in_use)
             return None
         request.cached = request.fed if request.cached is None else request.cached
         self._compared.pop(request, None)
@@ -82,8 +99,8 @@ class RequestLanes:
 
     def refusal(self) -> tuple[list[_Request], Exception]:
         """Requests that wait in vain, and why: none of these lanes is in use, and yet there is no room for them."""
-        if self._too_large is not None:
-            return [self._too_large[0]], self._too_large[1]
+        if self._refused is not None:
+            return [self._refused.request], self._refused.error
         return self._scheduler.waiting, BusyError("every lane is held by others: close one or raise max_lanes")
 
     def give_way(self) -> bool:

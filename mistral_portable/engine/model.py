@@ -10,6 +10,7 @@ from typing import Any, Self, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.answers import ChatParser, Parser, PlainText
 from mistral_portable.boundary import Program, SavedLane
 from mistral_portable.cache import CacheManager, Chunk
 from mistral_portable.config import MistralConfig
@@ -28,6 +29,8 @@ __all__ = ["Messages", "Model", "Prompt"]
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Messages
 """Text, token ids, or chat messages (`{"role": "user", "content": "..."}`)."""
+Tools = Sequence[Mapping[str, Any]]
+"""Function schemas, as in OpenAI's and Mistral's API."""
 Params = SamplingParams | Sequence[SamplingParams]
 """For all prompts, or one for each."""
 
@@ -123,9 +126,10 @@ class Model:
 
         params: for all prompts, or one for each. n: answers to each prompt, which is read once; they come as a list,
         and with a seed, answer i (from 0 on) has seed + i. options: fields of SamplingParams, such as `max_tokens=64,
-        temperature=0`, which replace those of `params`; `priority` (0; among requests of several threads the higher one
-        comes first); `user` (""; users share the steps alike); `cache_salt` (""; what others have asked is found in the
-        cache by those with the same one only, so that nobody learns of it by how fast an answer begins).
+        temperature=0`, which replace those of `params`; `tools`, `tool_choice` and `chat`, as `answer` has them;
+        `priority` (0; among requests of several threads the higher one comes first); `user` (""; users share the steps
+        alike); `cache_salt` (""; what others have asked is found in the cache by those with the same one only, so that
+        nobody learns of it by how fast an answer begins).
 
         Raises InputError for an empty or too long prompt, an id outside the vocabulary or a bad sampling value,
         CapacityError if the cache does not fit into memory, NumericsError for logits that are not finite, ClosedError
@@ -170,7 +174,8 @@ class Model:
         return TextStreamer(self.loop, self.answer(prompt, params, **options))
 
     def astream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> AsyncTextStreamer:
-        """`stream` for coroutines: `async for piece in model.astream(prompt)`."""
+        """`stream` for coroutines: `async for piece in model.astream(prompt)`, or, for the tool calls and the reasoning
+        of a chat's answer, too, `async for delta in model.astream(messages, tools=tools).deltas()`."""
         return AsyncTextStreamer(self.loop, self.answer(prompt, params, **options))
 
     def chat(
@@ -178,11 +183,15 @@ class Model:
         messages: Messages,
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **sampling: Any,
+        tools: Tools | None = None,
+        tool_choice: str = "auto",
+        **options: Any,
     ) -> Generation:
-        """Answer the last message. `tools` are function schemas, as in OpenAI's and Mistral's API."""
-        generation: Generation = self.generate(self.tokenizer.chat(messages, tools=tools), params, **sampling)
+        """Answer the last message. `tools` are function schemas, as in OpenAI's and Mistral's API; the functions that
+        the answer calls are in `Generation.tool_calls`. tool_choice: "auto", or "none" to leave the tools out of the
+        prompt. options: those of `generate`."""
+        tokens = self.tokenizer.chat(messages, tools=_offered(tools, tool_choice))
+        generation: Generation = self.generate(tokens, params, chat=True, **options)
         return generation
 
     @overload
@@ -334,12 +343,22 @@ class Model:
         prompt: Prompt,
         params: SamplingParams | None,
         *,
+        tools: Tools | None = None,
+        tool_choice: str = "auto",
+        chat: bool | None = None,
         priority: int = 0,
         user: str = "",
         cache_salt: str = "",
         **sampling: Any,
     ) -> Answer:
-        """Make a request of one prompt for `loop.run`. Raises the errors of `generate` that are about its arguments."""
+        """Make a request of one prompt for `loop.run`.
+
+        tools: the functions that may be called, beside messages. tool_choice: "auto", or "none" to leave the tools out
+        of the prompt. chat: whether the prompt is a chat's, in whose answer tool calls and reasoning are told from
+        content; None: if it is messages. True is for ids that `Tokenizer.chat` has made.
+
+        Raises the errors of `generate` that are about its arguments.
+        """
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise InputError(f"priority={priority!r} must be an integer")
         for name, value in (("user", user), ("cache_salt", cache_salt)):
@@ -354,9 +373,9 @@ class Model:
         params.check_vocab(self.config.vocab_size)
         if params.stop and self._tokenizer is None:
             raise InputError("stop strings need a tokenizer, and this checkpoint has none: use stop_token_ids")
-        tokens = self._encode(prompt)
+        tokens = self._encode(prompt, _offered(tools, tool_choice))
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self.end_tokens)
-        text = None if self._tokenizer is None else self._tokenizer.stream(tokens)
+        answers_chat = _is_chat(prompt) if chat is None else chat
         completion = Completion(
             tokens,
             params,
@@ -366,15 +385,25 @@ class Model:
             user=user,
             cache_salt=cache_salt,
         )
-        return Answer(completion, ends, text, self.load_s)
+        return Answer(completion, ends, self._parser(tokens, answers_chat), self.load_s)
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _parser(self, prompt: Sequence[int], chat: bool) -> Parser | None:
+        """Makes deltas of the answer's tokens; None without a tokenizer."""
+        if self._tokenizer is None:
+            return None
+        if chat and self._tokenizer.chats:
+            return ChatParser(self._tokenizer, prompt)
+        return PlainText(self._tokenizer.stream(prompt))
+
+    def _encode(self, prompt: Prompt, tools: Tools | None = None) -> list[int]:
+        if _is_chat(prompt):
+            return self._checked(self.tokenizer.chat(cast(Messages, prompt), tools=tools))
+        if tools:
+            raise InputError("tools need a prompt of messages: give messages instead of a text or ids")
         if isinstance(prompt, str):
             if not prompt:
                 raise InputError("the prompt is empty: give some text")
             return self._checked(self.tokenizer.encode(prompt))
-        if isinstance(prompt, Sequence) and len(prompt) and isinstance(prompt[0], Mapping):
-            return self._checked(self.tokenizer.chat(cast(Messages, prompt)))
         return self._checked(prompt)
 
     def _checked(self, token_ids: Any) -> list[int]:
@@ -395,6 +424,18 @@ class Model:
             if not 0 <= token < self.config.vocab_size:
                 raise InputError(f"token id {token} is outside the vocabulary of {self.config.vocab_size}")
         return [int(token) for token in token_ids]
+
+
+def _offered(tools: Tools | None, tool_choice: str) -> Tools | None:
+    """The tools that the prompt shows the model."""
+    if tool_choice not in ("auto", "none"):
+        raise InputError(f'tool_choice={tool_choice!r:.80} must be "auto" or "none"')
+    return None if tool_choice == "none" else tools
+
+
+def _is_chat(prompt: Any) -> bool:
+    """Whether it is a list of messages."""
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def _is_several(prompt: Any) -> bool:

@@ -1,34 +1,34 @@
-"""Streams: one answer's text as it is made, an iterator over pieces, for threads and for coroutines."""
+"""Streams: one answer as it is made, an iterator over pieces of text or over deltas, for threads and for coroutines."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing, closing
 from types import TracebackType
 from typing import Self
 
+from mistral_portable.answers import Content, Delta, Parser, join_deltas
 from mistral_portable.engine.generation import Generation, Timings, peak_memory_bytes
 from mistral_portable.engine.loop import Loop
 from mistral_portable.engine.request import Completion
 from mistral_portable.sampling import Sampled, StopMatcher
-from mistral_portable.tokenizer import TextStream
 
 __all__ = ["Answer", "AsyncTextStreamer", "TextStreamer"]
 
 
 class Answer:
-    """The text of a completion, and what has been made of it so far."""
+    """A completion, and the deltas that have been made of its tokens so far."""
 
-    def __init__(self, completion: Completion, ends: Collection[int], text: TextStream | None, load_s: float) -> None:
-        """ends: the ids that end the text, with reason "stop". text: the tokenizer's stream behind the prompt; None for
+    def __init__(self, completion: Completion, ends: Collection[int], parser: Parser | None, load_s: float) -> None:
+        """ends: the ids that end the answer, with reason "stop". parser: makes deltas of its tokens; None for
         checkpoints without a tokenizer. load_s: seconds, for the timings."""
         params = completion.sampler.params
         self.completion = completion
         self._prompt_tokens = len(completion.tokens)
         self._ends = ends
-        self._stream = text
+        self._parser = parser
         self._load_s = load_s
         self._stops = StopMatcher(params.stop)
         self._wants_logprobs = params.logprobs is not None
-        self._pieces: list[str] = []
+        self._deltas: list[Delta] = []
         self._sampled: list[Sampled] = []
         self._finish_reason = ""
 
@@ -42,29 +42,36 @@ class Answer:
         """The tokens that have been taken, the one that ended the text included."""
         return self._sampled
 
-    def take(self) -> str:
-        """Take the next token; return the text that is final now. Raises the completion's error."""
+    def take(self) -> list[Delta]:
+        """Take the next token; return the deltas that are final now. Raises the completion's error.
+
+        Stop strings are looked for in content alone, and end the answer there; they are none across a tool call.
+        """
         sampled = self.completion.next()
         self._sampled.append(sampled)
-        piece = ""
+        final = list[Delta]()
         if sampled.token in self._ends:
             self._finish_reason = "stop"
-        elif self._stream is not None:
-            piece = self._stops.push(self._stream.push(sampled.token))
-        if self._stops.matched is not None:
-            self._finish_reason = "stop"
-        elif self._finish_reason or len(self._sampled) == self.completion.limit:
-            piece += self._held_back()
-        if piece:
-            self._pieces.append(piece)
-        return piece
+        elif self._parser is not None:
+            final = self._up_to_stop(self._parser.push(sampled.token))
+        if not self.done and len(self._sampled) == self.completion.limit:
+            self._finish_reason = "length"
+        if self.done and self._stops.matched is None and self._parser is not None:
+            final += self._up_to_stop(self._parser.flush())
+            final += _content(self._stops.flush())
+        self._deltas += final
+        return final
 
     @property
     def generation(self) -> Generation:
-        """The text, tokens and timings so far."""
+        """The parts, tokens and timings so far."""
         completion = self.completion
+        parts = join_deltas(self._deltas)
         return Generation(
-            text="".join(self._pieces),
+            text=parts.text,
+            reasoning=parts.reasoning,
+            tool_calls=parts.tool_calls,
+            call_error=parts.call_error,
             tokens=tuple(sampled.token for sampled in self._sampled),
             finish_reason=self._finish_reason,
             logprobs=tuple(self._sampled) if self._wants_logprobs else None,
@@ -79,15 +86,23 @@ class Answer:
             ),
         )
 
-    def _held_back(self) -> str:
-        """The rest of the text, as no token follows."""
-        rest = "" if self._stream is None else self._stops.push(self._stream.flush())
-        self._finish_reason = self._finish_reason or ("length" if self._stops.matched is None else "stop")
-        return rest + self._stops.flush()
+    def _up_to_stop(self, deltas: Iterable[Delta]) -> list[Delta]:
+        """The deltas with what the stop strings let through of their content; the answer ends where one is found."""
+        final = list[Delta]()
+        for delta in deltas:
+            if isinstance(delta, Content):
+                final += _content(self._stops.push(delta.text))
+            else:
+                final += [*_content(self._stops.flush()), delta]
+            if self._stops.matched is not None:
+                self._finish_reason = "stop"
+                break
+        return final
 
 
 class TextStreamer:
-    """Iterate for pieces of text, each final: no broken characters, nothing of a stop string.
+    """Iterate for pieces of text, each final: no broken characters, nothing of a stop string. `deltas()` iterates over
+    the same answer with all that it holds: content, reasoning and tool calls.
 
     `generation` is what there is so far, also after an interruption. The cache lane is given back at the end of
     the iteration, on an error, when the streamer is dropped, and by `close()` or the end of a `with` block.
@@ -97,22 +112,40 @@ class TextStreamer:
         """Made by `Model.stream`."""
         # The generator does not refer to the streamer: one that is dropped is freed at once.
         self._answer = answer
-        self._pieces = _pieces(loop, answer)
+        self._made = _deltas(loop, answer)
 
     @property
     def generation(self) -> Generation:
-        """The text, tokens and timings so far."""
+        """The parts, tokens and timings so far."""
         return self._answer.generation
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        return next(delta.text for delta in self._made if isinstance(delta, Content))
+
+    def deltas(self) -> Iterator[Delta]:
+        """Iterate over the answer's deltas (`mistral_portable.answers`) as they become final.
+
+        Content, Reasoning, CallBegin, CallArguments and CallFailed come in the order in which the model wrote them;
+        the Content is what iterating over the streamer gives. Only answers to chats have anything else.
+
+        >>> for delta in model.stream(messages, tools=tools).deltas():
+        ...     match delta:
+        ...         case Content(text): ...
+        ...         case Reasoning(text): ...
+        ...         case CallBegin(index, id, name): ...
+        ...         case CallArguments(index, text): ...
+        ...         case CallFailed(index, reason): ...
+
+        Closing the iterator closes the streamer. Raises the errors of `Model.generate`.
+        """
+        return self._made
 
     def close(self) -> None:
         """Stop generating and give the cache lane back."""
-        self._pieces.close()
+        self._made.close()
 
     def __enter__(self) -> Self:
         return self
@@ -129,22 +162,29 @@ class AsyncTextStreamer:
     def __init__(self, loop: Loop, answer: Answer) -> None:
         """Made by `Model.astream`."""
         self._answer = answer
-        self._pieces = _apieces(loop, answer)
+        self._made = _adeltas(loop, answer)
 
     @property
     def generation(self) -> Generation:
-        """The text, tokens and timings so far."""
+        """The parts, tokens and timings so far."""
         return self._answer.generation
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self
 
     async def __anext__(self) -> str:
-        return await anext(self._pieces)
+        async for delta in self._made:
+            if isinstance(delta, Content):
+                return delta.text
+        raise StopAsyncIteration
+
+    def deltas(self) -> AsyncIterator[Delta]:
+        """Iterate over the answer's deltas: `async for delta in streamer.deltas()`; see `TextStreamer.deltas`."""
+        return self._made
 
     async def aclose(self) -> None:
         """Stop generating and give the cache lane back."""
-        await self._pieces.aclose()
+        await self._made.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -155,19 +195,22 @@ class AsyncTextStreamer:
         await self.aclose()
 
 
-def _pieces(loop: Loop, answer: Answer) -> Generator[str, None, None]:
+def _deltas(loop: Loop, answer: Answer) -> Generator[Delta, None, None]:
     with closing(loop.run([answer.completion])) as made:
         for _ in made:
-            if piece := answer.take():
-                yield piece
+            yield from answer.take()
             if answer.done:
                 break
 
 
-async def _apieces(loop: Loop, answer: Answer) -> AsyncGenerator[str, None]:
+async def _adeltas(loop: Loop, answer: Answer) -> AsyncGenerator[Delta, None]:
     async with aclosing(loop.arun([answer.completion])) as made:
         async for _ in made:
-            if piece := answer.take():
-                yield piece
+            for delta in answer.take():
+                yield delta
             if answer.done:
                 break
+
+
+def _content(text: str) -> list[Delta]:
+    return [Content(text)] if text else []

@@ -7,10 +7,12 @@ https://github.com/ggml-org/llama.cpp/tree/master/tools/server#timings-and-conte
 import itertools
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from mistral_portable.answers import Content, Delta
 from mistral_portable.engine import Generation
+from mistral_portable.openai.messages import assistant_message, delta_fields, finish_reason
 from mistral_portable.sampling import Sampled
 from mistral_portable.tokenizer import Tokenizer
 
@@ -24,9 +26,9 @@ def chat_completion(generations: Sequence[Generation], model: str, tokenizer: To
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": generation.text, "refusal": None},
+            "message": assistant_message(generation),
             "logprobs": None if generation.logprobs is None else _chat_logprobs(generation.logprobs, tokenizer, 0),
-            "finish_reason": generation.finish_reason,
+            "finish_reason": finish_reason(generation),
         }
         for index, generation in enumerate(generations)
     ]
@@ -93,12 +95,16 @@ class ChatChunks:
 
     def piece(self, index: int, text: str, sampled: Sequence[Sampled] | None) -> JSON:
         """A piece of a choice's content. sampled: its tokens, if log-probabilities are wanted."""
-        logprobs = None
-        if sampled is not None:
-            before = self._taken.get(index, 0)
-            self._taken[index] = before + len(sampled)
-            logprobs = _chat_logprobs(sampled, self._tokenizer, before)
-        return self._chunk(index, {"content": text}, logprobs, None)
+        return self._chunk(index, {"content": text}, self._logprobs(index, sampled), None)
+
+    def pieces(self, index: int, deltas: Iterable[Delta], sampled: Sequence[Sampled] | None) -> list[JSON]:
+        """Pieces of a choice: content, reasoning and tool calls. sampled: as for `piece`, with the first of them."""
+        every = [fields for delta in _joined(deltas) if (fields := delta_fields(delta)) is not None]
+        if not every:
+            return [] if sampled is None else [self.piece(index, "", sampled)]
+        logprobs = self._logprobs(index, sampled)
+        first, *rest = every
+        return [self._chunk(index, first, logprobs, None), *(self._chunk(index, fields, None, None) for fields in rest)]
 
     def last(self, index: int, finish_reason: str) -> JSON:
         """The chunk that ends a choice."""
@@ -107,6 +113,13 @@ class ChatChunks:
     def usage(self, generations: Sequence[Generation]) -> JSON:
         """The chunk of the numbers of tokens, which has no choice."""
         return {**self._head, "choices": [], "usage": usage(generations, len(generations))}
+
+    def _logprobs(self, index: int, sampled: Sequence[Sampled] | None) -> JSON | None:
+        if sampled is None:
+            return None
+        before = self._taken.get(index, 0)
+        self._taken[index] = before + len(sampled)
+        return _chat_logprobs(sampled, self._tokenizer, before)
 
     def _chunk(self, index: int, delta: JSON, logprobs: JSON | None, finish_reason: str | None) -> JSON:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
@@ -132,6 +145,11 @@ class TextChunks:
             self._characters[index] = offset + sum(map(len, logprobs["tokens"]))
         return self._chunk(index, text, logprobs, None)
 
+    def pieces(self, index: int, deltas: Iterable[Delta], sampled: Sequence[Sampled] | None) -> list[JSON]:
+        """A piece of the deltas' content, if there is any, or tokens; in a list, as a chat's pieces are."""
+        text = "".join(delta.text for delta in deltas if isinstance(delta, Content))
+        return [self.piece(index, text, sampled)] if text or sampled is not None else []
+
     def last(self, index: int, finish_reason: str) -> JSON:
         """The chunk that ends a choice."""
         return self._chunk(index, "", None, finish_reason)
@@ -143,6 +161,15 @@ class TextChunks:
     def _chunk(self, index: int, text: str, logprobs: JSON | None, finish_reason: str | None) -> JSON:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
         return {**self._head, "choices": [choice]}
+
+
+def _joined(deltas: Iterable[Delta]) -> Iterator[Delta]:
+    """The deltas, with neighbouring pieces of content as one."""
+    for kind, group in itertools.groupby(deltas, type):
+        if kind is Content:
+            yield Content("".join(delta.text for delta in group if isinstance(delta, Content)))
+        else:
+            yield from group
 
 
 def _object(kind: str, prefix: str, model: str, choices: list[JSON], counts: JSON) -> JSON:

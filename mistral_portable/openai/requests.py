@@ -155,7 +155,9 @@ class ChatRequest(Request):
     def options(self) -> dict[str, Any]:
         if self.tool_choice not in (None, "none", "auto"):
             raise InputError(f"tool_choice: {self.tool_choice!r:.80} is not supported yet; choose 'none' or 'auto'")
-        return super().options()
+        if self.tools and self.parallel_tool_calls is False:
+            raise InputError("parallel_tool_calls: several calls cannot be forbidden yet; leave it out")
+        return {"chat": True, **super().options()}
 
     def sampling(self) -> SamplingParams:
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens

@@ -15,7 +15,7 @@ from mistral_portable.errors import InputError
 from mistral_portable.server.app import create_app
 from mistral_portable.server.service import Service
 
-__all__ = ["listen_tcp", "listen_unix", "serve"]
+__all__ = ["listen_tcp", "listen_unix", "make_server", "serve"]
 
 _BACKLOG = 2048  # connections that wait to be accepted
 _IDLE = 75  # seconds after which a connection without a request is closed; most clients close theirs earlier
@@ -66,11 +66,10 @@ def listen_unix(path: Path) -> socket.socket:
     return found
 
 
-def serve(service: Service, listener: socket.socket, *, ready: Callable[[], object] = lambda: None) -> None:
-    """Answer requests until SIGTERM or Ctrl-C; then running answers have `settings.deadline` seconds to end.
+def make_server(service: Service, *, ready: Callable[[], object] = lambda: None) -> uvicorn.Server:
+    """uvicorn's server around a service. ready: called when connections are accepted.
 
-    Call it in the main thread. ready: called when connections are accepted. The socket is closed at the end. Raises
-    KeyboardInterrupt after Ctrl-C.
+    `run(sockets=[listener])` runs it until `should_exit` is set; then running answers have `settings.deadline` seconds.
     """
     config = uvicorn.Config(
         create_app(service),
@@ -85,13 +84,21 @@ def serve(service: Service, listener: socket.socket, *, ready: Callable[[], obje
         timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=math.ceil(service.settings.deadline) + _LATE,
     )
-    server = _Server(config, service, ready)
+    return _Server(config, service, ready)
+
+
+def serve(service: Service, listener: socket.socket, *, ready: Callable[[], object]) -> None:
+    """Answer requests until SIGTERM or Ctrl-C; call it in the main thread. ready: as `make_server` takes it.
+
+    The socket is closed at the end. Raises KeyboardInterrupt after Ctrl-C.
+    """
+    server = make_server(service, ready=ready)
 
     def stop(*_: object) -> None:
         server.should_exit = True
 
-    # uvicorn handles SIGTERM while it runs, and repeats it afterwards for whoever handled it before: that is nobody, and
-    # the process ends with status 0.
+    # uvicorn handles SIGTERM while it runs, and repeats it afterwards for whoever handled it before. By default that
+    # would kill the process instead of ending it with status 0.
     before = signal.signal(signal.SIGTERM, stop)
     try:
         server.run(sockets=[listener])

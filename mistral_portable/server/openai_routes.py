@@ -9,6 +9,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
 from mistral_portable.openai.answers import ChatChunks, TextChunks, chat_completion, text_completion, timings
+from mistral_portable.openai.messages import finish_reason
 from mistral_portable.openai.requests import ChatRequest, Request, TextRequest
 from mistral_portable.server.endpoint import Endpoint
 from mistral_portable.server.errors import HTTPError, failure_of, openai_error
@@ -84,11 +85,13 @@ class _Answering:
                 if isinstance(chunks, ChatChunks) and delta.index not in begun:
                     begun.add(delta.index)
                     yield sse(chunks.first(delta.index))
-                if delta.text or wants_logprobs:
-                    yield sse(chunks.piece(delta.index, delta.text, delta.sampled if wants_logprobs else None))
+                for chunk in chunks.pieces(delta.index, delta.parts, delta.sampled if wants_logprobs else None):
+                    yield sse(chunk)
                 if delta.generation is not None:
                     found[delta.index] = delta.generation
-                    last = chunks.last(delta.index, delta.generation.finish_reason)
+                    is_chat = isinstance(chunks, ChatChunks)
+                    reason = finish_reason(delta.generation) if is_chat else delta.generation.finish_reason
+                    last = chunks.last(delta.index, reason)
                     if len(found) == len(job.prompts) * job.n:
                         last["timings"] = timings(list(found.values()))
                     yield sse(last)

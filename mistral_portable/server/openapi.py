@@ -57,7 +57,7 @@ def openapi_document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 
 
 def _responses(endpoint: Endpoint) -> dict[str, Any]:
-    content = {media_type: {"schema": {}} for media_type in endpoint.media_types}
+    content: dict[str, Any] = {media_type: {"schema": {}} for media_type in endpoint.media_types}
     return {"200": {"description": endpoint.summary, "content": content}, "default": _ERROR}
 
 

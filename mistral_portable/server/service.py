@@ -7,6 +7,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mistral_portable.answers import Content
+from mistral_portable.answers import Delta as Part
 from mistral_portable.engine import Generation, Model
 from mistral_portable.engine.model import Prompt
 from mistral_portable.engine.request import Completion
@@ -41,14 +43,20 @@ class Job:
 class Delta:
     """What is new of one of a job's answers.
 
-    index: prompt number * n + number of the answer to it. text: final text, "" if only tokens are new. sampled: the
-    tokens taken since the last delta. generation: the whole answer, in its last delta only.
+    index: prompt number * n + number of the answer to it. parts: content, reasoning and pieces of tool calls; none if
+    only tokens are new. sampled: the tokens taken since the last delta. generation: the whole answer, in its last delta
+    only.
     """
 
     index: int
-    text: str
+    parts: Sequence[Part]
     sampled: Sequence[Sampled]
     generation: Generation | None = None
+
+    @property
+    def text(self) -> str:
+        """The content alone."""
+        return "".join(part.text for part in self.parts if isinstance(part, Content))
 
 
 class Service:
@@ -96,7 +104,7 @@ class Service:
                         if delta.generation is not None:
                             self.model.loop.leave(completion)
                             self.metrics.count_answer(delta.generation)
-                        if delta.text or delta.generation is not None or job.params.logprobs is not None:
+                        if delta.parts or delta.generation is not None or job.params.logprobs is not None:
                             yield delta
             finally:
                 self._running.difference_update(indices)
@@ -150,7 +158,7 @@ class Service:
 def _take(index: int, answer: Answer) -> Delta:
     """Take all that there is: if the client or this process is slow, several tokens become one delta."""
     before = len(answer.sampled)
-    text = answer.take()
+    parts = answer.take()
     while not answer.done and answer.completion.made:
-        text += answer.take()
-    return Delta(index, text, answer.sampled[before:], answer.generation if answer.done else None)
+        parts += answer.take()
+    return Delta(index, parts, answer.sampled[before:], answer.generation if answer.done else None)

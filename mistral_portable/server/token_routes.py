@@ -10,6 +10,7 @@ from mistral_portable.errors import InputError
 from mistral_portable.openai.requests import Many
 from mistral_portable.server.endpoint import Endpoint
 from mistral_portable.server.service import Service
+from mistral_portable.tokenizer import Tokenizer
 
 __all__ = ["endpoints"]
 
@@ -59,9 +60,7 @@ def endpoints(service: Service) -> list[Endpoint]:
         tokens = await service.in_thread(tokens_of, body)
         shown: list[Any] = tokens
         if body.with_pieces:
-            shown = [
-                {"id": token, "piece": model.tokenizer.token_bytes(token).decode(errors="replace")} for token in tokens
-            ]
+            shown = [{"id": token, "piece": _json_text(_bytes(model.tokenizer, token))} for token in tokens]
         return JSONResponse({"tokens": shown, "count": len(tokens), "max_model_len": model.max_context})
 
     async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
@@ -70,11 +69,26 @@ def endpoints(service: Service) -> list[Endpoint]:
 
     async def apply_template(request: Request, body: TemplateRequest) -> Response:
         tokens = await service.in_thread(lambda: model.tokenizer.chat(body.messages, tools=body.tools))
-        text = await service.in_thread(lambda: model.tokenizer.decode(tokens, skip_special_tokens=False))
-        return JSONResponse({"prompt": text, "tokens": tokens})
+        text = b"".join(_bytes(model.tokenizer, token) for token in tokens)
+        return JSONResponse({"prompt": text.decode(errors="replace"), "tokens": tokens})
 
     return [
         Endpoint("POST", "/tokenize", "Make token ids of a text or a chat", tokenize, TokenizeRequest),
         Endpoint("POST", "/detokenize", "Make text of token ids", detokenize, DetokenizeRequest),
         Endpoint("POST", "/apply-template", "Make the prompt of a chat", apply_template, TemplateRequest),
     ]
+
+
+def _bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    """The bytes that a token adds to a text, or the name of a special one, such as "[INST]"."""
+    if tokenizer.is_special(token):
+        return tokenizer.decode([token], skip_special_tokens=False).encode()
+    return tokenizer.token_bytes(token)
+
+
+def _json_text(piece: bytes) -> str | list[int]:
+    """A piece as llama-server writes it: a part of a character is a list of bytes."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return list(piece)

@@ -7,9 +7,18 @@
 'Yo'
 """
 
+from mistral_portable.tokenizer.call_ids import is_call_id, make_call_id
 from mistral_portable.tokenizer.load import load_tokenizer
 from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
 from mistral_portable.tokenizer.stream import TextStream
 from mistral_portable.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["GGUFVocabulary", "TextStream", "Tokenizer", "TokenizerFile", "load_tokenizer"]
+__all__ = [
+    "GGUFVocabulary",
+    "TextStream",
+    "Tokenizer",
+    "TokenizerFile",
+    "is_call_id",
+    "load_tokenizer",
+    "make_call_id",
+]

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mistral_portable.errors import TokenizerError
+from mistral_portable.tokenizer.messages import read_messages
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-__all__ = ["ROLES", "encode_chat", "one_line"]
-
-ROLES = ("system", "user", "assistant", "tool")
+__all__ = ["encode_chat", "one_line"]
 
 
 def encode_chat(
@@ -21,37 +20,34 @@ def encode_chat(
     tools: Sequence[Mapping[str, Any]] | None,
 ) -> list[int]:
     """The ids of a conversation; `Tokenizer.chat` documents messages, tools and errors."""
-    _check(messages, tools or ())
+    version = str(mistral.version.value)
+    reasons = getattr(mistral.instruct_tokenizer, "BEGIN_THINK", None) is not None
+    try:
+        read = read_messages(messages, version, reasons=reasons)
+        _check_tools(tools or (), version)
+    except RecursionError as error:  # where a message of an error shows a value
+        raise TokenizerError("the messages or tools are nested too deeply; send plainer ones") from error
     from mistral_common.protocol.instruct.messages import AssistantMessage
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
     try:
         request: ChatCompletionRequest[Any] = ChatCompletionRequest.from_openai(
-            [dict(message) for message in messages], [dict(tool) for tool in tools or ()] or None
+            read, [dict(tool) for tool in tools or ()] or None
         )
         if isinstance(request.messages[-1], AssistantMessage):
             request.messages[-1].prefix = True
         tokens: list[int] = mistral.encode_chat_completion(request).tokens
     except Exception as error:  # its own errors, pydantic's, AssertionError, KeyError, UnicodeEncodeError, ...
-        raise TokenizerError(f"chat template {mistral.version.value}: {one_line(error)}") from error
+        raise TokenizerError(f"chat template {version}: {one_line(error)}") from error
     return tokens
 
 
-def _check(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> None:
-    """Raise TokenizerError, in one line, for malformed messages and tools, and for images and audio."""
-    if not messages:
-        raise TokenizerError("the conversation is empty; pass at least one message")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise TokenizerError(f"message {index} is {message!r}; pass a mapping with role and content")
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise TokenizerError(f"message {index} has the role {role!r}; roles are {', '.join(ROLES)}")
-        if not (isinstance(content, str) or (content is None and message.get("tool_calls"))):
-            raise TokenizerError(f"message {index} has the content {content!r:.80}; pass a string")
+def _check_tools(tools: Sequence[Mapping[str, Any]], version: str) -> None:
+    if tools and version == "v1":
+        raise TokenizerError("chat template v1 has no place for tools; leave them out")
     for index, tool in enumerate(tools):
         if not isinstance(tool, Mapping):
-            raise TokenizerError(f"tool {index} is {tool!r}; pass a mapping with type and function")
+            raise TokenizerError(f"tool {index} is {tool!r:.80}; pass a mapping with type and function")
 
 
 def one_line(error: Exception) -> str:

@@ -81,8 +81,9 @@ class Tokenizer:
     ) -> list[int]:
         """The ids of a conversation up to where the model answers, by mistral-common's chat template.
 
-        messages, tools: mappings in OpenAI's format. Consecutive messages of one role are joined by an empty line. A
-        final assistant message is the beginning of the answer: no `</s>` follows it.
+        messages, tools: mappings in OpenAI's format, in any of the forms that clients send (`messages.read_messages`).
+        Consecutive messages of one role are joined by an empty line. A final assistant message is the beginning of the
+        answer: no `</s>` follows it.
 
         >>> tokenizer.chat([{"role": "user", "content": "Hi"}])
         [1, 3, 16127, 4]
@@ -126,6 +127,13 @@ class Tokenizer:
         Raises InputError if the id is outside the vocabulary.
         """
         return self._checked(token_id) in self._special
+
+    def control_id(self, name: str) -> int | None:
+        """The id of a control token, such as "[TOOL_CALLS]"; None if the vocabulary has none of this name."""
+        if self._tekken:
+            return self._tekken.get_special_token(name) if self._tekken.is_special(name) else None
+        found = self._tokenizer.get_special_token(name)  # sentencepiece gives <unk> for unknown names
+        return found if found in self._special and found != self._tokenizer.unk_id else None
 
     def token_bytes(self, token_id: int, *, begins_text: bool = False) -> bytes:
         """The bytes that the token adds to a text: `piece`, or b"" for a special token."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli.interrupts import interrupt_after
 from cli.processes import Result, invoke
 
 import mistral_portable as mp
@@ -79,10 +80,7 @@ def test_a_piped_message_that_fails_ends_the_chat() -> None:
 
 
 def test_ctrl_c_ends_a_piped_chat(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(streamer: mp.TextStreamer) -> str:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(mp.TextStreamer, "__next__", interrupted)
+    interrupt_after(0, monkeypatch)
     assert chat("Hello") == Result(130, "", "")
 
 

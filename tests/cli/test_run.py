@@ -6,6 +6,7 @@ from inspect import signature
 from typing import Any
 
 import pytest
+from cli.interrupts import interrupt_after
 from cli.processes import invoke
 
 import mistral_portable as mp
@@ -59,16 +60,7 @@ def test_the_same_seed_gives_the_same_text() -> None:
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_ctrl_c_keeps_what_there_is(options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = json.loads(invoke("run", "Once", "--json", *SHORT).out)["text"]
-    pieces: list[str] = []
-    advance = mp.TextStreamer.__next__
-
-    def interrupted(streamer: mp.TextStreamer) -> str:
-        if len(pieces) == 3:
-            raise KeyboardInterrupt
-        pieces.append(advance(streamer))
-        return pieces[-1]
-
-    monkeypatch.setattr(mp.TextStreamer, "__next__", interrupted)
+    pieces = interrupt_after(3, monkeypatch)
     result = invoke("run", "Once", *options, *SHORT)
     partial = "".join(pieces)
     assert result.status == 130

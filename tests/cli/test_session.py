@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli.interrupts import interrupt_after
 from cli.processes import Result, Terminal, invoke
 from safetensors.numpy import save_file
 
@@ -175,15 +176,7 @@ def test_several_processes_share_no_session(tmp_path: Path) -> None:
 @pytest.fixture
 def third_is_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C instead of the third piece of an answer."""
-    advance, pieces = mp.TextStreamer.__next__, list[str]()
-
-    def interrupted(streamer: mp.TextStreamer) -> str:
-        if len(pieces) == 2:
-            raise KeyboardInterrupt
-        pieces.append(advance(streamer))
-        return pieces[-1]
-
-    monkeypatch.setattr(mp.TextStreamer, "__next__", interrupted)
+    interrupt_after(2, monkeypatch)
 
 
 @pytest.mark.usefixtures("third_is_ctrl_c")

@@ -1,75 +1,23 @@
-"""A browser and a server for the tests of the page; without Chromium they say that they are skipped."""
+"""The embedded model, served on the loopback, and what the tests of the page need."""
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
-from server.fake_chat import FakeChat
+from server.page_fixtures import browser, browser_page, context, fake, page, running_fake
+from serving import Running, serving
 
 import mistral_portable as mp
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-# A machine may be slow: nothing here is a measurement.
-expect.set_options(timeout=30_000)
+__all__ = ["browser", "browser_page", "context", "fake", "model", "page", "running_fake", "server"]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Headless Chromium. For a module at a time: playwright's event loop runs in this thread meanwhile, and other
-    modules start their own."""
-    if CHROMIUM is None:
-        pytest.skip("not installed: chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
+def model() -> Iterator[mp.Model]:
+    with mp.load("tiny", backend="numba", max_lanes=4) as model:
+        yield model
 
 
 @pytest.fixture(scope="module")
-def running_server() -> Iterator[FakeChat]:
-    """A fake server that shows the embedded model."""
-    with mp.load("tiny", backend="reference") as model:
-        server = FakeChat(model)
-        yield server
-        server.close()
-
-
-@pytest.fixture
-def server(running_server: FakeChat) -> FakeChat:
-    """The fake server, as new."""
-    running_server.reset()
-    return running_server
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A browser that knows nothing yet."""
-    context = browser.new_context(viewport={"width": 1100, "height": 800})
-    yield context
-    context.close()
-
-
-@pytest.fixture
-def page(context: BrowserContext, server: FakeChat) -> Iterator[Page]:
-    """The page, loaded. A test fails if there was an error in its console."""
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.goto(server.url)
-    expect(page.locator("#model")).to_have_text("tiny")
-    yield page
-    # Refusals of the server are listed by the browser, too; tests look at what the page makes of them.
-    assert not [problem for problem in problems if "Failed to load resource" not in problem]
-
-
-@pytest.fixture(scope="module")
-def browser_page(browser: Browser, running_server: FakeChat) -> Iterator[Page]:
-    """The page, for all examples of a drawn test: they call its modules, and leave it as it is."""
-    page = browser.new_page()
-    page.goto(running_server.url)
-    expect(page.locator("#model")).to_have_text("tiny")
-    yield page
-    page.close()
+def server(model: mp.Model) -> Iterator[Running]:
+    with serving(model) as running:
+        yield running

@@ -8,16 +8,16 @@ from server.fake_chat import FakeChat
 from server.page_steps import answers, ask, finished, questions
 
 
-def test_an_answer_streams(page: Page, server: FakeChat) -> None:
+def test_an_answer_streams(page: Page, fake: FakeChat) -> None:
     more = threading.Event()
-    server.say("Once upon", more, " a time.")
+    fake.say("Once upon", more, " a time.")
     ask(page, "Tell me a story")
     expect(answers(page)).to_have_text("Once upon")  # the rest is not sent yet
     expect(page.locator("#send")).to_have_text("Stop")
     more.set()
     expect(answers(page)).to_have_text("Once upon a time.")
     finished(page)
-    [body] = server.bodies
+    [body] = fake.bodies
     assert body == {
         "model": "tiny",
         "messages": [{"role": "user", "content": "Tell me a story"}],
@@ -31,36 +31,36 @@ def test_figures_of_the_last_chunk(page: Page) -> None:
     expect(page.locator(".figures")).to_have_text("12 tokens · 48.0 tokens/s · prompt of 300 · 256 from the cache")
 
 
-def test_the_history_is_sent(page: Page, server: FakeChat) -> None:
-    server.say({"reasoning_content": "Easy."}, "Blue.")
+def test_the_history_is_sent(page: Page, fake: FakeChat) -> None:
+    fake.say({"reasoning_content": "Easy."}, "Blue.")
     ask(page, "What color is the sky?")
     finished(page)
     expect(answers(page)).to_have_text("Blue.")
     ask(page, "And the sun?")
     expect(answers(page)).to_have_count(2)
     finished(page)
-    assert server.bodies[1]["messages"] == [
+    assert fake.bodies[1]["messages"] == [
         {"role": "user", "content": "What color is the sky?"},
         {"role": "assistant", "content": "Blue."},
         {"role": "user", "content": "And the sun?"},
     ]
 
 
-def test_enter_sends_and_shift_enter_begins_a_line(page: Page, server: FakeChat) -> None:
+def test_enter_sends_and_shift_enter_begins_a_line(page: Page, fake: FakeChat) -> None:
     field = page.get_by_label("Message", exact=True)
     field.press_sequentially("one")
     height = field.evaluate("field => field.clientHeight")
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("two")
     assert field.evaluate("field => field.clientHeight") > height
-    assert not server.bodies
+    assert not fake.bodies
     page.keyboard.press("Enter")
     expect(questions(page)).to_have_text("one\ntwo")
     expect(field).to_have_value("")
     assert field.evaluate("field => field.clientHeight") == height
 
 
-def test_enter_within_an_input_method_does_not_send(page: Page, server: FakeChat) -> None:
+def test_enter_within_an_input_method_does_not_send(page: Page, fake: FakeChat) -> None:
     field = page.get_by_label("Message", exact=True)
     field.fill("にほん")
     field.evaluate(
@@ -68,12 +68,12 @@ def test_enter_within_an_input_method_does_not_send(page: Page, server: FakeChat
     )
     expect(field).to_have_value("にほん")
     expect(questions(page)).to_have_count(0)
-    assert not server.bodies
+    assert not fake.bodies
 
 
 @pytest.mark.parametrize("how", ["button", "Escape"])
-def test_stop_ends_the_request_and_keeps_the_text(page: Page, server: FakeChat, how: str) -> None:
-    server.say("Half of it", threading.Event())
+def test_stop_ends_the_request_and_keeps_the_text(page: Page, fake: FakeChat, how: str) -> None:
+    fake.say("Half of it", threading.Event())
     ask(page, "Count to a million")
     expect(answers(page)).to_have_text("Half of it")
     if how == "button":
@@ -81,25 +81,25 @@ def test_stop_ends_the_request_and_keeps_the_text(page: Page, server: FakeChat, 
     else:
         page.keyboard.press("Escape")
     finished(page)
-    assert server.left.wait(30), "the server was not told"
+    assert fake.left.wait(30), "the server was not told"
     expect(answers(page)).to_have_text("Half of it")
     expect(page.locator(".assistant .note")).to_have_text("Stopped.")
 
 
-def test_regenerate(page: Page, server: FakeChat) -> None:
-    server.say("The first.")
-    server.say("The second.")
+def test_regenerate(page: Page, fake: FakeChat) -> None:
+    fake.say("The first.")
+    fake.say("The second.")
     ask(page, "Give me a number")
     finished(page)
     page.get_by_role("button", name="Regenerate").click()
     expect(answers(page)).to_have_text("The second.")
     finished(page)
-    assert server.bodies[0] == server.bodies[1]
+    assert fake.bodies[0] == fake.bodies[1]
 
 
-def test_regenerating_an_earlier_answer_drops_what_followed(page: Page, server: FakeChat) -> None:
+def test_regenerating_an_earlier_answer_drops_what_followed(page: Page, fake: FakeChat) -> None:
     for text in ("A", "B", "C"):
-        server.say(text)
+        fake.say(text)
     ask(page, "one")
     finished(page)
     ask(page, "two")
@@ -110,9 +110,9 @@ def test_regenerating_an_earlier_answer_drops_what_followed(page: Page, server: 
     expect(questions(page)).to_have_text(["one"])
 
 
-def test_edit(page: Page, server: FakeChat) -> None:
+def test_edit(page: Page, fake: FakeChat) -> None:
     for text in ("A", "B", "C"):
-        server.say(text)
+        fake.say(text)
     ask(page, "one")
     finished(page)
     ask(page, "two")
@@ -125,10 +125,10 @@ def test_edit(page: Page, server: FakeChat) -> None:
     page.keyboard.press("Enter")
     expect(questions(page)).to_have_text(["uno"])
     expect(answers(page)).to_have_text(["C"])
-    assert server.bodies[2]["messages"] == [{"role": "user", "content": "uno"}]
+    assert fake.bodies[2]["messages"] == [{"role": "user", "content": "uno"}]
 
 
-def test_an_edit_can_be_given_up(page: Page, server: FakeChat) -> None:
+def test_an_edit_can_be_given_up(page: Page, fake: FakeChat) -> None:
     ask(page, "one")
     finished(page)
     page.get_by_label("Message", exact=True).focus()
@@ -138,12 +138,12 @@ def test_an_edit_can_be_given_up(page: Page, server: FakeChat) -> None:
     expect(page.get_by_label("Edit the message")).to_have_count(0)
     expect(questions(page)).to_have_text(["one"])
     expect(answers(page)).to_have_text(["Hello."])
-    assert len(server.bodies) == 1
+    assert len(fake.bodies) == 1
 
 
-def test_conversations_are_apart_and_survive_a_reload(page: Page, server: FakeChat) -> None:
-    server.say("Answer A")
-    server.say("Answer B")
+def test_conversations_are_apart_and_survive_a_reload(page: Page, fake: FakeChat) -> None:
+    fake.say("Answer A")
+    fake.say("Answer B")
     ask(page, "Question A")
     finished(page)
     page.get_by_role("button", name="New conversation").click()
@@ -151,7 +151,7 @@ def test_conversations_are_apart_and_survive_a_reload(page: Page, server: FakeCh
     ask(page, "Question B")
     expect(answers(page)).to_have_text(["Answer B"])
     finished(page)
-    assert server.bodies[1]["messages"] == [{"role": "user", "content": "Question B"}]
+    assert fake.bodies[1]["messages"] == [{"role": "user", "content": "Question B"}]
     page.reload()
     expect(answers(page)).to_have_text(["Answer B"])
     page.get_by_role("button", name="Question A", exact=True).click()
@@ -173,9 +173,9 @@ def test_a_conversation_can_be_deleted(page: Page) -> None:
     expect(page.locator("#conversations li")).to_have_count(0)
 
 
-def test_an_answer_goes_on_behind_another_conversation(page: Page, server: FakeChat) -> None:
+def test_an_answer_goes_on_behind_another_conversation(page: Page, fake: FakeChat) -> None:
     more = threading.Event()
-    server.say("Begun", more, ", done.")
+    fake.say("Begun", more, ", done.")
     ask(page, "The slow one")
     expect(answers(page)).to_have_text("Begun")
     page.get_by_role("button", name="New conversation").click()
@@ -190,30 +190,30 @@ def test_an_answer_goes_on_behind_another_conversation(page: Page, server: FakeC
     expect(answers(page)).to_have_text(["Begun, done."])
 
 
-def test_a_reload_amid_an_answer_keeps_its_beginning(page: Page, server: FakeChat) -> None:
-    server.say("The beginning", threading.Event())
+def test_a_reload_amid_an_answer_keeps_its_beginning(page: Page, fake: FakeChat) -> None:
+    fake.say("The beginning", threading.Event())
     ask(page, "A long one")
     expect(answers(page)).to_have_text("The beginning")
     page.reload()
     expect(answers(page)).to_have_text("The beginning")
     expect(page.locator(".assistant .note")).to_contain_text("Interrupted")
-    assert server.left.wait(30)
+    assert fake.left.wait(30)
     finished(page)
 
 
-def test_another_tab_shows_what_this_one_writes(page: Page, server: FakeChat) -> None:
+def test_another_tab_shows_what_this_one_writes(page: Page, fake: FakeChat) -> None:
     other = page.context.new_page()
-    other.goto(server.url)
+    other.goto(fake.url)
     ask(page, "From the first tab")
     finished(page)
     other.get_by_role("button", name="From the first tab", exact=True).click()
     expect(answers(other)).to_have_text(["Hello."])
 
 
-def test_reasoning_is_folded(page: Page, server: FakeChat) -> None:
+def test_reasoning_is_folded(page: Page, fake: FakeChat) -> None:
     more = threading.Event()
     # The server sends both names; the text is to be shown once.
-    server.say({"reasoning": "Let me see.", "reasoning_content": "Let me see."}, more, "Forty-two.")
+    fake.say({"reasoning": "Let me see.", "reasoning_content": "Let me see."}, more, "Forty-two.")
     ask(page, "What is the answer?")
     expect(page.locator(".reasoning summary")).to_have_text("Thinking…")
     expect(page.locator(".reasoning .text")).to_be_hidden()
@@ -224,12 +224,12 @@ def test_reasoning_is_folded(page: Page, server: FakeChat) -> None:
     expect(page.locator(".reasoning .text")).to_have_text("Let me see.")
 
 
-def test_tool_calls_are_shown(page: Page, server: FakeChat) -> None:
+def test_tool_calls_are_shown(page: Page, fake: FakeChat) -> None:
     def piece(index: int, arguments: str, **more: str) -> dict[str, object]:
         names = {"name": more["name"]} if "name" in more else {}
         return {"tool_calls": [{"index": index, "id": "abc", "function": {"arguments": arguments, **names}}]}
 
-    server.say(piece(0, '{"city": ', name="weather"), piece(0, '"Paris"}'), piece(1, "{}", name="<b>time</b>"))
+    fake.say(piece(0, '{"city": ', name="weather"), piece(0, '"Paris"}'), piece(1, "{}", name="<b>time</b>"))
     ask(page, "What is the weather?")
     finished(page)
     calls = page.locator(".tool-call")
@@ -239,15 +239,15 @@ def test_tool_calls_are_shown(page: Page, server: FakeChat) -> None:
     expect(calls.nth(1).locator(".tool-name")).to_have_text("Calls <b>time</b>")
 
 
-def test_an_answer_that_is_cut_off_says_so(page: Page, server: FakeChat) -> None:
-    server.say("Cut", {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
+def test_an_answer_that_is_cut_off_says_so(page: Page, fake: FakeChat) -> None:
+    fake.say("Cut", {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
     ask(page, "Hello")
     expect(page.locator(".assistant .note")).to_contain_text("limit of tokens")
 
 
-def test_refusals_are_shown_and_can_be_tried_again(page: Page, server: FakeChat) -> None:
-    server.refuse(400, "max_tokens: must be at least 1")
-    server.refuse(503, "all lanes are busy", **{"Retry-After": "7"})
+def test_refusals_are_shown_and_can_be_tried_again(page: Page, fake: FakeChat) -> None:
+    fake.refuse(400, "max_tokens: must be at least 1")
+    fake.refuse(503, "all lanes are busy", **{"Retry-After": "7"})
     ask(page, "Hello")
     error = page.locator(".assistant .error")
     expect(error).to_have_text("max_tokens: must be at least 1")
@@ -258,8 +258,8 @@ def test_refusals_are_shown_and_can_be_tried_again(page: Page, server: FakeChat)
     expect(error).to_have_count(0)
 
 
-def test_an_error_amid_an_answer_keeps_its_beginning(page: Page, server: FakeChat) -> None:
-    server.say("So far", {"error": {"code": 500, "message": "logits are not finite"}})
+def test_an_error_amid_an_answer_keeps_its_beginning(page: Page, fake: FakeChat) -> None:
+    fake.say("So far", {"error": {"code": 500, "message": "logits are not finite"}})
     ask(page, "Hello")
     expect(page.locator(".assistant .error")).to_have_text("logits are not finite")
     expect(answers(page)).to_have_text(["So far"])

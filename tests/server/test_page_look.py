@@ -15,13 +15,13 @@ WIDE = "a_very_long_word_" * 20
 FULL_ANSWER = f"# Title\n\n{WIDE}\n\n```\n{WIDE}\n```\n\n| {WIDE} | b |\n|---|---|\n| 1 | 2 |\n\n- [x] done\n\n> quoted"
 
 
-def fill_conversation(page: Page, server: FakeChat) -> None:
+def fill_conversation(page: Page, fake: FakeChat) -> None:
     """A conversation that has all that there is."""
     call = {"index": 0, "id": "abc", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
-    server.say({"reasoning_content": "Let me see."}, FULL_ANSWER, {"tool_calls": [call]})
+    fake.say({"reasoning_content": "Let me see."}, FULL_ANSWER, {"tool_calls": [call]})
     ask(page, f"Hello {WIDE}")
     finished(page)
-    server.refuse(400, "no")
+    fake.refuse(400, "no")
     ask(page, "Once more")
     expect(page.locator(".assistant .error")).to_have_text("no")
 
@@ -43,10 +43,10 @@ def overflows(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [320, 375, 768, 1400])
-def test_nothing_is_wider_than_the_window(page: Page, server: FakeChat, width: int) -> None:
+def test_nothing_is_wider_than_the_window(page: Page, fake: FakeChat, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 700})
     assert overflows(page) == []
-    fill_conversation(page, server)
+    fill_conversation(page, fake)
     assert overflows(page) == []
     for name in ("Settings", "Model", "Shortcuts"):
         page.evaluate(f"document.getElementById('open-{name.lower().replace('model', 'info')}').click()")
@@ -57,7 +57,7 @@ def test_nothing_is_wider_than_the_window(page: Page, server: FakeChat, width: i
         page.keyboard.press("Escape")
 
 
-def test_on_a_phone_the_conversations_are_a_drawer(page: Page, server: FakeChat) -> None:
+def test_on_a_phone_the_conversations_are_a_drawer(page: Page, fake: FakeChat) -> None:
     page.set_viewport_size({"width": 375, "height": 700})
     ask(page, "Hello")
     finished(page)
@@ -96,36 +96,36 @@ def test_light_and_dark(page: Page) -> None:
     assert brightness(page) > 200
 
 
-def _nothing(page: Page, server: FakeChat) -> None: ...
+def _nothing(page: Page, fake: FakeChat) -> None: ...
 
 
-def _writing(page: Page, server: FakeChat) -> None:
-    server.say("Half of it", threading.Event())
+def _writing(page: Page, fake: FakeChat) -> None:
+    fake.say("Half of it", threading.Event())
     ask(page, "Hello")
     expect(answers(page)).to_have_text("Half of it")
 
 
-def _editor(page: Page, server: FakeChat) -> None:
-    fill_conversation(page, server)
+def _editor(page: Page, fake: FakeChat) -> None:
+    fill_conversation(page, fake)
     page.get_by_role("button", name="Edit").first.click()
 
 
-def _settings(page: Page, server: FakeChat) -> None:
+def _settings(page: Page, fake: FakeChat) -> None:
     page.get_by_role("button", name="Settings", exact=True).click()
     page.get_by_label("JSON schema").fill("{oops")
 
 
-def _model(page: Page, server: FakeChat) -> None:
+def _model(page: Page, fake: FakeChat) -> None:
     page.get_by_role("button", name="Model", exact=True).click()
     expect(page.locator("#info figure")).to_have_count(2)
 
 
-def _shortcuts(page: Page, server: FakeChat) -> None:
+def _shortcuts(page: Page, fake: FakeChat) -> None:
     page.get_by_role("button", name="Shortcuts", exact=True).click()
 
 
-def _key(page: Page, server: FakeChat) -> None:
-    server.key = "secret"
+def _key(page: Page, fake: FakeChat) -> None:
+    fake.key = "secret"
     ask(page, "Hello")
     expect(page.get_by_role("dialog", name="API key")).to_be_visible()
 
@@ -135,24 +135,24 @@ STATES = [_nothing, fill_conversation, _writing, _editor, _settings, _model, _sh
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__.strip("_"))
-def test_axe_finds_nothing(page: Page, server: FakeChat, state: Callable[[Page, FakeChat], None], scheme: str) -> None:
+def test_axe_finds_nothing(page: Page, fake: FakeChat, state: Callable[[Page, FakeChat], None], scheme: str) -> None:
     """Labels, roles, contrast and the rest of axe-core's rules."""
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
-    state(page, server)
+    state(page, fake)
     results = Axe().run(page)
     assert results.violations_count == 0, results.generate_report()
 
 
-def test_a_reader_of_screens_hears_begin_and_end(page: Page, server: FakeChat) -> None:
+def test_a_reader_of_screens_hears_begin_and_end(page: Page, fake: FakeChat) -> None:
     more = threading.Event()
-    server.say("Half of it", more)
+    fake.say("Half of it", more)
     ask(page, "Hello")
     expect(page.get_by_role("status")).to_have_text("The answer is being written.")
     more.set()
     expect(page.get_by_role("status")).to_have_text("The answer is complete.")
 
 
-def test_shortcuts(page: Page, server: FakeChat) -> None:
+def test_shortcuts(page: Page, fake: FakeChat) -> None:
     ask(page, "First")
     finished(page)
     page.keyboard.press("Alt+n")
@@ -179,7 +179,7 @@ def test_shortcuts(page: Page, server: FakeChat) -> None:
     page.keyboard.press("/")
     expect(page.get_by_label("Message", exact=True)).to_be_focused()
     expect(page.get_by_label("Message", exact=True)).to_have_value("?")
-    assert [body["messages"][-1]["content"] for body in server.bodies] == ["First", "Second", "Second"]
+    assert [body["messages"][-1]["content"] for body in fake.bodies] == ["First", "Second", "Second"]
 
 
 def test_the_shortcuts_that_are_listed_are_those_that_there_are(page: Page) -> None:
@@ -189,7 +189,7 @@ def test_the_shortcuts_that_are_listed_are_those_that_there_are(page: Page) -> N
     assert listed == known
 
 
-def test_the_model_and_its_attention(page: Page, server: FakeChat) -> None:
+def test_the_model_and_its_attention(page: Page, fake: FakeChat) -> None:
     page.get_by_role("button", name="Model", exact=True).click()
     info = page.locator("#info")
     expect(info).to_contain_text("reference, float32")

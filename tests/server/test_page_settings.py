@@ -29,11 +29,11 @@ def fill_all(page: Page) -> None:
     )
 
 
-def test_settings_reach_the_request(page: Page, server: FakeChat) -> None:
+def test_settings_reach_the_request(page: Page, fake: FakeChat) -> None:
     fill_all(page)
     ask(page, "Hello")
     finished(page)
-    assert server.bodies == [
+    assert fake.bodies == [
         {
             "model": "tiny",
             "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
@@ -51,7 +51,7 @@ def test_settings_reach_the_request(page: Page, server: FakeChat) -> None:
     ]
 
 
-def test_settings_survive_a_reload_and_can_be_reset(page: Page, server: FakeChat) -> None:
+def test_settings_survive_a_reload_and_can_be_reset(page: Page, fake: FakeChat) -> None:
     fill_all(page)
     page.reload()
     ask(page, "Hello")
@@ -63,18 +63,18 @@ def test_settings_survive_a_reload_and_can_be_reset(page: Page, server: FakeChat
     ask(page, "Hello again")
     expect(answers(page)).to_have_count(2)
     finished(page)
-    first, second = (set(body) for body in server.bodies)
+    first, second = (set(body) for body in fake.bodies)
     assert first - second == {"temperature", "top_p", "max_tokens", "seed", "response_format"}
 
 
-def test_a_temperature_of_zero_is_sent(page: Page, server: FakeChat) -> None:
+def test_a_temperature_of_zero_is_sent(page: Page, fake: FakeChat) -> None:
     fill(page, Temperature="0")
     ask(page, "Hello")
     finished(page)
-    assert server.bodies[0]["temperature"] == 0
+    assert fake.bodies[0]["temperature"] == 0
 
 
-def test_a_schema_that_is_none_is_refused_and_nothing_is_lost(page: Page, server: FakeChat) -> None:
+def test_a_schema_that_is_none_is_refused_and_nothing_is_lost(page: Page, fake: FakeChat) -> None:
     for wrong, reason in (("{oops", "is no JSON"), ("[1]", "must be an object"), ("null", "must be an object")):
         page.get_by_role("button", name="Settings", exact=True).click()
         page.get_by_label("JSON schema").fill(wrong)
@@ -84,18 +84,18 @@ def test_a_schema_that_is_none_is_refused_and_nothing_is_lost(page: Page, server
         ask(page, "Hello")
         expect(page.locator("#notice")).to_contain_text(reason)
         expect(page.get_by_label("Message", exact=True)).to_have_value("Hello")
-    assert not server.bodies
+    assert not fake.bodies
     fill(page, JSON_schema="")
     page.get_by_label("Message", exact=True).press("Enter")
     expect(answers(page)).to_have_text(["Hello."])
     expect(page.locator("#notice")).to_be_hidden()
 
 
-def test_regenerate_takes_the_present_settings(page: Page, server: FakeChat) -> None:
+def test_regenerate_takes_the_present_settings(page: Page, fake: FakeChat) -> None:
     ask(page, "Hello")
     finished(page)
     fill(page, Seed="3")
     page.locator("body").press("Alt+r")
     expect(page.locator("#send")).to_have_text("Send")
     expect(page.locator(".figures")).to_have_count(1)
-    assert [body.get("seed") for body in server.bodies] == [None, 3]
+    assert [body.get("seed") for body in fake.bodies] == [None, 3]

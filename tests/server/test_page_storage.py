@@ -45,12 +45,12 @@ READ = """async ([text, cuts]) => {
 }"""
 
 
-def test_a_full_storage_is_said_and_loses_nothing_before_the_page_closes(page: Page, server: FakeChat) -> None:
+def test_a_full_storage_is_said_and_loses_nothing_before_the_page_closes(page: Page, fake: FakeChat) -> None:
     ask(page, "Before")
     finished(page)
     page.evaluate(FILL)
     page.get_by_role("button", name="New conversation").click()
-    server.say("This goes on.")
+    fake.say("This goes on.")
     ask(page, "After")
     expect(answers(page)).to_have_text(["This goes on."])
     expect(page.locator("#notice")).to_contain_text("storage is full")
@@ -61,17 +61,17 @@ def test_a_full_storage_is_said_and_loses_nothing_before_the_page_closes(page: P
     expect(page.locator("#notice")).to_be_hidden()
 
 
-def test_damaged_entries_are_passed_over(context: BrowserContext, server: FakeChat) -> None:
+def test_damaged_entries_are_passed_over(context: BrowserContext, fake: FakeChat) -> None:
     context.add_init_script(f"for (const [k, v] of Object.entries({json.dumps(DAMAGED)})) localStorage.setItem(k, v)")
     page = context.new_page()
-    page.goto(server.url)
+    page.goto(fake.url)
     expect(page.locator("#model")).to_have_text("tiny")
     expect(page.locator("#conversations li")).to_have_count(0)
     ask(page, "Hello")
     expect(answers(page)).to_have_text(["Hello."])
     finished(page)
-    assert "seed" not in server.bodies[0]
-    assert server.bodies[0]["temperature"] == 0.5
+    assert "seed" not in fake.bodies[0]
+    assert fake.bodies[0]["temperature"] == 0.5
 
 
 LINE = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=12)

@@ -1,0 +1,46 @@
+"""A tokenizer of every chat version: mistral-common's files, and later versions made of its newest tekken.json.
+
+The special tokens of v11 and later have the ids that they have in Mistral's own files: [ARGS] 32 to [/THINK] 35.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+from tokenizer.vocabularies import FILES, from_file
+
+from mistral_portable.tokenizer import Tokenizer, TokenizerFile, load_tokenizer
+
+_LATER = {
+    "v11": ["[ARGS]", "[CALL_ID]"],
+    "v13 without [THINK]": ["[ARGS]", "[CALL_ID]"],
+    "v13": ["[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]"],
+    "v15": ["[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]", "[MODEL_SETTINGS]", "[/MODEL_SETTINGS]"],
+}
+VERSIONS = [*FILES, *_LATER]
+WITH_CALLS = [name for name in VERSIONS if name != "v1"]
+WITH_REASONING = ["v13", "v15"]
+
+
+@cache
+def tokenizer_of(name: str) -> Tokenizer:
+    if name in FILES:
+        return from_file(name)
+    return load_tokenizer(TokenizerFile(Path("tekken.json"), memoryview(_later(name))))
+
+
+def _later(name: str) -> bytes:
+    file: dict[str, Any] = json.loads(FILES["tekken 240911"].read_bytes())
+    version = name.split()[0]
+    file["config"]["version"] = version
+    special = [dict(token) for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS]
+    names = [f"<SPECIAL_{rank}>" for rank in range(len(special), 32)] + _LATER[name]
+    special += [
+        {"rank": rank, "token_str": text, "is_control": True} for rank, text in enumerate(names, start=len(special))
+    ]
+    file["special_tokens"] = special
+    if version == "v15":
+        file["model_settings_builder"] = {}
+    return json.dumps(file).encode()

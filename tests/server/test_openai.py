@@ -1,0 +1,164 @@
+"""OpenAI's API, asked by OpenAI's own client: answers are the model's, streams are their answers in pieces."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import CHAT, PATIENCE, Running
+
+import mistral_portable as mp
+
+TEXT = "Once upon a time"
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", timeout=PATIENCE, max_retries=0) as client:
+        yield client
+
+
+def test_a_greedy_chat_is_the_model_s(client: openai.OpenAI, model: mp.Model) -> None:
+    answer = client.chat.completions.create(model="any", messages=CHAT, temperature=0)  # type: ignore[arg-type]
+    alone = model.chat(CHAT, temperature=0, max_tokens=None)
+    (choice,) = answer.choices
+    assert (choice.message.content, choice.message.role) == (alone.text, "assistant")
+    assert choice.finish_reason == alone.finish_reason == "stop"
+    assert answer.model == "tiny"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == len(alone.tokens)
+    assert answer.usage.prompt_tokens == alone.timings.prefill_tokens
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_a_seeded_text_is_the_model_s(client: openai.OpenAI, model: mp.Model) -> None:
+    prompts = [TEXT, "One day"]
+    answer = client.completions.create(model="any", prompt=prompts, seed=3, n=2, max_tokens=9, temperature=1.3)
+    alone = model.generate(prompts, n=2, seed=3, max_tokens=9, temperature=1.3)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in answer.choices] == [one.text for some in alone for one in some]
+
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0, 0.7, 1.5]),
+        "seed": st.integers(0, 99),
+        "max_tokens": st.integers(1, 40),
+        "n": st.integers(1, 3),
+        "stop": st.sampled_from([None, ".", [" the", "ball"], "Tom"]),
+    }
+)
+
+
+@settings(max_examples=25)
+@given(options=SETTINGS, logprobs=st.booleans())
+def test_a_streamed_chat_is_the_whole_one(client: openai.OpenAI, options: dict[str, Any], logprobs: bool) -> None:
+    if logprobs:
+        options |= {"logprobs": True, "top_logprobs": 2}
+    create: Any = client.chat.completions.create
+    whole = create(model="any", messages=CHAT, **options)
+    chunks = list(create(model="any", messages=CHAT, stream=True, stream_options={"include_usage": True}, **options))
+    assert len({chunk.id for chunk in chunks}) == 1
+    usage = chunks.pop()
+    assert usage.choices == []
+    assert usage.usage.completion_tokens == whole.usage.completion_tokens
+    assert usage.usage.prompt_tokens == whole.usage.prompt_tokens
+    assert all(chunk.usage is None for chunk in chunks)
+    for index in range(options["n"]):
+        own = [choice for chunk in chunks for choice in chunk.choices if choice.index == index]
+        assert own[0].delta.role == "assistant"
+        assert own[-1].delta.content is None
+        assert [choice.finish_reason for choice in own] == [None] * (len(own) - 1) + [
+            whole.choices[index].finish_reason
+        ]
+        assert "".join(choice.delta.content or "" for choice in own) == whole.choices[index].message.content
+        if logprobs:
+            streamed = [one for choice in own if choice.logprobs for one in choice.logprobs.content]
+            assert streamed == whole.choices[index].logprobs.content
+
+
+@settings(max_examples=15)
+@given(options=SETTINGS, logprobs=st.sampled_from([None, 0, 2]))
+def test_a_streamed_text_is_the_whole_one(client: openai.OpenAI, options: dict[str, Any], logprobs: int | None) -> None:
+    create: Any = client.completions.create
+    prompts = [TEXT, "A"]
+    whole = create(model="any", prompt=prompts, logprobs=logprobs, **options)
+    chunks = list(create(model="any", prompt=prompts, logprobs=logprobs, stream=True, **options))
+    for choice in whole.choices:
+        own = [one for chunk in chunks for one in chunk.choices if one.index == choice.index]
+        assert "".join(one.text for one in own) == choice.text
+        assert own[-1].finish_reason == choice.finish_reason
+        if logprobs is not None:
+            for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+                found = [one for part in own if part.logprobs for one in getattr(part.logprobs, name)]
+                assert found == getattr(choice.logprobs, name)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_tokens_of_log_probabilities_add_up_to_the_content(client: openai.OpenAI, seed: int) -> None:
+    create: Any = client.chat.completions.create
+    answer = create(model="any", messages=CHAT, seed=seed, temperature=1.5, logprobs=True, max_tokens=30)
+    (choice,) = answer.choices
+    assert choice.logprobs is not None
+    assert choice.logprobs.content is not None
+    pieces = [bytes(one.bytes or ()) for one in choice.logprobs.content]
+    assert b"".join(pieces).decode(errors="replace") == choice.message.content
+    assert all(one.logprob <= 0 for one in choice.logprobs.content)
+
+
+def test_prompts_of_all_kinds(client: openai.OpenAI, model: mp.Model) -> None:
+    ids = model.tokenizer.encode(TEXT)
+    kinds: list[Any] = [TEXT, ids, [TEXT], [ids]]
+    answers = [client.completions.create(model="any", prompt=kind, temperature=0) for kind in kinds]
+    assert {answer.choices[0].text for answer in answers} == {model.generate(TEXT, temperature=0, max_tokens=16).text}
+
+
+def test_a_prompt_is_found_again_and_timings_say_so(server: Running) -> None:
+    body = {"messages": [{"role": "user", "content": "What is a cache? " * 20}], "max_tokens": 4}
+    with server.client() as http:
+        http.post("/v1/chat/completions", json=body)
+        answer = http.post("/v1/chat/completions", json=body).json()
+        other = http.post("/v1/chat/completions", json=body | {"cache_salt": "mine"}).json()
+    asked = answer["usage"]["prompt_tokens"]
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == asked - 1
+    assert (answer["timings"]["cache_n"], answer["timings"]["prompt_n"]) == (asked - 1, 1)
+    assert answer["timings"]["predicted_n"] == answer["usage"]["completion_tokens"]
+    assert other["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match=r"'gpt'.*'tiny'"):
+        client.models.retrieve("gpt")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"messages": 5}, "messages: .*got 5"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "message 0 .*king"),
+        ({"temperature": "hot"}, "temperature: .*'hot'"),
+        ({"top_p": 7}, "top_p=7"),
+        ({"n": 0}, "n: .*got 0"),
+        ({"stop": ["a", 5]}, "stop.*1: .*got 5"),
+        ({"messages": [{"role": "user", "content": "word " * 40000}]}, r"1\d{5} tokens, the context holds 32768"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type: .*'xml'"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"extra_body": {"grammar": "start: /a/"}}, "grammar: "),
+        ({"extra_body": {"regex": "a"}}, "regex: "),
+    ],
+    ids=lambda value: f"{value:.30}" if isinstance(value, str) else ",".join(value),
+)
+def test_errors_come_before_the_stream(client: openai.OpenAI, wrong: dict[str, Any], words: str, stream: bool) -> None:
+    create: Any = client.chat.completions.create
+    with pytest.raises(openai.BadRequestError, match=words) as caught:
+        create(**{"model": "any", "messages": CHAT, "stream": stream, **wrong})
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["type"] == "invalid_request_error"
+    assert "\n" not in caught.value.body["message"]
