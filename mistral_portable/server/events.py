@@ -49,6 +49,7 @@ class EventStream(Response):
         self._pieces = pieces
         self._error = error
         self._keep_alive = keep_alive
+        self._sending = asyncio.Lock()
         self._started = False
         self._sent_at = 0.0
 
@@ -74,10 +75,10 @@ class EventStream(Response):
 
     async def _send(self, send: Send, piece: bytes, *, more: bool = True) -> None:
         try:
-            async with asyncio.timeout(_STALLED):
+            async with asyncio.timeout(_STALLED), self._sending:
                 if not self._started:
-                    self._started = True
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    self._started = True
                 await send({"type": "http.response.body", "body": piece, "more_body": more})
         except TimeoutError:
             raise ClientGone from None

@@ -40,6 +40,7 @@ class _Answering:
 
     async def answer(self, http: HTTPRequest, request: ChatRequest | TextRequest) -> Response:
         """The response to a checked request."""
+        self._service.check_ready()  # before the work of encoding
         job = await self._service.in_thread(self._job, request)
         if request.stream:
             return EventStream(self._events(request, job), error=lambda error: sse(openai_error(failure_of(error))))

@@ -42,9 +42,8 @@ def read_messages(messages: Sequence[Mapping[str, Any]], version: str, *, reason
     read = [_read(message, f"message {index}", joint) for index, message in enumerate(messages)]
     for index, message in enumerate(read):
         _check_version(message, f"message {index}", version, reasons)
-    ordered = _merge_calls(_move_systems(read))
-    map_ids(ordered)
-    return [_with_reasoning(message) for message in ordered]
+    map_ids(read, paired=version in ("v11", "v13", "v15"))
+    return [_with_reasoning(message) for message in _merge_calls(_move_systems(read))]
 
 
 def _read(message: object, where: str, joint: str) -> Message:

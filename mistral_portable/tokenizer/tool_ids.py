@@ -12,29 +12,39 @@ Message = dict[str, Any]
 _NONE = ("", "null", None)  # "null" is what mistral-common writes where there is no id
 
 
-def map_ids(messages: Iterable[Message]) -> None:
+def map_ids(messages: Iterable[Message], *, paired: bool) -> None:
     """Give every call and every result of a conversation an id of 9 letters and digits, in place.
 
     An id of this form stays. Any other is mapped, always to the same one, and two of a conversation to different ones.
     A call without an id gets one; a result without an id is that of the first call before it that has none, by its name
     where it has one, and a result without a name gets that of its call.
 
-    Raises TokenizerError for an id that is no text, and for a result without an id where no call waits for one.
+    paired: whether each result must have the id of a call that waits for it.
+
+    Raises TokenizerError for an id that is no text, and for a result that no call waits for, if it has no id or must be
+    paired.
     """
     found = list(messages)
     ids = _Mapping(found)
-    waiting = list[Message]()  # calls of the last assistant message that have no result yet
+    waiting = list[Message]()  # calls of the last assistant messages that have no result yet
+    before = ""
     for index, message in enumerate(found):
-        if message["role"] == "assistant":
-            waiting = message.get("tool_calls") or []
-            for number, call in enumerate(waiting):
+        role = message["role"]
+        if role == "assistant":
+            made = message.get("tool_calls") or []
+            for number, call in enumerate(made):
                 call["id"] = ids.of(call.get("id"), f"message {index} call {number}")
-            waiting = list(waiting)
-        elif message["role"] == "tool":
-            _name_result(message, waiting, ids, f"message {index}")
+            waiting = [*waiting, *made] if before == role else list(made)
+        elif role == "tool":
+            written = message.get("tool_call_id")
+            call = _name_result(message, waiting, ids, f"message {index}")
+            if call is None and paired:
+                raise TokenizerError(f"message {index} is a result of the call {written!r:.80}, but none waits for one")
+        before = role
 
 
-def _name_result(message: Message, waiting: list[Message], ids: "_Mapping", where: str) -> None:
+def _name_result(message: Message, waiting: list[Message], ids: "_Mapping", where: str) -> Message | None:
+    """Give a result its id and its name; return the call that it belongs to, which waits no more."""
     id, name = message.get("tool_call_id"), message.get("name")
     if id in _NONE:
         call = next((call for call in waiting if name in (None, _name(call))), None)
@@ -47,6 +57,7 @@ def _name_result(message: Message, waiting: list[Message], ids: "_Mapping", wher
     if call is not None:
         waiting.remove(call)
         message["name"] = name or _name(call)
+    return call
 
 
 def _name(call: Message) -> Any:

@@ -200,6 +200,8 @@ def test_the_callers_messages_are_left_alone() -> None:
         ("v3", [user({"text": "Hi"})], "message 0 has the content"),
         ("v3", [user("?"), {"role": "tool", "content": "x"}], "without tool_call_id, and no call waits"),
         ("v3", [user("?"), calls(call("a")), result(5)], "message 2 has the id 5"),
+        ("v11", [user("?"), calls(call("a")), result("b")], "message 2 is a result of the call 'b', but none waits"),
+        ("v13", [user("?"), calls(call("a")), result("a"), result("a")], "message 3 is a result of the call 'a'"),
         ("v3", [user("?"), calls(call(5))], "message 1 call 0 has the id 5"),
         ("v3", [user("?"), {"role": "assistant", "content": "", "tool_calls": "f"}], "has the tool_calls 'f'"),
     ],
