@@ -21,7 +21,7 @@ export function setKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
-/** GET `path`, or POST `body` as JSON. Resolves to a Response that is ok; throws ApiError, or AbortError if `signal` fires. */
+/** GET `path`, or POST `body` as JSON. Resolves to an ok Response; throws ApiError, or AbortError by `signal`. */
 export async function request(path, body, signal) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);

@@ -19,7 +19,8 @@ export class Chat extends EventTarget {
     this.model = "";
     this.conversations = loadConversations();
     for (const { messages } of this.conversations.values()) {
-      for (const message of messages) if (message.role === "assistant" && !message.finish) message.finish = "interrupted";
+      for (const message of messages)
+        if (message.role === "assistant" && !message.finish) message.finish = "interrupted";
     }
     this.current = this.sorted()[0] ?? blank();
     onOtherTabs((id, conversation) => this.#follow(id, conversation));

@@ -1,6 +1,6 @@
 // Makes elements. Text is always set as text: no string given here is ever read as HTML.
 
-/** el("button", {class: "quiet", "aria-label": "Copy", onclick: copy}, "Copy"): null and false attributes are left out. */
+/** el("button", {class: "quiet", onclick: copy}, "Copy"): attributes that are null or false are left out. */
 export function el(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {

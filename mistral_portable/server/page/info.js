@@ -47,11 +47,20 @@ function windows({ windows: all, max_context: context, layers }) {
       "figure",
       {},
       scalePicture(window, context),
-      el("figcaption", {}, `${some} of ${layers} layers: `, el("strong", {}, window === null ? "no window" : `window ${count(window)}`)),
+      el(
+        "figcaption",
+        {},
+        `${some} of ${layers} layers: `,
+        el("strong", {}, window === null ? "no window" : `window ${count(window)}`),
+      ),
     ),
   );
   const text = `Down: ${count(context)} tokens that look. Across: what each sees of those before it.`;
-  return section("Attention, to scale", el("p", { class: "note" }, text), el("div", { class: "figures-row" }, ...figures));
+  return section(
+    "Attention, to scale",
+    el("p", { class: "note" }, text),
+    el("div", { class: "figures-row" }, ...figures),
+  );
 }
 
 async function tokens(text) {
@@ -73,7 +82,12 @@ async function pictures(text) {
   try {
     const { tokens, panels, left_out: rest } = await (await request("info/attention", { text })).json();
     const drawn = panels.map((panel) =>
-      el("figure", {}, tokenPicture(tokens, panel), el("figcaption", {}, panel.window === null ? "No window" : `Window ${count(panel.window)}`)),
+      el(
+        "figure",
+        {},
+        tokenPicture(tokens, panel),
+        el("figcaption", {}, panel.window === null ? "No window" : `Window ${count(panel.window)}`),
+      ),
     );
     return rest ? [...drawn, el("p", { class: "note" }, `${count(rest)} more tokens are not drawn.`)] : drawn;
   } catch (error) {

@@ -72,7 +72,11 @@ function addCopyButton(block) {
   const box = el("div", { class: "code" });
   block.replaceWith(box);
   // What scrolls can be reached by keyboard.
-  for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", "Code"]]) {
+  for (const [name, value] of [
+    ["tabindex", "0"],
+    ["role", "region"],
+    ["aria-label", "Code"],
+  ]) {
     block.setAttribute(name, value);
   }
   box.append(block, button);

@@ -21,7 +21,9 @@ export class Messages {
     clearTimeout(this.#timer);
     this.#timer = 0;
     const { messages } = this.chat.current;
-    this.#keepAtEnd(() => this.#list.replaceChildren(...messages.map((message, index) => this.#article(message, index))));
+    this.#keepAtEnd(() =>
+      this.#list.replaceChildren(...messages.map((message, index) => this.#article(message, index))),
+    );
     byId("welcome").hidden = messages.length > 0;
   }
 
@@ -34,12 +36,15 @@ export class Messages {
   // A long answer takes longer to draw: it is drawn less often, so that half of the time is left for all else.
   #drawSoon() {
     if (this.#timer) return;
-    this.#timer = setTimeout(() => {
-      this.#timer = 0;
-      const began = performance.now();
-      this.#drawLast();
-      this.#drawn = performance.now() - began;
-    }, Math.max(40, this.#drawn));
+    this.#timer = setTimeout(
+      () => {
+        this.#timer = 0;
+        const began = performance.now();
+        this.#drawLast();
+        this.#drawn = performance.now() - began;
+      },
+      Math.max(40, this.#drawn),
+    );
   }
 
   #drawLast() {
@@ -84,13 +89,22 @@ export class Messages {
       answer.error ? el("p", { class: "error", role: "alert" }, answer.error) : null,
       running
         ? null
-        : el("div", { class: "actions" }, again, copyButton(answer.content), el("span", { class: "figures" }, figures(answer))),
+        : el(
+            "div",
+            { class: "actions" },
+            again,
+            copyButton(answer.content),
+            el("span", { class: "figures" }, figures(answer)),
+          ),
     ];
   }
 
   #edit(index) {
     const text = this.chat.current.messages[index].content;
-    const field = el("textarea", { "aria-label": "Edit the message", rows: String(Math.min(12, text.split("\n").length + 1)) });
+    const field = el("textarea", {
+      "aria-label": "Edit the message",
+      rows: String(Math.min(12, text.split("\n").length + 1)),
+    });
     field.value = text;
     const send = () => field.value.trim() && this.attempt(() => this.chat.edit(index, field.value.trim()));
     field.addEventListener("keydown", (event) => {
@@ -102,7 +116,12 @@ export class Messages {
         this.draw();
       }
     });
-    const buttons = el("div", { class: "actions" }, button("Send", send), button("Cancel", () => this.draw()));
+    const buttons = el(
+      "div",
+      { class: "actions" },
+      button("Send", send),
+      button("Cancel", () => this.draw()),
+    );
     this.#list.children[index].replaceChildren(field, buttons);
     this.#list.children[index].classList.add("editing");
     field.focus();
@@ -118,7 +137,12 @@ function copyButton(text) {
 
 function reasoning({ reasoning, content, finish }) {
   const title = finish || content ? "Reasoning" : "Thinking…";
-  return el("details", { class: "reasoning" }, el("summary", {}, title), el("div", { class: "text" }, markdown(reasoning)));
+  return el(
+    "details",
+    { class: "reasoning" },
+    el("summary", {}, title),
+    el("div", { class: "text" }, markdown(reasoning)),
+  );
 }
 
 function toolCall({ name, arguments: given }) {

@@ -55,7 +55,11 @@ export class Sidebar {
       "li",
       { class: this.chat.isRunning(id) ? "running" : null },
       el("button", { type: "button", class: "open", "aria-current": current ? "page" : null, onclick: open }, title),
-      el("button", { type: "button", class: "delete", "aria-label": `Delete ${title}`, title: "Delete", onclick: remove }, "×"),
+      el(
+        "button",
+        { type: "button", class: "delete", "aria-label": `Delete ${title}`, title: "Delete", onclick: remove },
+        "×",
+      ),
     );
   }
 }
