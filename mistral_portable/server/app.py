@@ -13,6 +13,7 @@ from mistral_portable.server import (
     anthropic_routes,
     embedding_routes,
     fim_routes,
+    info_routes,
     ollama_routes,
     openai_routes,
     operation_routes,
@@ -26,6 +27,7 @@ from mistral_portable.server.errors import Failure, openai_error
 from mistral_portable.server.guard import HostGuard, KeyGuard
 from mistral_portable.server.logs import RequestLog
 from mistral_portable.server.openapi import openapi_document
+from mistral_portable.server.page import page_routes
 from mistral_portable.server.service import Service
 
 __all__ = ["APIS", "create_app"]
@@ -40,20 +42,22 @@ APIS: Sequence[Callable[[Service], list[Endpoint]]] = (
     token_routes.endpoints,
     session_routes.endpoints,
     operation_routes.endpoints,
+    info_routes.endpoints,
 )
 """The APIs: a new one adds a function from the service to its endpoints here."""
 
 
 def create_app(service: Service) -> Starlette:
-    """The application of all endpoints."""
+    """The application of all endpoints, and the web page."""
     settings = service.settings
     endpoints = [endpoint for api in APIS for endpoint in api(service)]
     endpoints.append(_document(endpoints))
-    public = [endpoint.path for endpoint in endpoints if endpoint.public]
+    page = page_routes()
+    public = [endpoint.path for endpoint in endpoints if endpoint.public] + [route.path for route in page]
     cors = Middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"])
     reader = BodyReader(settings.max_body)
     app = Starlette(
-        routes=[make_route(endpoint, reader, service) for endpoint in endpoints],
+        routes=[*page, *(make_route(endpoint, reader, service) for endpoint in endpoints)],
         middleware=[
             Middleware(RequestLog, count=service.metrics.count_request),
             Middleware(HostGuard, allowed=settings.allowed_hosts),

@@ -1,11 +1,14 @@
-"""The embedded model, served on the loopback."""
+"""The embedded model, served on the loopback, and what the tests of the page need."""
 
 from collections.abc import Iterator
 
 import pytest
+from server.page_fixtures import browser, browser_page, context, fake, page, running_fake
 from serving import Running, serving
 
 import mistral_portable as mp
+
+__all__ = ["browser", "browser_page", "context", "fake", "model", "page", "running_fake", "server"]
 
 
 @pytest.fixture(scope="module")
