@@ -76,7 +76,7 @@ def _path(location: Sequence[int | str], body: object) -> str:
     place, entered = body, False
     for index, part in enumerate(location):
         is_last = index == len(location) - 1  # the name of a field, "text" for example
-        if isinstance(place, Mapping) and not (entered or is_last) and _is_tag(part, place):
+        if isinstance(place, Mapping) and not (entered or is_last) and _is_tag(part, location[index + 1], place):
             entered = True
             continue
         parts.append(str(part))
@@ -84,8 +84,12 @@ def _path(location: Sequence[int | str], body: object) -> str:
     return ".".join(parts) or "body"
 
 
-def _is_tag(part: int | str, place: Mapping[str, object]) -> bool:
-    return place["type"] == part if "type" in place else part not in place
+def _is_tag(part: int | str, following: int | str, place: Mapping[str, object]) -> bool:
+    if "type" not in place:
+        return part not in place
+    # {"type": "json_schema", "json_schema": {...}}: a block would be named twice, by its type and by the field.
+    is_field = isinstance(place.get(str(part)), Mapping) and following != part
+    return place["type"] == part and not is_field
 
 
 def _inside(place: object, part: int | str) -> object:

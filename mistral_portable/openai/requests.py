@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from mistral_portable.api import Many, Stop, Stops, check_body
+from mistral_portable.api import JSON, Many, Stop, Stops, any_object, check_body
 from mistral_portable.engine.model import Prompt
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
@@ -40,13 +40,29 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
+class NamedSchema(BaseModel):
+    """A JSON schema. It is kept to the letter, whether `strict` or not."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    schema_: JSON = Field(alias="schema")
+
+
 class ResponseFormat(BaseModel):
     """The form that an answer must have."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None
+    json_schema: NamedSchema | None = None
+
+    def schema_of_answers(self) -> JSON | None:
+        """The schema that answers follow; None for plain text. Raises InputError if it is missing."""
+        if self.type != "json_schema":
+            return any_object() if self.type == "json_object" else None
+        if self.json_schema is None:
+            raise InputError("response_format.json_schema: it is missing; give {'schema': {...}}")
+        return self.json_schema.schema_
 
 
 class Request(BaseModel):
@@ -97,12 +113,12 @@ class Request(BaseModel):
     def options(self) -> dict[str, Any]:
         """Further arguments of `Model.answer`: the form that the answer must have. Raises InputError, naming the field,
         for one that is not supported."""
-        if self.response_format is not None and self.response_format.type != "text":
-            raise InputError(f"response_format: {self.response_format.type!r} is not supported yet; leave it out")
-        for name in ("grammar", "regex"):
-            if getattr(self, name) is not None:
-                raise InputError(f"{name}: is not supported yet; leave it out")
-        return {}
+        schema = None if self.response_format is None else self.response_format.schema_of_answers()
+        given = {"schema": schema, "grammar": self.grammar, "regex": self.regex}
+        rules = {name: rule for name, rule in given.items() if rule is not None}
+        if len(rules) > 1:
+            raise InputError("response_format, grammar, regex: an answer follows one rule; leave out all but one")
+        return rules
 
     def _sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         try:
@@ -150,7 +166,10 @@ class ChatRequest(Request):
             raise InputError(f"tool_choice: {self.tool_choice!r:.80} is not supported yet; choose 'none' or 'auto'")
         if self.tools and self.parallel_tool_calls is False:
             raise InputError("parallel_tool_calls: several calls cannot be forbidden yet; leave it out")
-        return {"chat": True, **super().options()}
+        rules = super().options()
+        if rules and self.tools and self.tool_choice != "none":
+            raise InputError("tools: an answer that follows a rule cannot call them; leave out the one or the other")
+        return {"chat": True, **rules}
 
     def sampling(self) -> SamplingParams:
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens

@@ -1,8 +1,11 @@
 """OpenAI's API, asked by OpenAI's own client: answers are the model's, streams are their answers in pieces."""
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
 import openai
 import pytest
 from hypothesis import given, settings
@@ -39,6 +42,13 @@ def test_a_seeded_text_is_the_model_s(client: openai.OpenAI, model: mp.Model) ->
     alone = model.generate(prompts, n=2, seed=3, max_tokens=9, temperature=1.3)
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     assert [choice.text for choice in answer.choices] == [one.text for some in alone for one in some]
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+
+
+def schema_format(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
 
 
 SETTINGS = st.fixed_dictionaries(
@@ -108,6 +118,42 @@ def test_the_tokens_of_log_probabilities_add_up_to_the_content(client: openai.Op
     assert all(one.logprob <= 0 for one in choice.logprobs.content)
 
 
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("rule", ["schema", "object", "regex", "grammar"])
+def test_answers_follow_a_rule(client: openai.OpenAI, rule: str, stream: bool) -> None:
+    options: dict[str, Any] = {
+        "schema": {"response_format": schema_format(PERSON)},
+        "object": {"response_format": {"type": "json_object"}},
+        "regex": {"extra_body": {"regex": "(red|blue) [0-9]{3}"}},
+        "grammar": {"extra_body": {"grammar": 'start: "yes" | "no"'}},
+    }[rule]
+    create: Any = client.chat.completions.create
+    for seed in range(4):
+        answer = create(
+            model="any", messages=CHAT, seed=seed, temperature=1.0, max_tokens=400, stream=stream, **options
+        )
+        if stream:
+            choices = [choice for chunk in answer for choice in chunk.choices]
+            text, reason = "".join(one.delta.content or "" for one in choices), choices[-1].finish_reason
+        else:
+            text, reason = answer.choices[0].message.content, answer.choices[0].finish_reason
+        if rule in ("schema", "object") and reason == "stop":
+            jsonschema.validate(json.loads(text), PERSON if rule == "schema" else {"type": "object"})
+        elif rule == "regex":
+            assert re.fullmatch("(red|blue) [0-9]{3}", text)
+        elif rule == "grammar":
+            assert text in ("yes", "no")
+        assert rule == "object" or reason == "stop"
+
+
 def test_prompts_of_all_kinds(client: openai.OpenAI, model: mp.Model) -> None:
     ids = model.tokenizer.encode(TEXT)
     kinds: list[Any] = [TEXT, ids, [TEXT], [ids]]
@@ -146,12 +192,16 @@ def test_models(client: openai.OpenAI) -> None:
         ({"n": 0}, "n: .*got 0"),
         ({"stop": ["a", 5]}, "stop.*1: .*got 5"),
         ({"messages": [{"role": "user", "content": "word " * 40000}]}, r"1\d{5} tokens, the context holds 32768"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema: it is missing"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "json_schema.schema: "),
+        ({"response_format": schema_format({"type": "nothing"})}, "schema: .*nothing"),
+        ({"response_format": {"type": "json_object"}, "tools": [WEATHER]}, "tools: an answer that follows a rule"),
+        ({"response_format": {"type": "json_object"}, "extra_body": {"regex": "a"}}, "one rule"),
         ({"response_format": {"type": "xml"}}, "response_format.type: .*'xml'"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
-        ({"extra_body": {"grammar": "start: /a/"}}, "grammar: "),
-        ({"extra_body": {"regex": "a"}}, "regex: "),
+        ({"extra_body": {"grammar": "start: ("}}, "grammar: "),
+        ({"extra_body": {"regex": "("}}, "regex: "),
     ],
     ids=lambda value: f"{value:.30}" if isinstance(value, str) else ",".join(value),
 )
