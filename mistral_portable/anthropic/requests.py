@@ -57,7 +57,7 @@ _TextBlocks = Annotated[Many[TextBlock], BeforeValidator(_as_blocks)]
 
 
 class ToolResultBlock(Body):
-    """What a tool returned."""
+    """The result of a tool."""
 
     type: Literal["tool_result"]
     tool_use_id: str

@@ -1,4 +1,4 @@
-"""What Ollama's API says of a model.
+"""Descriptions of a model, as Ollama's API gives them.
 
 Source: https://github.com/ollama/ollama/blob/main/docs/api.md (list, show, list running).
 """

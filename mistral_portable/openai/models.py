@@ -1,4 +1,4 @@
-"""What OpenAI's and Mistral's /v1/models say of a model; each ignores the other's fields.
+"""Descriptions of a model, as OpenAI's and Mistral's /v1/models give them; each ignores the other's fields.
 
 Sources: https://platform.openai.com/docs/api-reference/models, https://docs.mistral.ai/api/endpoint/models.
 """

@@ -162,6 +162,7 @@ class ChatRequest(Request):
         return [chat(self.messages, tools=None if self.tool_choice == "none" else self.tools)]
 
     def options(self) -> dict[str, Any]:
+        """Further arguments of `Model.answer`. Raises InputError, naming the field, for one that is not supported."""
         if self.tool_choice not in (None, "none", "auto"):
             raise InputError(f"tool_choice: {self.tool_choice!r:.80} is not supported yet; choose 'none' or 'auto'")
         if self.tools and self.parallel_tool_calls is False:
@@ -172,6 +173,7 @@ class ChatRequest(Request):
         return {"chat": True, **rules}
 
     def sampling(self) -> SamplingParams:
+        """Raises InputError, naming the field, for a value out of range."""
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         if self.top_logprobs is not None and not self.logprobs:
             raise InputError("top_logprobs: needs logprobs to be true")
@@ -190,12 +192,14 @@ class TextRequest(Request):
     suffix: str | None = None
 
     def prompts(self, chat: Chat) -> list[Prompt]:
+        """The prompts, each a text or token ids."""
         if not self.prompt:
             raise InputError("prompt: it is empty")
         one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return [cast(Prompt, self.prompt)] if one else list(cast(Sequence[Prompt], self.prompt))
 
     def sampling(self) -> SamplingParams:
+        """Raises InputError, naming the field, for a value out of range, or one that is not supported."""
         if self.echo:
             raise InputError("echo: the prompt cannot be returned; leave it out")
         if self.suffix:

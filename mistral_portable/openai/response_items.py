@@ -22,7 +22,7 @@ class TextPart(Body):
 
 
 class RefusalPart(Body):
-    """What an assistant said instead of an answer."""
+    """A refusal: an assistant said it instead of an answer."""
 
     type: Literal["refusal"]
     refusal: str
@@ -59,7 +59,7 @@ class CallItem(Body):
 
 
 class ResultItem(Body):
-    """What a tool returned."""
+    """The result of a tool."""
 
     type: Literal["function_call_output"]
     call_id: str

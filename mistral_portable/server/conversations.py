@@ -18,7 +18,7 @@ class Asking(Protocol):
     """A checked request for an answer to a chat."""
 
     def to_conversation(self) -> Conversation:
-        """What it asks."""
+        """Return the conversation that it asks to continue."""
 
 
 class Writer(Protocol):

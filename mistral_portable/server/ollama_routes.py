@@ -100,7 +100,7 @@ class _Routes:
         return JSONResponse({"embedding": vectors[0].tolist()})
 
     async def show(self, http: HTTPRequest, request: ShowRequest) -> Response:
-        """What Ollama says of a model, whatever its name."""
+        """Describe the model, whatever its name."""
         return JSONResponse(self._card.shown())
 
     async def tags(self, http: HTTPRequest, body: None) -> Response:

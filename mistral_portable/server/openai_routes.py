@@ -52,7 +52,7 @@ class _Answering:
         return Response(body, media_type="application/json")
 
     def _job(self, request: Request) -> Job:
-        """What a request asks of the model: the one place that knows. Raises InputError or TokenizerError."""
+        """Make the job of a request: the one place that knows how. Raises InputError or TokenizerError."""
         model = self._service.model
         params, options = request.sampling(), request.options()
         return Job(

@@ -1,4 +1,4 @@
-"""What operators and their machines ask: health, readiness, metrics, and which requests there are."""
+"""Endpoints for operators and their machines: health, readiness, metrics, and which requests there are."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response

@@ -27,7 +27,7 @@ __all__ = ["Delta", "Job", "Service"]
 
 @dataclass(frozen=True)
 class Job:
-    """What a checked request asks of the model, whatever its API.
+    """A checked request as a job for the model, whatever its API.
 
     prompts: texts or token ids, encoded if that takes long (`Service.in_thread`). n: answers to each. user: answers of
     one user share the steps with those of another alike. cache_salt: only prompts with the same one are found in the
@@ -44,7 +44,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Delta:
-    """What is new of one of a job's answers.
+    """News of one of a job's answers.
 
     index: prompt number * n + number of the answer to it. parts: content, reasoning and pieces of tool calls; none if
     only tokens are new. sampled: the tokens taken since the last delta. generation: the whole answer, in its last delta

@@ -1,4 +1,4 @@
-"""What operators ask: health, metrics, logs, the OpenAPI document; and answers where there is no endpoint."""
+"""Questions of operators: health, metrics, logs, the OpenAPI document; and answers where there is no endpoint."""
 
 import json
 import logging
