@@ -114,6 +114,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "max_context": 99,
         "max_lanes": 8,
         "cache_bytes": None,
+        "embeddings": False,
         "threads": 2,
         "revision": "main",
         "prompt": "Hi",

@@ -11,6 +11,7 @@ import pytest
 from documented_models import VALUES, pair
 
 from mistral_portable.cache import StepPlan
+from mistral_portable.engine.caller import Caller
 from mistral_portable.errors import CapacityError, ClosedError
 
 IDS = np.random.default_rng(0).integers(1, 30, (4, 6))
@@ -39,19 +40,20 @@ def test_answers_of_several_threads_are_made_in_the_same_steps(monkeypatch: pyte
     wanted = mine.generate(IDS, max_new_tokens=20, **ENDLESS)
     rows: list[int] = []
     came = threading.Barrier(2)
-    submit = mine.decoder.loop.submit
+    submit = Caller.left
 
-    def submitted(request: Any) -> None:
-        submit(request)
-        if threading.current_thread() is not threading.main_thread():
+    def submitted(caller: Caller[Any]) -> bool:
+        left = submit(caller)
+        if threading.current_thread() is not threading.main_thread() and not rows:
             came.wait(SECONDS)
+        return left
 
     def together(plan: StepPlan) -> None:
         if not rows:  # the main thread runs the first step: the other's request has come, or comes meanwhile
             came.wait(SECONDS)
         rows.append(len(plan.lanes))
 
-    monkeypatch.setattr(mine.decoder.loop, "submit", submitted)
+    monkeypatch.setattr(Caller, "left", submitted)
     before_steps(mine, monkeypatch, together)
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(mine.generate, IDS[:1], max_new_tokens=20, **ENDLESS)
