@@ -60,8 +60,10 @@ class _Routes:
     async def count(self, http: HTTPRequest, request: CountRequest) -> Response:
         """The number of tokens of a conversation, its template included."""
         tokenizer = self._service.model.tokenizer
-        chat = lambda: tokenizer.chat(request.chat(), tools=request.functions() or None)  # noqa: E731
-        return JSONResponse({"input_tokens": len(await self._service.in_thread(chat))})
+        tokens = await self._service.in_thread(
+            lambda: tokenizer.chat(request.chat(), tools=request.functions() or None)
+        )
+        return JSONResponse({"input_tokens": len(tokens)})
 
     async def _events(self, job: Job, parallel: bool) -> AsyncGenerator[bytes, None]:
         writer = MessageEvents(self._service.settings.alias, len(job.prompts[0]))

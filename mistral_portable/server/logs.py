@@ -16,7 +16,7 @@ __all__ = ["RECORD", "RequestLog", "set_up_logging"]
 _LOG = logging.getLogger(__name__)
 
 RECORD: ContextVar[dict[str, Any] | None] = ContextVar("RECORD", default=None)
-"""What the log will say of the request that runs in this context; None outside of requests."""
+"""The log's line, so far, of the request that runs in this context; None outside of requests."""
 
 
 class RequestLog:

@@ -40,8 +40,10 @@ class _Routes:
         answer = Answer(service.settings.alias, request.settings())
         if request.stream:
             writer = ResponseEvents(answer)
-            failed = lambda error: b"".join(map(_event, writer.fail(failure_of(error).message)))  # noqa: E731
-            return EventStream(self._events(job, writer, conversation.parallel), error=failed)
+            return EventStream(
+                self._events(job, writer, conversation.parallel),
+                error=lambda error: b"".join(map(_event, writer.fail(failure_of(error).message))),
+            )
         generation = await whole(service, job, parallel=conversation.parallel)
         return JSONResponse(answer.whole(generation))
 

@@ -30,6 +30,7 @@ def test_they_are_those_of_the_hidden_states(model: mp.Model, pooling: Pooling) 
     for prompt, vector in zip(PROMPTS, model.embed(PROMPTS, pooling=pooling), strict=True):
         states = np.asarray(documented(np.array([model.encode(prompt)])).last_hidden_state)[0]
         pooled = states[-1] if pooling == "last" else states.mean(axis=0)
+        # Both are float32, of two programs whose chunks and fused linears differ.
         np.testing.assert_allclose(vector, pooled / np.linalg.norm(pooled), atol=1e-5)
 
 
@@ -41,6 +42,7 @@ def test_together_they_are_what_they_are_alone(model: mp.Model, prompts: list[li
         np.testing.assert_array_equal(
             together, np.concatenate([model.embed([one], pooling=pooling) for one in prompts])
         )
+        # A few roundings of float32.
         np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-6)
 
 
