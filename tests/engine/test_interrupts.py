@@ -79,6 +79,8 @@ def test_ctrl_c_leaves_other_threads_alone(expected: list[tuple[int, ...]]) -> N
             if (found := answers(model)) != expected:
                 wrong.append(found)
 
+    # What a shell runs in the background ignores the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with mp.load("tiny", backend="numba", window=64, threads=1) as model, ThreadPoolExecutor(3) as pool:
         running = [pool.submit(generate, model) for _ in range(2)]
         try:
@@ -88,6 +90,7 @@ def test_ctrl_c_leaves_other_threads_alone(expected: list[tuple[int, ...]]) -> N
                     generate_until_interrupted(model, 0.01 + 0.0007 * number)
                     ended += 1
         finally:
+            signal.signal(signal.SIGINT, before)
             done.set()
         for future in running:
             future.result(60)
