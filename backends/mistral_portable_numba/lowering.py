@@ -1,6 +1,7 @@
 """Lowering of a graph to a tape: the kernels to run, their arguments and their order.
 
-The host computes embeddings, `replace_rows` and attention weights in NumPy, before and after the tape.
+The host computes `replace_rows`, embeddings that go there or lie in ggml blocks, and attention weights in NumPy, before
+and after the tape.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,7 @@ from mistral_portable.boundary import Precision
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
 from mistral_portable.graph import PLAN_INPUTS, Graph, Node, infer_shapes
-from mistral_portable.weights import Tensor
+from mistral_portable.weights import DenseTensor, Tensor
 from mistral_portable_numba.cache import KVCache
 from mistral_portable_numba.layouts import BLOCKS, activation_bytes, attention_scratch, linear_scratch, round_up
 from mistral_portable_numba.matrices import Matrix, float_row, matrix
@@ -29,7 +30,8 @@ class Lowered:
     """The result of `lower_graph`.
 
     instructions: in execution order. buffers: by value, for values that kernels write and values that the host writes
-    for them. matrices: weights of linears by parameter; those in ggml blocks are still to be filled.
+    for them. matrices: weights of linears by parameter; those in ggml blocks are still to be filled. tables: of
+    embeddings.
     host_nodes: nodes that the host computes before the tape runs, in order. host_written: the values, results of
     host_nodes or inputs of the graph, that the host copies into their buffers for the kernels.
     attention_weights: nodes that the host computes after the tape. memory: other arrays whose addresses are arguments.
@@ -38,6 +40,7 @@ class Lowered:
     instructions: list[Instruction] = field(default_factory=list)
     buffers: dict[str, Buffer] = field(default_factory=dict)
     matrices: dict[str, Matrix] = field(default_factory=dict)
+    tables: list[Matrix] = field(default_factory=list)
     host_nodes: list[Node] = field(default_factory=list)
     host_written: list[str] = field(default_factory=list)
     attention_weights: list[Node] = field(default_factory=list)
@@ -110,7 +113,17 @@ class _Lowering:
         self.out.memory.append(scratch)
 
     def embedding(self, node: Node) -> None:
-        self._on_host(node, node.inputs[:1])
+        tokens, name = node.inputs
+        parts = [self._weights[part] for part in self._graph.parameters[name].parts]
+        replaced = any(user.op == "replace_rows" and node.name in user.inputs for user in self._graph.nodes)
+        if replaced or tokens != "tokens" or len(parts) > 1 or not isinstance(parts[0], DenseTensor):
+            self._on_host(node, node.inputs[:1])
+            return
+        table, out = matrix(parts, quantized=False), self._new(node)
+        self.out.tables.append(table)
+        sizes = [self._count(node), table.rows, table.columns]
+        arguments = [*sizes, table.address, self._values.tokens(), *_at(out)]
+        self._emit(f"embedding_{table.kind}", arguments, [], [out])
 
     def replace_rows(self, node: Node) -> None:
         self._on_host(node, node.inputs)

@@ -127,6 +127,7 @@ class NumbaProgram:
             self._lowered.instructions.clear()
             self._lowered.memory.clear()
             self._lowered.matrices.clear()
+            self._lowered.tables.clear()
             self._tables.clear()
 
     def _step(self, plan: StepPlan, inputs: Inputs) -> dict[str, NDArray[np.float32]]:

@@ -27,6 +27,7 @@ class StepValues:
         self._counts: list[tuple[int, Callable[[StepPlan], int]]] = []
         self._sources: list[tuple[int, Callable[[StepPlan], NDArray[np.generic]]]] = []
         self._arrays: dict[int, NDArray[np.generic]] = {}
+        self._copied: dict[int, NDArray[np.generic] | None] = {}  # what is in the arrays
         self._angles: dict[Rotation, _Angles] = {}
 
     @property
@@ -39,6 +40,10 @@ class StepValues:
         """The address of the cell with the number of tokens ("T") or of requested rows ("R")."""
         name = "tokens" if rows == "T" else "logit_rows"
         return self._cell(("count", rows), count=lambda plan: len(getattr(plan, name)))
+
+    def tokens(self) -> int:
+        """The address of the cell for the tokens, int32 [T]."""
+        return self._cell(("tokens",), array=lambda plan: plan.tokens)
 
     def rows(self) -> int:
         """The address of the cell for the requested rows, int32 [R]."""
@@ -80,6 +85,7 @@ class StepValues:
     def shrink(self) -> None:
         """Drop the arrays, so that the next `update` allocates them for its own plan."""
         self._arrays.clear()
+        self._copied.clear()
 
     def _cell(
         self,
@@ -104,13 +110,20 @@ class StepValues:
         return int(self._cells[index:].ctypes.data)
 
     def _put(self, index: int, values: NDArray[np.generic]) -> None:
-        """Copy values into the array of a cell. Reusing the array avoids looking up an address, which takes longer."""
+        """Copy values into the array of a cell, unless they are there: plans share what does not change.
+
+        Reusing the array avoids looking up an address, which takes longer.
+        """
+        if self._copied.get(index) is values:
+            return
+        self._copied[index] = None  # in between Ctrl-C may come, or memory run out
         size = values.size
         array = self._arrays.get(index)
         if array is None or array.size < size:
             array = self._arrays[index] = np.empty(size, values.dtype)
             self._cells[index] = array.ctypes.data
-        array[:size] = values.reshape(-1)
+        array[:size] = values if values.ndim == 1 else values.reshape(-1)
+        self._copied[index] = values
 
 
 class _Angles:
@@ -139,6 +152,8 @@ class _Angles:
 
 def _item_count(plan: StepPlan, size: int) -> int:
     """The number of work items of at most `size` tokens."""
+    if len(plan.tokens) == len(plan.lanes):  # a token each
+        return len(plan.lanes)
     starts = plan.query_starts.tolist()
     return sum(-(-(stop - start) // size) for start, stop in pairwise(starts))
 

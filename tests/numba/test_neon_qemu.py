@@ -210,6 +210,17 @@ def test_linear_over_floats(run: Run, dtype: str) -> None:
 # --- rows ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_embedding(run: Run, dtype: str) -> None:
+    table, ids = normal(18, 100, seed=1), np.array([17, 0, 0, 9], np.int32)
+    stored: Array = bfloat16(table) if dtype == "bfloat16" else table.astype(dtype)
+    wide = (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else stored.astype(np.float32)
+    image = Image()
+    out = image.results(4, 100)
+    run(image, (f"embedding_{dtype}", [image.cell(4), 18, 100, image.put(stored), image.cell(image.put(ids)), out]))
+    np.testing.assert_array_equal(image[out], wide[ids])
+
+
 def test_rms_norm(run: Run) -> None:
     x, weight, eps = normal(9, 100), normal(112, seed=1), 1e-5
     image = Image()

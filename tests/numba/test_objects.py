@@ -232,7 +232,7 @@ def digests() -> dict[str, str]:
 EVERY = set(MODULES)
 LINEARS = {name for name, module in MODULES.items() if module == "linear"}
 ATTENTION = {name for name, module in MODULES.items() if module == "attention"}
-DENSE = {name for name, module in MODULES.items() if module == "dense"}
+DENSE = {name for name, module in MODULES.items() if module in ("dense", "embedding")}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The small kernels against float64: RMS norm, RoPE, SwiGLU, addition, selection of rows, and int8 activations."""
+"""The small kernels against float64: embeddings, RMS norm, RoPE, SwiGLU, addition, selection of rows, and int8
+activations."""
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from mistral_portable_numba.compiler.isa import ISAS
 from numba_activations import Codes, blank_codes
 from numba_kernels import EVERY_ISA, Memory, at, is_blank
 from numpy.typing import NDArray
+from weights.files import bfloat16
 
 EPS = 2.0**-23
 
@@ -19,6 +21,23 @@ def normal(seed: int, *shape: int) -> NDArray[np.float32]:
     """Normal numbers, with another scale in each row."""
     random = np.random.default_rng(seed)
     return (random.standard_normal(shape) * 10 ** random.uniform(-4, 4, (shape[0], 1))).astype(np.float32)
+
+
+@EVERY_ISA
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@given(ids=st.lists(st.integers(-2, 21), max_size=20), columns=COLUMNS, seed=SEEDS)
+def test_embedding(isa: str, dtype: str, ids: list[int], columns: int, seed: int) -> None:
+    """Rows of a table of 20, and NaN for ids that it does not have: never other memory."""
+    memory = Memory()
+    values = np.random.default_rng(seed).standard_normal((20, columns)).astype(np.float32)
+    stored = bfloat16(values) if dtype == "bfloat16" else values.astype(dtype)
+    wide = (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else stored.astype(np.float32)
+    table, tokens = memory.array(stored), memory.array(np.array(ids, np.int32))
+    out = memory.rows(len(ids), columns)
+    memory.run(isa, f"embedding_{dtype}", [len(ids)], 20, columns, table, [tokens], *at(out))
+    expected = [wide[id] if 0 <= id < 20 else np.full(columns, np.nan) for id in ids]
+    np.testing.assert_array_equal(out[: len(ids), :columns], np.reshape(expected, (len(ids), columns)))
+    assert is_blank(out[len(ids) :])
 
 
 @EVERY_ISA

@@ -17,6 +17,7 @@ _KINDS = ("keys", "values")
 MODULES: Mapping[str, str] = {
     **{f"linear_{name}": "linear" for name in BLOCKS},
     **{f"linear_{dtype}": "dense" for dtype in ("float32", "float16", "bfloat16")},
+    **{f"embedding_{dtype}": "embedding" for dtype in ("float32", "float16", "bfloat16")},
     **{f"attention_{kv}": "attention" for kv in KV_DTYPES},
     **{f"store_{kind}_{kv}": "kv" for kind in _KINDS for kv in KV_DTYPES},
     **{f"encode_{name}": "encode" for name in BLOCKS},
