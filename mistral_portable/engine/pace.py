@@ -56,4 +56,6 @@ class Pace:
 
 
 def _average(before: float, newest: float) -> float:
-    return newest if not before else (1 - _WEIGHT) * before + _WEIGHT * newest
+    """The average with the newest time, of which what exceeds half as much again does not count: the system may have
+    run something else."""
+    return newest if not before else (1 - _WEIGHT) * before + _WEIGHT * min(newest, 1.5 * before)

@@ -56,6 +56,19 @@ def test_steps_whose_size_it_did_not_choose_do_not_count() -> None:
     assert pace.room(4) == 12
 
 
+@given(outlier=st.floats(2, 100), at=st.integers(0, 20))
+def test_one_step_that_the_system_held_up_makes_later_ones_no_longer(outlier: float, at: int) -> None:
+    """A block more than it must takes too long, and is still not taken when one of the least size took very long."""
+    pace, more = Pace(), 0
+    pace.observe(4, 0, 1.0)
+    for step in range(100):
+        room = pace.room(4)
+        blocks = (4 + room) // 8
+        pace.observe(4, room, {1: 1.6, 2: 2.7}.get(blocks, 9.0) * (outlier if step == at else 1))
+        more += blocks > 1
+    assert more <= 5
+
+
 def test_docstring_example() -> None:
     pace, times = Pace(), {1: 37, 2: 57, 3: 76, 4: 95}
     pace.observe(4, 0, 27)
