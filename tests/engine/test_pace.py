@@ -32,17 +32,20 @@ def test_the_most_blocks_that_take_no_longer_than_they_may(
         pace.observe(decoding, 0, 1.0)
     allowed = max(2.4 if first else 0.0, 1.25 * seconds(least))
     possible = range(least, -(-(decoding + MOST) // 8) + 1)
-    most = max(blocks for blocks in possible if blocks == least or seconds(blocks) <= allowed)
+
+    def most(limit: float) -> int:
+        return max(blocks for blocks in possible if blocks == least or seconds(blocks) <= limit)
+
     sizes = Counter[int]()
-    for step in range(400):
+    for step in range(1200):
         room = min(pace.room(decoding), MOST)
         blocks = -(-(decoding + room) // 8)
         pace.observe(decoding, room, seconds(blocks))
-        if step >= 80:
+        if step >= 900:
             sizes[blocks] += 1
-    (usual, count), *_ = sizes.most_common(1)
-    assert usual == most
-    assert count >= 0.95 * sizes.total()
+    # Its note of the shortest time rises slowly, so it may still allow a little less.
+    usual = range(most(0.95 * allowed), most(allowed) + 1)
+    assert sum(sizes[blocks] for blocks in usual) >= 0.95 * sizes.total()
 
 
 def test_steps_whose_size_it_did_not_choose_do_not_count() -> None:
