@@ -97,11 +97,15 @@ class KVCache:
         short = {group: count for group, count in counts.items() if count > self._counts[group]}
         if not short:
             return
-        larger = {group: max(count, -(-5 * self._counts[group] // 4)) for group, count in short.items()}
+        held = {group: max(len(self._pools[key]) for key in self._keys_of(group)) for group in short}
+        larger = {group: max(count, -(-5 * held[group] // 4)) for group, count in short.items()}
         try:
             grown = self._new_pools(larger)
         except MemoryError:
-            larger, grown = short, self._new_pools(short)
+            larger = {group: max(count, held[group]) for group, count in short.items()}
+            grown = self._new_pools(larger)
+        for group in short:
+            self._counts[group] = 0  # if Ctrl-C comes before the end, the next step does it all again
         for (layer, kind), pool in grown.items():  # one after the other, so that few pages are there twice
             old = self._pools[layer, kind]
             pool[: len(old)] = old

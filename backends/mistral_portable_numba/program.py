@@ -215,15 +215,15 @@ class NumbaProgram:
             self._recent = 0, 0
         shrinks = self._small_steps == SHRINK_AFTER
         if self._layout is None or tokens > self._room[0] or rows > self._room[1] or shrinks:
-            self._layout = None  # its memory first
-            self._views.clear()
             room = self._recent if shrinks else (max(tokens, self._room[0]), max(rows, self._room[1]))
+            self._layout, self._room = None, (0, 0)  # its memory first; Ctrl-C may come before the end
+            self._views.clear()
             self._small_steps, self._recent = 0, (0, 0)
             if shrinks:
                 self._values.shrink()
             layout = lay_out(self._lowered.instructions, self._lowered.buffers.values(), self._addresses, *room)
             room_bytes = self._need(*room)
-            self._layout, self._room, self._room_bytes = layout, room, room_bytes
+            self._layout, self._room_bytes, self._room = layout, room_bytes, room
         self._layout.counters[:] = 0
         return self._layout
 

@@ -84,8 +84,8 @@ class StepValues:
 
     def shrink(self) -> None:
         """Drop the arrays, so that the next `update` allocates them for its own plan."""
-        self._arrays.clear()
         self._copied.clear()
+        self._arrays.clear()
 
     def _cell(
         self,
@@ -114,12 +114,13 @@ class StepValues:
 
         Reusing the array avoids looking up an address, which takes longer.
         """
-        if self._copied.get(index) is values:
+        before = self._copied.get(index)
+        if before is values:
             return
-        self._copied[index] = None  # in between Ctrl-C may come, or memory run out
+        self._copied[index] = None  # Ctrl-C may come at any point: then the next call makes another array
         size = values.size
         array = self._arrays.get(index)
-        if array is None or array.size < size:
+        if array is None or array.size < size or before is None:
             array = self._arrays[index] = np.empty(size, values.dtype)
             self._cells[index] = array.ctypes.data
         array[:size] = values if values.ndim == 1 else values.reshape(-1)
@@ -134,17 +135,22 @@ class _Angles:
 
     def __init__(self, rotation: Rotation) -> None:
         self._rotation = rotation
-        self._first, self.block = self._from(0)
+        self._held = self._from(0)  # the first position, and the tables from there on
+
+    @property
+    def block(self) -> NDArray[np.float32]:
+        """The tables that are held."""
+        return self._held[1]
 
     def of(self, positions: NDArray[np.int32]) -> NDArray[np.float32]:
         """The tables of positions [T], float32 [T, 2, head_dim / 2]."""
         if len(positions) != 1:
             return self._rotation.table(positions)
         position = int(positions[0])
-        if not self._first <= position < self._first + _AHEAD:
-            self._first, self.block = self._from(position)  # both or, if Ctrl-C comes amid that, none
-        at = position - self._first
-        return self.block[at : at + 1]
+        first, block = self._held
+        if not first <= position < first + _AHEAD:
+            first, block = self._held = self._from(position)
+        return block[position - first : position - first + 1]
 
     def _from(self, position: int) -> tuple[int, NDArray[np.float32]]:
         return position, self._rotation.table(np.arange(position, position + _AHEAD))

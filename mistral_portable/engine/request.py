@@ -153,10 +153,17 @@ class Completion(Request[Sampled]):
 
     def lacks(self, under_way: int) -> bool:
         """Whether a token of its answer is lost, or that it was the last one."""
-        return self.fed > len(self.tokens) - 1 + under_way or (self._has_ended() and not self.finished)
+        if self.fed > len(self.tokens) - 1 + under_way or self.sampler.chosen > self._made:
+            return True
+        return self._has_ended() and not self.finished
+
+    @property
+    def _made(self) -> int:
+        """Tokens of the answer."""
+        return len(self.tokens) - self._most + self.limit
 
     def _has_ended(self) -> bool:
-        made = len(self.tokens) - self._most + self.limit
+        made = self._made
         return made == self.limit or (made > 0 and self.tokens[-1] in self._ends)
 
 

@@ -54,6 +54,8 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, *, prompt_tokens: Sequence[int] = ()) -> None:
         self.params = params
+        self.chosen = 0
+        """The number of tokens that penalties and grammar know, or are about to learn of."""
         self._prompt = np.asarray(prompt_tokens, dtype=np.int64)
         self._random = np.random.Generator(np.random.PCG64(params.seed))
         self._vocab_size = 0  # the first row tells it
@@ -141,6 +143,7 @@ class Sampler:
 
     def _remember(self, token: int) -> None:
         """Note for penalties and grammar that a token was chosen."""
+        self.chosen += 1
         if self._penalties:
             self._seen.add(token)
             self._generated.add(token)
