@@ -149,3 +149,10 @@ class Session:
 
 def text(length: int, seed: int = 0) -> list[int]:
     return [int(token) for token in np.random.default_rng(seed).integers(0, CONFIG.vocab_size, length)]
+
+
+def alone(count: int) -> NDArray[np.float32]:
+    """Logits behind token 1, which follows a text of this length in a session of its own."""
+    session = Session()
+    lane, _ = session.begin(text(count))
+    return session.feed(lane, [1])
