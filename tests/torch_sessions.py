@@ -3,7 +3,7 @@
 `flash_kernels.py` stands for the kernels of GPUs, and `Repeated` for recorded steps.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,25 +15,15 @@ from mistral_portable_torch.memory import Memory
 from mistral_portable_torch.parallel import Group
 from mistral_portable_torch.program import AsynchronousProgram
 from numpy.typing import NDArray
+from program_sessions import CONFIG, ProgramSession, text
 
-from mistral_portable.boundary import Availability, Capabilities, ExecutorOptions, Precision, prepare
-from mistral_portable.cache import CacheManager, CacheSpec, Chunk
+from mistral_portable.boundary import Availability, Capabilities, ExecutorOptions, Precision
+from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig
-from mistral_portable.graph import Graph, build
-from mistral_portable.graph.passes import select_rows
-from mistral_portable.testing import random_weights
+from mistral_portable.graph import Graph
 from mistral_portable.weights import Tensor
 
-CONFIG = MistralConfig(
-    vocab_size=40,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    sliding_window=20,
-)
+__all__ = ["CONFIG", "PagedBackend", "Repeated", "Session", "alone", "text"]
 
 
 class Repeated:
@@ -99,53 +89,16 @@ class PagedBackend:
         )
 
 
-class Session:
-    """A program and its cache manager."""
+class Session(ProgramSession[AsynchronousProgram]):
+    """A torch program."""
 
-    def __init__(
-        self,
-        config: MistralConfig = CONFIG,
-        backend: PagedBackend | None = None,
-        *,
-        max_context: int = 400,
-        max_chunk: int = 48,
-        quantization: str | None = None,
-        weights: Mapping[str, Tensor] | None = None,
-        **options: Any,
-    ) -> None:
-        """weights: None draws them."""
+    def __init__(self, config: MistralConfig = CONFIG, backend: PagedBackend | None = None, **options: Any) -> None:
         backend = backend or PagedBackend()
-        self.spec = CacheSpec.from_config(
-            config, max_context=max_context, page_size=backend.page, max_chunk=max_chunk, max_lanes=4
-        )
-        self.manager = CacheManager(self.spec)
-        weights = weights or random_weights(build(config), 0, quantization)
-        graph = select_rows(build(config), "logits")
-        self.program = prepare(backend, graph, weights, self.spec, ExecutorOptions(**options))
-
-    def feed(self, lane: int, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Feed tokens in chunks, one step each; the logits after each token. A step that fails is undone."""
-        size, found = self.spec.max_chunk, []
-        for begin in range(0, len(tokens), size):
-            chunk = tokens[begin : begin + size]
-            plan = self.manager.plan([Chunk(lane, chunk, range(len(chunk)))])
-            try:
-                found.append(self.program.step(plan)["logits"])
-            except BaseException:
-                self.manager.undo(plan)
-                raise
-        return np.concatenate(found)
-
-    def begin(self, tokens: Sequence[int]) -> tuple[int, NDArray[np.float32]]:
-        """Open a lane and feed it these tokens; the lane and their logits."""
-        lane = self.manager.open()
-        return lane, self.feed(lane, tokens)
-
-    def decode(self, lane: int, count: int) -> None:
-        """Feed tokens in steps of one each."""
-        for token in text(count, seed=1):
-            self.feed(lane, [token])
+        super().__init__(backend, config, None, page_size=backend.page, **options)
 
 
-def text(length: int, seed: int = 0) -> list[int]:
-    return [int(token) for token in np.random.default_rng(seed).integers(0, CONFIG.vocab_size, length)]
+def alone(count: int) -> NDArray[np.float32]:
+    """Logits behind token 1, which follows a text of this length in a session of its own."""
+    session = Session()
+    lane, _ = session.begin(text(count))
+    return session.feed(lane, [1])

@@ -43,18 +43,21 @@ the other's (for times, memory and tokens computed the inverse): above 1, this l
   every step, and the visible keys and values as float16, or to multiply 8-bit numbers, whichever takes longer at the
   speeds that the machine had in the same repetition; on torch, at the speeds of a copy and of a large matrix product.
 
-`tools/bench_serving.py` plays loads of greedy requests against this library (in its process) and llama-server (over
-HTTP, with its defaults), each with 8 sequences at a time and the same threads. Every token counts when its request's
-consumer has it; a first token, from the moment when its request should begin. Each repetition has tokens of its own, so
-nothing is cached from the one before; "cached" are prompt tokens that the engine did not compute.
+`tools/bench_serving.py` plays loads of greedy requests against this library (in its process; "mistral_portable serve":
+over HTTP) and llama-server (over HTTP, with its defaults), each with 8 sequences at a time and the same threads. Every
+token counts when its request's consumer has it; a first token, from the moment when its request should begin. Each
+repetition has tokens of its own, so nothing is cached from the one before; "cached" are prompt tokens that the engine
+did not compute.
 
 - mix: requests arrive by a Poisson process; prompts of 16, 64, 256 or 1,024 tokens, half of them behind one of three
   common beginnings of 256; answers of 8, 32 or 128 tokens.
 - callers: 8 requests at once, of 1 prompt token and 64 answered; compared with the bare steps of `batch:8`.
 - turn: a chat of 4,000 tokens and an answer of 16, then 30 new tokens behind both. Its first token is compared with
   `prefill:30@4016`, which reads 30 tokens behind a full cache; turn-between: another such chat runs before them.
+- stream: one request of 1 prompt token and 64 answered.
 - sharers: 8 requests at once, whose prompts share 2,000 tokens and have 50 of their own: of 16,400 tokens 2,400 must be
   computed.
+- system: 8 requests at once, whose prompts share 1,000 tokens and have 50 of their own; answers of 64.
 - intruder: a prompt of 8,000 arrives while 4 sequences decode; the times between their tokens, before and meanwhile.
 
 Weights are random (`tools/make_random_gguf.py`): speed and memory do not depend on them.

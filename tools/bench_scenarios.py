@@ -36,10 +36,12 @@ def scenarios(mix: Mix) -> dict[str, Scenario]:
     read = parse("prefill:30@4016", 1), "first token"
     return {
         "mix": Scenario(partial(poisson, mix), latencies),
+        "stream": Scenario(partial(callers, 1, 64), duration),
         "callers": Scenario(partial(callers, 8, 64), duration, (parse("batch:8", 64), "duration")),
         "turn": Scenario(partial(turn, False), last_turn, read),
         "turn-between": Scenario(partial(turn, True), last_turn, read),
         "sharers": Scenario(partial(sharers, 8, 2000, 50, 8), sharing),
+        "system": Scenario(partial(sharers, 8, 1000, 50, 64), latencies),
         "intruder": Scenario(partial(intruder, 4, 32, 8000, 4), gaps_of_others),
     }
 

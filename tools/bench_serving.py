@@ -6,6 +6,7 @@ where the loads are described, docs/benchmarks.json and a plot.
 
     python -m tools.bench_serving MODEL.gguf                              # this library alone
     python -m tools.bench_serving MODEL.gguf mix callers --llama-server PATH --repeat 5 --record "7B Q4_K_M, serving"
+    python -m tools.bench_serving MODEL.gguf stream callers system --http     # over HTTP beside in its process
 
 The server comes with the sources of llama-cpp-python; build it for your machine, or the comparison is unfair:
 
@@ -35,20 +36,25 @@ from mistral_portable.weights import open_checkpoint
 from tools.bench_engines import Setup, Worker
 from tools.bench_llama_server import LlamaServer, llama_server_version
 from tools.bench_loads import Load, Mix, intruder
+from tools.bench_our_server import OurServer
 from tools.bench_play import Reply, Trace, play
 from tools.bench_report import machine, markdown, record, versions
 from tools.bench_scenarios import Figures, Scenario, scenarios
 
-__all__ = ["OURS", "PEER", "compare"]
+__all__ = ["HTTP", "OURS", "PEER", "compare"]
 
 OURS = "mistral_portable"
+HTTP = "mistral_portable serve"
 PEER = "llama-server"
 _LANES = 8
 _REST = 0.5  # seconds before each load: threads of the previous engine may still spin, and cancelled requests end
 
 
-def compare(setup: Setup, program: str | None, chosen: Mapping[str, Scenario], repeats: int) -> list[dict[str, Any]]:
-    """Play every scenario `repeats` times against this library, and against a llama-server if there is its program.
+def compare(
+    setup: Setup, program: str | None, chosen: Mapping[str, Scenario], repeats: int, *, http: bool = False
+) -> list[dict[str, Any]]:
+    """Play every scenario `repeats` times against this library in its process, with `http` also against its server,
+    and against a llama-server if there is its program.
 
     Returns rows for `tools/bench_report.py`: name, unit, and figures by engine, one per repetition.
     """
@@ -61,6 +67,9 @@ def compare(setup: Setup, program: str | None, chosen: Mapping[str, Scenario], r
     with ExitStack() as stack:
         worker = stack.enter_context(Worker(setup))
         engines: dict[str, Callable[[Load], list[Trace]]] = {OURS: partial(worker.run, serve)}
+        if http:
+            ours = stack.enter_context(OurServer(setup)).ask
+            engines[HTTP] = lambda load: asyncio.run(play(load, ours))
         if program is not None:
             room = max(load.room for load in chain([first], *loads.values()))
             threads = setup.threads or os.cpu_count() or 1
@@ -133,6 +142,7 @@ def main() -> None:
     parser.add_argument("model", help="a .gguf file; without --llama-server, any model")
     parser.add_argument("what", nargs="*", help=f"any of {' '.join(names)}; default: all")
     parser.add_argument("--llama-server", metavar="PATH", help="llama.cpp's server, to compare with")
+    parser.add_argument("--http", action="store_true", help="also ask this library over HTTP, by its own server")
     parser.add_argument("--backend", default="numba")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads; default: all CPUs")
     parser.add_argument("--requests", type=int, default=24, help="requests of the mix")
@@ -155,6 +165,7 @@ def main() -> None:
 def _compare_and_print(args: argparse.Namespace) -> None:
     model = str(Path(args.model).resolve()) if Path(args.model).exists() else args.model
     known = scenarios(Mix(args.requests, args.rate))
+    engines = [*([HTTP] if args.http else []), OURS, *([PEER] if args.llama_server else [])]
     chosen = {name: known[name] for name in args.what or known}
     setup = Setup(None, model, args.backend, args.threads, _LANES)
     command = shlex.join(["python", "-m", "tools.bench_serving", *sys.argv[1:]])
@@ -164,13 +175,12 @@ def _compare_and_print(args: argparse.Namespace) -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "versions": versions([args.backend]),
-        "engines": [OURS],
-        "rows": compare(setup, args.llama_server, chosen, args.repeat),
+        "engines": engines,  # the first one is compared with the others
+        "rows": compare(setup, args.llama_server, chosen, args.repeat, http=args.http),
         "kernels": [],
     }
     if args.llama_server:
         run["versions"][PEER] = llama_server_version(args.llama_server)
-        run["engines"].append(PEER)
     print(markdown(run))
     if args.record:
         record(run)

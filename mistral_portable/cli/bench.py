@@ -8,23 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from mistral_portable.bench import STANDARD, Measurement, ModelEngine, Spread, measure, obstacle, parse, prepare
+from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model, working
-from mistral_portable.cli.options import (
-    AttentionOption,
-    BackendOption,
-    DebugOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    KVCacheOption,
-    MaxContextOption,
-    ModelArgument,
-    QuantizeOption,
-    RevisionOption,
-    TensorParallelOption,
-    ThreadsOption,
-    WindowOption,
-)
+from mistral_portable.cli.model_options import ModelOptions
+from mistral_portable.cli.options import DebugOption, JsonOption, ModelArgument, TensorParallelOption
 from mistral_portable.cli.output import print_table, size
 from mistral_portable.engine import Model
 from mistral_portable.errors import InputError
@@ -34,7 +21,9 @@ __all__ = ["bench"]
 _PROMPT = 16  # tokens of the prompt for the time to the first token
 
 
+@grouped
 def bench(
+    *,
     model: ModelArgument = "tiny",
     what: Annotated[
         list[str] | None,
@@ -48,17 +37,8 @@ def bench(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode in one repetition.", metavar="N")] = 32,
     repeat: Annotated[int, typer.Option(min=1, help="Repetitions.", metavar="N")] = 5,
     as_json: JsonOption = False,
-    backend: BackendOption = "auto",
-    dtype: DtypeOption = None,
-    quantize: QuantizeOption = None,
-    kv_cache: KVCacheOption = None,
-    device: DeviceOption = None,
-    attention: AttentionOption = None,
+    options: ModelOptions,
     tensor_parallel: TensorParallelOption = None,
-    window: WindowOption = "config",
-    max_context: MaxContextOption = None,
-    threads: ThreadsOption = None,
-    revision: RevisionOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Measure a model's speed: tokens per second of prompts, of decoding at a depth, and of sequences together.
@@ -71,21 +51,7 @@ def bench(
     except InputError as error:
         raise typer.BadParameter(str(error), param_hint="'WHAT'") from error
     lanes = max(measurement.sequences for measurement in measurements)
-    with load_model(
-        model,
-        backend=backend,
-        dtype=dtype,
-        quantize=quantize,
-        kv_cache=kv_cache,
-        device=device,
-        attention=attention,
-        tensor_parallel=tensor_parallel,
-        window=window,
-        max_context=max_context,
-        threads=threads,
-        revision=revision,
-        max_lanes=lanes,
-    ) as loaded:
+    with load_model(model, options, tensor_parallel=tensor_parallel, max_lanes=lanes) as loaded:
         first_token_s = _first_token(loaded)
         with working(f"{loaded.backend} on {model}") as progress:
             engine, rows = ModelEngine(loaded), []

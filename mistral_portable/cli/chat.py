@@ -8,37 +8,12 @@ import typer
 from mistral_portable.cli import stdin
 from mistral_portable.cli.answer import end_answer, show_answer
 from mistral_portable.cli.conversation import Conversation
+from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model
-from mistral_portable.cli.options import (
-    AttentionOption,
-    BackendOption,
-    CacheRamOption,
-    DebugOption,
-    DeviceOption,
-    DtypeOption,
-    FrequencyPenaltyOption,
-    IgnoreEosOption,
-    KVCacheOption,
-    MaxContextOption,
-    MaxTokensOption,
-    MinPOption,
-    ModelOption,
-    PresencePenaltyOption,
-    QuantizeOption,
-    RepetitionPenaltyOption,
-    RevisionOption,
-    SeedOption,
-    SessionOption,
-    StopOption,
-    TemperatureOption,
-    TensorParallelOption,
-    ThreadsOption,
-    TopKOption,
-    TopPOption,
-    TypicalPOption,
-    WindowOption,
-)
+from mistral_portable.cli.model_options import ModelOptions
+from mistral_portable.cli.options import CacheRamOption, DebugOption, ModelOption, SessionOption, TensorParallelOption
 from mistral_portable.cli.output import aside, note, one_line
+from mistral_portable.cli.sampling_options import SamplingOptions
 from mistral_portable.cli.session import resume
 from mistral_portable.engine import Model, TextStreamer
 from mistral_portable.engine.session import read_messages
@@ -57,7 +32,9 @@ _HELP = """\
 Ctrl-C      stops an answer; leaves, at the prompt"""
 
 
+@grouped
 def chat(
+    *,
     name: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="The same as --model.", show_default=False)
     ] = None,
@@ -65,48 +42,15 @@ def chat(
         str | None, typer.Option(metavar="TEXT", help="Instructions for the whole conversation.", show_default=False)
     ] = None,
     model: ModelOption = "tiny",
-    backend: BackendOption = "auto",
-    dtype: DtypeOption = None,
-    quantize: QuantizeOption = None,
-    kv_cache: KVCacheOption = None,
-    device: DeviceOption = None,
-    attention: AttentionOption = None,
+    options: ModelOptions,
     tensor_parallel: TensorParallelOption = None,
-    window: WindowOption = "config",
-    max_context: MaxContextOption = None,
     cache_ram: CacheRamOption = None,
-    threads: ThreadsOption = None,
-    revision: RevisionOption = None,
     session: SessionOption = None,
-    max_tokens: MaxTokensOption = SamplingParams.max_tokens,
-    temperature: TemperatureOption = SamplingParams.temperature,
-    top_k: TopKOption = SamplingParams.top_k,
-    top_p: TopPOption = SamplingParams.top_p,
-    min_p: MinPOption = SamplingParams.min_p,
-    typical_p: TypicalPOption = SamplingParams.typical_p,
-    repetition_penalty: RepetitionPenaltyOption = SamplingParams.repetition_penalty,
-    frequency_penalty: FrequencyPenaltyOption = SamplingParams.frequency_penalty,
-    presence_penalty: PresencePenaltyOption = SamplingParams.presence_penalty,
-    seed: SeedOption = SamplingParams.seed,
-    stop: StopOption = None,
-    ignore_eos: IgnoreEosOption = SamplingParams.ignore_eos,
+    sampling: SamplingOptions,
     debug: DebugOption = False,
 ) -> None:
     """Chat with a model. /help lists the commands; piped input is one message per line."""
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        repetition_penalty=repetition_penalty,
-        frequency_penalty=frequency_penalty,
-        presence_penalty=presence_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-        ignore_eos=ignore_eos,
-    )
+    params = sampling.params()
     if tensor_parallel is not None:
         raise typer.BadParameter(
             "several processes cannot share a conversation: use 'run'", param_hint="'--tensor-parallel'"
@@ -115,21 +59,7 @@ def chat(
         raise typer.BadParameter(f"{name!r} beside --model {model!r}: give one of them", param_hint="'MODEL'")
     if name is not None:
         model = name
-    with load_model(
-        model,
-        backend=backend,
-        dtype=dtype,
-        quantize=quantize,
-        kv_cache=kv_cache,
-        device=device,
-        attention=attention,
-        tensor_parallel=tensor_parallel,
-        window=window,
-        max_context=max_context,
-        cache_ram=cache_ram,
-        threads=threads,
-        revision=revision,
-    ) as loaded:
+    with load_model(model, options, tensor_parallel=tensor_parallel, cache_ram=cache_ram) as loaded:
         conversation = Conversation(loaded.tokenizer, system)
         if resume(loaded, session) and session is not None:
             _go_on(conversation, session)

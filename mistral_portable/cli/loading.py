@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn
 
-from mistral_portable.cli.options import cache_bytes_of, window_of
+from mistral_portable.cli.model_options import ModelOptions
+from mistral_portable.cli.options import cache_bytes_of
 from mistral_portable.cli.output import note, one_line
 from mistral_portable.engine import Model, load
 from mistral_portable.engine.block_maker import block_maker
@@ -19,44 +20,25 @@ __all__ = ["load_model", "open_model", "reading", "working"]
 
 def load_model(
     model: str,
+    options: ModelOptions,
     *,
-    backend: str,
-    dtype: str | None,
-    quantize: str | None,
-    kv_cache: str | None,
-    device: str | None,
-    attention: str | None,
-    tensor_parallel: int | None,
-    window: str,
-    max_context: int | None,
-    threads: int | None,
-    revision: str | None,
-    max_lanes: int = 8,
     cache_ram: str | None = None,
+    max_lanes: int = 8,
+    tensor_parallel: int | None = None,
     embeddings: bool = False,
 ) -> Model:
     """Call `mistral_portable.load` with the values of the options; its warnings become notes on stderr.
 
-    transformers' spellings are read too: dtype "auto" is the backend's choice, device "1" is "cuda:1".
     Raises typer.BadParameter for a window or a size that cannot be read, and the errors of `load`.
     """
-    parsed_window, cache_bytes = window_of(window), cache_bytes_of(cache_ram)
+    arguments, cache_bytes = options.arguments, cache_bytes_of(cache_ram)
     with reading(f"loading {model}") as progress:
         return load(
             model=model,
-            backend=backend,
-            dtype=None if dtype == "auto" else dtype,
-            quantize=quantize,
-            kv_cache=kv_cache,
-            device=f"cuda:{device}" if device and device.isdecimal() else device,
-            attention=attention,
-            tensor_parallel=tensor_parallel,
-            window=parsed_window,
-            max_context=max_context,
-            max_lanes=max_lanes,
+            **arguments,
             cache_bytes=cache_bytes,
-            threads=threads,
-            revision=revision,
+            max_lanes=max_lanes,
+            tensor_parallel=tensor_parallel,
             embeddings=embeddings,
             progress=progress,
         )

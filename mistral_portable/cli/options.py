@@ -1,4 +1,4 @@
-"""The options that several commands share: annotations for the parameters of the commands."""
+"""The options that several commands have: annotations for their parameters."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mistral_portable.config import Window
-from mistral_portable.sampling.params import MINIMA, RANGES
 
 __all__ = [
     "AttentionOption",
@@ -16,32 +15,17 @@ __all__ = [
     "DebugOption",
     "DeviceOption",
     "DtypeOption",
-    "FrequencyPenaltyOption",
-    "GrammarOption",
-    "IgnoreEosOption",
     "JsonOption",
-    "JsonSchemaOption",
     "KVCacheOption",
     "MaxContextOption",
-    "MaxTokensOption",
-    "MinPOption",
     "ModelArgument",
     "ModelOption",
-    "PresencePenaltyOption",
     "QuantizeOption",
-    "RegexOption",
-    "RepetitionPenaltyOption",
     "RevisionOption",
-    "SeedOption",
     "SessionOption",
     "Settings",
-    "StopOption",
-    "TemperatureOption",
     "TensorParallelOption",
     "ThreadsOption",
-    "TopKOption",
-    "TopPOption",
-    "TypicalPOption",
     "VerifyAttentionOption",
     "VerifyDtypeOption",
     "WindowOption",
@@ -70,21 +54,6 @@ def _set_debug(context: typer.Context, debug: bool) -> None:
 
 def _model(help: str, metavar: str = "NAME", *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Model", **settings)
-
-
-def _sampling(help: str, metavar: str, **settings: Any) -> Any:
-    return typer.Option(help=help, metavar=metavar, rich_help_panel="Sampling", **settings)
-
-
-def _integer(name: str, help: str) -> Any:
-    """An option for an integer field of SamplingParams, with its range."""
-    return _sampling(help, "N", min=MINIMA[name])
-
-
-def _number(name: str, help: str) -> Any:
-    """An option for a real field of SamplingParams, with its range."""
-    low, high = RANGES[name]
-    return _sampling(help, "X", min=low, max=high)
 
 
 DebugOption = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
@@ -144,39 +113,6 @@ SessionOption = Annotated[
     str | None,
     _model("Keep what has been read in this file: the next call that begins alike goes on from there.", "FILE"),
 ]
-
-# The fields of SamplingParams.
-MaxTokensOption = Annotated[int | None, _integer("max_tokens", "The most tokens to generate.")]
-TemperatureOption = Annotated[float, _number("temperature", "Randomness; 0: greedy, always the most probable token.")]
-TopKOption = Annotated[int, _integer("top_k", "Only the k most probable tokens; 0: all.")]
-TopPOption = Annotated[float, _number("top_p", "Only the most probable tokens that together have this probability.")]
-MinPOption = Annotated[
-    float, _number("min_p", "Only tokens at least this probable, relative to the most probable one.")
-]
-TypicalPOption = Annotated[
-    float, _number("typical_p", "Only the most typical tokens that together have this probability.")
-]
-RepetitionPenaltyOption = Annotated[
-    float, _number("repetition_penalty", "Above 1: tokens of the prompt and the answer become less probable.")
-]
-FrequencyPenaltyOption = Annotated[
-    float, _number("frequency_penalty", "Subtracted from a token's logit for each time that the answer contains it.")
-]
-PresencePenaltyOption = Annotated[
-    float, _number("presence_penalty", "Subtracted from a token's logit once the answer contains it.")
-]
-SeedOption = Annotated[int | None, _integer("seed", "The same seed gives the same text.")]
-StopOption = Annotated[
-    list[str] | None, _sampling("Stop before this text; may be given several times.", "TEXT", show_default=False)
-]
-IgnoreEosOption = Annotated[
-    bool, typer.Option("--ignore-eos", help="Continue after the end-of-sequence token.", rich_help_panel="Sampling")
-]
-JsonSchemaOption = Annotated[
-    str | None, _sampling("The answer is JSON that keeps the schema in this file; '-': in standard input.", "FILE")
-]
-GrammarOption = Annotated[str | None, _sampling("The answer keeps the Lark grammar in this file.", "FILE")]
-RegexOption = Annotated[str | None, _sampling("The whole answer matches this regular expression.", "TEXT")]
 
 
 def cache_bytes_of(text: str | None) -> int | None:

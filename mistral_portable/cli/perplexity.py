@@ -7,23 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model, reading
-from mistral_portable.cli.options import (
-    AttentionOption,
-    BackendOption,
-    DebugOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    KVCacheOption,
-    MaxContextOption,
-    ModelArgument,
-    QuantizeOption,
-    RevisionOption,
-    TensorParallelOption,
-    ThreadsOption,
-    WindowOption,
-)
+from mistral_portable.cli.model_options import ModelOptions
+from mistral_portable.cli.options import DebugOption, JsonOption, ModelArgument, TensorParallelOption
 from mistral_portable.errors import InputError
 from mistral_portable.evaluation import accuracy, read_questions
 from mistral_portable.evaluation import perplexity as measure
@@ -31,7 +18,9 @@ from mistral_portable.evaluation import perplexity as measure
 __all__ = ["perplexity"]
 
 
+@grouped
 def perplexity(
+    *,
     model: ModelArgument,
     file: Annotated[str, typer.Argument(metavar="FILE", help="A text in UTF-8.", show_default=False)],
     context: Annotated[int, typer.Option(help="Tokens of a chunk; its second half is scored.", min=4)] = 512,
@@ -43,17 +32,8 @@ def perplexity(
         ),
     ] = None,
     as_json: JsonOption = False,
-    backend: BackendOption = "auto",
-    dtype: DtypeOption = None,
-    quantize: QuantizeOption = None,
-    kv_cache: KVCacheOption = None,
-    device: DeviceOption = None,
-    attention: AttentionOption = None,
+    options: ModelOptions,
     tensor_parallel: TensorParallelOption = None,
-    window: WindowOption = "config",
-    max_context: MaxContextOption = None,
-    threads: ThreadsOption = None,
-    revision: RevisionOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Measure how well a model predicts a text, as llama-perplexity does; shows what a quantization costs.
@@ -63,20 +43,7 @@ def perplexity(
     if tensor_parallel is not None:
         raise typer.BadParameter("several processes would measure the same: use one", param_hint="'--tensor-parallel'")
     text, items = _read(file), read_questions(questions) if questions else []
-    with load_model(
-        model,
-        backend=backend,
-        dtype=dtype,
-        quantize=quantize,
-        kv_cache=kv_cache,
-        device=device,
-        attention=attention,
-        tensor_parallel=tensor_parallel,
-        window=window,
-        max_context=max_context,
-        threads=threads,
-        revision=revision,
-    ) as loaded:
+    with load_model(model, options, tensor_parallel=tensor_parallel) as loaded:
         with reading(f"{loaded.backend} on {model}") as progress:
             result = measure(loaded, text, context=context, progress=progress)
             answers = accuracy(loaded, items, progress=progress) if items else None

@@ -1,16 +1,25 @@
 """The rule of `run`'s answer: what --json-schema, --grammar and --regex name."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from mistral_portable.cli import stdin
+from mistral_portable.cli.sampling_options import sampling_option
 from mistral_portable.engine import Model
 from mistral_portable.errors import InputError
 from mistral_portable.grammar.texts import MOST_BYTES
 from mistral_portable.sampling import Grammar
 
-__all__ = ["Rule"]
+__all__ = ["GrammarOption", "JsonSchemaOption", "RegexOption", "Rule"]
+
+JsonSchemaOption = Annotated[
+    str | None,
+    sampling_option("The answer is JSON that keeps the schema in this file; '-': in standard input.", "FILE"),
+]
+GrammarOption = Annotated[str | None, sampling_option("The answer keeps the Lark grammar in this file.", "FILE")]
+RegexOption = Annotated[str | None, sampling_option("The whole answer matches this regular expression.", "TEXT")]
 
 
 class Rule:

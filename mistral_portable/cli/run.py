@@ -11,50 +11,24 @@ import typer
 
 from mistral_portable.cli import stdin
 from mistral_portable.cli.answer import end_answer, show_answer
+from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model
-from mistral_portable.cli.options import (
-    AttentionOption,
-    BackendOption,
-    DebugOption,
-    DeviceOption,
-    DtypeOption,
-    FrequencyPenaltyOption,
-    GrammarOption,
-    IgnoreEosOption,
-    JsonSchemaOption,
-    KVCacheOption,
-    MaxContextOption,
-    MaxTokensOption,
-    MinPOption,
-    ModelOption,
-    PresencePenaltyOption,
-    QuantizeOption,
-    RegexOption,
-    RepetitionPenaltyOption,
-    RevisionOption,
-    SeedOption,
-    SessionOption,
-    StopOption,
-    TemperatureOption,
-    TensorParallelOption,
-    ThreadsOption,
-    TopKOption,
-    TopPOption,
-    TypicalPOption,
-    WindowOption,
-)
+from mistral_portable.cli.model_options import ModelOptions
+from mistral_portable.cli.options import DebugOption, ModelOption, SessionOption, TensorParallelOption
 from mistral_portable.cli.output import aside, show, speed
-from mistral_portable.cli.rule import Rule
+from mistral_portable.cli.rule import GrammarOption, JsonSchemaOption, RegexOption, Rule
+from mistral_portable.cli.sampling_options import SamplingOptions
 from mistral_portable.cli.session import resume
 from mistral_portable.engine import Generation
 from mistral_portable.errors import InputError
-from mistral_portable.sampling import SamplingParams
 from mistral_portable.sampling.params import MINIMA
 
 __all__ = ["run"]
 
 
+@grouped
 def run(
+    *,
     prompt: Annotated[str | None, typer.Argument(help="If absent, standard input is read.", show_default=False)] = None,
     chat: Annotated[bool, typer.Option("--chat/--raw", help="Answer a message, or continue a text.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead.")] = False,
@@ -67,30 +41,10 @@ def run(
         ),
     ] = None,
     model: ModelOption = "tiny",
-    backend: BackendOption = "auto",
-    dtype: DtypeOption = None,
-    quantize: QuantizeOption = None,
-    kv_cache: KVCacheOption = None,
-    device: DeviceOption = None,
-    attention: AttentionOption = None,
+    options: ModelOptions,
     tensor_parallel: TensorParallelOption = None,
-    window: WindowOption = "config",
-    max_context: MaxContextOption = None,
-    threads: ThreadsOption = None,
-    revision: RevisionOption = None,
     session: SessionOption = None,
-    max_tokens: MaxTokensOption = SamplingParams.max_tokens,
-    temperature: TemperatureOption = SamplingParams.temperature,
-    top_k: TopKOption = SamplingParams.top_k,
-    top_p: TopPOption = SamplingParams.top_p,
-    min_p: MinPOption = SamplingParams.min_p,
-    typical_p: TypicalPOption = SamplingParams.typical_p,
-    repetition_penalty: RepetitionPenaltyOption = SamplingParams.repetition_penalty,
-    frequency_penalty: FrequencyPenaltyOption = SamplingParams.frequency_penalty,
-    presence_penalty: PresencePenaltyOption = SamplingParams.presence_penalty,
-    seed: SeedOption = SamplingParams.seed,
-    stop: StopOption = None,
-    ignore_eos: IgnoreEosOption = SamplingParams.ignore_eos,
+    sampling: SamplingOptions,
     json_schema: JsonSchemaOption = None,
     grammar: GrammarOption = None,
     regex: RegexOption = None,
@@ -108,43 +62,16 @@ def run(
         raise typer.BadParameter("give a text, or pipe one in", param_hint="'PROMPT'")
     if not text:
         raise InputError("the prompt is empty: give some text")
-    if tensor_parallel is not None and temperature > 0 and seed is None:
+    if tensor_parallel is not None and sampling.temperature > 0 and sampling.seed is None:
         raise typer.BadParameter("all processes must draw alike: give --seed, too", param_hint="'--tensor-parallel'")
     if tensor_parallel is not None and session is not None:
         raise typer.BadParameter("several processes cannot share a session", param_hint="'--session'")
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        repetition_penalty=repetition_penalty,
-        frequency_penalty=frequency_penalty,
-        presence_penalty=presence_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-        ignore_eos=ignore_eos,
-        logprobs=logprobs,
-    )
+    params = sampling.params(logprobs)
     messages = [{"role": "user", "content": text}]
     interrupted = False
     with (
         _one_answer(tensor_parallel),
-        load_model(
-            model,
-            backend=backend,
-            dtype=dtype,
-            quantize=quantize,
-            kv_cache=kv_cache,
-            device=device,
-            attention=attention,
-            tensor_parallel=tensor_parallel,
-            window=window,
-            max_context=max_context,
-            threads=threads,
-            revision=revision,
-        ) as loaded,
+        load_model(model, options, tensor_parallel=tensor_parallel) as loaded,
     ):
         resume(loaded, session)
         params = dataclasses.replace(params, grammar=rule.compile(loaded))

@@ -9,22 +9,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model
-from mistral_portable.cli.options import (
-    AttentionOption,
-    BackendOption,
-    CacheRamOption,
-    DebugOption,
-    DeviceOption,
-    DtypeOption,
-    KVCacheOption,
-    MaxContextOption,
-    ModelArgument,
-    QuantizeOption,
-    RevisionOption,
-    ThreadsOption,
-    WindowOption,
-)
+from mistral_portable.cli.model_options import ModelOptions
+from mistral_portable.cli.options import CacheRamOption, DebugOption, ModelArgument
 from mistral_portable.cli.output import note
 from mistral_portable.errors import BackendError, InputError
 
@@ -37,7 +25,9 @@ def _server(help: str, metavar: str = "N", *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Server", show_default=True, **settings)
 
 
+@grouped
 def serve(
+    *,
     model: ModelArgument = "tiny",
     host: Annotated[str, _server("Address to listen on; 0.0.0.0: all of this machine.", "ADDRESS")] = "127.0.0.1",
     port: Annotated[int, _server("0: any free one.", min=0, max=65535)] = 8080,
@@ -76,17 +66,8 @@ def serve(
         _server("Make embeddings, too: of the last token's hidden state or of the mean of all.", "last|mean"),
     ] = None,
     log: Annotated[Literal["text", "json"], _server("Form of the lines on stderr.", "text|json")] = "text",
-    backend: BackendOption = "auto",
-    dtype: DtypeOption = None,
-    quantize: QuantizeOption = None,
-    kv_cache: KVCacheOption = None,
-    device: DeviceOption = None,
-    attention: AttentionOption = None,
-    window: WindowOption = "config",
-    max_context: MaxContextOption = None,
+    options: ModelOptions,
     cache_ram: CacheRamOption = None,
-    threads: ThreadsOption = None,
-    revision: RevisionOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Serve a model over HTTP: OpenAI's API, health, metrics. SIGTERM ends it when the running answers have ended."""
@@ -107,21 +88,7 @@ def serve(
     with (
         listener,
         load_model(
-            model,
-            backend=backend,
-            dtype=dtype,
-            quantize=quantize,
-            kv_cache=kv_cache,
-            device=device,
-            attention=attention,
-            tensor_parallel=None,
-            window=window,
-            max_context=max_context,
-            cache_ram=cache_ram,
-            threads=threads,
-            revision=revision,
-            max_lanes=parallel,
-            embeddings=embeddings is not None,
+            model, options, cache_ram=cache_ram, max_lanes=parallel, embeddings=embeddings is not None
         ) as loaded,
     ):
         settings = Settings(

@@ -1,8 +1,7 @@
 """Model: a loaded checkpoint on a backend, with the calls that users make."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing, closing
-from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast, overload
@@ -10,31 +9,24 @@ from typing import Any, Self, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.answers import ChatParser, Parser, PlainText
-from mistral_portable.boundary import Program, SavedLane
+from mistral_portable.boundary import Program
 from mistral_portable.cache import CacheManager, Chunk
 from mistral_portable.config import MistralConfig
+from mistral_portable.engine.answer_maker import AnswerMaker, Params, offered
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.embedding import Embedding, Pooling
 from mistral_portable.engine.generation import Generation
 from mistral_portable.engine.loop import Loop
-from mistral_portable.engine.request import Completion, Scoring
-from mistral_portable.engine.session import Session, read_session, write_session
+from mistral_portable.engine.prompts import Messages, Prompt, Prompts, Tools, is_several
+from mistral_portable.engine.request import Scoring
+from mistral_portable.engine.session_files import SessionFiles
 from mistral_portable.engine.stream import Answer, AsyncTextStreamer, TextStreamer
-from mistral_portable.errors import CacheError, InputError, TokenizerError
-from mistral_portable.grammar import CompiledGrammar, Grammars, Schema
+from mistral_portable.errors import InputError
+from mistral_portable.grammar import Schema
 from mistral_portable.sampling import Grammar, SamplingParams
 from mistral_portable.tokenizer import Tokenizer
 
-__all__ = ["Messages", "Model", "Prompt"]
-
-Messages = Sequence[Mapping[str, Any]]
-Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Messages
-"""Text, token ids, or chat messages (`{"role": "user", "content": "..."}`)."""
-Tools = Sequence[Mapping[str, Any]]
-"""Function schemas, as in OpenAI's and Mistral's API."""
-Params = SamplingParams | Sequence[SamplingParams]
-"""For all prompts, or one for each."""
+__all__ = ["Model"]
 
 
 class Model:
@@ -65,10 +57,16 @@ class Model:
         self.load_s = load_s
         self.embeddings = embeddings
         """Whether `embed` is possible."""
-        self._lockstep = lockstep
-        self._tokenizer = tokenizer
-        self._grammars = None if tokenizer is None else Grammars(tokenizer, self.end_tokens)
         self.loop = Loop(core, lockstep=lockstep)
+        size = config.vocab_size
+        self._prompts = Prompts(tokenizer, vocab_size=size, max_context=self.max_context, source=source)
+        own = set() if tokenizer is None else {tokenizer.eos_id}
+        self.end_tokens = own | set(config.eos_token_ids)
+        """The ids that end a text: the config's and the tokenizer's."""
+        self._answers = AnswerMaker(
+            self._prompts, end_tokens=self.end_tokens, vocab_size=size, max_context=self.max_context, load_s=load_s
+        )
+        self._sessions = SessionFiles(core, self.loop, backend=backend, vocab_size=size, lockstep=lockstep)
 
     @property
     def program(self) -> Program:
@@ -83,23 +81,12 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer. Raises TokenizerError if it has none."""
-        if self._tokenizer is None:
-            raise TokenizerError(
-                f"{self.source} has no tokenizer: put tokenizer.model or tekken.json beside the weights, "
-                f"or pass token ids instead of text"
-            )
-        return self._tokenizer
+        return self._prompts.tokenizer
 
     @property
     def has_tokenizer(self) -> bool:
         """Whether text can be given and is returned; else token ids only."""
-        return self._tokenizer is not None
-
-    @property
-    def end_tokens(self) -> set[int]:
-        """The ids that end a text: the config's and the tokenizer's."""
-        own = {self._tokenizer.eos_id} if self._tokenizer else set()
-        return own | set(self.config.eos_token_ids)
+        return self._prompts.has_tokenizer
 
     @property
     def max_context(self) -> int:
@@ -142,12 +129,12 @@ class Model:
         CapacityError if the cache does not fit into memory, NumericsError for logits that are not finite, ClosedError
         after `close`, BusyError if `lane` holds every lane.
         """
-        answers = self._answers(prompt, params, n, options)
+        answers = self._answers.make_all(prompt, params, n, options)
         by_request = {answer.completion: answer for answer in answers}
         with closing(self.loop.run(list(by_request))) as made:
             for completion in made:
                 self._advance(by_request[completion])
-        return _arranged([answer.generation for answer in answers], _is_several(prompt), n)
+        return _arranged([answer.generation for answer in answers], is_several(prompt), n)
 
     @overload
     async def agenerate(
@@ -169,12 +156,12 @@ class Model:
         self, prompt: Prompt | Sequence[Prompt], params: Params | None = None, *, n: int | None = None, **options: Any
     ) -> Generation | list[Generation] | list[list[Generation]]:
         """`generate` for coroutines: any number of them run together. One that is cancelled gives its lanes back."""
-        answers = self._answers(prompt, params, n, options)
+        answers = self._answers.make_all(prompt, params, n, options)
         by_request = {answer.completion: answer for answer in answers}
         async with aclosing(self.loop.arun(list(by_request))) as made:
             async for completion in made:
                 self._advance(by_request[completion])
-        return _arranged([answer.generation for answer in answers], _is_several(prompt), n)
+        return _arranged([answer.generation for answer in answers], is_several(prompt), n)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> TextStreamer:
         """Continue `prompt`, yielding pieces of text as they are ready (TextStreamer). Errors: those of `generate`."""
@@ -197,7 +184,7 @@ class Model:
         """Answer the last message. `tools` are function schemas, as in OpenAI's and Mistral's API; the functions that
         the answer calls are in `Generation.tool_calls`. tool_choice: "auto", or "none" to leave the tools out of the
         prompt. options: those of `generate`."""
-        tokens = self.tokenizer.chat(messages, tools=_offered(tools, tool_choice))
+        tokens = self.tokenizer.chat(messages, tools=offered(tools, tool_choice))
         generation: Generation = self.generate(tokens, params, chat=True, **options)
         return generation
 
@@ -221,9 +208,9 @@ class Model:
         nested = isinstance(token_ids, Sequence | np.ndarray) and len(token_ids) > 0
         several = nested and isinstance(token_ids[0], Sequence | np.ndarray) and not isinstance(token_ids[0], str)
         if several:
-            sequences = [self._checked(ids) for ids in cast(Sequence[Sequence[int]], token_ids)]
+            sequences = [self._prompts.checked(ids) for ids in cast(Sequence[Sequence[int]], token_ids)]
         else:
-            sequences = [self._checked(token_ids)]
+            sequences = [self._prompts.checked(token_ids)]
         parts: dict[Scoring, list[NDArray[np.float32]]] = {Scoring(ids, chunk=chunk): [] for ids in sequences}
         with closing(self.loop.run(list(parts))) as made:
             for scoring in made:
@@ -234,7 +221,7 @@ class Model:
     def logits_parts(self, token_ids: Sequence[int], *, first: int = 0) -> Iterator[NDArray[np.float32]]:
         """`logits` behind the tokens from index `first` on, float32 [rows, vocab_size], a step's rows at a time: those
         of a long text need not be in memory together. Raises the errors of `logits`."""
-        tokens = self._checked(token_ids)
+        tokens = self._prompts.checked(token_ids)
         if not (isinstance(first, int) and 0 <= first < len(tokens)):
             raise InputError(f"first={first!r} must be an index of the {len(tokens)} tokens")
         scoring = Scoring(tokens, first=first)
@@ -283,20 +270,7 @@ class Model:
         Raises InputError if nothing is known of the prompt or the file cannot be written, ClosedError after `close`,
         BusyError if every lane is taken, CapacityError if there is no memory for the copy.
         """
-        file = self._session_file(path)
-        wanted = None if prompt is None else self.encode(prompt)
-
-        def take() -> tuple[Sequence[int], SavedLane]:
-            tokens = self.loop.last_text if wanted is None else wanted
-            return tokens, self.core.save_known(tokens)
-
-        tokens, lane = self.loop.between_steps(take)
-        count = int(lane.integers["length"])
-        if not count:
-            fault = "this text is not in the cache: generate from it first, or raise cache_bytes"
-            raise InputError(f"{path}: nothing to save: {fault if tokens else 'generate a text first'}")
-        write_session(file, Session(tokens[:count], lane, messages), self._session_settings())
-        return count
+        return self._sessions.save(path, None if prompt is None else self.encode(prompt), messages)
 
     def load_session(self, path: str | Path) -> int:
         """Read a file of `save_session`; return the number of its tokens that are known from now on.
@@ -308,25 +282,7 @@ class Model:
         weights or settings, or damaged; ClosedError after `close`, BusyError if every lane is taken, CapacityError if
         there is no memory for it.
         """
-        session = read_session(self._session_file(path), self._session_settings(), self.config.vocab_size)
-        try:
-            return self.loop.between_steps(lambda: self.core.make_known(session.lane, session.tokens))
-        except CacheError as error:
-            raise CacheError(f"{path}: {str(error)[:400]}, or name another file") from error
-
-    def _session_file(self, path: str | Path) -> Path:
-        if not isinstance(path, str | Path):
-            raise InputError(f"path={path!r:.40} must be a string or a Path")
-        if self._lockstep:
-            raise InputError("several processes share this model (tensor_parallel): a session is of one process")
-        if not self.manager.keeps:
-            raise InputError("nothing is kept with cache_bytes=0: load the model with another value to use sessions")
-        return Path(path)
-
-    def _session_settings(self) -> dict[str, str]:
-        """All that keys and values depend on, beside the tokens."""
-        precision = {name: str(value) for name, value in asdict(self.program.precision).items()}
-        return {"model": self.manager.model, "backend": self.backend, **precision}
+        return self._sessions.load(path)
 
     def lane(self) -> AbstractContextManager[int]:
         """A lane of the cache for the duration of a `with` block. Raises BusyError if all are taken."""
@@ -351,31 +307,6 @@ class Model:
     ) -> None:
         self.close()
 
-    def _advance(self, answer: Answer) -> None:
-        answer.take()
-        if answer.done:
-            self.loop.leave(answer.completion)
-
-    def _answers(
-        self, prompt: Prompt | Sequence[Prompt], params: Params | None, n: int | None, options: Mapping[str, Any]
-    ) -> list[Answer]:
-        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-            raise InputError(f"n={n!r} must be an integer from 1 on")
-        prompts = cast(Sequence[Prompt], prompt) if _is_several(prompt) else [cast(Prompt, prompt)]
-        listed = isinstance(params, Sequence) and not isinstance(params, str)
-        each = list(cast(Sequence[SamplingParams], params)) if listed else [cast(SamplingParams, params)] * len(prompts)
-        if len(each) != len(prompts):
-            raise InputError(f"{len(each)} SamplingParams for {len(prompts)} prompts: give one, or one for each")
-        answers = list[Answer]()
-        for some, own in zip(prompts, each, strict=True):
-            first = self.answer(some, own, **options)
-            answers.append(first)
-            sampler = first.completion.sampler.params
-            for number in range(1, n or 1):
-                seed = None if sampler.seed is None else sampler.seed + number
-                answers.append(self.answer(some, own, **{**options, "seed": seed}))
-        return answers
-
     def compile_grammar(
         self, *, schema: Schema | None = None, grammar: str | None = None, regex: str | None = None
     ) -> Grammar:
@@ -387,27 +318,10 @@ class Model:
         Raises InputError for a rule that is bad, too large or too complex, or that cannot be kept to the letter,
         also for a checkpoint without a tokenizer; BackendError without llguidance.
         """
-        if self._grammars is None:
-            raise InputError("schemas, grammars and regular expressions need a tokenizer, and this checkpoint has none")
-        return self._grammars.compile(schema=schema, grammar=grammar, regex=regex)
+        return self._answers.compile_grammar(schema=schema, grammar=grammar, regex=regex)
 
-    def answer(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None,
-        *,
-        tools: Tools | None = None,
-        tool_choice: str = "auto",
-        chat: bool | None = None,
-        schema: Schema | None = None,
-        grammar: str | Grammar | None = None,
-        regex: str | None = None,
-        priority: int = 0,
-        user: str = "",
-        cache_salt: str = "",
-        **sampling: Any,
-    ) -> Answer:
-        """Make a request of one prompt for `loop.run`.
+    def answer(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Answer:
+        """Make a request of one prompt for `loop.run`. options: those of `generate`, and:
 
         tools: the functions that may be called, beside messages. tool_choice: "auto", or "none" to leave the tools out
         of the prompt. chat: whether the prompt is a chat's, in whose answer tool calls and reasoning are told from
@@ -415,102 +329,20 @@ class Model:
 
         Raises the errors of `generate` that are about its arguments.
         """
-        if isinstance(priority, bool) or not isinstance(priority, int):
-            raise InputError(f"priority={priority!r} must be an integer")
-        for name, value in (("user", user), ("cache_salt", cache_salt)):
-            if not isinstance(value, str):
-                raise InputError(f"{name}={value!r} must be a string")
-        if not isinstance(params, SamplingParams | None):
-            raise InputError(f"params={params!r:.40} must be SamplingParams")
-        if grammar is not None and not isinstance(grammar, str) and schema is regex is None:
-            sampling["grammar"] = grammar
-        elif not schema is grammar is regex is None:
-            sampling["grammar"] = self.compile_grammar(schema=schema, grammar=cast(str, grammar), regex=regex)
-        try:
-            params = replace(params or SamplingParams(), **sampling)
-        except TypeError as error:
-            raise InputError(f"unknown sampling option: {error}") from error
-        if isinstance(params.grammar, CompiledGrammar) and params.grammar.owner is not self._grammars:
-            raise InputError(
-                f"grammar={params.grammar!r} is another model's: compile it with this one's compile_grammar"
-            )
-        params.check_vocab(self.config.vocab_size)
-        if params.stop and self._tokenizer is None:
-            raise InputError("stop strings need a tokenizer, and this checkpoint has none: use stop_token_ids")
-        tokens = self.encode(prompt, _offered(tools, tool_choice))
-        ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self.end_tokens)
-        answers_chat = _is_chat(prompt) if chat is None else chat
-        completion = Completion(
-            tokens,
-            params,
-            ends=ends,
-            max_context=self.max_context,
-            priority=priority,
-            user=user,
-            cache_salt=cache_salt,
-        )
-        return Answer(completion, ends, self._parser(tokens, answers_chat), self.load_s)
-
-    def _parser(self, prompt: Sequence[int], chat: bool) -> Parser | None:
-        """Makes deltas of the answer's tokens; None without a tokenizer."""
-        if self._tokenizer is None:
-            return None
-        if chat and self._tokenizer.chats:
-            return ChatParser(self._tokenizer, prompt)
-        return PlainText(self._tokenizer.stream(prompt))
+        [answer] = self._answers.make(prompt, params, **options)
+        return answer
 
     def encode(self, prompt: Prompt, tools: Tools | None = None) -> list[int]:
         """The ids of a prompt, as `generate` reads it. tools: beside messages only.
 
         Raises InputError if it is empty, too long or no prompt, TokenizerError for a chat that the template refuses.
         """
-        if _is_chat(prompt):
-            return self._checked(self.tokenizer.chat(cast(Messages, prompt), tools=tools))
-        if tools:
-            raise InputError("tools need a prompt of messages: give messages instead of a text or ids")
-        if isinstance(prompt, str):
-            if not prompt:
-                raise InputError("the prompt is empty: give some text")
-            return self._checked(self.tokenizer.encode(prompt))
-        return self._checked(prompt)
+        return self._prompts.encode(prompt, tools)
 
-    def _checked(self, token_ids: Any) -> list[int]:
-        """Token ids as ints, within the vocabulary and the context."""
-        wrong = isinstance(token_ids, str | bytes | bytearray) or getattr(token_ids, "ndim", 1) != 1
-        if wrong or not isinstance(token_ids, Sequence | np.ndarray):
-            raise InputError(f"a prompt is text, a list of token ids, or a list of messages, not {token_ids!r:.40}")
-        if not len(token_ids):
-            raise InputError("the prompt is empty: give at least one token")
-        if len(token_ids) > self.max_context:
-            raise InputError(
-                f"the prompt has {len(token_ids)} tokens, the context holds {self.max_context}: "
-                f"shorten it or raise max_context"
-            )
-        for token in token_ids:
-            if isinstance(token, bool) or not isinstance(token, int | np.integer):
-                raise InputError(f"token id {token!r} is not an integer")
-            if not 0 <= token < self.config.vocab_size:
-                raise InputError(f"token id {token} is outside the vocabulary of {self.config.vocab_size}")
-        return [int(token) for token in token_ids]
-
-
-def _offered(tools: Tools | None, tool_choice: str) -> Tools | None:
-    """The tools that the prompt shows the model."""
-    if tool_choice not in ("auto", "none"):
-        raise InputError(f'tool_choice={tool_choice!r:.80} must be "auto" or "none"')
-    return None if tool_choice == "none" else tools
-
-
-def _is_chat(prompt: Any) -> bool:
-    """Whether it is a list of messages."""
-    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
-
-
-def _is_several(prompt: Any) -> bool:
-    """Whether it is a list of prompts: texts, lists of ids or lists of messages; not one of these itself."""
-    if isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence) or not len(prompt):
-        return False
-    return isinstance(prompt[0], str | Sequence | np.ndarray)
+    def _advance(self, answer: Answer) -> None:
+        answer.take()
+        if answer.done:
+            self.loop.leave(answer.completion)
 
 
 def _arranged(

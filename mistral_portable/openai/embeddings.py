@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import AliasChoices, Field
 
 from mistral_portable.api import JSON, Body, Many, check_dimensions
-from mistral_portable.engine.model import Prompt
+from mistral_portable.engine.prompts import Prompt
 
 __all__ = ["EmbeddingRequest", "embedding_list"]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from mistral_portable.api import JSON, Many, Stop, Stops, any_object, check_body
-from mistral_portable.engine.model import Prompt
+from mistral_portable.engine.prompts import Prompt
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
 

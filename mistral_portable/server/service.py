@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mistral_portable.answers import Content
 from mistral_portable.answers import Delta as Part
 from mistral_portable.engine import Generation, Model
-from mistral_portable.engine.model import Prompt
+from mistral_portable.engine.prompts import Prompt
 from mistral_portable.engine.request import Completion
 from mistral_portable.engine.stream import Answer
 from mistral_portable.errors import ClosedError, InputError

@@ -82,9 +82,7 @@ def test_a_program_computes_with_quantized_weights_and_a_float_lm_head(kind: str
     graph = select_rows(build(config), "logits")
     case = Case("unpacked", config, graph, unpacked, Scenario(((Feed(0, tokens, 30),),)))
     assert check(case, PagedBackend(), ExecutorOptions(dtype="float32")).status == "pass"
-    plain = prepare(PagedBackend(), graph, unpacked, session.spec, ExecutorOptions(dtype="float32"))
-    other = Session(config)
-    other.program = plain
+    other = Session(config, weights=unpacked, dtype="float32")
     assert nmse(found, other.begin(tokens)[1]) <= 1e-9
 
 

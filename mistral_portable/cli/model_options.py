@@ -1,0 +1,53 @@
+"""ModelOptions: how a model is loaded, for the commands that load one."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mistral_portable.cli.options import (
+    AttentionOption,
+    BackendOption,
+    DeviceOption,
+    DtypeOption,
+    KVCacheOption,
+    MaxContextOption,
+    QuantizeOption,
+    RevisionOption,
+    ThreadsOption,
+    WindowOption,
+    window_of,
+)
+
+__all__ = ["ModelOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Arguments of `mistral_portable.load`, as they stand on the command line (`grouped`)."""
+
+    backend: BackendOption = "auto"
+    dtype: DtypeOption = None
+    quantize: QuantizeOption = None
+    kv_cache: KVCacheOption = None
+    device: DeviceOption = None
+    attention: AttentionOption = None
+    window: WindowOption = "config"
+    max_context: MaxContextOption = None
+    threads: ThreadsOption = None
+    revision: RevisionOption = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of `load`. transformers' spellings are read, too: dtype "auto" is the backend's choice, device "1" is
+        "cuda:1". Raises typer.BadParameter for a window that cannot be read."""
+        return {
+            "backend": self.backend,
+            "dtype": None if self.dtype == "auto" else self.dtype,
+            "quantize": self.quantize,
+            "kv_cache": self.kv_cache,
+            "device": f"cuda:{self.device}" if self.device and self.device.isdecimal() else self.device,
+            "attention": self.attention,
+            "window": window_of(self.window),
+            "max_context": self.max_context,
+            "threads": self.threads,
+            "revision": self.revision,
+        }

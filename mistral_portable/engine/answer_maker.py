@@ -1,0 +1,131 @@
+"""AnswerMaker: makes requests for the loop from prompts and the options of `Model.generate`."""
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+from typing import Any, cast
+
+from mistral_portable.answers import ChatParser, Parser, PlainText
+from mistral_portable.engine.prompts import Prompt, Prompts, Tools, is_chat, is_several
+from mistral_portable.engine.request import Completion
+from mistral_portable.engine.stream import Answer
+from mistral_portable.errors import InputError
+from mistral_portable.grammar import CompiledGrammar, Grammars, Schema
+from mistral_portable.sampling import Grammar, SamplingParams
+
+__all__ = ["AnswerMaker", "Params", "offered"]
+
+Params = SamplingParams | Sequence[SamplingParams]
+"""For all prompts, or one for each."""
+
+
+class AnswerMaker:
+    """Makes the answers to prompts, none of whose tokens is there yet."""
+
+    def __init__(
+        self, prompts: Prompts, *, end_tokens: Set[int], vocab_size: int, max_context: int, load_s: float
+    ) -> None:
+        """end_tokens: ids that end a text. load_s: seconds, for the timings."""
+        self._prompts = prompts
+        self._grammars = Grammars(prompts.tokenizer, end_tokens) if prompts.has_tokenizer else None
+        self._end_tokens = end_tokens
+        self._vocab_size = vocab_size
+        self._max_context = max_context
+        self._load_s = load_s
+
+    def make_all(
+        self, prompt: Prompt | Sequence[Prompt], params: Params | None, n: int | None, options: Mapping[str, Any]
+    ) -> list[Answer]:
+        """Make `n` answers to each prompt, one after the other. Arguments and errors: those of `Model.generate`."""
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+            raise InputError(f"n={n!r} must be an integer from 1 on")
+        prompts = prompt if is_several(prompt) else [cast(Prompt, prompt)]
+        listed = isinstance(params, Sequence) and not isinstance(params, str)
+        each = list(cast(Sequence[SamplingParams], params)) if listed else [cast(SamplingParams, params)] * len(prompts)
+        if len(each) != len(prompts):
+            raise InputError(f"{len(each)} SamplingParams for {len(prompts)} prompts: give one, or one for each")
+        return [
+            answer for some, own in zip(prompts, each, strict=True) for answer in self.make(some, own, n, **options)
+        ]
+
+    def make(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        n: int | None = None,
+        /,
+        *,
+        tools: Tools | None = None,
+        tool_choice: str = "auto",
+        chat: bool | None = None,
+        schema: Schema | None = None,
+        grammar: str | Grammar | None = None,
+        regex: str | None = None,
+        priority: int = 0,
+        user: str = "",
+        cache_salt: str = "",
+        **sampling: Any,
+    ) -> list[Answer]:
+        """Make `n` answers to one prompt, which is encoded once. Arguments and errors: those of `Model.answer`."""
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise InputError(f"priority={priority!r} must be an integer")
+        for name, value in (("user", user), ("cache_salt", cache_salt)):
+            if not isinstance(value, str):
+                raise InputError(f"{name}={value!r} must be a string")
+        if grammar is not None and not isinstance(grammar, str) and schema is regex is None:
+            sampling["grammar"] = grammar
+        elif not schema is grammar is regex is None:
+            sampling["grammar"] = self.compile_grammar(schema=schema, grammar=cast(str, grammar), regex=regex)
+        params = self._params(params, sampling)
+        tokens = self._prompts.encode(prompt, offered(tools, tool_choice))
+        ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self._end_tokens)
+        answers_chat = is_chat(prompt) if chat is None else chat
+        answers = list[Answer]()
+        for number in range(n or 1):
+            seed = params.seed if params.seed is None else params.seed + number
+            completion = Completion(
+                tokens,
+                replace(params, seed=seed) if number else params,
+                ends=ends,
+                max_context=self._max_context,
+                priority=priority,
+                user=user,
+                cache_salt=cache_salt,
+            )
+            answers.append(Answer(completion, ends, self._parser(tokens, answers_chat), self._load_s))
+        return answers
+
+    def compile_grammar(self, *, schema: Schema | None, grammar: str | None, regex: str | None) -> Grammar:
+        """See `Model.compile_grammar`."""
+        if self._grammars is None:
+            raise InputError("schemas, grammars and regular expressions need a tokenizer, and this checkpoint has none")
+        return self._grammars.compile(schema=schema, grammar=grammar, regex=regex)
+
+    def _params(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
+        if not isinstance(params, SamplingParams | None):
+            raise InputError(f"params={params!r:.40} must be SamplingParams")
+        try:
+            params = replace(params or SamplingParams(), **sampling)
+        except TypeError as error:
+            raise InputError(f"unknown sampling option: {error}") from error
+        if isinstance(params.grammar, CompiledGrammar) and params.grammar.owner is not self._grammars:
+            raise InputError(
+                f"grammar={params.grammar!r} is another model's: compile it with this one's compile_grammar"
+            )
+        params.check_vocab(self._vocab_size)
+        if params.stop and not self._prompts.has_tokenizer:
+            raise InputError("stop strings need a tokenizer, and this checkpoint has none: use stop_token_ids")
+        return params
+
+    def _parser(self, prompt: Sequence[int], chat: bool) -> Parser | None:
+        """Makes deltas of the answer's tokens; None without a tokenizer."""
+        if not self._prompts.has_tokenizer:
+            return None
+        tokenizer = self._prompts.tokenizer
+        return ChatParser(tokenizer, prompt) if chat and tokenizer.chats else PlainText(tokenizer.stream(prompt))
+
+
+def offered(tools: Tools | None, tool_choice: str) -> Tools | None:
+    """The tools that the prompt shows the model. Raises InputError for another choice than "auto" or "none"."""
+    if tool_choice not in ("auto", "none"):
+        raise InputError(f'tool_choice={tool_choice!r:.80} must be "auto" or "none"')
+    return None if tool_choice == "none" else tools

@@ -1,0 +1,90 @@
+"""Prompts: what a caller may ask with, and its token ids."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.errors import InputError, TokenizerError
+from mistral_portable.tokenizer import Tokenizer
+
+__all__ = ["Messages", "Prompt", "Prompts", "Tools", "is_chat", "is_several"]
+
+Messages = Sequence[Mapping[str, Any]]
+Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Messages
+"""Text, token ids, or chat messages (`{"role": "user", "content": "..."}`)."""
+Tools = Sequence[Mapping[str, Any]]
+"""Function schemas, as in OpenAI's and Mistral's API."""
+
+
+class Prompts:
+    """Makes token ids of prompts, and refuses those that a model cannot read."""
+
+    def __init__(self, tokenizer: Tokenizer | None, *, vocab_size: int, max_context: int, source: str) -> None:
+        """source: the checkpoint's path, for errors."""
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._max_context = max_context
+        self._source = source
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether prompts may be text."""
+        return self._tokenizer is not None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer. Raises TokenizerError if it has none."""
+        if self._tokenizer is None:
+            raise TokenizerError(
+                f"{self._source} has no tokenizer: put tokenizer.model or tekken.json beside the weights, "
+                f"or pass token ids instead of text"
+            )
+        return self._tokenizer
+
+    def encode(self, prompt: Prompt, tools: Tools | None = None) -> list[int]:
+        """The ids of a prompt. tools: beside messages only.
+
+        Raises InputError if it is empty, too long or no prompt, TokenizerError for a chat that the template refuses.
+        """
+        if is_chat(prompt):
+            return self.checked(self.tokenizer.chat(prompt, tools=tools))
+        if tools:
+            raise InputError("tools need a prompt of messages: give messages instead of a text or ids")
+        if isinstance(prompt, str):
+            if not prompt:
+                raise InputError("the prompt is empty: give some text")
+            return self.checked(self.tokenizer.encode(prompt))
+        return self.checked(prompt)
+
+    def checked(self, token_ids: Any) -> list[int]:
+        """Token ids as ints. Raises InputError for those outside the vocabulary, for too many, and for none."""
+        wrong = isinstance(token_ids, str | bytes | bytearray) or getattr(token_ids, "ndim", 1) != 1
+        if wrong or not isinstance(token_ids, Sequence | np.ndarray):
+            raise InputError(f"a prompt is text, a list of token ids, or a list of messages, not {token_ids!r:.40}")
+        if not len(token_ids):
+            raise InputError("the prompt is empty: give at least one token")
+        if len(token_ids) > self._max_context:
+            raise InputError(
+                f"the prompt has {len(token_ids)} tokens, the context holds {self._max_context}: "
+                f"shorten it or raise max_context"
+            )
+        for token in token_ids:
+            if isinstance(token, bool) or not isinstance(token, int | np.integer):
+                raise InputError(f"token id {token!r} is not an integer")
+            if not 0 <= token < self._vocab_size:
+                raise InputError(f"token id {token} is outside the vocabulary of {self._vocab_size}")
+        return [int(token) for token in token_ids]
+
+
+def is_chat(prompt: Any) -> TypeGuard[Messages]:
+    """Whether it is a list of messages."""
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def is_several(prompt: Prompt | Sequence[Prompt]) -> TypeGuard[Sequence[Prompt]]:
+    """Whether it is a list of prompts: texts, lists of ids or lists of messages; not one of these itself."""
+    if isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence) or not len(prompt):
+        return False
+    return isinstance(prompt[0], str | Sequence | np.ndarray)

@@ -1,0 +1,106 @@
+"""Memory of the torch executor: pools, their growth, and what happens where it runs out."""
+
+import numpy as np
+import pytest
+import torch
+from torch_sessions import CONFIG, PagedBackend, Repeated, Session, alone, text
+
+from mistral_portable.errors import CapacityError
+from mistral_portable.graph import build
+
+WIDE = CONFIG.with_window(2000)
+
+
+def test_pools_stop_growing_once_the_window_is_full() -> None:
+    session = Session(max_chunk=48)
+    page = session.spec.page_bytes(0, 4)
+    lane, _ = session.begin(text(9))
+    assert session.program.cache_bytes == 4 * page  # pages of 3 slots; pools grow by 4 pages at least
+    session.feed(lane, text(150))
+    full = session.program.cache_bytes
+    assert full <= 1.25 * session.spec.lane_pages(0) * page
+    session.decode(lane, 150)
+    assert session.program.cache_bytes == full
+
+
+def test_pools_grow_rarely_and_at_most_a_quarter_beyond_need() -> None:
+    session = Session(CONFIG.with_window(None), PagedBackend(page=1), max_chunk=1)
+    page, sizes = session.spec.page_bytes(0, 4), list[int]()
+    lane = session.manager.open()
+    for length, token in enumerate(text(400), 1):
+        session.feed(lane, [token])
+        sizes.append(session.program.cache_bytes // page)
+        assert length <= sizes[-1] <= max(1.25 * length, length + 3)
+    assert len(set(sizes)) < 30
+
+
+def test_a_pool_has_no_more_pages_than_all_lanes_can_hold() -> None:
+    session = Session(max_context=4)  # each of 4 lanes has two pages, and one more while a page is copied
+    for _ in range(4):
+        session.begin(text(4))
+    assert session.program.cache_bytes == 8 * session.spec.page_bytes(0, 4)
+
+
+def test_a_new_sequence_gets_freed_pages() -> None:
+    session = Session()
+    session.begin(text(60))
+    before = session.program.cache_bytes
+    session.manager.close(0)
+    session.begin(text(60))
+    assert session.program.cache_bytes == before
+
+
+def test_the_error_for_a_model_that_cannot_fit_shows_the_sizes() -> None:
+    with pytest.raises(CapacityError, match=r"weights 0\.00 GB \+ keys and values of 48 tokens .* has 0\.00 GB free"):
+        Session(backend=PagedBackend(memory=1000))
+
+
+def test_a_cache_that_outgrows_the_memory_fails_one_step_only() -> None:
+    """Pools grow by exactly the needed pages where more do not fit."""
+    session = Session(WIDE, PagedBackend(page=64, memory=1_500_000), max_context=9000, max_chunk=64)
+    weights = sum(4 * int(np.prod(parameter.shape)) for parameter in build(WIDE).parameters.values())
+    first, _ = session.begin(text(200))
+    second = session.manager.open()
+    with pytest.raises(CapacityError, match=r"the cache does not fit: keys and values need 0\.00 GB more, and .* free"):
+        session.feed(second, text(3000))
+    assert 0 <= 1_500_000 - weights - session.program.cache_bytes < session.spec.page_bytes(0, 4)
+    assert np.isfinite(session.feed(first, [1])).all()
+
+
+def test_memory_that_runs_out_in_a_step_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session()
+    lane, _ = session.begin(text(5))
+
+    def exhausted(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mistral_portable_torch.attention.sdpa.scaled_dot_product_attention", exhausted)
+        with pytest.raises(CapacityError, match=r"a step's scratch does not fit .*: use --quantize q4_0"):
+            session.feed(lane, [1])
+    session.manager.rollback(lane, 5)
+    np.testing.assert_array_equal(session.feed(lane, [1]), alone(5))
+
+
+def test_steps_are_recorded_again_after_memory_ran_out_while_pools_grew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools of some layers have moved by then, and recorded steps hold their old addresses."""
+    record = Repeated()
+    session = Session(WIDE, PagedBackend(page=64, record=record), max_context=9000, max_chunk=500)
+    first, _ = session.begin(text(5))
+    session.decode(first, 3)
+    assert record.records == 1
+    new_zeros, made = torch.Tensor.new_zeros, []
+
+    def twice(like: torch.Tensor, *sizes: int) -> torch.Tensor:
+        made.append(sizes)
+        if len(made) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return new_zeros(like, *sizes)
+
+    second = session.manager.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_zeros", twice)
+        with pytest.raises(CapacityError, match="does not fit"):
+            session.feed(second, text(400))
+    session.decode(first, 3)
+    assert record.records == 2
