@@ -98,7 +98,7 @@ def test_ctrl_c_at_any_time(expected: list[tuple[int, ...]]) -> None:
 
 
 def test_ctrl_c_at_any_time_while_a_grammar_leaves_no_choice() -> None:
-    """What the grammar knows and the answer lacks is found: the answer may end by it, but leaves no token out."""
+    """A token that the grammar knows and the answer lacks is found: the answer may end by it, but leaves none out."""
     with mp.load("tiny", backend="numba", window=64, threads=1) as model:
         for number in range(1, 300):
             open_stream = model.stream(PROMPT, max_tokens=200, temperature=0, grammar=InTurn())

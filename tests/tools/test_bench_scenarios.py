@@ -57,10 +57,12 @@ def test_scenarios_are_of_the_sizes_that_the_page_tells() -> None:
     loads = {name: some.make(vocab=1000, seed=0) for name, some in scenarios(Mix(5, 1.0)).items()}
     assert {name: len(load.requests) for name, load in loads.items()} == {
         "mix": 5,
+        "stream": 1,
         "callers": 8,
         "turn": 2,
         "turn-between": 3,
         "sharers": 8,
+        "system": 8,
         "intruder": 5,
     }
     turn, between, long = (loads[name].requests for name in ("turn", "turn-between", "intruder"))
@@ -69,6 +71,7 @@ def test_scenarios_are_of_the_sizes_that_the_page_tells() -> None:
     assert len(long[4].prompt) == 8000
     assert long[4].begins == After(0, 32)
     assert sum(len(request.prompt) for request in loads["sharers"].requests) == 16_400
+    assert sum(len(request.prompt) for request in loads["system"].requests) == 8_400
 
 
 def test_a_turn_is_compared_with_its_new_tokens_behind_the_rest() -> None:

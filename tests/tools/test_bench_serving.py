@@ -10,7 +10,7 @@ from mistral_portable.bench import parse
 from tools.bench_engines import Setup
 from tools.bench_loads import Mix, callers, chat, intruder, poisson, sharers
 from tools.bench_scenarios import Scenario, duration, gaps_of_others, last_turn, latencies, sharing
-from tools.bench_serving import OURS, PEER, compare, main
+from tools.bench_serving import HTTP, OURS, PEER, compare, main
 
 TINY = Setup(None, "tiny", "reference", threads=1, lanes=8)
 SMALL = {
@@ -72,8 +72,16 @@ def test_the_command_line(program: str, capsys: pytest.CaptureFixture[str], monk
         assert page.count(f"| {name} |") == 1
 
 
+def test_this_library_over_http_plays_the_same_loads() -> None:
+    loads = {name: SMALL[name] for name in ("callers", "sharers")}
+    rows = {row["name"]: row["figures"] for row in compare(TINY, None, loads, 1, http=True)}
+    assert set(rows["callers: duration"]) == {OURS, HTTP}
+    computed = rows["sharers: prompt tokens computed"]
+    assert computed[HTTP] == computed[OURS]
+
+
 def test_an_unknown_load_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["bench_serving", "tiny", "callers", "crowd"])
     with pytest.raises(SystemExit):
         main()
-    assert "crowd: not any of mix callers turn" in capsys.readouterr().err
+    assert "crowd: not any of mix stream callers turn" in capsys.readouterr().err
