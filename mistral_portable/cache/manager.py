@@ -114,7 +114,7 @@ class CacheManager:
             self._room = Room(budget, spec, self._pools, self._prefixes)
         # Texts that are still to be kept and lanes whose pages are still to be released, in the order of the calls.
         self._later: deque[_Keep | Lane] = deque()
-        make_locks(self, CacheManager._make_locks)
+        make_locks(self, CacheManager._make_locks, held=lambda manager: manager._lock)
 
     def _make_locks(self) -> None:
         self.turn = threading.Lock()

@@ -54,6 +54,8 @@ class Loop:
         self._called = False  # whether the server is to run steps
         self._waiting = 0
         self._server: threading.Thread | None = None
+        self._tasks.clear()
+        self._steps.keep_only(threading.get_ident())
 
     @property
     def last_text(self) -> Sequence[int]:
@@ -129,6 +131,7 @@ class Loop:
 
     def _submit(self, request: _Request) -> None:
         request.by_main = threading.current_thread() is threading.main_thread()
+        request.thread = threading.get_ident()
         self._steps.add(request)
 
     def _leave_all(self, caller: Caller[AnyRequest]) -> None:

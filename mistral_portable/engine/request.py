@@ -24,7 +24,8 @@ class Request(Generic[Made]):
     priority: of two that wait the higher one comes first. user: users share the steps alike. submitted: when, by
     time.perf_counter. finished: nothing more will come; `error` says why if this is not the end. cancelled: its
     consumer has left it. listener: called by the thread that runs the steps if something is new. caller: the same for
-    requests that one caller waits for together. by_main: whether the main thread has submitted it.
+    requests that one caller waits for together. by_main: whether the main thread has submitted it. thread: the id of
+    the thread that has.
     """
 
     chunk: int | None = None
@@ -51,6 +52,7 @@ class Request(Generic[Made]):
         self.listener: Callable[[], object] | None = None
         self.caller: Hashable = None
         self.by_main = True
+        self.thread = 0
 
     def rows(self, count: int) -> Sequence[int]:
         """Which of the next `count` tokens want their logits: indices into them."""

@@ -60,6 +60,14 @@ class Steps:
         self._left.append(request)
         request.cancelled = True
 
+    def keep_only(self, thread: int) -> None:
+        """Let the requests of all other threads take no more part: a forked process has none of these threads."""
+        for request in [*self._scheduler.requests, *self._arrived]:
+            if request.thread != thread:
+                request.listener = None
+                self.leave(request)
+        self.interrupted = True
+
     @property
     def arrived(self) -> bool:
         """Whether a request waits for `settle` to take it in."""
@@ -296,12 +304,12 @@ class Steps:
             self.fail(requests, error)
 
     def _end(self, request: _Request) -> None:
+        self._stalled.discard(request)
+        self.foreign.discard(request)
         if request in self._scheduler:
             if request.keeps and request.fed and request.error is None and not request.cache_salt:
                 self.last_text = request.tokens
             self._lanes.end(request)
-            self._stalled.discard(request)
-            self.foreign.discard(request)
             self._scheduler.remove(request)  # last: until then, Ctrl-C can be followed by another try
             if self._begun and not any(completion in self._scheduler for completion in self._begun[0].completions):
                 self._begun.popleft()  # it was begun in vain
