@@ -26,6 +26,7 @@ def blocks(language: str) -> list[str]:
 def imported(program: str) -> str:
     """The name of the client that an example imports."""
     names = re.findall(r"^(?:from|import) ([\w.]+)", program, re.MULTILINE)
+    name: str
     (name,) = set(names) - {"typing", "pydantic"}
     return name
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 import openai
 import pytest
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -59,7 +60,7 @@ def test_a_stream_is_the_answer_in_pieces(llm: ChatOpenAI, model: mp.Model) -> N
     assert "".join(chunk.text for chunk in chunks) == alone.text
     whole = chunks[0]
     for chunk in chunks[1:]:
-        whole += chunk  # type: ignore[assignment]
+        whole += chunk
     assert isinstance(whole, AIMessageChunk)
     assert whole.response_metadata["finish_reason"] == "stop"
     assert whole.usage_metadata is not None
@@ -68,7 +69,7 @@ def test_a_stream_is_the_answer_in_pieces(llm: ChatOpenAI, model: mp.Model) -> N
 
 def test_a_batch_in_coroutines(llm: ChatOpenAI, model: mp.Model) -> None:
     questions = [QUESTION, "Who is Tom?", "What is a ball?"]
-    answers = asyncio.run(llm.abatch(questions))
+    answers = asyncio.run(llm.abatch([*questions]))
     alone = [model.chat([{"role": "user", "content": text}], temperature=0, max_tokens=None) for text in questions]
     assert [answer.text for answer in answers] == [one.text for one in alone]
 
@@ -101,16 +102,27 @@ def test_a_tool_is_called_and_its_result_answered(llm: ChatOpenAI, model: mp.Mod
     assert answer.text.strip() == "Take a coat."
 
 
-@pytest.mark.parametrize("method", ["json_schema", "json_mode"])
-def test_structured_output(llm: ChatOpenAI, method: Literal["json_schema", "json_mode"]) -> None:
-    found = llm.with_structured_output(Ball, method=method, include_raw=True).invoke(QUESTION)
-    assert isinstance(found, dict)
-    if method == "json_schema":  # an object of any form is one of this form by chance alone
-        assert isinstance(found["parsed"], Ball)
-    assert found["raw"].text.startswith("{")
+def test_structured_output(llm: ChatOpenAI) -> None:
+    assert isinstance(llm.with_structured_output(Ball).invoke(QUESTION), Ball)
+    *_, last = llm.with_structured_output(Ball).stream(QUESTION)
+    assert isinstance(last, Ball)
+
+
+def test_structured_output_that_is_cut_is_an_error(llm: ChatOpenAI) -> None:
+    short = llm.model_copy(update={"max_tokens": 2})
+    with pytest.raises(openai.LengthFinishReasonError):
+        short.with_structured_output(Ball).invoke(QUESTION)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_errors(llm: ChatOpenAI, streamed: bool) -> None:
     with pytest.raises(openai.BadRequestError, match="temperature"):
         list(llm.stream(QUESTION, temperature=-1)) if streamed else llm.invoke(QUESTION, temperature=-1)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_prompt_that_is_too_long_is_known_as_such(llm: ChatOpenAI, streamed: bool) -> None:
+    """Agents that shorten their conversation wait for this error."""
+    long = "word " * 40000
+    with pytest.raises(ContextOverflowError):
+        list(llm.stream(long)) if streamed else llm.invoke(long)

@@ -1,6 +1,7 @@
 """LiteLLM, which many programs (aider, agents, gateways) ask with: through OpenAI's API, and through the others."""
 
 import json
+import os
 from typing import Any, Literal
 
 import pytest
@@ -10,7 +11,8 @@ from serving import CHAT, PATIENCE, Running
 
 import mistral_portable as mp
 
-litellm = pytest.importorskip("litellm", reason="larger than all other packages of the tests: pip install litellm")
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else importing it asks a server in the internet
+litellm = pytest.importorskip("litellm", reason="250 MB, so not of the extra `test`: pip install litellm")
 
 TOOL = {
     "type": "function",
@@ -82,6 +84,7 @@ def test_a_tool_is_called_and_its_result_answered(options: dict[str, Any], model
     assert after.choices[0].message.content.strip() == "Take a coat."
 
 
+@pytest.mark.parametrize("options", ["openai", "ollama_chat"], indirect=True)  # of "anthropic" it makes a forced call
 def test_a_schema_is_kept(options: dict[str, Any]) -> None:
     answer = litellm.completion(**options, response_format=Ball)
     Ball.model_validate_json(answer.choices[0].message.content)
@@ -91,3 +94,12 @@ def test_a_schema_is_kept(options: dict[str, Any]) -> None:
 def test_errors(options: dict[str, Any], streamed: bool) -> None:
     with pytest.raises(litellm.BadRequestError, match="temperature"):
         list(litellm.completion(**{**options, "temperature": -1}, stream=streamed))
+
+
+@pytest.mark.parametrize("options", ["openai", "anthropic"], indirect=True)  # it knows no such error of Ollama's
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_prompt_that_is_too_long_is_known_as_such(options: dict[str, Any], streamed: bool) -> None:
+    """Agents that shorten their conversation wait for this error."""
+    options |= {"messages": [{"role": "user", "content": "word " * 40000}]}
+    with pytest.raises(litellm.ContextWindowExceededError):
+        list(litellm.completion(**options, stream=streamed))
