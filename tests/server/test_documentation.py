@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from serving import serving
+from serving import CHAT, serving
 
 import mistral_portable as mp
 
@@ -18,6 +18,7 @@ def test_sessions(model: mp.Model, tmp_path: Path) -> None:
     program, url, _, header, _, data = shlex.split(command)
     assert program == "curl"
     with serving(model, sessions_dir=tmp_path) as running, running.client() as http:
+        assert http.post("/v1/chat/completions", json={"messages": CHAT}).status_code == 200
         answer = http.post(url.removeprefix(ADDRESS), content=data, headers=dict([header.split(": ")]))
     assert answer.status_code == 200, answer.text
     assert (tmp_path / "tom.session").exists()

@@ -126,3 +126,18 @@ def test_a_prompt_that_is_too_long_is_known_as_such(llm: ChatOpenAI, streamed: b
     long = "word " * 40000
     with pytest.raises(ContextOverflowError):
         list(llm.stream(long)) if streamed else llm.invoke(long)
+
+
+def test_the_responses_api(llm: ChatOpenAI, model: mp.Model) -> None:
+    newer = llm.model_copy(update={"use_responses_api": True})
+    alone = model.chat(CHAT, temperature=0, max_tokens=None).text
+    answer = newer.invoke(QUESTION)
+    assert answer.text == "".join(chunk.text for chunk in newer.stream(QUESTION)) == alone
+    assert isinstance(newer.with_structured_output(Ball).invoke(QUESTION), Ball)
+    with scripted(model, call_tokens(model, '[{"name": "weather", "arguments": {"city": "Köln"}}]')):
+        asked = newer.bind_tools([weather]).invoke(QUESTION)
+    assert [(call["name"], call["args"]) for call in asked.tool_calls] == [("weather", {"city": "Köln"})]
+    result = weather.invoke(asked.tool_calls[0])
+    with scripted(model, model.tokenizer.encode("Take a coat.", bos=False)):
+        after = newer.invoke([HumanMessage(QUESTION), answer, HumanMessage("Rain?"), asked, result])
+    assert after.text.strip() == "Take a coat."
