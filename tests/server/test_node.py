@@ -113,6 +113,15 @@ def test_what_is_refused_is_the_client_s_error(server: Running, client: str) -> 
 
 
 @clients
+def test_a_key_is_found_where_the_client_writes_it(model: mp.Model, client: str) -> None:
+    with serving(model, keys=("any",)) as server:
+        assert ask(server, client, "models") == ["tiny"]
+    with serving(model, keys=("secret",)) as server:
+        errors = ask(server, client, "refused")
+    assert {(error["kind"], error["status"]) for error in errors} == {("AuthenticationError", 401)}
+
+
+@clients
 def test_a_client_tries_again_where_the_queue_was_full(model: mp.Model, client: str) -> None:
     path = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages"}[client]
     with serving(model, max_queue=0) as server:
