@@ -3,6 +3,7 @@
 | Error | Who must act | As a Python error |
 |---|---|---|
 | InputError | the caller: change the prompt, the id or the value (a server's 400) | ValueError |
+| ContextError | the caller: a shorter prompt, or a larger max_context | InputError |
 | CacheError | the caller of the cache: what its rules forbid, a saved lane or session that does not fit | InputError |
 | BusyError | nobody: try again when a sequence has ended (503) | RuntimeError |
 | CapacityError | the caller or the operator: it does not fit, ask for less or give more memory | MemoryError |
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointError",
     "ClosedError",
     "ConfigError",
+    "ContextError",
     "GraphError",
     "InputError",
     "MistralPortableError",
@@ -35,6 +37,10 @@ class MistralPortableError(Exception):
 
 class InputError(MistralPortableError, ValueError):
     """A prompt, token id, sampling value or other argument of a call is out of its range."""
+
+
+class ContextError(InputError):
+    """A prompt is longer than the context. Clients look for the words "prompt is too long" in its message."""
 
 
 class CacheError(InputError):

@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.errors import InputError, TokenizerError
+from mistral_portable.errors import ContextError, InputError, TokenizerError
 from mistral_portable.tokenizer import Tokenizer
 
 __all__ = ["Messages", "Prompt", "Prompts", "Tools", "is_chat", "is_several"]
@@ -46,7 +46,8 @@ class Prompts:
     def encode(self, prompt: Prompt, tools: Tools | None = None) -> list[int]:
         """The ids of a prompt. tools: beside messages only.
 
-        Raises InputError if it is empty, too long or no prompt, TokenizerError for a chat that the template refuses.
+        Raises InputError if it is empty or no prompt, ContextError if it is too long, TokenizerError for a chat that
+        the template refuses.
         """
         if is_chat(prompt):
             return self.checked(self.tokenizer.chat(prompt, tools=tools))
@@ -59,15 +60,16 @@ class Prompts:
         return self.checked(prompt)
 
     def checked(self, token_ids: Any) -> list[int]:
-        """Token ids as ints. Raises InputError for those outside the vocabulary, for too many, and for none."""
+        """Token ids as ints. Raises InputError for those outside the vocabulary and for none, ContextError for too
+        many."""
         wrong = isinstance(token_ids, str | bytes | bytearray) or getattr(token_ids, "ndim", 1) != 1
         if wrong or not isinstance(token_ids, Sequence | np.ndarray):
             raise InputError(f"a prompt is text, a list of token ids, or a list of messages, not {token_ids!r:.40}")
         if not len(token_ids):
             raise InputError("the prompt is empty: give at least one token")
         if len(token_ids) > self._max_context:
-            raise InputError(
-                f"the prompt has {len(token_ids)} tokens, the context holds {self._max_context}: "
+            raise ContextError(
+                f"the prompt is too long: {len(token_ids)} tokens > {self._max_context} maximum: "
                 f"shorten it or raise max_context"
             )
         for token in token_ids:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mistral_portable.errors import BusyError, CapacityError, ClosedError, InputError, TokenizerError
+from mistral_portable.errors import BusyError, CapacityError, ClosedError, ContextError, InputError, TokenizerError
 from mistral_portable.server.queue import QueueFull
 
 __all__ = ["Failure", "HTTPError", "failure_of", "openai_error"]
@@ -27,11 +27,12 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Failure:
-    """status: HTTP's. message: one line. headers: of the response."""
+    """status: HTTP's. message: one line. headers: of the response. code: OpenAI's name of the fault, if it has one."""
 
     status: int
     message: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    code: str | None = None
 
     @property
     def kind(self) -> str:
@@ -53,7 +54,7 @@ def failure_of(error: Exception) -> Failure:
         return error.failure
     message = " ".join(str(error).split())
     if isinstance(error, InputError | TokenizerError):
-        return Failure(400, message)
+        return Failure(400, message, code="context_length_exceeded" if isinstance(error, ContextError) else None)
     if isinstance(error, BusyError):
         return Failure(503, message, {"Retry-After": str(error.retry_after if isinstance(error, QueueFull) else 1)})
     if isinstance(error, CapacityError | ClosedError):
@@ -64,5 +65,5 @@ def failure_of(error: Exception) -> Failure:
 
 def openai_error(failure: Failure) -> dict[str, Any]:
     """The body of an error in OpenAI's and llama-server's form."""
-    error = {"code": failure.status, "message": failure.message, "type": failure.kind, "param": None}
+    error = {"code": failure.code or failure.status, "message": failure.message, "type": failure.kind, "param": None}
     return {"error": error}

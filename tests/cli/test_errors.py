@@ -64,7 +64,7 @@ TINY = open_checkpoint("tiny").path
         ("run x --max-context 999999999", 2, "max_context=999999999"),
         ("run x --logprobs 1", 2, "'--logprobs'"),
         ("run x --logprobs 99999 --json", 2, "logprobs=99999"),
-        ("run one-two-three --max-context 2", 2, "the context holds 2"),
+        ("run one-two-three --max-context 2", 2, "tokens > 2 maximum"),
         ("run x y", 2, "y"),
         ("run x --frob", 2, "--frob"),
         ("run \udcff", 1, "surrogate"),

@@ -1,4 +1,4 @@
-"""Embeddings, asked by the clients of OpenAI, Mistral and Ollama: they are the model's."""
+"""Embeddings, asked by the clients of OpenAI, LangChain, Mistral and Ollama: they are the model's."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,9 @@ import numpy as np
 import ollama
 import openai
 import pytest
+from langchain_openai import OpenAIEmbeddings
 from mistralai.client import Mistral
+from pydantic import SecretStr
 from serving import PATIENCE, Running, serving
 
 import mistral_portable as mp
@@ -52,6 +54,13 @@ def test_openai_s_client(running: Running) -> None:
         assert [some.index for some in answer.data] == list(range(len(TEXTS)))
         assert answer.usage.prompt_tokens == sum(len(model.encode(text)) for text in TEXTS)
     np.testing.assert_array_equal(np.array(one.data[0].embedding, np.float32), _alone(running)[0])
+
+
+def test_langchain_s_client(running: Running) -> None:
+    client = OpenAIEmbeddings(
+        base_url=f"{running.url}/v1", api_key=SecretStr("any"), model="any", check_embedding_ctx_length=False
+    )
+    np.testing.assert_array_equal(np.array(client.embed_documents(TEXTS), np.float32), _alone(running))
 
 
 def test_mistral_s_client(running: Running) -> None:

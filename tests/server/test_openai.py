@@ -191,7 +191,7 @@ def test_models(client: openai.OpenAI) -> None:
         ({"top_p": 7}, "top_p=7"),
         ({"n": 0}, "n: .*got 0"),
         ({"stop": ["a", 5]}, "stop.*1: .*got 5"),
-        ({"messages": [{"role": "user", "content": "word " * 40000}]}, r"1\d{5} tokens, the context holds 32768"),
+        ({"messages": [{"role": "user", "content": "word " * 40000}]}, r"prompt is too long: 1\d{5} tokens > 32768"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema: it is missing"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "json_schema.schema: "),
         ({"response_format": schema_format({"type": "nothing"})}, "schema: .*nothing"),
@@ -212,3 +212,10 @@ def test_errors_come_before_the_stream(client: openai.OpenAI, wrong: dict[str, A
     assert isinstance(caught.value.body, dict)
     assert caught.value.body["type"] == "invalid_request_error"
     assert "\n" not in caught.value.body["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_is_too_long_has_openai_s_code(client: openai.OpenAI, stream: bool) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="any", prompt="word " * 40000, stream=stream)
+    assert caught.value.code == "context_length_exceeded"
