@@ -6,6 +6,7 @@ from mistral_portable.weights.fingerprint import fingerprint
 from mistral_portable.weights.joined import JoinedTensor
 from mistral_portable.weights.open import open_checkpoint
 from mistral_portable.weights.source import Checkpoint, DenseTensor, Tensor, release
+from mistral_portable.weights.stored_head import stored_head
 
 __all__ = [
     "AffineTensor",
@@ -18,4 +19,5 @@ __all__ = [
     "fingerprint",
     "open_checkpoint",
     "release",
+    "stored_head",
 ]

@@ -21,6 +21,7 @@ from mistral_portable.weights.names import from_raw, half_split
 from mistral_portable.weights.safetensors import tokenizer_name
 from mistral_portable.weights.safetensors_file import PACKED_INTEGERS, read_safetensors
 from mistral_portable.weights.source import DENSE, Buffer, Checkpoint, DenseTensor, Tensor, map_file
+from mistral_portable.weights.stored_head import stored_head
 from mistral_portable.weights.torch_file import read_torch
 
 __all__ = ["is_consolidated", "open_raw", "open_raw_tar"]
@@ -92,8 +93,9 @@ def _open(path: Path, params: bytes, weights: Mapping[str, Buffer], tokenizer: T
     else:
         raise CheckpointError(f"{path}: several checkpoints: {', '.join(weights)}; give the path of the one to read")
     tensors, notices = _combine_fp8(split_experts(stored, config.num_local_experts, str(path)), config, str(path))
+    config, tensors, own_head = stored_head(config, tensors, str(path))
     tensors = {name: half_split(tensor, config) for name, tensor in tensors.items()}
-    return Checkpoint(path, "raw", config, tensors, tokenizer, notices, metadata)
+    return Checkpoint(path, "raw", config, tensors, tokenizer, notices + own_head, metadata)
 
 
 def _safetensors(path: Path, weights: Mapping[str, Buffer]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -14,6 +14,7 @@ from mistral_portable.weights.hf_quantized import combine_packed, quantization
 from mistral_portable.weights.names import from_hf
 from mistral_portable.weights.safetensors_file import PACKED_INTEGERS, read_safetensors
 from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, listing, map_file
+from mistral_portable.weights.stored_head import stored_head
 from mistral_portable.weights.windows import inferred_windows
 
 __all__ = ["INDEX", "open_safetensors", "tokenizer_name", "weight_files"]
@@ -51,8 +52,10 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
             where[name] = shard
     split = split_experts(stored, config.num_local_experts, str(folder))
     tensors, unpacked = combine_packed(split, packed, str(folder))
+    config, tensors, own_head = stored_head(config, tensors, str(folder))
     tokenizer, no_tokenizer = _tokenizer(folder)
-    return Checkpoint(folder, "safetensors", config, tensors, tokenizer, inferred + unpacked + no_tokenizer, metadata)
+    notices = inferred + unpacked + own_head + no_tokenizer
+    return Checkpoint(folder, "safetensors", config, tensors, tokenizer, notices, metadata)
 
 
 def weight_files(folder: Path) -> list[Path]:
