@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]
 _TOKENIZER_FILES = ["tokenizer.model*", "tekken.json"]
 _SUBFOLDERS = "*/*"  # subfolders hold copies in other formats
 # Files of an HF checkpoint, and params.json, which shows that there is Mistral's own, whose weights are large.
-_HF_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "params.json", *_TOKENIZER_FILES]
+_HF_FILES = ["config.json", "quant*_config.json", "*.safetensors", "*.safetensors.index.json", "params.json"]
 _NOT_HF = [_SUBFOLDERS, "consolidated*", "adapter_*"]
 _RAW_WEIGHTS = ("consolidated*.safetensors", "consolidated*.pth", "consolidated*.pt")
 
@@ -56,7 +56,7 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
 
     try:
         if file is None:
-            snapshot = fetch(_HF_FILES, _NOT_HF)
+            snapshot = fetch([*_HF_FILES, *_TOKENIZER_FILES], _NOT_HF)
             found = _hf(snapshot) or _raw(snapshot, fetch)
         else:
             snapshot = fetch([glob.escape(part) for part in part_names(file)], [])

@@ -12,8 +12,8 @@ from mistral_portable.tokenizer.source import TokenizerFile
 from mistral_portable.weights.experts import split_experts
 from mistral_portable.weights.hf_quantized import combine_packed, quantization
 from mistral_portable.weights.names import from_hf
-from mistral_portable.weights.safetensors_file import PACKED_INTEGERS, read_safetensors
-from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, listing, map_file
+from mistral_portable.weights.safetensors_file import read_safetensors
+from mistral_portable.weights.source import Checkpoint, DenseTensor, listing, map_file
 from mistral_portable.weights.stored_head import stored_head
 from mistral_portable.weights.windows import inferred_windows
 
@@ -33,14 +33,14 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
     architectures.
     """
     config, inferred = _config(folder / "config.json")
-    packed = quantization(config, str(folder))
+    packed = quantization(config, folder)
     index = {} if file else _index(folder / INDEX)
     files = [file] if file else _shards(folder, index) if index else weight_files(folder)
     stored: dict[str, DenseTensor] = {}
     where: dict[str, Path] = {}
     metadata: dict[str, object] = {}
     for shard in files:
-        header, of_shard = read_safetensors(map_file(shard), str(shard), DENSE | (PACKED_INTEGERS if packed else {}))
+        header, of_shard = read_safetensors(map_file(shard), str(shard))
         metadata |= header
         for tensor in of_shard:
             if index and index.get(tensor.name) != shard.name:
