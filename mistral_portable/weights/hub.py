@@ -9,8 +9,8 @@ from typing import Any
 
 from mistral_portable.errors import CheckpointError
 from mistral_portable.weights.gguf import part_names
+from mistral_portable.weights.hf_files import TORCH_FILES, weight_names
 from mistral_portable.weights.integrity import check_downloads
-from mistral_portable.weights.safetensors import weight_files
 
 __all__ = ["Progress", "download", "download_tokenizer"]
 
@@ -29,8 +29,8 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
     """Download a checkpoint; returns the path of the file to open, with the files that it needs beside it.
 
     file: a GGUF file of the repository; all parts of a split one are downloaded. None: the repository's HF checkpoint
-    (its `config.json` is returned), or if there is none, Mistral's own (the first `consolidated` file is returned,
-    safetensors in preference to torch files). progress: None shows the progress bars of huggingface_hub.
+    (its `config.json` is returned), or if there is none, Mistral's own (the first `consolidated` file is returned); of
+    each, safetensors in preference to torch files. progress: None shows the progress bars of huggingface_hub.
 
     Complete files in the cache are not downloaded again, and without a network the cache is used. Broken connections
     are resumed; unfinished files of an interrupted download start anew. Downloaded files are checked against the hub's
@@ -57,7 +57,7 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
     try:
         if file is None:
             snapshot = fetch([*_HF_FILES, *_TOKENIZER_FILES], _NOT_HF)
-            found = _hf(snapshot) or _raw(snapshot, fetch)
+            found = _hf(snapshot) or _torch(snapshot, fetch) or _raw(snapshot, fetch)
         else:
             snapshot = fetch([glob.escape(part) for part in part_names(file)], [])
             found = snapshot / file if (snapshot / file).is_file() else None
@@ -73,7 +73,11 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
 
 def _hf(snapshot: Path) -> Path | None:
     config = snapshot / "config.json"
-    return config if config.is_file() and weight_files(snapshot) else None
+    return config if config.is_file() and weight_names([path.name for path in snapshot.iterdir()]) else None
+
+
+def _torch(snapshot: Path, fetch: Callable[[list[str], list[str]], Path]) -> Path | None:
+    return _hf(fetch([*TORCH_FILES], [_SUBFOLDERS])) if (snapshot / "config.json").is_file() else None
 
 
 def _raw(snapshot: Path, fetch: Callable[[list[str], list[str]], Path]) -> Path | None:
@@ -126,7 +130,11 @@ def _what_is_there(repository: str, file: str | None, commit: str) -> str:
     from huggingface_hub import HfApi
 
     ggufs = [name for name in HfApi().list_repo_files(repository, revision=commit) if name.endswith(".gguf")]
-    wanted = "config.json and *.safetensors, no params.json and consolidated.*" if file is None else file
+    wanted = (
+        "config.json with *.safetensors or pytorch_model.bin, no params.json with consolidated.*"
+        if file is None
+        else file
+    )
     if not ggufs:
         return f"{repository}: the repository has no {wanted}, and no GGUF file either"
     return f"{repository}: the repository has no {wanted}; name a file: " + ", ".join(

@@ -10,9 +10,10 @@ from pathlib import Path
 from mistral_portable.errors import CheckpointError
 from mistral_portable.weights.archive import is_tar, is_zip
 from mistral_portable.weights.gguf import open_gguf, part_names
+from mistral_portable.weights.hf_files import weight_names
 from mistral_portable.weights.quantize_on_read import BlockMaker, gguf_blocks, quantized, require_quantizable
 from mistral_portable.weights.raw import is_consolidated, open_raw, open_raw_tar
-from mistral_portable.weights.safetensors import INDEX, open_safetensors, weight_files
+from mistral_portable.weights.safetensors import open_safetensors
 from mistral_portable.weights.source import Checkpoint, map_file
 
 __all__ = ["HUB_NAME", "open_checkpoint"]
@@ -34,12 +35,12 @@ def open_checkpoint(
 
     model: a path that exists, or else a name on the hub; one of
         - "tiny": the model embedded in this package (a folder of that name is "./tiny" or a Path);
-        - a folder with `config.json` and safetensors files, with `params.json` and `consolidated.*`, or with one GGUF
-          file, whole or split; if a folder holds several of these, its `config.json`, `params.json` or GGUF file;
-        - a `.safetensors` or `consolidated.*` file with the config in its folder, a `.gguf` file, or a tar of a folder
-          with `params.json`;
-        - "owner/name": a repository of the Hugging Face hub with HF safetensors, or else with `params.json` and
-          `consolidated.*`;
+        - a folder with `config.json` and safetensors or torch files, with `params.json` and `consolidated.*`, or with
+          one GGUF file, whole or split; or its `config.json`, `params.json` or GGUF file, if it holds several of these;
+        - a `.safetensors`, `.bin` or `consolidated.*` file with the config in its folder, a `.gguf` file, or a tar of a
+          folder with `params.json`;
+        - "owner/name": a repository of the Hugging Face hub with HF safetensors or torch files, or else with
+          `params.json` and `consolidated.*`;
         - "owner/name:file.gguf": a GGUF file of a repository, or any part of a split one.
     revision: branch, tag or commit of a hub repository; None: its main branch.
     quantize: a ggml type ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0") into which float matrices are packed when read.
@@ -85,11 +86,9 @@ def _open_local(path: Path) -> Checkpoint:
     data = map_file(path)
     if data[:4] == b"GGUF":
         return open_gguf(path)
-    if is_zip(data):
-        return open_raw(path.parent, path)
     if is_tar(data):
         return open_raw_tar(path)
-    if data[8:9] == b"{":  # safetensors: the size of a JSON header, then the header
+    if is_zip(data) or data[8:9] == b"{":  # torch, or safetensors: the size of a JSON header, then the header
         alone = (path.parent / "params.json").exists() and not (path.parent / "config.json").exists()
         raw = is_consolidated(path.name) or alone
         return open_raw(path.parent, path) if raw else open_safetensors(path.parent, path)
@@ -103,7 +102,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
-    hf = [INDEX] if INDEX in names else [path.name for path in weight_files(folder)]
+    hf = weight_names(names)
     raw = [name for name in names if is_consolidated(name)]
     ggufs = sorted({part_names(name)[0] for name in names if name.endswith(".gguf") and part_names(name)})
     kinds = [kind for kind in (hf, raw, *([name] for name in ggufs)) if kind]
@@ -118,4 +117,6 @@ def _open_folder(folder: Path) -> Checkpoint:
         return open_raw(folder)
     if ggufs:
         return open_gguf(folder / ggufs[0])
-    raise CheckpointError(f"{folder}: holds no *.safetensors, no consolidated.* and no *.gguf file")
+    raise CheckpointError(
+        f"{folder}: holds no *.safetensors, no consolidated.*, no *.gguf file and no pytorch_model.bin"
+    )

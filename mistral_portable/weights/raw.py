@@ -127,8 +127,8 @@ def _combine(
 def _torch(path: Path, config: MistralConfig, files: Mapping[str, Buffer]) -> dict[str, Tensor]:
     pieces: dict[str, list[DenseTensor]] = {}
     for file, data in sorted(files.items()):
-        for name, tensor in read_torch(data, f"{path}/{file}").items():
-            pieces.setdefault(from_raw(name), []).append(tensor)
+        for tensor in read_torch(data, f"{path}/{file}"):
+            pieces.setdefault(from_raw(tensor.name), []).append(tensor)
     whole = all(len(some) == 1 for some in pieces.values())
     lacking = [name for name, some in pieces.items() if len(some) != len(files)]
     if lacking and not whole:

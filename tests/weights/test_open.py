@@ -77,9 +77,9 @@ def test_hugging_face_s_and_mistral_s_own_weights_in_one_folder(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("files", "named"),
     [
-        ([], r"no \*\.safetensors, no consolidated\.\* and no \*\.gguf"),
-        (["pytorch_model.bin"], r"no \*\.safetensors, no consolidated\.\* and no \*\.gguf"),
-        (["params.json"], r"no \*\.safetensors, no consolidated\.\* and no \*\.gguf"),
+        ([], r"no \*\.safetensors, no consolidated\.\*, no \*\.gguf file and no pytorch_model"),
+        (["pytorch_model.bin"], r"config\.json: missing"),
+        (["params.json"], r"no \*\.safetensors, no consolidated\.\*, no \*\.gguf file and no pytorch_model"),
         (["consolidated.00.pth"], r"params\.json: missing"),
         (["consolidated.safetensors"], r"params\.json: missing"),
         (["config.json", "model.safetensors.index.json"], r"index\.json: cannot be read"),
@@ -100,7 +100,8 @@ def test_folders_without_a_model(tmp_path: Path, files: list[str], named: str) -
     [
         ("empty", b"", "cannot be read"),
         ("model.bin", b"\x80\x02 a pickle", "no GGUF, safetensors or torch file"),
-        ("model.bin", b"PK\x03\x04 a zip", r"params\.json: missing"),
+        ("model.bin", b"PK\x03\x04 a zip", r"config\.json: missing"),
+        ("weights.pth", b"PK\x03\x04 a zip", r"config\.json: missing"),
         ("consolidated.00.pth", b"PK\x03\x04", r"params\.json: missing"),
         ("m.tar.gz", b"\x1f\x8b", "no GGUF, safetensors or torch file"),
     ],

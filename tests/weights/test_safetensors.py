@@ -72,8 +72,9 @@ def test_shards_without_an_index(tmp_path: Path) -> None:
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     write_hf(tmp_path, CONFIG, TENSORS)
+    (tmp_path / "model.safetensors").rename(tmp_path / "first.safetensors")
     write_safetensors(tmp_path / "more.safetensors", {"norm.weight": TENSORS["model.norm.weight"]})
-    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' is stored twice: .*model\.safetensors .*more"):
+    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' is stored twice: .*first\.safetensors .*more"):
         open_checkpoint(tmp_path)
 
 
@@ -97,15 +98,15 @@ def test_a_tensor_that_its_shard_lacks_is_not_taken_from_another(tmp_path: Path)
 
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "a\0b", "", 7])
 def test_an_index_cannot_point_outside_its_folder(tmp_path: Path, file: Any) -> None:
-    write_hf(tmp_path, CONFIG, TENSORS)
+    write_hf(tmp_path, CONFIG, TENSORS, shards=2)
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": file}}))
-    with pytest.raises(CheckpointError, match="not a safetensors file of this folder"):
+    with pytest.raises(CheckpointError, match="not a shard in this folder"):
         open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "[" * 100_000, "\xff"])
 def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
-    write_hf(tmp_path, CONFIG, TENSORS)
+    write_hf(tmp_path, CONFIG, TENSORS, shards=2)
     (tmp_path / INDEX).write_bytes(text.encode("latin-1"))
     with pytest.raises(CheckpointError, match=r"index\.json"):
         open_checkpoint(tmp_path)
