@@ -14,12 +14,13 @@ from mistral_portable.weights.hf_files import weight_names
 from mistral_portable.weights.quantize_on_read import BlockMaker, gguf_blocks, quantized, require_quantizable
 from mistral_portable.weights.raw import is_consolidated, open_raw, open_raw_tar
 from mistral_portable.weights.safetensors import open_safetensors
-from mistral_portable.weights.source import Checkpoint, map_file
+from mistral_portable.weights.source import Checkpoint, listing, map_file
 
 __all__ = ["HUB_NAME", "open_checkpoint"]
 
 # Owner and name begin and end with a letter or digit, so that "./model" and "../model" do not match.
 _PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
+_ALSO_RAW = "{0} holds Mistral's own files, too ({1}): Hugging Face's are read; {0}/params.json names the others."
 HUB_NAME = re.compile(rf"({_PART}/{_PART})(?::([^:]+\.gguf))?", re.ASCII)
 
 
@@ -104,13 +105,17 @@ def _open_folder(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
     hf = weight_names(names)
     raw = [name for name in names if is_consolidated(name)]
+    if raw and "config.json" not in names:
+        hf = []
     ggufs = sorted({part_names(name)[0] for name in names if name.endswith(".gguf") and part_names(name)})
-    kinds = [kind for kind in (hf, raw, *([name] for name in ggufs)) if kind]
-    if len(kinds) > 1:
+    if len(ggufs) + bool(hf or raw) > 1:
         raise CheckpointError(
             f"{folder}: several checkpoints: {', '.join([*hf, *raw, *ggufs])}; give the path of one GGUF file, of "
             "config.json for Hugging Face's weights, or of params.json for Mistral's own"
         )
+    if hf and raw:
+        checkpoint = open_safetensors(folder)
+        return replace(checkpoint, notices=(*checkpoint.notices, _ALSO_RAW.format(folder, listing(raw))))
     if hf:
         return open_safetensors(folder)
     if raw:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -62,16 +63,22 @@ def test_hugging_face_s_and_mistral_s_own_weights_in_one_folder(tmp_path: Path) 
     write_hf(tmp_path, CONFIG, TENSORS)
     other = small_config(rope_theta=1e6)
     write_raw(tmp_path, other, TENSORS)
-    with pytest.raises(
-        CheckpointError, match=r"model\.safetensors, consolidated\.safetensors; .*config\.json .*params"
-    ):
-        open_checkpoint(tmp_path)
+    clone = open_checkpoint(tmp_path)
+    assert (clone.format, clone.config.rope_theta) == ("safetensors", CONFIG.rope_theta)
+    assert re.search(r"own files, too \(consolidated\.safetensors\): Hugging .*params\.json", clone.notices[0])
     for name in ("config.json", "model.safetensors"):
         opened = open_checkpoint(tmp_path / name)
         assert (opened.format, opened.config.rope_theta) == ("safetensors", CONFIG.rope_theta)
     for name in ("params.json", "consolidated.safetensors"):
         opened = open_checkpoint(tmp_path / name)
         assert (opened.format, opened.config.rope_theta) == ("raw", 1e6)
+        assert opened.notices == ()
+    write_gguf(tmp_path / "a.gguf", CONFIG, TENSORS)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors, consolidated\.safetensors, a\.gguf; .*config"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "a.gguf").unlink()
+    (tmp_path / "config.json").unlink()
+    assert open_checkpoint(tmp_path).format == "raw"
 
 
 @pytest.mark.parametrize(
