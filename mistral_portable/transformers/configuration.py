@@ -8,7 +8,7 @@ from typing import Any
 
 from mistral_portable import config as native
 from mistral_portable.errors import ConfigError
-from mistral_portable.weights import open_checkpoint
+from mistral_portable.weights import open_config
 
 __all__ = ["MistralConfig", "known_fields"]
 
@@ -91,9 +91,29 @@ class MistralConfig:
         return cls(**read, **ours)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **changed: Any) -> "MistralConfig":
-        """Read the config of a checkpoint in any format of this library. changed: fields that get another value."""
-        return cls.from_dict({**open_checkpoint(name).config.to_dict(), **changed})
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **changed: Any,
+    ) -> "MistralConfig":
+        """Read the config of a model in any format of this library; of a folder or a hub id no weights are needed.
+
+        revision, cache_dir, force_download, local_files_only, token: of the download. changed: fields that get another
+        value. Raises CheckpointError if there is no config, ConfigError for impossible values.
+        """
+        download = {
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
+        return cls.from_dict({**open_config(name, revision=revision, **download).to_dict(), **changed})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` into a folder, which is made if needed. Raises ConfigError if it cannot be written."""

@@ -3,7 +3,7 @@
 import errno
 import glob
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from mistral_portable.weights.gguf import part_names
 from mistral_portable.weights.hf_files import TORCH_FILES, weight_names
 from mistral_portable.weights.integrity import check_downloads
 
-__all__ = ["Progress", "download", "download_tokenizer"]
+__all__ = ["Progress", "download", "download_config", "download_tokenizer"]
 
 Progress = Callable[[str, int, int], None]
 """Called from download threads as (what, bytes done, bytes in total as far as known)."""
 
+_CONFIG_FILES = ("config.json", "params.json")
 _TOKENIZER_FILES = ["tokenizer.model*", "tekken.json"]
 _SUBFOLDERS = "*/*"  # subfolders hold copies in other formats
 # Files of an HF checkpoint, and params.json, which shows that there is Mistral's own, whose weights are large.
@@ -88,42 +89,39 @@ def _raw(snapshot: Path, fetch: Callable[[list[str], list[str]], Path]) -> Path 
     return None
 
 
-def download_tokenizer(
-    repository: str,
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-) -> Path:
+def download_tokenizer(repository: str, **hub: Any) -> Path:
     """Download only the tokenizer files of a repository; returns the local folder.
 
-    The arguments are those of `huggingface_hub.snapshot_download`. Raises CheckpointError in the same cases as
-    `download`.
+    hub: arguments of `huggingface_hub.snapshot_download`. Raises CheckpointError in the same cases as `download`.
     """
+    return _download_only(repository, _TOKENIZER_FILES, hub)
+
+
+def download_config(repository: str, **hub: Any) -> Path:
+    """Download only the config of a repository; returns the local `config.json`, or `params.json` if there is none.
+
+    hub: arguments of `huggingface_hub.snapshot_download`. Raises CheckpointError in the same cases as `download`, and
+    for a repository without these files.
+    """
+    folder = _download_only(repository, [*_CONFIG_FILES], hub)
+    for name in _CONFIG_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{repository}: the repository has no {' and no '.join(_CONFIG_FILES)}")
+
+
+def _download_only(repository: str, wanted: list[str], hub: Mapping[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
 
     begin = float(int(time.time()))
     try:
-        snapshot = Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-                allow_patterns=_TOKENIZER_FILES,
-                ignore_patterns=[_SUBFOLDERS],
-            )
-        )
+        snapshot = Path(snapshot_download(repository, **hub, allow_patterns=wanted, ignore_patterns=[_SUBFOLDERS]))
         check_downloads(snapshot, begin, None)
         return snapshot
     except CheckpointError:
         raise
     except Exception as error:  # as in `download`
-        raise CheckpointError(f"{repository}: {_explain(error, repository, revision)}") from error
+        raise CheckpointError(f"{repository}: {_explain(error, repository, hub.get('revision'))}") from error
 
 
 def _what_is_there(repository: str, file: str | None, commit: str) -> str:

@@ -18,9 +18,10 @@ from mistral_portable.weights.source import Checkpoint, listing, map_file
 
 __all__ = ["HUB_NAME", "open_checkpoint"]
 
+_ALSO_RAW = "{0} holds Mistral's own files, too ({1}): Hugging Face's are read; {0}/params.json names the others."
+
 # Owner and name begin and end with a letter or digit, so that "./model" and "../model" do not match.
 _PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
-_ALSO_RAW = "{0} holds Mistral's own files, too ({1}): Hugging Face's are read; {0}/params.json names the others."
 HUB_NAME = re.compile(rf"({_PART}/{_PART})(?::([^:]+\.gguf))?", re.ASCII)
 
 

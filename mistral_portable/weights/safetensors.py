@@ -19,7 +19,7 @@ from mistral_portable.weights.stored_head import stored_head
 from mistral_portable.weights.torch_file import read_torch
 from mistral_portable.weights.windows import inferred_windows
 
-__all__ = ["open_safetensors", "tokenizer_name"]
+__all__ = ["hf_config", "open_safetensors", "tokenizer_name"]
 
 _TOKENIZER = re.compile(r"tokenizer\.model(?:\.v(\d{1,3})(?:m(\d{1,3}))?)?", re.ASCII)
 _KINDS = ("mistral", "ministral", "ministral3", "mixtral")
@@ -32,7 +32,7 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
     Raises CheckpointError for missing shards, corrupt files and tensors stored twice; ConfigError for models of other
     architectures.
     """
-    config, inferred = _config(folder / "config.json")
+    config, inferred = hf_config(folder / "config.json")
     how = quantization(config, folder)
     stored, metadata = _stored(folder, file)
     split = split_experts(stored, config.num_local_experts, str(folder))
@@ -66,7 +66,8 @@ def _stored(folder: Path, file: Path | None) -> tuple[dict[str, DenseTensor], di
     return stored, metadata
 
 
-def _config(path: Path) -> tuple[MistralConfig, tuple[str, ...]]:
+def hf_config(path: Path) -> tuple[MistralConfig, tuple[str, ...]]:
+    """The config in a `config.json`, and notices. Raises CheckpointError if it is missing, ConfigError as usual."""
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; weights need the config.json of their repository")
     config = MistralConfig.from_file(path)

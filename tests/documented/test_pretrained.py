@@ -12,7 +12,7 @@ from documented_models import HEADS, VALUES, pair
 
 import mistral_portable as mp
 from mistral_portable import transformers as ours
-from mistral_portable.errors import BackendError
+from mistral_portable.errors import BackendError, MistralPortableError
 
 IDS = np.arange(1, 13).reshape(2, 6)
 
@@ -73,6 +73,56 @@ def test_configs_keep_what_they_do_not_know(tmp_path: Path) -> None:
         _ = config.frob
     with pytest.raises(ValueError, match="num_key_value_heads=3 must divide"):
         ours.MistralConfig(num_key_value_heads=3)
+
+
+def test_a_config_alone_is_saved_and_read(tmp_path: Path) -> None:
+    config = ours.MistralConfig(**VALUES, note="mine")
+    config.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    for path in (tmp_path, str(tmp_path), tmp_path / "config.json"):
+        assert ours.MistralConfig.from_pretrained(path) == config
+    changed = ours.MistralConfig.from_pretrained(tmp_path, sliding_window=None, note="yours")
+    assert (changed.sliding_window, changed.note) == (None, "yours")
+    theirs = transformers.MistralConfig.from_pretrained(tmp_path)
+    assert {name: getattr(theirs, name) for name in VALUES if name != "rope_theta"} == {
+        name: VALUES[name] for name in VALUES if name != "rope_theta"
+    }
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = ours.MistralConfig.from_pretrained(tmp_path / "theirs")
+    assert again.native() == ours.MistralConfig.from_dict(again.to_dict()).native()
+    assert {name: getattr(again, name) for name in VALUES} == VALUES
+
+
+def test_configs_of_other_formats_are_read_too(tmp_path: Path) -> None:
+    model = ours.MistralForCausalLM(ours.MistralConfig(**VALUES), backend="reference")
+    model.save_pretrained(tmp_path / "hf")
+    sizes = [name for name in VALUES if name not in ("num_labels", "pad_token_id", "initializer_range")]
+    for format in ("raw", "gguf"):
+        mp.convert(tmp_path / "hf", tmp_path / format, format)
+        config = ours.MistralConfig.from_pretrained(tmp_path / format)
+        given = {name: VALUES[name] for name in sizes if name != "max_position_embeddings"}
+        assert {name: getattr(config, name) for name in given} == given
+    (tmp_path / "raw" / "consolidated.safetensors").unlink()
+    assert ours.MistralConfig.from_pretrained(tmp_path / "raw").hidden_size == VALUES["hidden_size"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "holds no "),
+        ("gone/config.json", r"gone/config\.json: not a file"),
+        ("other", "model_type='llama' is not supported"),
+        ("broken", "not valid JSON"),
+        ("no-such-name", "no such file or folder, and no name on the Hugging Face hub"),
+    ],
+)
+def test_what_holds_no_config(name: str, message: str, tmp_path: Path) -> None:
+    for folder, content in {"nothing": None, "other": '{"model_type": "llama"}', "broken": "{"}.items():
+        (tmp_path / folder).mkdir()
+        if content is not None:
+            (tmp_path / folder / "config.json").write_text(content)
+    with pytest.raises(MistralPortableError, match=message):
+        ours.MistralConfig.from_pretrained(name if name == "no-such-name" else tmp_path / name)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "torch.float16", torch.float16, np.float16])

@@ -98,7 +98,7 @@ def hub(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
 
 def open_all(
     models: list[str], home: Path, url: str, before: str = "", environment: Mapping[str, str] | None = None
-) -> list[dict[str, Any]]:
+) -> list[Any]:
     """Open the models in a process of their own, with the hub at `url` and the cache under `home`."""
     own = {"HF_ENDPOINT": url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
@@ -185,6 +185,32 @@ def test_a_repository_of_torch_files(hub: Hub, tmp_path: Path) -> None:
     assert found["sum"] == pytest.approx(hf["sum"])
     shards = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"]
     assert downloads(hub) == ["config.json", "params.json", *shards]
+
+
+CONFIGS = """
+import json, sys
+from mistral_portable.errors import MistralPortableError
+from mistral_portable.transformers import MistralConfig
+
+for model in sys.argv[1:]:
+    try:
+        print(json.dumps(MistralConfig.from_pretrained(model).hidden_size))
+    except MistralPortableError as error:
+        print(json.dumps(str(error)))
+sys.exit()
+"""
+
+
+def test_a_config_is_downloaded_alone(hub: Hub, tmp_path: Path) -> None:
+    hf, torch, none, gone = open_all(
+        ["some/hf", "some/torch", "some/nothing", "some/missing"], tmp_path, hub.url, before=CONFIGS
+    )
+    assert hf == torch == small_config().hidden_size
+    assert none == "some/nothing: the repository has no config.json and no params.json"
+    assert "no such repository on the hub" in str(gone)
+    assert downloads(hub) == ["config.json", "params.json"]
+    hub.requests.clear()
+    assert open_all(["some/hf"], tmp_path, "http://127.0.0.1:9", before=CONFIGS) == [hf]
 
 
 def test_one_gguf_file_of_a_repository(hub: Hub, tmp_path: Path, repositories: dict[str, dict[str, bytes]]) -> None:
