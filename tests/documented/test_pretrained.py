@@ -12,7 +12,7 @@ from documented_models import HEADS, VALUES, pair
 
 import mistral_portable as mp
 from mistral_portable import transformers as ours
-from mistral_portable.errors import BackendError, MistralPortableError
+from mistral_portable.errors import BackendError, CheckpointError, MistralPortableError
 
 IDS = np.arange(1, 13).reshape(2, 6)
 
@@ -73,6 +73,67 @@ def test_configs_keep_what_they_do_not_know(tmp_path: Path) -> None:
         _ = config.frob
     with pytest.raises(ValueError, match="num_key_value_heads=3 must divide"):
         ours.MistralConfig(num_key_value_heads=3)
+
+
+LABELS: list[dict[str, Any]] = [
+    {},
+    {"num_labels": 3},
+    {"num_labels": 1},
+    {"id2label": {"0": "no", "1": "yes"}},
+    {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}},
+    {"id2label": {0: "a", 1: "b", 2: "c"}, "num_labels": 5},
+    {"id2label": {0: "a", 1: "b", 2: "c"}, "num_labels": 3},
+    {"id2label": None},
+]
+
+
+@pytest.mark.parametrize("given", LABELS)
+def test_labels_are_named_as_in_transformers(given: dict[str, Any], tmp_path: Path) -> None:
+    def labels(config: Any) -> Any:
+        return config.num_labels, config.id2label, config.label2id
+
+    values = {name: value for name, value in VALUES.items() if name != "num_labels"} | given
+    mine, theirs = ours.MistralConfig(**values), transformers.MistralConfig(**values)
+    assert labels(mine) == labels(theirs)
+    mine.save_pretrained(tmp_path / "mine")
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert labels(ours.MistralConfig.from_pretrained(tmp_path / "theirs")) == labels(theirs)
+    assert labels(transformers.MistralConfig.from_pretrained(tmp_path / "mine")) == labels(mine)
+    assert ours.MistralConfig.from_pretrained(tmp_path / "mine") == mine
+    mine.num_labels = theirs.num_labels = 4
+    assert labels(mine) == labels(theirs)
+
+
+def test_labels_of_a_model(tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "id2label": {0: "no", 1: "yes", 2: "perhaps"},
+        "label2id": {"no": 0, "yes": 1, "perhaps": 2},
+    }
+    values = {name: value for name, value in VALUES.items() if name != "num_labels"}
+    saved = transformers.MistralForSequenceClassification(transformers.MistralConfig(**values | given))
+    saved.save_pretrained(tmp_path)
+    model = ours.AutoModelForSequenceClassification.from_pretrained(tmp_path, backend="reference")
+    found = int(model(IDS[:1]).logits.argmax())
+    assert model.config.id2label[found] in given["label2id"]
+    assert model.config.label2id == given["label2id"]
+    with pytest.raises(CheckpointError, match=r"score\.weight has the shape \(3, 12\) and needs \(4, 12\)"):
+        ours.MistralForSequenceClassification.from_pretrained(tmp_path, backend="reference", num_labels=4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_labels": 2**40}, "num_labels=1099511627776 must be an integer from 0 to 1048576"),
+        ({"num_labels": -1}, "num_labels=-1 must be"),
+        ({"num_labels": "3"}, "num_labels='3' must be"),
+        ({"num_labels": True}, "num_labels=True must be"),
+        ({"id2label": ["a", "b"]}, "id2label=.* must be an object with integers as keys"),
+        ({"id2label": {"zero": "a"}}, "id2label=.* must be an object with integers as keys"),
+    ],
+)
+def test_impossible_labels(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ours.MistralConfig(**given)
 
 
 def test_a_config_alone_is_saved_and_read(tmp_path: Path) -> None:
