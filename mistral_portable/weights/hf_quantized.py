@@ -120,7 +120,7 @@ def combine_packed(
         floats = not isinstance(tensor, DenseTensor) or tensor.dtype in FLOATS
         if not floats and (kind in _PARTS or own_bias):
             raise CheckpointError(
-                f"{source}: {name} is {tensor.dtype}, "
+                f"{source}: {name!r:.100} is {tensor.dtype}, "
                 + (f"which is not a part of {method} weights" if method else "and no file says how it is packed")
             )
         without_effect = own_bias and name.startswith(_DECODER) and not tensor.numpy().any()

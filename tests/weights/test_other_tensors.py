@@ -89,7 +89,7 @@ def test_biases_of_zeros_are_dropped_and_others_refused(tmp_path: Path, kind: st
     with pytest.raises(CheckpointError, match="is a bias, which this model has not"):
         mp.load(tmp_path, backend="reference")
     add(tmp_path, {NAME: torch.zeros(64, dtype=torch.int32)})
-    with pytest.raises(CheckpointError, match=f"{NAME} is int32"):
+    with pytest.raises(CheckpointError, match=f"'{NAME}' is int32"):
         open_checkpoint(tmp_path)
 
 

@@ -115,9 +115,9 @@ def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("dtype", "named"),
     [
-        ("F64", r"model\.norm\.weight is float64"),
-        ("I32", r"model\.norm\.weight is int32, and no file says how it is packed"),
-        ("F8_E4M3", r"model\.norm\.weight is float8_e4m3"),
+        ("F64", r"model\.norm\.weight' is float64"),
+        ("I32", r"model\.norm\.weight' is int32, and no file says how it is packed"),
+        ("F8_E4M3", r"model\.norm\.weight' is float8_e4m3"),
         ("F8_E8M0", r"'model\.norm\.weight' \(F8_E8M0\)"),
     ],
 )
