@@ -17,7 +17,7 @@ from mistral_portable.weights.mlx_quantized import affine_tensors
 from mistral_portable.weights.packed import PackedTensor
 from mistral_portable.weights.source import FLOATS, DenseTensor, Tensor, map_file
 
-__all__ = ["PACKING_KEYS", "UNPACKED", "combine_packed", "normal_settings", "quantization"]
+__all__ = ["PACKING_KEYS", "combine_packed", "normal_settings", "quantization"]
 
 _READERS = {
     "awq": awq_tensors,
@@ -44,7 +44,7 @@ _PARTS = frozenset(
 _DECODER = ("model.", "lm_head.")
 """Beginnings of the names of modules without biases; classification heads have them."""
 
-UNPACKED = "{}: {} weights are unpacked to floats as a backend reads them; a GGUF file may run packed."
+_UNPACKED = "{}: {} weights are unpacked to floats as a backend reads them; a GGUF file may run packed."
 """Notice for kinds that no backend multiplies with while they are packed."""
 
 
@@ -127,4 +127,4 @@ def combine_packed(
         if floats and not without_effect:
             tensors[name] = tensor
     unpacked = any(isinstance(tensor, PackedTensor) for tensor in tensors.values())
-    return tensors, (UNPACKED.format(source, str(method).upper()),) if unpacked else ()
+    return tensors, (_UNPACKED.format(source, str(method).upper()),) if unpacked else ()
