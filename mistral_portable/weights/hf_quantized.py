@@ -3,7 +3,7 @@ that together are one packed matrix."""
 
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,13 @@ _UNPACKED = "{}: {} weights are unpacked to floats as a backend reads them; a GG
 """Notice for kinds that no backend multiplies with while they are packed."""
 
 
-def quantization(config: MistralConfig, folder: Path) -> dict[str, Any]:
+def quantization(config: MistralConfig, folder: Path, stored: Iterable[str]) -> dict[str, Any]:
     """The settings of an HF folder's packed weights, with their kind as `quant_method`; empty if none are stated.
 
     MLX states them in `quantization` of `config.json` and repeats them in `quantization_config`; all others use the
     latter only, earlier versions of compressed-tensors `compression_config`, of GPTQ and AWQ a file beside it.
+
+    stored: the names of all tensors: that file counts only if some are GPTQ's or AWQ's.
     Raises ConfigError, which names the folder, for kinds that are not supported.
     """
     own, other = config.extra.get("quantization"), config.extra.get("quantization_config")
@@ -65,7 +67,9 @@ def quantization(config: MistralConfig, folder: Path) -> dict[str, Any]:
                 "use the original checkpoint"
             )
         return {**own, "quant_method": "mlx"}
-    other = other or config.extra.get("compression_config") or _settings_file(folder)
+    other = other or config.extra.get("compression_config")
+    if not other and any(name.endswith(".qweight") for name in stored):
+        other = _settings_file(folder)
     return normal_settings(other, str(folder)) if other else {}
 
 

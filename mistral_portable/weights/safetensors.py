@@ -33,8 +33,8 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
     architectures.
     """
     config, inferred = hf_config(folder / "config.json")
-    how = quantization(config, folder)
     stored, metadata = _stored(folder, file)
+    how = quantization(config, folder, stored)
     split = split_experts(stored, config.num_local_experts, str(folder))
     tensors, unpacked = combine_packed(split, how, str(folder))
     config, tensors, own_head = stored_head(config, tensors, str(folder))

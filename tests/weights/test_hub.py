@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from weights import test_gptq, test_packed_settings
 from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw, write_torch
 from weights.hub_server import COMMIT, Hub, hash_of
+from weights.packed_files import write_packed
 
 # Opens each model named in the arguments and prints a JSON line for it.
 CLIENT = """
@@ -72,10 +74,14 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
     write_raw(folder / "torch", config, tensors, "pth", pieces=2)
     raw, torch = ({path.name: path.read_bytes() for path in (folder / kind).iterdir()} for kind in ("raw", "torch"))
     write_torch(folder / "bin", config, tensors, shards=2)
+    write_packed(folder / "gptq", test_packed_settings.CONFIG, test_gptq.HOW, test_gptq.Packer(4, 32, False, True, 1))
+    test_packed_settings.move_settings(folder / "gptq", {"bits": 4, "group_size": 32}, "quantize_config.json")
+    packed = {path.name: path.read_bytes() for path in (folder / "gptq").iterdir()}
     bins = {path.name: path.read_bytes() for path in (folder / "bin").iterdir()}
     unwanted = dict.fromkeys(["pytorch_model.bin", "consolidated.safetensors", "onnx/model.safetensors"], b"unwanted")
     return {
         "some/hf": hf | unwanted | {"tokenizer.model.v3": b"v3", "tokenizer.model": b"v1", "README.md": b"read me"},
+        "some/gptq": packed,
         "some/raw": raw | {"tekken.json": b"{}", "config.json": b"{}", "README.md": b"read me", "x/params.json": b"{}"},
         "some/torch": torch,
         "some/bin": bins | {"optimizer.bin": b"unwanted", "consolidated.00.pth": b"unwanted", "params.json": b"{}"},
@@ -176,6 +182,12 @@ def test_a_repository_of_mistrals_own_files(
     )
     assert not downloads(hub)
     assert again["path"] == no_network["path"] == raw["path"]
+
+
+def test_settings_of_packed_weights_are_downloaded(hub: Hub, tmp_path: Path) -> None:
+    (found,) = open_all(["some/gptq"], tmp_path, hub.url)
+    assert found["format"] == "safetensors"
+    assert downloads(hub) == ["config.json", "model.safetensors", "quantize_config.json"]
 
 
 def test_a_repository_of_torch_files(hub: Hub, tmp_path: Path) -> None:

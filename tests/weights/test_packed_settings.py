@@ -99,9 +99,10 @@ def test_settings_in_the_config_come_first(tmp_path: Path) -> None:
     assert_values(tmp_path, packer.values)
 
 
-def test_settings_left_beside_floats_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ['{"bits": 4, "group_size": 32}', "{}", '{"quant_method": "other"}', "no JSON"])
+def test_settings_left_beside_floats_change_nothing(tmp_path: Path, content: str) -> None:
     write_hf(tmp_path, CONFIG, random_tensors(CONFIG, np.random.default_rng(0)))
-    (tmp_path / "quantize_config.json").write_text('{"bits": 4, "group_size": 32}')
+    (tmp_path / "quantize_config.json").write_text(content)
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.notices == ()
     assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {"float32"}
