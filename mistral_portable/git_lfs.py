@@ -10,7 +10,7 @@ _LONGEST = 1024  # bytes, by git-lfs's specification
 
 
 def pointer(content: bytes) -> str | None:
-    """What to say of a file that begins with these bytes: what it is and what to run; None if it is no pointer.
+    """Words for an error about a file that begins with these bytes: what it is and what to run; None if no pointer.
 
     Source of the format: git-lfs, docs/spec.md.
     """
