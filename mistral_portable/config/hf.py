@@ -136,7 +136,7 @@ def _language_model(data: Mapping[str, Any]) -> dict[str, Any]:
     text = data.get("text_config")
     if not isinstance(text, Mapping):
         return dict(data)
-    common = ("quantization", "quantization_config", "tie_word_embeddings")
+    common = ("quantization", "quantization_config", "compression_config", "tie_word_embeddings")
     return {**{name: data[name] for name in common if name in data}, **text}
 
 

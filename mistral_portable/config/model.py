@@ -11,6 +11,7 @@ from mistral_portable.config.hf import fields_from_hf, fields_to_hf
 from mistral_portable.config.params import fields_from_params, fields_to_params
 from mistral_portable.config.rope_scaling import QueryScale, Yarn
 from mistral_portable.errors import ConfigError
+from mistral_portable.git_lfs import pointer
 
 __all__ = ["MistralConfig", "Window"]
 
@@ -186,8 +187,10 @@ class MistralConfig:
     def from_json(cls, text: bytes, source: str) -> "MistralConfig":
         """Read the content of a `config.json` or `params.json`; `source` names it in errors.
 
-        Raises ConfigError for invalid JSON and impossible values.
+        Raises ConfigError for invalid JSON, git-lfs pointers and impossible values.
         """
+        if said := pointer(text):
+            raise ConfigError(f"{source} {said}")
         try:
             data = json.loads(text.decode(), parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:

@@ -26,6 +26,9 @@ _WRITTEN_IF_SET = {"max_seq_len": "max_position_embeddings", "tied_embeddings": 
 
 _FIELDS = _WRITTEN | _WRITTEN_IF_SET
 _EXPERTS = {"num_experts": "num_local_experts", "num_experts_per_tok": "num_experts_per_tok"}
+_LATENT = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim")
+"""Keys of models with latent attention (Large 3, Small 4)."""
+
 _LENGTH = "original_max_position_embeddings"
 
 
@@ -35,8 +38,14 @@ def fields_from_params(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     Source: mistral-inference `args.py`; without `rope_theta` it is 1e4 (7B v0.1's file has none), without
     `n_kv_heads` it is `n_heads`, without a window the attention is plain causal.
 
-    Raises ConfigError for settings of `moe`, `yarn` and `llama_4_scaling` that would otherwise be ignored or clash.
+    Raises ConfigError for models of another architecture, and for settings of `moe`, `yarn` and `llama_4_scaling` that
+    would otherwise be ignored or clash.
     """
+    for name in _LATENT:
+        if data.get(name):
+            raise ConfigError(f"{name}={show(data[name])}: latent attention (MLA) is not supported")
+    if data.get("model_type", "transformer") != "transformer":
+        raise ConfigError(f"model_type={show(data['model_type'])} is not supported, 'transformer' is")
     values = {_FIELDS.get(name, name): value for name, value in data.items()}
     window = values.pop("_sliding_window", None)
     values["sliding_window"] = values.get("sliding_window", window)

@@ -10,7 +10,7 @@ from mistral_portable.config import MistralConfig, Window
 from mistral_portable.conversion.parts import is_float, narrowest
 from mistral_portable.errors import ConfigError
 from mistral_portable.graph import build
-from mistral_portable.weights import Checkpoint, Tensor
+from mistral_portable.weights import PACKING_KEYS, Checkpoint, Tensor
 
 __all__ = ["Source", "missing_in_target", "prepare"]
 
@@ -88,7 +88,7 @@ def prepare(checkpoint: Checkpoint, config: MistralConfig, dtype: str | None) ->
     rounded = sorted({tensor.dtype for tensor in tensors.values()} - {dtype})
     if rounded and dtype not in (None, "float32"):
         notices.append(f"weights stored as {', '.join(rounded)} are rounded to {dtype}.")
-    config = replace(config, extra={key: value for key, value in config.extra.items() if key not in _PACKING})
+    config = replace(config, extra={key: value for key, value in config.extra.items() if key not in PACKING_KEYS})
     return Source(checkpoint, config, tensors, dtype, tuple(notices))
 
 
@@ -103,6 +103,3 @@ def missing_in_target(model: Source, to: str) -> Iterator[str]:
             f"the window of {window} is written, but {_WINDOWLESS[to]} does not apply it to this architecture: "
             f"there answers differ after {window} tokens."
         )
-
-
-_PACKING = ("quantization", "quantization_config")

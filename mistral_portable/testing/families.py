@@ -37,6 +37,8 @@ def _scaled(factor: float, original: int, beta: float = 0.1, **more: Any) -> dic
 _7B = (4096, 32, 32, 14336)
 _22B = (6144, 56, 48, 16384)
 _24B = (5120, 40, 32, 32768)
+_123B = (12288, 88, 96, 28672)
+_LONG = _scaled(64, 4096, 0, beta_fast=4, attention_factor=None)
 _MIXED: tuple[Window, ...] = (None, 32768, 32768, 32768)
 _MIXTRAL = {"num_local_experts": 8, "num_experts_per_tok": 2}
 
@@ -50,16 +52,17 @@ FAMILIES: Mapping[str, MistralConfig] = MappingProxyType(
         "Nemo 12B": _config(5120, 40, 32, 14336, 131072, 1e6, 131072),
         "Small 22B": _config(*_22B, 32768, 1e6, 32768),
         "Small 24B": _config(*_24B, 131072, 1e8, 32768),
-        "Devstral Small 24B": _config(*_24B, 131072, 1e8, 131072),
+        "Devstral Small 24B": _config(*_24B, 131072, 1e9, 131072),
+        "Magistral Small 1.2 24B": _config(*_24B, 131072, 1e9, 131072),
         "Ministral 8B": _config(4096, 36, 32, 12288, 131072, 1e8, 131072, sliding_window=_MIXED),
         "Ministral 3 3B": _config(
             3072, 26, 32, 9216, 131072, 1e6, 262144, tie_word_embeddings=True, **_scaled(16, 16384)
         ),
         "Ministral 3 8B": _config(4096, 34, 32, 14336, 131072, 1e6, 262144, **_scaled(16, 16384)),
+        "Ministral 3 14B": _config(5120, 40, 32, 16384, 131072, 1e9, 262144, **_scaled(16, 16384)),
         "Devstral Small 2 24B": _config(*_24B, 131072, 1e8, 393216, **_scaled(48, 8192)),
-        "Devstral 2 123B": _config(
-            12288, 88, 96, 28672, 131072, 1e6, 262144, **_scaled(64, 4096, 0, beta_fast=4, attention_factor=None)
-        ),
+        "Devstral 2 123B": _config(*_123B, 131072, 1e6, 262144, **_LONG),
+        "Medium 3.5 128B": _config(*_123B, 131072, 1e6, 262144, **_LONG),
         "Mixtral 8x7B": _config(*_7B, 32000, 1e6, 32768, **_MIXTRAL),
         "Mixtral 8x22B": _config(*_22B, 32768, 1e6, 65536, **_MIXTRAL),
     }

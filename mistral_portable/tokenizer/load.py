@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from mistral_portable.errors import TokenizerError
+from mistral_portable.git_lfs import pointer
 from mistral_portable.tokenizer.gguf import is_mistral_chat, to_file
 from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
 from mistral_portable.tokenizer.tokenizer import Tokenizer
@@ -42,7 +43,8 @@ def load_tokenizer(source: TokenizerFile | GGUFVocabulary, mode: Mode = "test") 
 def read_file(source: TokenizerFile) -> tuple[str, bytes]:
     """The file's name, from which mistral-common infers format and version, and its content.
 
-    Raises TokenizerError if the file is missing, empty, larger than MAX_FILE_BYTES, or no tokenizer file by its name.
+    Raises TokenizerError if the file is missing, empty, larger than MAX_FILE_BYTES, a git-lfs pointer, or no tokenizer
+    file by its name.
     """
     path = source.path
     tekken = "tekken" in path.name and path.suffix == ".json"
@@ -56,6 +58,8 @@ def read_file(source: TokenizerFile) -> tuple[str, bytes]:
         raise TokenizerError(f"{error.strerror}; check the path") from error
     if not content:
         raise TokenizerError("empty; download it again")
+    if said := pointer(content):
+        raise TokenizerError(said)
     if tekken and re.search(rb'"default_num_special_tokens"\s*:\s*\d{6}', content):
         raise TokenizerError("declares 100000 special tokens or more; download it again")  # they would fill memory
     if path.suffix == ".model":

@@ -14,7 +14,7 @@ from mistral_portable.sampling import SamplingParams
 from mistral_portable.transformers.batch import Batch
 from mistral_portable.transformers.decoder import Decoder
 
-__all__ = ["continue_rows", "sampling_params"]
+__all__ = ["continue_rows", "inferred_mask", "sampling_params"]
 
 _INERT = {"num_beams": 1, "num_beam_groups": 1, "use_cache": True, "length_penalty": 1.0, "penalty_alpha": None}
 """Arguments of transformers' generate that are accepted with this value only, which has no effect."""
@@ -38,6 +38,14 @@ def sampling_params(
     given = {name: rules[name] for name in known if rules.get(name) is not None}
     params = SamplingParams(max_tokens=max_new_tokens, seed=seed, **{"temperature": 1.0, "top_k": 50, **given})
     return params if do_sample else replace(params, temperature=0.0)
+
+
+def inferred_mask(ids: NDArray[Any], pad: int | None, ends: Sequence[int]) -> NDArray[np.int64] | None:
+    """The mask of ids [B, T] that come without one: 0 at the padding token; None if there is no sure padding.
+
+    A padding token that also ends texts may be meant. Source: transformers' `_prepare_attention_mask_for_generation`.
+    """
+    return None if pad is None or pad in ends else (ids != pad).astype(np.int64)
 
 
 def continue_rows(

@@ -11,7 +11,7 @@ from mistral_portable.transformers import losses
 from mistral_portable.transformers.arrays import as_numpy, integers, library_of
 from mistral_portable.transformers.batch import read_batch
 from mistral_portable.transformers.cache import Cache
-from mistral_portable.transformers.generation import continue_rows, sampling_params
+from mistral_portable.transformers.generation import continue_rows, inferred_mask, sampling_params
 from mistral_portable.transformers.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -123,7 +123,8 @@ class MistralForCausalLM(MistralPreTrainedModel):
     ) -> Any:
         """Continue each row: int64 [B * num_return_sequences, T + new]; rows that end early are padded on the right.
 
-        inputs (or input_ids): integers [B, T], with the attention_mask of their padding. inputs_embeds: floats
+        inputs (or input_ids): integers [B, T], with the attention_mask of their padding; without one, a padding token
+        that is no end token is padding wherever it is, as in transformers. inputs_embeds: floats
         [B, T, hidden_size] in their place; the result is then int64 [B * num_return_sequences, new].
         max_new_tokens: 20 by default; max_length includes the prompt's columns. do_sample: draw, with temperature,
         top_k (50), top_p, min_p and typical_p; else greedy. repetition_penalty: for tokens that are in the row. seed:
@@ -140,7 +141,12 @@ class MistralForCausalLM(MistralPreTrainedModel):
         if count > 1 and not do_sample:
             raise InputError(f"{num_return_sequences=} would all be the same: pass do_sample=True")
         prompt = as_numpy("input_ids", given[0], 2) if inputs_embeds is None else as_numpy("inputs_embeds", given[0], 3)
+        own = self.decoder.config.eos_token_ids
+        ends = own if eos_token_id is None else integers("eos_token_id", eos_token_id).ravel().tolist()
+        pad = self.config.pad_token_id if pad_token_id is None else int(integers("pad_token_id", pad_token_id, ()))
         mask = None if attention_mask is None else as_numpy("attention_mask", attention_mask, 2)
+        if mask is None and inputs_embeds is None:
+            mask = inferred_mask(prompt, pad, ends)
         if mask is not None:
             mask = np.repeat(mask, count, 0)
         prompt = np.repeat(prompt, count, 0)
@@ -150,9 +156,6 @@ class MistralForCausalLM(MistralPreTrainedModel):
             if max_new_tokens < 1:
                 raise InputError(f"{max_length=} leaves no room after the {prompt.shape[1]} columns of the prompt")
         params = sampling_params(do_sample, _positive("max_new_tokens", max_new_tokens), seed, rules)
-        own = self.decoder.config.eos_token_ids
-        ends = own if eos_token_id is None else integers("eos_token_id", eos_token_id).ravel().tolist()
-        pad = self.config.pad_token_id if pad_token_id is None else int(integers("pad_token_id", pad_token_id, ()))
         after = continue_rows(self.decoder, batch, params, ends, next(iter(ends), 0) if pad is None else pad)
         if inputs_embeds is None:
             after = np.concatenate([prompt.astype(np.int64), after], axis=1)

@@ -15,13 +15,14 @@ from mistral_portable.graph import build
 from mistral_portable.transformers.arrays import Library, as_numpy, checked_bool, integers, library_of
 from mistral_portable.transformers.batch import Batch, read_batch
 from mistral_portable.transformers.cache import Cache
-from mistral_portable.transformers.configuration import MistralConfig, known_fields
+from mistral_portable.transformers.checkpoint import open_pretrained
+from mistral_portable.transformers.configuration import MistralConfig
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES, Decoder, Outputs
 from mistral_portable.transformers.initial_weights import initial_tensors
 from mistral_portable.transformers.options import backend_options, ggml_type
 from mistral_portable.transformers.outputs import ModelOutput
 from mistral_portable.transformers.saving import save_model
-from mistral_portable.weights import Tensor, open_checkpoint
+from mistral_portable.weights import Tensor
 
 __all__ = ["Embedding", "MistralPreTrainedModel", "Result"]
 
@@ -102,20 +103,19 @@ class MistralPreTrainedModel:
 
         Raises CheckpointError, ConfigError, BackendError, or InputError for arguments that do not fit.
         """
-        if config is not None and (changed or not isinstance(config, MistralConfig)):
-            raise InputError("config= is a MistralConfig, and has all fields: change them there")
         if use_flash_attention_2:
             if attn_implementation not in (None, "flash_attention_2"):
                 raise InputError(f"{attn_implementation=} and {use_flash_attention_2=}: pass one of them")
             attn_implementation = "flash_attention_2"
         chosen = select(backend)
         blocks = ggml_type(chosen, quantization_config)
-        checkpoint = open_checkpoint(name, revision=revision, quantize=blocks, make=block_maker())
-        read = config or MistralConfig.from_dict({**checkpoint.config.to_dict(), **known_fields(changed)})
+        read, tensors, source = open_pretrained(
+            name, config, changed, revision=revision, quantize=blocks, make=block_maker()
+        )
         options = backend_options(
             chosen, torch_dtype if dtype is None else dtype, device_map, attn_implementation, quantization_config
         )
-        return cls(read, backend=chosen.name, tensors=checkpoint.tensors, options=options, source=str(checkpoint.path))
+        return cls(read, backend=chosen.name, tensors=tensors, options=options, source=source)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and safetensors, for transformers and for `from_pretrained`.

@@ -11,7 +11,7 @@ from mistral_portable.conversion.parts import float_part
 from mistral_portable.conversion.safetensors import write_sharded
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.transformers.configuration import MistralConfig
-from mistral_portable.weights import DenseTensor, Tensor
+from mistral_portable.weights import PACKING_KEYS, DenseTensor, Tensor
 
 __all__ = ["save_model"]
 
@@ -39,7 +39,7 @@ def save_model(folder: Path, config: MistralConfig, architecture: str, tensors: 
         write_sharded(staging, parts, {"format": "pt"}, lambda part: None)
         types = {part.dtype for part in parts}
         described = {
-            **config.to_dict(),
+            **{key: value for key, value in config.to_dict().items() if key not in PACKING_KEYS},
             "model_type": kind,
             "architectures": [architecture.replace("Mistral", name)],
             "dtype": types.pop() if len(types) == 1 else "float32",

@@ -95,11 +95,7 @@ def awq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sour
         parts = [tensors.get(f"{module}.{part}") for part in ("qweight", "qzeros", "scales")]
         if kind == "qweight":
             made[f"{module}.weight"] = _awq(f"{module}.weight", parts, group, version, source)
-        elif kind in ("qzeros", "scales") and parts[0] is not None:
-            continue
-        elif tensor.dtype == "int32":
-            raise CheckpointError(f"{source}: {name} is int32, and not a part of an AWQ matrix")
-        else:
+        elif kind not in ("qzeros", "scales") or parts[0] is None:
             made[name] = tensor
     return made
 

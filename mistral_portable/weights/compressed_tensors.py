@@ -152,7 +152,12 @@ def _compressed(
     groups: NDArray[np.integer[Any]] = np.arange(columns) // (columns // count)
     if index is not None:
         groups = index.array
-        if index.dtype != "int32" or index.shape != (columns,) or groups.min() < 0 or groups.max() >= count:
+        if (
+            index.dtype not in ("int32", "int64")
+            or index.shape != (columns,)
+            or groups.min() < 0
+            or groups.max() >= count
+        ):
             raise CheckpointError(
                 f"{source}: the weight_g_idx of {name}, {index.dtype} {index.shape}, does not name one of {count} "
                 f"groups for each of {columns} columns"

@@ -3,7 +3,7 @@
 Layout (AutoGPTQ, GPTQModel), for a weight of [rows, columns] with codes of b bits, transposed: qweight int32
 [columns * b / 32, rows], packed along the columns of the weight; qzeros int32 [groups, rows * b / 32], packed along its
 rows, where the format "gptq" stores each zero minus 1 and "gptq_v2" the zero itself; scales float [groups, rows]; g_idx
-int32 [columns], the group of each column: any with act-order (`desc_act`), else column // group_size.
+int32 or int64 [columns], the group of each column: any with act-order (`desc_act`), else column // group_size.
 weight = scale[group] * (code - zero[group]).
 
 With `dynamic` (GPTQModel) modules may have other bits and groups, which follow from their shapes, or be floats.
@@ -65,7 +65,6 @@ class GPTQTensor(PackedTensor):
 def gptq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """Combine `X.qweight`, `X.qzeros`, `X.scales` and `X.g_idx` into `X.weight`; other tensors stay as they are.
 
-    Biases of packed modules that are all zero are dropped: AutoGPTQ writes one for every module.
     how: `quantization_config` of `config.json`. Raises ConfigError for other formats, bits or groups, and
     CheckpointError for shapes that do not fit and parts that are missing.
     """
@@ -83,7 +82,6 @@ def gptq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sou
     made: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
-        packed = f"{module}.qweight" in tensors
         if kind == "qweight":
             parts = [tensors.get(f"{module}.{part}") for part in _PARTS]
             made[f"{module}.weight"] = _gptq(
@@ -91,11 +89,7 @@ def gptq_tensors(tensors: Mapping[str, DenseTensor], how: Mapping[str, Any], sou
             )
             if how.get("desc_act") and parts[3] is None and parts[2] is not None and len(parts[2].array) > 1:
                 raise CheckpointError(f"{source}: {module} has no g_idx, which act-order (desc_act) needs")
-        elif packed and (kind in _PARTS or (kind == "bias" and not tensor.numpy().any())):
-            continue
-        elif tensor.dtype == "int32":
-            raise CheckpointError(f"{source}: {name} is int32, and not a part of a GPTQ matrix")
-        else:
+        elif kind not in _PARTS or f"{module}.qweight" not in tensors:
             made[name] = tensor
     return made
 
@@ -136,7 +130,12 @@ def _gptq(
         groups: NDArray[np.integer[Any]] = np.arange(columns) // (columns if group == -1 else group)
     else:
         groups = index.array
-        if index.dtype != "int32" or index.shape != (columns,) or groups.min() < 0 or groups.max() >= count:
+        if (
+            index.dtype not in ("int32", "int64")
+            or index.shape != (columns,)
+            or groups.min() < 0
+            or groups.max() >= count
+        ):
             raise CheckpointError(
                 f"{source}: the g_idx of {name}, {index.dtype} {index.shape}, does not name one of {count} groups "
                 f"for each of {columns} columns"

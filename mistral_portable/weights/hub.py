@@ -3,24 +3,25 @@
 import errno
 import glob
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mistral_portable.errors import CheckpointError
 from mistral_portable.weights.gguf import part_names
+from mistral_portable.weights.hf_files import TORCH_FILES, weight_names
 from mistral_portable.weights.integrity import check_downloads
-from mistral_portable.weights.safetensors import weight_files
 
-__all__ = ["Progress", "download", "download_tokenizer"]
+__all__ = ["Progress", "download", "download_config", "download_tokenizer"]
 
 Progress = Callable[[str, int, int], None]
 """Called from download threads as (what, bytes done, bytes in total as far as known)."""
 
+_CONFIG_FILES = ("config.json", "params.json")
 _TOKENIZER_FILES = ["tokenizer.model*", "tekken.json"]
 _SUBFOLDERS = "*/*"  # subfolders hold copies in other formats
 # Files of an HF checkpoint, and params.json, which shows that there is Mistral's own, whose weights are large.
-_HF_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "params.json", *_TOKENIZER_FILES]
+_HF_FILES = ["config.json", "quant*_config.json", "*.safetensors", "*.safetensors.index.json", "params.json"]
 _NOT_HF = [_SUBFOLDERS, "consolidated*", "adapter_*"]
 _RAW_WEIGHTS = ("consolidated*.safetensors", "consolidated*.pth", "consolidated*.pt")
 
@@ -29,8 +30,8 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
     """Download a checkpoint; returns the path of the file to open, with the files that it needs beside it.
 
     file: a GGUF file of the repository; all parts of a split one are downloaded. None: the repository's HF checkpoint
-    (its `config.json` is returned), or if there is none, Mistral's own (the first `consolidated` file is returned,
-    safetensors in preference to torch files). progress: None shows the progress bars of huggingface_hub.
+    (its `config.json` is returned), or if there is none, Mistral's own (the first `consolidated` file is returned); of
+    each, safetensors in preference to torch files. progress: None shows the progress bars of huggingface_hub.
 
     Complete files in the cache are not downloaded again, and without a network the cache is used. Broken connections
     are resumed; unfinished files of an interrupted download start anew. Downloaded files are checked against the hub's
@@ -56,8 +57,8 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
 
     try:
         if file is None:
-            snapshot = fetch(_HF_FILES, _NOT_HF)
-            found = _hf(snapshot) or _raw(snapshot, fetch)
+            snapshot = fetch([*_HF_FILES, *_TOKENIZER_FILES], _NOT_HF)
+            found = _hf(snapshot) or _torch(snapshot, fetch) or _raw(snapshot, fetch)
         else:
             snapshot = fetch([glob.escape(part) for part in part_names(file)], [])
             found = snapshot / file if (snapshot / file).is_file() else None
@@ -73,7 +74,11 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
 
 def _hf(snapshot: Path) -> Path | None:
     config = snapshot / "config.json"
-    return config if config.is_file() and weight_files(snapshot) else None
+    return config if config.is_file() and weight_names([path.name for path in snapshot.iterdir()]) else None
+
+
+def _torch(snapshot: Path, fetch: Callable[[list[str], list[str]], Path]) -> Path | None:
+    return _hf(fetch([*TORCH_FILES], [_SUBFOLDERS])) if (snapshot / "config.json").is_file() else None
 
 
 def _raw(snapshot: Path, fetch: Callable[[list[str], list[str]], Path]) -> Path | None:
@@ -84,49 +89,50 @@ def _raw(snapshot: Path, fetch: Callable[[list[str], list[str]], Path]) -> Path 
     return None
 
 
-def download_tokenizer(
-    repository: str,
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-) -> Path:
+def download_tokenizer(repository: str, **hub: Any) -> Path:
     """Download only the tokenizer files of a repository; returns the local folder.
 
-    The arguments are those of `huggingface_hub.snapshot_download`. Raises CheckpointError in the same cases as
-    `download`.
+    hub: arguments of `huggingface_hub.snapshot_download`. Raises CheckpointError in the same cases as `download`.
     """
+    return _download_only(repository, _TOKENIZER_FILES, hub)
+
+
+def download_config(repository: str, **hub: Any) -> Path:
+    """Download only the config of a repository; returns the local `config.json`, or `params.json` if there is none.
+
+    hub: arguments of `huggingface_hub.snapshot_download`. Raises CheckpointError in the same cases as `download`, and
+    for a repository without these files.
+    """
+    folder = _download_only(repository, [*_CONFIG_FILES], hub)
+    for name in _CONFIG_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{repository}: the repository has no {' and no '.join(_CONFIG_FILES)}")
+
+
+def _download_only(repository: str, wanted: list[str], hub: Mapping[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
 
     begin = float(int(time.time()))
     try:
-        snapshot = Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-                allow_patterns=_TOKENIZER_FILES,
-                ignore_patterns=[_SUBFOLDERS],
-            )
-        )
+        snapshot = Path(snapshot_download(repository, **hub, allow_patterns=wanted, ignore_patterns=[_SUBFOLDERS]))
         check_downloads(snapshot, begin, None)
         return snapshot
     except CheckpointError:
         raise
     except Exception as error:  # as in `download`
-        raise CheckpointError(f"{repository}: {_explain(error, repository, revision)}") from error
+        raise CheckpointError(f"{repository}: {_explain(error, repository, hub.get('revision'))}") from error
 
 
 def _what_is_there(repository: str, file: str | None, commit: str) -> str:
     from huggingface_hub import HfApi
 
     ggufs = [name for name in HfApi().list_repo_files(repository, revision=commit) if name.endswith(".gguf")]
-    wanted = "config.json and *.safetensors, no params.json and consolidated.*" if file is None else file
+    wanted = (
+        "config.json with *.safetensors or pytorch_model.bin, no params.json with consolidated.*"
+        if file is None
+        else file
+    )
     if not ggufs:
         return f"{repository}: the repository has no {wanted}, and no GGUF file either"
     return f"{repository}: the repository has no {wanted}; name a file: " + ", ".join(

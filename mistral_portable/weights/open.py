@@ -10,12 +10,15 @@ from pathlib import Path
 from mistral_portable.errors import CheckpointError
 from mistral_portable.weights.archive import is_tar, is_zip
 from mistral_portable.weights.gguf import open_gguf, part_names
+from mistral_portable.weights.hf_files import weight_names
 from mistral_portable.weights.quantize_on_read import BlockMaker, gguf_blocks, quantized, require_quantizable
 from mistral_portable.weights.raw import is_consolidated, open_raw, open_raw_tar
-from mistral_portable.weights.safetensors import INDEX, open_safetensors, weight_files
-from mistral_portable.weights.source import Checkpoint, map_file
+from mistral_portable.weights.safetensors import open_safetensors
+from mistral_portable.weights.source import Checkpoint, listing, map_file
 
 __all__ = ["HUB_NAME", "open_checkpoint"]
+
+_ALSO_RAW = "{0} holds Mistral's own files, too ({1}): Hugging Face's are read; {0}/params.json names the others."
 
 # Owner and name begin and end with a letter or digit, so that "./model" and "../model" do not match.
 _PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
@@ -34,12 +37,12 @@ def open_checkpoint(
 
     model: a path that exists, or else a name on the hub; one of
         - "tiny": the model embedded in this package (a folder of that name is "./tiny" or a Path);
-        - a folder with `config.json` and safetensors files, with `params.json` and `consolidated.*`, or with one GGUF
-          file, whole or split; if a folder holds several of these, its `config.json`, `params.json` or GGUF file;
-        - a `.safetensors` or `consolidated.*` file with the config in its folder, a `.gguf` file, or a tar of a folder
-          with `params.json`;
-        - "owner/name": a repository of the Hugging Face hub with HF safetensors, or else with `params.json` and
-          `consolidated.*`;
+        - a folder with `config.json` and safetensors or torch files, with `params.json` and `consolidated.*`, or with
+          one GGUF file, whole or split; or its `config.json`, `params.json` or GGUF file, if it holds several of these;
+        - a `.safetensors`, `.bin` or `consolidated.*` file with the config in its folder, a `.gguf` file, or a tar of a
+          folder with `params.json`;
+        - "owner/name": a repository of the Hugging Face hub with HF safetensors or torch files, or else with
+          `params.json` and `consolidated.*`;
         - "owner/name:file.gguf": a GGUF file of a repository, or any part of a split one.
     revision: branch, tag or commit of a hub repository; None: its main branch.
     quantize: a ggml type ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0") into which float matrices are packed when read.
@@ -85,11 +88,9 @@ def _open_local(path: Path) -> Checkpoint:
     data = map_file(path)
     if data[:4] == b"GGUF":
         return open_gguf(path)
-    if is_zip(data):
-        return open_raw(path.parent, path)
     if is_tar(data):
         return open_raw_tar(path)
-    if data[8:9] == b"{":  # safetensors: the size of a JSON header, then the header
+    if is_zip(data) or data[8:9] == b"{":  # torch, or safetensors: the size of a JSON header, then the header
         alone = (path.parent / "params.json").exists() and not (path.parent / "config.json").exists()
         raw = is_consolidated(path.name) or alone
         return open_raw(path.parent, path) if raw else open_safetensors(path.parent, path)
@@ -103,19 +104,25 @@ def _open_folder(folder: Path) -> Checkpoint:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
-    hf = [INDEX] if INDEX in names else [path.name for path in weight_files(folder)]
+    hf = weight_names(names)
     raw = [name for name in names if is_consolidated(name)]
+    if raw and "config.json" not in names:
+        hf = []
     ggufs = sorted({part_names(name)[0] for name in names if name.endswith(".gguf") and part_names(name)})
-    kinds = [kind for kind in (hf, raw, *([name] for name in ggufs)) if kind]
-    if len(kinds) > 1:
+    if len(ggufs) + bool(hf or raw) > 1:
         raise CheckpointError(
             f"{folder}: several checkpoints: {', '.join([*hf, *raw, *ggufs])}; give the path of one GGUF file, of "
             "config.json for Hugging Face's weights, or of params.json for Mistral's own"
         )
+    if hf and raw:
+        checkpoint = open_safetensors(folder)
+        return replace(checkpoint, notices=(*checkpoint.notices, _ALSO_RAW.format(folder, listing(raw))))
     if hf:
         return open_safetensors(folder)
     if raw:
         return open_raw(folder)
     if ggufs:
         return open_gguf(folder / ggufs[0])
-    raise CheckpointError(f"{folder}: holds no *.safetensors, no consolidated.* and no *.gguf file")
+    raise CheckpointError(
+        f"{folder}: holds no *.safetensors, no consolidated.*, no *.gguf file and no pytorch_model.bin"
+    )

@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from mistral_portable.config import MistralConfig
-from mistral_portable.errors import CheckpointError, ConfigError
+from mistral_portable.errors import CheckpointError
 from mistral_portable.tokenizer.source import TokenizerFile
 from mistral_portable.weights.archive import is_zip, tar_members
 from mistral_portable.weights.experts import split_experts
-from mistral_portable.weights.fp8 import fp8_tensors
-from mistral_portable.weights.hf_quantized import UNPACKED
+from mistral_portable.weights.hf_quantized import combine_packed, normal_settings
 from mistral_portable.weights.joined import JoinedTensor
 from mistral_portable.weights.names import from_raw, half_split
 from mistral_portable.weights.safetensors import tokenizer_name
-from mistral_portable.weights.safetensors_file import PACKED_INTEGERS, read_safetensors
-from mistral_portable.weights.source import DENSE, Buffer, Checkpoint, DenseTensor, Tensor, map_file
+from mistral_portable.weights.safetensors_file import read_safetensors
+from mistral_portable.weights.source import Buffer, Checkpoint, DenseTensor, Tensor, map_file
+from mistral_portable.weights.stored_head import stored_head
 from mistral_portable.weights.torch_file import read_torch
 
 __all__ = ["is_consolidated", "open_raw", "open_raw_tar"]
@@ -91,16 +91,17 @@ def _open(path: Path, params: bytes, weights: Mapping[str, Buffer], tokenizer: T
         stored = _torch(path, config, torch_files)
     else:
         raise CheckpointError(f"{path}: several checkpoints: {', '.join(weights)}; give the path of the one to read")
-    tensors, notices = _combine_fp8(split_experts(stored, config.num_local_experts, str(path)), config, str(path))
+    tensors, notices = _combine(split_experts(stored, config.num_local_experts, str(path)), config, str(path))
+    config, tensors, own_head = stored_head(config, tensors, str(path))
     tensors = {name: half_split(tensor, config) for name, tensor in tensors.items()}
-    return Checkpoint(path, "raw", config, tensors, tokenizer, notices, metadata)
+    return Checkpoint(path, "raw", config, tensors, tokenizer, notices + own_head, metadata)
 
 
 def _safetensors(path: Path, weights: Mapping[str, Buffer]) -> tuple[dict[str, Tensor], dict[str, str]]:
     stored: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for file, data in weights.items():
-        header, tensors = read_safetensors(data, f"{path}/{file}", DENSE | _FP8)
+        header, tensors = read_safetensors(data, f"{path}/{file}")
         metadata |= header
         for tensor in tensors:
             name = from_raw(tensor.name)
@@ -110,32 +111,24 @@ def _safetensors(path: Path, weights: Mapping[str, Buffer]) -> tuple[dict[str, T
     return stored, metadata
 
 
-_FP8 = {"F8_E4M3": PACKED_INTEGERS["F8_E4M3"]}
-
-
-def _combine_fp8(
+def _combine(
     stored: Mapping[str, Tensor], config: MistralConfig, source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Combine FP8 matrices with their scales if `params.json` announces them; returns all tensors, and notices."""
-    how = config.extra.get("quantization")
+    """Combine packed matrices with their scales, as `params.json` announces them; returns all tensors, and notices."""
+    given = config.extra.get("quantization") or config.extra.get("quantization_config")
+    fp8 = isinstance(given, Mapping) and given.get("qformat_weight") == "fp8_e4m3"
+    how = {"quant_method": "fp8"} if fp8 else normal_settings(given, f"{source}/params.json") if given else {}
     whole = {name: tensor for name, tensor in stored.items() if isinstance(tensor, DenseTensor)}
-    fp8 = any(tensor.dtype == "float8_e4m3" for tensor in whole.values())
-    kind = how.get("qformat_weight", how.get("quant_method")) if isinstance(how, Mapping) else how
-    if kind not in (None, "fp8_e4m3") or fp8 != (kind is not None):
-        raise ConfigError(
-            f"{source}: params.json announces weights of the kind {kind!r:.80}, but the tensors are "
-            f"{'float8_e4m3' if fp8 else 'floats'}; floats and fp8_e4m3 are supported"
-        )
-    if not fp8:
-        return dict(stored), ()
-    return fp8_tensors(whole, {}, source), (UNPACKED.format(source, "FP8"),)
+    combined, notices = combine_packed(whole, how, source)
+    joined = {name: tensor for name, tensor in stored.items() if name not in whole}
+    return joined | combined, notices
 
 
 def _torch(path: Path, config: MistralConfig, files: Mapping[str, Buffer]) -> dict[str, Tensor]:
     pieces: dict[str, list[DenseTensor]] = {}
     for file, data in sorted(files.items()):
-        for name, tensor in read_torch(data, f"{path}/{file}").items():
-            pieces.setdefault(from_raw(name), []).append(tensor)
+        for tensor in read_torch(data, f"{path}/{file}"):
+            pieces.setdefault(from_raw(tensor.name), []).append(tensor)
     whole = all(len(some) == 1 for some in pieces.values())
     lacking = [name for name, some in pieces.items() if len(some) != len(files)]
     if lacking and not whole:

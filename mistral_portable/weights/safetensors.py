@@ -1,99 +1,80 @@
-"""HF checkpoints: `config.json` and one or more safetensors files, mapped lazily."""
+"""HF checkpoints: `config.json` and one or more safetensors or torch files, mapped lazily."""
 
-import json
 import re
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.tokenizer.source import TokenizerFile
+from mistral_portable.weights.archive import is_zip
 from mistral_portable.weights.experts import split_experts
+from mistral_portable.weights.hf_files import read_index, weight_names
 from mistral_portable.weights.hf_quantized import combine_packed, quantization
 from mistral_portable.weights.names import from_hf
-from mistral_portable.weights.safetensors_file import PACKED_INTEGERS, read_safetensors
-from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, listing, map_file
+from mistral_portable.weights.safetensors_file import read_safetensors
+from mistral_portable.weights.source import Checkpoint, DenseTensor, map_file
+from mistral_portable.weights.stored_head import stored_head
+from mistral_portable.weights.torch_file import read_torch
 from mistral_portable.weights.windows import inferred_windows
 
-__all__ = ["INDEX", "open_safetensors", "tokenizer_name", "weight_files"]
+__all__ = ["hf_config", "open_safetensors", "tokenizer_name"]
 
-INDEX = "model.safetensors.index.json"
+_TOKENIZER = re.compile(r"tokenizer\.model(?:\.v(\d{1,3})(?:m(\d{1,3}))?)?", re.ASCII)
 _KINDS = ("mistral", "ministral", "ministral3", "mixtral")
 """Supported values of `model_type`; for multimodal models that of `text_config`."""
 
 
 def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
-    """Open an HF folder: `config.json` and its safetensors files. file: the only weight file to read.
-
-    Without an index all `*.safetensors` files are read except `consolidated*`, Mistral's own.
+    """Open an HF folder: `config.json` and the weight files that `hf_files` finds. file: the only weight file to read.
 
     Raises CheckpointError for missing shards, corrupt files and tensors stored twice; ConfigError for models of other
     architectures.
     """
-    config, inferred = _config(folder / "config.json")
-    packed = quantization(config, str(folder))
-    index = {} if file else _index(folder / INDEX)
-    files = [file] if file else _shards(folder, index) if index else weight_files(folder)
+    config, inferred = hf_config(folder / "config.json")
+    stored, metadata = _stored(folder, file)
+    how = quantization(config, folder, stored)
+    split = split_experts(stored, config.num_local_experts, str(folder))
+    tensors, unpacked = combine_packed(split, how, str(folder))
+    config, tensors, own_head = stored_head(config, tensors, str(folder))
+    tokenizer, no_tokenizer = _tokenizer(folder)
+    notices = inferred + unpacked + own_head + no_tokenizer
+    return Checkpoint(folder, "safetensors", config, tensors, tokenizer, notices, metadata)
+
+
+def _stored(folder: Path, file: Path | None) -> tuple[dict[str, DenseTensor], dict[str, str]]:
+    """All tensors by HF name, and the metadata of safetensors files. Tensors that an index forgets are read, too."""
+    names = [path.name for path in folder.iterdir()]
+    files, index = ([file], {}) if file else read_index(folder, weight_names(names))
     stored: dict[str, DenseTensor] = {}
     where: dict[str, Path] = {}
-    metadata: dict[str, object] = {}
+    metadata: dict[str, str] = {}
     for shard in files:
-        header, of_shard = read_safetensors(map_file(shard), str(shard), DENSE | (PACKED_INTEGERS if packed else {}))
+        data = map_file(shard)
+        torch = is_zip(data) or shard.suffix == ".bin"
+        header, of_shard = ({}, read_torch(data, str(shard))) if torch else read_safetensors(data, str(shard))
         metadata |= header
         for tensor in of_shard:
-            if index and index.get(tensor.name) != shard.name:
+            if index.get(tensor.name, shard.name) != shard.name:
                 continue
             name = from_hf(tensor.name)
             if name in where:
                 raise CheckpointError(f"{name!r} is stored twice: in {where[name]} and in {shard}")
             stored[name] = DenseTensor(name, tensor.dtype, tensor.array)
             where[name] = shard
-    split = split_experts(stored, config.num_local_experts, str(folder))
-    tensors, unpacked = combine_packed(split, packed, str(folder))
-    tokenizer, no_tokenizer = _tokenizer(folder)
-    return Checkpoint(folder, "safetensors", config, tensors, tokenizer, inferred + unpacked + no_tokenizer, metadata)
+    return stored, metadata
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The `*.safetensors` files of a folder, without Mistral's own `consolidated*`, sorted."""
-    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
-
-
-def _config(path: Path) -> tuple[MistralConfig, tuple[str, ...]]:
+def hf_config(path: Path) -> tuple[MistralConfig, tuple[str, ...]]:
+    """The config in a `config.json`, and notices. Raises CheckpointError if it is missing, ConfigError as usual."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing; safetensors files need the config.json of their repository")
+        raise CheckpointError(f"{path}: missing; weights need the config.json of their repository")
     config = MistralConfig.from_file(path)
     kind = config.extra.get("model_type", "mistral")
     if kind not in _KINDS:
         raise ConfigError(f"{path}: model_type={reprlib.repr(kind)} is not supported: {', '.join(_KINDS)} are")
     return inferred_windows(config, stated=True)
-
-
-def _index(path: Path) -> dict[str, str]:
-    """Stored tensor name -> file name; empty if there is no index."""
-    if not path.exists():
-        return {}
-    try:
-        weight_map = json.loads(bytes(map_file(path)))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a safetensors index: {error!r}") from error
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path}: weight_map must be a non-empty object")
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or not re.fullmatch(r"[\w][\w.-]*\.safetensors", file):
-            raise CheckpointError(
-                f"{path}: {name!r} is in {reprlib.repr(file)}, which is not a safetensors file of this folder"
-            )
-    return weight_map
-
-
-def _shards(folder: Path, index: Mapping[str, str]) -> list[Path]:
-    files = [folder / name for name in sorted(set(index.values()))]
-    missing = [file.name for file in files if not file.exists()]
-    if missing:
-        raise CheckpointError(f"{folder}: shards that {INDEX} names are missing: {listing(missing)}")
-    return files
 
 
 def _tokenizer(folder: Path) -> tuple[TokenizerFile | None, tuple[str, ...]]:
@@ -109,7 +90,12 @@ def _tokenizer(folder: Path) -> tuple[TokenizerFile | None, tuple[str, ...]]:
 
 
 def tokenizer_name(names: Collection[str]) -> str | None:
-    """The tokenizer file among the names in a folder: `tekken.json`, else the last `tokenizer.model*` (v3, not v1)."""
+    """The tokenizer file among the names in a folder: `tekken.json`, else the last version of `tokenizer.model*`.
+
+    >>> tokenizer_name(["tokenizer.model", "tokenizer.model.v3", "tokenizer.model.bak"])
+    'tokenizer.model.v3'
+    """
     if "tekken.json" in names:
         return "tekken.json"
-    return max((name for name in names if name.startswith("tokenizer.model")), default=None)
+    versions = {name: match for name in names if (match := _TOKENIZER.fullmatch(name))}
+    return max(versions, key=lambda name: [int(number or 0) for number in versions[name].groups()], default=None)

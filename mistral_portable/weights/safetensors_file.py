@@ -6,39 +6,40 @@ Layout: uint64 header size (little-endian), a JSON header {name: {dtype, shape, 
 
 import json
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mistral_portable.errors import CheckpointError
-from mistral_portable.weights.source import Buffer, DenseTensor, listing
+from mistral_portable.weights.source import DENSE, Buffer, DenseTensor, listing
 
-__all__ = ["PACKED_INTEGERS", "read_safetensors"]
+__all__ = ["read_safetensors"]
 
-PACKED_INTEGERS: dict[str, tuple[str, type[np.generic]]] = {
+_STORED: dict[str, tuple[str, type[np.generic]]] = DENSE | {
+    "BOOL": ("bool", np.bool_),
+    "F64": ("float64", np.float64),
     "F8_E4M3": ("float8_e4m3", np.uint8),
+    "F8_E5M2": ("float8_e5m2", np.uint8),
     "I8": ("int8", np.int8),
     "I16": ("int16", np.int16),
     "I32": ("int32", np.int32),
     "I64": ("int64", np.int64),
     "U8": ("uint8", np.uint8),
+    "U16": ("uint16", np.uint16),
     "U32": ("uint32", np.uint32),
+    "U64": ("uint64", np.uint64),
 }
-"""safetensors' names of the types in packed checkpoints -> `Tensor.dtype` and NumPy's type, like `source.DENSE`. The
-values depend on scales; the reader of each kind of packed weights refuses the types that it does not know."""
+"""safetensors' name of a type -> `Tensor.dtype` and NumPy's type, like `source.DENSE`. Whoever opens the checkpoint
+refuses types that are neither floats nor parts of packed weights."""
 
 _MAX_HEADER = 2**25  # a checkpoint with 50,000 tensors has a header of 6 MB
 _MAX_AXES = 8
 
 
-def read_safetensors(
-    data: Buffer, source: str, known: Mapping[str, tuple[str, type[np.generic]]]
-) -> tuple[dict[str, str], list[DenseTensor]]:
+def read_safetensors(data: Buffer, source: str) -> tuple[dict[str, str], list[DenseTensor]]:
     """`__metadata__`, and the tensors under their stored names, as views of `data`.
 
-    known: the accepted dtypes, such as `source.DENSE`. Raises CheckpointError, which begins with `source`, for invalid
-    files and other dtypes.
+    Raises CheckpointError, which begins with `source`, for invalid files and unknown dtypes.
     """
     try:
         start, header = _header(data)
@@ -46,15 +47,15 @@ def read_safetensors(
         if not isinstance(metadata, dict):
             raise ValueError("__metadata__ is not an object")
         entries = [(name, *_entry(name, entry)) for name, entry in header.items()]
-        others = [f"{name!r} ({dtype})" for name, dtype, *_ in entries if dtype not in known]
+        others = [f"{name!r} ({dtype})" for name, dtype, *_ in entries if dtype not in _STORED]
         if others:
-            raise CheckpointError(f"{source}: only {', '.join(known)} tensors are supported, not {listing(others)}")
-        _check_layout(entries, len(data) - start, known)
+            raise CheckpointError(f"{source}: only {', '.join(_STORED)} tensors are known, not {listing(others)}")
+        _check_layout(entries, len(data) - start)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{source}: not a complete safetensors file: {error}") from error
     tensors = []
     for name, code, shape, begin, _ in entries:
-        dtype, stored = known[code]
+        dtype, stored = _STORED[code]
         array = np.frombuffer(data, stored, math.prod(shape), start + begin)
         tensors.append(DenseTensor(name, dtype, array.reshape(shape)))
     return {str(key): str(value) for key, value in metadata.items()}, tensors
@@ -86,10 +87,10 @@ def _entry(name: str, entry: object) -> tuple[str, tuple[int, ...], int, int]:
     raise ValueError(f"the entry of {name!r:.100} has no valid dtype, shape and data_offsets")
 
 
-def _check_layout(entries: list[_Entry], size: int, known: Mapping[str, tuple[str, type[np.generic]]]) -> None:
+def _check_layout(entries: list[_Entry], size: int) -> None:
     end = 0
     for name, code, shape, begin, stop in sorted(entries, key=lambda entry: entry[3:]):
-        needed = math.prod(shape) * np.dtype(known[code][1]).itemsize
+        needed = math.prod(shape) * np.dtype(_STORED[code][1]).itemsize
         if begin != end or stop - begin != needed:
             raise ValueError(f"{name!r:.100} has bytes {begin} to {stop}: it needs {needed}, from {end} on")
         end = stop

@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError
+from mistral_portable.git_lfs import pointer
 from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
 
 __all__ = ["DENSE", "FLOATS", "Buffer", "Checkpoint", "DenseTensor", "Tensor", "listing", "map_file", "release"]
@@ -113,7 +114,7 @@ class Checkpoint:
     path: Path
     """The folder (safetensors, raw), or the file (GGUF, the first of split ones; a tar of raw weights)."""
     format: str
-    """"safetensors", "gguf" or "raw"."""
+    """"safetensors" (a Hugging Face folder, also one of torch files), "gguf" or "raw"."""
     config: MistralConfig
     tensors: Mapping[str, Tensor]
     """By HF canonical name, q and k rows in HF's half-split RoPE layout; not yet compared with the config."""
@@ -133,15 +134,19 @@ def listing(items: Sequence[str]) -> str:
 def map_file(path: Path) -> mmap.mmap:
     """Map a whole file read-only, without reading it.
 
-    Raises CheckpointError if it is missing, unreadable, empty or not a regular file (a FIFO would hang).
+    Raises CheckpointError if it is missing, unreadable, empty, not a regular file (a FIFO would hang) or a git-lfs
+    pointer.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise CheckpointError(f"{path}: not a regular file")
         with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if said := pointer(data[:1024]):
+        raise CheckpointError(f"{path} {said}")
+    return data
 
 
 def release(array: NDArray[Any]) -> None:

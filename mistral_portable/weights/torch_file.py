@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mistral_portable.errors import CheckpointError
-from mistral_portable.weights.archive import zip_members
+from mistral_portable.weights.archive import is_zip, zip_members
 from mistral_portable.weights.source import Buffer, DenseTensor
 
 __all__ = ["read_torch"]
@@ -26,6 +26,13 @@ _STORAGES: dict[str, tuple[str, type[np.generic]]] = {
     "torch FloatStorage": ("float32", np.float32),
     "torch HalfStorage": ("float16", np.float16),
     "torch BFloat16Storage": ("bfloat16", np.uint16),
+    "torch DoubleStorage": ("float64", np.float64),
+    "torch LongStorage": ("int64", np.int64),
+    "torch IntStorage": ("int32", np.int32),
+    "torch ShortStorage": ("int16", np.int16),
+    "torch CharStorage": ("int8", np.int8),
+    "torch ByteStorage": ("uint8", np.uint8),
+    "torch BoolStorage": ("bool", np.bool_),
 }
 
 
@@ -49,12 +56,14 @@ class _StoredTensor:
     shape: tuple[int, ...]
 
 
-def read_torch(data: Buffer, source: str) -> dict[str, DenseTensor]:
-    """The tensors of a torch file by their stored names, as views of `data`.
+def read_torch(data: Buffer, source: str) -> list[DenseTensor]:
+    """The tensors of a torch file under their stored names, as views of `data`.
 
     Raises CheckpointError, which begins with `source`, for files that are corrupt, truncated or compressed, that hold
-    anything but a flat dict of dense float32, float16 and bfloat16 tensors, or whose pickle names other functions.
+    anything but a flat dict of dense tensors of floats, integers or booleans, or whose pickle names other functions.
     """
+    if not is_zip(data):
+        raise CheckpointError(f"{source}: no zip file, as torch.save writes since 1.6; save it with a newer torch")
     try:
         members = zip_members(data)
         pickles = [name for name in members if name.endswith("/data.pkl")]
@@ -68,7 +77,7 @@ def read_torch(data: Buffer, source: str) -> dict[str, DenseTensor]:
         state = _Walk().run(bytes(members[pickles[0]]))
         if not isinstance(state, dict):
             raise ValueError("it holds no dict of tensors")
-        return {name: _tensor(name, value, members, folder) for name, value in state.items()}
+        return [_tensor(name, value, members, folder) for name, value in state.items()]
     except ValueError as error:
         raise CheckpointError(f"{source}: not a torch file that can be read safely: {error}") from error
 
@@ -142,7 +151,7 @@ class _Walk:
             case ("storage", _Name(kind), str(key), str(), int()) if kind in _STORAGES:
                 self.push(_Storage(kind, key))
             case other:
-                raise ValueError(f"its pickle refers to {reprlib.repr(other)}, which is not a storage of floats")
+                raise ValueError(f"its pickle refers to {reprlib.repr(other)}, which is not a storage of numbers")
 
     def call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()

@@ -28,13 +28,13 @@ def inferred_windows(config: MistralConfig, *, stated: bool) -> tuple[MistralCon
 
 
 def _is_first_7b(config: MistralConfig) -> bool:
-    """Whether it has the shape of Mistral 7B v0.1 or of a derivative, which adds up to two tokens to the vocabulary.
+    """Whether it has the shape of Mistral 7B v0.1 or of a derivative, which may add any number of tokens.
 
     v0.2 has theta 1e6 and no window.
     """
     return (
         config.rope_theta == 1e4
-        and 32000 <= config.vocab_size <= 32002
+        and config.vocab_size >= 32000
         and config.num_key_value_heads == 8
         and config.intermediate_size == 14336
     )

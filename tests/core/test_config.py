@@ -208,6 +208,19 @@ def test_raw_parameters_that_would_be_ignored_are_refused(more: dict[str, Any]) 
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"q_lora_rank": 1536, "moe": {"num_experts": 128}}, r"q_lora_rank=1536: latent attention \(MLA\)"),
+        ({"kv_lora_rank": 512}, r"kv_lora_rank=512: latent attention \(MLA\)"),
+        ({"model_type": "mamba"}, "model_type='mamba' is not supported"),
+    ],
+)
+def test_raw_models_of_another_architecture_are_named(more: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        MistralConfig.from_params(RAW_7B_V01 | more)
+
+
 YARN = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 64}
 
 

@@ -35,6 +35,37 @@ def test_greedy_tokens_after_left_padding(data: st.DataObject, values: dict[str,
             assert not other[length:].any()
 
 
+PADDED = [[0, 0, 7, 8, 9], [3, 4, 5, 6, 2], [0, 0, 0, 3, 2]]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {},
+        {"pad_token_id": 4},
+        {"eos_token_id": 0},
+        {"eos_token_id": [29, 0]},
+        {"eos_token_id": 29},
+        {"eos_token_id": 29, "pad_token_id": 29},
+    ],
+)
+@pytest.mark.parametrize("changed", [{}, {"pad_token_id": None}, {"eos_token_id": None}])
+def test_padding_without_a_mask_is_found_as_by_transformers(call: dict[str, Any], changed: dict[str, Any]) -> None:
+    mine, theirs = pair("MistralForCausalLM", VALUES | changed, 5)
+    wanted = theirs.generate(torch.tensor(PADDED), do_sample=False, max_new_tokens=4, **call)
+    np.testing.assert_array_equal(mine.generate(PADDED, max_new_tokens=4, **call), wanted.numpy())
+
+
+def test_padding_is_found_for_every_answer_and_not_among_embeddings() -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 5)
+    call = {"max_new_tokens": 4, "eos_token_id": 29, "do_sample": True, "num_return_sequences": 2, "seed": 1}
+    masked = mine.generate(PADDED, attention_mask=(np.array(PADDED) != 0).astype(int), **call)
+    np.testing.assert_array_equal(mine.generate(PADDED, **call), masked)
+    embeds = mine.get_input_embeddings()(PADDED)
+    whole = mine.generate(PADDED, attention_mask=np.ones((3, 5), int), max_new_tokens=4)
+    np.testing.assert_array_equal(mine.generate(inputs_embeds=embeds, max_new_tokens=4), whole[:, 5:])
+
+
 @settings(max_examples=20)
 @given(data=st.data(), values=configs(), seed=st.integers(0, 2**31), sample=st.booleans())
 def test_rows_are_as_if_alone_wherever_the_padding_is(
@@ -48,7 +79,8 @@ def test_rows_are_as_if_alone_wherever_the_padding_is(
     call = {"max_new_tokens": 9, "eos_token_id": values["vocab_size"] - 1, "pad_token_id": 0, "do_sample": sample}
     together = mine.generate(ids, attention_mask=mask, seed=seed, **call)[:, ids.shape[1] :]
     for row in range(len(ids)):
-        alone = mine.generate(ids[row : row + 1, mask[row] == 1], seed=seed + row, **call)[0, mask[row].sum() :]
+        own = ids[row : row + 1, mask[row] == 1]
+        alone = mine.generate(own, attention_mask=np.ones_like(own), seed=seed + row, **call)[0, own.shape[1] :]
         assert together[row, : len(alone)].tolist() == alone.tolist()
         assert not together[row, len(alone) :].any()
 

@@ -12,7 +12,7 @@ from documented_models import HEADS, VALUES, pair
 
 import mistral_portable as mp
 from mistral_portable import transformers as ours
-from mistral_portable.errors import BackendError
+from mistral_portable.errors import BackendError, CheckpointError, MistralPortableError
 
 IDS = np.arange(1, 13).reshape(2, 6)
 
@@ -73,6 +73,117 @@ def test_configs_keep_what_they_do_not_know(tmp_path: Path) -> None:
         _ = config.frob
     with pytest.raises(ValueError, match="num_key_value_heads=3 must divide"):
         ours.MistralConfig(num_key_value_heads=3)
+
+
+LABELS: list[dict[str, Any]] = [
+    {},
+    {"num_labels": 3},
+    {"num_labels": 1},
+    {"id2label": {"0": "no", "1": "yes"}},
+    {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}},
+    {"id2label": {0: "a", 1: "b", 2: "c"}, "num_labels": 5},
+    {"id2label": {0: "a", 1: "b", 2: "c"}, "num_labels": 3},
+    {"id2label": None},
+]
+
+
+@pytest.mark.parametrize("given", LABELS)
+def test_labels_are_named_as_in_transformers(given: dict[str, Any], tmp_path: Path) -> None:
+    def labels(config: Any) -> Any:
+        return config.num_labels, config.id2label, config.label2id
+
+    values = {name: value for name, value in VALUES.items() if name != "num_labels"} | given
+    mine, theirs = ours.MistralConfig(**values), transformers.MistralConfig(**values)
+    assert labels(mine) == labels(theirs)
+    mine.save_pretrained(tmp_path / "mine")
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert labels(ours.MistralConfig.from_pretrained(tmp_path / "theirs")) == labels(theirs)
+    assert labels(transformers.MistralConfig.from_pretrained(tmp_path / "mine")) == labels(mine)
+    assert ours.MistralConfig.from_pretrained(tmp_path / "mine") == mine
+    mine.num_labels = theirs.num_labels = 4
+    assert labels(mine) == labels(theirs)
+
+
+def test_labels_of_a_model(tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "id2label": {0: "no", 1: "yes", 2: "perhaps"},
+        "label2id": {"no": 0, "yes": 1, "perhaps": 2},
+    }
+    values = {name: value for name, value in VALUES.items() if name != "num_labels"}
+    saved = transformers.MistralForSequenceClassification(transformers.MistralConfig(**values | given))
+    saved.save_pretrained(tmp_path)
+    model = ours.AutoModelForSequenceClassification.from_pretrained(tmp_path, backend="reference")
+    found = int(model(IDS[:1]).logits.argmax())
+    assert model.config.id2label[found] in given["label2id"]
+    assert model.config.label2id == given["label2id"]
+    with pytest.raises(CheckpointError, match=r"score\.weight has the shape \(3, 12\) and needs \(4, 12\)"):
+        ours.MistralForSequenceClassification.from_pretrained(tmp_path, backend="reference", num_labels=4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_labels": 2**40}, "num_labels=1099511627776 must be an integer from 0 to 1048576"),
+        ({"num_labels": -1}, "num_labels=-1 must be"),
+        ({"num_labels": "3"}, "num_labels='3' must be"),
+        ({"num_labels": True}, "num_labels=True must be"),
+        ({"id2label": ["a", "b"]}, "id2label=.* must be an object with integers as keys"),
+        ({"id2label": {"zero": "a"}}, "id2label=.* must be an object with integers as keys"),
+    ],
+)
+def test_impossible_labels(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ours.MistralConfig(**given)
+
+
+def test_a_config_alone_is_saved_and_read(tmp_path: Path) -> None:
+    config = ours.MistralConfig(**VALUES, note="mine")
+    config.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    for path in (tmp_path, str(tmp_path), tmp_path / "config.json"):
+        assert ours.MistralConfig.from_pretrained(path) == config
+    changed = ours.MistralConfig.from_pretrained(tmp_path, sliding_window=None, note="yours")
+    assert (changed.sliding_window, changed.note) == (None, "yours")
+    theirs = transformers.MistralConfig.from_pretrained(tmp_path)
+    assert {name: getattr(theirs, name) for name in VALUES if name != "rope_theta"} == {
+        name: VALUES[name] for name in VALUES if name != "rope_theta"
+    }
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = ours.MistralConfig.from_pretrained(tmp_path / "theirs")
+    assert again.native() == ours.MistralConfig.from_dict(again.to_dict()).native()
+    assert {name: getattr(again, name) for name in VALUES} == VALUES
+
+
+def test_configs_of_other_formats_are_read_too(tmp_path: Path) -> None:
+    model = ours.MistralForCausalLM(ours.MistralConfig(**VALUES), backend="reference")
+    model.save_pretrained(tmp_path / "hf")
+    sizes = [name for name in VALUES if name not in ("num_labels", "pad_token_id", "initializer_range")]
+    for format in ("raw", "gguf"):
+        mp.convert(tmp_path / "hf", tmp_path / format, format)
+        config = ours.MistralConfig.from_pretrained(tmp_path / format)
+        given = {name: VALUES[name] for name in sizes if name != "max_position_embeddings"}
+        assert {name: getattr(config, name) for name in given} == given
+    (tmp_path / "raw" / "consolidated.safetensors").unlink()
+    assert ours.MistralConfig.from_pretrained(tmp_path / "raw").hidden_size == VALUES["hidden_size"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "holds no "),
+        ("gone/config.json", r"gone/config\.json: not a file"),
+        ("other", "model_type='llama' is not supported"),
+        ("broken", "not valid JSON"),
+        ("no-such-name", "no such file or folder, and no name on the Hugging Face hub"),
+    ],
+)
+def test_what_holds_no_config(name: str, message: str, tmp_path: Path) -> None:
+    for folder, content in {"nothing": None, "other": '{"model_type": "llama"}', "broken": "{"}.items():
+        (tmp_path / folder).mkdir()
+        if content is not None:
+            (tmp_path / folder / "config.json").write_text(content)
+    with pytest.raises(MistralPortableError, match=message):
+        ours.MistralConfig.from_pretrained(name if name == "no-such-name" else tmp_path / name)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "torch.float16", torch.float16, np.float16])

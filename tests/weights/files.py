@@ -36,6 +36,7 @@ __all__ = [
     "write_hf",
     "write_raw",
     "write_safetensors",
+    "write_torch",
 ]
 
 _GGUF_NAMES = {
@@ -144,6 +145,29 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
         data += tensor.tobytes()
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def write_torch(
+    folder: Path,
+    config: MistralConfig,
+    tensors: Mapping[str, NDArray[np.float32]],
+    shards: int = 1,
+    dtype: str = "float32",
+) -> None:
+    """Write `config.json` and `pytorch_model.bin`, or `shards` files and their index, as transformers 4 did."""
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "mistral", **config.to_dict()}))
+    state = {name: torch.tensor(values).to(getattr(torch, dtype)) for name, values in tensors.items()}
+    weight_map: dict[str, str] = {}
+    for shard in range(shards):
+        file = "pytorch_model.bin" if shards == 1 else f"pytorch_model-{shard + 1:05}-of-{shards:05}.bin"
+        part = dict(list(state.items())[shard::shards])
+        torch.save(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    if shards > 1:
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 _RAW_NAMES = {

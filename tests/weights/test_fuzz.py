@@ -15,9 +15,9 @@ import pytest
 import safetensors.numpy  # noqa: F401
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from weights import test_awq, test_compressed_tensors, test_experts, test_fp8, test_gptq
+from weights import test_awq, test_compressed_tensors, test_experts, test_fp8, test_gptq, test_packed_settings
 from weights.damage import NUMBERS, Damage, damage
-from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
+from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw, write_torch
 from weights.packed_files import write_packed
 
 from mistral_portable.boundary.binding import check_tensors
@@ -127,6 +127,8 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, tensors = tmp_path_factory.mktemp("others"), random_tensors(CONFIG, np.random.default_rng(0))
     write_raw(folder / "raw", CONFIG, tensors, dtype="bfloat16")
     write_raw(folder / "torch", CONFIG, tensors, "pth", pieces=2)
+    write_torch(folder / "bin", CONFIG, tensors, shards=2)
+    shutil.copytree(folder / "bin", folder / "bin index")
     write_gguf(folder / "split.gguf", CONFIG, tensors, "Q4_0", VOCABULARY, split_max_tensors=6)
     (folder / "split").mkdir()
     for part in folder.glob("split-*.gguf"):
@@ -139,6 +141,8 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for kind, packer in COMPRESSED.items():
         write_packed(folder / kind, CONFIG, packer.how, packer)
     write_packed(folder / "gptq", CONFIG, GPTQ, test_gptq.Packer(4, 16, True, True, 1))
+    write_packed(folder / "settings", CONFIG, AWQ, test_awq.Packer(16))
+    test_packed_settings.move_settings(folder / "settings", AWQ, "quant_config.json")
     write_packed(folder / "fp8", CONFIG, FP8, test_fp8.Packer("blocks", (16, 16)))
     test_experts.write_first_raw(folder / "mixtral", test_experts.first_raw(), 2)
     (folder / "experts").mkdir()
@@ -148,6 +152,9 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "raw": folder / "raw" / "consolidated.safetensors",
         "params": folder / "raw" / "params.json",
         "torch": folder / "torch" / "consolidated.01.pth",
+        "bin": folder / "bin" / "pytorch_model-00002-of-00002.bin",
+        "bin index": folder / "bin index" / "pytorch_model.bin.index.json",
+        "settings": folder / "settings" / "quant_config.json",
         "split": folder / "split" / "split-00002-of-00002.gguf",
         "tar": folder / "tar" / "m.tar",
         "mixtral": folder / "mixtral" / "consolidated.01.pt",
@@ -163,7 +170,7 @@ COMPRESSED = {
     "w8a8": test_compressed_tensors.Packer(**test_compressed_tensors.SCHEMES["w8a8 asym"]),
 }
 HF_PACKED = ["awq", "gemv", "gptq", "fp8", *COMPRESSED]
-KINDS = ["raw", "params", "torch", "split", "tar", *HF_PACKED, "experts", "mixtral"]
+KINDS = ["raw", "params", "torch", "bin", "bin index", "settings", "split", "tar", *HF_PACKED, "experts", "mixtral"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

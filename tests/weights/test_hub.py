@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw
+from weights import test_gptq, test_packed_settings
+from weights.files import random_tensors, small_config, write_gguf, write_hf, write_raw, write_torch
 from weights.hub_server import COMMIT, Hub, hash_of
+from weights.packed_files import write_packed
 
 # Opens each model named in the arguments and prints a JSON line for it.
 CLIENT = """
@@ -71,16 +73,24 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
     write_raw(folder / "raw", config, tensors)
     write_raw(folder / "torch", config, tensors, "pth", pieces=2)
     raw, torch = ({path.name: path.read_bytes() for path in (folder / kind).iterdir()} for kind in ("raw", "torch"))
+    write_torch(folder / "bin", config, tensors, shards=2)
+    write_packed(folder / "gptq", test_packed_settings.CONFIG, test_gptq.HOW, test_gptq.Packer(4, 32, False, True, 1))
+    test_packed_settings.move_settings(folder / "gptq", {"bits": 4, "group_size": 32}, "quantize_config.json")
+    packed = {path.name: path.read_bytes() for path in (folder / "gptq").iterdir()}
+    bins = {path.name: path.read_bytes() for path in (folder / "bin").iterdir()}
     unwanted = dict.fromkeys(["pytorch_model.bin", "consolidated.safetensors", "onnx/model.safetensors"], b"unwanted")
     return {
         "some/hf": hf | unwanted | {"tokenizer.model.v3": b"v3", "tokenizer.model": b"v1", "README.md": b"read me"},
+        "some/gptq": packed,
         "some/raw": raw | {"tekken.json": b"{}", "config.json": b"{}", "README.md": b"read me", "x/params.json": b"{}"},
         "some/torch": torch,
+        "some/bin": bins | {"optimizer.bin": b"unwanted", "consolidated.00.pth": b"unwanted", "params.json": b"{}"},
         "some/both": torch | raw,
         "some/params": {"params.json": raw["params.json"]},
         "some/gguf": {"a.Q8_0.gguf": gguf, "b[1].gguf": gguf, "README.md": b"read me"},
         "some/split": {**parts, "Q4/m-00001-of-00002.gguf": b"unwanted"},
         "some/pickles": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
+        "some/other": {"config.json": b"{}", "flax_model.msgpack": b"flax"},
         "some/nothing": {"README.md": b"read me"},
         "some/secret": {},
     }
@@ -94,7 +104,7 @@ def hub(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
 
 def open_all(
     models: list[str], home: Path, url: str, before: str = "", environment: Mapping[str, str] | None = None
-) -> list[dict[str, Any]]:
+) -> list[Any]:
     """Open the models in a process of their own, with the hub at `url` and the cache under `home`."""
     own = {"HF_ENDPOINT": url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
@@ -174,6 +184,47 @@ def test_a_repository_of_mistrals_own_files(
     assert again["path"] == no_network["path"] == raw["path"]
 
 
+def test_settings_of_packed_weights_are_downloaded(hub: Hub, tmp_path: Path) -> None:
+    (found,) = open_all(["some/gptq"], tmp_path, hub.url)
+    assert found["format"] == "safetensors"
+    assert downloads(hub) == ["config.json", "model.safetensors", "quantize_config.json"]
+
+
+def test_a_repository_of_torch_files(hub: Hub, tmp_path: Path) -> None:
+    (hf,) = open_all(["some/hf"], tmp_path, hub.url)
+    hub.requests.clear()
+    (found,) = open_all(["some/bin"], tmp_path, hub.url)
+    assert found["sum"] == pytest.approx(hf["sum"])
+    shards = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"]
+    assert downloads(hub) == ["config.json", "params.json", *shards]
+
+
+CONFIGS = """
+import json, sys
+from mistral_portable.errors import MistralPortableError
+from mistral_portable.transformers import MistralConfig
+
+for model in sys.argv[1:]:
+    try:
+        print(json.dumps(MistralConfig.from_pretrained(model).hidden_size))
+    except MistralPortableError as error:
+        print(json.dumps(str(error)))
+sys.exit()
+"""
+
+
+def test_a_config_is_downloaded_alone(hub: Hub, tmp_path: Path) -> None:
+    hf, torch, none, gone = open_all(
+        ["some/hf", "some/torch", "some/nothing", "some/missing"], tmp_path, hub.url, before=CONFIGS
+    )
+    assert hf == torch == small_config().hidden_size
+    assert none == "some/nothing: the repository has no config.json and no params.json"
+    assert "no such repository on the hub" in str(gone)
+    assert downloads(hub) == ["config.json", "params.json"]
+    hub.requests.clear()
+    assert open_all(["some/hf"], tmp_path, "http://127.0.0.1:9", before=CONFIGS) == [hf]
+
+
 def test_one_gguf_file_of_a_repository(hub: Hub, tmp_path: Path, repositories: dict[str, dict[str, bytes]]) -> None:
     plain, special = open_all(["some/gguf:a.Q8_0.gguf", "some/gguf:b[1].gguf"], tmp_path, hub.url)
     assert plain["format"] == special["format"] == "gguf"
@@ -191,7 +242,9 @@ def test_all_parts_of_a_split_gguf_file(hub: Hub, tmp_path: Path) -> None:
     assert [name for name in downloads(hub) if "split" in name or "of" in name] == parts
 
 
-NO_WEIGHTS = "the repository has no config.json and *.safetensors, no params.json and consolidated.*"
+NO_WEIGHTS = (
+    "the repository has no config.json with *.safetensors or pytorch_model.bin, no params.json with consolidated.*"
+)
 
 
 def test_errors_say_what_to_do(hub: Hub, tmp_path: Path) -> None:
@@ -202,7 +255,8 @@ def test_errors_say_what_to_do(hub: Hub, tmp_path: Path) -> None:
         "some/gguf": f"{NO_WEIGHTS}; name a file: some/gguf:a.Q8_0.gguf, some/gguf:b[1].gguf",
         "some/gguf:c.gguf": "no c.gguf; name a file: some/gguf:a.Q8_0.gguf, some/gguf:b[1].gguf",
         "some/nothing": f"{NO_WEIGHTS}, and no GGUF file either",
-        "some/pickles": f"{NO_WEIGHTS}, and no GGUF file either",
+        "some/pickles": "pytorch_model.bin: no zip file, as torch.save writes since 1.6",
+        "some/other": f"{NO_WEIGHTS}, and no GGUF file either",
         "some/params": f"{NO_WEIGHTS}, and no GGUF file either",
         "some/gguf:m-00001-of-00002.gguf": "no m-00001-of-00002.gguf; name a file: some/gguf:a.Q8_0.gguf",
         "no--way/x": "the download failed",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -62,24 +63,30 @@ def test_hugging_face_s_and_mistral_s_own_weights_in_one_folder(tmp_path: Path) 
     write_hf(tmp_path, CONFIG, TENSORS)
     other = small_config(rope_theta=1e6)
     write_raw(tmp_path, other, TENSORS)
-    with pytest.raises(
-        CheckpointError, match=r"model\.safetensors, consolidated\.safetensors; .*config\.json .*params"
-    ):
-        open_checkpoint(tmp_path)
+    clone = open_checkpoint(tmp_path)
+    assert (clone.format, clone.config.rope_theta) == ("safetensors", CONFIG.rope_theta)
+    assert re.search(r"own files, too \(consolidated\.safetensors\): Hugging .*params\.json", clone.notices[0])
     for name in ("config.json", "model.safetensors"):
         opened = open_checkpoint(tmp_path / name)
         assert (opened.format, opened.config.rope_theta) == ("safetensors", CONFIG.rope_theta)
     for name in ("params.json", "consolidated.safetensors"):
         opened = open_checkpoint(tmp_path / name)
         assert (opened.format, opened.config.rope_theta) == ("raw", 1e6)
+        assert opened.notices == ()
+    write_gguf(tmp_path / "a.gguf", CONFIG, TENSORS)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors, consolidated\.safetensors, a\.gguf; .*config"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "a.gguf").unlink()
+    (tmp_path / "config.json").unlink()
+    assert open_checkpoint(tmp_path).format == "raw"
 
 
 @pytest.mark.parametrize(
     ("files", "named"),
     [
-        ([], r"no \*\.safetensors, no consolidated\.\* and no \*\.gguf"),
-        (["pytorch_model.bin"], r"no \*\.safetensors, no consolidated\.\* and no \*\.gguf"),
-        (["params.json"], r"no \*\.safetensors, no consolidated\.\* and no \*\.gguf"),
+        ([], r"no \*\.safetensors, no consolidated\.\*, no \*\.gguf file and no pytorch_model"),
+        (["pytorch_model.bin"], r"config\.json: missing"),
+        (["params.json"], r"no \*\.safetensors, no consolidated\.\*, no \*\.gguf file and no pytorch_model"),
         (["consolidated.00.pth"], r"params\.json: missing"),
         (["consolidated.safetensors"], r"params\.json: missing"),
         (["config.json", "model.safetensors.index.json"], r"index\.json: cannot be read"),
@@ -100,7 +107,8 @@ def test_folders_without_a_model(tmp_path: Path, files: list[str], named: str) -
     [
         ("empty", b"", "cannot be read"),
         ("model.bin", b"\x80\x02 a pickle", "no GGUF, safetensors or torch file"),
-        ("model.bin", b"PK\x03\x04 a zip", r"params\.json: missing"),
+        ("model.bin", b"PK\x03\x04 a zip", r"config\.json: missing"),
+        ("weights.pth", b"PK\x03\x04 a zip", r"config\.json: missing"),
         ("consolidated.00.pth", b"PK\x03\x04", r"params\.json: missing"),
         ("m.tar.gz", b"\x1f\x8b", "no GGUF, safetensors or torch file"),
     ],

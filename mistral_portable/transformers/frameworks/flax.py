@@ -15,7 +15,8 @@ from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states
 from mistral_portable.transformers.arrays import as_numpy, checked_bool
 from mistral_portable.transformers.batch import read_batch
-from mistral_portable.transformers.configuration import MistralConfig, known_fields
+from mistral_portable.transformers.checkpoint import open_pretrained
+from mistral_portable.transformers.configuration import MistralConfig
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES
 from mistral_portable.transformers.frameworks.flax_params import cast, check_shapes, flatten, nest
 from mistral_portable.transformers.initial_weights import initial_tensors
@@ -26,7 +27,7 @@ from mistral_portable.transformers.outputs import (
     ModelOutput,
 )
 from mistral_portable.transformers.saving import save_model
-from mistral_portable.weights import DenseTensor, Tensor, open_checkpoint
+from mistral_portable.weights import DenseTensor, Tensor
 
 __all__ = ["FlaxMistralForCausalLM", "FlaxMistralModel", "FlaxMistralPreTrainedModel"]
 
@@ -95,13 +96,10 @@ class FlaxMistralPreTrainedModel:
         checkpoint's. changed: fields of the config that get another value. Raises CheckpointError, ConfigError,
         BackendError, or InputError for arguments that do not fit.
         """
-        if config is not None and (changed or not isinstance(config, MistralConfig)):
-            raise InputError("config= is a MistralConfig, and has all fields: change them there")
-        checkpoint = open_checkpoint(name, revision=revision)
-        read = config or MistralConfig.from_dict({**checkpoint.config.to_dict(), **known_fields(changed)})
+        read, tensors, source = open_pretrained(name, config, changed, revision=revision)
         model = cls(read, dtype=dtype, _do_init=False)
-        check_tensors(model._graph, checkpoint.tensors, str(checkpoint.path))
-        params = model._read(checkpoint.tensors)
+        check_tensors(model._graph, tensors, source)
+        params = model._read(tensors)
         if not _do_init:
             return model, params
         model._params = params
