@@ -36,9 +36,7 @@ def weight_names(names: Collection[str]) -> list[str]:
     >>> weight_names(["model.safetensors", "model.fp16.safetensors", "pytorch_model.bin"])
     ['model.safetensors']
     """
-    others = [
-        name for name in names if name.endswith(".safetensors") and not name.startswith(("consolidated", "adapter_"))
-    ]
+    others = [name for name in names if name.endswith(".safetensors") and not name.startswith(_NO_MODEL)]
     for found in ([_WHOLE], [_INDEX], sorted(others), [_TORCH], [_TORCH_INDEX]):
         if found and all(name in names for name in found):
             return found
