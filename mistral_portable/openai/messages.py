@@ -6,7 +6,7 @@ either, so both are written. Source: https://platform.openai.com/docs/api-refere
 
 from typing import Any
 
-from mistral_portable.answers import CallArguments, CallBegin, CallFailed, Content, Delta, Reasoning
+from mistral_portable.answers import CallArguments, CallBegin, CallEnd, CallFailed, Content, Delta, Reasoning
 from mistral_portable.engine import Generation
 
 __all__ = ["assistant_message", "delta_fields", "finish_reason"]
@@ -29,7 +29,7 @@ def assistant_message(generation: Generation) -> JSON:
 
 
 def delta_fields(delta: Delta) -> JSON | None:
-    """The `delta` of a chunk that says the same; None if nothing is to be said: a call that failed has no field."""
+    """The `delta` of a chunk that says the same; None for the end or the failure of a call, which have no field."""
     match delta:
         case Content(text):
             return {"content": text}
@@ -40,7 +40,7 @@ def delta_fields(delta: Delta) -> JSON | None:
             return {"tool_calls": [call]}
         case CallArguments(index, text):
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
-        case CallFailed():
+        case CallEnd() | CallFailed():
             return None
 
 

@@ -65,7 +65,7 @@ class _Routes:
         if not request.messages:
             return JSONResponse(lines.loaded())
         self._service.check_ready()  # before the work of encoding
-        _, job = await self._service.in_thread(prepare, self._service, request)
+        job = await self._service.in_thread(prepare, self._service, request)
         return await self._answer(job, lines, request.stream)
 
     async def generate(self, http: HTTPRequest, request: GenerateRequest) -> Response:
@@ -117,7 +117,7 @@ class _Routes:
 
     def _generate_job(self, request: GenerateRequest) -> Job:
         if not request.is_text:
-            return prepare(self._service, request)[1]
+            return prepare(self._service, request)
         tokenizer = self._service.model.tokenizer
         prompt = tokenizer.fim(request.prompt, request.suffix) if request.suffix else tokenizer.encode(request.prompt)
         return Job(prompts=[prompt], params=request.sampling(), options={"schema": request.schema_})
