@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from mistral_portable.answers import ToolChoice, offered
+from mistral_portable.answers import ToolChoice, demanded
 from mistral_portable.api.body import JSON
-from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
 
 __all__ = ["Conversation", "any_object"]
@@ -22,7 +21,7 @@ class Conversation:
     parallel: whether the answer may call several tools. schema: a JSON schema that the text follows. model: as the
     client wrote it. user: who asks; users share the steps alike. stream: whether the answer comes piece by piece.
 
-    Raises InputError if a tool must be called that is not there, and for a schema beside tools.
+    Raises InputError if a tool must be called that is not there.
     """
 
     messages: list[JSON]
@@ -36,8 +35,4 @@ class Conversation:
     stream: bool = False
 
     def __post_init__(self) -> None:
-        shown = offered(self.tools, self.tool_choice)
-        if self.schema is not None and shown:
-            raise InputError(
-                "tools: an answer that follows a JSON schema cannot call them; leave out the one or the other"
-            )
+        demanded(self.tools, self.tool_choice)

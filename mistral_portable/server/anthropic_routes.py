@@ -30,10 +30,9 @@ def endpoints(service: Service) -> list[Endpoint]:
             "Answer a message",
             routes.answer,
             MessagesRequest,
-            error=_error,
             media_types=("application/json", "text/event-stream"),
         ),
-        Endpoint("POST", "/v1/messages/count_tokens", count, routes.count, CountRequest, error=_error),
+        Endpoint("POST", "/v1/messages/count_tokens", count, routes.count, CountRequest),
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 from mistral_portable.answers import Delta, offered
 from mistral_portable.api import JSON, Conversation
 from mistral_portable.engine import Generation
+from mistral_portable.errors import InputError
 from mistral_portable.server.service import Job, Service
 
 __all__ = ["Asking", "Writer", "prepare", "whole", "written"]
@@ -39,7 +40,10 @@ def prepare(service: Service, request: Asking) -> Job:
     """
     conversation = request.to_conversation()
     tools, choice = conversation.tools, conversation.tool_choice
-    tokens = service.model.tokenizer.chat(conversation.messages, tools=offered(tools, choice) or None)
+    shown = offered(tools, choice)
+    if conversation.schema is not None and shown:
+        raise InputError("tools: an answer that follows a JSON schema cannot call them; leave out the one or the other")
+    tokens = service.model.tokenizer.chat(conversation.messages, tools=shown or None)
     options = {
         "chat": True,
         "schema": conversation.schema,
