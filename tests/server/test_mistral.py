@@ -45,8 +45,8 @@ def test_a_call_is_demanded(client: Mistral, choice: Any) -> None:
     assert (choice.finish_reason, call.function.name) == ("tool_calls", "weather")
     assert json.loads(call.function.arguments) == {"city": "Paris"}
     chunks = [event.data.choices[0] for event in client.chat.stream(**body, parallel_tool_calls=False)]
-    pieces = [piece.function for chunk in chunks for piece in chunk.delta.tool_calls or ()]
-    assert "".join(str(piece.arguments) for piece in pieces) == call.function.arguments
+    (whole,) = [piece for chunk in chunks for piece in chunk.delta.tool_calls or ()]
+    assert (whole.function.name, whole.function.arguments) == ("weather", call.function.arguments)
     assert chunks[-1].finish_reason == "tool_calls"
 
 
