@@ -21,7 +21,7 @@ from mistral_portable.server.service import Job, Service
 __all__ = ["endpoints"]
 
 _ANTHROPIC = "anthropic-version"  # a header that its clients always send
-_MISTRAL = "mistralai"  # in the User-Agent of its clients, which refuse a piece of a call
+_MISTRAL = "mistral-client-"  # begins the User-Agent of its clients, which refuse a piece of a call
 _MEDIA_TYPES = ("application/json", "text/event-stream")
 
 
@@ -47,7 +47,7 @@ class _Answering:
         self._service.check_ready()  # before the work of encoding
         job = await self._service.in_thread(self._job, request)
         if request.stream:
-            whole_calls = _MISTRAL in http.headers.get("user-agent", "")
+            whole_calls = http.headers.get("user-agent", "").startswith(_MISTRAL)
             events = self._events(request, job, whole_calls)
             return EventStream(events, error=lambda error: sse(openai_error(failure_of(error))))
         generations = await self._service.run(job)

@@ -207,10 +207,13 @@ def test_an_answer_ends_behind_the_call_that_is_the_only_one(model: mp.Model, mo
 def test_a_prompt_is_encoded_once_for_several_answers(model: mp.Model, tmp_path: Path) -> None:
     encoded = list[str]()
     encode = model.tokenizer.encode
+
+    def noted(text: str, **options: Any) -> list[int]:
+        encoded.append(text)
+        return encode(text, **options)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            model.tokenizer, "encode", lambda text, **options: encoded.append(text) or encode(text, **options)
-        )
+        patch.setattr(model.tokenizer, "encode", noted)
         answers = model.answers("Once", None, 3, seed=5)
         body = {"prompt": "One day", "n": 3, "max_tokens": 1}
         (tmp_path / "in").write_text(
