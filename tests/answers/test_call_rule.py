@@ -99,13 +99,13 @@ def in_order(found: JSON) -> JSON:
 cities = texts.map(lambda text: text.replace("\x7f", ""))
 arguments = st.fixed_dictionaries({"city": cities}, optional={"days": st.integers(1, 14)}).map(in_order)
 words = st.fixed_dictionaries({}, optional={"words": st.lists(st.sampled_from(["é", "漢", '"}', "[TOOL_CALLS]"]))})
-valid = (
+valid: st.SearchStrategy[tuple[str, str, JSON]] = (
     st.tuples(call_ids, st.just("weather"), arguments)
     | st.tuples(call_ids, st.just("weather_words"), words)
     | st.tuples(call_ids, st.just("we"), st.just({}))
 )
 valid_calls = st.lists(valid, min_size=1, max_size=3, unique_by=lambda call: call[0])
-wrong = st.sampled_from(
+wrong: st.SearchStrategy[tuple[str, JSON]] = st.sampled_from(
     [
         ("weather", {}),
         ("weather", {"city": "Paris", "days": 15}),
@@ -149,7 +149,8 @@ def test_a_call_that_keeps_no_schema_is_refused(version: str, data: st.DataObjec
 @pytest.mark.parametrize("version", WITH_CALLS)
 def test_one_call_of_one_function(version: str) -> None:
     tokenizer = tokenizer_of(version)
-    call, other = ("AbCdEfGh1", "weather", {"city": "Paris"}), ("AbCdEfGh2", "we", {})
+    call = ("AbCdEfGh1", "weather", {"city": "Paris"})
+    other: tuple[str, str, JSON] = ("AbCdEfGh2", "we", {})
     one, two = (Drawn("", "", calls).tokens(tokenizer) for calls in ((call,), (call, ("AbCdEfGh3", *call[1:]))))
     choice = named("weather")
     assert accepts(version, constraint(version, choice=choice), one)
