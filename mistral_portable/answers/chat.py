@@ -7,6 +7,7 @@ from mistral_portable.answers.deltas import Delta
 from mistral_portable.answers.marked_call import MarkedCall
 from mistral_portable.answers.numbering import Numbering
 from mistral_portable.answers.sections import ContentSection, ReasoningSection, Section
+from mistral_portable.answers.text_reasoning import text_reasoning
 from mistral_portable.tokenizer import Tokenizer
 
 __all__ = ["ChatParser", "leaves_thinking"]
@@ -20,7 +21,9 @@ class ChatParser:
         [THINK] reasoning [/THINK] content [TOOL_CALLS] calls
 
     v1 has no markers; v2, v3 and v7 write calls as `CallList` says, later versions as `MarkedCall` does. [THINK] counts
-    where the vocabulary has it. A text that spells a marker is text, and other special tokens stand for nothing.
+    where the vocabulary has it; where it has not, and the prompt asks for them, an answer may begin with markers that
+    are text (`TextReasoningSection`). Any other text that spells a marker is text, and other special tokens stand for
+    nothing.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
@@ -31,7 +34,9 @@ class ChatParser:
         self._end_think = tokenizer.control_id("[/THINK]")
         self._tool_calls = tokenizer.control_id("[TOOL_CALLS]")
         self._begin_call = _call_sections(tokenizer, Numbering(prompt))
-        self._section: Section = ReasoningSection() if leaves_thinking(tokenizer, prompt) else ContentSection()
+        self._section: Section = text_reasoning(tokenizer, prompt) or ContentSection()
+        if leaves_thinking(tokenizer, prompt):
+            self._section = ReasoningSection()
 
     def push(self, token_id: int) -> list[Delta]:
         """Take the next token; return what is certain now. Raises InputError for an id outside the vocabulary."""
