@@ -101,7 +101,7 @@ class Grammars:
             return self._find(name, text, _of_parts)
         except InputError:
             for (part, _), schema in zip(parts, schemas, strict=True):
-                self._find(part, schema, _of_schema)
+                self._made(part, schema, _of_schema)
             raise
 
     def _find(self, name: str, text: str, rule: Callable[[str], list[Any]]) -> CompiledGrammar:
@@ -110,16 +110,20 @@ class Grammars:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-            if self._vocabulary is None:
-                self._vocabulary = Vocabulary(self.tokenizer)
-            vocabulary = self._vocabulary
-        with contained(name):
-            found = deep_stack(lambda: self._compile(name, rule(text), vocabulary))
+        found = self._made(name, text, rule)
         with self._lock:
             self._kept[key] = found
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return found
+
+    def _made(self, name: str, text: str, rule: Callable[[str], list[Any]]) -> CompiledGrammar:
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary(self.tokenizer)
+            vocabulary = self._vocabulary
+        with contained(name):
+            return deep_stack(lambda: self._compile(name, rule(text), vocabulary))
 
     def _compile(self, name: str, rule: list[Any], vocabulary: Vocabulary) -> CompiledGrammar:
         """Compile llguidance's list of grammars, of which the first one is the rule."""
