@@ -191,6 +191,7 @@ class TextRequest(Request):
     max_tokens: int | None = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=_MOST_LOGPROBS)
     echo: bool | None = None
+    best_of: int | None = None
     suffix: str | None = None
 
     def prompts(self, chat: Chat) -> list[Prompt]:
@@ -206,6 +207,8 @@ class TextRequest(Request):
             raise InputError("echo: the prompt cannot be returned; leave it out")
         if self.suffix:
             raise InputError("suffix: text before a suffix cannot be completed here; leave it out")
+        if self.best_of not in (None, self.n):
+            raise InputError(f"best_of={self.best_of}: all {self.n} answers of n are returned; leave it out")
         return self._sampling(self.max_tokens, self.logprobs)
 
 

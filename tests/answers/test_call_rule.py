@@ -123,7 +123,7 @@ wrong: st.SearchStrategy[tuple[str, JSON]] = st.sampled_from(
 
 @pytest.mark.parametrize("version", WITH_CALLS)
 @given(st.data())
-@settings(max_examples=10)
+@settings(max_examples=7)
 def test_valid_calls_are_allowed_as_the_encoder_writes_them(version: str, data: st.DataObject) -> None:
     tokenizer = tokenizer_of(version)
     calls: Calls = data.draw(valid_calls)

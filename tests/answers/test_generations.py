@@ -112,6 +112,23 @@ def test_openai_answers(model: mp.Model, tmp_path: Path) -> None:
     }
 
 
+def test_a_batch_may_demand_a_call(model: mp.Model, tmp_path: Path) -> None:
+    body: dict[str, Any] = {"messages": QUESTION, "tools": [WEATHER], "tool_choice": "required", "n": 2}
+    bad = {**body, "tool_choice": named("f")}
+    lines = [
+        {"custom_id": id, "method": "POST", "url": "/v1/chat/completions", "body": one}
+        for id, one in (("a", {**body, "parallel_tool_calls": False}), ("b", bad))
+    ]
+    (tmp_path / "in").write_text("\n".join(map(json.dumps, lines)))
+    run_batch(model, tmp_path / "in", tmp_path / "out")
+    found = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    answers = {line["custom_id"]: line["response"] for line in found}
+    calls = [choice["message"]["tool_calls"] for choice in answers["a"]["body"]["choices"]]
+    assert [[call["function"]["name"] for call in some] for some in calls] == [["weather"], ["weather"]]
+    assert answers["b"]["status_code"] == 400
+    assert "'f' is none of the tools" in answers["b"]["body"]["error"]["message"]
+
+
 def test_openai_deltas_add_up_to_the_message(model: mp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tokenizer_of("v13")
     answer = ["[THINK]", "Hm", "[/THINK]", "Sure.", "[TOOL_CALLS]", "weather", "[ARGS]", '{"city": "Paris"}']
