@@ -1,93 +1,20 @@
 """call_rule: what mistral-common's encoder writes is allowed, token by token, and what keeps no schema is not."""
 
 import json
-from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import groupby
-from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
-from answers.drawn import Drawn, call_ids, names, parts, texts
+from answers.call_rules import FUNCTIONS, JSON, Calls, accepts, constraint
+from answers.drawn import Drawn, call_ids, parts, texts
 from answers.scripted import written
 from answers.versions import WITH_CALLS, WITH_REASONING, tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mistral_portable.answers import call_rule, demanded, named
-from mistral_portable.errors import InputError
-from mistral_portable.grammar import Grammars
-from mistral_portable.sampling import Constraint
-
-JSON = dict[str, Any]
-Calls = Sequence[tuple[str, str, JSON]]
-"""Ids, names and arguments."""
-
-PLACE: JSON = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1, "maximum": 14}},
-    "required": ["city"],
-    "additionalProperties": False,
-}
-WORDS: JSON = {"properties": {"words": {"type": "array", "items": {"enum": ["é", "漢", '"}', "[TOOL_CALLS]"]}}}}
-NOTHING = None
-FUNCTIONS: Mapping[str, JSON | None] = {"weather": PLACE, "weather_words": WORDS, "we": NOTHING}
-"""One name begins as another one, and each schema has keywords of its own."""
-
-
-def tool(name: str, parameters: object) -> JSON:
-    function = {"name": name, "parameters": parameters}
-    return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
-
-
-TOOLS = [tool(name, parameters) for name, parameters in FUNCTIONS.items()]
-
-
-@cache
-def grammars(version: str) -> Grammars:
-    return Grammars(tokenizer_of(version), {tokenizer_of(version).eos_id})
-
-
-def constraint(
-    version: str, tools: Sequence[JSON] = TOOLS, choice: Any = "required", *, several: bool = True, thinks: bool = False
-) -> Constraint:
-    """The state before the first token of an answer to a chat."""
-    tokenizer = tokenizer_of(version)
-    rule = call_rule(tokenizer, demanded(tools, choice), several=several, thinks=thinks)
-    prompt = tokenizer.chat([{"role": "user", "content": "Hi"}])
-    return grammars(version).compile_parts("tool_choice", rule.lark, rule.parts).begin(prompt)
-
-
-@cache
-def texts_of(version: str) -> Mapping[bytes, list[int]]:
-    """The tokens of a vocabulary by their bytes, special ones left out."""
-    tokenizer, found = tokenizer_of(version), dict[bytes, list[int]]()
-    for token in range(tokenizer.vocab_size):
-        if not tokenizer.is_special(token):
-            found.setdefault(tokenizer.token_bytes(token), []).append(token)
-    return found
-
-
-def accepts(version: str, state: Constraint, tokens: Sequence[int]) -> bool:
-    """Whether these special tokens, and the texts between them, cut into tokens anyhow, may be the whole answer."""
-    tokenizer = tokenizer_of(version)
-    for special, group in groupby(tokens, tokenizer.is_special):
-        ids = list(group)
-        rest = b"" if special else b"".join(map(tokenizer.token_bytes, ids))
-        while rest or (special and ids):
-            sizes = range(min(len(rest), 64), 0, -1)
-            fitting = (
-                [ids.pop(0)] if special else (id for size in sizes for id in texts_of(version).get(rest[:size], ()))
-            )
-            allowed = state.allowed()
-            token = next((id for id in fitting if allowed[id]), None)
-            if token is None:
-                return False
-            state.accept(token)
-            rest = rest[len(tokenizer.token_bytes(token)) :]
-    return bool(state.allowed()[tokenizer.eos_id])
+from mistral_portable.answers import named
 
 
 def in_order(found: JSON) -> JSON:
@@ -123,7 +50,7 @@ wrong: st.SearchStrategy[tuple[str, JSON]] = st.sampled_from(
 
 @pytest.mark.parametrize("version", WITH_CALLS)
 @given(st.data())
-@settings(max_examples=7)
+@settings(max_examples=6)
 def test_valid_calls_are_allowed_as_the_encoder_writes_them(version: str, data: st.DataObject) -> None:
     tokenizer = tokenizer_of(version)
     calls: Calls = data.draw(valid_calls)
@@ -137,7 +64,7 @@ def test_valid_calls_are_allowed_as_the_encoder_writes_them(version: str, data: 
 
 @pytest.mark.parametrize("version", WITH_CALLS)
 @given(st.data())
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_a_call_that_keeps_no_schema_is_refused(version: str, data: st.DataObject) -> None:
     tokenizer = tokenizer_of(version)
     before: Calls = data.draw(st.lists(valid, max_size=1))
@@ -178,86 +105,6 @@ def test_reasoning_that_the_prompt_has_begun_goes_on(version: str) -> None:
     assert not accepts(version, constraint(version, thinks=True), written(tokenizer, *call))
 
 
-@given(st.lists(names, min_size=1, max_size=12, unique=True), st.data())
-@settings(max_examples=20)
-def test_names_are_told_apart(some: list[str], data: st.DataObject) -> None:
-    for version in ("v3", "v13"):
-        tokenizer = tokenizer_of(version)
-        name = data.draw(st.sampled_from(some))
-        tokens = Drawn("", "", (("AbCdEfGh1", name, {}),)).tokens(tokenizer)
-        state = constraint(version, [tool(one, {"type": "object"}) for one in some])
-        assert accepts(version, state, tokens)
-        other = data.draw(names.filter(lambda other: other not in some))
-        tokens = Drawn("", "", (("AbCdEfGh1", other, {}),)).tokens(tokenizer)
-        state = constraint(version, [tool(one, {"type": "object"}) for one in some])
-        assert not accepts(version, state, tokens)
-
-
-SCHEMAS: list[tuple[JSON, JSON, JSON]] = [  # valid and invalid arguments
-    ({}, {"a": [1]}, {"a": float("inf")}),
-    ({"type": ["object", "null"]}, {"a": 1}, {"a": float("nan")}),
-    (
-        {"$ref": "#/$defs/n", "$defs": {"n": {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}}}},
-        {"n": {"n": {}}},
-        {"n": 3},
-    ),
-    ({"anyOf": [PLACE, {"required": ["x"]}]}, {"x": 1}, {"days": 3}),
-    ({"x-guidance": {"whitespace_flexible": True, "lenient": True}, "required": ["x"]}, {"x": 1}, {"y": 2}),
-]
-
-
-@pytest.mark.parametrize(("schema", "good", "bad"), SCHEMAS, ids=lambda value: str(value)[:30])
-def test_arguments_are_an_object_whatever_the_schema(schema: JSON, good: JSON, bad: JSON) -> None:
-    for version in ("v3", "v13"):
-        tokenizer = tokenizer_of(version)
-        for arguments, is_good in ((good, True), (bad, False)):
-            text = json.dumps(arguments)
-            call = {
-                "v3": f'[{{"name": "f", "arguments": {text}, "id": "AbCdEfGh1"}}]',
-                "v13": text,
-            }[version]
-            before = {"v3": ["[TOOL_CALLS]"], "v13": ["[TOOL_CALLS]", "f", "[ARGS]"]}[version]
-            state = constraint(version, [tool("f", schema)])
-            assert accepts(version, state, written(tokenizer, *before, call)) == is_good
-
-
-HUGE = {"type": "object", "properties": {f"p{n}": {"enum": list(range(n, n + 20))} for n in range(900)}}
-
-
-@pytest.mark.parametrize(
-    ("parameters", "reason"),
-    [
-        ({"type": "object", "properties": {"a": {"not": {"type": "string"}}}}, "not"),
-        ({"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}, "nowhere"),
-        ({"type": "string"}, "type='string', but arguments are an object"),
-        ({"type": "object", "properties": {"a": {"pattern": "("}}}, "regex"),
-        ("{}", "'{}' is no JSON schema"),
-        (HUGE, "bytes"),
-    ],
-    ids=lambda value: str(value)[:30],
-)
-def test_a_bad_schema_is_named(parameters: Any, reason: str) -> None:
-    for version in ("v3", "v13"):
-        with pytest.raises(InputError, match='tools: the parameters of "bad".*' + reason) as caught:
-            constraint(version, [*TOOLS, tool("bad", parameters)])
-        assert "\n" not in str(caught.value)
-        assert len(str(caught.value)) < 600
-
-
-def test_too_much_is_refused() -> None:
-    with pytest.raises(InputError, match="up to 128, not of 129"):
-        constraint("v3", [tool(f"f{n}", PLACE) for n in range(129)])
-    long = {**PLACE, "description": "x" * 5000}
-    with pytest.raises(InputError, match="all schemas have 6"):
-        constraint("v3", [tool(f"f{n}", long) for n in range(128)])
-    assert constraint("v3", [tool(f"f{n}", PLACE) for n in range(128)]).forced is not None
-
-
-def test_versions_without_calls_say_so() -> None:
-    with pytest.raises(InputError, match="v1 has no tool calls; leave tool_choice out"):
-        constraint("v1")
-
-
 @cache
 def closing(version: str) -> NDArray[np.bool_]:
     """Which tokens begin with a character that may end a value."""
@@ -267,7 +114,7 @@ def closing(version: str) -> NDArray[np.bool_]:
 
 @pytest.mark.parametrize("version", WITH_CALLS)
 @given(st.integers(0, 2**32))
-@settings(max_examples=5)
+@settings(max_examples=3)
 def test_whatever_is_drawn_of_what_is_allowed_is_a_call(version: str, seed: int) -> None:
     tokenizer, random = tokenizer_of(version), np.random.default_rng(seed)
     state, tokens = constraint(version), list[int]()
