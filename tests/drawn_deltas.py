@@ -8,7 +8,16 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from mistral_portable.answers import CallArguments, CallBegin, CallFailed, Content, Delta, Reasoning, join_deltas
+from mistral_portable.answers import (
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    CallFailed,
+    Content,
+    Delta,
+    Reasoning,
+    join_deltas,
+)
 from mistral_portable.engine import Generation
 from mistral_portable.engine.generation import Timings
 
@@ -52,6 +61,8 @@ def drawn_answers(draw: st.DrawFn) -> Drawn:
             deltas += [CallArguments(calls, piece) for piece in draw(_cut(text if kind == "call" else text[:-1] + "x"))]
             if kind == "failed":
                 deltas += [CallFailed(calls, "the arguments are cut off"), Content(text)]
+            else:
+                deltas.append(CallEnd(calls))
             calls += 1
     parts = join_deltas(deltas)
     cut = draw(st.booleans())

@@ -6,7 +6,7 @@ from enum import Enum
 from mistral_portable.errors import InputError
 from mistral_portable.tokenizer import Tokenizer
 
-__all__ = ["CallFormat", "Slot", "call_format"]
+__all__ = ["CallFormat", "Part", "Slot", "call_format"]
 
 
 class Slot(Enum):

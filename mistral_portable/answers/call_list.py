@@ -7,7 +7,7 @@ v2 writes no ids. Source: mistral-common's InstructTokenizerV2 and V3, `_encode_
 
 import json
 
-from mistral_portable.answers.deltas import CallArguments, CallBegin, CallFailed, Content, Delta
+from mistral_portable.answers.deltas import CallArguments, CallBegin, CallEnd, CallFailed, Content, Delta
 from mistral_portable.answers.json_text import ObjectText, members
 from mistral_portable.answers.names import is_name
 from mistral_portable.answers.numbering import Numbering
@@ -89,7 +89,7 @@ class CallList:
         if not isinstance(arguments, dict):
             return self._fail(f'"{name}": the arguments are no JSON object')
         index, id = self._numbering.next(found.get("id", (None, ""))[0])
-        return [CallBegin(index, id, name), CallArguments(index, written)]
+        return [CallBegin(index, id, name), CallArguments(index, written), CallEnd(index)]
 
     def _fail(self, reason: str) -> list[Delta]:
         self._failed = True

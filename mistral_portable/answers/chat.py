@@ -7,9 +7,10 @@ from mistral_portable.answers.deltas import Delta
 from mistral_portable.answers.marked_call import MarkedCall
 from mistral_portable.answers.numbering import Numbering
 from mistral_portable.answers.sections import ContentSection, ReasoningSection, Section
+from mistral_portable.answers.text_reasoning import text_reasoning
 from mistral_portable.tokenizer import Tokenizer
 
-__all__ = ["ChatParser"]
+__all__ = ["ChatParser", "leaves_thinking"]
 
 _LISTS = ("v2", "v3", "v7")
 
@@ -20,7 +21,9 @@ class ChatParser:
         [THINK] reasoning [/THINK] content [TOOL_CALLS] calls
 
     v1 has no markers; v2, v3 and v7 write calls as `CallList` says, later versions as `MarkedCall` does. [THINK] counts
-    where the vocabulary has it. A text that spells a marker is text, and other special tokens stand for nothing.
+    where the vocabulary has it; where it has not, and the prompt asks for them, an answer may begin with markers that
+    are text (`TextReasoningSection`). Any other text that spells a marker is text, and other special tokens stand for
+    nothing.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
@@ -31,10 +34,9 @@ class ChatParser:
         self._end_think = tokenizer.control_id("[/THINK]")
         self._tool_calls = tokenizer.control_id("[TOOL_CALLS]")
         self._begin_call = _call_sections(tokenizer, Numbering(prompt))
-        turn = {self._think, self._end_think, tokenizer.control_id("[/INST]"), tokenizer.control_id("[/TOOL_RESULTS]")}
-        last = next((token for token in reversed(prompt) if token in turn), None)
-        thinks = last is not None and last == self._think
-        self._section: Section = ReasoningSection() if thinks else ContentSection()
+        self._section: Section = text_reasoning(tokenizer, prompt) or ContentSection()
+        if leaves_thinking(tokenizer, prompt):
+            self._section = ReasoningSection()
 
     def push(self, token_id: int) -> list[Delta]:
         """Take the next token; return what is certain now. Raises InputError for an id outside the vocabulary."""
@@ -60,6 +62,14 @@ class ChatParser:
         else:
             self._section = ReasoningSection() if marker == self._think else ContentSection()
         return found
+
+
+def leaves_thinking(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
+    """Whether the last turn of a prompt leaves a [THINK] open, so that the answer begins with reasoning."""
+    think = tokenizer.control_id("[THINK]")
+    turn = {think, *map(tokenizer.control_id, ("[/THINK]", "[/INST]", "[/TOOL_RESULTS]"))}
+    last = next((token for token in reversed(prompt) if token in turn), None)
+    return last is not None and last == think
 
 
 def _ends_turn_in_text(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:

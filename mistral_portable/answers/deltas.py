@@ -6,6 +6,7 @@ from dataclasses import dataclass
 __all__ = [
     "CallArguments",
     "CallBegin",
+    "CallEnd",
     "CallFailed",
     "Content",
     "Delta",
@@ -49,6 +50,13 @@ class CallArguments:
 
 
 @dataclass(frozen=True)
+class CallEnd:
+    """The end of the call with this index: its arguments are a JSON object, and it does not fail."""
+
+    index: int
+
+
+@dataclass(frozen=True)
 class CallFailed:
     """The call that began with this index is none: its arguments are no JSON object, or were cut off.
 
@@ -62,7 +70,7 @@ class CallFailed:
     reason: str
 
 
-Delta = Content | Reasoning | CallBegin | CallArguments | CallFailed
+Delta = Content | Reasoning | CallBegin | CallArguments | CallEnd | CallFailed
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Source: mistral-common's InstructTokenizerV11 and V13, `_encode_tool_calls_in_as
 
 import json
 
-from mistral_portable.answers.deltas import CallArguments, CallBegin, CallFailed, Content, Delta
+from mistral_portable.answers.deltas import CallArguments, CallBegin, CallEnd, CallFailed, Content, Delta
 from mistral_portable.answers.json_text import ObjectText
 from mistral_portable.answers.names import begins_name, is_name
 from mistral_portable.answers.numbering import Numbering
@@ -76,9 +76,10 @@ class MarkedCall:
             found.append(CallBegin(self._index, id, self._name.strip()))
         if piece and self._index is not None:
             found.append(CallArguments(self._index, piece))
-        if self._arguments.closed:
-            self._part = "complete"
-            found += self._after.take(rest) if rest else []
+            if self._arguments.closed:
+                self._part = "complete"
+                found.append(CallEnd(self._index))
+                found += self._after.take(rest) if rest else []
         return found
 
     def _fail(self, reason: str) -> list[Delta]:

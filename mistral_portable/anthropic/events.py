@@ -49,7 +49,6 @@ class MessageEvents:
         reason, sequence = stop_reason(generation)
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         return [
-            *self._write(self._calls.flush()),
             *self._close(),
             {"type": "message_delta", "delta": delta, "usage": usage(generation)},
             {"type": "message_stop"},

@@ -6,11 +6,13 @@ do not change what is answered here: `cache_control`, `thinking`, `service_tier`
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from mistral_portable.answers import ToolChoice as OpenAIChoice
+from mistral_portable.answers import named
 from mistral_portable.api import JSON, Body, Conversation, Many, Stops
 from mistral_portable.sampling import SamplingParams
 
@@ -214,8 +216,7 @@ class MessagesRequest(CountRequest):
             messages=self.chat(),
             params=params,
             tools=self.functions(),
-            tool_choice=_CHOICES.get(choice.type, "auto") if choice is not None else "auto",
-            tool_name=choice.name if isinstance(choice, NamedChoice) else None,
+            tool_choice=_tool_choice(choice),
             parallel=isinstance(choice, NoChoice | None) or not choice.disable_parallel_tool_use,
             schema=output.format.schema_ if output is not None and output.format is not None else None,
             model=self.model,
@@ -224,7 +225,15 @@ class MessagesRequest(CountRequest):
         )
 
 
-_CHOICES: Mapping[str, Literal["none", "required"]] = {"none": "none", "any": "required", "tool": "required"}
+def _tool_choice(choice: ToolChoice | None) -> OpenAIChoice:
+    """OpenAI's form."""
+    match choice:
+        case None:
+            return "auto"
+        case NamedChoice(name=name):
+            return named(name)
+        case _:
+            return choice.type
 
 
 def _joined(blocks: Sequence[TextBlock]) -> str:

@@ -6,7 +6,7 @@ OpenAI's chat streams show the pieces of a call as they are made. Anthropic's bu
 
 from collections.abc import Iterable
 
-from mistral_portable.answers import CallArguments, CallBegin, CallFailed, Content, Delta, Reasoning, ToolCall
+from mistral_portable.answers import CallArguments, CallBegin, CallEnd, CallFailed, Content, Delta, Reasoning, ToolCall
 
 __all__ = ["Part", "WholeCalls"]
 
@@ -21,7 +21,7 @@ class WholeCalls:
         self._held: dict[int, ToolCall] = {}
 
     def push(self, deltas: Iterable[Delta]) -> list[Part]:
-        """Take the next deltas; return what is certain now. Calls are, once something else follows them."""
+        """Take the next deltas; return what is certain now."""
         parts: list[Part] = []
         for delta in deltas:
             match delta:
@@ -30,14 +30,11 @@ class WholeCalls:
                 case CallArguments(index, text):
                     call = self._held[index]
                     self._held[index] = ToolCall(call.id, call.name, call.arguments + text)
+                case CallEnd(index):
+                    parts.append(self._held.pop(index))
                 case CallFailed(index, _):
                     if index is not None:
                         del self._held[index]
                 case Content() | Reasoning():
-                    parts += [*self.flush(), delta]
+                    parts.append(delta)
         return parts
-
-    def flush(self) -> list[Part]:
-        """Return the calls that are held back, at the end of the answer."""
-        held, self._held = list(self._held.values()), {}
-        return list(held)

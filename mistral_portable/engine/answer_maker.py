@@ -4,15 +4,25 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, cast
 
-from mistral_portable.answers import ChatParser, Parser, PlainText
-from mistral_portable.engine.prompts import Prompt, Prompts, Tools, is_chat, is_several
+from mistral_portable.answers import (
+    ChatParser,
+    Parser,
+    PlainText,
+    ToolChoice,
+    Tools,
+    call_rule,
+    demanded,
+    leaves_thinking,
+    offered,
+)
+from mistral_portable.engine.prompts import Prompt, Prompts, is_chat, is_several
 from mistral_portable.engine.request import Completion
 from mistral_portable.engine.stream import Answer
 from mistral_portable.errors import InputError
 from mistral_portable.grammar import CompiledGrammar, Grammars, Schema
 from mistral_portable.sampling import Grammar, SamplingParams
 
-__all__ = ["AnswerMaker", "Params", "offered"]
+__all__ = ["AnswerMaker", "Params"]
 
 Params = SamplingParams | Sequence[SamplingParams]
 """For all prompts, or one for each."""
@@ -55,7 +65,8 @@ class AnswerMaker:
         /,
         *,
         tools: Tools | None = None,
-        tool_choice: str = "auto",
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
         chat: bool | None = None,
         schema: Schema | None = None,
         grammar: str | Grammar | None = None,
@@ -76,9 +87,15 @@ class AnswerMaker:
         elif not schema is grammar is regex is None:
             sampling["grammar"] = self.compile_grammar(schema=schema, grammar=cast(str, grammar), regex=regex)
         params = self._params(params, sampling)
-        tokens = self._prompts.encode(prompt, offered(tools, tool_choice))
-        ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self._end_tokens)
         answers_chat = is_chat(prompt) if chat is None else chat
+        if tools and not answers_chat:
+            raise InputError("tools need a prompt of messages: give messages instead of a text or ids")
+        shown = offered(tools, tool_choice)
+        tokens = self._prompts.encode(prompt, shown if is_chat(prompt) else None)
+        functions = demanded(tools, tool_choice)
+        if functions:
+            params = self._calling(params, tokens, functions, several=parallel_tool_calls)
+        ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self._end_tokens)
         answers = list[Answer]()
         for number in range(n or 1):
             seed = params.seed if params.seed is None else params.seed + number
@@ -91,7 +108,8 @@ class AnswerMaker:
                 user=user,
                 cache_salt=cache_salt,
             )
-            answers.append(Answer(completion, ends, self._parser(tokens, answers_chat), self._load_s))
+            parser = self._parser(tokens, answers_chat)
+            answers.append(Answer(completion, ends, parser, self._load_s, one_call=not parallel_tool_calls))
         return answers
 
     def compile_grammar(self, *, schema: Schema | None, grammar: str | None, regex: str | None) -> Grammar:
@@ -99,6 +117,19 @@ class AnswerMaker:
         if self._grammars is None:
             raise InputError("schemas, grammars and regular expressions need a tokenizer, and this checkpoint has none")
         return self._grammars.compile(schema=schema, grammar=grammar, regex=regex)
+
+    def _calling(
+        self, params: SamplingParams, prompt: Sequence[int], functions: Sequence[Mapping[str, Any]], *, several: bool
+    ) -> SamplingParams:
+        """The params with the rule that the answer calls one of the functions. several: or more."""
+        if params.grammar is not None:
+            raise InputError(
+                "tool_choice: an answer that must call a tool keeps no other rule: leave out the one or the other"
+            )
+        tokenizer = self._prompts.tokenizer
+        rule = call_rule(tokenizer, functions, several=several, thinks=leaves_thinking(tokenizer, prompt))
+        assert self._grammars is not None  # there is a tokenizer
+        return replace(params, grammar=self._grammars.compile_parts("tool_choice", rule.lark, rule.parts))
 
     def _params(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
         if not isinstance(params, SamplingParams | None):
@@ -122,10 +153,3 @@ class AnswerMaker:
             return None
         tokenizer = self._prompts.tokenizer
         return ChatParser(tokenizer, prompt) if chat and tokenizer.chats else PlainText(tokenizer.stream(prompt))
-
-
-def offered(tools: Tools | None, tool_choice: str) -> Tools | None:
-    """The tools that the prompt shows the model. Raises InputError for another choice than "auto" or "none"."""
-    if tool_choice not in ("auto", "none"):
-        raise InputError(f'tool_choice={tool_choice!r:.80} must be "auto" or "none"')
-    return None if tool_choice == "none" else tools

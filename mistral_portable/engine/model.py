@@ -9,15 +9,16 @@ from typing import Any, Self, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.answers import ToolChoice, Tools, offered
 from mistral_portable.boundary import Program
 from mistral_portable.cache import CacheManager, Chunk
 from mistral_portable.config import MistralConfig
-from mistral_portable.engine.answer_maker import AnswerMaker, Params, offered
+from mistral_portable.engine.answer_maker import AnswerMaker, Params
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.embedding import Embedding, Pooling
 from mistral_portable.engine.generation import Generation
 from mistral_portable.engine.loop import Loop
-from mistral_portable.engine.prompts import Messages, Prompt, Prompts, Tools, is_several
+from mistral_portable.engine.prompts import Messages, Prompt, Prompts, is_several
 from mistral_portable.engine.request import Scoring
 from mistral_portable.engine.session_files import SessionFiles
 from mistral_portable.engine.stream import Answer, AsyncTextStreamer, TextStreamer
@@ -119,7 +120,8 @@ class Model:
 
         params: for all prompts, or one for each. n: answers to each prompt, which is read once; they come as a list,
         and with a seed, answer i (from 0 on) has seed + i. options: fields of SamplingParams, such as `max_tokens=64,
-        temperature=0`, which replace those of `params`; `tools`, `tool_choice` and `chat`, as `answer` has them;
+        temperature=0`, which replace those of `params`; `tools`, `tool_choice`, `parallel_tool_calls` and `chat`, as
+        `answer` has them;
         `priority` (0; among requests of several threads the higher one comes first); `user` (""; users share the steps
         alike); `cache_salt` (""; what others have asked is found in the cache by those with the same one only, so that
         nobody learns of it by how fast an answer begins); one of `schema`, `grammar` and `regex`, which the answer then
@@ -178,14 +180,15 @@ class Model:
         params: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
-        tool_choice: str = "auto",
+        tool_choice: ToolChoice = "auto",
         **options: Any,
     ) -> Generation:
         """Answer the last message. `tools` are function schemas, as in OpenAI's and Mistral's API; the functions that
-        the answer calls are in `Generation.tool_calls`. tool_choice: "auto", or "none" to leave the tools out of the
-        prompt. options: those of `generate`."""
+        the answer calls are in `Generation.tool_calls`. tool_choice, options: those of `answer` and `generate`."""
         tokens = self.tokenizer.chat(messages, tools=offered(tools, tool_choice))
-        generation: Generation = self.generate(tokens, params, chat=True, **options)
+        generation: Generation = self.generate(
+            tokens, params, chat=True, tools=tools, tool_choice=tool_choice, **options
+        )
         return generation
 
     @overload
@@ -323,14 +326,22 @@ class Model:
     def answer(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Answer:
         """Make a request of one prompt for `loop.run`. options: those of `generate`, and:
 
-        tools: the functions that may be called, beside messages. tool_choice: "auto", or "none" to leave the tools out
-        of the prompt. chat: whether the prompt is a chat's, in whose answer tool calls and reasoning are told from
-        content; None: if it is messages. True is for ids that `Tokenizer.chat` has made.
+        tools: the functions that may be called, beside messages, or ids that show them. tool_choice: "auto"; "none" to
+        leave the tools out of the prompt; "required" (also "any") if the answer must call one, or
+        {"type": "function", "function": {"name": NAME}} if it must call that one: then its arguments keep the
+        function's `parameters`. parallel_tool_calls: whether it may call several; else it ends behind the first one.
+        chat: whether the prompt is a chat's, in whose answer tool calls and reasoning are told from content; None: if
+        it is messages. True is for ids that `Tokenizer.chat` has made.
 
         Raises the errors of `generate` that are about its arguments.
         """
-        [answer] = self._answers.make(prompt, params, **options)
+        [answer] = self.answers(prompt, params, **options)
         return answer
+
+    def answers(self, prompt: Prompt, params: SamplingParams | None = None, n: int = 1, **options: Any) -> list[Answer]:
+        """Make `n` requests of one prompt, which is encoded once. Arguments and errors: those of `answer`. With a seed,
+        request i (from 0 on) has seed + i."""
+        return self._answers.make(prompt, params, n, **options)
 
     def encode(self, prompt: Prompt, tools: Tools | None = None) -> list[int]:
         """The ids of a prompt, as `generate` reads it. tools: beside messages only.

@@ -6,16 +6,15 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.answers import Tools
 from mistral_portable.errors import ContextError, InputError, TokenizerError
 from mistral_portable.tokenizer import Tokenizer
 
-__all__ = ["Messages", "Prompt", "Prompts", "Tools", "is_chat", "is_several"]
+__all__ = ["Messages", "Prompt", "Prompts", "is_chat", "is_several"]
 
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Messages
 """Text, token ids, or chat messages (`{"role": "user", "content": "..."}`)."""
-Tools = Sequence[Mapping[str, Any]]
-"""Function schemas, as in OpenAI's and Mistral's API."""
 
 
 class Prompts:

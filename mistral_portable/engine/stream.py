@@ -5,7 +5,7 @@ from contextlib import aclosing, closing
 from types import TracebackType
 from typing import Self
 
-from mistral_portable.answers import Content, Delta, Parser, join_deltas
+from mistral_portable.answers import CallEnd, Content, Delta, Parser, join_deltas
 from mistral_portable.engine.generation import Generation, Timings, peak_memory_bytes
 from mistral_portable.engine.loop import Loop
 from mistral_portable.engine.request import Completion
@@ -17,20 +17,31 @@ __all__ = ["Answer", "AsyncTextStreamer", "TextStreamer"]
 class Answer:
     """A completion, and the deltas that have been made of its tokens so far."""
 
-    def __init__(self, completion: Completion, ends: Collection[int], parser: Parser | None, load_s: float) -> None:
+    def __init__(
+        self,
+        completion: Completion,
+        ends: Collection[int],
+        parser: Parser | None,
+        load_s: float,
+        *,
+        one_call: bool = False,
+    ) -> None:
         """ends: the ids that end the answer, with reason "stop". parser: makes deltas of its tokens; None for
-        checkpoints without a tokenizer. load_s: seconds, for the timings."""
+        checkpoints without a tokenizer. load_s: seconds, for the timings. one_call: whether the answer ends behind its
+        first tool call."""
         params = completion.sampler.params
         self.completion = completion
         self._prompt_tokens = len(completion.tokens)
         self._ends = ends
         self._parser = parser
         self._load_s = load_s
+        self._one_call = one_call
         self._stops = StopMatcher(params.stop)
         self._wants_logprobs = params.logprobs is not None
         self._deltas: list[Delta] = []
         self._sampled: list[Sampled] = []
         self._finish_reason = ""
+        self._ended_within = False  # by a stop string or a call, whatever the model would write behind it
 
     @property
     def done(self) -> bool:
@@ -45,7 +56,8 @@ class Answer:
     def take(self) -> list[Delta]:
         """Take the next token; return the deltas that are final now. Raises the completion's error.
 
-        Stop strings are looked for in content alone, and end the answer there; they are none across a tool call.
+        Stop strings are looked for in content alone, and end the answer there; they are none across a tool call. So
+        does the first call, if it must be the only one.
         """
         sampled = self.completion.next()
         self._sampled.append(sampled)
@@ -53,11 +65,11 @@ class Answer:
         if sampled.token in self._ends:
             self._finish_reason = "stop"
         elif self._parser is not None:
-            final = self._up_to_stop(self._parser.push(sampled.token))
+            final = self._up_to_end(self._parser.push(sampled.token))
         if not self.done and len(self._sampled) == self.completion.limit:
             self._finish_reason = "length"
-        if self.done and self._stops.matched is None and self._parser is not None:
-            final += self._up_to_stop(self._parser.flush())
+        if self.done and not self._ended_within and self._parser is not None:
+            final += self._up_to_end(self._parser.flush())
             final += _content(self._stops.flush())
         self._deltas += final
         return final
@@ -87,16 +99,18 @@ class Answer:
             ),
         )
 
-    def _up_to_stop(self, deltas: Iterable[Delta]) -> list[Delta]:
-        """The deltas with what the stop strings let through of their content; the answer ends where one is found."""
+    def _up_to_end(self, deltas: Iterable[Delta]) -> list[Delta]:
+        """The deltas with what the stop strings let through of their content; the answer ends where one is found, or
+        behind the call that must be the only one."""
         final = list[Delta]()
         for delta in deltas:
             if isinstance(delta, Content):
                 final += _content(self._stops.push(delta.text))
             else:
                 final += [*_content(self._stops.flush()), delta]
-            if self._stops.matched is not None:
+            if self._stops.matched is not None or (self._one_call and isinstance(delta, CallEnd)):
                 self._finish_reason = "stop"
+                self._ended_within = True
                 break
         return final
 
@@ -129,8 +143,8 @@ class TextStreamer:
     def deltas(self) -> Iterator[Delta]:
         """Iterate over the answer's deltas (`mistral_portable.answers`) as they become final.
 
-        Content, Reasoning, CallBegin, CallArguments and CallFailed come in the order in which the model wrote them;
-        the Content is what iterating over the streamer gives. Only answers to chats have anything else.
+        Content, Reasoning, CallBegin, CallArguments, CallEnd and CallFailed come in the order in which the model wrote
+        them; the Content is what iterating over the streamer gives. Only answers to chats have anything else.
 
         >>> for delta in model.stream(messages, tools=tools).deltas():
         ...     match delta:
@@ -138,6 +152,7 @@ class TextStreamer:
         ...         case Reasoning(text): ...
         ...         case CallBegin(index, id, name): ...
         ...         case CallArguments(index, text): ...
+        ...         case CallEnd(index): ...
         ...         case CallFailed(index, reason): ...
 
         Closing the iterator closes the streamer. Raises the errors of `Model.generate`.

@@ -11,7 +11,7 @@ from mistral_portable.errors import InputError
 from mistral_portable.forks import make_locks
 from mistral_portable.grammar.deep_stack import deep_stack
 from mistral_portable.grammar.state import Otherwise, State, contained
-from mistral_portable.grammar.texts import Schema, checked_text, schema_text
+from mistral_portable.grammar.texts import MOST_BYTES, Schema, checked_text, schema_text
 from mistral_portable.grammar.vocabulary import Vocabulary
 from mistral_portable.tokenizer import Tokenizer
 
@@ -22,6 +22,7 @@ __all__ = ["CompiledGrammar", "Grammars"]
 
 _ASCII = "dw"  # classes that are of ASCII alone, as in JavaScript, and so in the patterns of schemas: \d and \w
 _KEPT = 32  # compiled grammars
+_MOST_TOGETHER = 4 * MOST_BYTES  # of a grammar with schemas
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,22 +82,48 @@ class Grammars:
             return self._find("grammar", checked_text("grammar", grammar), _of_lark)
         return self._find("regex", checked_text("regex", regex), _of_regex)
 
-    def _find(self, name: str, text: str, parts: Callable[[str], list[Any]]) -> CompiledGrammar:
+    def compile_parts(self, name: str, grammar: str, parts: Sequence[tuple[str, Schema]]) -> CompiledGrammar:
+        """Compile a Lark grammar with JSON schemas in it, or find it: @part0 is the first of `parts`, @part1 the next.
+
+        name: of the whole, for errors. parts: the name and the schema of each. Their white space is that of
+        `json.dumps`.
+
+        Raises InputError, as `compile` does, with the name of the part that is bad, and if all together are too large;
+        BackendError without llguidance.
+        """
+        schemas = [schema_text(schema, part) for part, schema in parts]
+        text = json.dumps([checked_text(name, grammar), *schemas])
+        if len(text) > _MOST_TOGETHER:
+            raise InputError(
+                f"{name}: all schemas have {len(text)} bytes, the most are {_MOST_TOGETHER}: make them smaller"
+            )
+        try:
+            return self._find(name, text, _of_parts)
+        except InputError:
+            for (part, _), schema in zip(parts, schemas, strict=True):
+                self._made(part, schema, _of_schema)
+            raise
+
+    def _find(self, name: str, text: str, rule: Callable[[str], list[Any]]) -> CompiledGrammar:
         key = name, text
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-            if self._vocabulary is None:
-                self._vocabulary = Vocabulary(self.tokenizer)
-            vocabulary = self._vocabulary
-        with contained(name):
-            found = deep_stack(lambda: self._compile(name, parts(text), vocabulary))
+        found = self._made(name, text, rule)
         with self._lock:
             self._kept[key] = found
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return found
+
+    def _made(self, name: str, text: str, rule: Callable[[str], list[Any]]) -> CompiledGrammar:
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary(self.tokenizer)
+            vocabulary = self._vocabulary
+        with contained(name):
+            return deep_stack(lambda: self._compile(name, rule(text), vocabulary))
 
     def _compile(self, name: str, rule: list[Any], vocabulary: Vocabulary) -> CompiledGrammar:
         """Compile llguidance's list of grammars, of which the first one is the rule."""
@@ -128,9 +155,25 @@ def _of_schema(text: str) -> list[Any]:
     from llguidance import LLMatcher
 
     defaults: JsonCompileOptions = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}"}  # models may go on without end
-    strict: JsonCompileOptions = {"lenient": False, "coerce_one_of": False}  # whatever the schema's "x-guidance" says
-    grammars: list[Any] = json.loads(LLMatcher.grammar_from_json_schema(text, defaults, strict))["grammars"]
+    grammars: list[Any] = json.loads(LLMatcher.grammar_from_json_schema(text, defaults, _strict()))["grammars"]
     return grammars
+
+
+def _of_parts(text: str) -> list[Any]:
+    from llguidance import LLMatcher
+
+    lark, *schemas = json.loads(text)
+    plain: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    grammars = _of_lark(lark)
+    for index, schema in enumerate(schemas):
+        (part,) = json.loads(LLMatcher.grammar_from_json_schema(schema, None, {**_strict(), **plain}))["grammars"]
+        grammars.append({**part, "name": f"part{index}"})
+    return grammars
+
+
+def _strict() -> "JsonCompileOptions":
+    """Options that hold whatever the schema's "x-guidance" says."""
+    return {"lenient": False, "coerce_one_of": False}
 
 
 def _of_lark(text: str) -> list[Any]:

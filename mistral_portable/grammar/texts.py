@@ -19,25 +19,25 @@ MOST_BYTES = 1 << 16
 _MOST_DEPTH = 100  # objects and lists within each other; llguidance reads up to 128, its own around a schema included
 
 
-def schema_text(schema: Schema) -> str:
+def schema_text(schema: Schema, name: str = "schema") -> str:
     """Return a schema as compact JSON, its keys in their order, which is the order of an answer's properties.
 
-    Raises InputError if it is no JSON object, or larger or deeper than the bounds.
+    Raises InputError, with its name, if it is no JSON object, or larger or deeper than the bounds.
     """
     if isinstance(schema, type):
         schema = _of_class(schema)
     try:
-        value = json.loads(checked_text("schema", schema)) if isinstance(schema, str) else schema
+        value = json.loads(checked_text(name, schema)) if isinstance(schema, str) else schema
         if not isinstance(value, Mapping):
-            raise InputError(f"schema={schema!r:.80} must be a JSON object, its text, or a pydantic model class")
+            raise InputError(f"{name}={schema!r:.80} must be a JSON object, its text, or a pydantic model class")
         text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     except InputError:
         raise
     except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"schema={schema!r:.80} is not JSON: {error}") from error
+        raise InputError(f"{name}={schema!r:.80} is not JSON: {error}") from error
     if _depth(text) > _MOST_DEPTH:
-        raise InputError(f"schema={schema!r:.80} is nested deeper than {_MOST_DEPTH} levels: use $ref, or less depth")
-    return checked_text("schema", text)
+        raise InputError(f"{name}={schema!r:.80} is nested deeper than {_MOST_DEPTH} levels: use $ref, or less depth")
+    return checked_text(name, text)
 
 
 def checked_text(name: str, text: object) -> str:

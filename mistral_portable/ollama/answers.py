@@ -34,7 +34,7 @@ class Lines:
 
     def end(self, generation: Generation) -> list[JSON]:
         """The lines at the end of the answer; the last one says why it ended, and the counts."""
-        return [*self._write(self._calls.flush()), {**self._line(""), **_ending(generation)}]
+        return [{**self._line(""), **_ending(generation)}]
 
     def whole(self, generation: Generation, tokenizer: Tokenizer) -> JSON:
         """The answer in one object."""

@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from mistral_portable.answers import Content, Delta
+from mistral_portable.answers import Content, Delta, ToolCall
+from mistral_portable.api import WholeCalls
 from mistral_portable.engine import Generation
-from mistral_portable.openai.messages import assistant_message, delta_fields, finish_reason
+from mistral_portable.openai.messages import assistant_message, call_fields, delta_fields, finish_reason
 from mistral_portable.sampling import Sampled
 from mistral_portable.tokenizer import Tokenizer
 
@@ -84,9 +85,12 @@ def timings(generations: Sequence[Generation]) -> JSON:
 class ChatChunks:
     """Writer of `chat.completion.chunk` objects, of one stream."""
 
-    def __init__(self, model: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: str, tokenizer: Tokenizer, *, whole_calls: bool = False) -> None:
+        """whole_calls: whether a tool call comes in one chunk, as Mistral's API writes it; else in OpenAI's pieces."""
         self._head = _head("chat.completion.chunk", "chatcmpl", model)
         self._tokenizer = tokenizer
+        self._whole_calls = whole_calls
+        self._calls: dict[int, _WholeCalls] = {}  # of each choice
         self._taken: dict[int, int] = {}  # tokens of each choice so far
 
     def first(self, index: int) -> JSON:
@@ -99,7 +103,10 @@ class ChatChunks:
 
     def pieces(self, index: int, deltas: Iterable[Delta], sampled: Sequence[Sampled] | None) -> list[JSON]:
         """Pieces of a choice: content, reasoning and tool calls. sampled: as for `piece`, with the first of them."""
-        every = [fields for delta in _joined(deltas) if (fields := delta_fields(delta)) is not None]
+        if self._whole_calls:
+            every = self._calls.setdefault(index, _WholeCalls()).push(_joined(deltas))
+        else:
+            every = [fields for delta in _joined(deltas) if (fields := delta_fields(delta)) is not None]
         if not every:
             return [] if sampled is None else [self.piece(index, "", sampled)]
         logprobs = self._logprobs(index, sampled)
@@ -124,6 +131,23 @@ class ChatChunks:
     def _chunk(self, index: int, delta: JSON, logprobs: JSON | None, finish_reason: str | None) -> JSON:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         return {**self._head, "choices": [choice]}
+
+
+class _WholeCalls:
+    """The `delta`s of one choice, with each call in one piece."""
+
+    def __init__(self) -> None:
+        self._held = WholeCalls()
+        self._count = itertools.count()
+
+    def push(self, deltas: Iterable[Delta]) -> list[JSON]:
+        found: list[JSON] = []
+        for part in self._held.push(deltas):
+            if isinstance(part, ToolCall):
+                found.append({"tool_calls": [{"index": next(self._count), **call_fields(part)}]})
+            elif (fields := delta_fields(part)) is not None:
+                found.append(fields)
+        return found
 
 
 class TextChunks:

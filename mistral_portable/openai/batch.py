@@ -167,10 +167,7 @@ def _start(model: Model, custom_id: str, line: dict[str, Any]) -> _Job:
     params, options = request.sampling(), request.options()
     job = _Job(custom_id, request)
     for prompt in request.prompts(lambda messages, *, tools: model.tokenizer.chat(messages, tools=tools)):
-        for number in range(request.n):
-            seed = None if params.seed is None else params.seed + number
-            answer = model.answer(prompt, params, seed=seed, user=request.user or "", **options)
-            job.answers.append(answer)
+        job.answers += model.answers(prompt, params, request.n, user=request.user or "", **options)
     job.left = len(job.answers)
     return job
 

@@ -6,10 +6,10 @@ either, so both are written. Source: https://platform.openai.com/docs/api-refere
 
 from typing import Any
 
-from mistral_portable.answers import CallArguments, CallBegin, CallFailed, Content, Delta, Reasoning
+from mistral_portable.answers import CallArguments, CallBegin, CallEnd, CallFailed, Content, Delta, Reasoning, ToolCall
 from mistral_portable.engine import Generation
 
-__all__ = ["assistant_message", "delta_fields", "finish_reason"]
+__all__ = ["assistant_message", "call_fields", "delta_fields", "finish_reason"]
 
 JSON = dict[str, Any]
 
@@ -21,15 +21,17 @@ def assistant_message(generation: Generation) -> JSON:
         message |= _reasoning(generation.reasoning)
     if generation.tool_calls:
         message["content"] = generation.text or None
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in generation.tool_calls
-        ]
+        message["tool_calls"] = [call_fields(call) for call in generation.tool_calls]
     return message
 
 
+def call_fields(call: ToolCall) -> JSON:
+    """A whole call."""
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
 def delta_fields(delta: Delta) -> JSON | None:
-    """The `delta` of a chunk that says the same; None if nothing is to be said: a call that failed has no field."""
+    """The `delta` of a chunk that says the same; None for the end or the failure of a call, which have no field."""
     match delta:
         case Content(text):
             return {"content": text}
@@ -40,7 +42,7 @@ def delta_fields(delta: Delta) -> JSON | None:
             return {"tool_calls": [call]}
         case CallArguments(index, text):
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
-        case CallFailed():
+        case CallEnd() | CallFailed():
             return None
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
+from mistral_portable.answers import offered
 from mistral_portable.api import JSON, Many, Stop, Stops, any_object, check_body
 from mistral_portable.engine.prompts import Prompt
 from mistral_portable.errors import InputError
@@ -150,8 +151,8 @@ class ChatRequest(Request):
 
     messages: Annotated[Many[dict[str, Any]], Field(min_length=1)]
     tools: Many[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
+    tool_choice: Literal["none", "auto", "required", "any"] | dict[str, Any] = "auto"
+    parallel_tool_calls: bool = True
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -159,18 +160,19 @@ class ChatRequest(Request):
 
     def prompts(self, chat: Chat) -> list[Prompt]:
         """The one prompt, as token ids. chat: makes them of messages and tools."""
-        return [chat(self.messages, tools=None if self.tool_choice == "none" else self.tools)]
+        return [chat(self.messages, tools=offered(self.tools, self.tool_choice))]
 
     def options(self) -> dict[str, Any]:
         """Further arguments of `Model.answer`. Raises InputError, naming the field, for one that is not supported."""
-        if self.tool_choice not in (None, "none", "auto"):
-            raise InputError(f"tool_choice: {self.tool_choice!r:.80} is not supported yet; choose 'none' or 'auto'")
-        if self.tools and self.parallel_tool_calls is False:
-            raise InputError("parallel_tool_calls: several calls cannot be forbidden yet; leave it out")
         rules = super().options()
-        if rules and self.tools and self.tool_choice != "none":
+        if rules and offered(self.tools, self.tool_choice):
             raise InputError("tools: an answer that follows a rule cannot call them; leave out the one or the other")
-        return {"chat": True, **rules}
+        calling = {
+            "tools": self.tools,
+            "tool_choice": self.tool_choice,
+            "parallel_tool_calls": self.parallel_tool_calls,
+        }
+        return {"chat": True, **calling, **rules}
 
     def sampling(self) -> SamplingParams:
         """Raises InputError, naming the field, for a value out of range."""
@@ -189,6 +191,7 @@ class TextRequest(Request):
     max_tokens: int | None = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=_MOST_LOGPROBS)
     echo: bool | None = None
+    best_of: int | None = None
     suffix: str | None = None
 
     def prompts(self, chat: Chat) -> list[Prompt]:
@@ -204,6 +207,8 @@ class TextRequest(Request):
             raise InputError("echo: the prompt cannot be returned; leave it out")
         if self.suffix:
             raise InputError("suffix: text before a suffix cannot be completed here; leave it out")
+        if self.best_of not in (None, self.n):
+            raise InputError(f"best_of={self.best_of}: all {self.n} answers of n are returned; leave it out")
         return self._sampling(self.max_tokens, self.logprobs)
 
 

@@ -43,9 +43,8 @@ class ResponseEvents:
 
     def end(self, generation: Generation) -> list[JSON]:
         """The events at the end of the answer."""
-        events = self._write(self._calls.flush())
-        if not self._items and self._open is None:  # an answer without any text is a message, too
-            events = self._enter(Content)
+        # An answer without any text is a message, too.
+        events = self._enter(Content) if not self._items and self._open is None else []
         cut = generation.finish_reason == "length"
         events += self._close("incomplete" if cut else "completed")
         kind = "response.incomplete" if cut else "response.completed"

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from mistral_portable.answers import named
 from mistral_portable.api import JSON, Body, Conversation, Many, any_object
 from mistral_portable.errors import InputError
 from mistral_portable.openai.response_items import Item, chat_messages
@@ -28,7 +29,7 @@ class FunctionTool(Body):
 
     def function(self) -> JSON:
         """The form of /v1/chat/completions."""
-        function = {"name": self.name, "description": self.description or "", "parameters": self.parameters or {}}
+        function = {"name": self.name, "description": self.description or "", "parameters": self.parameters}
         return {"type": "function", "function": function}
 
 
@@ -100,7 +101,6 @@ class ResponseRequest(Body):
         self._refuse()
         first = [{"role": "system", "content": self.instructions}] if self.instructions else []
         choice = self.tool_choice
-        named = choice.name if isinstance(choice, NamedTool) else None
         return Conversation(
             messages=[*first, *chat_messages(self.input)],
             params=SamplingParams(
@@ -108,9 +108,8 @@ class ResponseRequest(Body):
                 temperature=1.0 if self.temperature is None else self.temperature,
                 top_p=1.0 if self.top_p is None else self.top_p,
             ),
-            tools=[] if choice == "none" else [tool.function() for tool in self.tools or ()],
-            tool_choice="required" if isinstance(choice, NamedTool) else choice or "auto",
-            tool_name=named,
+            tools=[tool.function() for tool in self.tools or ()],
+            tool_choice=named(choice.name) if isinstance(choice, NamedTool) else choice or "auto",
             parallel=self.parallel_tool_calls is not False,
             schema=self._schema(),
             model=self.model,

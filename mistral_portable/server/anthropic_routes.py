@@ -30,10 +30,9 @@ def endpoints(service: Service) -> list[Endpoint]:
             "Answer a message",
             routes.answer,
             MessagesRequest,
-            error=_error,
             media_types=("application/json", "text/event-stream"),
         ),
-        Endpoint("POST", "/v1/messages/count_tokens", count, routes.count, CountRequest, error=_error),
+        Endpoint("POST", "/v1/messages/count_tokens", count, routes.count, CountRequest),
     ]
 
 
@@ -47,14 +46,14 @@ class _Routes:
         """The response to a checked request."""
         service = self._service
         service.check_ready()  # before the work of encoding
-        conversation, job = await service.in_thread(prepare, service, request)
+        job = await service.in_thread(prepare, service, request)
         if request.stream:
             return EventStream(
-                self._events(job, conversation.parallel),
+                self._events(job),
                 error=lambda fault: _event(_error(failure_of(fault))),
                 keep_alive=sse(PING, "ping"),
             )
-        generation = await whole(service, job, parallel=conversation.parallel)
+        generation = await whole(service, job)
         return JSONResponse(message(generation, service.settings.alias))
 
     async def count(self, http: HTTPRequest, request: CountRequest) -> Response:
@@ -65,9 +64,9 @@ class _Routes:
         )
         return JSONResponse({"input_tokens": len(tokens)})
 
-    async def _events(self, job: Job, parallel: bool) -> AsyncGenerator[bytes, None]:
+    async def _events(self, job: Job) -> AsyncGenerator[bytes, None]:
         writer = MessageEvents(self._service.settings.alias, len(job.prompts[0]))
-        async with aclosing(written(self._service, job, writer, parallel=parallel)) as events:
+        async with aclosing(written(self._service, job, writer)) as events:
             async for event in events:
                 yield _event(event)
 

@@ -23,7 +23,7 @@ from mistral_portable.server import (
 )
 from mistral_portable.server.bodies import BodyReader
 from mistral_portable.server.endpoint import Endpoint, make_route
-from mistral_portable.server.errors import Failure, openai_error
+from mistral_portable.server.errors import Failure, error_body
 from mistral_portable.server.guard import HostGuard, KeyGuard
 from mistral_portable.server.logs import RequestLog
 from mistral_portable.server.openapi import openapi_document
@@ -85,4 +85,4 @@ async def _unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path!r:.80}"
     failure = Failure(error.status_code, f"{what}: there is no such endpoint; GET /openapi.json lists them")
-    return JSONResponse(openai_error(failure), failure.status, error.headers)
+    return JSONResponse(error_body(request.url.path, failure), failure.status, error.headers)

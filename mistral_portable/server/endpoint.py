@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mistral_portable.api import parse_body
 from mistral_portable.server.bodies import BodyReader
 from mistral_portable.server.connection import ClientGone, while_connected
-from mistral_portable.server.errors import Failure, failure_of, openai_error
+from mistral_portable.server.errors import error_body, failure_of
 from mistral_portable.server.service import Service
 
 __all__ = ["Endpoint", "make_route"]
@@ -24,8 +24,8 @@ class Endpoint:
     """method, path: where, the path as starlette writes it ("/v1/models/{model}"). summary: for the OpenAPI document.
     handler: called with the request and the checked body (None without one), returns the response; it is cancelled if
     the client goes away, and any exception of it becomes an error response. body: the model that checks JSON.
-    optional_body: an empty body is None. error: writes errors in the API's form. media_types: of the response, for the
-    OpenAPI document. public: no key is needed.
+    optional_body: an empty body is None. media_types: of the response, for the OpenAPI document. public: no key is
+    needed.
     """
 
     method: str
@@ -34,7 +34,6 @@ class Endpoint:
     handler: Callable[[Request, Any], Awaitable[Response]]
     body: type[BaseModel] | None = None
     optional_body: bool = False
-    error: Callable[[Failure], dict[str, Any]] = openai_error
     media_types: Sequence[str] = ("application/json",)
     public: bool = False
 
@@ -76,7 +75,7 @@ class _Operation:
             if started:
                 raise
             failure = failure_of(error)
-            response = JSONResponse(self._endpoint.error(failure), failure.status, dict(failure.headers))
+            response = JSONResponse(error_body(scope["path"], failure), failure.status, dict(failure.headers))
             await response(scope, receive, send)
 
     async def _check(self, model: type[BaseModel], data: bytearray) -> BaseModel | None:

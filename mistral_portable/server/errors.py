@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mistral_portable.anthropic.answers import error as anthropic_error
 from mistral_portable.errors import BusyError, CapacityError, ClosedError, ContextError, InputError, TokenizerError
+from mistral_portable.ollama.answers import error as ollama_error
 from mistral_portable.server.queue import QueueFull
 
-__all__ = ["Failure", "HTTPError", "failure_of", "openai_error"]
+__all__ = ["Failure", "HTTPError", "error_body", "failure_of", "openai_error"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,6 +63,15 @@ def failure_of(error: Exception) -> Failure:
         return Failure(503, message)
     _LOG.error("a request failed", exc_info=error)
     return Failure(500, "the server failed at this request: its log says why")
+
+
+def error_body(path: str, failure: Failure) -> dict[str, Any]:
+    """The body of an error in the form of the API that a path belongs to: Anthropic's, Ollama's, or else OpenAI's."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return anthropic_error(failure.status, failure.message)
+    if path.startswith("/api/"):
+        return ollama_error(failure.message)
+    return openai_error(failure)
 
 
 def openai_error(failure: Failure) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mistral_portable.server.errors import Failure, openai_error
+from mistral_portable.server.errors import Failure, error_body
 
 __all__ = ["LOCAL_HOSTS", "HostGuard", "KeyGuard"]
 
@@ -104,4 +104,5 @@ def _is_address(host: str) -> bool:
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, failure: Failure) -> None:
-    await JSONResponse(openai_error(failure), failure.status, dict(failure.headers))(scope, receive, send)
+    response = JSONResponse(error_body(scope["path"], failure), failure.status, dict(failure.headers))
+    await response(scope, receive, send)

@@ -33,22 +33,21 @@ def endpoints(service: Service) -> list[Endpoint]:
     """The operations of Ollama's API that answer or describe; there is one model, which nobody can change."""
     routes = _Routes(service)
     return [
-        Endpoint("POST", "/api/chat", "Answer a chat", routes.chat, ChatRequest, error=_error, media_types=_TYPES),
+        Endpoint("POST", "/api/chat", "Answer a chat", routes.chat, ChatRequest, media_types=_TYPES),
         Endpoint(
             "POST",
             "/api/generate",
             "Answer or continue a text",
             routes.generate,
             GenerateRequest,
-            error=_error,
             media_types=_TYPES,
         ),
-        Endpoint("POST", "/api/embed", "Make vectors of texts", routes.embed, EmbedRequest, error=_error),
-        Endpoint("POST", "/api/embeddings", "Make a vector", routes.embed_one, EmbeddingsRequest, error=_error),
-        Endpoint("POST", "/api/show", "Describe a model", routes.show, ShowRequest, error=_error),
-        Endpoint("GET", "/api/tags", "List models", routes.tags, error=_error),
-        Endpoint("GET", "/api/ps", "List models in memory", routes.loaded, error=_error),
-        Endpoint("GET", "/api/version", "Say which Ollama's API this is", routes.version, error=_error),
+        Endpoint("POST", "/api/embed", "Make vectors of texts", routes.embed, EmbedRequest),
+        Endpoint("POST", "/api/embeddings", "Make a vector", routes.embed_one, EmbeddingsRequest),
+        Endpoint("POST", "/api/show", "Describe a model", routes.show, ShowRequest),
+        Endpoint("GET", "/api/tags", "List models", routes.tags),
+        Endpoint("GET", "/api/ps", "List models in memory", routes.loaded),
+        Endpoint("GET", "/api/version", "Say which Ollama's API this is", routes.version),
     ]
 
 
@@ -65,7 +64,7 @@ class _Routes:
         if not request.messages:
             return JSONResponse(lines.loaded())
         self._service.check_ready()  # before the work of encoding
-        _, job = await self._service.in_thread(prepare, self._service, request)
+        job = await self._service.in_thread(prepare, self._service, request)
         return await self._answer(job, lines, request.stream)
 
     async def generate(self, http: HTTPRequest, request: GenerateRequest) -> Response:
@@ -117,7 +116,7 @@ class _Routes:
 
     def _generate_job(self, request: GenerateRequest) -> Job:
         if not request.is_text:
-            return prepare(self._service, request)[1]
+            return prepare(self._service, request)
         tokenizer = self._service.model.tokenizer
         prompt = tokenizer.fim(request.prompt, request.suffix) if request.suffix else tokenizer.encode(request.prompt)
         return Job(prompts=[prompt], params=request.sampling(), options={"schema": request.schema_})

@@ -21,6 +21,7 @@ from mistral_portable.server.service import Job, Service
 __all__ = ["endpoints"]
 
 _ANTHROPIC = "anthropic-version"  # a header that its clients always send
+_MISTRAL = "mistral-client-"  # begins the User-Agent of its clients, which refuse a piece of a call
 _MEDIA_TYPES = ("application/json", "text/event-stream")
 
 
@@ -46,7 +47,9 @@ class _Answering:
         self._service.check_ready()  # before the work of encoding
         job = await self._service.in_thread(self._job, request)
         if request.stream:
-            return EventStream(self._events(request, job), error=lambda error: sse(openai_error(failure_of(error))))
+            whole_calls = http.headers.get("user-agent", "").startswith(_MISTRAL)
+            events = self._events(request, job, whole_calls)
+            return EventStream(events, error=lambda error: sse(openai_error(failure_of(error))))
         generations = await self._service.run(job)
         body = await self._service.in_thread(self._body, request, generations)
         return Response(body, media_type="application/json")
@@ -73,12 +76,14 @@ class _Answering:
             body = text_completion(generations, request.n, alias, tokenizer)
         return json.dumps({**body, "timings": timings(generations)}, ensure_ascii=False).encode()
 
-    async def _events(self, request: ChatRequest | TextRequest, job: Job) -> AsyncGenerator[bytes, None]:
-        """The events of a stream: the one place that turns deltas into chunks."""
+    async def _events(
+        self, request: ChatRequest | TextRequest, job: Job, whole_calls: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """The events of a stream: the one place that turns deltas into chunks. whole_calls: as `ChatChunks` has it."""
         model, alias = self._service.model, self._service.settings.alias
         chunks: ChatChunks | TextChunks
         if isinstance(request, ChatRequest):
-            chunks = ChatChunks(alias, model.tokenizer)
+            chunks = ChatChunks(alias, model.tokenizer, whole_calls=whole_calls)
         else:
             chunks = TextChunks(alias, request.n, model.tokenizer if model.has_tokenizer else None)
         wants_logprobs = job.params.logprobs is not None

@@ -36,19 +36,19 @@ class _Routes:
         """The response to a checked request."""
         service = self._service
         service.check_ready()  # before the work of encoding
-        conversation, job = await service.in_thread(prepare, service, request)
+        job = await service.in_thread(prepare, service, request)
         answer = Answer(service.settings.alias, request.settings())
         if request.stream:
             writer = ResponseEvents(answer)
             return EventStream(
-                self._events(job, writer, conversation.parallel),
+                self._events(job, writer),
                 error=lambda error: b"".join(map(_event, writer.fail(failure_of(error).message))),
             )
-        generation = await whole(service, job, parallel=conversation.parallel)
+        generation = await whole(service, job)
         return JSONResponse(answer.whole(generation))
 
-    async def _events(self, job: Job, writer: ResponseEvents, parallel: bool) -> AsyncGenerator[bytes, None]:
-        async with aclosing(written(self._service, job, writer, parallel=parallel)) as events:
+    async def _events(self, job: Job, writer: ResponseEvents) -> AsyncGenerator[bytes, None]:
+        async with aclosing(written(self._service, job, writer)) as events:
             async for event in events:
                 yield _event(event)
 

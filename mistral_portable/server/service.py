@@ -158,16 +158,11 @@ class Service:
     def _answers(self, job: Job) -> list[Answer]:
         params = self._limited(job.params)
         return [
-            self.model.answer(
-                prompt,
-                params,
-                seed=None if params.seed is None else params.seed + number,
-                user=job.user,
-                cache_salt=job.cache_salt,
-                **job.options,
-            )
+            answer
             for prompt in job.prompts
-            for number in range(job.n)
+            for answer in self.model.answers(
+                prompt, params, job.n, user=job.user, cache_salt=job.cache_salt, **job.options
+            )
         ]
 
     def _limited(self, params: SamplingParams) -> SamplingParams:

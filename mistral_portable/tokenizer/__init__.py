@@ -9,11 +9,13 @@
 
 from mistral_portable.tokenizer.call_ids import is_call_id, make_call_id
 from mistral_portable.tokenizer.load import load_tokenizer
+from mistral_portable.tokenizer.messages import THINK_MARKERS
 from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
 from mistral_portable.tokenizer.stream import TextStream
 from mistral_portable.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
+    "THINK_MARKERS",
     "GGUFVocabulary",
     "TextStream",
     "Tokenizer",

@@ -13,9 +13,12 @@ from mistral_portable.errors import TokenizerError
 from mistral_portable.tokenizer.content import read_content
 from mistral_portable.tokenizer.tool_ids import map_ids
 
-__all__ = ["ROLES", "read_messages"]
+__all__ = ["ROLES", "THINK_MARKERS", "read_messages"]
 
 ROLES = ("system", "user", "assistant", "tool")
+THINK_MARKERS = ("<think>", "</think>")
+"""Around reasoning in versions without tokens for it, if the system message asks for them."""
+
 _OTHER_NAMES = {"developer": "system"}
 Message = dict[str, Any]
 
@@ -29,7 +32,8 @@ def read_messages(messages: Sequence[Mapping[str, Any]], version: str, *, reason
     - Null content of a tool is "". Blank content beside tool calls is none.
     - Calls in consecutive assistant messages become calls of one message. (mistral-common joins all other neighbours.)
     - Ids become 9 letters and digits (`map_ids`).
-    - `reasoning` or `reasoning_content` becomes a thinking part before the text.
+    - `reasoning` or `reasoning_content` becomes a thinking part before the text; where the version has none, and a
+      system message spells THINK_MARKERS, text between these.
 
     version: of the chat template. reasons: whether it has a place for reasoning.
 
@@ -40,6 +44,8 @@ def read_messages(messages: Sequence[Mapping[str, Any]], version: str, *, reason
         raise TokenizerError("the conversation is empty; pass at least one message")
     joint = "" if version == "v15" else "\n\n"
     read = [_read(message, f"message {index}", joint) for index, message in enumerate(messages)]
+    if not reasons and any(message["role"] == "system" and _spells_markers(message["content"]) for message in read):
+        read = [_with_markers(message) for message in read]
     for index, message in enumerate(read):
         _check_version(message, f"message {index}", version, reasons)
     map_ids(read, paired=version in ("v11", "v13", "v15"))
@@ -123,6 +129,19 @@ def _merge_calls(messages: list[Message]) -> list[Message]:
         else:
             merged.append(message)
     return merged
+
+
+def _spells_markers(text: str) -> bool:
+    return all(marker in text for marker in THINK_MARKERS)
+
+
+def _with_markers(message: Message) -> Message:
+    """The message with reasoning as text before its content, as Magistral 2506 writes it."""
+    if not message.get("reasoning"):
+        return message
+    begin, end = THINK_MARKERS
+    text = f"{begin}\n{message['reasoning']}\n{end}\n\n{message['content'] or ''}".rstrip("\n")
+    return {**message, "content": text, "reasoning": ""}
 
 
 def _with_reasoning(message: Message) -> Message:

@@ -12,7 +12,7 @@ def test_the_examples_run() -> None:
     names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert names["answer"].finish_reason
     assert len(names["parts"].tool_calls) == 1
     names["model"].close()

@@ -13,7 +13,7 @@ from answers.versions import tokenizer_of
 from cli.processes import invoke
 
 import mistral_portable as mp
-from mistral_portable.answers import CallArguments, CallBegin, CallFailed, Content, Delta
+from mistral_portable.answers import CallArguments, CallBegin, CallEnd, CallFailed, Content, Delta, named
 from mistral_portable.errors import InputError
 from mistral_portable.openai import assistant_message, delta_fields, finish_reason, run_batch
 from mistral_portable.tokenizer import is_call_id
@@ -71,7 +71,8 @@ def test_deltas_for_threads_and_coroutines(model: mp.Model) -> None:
 
     deltas = list(model.stream(QUESTION, temperature=0).deltas())
     assert deltas == asyncio.run(collect())
-    begin, arguments = deltas
+    begin, arguments, end = deltas
+    assert end == CallEnd(0)
     assert begin == CallBegin(0, "abcdefgh1", "weather")
     assert isinstance(arguments, CallArguments)
 
@@ -109,6 +110,23 @@ def test_openai_answers(model: mp.Model, tmp_path: Path) -> None:
         "refusal": None,
         "tool_calls": [{"id": "abcdefgh1", "type": "function", "function": function}],
     }
+
+
+def test_a_batch_may_demand_a_call(model: mp.Model, tmp_path: Path) -> None:
+    body: dict[str, Any] = {"messages": QUESTION, "tools": [WEATHER], "tool_choice": "required", "n": 2}
+    bad = {**body, "tool_choice": named("f")}
+    lines = [
+        {"custom_id": id, "method": "POST", "url": "/v1/chat/completions", "body": one}
+        for id, one in (("a", {**body, "parallel_tool_calls": False}), ("b", bad))
+    ]
+    (tmp_path / "in").write_text("\n".join(map(json.dumps, lines)))
+    run_batch(model, tmp_path / "in", tmp_path / "out")
+    found = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    answers = {line["custom_id"]: line["response"] for line in found}
+    calls = [choice["message"]["tool_calls"] for choice in answers["a"]["body"]["choices"]]
+    assert [[call["function"]["name"] for call in some] for some in calls] == [["weather"], ["weather"]]
+    assert answers["b"]["status_code"] == 400
+    assert "'f' is none of the tools" in answers["b"]["body"]["error"]["message"]
 
 
 def test_openai_deltas_add_up_to_the_message(model: mp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,11 +172,89 @@ def test_tool_choice_none_leaves_the_tools_out(model: mp.Model) -> None:
     assert streamer.generation.timings.prefill_tokens == prompt_tokens()
 
 
+PLACE = {"city": {"enum": ["Paris", "Rome"]}}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": PLACE, "required": ["city"], "additionalProperties": False},
+    },
+}
+
+
+@pytest.mark.parametrize("choice", ["required", "any", named("weather")], ids=str)
+def test_a_call_is_demanded(model: mp.Model, choice: Any) -> None:
+    options: Any = {"tools": [WEATHER], "tool_choice": choice, "parallel_tool_calls": False, "seed": 3}
+    ids = model.tokenizer.chat(QUESTION, tools=[WEATHER])
+    streamer = model.stream(QUESTION, **options)
+    deltas = list(streamer.deltas())
+    found = [
+        model.chat(QUESTION, **options),
+        model.generate(QUESTION, **options),
+        model.generate(ids, chat=True, **options),
+        asyncio.run(model.agenerate(QUESTION, **options)),
+        streamer.generation,
+        *model.generate([QUESTION, QUESTION], **options),
+    ]
+    assert [type(delta) for delta in deltas] == [CallBegin, CallArguments, CallEnd]
+    for one in found:
+        (call,) = one.tool_calls
+        assert (call.name, one.text, one.finish_reason) == ("weather", "", "stop")
+        assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
+        assert one.tokens == found[0].tokens
+
+
+def test_a_demanded_call_that_is_cut_off_is_text(model: mp.Model) -> None:
+    found = model.chat(QUESTION, tools=[WEATHER], tool_choice="required", max_tokens=7)
+    assert (found.text, found.tool_calls, found.finish_reason) == ('[{"name', (), "length")
+    assert found.call_error == "call 0: the list is cut off"
+
+
+def test_an_answer_ends_behind_the_call_that_is_the_only_one(model: mp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = [*written(model.tokenizer, "the", "[TOOL_CALLS]", CALL[:-1] + ", " + CALL[1:]), model.tokenizer.eos_id]
+    script(monkeypatch, model.tokenizer.chat(QUESTION), tokens)
+    several = model.chat(QUESTION, temperature=0)
+    one = model.chat(QUESTION, temperature=0, parallel_tool_calls=False)
+    assert (len(several.tool_calls), len(one.tool_calls)) == (2, 1)
+    assert (one.tool_calls[0], one.text, one.finish_reason) == (several.tool_calls[0], "the", "stop")
+    assert len(one.tokens) < len(several.tokens)
+    assert model.manager.lanes == ()
+
+
+def test_a_prompt_is_encoded_once_for_several_answers(model: mp.Model, tmp_path: Path) -> None:
+    encoded = list[str]()
+    encode = model.tokenizer.encode
+
+    def noted(text: str, **options: Any) -> list[int]:
+        encoded.append(text)
+        return encode(text, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.tokenizer, "encode", noted)
+        answers = model.answers("Once", None, 3, seed=5)
+        body = {"prompt": "One day", "n": 3, "max_tokens": 1}
+        (tmp_path / "in").write_text(
+            json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body})
+        )
+        run_batch(model, tmp_path / "in", tmp_path / "out")
+    assert encoded == ["Once", "One day"]
+    assert [answer.completion.sampler.params.seed for answer in answers] == [5, 6, 7]
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "reason"),
     [
         (QUESTION, {"tool_choice": "sometimes"}, "tool_choice='sometimes' must be"),
         ("Once", {"tools": [TOOL]}, "tools need a prompt of messages"),
+        ("Once", {"tool_choice": "required"}, "there are none: give tools"),
+        (QUESTION, {"tools": [TOOL], "tool_choice": named("f")}, "'f' is none of the tools: weather"),
+        (
+            QUESTION,
+            {"tools": [TOOL], "tool_choice": {"type": "custom"}},
+            "must be 'auto', 'none', 'required', 'any' or",
+        ),
+        (QUESTION, {"tools": [{}], "tool_choice": "any"}, "tools"),
+        (QUESTION, {"tools": [TOOL], "tool_choice": "any", "regex": "a"}, "keeps no other rule"),
     ],
 )
 def test_what_is_refused(model: mp.Model, prompt: Any, options: dict[str, Any], reason: str) -> None:

@@ -10,7 +10,16 @@ from answers.versions import VERSIONS, WITH_CALLS, WITH_REASONING, tokenizer_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistral_portable.answers import CallArguments, CallBegin, CallFailed, ChatParser, Content, Reasoning, join_deltas
+from mistral_portable.answers import (
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    CallFailed,
+    ChatParser,
+    Content,
+    Reasoning,
+    join_deltas,
+)
 from mistral_portable.tokenizer import is_call_id
 
 PARIS = {"city": "Paris"}
@@ -102,8 +111,9 @@ def test_any_tokens_are_an_answer(version: str, data: st.DataObject) -> None:
 def test_arguments_come_in_pieces(version: str) -> None:
     tokenizer = tokenizer_of(version)
     tokens = written(tokenizer, "[TOOL_CALLS]", "weather", "[ARGS]", json.dumps(PARIS))
-    begin, *pieces = parse(tokenizer, tokens)
+    begin, *pieces, end = parse(tokenizer, tokens)
     assert isinstance(begin, CallBegin)
+    assert end == CallEnd(0)
     assert (begin.index, begin.name) == (0, "weather")
     assert len(pieces) > 2
     assert all(isinstance(piece, CallArguments) and piece.index == 0 for piece in pieces)
@@ -172,6 +182,7 @@ def test_calls_beside_one_that_does_not_parse_stand() -> None:
     assert [(call.name, call.arguments) for call in found.tool_calls] == [("f", "{}"), ("f", "{}")]
     assert [delta.index for delta in deltas if isinstance(delta, CallBegin)] == [0, 1, 2]
     assert [delta.index for delta in deltas if isinstance(delta, CallFailed)] == [1]
+    assert [delta.index for delta in deltas if isinstance(delta, CallEnd)] == [0, 2]
     assert found.text == 'g{"a": 1'
 
 

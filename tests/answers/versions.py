@@ -4,6 +4,7 @@ The special tokens of v11 and later have the ids that they have in Mistral's own
 """
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,19 @@ WITH_REASONING = ["v13", "v15"]
 def tokenizer_of(name: str) -> Tokenizer:
     if name in FILES:
         return from_file(name)
-    return load_tokenizer(TokenizerFile(Path("tekken.json"), memoryview(_later(name))))
+    return tokenizer_with(name.split()[0], _LATER[name])
 
 
-def _later(name: str) -> bytes:
+def tokenizer_with(version: str, last: Sequence[str]) -> Tokenizer:
+    """A tokenizer of a later version. last: its special tokens from 32 on."""
     file: dict[str, Any] = json.loads(FILES["tekken 240911"].read_bytes())
-    version = name.split()[0]
     file["config"]["version"] = version
     special = [dict(token) for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS]
-    names = [f"<SPECIAL_{rank}>" for rank in range(len(special), 32)] + _LATER[name]
+    names = [f"<SPECIAL_{rank}>" for rank in range(len(special), 32)] + [*last]
     special += [
         {"rank": rank, "token_str": text, "is_control": True} for rank, text in enumerate(names, start=len(special))
     ]
     file["special_tokens"] = special
     if version == "v15":
         file["model_settings_builder"] = {}
-    return json.dumps(file).encode()
+    return load_tokenizer(TokenizerFile(Path("tekken.json"), memoryview(json.dumps(file).encode())))

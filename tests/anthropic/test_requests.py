@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mistral_portable.answers import named
 from mistral_portable.anthropic.requests import CountRequest, MessagesRequest
 from mistral_portable.api import check_body
 from mistral_portable.errors import InputError
@@ -38,7 +39,7 @@ def test_a_request_becomes_a_conversation() -> None:
     assert (asked.params.top_k, asked.params.top_p) == (3, 0.25)
     function = {"name": "weather", "description": "It is cold", "parameters": {"type": "object"}}
     assert asked.tools == [{"type": "function", "function": function}]
-    assert (asked.tool_choice, asked.tool_name, asked.parallel) == ("required", "weather", False)
+    assert (asked.tool_choice, asked.parallel) == (named("weather"), False)
     assert (asked.schema, asked.user, asked.stream, asked.model) == ({"type": "string"}, "tom", True, "m")
 
 
@@ -86,7 +87,7 @@ def test_a_changing_header_is_dropped() -> None:
 
 @pytest.mark.parametrize(
     ("choice", "tools", "expected"),
-    [(None, 1, "auto"), ({"type": "auto"}, 1, "auto"), ({"type": "any"}, 1, "required"), ({"type": "none"}, 0, "none")],
+    [(None, 1, "auto"), ({"type": "auto"}, 1, "auto"), ({"type": "any"}, 1, "any"), ({"type": "none"}, 0, "none")],
 )
 def test_tool_choice(choice: Any, tools: int, expected: str) -> None:
     asked = ask(tools=[TOOL], tool_choice=choice)

@@ -69,6 +69,7 @@ def test_texts(prompt: Any, count: int) -> None:
         (TEXT, {"prompt": ""}, "prompt: it is empty"),
         (TEXT, {"prompt": "a", "echo": True}, "echo: "),
         (TEXT, {"prompt": "a", "suffix": "b"}, "suffix: "),
+        (TEXT, {"prompt": "a", "n": 2, "best_of": 3}, "best_of=3: all 2 answers"),
         (TEXT, [], "body: "),
         ("/v1/embeddings", {}, "'/v1/embeddings': choose one of"),
     ],

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from mistral_portable.answers import named
 from mistral_portable.api import check_body
 from mistral_portable.errors import InputError
 from mistral_portable.openai.responses import ResponseRequest
@@ -36,10 +37,10 @@ def test_a_request_becomes_a_conversation() -> None:
     assert (asked.params.max_tokens, asked.params.temperature, asked.params.top_p) == (9, 0, 0.5)
     function = {"name": "weather", "description": "It is cold", "parameters": {"type": "object"}}
     assert asked.tools == [{"type": "function", "function": function}]
-    assert (asked.tool_choice, asked.tool_name, asked.parallel) == ("required", "weather", False)
+    assert (asked.tool_choice, asked.parallel) == (named("weather"), False)
     assert (asked.schema, asked.stream, asked.user) == ({"type": "string"}, True, "tom")
     assert ask().params.max_tokens is None
-    assert ask(tools=[TOOL], tool_choice="none").tools == []
+    assert ask(tools=[TOOL], tool_choice="none").tool_choice == "none"
     assert ask(text={"format": {"type": "json_object"}}).schema == {"type": "object"}
 
 

@@ -113,6 +113,25 @@ def test_no_second_call_if_that_is_forbidden(client: anthropic.Anthropic, model:
     assert (answer.stop_reason, block.input) == ("tool_use", {"city": "Rome"})
 
 
+PLACE = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+STRICT: Any = {"name": "weather", "input_schema": {**PLACE, "additionalProperties": False}}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}], ids=str)
+def test_a_call_is_demanded(client: anthropic.Anthropic, choice: Any, streamed: bool) -> None:
+    choice = {**choice, "disable_parallel_tool_use": True}
+    body: Any = {"model": "any", "max_tokens": 200, "messages": ASK, "tools": [STRICT], "tool_choice": choice}
+    if streamed:
+        with client.messages.stream(**body) as stream:
+            answer: Any = stream.get_final_message()
+    else:
+        answer = client.messages.create(**body)
+    (block,) = answer.content
+    assert (answer.stop_reason, block.type, block.name) == ("tool_use", "tool_use", "weather")
+    jsonschema.validate(block.input, STRICT["input_schema"])
+
+
 def test_a_schema_is_kept(client: anthropic.Anthropic) -> None:
     properties = {"color": {"enum": ["red", "white"]}}
     schema = {"type": "object", "properties": properties, "required": ["color"], "additionalProperties": False}
@@ -123,6 +142,9 @@ def test_a_schema_is_kept(client: anthropic.Anthropic) -> None:
     jsonschema.validate(json.loads(block.text), schema)
 
 
+BAD = {"name": "bad", "input_schema": {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}}
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -130,6 +152,7 @@ def test_a_schema_is_kept(client: anthropic.Anthropic) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages.0.content.0.text: "),
         ({"messages": [{"role": "user", "content": "red " * 40000}]}, "tokens"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice: "),
+        ({"tools": [BAD], "tool_choice": {"type": "any"}}, 'tools: the parameters of "bad": '),
     ],
 )
 def test_what_is_refused(client: anthropic.Anthropic, fields: Any, words: str) -> None:

@@ -67,6 +67,18 @@ MESSAGES = st.lists(
     ),
     max_size=4,
 )
+PARAMETERS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["object", "object", "string"])},
+    optional={
+        "properties": st.dictionaries(st.sampled_from("ab"), st.sampled_from([{}, {"enum": [1]}, {"not": {}}, 5])),
+        "required": st.lists(st.sampled_from("ab"), unique=True),
+        "additionalProperties": st.booleans(),
+    },
+)
+FUNCTION = st.fixed_dictionaries(
+    {"name": st.sampled_from(["f", "g", "a b", ""])}, optional={"parameters": PARAMETERS | JSON}
+)
+TOOLS = st.lists(st.fixed_dictionaries({"type": st.just("function"), "function": FUNCTION}), max_size=3)
 # Values that are right, or nearly so.
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "messages": MESSAGES,
@@ -77,7 +89,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "top_logprobs": st.integers(-1, 21),
     "logit_bias": st.dictionaries(st.sampled_from(["5", "-1", "a", "99999999"]), st.floats(-200, 200), max_size=3),
     "stop": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=3),
-    "tool_choice": st.sampled_from(["none", "auto", "required"]),
+    "tool_choice": st.sampled_from(["none", "auto", "required", "any", {"type": "function", "function": {"name": "f"}}])
+    | JSON,
+    "parallel_tool_calls": st.booleans(),
     "seed": st.integers(-(2**70), 2**70),
     "stream_options": st.fixed_dictionaries({"include_usage": st.booleans()}),
     "temperature": st.floats(),
@@ -90,7 +104,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "presence_penalty": st.floats(),
     "max_completion_tokens": st.integers(-1, 4),
     "ignore_eos": st.booleans(),
-    "tools": JSON,
+    "tools": TOOLS | JSON,
     "response_format": JSON,
     "grammar": st.text(max_size=8),
     "regex": st.text(max_size=8),
@@ -98,6 +112,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "cache_salt": st.text(max_size=8),
     "suffix": st.text(max_size=8),
     "echo": st.booleans(),
+    "best_of": st.integers(0, 4),
 }
 
 

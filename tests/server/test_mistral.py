@@ -1,5 +1,6 @@
 """Mistral's API, asked by Mistral's own client."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,27 @@ def test_a_chat_is_the_model_s(client: Mistral, model: mp.Model) -> None:
     assert answer.choices[0].message.content == alone.text
     chunks = client.chat.stream(model="any", messages=ASK, temperature=1.3, random_seed=5, max_tokens=20)
     assert "".join(chunk.data.choices[0].delta.content or "" for chunk in chunks) == alone.text
+
+
+PLACE = {"type": "object", "properties": {"city": {"enum": ["Paris"]}}, "required": ["city"]}
+WEATHER: Any = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {**PLACE, "additionalProperties": False}},
+}
+
+
+@pytest.mark.parametrize("choice", ["any", "required", {"type": "function", "function": {"name": "weather"}}], ids=str)
+def test_a_call_is_demanded(client: Mistral, choice: Any) -> None:
+    body: Any = {"model": "any", "messages": ASK, "tools": [WEATHER], "tool_choice": choice}
+    answer = client.chat.complete(**body, parallel_tool_calls=False)
+    (choice,) = answer.choices
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, call.function.name) == ("tool_calls", "weather")
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+    chunks = [event.data.choices[0] for event in client.chat.stream(**body, parallel_tool_calls=False)]
+    (whole,) = [piece for chunk in chunks for piece in chunk.delta.tool_calls or ()]
+    assert (whole.function.name, whole.function.arguments) == ("weather", call.function.arguments)
+    assert chunks[-1].finish_reason == "tool_calls"
 
 
 def test_models(client: Mistral, model: mp.Model) -> None:

@@ -66,6 +66,33 @@ def test_a_tool_is_called_and_answers(client: openai.OpenAI, model: mp.Model, st
     assert after.usage.output_tokens <= 3
 
 
+PLACE = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+WEATHER: Any = {"type": "function", "name": "weather", "parameters": {**PLACE, "additionalProperties": False}}
+NOW: Any = {"type": "function", "name": "now", "parameters": None}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "weather"}], ids=str)
+def test_a_call_is_demanded(client: openai.OpenAI, choice: Any, streamed: bool) -> None:
+    body: Any = {"model": "any", "input": QUESTION, "tools": [WEATHER, NOW], "tool_choice": choice}
+    if streamed:
+        *_, last = client.responses.create(**body, parallel_tool_calls=False, stream=True)
+        answer: Any = last.response
+    else:
+        answer = client.responses.create(**body, parallel_tool_calls=False)
+    (item,) = answer.output
+    assert (answer.status, item.type, item.status) == ("completed", "function_call", "completed")
+    found = json.loads(item.arguments)
+    assert found == {} if item.name == "now" else found["city"] in ("Paris", "Rome")
+
+
+def test_a_function_without_parameters_takes_none(client: openai.OpenAI) -> None:
+    body: Any = {"model": "any", "input": QUESTION, "tools": [NOW], "tool_choice": "required"}
+    (item,) = client.responses.create(**body, parallel_tool_calls=False).output
+    assert item.type == "function_call"
+    assert item.arguments == "{}"
+
+
 def test_a_schema_is_kept(client: openai.OpenAI) -> None:
     properties = {"color": {"enum": ["red", "white"]}}
     schema = {"type": "object", "properties": properties, "required": ["color"], "additionalProperties": False}

@@ -1,8 +1,10 @@
-"""Tool calls in answers of OpenAI's API, whole and streamed, and the same conversation going on."""
+"""Tool calls in answers of OpenAI's API, whole and streamed, demanded or not, and the conversation going on."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
 import openai
 import pytest
 from answers.scripted import QUESTION, TOOL, script, written
@@ -28,7 +30,7 @@ def create(model: mp.Model) -> Iterator[Any]:
         openai.OpenAI(base_url=f"{running.url}/v1", api_key="any", timeout=PATIENCE, max_retries=0) as client,
     ):
         create: Any = client.chat.completions.create
-        yield lambda **options: create(model="any", temperature=0, tools=[TOOL], **options)
+        yield lambda **options: create(**{"model": "any", "temperature": 0, "tools": [TOOL], **options})
 
 
 @pytest.fixture
@@ -81,7 +83,98 @@ def test_a_call_that_is_cut_off_is_text(create: Any) -> None:
     assert chunks[-1].finish_reason == "length"
 
 
-def test_what_is_not_supported_is_said(create: Any) -> None:
-    for options in ({"parallel_tool_calls": False}, {"tool_choice": "required"}):
-        with pytest.raises(openai.BadRequestError, match=next(iter(options))):
-            create(messages=QUESTION, **options)
+@pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize("streamed", [False, True])
+def test_one_call_if_more_are_forbidden(create: Any, streamed: bool) -> None:
+    body = {"messages": QUESTION, "parallel_tool_calls": False}
+    if streamed:
+        chunks = [chunk.choices[0] for chunk in create(**body, stream=True)]
+        pieces = [piece.function.arguments for chunk in chunks for piece in chunk.delta.tool_calls or ()]
+        found = ("".join(pieces), chunks[-1].finish_reason)
+    else:
+        (choice,) = create(**body).choices
+        (call,) = choice.message.tool_calls
+        found = (call.function.arguments, choice.finish_reason)
+    assert found == (ARGUMENTS, "tool_calls")
+
+
+def tool(name: str, value: str) -> dict[str, Any]:
+    """A function with one parameter, of one value: the embedded model would never end a text of its own."""
+    properties = {"city": {"enum": [value]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}}
+    parameters = {"type": "object", "properties": properties, "required": ["city"], "additionalProperties": False}
+    return {"type": "function", "function": {"name": name, "description": name, "parameters": parameters}}
+
+
+TWO = [tool("weather", "Paris"), tool("forecast", "Rome")]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("required", ["weather", "forecast"]),
+        ("any", ["weather", "forecast"]),
+        ({"type": "function", "function": {"name": "forecast"}}, ["forecast"]),
+    ],
+    ids=str,
+)
+def test_a_call_is_demanded(create: Any, choice: Any, names: list[str], streamed: bool) -> None:
+    for seed in range(3):
+        body = {"messages": QUESTION, "tools": TWO, "tool_choice": choice, "temperature": 1.5, "seed": seed}
+        body["parallel_tool_calls"] = False
+        if streamed:
+            chunks = [chunk.choices[0] for chunk in create(**body, stream=True)]
+            pieces = [piece.function for chunk in chunks for piece in chunk.delta.tool_calls or ()]
+            name, arguments = pieces[0].name, "".join(piece.arguments for piece in pieces)
+            content, reason = "".join(chunk.delta.content or "" for chunk in chunks), chunks[-1].finish_reason
+        else:
+            (answer,) = create(**body).choices
+            (call,) = answer.message.tool_calls
+            name, arguments = call.function.name, call.function.arguments
+            content, reason = answer.message.content or "", answer.finish_reason
+        assert (content, reason) == ("", "tool_calls")
+        assert name in names
+        (schema,) = (one["function"]["parameters"] for one in TWO if one["function"]["name"] == name)
+        jsonschema.validate(json.loads(arguments), schema)
+
+
+def test_several_calls_may_be_demanded_and_are_cut(create: Any) -> None:
+    answer = create(messages=QUESTION, tools=TWO, tool_choice="required", max_tokens=60).choices[0]
+    for call in answer.message.tool_calls or ():
+        assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+    cut = create(messages=QUESTION, tools=TWO, tool_choice="required", max_tokens=6).choices[0]
+    assert (cut.finish_reason, cut.message.tool_calls) == ("length", None)
+    assert cut.message.content.startswith('[{"n')
+
+
+def test_each_of_n_answers_is_a_call(create: Any) -> None:
+    body = {"messages": QUESTION, "tools": TWO[:1], "tool_choice": "required", "parallel_tool_calls": False}
+    answer = create(**body, n=3)
+    assert [len(choice.message.tool_calls) for choice in answer.choices] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tools": [], "tool_choice": "required"}, "tool_choice: a tool must be called, and there are none"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice: 'f' is none of the tools"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice={'type': 'function'} must be"),
+        ({"tool_choice": "sometimes"}, "tool_choice"),
+        ({"parallel_tool_calls": 3}, "parallel_tool_calls: .*got 3"),
+        ({"tool_choice": "required", "extra_body": {"regex": "a"}}, "tools: an answer that follows a rule"),
+        ({"tool_choice": "required", "extra_body": {"ignore_eos": True}}, "ignore_eos"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_demanded_is_said(create: Any, options: dict[str, Any], words: str, streamed: bool) -> None:
+    with pytest.raises(openai.BadRequestError, match=words):
+        create(**{"messages": QUESTION, "tools": [TOOL], "stream": streamed, **options})
+
+
+def test_a_schema_that_cannot_be_kept_names_its_tool(create: Any) -> None:
+    bad = tool("bad", "x")
+    bad["function"]["parameters"]["properties"]["days"] = {"not": {"type": "string"}}
+    with pytest.raises(openai.BadRequestError, match=r'tools: the parameters of "bad": .*not'):
+        create(messages=QUESTION, tools=[*TWO, bad], tool_choice="required")
+    assert create(messages=QUESTION, tools=[*TWO, bad], max_tokens=1).choices
