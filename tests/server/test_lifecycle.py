@@ -1,5 +1,6 @@
 """`serve` as operators start and end it: a process, its address, its log, and SIGTERM."""
 
+import asyncio
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from serving import PATIENCE, serving
 
 import mistral_portable as mp
 from mistral_portable.errors import InputError
-from mistral_portable.server.lifecycle import listen_unix
+from mistral_portable.server.lifecycle import listen_tcp, listen_unix
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
@@ -108,6 +109,28 @@ def test_sigterm_ends_answers_at_the_deadline(tmp_path: Path) -> None:
     (request,) = [entry for entry in entries if "request_id" in entry]
     assert (request["path"], request["status"], request["level"]) == ("/v1/completions", 200, "info")
     assert not any("traceback" in entry for entry in entries)
+
+
+def test_connections_send_at_once() -> None:
+    """Else the second packet of a response waits for the client's acknowledgement of the first, which takes its time."""
+    accepted = list[int]()
+
+    async def run() -> None:
+        seen = asyncio.Event()
+
+        async def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+            seen.set()
+
+        listener = listen_tcp("127.0.0.1", 0)
+        async with await asyncio.start_server(take, sock=listener):
+            with socket.create_connection(listener.getsockname()):
+                await seen.wait()
+
+    asyncio.run(run())
+    (without_delay,) = accepted
+    assert without_delay
 
 
 def test_a_socket_that_nobody_listens_to_is_replaced(tmp_path: Path) -> None:
