@@ -26,8 +26,8 @@ def listen_tcp(host: str, port: int) -> socket.socket:
     """A socket that is bound to a host and a port; port 0: any free one. Raises InputError if that cannot be."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # Named, as asyncio sets TCP_NODELAY only then; without it, the end of a response waits 40 ms for the client's word
-        # that it has the beginning.
+        # With the protocol's name, as asyncio sets TCP_NODELAY only then. Without it, the end of a response waits until
+        # the client has acknowledged the beginning: 40 ms.
         found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
         raise InputError(f"--host {host}: no address of this machine: {error.strerror}") from error

@@ -77,7 +77,7 @@ def test_the_callers_messages_are_left_alone() -> None:
         ([user("Hi"), assistant("")], None, "chat template v3"),
         ([user("Hi"), {"role": "tool", "content": "rain"}], None, "tool_call_id"),
         ([user("\ud83e")], None, "chat template v3"),
-        ([user("Hi")], [{}], "Tool.function: Field required"),
+        ([user("Hi")], [{}], "tool 0 has the function None"),
         ([user("Hi")], ["weather"], "tool 0 is 'weather'; pass a mapping"),
         ([user("Hi")], [{"type": "function", "function": {"name": "a b", "parameters": {}}}], "Function name was a b"),
         ([user("Hi"), {"role": "assistant", "content": None, "tool_calls": [3]}, user("?")], None, "tool_calls"),
