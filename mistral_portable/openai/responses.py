@@ -131,7 +131,7 @@ class ResponseRequest(Body):
             "tool_choice": choice.model_dump() if isinstance(choice, NamedTool) else choice,
             "tools": [{**tool.model_dump(), "strict": False} for tool in self.tools or ()],
             "top_p": 1.0 if self.top_p is None else self.top_p,
-            "user": self.user,
+            **({} if self.user is None else {"user": self.user}),
         }
 
     def _format(self) -> JSON:
