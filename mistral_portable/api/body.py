@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, ErrorDetails
 
 from mistral_portable.errors import InputError
 
@@ -39,6 +39,16 @@ class Body(BaseModel):
     @classmethod
     def _drop_null(cls, data: Any) -> Any:
         return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JSON:
+        """The schema, in which fields that may be left out may be null."""
+        schema = handler(core)
+        described = handler.resolve_ref_schema(schema)
+        for name, field in described.get("properties", {}).items():
+            if name not in described.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
+                described["properties"][name] = {"anyOf": [field, {"type": "null"}]}
+        return schema
 
 
 def check_body(kind: type[B], body: object) -> B:

@@ -74,7 +74,9 @@ class ResponseRequest(Body):
     """The body of a request for /v1/responses."""
 
     model: str | None = None
-    input: Annotated[Many[Item], Field(min_length=1), BeforeValidator(_as_items)]
+    input: Annotated[
+        Many[Item], Field(min_length=1), BeforeValidator(_as_items, json_schema_input_type=str | Many[Item])
+    ]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = None

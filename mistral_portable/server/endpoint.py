@@ -25,7 +25,7 @@ class Endpoint:
     handler: called with the request and the checked body (None without one), returns the response; it is cancelled if
     the client goes away, and any exception of it becomes an error response. body: the model that checks JSON.
     optional_body: an empty body is None. error: writes errors in the API's form. media_types: of the response, for the
-    OpenAPI document. public: no key is needed.
+    OpenAPI document. errors: statuses that it has besides those that follow from the rest. public: no key is needed.
     """
 
     method: str
@@ -36,6 +36,7 @@ class Endpoint:
     optional_body: bool = False
     error: Callable[[Failure], dict[str, Any]] = openai_error
     media_types: Sequence[str] = ("application/json",)
+    errors: Sequence[int] = ()
     public: bool = False
 
 
