@@ -13,6 +13,7 @@ import uvicorn
 
 from mistral_portable.errors import InputError
 from mistral_portable.server.app import create_app
+from mistral_portable.server.protocol import HTTPProtocol
 from mistral_portable.server.service import Service
 
 __all__ = ["listen_tcp", "listen_unix", "make_server", "serve"]
@@ -75,7 +76,7 @@ def make_server(service: Service, *, ready: Callable[[], object] = lambda: None)
     """
     config = uvicorn.Config(
         create_app(service),
-        http="h11",  # bounds the headers of a request
+        http=HTTPProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -3,7 +3,6 @@
 CI sends 50 to each endpoint; `HYPOTHESIS_PROFILE=thorough` sends 1,000 to each.
 """
 
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,13 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from server.complaints import Complaints, complaints
 from server.drawn_bodies import GOOD, Drawn, bodies
 from serving import Running, serving, wait_until
 
 import mistral_portable as mp
+
+__all__ = ["complaints"]
 
 # Names of places in errors that are not made by pydantic.
 PLACES = re.compile(
@@ -25,26 +27,6 @@ PLACES = re.compile(
     re.IGNORECASE,
 )
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "Tom has a red ball."}], "temperature": 0}
-
-
-class Complaints(logging.Handler):
-    """Keeps what is logged as an error or with a traceback."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = list[str]()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR or record.exc_info:
-            self.found.append(self.format(record))
-
-
-@pytest.fixture(scope="module")
-def complaints() -> Iterator[Complaints]:
-    handler = Complaints()
-    logging.getLogger().addHandler(handler)
-    yield handler
-    logging.getLogger().removeHandler(handler)
 
 
 @pytest.fixture(scope="module")
