@@ -9,15 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from cli.processes import COMMAND, invoke
+from cli.processes import invoke
+from server.server_process import started
 from serving import PATIENCE, serving
 
 import mistral_portable as mp
@@ -27,35 +25,6 @@ from mistral_portable.server.lifecycle import listen_tcp, listen_unix
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 ENDLESS: dict[str, Any] = {"prompt": "Once", "ignore_eos": True, "max_tokens": 30000, "temperature": 0, "stream": True}
-
-
-@dataclass
-class Process:
-    """A server's process and the lines that it wrote until it was ready."""
-
-    process: subprocess.Popen[str]
-    lines: list[str]
-
-    def end(self) -> tuple[int, str]:
-        """Wait for the end; return the status and the rest of the log."""
-        _, rest = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, rest
-
-
-@contextmanager
-def started(*options: str, ready: str) -> Iterator[Process]:
-    """`serve` with options, from the line on that says what `ready` does."""
-    command = [*COMMAND, "serve", "--backend", "numba", "--parallel", "2", *options]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            lines = [process.stderr.readline()]
-            while not re.search(ready, lines[-1]):
-                assert lines[-1], lines
-                lines.append(process.stderr.readline())
-            yield Process(process, lines)
-        finally:
-            process.kill()
 
 
 def test_sigterm_lets_running_answers_end(model: mp.Model) -> None:

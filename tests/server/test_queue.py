@@ -40,6 +40,27 @@ def test_200_at_once(server: Running, model: mp.Model) -> None:
     assert found == [one.text for one in alone]
 
 
+def test_200_at_once_are_answered_or_told_to_come_again(model: mp.Model) -> None:
+    alone = model.generate(TEXT, temperature=0, max_tokens=8).text
+    with serving(model, max_queue=20) as server, server.client() as http:
+
+        def ask(number: int) -> int:
+            body = {"prompt": TEXT, "temperature": 0, "max_tokens": 8, "stream": number % 2 == 1}
+            answer = http.post("/v1/completions", json=body)
+            if answer.status_code == 503:
+                assert int(answer.headers["Retry-After"]) >= 1
+            elif number % 2:
+                assert answer.text.endswith("data: [DONE]\n\n")
+            else:
+                assert answer.json()["choices"][0]["text"] == alone
+            return answer.status_code
+
+        with ThreadPoolExecutor(200) as pool:
+            found = set(pool.map(ask, range(200)))
+    assert 200 in found
+    assert found <= {200, 503}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_full_queue_says_when_to_come_again(model: mp.Model, stream: bool) -> None:
     with serving(model, max_queue=1) as server, server.client() as http, filled(server):
