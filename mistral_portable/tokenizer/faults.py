@@ -3,6 +3,7 @@
 __all__ = ["one_line"]
 
 _SHOWN = 60  # characters of a wrong value
+_SAID = 300  # characters of a message, which may repeat the value
 
 
 def one_line(error: Exception) -> str:
@@ -14,5 +15,5 @@ def one_line(error: Exception) -> str:
         field = ".".join([error.title, *map(str, first["loc"])])
         return " ".join(f"{field}: {first['msg']}, got {first['input']!r:.{_SHOWN}}".split())
     if isinstance(error, KeyError):
-        return f"{error} is missing"
-    return " ".join(str(error).split())
+        return f"{error!s:.{_SAID}} is missing"
+    return " ".join(f"{error!s:.{_SAID}}".split())

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from serving import PATIENCE, Running, serving, wait_until
@@ -42,7 +43,8 @@ def test_200_at_once(server: Running, model: mp.Model) -> None:
 
 def test_200_at_once_are_answered_or_told_to_come_again(model: mp.Model) -> None:
     alone = model.generate(TEXT, temperature=0, max_tokens=8).text
-    with serving(model, max_queue=20) as server, server.client() as http:
+    limits = httpx.Limits(max_connections=200)
+    with serving(model, max_queue=20) as server, server.client(limits=limits) as http:
 
         def ask(number: int) -> int:
             body = {"prompt": TEXT, "temperature": 0, "max_tokens": 8, "stream": number % 2 == 1}
