@@ -187,6 +187,8 @@ def main() -> None:
     parser.add_argument("--most-growth", type=float, default=10, metavar="MIB")
     parser.add_argument("--every", type=float, default=10, metavar="S", help="seconds between two lines")
     arguments = parser.parse_args()
+    if 60 * arguments.minutes < 8 * arguments.every:
+        parser.error("--minutes: too short to compare quarters: eight times --every are the least")
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
         port = free_port()
         options = ["--port", str(port), "--sessions-dir", folder, "--embeddings", "last", "--parallel", "4"]
