@@ -55,7 +55,7 @@ class ToolUseBlock(Body):
     input: JSON
 
 
-_TextBlocks = Annotated[Many[TextBlock], BeforeValidator(_as_blocks)]
+_TextBlocks = Annotated[Many[TextBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | Many[TextBlock])]
 
 
 class ToolResultBlock(Body):
@@ -85,7 +85,7 @@ class Message(Body):
     """A turn."""
 
     role: Literal["user", "assistant", "system"]
-    content: Annotated[Many[Block], BeforeValidator(_as_blocks)]
+    content: Annotated[Many[Block], BeforeValidator(_as_blocks, json_schema_input_type=str | Many[Block])]
 
     def messages(self) -> list[JSON]:
         """OpenAI's messages: results of tools first, as they follow the calls, then all else as one."""

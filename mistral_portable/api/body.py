@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, ErrorDetails
 
 from mistral_portable.errors import InputError
 
@@ -23,6 +24,7 @@ Stops = Annotated[Many[Stop], Field(max_length=16)]
 
 _MOST_FAULTS = 5
 _SHOWN = 60  # characters of a wrong value
+_SAID = 200  # characters of a rule, which may repeat the value
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -37,6 +39,16 @@ class Body(BaseModel):
     @classmethod
     def _drop_null(cls, data: Any) -> Any:
         return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JSON:
+        """The schema, in which fields that may be left out may be null."""
+        schema = handler(core)
+        described = handler.resolve_ref_schema(schema)
+        for name, field in described.get("properties", {}).items():
+            if name not in described.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
+                described["properties"][name] = {"anyOf": [field, {"type": "null"}]}
+        return schema
 
 
 def check_body(kind: type[B], body: object) -> B:
@@ -64,18 +76,29 @@ def parse_body(kind: type[B], data: bytes | bytearray) -> B:
 
 def _wrong(error: ValidationError, body: object) -> str:
     errors = error.errors(include_url=False, include_context=False)
-    found = [f"{_path(one['loc'], body)}: {one['msg']}, got {one['input']!r:.{_SHOWN}}" for one in errors]
-    more = [f"and {len(found) - _MOST_FAULTS} more"] if len(found) > _MOST_FAULTS else []
-    return " ".join("; ".join([*found[:_MOST_FAULTS], *more]).split())
+    found = [_fault(one, body) for one in errors[:_MOST_FAULTS]]
+    more = [f"and {len(errors) - _MOST_FAULTS} more"] if len(errors) > _MOST_FAULTS else []
+    return " ".join("; ".join([*dict.fromkeys(found), *more]).split())
 
 
-def _path(location: Sequence[int | str], body: object) -> str:
-    """A place in a body: messages.0.role. Pydantic names a block by its "type", too, given or not, which is no part of
-    the path."""
+def _fault(one: ErrorDetails, body: object) -> str:
+    """An error's place, rule and value. One of JSON has its place in the text, and no value."""
+    value = "" if one["type"] == "json_invalid" else f", got {one['input']!r:.{_SHOWN}}"
+    return f"{_path(one['loc'], body, names_missing=one['type'] == 'missing')}: {one['msg']:.{_SAID}}{value}"
+
+
+def _path(location: Sequence[int | str], body: object, *, names_missing: bool) -> str:
+    """A place in a body: messages.0.role. names_missing: whether its last part is a field that is not there.
+
+    Pydantic also names what a value was checked as, which is no part of the path: a block's "type", given or not, and
+    the kinds of a union, such as "list[str]".
+    """
     parts: list[str] = []
     place, entered = body, False
     for index, part in enumerate(location):
-        is_last = index == len(location) - 1  # the name of a field, "text" for example
+        is_last = index == len(location) - 1
+        if not isinstance(part, int) and not _is_field(part, place, is_last and names_missing):
+            continue
         if isinstance(place, Mapping) and not (entered or is_last) and _is_tag(part, location[index + 1], place):
             entered = True
             continue
@@ -84,12 +107,15 @@ def _path(location: Sequence[int | str], body: object) -> str:
     return ".".join(parts) or "body"
 
 
+def _is_field(part: str, place: object, is_missing: bool) -> bool:
+    return isinstance(place, Mapping) and (part in place or is_missing)
+
+
 def _is_tag(part: int | str, following: int | str, place: Mapping[str, object]) -> bool:
-    if "type" not in place:
-        return part not in place
+    """Whether a name that the object has is that of its type, and not of the field."""
     # {"type": "json_schema", "json_schema": {...}}: a block would be named twice, by its type and by the field.
     is_field = isinstance(place.get(str(part)), Mapping) and following != part
-    return place["type"] == part and not is_field
+    return place.get("type") == part and not is_field
 
 
 def _inside(place: object, part: int | str) -> object:

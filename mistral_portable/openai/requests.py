@@ -9,10 +9,10 @@ understood besides, as by llama-server and vLLM, and `random_seed`, Mistral's na
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from mistral_portable.answers import offered
-from mistral_portable.api import JSON, Many, Stop, Stops, any_object, check_body
+from mistral_portable.api import JSON, Body, Many, Stop, Stops, any_object, check_body
 from mistral_portable.engine.prompts import Prompt
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
@@ -66,10 +66,8 @@ class ResponseFormat(BaseModel):
         return self.json_schema.schema_
 
 
-class Request(BaseModel):
+class Request(Body):
     """The fields that both kinds have."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str | None = None
     n: int = Field(1, ge=1, le=_MOST_ANSWERS)
@@ -92,11 +90,6 @@ class Request(BaseModel):
     regex: str | None = None
     user: str | None = None
     cache_salt: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_null(cls, data: Any) -> Any:
-        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
 
     @property
     def include_usage(self) -> bool:

@@ -37,7 +37,7 @@ class Response:
 
     def begun(self) -> JSON:
         """The object while the answer is made."""
-        return {**self._fixed, "status": "in_progress", "incomplete_details": None, "output": [], "usage": None}
+        return {**self._fixed, "status": "in_progress", "incomplete_details": None, "output": []}
 
     def ended(self, generation: Generation, output: Sequence[JSON]) -> JSON:
         """The object at the end. output: its items."""

@@ -75,7 +75,9 @@ class ResponseRequest(Body):
     """The body of a request for /v1/responses."""
 
     model: str | None = None
-    input: Annotated[Many[Item], Field(min_length=1), BeforeValidator(_as_items)]
+    input: Annotated[
+        Many[Item], Field(min_length=1), BeforeValidator(_as_items, json_schema_input_type=str | Many[Item])
+    ]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = None
@@ -130,7 +132,7 @@ class ResponseRequest(Body):
             "tool_choice": choice.model_dump() if isinstance(choice, NamedTool) else choice,
             "tools": [{**tool.model_dump(), "strict": False} for tool in self.tools or ()],
             "top_p": 1.0 if self.top_p is None else self.top_p,
-            "user": self.user,
+            **({} if self.user is None else {"user": self.user}),
         }
 
     def _format(self) -> JSON:

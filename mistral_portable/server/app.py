@@ -51,7 +51,7 @@ def create_app(service: Service) -> Starlette:
     """The application of all endpoints, and the web page."""
     settings = service.settings
     endpoints = [endpoint for api in APIS for endpoint in api(service)]
-    endpoints.append(_document(endpoints))
+    endpoints.append(_document(endpoints, with_keys=bool(settings.keys)))
     page = page_routes()
     public = [endpoint.path for endpoint in endpoints if endpoint.public] + [route.path for route in page]
     cors = Middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"])
@@ -70,14 +70,15 @@ def create_app(service: Service) -> Starlette:
     return app
 
 
-def _document(endpoints: Sequence[Endpoint]) -> Endpoint:
-    """The endpoint of the OpenAPI document."""
-    document = openapi_document(endpoints)
+def _document(endpoints: Sequence[Endpoint], *, with_keys: bool) -> Endpoint:
+    """The endpoint of the OpenAPI document, which describes itself, too."""
 
     async def openapi(request: Request, body: None) -> Response:
         return JSONResponse(document)
 
-    return Endpoint("GET", "/openapi.json", "Describe all requests", openapi)
+    own = Endpoint("GET", "/openapi.json", "Describe all requests", openapi)
+    document = openapi_document([*endpoints, own], with_keys=with_keys)
+    return own
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:

@@ -24,8 +24,8 @@ class Endpoint:
     """method, path: where, the path as starlette writes it ("/v1/models/{model}"). summary: for the OpenAPI document.
     handler: called with the request and the checked body (None without one), returns the response; it is cancelled if
     the client goes away, and any exception of it becomes an error response. body: the model that checks JSON.
-    optional_body: an empty body is None. media_types: of the response, for the OpenAPI document. public: no key is
-    needed.
+    optional_body: an empty body is None. media_types: of the response, for the OpenAPI document. errors: statuses that
+    it has besides those that follow from the rest. public: no key is needed.
     """
 
     method: str
@@ -35,6 +35,7 @@ class Endpoint:
     body: type[BaseModel] | None = None
     optional_body: bool = False
     media_types: Sequence[str] = ("application/json",)
+    errors: Sequence[int] = ()
     public: bool = False
 
 

@@ -22,6 +22,7 @@ _KINDS = {
     405: "invalid_request_error",
     408: "invalid_request_error",
     413: "invalid_request_error",
+    431: "invalid_request_error",
     500: "server_error",
     503: "unavailable_error",
 }

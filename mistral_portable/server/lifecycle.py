@@ -13,6 +13,7 @@ import uvicorn
 
 from mistral_portable.errors import InputError
 from mistral_portable.server.app import create_app
+from mistral_portable.server.protocol import HTTPProtocol
 from mistral_portable.server.service import Service
 
 __all__ = ["listen_tcp", "listen_unix", "make_server", "serve"]
@@ -26,7 +27,9 @@ def listen_tcp(host: str, port: int) -> socket.socket:
     """A socket that is bound to a host and a port; port 0: any free one. Raises InputError if that cannot be."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        found = socket.socket(family, socket.SOCK_STREAM)
+        # With the protocol's name, as asyncio sets TCP_NODELAY only then. Without it, the end of a response waits until
+        # the client has acknowledged the beginning: 40 ms.
+        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
         raise InputError(f"--host {host}: no address of this machine: {error.strerror}") from error
     try:
@@ -73,7 +76,7 @@ def make_server(service: Service, *, ready: Callable[[], object] = lambda: None)
     """
     config = uvicorn.Config(
         create_app(service),
-        http="h11",  # bounds the headers of a request
+        http=HTTPProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -27,5 +27,5 @@ def endpoints(service: Service) -> list[Endpoint]:
     return [
         Endpoint("GET", "/health", "Say that the server lives", health, public=True),
         Endpoint("GET", "/ready", "Say whether a request would find room now: 200 or 503", ready, public=True),
-        Endpoint("GET", "/metrics", "Count, for Prometheus", metrics),
+        Endpoint("GET", "/metrics", "Count, for Prometheus", metrics, media_types=("text/plain",)),
     ]

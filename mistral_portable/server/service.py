@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -125,7 +125,7 @@ class Service:
         if pooling is None:
             raise InputError("embeddings: this server makes none: start it with --embeddings")
         self.check_ready()  # before the work of encoding
-        encoded = await self.in_thread(lambda: [self.model.encode(prompt) for prompt in prompts])
+        encoded = await self.in_thread(self._encoded, prompts)
         parts: list[NDArray[np.float32]] = []
         for begin in range(0, len(encoded), self.queue.lanes):
             some = encoded[begin : begin + self.queue.lanes]
@@ -155,15 +155,23 @@ class Service:
         if self._ended:
             raise ClosedError("the server is shutting down: ask again later")
 
+    def _encoded(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        encoded = []
+        for index, prompt in enumerate(prompts):
+            with _naming(index, len(prompts)):
+                encoded.append(self.model.encode(prompt))
+        return encoded
+
     def _answers(self, job: Job) -> list[Answer]:
+        answers = []
+        for index, prompt in enumerate(job.prompts):
+            with _naming(index, len(job.prompts)):
+                answers += self._answers_to(prompt, job)
+        return answers
+
+    def _answers_to(self, prompt: Prompt, job: Job) -> list[Answer]:
         params = self._limited(job.params)
-        return [
-            answer
-            for prompt in job.prompts
-            for answer in self.model.answers(
-                prompt, params, job.n, user=job.user, cache_salt=job.cache_salt, **job.options
-            )
-        ]
+        return self.model.answers(prompt, params, job.n, user=job.user, cache_salt=job.cache_salt, **job.options)
 
     def _limited(self, params: SamplingParams) -> SamplingParams:
         """The params with at most the operator's number of tokens."""
@@ -171,6 +179,17 @@ class Service:
         if most is None or (params.max_tokens is not None and params.max_tokens <= most):
             return params
         return replace(params, max_tokens=most)
+
+
+@contextmanager
+def _naming(index: int, count: int) -> Iterator[None]:
+    """Let an InputError about one of `count` prompts say which one it is."""
+    try:
+        yield
+    except InputError as error:
+        if count == 1:
+            raise
+        raise type(error)(f"prompt {index}: {error}") from error
 
 
 def _take(index: int, answer: Answer) -> Delta:

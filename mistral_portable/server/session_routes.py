@@ -70,7 +70,7 @@ def endpoints(service: Service) -> list[Endpoint]:
         return JSONResponse({"sessions": [{"name": file.stem, "bytes": file.stat().st_size} for file in files]})
 
     return [
-        Endpoint("GET", "/sessions", "List saved sessions", listed),
+        Endpoint("GET", "/sessions", "List saved sessions", listed, errors=(404,)),
         Endpoint("POST", "/sessions/{name}/save", "Save what is known of a text", save, SaveRequest, True),
         Endpoint("POST", "/sessions/{name}/restore", "Make a saved text known", restore),
         Endpoint("DELETE", "/sessions/{name}", "Delete a saved session", delete),

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mistral_portable.errors import TokenizerError
+from mistral_portable.tokenizer.faults import one_line
 from mistral_portable.tokenizer.messages import read_messages
+from mistral_portable.tokenizer.tools import check_tools, schema_fault
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-__all__ = ["encode_chat", "one_line"]
+__all__ = ["encode_chat"]
 
 
 def encode_chat(
@@ -24,7 +26,7 @@ def encode_chat(
     reasons = getattr(mistral.instruct_tokenizer, "BEGIN_THINK", None) is not None
     try:
         read = read_messages(messages, version, reasons=reasons)
-        _check_tools(tools or (), version)
+        check_tools(tools or (), version)
     except RecursionError as error:  # where a message of an error shows a value
         raise TokenizerError("the messages or tools are nested too deeply; send plainer ones") from error
     from mistral_common.protocol.instruct.messages import AssistantMessage
@@ -38,25 +40,6 @@ def encode_chat(
             request.messages[-1].prefix = True
         tokens: list[int] = mistral.encode_chat_completion(request).tokens
     except Exception as error:  # its own errors, pydantic's, AssertionError, KeyError, UnicodeEncodeError, ...
-        raise TokenizerError(f"chat template {version}: {one_line(error)}") from error
+        fault = schema_fault(tools or ()) or one_line(error)
+        raise TokenizerError(f"chat template {version}: {fault}") from error
     return tokens
-
-
-def _check_tools(tools: Sequence[Mapping[str, Any]], version: str) -> None:
-    if tools and version == "v1":
-        raise TokenizerError("chat template v1 has no place for tools; leave them out")
-    for index, tool in enumerate(tools):
-        if not isinstance(tool, Mapping):
-            raise TokenizerError(f"tool {index} is {tool!r:.80}; pass a mapping with type and function")
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error of mistral-common or pydantic, in one line."""
-    from pydantic import ValidationError
-
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join([error.title, *map(str, first['loc'])])}: {first['msg']}"
-    if isinstance(error, KeyError):
-        return f"{error} is missing"
-    return " ".join(str(error).split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mistral_portable.errors import TokenizerError
-from mistral_portable.tokenizer.chat import one_line
+from mistral_portable.tokenizer.faults import one_line
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer

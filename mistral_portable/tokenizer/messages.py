@@ -12,6 +12,7 @@ from typing import Any
 from mistral_portable.errors import TokenizerError
 from mistral_portable.tokenizer.content import read_content
 from mistral_portable.tokenizer.tool_ids import map_ids
+from mistral_portable.tokenizer.tools import check_call
 
 __all__ = ["ROLES", "THINK_MARKERS", "read_messages"]
 
@@ -76,6 +77,8 @@ def _read_assistant(message: Mapping[str, Any], content: str | None, reasoning: 
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
         raise TokenizerError(f"{where} has the tool_calls {calls!r:.80}; pass a list of mappings")
+    for index, call in enumerate(calls):
+        check_call(call, f"{where} call {index}")
     fields = [message[name] for name in ("reasoning", "reasoning_content") if message.get(name)]
     if not all(isinstance(field, str) for field in fields):
         raise TokenizerError(f"{where} has the reasoning {fields[0]!r:.80}; pass a string")

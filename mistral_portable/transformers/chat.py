@@ -5,7 +5,7 @@ from typing import Any
 
 from mistral_portable.errors import InputError
 from mistral_portable.tokenizer import Tokenizer
-from mistral_portable.tokenizer.chat import one_line
+from mistral_portable.tokenizer.faults import one_line
 from mistral_portable.tokenizer.messages import ROLES
 
 __all__ = ["chat_ids", "is_batch"]

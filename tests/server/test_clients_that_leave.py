@@ -3,7 +3,8 @@ and no lane is kept."""
 
 import json
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http.client import HTTPResponse
 from typing import Any
@@ -13,6 +14,7 @@ from serving import CHAT, Running, serving, wait_until
 
 import mistral_portable as mp
 
+Leave = Callable[[socket.socket], None]
 ENDLESS: dict[str, Any] = {"prompt": "Once", "ignore_eos": True, "max_tokens": 30000, "temperature": 0}
 LONG: dict[str, Any] = {"prompt": [5] * 30000, "max_tokens": 1}
 
@@ -28,6 +30,24 @@ def wait_until_idle(server: Running) -> None:
     wait_until(lambda: server.service.queue.open == 0 and server.service.model.manager.lanes == ())
 
 
+def close(connection: socket.socket) -> None:
+    connection.close()
+
+
+def reset(connection: socket.socket) -> None:
+    """Close as a process does that dies with data unread: the server's next packet is refused."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def close_half(connection: socket.socket) -> None:
+    """Say that nothing more will be sent. A client that waits for its answer does not do so."""
+    connection.shutdown(socket.SHUT_WR)
+
+
+LEAVING = pytest.mark.parametrize("leave", [close, reset, close_half])
+
+
 def read_events(connection: socket.socket) -> list[str]:
     """The data of all events of a response, which is sent in chunks."""
     response = HTTPResponse(connection)
@@ -35,38 +55,41 @@ def read_events(connection: socket.socket) -> list[str]:
     return [line[len("data: ") :] for line in response.read().decode().splitlines() if line.startswith("data: ")]
 
 
+@LEAVING
 @pytest.mark.parametrize("stream", [False, True])
-def test_amid_decoding(server: Running, stream: bool) -> None:
+def test_amid_decoding(server: Running, stream: bool, leave: Leave) -> None:
     connection = server.ask(ENDLESS | {"stream": stream})
     if stream:
         assert connection.recv(12) == b"HTTP/1.1 200"
     else:
         wait_until(lambda: len(server.service.model.manager.lanes) == 1)
-    connection.close()
+    leave(connection)
     wait_until_idle(server)
     assert server.answers == 0
     status = 200 if stream else 499
     wait_until(lambda: server.metric(f'requests_total{{path="/v1/completions",status="{status}"}}') == 1)
 
 
+@LEAVING
 @pytest.mark.parametrize("stream", [False, True])
-def test_amid_the_prompt(server: Running, stream: bool) -> None:
-    connection = server.ask(LONG | {"stream": stream, "cache_salt": f"{stream}"})
+def test_amid_the_prompt(server: Running, stream: bool, leave: Leave) -> None:
+    connection = server.ask(LONG | {"stream": stream, "cache_salt": f"{stream} {leave.__name__}"})
     wait_until(lambda: len(server.service.model.manager.lanes) == 1)
-    connection.close()
+    leave(connection)
     wait_until_idle(server)
     assert server.answers == 0
 
 
+@LEAVING
 @pytest.mark.parametrize("stream", [False, True])
-def test_in_the_queue(server: Running, stream: bool) -> None:
+def test_in_the_queue(server: Running, stream: bool, leave: Leave) -> None:
     with ExitStack() as running:
         for _ in range(4):
             running.enter_context(server.ask(ENDLESS))
         wait_until(lambda: len(server.service.model.manager.lanes) == 4)
         queued = server.ask(ENDLESS | {"stream": stream})
         wait_until(lambda: server.service.queue.open == 5)
-        queued.close()
+        leave(queued)
         wait_until(lambda: server.service.queue.open == 4)
         assert len(server.service.model.manager.lanes) == 4
     wait_until_idle(server)

@@ -1,5 +1,6 @@
 """`serve` as operators start and end it: a process, its address, its log, and SIGTERM."""
 
+import asyncio
 import json
 import os
 import re
@@ -8,53 +9,22 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from cli.processes import COMMAND, invoke
+from cli.processes import invoke
+from server.server_process import started
 from serving import PATIENCE, serving
 
 import mistral_portable as mp
 from mistral_portable.errors import InputError
-from mistral_portable.server.lifecycle import listen_unix
+from mistral_portable.server.lifecycle import listen_tcp, listen_unix
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 ENDLESS: dict[str, Any] = {"prompt": "Once", "ignore_eos": True, "max_tokens": 30000, "temperature": 0, "stream": True}
-
-
-@dataclass
-class Process:
-    """A server's process and the lines that it wrote until it was ready."""
-
-    process: subprocess.Popen[str]
-    lines: list[str]
-
-    def end(self) -> tuple[int, str]:
-        """Wait for the end; return the status and the rest of the log."""
-        _, rest = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, rest
-
-
-@contextmanager
-def started(*options: str, ready: str) -> Iterator[Process]:
-    """`serve` with options, from the line on that says what `ready` does."""
-    command = [*COMMAND, "serve", "--backend", "numba", "--parallel", "2", *options]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            lines = [process.stderr.readline()]
-            while not re.search(ready, lines[-1]):
-                assert lines[-1], lines
-                lines.append(process.stderr.readline())
-            yield Process(process, lines)
-        finally:
-            process.kill()
 
 
 def test_sigterm_lets_running_answers_end(model: mp.Model) -> None:
@@ -108,6 +78,28 @@ def test_sigterm_ends_answers_at_the_deadline(tmp_path: Path) -> None:
     (request,) = [entry for entry in entries if "request_id" in entry]
     assert (request["path"], request["status"], request["level"]) == ("/v1/completions", 200, "info")
     assert not any("traceback" in entry for entry in entries)
+
+
+def test_connections_send_at_once() -> None:
+    """Else the second packet of a response waits for the client's acknowledgement of the first, for 40 ms."""
+    accepted = list[int]()
+
+    async def run() -> None:
+        seen = asyncio.Event()
+
+        async def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+            seen.set()
+
+        listener = listen_tcp("127.0.0.1", 0)
+        async with await asyncio.start_server(take, sock=listener):
+            with socket.create_connection(listener.getsockname()):
+                await seen.wait()
+
+    asyncio.run(run())
+    (without_delay,) = accepted
+    assert without_delay
 
 
 def test_a_socket_that_nobody_listens_to_is_replaced(tmp_path: Path) -> None:

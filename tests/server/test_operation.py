@@ -100,13 +100,20 @@ def test_the_document_describes_requests_that_are_accepted(http: httpx.Client) -
 def test_the_document_names_all_paths(http: httpx.Client) -> None:
     paths = http.get("/openapi.json").json()["paths"]
     assert paths["/v1/models/{model}"]["get"]["parameters"][0]["name"] == "model"
-    assert paths["/health"]["get"]["security"] == []
-    assert "security" not in paths["/v1/models"]["get"]
     for path, operations in paths.items():
         for method in operations:
             answer = http.request(method, path.format(model="tiny", name="none"), content=b"{")
             assert answer.status_code in (200, 400, 404), path
             assert "no such endpoint" not in answer.text
+
+
+def test_the_document_says_who_needs_a_key(http: httpx.Client, model: mp.Model) -> None:
+    assert "security" not in http.get("/openapi.json").text
+    with serving(model, keys=("k",)) as running, running.client(headers={"X-Api-Key": "k"}) as other:
+        document = other.get("/openapi.json").json()
+    assert document["security"] == [{"bearer": []}, {"header": []}]
+    assert document["paths"]["/health"]["get"]["security"] == []
+    assert "security" not in document["paths"]["/v1/models"]["get"]
 
 
 @pytest.mark.parametrize(

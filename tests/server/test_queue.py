@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from serving import PATIENCE, Running, serving, wait_until
@@ -38,6 +39,28 @@ def test_200_at_once(server: Running, model: mp.Model) -> None:
             found = list(pool.map(ask, range(200)))
     alone = model.generate([f"{TEXT} {number}" for number in range(200)], temperature=0, max_tokens=8)
     assert found == [one.text for one in alone]
+
+
+def test_200_at_once_are_answered_or_told_to_come_again(model: mp.Model) -> None:
+    alone = model.generate(TEXT, temperature=0, max_tokens=8).text
+    limits = httpx.Limits(max_connections=200)
+    with serving(model, max_queue=20) as server, server.client(limits=limits) as http:
+
+        def ask(number: int) -> int:
+            body = {"prompt": TEXT, "temperature": 0, "max_tokens": 8, "stream": number % 2 == 1}
+            answer = http.post("/v1/completions", json=body)
+            if answer.status_code == 503:
+                assert int(answer.headers["Retry-After"]) >= 1
+            elif number % 2:
+                assert answer.text.endswith("data: [DONE]\n\n")
+            else:
+                assert answer.json()["choices"][0]["text"] == alone
+            return answer.status_code
+
+        with ThreadPoolExecutor(200) as pool:
+            found = set(pool.map(ask, range(200)))
+    assert 200 in found
+    assert found <= {200, 503}
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -63,6 +63,14 @@ def test_the_callers_messages_are_left_alone() -> None:
     assert messages == [user("Hi"), assistant("Yo")]
 
 
+def function(**fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": {}, **fields}}
+
+
+def assistant_calls(function: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "assistant", "content": None, "tool_calls": [{"id": "abcdefghi", "function": function}]}
+
+
 @pytest.mark.parametrize(
     ("messages", "tools", "reason"),
     [
@@ -77,16 +85,22 @@ def test_the_callers_messages_are_left_alone() -> None:
         ([user("Hi"), assistant("")], None, "chat template v3"),
         ([user("Hi"), {"role": "tool", "content": "rain"}], None, "tool_call_id"),
         ([user("\ud83e")], None, "chat template v3"),
-        ([user("Hi")], [{}], "Tool.function: Field required"),
+        ([user("Hi")], [{}], "tool 0 has the function None"),
         ([user("Hi")], ["weather"], "tool 0 is 'weather'; pass a mapping"),
         ([user("Hi")], [{"type": "function", "function": {"name": "a b", "parameters": {}}}], "Function name was a b"),
+        ([user("Hi")], [TOOL, {**TOOL, "type": "x"}], "tool 1: Tool.type: .*, got 'x'"),
+        ([user("Hi")], [TOOL, function(parameters={"type": 5})], r"tool 1: parameters.type is no JSON schema: 5 "),
+        ([user("Hi")], [function(parameters={"required": [5]})], r"tool 0: parameters.required\[0\] is no JSON schema"),
+        ([user("Hi")], [function(name="a" * 10**5)], "Function name was aaa"),
         ([user("Hi"), {"role": "assistant", "content": None, "tool_calls": [3]}, user("?")], None, "tool_calls"),
+        ([user("Hi"), assistant_calls({"arguments": "{}"})], None, "message 1 call 0: .*name: Field required, got"),
     ],
 )
 def test_what_is_refused(messages: list[Any], tools: list[Any] | None, reason: str) -> None:
     with pytest.raises(TokenizerError, match=reason) as caught:
         from_file("v3").chat(messages, tools=tools)
-    assert "\n" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 1000
 
 
 def test_v1_has_no_tools() -> None:
