@@ -103,7 +103,7 @@ def keep(soak: Soak, http: httpx.Client, draw: random.Random) -> None:
 
 
 def send_nonsense(soak: Soak, http: httpx.Client, draw: random.Random) -> None:
-    """What is no request."""
+    """Send a body that is no request."""
     soak.post(http, draw.choice(PATHS), draw.choice(NONSENSE))
 
 

@@ -77,7 +77,7 @@ def _written(parts: Sequence[Part], name: str = "", arguments: str = "") -> str:
 
 
 def _part(function: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """What a function's arguments keep. Without `parameters` it takes none, as OpenAI says."""
+    """The rule that a function's arguments keep. Without `parameters` it takes none, as OpenAI says."""
     label = f'tools: the parameters of "{function["name"]}"'
     schema = function.get("parameters")
     if schema is None:

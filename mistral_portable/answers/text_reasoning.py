@@ -36,7 +36,7 @@ def text_reasoning(tokenizer: Tokenizer, prompt: Sequence[int]) -> "TextReasonin
 
 
 class TextReasoningSection(ContentSection):
-    """What stands between the markers is reasoning, if the answer begins with the first one; else all is content.
+    """Takes the text between the markers as reasoning, if the answer begins with the first one; else all is content.
 
     White space around the markers belongs to neither. A marker may be split over any number of pieces.
     """

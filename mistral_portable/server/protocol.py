@@ -27,14 +27,17 @@ class HTTPProtocol(H11Protocol):
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a request, and not for ever."""
         super().connection_made(transport)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
         super().connection_lost(exc)
         self._unwatch()
 
     def data_received(self, data: bytes) -> None:
+        """Take a piece of a request, unless it has been refused."""
         if not self._refused:
             super().data_received(data)
             self._watch()

@@ -1,4 +1,4 @@
-"""What a server should not log while it answers whatever comes."""
+"""Log records that a server should not write while it answers whatever comes."""
 
 import logging
 from collections.abc import Iterator

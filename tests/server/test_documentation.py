@@ -1,4 +1,4 @@
-"""What docs/serving.md says is so."""
+"""Statements of docs/serving.md are true."""
 
 import re
 import shlex
