@@ -15,7 +15,7 @@ from mistral_portable.conversion.safetensors import write_sharded
 from mistral_portable.errors import ConfigError
 from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
 from mistral_portable.tokenizer.gguf import to_file
-from mistral_portable.tokenizer.load import read_file
+from mistral_portable.tokenizer.open_common import read_file
 from mistral_portable.weights import AffineTensor
 
 __all__ = ["hf_class", "hf_config", "plan_hf", "plan_mlx", "tokenizer_file", "write_hf", "write_mlx"]

@@ -8,7 +8,7 @@ from mistral_portable.errors import TokenizerError
 from mistral_portable.tokenizer.source import GGUFVocabulary
 from mistral_portable.tokenizer.version import infer_version
 
-__all__ = ["is_mistral_chat", "to_file"]
+__all__ = ["to_file"]
 
 AGAIN = "convert the model again"
 CONTROL = 3  # gguf.TokenType, whose values are those of sentencepiece's piece types
@@ -24,11 +24,6 @@ TEKKEN_PATTERN = (
 _VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 BYTES = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + n): byte for n, byte in enumerate(_HIDDEN)}
-
-
-def is_mistral_chat(chat_template: str | None) -> bool:
-    """Whether a chat template is Mistral's; with any other, such as ChatML, Mistral's chats would give bad answers."""
-    return chat_template is None or "[INST]" in chat_template or chat_template.startswith("mistral-")
 
 
 def to_file(vocabulary: GGUFVocabulary) -> tuple[str, bytes]:
