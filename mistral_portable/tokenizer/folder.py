@@ -36,9 +36,9 @@ class FolderSettings:
     """What transformers reads in tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
     Everything that ends with "_token" and is a text names a special token, also what only a template knows.
-    listed: tokens with an id, in its order. older: whether the older files list them, which tokenizer.json overrules. named: "bos_token" -> the token of this name. further: more special tokens.
-    adds_bos, adds_eos: None where the files do not say. legacy: whether each text between added tokens begins with a
-    space of its own (sentencepiece models).
+    listed: tokens with an id, in its order. older: whether the older files list them; tokenizer.json overrules these.
+    named: "bos_token" -> the token of this name. further: more special tokens. adds_bos, adds_eos: None where the files
+    do not say. legacy: whether each text between added tokens begins with a space of its own (sentencepiece models).
     """
 
     listed: tuple[Added, ...]

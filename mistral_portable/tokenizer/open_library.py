@@ -96,9 +96,7 @@ def _read(file: Path) -> Backend:
 
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
-            raise TokenizerError(
-                f"{file}: larger than {MAX_FILE_BYTES >> 20} MiB; take another file"
-            )
+            raise TokenizerError(f"{file}: larger than {MAX_FILE_BYTES >> 20} MiB; take another file")
         backend = Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except (KeyboardInterrupt, SystemExit, TokenizerError):
         raise

@@ -24,7 +24,8 @@ class TemplateProcess:
     """Renders a Jinja template in a process of its own, which has nothing to open, write or start.
 
     A chat may take 2 s of CPU time, 1 GiB of memory and 16 Mi characters; the process that takes more ends, and the
-    next chat starts another one. It starts with the first chat, which takes 0.15 s; a later one takes 0.4 ms, and one of 1 MB 15 ms.
+    next chat starts another one. It starts with the first chat, which takes 0.15 s; a later one takes 0.4 ms, and one
+    of 1 MB 15 ms.
     """
 
     def __init__(self, template: str) -> None:
