@@ -145,7 +145,7 @@ def read_templates(folder: Path) -> dict[str, str]:
     found = {"default": _text(folder / "chat_template.jinja")}
     for path in sorted(folder.glob("additional_chat_templates/*.jinja")):
         found[path.stem] = _text(path)
-    texts = {name: text for name, text in found.items() if text is not None}
+    texts = {name: text for name, text in found.items() if text}
     for name in ("tokenizer_config.json", "chat_template.json"):
         if texts:
             break
@@ -165,7 +165,7 @@ def _text(path: Path) -> str | None:
 
 def _named(template: Any) -> dict[str, str]:
     if isinstance(template, str):
-        return {"default": template}
+        return {"default": template} if template else {}
     choices = [each for each in template if isinstance(each, dict)] if isinstance(template, list) else []
     named = {choice.get("name"): choice.get("template") for choice in choices}
-    return {name: text for name, text in named.items() if isinstance(name, str) and isinstance(text, str)}
+    return {name: text for name, text in named.items() if isinstance(name, str) and isinstance(text, str) and text}

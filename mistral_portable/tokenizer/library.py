@@ -23,6 +23,9 @@ class LibraryTokenizer(Tokenizer):
     """A tokenizer with added tokens, which are split off in texts and in chats, as transformers does.
 
     So a text that holds the name of an added token, such as `<|im_end|>`, has the token.
+
+    backend: the library's tokenizer. added: id -> text and whether it is hidden when decoding, of each added token.
+    adds_bos: whether a text begins with the token `bos_id`. special_tokens: names of tokens: {"bos_token": "<s>", ...}.
     """
 
     def __init__(
@@ -39,12 +42,13 @@ class LibraryTokenizer(Tokenizer):
 
         Raises TokenizerError if no token ends an answer, or if the bytes of tokens are not known.
         """
-        self._backend = backend
+        self.backend = backend
+        self.special_tokens = dict(special_tokens)
         self.kind = "library"
         self.version = "jinja"
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        self._added = {id: token.special for id, token in backend.get_added_tokens_decoder().items()}
+        self.added = {id: (token.content, token.special) for id, token in backend.get_added_tokens_decoder().items()}
         self._bytes = piece_bytes(backend)
         named = {name: vocabulary.get(token) for name, token in special_tokens.items()}
         known = (vocabulary.get(name) for name in _ENDS)
@@ -56,6 +60,7 @@ class LibraryTokenizer(Tokenizer):
         self.bos_id = eos if bos is None else bos
         self.pad_id = eos if pad is None else pad
         self.end_ids = frozenset([eos, *ends]) | known_ends(self._added_id)
+        self.adds_bos = self.encode("")[:1] == [self.bos_id]
         self._template = ChatTemplate(templates, special_tokens) if templates else None
         self.chats = self._template is not None
 
@@ -66,7 +71,7 @@ class LibraryTokenizer(Tokenizer):
         Raises TokenizerError if the text holds half a surrogate pair, which is no character.
         """
         check_text(text)
-        return list(self._backend.encode(text, add_special_tokens=bos).ids)
+        return list(self.backend.encode(text, add_special_tokens=bos).ids)
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
@@ -91,25 +96,26 @@ class LibraryTokenizer(Tokenizer):
     def control_id(self, name: str) -> int | None:
         """The id of an added token that is hidden when decoding; None if there is none of this name."""
         id = self._added_id(name)
-        return id if id is not None and self._added[id] else None
+        return id if id is not None and self.added[id][1] else None
 
     def _added_id(self, name: str) -> int | None:
-        id = self._backend.token_to_id(name)
-        return id if id in self._added else None
+        id = self.backend.token_to_id(name)
+        return id if id in self.added else None
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token is hidden when decoding: a special one, or an id without a token.
 
         Raises InputError if it is outside the vocabulary.
         """
-        return self._added.get(self.checked(token_id), self._backend.id_to_token(token_id) is None)
+        found = self.added.get(self.checked(token_id))
+        return self.backend.id_to_token(token_id) is None if found is None else found[1]
 
     def piece(self, token_id: int, begins_text: bool) -> bytes | None:
         """The bytes that the token adds to a text, or None, as `Tokenizer.piece` says."""
         if self.is_special(token_id):
             return None
-        return self._bytes(self._backend.id_to_token(token_id) or "", begins_text)
+        return self._bytes(self.backend.id_to_token(token_id) or "", begins_text)
 
     def written(self, tokens: Sequence[int]) -> str:
         """The text of the tokens, in which special ones stand by their names."""
-        return str(self._backend.decode(list(tokens), skip_special_tokens=False))
+        return str(self.backend.decode(list(tokens), skip_special_tokens=False))

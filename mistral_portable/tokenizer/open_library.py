@@ -69,7 +69,10 @@ def library_of_vocabulary(vocabulary: GGUFVocabulary, templates: Mapping[str, st
 
     Raises TokenizerError if the vocabulary is inconsistent, or neither sentencepiece nor tekken.
     """
-    backend = rebuild(vocabulary)
+    try:
+        backend = rebuild(vocabulary)
+    except TokenizerError as error:
+        raise TokenizerError(f"the GGUF file's tokenizer: {error}") from error
     for token in _controls(vocabulary, [CONTROL, _UNKNOWN, _USER_DEFINED]):
         _add(backend, token)
     named_ids = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mistral_portable.errors import TokenizerError
-from mistral_portable.tokenizer.gguf import AGAIN, CONTROL, TEKKEN_PATTERN
+from mistral_portable.tokenizer.gguf import AGAIN, CONTROL, TEKKEN_PATTERN, checked_tokens
 from mistral_portable.tokenizer.source import GGUFVocabulary
 
 if TYPE_CHECKING:
@@ -26,17 +26,14 @@ def rebuild(vocabulary: GGUFVocabulary, *, legacy: bool = True, renamed: Mapping
 
     Raises TokenizerError if the vocabulary is inconsistent, or neither sentencepiece nor tekken.
     """
-    try:
-        tokens = [token.decode() for token in vocabulary.tokens]
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"token {error.object!r} is not UTF-8; {AGAIN}") from error
-    if len(vocabulary.types) != len(tokens):
-        raise TokenizerError(f"{len(tokens)} tokens but {len(vocabulary.types)} token types; {AGAIN}")
+    tokens = checked_tokens(vocabulary)
     kept = {token for id, token in enumerate(tokens) if id not in (renamed or {})}
     for id, name in (renamed or {}).items():
         if id < len(tokens) and name not in kept:
             tokens[id] = name
     if vocabulary.model == "llama":
+        if len(set(vocabulary.scores)) == 1:  # no tokenizer.model was there when the file was made
+            raise TokenizerError(f"all merge scores are equal, no text can be encoded; {AGAIN}, with tokenizer.model")
         return _sentencepiece(vocabulary, tokens, legacy)
     if vocabulary.model == "gpt2" and vocabulary.pre == "tekken":
         return _tekken(vocabulary, tokens)
