@@ -30,7 +30,7 @@ def is_mistrals(template: str | None, common: CommonTokenizer) -> bool:
             theirs = _joined(rendered.render(messages))
         except TokenizerError:
             continue
-        ours = _joined(common.written(common.chat(messages)))
+        ours = _joined(_text(common, common.chat(messages)))
         own_system = messages is _ASKED and theirs.endswith(ours.removeprefix("<s>")) and "[/SYSTEM_PROMPT]" in theirs
         if theirs not in (ours, ours.removeprefix("<s>")) and not own_system:
             return False
@@ -38,5 +38,11 @@ def is_mistrals(template: str | None, common: CommonTokenizer) -> bool:
     return equal > 0
 
 
+def _text(common: CommonTokenizer, tokens: list[int]) -> str:
+    """The text of a chat, in which special tokens stand by their names."""
+    parts = [common.written([id]).encode() if common.is_special(id) else common.token_bytes(id) for id in tokens]
+    return b"".join(parts).decode()
+
+
 def _joined(text: str) -> str:
-    return re.sub(r"[\s\u2581]", "", text)
+    return re.sub(r"\s", "", text)

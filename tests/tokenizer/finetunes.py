@@ -80,7 +80,7 @@ def _write_json(path: Path, rules: bool) -> None:
     shutil.rmtree(path.parent / "made")
     if not rules:
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        del backend.pre_tokenizer
+        backend = Tokenizer.from_str(json.dumps(json.loads(backend.to_str()) | {"pre_tokenizer": None}))
     backend.add_tokens([AddedToken("<|im_start|>", normalized=False)])
     if rules:
         backend.add_tokens([AddedToken("<left>", lstrip=True), AddedToken("<right>", rstrip=True, normalized=False)])

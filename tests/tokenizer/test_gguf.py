@@ -58,6 +58,14 @@ def test_the_embedded_model() -> None:
     assert (gguf.version, gguf.encode("Hello 🦊")) == ("v3", file.encode("Hello 🦊"))
 
 
+def test_add_bos_and_further_ends() -> None:
+    """Texts have no `<s>` where the file says so; chats have it."""
+    tokenizer = load_tokenizer(replace(TINY_VOCABULARY, add_bos=False, eos_token_id=5, ends=(6,)))
+    assert tokenizer.encode("Hi") == tokenizer.encode("Hi", bos=False)
+    assert tokenizer.chat([{"role": "user", "content": "Hi"}])[0] == tokenizer.bos_id
+    assert (tokenizer.eos_id, tokenizer.end_ids) == (5, {5, 6})
+
+
 @given(texts)
 def test_without_the_space_prefix_a_first_space_is_the_texts_own(text: str) -> None:
     tokenizer = load_tokenizer(replace(TINY_VOCABULARY, add_space_prefix=False))
