@@ -113,7 +113,7 @@ def test_settings_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     """They may name tokens that the model needs."""
     folder = small(tmp_path / "source", FILES["v3"])
     (folder / "tokenizer_config.json").write_text("[" * 100_000)
-    with pytest.raises(TokenizerError, match="tokenizer_config.json: not JSON"):
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: not JSON"):
         mp.convert(folder, tmp_path / "m.gguf", "gguf")
 
 
