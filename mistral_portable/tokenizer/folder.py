@@ -37,16 +37,16 @@ class FolderSettings:
 
     Everything that ends with "_token" and is a text names a special token, also what only a template knows.
     listed: tokens with an id, in its order. older: whether the older files list them; tokenizer.json overrules these.
-    named: "bos_token" -> the token of this name. further: more special tokens. adds_bos, adds_eos: None where the files
-    do not say. legacy: whether each text between added tokens begins with a space of its own (sentencepiece models).
+    named: "bos_token" -> the token of this name. further: more special tokens. adds_bos, adds_eos: whether texts
+    have these tokens, where no tokenizer.json says it. legacy: whether each text between added tokens begins with a space of its own (sentencepiece models).
     """
 
     listed: tuple[Added, ...]
     older: bool
     named: dict[str, Added]
     further: tuple[Added, ...]
-    adds_bos: bool | None
-    adds_eos: bool | None
+    adds_bos: bool
+    adds_eos: bool
     legacy: bool
 
     @classmethod
@@ -83,8 +83,8 @@ class FolderSettings:
             older=older,
             named={name: known.get(token.content, token) for name, token in named.items()},
             further=tuple(further),
-            adds_bos=_flag(settings, "add_bos_token"),
-            adds_eos=_flag(settings, "add_eos_token"),
+            adds_bos=settings.get("add_bos_token") is True,
+            adds_eos=settings.get("add_eos_token") is True,
             legacy=bool(settings.get("legacy", True)),
         )
 
@@ -110,11 +110,6 @@ def _added(token: Any, *, id: int | None = None, special: bool = False) -> Added
     if not isinstance(token["content"], str) or not token["content"]:
         raise ValueError(f"content {token['content']!r:.40}")
     return Added(token["content"], id=id, special=is_special, normalized=normalized, **rules)
-
-
-def _flag(settings: dict[str, Any], name: str) -> bool | None:
-    value = settings.get(name)
-    return value if isinstance(value, bool) else None
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -40,6 +40,8 @@ def library_of_folder(
         backend, more = _read(file), settings.further
         own = backend.get_added_tokens_decoder() if settings.older else {}
         listed = tuple(token for token in settings.listed if token.id not in own)
+        if backend.post_processor is None:
+            _frame(backend, None, None)
     else:
         renamed = {token.id: token.content for token in settings.listed if token.id is not None}
         backend = rebuild(vocabulary, legacy=settings.legacy, renamed=renamed)
@@ -58,9 +60,9 @@ def library_of_folder(
         if token.content not in known:
             _add(backend, token)
             known.add(token.content)
-    adds_bos, adds_eos = settings.adds_bos, settings.adds_eos
-    if adds_bos is not None or adds_eos is not None or backend.post_processor is None:
-        _frame(backend, names.get("bos_token") if adds_bos else None, names.get("eos_token") if adds_eos else None)
+    if backend.post_processor is None:  # that of a tokenizer.json counts, whatever the settings say
+        bos, eos = names.get("bos_token"), names.get("eos_token")
+        _frame(backend, bos if settings.adds_bos else None, eos if settings.adds_eos else None)
     return _checked(LibraryTokenizer(backend, special_tokens=names, templates=templates), str(folder))
 
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tokenizer.vocabularies import FILES
+from tokenizer.vocabularies import FILES, TINY
 
 from mistral_portable.tokenizer import TokenizerFile, TokenizerFolder, TokenizerSource
 
@@ -30,7 +30,10 @@ tokenizer.json alone, tokenizer.json with tokens of all rules, tokenizer.json of
 
 
 def write_finetune(folder: Path, kind: str, template: str) -> TokenizerSource:
-    """Write a tokenizer of 32,000 tokens and two more, `<|im_end|>` (hidden, it ends answers) and `<|im_start|>`."""
+    """Write a tokenizer and two more tokens, `<|im_end|>` (hidden, it ends answers) and `<|im_start|>`.
+
+    With the older files it has 32,000 tokens, else the embedded model's 1,024, or 600 of bytes.
+    """
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "mistral", "transformers_version": "5.0.0"}))
     settings: dict[str, Any] = {
@@ -48,11 +51,11 @@ def write_finetune(folder: Path, kind: str, template: str) -> TokenizerSource:
         _write(folder / "special_tokens_map.json", {"eos_token": "<|im_end|>"})
     if kind in ("listed", "first space"):
         listed = [_listed(text) for text in ("<unk>", "<s>", "</s>", "<|im_end|>", "<|im_start|>")]
-        settings["added_tokens_decoder"] = dict(zip((0, 1, 2, 32000, 32001), listed, strict=True))
+        settings["added_tokens_decoder"] = dict(zip((0, 1, 2, 1024, 1025), listed, strict=True))
         settings["legacy"] = kind == "listed"
     _write(folder / "tokenizer_config.json", settings)
     if kind in ("older files", "listed", "first space"):
-        shutil.copyfile(FILES["v1"], folder / "tokenizer.model")
+        shutil.copyfile(FILES["v1"] if kind == "older files" else TINY, folder / "tokenizer.model")
         return TokenizerFile(folder / "tokenizer.model")
     (_write_bytes_json if kind == "tekken" else _write_json)(folder / "tokenizer.json", kind == "rules")
     return TokenizerFolder(folder)
@@ -73,7 +76,7 @@ def _write_json(path: Path, rules: bool) -> None:
     from tokenizers import AddedToken, Tokenizer, normalizers
     from transformers import LlamaTokenizer
 
-    shutil.copyfile(FILES["v1"], path.with_name("tokenizer.model"))
+    shutil.copyfile(TINY, path.with_name("tokenizer.model"))
     LlamaTokenizer.from_pretrained(str(path.parent)).save_pretrained(str(path.parent / "made"))
     path.with_name("tokenizer.model").unlink()
     backend = Tokenizer.from_file(str(path.parent / "made" / "tokenizer.json"))
