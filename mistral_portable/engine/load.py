@@ -19,6 +19,7 @@ from mistral_portable.errors import InputError
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import EMBEDDING, expose_embedding, select_rows
 from mistral_portable.tokenizer import load_tokenizer
+from mistral_portable.tokenizer.open_common import UnknownVersionError
 from mistral_portable.weights import fingerprint, open_checkpoint
 
 __all__ = ["load"]
@@ -124,8 +125,11 @@ def load(
         max_chunk=_CHUNK,
         max_lanes=max_lanes,
     )
-    # Before weights are read.
-    tokenizer = load_tokenizer(checkpoint.tokenizer, chat_template) if checkpoint.tokenizer else None
+    try:  # before weights are read
+        tokenizer = load_tokenizer(checkpoint.tokenizer, chat_template) if checkpoint.tokenizer else None
+    except UnknownVersionError as error:
+        warnings.warn(f"{error}. Until then give token ids instead of text.", stacklevel=2)
+        tokenizer = None
     program = prepare(chosen, graph, checkpoint.tensors, spec, options)
     manager = CacheManager(
         spec, model=fingerprint(config, checkpoint.tensors), budget=_budget(program, spec, cache_bytes)

@@ -33,12 +33,13 @@ class Added:
 
 @dataclass(frozen=True)
 class FolderSettings:
-    """What transformers reads in tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+    """Settings of a tokenizer: all of tokenizer_config.json, special_tokens_map.json and added_tokens.json that counts.
 
     Everything that ends with "_token" and is a text names a special token, also what only a template knows.
     listed: tokens with an id, in its order. older: whether the older files list them; tokenizer.json overrules these.
-    named: "bos_token" -> the token of this name. further: more special tokens. adds_bos, adds_eos: whether texts
-    have these tokens, where no tokenizer.json says it. legacy: whether each text between added tokens begins with a space of its own (sentencepiece models).
+    named: "bos_token" -> the token of this name. further: more special tokens. adds_bos, adds_eos: whether texts have
+    these tokens, where no tokenizer.json says it. legacy: whether each text between added tokens begins with a space of
+    its own (sentencepiece models).
     """
 
     listed: tuple[Added, ...]

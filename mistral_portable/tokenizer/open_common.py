@@ -1,5 +1,6 @@
 """Opens Mistral's own tokenizers. Every source is turned into a file that mistral-common reads, one code path."""
 
+import json
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,11 +12,15 @@ from mistral_portable.tokenizer.gguf import to_file
 from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
 from mistral_portable.tokenizer.version import infer_version
 
-__all__ = ["Mode", "load_common", "read_file"]
+__all__ = ["Mode", "UnknownVersionError", "load_common", "read_file"]
 
 MAX_FILE_BYTES = 256 * 2**20  # the largest real one, tekken_240911.json, has 19 MB
 Mode = Literal["test", "finetuning"]
 RAREST = "\U0010ffff"  # no vocabulary has a token for it, so it is encoded byte by byte
+
+
+class UnknownVersionError(TokenizerError):
+    """A tekken.json is newer than mistral-common; the model runs with token ids."""
 
 
 def load_common(source: TokenizerFile | GGUFVocabulary, mode: Mode = "test", *, chats: bool = True) -> CommonTokenizer:
@@ -32,7 +37,7 @@ def load_common(source: TokenizerFile | GGUFVocabulary, mode: Mode = "test", *, 
         try:
             return _open(*read_file(source), mode, chats=chats)
         except TokenizerError as error:
-            raise TokenizerError(f"tokenizer file {source.path}: {error}") from error
+            raise type(error)(f"tokenizer file {source.path}: {error}") from error
     try:
         name, content = to_file(source)
         more: dict[str, Any] = {"eos_id": source.eos_token_id, "ends": source.ends, "adds_bos": source.add_bos}
@@ -95,8 +100,26 @@ def _open(name: str, content: bytes, mode: Mode, **options: Any) -> CommonTokeni
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # any error of the parsers, and tiktoken's panics
+            if version := _newer_version(name, content):
+                raise UnknownVersionError(
+                    f"its version {version} is not known to this mistral-common: pip install -U mistral-common"
+                ) from error
             raise _corrupt(f"{type(error).__name__}: {error}".replace(str(path), name)) from error
     return tokenizer
+
+
+def _newer_version(name: str, content: bytes) -> str:
+    """The version of a tekken.json that mistral-common does not know; "" if it does, or for other files."""
+    from mistral_common.tokens.tokenizers.base import TokenizerVersion
+
+    if not name.endswith(".json"):
+        return ""
+    try:
+        version = json.loads(content)["config"]["version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    known = {each.value for each in TokenizerVersion}
+    return version if isinstance(version, str) and re.fullmatch(r"v\d{1,3}", version) and version not in known else ""
 
 
 def _corrupt(reason: str) -> TokenizerError:

@@ -18,9 +18,18 @@ Progress = Callable[[str, int, int], None]
 """Called from download threads as (what, bytes done, bytes in total as far as known)."""
 
 _TOKENIZER_FILES = ["tokenizer.model*", "tekken.json"]
+_SETTINGS = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
 _SUBFOLDERS = "*/*"  # subfolders hold copies in other formats
 # Files of an HF checkpoint, and params.json, which shows that there is Mistral's own, whose weights are large.
-_HF_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "params.json", *_TOKENIZER_FILES]
+_HF_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "params.json", *_TOKENIZER_FILES, *_SETTINGS]
 _NOT_HF = [_SUBFOLDERS, "consolidated*", "adapter_*"]
 _RAW_WEIGHTS = ("consolidated*.safetensors", "consolidated*.pth", "consolidated*.pt")
 

@@ -148,6 +148,17 @@ def test_a_finetune_survives(tmp_path: Path, kind: str) -> None:
         mp.convert(gguf, tmp_path / "raw", "raw")
 
 
+def test_a_tekken_that_is_newer_than_mistral_common(tmp_path: Path, files: dict[str, Path]) -> None:
+    """Ids run; for text the newer library is needed."""
+    folder = small(tmp_path / "m", files["tekken"], "hf")
+    tekken = json.loads((folder / "tekken.json").read_text())
+    tekken["config"]["version"] = "v99"
+    (folder / "tekken.json").write_text(json.dumps(tekken))
+    with pytest.warns(UserWarning, match="version v99 is not known .* pip install -U mistral-common"):
+        model = mp.load(folder, backend="reference")
+    assert len(model.generate([1, 2], max_tokens=2, temperature=0, ignore_eos=True).tokens) == 2
+
+
 def test_a_chat_template_is_chosen_when_the_model_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}!")
     model = mp.load(chat_template=tmp_path / "mine.jinja", backend="reference")
