@@ -31,5 +31,6 @@ def scripted(model: mp.Model, tokens: Sequence[int]) -> Iterator[None]:
 
 def call_tokens(model: mp.Model, calls: str) -> list[int]:
     """The tokens of calls as a v3 model writes them. calls: the JSON text of their list."""
-    begin = model.tokenizer.mistral.instruct_tokenizer.tokenizer.get_special_token("[TOOL_CALLS]")
+    tokenizer: Any = model.tokenizer  # a CommonTokenizer
+    begin = tokenizer.mistral.instruct_tokenizer.tokenizer.get_special_token("[TOOL_CALLS]")
     return [begin, *model.tokenizer.encode(calls, bos=False)]

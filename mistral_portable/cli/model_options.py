@@ -6,6 +6,7 @@ from typing import Any
 from mistral_portable.cli.options import (
     AttentionOption,
     BackendOption,
+    ChatTemplateOption,
     DeviceOption,
     DtypeOption,
     KVCacheOption,
@@ -34,6 +35,7 @@ class ModelOptions:
     max_context: MaxContextOption = None
     threads: ThreadsOption = None
     revision: RevisionOption = None
+    chat_template: ChatTemplateOption = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -50,4 +52,5 @@ class ModelOptions:
             "max_context": self.max_context,
             "threads": self.threads,
             "revision": self.revision,
+            "chat_template": self.chat_template,
         }

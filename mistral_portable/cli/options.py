@@ -12,6 +12,7 @@ __all__ = [
     "AttentionOption",
     "BackendOption",
     "CacheRamOption",
+    "ChatTemplateOption",
     "DebugOption",
     "DeviceOption",
     "DtypeOption",
@@ -60,6 +61,10 @@ DebugOption = Annotated[bool, typer.Option("--debug", callback=_set_debug, help=
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 ThreadsOption = Annotated[int | None, _model(_THREADS, "N", min=1)]
 RevisionOption = Annotated[str | None, _model("Branch, tag or commit of a hub id.")]
+ChatTemplateOption = Annotated[
+    str | None,
+    _model("A file with a Jinja template for chats, the name of one of the model's, or 'mistral'.", "FILE|NAME"),
+]
 
 # The arguments of `mistral_portable.load`. Two of them also go by the names of transformers' command line.
 ModelArgument = Annotated[str, typer.Argument(help=_MODELS, show_default=False)]

@@ -3,20 +3,17 @@
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mistral_portable.config import MistralConfig, Window
-from mistral_portable.conversion.chat_template import chat_template
+from mistral_portable.conversion.gguf_vocabulary import add_vocabulary
 from mistral_portable.conversion.model import Source
 from mistral_portable.conversion.parts import Part, StackedTensor, block_part, float_part, forget
 from mistral_portable.errors import ConfigError
-from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
-from mistral_portable.tokenizer.vocabulary import to_vocabulary
 from mistral_portable.weights import Tensor
 from mistral_portable.weights.experts import stacked_name
 from mistral_portable.weights.names import interleaved, to_gguf
@@ -33,7 +30,6 @@ _MIXED = {
     "Q4_K": "Q4_K_M",
     "Q5_K": "Q5_K_M",
 }
-_UNUSED, _PAD_SCORE = 5, -10000.0
 _OWN = ("general.architecture", "general.alignment", "general.file_type", "general.quantization_version")
 
 
@@ -75,7 +71,7 @@ def write_gguf(
     writer = GGUFWriter(path, architecture(source.config))
     with contextlib.closing(writer):
         _add_metadata(writer, source, parts, file_type)
-        _add_vocabulary(writer, source)
+        add_vocabulary(writer, source)
         for part in parts:
             kind = GGMLQuantizationType[_TYPES.get(part.dtype, part.dtype.upper())]
             # The writer ignores the NumPy dtype if a ggml type is given.
@@ -165,60 +161,3 @@ def _add_rope_scaling(writer: "GGUFWriter", config: MistralConfig) -> None:
             writer.add_float32(f"{writer.arch}.rope.scaling.attn_factor", yarn.attention_factor)
     if scale:
         writer.add_attn_temperature_scale(scale.beta)
-
-
-def _add_vocabulary(writer: "GGUFWriter", source: Source) -> None:
-    tokenizer = source.checkpoint.tokenizer
-    if tokenizer is None:
-        writer.add_tokenizer_model("none")  # llama.cpp then accepts token ids only
-        for name, ids in (("bos", [source.config.bos_token_id]), ("eos", source.config.eos_token_ids)):
-            for id in ids[:1]:
-                if id is not None and id >= 0:
-                    writer.add_uint32(f"tokenizer.ggml.{name}_token_id", id)
-        return
-    if isinstance(tokenizer, TokenizerFile):
-        tokenizer = to_vocabulary(tokenizer, chat_template(source.folder))
-    vocabulary = _padded(tokenizer, source)
-    keys: dict[str, Any] = {
-        "tokenizer.ggml.model": vocabulary.model,
-        "tokenizer.ggml.pre": vocabulary.pre,
-        "tokenizer.ggml.tokens": list(vocabulary.tokens),
-        "tokenizer.ggml.scores": list(vocabulary.scores),
-        "tokenizer.ggml.token_type": list(vocabulary.types),
-        "tokenizer.ggml.merges": list(vocabulary.merges),
-        "tokenizer.ggml.add_bos_token": vocabulary.add_bos,
-        "tokenizer.ggml.add_space_prefix": vocabulary.add_space_prefix,
-        "tokenizer.ggml.bos_token_id": vocabulary.bos_token_id,
-        "tokenizer.ggml.eos_token_id": vocabulary.eos_token_id,
-        "tokenizer.ggml.unknown_token_id": vocabulary.unknown_token_id,
-        "tokenizer.chat_template": vocabulary.chat_template,
-    }
-    for key, value in keys.items():
-        match value:
-            case None | "" | []:
-                continue
-            case bool():
-                writer.add_bool(key, value)
-            case int():
-                writer.add_uint32(key, value)
-            case str():
-                writer.add_string(key, value)
-            case list():
-                writer.add_array(key, value)
-
-
-def _padded(vocabulary: GGUFVocabulary, source: Source) -> GGUFVocabulary:
-    """Add unused tokens up to the rows of the embedding table: llama.cpp takes their number from the vocabulary."""
-    count, rows = len(vocabulary.tokens), source.config.vocab_size
-    if count > rows:
-        raise ConfigError(
-            f"{source.checkpoint.path}: its tokenizer has {count} tokens and its embedding table {rows} rows; "
-            "take the tokenizer file of this model"
-        )
-    more = range(count, rows)
-    return replace(
-        vocabulary,
-        tokens=vocabulary.tokens + tuple(b"[PAD%d]" % id for id in more),
-        types=vocabulary.types + (_UNUSED,) * len(more),
-        scores=vocabulary.scores + (_PAD_SCORE,) * len(more) if vocabulary.scores else (),
-    )

@@ -13,9 +13,10 @@ from mistral_portable.conversion.model import Source
 from mistral_portable.conversion.parts import Part, float_part
 from mistral_portable.conversion.safetensors import write_sharded
 from mistral_portable.errors import ConfigError
-from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
+from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile, TokenizerFolder, load_tokenizer
 from mistral_portable.tokenizer.gguf import to_file
-from mistral_portable.tokenizer.load import read_file
+from mistral_portable.tokenizer.library import LibraryTokenizer
+from mistral_portable.tokenizer.open_common import read_file
 from mistral_portable.weights import AffineTensor
 
 __all__ = ["hf_class", "hf_config", "plan_hf", "plan_mlx", "tokenizer_file", "write_hf", "write_mlx"]
@@ -24,6 +25,7 @@ __all__ = ["hf_class", "hf_config", "plan_hf", "plan_mlx", "tokenizer_file", "wr
 _BESIDE = (
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "special_tokens_map.json",
     "tokenizer.json",
@@ -76,9 +78,9 @@ def write_mlx(folder: Path, source: Source, parts: list[Part], progress: Callabl
 
 
 def tokenizer_file(source: Source) -> tuple[str, bytes] | None:
-    """The name, which includes the version, and the content of the tokenizer file; None if there is none."""
+    """The name, which includes the version, and the content of Mistral's tokenizer file; None if there is none."""
     tokenizer = source.checkpoint.tokenizer
-    if tokenizer is None:
+    if tokenizer is None or isinstance(tokenizer, TokenizerFolder):
         return None
     return read_file(tokenizer) if isinstance(tokenizer, TokenizerFile) else to_file(tokenizer)
 
@@ -95,6 +97,9 @@ def hf_config(source: Source, format: str) -> dict[str, Any]:
         "dtype": dtype,
         "torch_dtype": dtype,  # its name before transformers 4.56
     }
+    ends = dict.fromkeys([*source.config.eos_token_ids, *source.checkpoint.ends])
+    if source.checkpoint.format == "gguf" and len(ends) > 1:  # a folder has its generation_config.json
+        config["eos_token_id"] = list(ends)
     if source.windowed:
         kinds = ("full_attention", "sliding_attention")
         config["layer_types"] = [kinds[windowed] for windowed in source.windowed]
@@ -152,11 +157,20 @@ def _write_beside(folder: Path, source: Source) -> None:
         path = source.checkpoint.path / name
         if path.is_file():
             shutil.copyfile(path, folder / name)
+    named = source.checkpoint.path / "additional_chat_templates"
+    for template in named.glob("*.jinja") if source.folder else ():
+        (folder / named.name).mkdir(exist_ok=True)
+        shutil.copyfile(template, folder / named.name / template.name)
     tokenizer = source.checkpoint.tokenizer
     if isinstance(tokenizer, TokenizerFile):
         (folder / tokenizer.path.name).write_bytes(tokenizer.read())
-    if isinstance(tokenizer, GGUFVocabulary) and tokenizer.chat_template and "{" in tokenizer.chat_template:
-        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+    if isinstance(tokenizer, GGUFVocabulary):
+        if tokenizer.chat_template and "{" in tokenizer.chat_template:
+            (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+        found = load_tokenizer(tokenizer)
+        if isinstance(found, LibraryTokenizer):
+            _write_library(folder, found)
+            return
     file = tokenizer_file(source)
     if file is None or (folder / "tokenizer_config.json").exists():
         return
@@ -166,6 +180,13 @@ def _write_beside(folder: Path, source: Source) -> None:
     (folder / name).write_bytes(content)
     # transformers then uses mistral-common's tokenizer, which gives the same ids as this package.
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "MistralCommonBackend"})
+
+
+def _write_library(folder: Path, tokenizer: LibraryTokenizer) -> None:
+    """Write a tokenizer.json with its added tokens, and the names of tokens that transformers and templates need."""
+    tokenizer.backend.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": tokenizer.adds_bos}
+    _write_json(folder / "tokenizer_config.json", settings | tokenizer.special_tokens)
 
 
 def _write_json(path: Path, value: object) -> None:

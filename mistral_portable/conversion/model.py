@@ -10,6 +10,8 @@ from mistral_portable.config import MistralConfig, Window
 from mistral_portable.conversion.parts import is_float, narrowest
 from mistral_portable.errors import ConfigError
 from mistral_portable.graph import build
+from mistral_portable.tokenizer import load_tokenizer
+from mistral_portable.tokenizer.library import LibraryTokenizer
 from mistral_portable.weights import PACKING_KEYS, Checkpoint, Tensor
 
 __all__ = ["Source", "missing_in_target", "prepare"]
@@ -94,8 +96,11 @@ def prepare(checkpoint: Checkpoint, config: MistralConfig, dtype: str | None) ->
 
 def missing_in_target(model: Source, to: str) -> Iterator[str]:
     """Notices of what the converted file lacks: its tokenizer, or an attention window that its usual reader ignores."""
-    if model.checkpoint.tokenizer is None:
+    tokenizer = model.checkpoint.tokenizer
+    if tokenizer is None:
         yield f"{model.checkpoint.path} has no tokenizer that can be carried over."
+    elif to == "raw" and isinstance(load_tokenizer(tokenizer), LibraryTokenizer):
+        yield "added tokens and a chat template of its own have no place in Mistral's format: they are left out."
     applied = to == "mlx" and model.windowed  # mlx-lm applies windows if its config has `layer_types`
     window = model.one_window(to) if to in _WINDOWLESS and not applied else None
     if window is not None:

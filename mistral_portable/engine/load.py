@@ -19,6 +19,7 @@ from mistral_portable.errors import InputError
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import EMBEDDING, expose_embedding, select_rows
 from mistral_portable.tokenizer import load_tokenizer
+from mistral_portable.tokenizer.open_common import UnknownVersionError
 from mistral_portable.weights import fingerprint, open_checkpoint
 
 __all__ = ["load"]
@@ -45,6 +46,7 @@ def load(
     threads: int | None = None,
     revision: str | None = None,
     embeddings: bool = False,
+    chat_template: str | Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Model:
     """Open a checkpoint and make it ready to run.
@@ -67,6 +69,8 @@ def load(
     keeps up to 2 GiB, or an eighth of the machine's memory, and lanes take what they need. threads: CPU threads; by
     default the physical cores that this process may use. revision: branch, tag or commit of a hub id.
     embeddings: make `Model.embed` possible; each step then also returns the hidden states of its rows.
+    chat_template: in place of the model's: a file with a Jinja template, the template itself, the name of one of the
+    model's, or "mistral" for Mistral's.
     progress: called as (what, done, total), in any unit, while files are downloaded, weights read and kernels compiled.
 
     Things that the user should know (an inferred window, say) are issued as warnings.
@@ -121,7 +125,11 @@ def load(
         max_chunk=_CHUNK,
         max_lanes=max_lanes,
     )
-    tokenizer = load_tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None  # before weights are read
+    try:  # before weights are read
+        tokenizer = load_tokenizer(checkpoint.tokenizer, chat_template) if checkpoint.tokenizer else None
+    except UnknownVersionError as error:
+        warnings.warn(f"{error}. Until then give token ids instead of text.", stacklevel=2)
+        tokenizer = None
     program = prepare(chosen, graph, checkpoint.tensors, spec, options)
     manager = CacheManager(
         spec, model=fingerprint(config, checkpoint.tensors), budget=_budget(program, spec, cache_bytes)
@@ -135,6 +143,7 @@ def load(
         load_s=time.perf_counter() - begin,
         lockstep=tensor_parallel is not None,
         embeddings=embeddings,
+        ends=checkpoint.ends,
     )
 
 

@@ -1,6 +1,6 @@
 """Model: a loaded checkpoint on a backend, with the calls that users make."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing, closing
 from pathlib import Path
 from types import TracebackType
@@ -49,8 +49,10 @@ class Model:
         load_s: float,
         lockstep: bool = False,
         embeddings: bool = False,
+        ends: Iterable[int] = (),
     ) -> None:
-        """Made by `load`. lockstep: as `Loop` takes it. embeddings: whether the program has that output."""
+        """Made by `load`. lockstep: as `Loop` takes it. embeddings: whether the program has that output. ends: ids that
+        end a text, beside the config's and the tokenizer's."""
         self.config = config
         self.backend = backend
         self.core = core
@@ -61,9 +63,9 @@ class Model:
         self.loop = Loop(core, lockstep=lockstep)
         size = config.vocab_size
         self._prompts = Prompts(tokenizer, vocab_size=size, max_context=self.max_context, source=source)
-        own = set() if tokenizer is None else {tokenizer.eos_id}
-        self.end_tokens = own | set(config.eos_token_ids)
-        """The ids that end a text: the config's and the tokenizer's."""
+        own = frozenset[int]() if tokenizer is None else tokenizer.end_ids
+        self.end_tokens = set(config.eos_token_ids) | {id for id in (*own, *ends) if id < size}
+        """The ids that end a text: those of config.json and generation_config.json, GGUF's, and the tokenizer's."""
         self._answers = AnswerMaker(
             self._prompts, end_tokens=self.end_tokens, vocab_size=size, max_context=self.max_context, load_s=load_s
         )

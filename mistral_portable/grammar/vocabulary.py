@@ -28,6 +28,7 @@ class Vocabulary:
         self._tokenizer = tokenizer
         ids = range(tokenizer.vocab_size)
         self.special_token_ids = [id for id in ids if tokenizer.is_special(id)]
+        self._special = set(self.special_token_ids)
         self.tokens = [tokenizer.token_bytes(id) for id in ids]
         for id in self.special_token_ids:
             name = tokenizer.decode([id], skip_special_tokens=False)
@@ -52,7 +53,8 @@ class Vocabulary:
         extra = sum(len(self.tokens[token]) for token in tokens) - len(data)
         while extra > 0:
             extra -= len(self.tokens[tokens.pop(0)])
-        if b"".join(self.tokens[token] for token in tokens) == data:
+        whole = b"".join(self.tokens[token] for token in tokens) == data
+        if whole and self._special.isdisjoint(tokens):
             return tokens
-        # U+2581 is sentencepiece's own way to write a space, so only its bytes stand for it.
+        # U+2581 is sentencepiece's own way to write a space, and `<|im_end|>` the name of an added token.
         return [self._bytes[byte] for byte in data]

@@ -8,7 +8,7 @@ from mistral_portable.errors import TokenizerError
 from mistral_portable.tokenizer.source import GGUFVocabulary
 from mistral_portable.tokenizer.version import infer_version
 
-__all__ = ["is_mistral_chat", "to_file"]
+__all__ = ["checked_tokens", "to_file"]
 
 AGAIN = "convert the model again"
 CONTROL = 3  # gguf.TokenType, whose values are those of sentencepiece's piece types
@@ -26,29 +26,12 @@ _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 BYTES = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + n): byte for n, byte in enumerate(_HIDDEN)}
 
 
-def is_mistral_chat(chat_template: str | None) -> bool:
-    """Whether a chat template is Mistral's; with any other, such as ChatML, Mistral's chats would give bad answers."""
-    return chat_template is None or "[INST]" in chat_template or chat_template.startswith("mistral-")
-
-
 def to_file(vocabulary: GGUFVocabulary) -> tuple[str, bytes]:
     """The name and the content of the `tokenizer.model.vN` or `tekken.json` file with this vocabulary.
 
     Raises TokenizerError if the vocabulary is inconsistent, or neither sentencepiece nor tekken.
     """
-    size = len(vocabulary.tokens)
-    if len(vocabulary.types) != size:
-        raise TokenizerError(f"{size} tokens but {len(vocabulary.types)} token types; {AGAIN}")
-    if not set(vocabulary.types) <= set(range(1, 7)):
-        raise TokenizerError(f"token types {min(vocabulary.types)} to {max(vocabulary.types)}, not 1 to 6; {AGAIN}")
-    for name in ("bos_token_id", "eos_token_id", "unknown_token_id"):
-        id = getattr(vocabulary, name)
-        if id is not None and not 0 <= id < size:
-            raise TokenizerError(f"{name} {id} is outside the vocabulary of {size} tokens; {AGAIN}")
-    try:
-        tokens = [token.decode() for token in vocabulary.tokens]
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"token {error.object!r} is not UTF-8; {AGAIN}") from error
+    tokens = checked_tokens(vocabulary)
     control = {token for token, kind in zip(tokens, vocabulary.types, strict=True) if kind == CONTROL}
     version = infer_version(control, vocabulary.chat_template)
 
@@ -60,6 +43,23 @@ def to_file(vocabulary: GGUFVocabulary) -> tuple[str, bytes]:
         f'kind "{vocabulary.model}", pre-tokenizer "{vocabulary.pre}" is unknown; '
         'Mistral\'s are "llama", and "gpt2" with pre-tokenizer "tekken"'
     )
+
+
+def checked_tokens(vocabulary: GGUFVocabulary) -> list[str]:
+    """The texts of the tokens. Raises TokenizerError if types or ids do not fit to them, or one is not UTF-8."""
+    size = len(vocabulary.tokens)
+    if len(vocabulary.types) != size:
+        raise TokenizerError(f"{size} tokens but {len(vocabulary.types)} token types; {AGAIN}")
+    if not set(vocabulary.types) <= set(range(1, 7)):
+        raise TokenizerError(f"token types {min(vocabulary.types)} to {max(vocabulary.types)}, not 1 to 6; {AGAIN}")
+    ids = [(name, getattr(vocabulary, name)) for name in ("bos_token_id", "eos_token_id", "unknown_token_id")]
+    for name, id in [*ids, *(("eot or eom", end) for end in vocabulary.ends)]:
+        if id is not None and not 0 <= id < size:
+            raise TokenizerError(f"{name} {id} is outside the vocabulary of {size} tokens; {AGAIN}")
+    try:
+        return [token.decode() for token in vocabulary.tokens]
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"token {error.object!r} is not UTF-8; {AGAIN}") from error
 
 
 def _tekken(tokens: list[str], version: str) -> bytes:

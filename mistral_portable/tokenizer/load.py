@@ -1,105 +1,99 @@
-"""Opens tokenizers. Every source is turned into a file that mistral-common reads, so there is one code path."""
+"""load_tokenizer: decides who encodes, mistral-common or Hugging Face's library, and whose chat template counts."""
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Literal
 
-from mistral_portable.errors import TokenizerError
-from mistral_portable.git_lfs import pointer
-from mistral_portable.tokenizer.gguf import is_mistral_chat, to_file
-from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
+from mistral_portable.errors import InputError
+from mistral_portable.tokenizer.common import CommonTokenizer
+from mistral_portable.tokenizer.folder import FolderSettings, read_templates
+from mistral_portable.tokenizer.open_common import load_common
+from mistral_portable.tokenizer.open_library import library_of_folder, library_of_vocabulary
+from mistral_portable.tokenizer.own_template import is_mistrals
+from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile, TokenizerFolder, TokenizerSource
 from mistral_portable.tokenizer.tokenizer import Tokenizer
-from mistral_portable.tokenizer.version import infer_version
+from mistral_portable.tokenizer.vocabulary import to_vocabulary
 
-__all__ = ["load_tokenizer", "read_file"]
+__all__ = ["load_tokenizer"]
 
-MAX_FILE_BYTES = 256 * 2**20  # the largest real one, tekken_240911.json, has 19 MB
-Mode = Literal["test", "finetuning"]
-RAREST = "\U0010ffff"  # no vocabulary has a token for it, so it is encoded byte by byte
+_SPACE = "\u2581"
 
 
-def load_tokenizer(source: TokenizerFile | GGUFVocabulary, mode: Mode = "test") -> Tokenizer:
-    """The tokenizer in a file or in the vocabulary of a GGUF file; both give the same ids.
+def load_tokenizer(source: TokenizerSource, chat_template: str | Path | None = None) -> Tokenizer:
+    """The tokenizer of a model: mistral-common's if tokens and chat template are Mistral's own, else the library's.
 
-    The version of a plain `tokenizer.model`, v1 or v3 in Mistral's own repositories, follows from its control tokens.
-    mode: the rule for the last message of a chat: "test" requires one to answer, "finetuning" an answer.
+    chat_template: in place of the model's: the path of a file with a Jinja template, the template itself, the name of
+    one of the model's templates, or "mistral", mistral-common's.
 
-    Raises TokenizerError if the file is missing, truncated, corrupt or of another format, or if the GGUF file's
-    vocabulary is not one of Mistral's.
+    Raises TokenizerError if a file is missing, truncated, corrupt or of another format, InputError for a chat_template
+    that is not there.
     """
+    if isinstance(source, TokenizerFolder):
+        templates = _chosen(read_templates(source.path), chat_template)
+        if templates is None:
+            raise InputError(f'chat_template "mistral" needs a tokenizer file of Mistral\'s in {source.path}')
+        return library_of_folder(source.path, None, templates)
     if isinstance(source, TokenizerFile):
-        try:
-            return _open(*read_file(source), mode)
-        except TokenizerError as error:
-            raise TokenizerError(f"tokenizer file {source.path}: {error}") from error
-    try:
-        name, content = to_file(source)
-        return _open(name, content, mode, eos_id=source.eos_token_id, chats=is_mistral_chat(source.chat_template))
-    except TokenizerError as error:
-        raise TokenizerError(f"the GGUF file's tokenizer: {error}") from error
+        return _of_file(source, chat_template)
+    return _of_vocabulary(source, chat_template)
 
 
-def read_file(source: TokenizerFile) -> tuple[str, bytes]:
-    """The file's name, from which mistral-common infers format and version, and its content.
+def _of_file(source: TokenizerFile, chat_template: str | Path | None) -> Tokenizer:
+    common = load_common(source)
+    folder = None if source.content is not None else source.path.parent
+    templates = _chosen(read_templates(folder) if folder else {}, chat_template)
+    if templates is None:
+        return common
+    if folder is None:  # an archive of Mistral's has nothing beside it
+        return library_of_vocabulary(to_vocabulary(source), templates) if templates else common
+    foreign = _has_foreign_tokens(FolderSettings.read(folder), common)
+    if not foreign and is_mistrals(templates.get("default"), common):
+        return common
+    vocabulary = None if (folder / "tokenizer.json").is_file() else to_vocabulary(source)
+    return library_of_folder(folder, vocabulary, templates)
 
-    Raises TokenizerError if the file is missing, empty, larger than MAX_FILE_BYTES, a git-lfs pointer, or no tokenizer
-    file by its name.
+
+def _of_vocabulary(source: GGUFVocabulary, chat_template: str | Path | None) -> Tokenizer:
+    own = source.chat_template
+    templates = _chosen({} if own is None else {"default": own}, chat_template)
+    if templates is None:
+        return load_common(source)
+    template = templates.get("default")
+    if template is None or "{" not in template or "[INST]" in template:
+        common = load_common(source)
+        if is_mistrals(template, common):
+            return common
+    return library_of_vocabulary(source, templates)
+
+
+def _has_foreign_tokens(settings: FolderSettings, common: CommonTokenizer) -> bool:
+    """Whether the files beside a tokenizer name a token that it does not have."""
+    special = {common.written([id]) for id in range(common.vocab_size) if common.is_special(id)}
+
+    def is_own(text: str, id: int | None) -> bool:
+        if text in special:
+            return True
+        return (
+            id is not None and id < common.vocab_size and common.token_bytes(id) == text.replace(_SPACE, " ").encode()
+        )
+
+    return not all(is_own(token.content, token.id) for token in settings.tokens)
+
+
+def _chosen(templates: Mapping[str, str], choice: str | Path | None) -> Mapping[str, str] | None:
+    """The templates that count; None for mistral-common's.
+
+    Raises InputError for a choice that is no file, no template and no name of one.
     """
-    path = source.path
-    tekken = "tekken" in path.name and path.suffix == ".json"
-    if not tekken and ".model" not in path.name:
-        raise TokenizerError("unknown format; pass a tokenizer.model, tokenizer.model.v3 or tekken.json file")
+    if choice is None:
+        return templates
+    if choice == "mistral":
+        return None
+    if isinstance(choice, str) and choice in templates:
+        return {"default": templates[choice]}
+    if isinstance(choice, str) and "{" in choice:
+        return {"default": choice}
     try:
-        if source.size() > MAX_FILE_BYTES:
-            raise TokenizerError(f"larger than {MAX_FILE_BYTES >> 20} MiB, so not a tokenizer; pass another file")
-        content = source.read()
-    except OSError as error:
-        raise TokenizerError(f"{error.strerror}; check the path") from error
-    if not content:
-        raise TokenizerError("empty; download it again")
-    if said := pointer(content):
-        raise TokenizerError(said)
-    if tekken and re.search(rb'"default_num_special_tokens"\s*:\s*\d{6}', content):
-        raise TokenizerError("declares 100000 special tokens or more; download it again")  # they would fill memory
-    if path.suffix == ".model":
-        return f"tokenizer.model.{infer_version(_control_tokens(content))}", content
-    return path.name, content
-
-
-def _control_tokens(model: bytes) -> set[str]:
-    from sentencepiece import SentencePieceProcessor
-
-    try:
-        processor = SentencePieceProcessor(model_proto=model)
-        return {processor.id_to_piece(id) for id in range(processor.vocab_size()) if processor.is_control(id)}
-    except Exception as error:
-        raise _corrupt(str(error)) from error
-
-
-def _open(name: str, content: bytes, mode: Mode, *, eos_id: int | None = None, chats: bool = True) -> Tokenizer:
-    from mistral_common.protocol.instruct.validator import ValidationMode
-    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
-
-    with TemporaryDirectory() as folder:
-        path = Path(folder, name)
-        path.write_bytes(content)
-        try:
-            mistral = MistralTokenizer.from_file(str(path), ValidationMode(mode))
-            vocabulary = mistral.instruct_tokenizer.tokenizer
-            if vocabulary.n_words - vocabulary.num_special_tokens < 256:
-                raise ValueError("fewer than 256 tokens")  # tiktoken panics on a byte that has none
-            tokenizer = Tokenizer(mistral, eos_id=eos_id, chats=chats)
-            tokenizer.encode("")  # tiktoken panics here if a damaged pattern can match nothing
-            if tokenizer.decode(tokenizer.encode(RAREST)) != RAREST:
-                raise ValueError("no tokens for single bytes")
-            tokenizer.decode([tokenizer.eos_id, tokenizer.pad_id])  # raises if there are no such ids
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # any error of the parsers, and tiktoken's panics
-            raise _corrupt(f"{type(error).__name__}: {error}".replace(str(path), name)) from error
-    return tokenizer
-
-
-def _corrupt(reason: str) -> TokenizerError:
-    return TokenizerError(f"corrupt ({' '.join(reason.split())[:200]}); download it again")
+        return {"default": Path(choice).read_text(encoding="utf-8")}
+    except (OSError, ValueError) as error:
+        names = ", ".join(["mistral", *sorted(templates)])
+        raise InputError(f"chat_template {str(choice)!r:.80} is no file ({error}), and not one of {names}") from error

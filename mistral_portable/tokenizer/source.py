@@ -1,9 +1,9 @@
-"""The sources of a tokenizer: a file beside the weights, or the vocabulary in a GGUF file."""
+"""The sources of a tokenizer: a file beside the weights, a folder, or the vocabulary in a GGUF file."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["GGUFVocabulary", "TokenizerFile"]
+__all__ = ["GGUFVocabulary", "TokenizerFile", "TokenizerFolder", "TokenizerSource"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,13 @@ class TokenizerFile:
 
 
 @dataclass(frozen=True)
+class TokenizerFolder:
+    """A folder with a `tokenizer.json`, and without a file of Mistral's."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
 class GGUFVocabulary:
     """The `tokenizer.*` metadata of a GGUF file, as stored.
 
@@ -39,7 +46,8 @@ class GGUFVocabulary:
     bos_token_id, eos_token_id, unknown_token_id: the stored ids, None where absent.
     add_bos: whether a prompt starts with the bos token.
     add_space_prefix: whether "llama" puts a space before a text.
-    chat_template: the Jinja template, if any. It is kept, never run: mistral-common builds the chat.
+    chat_template: the Jinja template, if any, or llama.cpp's name for it: "mistral-v7-tekken".
+    ends: further ids that end an answer: `eot_token_id` and `eom_token_id`.
     """
 
     model: str
@@ -54,3 +62,7 @@ class GGUFVocabulary:
     add_bos: bool
     add_space_prefix: bool
     chat_template: str | None
+    ends: tuple[int, ...] = ()
+
+
+TokenizerSource = TokenizerFile | TokenizerFolder | GGUFVocabulary

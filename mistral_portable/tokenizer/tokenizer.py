@@ -1,130 +1,105 @@
-"""Tokenizer: encodes texts and chats, decodes token ids."""
+"""Tokenizer: what every kind offers. It encodes texts and chats, and decodes token ids."""
 
-from __future__ import annotations
-
-import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mistral_portable.errors import InputError, TokenizerError
-from mistral_portable.tokenizer.chat import encode_chat
-from mistral_portable.tokenizer.fim import encode_fim, has_fim
 from mistral_portable.tokenizer.stream import TextStream
 
-if TYPE_CHECKING:
-    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
-
-__all__ = ["Tokenizer"]
-
-SPACE = "\u2581"  # sentencepiece writes a space as this character
-BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
+__all__ = ["Tokenizer", "check_text"]
 
 
-class Tokenizer:
-    """One of Mistral's tokenizers, made by `load_tokenizer`.
+class Tokenizer(ABC):
+    """A tokenizer, made by `load_tokenizer`: a `CommonTokenizer` or a `LibraryTokenizer`.
 
-    kind: "sentencepiece" or "tekken".
-    version: "v1" to "v15" as mistral-common counts them; it names the chat template.
+    kind: "sentencepiece", "tekken", or "library": tokens of Hugging Face's tokenizers.
+    version: "v1" to "v15" as mistral-common counts them, or "jinja": it names the chat template.
     vocab_size: the number of token ids.
-    bos_id: the id of `<s>`.
-    eos_id: the id that ends an answer: that of `</s>`, unless a GGUF file names another.
+    bos_id: the id of `<s>`, or the token that is named so; where there is none, `eos_id`.
+    eos_id: the id that ends an answer: that of `</s>`, unless the files name another.
+    end_ids: all ids that end an answer.
     pad_id: the id of `<pad>`; where there is none, transformers' choice: 0 for sentencepiece, 11 for tekken.
-    chats: whether the chat template is Mistral's; a GGUF file may bring a template of another family.
-    mistral: mistral-common's tokenizer, for what it alone offers: its pieces and its chat requests.
+    chats: whether there is a chat template.
     """
 
-    def __init__(
-        self,
-        mistral: MistralTokenizer[Any, Any, Any, Any, Any],
-        *,
-        eos_id: int | None = None,
-        chats: bool = True,
-    ) -> None:
-        from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+    kind: str
+    version: str
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    end_ids: frozenset[int]
+    pad_id: int
+    chats: bool
 
-        self.mistral = mistral
-        self.chats = chats
-        self._tokenizer = tokenizer = mistral.instruct_tokenizer.tokenizer
-        self._tekken = tokenizer if isinstance(tokenizer, Tekkenizer) else None
-        # sentencepiece gives <unk> a type of its own, but it stands for no text either.
-        self._special = tokenizer.special_ids | {tokenizer.unk_id}
-        first = tokenizer.encode("a", bos=False, eos=False)[0]
-        self._adds_space = not self._tekken and tokenizer.id_to_piece(first).startswith(SPACE)
-        self.kind = "tekken" if self._tekken else "sentencepiece"
-        self.version = str(tokenizer.version.value)
-        self.vocab_size = tokenizer.n_words
-        self.bos_id = tokenizer.bos_id
-        self.eos_id = tokenizer.eos_id if eos_id is None else eos_id
-        self.pad_id = self._find_pad_id()
-
-    def _find_pad_id(self) -> int:
-        if self._tekken:
-            return self._tekken.pad_id if self._tekken.is_special("<pad>") else 11
-        return max(self._tokenizer.pad_id, 0)  # sentencepiece has -1 for "none"
-
+    @abstractmethod
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """The ids of a text, after `<s>` unless `bos` is False. No part of the text is read as `<s>` or [INST].
-
-        >>> tokenizer.encode("Hello <s>")
-        [1, 23325, 1291, 29481, 29535]
+        """The ids of a text, after `<s>` unless `bos` is False or the files say that texts have none.
 
         Raises TokenizerError if the text holds half a surrogate pair, which is no character.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            half = f"{text[error.start]!r} at index {error.start}"
-            raise TokenizerError(f"the text holds {half}, half a surrogate pair; remove it") from error
-        return self._tokenizer.encode(text, bos=bos, eos=False)
 
+    @abstractmethod
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
-        """The ids of a conversation up to where the model answers, by mistral-common's chat template.
+        """The ids of a conversation up to where the model answers.
 
-        messages, tools: mappings in OpenAI's format, in any of the forms that clients send (`messages.read_messages`).
-        Consecutive messages of one role are joined by an empty line. A final assistant message is the beginning of the
-        answer: no `</s>` follows it.
+        messages, tools: mappings in OpenAI's format, in any of the forms that clients send. A final assistant message
+        is the beginning of the answer: nothing that ends a turn follows it.
 
-        >>> tokenizer.chat([{"role": "user", "content": "Hi"}])
-        [1, 3, 16127, 4]
-
-        Raises TokenizerError if this version does not allow a message, a tool or the order of the roles, or if the
-        GGUF file's chat template is of another family.
+        Raises TokenizerError if there is no chat template, or if it does not allow a message, a tool or the order of
+        the roles.
         """
-        if not self.chats:
-            raise TokenizerError("the model's chat template is not Mistral's; write the prompt and encode it")
-        return encode_chat(self.mistral, messages, tools)
 
     @property
+    @abstractmethod
     def fills(self) -> bool:
         """Whether the vocabulary has the tokens that `fim` needs."""
-        return has_fim(self.mistral)
 
+    @abstractmethod
     def fim(self, prompt: str, suffix: str | None = None) -> list[int]:
         """The ids that ask for the text between a prompt and a suffix (fill in the middle).
 
-        >>> codestral.fim("def f(", "return 1")
-        [1, 13, 1575, ..., 14, ...]
-
         Raises TokenizerError if the vocabulary has no [SUFFIX], or a text holds half a surrogate pair.
         """
-        return encode_fim(self.mistral, prompt, suffix)
+
+    @abstractmethod
+    def control_id(self, name: str) -> int | None:
+        """The id of a control token, such as "[TOOL_CALLS]"; None if the vocabulary has none of this name."""
+
+    @abstractmethod
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token is control, padding or unknown, and so stands for no text.
+
+        Raises InputError if the id is outside the vocabulary.
+        """
+
+    @abstractmethod
+    def piece(self, token_id: int, begins_text: bool) -> bytes | None:
+        """The bytes that the token adds to a text, which may be a part of a character; None for a special token.
+
+        begins_text: whether it is the first token of a text, where the space that sentencepiece adds is dropped.
+
+        Raises InputError if the id is outside the vocabulary.
+        """
+
+    @abstractmethod
+    def written(self, tokens: Sequence[int]) -> str:
+        """The text of the tokens, in which special ones stand by their names, such as `<s>`."""
 
     def decode(self, tokens: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of the tokens; U+FFFD stands for bytes that are no character.
 
-        The space that sentencepiece puts before every text is dropped: "▁Yo" is "Yo". Without `skip_special_tokens`
-        sentencepiece's pieces are returned unchanged, such as `<s>▁Hello▁world`, like mistral-common does.
+        The space that sentencepiece puts before every text is dropped: "▁Yo" is "Yo". Without `skip_special_tokens` a
+        `CommonTokenizer` returns sentencepiece's pieces unchanged, such as `<s>▁Hello▁world`, like mistral-common does.
 
         Raises InputError if an id is outside the vocabulary.
         """
-        if skip_special_tokens:
-            stream = self.stream()
-            return "".join([*map(stream.push, tokens), stream.flush()])
-        from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
-
-        return self._tokenizer.decode([self._checked(token) for token in tokens], SpecialTokenPolicy.KEEP)
+        if not skip_special_tokens:
+            return self.written([self.checked(token) for token in tokens])
+        stream = self.stream()
+        return "".join([*map(stream.push, tokens), stream.flush()])
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
         """A stream for the tokens that follow `after`, for example a prompt.
@@ -137,43 +112,21 @@ class Tokenizer:
         """
         return TextStream(self.piece, begins_text=not after or self.is_special(after[-1]))
 
-    def is_special(self, token_id: int) -> bool:
-        """Whether the token is control, padding or unknown, and so stands for no text.
-
-        Raises InputError if the id is outside the vocabulary.
-        """
-        return self._checked(token_id) in self._special
-
-    def control_id(self, name: str) -> int | None:
-        """The id of a control token, such as "[TOOL_CALLS]"; None if the vocabulary has none of this name."""
-        if self._tekken:
-            return self._tekken.get_special_token(name) if self._tekken.is_special(name) else None
-        found = self._tokenizer.get_special_token(name)  # sentencepiece gives <unk> for unknown names
-        return found if found in self._special and found != self._tokenizer.unk_id else None
-
     def token_bytes(self, token_id: int, *, begins_text: bool = False) -> bytes:
         """The bytes that the token adds to a text: `piece`, or b"" for a special token."""
         return self.piece(token_id, begins_text) or b""
 
-    def piece(self, token_id: int, begins_text: bool) -> bytes | None:
-        """The bytes that the token adds to a text, which may be a part of a character; None for a special token.
-
-        begins_text: whether it is the first token of a text, where the space that sentencepiece adds is dropped.
-
-        Raises InputError if the id is outside the vocabulary.
-        """
-        if self.is_special(token_id):
-            return None
-        if self._tekken:
-            return self._tekken.id_to_byte_piece(token_id)
-        piece = self._tokenizer.id_to_piece(token_id)
-        if BYTE_PIECE.fullmatch(piece):
-            return bytes([int(piece[1:5], 16)])
-        if begins_text and self._adds_space:
-            piece = piece.removeprefix(SPACE)
-        return piece.replace(SPACE, " ").encode()
-
-    def _checked(self, token_id: int) -> int:
+    def checked(self, token_id: int) -> int:
+        """The id as an int. Raises InputError if it is outside the vocabulary."""
         if not 0 <= token_id < self.vocab_size:
             raise InputError(f"token id {token_id} is outside the vocabulary; ids are 0 to {self.vocab_size - 1}")
         return int(token_id)
+
+
+def check_text(text: str) -> None:
+    """Raise TokenizerError if the text holds half a surrogate pair, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"{text[error.start]!r} at index {error.start}"
+        raise TokenizerError(f"the text holds {half}, half a surrogate pair; remove it") from error

@@ -6,7 +6,7 @@ from typing import Any
 
 from mistral_portable.errors import TokenizerError
 from mistral_portable.tokenizer.gguf import BYTES, CONTROL
-from mistral_portable.tokenizer.load import load_tokenizer, read_file
+from mistral_portable.tokenizer.open_common import load_common, read_file
 from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
 from mistral_portable.tokenizer.tokenizer import Tokenizer
 
@@ -23,7 +23,7 @@ def to_vocabulary(source: TokenizerFile, chat_template: str | None = None) -> GG
 
     Raises TokenizerError if the file is missing, corrupt or of another format.
     """
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_common(source)
     if tokenizer.kind == "tekken":
         return _tekken(tokenizer, chat_template or f"mistral-{tokenizer.version}-tekken")
     _, model = read_file(source)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mistral_portable.errors import InputError
-from mistral_portable.tokenizer import Tokenizer
+from mistral_portable.tokenizer.common import CommonTokenizer
 from mistral_portable.tokenizer.faults import one_line
 from mistral_portable.tokenizer.messages import ROLES
 
@@ -21,7 +21,7 @@ def is_batch(conversation: Any) -> bool:
 
 
 def chat_ids(
-    tokenizer: Tokenizer, messages: Sequence[Any], tools: Sequence[Any] | None, continue_final_message: bool
+    tokenizer: CommonTokenizer, messages: Sequence[Any], tools: Sequence[Any] | None, continue_final_message: bool
 ) -> list[int]:
     """Encode a conversation; see `MistralCommonTokenizer.apply_chat_template` for the arguments.
 

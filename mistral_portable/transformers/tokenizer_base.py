@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mistral_portable.errors import InputError
-from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile, load_tokenizer
+from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
+from mistral_portable.tokenizer.open_common import load_common
+from mistral_portable.tokenizer.own_template import is_mistrals
 from mistral_portable.transformers.batch_encoding import to_lists
 from mistral_portable.transformers.padding import checked_integer
 from mistral_portable.transformers.vocabulary import Vocabulary
@@ -52,7 +54,9 @@ class TokenizerBase:
             if isinstance(tokenizer_path, TokenizerFile | GGUFVocabulary)
             else TokenizerFile(Path(tokenizer_path))
         )
-        self._tokenizer = load_tokenizer(self._source, "test" if mode == "test" else "finetuning")
+        self._tokenizer = load_common(self._source, "test" if mode == "test" else "finetuning")
+        if isinstance(self._source, GGUFVocabulary):
+            self._tokenizer.chats = is_mistrals(self._source.chat_template, self._tokenizer)
         self._vocabulary = Vocabulary(self._tokenizer)
         self.mode = mode
         self.model_max_length = checked_integer("model_max_length", model_max_length)

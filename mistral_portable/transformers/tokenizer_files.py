@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mistral_portable.errors import CheckpointError, InputError
-from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
+from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile, TokenizerFolder
 from mistral_portable.tokenizer.gguf import to_file
 from mistral_portable.weights import open_checkpoint
 from mistral_portable.weights.hub import download_tokenizer
@@ -65,6 +65,8 @@ def _inside(model: str | os.PathLike[str], revision: str | None = None) -> Token
     checkpoint = open_checkpoint(model if isinstance(model, str) else Path(model), revision=revision)
     if checkpoint.tokenizer is None:
         raise InputError(f"{model}: {NONE}; put one beside the weights")
+    if isinstance(checkpoint.tokenizer, TokenizerFolder):
+        raise InputError(f"{model}: {NONE}; put one beside tokenizer.json, which mistral-common does not read")
     return checkpoint.tokenizer
 
 

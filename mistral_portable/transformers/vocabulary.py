@@ -3,7 +3,7 @@
 from functools import cached_property
 from typing import Any
 
-from mistral_portable.tokenizer import Tokenizer
+from mistral_portable.tokenizer.common import CommonTokenizer
 
 __all__ = ["Vocabulary"]
 
@@ -15,7 +15,7 @@ class Vocabulary:
     ('▁Hello', 867)
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: CommonTokenizer) -> None:
         self._size = tokenizer.vocab_size
         self._tokens: Any = tokenizer.mistral.instruct_tokenizer.tokenizer  # mistral-common has one class for each kind
         self._tekken = tokenizer.kind == "tekken"

@@ -59,6 +59,7 @@ _NEUTRAL: dict[str, tuple[Scalar, ...]] = {
     "rope.scaling.yarn_ext_factor": (1,),
 }
 _PATTERN = "attention.sliding_window_pattern"
+_UNUSED = 5  # gguf.TokenType
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -90,8 +91,9 @@ def open_gguf(path: Path) -> Checkpoint:
             tensors[tensor.name] = half_split(tensor, config)
     if "rope_freqs.weight" in tensors:
         raise ConfigError(f"{path}: rope_freqs.weight: scaled RoPE frequencies are not supported")
-    vocabulary, no_tokenizer = _vocabulary(path, file)
-    return Checkpoint(path, "gguf", config, tensors, vocabulary, notices + no_tokenizer, file.scalars)
+    ends = tuple(id for name in ("eot", "eom") if (id := _id(path, file.scalars, f"{name}_token_id")) is not None)
+    vocabulary, of_tokenizer = _vocabulary(path, file, ends)
+    return Checkpoint(path, "gguf", config, tensors, vocabulary, notices + of_tokenizer, file.scalars, ends)
 
 
 def part_names(name: str) -> list[str]:
@@ -239,16 +241,18 @@ def _tensor(
     return QuantTensor(name, shape, type, data.reshape(int(np.prod(shape[:-1])), -1))
 
 
-def _vocabulary(path: Path, file: GGUFFile) -> tuple[GGUFVocabulary | None, tuple[str, ...]]:
+def _vocabulary(path: Path, file: GGUFFile, ends: tuple[int, ...]) -> tuple[GGUFVocabulary | None, tuple[str, ...]]:
     """The tokenizer in the metadata, or None with a notice of the reason."""
     model = file.scalars.get("tokenizer.ggml.model")
     if model not in ("llama", "gpt2"):
         return None, (
             f"{path.name} has no supported tokenizer ({reprlib.repr(model)}): give token ids instead of text.",
         )
-    tokens = _strings(path, file.arrays, "tokens")
+    tokens, renamed = _different(path, _strings(path, file.arrays, "tokens"))
     scores = _numbers(path, file.arrays, "scores", len(tokens))
-    types = _numbers(path, file.arrays, "token_type", len(tokens))
+    types = [int(kind) for kind in _numbers(path, file.arrays, "token_type", len(tokens))] or [1] * len(tokens)
+    for id in renamed:
+        types[id] = _UNUSED
     ids = {name: _id(path, file.scalars, name) for name in ("bos_token_id", "eos_token_id", "unknown_token_id")}
     pre = str(file.scalars.get("tokenizer.ggml.pre", ""))
     template = file.scalars.get("tokenizer.chat_template")
@@ -257,7 +261,7 @@ def _vocabulary(path: Path, file: GGUFFile) -> tuple[GGUFVocabulary | None, tupl
         model=str(model),
         tokens=tokens,
         scores=tuple(map(float, scores)),
-        types=tuple(map(int, types)) or (1,) * len(tokens),
+        types=tuple(types),
         merges=() if spm else _strings(path, file.arrays, "merges"),
         pre=pre,
         **ids,
@@ -265,7 +269,25 @@ def _vocabulary(path: Path, file: GGUFFile) -> tuple[GGUFVocabulary | None, tupl
         add_bos=bool(file.scalars.get("tokenizer.ggml.add_bos_token", spm or pre == "tekken")),
         add_space_prefix=bool(file.scalars.get("tokenizer.ggml.add_space_prefix", spm)),
         chat_template=None if template is None else str(template),
-    ), ()
+        ends=ends,
+    ), tuple(renamed.values())
+
+
+def _different(path: Path, tokens: tuple[bytes, ...]) -> tuple[tuple[bytes, ...], dict[int, str]]:
+    """The tokens, where those that are empty, or there already, have names of their own, and a notice for each.
+
+    No text is encoded as such a token; the model may still give it.
+    """
+    places: dict[bytes, int] = {}
+    found, notices = list(tokens), dict[int, str]()
+    for id, token in enumerate(tokens):
+        if not token or token in places:
+            found[id] = b"[%s_%d]" % (b"SAME" if token else b"EMPTY", id)
+            why = f"the same text as token {places[token]}" if token else "no text"
+            notices[id] = f"{path.name}: token {id} has {why}; no text is encoded as it."
+        else:
+            places[token] = id
+    return tuple(found), notices
 
 
 def _strings(path: Path, arrays: Mapping[str, Array], name: str) -> tuple[bytes, ...]:

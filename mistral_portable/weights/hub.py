@@ -19,9 +19,24 @@ Progress = Callable[[str, int, int], None]
 
 _CONFIG_FILES = ("config.json", "params.json")
 _TOKENIZER_FILES = ["tokenizer.model*", "tekken.json"]
+_SETTINGS = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
 _SUBFOLDERS = "*/*"  # subfolders hold copies in other formats
 # Files of an HF checkpoint, and params.json, which shows that there is Mistral's own, whose weights are large.
-_HF_FILES = ["config.json", "quant*_config.json", "*.safetensors", "*.safetensors.index.json", "params.json"]
+_HF_FILES = [
+    "config.json",
+    "quant*_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "params.json",
+]
 _NOT_HF = [_SUBFOLDERS, "consolidated*", "adapter_*"]
 _RAW_WEIGHTS = ("consolidated*.safetensors", "consolidated*.pth", "consolidated*.pt")
 
@@ -57,7 +72,7 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
 
     try:
         if file is None:
-            snapshot = fetch([*_HF_FILES, *_TOKENIZER_FILES], _NOT_HF)
+            snapshot = fetch([*_HF_FILES, *_TOKENIZER_FILES, *_SETTINGS], _NOT_HF)
             found = _hf(snapshot) or _torch(snapshot, fetch) or _raw(snapshot, fetch)
         else:
             snapshot = fetch([glob.escape(part) for part in part_names(file)], [])

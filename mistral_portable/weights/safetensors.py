@@ -6,8 +6,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from mistral_portable.config import MistralConfig
-from mistral_portable.errors import CheckpointError, ConfigError
-from mistral_portable.tokenizer.source import TokenizerFile
+from mistral_portable.errors import CheckpointError, ConfigError, TokenizerError
+from mistral_portable.tokenizer.folder import read_object
+from mistral_portable.tokenizer.source import TokenizerFile, TokenizerFolder
 from mistral_portable.weights.archive import is_zip
 from mistral_portable.weights.experts import split_experts
 from mistral_portable.weights.hf_files import read_index, weight_names
@@ -38,9 +39,8 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
     split = split_experts(stored, config.num_local_experts, str(folder))
     tensors, unpacked = combine_packed(split, how, str(folder))
     config, tensors, own_head = stored_head(config, tensors, str(folder))
-    tokenizer, no_tokenizer = _tokenizer(folder)
-    notices = inferred + unpacked + own_head + no_tokenizer
-    return Checkpoint(folder, "safetensors", config, tensors, tokenizer, notices, metadata)
+    notices = inferred + unpacked + own_head
+    return Checkpoint(folder, "safetensors", config, tensors, _tokenizer(folder), notices, metadata, _ends(folder))
 
 
 def _stored(folder: Path, file: Path | None) -> tuple[dict[str, DenseTensor], dict[str, str]]:
@@ -77,16 +77,20 @@ def hf_config(path: Path) -> tuple[MistralConfig, tuple[str, ...]]:
     return inferred_windows(config, stated=True)
 
 
-def _tokenizer(folder: Path) -> tuple[TokenizerFile | None, tuple[str, ...]]:
+def _tokenizer(folder: Path) -> TokenizerFile | TokenizerFolder | None:
     name = tokenizer_name([path.name for path in folder.iterdir() if path.is_file()])
     if name:
-        return TokenizerFile(folder / name), ()
-    if (folder / "tokenizer.json").is_file():
-        return None, (
-            f"{folder} has only a tokenizer.json: text needs Mistral's own tokenizer file "
-            "(tokenizer.model* or tekken.json); put it into the folder.",
-        )
-    return None, ()
+        return TokenizerFile(folder / name)
+    return TokenizerFolder(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def _ends(folder: Path) -> tuple[int, ...]:
+    """The ids of `eos_token_id` in generation_config.json; none if it cannot be read, or is no list of ids."""
+    try:
+        ends = read_object(folder / "generation_config.json").get("eos_token_id")
+    except TokenizerError:
+        return ()
+    return tuple(id for id in (ends if isinstance(ends, list) else [ends]) if type(id) is int and id >= 0)
 
 
 def tokenizer_name(names: Collection[str]) -> str | None:

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError
 from mistral_portable.git_lfs import pointer
-from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile
+from mistral_portable.tokenizer.source import TokenizerSource
 
 __all__ = ["DENSE", "FLOATS", "Buffer", "Checkpoint", "DenseTensor", "Tensor", "listing", "map_file", "release"]
 
@@ -118,11 +118,13 @@ class Checkpoint:
     config: MistralConfig
     tensors: Mapping[str, Tensor]
     """By HF canonical name, q and k rows in HF's half-split RoPE layout; not yet compared with the config."""
-    tokenizer: TokenizerFile | GGUFVocabulary | None
+    tokenizer: TokenizerSource | None
     notices: tuple[str, ...]
     """Sentences to show to the user once, such as about an inferred attention window."""
     metadata: Mapping[str, object]
     """Scalars of the GGUF metadata, or the `__metadata__` of the safetensors files."""
+    ends: tuple[int, ...] = ()
+    """Ids that end a text beside the config's: of generation_config.json, or GGUF's eot and eom."""
 
 
 def listing(items: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from mistral_common.protocol.instruct.tool_calls import FunctionCall, ToolCall
 
 from mistral_portable.answers import ChatParser, Delta, Parts, join_deltas
 from mistral_portable.tokenizer import Tokenizer
+from mistral_portable.tokenizer.common import CommonTokenizer
 
 TRICKY = [
     "[TOOL_CALLS]",
@@ -64,6 +65,7 @@ class Drawn:
         if self.reasoning:
             content = [ThinkChunk(thinking=self.reasoning), *([TextChunk(text=self.content)] if self.content else [])]
         message = AssistantMessage(content=content, tool_calls=calls or None, prefix=True)
+        assert isinstance(tokenizer, CommonTokenizer)
         encoder: Any = tokenizer.mistral.instruct_tokenizer
         written: list[int] = encoder.encode_assistant_message(message, False)
         return written
@@ -106,6 +108,7 @@ def whole(tokenizer: Tokenizer, tokens: list[int]) -> tuple[str, str, list[tuple
 
     A group of tokens behind [TOOL_CALLS] in which it finds no calls is content.
     """
+    assert isinstance(tokenizer, CommonTokenizer)
     inner = tokenizer.mistral.instruct_tokenizer.tokenizer
     marker = tokenizer.control_id("[TOOL_CALLS]")
     begin, groups = (tokens, ()) if marker is None else _split_content_and_tool_calls(tokens, marker)

@@ -8,6 +8,7 @@ from answers.scripted import written
 from answers.versions import VERSIONS, tokenizer_of, tokenizer_with
 
 from mistral_portable.answers import call_format, join_deltas
+from mistral_portable.tokenizer.common import CommonTokenizer
 
 NAMES = {
     "TOOL_CALLS": "[TOOL_CALLS]",
@@ -24,6 +25,7 @@ NAMES = {
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version != "v1"])
 def test_they_are_mistral_common_s(version: str) -> None:
     tokenizer = tokenizer_of(version)
+    assert isinstance(tokenizer, CommonTokenizer)
     encoder: Any = tokenizer.mistral.instruct_tokenizer
     found = {name: getattr(encoder, name) for name in NAMES if getattr(encoder, name, None) is not None}
     assert found == {name: tokenizer.control_id(NAMES[name]) for name in found}

@@ -95,7 +95,8 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     line = (
         "run Hi --model a/b --backend reference --dtype float64 --quantize q4_0 --kv-cache q8_0 --device cpu "
         "--attention eager --tensor-parallel 2 --window 7 "
-        "--max-context 99 --threads 2 --revision main --max-tokens 5 --temperature 0.5 --top-k 9 --top-p 0.8 "
+        "--max-context 99 --threads 2 --revision main --chat-template c.jinja --max-tokens 5 --temperature 0.5 "
+        "--top-k 9 --top-p 0.8 "
         "--min-p 0.1 --typical-p 0.9 --repetition-penalty 1.1 --frequency-penalty 0.2 --presence-penalty -0.3 "
         "--seed 4 --stop x --stop yz --ignore-eos --logprobs 3 --json"
     )
@@ -117,6 +118,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "embeddings": False,
         "threads": 2,
         "revision": "main",
+        "chat_template": "c.jinja",
         "prompt": "Hi",
         "params": mp.SamplingParams(
             max_tokens=5,
@@ -166,6 +168,7 @@ def test_every_command_passes_the_options_of_a_model(command: tuple[str, ...], m
         "max_context": "99",
         "threads": "2",
         "revision": "main",
+        "chat_template": "c.jinja",
     }
     line = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     assert invoke(*command, *line).err == "error: that is enough\n"

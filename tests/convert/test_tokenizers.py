@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizer.finetunes import CHATML, write_finetune
 from tokenizer.vocabularies import FILES, SENTENCEPIECE, from_file, gguf_vocabulary
 from weights.files import random_tensors, small_config, write_hf, write_raw
 
 import mistral_portable as mp
-from mistral_portable.errors import ConfigError
+from mistral_portable.errors import ConfigError, TokenizerError
 from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile, load_tokenizer
 from mistral_portable.tokenizer.vocabulary import to_vocabulary
 from mistral_portable.weights import open_checkpoint
@@ -85,7 +86,7 @@ def test_the_ids_stay_the_same_any_way(tmp_path: Path, files: dict[str, Path], k
         assert tokenizer.chat(CHAT) == expected.chat(CHAT)
 
 
-@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json", "default", "nowhere", "broken"])
+@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json", "default", "nowhere"])
 def test_the_chat_template_is_carried_over(tmp_path: Path, place: str) -> None:
     text = "{{ bos_token }}[INST] {{ messages }} [/INST]"
     folder = small(tmp_path / "source", FILES["v3"])
@@ -97,16 +98,71 @@ def test_the_chat_template_is_carried_over(tmp_path: Path, place: str) -> None:
             settings["chat_template"] = text
         case "default":
             settings["chat_template"] = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": text}]
-    broken = "[" * 100_000 if place == "broken" else None
-    (folder / "tokenizer_config.json").write_text(broken or json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     vocabulary = open_checkpoint(mp.convert(folder, tmp_path / "m.gguf", "gguf")).tokenizer
     assert isinstance(vocabulary, GGUFVocabulary)
-    carried = place not in ("nowhere", "broken")
+    carried = place != "nowhere"
     assert vocabulary.chat_template == (text if carried else "mistral-v3")
     back = mp.convert(tmp_path / "m.gguf", tmp_path / "back", "hf")
     assert (back / "chat_template.jinja").exists() == carried
     if carried:
         assert (back / "chat_template.jinja").read_text() == text
+
+
+def test_settings_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    """They may name tokens that the model needs."""
+    folder = small(tmp_path / "source", FILES["v3"])
+    (folder / "tokenizer_config.json").write_text("[" * 100_000)
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: not JSON"):
+        mp.convert(folder, tmp_path / "m.gguf", "gguf")
+
+
+@pytest.mark.parametrize("kind", ["listed", "tokenizer.json", "tekken"])
+def test_a_finetune_survives(tmp_path: Path, kind: str) -> None:
+    """Added tokens, chats and ends of folder, GGUF and folder are the same."""
+    write_finetune(tmp_path / "tokens", kind, CHATML)
+    rows = load_tokenizer(write_finetune(tmp_path / "again", kind, CHATML)).vocab_size + 3
+    folder = small(tmp_path / "source", FILES["v1"], rows=rows)
+    (folder / "tokenizer.model").unlink()
+    for file in (tmp_path / "tokens").iterdir():
+        if file.name != "config.json":
+            shutil.copyfile(file, folder / file.name)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
+    gguf = mp.convert(folder, tmp_path / "m.gguf", "gguf")
+    back = mp.convert(gguf, tmp_path / "back", "hf")
+    expected = open_checkpoint(folder)
+    assert expected.tokenizer is not None
+    tokenizer = load_tokenizer(expected.tokenizer)
+    ends = {*expected.config.eos_token_ids, *expected.ends, *tokenizer.end_ids}
+    assert ends == {2, 7, tokenizer.control_id("<|im_end|>")}
+    for path in (gguf, back):
+        found = open_checkpoint(path)
+        assert found.tokenizer is not None
+        same = load_tokenizer(found.tokenizer)
+        for text in (TEXT, "<|im_start|>user\nHi<|im_end|> </s>"):
+            assert same.encode(text) == tokenizer.encode(text)
+            assert same.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+        assert same.chat(CHAT) == tokenizer.chat(CHAT)
+        assert mp.load(path, backend="reference").end_tokens == ends
+    with pytest.warns(UserWarning, match="have no place in Mistral's format"):
+        mp.convert(gguf, tmp_path / "raw", "raw")
+
+
+def test_a_tekken_that_is_newer_than_mistral_common(tmp_path: Path, files: dict[str, Path]) -> None:
+    """Ids run; for text the newer library is needed."""
+    folder = small(tmp_path / "m", files["tekken"], "hf")
+    tekken = json.loads((folder / "tekken.json").read_text())
+    tekken["config"]["version"] = "v99"
+    (folder / "tekken.json").write_text(json.dumps(tekken))
+    with pytest.warns(UserWarning, match="version v99 is not known .* pip install -U mistral-common"):
+        model = mp.load(folder, backend="reference")
+    assert len(model.generate([1, 2], max_tokens=2, temperature=0, ignore_eos=True).tokens) == 2
+
+
+def test_a_chat_template_is_chosen_when_the_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}!")
+    model = mp.load(chat_template=tmp_path / "mine.jinja", backend="reference")
+    assert model.tokenizer.decode(model.tokenizer.chat(CHAT)) == "Who has the ball?!"
 
 
 @pytest.mark.parametrize("to", ["hf", "mlx"])

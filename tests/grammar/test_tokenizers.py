@@ -3,15 +3,18 @@
 import json
 import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from grammar.walk import accepts, grammars, ids, tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer.finetunes import CHATML, write_finetune
 from tokenizer.vocabularies import FILES
 
 from mistral_portable.grammar.vocabulary import Vocabulary
+from mistral_portable.tokenizer import load_tokenizer
 
 SCHEMA = {
     "type": "object",
@@ -97,3 +100,12 @@ def test_special_tokens_are_named_in_angle_brackets(name: str) -> None:
     assert {b"<s>", b"</s>", b"<unk>"} <= set(names)
     assert all(text.startswith(b"<") and text.endswith(b">") for text in names)
     assert len(ids(name, False)) > 256
+
+
+@pytest.mark.parametrize("kind", ["listed", "tekken"])
+def test_the_name_of_an_added_token_is_text(kind: str, tmp_path: Path) -> None:
+    """A finetune's tokenizer encodes `<|im_end|>` as the token that ends an answer; a rule spells it."""
+    own = load_tokenizer(write_finetune(tmp_path, kind, CHATML))
+    spelled = Vocabulary(own)("a<|im_end|>b")
+    assert not any(own.is_special(id) for id in spelled)
+    assert b"".join(own.token_bytes(id) for id in spelled) == b"a<|im_end|>b"

@@ -58,14 +58,13 @@ def test_the_embedded_model() -> None:
     assert (gguf.version, gguf.encode("Hello 🦊")) == ("v3", file.encode("Hello 🦊"))
 
 
-def test_a_chat_template_of_another_family_is_refused() -> None:
-    """Mistral's template does not fit such a model, so only plain text is encoded."""
-    chatml = "{% for message in messages %}<|im_start|>{{ message.role }}{% endfor %}"
-    tokenizer = load_tokenizer(replace(TINY_VOCABULARY, chat_template=chatml, eos_token_id=5))
+def test_add_bos_and_further_ends() -> None:
+    """Texts have no `<s>` where the file says so; chats have it."""
+    tokenizer = load_tokenizer(replace(TINY_VOCABULARY, add_bos=False, eos_token_id=5, ends=(6,)))
+    assert tokenizer.encode("Hi") == tokenizer.encode("Hi", bos=False)
+    assert tokenizer.chat([{"role": "user", "content": "Hi"}])[0] == tokenizer.bos_id
     assert tokenizer.eos_id == 5
-    assert tokenizer.decode(tokenizer.encode("Hi")) == "Hi"
-    with pytest.raises(TokenizerError, match="template is not Mistral's; write the prompt"):
-        tokenizer.chat([{"role": "user", "content": "Hi"}])
+    assert tokenizer.end_ids == {5, 6}
 
 
 @given(texts)
@@ -76,7 +75,7 @@ def test_without_the_space_prefix_a_first_space_is_the_texts_own(text: str) -> N
 
 @given(st.data())
 def test_a_damaged_vocabulary_is_refused_or_works(data: st.DataObject) -> None:
-    vocabulary = TINY_VOCABULARY
+    vocabulary = replace(TINY_VOCABULARY, chat_template=data.draw(st.sampled_from([None, "{{ messages }}"])))
     damage = {"tokens": st.binary(max_size=4), "scores": st.floats(width=32), "types": st.integers(0, 7)}
     for name in data.draw(st.lists(st.sampled_from(sorted(damage)), min_size=1, max_size=3)):
         values: list[Any] = list(getattr(vocabulary, name))

@@ -40,14 +40,21 @@ def from_gguf(name: str) -> Tokenizer:
     return load_tokenizer(gguf_vocabulary(FILES[name], chat_template=TEMPLATES[name]))
 
 
+_TURNS = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}SYSTEM"
+    "{% elif m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+_REFUSED = "{{ raise_exception('no place for a system message') }}"
+
 # The template that llama.cpp's converter stores: Hugging Face's, or a name if it has one for the version.
 TEMPLATES = {
-    "v1": "{{ bos_token }}{% for message in messages %}[INST] {{ message.content }} [/INST]{% endfor %}",
+    "v1": _TURNS.replace("SYSTEM", _REFUSED),
     "v2": None,
     "v3": "mistral-v3",
     "v7": "mistral-v7",
-    "v7m1": "{{ '[SYSTEM_PROMPT] ' + system + '[/SYSTEM_PROMPT]' }}{{ '[INST] ' + text + '[/INST]' }}",
-    "tekken 240718": "{{ bos_token }}[AVAILABLE_TOOLS]{{ '[INST]' + message.content + '[/INST]' }}",
+    "v7m1": _TURNS.replace("SYSTEM", "[SYSTEM_PROMPT] {{ m.content }}[/SYSTEM_PROMPT]"),
+    "tekken 240718": "{% if tools %}[AVAILABLE_TOOLS]{% endif %}" + _TURNS.replace("SYSTEM", _REFUSED),
     "tekken 240911": "mistral-v3-tekken",
 }
 

@@ -131,6 +131,27 @@ def test_the_vocabulary_comes_back(tmp_path: Path, vocabulary: GGUFVocabulary) -
     assert checkpoint.config == config
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_tokens_that_are_empty_or_there_already(tmp_path: Path) -> None:
+    """They have names of their own, which no text is encoded as, and a notice each."""
+    tokens = (*VOCABULARY.tokens, b"<s>", b"")
+    odd = replace(VOCABULARY, tokens=tokens, types=(2, 3, 3, 1, 3, 1), scores=(0.0,) * 6)
+    write_gguf(tmp_path / "m.gguf", CONFIG, TENSORS, vocabulary=odd)
+    checkpoint = open_checkpoint(tmp_path / "m.gguf")
+    found = (*VOCABULARY.tokens, b"[SAME_4]", b"[EMPTY_5]")
+    assert checkpoint.tokenizer == replace(odd, tokens=found, types=(2, 3, 3, 1, 5, 5))
+    assert len(checkpoint.notices) == 2
+    assert "token 4 has the same text as token 1" in checkpoint.notices[0]
+
+
+def test_further_ends(tmp_path: Path) -> None:
+    ends = {"tokenizer.ggml.eot_token_id": 3, "tokenizer.ggml.eom_token_id": 0}
+    write_gguf(tmp_path / "m.gguf", CONFIG, TENSORS, vocabulary=VOCABULARY, metadata=ends)
+    checkpoint = open_checkpoint(tmp_path / "m.gguf")
+    assert checkpoint.ends == (3, 0)
+    assert checkpoint.tokenizer == replace(VOCABULARY, ends=(3, 0))
+
+
 def test_llama_cpp_defaults_of_a_bare_vocabulary(tmp_path: Path) -> None:
     bare: dict[str, Any] = dict.fromkeys(
         ["tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.token_type"]

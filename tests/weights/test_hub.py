@@ -79,8 +79,13 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
     packed = {path.name: path.read_bytes() for path in (folder / "gptq").iterdir()}
     bins = {path.name: path.read_bytes() for path in (folder / "bin").iterdir()}
     unwanted = dict.fromkeys(["pytorch_model.bin", "consolidated.safetensors", "onnx/model.safetensors"], b"unwanted")
+    names = ["added_tokens.json", "tokenizer.json", "tokenizer_config.json"]
+    settings = {name: name.encode() for name in names}
     return {
-        "some/hf": hf | unwanted | {"tokenizer.model.v3": b"v3", "tokenizer.model": b"v1", "README.md": b"read me"},
+        "some/hf": hf
+        | unwanted
+        | settings
+        | {"tokenizer.model.v3": b"v3", "tokenizer.model": b"v1", "README.md": b"read me"},
         "some/gptq": packed,
         "some/raw": raw | {"tekken.json": b"{}", "config.json": b"{}", "README.md": b"read me", "x/params.json": b"{}"},
         "some/torch": torch,
@@ -141,7 +146,8 @@ def test_a_repository_is_downloaded_once(hub: Hub, tmp_path: Path, repositories:
     assert first["format"] == "safetensors"
     assert first["tokenizer"] == "tokenizer.model.v3"
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
-    wanted = ["config.json", *shards, "tokenizer.model", "tokenizer.model.v3"]
+    settings = ["tokenizer.json", "tokenizer.model", "tokenizer.model.v3", "tokenizer_config.json"]
+    wanted = ["added_tokens.json", "config.json", *shards, *settings]
     assert downloads(hub) == wanted
     size = sum(len(repositories["some/hf"][file]) for file in wanted)
     assert downloaded(first) == ["some/hf", size, size]

@@ -10,7 +10,7 @@ from weights.files import bfloat16, random_tensors, small_config, write_hf, writ
 
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError
-from mistral_portable.tokenizer.source import TokenizerFile
+from mistral_portable.tokenizer.source import TokenizerFile, TokenizerFolder
 from mistral_portable.weights import DenseTensor, open_checkpoint
 
 CONFIG = small_config()
@@ -172,13 +172,20 @@ def test_the_newest_tokenizer_file_is_taken(tmp_path: Path, files: list[str], ch
     assert checkpoint.notices == ()
 
 
-def test_a_tokenizer_json_alone_is_not_enough(tmp_path: Path) -> None:
+def test_a_tokenizer_json_alone(tmp_path: Path) -> None:
     write_hf(tmp_path, CONFIG, TENSORS)
     (tmp_path / "tokenizer.json").touch()
-    checkpoint = open_checkpoint(tmp_path)
-    assert checkpoint.tokenizer is None
-    assert len(checkpoint.notices) == 1
-    assert "tekken.json" in checkpoint.notices[0]
+    assert open_checkpoint(tmp_path).tokenizer == TokenizerFolder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("written", "ends"),
+    [('{"eos_token_id": 7}', (7,)), ('{"eos_token_id": [2, 7, -1, "a", true]}', (2, 7)), ("{}", ()), ("[", ())],
+)
+def test_ends_of_generation_config(tmp_path: Path, written: str, ends: tuple[int, ...]) -> None:
+    write_hf(tmp_path, CONFIG, TENSORS)
+    (tmp_path / "generation_config.json").write_text(written)
+    assert open_checkpoint(tmp_path).ends == ends
 
 
 def test_shards_may_be_links_as_in_the_hub_cache(tmp_path: Path) -> None:
