@@ -76,7 +76,7 @@ def test_missing_files() -> None:
 def test_a_piped_message_that_fails_ends_the_chat() -> None:
     result = chat("a message that is too long for this context", options=("--max-context", "8"))
     assert result.status == 2
-    assert result.err.startswith("error: the prompt has ")
+    assert result.err.startswith("error: the prompt is too long: ")
 
 
 def test_ctrl_c_ends_a_piped_chat(monkeypatch: pytest.MonkeyPatch) -> None:

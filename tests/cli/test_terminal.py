@@ -44,7 +44,7 @@ def test_ctrl_c_at_the_prompt_leaves_with_130_and_a_full_context_does_not_leave(
     with Terminal("chat", "--max-context", "8") as terminal:
         terminal.expect("> ")
         terminal.press("one two three four five six seven eight\n")
-        terminal.expect("error: the prompt has .*/clear starts a new conversation\n.*> ")
+        terminal.expect("error: the prompt is too long: .*/clear starts a new conversation\n.*> ")
         assert terminal.interrupt() == 130
     assert "Traceback" not in terminal.text
 
