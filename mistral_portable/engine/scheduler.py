@@ -217,10 +217,11 @@ class Scheduler(Generic[Key]):
 
     def read_more(self, key: Key, tokens: int) -> None:
         """Let a request that decodes read the newest `tokens` of its answer first, in chunks as a prompt."""
-        job = self._reading[key] = self._decoding.pop(key)
+        self._steady = None
+        job = self._reading[key] = self._decoding[key]
         job.left = tokens
         job.answering = True
-        self._steady = None
+        del self._decoding[key]  # last: Ctrl-C may come at any point, and leaves a request in two places, not in none
 
     def put_aside(self, key: Key) -> None:
         """Take the lane of a request, which waits for another one and reads its prompt and its answer again."""

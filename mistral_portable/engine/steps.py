@@ -279,16 +279,22 @@ class Steps:
                 self._left.append(request)
 
     def _stall(self, request: _Request, stalled: bool) -> None:
-        (self._stalled.add if stalled else self._stalled.discard)(request)
         self._scheduler.stall(request, stalled)
+        (self._stalled.add if stalled else self._stalled.discard)(request)
         if not request.by_main:
             (self.foreign.discard if stalled else self.foreign.add)(request)
 
     def _mend(self) -> None:
-        """End requests that an interruption has torn, and close lanes that it has lost."""
+        """End requests that an interruption has torn, close lanes that it has lost, and see who stands still."""
+        for request in self._scheduler.requests:
+            if request.finished:
+                self._end(request)
         torn = [request for request in self._scheduler.requests if self._is_torn(request)]
         self.fail(torn, BusyError("Ctrl-C came amid a step of this text: ask for it again"))
         self._lanes.close_lost()
+        requests = self._scheduler.requests
+        self._stalled = {request for request in requests if self._scheduler.is_stalled(request)}
+        self.foreign = {request for request in requests if not (request.by_main or request in self._stalled)}
         self.interrupted = False
 
     def _is_torn(self, request: _Request) -> bool:

@@ -3,12 +3,14 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import mistral_portable as mp
 from mistral_portable.errors import BusyError
@@ -47,6 +49,31 @@ def interrupt(call: Callable[[], object], seconds: float) -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+class InTurn:
+    """A grammar, and a constraint of it: the tokens 300 to 399 one after the other, twice. It says of nine in ten that
+    they are forced."""
+
+    tokens: ClassVar[list[int]] = [*range(300, 400)] * 2
+
+    def __init__(self) -> None:
+        self._known = 0
+
+    def begin(self, prompt_tokens: Sequence[int]) -> "InTurn":
+        return InTurn()
+
+    def allowed(self) -> NDArray[np.bool_]:
+        allowed: NDArray[np.bool_] = np.arange(1024) == self.tokens[self._known]
+        return allowed
+
+    @property
+    def forced(self) -> int | None:
+        return self.tokens[self._known] if self._known % 10 and self._known < len(self.tokens) else None
+
+    def accept(self, token: int) -> None:
+        assert token == self.tokens[self._known]
+        self._known += 1
+
+
 def generate_until_interrupted(model: mp.Model, seconds: float) -> None:
     timer = threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGINT])
     timer.start()
@@ -67,6 +94,21 @@ def test_ctrl_c_at_any_time(expected: list[tuple[int, ...]]) -> None:
                 list(open_stream)
                 assert open_stream.generation.tokens == expected[0]
             assert open_stream.generation.tokens == expected[0][: len(open_stream.generation.tokens)]
+            assert model.manager.lanes == ()
+
+
+def test_ctrl_c_at_any_time_while_a_grammar_leaves_no_choice() -> None:
+    """A token that the grammar knows and the answer lacks is found: the answer may end by it, but leaves none out."""
+    with mp.load("tiny", backend="numba", window=64, threads=1) as model:
+        for number in range(1, 300):
+            open_stream = model.stream(PROMPT, max_tokens=200, temperature=0, grammar=InTurn())
+            next(open_stream)
+            interrupt(lambda: model.generate(OTHER, **OPTIONS), number * 2e-5)
+            with suppress(BusyError):
+                list(open_stream)
+                assert len(open_stream.generation.tokens) == 200
+            found = open_stream.generation.tokens
+            assert list(found) == InTurn.tokens[: len(found)]
             assert model.manager.lanes == ()
 
 
