@@ -72,9 +72,10 @@ OPS: dict[str, Callable[..., Array]] = {
     "silu_mul": _silu_mul,
     "moe": _moe,
     "add": lambda a, b: a + b,
+    "multiply": lambda a, b: a * b,
     "take_columns": lambda x, *, start, stop: x[:, start:stop],
     # Places of padding lie beyond x, and are dropped.
-    "replace_rows": lambda x, given, places: x.at[places].set(given.astype(x.dtype), mode="drop"),
+    "replace_rows": lambda x, given, places: x.at[places].set(given, mode="drop"),
     "take_rows": lambda x, rows: x[rows],
 }
 """Functions by op: inputs in the node's order, attributes by name."""

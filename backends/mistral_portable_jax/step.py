@@ -59,7 +59,7 @@ def run(
     """
     values: dict[str, Any] = {
         **weights,
-        **inputs.given,
+        **{name: _rounded(array, dtype) for name, array in inputs.given.items()},
         "tokens": inputs.tokens,
         "positions": inputs.positions,
         "logit_rows": inputs.logit_rows,
@@ -86,6 +86,11 @@ def run(
             # The tables of a pure function are float32, whatever it computes in.
             values[node.name] = made.astype(dtype) if node.op == "embedding" else made
     return {name: values[value] for name, value in graph.outputs.items()}, cache
+
+
+def _rounded(array: Array, dtype: str) -> Array:
+    """An input beside the plan's: floats in the program's dtype."""
+    return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def _written(pool: Array, x: Array, inputs: StepInputs, group: int) -> Array:

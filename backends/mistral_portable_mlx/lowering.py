@@ -159,6 +159,10 @@ class Lowering:
         """a + b."""
         return lambda step, a, b: a + b
 
+    def multiply(self, node: Node) -> Kernel:
+        """a * b."""
+        return lambda step, a, b: a * b
+
     def take_columns(self, node: Node) -> Kernel:
         """A range of columns."""
         columns = slice(node.integer("start"), node.integer("stop"))

@@ -67,10 +67,7 @@ class MLXProgram:
         self._spec = spec
         self._dtype: mx.Dtype = getattr(mx, precision.dtype)
 
-        def fusible(fused: Sequence[Parameter]) -> bool:
-            return len({form(weights[part], self._dtype) for weight in fused for part in weight.parts}) == 1
-
-        self._graph = fuse_linears(graph, fusible)
+        self._graph = fuse_linears(graph, lambda parameter: form(weights[parameter.parts[0]], self._dtype))
         self._shapes = infer_shapes(self._graph)
         kind = Q8Format if precision.kv_cache == "q8_0" else FloatFormat
         self._format: Format = kind(self._dtype, spec.head_dim)

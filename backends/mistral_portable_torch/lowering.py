@@ -1,6 +1,6 @@
 """Lowering of graph nodes to closures: every op in torch."""
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mistral_portable.cache import CacheSpec
-from mistral_portable.graph import Node
+from mistral_portable.graph import PLAN_INPUTS, Node
 from mistral_portable_torch.attention import Attention, Eager, Planned
 from mistral_portable_torch.cache import Cache
 from mistral_portable_torch.elementwise import Elementwise
@@ -54,18 +54,14 @@ class Lowering:
         elementwise: Elementwise,
         matrices: Mapping[str, Matrix],
         vectors: Mapping[str, Tensor],
-        dtype: torch.dtype,
-        inputs: Collection[str],
     ) -> None:
-        """inputs: the names of the graph's inputs, which kernels find in the Step."""
         self._spec, self._cache, self._attention, self._elementwise = spec, cache, attention, elementwise
         self._rotations, self._matrices, self._vectors, self._eager = rotations, matrices, vectors, Eager()
-        self._dtype, self._inputs = dtype, frozenset(inputs)
 
     def kernel(self, node: Node) -> tuple[Kernel, tuple[str, ...]]:
         """The node's kernel, and the names of the values that it is called with; parameters are bound already."""
         made: Kernel = getattr(self, node.op)(node)
-        bound = {*self._matrices, *self._vectors, *self._inputs}
+        bound = {*self._matrices, *self._vectors, *PLAN_INPUTS}
         return made, tuple(name for name in node.inputs if name not in bound)
 
     def embedding(self, node: Node) -> Kernel:
@@ -73,15 +69,8 @@ class Lowering:
         return lambda step: table.rows(step.inputs["tokens"])
 
     def replace_rows(self, node: Node) -> Kernel:
-        _, given, places = node.inputs
-
-        def replace(step: Step, x: Tensor) -> Tensor:
-            rows = step.inputs[given]
-            if not len(rows):  # launches nothing if no row is replaced
-                return x
-            return x.index_copy(0, step.inputs[places].long(), rows.to(self._dtype))
-
-        return replace
+        # Launches nothing if no row is replaced.
+        return lambda step, x, given, places: x.index_copy(0, places, given) if len(places) else x
 
     def rms_norm(self, node: Node) -> Kernel:
         weight, eps = self._vectors[node.inputs[1]], node.number("eps")
@@ -132,6 +121,9 @@ class Lowering:
 
     def add(self, node: Node) -> Kernel:
         return lambda step, a, b: a + b
+
+    def multiply(self, node: Node) -> Kernel:
+        return lambda step, a, b: a * b
 
     def take_columns(self, node: Node) -> Kernel:
         columns = slice(node.integer("start"), node.integer("stop"))

@@ -18,6 +18,7 @@ from mistral_portable.boundary.shared import attention_weights_by_position, chec
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import BackendError, ClosedError, InputError
 from mistral_portable.graph import Graph, Parameter, infer_shapes
+from mistral_portable.graph.adapters import is_added
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import Tensor as Stored
 from mistral_portable_torch.attention import Attention, Eager
@@ -72,10 +73,10 @@ class TorchProgram:
         self._spec, self._device, self._threads = spec, device, threads
         self._dtype: torch.dtype = getattr(torch, precision.dtype)
 
-        def fusible(fused: Sequence[Parameter]) -> bool:
-            return len({form(weights[part]) for weight in fused for part in weight.parts}) == 1
+        def kind(parameter: Parameter) -> tuple[str, bool]:
+            return form(weights[parameter.parts[0]]), is_added(parameter.name)
 
-        self._graph = fuse_linears(graph, fusible)
+        self._graph = fuse_linears(graph, kind)
         self._shapes = infer_shapes(self._graph)
         self._output_shapes = {name: infer_shapes(whole)[value] for name, value in whole.outputs.items()}
         self._attention = attention
@@ -153,7 +154,9 @@ class TorchProgram:
         parameters, exposed = self._graph.parameters, set(self._graph.outputs.values())
         inner = {node.inputs[1] for node in self._graph.nodes if node.op == "linear" and node.name not in exposed}
         inner -= {node.inputs[1] for node in self._graph.nodes if node.op == "embedding"}
-        kinds = {name: quantize if name in inner else None for name in parameters}  # LM head and embeddings stay floats
+        inner -= {name for name in inner if is_added(name)}
+        # LM head, embeddings and adapters stay floats.
+        kinds = {name: quantize if name in inner else None for name in parameters}
         if quantize and not any(form(weights[part]) == "dense" for name in inner for part in parameters[name].parts):
             raise BackendError(
                 f"quantize={quantize!r} changes nothing: the weights are quantized already; leave it out"
@@ -191,8 +194,6 @@ class TorchProgram:
             plain,
             matrices,
             vectors,
-            self._dtype,
-            self._graph.inputs,
         )
         self._kernels = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
 
@@ -252,7 +253,7 @@ class TorchProgram:
         return layout, fixed, _to_device(words, self._device.torch)
 
     def _run(self, step: Step, rows: int) -> dict[str, Any]:
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {name: self._given(step.inputs[name]) for name in self._graph.given}
         for name, kernel, names in self._kernels:
             if self._shapes[name][0] == "R" and not rows:
                 continue
@@ -264,6 +265,10 @@ class TorchProgram:
             name: [array.float() for array in value] if isinstance(value, list) else value.float()
             for name, value in found.items()
         }
+
+    def _given(self, array: Tensor) -> Tensor:
+        """An input beside the plan's: floats in the program's dtype, integers as places of rows."""
+        return array.to(self._dtype) if array.is_floating_point() else array.long()
 
     def _output(self, name: str, found: Any, plan: StepPlan) -> NDArray[np.float32]:
         shape = self._output_shapes[name]

@@ -1,7 +1,7 @@
 """LanePrefixes: the beginnings of texts where a page is a whole lane."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from mistral_portable.cache.pool import PagePool
@@ -27,14 +27,14 @@ class LanePrefixes:
 
     def __init__(self, groups: Sequence[LayerGroup], pools: Sequence[PagePool]) -> None:
         self._groups, self._pools = groups, pools
-        self._kept: OrderedDict[tuple[str, tuple[int, ...]], _Kept] = OrderedDict()  # the latest used last
+        self._kept: OrderedDict[tuple[Hashable, tuple[int, ...]], _Kept] = OrderedDict()  # the latest used last
 
     def spare_slots(self, group: int) -> int:
         """Slots of a layer group's pages that are kept and that no lane uses."""
         pages = [page for kept in self._kept.values() if not self._in_use(kept) for page in kept.tables[group].pages]
         return sum(self._pools[group].slots(page) for page in pages)
 
-    def keep(self, salt: str, tokens: Sequence[int], high: int, tables: Sequence[Table], *, whole: bool) -> None:
+    def keep(self, salt: Hashable, tokens: Sequence[int], high: int, tables: Sequence[Table], *, whole: bool) -> None:
         """Keep a lane that holds these tokens, if it is to be kept whole."""
         key = salt, tuple(tokens)
         if not whole or not tokens:
@@ -48,7 +48,7 @@ class LanePrefixes:
         for pool, table in zip(self._pools, tables, strict=True):
             pool.share(table.pages)
 
-    def find(self, salt: str, tokens: Sequence[int]) -> Found | None:
+    def find(self, salt: Hashable, tokens: Sequence[int]) -> Found | None:
         """The longest known beginning of the tokens from which a lane can go on."""
         best, found = 0, None
         for key, kept in self._kept.items():

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from functools import wraps
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -36,7 +36,8 @@ class Chunk(NamedTuple):
 
     embeds: float32 [n, hidden_size] in place of the embeddings of the first n tokens, whose ids then mean nothing; for
     `engine.Core`, as the manager does not look at them. source: the row of the step that this one is submitted after
-    whose token is the last one here, so that its id means nothing; None: that one's id counts, too.
+    whose token is the last one here, so that its id means nothing; None: that one's id counts, too. adapters: the
+    weight of each adapter of the model for these tokens, for `engine.Core`, too; (): none has one.
     """
 
     lane: int
@@ -44,6 +45,7 @@ class Chunk(NamedTuple):
     rows: Sequence[int] = ()
     embeds: NDArray[np.float32] | None = None
     source: int | None = None
+    adapters: Sequence[float] = ()
 
 
 P = ParamSpec("P")
@@ -75,7 +77,7 @@ class _Keep(NamedTuple):
     tables: tuple[Table, ...]
     high: int
     tokens: Sequence[int]
-    salt: str
+    salt: Hashable
     whole: bool
 
 
@@ -131,7 +133,7 @@ class CacheManager:
 
     @_alone
     def resume(
-        self, tokens: Sequence[int], *, salt: str = "", length: int = 0, owner: object = None
+        self, tokens: Sequence[int], *, salt: Hashable = "", length: int = 0, owner: object = None
     ) -> tuple[int, int]:
         """Open a lane that holds the longest known beginning of these tokens; return it and their number.
 
@@ -150,7 +152,7 @@ class CacheManager:
         nothing = (Table(),) * len(self.spec.groups)
         return self._begin(number, Lane(nothing, promised=length, owner=owner), salt, tokens)
 
-    def _begin(self, number: int, lane: Lane, salt: str, tokens: Sequence[int]) -> tuple[int, int]:
+    def _begin(self, number: int, lane: Lane, salt: Hashable, tokens: Sequence[int]) -> tuple[int, int]:
         """Open a lane. Raises CapacityError if it exceeds a strict budget; what was found for it is kept on then."""
         self._lanes[number] = lane
         try:
@@ -165,7 +167,7 @@ class CacheManager:
         return number, lane.length
 
     @_alone
-    def keep(self, lane: int, tokens: Sequence[int], *, salt: str = "", whole: bool = True) -> None:
+    def keep(self, lane: int, tokens: Sequence[int], *, salt: Hashable = "", whole: bool = True) -> None:
         """Make known that the lane's first tokens are these, at most as many as it holds. Their pages stay when it is
         closed, until the room is needed. Without a budget it does nothing.
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 from mistral_portable.cache.pool import PagePool
@@ -29,10 +29,10 @@ class Prefixes(Protocol):
     salt: texts of one salt are not found by another's.
     """
 
-    def keep(self, salt: str, tokens: Sequence[int], high: int, tables: Sequence[Table], *, whole: bool) -> None:
+    def keep(self, salt: Hashable, tokens: Sequence[int], high: int, tables: Sequence[Table], *, whole: bool) -> None:
         """Keep the pages of a lane that holds these tokens. whole: also a page that more tokens may still fill."""
 
-    def find(self, salt: str, tokens: Sequence[int]) -> Found | None:
+    def find(self, salt: Hashable, tokens: Sequence[int]) -> Found | None:
         """The longest known beginning of the tokens from which a lane can go on."""
 
     def give_way(self) -> bool:
@@ -59,7 +59,7 @@ class PagePrefixes:
     def __init__(self, groups: Sequence[LayerGroup], pools: Sequence[PagePool]) -> None:
         self._groups, self._pools = groups, pools
         self._size = groups[0].page_size
-        self._roots: dict[str, _Node] = {}
+        self._roots: dict[Hashable, _Node] = {}
         self._known: set[tuple[int, int]] = set()  # (group, page)
         self._recent: OrderedDict[tuple[_Node, int], None] = OrderedDict()  # (node, group), the latest used last
 
@@ -68,7 +68,7 @@ class PagePrefixes:
         pool = self._pools[group]
         return sum(pool.slots(page) for own, page in self._known if own == group and not pool.shared(page))
 
-    def keep(self, salt: str, tokens: Sequence[int], high: int, tables: Sequence[Table], *, whole: bool) -> None:
+    def keep(self, salt: Hashable, tokens: Sequence[int], high: int, tables: Sequence[Table], *, whole: bool) -> None:
         """Keep the pages of a lane that holds these tokens. whole: also a page that more tokens may still fill."""
         size = self._size
         count = len(tokens) // size
@@ -84,7 +84,7 @@ class PagePrefixes:
             self._touch(group, path[span(own, len(tokens))[0] :])
         self._prune(node)
 
-    def find(self, salt: str, tokens: Sequence[int]) -> Found | None:
+    def find(self, salt: Hashable, tokens: Sequence[int]) -> Found | None:
         """The longest known beginning of the tokens from which a lane can go on."""
         node, size = self._roots.get(salt), self._size
         if node is None:
@@ -191,7 +191,7 @@ class _Node:
 
     __slots__ = ("_order", "children", "pages", "parent", "salt", "tokens")
 
-    def __init__(self, parent: "_Node | None", tokens: tuple[int, ...], groups: int, salt: str) -> None:
+    def __init__(self, parent: "_Node | None", tokens: tuple[int, ...], groups: int, salt: Hashable) -> None:
         self.parent, self.tokens, self.salt = parent, tokens, salt
         self.pages: list[int | None] = [None] * groups
         self.children: dict[tuple[int, ...], _Node] = {}

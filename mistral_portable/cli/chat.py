@@ -67,7 +67,7 @@ def chat(
         try:
             _converse(loaded, conversation, params)
         finally:  # once, as a session may have hundreds of megabytes; also after Ctrl-C
-            if session is not None and loaded.loop.last_text:
+            if session is not None and loaded.loop.last_text.tokens:
                 loaded.save_session(session, messages=conversation.messages)
 
 

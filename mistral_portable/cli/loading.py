@@ -26,12 +26,17 @@ def load_model(
     max_lanes: int = 8,
     tensor_parallel: int | None = None,
     embeddings: bool = False,
+    by_name: bool = False,
 ) -> Model:
     """Call `mistral_portable.load` with the values of the options; its warnings become notes on stderr.
+
+    by_name: whether calls have adapters that they name, and no others; else all have those of the options.
 
     Raises typer.BadParameter for a window or a size that cannot be read, and the errors of `load`.
     """
     arguments, cache_bytes = options.arguments, cache_bytes_of(cache_ram)
+    if by_name:
+        arguments["adapter"] = None
     with reading(f"loading {model}") as progress:
         return load(
             model=model,

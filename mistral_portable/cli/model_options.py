@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mistral_portable.cli.options import (
+    AdapterOption,
     AttentionOption,
     BackendOption,
     ChatTemplateOption,
@@ -15,6 +16,7 @@ from mistral_portable.cli.options import (
     RevisionOption,
     ThreadsOption,
     WindowOption,
+    adapters_of,
     window_of,
 )
 
@@ -36,11 +38,13 @@ class ModelOptions:
     threads: ThreadsOption = None
     revision: RevisionOption = None
     chat_template: ChatTemplateOption = None
+    adapter: AdapterOption = None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Those of `load`. transformers' spellings are read, too: dtype "auto" is the backend's choice, device "1" is
         "cuda:1". Raises typer.BadParameter for a window that cannot be read."""
+        adapters = adapters_of(self.adapter or [])
         return {
             "backend": self.backend,
             "dtype": None if self.dtype == "auto" else self.dtype,
@@ -53,4 +57,6 @@ class ModelOptions:
             "threads": self.threads,
             "revision": self.revision,
             "chat_template": self.chat_template,
+            "adapters": {name: path for name, (path, _) in adapters.items()},
+            "adapter": {name: weight for name, (_, weight) in adapters.items()},
         }

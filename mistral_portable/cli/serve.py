@@ -88,7 +88,7 @@ def serve(
     with (
         listener,
         load_model(
-            model, options, cache_ram=cache_ram, max_lanes=parallel, embeddings=embeddings is not None
+            model, options, cache_ram=cache_ram, max_lanes=parallel, embeddings=embeddings is not None, by_name=True
         ) as loaded,
     ):
         settings = Settings(
@@ -102,6 +102,7 @@ def serve(
             sessions_dir=sessions_dir,
             deadline=deadline,
             embeddings=embeddings,
+            adapters=options.arguments["adapter"],
         )
         set_up_logging(log)
         if uds is None:

@@ -15,6 +15,7 @@ from mistral_portable.answers import (
     leaves_thinking,
     offered,
 )
+from mistral_portable.engine.adapters import Adapters, Chosen
 from mistral_portable.engine.prompts import Prompt, Prompts, is_chat, is_several
 from mistral_portable.engine.request import Completion
 from mistral_portable.engine.stream import Answer
@@ -32,10 +33,18 @@ class AnswerMaker:
     """Makes the answers to prompts, none of whose tokens is there yet."""
 
     def __init__(
-        self, prompts: Prompts, *, end_tokens: Set[int], vocab_size: int, max_context: int, load_s: float
+        self,
+        prompts: Prompts,
+        adapters: Adapters,
+        *,
+        end_tokens: Set[int],
+        vocab_size: int,
+        max_context: int,
+        load_s: float,
     ) -> None:
         """end_tokens: ids that end a text. load_s: seconds, for the timings."""
         self._prompts = prompts
+        self._adapters = adapters
         self._grammars = Grammars(prompts.tokenizer, end_tokens) if prompts.has_tokenizer else None
         self._end_tokens = end_tokens
         self._vocab_size = vocab_size
@@ -74,6 +83,7 @@ class AnswerMaker:
         priority: int = 0,
         user: str = "",
         cache_salt: str = "",
+        adapter: Chosen = None,
         **sampling: Any,
     ) -> list[Answer]:
         """Make `n` answers to one prompt, which is encoded once. Arguments and errors: those of `Model.answer`."""
@@ -87,6 +97,7 @@ class AnswerMaker:
         elif not schema is grammar is regex is None:
             sampling["grammar"] = self.compile_grammar(schema=schema, grammar=cast(str, grammar), regex=regex)
         params = self._params(params, sampling)
+        weights = self._adapters.weights(adapter)
         answers_chat = is_chat(prompt) if chat is None else chat
         if tools and not answers_chat:
             raise InputError("tools need a prompt of messages: give messages instead of a text or ids")
@@ -107,6 +118,7 @@ class AnswerMaker:
                 priority=priority,
                 user=user,
                 cache_salt=cache_salt,
+                adapters=weights,
             )
             parser = self._parser(tokens, answers_chat)
             answers.append(Answer(completion, ends, parser, self._load_s, one_call=not parallel_tool_calls))

@@ -1,16 +1,18 @@
 """Core: a program and the manager of its cache. Whoever steps a program does it through here."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import GreedyProgram, Program, SavedLane, Step, load_lane, save_lane
-from mistral_portable.boundary.program import NO_INPUTS, Inputs
+from mistral_portable.boundary.program import Inputs
 from mistral_portable.cache import CacheManager, Chunk, StepPlan
 from mistral_portable.errors import ClosedError, InputError
+from mistral_portable.graph import Shape
+from mistral_portable.graph.adapters import ADAPTERS
 from mistral_portable.graph.passes import EMBEDDED_ROWS, INPUTS_EMBEDS
 
 __all__ = ["Core"]
@@ -25,11 +27,11 @@ class Core:
     values are in one of them (`adopt`).
     """
 
-    def __init__(self, program: Program, manager: CacheManager, *, hidden_size: int | None = None) -> None:
-        """hidden_size: of a graph that takes rows in place of embeddings (`accept_embeddings`); None: of any other."""
+    def __init__(self, program: Program, manager: CacheManager, *, given: Mapping[str, Shape] | None = None) -> None:
+        """given: the inputs that the program's graph has beside those of plans (`Graph.given`)."""
         self.program = program
         self.manager = manager
-        self._hidden_size = hidden_size
+        self._given = given or {}
         self._closed = False
 
     @property
@@ -50,8 +52,8 @@ class Core:
     def run(self, chunks: Sequence[Chunk]) -> tuple[StepPlan, Mapping[str, NDArray[np.float32]]]:
         """Run one step: its plan, and every output of the graph by name, as `Program.step` returns them.
 
-        Raises ClosedError, InputError for `embeds` where the graph takes none, or the errors of `CacheManager.plan` and
-        `Program.step`.
+        Raises ClosedError, InputError for `embeds` or `adapters` where the graph takes none, or the errors of
+        `CacheManager.plan` and `Program.step`.
         """
         return self._run(chunks, lambda plan, inputs: self.program.step(plan, inputs))
 
@@ -96,31 +98,33 @@ class Core:
             self._require_open()
             return load_lane(self.program, self.manager, saved)
 
-    def save_known(self, tokens: Sequence[int]) -> SavedLane:
+    def save_known(self, tokens: Sequence[int], salt: Hashable = "") -> SavedLane:
         """Copy the longest known beginning of these tokens; `integers["length"]` of the copy is their number.
+
+        salt: as `CacheManager.resume` takes it.
 
         Raises ClosedError, BusyError if all lanes are taken, CapacityError if there is no room beside the other lanes.
         """
-        lane, _ = self.manager.resume(tokens)
+        lane, _ = self.manager.resume(tokens, salt=salt)
         try:
             return self.save(lane)
         finally:
-            self._keep_and_close(lane, tokens)  # a lane in one piece is taken over by whoever resumes it
+            self._keep_and_close(lane, tokens, salt)  # a lane in one piece is taken over by whoever resumes it
 
-    def make_known(self, saved: SavedLane, tokens: Sequence[int]) -> int:
+    def make_known(self, saved: SavedLane, tokens: Sequence[int], salt: Hashable = "") -> int:
         """Make a saved sequence of these tokens known; return the number of them that the cache has room to keep.
 
         Raises the errors of `load`.
         """
         lane = self.load(saved)
-        self._keep_and_close(lane, tokens)
-        lane, known = self.manager.resume(tokens)
-        self._keep_and_close(lane, tokens)
+        self._keep_and_close(lane, tokens, salt)
+        lane, known = self.manager.resume(tokens, salt=salt)
+        self._keep_and_close(lane, tokens, salt)
         return known
 
-    def _keep_and_close(self, lane: int, tokens: Sequence[int]) -> None:
+    def _keep_and_close(self, lane: int, tokens: Sequence[int], salt: Hashable) -> None:
         try:
-            self.manager.keep(lane, tokens)
+            self.manager.keep(lane, tokens, salt=salt)
         finally:
             self.manager.close(lane)
 
@@ -142,20 +146,39 @@ class Core:
                 raise
 
     def _inputs(self, chunks: Sequence[Chunk]) -> Inputs:
-        """Make the arrays that the graph declares beside the plan's, [0, hidden_size] and [0] for ids alone."""
-        given = [chunk.embeds for chunk in chunks if chunk.embeds is not None]
-        if self._hidden_size is None:
-            if given:
-                raise InputError("this program takes token ids only: leave out embeds")
-            return NO_INPUTS
-        rows = [np.zeros((0, self._hidden_size), np.float32), *given]
-        places, start = [np.zeros(0, np.int32)], 0
-        for chunk in chunks:
-            if chunk.embeds is not None:
-                places.append(np.arange(start, start + len(chunk.embeds), dtype=np.int32))
-            start += len(chunk.tokens)
-        return {INPUTS_EMBEDS: np.concatenate(rows), EMBEDDED_ROWS: np.concatenate(places)}
+        """Make the arrays that the graph declares beside the plan's."""
+        inputs: dict[str, NDArray[Any]] = {}
+        if INPUTS_EMBEDS in self._given:
+            inputs |= _embedded(chunks, int(self._given[INPUTS_EMBEDS][1]))
+        elif any(chunk.embeds is not None for chunk in chunks):
+            raise InputError("this program takes token ids only: leave out embeds")
+        if ADAPTERS in self._given:
+            inputs[ADAPTERS] = _adapted(chunks, int(self._given[ADAPTERS][1]))
+        elif any(chunk.adapters for chunk in chunks):
+            raise InputError("this program has no adapters: leave them out")
+        return inputs
 
     def _require_open(self) -> None:
         if self._closed:
             raise ClosedError("the model is closed: load it again")
+
+
+def _embedded(chunks: Sequence[Chunk], hidden_size: int) -> dict[str, NDArray[Any]]:
+    """Rows in place of embeddings, [0, hidden_size] and [0] for ids alone."""
+    rows = [np.zeros((0, hidden_size), np.float32), *(chunk.embeds for chunk in chunks if chunk.embeds is not None)]
+    places, start = [np.zeros(0, np.int32)], 0
+    for chunk in chunks:
+        if chunk.embeds is not None:
+            places.append(np.arange(start, start + len(chunk.embeds), dtype=np.int32))
+        start += len(chunk.tokens)
+    return {INPUTS_EMBEDS: np.concatenate(rows), EMBEDDED_ROWS: np.concatenate(places)}
+
+
+def _adapted(chunks: Sequence[Chunk], count: int) -> NDArray[np.float32]:
+    """Each token's weights of the adapters, [T, count]."""
+    weights, start = np.zeros((sum(len(chunk.tokens) for chunk in chunks), count), np.float32), 0
+    for chunk in chunks:
+        if chunk.adapters:
+            weights[start : start + len(chunk.tokens)] = chunk.adapters
+        start += len(chunk.tokens)
+    return weights

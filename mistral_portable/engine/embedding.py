@@ -21,13 +21,15 @@ _LOGITS = 2**24  # numbers; a step makes the logits of the same rows, too, which
 class Embedding:
     """The vector of one text, and `scoring`, the request that makes it."""
 
-    def __init__(self, tokens: Sequence[int], pooling: Pooling, vocab_size: int) -> None:
-        """Raises InputError for an unknown pooling."""
+    def __init__(
+        self, tokens: Sequence[int], pooling: Pooling, vocab_size: int, adapters: Sequence[float] = ()
+    ) -> None:
+        """adapters: as `Request.adapters`. Raises InputError for an unknown pooling."""
         if pooling not in ("last", "mean"):
             raise InputError(f'pooling={pooling!r:.40} must be "last" or "mean"')
         mean = pooling == "mean"
         chunk = max(1, _LOGITS // vocab_size) if mean else None
-        self.scoring = Scoring(tokens, first=0 if mean else len(tokens) - 1, chunk=chunk, output=EMBEDDING)
+        self.scoring = Scoring(tokens, first=0 if mean else len(tokens) - 1, chunk=chunk, output=EMBEDDING, adapters=adapters)
         self._sum: NDArray[np.float64] | None = None
 
     def add(self, rows: NDArray[np.float32]) -> None:

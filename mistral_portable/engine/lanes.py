@@ -76,7 +76,7 @@ class RequestLanes:
                 self._keep(other, whole=True)
         try:
             request.lane, request.fed = self._manager.resume(
-                request.tokens[: request.findable], salt=request.cache_salt, length=len(request.tokens), owner=self
+                request.tokens[: request.findable], salt=request.salt, length=len(request.tokens), owner=self
             )
         except BusyError:
             return None
@@ -132,7 +132,7 @@ class RequestLanes:
 
     def _alike(self, request: _Request, other: _Request) -> int:
         """The number of tokens that a request which waits has in common with another one, from the first on."""
-        if request.cache_salt != other.cache_salt or not other.keeps:
+        if request.salt != other.salt or not other.keeps:
             return 0
         known = self._compared.setdefault(request, weakref.WeakKeyDictionary())
         if other not in known:
@@ -147,7 +147,7 @@ class RequestLanes:
         """Let others find the request's tokens in the cache."""
         known = min(self._read(request), len(request.tokens))
         if request.keeps and request.lane is not None:
-            self._manager.keep(request.lane, request.tokens[:known], salt=request.cache_salt, whole=whole)
+            self._manager.keep(request.lane, request.tokens[:known], salt=request.salt, whole=whole)
             request.kept = known if whole else known // self._page * self._page
 
     def _close(self, request: _Request) -> None:

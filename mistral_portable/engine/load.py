@@ -3,7 +3,7 @@
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.boundary.registry import select
 from mistral_portable.cache import CacheBudget, CacheManager, CacheSpec
 from mistral_portable.config import Window
+from mistral_portable.engine.adapters import Adapters, Chosen
 from mistral_portable.engine.block_maker import block_maker
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.model import Model
@@ -47,6 +48,8 @@ def load(
     revision: str | None = None,
     embeddings: bool = False,
     chat_template: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
+    adapter: Chosen = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Model:
     """Open a checkpoint and make it ready to run.
@@ -71,6 +74,8 @@ def load(
     embeddings: make `Model.embed` possible; each step then also returns the hidden states of its rows.
     chat_template: in place of the model's: a file with a Jinja template, the template itself, the name of one of the
     model's, or "mistral" for Mistral's.
+    adapters: paths of low-rank adapters (LoRA), by names of your choice, that calls may ask for (docs/adapters.md).
+    adapter: what calls have that ask for none: a name of these, or weights of several by name.
     progress: called as (what, done, total), in any unit, while files are downloaded, weights read and kernels compiled.
 
     Things that the user should know (an inferred window, say) are issued as warnings.
@@ -113,11 +118,15 @@ def load(
         raise InputError(f"max_context={context} must be from 1 to max_position_embeddings={limit}")
     if not isinstance(embeddings, bool):
         raise InputError(f"embeddings={embeddings!r:.40} must be True or False")
-    whole = verify(build(config))
+    if adapters and tensor_parallel is not None:
+        raise InputError("adapters and tensor_parallel do not go together: leave out one of them, or merge the adapter")
+    adapting = Adapters(adapters or {}, adapter, config)
+    changed, added = adapting.add_to(build(config))
+    whole, tensors = verify(changed), {**checkpoint.tensors, **added}
     graph = verify(
         select_rows(expose_embedding(whole), "logits", EMBEDDING) if embeddings else select_rows(whole, "logits")
     )
-    check_tensors(graph, checkpoint.tensors, str(checkpoint.path))
+    check_tensors(graph, tensors, str(checkpoint.path))
     spec = CacheSpec.from_config(
         config,
         max_context=context,
@@ -130,20 +139,21 @@ def load(
     except UnknownVersionError as error:
         warnings.warn(f"{error}. Until then give token ids instead of text.", stacklevel=2)
         tokenizer = None
-    program = prepare(chosen, graph, checkpoint.tensors, spec, options)
+    program = prepare(chosen, graph, tensors, spec, options)
     manager = CacheManager(
         spec, model=fingerprint(config, checkpoint.tensors), budget=_budget(program, spec, cache_bytes)
     )
     return Model(
         config=config,
         backend=chosen.name,
-        core=Core(program, manager),
+        core=Core(program, manager, given=graph.given),
         tokenizer=tokenizer,
         source=str(checkpoint.path),
         load_s=time.perf_counter() - begin,
         lockstep=tensor_parallel is not None,
         embeddings=embeddings,
         ends=checkpoint.ends,
+        adapters=adapting,
     )
 
 

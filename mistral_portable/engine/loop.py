@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from mistral_portable.engine.caller import Caller
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.request import Request
-from mistral_portable.engine.steps import Steps
+from mistral_portable.engine.steps import Steps, Text
 from mistral_portable.engine.task import Task
 from mistral_portable.forks import make_locks
 
@@ -58,7 +58,7 @@ class Loop:
         self._steps.keep_only(threading.get_ident())
 
     @property
-    def last_text(self) -> Sequence[int]:
+    def last_text(self) -> Text:
         """Prompt and answer of the completion that ended last, of those without a `cache_salt`."""
         return self._steps.last_text
 

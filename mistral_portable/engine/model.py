@@ -13,6 +13,7 @@ from mistral_portable.answers import ToolChoice, Tools, offered
 from mistral_portable.boundary import Program
 from mistral_portable.cache import CacheManager, Chunk
 from mistral_portable.config import MistralConfig
+from mistral_portable.engine.adapters import Adapters, Chosen
 from mistral_portable.engine.answer_maker import AnswerMaker, Params
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.embedding import Embedding, Pooling
@@ -21,6 +22,7 @@ from mistral_portable.engine.loop import Loop
 from mistral_portable.engine.prompts import Messages, Prompt, Prompts, is_several
 from mistral_portable.engine.request import Scoring
 from mistral_portable.engine.session_files import SessionFiles
+from mistral_portable.engine.steps import Text
 from mistral_portable.engine.stream import Answer, AsyncTextStreamer, TextStreamer
 from mistral_portable.errors import InputError
 from mistral_portable.grammar import Schema
@@ -50,6 +52,7 @@ class Model:
         lockstep: bool = False,
         embeddings: bool = False,
         ends: Iterable[int] = (),
+        adapters: Adapters,
     ) -> None:
         """Made by `load`. lockstep: as `Loop` takes it. embeddings: whether the program has that output. ends: ids that
         end a text, beside the config's and the tokenizer's."""
@@ -66,10 +69,16 @@ class Model:
         own = frozenset[int]() if tokenizer is None else tokenizer.end_ids
         self.end_tokens = set(config.eos_token_ids) | {id for id in (*own, *ends) if id < size}
         """The ids that end a text: those of config.json and generation_config.json, GGUF's, and the tokenizer's."""
+        self._adapters = adapters
         self._answers = AnswerMaker(
-            self._prompts, end_tokens=self.end_tokens, vocab_size=size, max_context=self.max_context, load_s=load_s
+            self._prompts,
+            adapters,
+            end_tokens=self.end_tokens,
+            vocab_size=size,
+            max_context=self.max_context,
+            load_s=load_s,
         )
-        self._sessions = SessionFiles(core, self.loop, backend=backend, vocab_size=size, lockstep=lockstep)
+        self._sessions = SessionFiles(core, self.loop, adapters, backend=backend, vocab_size=size, lockstep=lockstep)
 
     @property
     def program(self) -> Program:
@@ -85,6 +94,11 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer. Raises TokenizerError if it has none."""
         return self._prompts.tokenizer
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that it was loaded with."""
+        return self._adapters.names
 
     @property
     def has_tokenizer(self) -> bool:
@@ -126,7 +140,8 @@ class Model:
         `answer` has them;
         `priority` (0; among requests of several threads the higher one comes first); `user` (""; users share the steps
         alike); `cache_salt` (""; what others have asked is found in the cache by those with the same one only, so that
-        nobody learns of it by how fast an answer begins); one of `schema`, `grammar` and `regex`, which the answer then
+        nobody learns of it by how fast an answer begins); `adapter` (the name of one of `adapters`, weights of several by
+        name, {} for none; None: what `load` was told); one of `schema`, `grammar` and `regex`, which the answer then
         keeps (`compile_grammar`).
 
         Raises InputError for an empty or too long prompt, an id outside the vocabulary, a bad sampling value or rule,
@@ -194,20 +209,28 @@ class Model:
         return generation
 
     @overload
-    def logits(self, token_ids: Sequence[int], chunk: int | None = None) -> NDArray[np.float32]: ...
-    @overload
-    def logits(self, token_ids: Sequence[Sequence[int]], chunk: int | None = None) -> list[NDArray[np.float32]]: ...
     def logits(
-        self, token_ids: Sequence[int] | Sequence[Sequence[int]], chunk: int | None = None
+        self, token_ids: Sequence[int], chunk: int | None = None, *, adapter: Chosen = None
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def logits(
+        self, token_ids: Sequence[Sequence[int]], chunk: int | None = None, *, adapter: Chosen = None
+    ) -> list[NDArray[np.float32]]: ...
+    def logits(
+        self,
+        token_ids: Sequence[int] | Sequence[Sequence[int]],
+        chunk: int | None = None,
+        *,
+        adapter: Chosen = None,
     ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
         """Teacher-forced logits, float32 [T, vocab_size]: row t predicts token t + 1.
 
         A list of sequences gives a list of arrays, run as one ragged batch. `chunk` is the number of tokens per
         sequence and step (default: as many as the cache takes); the result does not depend on it, except for rounding
-        where the program is not `batch_invariant`. Raises InputError for ids or chunks out of range, and the errors of
-        `generate`.
+        where the program is not `batch_invariant`. adapter: as `generate` takes it. Raises InputError for ids or chunks
+        out of range, and the errors of `generate`.
         """
-        spec = self.manager.spec
+        spec, weights = self.manager.spec, self._adapters.weights(adapter)
         if chunk is not None and not (isinstance(chunk, int) and 1 <= chunk <= spec.max_chunk):
             raise InputError(f"chunk={chunk!r} must be an integer from 1 to {spec.max_chunk}")
         nested = isinstance(token_ids, Sequence | np.ndarray) and len(token_ids) > 0
@@ -216,75 +239,95 @@ class Model:
             sequences = [self._prompts.checked(ids) for ids in cast(Sequence[Sequence[int]], token_ids)]
         else:
             sequences = [self._prompts.checked(token_ids)]
-        parts: dict[Scoring, list[NDArray[np.float32]]] = {Scoring(ids, chunk=chunk): [] for ids in sequences}
+        parts: dict[Scoring, list[NDArray[np.float32]]] = {
+            Scoring(ids, chunk=chunk, adapters=weights): [] for ids in sequences
+        }
         with closing(self.loop.run(list(parts))) as made:
             for scoring in made:
                 parts[scoring].append(scoring.next())
         found = [np.concatenate(some) for some in parts.values()]
         return found if several else found[0]
 
-    def logits_parts(self, token_ids: Sequence[int], *, first: int = 0) -> Iterator[NDArray[np.float32]]:
+    def logits_parts(
+        self, token_ids: Sequence[int], *, first: int = 0, adapter: Chosen = None
+    ) -> Iterator[NDArray[np.float32]]:
         """`logits` behind the tokens from index `first` on, float32 [rows, vocab_size], a step's rows at a time: those
         of a long text need not be in memory together. Raises the errors of `logits`."""
         tokens = self._prompts.checked(token_ids)
         if not (isinstance(first, int) and 0 <= first < len(tokens)):
             raise InputError(f"first={first!r} must be an index of the {len(tokens)} tokens")
-        scoring = Scoring(tokens, first=first)
+        scoring = Scoring(tokens, first=first, adapters=self._adapters.weights(adapter))
         with closing(self.loop.run([scoring])) as made:
             for _ in made:
                 yield scoring.next()
 
-    def embed(self, prompts: Sequence[Prompt], *, pooling: Pooling = "last") -> NDArray[np.float32]:
+    def embed(
+        self, prompts: Sequence[Prompt], *, pooling: Pooling = "last", adapter: Chosen = None
+    ) -> NDArray[np.float32]:
         """Make a vector of length 1 of each prompt, float32 [prompts, hidden_size]; they run together.
 
         It is the hidden state after the final norm, of which logits are made: the last token's, or with "mean" the mean
         of all tokens', divided by its Euclidean length. Models that were trained for embeddings say which they want;
-        others give vectors of little use.
+        others give vectors of little use. adapter: as `generate` takes it.
 
         Raises InputError if the model was loaded without `embeddings=True`, and the errors of `logits`.
         """
-        embeddings = self._embeddings(prompts, pooling)
+        embeddings = self._embeddings(prompts, pooling, adapter)
         with closing(self.loop.run(list(embeddings))) as made:
             for scoring in made:
                 embeddings[scoring].add(scoring.next())
         return np.stack([embedding.vector for embedding in embeddings.values()])
 
-    async def aembed(self, prompts: Sequence[Prompt], *, pooling: Pooling = "last") -> NDArray[np.float32]:
+    async def aembed(
+        self, prompts: Sequence[Prompt], *, pooling: Pooling = "last", adapter: Chosen = None
+    ) -> NDArray[np.float32]:
         """`embed` for coroutines."""
-        embeddings = self._embeddings(prompts, pooling)
+        embeddings = self._embeddings(prompts, pooling, adapter)
         async with aclosing(self.loop.arun(list(embeddings))) as made:
             async for scoring in made:
                 embeddings[scoring].add(scoring.next())
         return np.stack([embedding.vector for embedding in embeddings.values()])
 
-    def _embeddings(self, prompts: Sequence[Prompt], pooling: Pooling) -> dict[Scoring, Embedding]:
+    def _embeddings(
+        self, prompts: Sequence[Prompt], pooling: Pooling, adapter: Chosen
+    ) -> dict[Scoring, Embedding]:
         if not self.embeddings:
             raise InputError("this model was loaded without embeddings: load(..., embeddings=True), serve --embeddings")
         if isinstance(prompts, str) or not len(prompts):
             raise InputError(f"prompts={prompts!r:.40} must be a list of one prompt or more")
-        made = [Embedding(self.encode(prompt), pooling, self.config.vocab_size) for prompt in prompts]
+        size, weights = self.config.vocab_size, self._adapters.weights(adapter)
+        made = [Embedding(self.encode(prompt), pooling, size, weights) for prompt in prompts]
         return {embedding.scoring: embedding for embedding in made}
 
-    def save_session(self, path: str | Path, prompt: Prompt | None = None, *, messages: Messages | None = None) -> int:
+    def save_session(
+        self,
+        path: str | Path,
+        prompt: Prompt | None = None,
+        *,
+        messages: Messages | None = None,
+        adapter: Chosen = None,
+    ) -> int:
         """Write the longest known beginning of a prompt, its keys and values, to a file; return its number of tokens.
 
         prompt: text, token ids or messages; None: of the text, prompt and answer, that ended last. Texts with a
-        `cache_salt` are not saved. messages: a chat, to be kept in the file. The file is replaced as a whole: a process
+        `cache_salt` are not saved. messages: a chat, to be kept in the file. adapter: that the prompt was read with, as
+        `generate` takes it; without a prompt it is that of the text. The file is replaced as a whole: a process
         that dies here leaves the old one. It holds the text, readable by whoever may read the file.
 
         Raises InputError if nothing is known of the prompt or the file cannot be written, ClosedError after `close`,
         BusyError if every lane is taken, CapacityError if there is no memory for the copy.
         """
-        return self._sessions.save(path, None if prompt is None else self.encode(prompt), messages)
+        wanted = None if prompt is None else Text(self.encode(prompt), self._adapters.weights(adapter))
+        return self._sessions.save(path, wanted, messages)
 
     def load_session(self, path: str | Path) -> int:
         """Read a file of `save_session`; return the number of its tokens that are known from now on.
 
         Prompts that begin with them need not read them again. They may be fewer than were saved: `cache_bytes` limits
-        them.
+        them. Prompts find them with the adapters that they were saved with.
 
         Raises InputError if there is no such file or it is no session; CacheError, an InputError, if it is one of other
-        weights or settings, or damaged; ClosedError after `close`, BusyError if every lane is taken, CapacityError if
+        weights, adapters or settings, or damaged; ClosedError after `close`, BusyError if every lane is taken, CapacityError if
         there is no memory for it.
         """
         return self._sessions.load(path)

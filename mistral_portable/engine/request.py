@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.sampling import Sampled, Sampler, SamplingParams
 
-__all__ = ["Completion", "Request", "Scoring"]
+__all__ = ["Completion", "Request", "Scoring", "salt_of"]
 
 Made = TypeVar("Made")
 
@@ -34,6 +34,8 @@ class Request(Generic[Made]):
     """Things in `made` that nobody has taken, at which the request stands still."""
     embeds: NDArray[np.float32] | None = None
     """Rows [n, hidden_size] in place of the embeddings of the first n tokens, whose ids mean nothing."""
+    adapters: Sequence[float] = ()
+    """The weight of each of the model's adapters; (): none of them."""
 
     def __init__(self, tokens: Sequence[int], *, priority: int = 0, user: str = "", cache_salt: str = "") -> None:
         """cache_salt: only requests with the same one find each other's tokens in the cache."""
@@ -53,6 +55,11 @@ class Request(Generic[Made]):
         self.caller: Hashable = None
         self.by_main = True
         self.thread = 0
+
+    @property
+    def salt(self) -> Hashable:
+        """Requests with the same one may find each other's tokens in the cache: also their adapters are the same."""
+        return salt_of(self.cache_salt, self.adapters)
 
     def rows(self, count: int) -> Sequence[int]:
         """Which of the next `count` tokens want their logits: indices into them."""
@@ -105,11 +112,13 @@ class Completion(Request[Sampled]):
         user: str = "",
         cache_salt: str = "",
         embeds: NDArray[np.float32] | None = None,
+        adapters: Sequence[float] = (),
     ) -> None:
         """prompt: 1 to max_context ids. ends: ids that end the answer, beside `params.max_tokens` and max_context.
         embeds: a row for each id of the prompt; penalties then count the answer alone."""
         super().__init__(prompt, priority=priority, user=user, cache_salt=cache_salt)
         self.embeds = embeds
+        self.adapters = adapters
         self.sampler = Sampler(params, prompt_tokens=prompt if embeds is None else ())
         self.prefill_s = self.decode_s = 0.0
         self._ends = ends
@@ -176,10 +185,17 @@ class Scoring(Request[NDArray[np.float32]]):
     backlog = 2  # a part may take hundreds of megabytes
 
     def __init__(
-        self, tokens: Sequence[int], *, first: int = 0, chunk: int | None = None, output: str = "logits"
+        self,
+        tokens: Sequence[int],
+        *,
+        first: int = 0,
+        chunk: int | None = None,
+        output: str = "logits",
+        adapters: Sequence[float] = (),
     ) -> None:
         """first: the first token whose rows are wanted; those of all later ones are, too. chunk: tokens of a step."""
         super().__init__(tokens)
+        self.adapters = adapters
         self.chunk = chunk
         self.output = output
         self._first = first  # of those whose rows are still to be made
@@ -207,3 +223,8 @@ class Scoring(Request[NDArray[np.float32]]):
     def lacks(self, under_way: int) -> bool:
         """Whether rows are lost, or that they were the last ones."""
         return self.fed > self._first or (self._first == len(self.tokens) and not self.finished)
+
+
+def salt_of(cache_salt: str, adapters: Sequence[float]) -> Hashable:
+    """Name what may share the cache: the salt alone for texts without adapters, as files of sessions have them."""
+    return (cache_salt, tuple(adapters)) if adapters else cache_salt

@@ -2,7 +2,7 @@
 
 A file is safetensors: `tokens`, int32 [T], and GROUP/NAME for each array of a SavedLane. Its metadata has one key, so
 that the file's first bytes tell what it is, and the value "SHA256 JSON". The JSON object holds the settings of the
-model, the lane's integers and the messages of a chat, if there are any; the digest is that of the JSON and all arrays.
+model, the lane's integers, the adapters and the messages of a chat, if there are any; the digest is that of the JSON and all arrays.
 It finds damage, not forgery: whoever makes a file can make its digest. So the rest is checked as if there were none.
 """
 
@@ -36,11 +36,13 @@ _TYPES = ("F64", "F32", "F16", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U
 
 @dataclass(frozen=True)
 class Session:
-    """tokens: ids of the sequence, as many as the lane holds. messages: the chat that they are of, if it is kept."""
+    """tokens: ids of the sequence, as many as the lane holds. messages: the chat that they are of, if it is kept.
+    adapters: fingerprints and weights of those that the text was read with."""
 
     tokens: Sequence[int]
     lane: SavedLane
     messages: Sequence[Mapping[str, Any]] | None = None
+    adapters: Sequence[tuple[str, float]] = ()
 
 
 def write_session(path: Path, session: Session, settings: Settings) -> None:
@@ -61,6 +63,7 @@ def write_session(path: Path, session: Session, settings: Settings) -> None:
                 "settings": dict(settings),
                 "lane": dict(session.lane.integers),
                 "messages": session.messages,
+                "adapters": [list(adapter) for adapter in session.adapters],
             }
         )
     except (TypeError, ValueError, RecursionError) as error:
@@ -109,7 +112,7 @@ def read_session(path: Path, settings: Settings, vocab_size: int) -> Session:
         if content["lane"].get("length") != tokens.size:
             raise ValueError(f"it has {tokens.size} tokens for a lane of another length")
         lane = SavedLane(content["lane"], _by_group(arrays))
-        return Session(tokens.tolist(), lane, content["messages"])
+        return Session(tokens.tolist(), lane, content["messages"], _adapters(content.get("adapters", [])))
 
 
 def read_messages(path: Path) -> list[Any] | None:
@@ -167,6 +170,14 @@ def _content(text: str) -> dict[str, Any]:
         case {"settings": dict(), "lane": dict(), "messages": list() | None}:
             return dict(content)
     raise ValueError("its JSON is not that of a session")
+
+
+def _adapters(found: Any) -> list[tuple[str, float]]:
+    """Fingerprints and weights; files of before there were adapters have none."""
+    match found:
+        case list() if all(isinstance(each, list) and list(map(type, each)) == [str, float] for each in found):
+            return [(each[0], each[1]) for each in found]
+    raise ValueError("its adapters are no list of names and weights")
 
 
 def _require_alike(path: Path, found: Mapping[str, Any], wanted: Settings) -> None:

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from mistral_portable.engine.under_way import UnderWay
 from mistral_portable.errors import BusyError, CapacityError, ClosedError, InputError, NumericsError
 from mistral_portable.sampling import Sampled, sample_rows
 
-__all__ = ["Steps"]
+__all__ = ["Steps", "Text"]
 
 _Request = Request[Any]
 
@@ -28,6 +28,13 @@ _NOT_FINITE = (
     "a logit is not finite: the weights are corrupt or the dtype overflowed; "
     "try float32, another backend, or `mistral-portable verify`"
 )
+
+
+class Text(NamedTuple):
+    """Token ids, and the weights of adapters that they were read with."""
+
+    tokens: Sequence[int]
+    adapters: Sequence[float]
 
 
 class Steps:
@@ -39,7 +46,7 @@ class Steps:
         """Requests that other threads than the main one have submitted, but for those that stand still."""
         self.interrupted = False
         """Whether Ctrl-C, or a defect, has ended a call amid its work."""
-        self.last_text: Sequence[int] = ()
+        self.last_text = Text((), ())
         """Prompt and answer of the completion that ended last, of those without a `cache_salt`."""
         self._core = core
         self._on_device = isinstance(core.program, GreedyProgram)
@@ -190,7 +197,7 @@ class Steps:
             self._core.manager.rollback(lane, fed)
         embeds = None if request.embeds is None else request.embeds[fed : fed + count]
         tokens = request.tokens[fed : fed + count] if row is None else [0]
-        return Chunk(lane, tokens, request.rows(count), embeds, row)
+        return Chunk(lane, tokens, request.rows(count), embeds, row, request.adapters)
 
     def _took_place(self, turn: Turn[_Request]) -> None:
         for request, count in zip(turn.requests, turn.counts, strict=True):
@@ -314,7 +321,7 @@ class Steps:
         self.foreign.discard(request)
         if request in self._scheduler:
             if request.keeps and request.fed and request.error is None and not request.cache_salt:
-                self.last_text = request.tokens
+                self.last_text = Text(request.tokens, request.adapters)
             self._lanes.end(request)
             self._scheduler.remove(request)  # last: until then, Ctrl-C can be followed by another try
             if self._begun and not any(completion in self._scheduler for completion in self._begun[0].completions):

@@ -195,6 +195,14 @@ def add(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> Shape
     return a
 
 
+@_op("a * b, where b may have one column for all of a's", arity=(2,), rowwise=True)
+def multiply(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> Shape:
+    """(a [T, H], b [T, H] or [T, 1]) -> [T, H]"""
+    a, b = shapes
+    _require(len(a) == 2 and b in (a, (a[0], 1)), f"b {b} is neither like a {a} nor one column")
+    return a
+
+
 @_op(
     "columns start..stop-1 of x: takes a fused projection apart", arity=(1,), attributes=("start", "stop"), rowwise=True
 )

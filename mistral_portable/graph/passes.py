@@ -1,7 +1,7 @@
 """Pure rewrites, Graph -> Graph. The engine exposes outputs and selects rows; a backend fuses what it likes."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 from mistral_portable.errors import GraphError
@@ -98,22 +98,22 @@ def drop_dead_nodes(graph: Graph) -> Graph:
     )
 
 
-def fuse_linears(graph: Graph, fusible: Callable[[Sequence[Parameter]], bool] = lambda parameters: True) -> Graph:
-    """Join the `linear` nodes that read the same value: q/k/v become one, gate/up become one.
+def fuse_linears(graph: Graph, kind: Callable[[Parameter], Hashable] = lambda parameter: None) -> Graph:
+    """Join the `linear` nodes that read the same value, with weights of one kind: q/k/v become one, gate/up become one.
 
     q (64, 8), k (16, 8), v (16, 8) over x become one `linear` with a parameter of shape (96, 8) and three parts,
-    and three `take_columns`: 0..63, 64..79, 80..95. `fusible` lets a backend decline (say, weights of different
-    types). Linears with a bias stay as they are.
+    and three `take_columns`: 0..63, 64..79, 80..95. `kind` lets a backend join those alone that it stores alike.
+    Linears with a bias stay as they are.
     """
-    groups: dict[str, list[Node]] = defaultdict(list)
+    groups: dict[tuple[str, Hashable], list[Node]] = defaultdict(list)
     for node in graph.nodes:
         if node.op == "linear" and len(node.inputs) == 2:
-            groups[node.inputs[0]].append(node)
+            groups[node.inputs[0], kind(graph.parameters[node.inputs[1]])].append(node)
     parameters = dict(graph.parameters)
     leaders: dict[str, tuple[Node, list[Node]]] = {}
-    for x, group in groups.items():
+    for (x, _), group in groups.items():
         weights = [graph.parameters[node.inputs[1]] for node in group]
-        if len(group) < 2 or not fusible(weights):
+        if len(group) < 2:
             continue
         fused = Parameter(
             "+".join(weight.name for weight in weights),
@@ -155,7 +155,7 @@ def select_rows(graph: Graph, *outputs: str) -> Graph:
     some = {graph.outputs[name] for name in outputs}  # values wanted on R rows
     whole = {value for name, value in graph.outputs.items() if name not in outputs}  # values wanted on T rows
     for node in reversed(graph.nodes):
-        if node.name in some and not OPS[node.op].rowwise:
+        if node.name in some and (not OPS[node.op].rowwise or any(value in graph.inputs for value in node.inputs)):
             whole.add(node.name)
         if node.name in whole:
             whole.update(node.inputs)

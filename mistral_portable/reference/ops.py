@@ -16,6 +16,7 @@ __all__ = [
     "embedding",
     "linear",
     "moe",
+    "multiply",
     "replace_rows",
     "rms_norm",
     "rope",
@@ -94,6 +95,11 @@ def moe(
 def add(a: Floats, b: Floats) -> Floats:
     """a, b [T, H] -> [T, H]"""
     return a + b
+
+
+def multiply(a: Floats, b: Floats) -> Floats:
+    """a [T, H], b [T, H] or [T, 1] -> [T, H]"""
+    return a * b
 
 
 def softmax_scores(

@@ -54,7 +54,7 @@ class _Routes:
                 keep_alive=sse(PING, "ping"),
             )
         generation = await whole(service, job)
-        return JSONResponse(message(generation, service.settings.alias))
+        return JSONResponse(message(generation, job.model))
 
     async def count(self, http: HTTPRequest, request: CountRequest) -> Response:
         """The number of tokens of a conversation, its template included."""
@@ -65,7 +65,7 @@ class _Routes:
         return JSONResponse({"input_tokens": len(tokens)})
 
     async def _events(self, job: Job) -> AsyncGenerator[bytes, None]:
-        writer = MessageEvents(self._service.settings.alias, len(job.prompts[0]))
+        writer = MessageEvents(job.model, len(job.prompts[0]))
         async with aclosing(written(self._service, job, writer)) as events:
             async for event in events:
                 yield _event(event)

@@ -51,7 +51,8 @@ def prepare(service: Service, request: Asking) -> Job:
         "tool_choice": choice,
         "parallel_tool_calls": conversation.parallel,
     }
-    return Job([tokens], conversation.params, user=conversation.user, options=options)
+    model = service.name_of(conversation.model)
+    return Job([tokens], conversation.params, model, user=conversation.user, options=options)
 
 
 async def whole(service: Service, job: Job) -> Generation:

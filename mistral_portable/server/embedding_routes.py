@@ -14,11 +14,11 @@ def endpoints(service: Service) -> list[Endpoint]:
     """The operation of this API."""
 
     async def embed(http: HTTPRequest, request: EmbeddingRequest) -> Response:
-        vectors, tokens = await service.embed(request.prompts(service.model.config.hidden_size))
-        alias, encoding = service.settings.alias, request.encoding_format
+        model, encoding = service.name_of(request.model), request.encoding_format
+        vectors, tokens = await service.embed(request.prompts(service.model.config.hidden_size), model)
         # Some million numbers: to write them takes long.
         response: Response = await service.in_thread(
-            lambda: JSONResponse(embedding_list(vectors, tokens, alias, encoding))
+            lambda: JSONResponse(embedding_list(vectors, tokens, model, encoding))
         )
         return response
 

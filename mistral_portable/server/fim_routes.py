@@ -37,15 +37,15 @@ class _Routes:
         if request.stream:
             return EventStream(self._events(job), error=lambda error: sse(openai_error(failure_of(error))))
         generations = await service.run(job)
-        return JSONResponse(chat_completion(generations, service.settings.alias, service.model.tokenizer))
+        return JSONResponse(chat_completion(generations, job.model, service.model.tokenizer))
 
     def _job(self, request: FimRequest) -> Job:
         prompt = self._service.model.tokenizer.fim(request.prompt, request.suffix)
-        return Job(prompts=[prompt], params=request.sampling())
+        return Job(prompts=[prompt], params=request.sampling(), model=self._service.name_of(request.model))
 
     async def _events(self, job: Job) -> AsyncGenerator[bytes, None]:
         """Mistral's chunks: OpenAI's, but the numbers of tokens are in the last one that has a choice."""
-        chunks = ChatChunks(self._service.settings.alias, self._service.model.tokenizer)
+        chunks = ChatChunks(job.model, self._service.model.tokenizer)
         begun = False
         async with aclosing(self._service.stream(job)) as deltas:
             async for delta in deltas:

@@ -56,11 +56,12 @@ class _Routes:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._card = ModelCard(service.model, service.settings.alias, service.created)
+        names = (service.settings.alias, *service.settings.adapters)
+        self._cards = {name: ModelCard(service.model, name, service.created) for name in names}
 
     async def chat(self, http: HTTPRequest, request: ChatRequest) -> Response:
         """The response to a checked request."""
-        lines = ChatLines(self._service.settings.alias)
+        lines = ChatLines(self._service.name_of(request.model))
         if not request.messages:
             return JSONResponse(lines.loaded())
         self._service.check_ready()  # before the work of encoding
@@ -69,7 +70,7 @@ class _Routes:
 
     async def generate(self, http: HTTPRequest, request: GenerateRequest) -> Response:
         """The response to a checked request."""
-        lines = GenerateLines(self._service.settings.alias)
+        lines = GenerateLines(self._service.name_of(request.model))
         if not request.prompt:
             return JSONResponse(lines.loaded())
         self._service.check_ready()  # before the work of encoding
@@ -80,9 +81,10 @@ class _Routes:
         """The vectors of texts."""
         check_dimensions("dimensions", request.dimensions, self._service.model.config.hidden_size)
         begin = time.perf_counter()
-        vectors, count = await self._service.embed(request.texts)
+        model = self._service.name_of(request.model)
+        vectors, count = await self._service.embed(request.texts, model)
         answer = {
-            "model": self._service.settings.alias,
+            "model": model,
             "total_duration": round((time.perf_counter() - begin) * 1e9),
             "load_duration": 0,
             "prompt_eval_count": count,
@@ -95,20 +97,20 @@ class _Routes:
 
     async def embed_one(self, http: HTTPRequest, request: EmbeddingsRequest) -> Response:
         """The vector of a text."""
-        vectors, _ = await self._service.embed([request.prompt])
+        vectors, _ = await self._service.embed([request.prompt], self._service.name_of(request.model))
         return JSONResponse({"embedding": vectors[0].tolist()})
 
     async def show(self, http: HTTPRequest, request: ShowRequest) -> Response:
         """Describe the model, whatever its name."""
-        return JSONResponse(self._card.shown())
+        return JSONResponse(self._cards[self._service.name_of(request.model)].shown())
 
     async def tags(self, http: HTTPRequest, body: None) -> Response:
-        """The models that could be loaded: the one that is."""
-        return JSONResponse({"models": [self._card.listed()]})
+        """The models that could be loaded: the one that is, and its adapters."""
+        return JSONResponse({"models": [card.listed() for card in self._cards.values()]})
 
     async def loaded(self, http: HTTPRequest, body: None) -> Response:
         """The models in memory."""
-        return JSONResponse({"models": [self._card.loaded()]})
+        return JSONResponse({"models": [card.loaded() for card in self._cards.values()]})
 
     async def version(self, http: HTTPRequest, body: None) -> Response:
         """The version of the API."""
@@ -117,9 +119,9 @@ class _Routes:
     def _generate_job(self, request: GenerateRequest) -> Job:
         if not request.is_text:
             return prepare(self._service, request)
-        tokenizer = self._service.model.tokenizer
+        tokenizer, model = self._service.model.tokenizer, self._service.name_of(request.model)
         prompt = tokenizer.fim(request.prompt, request.suffix) if request.suffix else tokenizer.encode(request.prompt)
-        return Job(prompts=[prompt], params=request.sampling(), options={"schema": request.schema_})
+        return Job(prompts=[prompt], params=request.sampling(), model=model, options={"schema": request.schema_})
 
     async def _answer(self, job: Job, lines: Lines, stream: bool) -> Response:
         if stream:

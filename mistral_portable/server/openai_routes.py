@@ -51,7 +51,7 @@ class _Answering:
             events = self._events(request, job, whole_calls)
             return EventStream(events, error=lambda error: sse(openai_error(failure_of(error))))
         generations = await self._service.run(job)
-        body = await self._service.in_thread(self._body, request, generations)
+        body = await self._service.in_thread(self._body, request, job.model, generations)
         return Response(body, media_type="application/json")
 
     def _job(self, request: Request) -> Job:
@@ -61,31 +61,32 @@ class _Answering:
         return Job(
             prompts=request.prompts(lambda messages, *, tools: model.tokenizer.chat(messages, tools=tools)),
             params=params,
+            model=self._service.name_of(request.model),
             n=request.n,
             user=request.user or "",
             cache_salt=request.cache_salt or "",
             options=options,
         )
 
-    def _body(self, request: ChatRequest | TextRequest, generations: Any) -> bytes:
-        model, alias = self._service.model, self._service.settings.alias
+    def _body(self, request: ChatRequest | TextRequest, name: str, generations: Any) -> bytes:
+        model = self._service.model
         if isinstance(request, ChatRequest):
-            body = chat_completion(generations, alias, model.tokenizer)
+            body = chat_completion(generations, name, model.tokenizer)
         else:
             tokenizer = model.tokenizer if model.has_tokenizer else None
-            body = text_completion(generations, request.n, alias, tokenizer)
+            body = text_completion(generations, request.n, name, tokenizer)
         return json.dumps({**body, "timings": timings(generations)}, ensure_ascii=False).encode()
 
     async def _events(
         self, request: ChatRequest | TextRequest, job: Job, whole_calls: bool
     ) -> AsyncGenerator[bytes, None]:
         """The events of a stream: the one place that turns deltas into chunks. whole_calls: as `ChatChunks` has it."""
-        model, alias = self._service.model, self._service.settings.alias
+        model = self._service.model
         chunks: ChatChunks | TextChunks
         if isinstance(request, ChatRequest):
-            chunks = ChatChunks(alias, model.tokenizer, whole_calls=whole_calls)
+            chunks = ChatChunks(job.model, model.tokenizer, whole_calls=whole_calls)
         else:
-            chunks = TextChunks(alias, request.n, model.tokenizer if model.has_tokenizer else None)
+            chunks = TextChunks(job.model, request.n, model.tokenizer if model.has_tokenizer else None)
         wants_logprobs = job.params.logprobs is not None
         begun = set[int]()
         found = {}
@@ -110,23 +111,25 @@ class _Answering:
 
 
 class _Models:
-    """The list of models, which has one."""
+    """The list of models: the one that is served, and each adapter of it."""
 
     def __init__(self, service: Service) -> None:
-        alias = service.settings.alias
-        self._model = model_card(service.model, alias, service.created)
-        self._anthropic = anthropic_card(alias, service.created)
+        names = (service.settings.alias, *service.settings.adapters)
+        self._cards = {name: model_card(service.model, name, service.created) for name in names}
+        self._anthropic = {name: anthropic_card(name, service.created) for name in names}
 
     async def all(self, http: HTTPRequest, body: None) -> Response:
         """OpenAI's and Mistral's list; Anthropic's for its own clients, which ask at the same place."""
         if _ANTHROPIC in http.headers:
-            ends = {"first_id": self._model["id"], "last_id": self._model["id"], "has_more": False}
-            return JSONResponse({"data": [self._anthropic], **ends})
-        return JSONResponse({"object": "list", "data": [self._model]})
+            names = list(self._anthropic)
+            ends = {"first_id": names[0], "last_id": names[-1], "has_more": False}
+            return JSONResponse({"data": list(self._anthropic.values()), **ends})
+        return JSONResponse({"object": "list", "data": list(self._cards.values())})
 
     async def one(self, http: HTTPRequest, body: None) -> Response:
-        """The model, under its own name only."""
+        """A model, under its own name only."""
         name = http.path_params["model"]
-        if name != self._model["id"]:
-            raise HTTPError(404, f"model {name!r:.80}: this server has {self._model['id']!r} only")
-        return JSONResponse(self._anthropic if _ANTHROPIC in http.headers else self._model)
+        if name not in self._cards:
+            there = ", ".join(map(repr, self._cards))
+            raise HTTPError(404, f"model {name!r:.80}: this server has {there} only")
+        return JSONResponse((self._anthropic if _ANTHROPIC in http.headers else self._cards)[name])

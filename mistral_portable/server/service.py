@@ -29,13 +29,15 @@ __all__ = ["Delta", "Job", "Service"]
 class Job:
     """A checked request as a job for the model, whatever its API.
 
-    prompts: texts or token ids, encoded if that takes long (`Service.in_thread`). n: answers to each. user: answers of
+    prompts: texts or token ids, encoded if that takes long (`Service.in_thread`). model: `Service.name_of` the one that
+    was asked for, which answers name. n: answers to each. user: answers of
     one user share the steps with those of another alike. cache_salt: only prompts with the same one are found in the
     cache. options: further keyword arguments of `Model.answer`.
     """
 
     prompts: Sequence[Prompt]
     params: SamplingParams
+    model: str
     n: int = 1
     user: str = ""
     cache_salt: str = ""
@@ -114,9 +116,9 @@ class Service:
             if not all(answer.done for answer in answers):
                 self._check_open()
 
-    async def embed(self, prompts: Sequence[Prompt]) -> tuple[NDArray[np.float32], int]:
+    async def embed(self, prompts: Sequence[Prompt], model: str) -> tuple[NDArray[np.float32], int]:
         """Vectors of prompts, float32 [prompts, hidden_size], and the number of their tokens; as many run at a time as
-        there are lanes.
+        there are lanes. model: as `Job.model`.
 
         Raises InputError if the server makes none, QueueFull if too many answers wait, the errors of `Model.embed`,
         ClosedError if the server ends before all are made.
@@ -131,7 +133,7 @@ class Service:
             some = encoded[begin : begin + self.queue.lanes]
             self._check_open()
             with self.queue.admit(len(some)):
-                parts.append(await self.model.aembed(some, pooling=pooling))
+                parts.append(await self.model.aembed(some, pooling=pooling, adapter=self._adapter(model)))
         return np.concatenate(parts), sum(map(len, encoded))
 
     async def in_thread(self, function: Any, *arguments: Any) -> Any:
@@ -145,6 +147,14 @@ class Service:
             self.model.loop.leave(completion)
             if completion.listener is not None:
                 completion.listener()
+
+    def name_of(self, model: str | None) -> str:
+        """The name of the model that answers whoever asks for this one: an adapter's own, or else the alias.
+
+        Clients of Ollama's API add ":latest".
+        """
+        wanted = (model or "").removesuffix(":latest")
+        return wanted if wanted in self.settings.adapters else self.settings.alias
 
     def check_ready(self) -> None:
         """Raise QueueFull or ClosedError if a request would be refused now, whatever it asks."""
@@ -171,7 +181,19 @@ class Service:
 
     def _answers_to(self, prompt: Prompt, job: Job) -> list[Answer]:
         params = self._limited(job.params)
-        return self.model.answers(prompt, params, job.n, user=job.user, cache_salt=job.cache_salt, **job.options)
+        return self.model.answers(
+            prompt,
+            params,
+            job.n,
+            user=job.user,
+            cache_salt=job.cache_salt,
+            adapter=self._adapter(job.model),
+            **job.options,
+        )
+
+    def _adapter(self, name: str) -> Mapping[str, float] | None:
+        weights = self.settings.adapters
+        return {name: weights[name]} if name in weights else None
 
     def _limited(self, params: SamplingParams) -> SamplingParams:
         """The params with at most the operator's number of tokens."""

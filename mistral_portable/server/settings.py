@@ -1,7 +1,7 @@
 """Settings: what an operator decides about a server."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mistral_portable.engine.embedding import Pooling
@@ -17,7 +17,8 @@ class Settings:
     max_queue: answers that wait for a lane, beyond which requests are refused with 503. max_body: bytes of a request.
     max_tokens: the most tokens of an answer, whatever is asked for; None: to the end of the context.
     sessions_dir: the folder of saved sessions; None: there are none. deadline: seconds that running answers have to
-    end after SIGTERM. embeddings: which tokens' hidden states make an embedding; None: there are none.
+    end after SIGTERM. embeddings: which tokens' hidden states make an embedding; None: there are none. adapters: the
+    weight of each adapter of the model, which requests ask for by its name in place of the model's.
     """
 
     alias: str
@@ -30,3 +31,4 @@ class Settings:
     sessions_dir: Path | None = None
     deadline: float = 30.0
     embeddings: Pooling | None = None
+    adapters: Mapping[str, float] = field(default_factory=dict)

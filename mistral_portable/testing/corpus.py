@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mistral_portable.testing.case import Case, Drive, Oracles
 from mistral_portable.testing.contract import run_guarded, run_in_threads, run_then_close
 from mistral_portable.testing.op_cases import OP_CASES
-from mistral_portable.testing.strategies import model_cases, op_cases, page_cases
+from mistral_portable.testing.strategies import adapter_cases, model_cases, op_cases, page_cases
 from mistral_portable.weights.quantize_on_read import QUANTIZABLE
 
 __all__ = ["CORPUS_SIZE", "DRIVES", "RUNGS", "SIZES", "Corpus", "corpus"]
@@ -32,6 +32,7 @@ RUNGS: Mapping[str, st.SearchStrategy[Case]] = {
     "swapped": model_cases(sequences=3, swap=True),
     "pages": page_cases(),
     "inputs_embeds": model_cases(sequences=2, embeds=True),
+    "adapters": adapter_cases(),
     "closed": model_cases(sequences=2),
     "threads": model_cases(sequences=3, rollback=True),
     "own_outputs": model_cases(chunks=(1, 3), embeds=True),

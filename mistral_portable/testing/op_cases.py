@@ -78,6 +78,11 @@ def _binary(op: str) -> Callable[[MistralConfig], Graph]:
     return build
 
 
+def _multiply_column(config: MistralConfig) -> Graph:
+    a, b = _input("a", config, config.intermediate_size), _input("b", config, 1)
+    return _graph(a, b, ([], [Node("out", "multiply", ("a", "b"), {})]))
+
+
 def _moe(config: MistralConfig) -> Graph:
     """Experts as the config says; 3, of which 2 are chosen, where it has none."""
     count, top_k = config.num_local_experts or 3, config.num_experts_per_tok or 2
@@ -115,6 +120,8 @@ OP_CASES: dict[str, Callable[[MistralConfig], Graph]] = {
     "silu_mul": _binary("silu_mul"),
     "moe": _moe,
     "add": _binary("add"),
+    "multiply": _binary("multiply"),
+    "multiply+column": _multiply_column,
     "take_columns": _take_columns,
     "replace_rows": _replace_rows,
     "take_rows": _take_rows,

@@ -11,6 +11,7 @@ from mistral_portable.boundary import SavedLane, load_lane, save_lane
 from mistral_portable.boundary.program import NO_INPUTS, Inputs, Program
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.graph import Graph, Shape, infer_shapes
+from mistral_portable.graph.adapters import ADAPTERS
 from mistral_portable.graph.passes import EMBEDDED_ROWS, INPUTS_EMBEDS
 
 __all__ = ["Feed", "Outputs", "Scenario", "Stuck", "WrongOutput", "given_inputs", "one_shot", "run"]
@@ -172,13 +173,19 @@ def run(
 
 
 def given_inputs(plan: StepPlan, graph: Graph, embeds: bool) -> Inputs:
-    """Inputs that `accept_embeddings` added: with `embeds`, rows in place of those of even token ids; else no rows."""
-    if INPUTS_EMBEDS not in graph.inputs:
-        return NO_INPUTS
-    places = np.flatnonzero(plan.tokens % 2 == 0) if embeds else np.zeros(0, np.intp)
-    width = int(graph.inputs[INPUTS_EMBEDS][1])
-    rows = np.cos(np.outer(plan.tokens[places] + 1, np.arange(1, width + 1)))
-    return {INPUTS_EMBEDS: rows.astype(np.float32), EMBEDDED_ROWS: places.astype(np.int32)}
+    """Inputs that passes have added. `accept_embeddings`: with `embeds`, rows in place of those of even token ids; else
+    no rows. `add_adapters`: by token id no adapter, one of them, or all with weights between -1 and 1."""
+    given: dict[str, NDArray[Any]] = {}
+    if INPUTS_EMBEDS in graph.inputs:
+        places = np.flatnonzero(plan.tokens % 2 == 0) if embeds else np.zeros(0, np.intp)
+        width = int(graph.inputs[INPUTS_EMBEDS][1])
+        rows = np.cos(np.outer(plan.tokens[places] + 1, np.arange(1, width + 1)))
+        given |= {INPUTS_EMBEDS: rows.astype(np.float32), EMBEDDED_ROWS: places.astype(np.int32)}
+    if ADAPTERS in graph.inputs:
+        count = int(graph.inputs[ADAPTERS][1])
+        kinds = np.concatenate([np.zeros((1, count)), np.eye(count), np.cos(np.arange(count))[None]])
+        given[ADAPTERS] = kinds[plan.tokens % len(kinds)].astype(np.float32)
+    return given
 
 
 def _require_described(

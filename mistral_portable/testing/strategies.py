@@ -7,16 +7,19 @@ import numpy as np
 from hypothesis import strategies as st
 
 from mistral_portable.config import MistralConfig, QueryScale, Window, Yarn
-from mistral_portable.graph import build
+from mistral_portable.graph import build, verify
+from mistral_portable.graph.adapters import Changed, add_adapters, weight_name
 from mistral_portable.graph.passes import accept_embeddings, select_rows
 from mistral_portable.testing.case import Case
 from mistral_portable.testing.op_cases import op_case
 from mistral_portable.testing.scenario import Feed, Scenario
 from mistral_portable.testing.weights import random_weights
+from mistral_portable.weights import DenseTensor
 
 __all__ = [
     "PAGE_WINDOWS",
     "WINDOWS",
+    "adapter_cases",
     "configs",
     "model_cases",
     "op_cases",
@@ -153,6 +156,35 @@ def model_cases(draw: st.DrawFn, /, quantization: str | None = None, **scenario:
         graph = accept_embeddings(graph)
     weights = random_weights(graph, draw(_SEEDS), quantization)
     return Case("causal LM", config, graph, weights, draw(scenarios(config.vocab_size, **scenario)))
+
+
+@st.composite
+def adapter_cases(draw: st.DrawFn, /, quantization: str | None = None) -> Case:
+    """A drawn causal LM with one to three adapters, each of which changes some of its weights, and ragged texts."""
+    config = draw(configs(max_layers=2, columns=1 if quantization is None else 32))
+    plain = build(config)
+    names = [name for node in plain.nodes if (name := weight_name(plain, node))]
+    if config.num_local_experts:  # what else changes moves the scores, which must stay clear
+        names = [name for name in names if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))]
+    count = draw(st.integers(1, 3))
+    changes = draw(st.dictionaries(st.sampled_from(names), _changes(count), min_size=1))
+    adapted, constants = add_adapters(plain, changes)
+    graph = verify(select_rows(adapted, "logits"))
+    weights = random_weights(graph, draw(_SEEDS), quantization)
+    given = {name: DenseTensor(name, "float32", array) for name, array in constants.items()}
+    scenario = draw(scenarios(config.vocab_size, sequences=2, rows=draw(st.booleans())))
+    return Case("causal LM with adapters", config, graph, {**weights, **given}, scenario)
+
+
+@st.composite
+def _changes(draw: st.DrawFn, /, count: int) -> Changed:
+    """What `count` adapters do to a weight: low-rank changes, replacements, or both."""
+    adapters = range(count)
+    whole = tuple(index for index in adapters if draw(st.integers(0, 4)) == 0)
+    ranks = tuple(draw(st.sampled_from([0, 1, 3, 8])) for _ in adapters)
+    if not (whole or any(ranks)):
+        ranks = (2, *ranks[1:])
+    return Changed(ranks, tuple(draw(st.sampled_from([0.5, 1.0, -1.7])) for _ in adapters), whole)
 
 
 @st.composite

@@ -173,7 +173,7 @@ class Decoder:
             if self._selects_rows:
                 graph = select_rows(graph, "logits")
             program = prepare(self._backend, verify(graph), self._tensors, self._spec, self._options)
-            self._cores[exposed] = Core(program, self.manager, hidden_size=self.config.hidden_size)
+            self._cores[exposed] = Core(program, self.manager, given=graph.given)
         return self._cores[exposed]
 
     def _core_with(self, cache: Cache, exposed: frozenset[str]) -> Core:

@@ -15,6 +15,7 @@ from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.cache import CacheSpec, LayerGroup, Reads, StepPlan
 from mistral_portable.config import QueryScale
 from mistral_portable.graph import Graph, Node, Parameter, Rotation
+from mistral_portable.graph.adapters import ADAPTERS
 from mistral_portable.reference import BACKEND
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.testing.naive import NaiveProgram
@@ -82,6 +83,16 @@ def _inputs(op: str, change: Callable[[list[Any], StepPlan], list[Any]]) -> Make
             return super()._run(node, change(inputs, plan) if node.op == op else inputs, plan)
 
     return _program(Misled)
+
+
+def _given(change: Callable[[Array], Array]) -> Make:
+    """Mistakes in the input `adapters`."""
+
+    class Misgiven(ReferenceProgram):
+        def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, Array]:
+            return super().step(plan, {**inputs, ADAPTERS: change(inputs[ADAPTERS]).astype(np.float32)})
+
+    return _program(Misgiven)
 
 
 def _outputs(change: Callable[[Array], Array]) -> Make:
@@ -448,6 +459,11 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "weights one column off": ("op.attention_weights", _outputs(lambda array: np.roll(array, 1, axis=-1))),
     "gate and up swapped": ("op.silu_mul", _inputs("silu_mul", lambda inputs, plan: inputs[::-1])),
     "a + a": ("op.add", _inputs("add", lambda inputs, plan: [inputs[0], inputs[0]])),
+    "the left factor twice": ("op.multiply", _inputs("multiply", lambda inputs, plan: [inputs[0], inputs[0]])),
+    "the first row's factor for all": (
+        "op.multiply+column",
+        _inputs("multiply", lambda inputs, plan: [inputs[0], np.broadcast_to(inputs[1][:1], inputs[1].shape)]),
+    ),
     "columns one off": ("op.take_columns", _attributes("take_columns", _columns_before)),
     "given rows come first": ("op.replace_rows", _inputs("replace_rows", _first_places)),
     "first rows for requested rows": ("op.take_rows", _inputs("take_rows", _first_rows)),
@@ -466,6 +482,8 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "pages in order of the lanes": ("ragged", _reads(_pages_by_lane)),
     "rollback not honoured": ("rollback", _program(_NoRollback)),
     "rows counted within a sequence": ("rows", _inputs("take_rows", _rows_within)),
+    "adapters not read": ("adapters", _given(lambda weights: np.zeros_like(weights))),
+    "adapters of the step's first token": ("adapters", _given(lambda weights: np.tile(weights[:1], (len(weights), 1)))),
     "inputs_embeds not read": ("inputs_embeds", _inputs("replace_rows", _no_places)),
     "steps after it is closed": ("closed", _program(_OpenAlways)),
     "closes once only": ("closed", _program(_ClosedOnce)),

@@ -55,6 +55,7 @@ def test_the_list_of_ops_is_closed_and_documented() -> None:
         "embedding",
         "linear",
         "moe",
+        "multiply",
         "replace_rows",
         "rms_norm",
         "rope",

@@ -232,17 +232,18 @@ def digests() -> dict[str, str]:
 EVERY = set(MODULES)
 LINEARS = {name for name, module in MODULES.items() if module == "linear"}
 ATTENTION = {name for name, module in MODULES.items() if module == "attention"}
+ROWS = {name for name, module in MODULES.items() if module == "rows"}
 DENSE = {name for name, module in MODULES.items() if module in ("dense", "embedding")}
 
 
 @pytest.mark.parametrize(
     ("path", "kernels"),
     [
-        ("kernels/rows.py", {"rms_norm", "rope", "silu_mul", "add", "take"}),
+        ("kernels/rows.py", ROWS),
         ("kernels/formats.py", LINEARS),
         ("kernels/kv.py", ATTENTION | {name for name in MODULES if name.startswith("store_")}),
         ("kernels/search.py", {name for name in MODULES if name.startswith("encode_")}),
-        ("kernels/exp.py", ATTENTION | {"rms_norm", "rope", "silu_mul", "add", "take", "route", "clear", "add_rows"}),
+        ("kernels/exp.py", ATTENTION | ROWS | {"route", "clear", "add_rows"}),
         (
             "compiler/simd/tokens.py",
             LINEARS | ATTENTION | DENSE,

@@ -116,6 +116,19 @@ def test_silu_mul_of_numbers_that_are_not_finite(isa: str) -> None:
 
 @EVERY_ISA
 @given(tokens=TOKENS, columns=COLUMNS, seed=SEEDS)
+def test_products(isa: str, tokens: int, columns: int, seed: int) -> None:
+    memory, a, b = Memory(), normal(seed, tokens, columns), normal(seed + 1, tokens, columns)
+    factors, out, scaled = normal(seed + 2, tokens, 1), memory.rows(tokens, columns), memory.rows(tokens, columns)
+    memory.run(isa, "multiply", [tokens], columns, *at(memory.rows_of(a)), *at(memory.rows_of(b)), *at(out))
+    assert np.array_equal(out[:tokens, :columns], a * b)
+    assert is_blank(out[tokens:])
+    memory.run(isa, "scale", [tokens], columns, *at(memory.rows_of(a)), *at(memory.rows_of(factors)), *at(scaled))
+    assert np.array_equal(scaled[:tokens, :columns], a * factors)
+    assert is_blank(scaled[tokens:])
+
+
+@EVERY_ISA
+@given(tokens=TOKENS, columns=COLUMNS, seed=SEEDS)
 def test_add(isa: str, tokens: int, columns: int, seed: int) -> None:
     memory, a, b = Memory(), normal(seed, tokens, columns), normal(seed + 1, tokens, columns)
     out, biased = memory.rows(tokens, columns), memory.rows_of(a)

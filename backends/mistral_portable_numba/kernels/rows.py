@@ -1,4 +1,4 @@
-"""The small ops, row by row: rms_norm, rope, silu_mul, add, take_columns, take_rows.
+"""The small ops, row by row: rms_norm, rope, silu_mul, add, multiply, take_columns, take_rows.
 
 Strides of rows are whole vectors, so elementwise kernels may read and write beyond the last column. Sums stop at the
 last column. In the arguments of kernels an address of rows is followed by their stride in bytes.
@@ -16,7 +16,16 @@ from mistral_portable_numba.compiler.simd.reduce import sum_lanes
 from mistral_portable_numba.kernels.exp import exp
 from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 
-__all__ = ["KERNELS", "add_kernel", "rms_norm_kernel", "rope_kernel", "silu_mul_kernel", "take_kernel"]
+__all__ = [
+    "KERNELS",
+    "add_kernel",
+    "multiply_kernel",
+    "rms_norm_kernel",
+    "rope_kernel",
+    "scale_kernel",
+    "silu_mul_kernel",
+    "take_kernel",
+]
 
 _ROWS = 8  # rows of many that a thread claims at a time
 
@@ -124,6 +133,11 @@ def _add(a: Any, b: Any) -> Any:
 
 
 @inlined
+def _multiply(a: Any, b: Any) -> Any:
+    return a * b
+
+
+@inlined
 def _silu_mul(gate: Any, up: Any) -> Any:
     return gate / (exp(gate * -1.0) + 1.0) * up
 
@@ -131,6 +145,29 @@ def _silu_mul(gate: Any, up: Any) -> Any:
 def add_kernel() -> Callable[..., Any]:
     """out = a + b. A stride of 0 adds one row, a bias, to all."""
     return _elementwise(_add)
+
+
+def multiply_kernel() -> Callable[..., Any]:
+    """out = a * b."""
+    return _elementwise(_multiply)
+
+
+def scale_kernel() -> Callable[..., Any]:
+    """out = a * b, where b has one column. Arguments: counter, address of T, columns, a, b, out."""
+
+    def kernel(args: Any, thread: Any, threads: Any) -> None:
+        counter, count, columns = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
+        a, sa, b, sb = get_i64(args + 24), get_i64(args + 32), get_i64(args + 40), get_i64(args + 48)
+        out, os = get_i64(args + 56), get_i64(args + 64)
+        first, last = _claim(counter, count)
+        while first < last:
+            for t in range(first, last):
+                factor = all_f32(get_f32(b + t * sb))
+                for column in range(0, columns, 16):
+                    store_f32(out + t * os + 4 * column, load_f32(a + t * sa + 4 * column) * factor)
+            first, last = _claim(counter, count)
+
+    return kernel
 
 
 def silu_mul_kernel() -> Callable[..., Any]:
@@ -162,5 +199,7 @@ KERNELS: dict[str, Factory] = {
     "rope": AnyTokens(rope_kernel),
     "silu_mul": AnyTokens(silu_mul_kernel),
     "add": AnyTokens(add_kernel),
+    "multiply": AnyTokens(multiply_kernel),
+    "scale": AnyTokens(scale_kernel),
     "take": AnyTokens(take_kernel),
 }
