@@ -62,7 +62,7 @@ def peft_adapter(
 
 
 def deltas(folder: Path) -> Mapping[str, NDArray[np.float32]]:
-    """What an adapter of `peft_adapter` adds to each weight, by its name."""
+    """The sums that an adapter of `peft_adapter` adds to each weight, by its name."""
     from safetensors.numpy import load_file
 
     tensors = load_file(folder / "adapter_model.safetensors")

@@ -17,7 +17,7 @@ from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs, notice_unpacked
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import ClosedError, InputError
-from mistral_portable.graph import Graph, Parameter, infer_shapes
+from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import BlockTensor, Tensor
 from mistral_portable_mlx.attention import FloatFormat, Format, Q8Format

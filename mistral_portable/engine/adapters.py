@@ -54,7 +54,9 @@ class Adapters:
             raise InputError(f"adapter={chosen!r:.40} must be the name of an adapter, or weights by name")
         for name, weight in chosen.items():
             if name not in self._adapters:
-                there = f"there are {', '.join(self._adapters)}" if self._adapters else "give load(..., adapters=) its path"
+                there = (
+                    f"there are {', '.join(self._adapters)}" if self._adapters else "give load(..., adapters=) its path"
+                )
                 raise InputError(f"adapter={name!r:.60} is not loaded: {there}")
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
                 raise InputError(f"adapter {name!r} has the weight {weight!r:.40}: give a finite number")
@@ -67,9 +69,10 @@ class Adapters:
         return weights if any(weights) else ()
 
     def add_to(self, graph: Graph) -> tuple[Graph, Mapping[str, Tensor]]:
-        """The graph with the adapters, and the tensors of the parameters that it has more. The graph itself if there are
-        none."""
-        names = dict.fromkeys(name for adapter in self._adapters.values() for name in (*adapter.low_rank, *adapter.whole))
+        """The graph with the adapters, and the tensors of its further parameters; the same graph if there are none."""
+        names = dict.fromkeys(
+            name for adapter in self._adapters.values() for name in (*adapter.low_rank, *adapter.whole)
+        )
         if not names:
             return graph, {}
         changed, constants = add_adapters(graph, {name: self._changed(name) for name in names})

@@ -29,7 +29,9 @@ class Embedding:
             raise InputError(f'pooling={pooling!r:.40} must be "last" or "mean"')
         mean = pooling == "mean"
         chunk = max(1, _LOGITS // vocab_size) if mean else None
-        self.scoring = Scoring(tokens, first=0 if mean else len(tokens) - 1, chunk=chunk, output=EMBEDDING, adapters=adapters)
+        self.scoring = Scoring(
+            tokens, first=0 if mean else len(tokens) - 1, chunk=chunk, output=EMBEDDING, adapters=adapters
+        )
         self._sum: NDArray[np.float64] | None = None
 
     def add(self, rows: NDArray[np.float32]) -> None:

@@ -52,10 +52,10 @@ class Model:
         lockstep: bool = False,
         embeddings: bool = False,
         ends: Iterable[int] = (),
-        adapters: Adapters,
+        adapters: Adapters | None = None,
     ) -> None:
         """Made by `load`. lockstep: as `Loop` takes it. embeddings: whether the program has that output. ends: ids that
-        end a text, beside the config's and the tokenizer's."""
+        end a text, beside the config's and the tokenizer's. adapters: those of its program; None: it has none."""
         self.config = config
         self.backend = backend
         self.core = core
@@ -69,7 +69,7 @@ class Model:
         own = frozenset[int]() if tokenizer is None else tokenizer.end_ids
         self.end_tokens = set(config.eos_token_ids) | {id for id in (*own, *ends) if id < size}
         """The ids that end a text: those of config.json and generation_config.json, GGUF's, and the tokenizer's."""
-        self._adapters = adapters
+        self._adapters = adapters = Adapters({}, None, config) if adapters is None else adapters
         self._answers = AnswerMaker(
             self._prompts,
             adapters,
@@ -140,8 +140,8 @@ class Model:
         `answer` has them;
         `priority` (0; among requests of several threads the higher one comes first); `user` (""; users share the steps
         alike); `cache_salt` (""; what others have asked is found in the cache by those with the same one only, so that
-        nobody learns of it by how fast an answer begins); `adapter` (the name of one of `adapters`, weights of several by
-        name, {} for none; None: what `load` was told); one of `schema`, `grammar` and `regex`, which the answer then
+        nobody learns of it by how fast an answer begins); `adapter` (the name of one of `adapters`, weights of several
+        by name, {} for none; None: what `load` was told); one of `schema`, `grammar` and `regex`, which the answer then
         keeps (`compile_grammar`).
 
         Raises InputError for an empty or too long prompt, an id outside the vocabulary, a bad sampling value or rule,
@@ -288,9 +288,7 @@ class Model:
                 embeddings[scoring].add(scoring.next())
         return np.stack([embedding.vector for embedding in embeddings.values()])
 
-    def _embeddings(
-        self, prompts: Sequence[Prompt], pooling: Pooling, adapter: Chosen
-    ) -> dict[Scoring, Embedding]:
+    def _embeddings(self, prompts: Sequence[Prompt], pooling: Pooling, adapter: Chosen) -> dict[Scoring, Embedding]:
         if not self.embeddings:
             raise InputError("this model was loaded without embeddings: load(..., embeddings=True), serve --embeddings")
         if isinstance(prompts, str) or not len(prompts):
@@ -327,8 +325,8 @@ class Model:
         them. Prompts find them with the adapters that they were saved with.
 
         Raises InputError if there is no such file or it is no session; CacheError, an InputError, if it is one of other
-        weights, adapters or settings, or damaged; ClosedError after `close`, BusyError if every lane is taken, CapacityError if
-        there is no memory for it.
+        weights, adapters or settings, or damaged; ClosedError after `close`, BusyError if every lane is taken,
+        CapacityError if there is no memory for it.
         """
         return self._sessions.load(path)
 

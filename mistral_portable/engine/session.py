@@ -2,8 +2,9 @@
 
 A file is safetensors: `tokens`, int32 [T], and GROUP/NAME for each array of a SavedLane. Its metadata has one key, so
 that the file's first bytes tell what it is, and the value "SHA256 JSON". The JSON object holds the settings of the
-model, the lane's integers, the adapters and the messages of a chat, if there are any; the digest is that of the JSON and all arrays.
-It finds damage, not forgery: whoever makes a file can make its digest. So the rest is checked as if there were none.
+model, the lane's integers, the adapters, and the messages of a chat if there are any; the digest is that of the JSON
+and all arrays. It finds damage, not forgery: whoever makes a file can make its digest. So the rest is checked as if
+there were none.
 """
 
 import hashlib

@@ -16,7 +16,7 @@ from mistral_portable.graph.verify import infer_shapes
 __all__ = ["ADAPTERS", "Changed", "add_adapters", "is_added", "lora_a", "lora_b", "replacement", "weight_name"]
 
 ADAPTERS = "adapters"
-"""The input that `add_adapters` adds: float32 [T, n], the weight of each of n adapters for each token, mostly 0 or 1."""
+"""The input that `add_adapters` adds: float32 [T, n], each token's weights of n adapters, mostly 0 or 1."""
 
 Constants = Mapping[str, NDArray[np.float32]]
 
@@ -25,7 +25,7 @@ Constants = Mapping[str, NDArray[np.float32]]
 class Changed:
     """How n adapters change one weight.
 
-    ranks, scales: of the low-rank change by each adapter; rank 0: none. whole: indices of those that replace the weight.
+    ranks, scales: of the low-rank change by each adapter; rank 0: none. whole: indices of those that replace it.
 
     Example: ranks (16, 0, 8) and scales (2, 0, 0.5) of a weight [O, I]. The A of two adapters lie one below the other,
     [24, I], and their B side by side, [O, 24]. Between the two, a token's 24 numbers are multiplied with factors: for
@@ -71,8 +71,10 @@ def weight_name(graph: Graph, node: Node) -> str | None:
 def add_adapters(graph: Graph, changes: Mapping[str, Changed]) -> tuple[Graph, Constants]:
     """Add the input `adapters` and, behind each linear or embedding whose weight changes, what the adapters do to it.
 
-    changes: by `weight_name`, all of the same n adapters. A token whose weights are 0 has the results of the graph as it
-    was. Also returns the values of the parameters that are neither `lora_a`, `lora_b` nor `replacement`.
+    changes: by `weight_name`, all of the same n adapters. A token whose weights are 0 has the results of the graph as
+    it was. Of other passes, `accept_embeddings` comes before this one and `select_rows` after it.
+
+    Also returns the values of the parameters that are neither `lora_a`, `lora_b` nor `replacement`.
 
     Raises GraphError for a weight that no linear and no embedding reads.
     """
@@ -117,7 +119,9 @@ class _Adding:
             up = self._parameter(lora_b(weight), columns if table else rows, rank)
             low = self._node(f"{node.name}.lora_A", node.op, x, down)
             weighted = self._node(f"{low}.weighted", "multiply", low, self._low_rank_factors(change))
-            out = self._node(f"{node.name}.adapted", "add", out, self._node(f"{node.name}.lora_B", "linear", weighted, up))
+            out = self._node(
+                f"{node.name}.adapted", "add", out, self._node(f"{node.name}.lora_B", "linear", weighted, up)
+            )
         self._renamed[node.name] = out
 
     def graph(self) -> Graph:

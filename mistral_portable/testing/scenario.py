@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import SavedLane, load_lane, save_lane
-from mistral_portable.boundary.program import NO_INPUTS, Inputs, Program
+from mistral_portable.boundary.program import Inputs, Program
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.graph import Graph, Shape, infer_shapes
 from mistral_portable.graph.adapters import ADAPTERS

@@ -178,7 +178,7 @@ def adapter_cases(draw: st.DrawFn, /, quantization: str | None = None) -> Case:
 
 @st.composite
 def _changes(draw: st.DrawFn, /, count: int) -> Changed:
-    """What `count` adapters do to a weight: low-rank changes, replacements, or both."""
+    """The changes of a weight by `count` adapters: low-rank ones, replacements, or both."""
     adapters = range(count)
     whole = tuple(index for index in adapters if draw(st.integers(0, 4)) == 0)
     ranks = tuple(draw(st.sampled_from([0, 1, 3, 8])) for _ in adapters)

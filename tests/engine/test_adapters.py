@@ -70,9 +70,7 @@ def test_without_an_adapter_nothing_changes(model: Model) -> None:
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])  # each loads three models
 @given(
     window=st.sampled_from(WINDOWS),
-    asked=st.lists(
-        st.tuples(st.integers(1, 3 * 8), st.sampled_from(CHOICES), st.booleans()), min_size=2, max_size=8
-    ),
+    asked=st.lists(st.tuples(st.integers(1, 3 * 8), st.sampled_from(CHOICES), st.booleans()), min_size=2, max_size=8),
     chunk=st.integers(1, 30),
 )
 def test_answers_of_many_adapters_at_once_are_those_alone(
@@ -118,7 +116,7 @@ def test_whole_tables_take_the_place_of_the_models(tmp_path: Path) -> None:
     path = peft_adapter(tmp_path / "whole", seed=3, targets=("up_proj",), whole=("lm_head", "model.embed_tokens"))
     with mp.load("tiny", backend="numba", threads=1, adapters={"whole": path}) as model:
         assert answer(model, TEXT, "whole") != answer(model, TEXT, None)
-        with pytest.raises(InputError, match="its weight is 0 or 1, not 0.5"):
+        with pytest.raises(InputError, match=r"its weight is 0 or 1, not 0\.5"):
             model.generate(TEXT, adapter={"whole": 0.5})
 
 

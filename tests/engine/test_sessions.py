@@ -190,7 +190,7 @@ def test_a_file_is_safetensors_that_begins_with_its_kind(file: Path) -> None:
     with safe_open(file, "numpy") as opened:
         digest, _, content = opened.metadata()["mistral_portable.session"].partition(" ")
     assert len(digest) == 64
-    assert json.loads(content).keys() == {"version", "settings", "lane", "messages"}
+    assert json.loads(content).keys() == {"version", "settings", "lane", "messages", "adapters"}
 
 
 # --- beside others ----------------------------------------------------------------------------------------------------
