@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
-from mistral_portable_numba.compiler.isa import ISAS
+from mistral_portable_numba.compiler.isa import ISAS, Isa
 from mistral_portable_numba.compiler.objects import default_folder, digest
 from mistral_portable_numba.compiler.toolchain import assembly, lower, object_file
 from mistral_portable_numba.kernels.registry import kernel, needs_tokens
 
-__all__ = ["NEON", "apple_listing", "arm_object", "kernel_ir"]
+__all__ = ["NEON", "apple_listing", "arm_object", "kernel_ir", "linux_listing"]
 
 NEON = ISAS["neon_dotprod"]
 _DAY = 24 * 3600
@@ -37,11 +37,19 @@ def arm_object(name: str) -> Path:
 
 def apple_listing(name: str) -> str:
     """A kernel in assembly for Apple's systems."""
+    return _listing(name, NEON, "arm64-apple-darwin")
 
-    def listing() -> bytes:
-        return assembly(name, _arm_ir(name), NEON, "arm64-apple-darwin").encode()
 
-    return _kept(name, digest(name, NEON), "s", listing).read_text()
+def linux_listing(name: str, isa: str) -> str:
+    """A kernel in assembly for Linux on x86-64."""
+    return _listing(name, ISAS[isa], "x86_64-unknown-linux-gnu")
+
+
+def _listing(name: str, isa: Isa, triple: str) -> str:
+    def made() -> bytes:
+        return assembly(name, kernel_ir(name, isa.tokens), isa, triple).encode()
+
+    return _kept(f"{name}-{isa.name}", digest(name, isa), "s", made).read_text()
 
 
 def _arm_ir(name: str) -> str:

@@ -6,6 +6,7 @@
 | mp.signed_zero() | 128 where products take unsigned weights, else 0 |
 | mp.signed(w) | weights -128..127 in the form that dot4_signed takes: with mp.signed_zero() added |
 | mp.dot4_signed(acc, w, x) | acc + the sums of four products of such weights and x, -127..127 |
+| mp.pin(acc) | acc; loads and prefetches stay on the side of it where they are written |
 | mp.lookup(index, table) | table[index] of 64 bytes; index 0..15 |
 | mp.widen, mp.narrow | float16 to float32 and back, to nearest even |
 | mp.pause | a hint in spin loops |
@@ -14,6 +15,7 @@
 
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ import llvmlite.binding as llvm
 
 __all__ = ["FUNCTIONS", "ISAS", "Isa", "host_isa"]
 
-FUNCTIONS = ("dot4", "dot4_signed", "signed", "signed_zero", "lookup", "widen", "narrow", "pause", "pointer")
+FUNCTIONS = ("dot4", "dot4_signed", "signed", "signed_zero", "pin", "lookup", "widen", "narrow", "pause", "pointer")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,37 @@ def _function(result: str, name: str, parameters: str, body: str) -> str:
     return f"define internal {result} @mp.{name}({parameters}) alwaysinline nounwind {{\n{body}\n}}\n"
 
 
+def _joined(parts: Sequence[str], kind: str, count: int) -> list[str]:
+    """Join vectors of `count` lanes to one, and return it."""
+    body: list[str] = []
+    while len(parts) > 1:
+        half, count = f"<{count} x {kind}>", 2 * count
+        body += [
+            f"  {a}.{count} = shufflevector {half} {a}, {half} {b}, <{count} x i32> {_lanes(0, count)}"
+            for a, b in zip(parts[::2], parts[1::2], strict=True)
+        ]
+        parts = [f"{a}.{count}" for a in parts[::2]]
+    return [*body, f"  ret <{count} x {kind}> {parts[0]}"]
+
+
+def _pin(register: str, parts: int) -> str:
+    """mp.pin by assembly without an instruction, which the compiler moves nothing across.
+
+    register: the constraint for a vector of 16 / parts lanes.
+    """
+    lanes = 16 // parts
+    body = [
+        line
+        for p in range(parts)
+        for line in (
+            f"  %a{p} = shufflevector <16 x i32> %a, <16 x i32> poison, <{lanes} x i32> {_lanes(p * lanes, lanes)}",
+            f'  %r{p} = call <{lanes} x i32> asm sideeffect "", "={register},0"(<{lanes} x i32> %a{p})',
+        )
+    ]
+    body += _joined([f"%r{p}" for p in range(parts)], "i32", lanes)
+    return _function("<16 x i32>", "pin", "<16 x i32> %a", "\n".join(body))
+
+
 def _dot(name: str, declarations: str, part: str, parts: int) -> str:
     """A function (acc, w, x) over 16 lanes, from a body that computes %r from %a, %w and %x over 16 / parts lanes."""
     lanes = 16 // parts
@@ -67,16 +100,7 @@ def _dot(name: str, declarations: str, part: str, parts: int) -> str:
             f"<{4 * lanes} x i8> %x{p})"
         )
         joined.append(f"%r{p}")
-    while len(joined) > 1:
-        lanes *= 2
-        pairs = list(zip(joined[::2], joined[1::2], strict=True))
-        half = f"<{lanes // 2} x i32>"
-        joined = [f"{left}.{lanes}" for left, _ in pairs]
-        body += [
-            f"  {left}.{lanes} = shufflevector {half} {left}, {half} {right}, <{lanes} x i32> {_lanes(0, lanes)}"
-            for left, right in pairs
-        ]
-    body.append(f"  ret <16 x i32> {joined[0]}")
+    body += _joined(joined, "i32", lanes)
     return declarations + result + _function("<16 x i32>", name, _ACC_W_X, "\n".join(body))
 
 
@@ -185,17 +209,13 @@ def _lookup(declarations: str, instruction: str, parts: int) -> str:
             f"  %i{p} = shufflevector <64 x i8> %index, <64 x i8> poison, <{count} x i32> {_lanes(p * count, count)}"
         )
         body.append(instruction.format(p=p))
-    joined = [f"%r{p}" for p in range(parts)]
-    while len(joined) > 1:
-        kind, doubled = f"<{count} x i8>", 2 * count
-        body += [
-            f"  {a}.{doubled} = shufflevector {kind} {a}, {kind} {b}, <{doubled} x i32> {_lanes(0, doubled)}"
-            for a, b in zip(joined[::2], joined[1::2], strict=True)
-        ]
-        joined, count = [f"{a}.{doubled}" for a in joined[::2]], doubled
-    body.append(f"  ret <64 x i8> {joined[0]}")
+    body += _joined([f"%r{p}" for p in range(parts)], "i8", count)
     return declarations + _function("<64 x i8>", "lookup", "<64 x i8> %index, <16 x i8> %table", "\n".join(body))
 
+
+_PIN_AVX512, _PIN_AVX2, _PIN_AARCH64 = _pin("v", 1), _pin("x", 2), _pin("w", 4)
+
+_NO_PIN = _function("<16 x i32>", "pin", "<16 x i32> %a", "  ret <16 x i32> %a")
 
 _LOOKUP_AVX512 = _lookup(
     "declare <64 x i8> @llvm.x86.avx512.pshuf.b.512(<64 x i8>, <64 x i8>)\n",
@@ -312,7 +332,7 @@ ISAS: dict[str, Isa] = {
             "AVX-512 VNNI",
             "cascadelake",
             f"{_X86_64_V3},+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd,+avx512vnni,-prefer-256-bit",
-            _DOT_AVX512_VNNI + _LOOKUP_AVX512 + _HALF_NATIVE + _PAUSE_X86,
+            _DOT_AVX512_VNNI + _PIN_AVX512 + _LOOKUP_AVX512 + _HALF_NATIVE + _PAUSE_X86,
             8,
         ),
         Isa(
@@ -320,19 +340,26 @@ ISAS: dict[str, Isa] = {
             "AVX2 with AVX-VNNI",
             "alderlake",
             f"{_X86_64_V3},+avxvnni",
-            _DOT_AVX_VNNI + _LOOKUP_AVX2 + _HALF_NATIVE + _PAUSE_X86,
+            _DOT_AVX_VNNI + _PIN_AVX2 + _LOOKUP_AVX2 + _HALF_NATIVE + _PAUSE_X86,
             4,
         ),
-        Isa("avx2", "AVX2", "haswell", _X86_64_V3, _DOT_AVX2 + _LOOKUP_AVX2 + _HALF_NATIVE + _PAUSE_X86, 4),
+        Isa("avx2", "AVX2", "haswell", _X86_64_V3, _DOT_AVX2 + _PIN_AVX2 + _LOOKUP_AVX2 + _HALF_NATIVE + _PAUSE_X86, 4),
         Isa(
             "neon_dotprod",
             "NEON with dotprod",
             "neoverse-n1",
             "+neon,+dotprod",
-            _DOT_AARCH64 + _LOOKUP_AARCH64 + _HALF_NATIVE + _PAUSE_AARCH64,
+            _DOT_AARCH64 + _PIN_AARCH64 + _LOOKUP_AARCH64 + _HALF_NATIVE + _PAUSE_AARCH64,
             4,
         ),
-        Isa("generic", "any", "", "", _DOT_GENERIC + _lookup_by_comparison() + _half_by_bits() + _pause("", ""), 4),
+        Isa(
+            "generic",
+            "any",
+            "",
+            "",
+            _DOT_GENERIC + _NO_PIN + _lookup_by_comparison() + _half_by_bits() + _pause("", ""),
+            4,
+        ),
     )
 }
 """Instruction sets by name, best first within an architecture."""

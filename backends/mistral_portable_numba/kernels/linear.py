@@ -92,7 +92,9 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
 
     def tiles_times(count: int, source: _Source) -> Any:
         """The function that multiplies two tiles with a group of `count` tokens, and may add the result to out."""
-        each = Tokens(count)
+        # For one token the products wait for memory, and for prefetches that stand in a row: 72 of them in a block of
+        # q4_k. With more tokens, or where codes need not be unpacked, pinning costs registers and gains nothing.
+        each = Tokens(count, pinned=count == 1 and layout.bytes < layout.columns)
         zeros, fma_one, add_scaled, scale_ints = each.zeros, each.fma_one, each.add_scaled, each.scale_ints
         load_each, store_each, start = each.load_each, each.store_each, each.start
         dot = each.dot_signed if signed else each.dot

@@ -30,7 +30,8 @@ class Tokens:
     """Operations on tuples of `count` vectors, one per token. `first` is the address of the first token's numbers;
     those of the next tokens follow at distances of `stride` bytes."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, pinned: bool = False) -> None:
+        """pinned: whether loads and prefetches stay between the products where they are written: LLVM bunches them."""
         ints, floats = types.UniTuple(i32x16, count), types.UniTuple(f32x16, count)
         pair = types.UniTuple(ints, 2)
 
@@ -57,6 +58,8 @@ class Tokens:
                     x = b.bitcast(repeat(b, address(b, first, I64(4), token), I32, I32X16), BYTES64)
                     for side, weights in enumerate((left, right)):
                         total = call(b, name, I32X16, b.extract_value(totals, (side, token)), weights, x)
+                        if pinned:
+                            total = call(b, "mp.pin", I32X16, total)
                         result = b.insert_value(result, total, (side, token))
                 return result
 
