@@ -3,7 +3,6 @@
 The reader of each format makes the pieces, under the canonical names of the weights that they change.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _EXPERTS = re.compile(r"experts|switch_mlp|_exps\.|block_sparse_moe\.w[123]|ffn_(gate|up|down)\.\d+\.")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.", re.ASCII)
+_LARGEST = float(np.finfo(np.float32).max)
 _CHECKED = 2**22  # values that are looked at together
 
 
@@ -174,6 +174,6 @@ def _require_floats(path: Path, tensor: DenseTensor | BlockTensor) -> None:
 
 
 def _finite(path: Path, weight: str, scale: float) -> float:
-    if not math.isfinite(np.float32(scale)):
+    if not abs(scale) <= _LARGEST:
         raise CheckpointError(f"{path}: the scale {scale!r} of {weight} is no float32; check the adapter's settings")
     return scale

@@ -146,8 +146,8 @@ def _what_is_there(repository: str, file: str | None, commit: str) -> str:
     names = HfApi().list_repo_files(repository, revision=commit)
     if file is None and adapter_files(names):
         return (
-            f"{repository}: a LoRA adapter, which runs with its model only: hf download {repository} --local-dir ADAPTER, "
-            "then --model MODEL --adapter ADAPTER"
+            f"{repository}: a LoRA adapter, which runs with its model only: "
+            f"hf download {repository} --local-dir ADAPTER, then --model MODEL --adapter ADAPTER"
         )
     ggufs = [name for name in names if name.endswith(".gguf")]
     wanted = (

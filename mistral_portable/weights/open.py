@@ -88,6 +88,8 @@ def _open_local(path: Path) -> Checkpoint:
         return open_raw(path.parent)
     if path.name == "config.json":
         return open_safetensors(path.parent)
+    if adapter_files([path.name]):
+        raise CheckpointError(explain(path))
     data = map_file(path)
     if data[:4] == b"GGUF":
         return open_gguf(path)

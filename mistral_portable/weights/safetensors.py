@@ -34,9 +34,9 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
     Raises CheckpointError for missing shards, corrupt files and tensors stored twice; ConfigError for models of other
     architectures.
     """
+    config, inferred = hf_config(folder / "config.json")
     stored, metadata = _stored(folder, file)
     refuse_adapter_tensors(stored, file or folder)
-    config, inferred = hf_config(folder / "config.json")
     how = quantization(config, folder, stored)
     split = split_experts(stored, config.num_local_experts, str(folder))
     tensors, unpacked = combine_packed(split, how, str(folder))
