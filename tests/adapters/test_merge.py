@@ -23,6 +23,8 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, InputError
 from mistral_portable.weights import DenseTensor, open_checkpoint
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no tokenizer that can be carried over")
+
 CONFIG = small_config()
 TENSORS = random_tensors(CONFIG, np.random.default_rng(0))
 CHANGES = random_changes(CONFIG, linears(CONFIG), 3, np.random.default_rng(1))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapters.files import write_peft
 from adapters.peft_adapters import LINEARS, configs, make, merged_weights, settings
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -18,6 +19,7 @@ from weights.files import small_config
 
 import mistral_portable as mp
 from mistral_portable.adapters import LowRank, merge, open_adapter
+from mistral_portable.adapters.peft_patterns import Patterns
 from mistral_portable.config import MistralConfig
 from mistral_portable.weights import open_checkpoint
 
@@ -114,6 +116,33 @@ def test_names_of_multimodal_models_and_of_adapters(tmp_path: Path) -> None:
         for name, change in plain.low_rank.items():
             assert renamed.low_rank[name].scale == change.scale
             assert np.array_equal(renamed.low_rank[name].up.numpy(), change.up.numpy())
+
+
+@pytest.mark.parametrize("spelling", ["", ".modules_to_save", ".modules_to_save.default", ".base_layer"])
+def test_names_of_tables_that_were_saved_whole(tmp_path: Path, spelling: str) -> None:
+    whole = {f"lm_head{spelling}.weight": np.ones((96, 64), np.float32)}
+    (table,) = open_adapter(write_peft(tmp_path, {}, whole=whole), small_config()).whole.items()
+    assert table[0] == "lm_head.weight"
+    assert np.array_equal(table[1].numpy(), np.ones((96, 64)))
+
+
+PARTS = st.sampled_from(
+    ["q_proj", "layers", "model", "0", "1", ".", r"\.", ".*", r"\d+", "(0|1)", "[qk]", "^", "|", "_proj"]
+)
+
+
+@given(patterns=st.lists(st.lists(PARTS, max_size=5).map("".join), max_size=3, unique=True))
+def test_patterns_match_as_in_peft(patterns: list[str]) -> None:
+    from peft.utils.other import get_pattern_key
+
+    ours = Patterns(Path("adapter_config.json"), "rank_pattern", {pattern: pattern for pattern in patterns})
+    for module in (
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.11.self_attn.k_proj",
+        "model.embed_tokens",
+        "lm_head",
+    ):
+        assert ours.value(module, module) == get_pattern_key(patterns, module)
 
 
 @pytest.mark.parametrize("rslora", [False, True])
