@@ -11,9 +11,10 @@ from mistral_portable.adapters.merged import MergedTensor
 from mistral_portable.adapters.pieces import EMBEDDING, HEAD
 from mistral_portable.errors import CheckpointError, InputError
 from mistral_portable.tokenizer.folder import read_templates
-from mistral_portable.weights import Checkpoint, Tensor, stored_head
+from mistral_portable.weights import Checkpoint, Tensor
 from mistral_portable.weights.safetensors import folder_tokenizer
 from mistral_portable.weights.source import FLOATS
+from mistral_portable.weights.stored_head import same_values
 
 __all__ = ["merge"]
 
@@ -28,8 +29,8 @@ def merge(
     of the adapter's folder are taken. An embedding table and a head that were tied and differ are untied.
     unpack: whether weights that are packed may be unpacked.
 
-    Raises InputError for packed weights, for two adapters that replace one table, and for tables that do not fit;
-    CheckpointError if a weight is missing in the checkpoint.
+    Raises InputError for packed weights, for adapters that replace a table by different ones, and for tables that do
+    not fit; CheckpointError if a weight is missing in the checkpoint.
     """
     tensors: dict[str, Tensor] = dict(checkpoint.tensors)
     config, source = checkpoint.config, checkpoint.path
@@ -49,7 +50,7 @@ def merge(
     config = replace(config, vocab_size=rows.pop()) if rows else config
     notices: list[str] = []
     if tied:
-        same = not replaced or stored_head(config, tensors, str(source))[0].tie_word_embeddings
+        same = not replaced or same_values(tensors[EMBEDDING], tensors[HEAD])
         if same and _changed_alike(changes):
             tensors.pop(HEAD, None)
             changes.pop(HEAD, None)
@@ -77,8 +78,10 @@ def _replace_tables(
     grown, replaced = None, set[str]()
     for adapter, _ in adapters:
         for name, tensor in adapter.whole.items():
-            if name in replaced:
-                raise InputError(f"{adapter.path}: a second adapter that replaces {name}; merge one of them")
+            if name in replaced and not same_values(tensors[name], tensor):
+                raise InputError(
+                    f"{adapter.path}: a second adapter that replaces {name}, by other values; merge one of them"
+                )
             replaced.add(name)
             tensors[name] = replace(tensor, name=name)
             if tensor.shape[0] != vocab_size:

@@ -144,12 +144,12 @@ def _what_is_there(repository: str, file: str | None, commit: str) -> str:
     from huggingface_hub import HfApi
 
     names = HfApi().list_repo_files(repository, revision=commit)
-    if file is None and adapter_files(names):
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if file is None and adapter_files(names) and not ggufs:
         return (
             f"{repository}: a LoRA adapter, which runs with its model only: "
             f"hf download {repository} --local-dir ADAPTER, then --model MODEL --adapter ADAPTER"
         )
-    ggufs = [name for name in names if name.endswith(".gguf")]
     wanted = (
         "config.json with *.safetensors or pytorch_model.bin, no params.json with consolidated.*"
         if file is None

@@ -1,6 +1,7 @@
 """llama.cpp's, mlx-lm's and mistral-finetune's adapters: each by the rule of its own format."""
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,30 @@ def test_in_other_formats_a_change_of_a_tied_table_is_one_of_the_lookup_alone(tm
     changes = {EMBEDDING: CHANGES[EMBEDDING]}
     path = write_peft(tmp_path, changes) if format == "peft" else write_gguf(tmp_path / "a.gguf", config, changes, 64.0)
     assert_adds(open_adapter(path, config), changes, 2.0)
+
+
+@pytest.mark.parametrize("format", ["peft", "gguf", "mlx", "raw"])
+def test_files_are_mapped(tmp_path: Path, format: str) -> None:
+    """What stays in memory is no copy of the file's 4 MB."""
+    config = small_config(hidden_size=512, intermediate_size=1024)
+    changes = random_changes(config, linears(config), 128, np.random.default_rng(0))
+    decoder = {name: change for name, change in changes.items() if name.startswith("model.layers.")}
+    match format:
+        case "peft":
+            path = write_peft(tmp_path, decoder)
+        case "gguf":
+            path = write_gguf(tmp_path / "a.gguf", config, decoder, 1.0)
+        case "mlx":
+            path = write_mlx(tmp_path, decoder)
+        case _:
+            path = write_raw(tmp_path, config, decoder)
+    open_adapter(path, config)  # what is imported once is not counted
+    tracemalloc.start()
+    adapter = open_adapter(path, config)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(change.down.nbytes + change.up.nbytes for change in adapter.low_rank.values()) > 4e6
+    assert kept < 1e6
 
 
 def test_all_formats_merge_alike(tmp_path: Path) -> None:

@@ -210,7 +210,10 @@ def test_adapters_that_do_not_fit_together(tmp_path: Path, base: Path) -> None:
     one = write_peft(tmp_path / "one", {}, whole={EMBEDDING: np.ones((98, 64), np.float32)})
     head = write_peft(tmp_path / "head", {HEAD: CHANGES[HEAD]})
     for adapters, words in (
-        ([tmp_path / "grown", one], "a second adapter that replaces model.embed_tokens.weight; merge one of them"),
+        (
+            [tmp_path / "grown", one],
+            "a second adapter that replaces model.embed_tokens.weight, by other values; merge one",
+        ),
         ([one], "the embedding table has 98 rows and lm_head 96: save both in the adapter"),
         ([tmp_path / "grown", head], "has the shape (96, 64), the weight (98, 64): another adapter changes"),
     ):
@@ -218,6 +221,14 @@ def test_adapters_that_do_not_fit_together(tmp_path: Path, base: Path) -> None:
             merged(base, [(path, 1.0) for path in adapters])
         assert words in str(refused.value)
     assert not (tmp_path / "merged hf").exists()
+
+
+def test_two_adapters_may_bring_the_same_table(tmp_path: Path, base: Path) -> None:
+    """PEFT saves the model's own table with each adapter that changes it."""
+    changes = {EMBEDDING: CHANGES[EMBEDDING]}
+    table = {"model.embed_tokens.base_layer.weight": TENSORS[EMBEDDING]}
+    adapters = [(write_peft(tmp_path / name, changes, whole=table), 1.0) for name in ("one", "other")]
+    assert close(values(merged(base, adapters))[EMBEDDING], TENSORS[EMBEDDING] + delta(CHANGES[EMBEDDING], 4.0))
 
 
 def test_sums_beyond_float16_are_refused(tmp_path: Path) -> None:
