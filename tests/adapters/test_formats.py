@@ -22,7 +22,9 @@ from adapters.files import (
 )
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
-from weights.files import random_tensors, small_config, write_hf
+from safetensors.numpy import load_file
+from weights.files import random_tensors, small_config, write_hf, write_safetensors
+from weights.files import write_raw as write_raw_model
 
 import mistral_portable as mp
 from mistral_portable.adapters import Adapter, open_adapter
@@ -100,6 +102,31 @@ def test_mistral_finetune(tmp_path: Path, scaling: float | None, scale: float, a
     changes = {name: CHANGES[name] for name in DECODER}
     folder = write_raw(tmp_path, CONFIG, changes, scaling)
     assert_adds(open_adapter(folder / "lora.safetensors" if alone else folder, CONFIG), changes, scale)
+
+
+def test_the_forward_rule_of_mistral_inference(tmp_path: Path) -> None:
+    """`linear(x) + lora_B(lora_A(x)) * scaling`, with all matrices as they are in Mistral's own files."""
+    rng = np.random.default_rng(5)
+    write_raw_model(tmp_path / "base", CONFIG, random_tensors(CONFIG, rng))
+    sizes = {"attention.wq": (64, 64), "attention.wk": (32, 64), "attention.wo": (64, 64), "feed_forward.w2": (64, 96)}
+    pairs = {
+        name: (rng.normal(0, 0.2, (4, columns)), rng.normal(0, 0.2, (rows, 4)))
+        for name, (rows, columns) in sizes.items()
+    }
+    stored = {}
+    for name, pair in pairs.items():
+        for side, values in zip("AB", pair, strict=True):
+            stored[f"layers.1.{name}.lora_{side}.weight"] = values.astype(np.float32)
+    write_safetensors(tmp_path / "lora.safetensors", stored)
+    out = mp.convert(tmp_path / "base", tmp_path / "out", "raw", merge_adapters=[(tmp_path / "lora.safetensors", 1.0)])
+    before, after = (load_file(folder / "consolidated.safetensors") for folder in (tmp_path / "base", out))
+    for name, (rows, columns) in sizes.items():
+        x = rng.normal(0, 1, columns)
+        a, b = (stored[f"layers.1.{name}.lora_{side}.weight"] for side in "AB")
+        expected = before[f"layers.1.{name}.weight"] @ x + b @ (a @ x) * 2.0
+        found = after[f"layers.1.{name}.weight"] @ x
+        assert found.shape == (rows,)
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_a_model_beside_lora_safetensors_says_nothing_of_its_scale(tmp_path: Path) -> None:
