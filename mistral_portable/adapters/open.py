@@ -73,6 +73,11 @@ def _open_folder(folder: Path, config: MistralConfig) -> Adapter:
 
 def _open_with_settings(path: Path, settings: Path, weights: Path, config: MistralConfig) -> Adapter:
     """PEFT's adapters name their kind, mlx-lm's do not."""
-    if "peft_type" in read_settings(settings):
+    keys = read_settings(settings).keys()
+    if "peft_type" in keys:
         return open_peft(path, settings, weights, config)
-    return open_mlx(path, settings, weights, config)
+    if keys & {"fine_tune_type", "lora_parameters"}:
+        return open_mlx(path, settings, weights, config)
+    raise CheckpointError(
+        f"{settings}: has neither PEFT's peft_type nor mlx-lm's lora_parameters; save the adapter again"
+    )

@@ -120,8 +120,11 @@ def _require_plain(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _piece(path: Path, tensor: DenseTensor) -> tuple[str, Piece]:
-    """The name of the module, as PEFT's patterns see it, and the piece. Raises CheckpointError for unknown names."""
+    """The name of the module, as PEFT's patterns see it, and the piece. Raises CheckpointError for kinds that are refused."""
     name = tensor.name.removeprefix(_PREFIX)
+    for pattern, why in _REFUSED_KEYS.items():
+        if re.search(pattern, name):
+            raise CheckpointError(f"{path}: {tensor.name!r:.120}: {why}; merge the adapter with PEFT")
     if match := _LINEAR.fullmatch(name) or _LOOKUP.fullmatch(name):
         weight = from_hf(f"{match['module']}.weight")
         if (weight == EMBEDDING) == ("lora_embedding_" in name):
@@ -130,9 +133,6 @@ def _piece(path: Path, tensor: DenseTensor) -> tuple[str, Piece]:
         weight = from_hf(f"{match['module']}.weight")
         if weight in (EMBEDDING, HEAD):
             return match["module"], Piece(weight, "whole", tensor)
-    for pattern, why in _REFUSED_KEYS.items():
-        if re.search(pattern, name):
-            raise CheckpointError(f"{path}: {tensor.name!r:.120}: {why}; merge the adapter with PEFT")
     return name, Piece(name, "whole", tensor)  # `assemble` says what is wrong with it
 
 

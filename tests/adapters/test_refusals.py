@@ -95,7 +95,10 @@ ONE = np.ones((3, 64), np.float32)
         ({f"{PREFIX}.lora_A.other.weight": ONE}, "is there twice"),
         ({"base_model.model.score.weight": ONE}, "heads other than lm_head are not supported"),
         ({"base_model.model.model.norm.weight": ONE}, "norms are not supported"),
-        ({"base_model.model.vision_tower.layers.0.lora_A.weight": ONE}, "is not understood"),
+        (
+            {"base_model.model.vision_tower.layers.0.lora_A.weight": ONE},
+            "the vision and sound parts of a model are not run",
+        ),
         ({"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": ONE}, "single trained tokens"),
         ({"base_model.model.lm_head.original_module.weight": ONE}, "is not understood"),
         ({"base_model.model.model.layers.0.block_sparse_moe.experts.3.w1.lora_A.weight": ONE}, "changes experts"),
@@ -272,6 +275,12 @@ def _settings_alone(folder: Path) -> Path:
     return folder
 
 
+def _settings_of_nobody(folder: Path) -> Path:
+    write_peft(folder, CHANGES)
+    (folder / "adapter_config.json").write_text('{"r": 3, "lora_alpha": 3}')
+    return folder
+
+
 def _weights_alone(folder: Path) -> Path:
     write_safetensors(folder / "adapter_model.safetensors", {"x": ONE})
     return folder
@@ -288,6 +297,7 @@ def _no_tensors(folder: Path) -> Path:
         (_empty, "holds no adapter; an adapter is a folder of PEFT's"),
         (_text, "an adapter is a folder of PEFT's"),
         (_settings_alone, "has adapter_config.json, and no weights beside it"),
+        (_settings_of_nobody, "has neither PEFT's peft_type nor mlx-lm's lora_parameters"),
         (_weights_alone, "adapter_model.safetensors needs the adapter_config.json that was saved with it"),
         (_no_tensors, "holds no LoRA tensors"),
     ],
