@@ -120,7 +120,7 @@ def _require_plain(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _piece(path: Path, tensor: DenseTensor) -> tuple[str, Piece]:
-    """The name of the module, as PEFT's patterns see it, and the piece. Raises CheckpointError for kinds that are refused."""
+    """The name of the module, as PEFT's patterns see it, and the piece. Raises CheckpointError for refused kinds."""
     name = tensor.name.removeprefix(_PREFIX)
     for pattern, why in _REFUSED_KEYS.items():
         if re.search(pattern, name):
