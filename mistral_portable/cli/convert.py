@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mistral_portable.cli.adapter_option import scaled_path
 from mistral_portable.cli.loading import reading
 from mistral_portable.cli.options import DebugOption, RevisionOption, WindowOption, window_of
 from mistral_portable.cli.output import printable, size
@@ -45,6 +46,12 @@ def convert(
         ),
     ] = None,
     window: WindowOption = "config",
+    merge_adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Add a LoRA adapter to the weights, times SCALE; once for each adapter.", metavar="PATH[=SCALE]"
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST if it is a model.")] = False,
     revision: RevisionOption = None,
     input_dir: Annotated[str | None, typer.Option("--input_dir", help="The same as SRC.", metavar="SRC")] = None,
@@ -61,6 +68,7 @@ def convert(
     """
     source, destination = _one("SRC", source, input_dir), _one("DST", destination, output_dir)
     sees = window_of(window)
+    adapters = [scaled_path(text, "'--merge-adapter'") for text in merge_adapter or ()]
     if model_size is not None:
         _require_size(source, revision, model_size)
     with reading(f"converting {source}") as progress:
@@ -70,6 +78,7 @@ def convert(
             to.value,
             dtype=dtype,
             window=sees,
+            merge_adapters=adapters,
             overwrite=overwrite,
             revision=revision,
             progress=progress,

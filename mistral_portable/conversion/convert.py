@@ -1,10 +1,11 @@
 """convert(): writes a checkpoint in another format, a tensor at a time; the result appears when it is complete."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from mistral_portable.adapters import merge, open_adapter
 from mistral_portable.config import Window
 from mistral_portable.conversion.gguf import plan_gguf, write_gguf
 from mistral_portable.conversion.hf import plan_hf, plan_mlx, write_hf, write_mlx
@@ -36,6 +37,7 @@ def convert(
     *,
     dtype: str | None = None,
     window: Window | Literal["config"] = "config",
+    merge_adapters: Sequence[tuple[str | Path, float]] = (),
     overwrite: bool = False,
     revision: str | None = None,
     progress: Progress | None = None,
@@ -48,6 +50,8 @@ def convert(
     dtype: "float32", "float16" or "bfloat16" for all weights. By default floats keep their type and bits, and packed
     weights that the format cannot hold are unpacked to float32, which is exact.
     window: the window of the written config, as for `load`.
+    merge_adapters: LoRA adapters to add to the weights, each with a factor, usually 1; several are summed. Weights that
+    are packed are unpacked for it if `dtype` is given.
     overwrite: replace the destination if it is a checkpoint.
     revision: branch, tag or commit of a hub repository.
     progress: called as (what, bytes done, bytes in total).
@@ -64,13 +68,17 @@ def convert(
     destination = Path(destination)
     require_free(destination, to, overwrite)
     checkpoint = open_checkpoint(source, revision=revision, progress=progress)
-    require_apart(destination, checkpoint)
+    require_apart(destination, checkpoint.path, *(Path(path) for path, _ in merge_adapters))
+    notices = checkpoint.notices if window == "config" else ()
+    if merge_adapters:
+        adapters = [(open_adapter(path, checkpoint.config), factor) for path, factor in merge_adapters]
+        checkpoint, of_merging = merge(checkpoint, adapters, unpack=dtype is not None)
+        notices += of_merging
     config = checkpoint.config if window == "config" else checkpoint.config.with_window(window)
     model = prepare(checkpoint, config, dtype)
     plan, write = FORMATS[to]
     parts = plan(model)
-    inferred = checkpoint.notices if window == "config" else ()
-    for notice in (*inferred, *model.notices, *_unpacked(model, parts), *missing_in_target(model, to)):
+    for notice in (*notices, *model.notices, *_unpacked(model, parts), *missing_in_target(model, to)):
         warnings.warn(notice, stacklevel=2)
     with placed(destination, to, overwrite) as result:
         if to != "gguf":

@@ -21,12 +21,11 @@ from mistral_portable.weights import AffineTensor
 
 __all__ = ["hf_class", "hf_config", "plan_hf", "plan_mlx", "tokenizer_file", "write_hf", "write_mlx"]
 
-# Files that a repository may have beside its weights and the tokenizer file, and that other libraries read.
+# Files that a repository may have beside the tokenizer file, and that other libraries read.
 _BESIDE = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
-    "generation_config.json",
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -153,14 +152,15 @@ def _quantization(source: Source) -> dict[str, Any]:
 
 def _write_beside(folder: Path, source: Source) -> None:
     """Write the tokenizer file and its settings under the names that transformers looks for."""
-    for name in _BESIDE if source.folder else ():
-        path = source.checkpoint.path / name
+    settings = [] if source.folder is None else [source.folder / "generation_config.json"]
+    if source.tokenizer_folder:
+        settings += [source.tokenizer_folder / name for name in _BESIDE]
+        for template in source.tokenizer_folder.glob("additional_chat_templates/*.jinja"):
+            (folder / template.parent.name).mkdir(exist_ok=True)
+            shutil.copyfile(template, folder / template.parent.name / template.name)
+    for path in settings:
         if path.is_file():
-            shutil.copyfile(path, folder / name)
-    named = source.checkpoint.path / "additional_chat_templates"
-    for template in named.glob("*.jinja") if source.folder else ():
-        (folder / named.name).mkdir(exist_ok=True)
-        shutil.copyfile(template, folder / named.name / template.name)
+            shutil.copyfile(path, folder / path.name)
     tokenizer = source.checkpoint.tokenizer
     if isinstance(tokenizer, TokenizerFile):
         (folder / tokenizer.path.name).write_bytes(tokenizer.read())

@@ -57,6 +57,11 @@ class Source:
         """The folder of a Hugging Face repository, with its other files; None for other formats."""
         return self.checkpoint.path if self.checkpoint.format == "safetensors" else None
 
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder with the other files of the tokenizer: an adapter's that was merged, else that of `folder`."""
+        return self.checkpoint.beside or self.folder
+
     def one_window(self, format: str) -> Window:
         """The window of all layers that have one; None if none has. Raises ConfigError if the windows differ."""
         windows = set(self.config.layer_windows) - {None}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from mistral_portable.adapters import MergedTensor
 from mistral_portable.weights import BlockTensor, DenseTensor, JoinedTensor, Tensor, release
 
 __all__ = [
@@ -150,6 +151,9 @@ def rows_of(tensor: Tensor) -> Callable[[slice], NDArray[np.float32]]:
     """A function that reads a range of a tensor's rows in float32; if the layout allows, it unpacks only that range."""
     if isinstance(tensor, DenseTensor):
         return lambda part: tensor.rows(part).numpy()
+    if isinstance(tensor, MergedTensor):
+        read = rows_of(tensor.base)
+        return lambda part: tensor.changed(read(part), part)
     if isinstance(tensor, BlockTensor):
         from gguf import quants
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mistral_portable.errors import CheckpointError, InputError
-from mistral_portable.weights import Checkpoint
 
 __all__ = ["placed", "require_apart", "require_free"]
 
@@ -27,11 +26,11 @@ def placed(destination: Path, to: str, overwrite: bool) -> Iterator[Path]:
         _put(result, destination, staging / "replaced")
 
 
-def require_apart(destination: Path, checkpoint: Checkpoint) -> None:
-    """Raise InputError if the destination is the source, or contains it."""
-    source = checkpoint.path.resolve()
-    if destination.exists() and destination.resolve() in (source, *source.parents):
-        raise InputError(f"{destination} holds the source; choose another destination")
+def require_apart(destination: Path, *sources: Path) -> None:
+    """Raise InputError if the destination is one of the sources, or contains one."""
+    for source in (path.resolve() for path in sources):
+        if destination.exists() and destination.resolve() in (source, *source.parents):
+            raise InputError(f"{destination} holds the source; choose another destination")
 
 
 def require_free(destination: Path, to: str, overwrite: bool) -> None:

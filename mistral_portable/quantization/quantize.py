@@ -84,7 +84,7 @@ def quantize(
     mixture, destination = MIXTURES[type], Path(destination)
     require_free(destination, "gguf", overwrite)
     checkpoint = open_checkpoint(source, revision=revision, progress=progress)
-    require_apart(destination, checkpoint)
+    require_apart(destination, checkpoint.path)
     model = prepare(checkpoint, checkpoint.config, None)
     plan = _plan(model, mixture, calibrate is not None or imatrix is not None)
     if not allow_requantize:

@@ -14,6 +14,7 @@ from mistral_portable.config import MistralConfig, QueryScale, Yarn
 from mistral_portable.config.hf import rope_from_hf
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.tokenizer.source import GGUFVocabulary
+from mistral_portable.weights.adapter_files import explain_gguf
 from mistral_portable.weights.blocks import QUANTIZED, QuantTensor
 from mistral_portable.weights.experts import expert_names
 from mistral_portable.weights.gguf_file import Array, GGUFFile, Scalar, StoredTensor, read_gguf
@@ -72,6 +73,8 @@ def open_gguf(path: Path) -> Checkpoint:
     """
     path, parts = _parts(path)
     file = parts[0]
+    if file.scalars.get("general.type") == "adapter":
+        raise CheckpointError(explain_gguf(path, file.scalars))
     architecture = file.scalars.get("general.architecture")
     if architecture not in _ARCHITECTURES:
         raise CheckpointError(

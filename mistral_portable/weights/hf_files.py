@@ -6,8 +6,8 @@
 4. `pytorch_model.bin`
 5. the shards that `pytorch_model.bin.index.json` names
 
-Copies in another type (`model.fp16.safetensors`) are so left alone, and so are `consolidated*`, Mistral's own, and
-`adapter_*`, which are no models.
+Copies in another type (`model.fp16.safetensors`) are so left alone, and so are `consolidated*`, Mistral's own, and the
+files of adapters, which are no models.
 """
 
 import json
@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from mistral_portable.errors import CheckpointError
+from mistral_portable.weights.adapter_files import adapter_files
 from mistral_portable.weights.source import listing, map_file
 
 __all__ = ["TORCH_FILES", "read_index", "weight_names"]
@@ -24,7 +25,6 @@ __all__ = ["TORCH_FILES", "read_index", "weight_names"]
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TORCH, _TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _SHARD = {_INDEX: r"\w[\w.-]*\.safetensors", _TORCH_INDEX: r"\w[\w.-]*\.bin"}
-_NO_MODEL = ("consolidated", "adapter_")
 
 TORCH_FILES = ("pytorch_model*.bin", _TORCH_INDEX)
 """Patterns of the files of 4 and 5."""
@@ -36,7 +36,8 @@ def weight_names(names: Collection[str]) -> list[str]:
     >>> weight_names(["model.safetensors", "model.fp16.safetensors", "pytorch_model.bin"])
     ['model.safetensors']
     """
-    others = [name for name in names if name.endswith(".safetensors") and not name.startswith(_NO_MODEL)]
+    no_models = {*adapter_files(names), *(name for name in names if name.startswith("consolidated"))}
+    others = [name for name in names if name.endswith(".safetensors") and name not in no_models]
     for found in ([_WHOLE], [_INDEX], sorted(others), [_TORCH], [_TORCH_INDEX]):
         if found and all(name in names for name in found):
             return found

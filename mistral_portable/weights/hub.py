@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mistral_portable.errors import CheckpointError
+from mistral_portable.weights.adapter_files import adapter_files
 from mistral_portable.weights.gguf import part_names
 from mistral_portable.weights.hf_files import TORCH_FILES, weight_names
 from mistral_portable.weights.integrity import check_downloads
@@ -142,7 +143,13 @@ def _download_only(repository: str, wanted: list[str], hub: Mapping[str, Any]) -
 def _what_is_there(repository: str, file: str | None, commit: str) -> str:
     from huggingface_hub import HfApi
 
-    ggufs = [name for name in HfApi().list_repo_files(repository, revision=commit) if name.endswith(".gguf")]
+    names = HfApi().list_repo_files(repository, revision=commit)
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if file is None and adapter_files(names) and not ggufs:
+        return (
+            f"{repository}: a LoRA adapter, which runs with its model only: "
+            f"hf download {repository} --local-dir ADAPTER, then --model MODEL --adapter ADAPTER"
+        )
     wanted = (
         "config.json with *.safetensors or pytorch_model.bin, no params.json with consolidated.*"
         if file is None

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from mistral_portable.errors import CheckpointError
+from mistral_portable.weights.adapter_files import adapter_files, explain, is_gguf_adapter
 from mistral_portable.weights.archive import is_tar, is_zip
 from mistral_portable.weights.gguf import open_gguf, part_names
 from mistral_portable.weights.hf_files import weight_names
@@ -18,6 +19,8 @@ from mistral_portable.weights.source import Checkpoint, listing, map_file
 
 __all__ = ["HUB_NAME", "open_checkpoint"]
 
+_NOTHING = "{}: holds no *.safetensors, no consolidated.*, no *.gguf file and no pytorch_model.bin"
+_ALSO_ADAPTERS = "{0} holds an adapter, too ({1}), which is not used; with --adapter {0}/{2} it is."
 _ALSO_RAW = "{0} holds Mistral's own files, too ({1}): Hugging Face's are read; {0}/params.json names the others."
 
 # Owner and name begin and end with a letter or digit, so that "./model" and "../model" do not match.
@@ -85,6 +88,8 @@ def _open_local(path: Path) -> Checkpoint:
         return open_raw(path.parent)
     if path.name == "config.json":
         return open_safetensors(path.parent)
+    if adapter_files([path.name]):
+        raise CheckpointError(explain(path))
     data = map_file(path)
     if data[:4] == b"GGUF":
         return open_gguf(path)
@@ -104,25 +109,29 @@ def _open_folder(folder: Path) -> Checkpoint:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
-    hf = weight_names(names)
+    hf, adapters = weight_names(names), adapter_files(names)
     raw = [name for name in names if is_consolidated(name)]
     if raw and "config.json" not in names:
         hf = []
     ggufs = sorted({part_names(name)[0] for name in names if name.endswith(".gguf") and part_names(name)})
     if len(ggufs) + bool(hf or raw) > 1:
+        own = [name for name in ggufs if is_gguf_adapter(folder / name)]
+        adapters, ggufs = adapters + own, [name for name in ggufs if name not in own]
+    if len(ggufs) + bool(hf or raw) > 1:
         raise CheckpointError(
             f"{folder}: several checkpoints: {', '.join([*hf, *raw, *ggufs])}; give the path of one GGUF file, of "
             "config.json for Hugging Face's weights, or of params.json for Mistral's own"
         )
-    if hf and raw:
-        checkpoint = open_safetensors(folder)
-        return replace(checkpoint, notices=(*checkpoint.notices, _ALSO_RAW.format(folder, listing(raw))))
+    notices = [_ALSO_RAW.format(folder, listing(raw))] if hf and raw else []
+    notices += [_ALSO_ADAPTERS.format(folder, listing(adapters), adapters[0])] if adapters else []
     if hf:
-        return open_safetensors(folder)
-    if raw:
-        return open_raw(folder)
-    if ggufs:
-        return open_gguf(folder / ggufs[0])
-    raise CheckpointError(
-        f"{folder}: holds no *.safetensors, no consolidated.*, no *.gguf file and no pytorch_model.bin"
-    )
+        checkpoint = open_safetensors(folder)
+    elif raw:
+        checkpoint = open_raw(folder)
+    elif ggufs:
+        checkpoint = open_gguf(folder / ggufs[0])
+    elif adapters:
+        raise CheckpointError(explain(folder))
+    else:
+        raise CheckpointError(_NOTHING.format(folder))
+    return replace(checkpoint, notices=(*checkpoint.notices, *notices))

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError
 from mistral_portable.tokenizer.source import TokenizerFile
+from mistral_portable.weights.adapter_files import refuse_adapter_tensors
 from mistral_portable.weights.archive import is_zip, tar_members
 from mistral_portable.weights.experts import split_experts
 from mistral_portable.weights.hf_quantized import combine_packed, normal_settings
@@ -91,6 +92,7 @@ def _open(path: Path, params: bytes, weights: Mapping[str, Buffer], tokenizer: T
         stored = _torch(path, config, torch_files)
     else:
         raise CheckpointError(f"{path}: several checkpoints: {', '.join(weights)}; give the path of the one to read")
+    refuse_adapter_tensors(stored, path / next(iter(weights)) if len(weights) == 1 else path)
     tensors, notices = _combine(split_experts(stored, config.num_local_experts, str(path)), config, str(path))
     config, tensors, own_head = stored_head(config, tensors, str(path))
     tensors = {name: half_split(tensor, config) for name, tensor in tensors.items()}

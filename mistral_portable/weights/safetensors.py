@@ -9,6 +9,7 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CheckpointError, ConfigError, TokenizerError
 from mistral_portable.tokenizer.folder import read_object
 from mistral_portable.tokenizer.source import TokenizerFile, TokenizerFolder
+from mistral_portable.weights.adapter_files import refuse_adapter_tensors
 from mistral_portable.weights.archive import is_zip
 from mistral_portable.weights.experts import split_experts
 from mistral_portable.weights.hf_files import read_index, weight_names
@@ -20,7 +21,7 @@ from mistral_portable.weights.stored_head import stored_head
 from mistral_portable.weights.torch_file import read_torch
 from mistral_portable.weights.windows import inferred_windows
 
-__all__ = ["hf_config", "open_safetensors", "tokenizer_name"]
+__all__ = ["folder_tokenizer", "hf_config", "open_safetensors", "tokenizer_name"]
 
 _TOKENIZER = re.compile(r"tokenizer\.model(?:\.v(\d{1,3})(?:m(\d{1,3}))?)?", re.ASCII)
 _KINDS = ("mistral", "ministral", "ministral3", "mixtral")
@@ -35,12 +36,15 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
     """
     config, inferred = hf_config(folder / "config.json")
     stored, metadata = _stored(folder, file)
+    refuse_adapter_tensors(stored, file or folder)
     how = quantization(config, folder, stored)
     split = split_experts(stored, config.num_local_experts, str(folder))
     tensors, unpacked = combine_packed(split, how, str(folder))
     config, tensors, own_head = stored_head(config, tensors, str(folder))
     notices = inferred + unpacked + own_head
-    return Checkpoint(folder, "safetensors", config, tensors, _tokenizer(folder), notices, metadata, _ends(folder))
+    return Checkpoint(
+        folder, "safetensors", config, tensors, folder_tokenizer(folder), notices, metadata, _ends(folder)
+    )
 
 
 def _stored(folder: Path, file: Path | None) -> tuple[dict[str, DenseTensor], dict[str, str]]:
@@ -77,7 +81,8 @@ def hf_config(path: Path) -> tuple[MistralConfig, tuple[str, ...]]:
     return inferred_windows(config, stated=True)
 
 
-def _tokenizer(folder: Path) -> TokenizerFile | TokenizerFolder | None:
+def folder_tokenizer(folder: Path) -> TokenizerFile | TokenizerFolder | None:
+    """The tokenizer in a Hugging Face folder: Mistral's own file before `tokenizer.json`; None if there is none."""
     name = tokenizer_name([path.name for path in folder.iterdir() if path.is_file()])
     if name:
         return TokenizerFile(folder / name)

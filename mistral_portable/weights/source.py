@@ -125,6 +125,8 @@ class Checkpoint:
     """Scalars of the GGUF metadata, or the `__metadata__` of the safetensors files."""
     ends: tuple[int, ...] = ()
     """Ids that end a text beside the config's: of generation_config.json, or GGUF's eot and eom."""
+    beside: Path | None = None
+    """The folder with the tokenizer's other files, where it is not that of the weights: a merged adapter's."""
 
 
 def listing(items: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from mistral_portable.config import MistralConfig
 from mistral_portable.weights.source import DenseTensor, Tensor
 
-__all__ = ["stored_head"]
+__all__ = ["same_values", "stored_head"]
 
 _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _ROWS = 256  # compared at a time: 2 MiB of a model's 4096 columns
@@ -30,7 +30,7 @@ def stored_head(
     others = {name: tensor for name, tensor in tensors.items() if name != _HEAD}
     if table is None:
         return config, {**others, _TABLE: replace(head, name=_TABLE)}, ()  # type: ignore[type-var]  # all are dataclasses
-    if _same(table, head):
+    if same_values(table, head):
         return config, others, ()
     return (
         replace(config, tie_word_embeddings=False),
@@ -42,8 +42,8 @@ def stored_head(
     )
 
 
-def _same(table: Tensor, head: Tensor) -> bool:
-    """Whether both are floats with the same values, compared up to the first rows that differ."""
+def same_values(table: Tensor, head: Tensor) -> bool:
+    """Whether both are stored floats with the same values, compared up to the first rows that differ."""
     if not isinstance(table, DenseTensor) or not isinstance(head, DenseTensor) or table.shape != head.shape:
         return False
     if table.array.ctypes.data == head.array.ctypes.data and table.dtype == head.dtype:

@@ -26,8 +26,11 @@ from tools import random_blocks as blocks
 
 __all__ = [
     "bfloat16",
+    "gguf_name",
+    "interleaved",
     "random_blocks",
     "random_tensors",
+    "raw_name",
     "raw_params",
     "raw_tensors",
     "shapes",
@@ -185,7 +188,7 @@ _RAW_NAMES = {
 
 def raw_tensors(config: MistralConfig, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """The tensors under Mistral's own names, q and k rows in the interleaved RoPE layout."""
-    return {_raw_name(name): _interleaved(name, tensor, config) for name, tensor in tensors.items()}
+    return {raw_name(name): interleaved(name, tensor, config) for name, tensor in tensors.items()}
 
 
 def raw_params(config: MistralConfig) -> dict[str, Any]:
@@ -240,7 +243,7 @@ def write_raw(
         torch.save(state, folder / f"consolidated.{piece:02}.pth")
 
 
-def _raw_name(name: str) -> str:
+def raw_name(name: str) -> str:
     """The inverse of `names.from_raw`, written independently so that a mistake in one of them is found."""
     if name.startswith("model.layers."):
         _, _, index, module = name.removesuffix(".weight").split(".", 3)
@@ -249,7 +252,8 @@ def _raw_name(name: str) -> str:
     return top.get(name, name.removeprefix("model."))
 
 
-def _interleaved(name: str, tensor: NDArray[Any], config: MistralConfig) -> NDArray[Any]:
+def interleaved(name: str, tensor: NDArray[Any], config: MistralConfig) -> NDArray[Any]:
+    """The tensor with q and k rows as raw and GGUF files have them."""
     for projection, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
         if name.endswith(f"{projection}.weight"):
             return tensor[np.argsort(half_split_order(heads, config.head_dim))]
@@ -305,17 +309,17 @@ def write_gguf(
     for name, tensor in tensors.items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        tensor = _interleaved(name, tensor, config)
+        tensor = interleaved(name, tensor, config)
         kind = GGMLQuantizationType["F32" if tensor.ndim == 1 else quantization]
         packed = tensor if tensor.dtype == np.uint8 else quants.quantize(tensor, kind)
-        writer.add_tensor(_gguf_name(name), np.ascontiguousarray(packed), raw_dtype=kind)
+        writer.add_tensor(gguf_name(name), np.ascontiguousarray(packed), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _gguf_name(name: str) -> str:
+def gguf_name(name: str) -> str:
     """The inverse of `names.from_gguf`, written independently so that a mistake in one of them is found."""
     if name.startswith("model.layers."):
         _, _, index, module = name.removesuffix(".weight").split(".", 3)

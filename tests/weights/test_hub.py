@@ -97,6 +97,7 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
         "some/pickles": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
         "some/other": {"config.json": b"{}", "flax_model.msgpack": b"flax"},
         "some/nothing": {"README.md": b"read me"},
+        "some/adapter": {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x", "config.json": b"{}"},
         "some/secret": {},
     }
 
@@ -261,6 +262,7 @@ def test_errors_say_what_to_do(hub: Hub, tmp_path: Path) -> None:
         "some/gguf": f"{NO_WEIGHTS}; name a file: some/gguf:a.Q8_0.gguf, some/gguf:b[1].gguf",
         "some/gguf:c.gguf": "no c.gguf; name a file: some/gguf:a.Q8_0.gguf, some/gguf:b[1].gguf",
         "some/nothing": f"{NO_WEIGHTS}, and no GGUF file either",
+        "some/adapter": "a LoRA adapter, which runs with its model only: hf download some/adapter --local-dir ADAPTER",
         "some/pickles": "pytorch_model.bin: no zip file, as torch.save writes since 1.6",
         "some/other": f"{NO_WEIGHTS}, and no GGUF file either",
         "some/params": f"{NO_WEIGHTS}, and no GGUF file either",
