@@ -36,6 +36,13 @@ class Adapters:
                 raise InputError(f"adapters={dict(paths)!r:.60} must be paths by name, such as {{'sql': 'sql-lora'}}")
         self._config = config
         self._adapters = {name: open_adapter(path, config) for name, path in paths.items()}
+        for adapter in self._adapters.values():
+            for table in adapter.whole.values():
+                if table.shape[0] != config.vocab_size:
+                    raise InputError(
+                        f"{adapter.path} has {table.shape[0]} rows of {table.name}, and the model has a vocabulary of "
+                        f"{config.vocab_size}: merge it, which adds its tokens: convert --merge-adapter"
+                    )
         self._default: Weights = ()
         self._default = self.weights({} if default is None else default)
 

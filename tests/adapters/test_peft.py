@@ -77,6 +77,28 @@ def test_logits_of_the_merged_model_are_those_of_peft(
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
+@FEW
+@given(config=configs(), arguments=settings(), seed=st.integers(0, 2**31), data=st.data())
+def test_logits_with_an_adapter_are_those_of_peft(
+    config: MistralConfig, arguments: dict[str, Any], seed: int, data: st.DataObject
+) -> None:
+    """With the adapter, and without it; how near executors come to the reference is for the conformance ladder."""
+    tokens = data.draw(st.lists(st.integers(0, config.vocab_size - 1), min_size=1, max_size=12))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = make(Path(folder), config, arguments, seed)
+        theirs = made.model.double()
+        with torch.no_grad():
+            expected = theirs(torch.tensor([tokens])).logits[0].numpy()
+            with theirs.disable_adapter():
+                plain = theirs(torch.tensor([tokens])).logits[0].numpy()
+        with mp.load(made.base, backend="reference", dtype="float64", adapters={"own": made.adapter}) as model:
+            for chosen, wanted in (("own", expected), ({}, plain)):
+                found = model.logits(tokens, adapter=chosen)
+                # transformers rounds cosines to float32.
+                assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", ["target_modules", "modules_to_save"])
 def test_tied_weights_stay_tied_where_the_adapter_ties_its_own(tmp_path: Path, tied: bool, kind: str) -> None:
