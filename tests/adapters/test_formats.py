@@ -189,7 +189,7 @@ def test_in_other_formats_a_change_of_a_tied_table_is_one_of_the_lookup_alone(tm
 
 @pytest.mark.parametrize("format", ["peft", "gguf", "mlx", "raw"])
 def test_files_are_mapped(tmp_path: Path, format: str) -> None:
-    """The memory that stays is no copy of the file's 4 MB."""
+    """No copy of the file's 4 MB stays in memory."""
     config = small_config(hidden_size=512, intermediate_size=1024)
     changes = random_changes(config, linears(config), 128, np.random.default_rng(0))
     decoder = {name: change for name, change in changes.items() if name.startswith("model.layers.")}
