@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from mistral_portable.cli.adapter_option import adapters_of
 from mistral_portable.cli.options import (
     AdapterOption,
     AttentionOption,
@@ -16,7 +17,6 @@ from mistral_portable.cli.options import (
     RevisionOption,
     ThreadsOption,
     WindowOption,
-    adapters_of,
     window_of,
 )
 
@@ -57,6 +57,6 @@ class ModelOptions:
             "threads": self.threads,
             "revision": self.revision,
             "chat_template": self.chat_template,
-            "adapters": {name: path for name, (path, _) in adapters.items()},
-            "adapter": {name: weight for name, (_, weight) in adapters.items()},
+            "adapters": {name: path for name, (path, _) in adapters.items()} or None,
+            "adapter": {name: weight for name, (_, weight) in adapters.items()} or None,
         }

@@ -1,10 +1,7 @@
 """The options that several commands have: annotations for their parameters."""
 
-import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -34,7 +31,6 @@ __all__ = [
     "VerifyAttentionOption",
     "VerifyDtypeOption",
     "WindowOption",
-    "adapters_of",
     "cache_bytes_of",
     "window_of",
 ]
@@ -68,7 +64,7 @@ ThreadsOption = Annotated[int | None, _model(_THREADS, "N", min=1)]
 RevisionOption = Annotated[str | None, _model("Branch, tag or commit of a hub id.")]
 AdapterOption = Annotated[
     list[str] | None,
-    _model("A low-rank adapter (LoRA) to use, and its weight; may be given several times.", "PATH[=WEIGHT]"),
+    _model("A LoRA adapter to use, and how much of it; may be given several times.", "PATH[=SCALE]"),
 ]
 ChatTemplateOption = Annotated[
     str | None,
@@ -137,31 +133,6 @@ def cache_bytes_of(text: str | None) -> int | None:
     if found is None:
         raise typer.BadParameter(f"{text!r} is not a size like 512 (MiB), 512M or 2G", param_hint="'--cache-ram'")
     return int(found[1]) << 10 * " KMGT".index((found[2] or "M").upper())
-
-
-def adapters_of(texts: Sequence[str]) -> dict[str, tuple[str, float]]:
-    """The values of an AdapterOption: path and weight by name, which is the file's or the folder's.
-
-    "loras/sql=0.5" -> {"sql": ("loras/sql", 0.5)}. Raises typer.BadParameter for two of one name.
-    """
-    found: dict[str, tuple[str, float]] = {}
-    for text in texts:
-        path, sign, number = text.rpartition("=")
-        weight = _finite(number) if sign else None
-        path, weight = (text, 1.0) if weight is None else (path, weight)
-        name = Path(path).name.removesuffix(".gguf").removesuffix(".safetensors") or Path(path).resolve().name
-        if name in found:
-            raise typer.BadParameter(f"{name!r} is the name of two: rename one of them", param_hint="'--adapter'")
-        found[name] = path, weight
-    return found
-
-
-def _finite(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:  # a path with a "="
-        return None
-    return number if math.isfinite(number) else None
 
 
 def window_of(text: str) -> Window | Literal["config"]:

@@ -102,7 +102,7 @@ def serve(
             sessions_dir=sessions_dir,
             deadline=deadline,
             embeddings=embeddings,
-            adapters=options.arguments["adapter"],
+            adapters=options.arguments["adapter"] or {},
         )
         set_up_logging(log)
         if uds is None:

@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
+from mistral_portable.engine.bell import Bell
 from mistral_portable.engine.caller import Caller
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.request import Request
@@ -42,6 +44,7 @@ class Loop:
         self._core = core
         self._steps = Steps(core, lanes=lanes, lockstep=lockstep)
         self._tasks: deque[Task[Any]] = deque()
+        self._bells: WeakKeyDictionary[asyncio.AbstractEventLoop, Bell] = WeakKeyDictionary()
         self._together = 4 * lanes  # requests of one caller: enough to choose from, and no longer lists
         make_locks(self, Loop._make_locks)
 
@@ -79,10 +82,8 @@ class Loop:
 
     async def arun(self, requests: Iterable[AnyRequest]) -> AsyncGenerator[AnyRequest, None]:
         """`run` for coroutines."""
-        own, news = asyncio.get_running_loop(), asyncio.Event()
-        caller = Caller(
-            self._submit, requests, most=self._together, listener=lambda: own.call_soon_threadsafe(news.set)
-        )
+        bell, news = self._bell(), asyncio.Event()
+        caller = Caller(self._submit, requests, most=self._together, listener=lambda: bell.ring(news))
         try:
             while caller.left():
                 news.clear()
@@ -133,6 +134,12 @@ class Loop:
         request.by_main = threading.current_thread() is threading.main_thread()
         request.thread = threading.get_ident()
         self._steps.add(request)
+
+    def _bell(self) -> Bell:
+        """The bell of the event loop that runs here."""
+        own = asyncio.get_running_loop()
+        with self._lock:
+            return self._bells.setdefault(own, Bell(own))
 
     def _leave_all(self, caller: Caller[AnyRequest]) -> None:
         for request in caller.requests:
