@@ -71,13 +71,13 @@ def test_conformance(rung: str, target: Target, request: pytest.FixtureRequest) 
 
 def test_greedy(target: Target, request: pytest.FixtureRequest) -> None:
     """The token that a GreedyProgram takes on its device is the sampler's, across two windows, ragged, and behind rows
-    in place of embeddings."""
+    in place of embeddings, with adapters."""
 
     def same(case: Case) -> None:
         by_device, by_host = greedy_tokens(case, target.backend, target.options, count=18)
         assert by_device == by_host
 
-    for rung in ("ragged", "inputs_embeds"):
+    for rung in ("ragged", "inputs_embeds", "adapters"):
         if fresh := _fresh_cases(request):
             _on_fresh_cases(rung, same, fresh // target.share)
         else:
