@@ -25,10 +25,20 @@ class ChatTemplate:
         self._templates = {name: (text, TemplateProcess(text)) for name, text in templates.items()}
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
-        """The text of a conversation up to where the model answers, as transformers' `apply_chat_template` makes it.
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        goes_on: bool | None = None,
+        asks: bool | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation, as transformers' `apply_chat_template` makes it.
 
-        A final assistant message is continued (`continue_final_message`), else `add_generation_prompt` is true.
+        goes_on: whether the last message is continued, so that nothing ends it (`continue_final_message`); None: if it
+        is an assistant's without calls. asks: whether the text ends where the model answers (`add_generation_prompt`);
+        None: if the last message is not continued. variables: more names and values for the template.
 
         Raises TokenizerError for what the template refuses, for malformed messages, and beyond the limits of
         `TemplateProcess`.
@@ -36,18 +46,20 @@ class ChatTemplate:
         if not messages:
             raise TokenizerError("the conversation is empty; pass at least one message")
         read = [_read(message, f"message {index}") for index, message in enumerate(messages)]
-        goes_on = read[-1]["role"] == "assistant" and not read[-1].get("tool_calls")
+        if goes_on is None:
+            goes_on = read[-1]["role"] == "assistant" and not read[-1].get("tool_calls")
         text, process = self._chosen(bool(tools))
-        variables = {
+        filled = {
             **self._special_tokens,
+            "documents": None,
+            **(variables or {}),
             "messages": read,
             "tools": [dict(tool) for tool in tools] if tools else None,
-            "documents": None,
-            "add_generation_prompt": not goes_on,
+            "add_generation_prompt": not goes_on if asks is None else asks,
         }
         if not goes_on:
-            return process.render(variables)
-        return _continued(process, variables, text)
+            return process.render(filled)
+        return _continued(process, filled, text)
 
     def _chosen(self, tools: bool) -> tuple[str, TemplateProcess]:
         name = "tool_use" if tools and "tool_use" in self._templates else "default"

@@ -8,7 +8,7 @@ from mistral_portable.tokenizer.common import CommonTokenizer
 from mistral_portable.tokenizer.faults import one_line
 from mistral_portable.tokenizer.messages import ROLES
 
-__all__ = ["chat_ids", "is_batch"]
+__all__ = ["chat_ids", "checked_tools", "is_batch"]
 
 UNREADABLE = ("image", "image_url", "audio", "audio_url", "input_audio")
 
@@ -36,10 +36,10 @@ def chat_ids(
     if not isinstance(messages, list | tuple):
         raise InputError(f"the conversation is {messages!r:.80}; pass a list of messages")
     checked = [_message(index, message) for index, message in enumerate(messages)]
-    checked_tools = None if tools is None else [_tool(index, tool) for index, tool in enumerate(tools)]
+    read_tools = None if tools is None else checked_tools(tools)
     try:
         request: ChatCompletionRequest[Any] = ChatCompletionRequest.from_openai(
-            checked, checked_tools, continue_final_message
+            checked, read_tools, continue_final_message
         )
         return list(tokenizer.mistral.encode_chat_completion(request).tokens)
     except MistralCommonException as error:  # transformers lets it through, too
@@ -68,7 +68,9 @@ def _message(index: int, message: Any) -> dict[str, Any]:
     return dict(message)
 
 
-def _tool(index: int, tool: Any) -> dict[str, Any]:
-    if not isinstance(tool, Mapping):
-        raise InputError(f"tool {index} is {tool!r:.80}; pass its JSON schema, a mapping with type and function")
-    return dict(tool)
+def checked_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
+    """The tools, if each is a mapping. Raises InputError for others, such as functions."""
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise InputError(f"tool {index} is {tool!r:.80}; pass its JSON schema, a mapping with type and function")
+    return [dict(tool) for tool in tools]

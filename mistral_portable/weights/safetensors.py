@@ -20,7 +20,7 @@ from mistral_portable.weights.stored_head import stored_head
 from mistral_portable.weights.torch_file import read_torch
 from mistral_portable.weights.windows import inferred_windows
 
-__all__ = ["hf_config", "open_safetensors", "tokenizer_name"]
+__all__ = ["hf_config", "open_safetensors", "tokenizer_in", "tokenizer_name"]
 
 _TOKENIZER = re.compile(r"tokenizer\.model(?:\.v(\d{1,3})(?:m(\d{1,3}))?)?", re.ASCII)
 _KINDS = ("mistral", "ministral", "ministral3", "mixtral")
@@ -40,7 +40,7 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
     tensors, unpacked = combine_packed(split, how, str(folder))
     config, tensors, own_head = stored_head(config, tensors, str(folder))
     notices = inferred + unpacked + own_head
-    return Checkpoint(folder, "safetensors", config, tensors, _tokenizer(folder), notices, metadata, _ends(folder))
+    return Checkpoint(folder, "safetensors", config, tensors, tokenizer_in(folder), notices, metadata, _ends(folder))
 
 
 def _stored(folder: Path, file: Path | None) -> tuple[dict[str, DenseTensor], dict[str, str]]:
@@ -77,7 +77,8 @@ def hf_config(path: Path) -> tuple[MistralConfig, tuple[str, ...]]:
     return inferred_windows(config, stated=True)
 
 
-def _tokenizer(folder: Path) -> TokenizerFile | TokenizerFolder | None:
+def tokenizer_in(folder: Path) -> TokenizerFile | TokenizerFolder | None:
+    """The tokenizer in a folder; None if it has no file of one."""
     name = tokenizer_name([path.name for path in folder.iterdir() if path.is_file()])
     if name:
         return TokenizerFile(folder / name)
