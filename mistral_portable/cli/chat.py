@@ -35,6 +35,7 @@ Ctrl-C      stops an answer; leaves, at the prompt"""
 @grouped
 def chat(
     *,
+    context: typer.Context,
     name: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="The same as --model.", show_default=False)
     ] = None,
@@ -50,7 +51,7 @@ def chat(
     debug: DebugOption = False,
 ) -> None:
     """Chat with a model. /help lists the commands; piped input is one message per line."""
-    params = sampling.params()
+    sampling.params()  # whatever the model, they must be right
     if tensor_parallel is not None:
         raise typer.BadParameter(
             "several processes cannot share a conversation: use 'run'", param_hint="'--tensor-parallel'"
@@ -60,6 +61,7 @@ def chat(
     if name is not None:
         model = name
     with load_model(model, options, tensor_parallel=tensor_parallel, cache_ram=cache_ram) as loaded:
+        params = sampling.params_of(loaded, context)
         conversation = Conversation(loaded.tokenizer, system)
         if resume(loaded, session) and session is not None:
             _go_on(conversation, session)

@@ -29,6 +29,7 @@ __all__ = ["run"]
 @grouped
 def run(
     *,
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="If absent, standard input is read.", show_default=False)] = None,
     chat: Annotated[bool, typer.Option("--chat/--raw", help="Answer a message, or continue a text.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead.")] = False,
@@ -66,7 +67,7 @@ def run(
         raise typer.BadParameter("all processes must draw alike: give --seed, too", param_hint="'--tensor-parallel'")
     if tensor_parallel is not None and session is not None:
         raise typer.BadParameter("several processes cannot share a session", param_hint="'--session'")
-    params = sampling.params(logprobs)
+    sampling.params(logprobs)  # whatever the model, they must be right
     messages = [{"role": "user", "content": text}]
     interrupted = False
     with (
@@ -74,6 +75,7 @@ def run(
         load_model(model, options, tensor_parallel=tensor_parallel) as loaded,
     ):
         resume(loaded, session)
+        params = sampling.params_of(loaded, context, logprobs)
         params = dataclasses.replace(params, grammar=rule.compile(loaded))
         with loaded.stream(messages if chat else text, params) as streamer:
             try:

@@ -144,6 +144,7 @@ def load(
         lockstep=tensor_parallel is not None,
         embeddings=embeddings,
         ends=checkpoint.ends,
+        generation=checkpoint.generation,
     )
 
 

@@ -1,6 +1,6 @@
 """Model: a loaded checkpoint on a backend, with the calls that users make."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, closing
 from pathlib import Path
 from types import TracebackType
@@ -50,9 +50,10 @@ class Model:
         lockstep: bool = False,
         embeddings: bool = False,
         ends: Iterable[int] = (),
+        generation: Mapping[str, Any] | None = None,
     ) -> None:
         """Made by `load`. lockstep: as `Loop` takes it. embeddings: whether the program has that output. ends: ids that
-        end a text, beside the config's and the tokenizer's."""
+        end a text, beside the config's and the tokenizer's. generation: the fields of generation_config.json."""
         self.config = config
         self.backend = backend
         self.core = core
@@ -66,8 +67,15 @@ class Model:
         own = frozenset[int]() if tokenizer is None else tokenizer.end_ids
         self.end_tokens = set(config.eos_token_ids) | {id for id in (*own, *ends) if id < size}
         """The ids that end a text: those of config.json and generation_config.json, GGUF's, and the tokenizer's."""
+        self.generation = generation or {}
+        """The fields of the checkpoint's generation_config.json, which `generate(..., sampling="model")` uses."""
         self._answers = AnswerMaker(
-            self._prompts, end_tokens=self.end_tokens, vocab_size=size, max_context=self.max_context, load_s=load_s
+            self._prompts,
+            end_tokens=self.end_tokens,
+            vocab_size=size,
+            max_context=self.max_context,
+            load_s=load_s,
+            stated=self.generation,
         )
         self._sessions = SessionFiles(core, self.loop, backend=backend, vocab_size=size, lockstep=lockstep)
 
@@ -122,7 +130,8 @@ class Model:
 
         params: for all prompts, or one for each. n: answers to each prompt, which is read once; they come as a list,
         and with a seed, answer i (from 0 on) has seed + i. options: fields of SamplingParams, such as `max_tokens=64,
-        temperature=0`, which replace those of `params`; `tools`, `tool_choice`, `parallel_tool_calls` and `chat`, as
+        temperature=0`, which replace those of `params`; `sampling="model"`: fields that are left out are those of the
+        model's generation_config.json (`stated_sampling`); `tools`, `tool_choice`, `parallel_tool_calls` and `chat`, as
         `answer` has them;
         `priority` (0; among requests of several threads the higher one comes first); `user` (""; users share the steps
         alike); `cache_salt` (""; what others have asked is found in the cache by those with the same one only, so that

@@ -6,11 +6,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from mistral_portable.config import MistralConfig
-from mistral_portable.errors import CheckpointError, ConfigError, TokenizerError
-from mistral_portable.tokenizer.folder import read_object
+from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.tokenizer.source import TokenizerFile, TokenizerFolder
 from mistral_portable.weights.archive import is_zip
 from mistral_portable.weights.experts import split_experts
+from mistral_portable.weights.generation_config import end_ids, read_generation_config
 from mistral_portable.weights.hf_files import read_index, weight_names
 from mistral_portable.weights.hf_quantized import combine_packed, quantization
 from mistral_portable.weights.names import from_hf
@@ -39,8 +39,10 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
     split = split_experts(stored, config.num_local_experts, str(folder))
     tensors, unpacked = combine_packed(split, how, str(folder))
     config, tensors, own_head = stored_head(config, tensors, str(folder))
-    notices = inferred + unpacked + own_head
-    return Checkpoint(folder, "safetensors", config, tensors, tokenizer_in(folder), notices, metadata, _ends(folder))
+    stated, unread = read_generation_config(folder)
+    notices = inferred + unpacked + own_head + unread
+    tokenizer = tokenizer_in(folder)
+    return Checkpoint(folder, "safetensors", config, tensors, tokenizer, notices, metadata, end_ids(stated), stated)
 
 
 def _stored(folder: Path, file: Path | None) -> tuple[dict[str, DenseTensor], dict[str, str]]:
@@ -83,15 +85,6 @@ def tokenizer_in(folder: Path) -> TokenizerFile | TokenizerFolder | None:
     if name:
         return TokenizerFile(folder / name)
     return TokenizerFolder(folder) if (folder / "tokenizer.json").is_file() else None
-
-
-def _ends(folder: Path) -> tuple[int, ...]:
-    """The ids of `eos_token_id` in generation_config.json; none if it cannot be read, or is no list of ids."""
-    try:
-        ends = read_object(folder / "generation_config.json").get("eos_token_id")
-    except TokenizerError:
-        return ()
-    return tuple(id for id in (ends if isinstance(ends, list) else [ends]) if type(id) is int and id >= 0)
 
 
 def tokenizer_name(names: Collection[str]) -> str | None:

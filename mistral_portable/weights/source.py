@@ -3,7 +3,7 @@
 import mmap
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,6 +125,8 @@ class Checkpoint:
     """Scalars of the GGUF metadata, or the `__metadata__` of the safetensors files."""
     ends: tuple[int, ...] = ()
     """Ids that end a text beside the config's: of generation_config.json, or GGUF's eot and eom."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """The fields of generation_config.json: what its makers say of drawing, in transformers' names."""
 
 
 def listing(items: Sequence[str]) -> str:

@@ -1,8 +1,10 @@
 """`run`: its output, and the arguments that reach the library."""
 
 import json
+import re
 import sys
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +57,24 @@ def test_the_same_seed_gives_the_same_text() -> None:
     options = ("--max-tokens", "16", "--temperature", "2")
     texts = [invoke("run", "Once", "--seed", seed, *options).out for seed in ("1", "1", "2")]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_sampling_of_the_model(tmp_path: Path) -> None:
+    """What generation_config.json states, but for the options that are given, also if they have their default."""
+    mp.convert("tiny", tmp_path / "tiny", to="hf")
+    stated = {"do_sample": True, "temperature": 0.2, "top_p": 0.5, "max_new_tokens": 9}
+    (tmp_path / "tiny" / "generation_config.json").write_text(json.dumps(stated))
+    command = ("run", "Once", "--seed", "1", "--model", str(tmp_path / "tiny"))
+    own = invoke(*command, "--sampling", "model").out
+    spelled = ("--temperature", "0.2", "--top-p", "0.5", "--top-k", "50", "--max-tokens", "9")
+    assert own == invoke(*command, *spelled).out
+    warmer = invoke(*command, "--sampling", "model", "--temperature", "0.7").out
+    assert warmer == invoke(*command, *spelled, "--temperature", "0.7").out
+    shown = invoke("inspect", str(tmp_path / "tiny"))
+    assert re.search(r"^max_new_tokens +9 *$", shown.out, re.MULTILINE)
+    assert json.loads(invoke("inspect", str(tmp_path / "tiny"), "--json").out)["generation"] == stated
+    refused = invoke("run", "Once", "--sampling", "model")
+    assert "no generation_config.json of the model says how to draw" in refused.err
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
