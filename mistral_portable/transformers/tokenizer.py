@@ -128,8 +128,10 @@ class MistralCommonTokenizer(EncodingTokenizer):
         >>> tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])  # <s> [INST] Hello [/INST]
         [1, 3, 867, 4]
 
-        conversation: messages with role and content, in OpenAI's format. tools: JSON schemas of functions, in OpenAI's
-        format. continue_final_message: whether the last message, the assistant's, is the beginning of the answer.
+        conversation: messages with role and content, in OpenAI's format; in the mode "test" also in the forms that
+        other clients send and mistral-common refuses, such as ids of calls in any form, or a late system message: they
+        are read as the native `Tokenizer.chat` reads them. tools: JSON schemas of functions, in OpenAI's format.
+        continue_final_message: whether the last message, the assistant's, is the beginning of the answer.
         tokenize: False returns a text to read; encoding it again does not find its special tokens.
         padding, truncation, max_length, return_tensors: see `__call__`; without effect on a text.
         return_dict: whether to return a BatchEncoding instead of the ids alone.
@@ -144,7 +146,8 @@ class MistralCommonTokenizer(EncodingTokenizer):
             raise TypeError(f"truncation={truncation!r} must be True or False for a chat")
         batched = is_batch(conversation)
         chats = conversation if batched else [conversation]
-        ids = [chat_ids(self._common, chat, tools, continue_final_message) for chat in chats]
+        mends = self.mode == "test"
+        ids = [chat_ids(self._common, chat, tools, continue_final_message, mends=mends) for chat in chats]
         if not tokenize:
             texts = [self.decode(one) for one in ids]
             return texts if batched else texts[0]
