@@ -55,7 +55,7 @@ class Source:
     @property
     def folder(self) -> Path | None:
         """The folder of a Hugging Face repository, with its other files; None for other formats."""
-        return self.checkpoint.path if self.checkpoint.format == "safetensors" else None
+        return self.checkpoint.path if self.checkpoint.format in ("safetensors", "torch") else None
 
     def one_window(self, format: str) -> Window:
         """The window of all layers that have one; None if none has. Raises ConfigError if the windows differ."""

@@ -34,7 +34,7 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
     architectures.
     """
     config, inferred = hf_config(folder / "config.json")
-    stored, metadata = _stored(folder, file)
+    stored, metadata, format = _stored(folder, file)
     how = quantization(config, folder, stored)
     split = split_experts(stored, config.num_local_experts, str(folder))
     tensors, unpacked = combine_packed(split, how, str(folder))
@@ -42,21 +42,27 @@ def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
     stated, unread = read_generation_config(folder)
     notices = inferred + unpacked + own_head + unread
     tokenizer = tokenizer_in(folder)
-    return Checkpoint(folder, "safetensors", config, tensors, tokenizer, notices, metadata, end_ids(stated), stated)
+    return Checkpoint(folder, format, config, tensors, tokenizer, notices, metadata, end_ids(stated), stated)
 
 
-def _stored(folder: Path, file: Path | None) -> tuple[dict[str, DenseTensor], dict[str, str]]:
-    """All tensors by HF name, and the metadata of safetensors files. Tensors that an index forgets are read, too."""
+def _stored(folder: Path, file: Path | None) -> tuple[dict[str, DenseTensor], dict[str, str], str]:
+    """All tensors by HF name, the metadata of safetensors files, and the `Checkpoint.format`.
+
+    Tensors that an index forgets are read, too.
+    """
     names = [path.name for path in folder.iterdir()]
     files, index = ([file], {}) if file else read_index(folder, weight_names(names))
     stored: dict[str, DenseTensor] = {}
     where: dict[str, Path] = {}
     metadata: dict[str, str] = {}
+    format = "safetensors"
     for shard in files:
         data = map_file(shard)
-        torch = is_zip(data) or shard.suffix == ".bin"
-        header, of_shard = ({}, read_torch(data, str(shard))) if torch else read_safetensors(data, str(shard))
-        metadata |= header
+        if is_zip(data) or shard.suffix == ".bin":
+            format, of_shard = "torch", read_torch(data, str(shard))
+        else:
+            header, of_shard = read_safetensors(data, str(shard))
+            metadata |= header
         for tensor in of_shard:
             if index.get(tensor.name, shard.name) != shard.name:
                 continue
@@ -65,7 +71,7 @@ def _stored(folder: Path, file: Path | None) -> tuple[dict[str, DenseTensor], di
                 raise CheckpointError(f"{name!r} is stored twice: in {where[name]} and in {shard}")
             stored[name] = DenseTensor(name, tensor.dtype, tensor.array)
             where[name] = shard
-    return stored, metadata
+    return stored, metadata, format
 
 
 def hf_config(path: Path) -> tuple[MistralConfig, tuple[str, ...]]:

@@ -114,7 +114,7 @@ class Checkpoint:
     path: Path
     """The folder (safetensors, raw), or the file (GGUF, the first of split ones; a tar of raw weights)."""
     format: str
-    """"safetensors" (a Hugging Face folder, also one of torch files), "gguf" or "raw"."""
+    """"safetensors" or "torch" (a Hugging Face folder of such files), "gguf" or "raw"."""
     config: MistralConfig
     tensors: Mapping[str, Tensor]
     """By HF canonical name, q and k rows in HF's half-split RoPE layout; not yet compared with the config."""
