@@ -14,7 +14,13 @@ from mistral_portable.cli.answer import end_answer, show_answer
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import DebugOption, ModelOption, SessionOption, TensorParallelOption
+from mistral_portable.cli.options import (
+    DebugOption,
+    ModelOption,
+    ReasoningEffortOption,
+    SessionOption,
+    TensorParallelOption,
+)
 from mistral_portable.cli.output import aside, show, speed
 from mistral_portable.cli.rule import GrammarOption, JsonSchemaOption, RegexOption, Rule
 from mistral_portable.cli.sampling_options import SamplingOptions
@@ -46,6 +52,7 @@ def run(
     tensor_parallel: TensorParallelOption = None,
     session: SessionOption = None,
     sampling: SamplingOptions,
+    reasoning_effort: ReasoningEffortOption = None,
     json_schema: JsonSchemaOption = None,
     grammar: GrammarOption = None,
     regex: RegexOption = None,
@@ -77,7 +84,7 @@ def run(
         resume(loaded, session)
         params = sampling.params_of(loaded, context, logprobs)
         params = dataclasses.replace(params, grammar=rule.compile(loaded))
-        with loaded.stream(messages if chat else text, params) as streamer:
+        with loaded.stream(messages if chat else text, params, reasoning_effort=reasoning_effort) as streamer:
             try:
                 if not chat and not as_json:
                     show(text)

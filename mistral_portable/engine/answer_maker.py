@@ -84,6 +84,7 @@ class AnswerMaker:
         user: str = "",
         cache_salt: str = "",
         sampling: str | None = None,
+        reasoning_effort: str | None = None,
         **fields: Any,
     ) -> list[Answer]:
         """Make `n` answers to one prompt, which is encoded once. Arguments and errors: those of `Model.answer`."""
@@ -101,7 +102,7 @@ class AnswerMaker:
         if tools and not answers_chat:
             raise InputError("tools need a prompt of messages: give messages instead of a text or ids")
         shown = offered(tools, tool_choice)
-        tokens = self._prompts.encode(prompt, shown if is_chat(prompt) else None)
+        tokens = self._prompts.encode(prompt, shown if is_chat(prompt) else None, reasoning_effort)
         functions = demanded(tools, tool_choice)
         if functions:
             params = self._calling(params, tokens, functions, several=parallel_tool_calls)

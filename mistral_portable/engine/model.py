@@ -132,7 +132,7 @@ class Model:
         and with a seed, answer i (from 0 on) has seed + i. options: fields of SamplingParams, such as `max_tokens=64,
         temperature=0`, which replace those of `params`; `sampling="model"`: fields that are left out are those of the
         model's generation_config.json (`stated_sampling`); `tools`, `tool_choice`, `parallel_tool_calls` and `chat`, as
-        `answer` has them;
+        `answer` has them; `reasoning_effort`, for messages, as `chat` has it;
         `priority` (0; among requests of several threads the higher one comes first); `user` (""; users share the steps
         alike); `cache_salt` (""; what others have asked is found in the cache by those with the same one only, so that
         nobody learns of it by how fast an answer begins); one of `schema`, `grammar` and `regex`, which the answer then
@@ -192,11 +192,14 @@ class Model:
         *,
         tools: Tools | None = None,
         tool_choice: ToolChoice = "auto",
+        reasoning_effort: str | None = None,
         **options: Any,
     ) -> Generation:
         """Answer the last message. `tools` are function schemas, as in OpenAI's and Mistral's API; the functions that
-        the answer calls are in `Generation.tool_calls`. tool_choice, options: those of `answer` and `generate`."""
-        tokens = self.tokenizer.chat(messages, tools=offered(tools, tool_choice))
+        the answer calls are in `Generation.tool_calls`. reasoning_effort: how much the model is to reason, in a word
+        that it knows, such as "high". tool_choice, options: those of `answer` and `generate`."""
+        shown = offered(tools, tool_choice)
+        tokens = self.tokenizer.chat(messages, tools=shown, reasoning_effort=reasoning_effort)
         generation: Generation = self.generate(
             tokens, params, chat=True, tools=tools, tool_choice=tool_choice, **options
         )

@@ -76,13 +76,20 @@ class LibraryTokenizer(Tokenizer):
         return list(self.backend.encode(text, add_special_tokens=bos).ids)
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        reasoning_effort: str | None = None,
     ) -> list[int]:
         """The ids of the text that the model's template makes of a conversation, as `ChatTemplate.render` says.
 
         Raises TokenizerError without a template, and for what it refuses.
         """
-        return self.encode(self.template.render(messages, tools), bos=False)
+        effort = {} if reasoning_effort is None else {"reasoning_effort": reasoning_effort}
+        if effort and not any("reasoning_effort" in template for template in self.templates.values()):
+            raise TokenizerError("the chat template does not know reasoning_effort; leave it out")
+        return self.encode(self.template.render(messages, tools, variables=effort), bos=False)
 
     @property
     def template(self) -> ChatTemplate:

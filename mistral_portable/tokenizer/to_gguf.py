@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+from mistral_portable.tokenizer.common import CommonTokenizer
 from mistral_portable.tokenizer.folder import read_templates
 from mistral_portable.tokenizer.gguf import CONTROL
 from mistral_portable.tokenizer.json_vocabulary import json_vocabulary
 from mistral_portable.tokenizer.library import LibraryTokenizer
 from mistral_portable.tokenizer.load import load_tokenizer
+from mistral_portable.tokenizer.settings_template import settings_template
 from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile, TokenizerSource
 from mistral_portable.tokenizer.vocabulary import to_vocabulary
 
@@ -26,8 +28,9 @@ def gguf_vocabulary(source: TokenizerSource) -> GGUFVocabulary:
     if isinstance(source, TokenizerFile):
         folder = None if source.content is not None else source.path.parent
         template = read_templates(folder).get("default") if folder else None
-        if not isinstance(tokenizer, LibraryTokenizer):
-            return to_vocabulary(source, template)
+        if isinstance(tokenizer, CommonTokenizer):
+            return to_vocabulary(source, template or settings_template(source, tokenizer.mistral))
+        assert isinstance(tokenizer, LibraryTokenizer)
         base = to_vocabulary(source)
     else:
         template = read_templates(source.path).get("default")

@@ -101,8 +101,10 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         arrived.update(arguments)
         return mp.load("tiny")
 
-    def stream(self: mp.Model, prompt: str, params: mp.SamplingParams) -> mp.TextStreamer:
-        arrived.update(prompt=prompt, params=params)
+    def stream(
+        self: mp.Model, prompt: str, params: mp.SamplingParams, *, reasoning_effort: str | None
+    ) -> mp.TextStreamer:
+        arrived.update(prompt=prompt, params=params, reasoning_effort=reasoning_effort)
         raise mp.MistralPortableError("that is enough")
 
     monkeypatch.setattr("mistral_portable.cli.loading.load", load)
@@ -118,7 +120,8 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "--max-context 99 --threads 2 --revision main --chat-template c.jinja --max-tokens 5 --temperature 0.5 "
         "--top-k 9 --top-p 0.8 "
         "--min-p 0.1 --typical-p 0.9 --repetition-penalty 1.1 --frequency-penalty 0.2 --presence-penalty -0.3 "
-        "--seed 4 --stop x --stop yz --ignore-eos --logprobs 3 --json"
+        "--seed 4 --stop x --stop yz --ignore-eos --logprobs 3 --json "
+        "--reasoning-effort high"
     )
     assert invoke(*line.split()).err == "error: that is enough\n"
     del arrived["progress"]
@@ -140,6 +143,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "revision": "main",
         "chat_template": "c.jinja",
         "prompt": "Hi",
+        "reasoning_effort": "high",
         "params": mp.SamplingParams(
             max_tokens=5,
             temperature=0.5,
@@ -164,6 +168,7 @@ def test_defaults_are_those_of_the_library(command: tuple[str, ...], monkeypatch
     assert invoke(*command, stdin=b"Hi\n").err == "error: that is enough\n"
     assert arrived.pop("params") == mp.SamplingParams()
     defaults = {name: parameter.default for name, parameter in signature(mp.load).parameters.items()}
+    assert arrived.pop("reasoning_effort") is None
     del arrived["prompt"], arrived["progress"], defaults["progress"]
     assert arrived == defaults
 
