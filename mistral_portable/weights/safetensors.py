@@ -1,18 +1,20 @@
 """HF checkpoints: `config.json` and one or more safetensors or torch files, mapped lazily."""
 
+import contextlib
 import re
-import reprlib
 from collections.abc import Collection
 from pathlib import Path
 
 from mistral_portable.config import MistralConfig
-from mistral_portable.errors import CheckpointError, ConfigError
+from mistral_portable.errors import CheckpointError, TokenizerError
+from mistral_portable.tokenizer.folder import read_object
 from mistral_portable.tokenizer.source import TokenizerFile, TokenizerFolder
 from mistral_portable.weights.archive import is_zip
 from mistral_portable.weights.experts import split_experts
 from mistral_portable.weights.generation_config import end_ids, read_generation_config
 from mistral_portable.weights.hf_files import read_index, weight_names
 from mistral_portable.weights.hf_quantized import combine_packed, quantization
+from mistral_portable.weights.kinds import check_kind
 from mistral_portable.weights.names import from_hf
 from mistral_portable.weights.safetensors_file import read_safetensors
 from mistral_portable.weights.source import Checkpoint, DenseTensor, map_file
@@ -23,8 +25,6 @@ from mistral_portable.weights.windows import inferred_windows
 __all__ = ["hf_config", "open_safetensors", "tokenizer_in", "tokenizer_name"]
 
 _TOKENIZER = re.compile(r"tokenizer\.model(?:\.v(\d{1,3})(?:m(\d{1,3}))?)?", re.ASCII)
-_KINDS = ("mistral", "ministral", "ministral3", "mixtral")
-"""Supported values of `model_type`; for multimodal models that of `text_config`."""
 
 
 def open_safetensors(folder: Path, file: Path | None = None) -> Checkpoint:
@@ -78,10 +78,9 @@ def hf_config(path: Path) -> tuple[MistralConfig, tuple[str, ...]]:
     """The config in a `config.json`, and notices. Raises CheckpointError if it is missing, ConfigError as usual."""
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; weights need the config.json of their repository")
+    with contextlib.suppress(TokenizerError):  # what cannot be read is told of below
+        check_kind(read_object(path), str(path))
     config = MistralConfig.from_file(path)
-    kind = config.extra.get("model_type", "mistral")
-    if kind not in _KINDS:
-        raise ConfigError(f"{path}: model_type={reprlib.repr(kind)} is not supported: {', '.join(_KINDS)} are")
     return inferred_windows(config, stated=True)
 
 
