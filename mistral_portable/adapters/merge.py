@@ -12,7 +12,7 @@ from mistral_portable.adapters.pieces import EMBEDDING, HEAD
 from mistral_portable.errors import CheckpointError, InputError
 from mistral_portable.tokenizer.folder import read_templates
 from mistral_portable.weights import Checkpoint, Tensor
-from mistral_portable.weights.safetensors import folder_tokenizer
+from mistral_portable.weights.safetensors import tokenizer_in
 from mistral_portable.weights.source import FLOATS
 from mistral_portable.weights.stored_head import same_values
 
@@ -63,7 +63,7 @@ def merge(
     if grown is None:
         return merged, (*notices, *_unused_templates(checkpoint, adapters))
     folder = _folder(grown)
-    tokenizer = folder_tokenizer(folder)
+    tokenizer = tokenizer_in(folder)
     if tokenizer is None:
         notices.append(f"{grown.path} changes the vocabulary and has no tokenizer files: its tokens have no text.")
         return merged, tuple(notices)

@@ -11,7 +11,14 @@ from mistral_portable.cli.conversation import Conversation
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import CacheRamOption, DebugOption, ModelOption, SessionOption, TensorParallelOption
+from mistral_portable.cli.options import (
+    CacheRamOption,
+    DebugOption,
+    ModelOption,
+    ReasoningEffortOption,
+    SessionOption,
+    TensorParallelOption,
+)
 from mistral_portable.cli.output import aside, note, one_line
 from mistral_portable.cli.sampling_options import SamplingOptions
 from mistral_portable.cli.session import resume
@@ -35,6 +42,7 @@ Ctrl-C      stops an answer; leaves, at the prompt"""
 @grouped
 def chat(
     *,
+    context: typer.Context,
     name: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="The same as --model.", show_default=False)
     ] = None,
@@ -47,10 +55,11 @@ def chat(
     cache_ram: CacheRamOption = None,
     session: SessionOption = None,
     sampling: SamplingOptions,
+    reasoning_effort: ReasoningEffortOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Chat with a model. /help lists the commands; piped input is one message per line."""
-    params = sampling.params()
+    sampling.params()  # whatever the model, they must be right
     if tensor_parallel is not None:
         raise typer.BadParameter(
             "several processes cannot share a conversation: use 'run'", param_hint="'--tensor-parallel'"
@@ -60,12 +69,13 @@ def chat(
     if name is not None:
         model = name
     with load_model(model, options, tensor_parallel=tensor_parallel, cache_ram=cache_ram) as loaded:
+        params = sampling.params_of(loaded, context)
         conversation = Conversation(loaded.tokenizer, system)
         if resume(loaded, session) and session is not None:
             _go_on(conversation, session)
         aside(f"{loaded.source} on {loaded.backend}; /help lists the commands")
         try:
-            _converse(loaded, conversation, params)
+            _converse(loaded, conversation, params, reasoning_effort)
         finally:  # once, as a session may have hundreds of megabytes; also after Ctrl-C
             if session is not None and loaded.loop.last_text.tokens:
                 loaded.save_session(session, messages=conversation.messages)
@@ -80,7 +90,7 @@ def _go_on(conversation: Conversation, session: str) -> None:
             note(f"note: {one_line(session)} has its own instructions; /clear starts a conversation with --system")
 
 
-def _converse(model: Model, conversation: Conversation, params: SamplingParams) -> None:
+def _converse(model: Model, conversation: Conversation, params: SamplingParams, effort: str | None) -> None:
     """Answer the lines of standard input until it ends."""
     for line in stdin.read_lines():
         if line.strip() == "/exit":
@@ -89,7 +99,7 @@ def _converse(model: Model, conversation: Conversation, params: SamplingParams) 
             _obey(conversation, line)
         elif line.strip():
             message = line[1:] if line.startswith("//") else line
-            _answer(model, conversation, params, message)
+            _answer(model, conversation, params, message, effort)
 
 
 def _obey(conversation: Conversation, line: str) -> None:
@@ -117,11 +127,11 @@ def _obey(conversation: Conversation, line: str) -> None:
         note(f"error: {one_line(str(error))}")
 
 
-def _answer(model: Model, conversation: Conversation, params: SamplingParams, message: str) -> None:
+def _answer(model: Model, conversation: Conversation, params: SamplingParams, message: str, effort: str | None) -> None:
     """Show the answer to a message and append both to the conversation; an empty answer appends neither."""
     messages = [*conversation.messages, {"role": "user", "content": message}]
     try:
-        with model.stream(messages, params) as streamer:
+        with model.stream(messages, params, reasoning_effort=effort) as streamer:
             _show(streamer)
             generation = streamer.generation
     except MistralPortableError as error:

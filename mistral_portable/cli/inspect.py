@@ -92,6 +92,7 @@ def _summary(checkpoint: Checkpoint, context: int | None) -> dict[str, Any]:
         "context": tokens,
         "cache_bytes": {"float16": spec.lane_bytes(2), "float32": spec.lane_bytes(4)},
         "config": _described(config),
+        "generation": checkpoint.generation,
         "notices": checkpoint.notices,
     }
 
@@ -128,4 +129,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"for a sequence of {summary['context']} tokens",
         "": "",
     }
-    print_table(["", ""], [*rows.items(), *((name, str(value)) for name, value in summary["config"].items())])
+    fields = [*rows.items(), *((name, str(value)) for name, value in summary["config"].items())]
+    if summary["generation"]:
+        fields += [(" ", ""), *((name, str(value)) for name, value in summary["generation"].items())]
+    print_table(["", ""], fields)

@@ -70,6 +70,14 @@ ChatTemplateOption = Annotated[
     str | None,
     _model("A file with a Jinja template for chats, the name of one of the model's, or 'mistral'.", "FILE|NAME"),
 ]
+ReasoningEffortOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How much the model reasons, in a word that it knows: none, low, high, ...",
+        metavar="WORD",
+        show_default=False,
+    ),
+]
 
 # The arguments of `mistral_portable.load`. Two of them also go by the names of transformers' command line.
 ModelArgument = Annotated[str, typer.Argument(help=_MODELS, show_default=False)]

@@ -14,7 +14,13 @@ from mistral_portable.cli.answer import end_answer, show_answer
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import DebugOption, ModelOption, SessionOption, TensorParallelOption
+from mistral_portable.cli.options import (
+    DebugOption,
+    ModelOption,
+    ReasoningEffortOption,
+    SessionOption,
+    TensorParallelOption,
+)
 from mistral_portable.cli.output import aside, show, speed
 from mistral_portable.cli.rule import GrammarOption, JsonSchemaOption, RegexOption, Rule
 from mistral_portable.cli.sampling_options import SamplingOptions
@@ -29,6 +35,7 @@ __all__ = ["run"]
 @grouped
 def run(
     *,
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="If absent, standard input is read.", show_default=False)] = None,
     chat: Annotated[bool, typer.Option("--chat/--raw", help="Answer a message, or continue a text.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead.")] = False,
@@ -45,6 +52,7 @@ def run(
     tensor_parallel: TensorParallelOption = None,
     session: SessionOption = None,
     sampling: SamplingOptions,
+    reasoning_effort: ReasoningEffortOption = None,
     json_schema: JsonSchemaOption = None,
     grammar: GrammarOption = None,
     regex: RegexOption = None,
@@ -66,7 +74,7 @@ def run(
         raise typer.BadParameter("all processes must draw alike: give --seed, too", param_hint="'--tensor-parallel'")
     if tensor_parallel is not None and session is not None:
         raise typer.BadParameter("several processes cannot share a session", param_hint="'--session'")
-    params = sampling.params(logprobs)
+    sampling.params(logprobs)  # whatever the model, they must be right
     messages = [{"role": "user", "content": text}]
     interrupted = False
     with (
@@ -74,8 +82,9 @@ def run(
         load_model(model, options, tensor_parallel=tensor_parallel) as loaded,
     ):
         resume(loaded, session)
+        params = sampling.params_of(loaded, context, logprobs)
         params = dataclasses.replace(params, grammar=rule.compile(loaded))
-        with loaded.stream(messages if chat else text, params) as streamer:
+        with loaded.stream(messages if chat else text, params, reasoning_effort=reasoning_effort) as streamer:
             try:
                 if not chat and not as_json:
                     show(text)

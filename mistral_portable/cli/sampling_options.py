@@ -1,16 +1,24 @@
 """SamplingOptions: how the next token is chosen, for the commands that generate."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from mistral_portable.sampling import SamplingParams
+from mistral_portable.engine.model import Model
+from mistral_portable.sampling import SamplingParams, stated_sampling
 from mistral_portable.sampling.params import MINIMA, RANGES
 
 __all__ = ["SamplingOptions", "sampling_option"]
 
 _DEFAULTS = SamplingParams()
+
+
+class SamplingSource(StrEnum):
+    """The values of `--sampling`."""
+
+    MODEL = "model"
 
 
 def sampling_option(help: str, metavar: str, **settings: Any) -> Any:
@@ -66,7 +74,31 @@ class SamplingOptions:
         bool, typer.Option("--ignore-eos", help="Continue after the end-of-sequence token.", rich_help_panel="Sampling")
     ] = _DEFAULTS.ignore_eos
 
+    sampling: Annotated[
+        SamplingSource | None,
+        sampling_option(
+            'What the options that are not given are: "model", as the model\'s generation_config.json says.', "model"
+        ),
+    ] = None
+
     def params(self, logprobs: int | None = None) -> SamplingParams:
-        """Make the parameters. logprobs: theirs."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """Make the parameters, as if `--sampling` were not given. logprobs: theirs."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "sampling"}
         return SamplingParams(**{**values, "stop": tuple(self.stop or ()), "logprobs": logprobs})
+
+    def params_of(self, model: Model, context: typer.Context, logprobs: int | None = None) -> SamplingParams:
+        """Make the parameters; with `--sampling model` options that are not given are as the model's
+        generation_config.json says.
+
+        Raises InputError if that says nothing, or what is not supported.
+        """
+        params = self.params(logprobs)
+        if self.sampling is None:
+            return params
+        stated = stated_sampling(model.generation)
+        return replace(params, **{name: value for name, value in stated.items() if not _is_given(context, name)})
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and not source.name.startswith("DEFAULT")

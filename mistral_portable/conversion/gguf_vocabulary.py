@@ -1,23 +1,30 @@
 """Writes the tokenizer of a model into the metadata of a GGUF file."""
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mistral_portable.conversion.model import Source
 from mistral_portable.errors import ConfigError
 from mistral_portable.tokenizer import GGUFVocabulary
-from mistral_portable.tokenizer.to_gguf import gguf_vocabulary
+from mistral_portable.tokenizer.ends import known_ends
+from mistral_portable.tokenizer.to_gguf import differing_text, gguf_vocabulary
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 __all__ = ["add_vocabulary"]
 
+_END_KEYS = ("eos", "eot", "eom")
 _UNUSED, _PAD_SCORE = 5, -10000.0
 
 
 def add_vocabulary(writer: "GGUFWriter", source: Source) -> None:
-    """Add tokens, chat template, and the ids that end a text: eos, then eot and eom, as there are three keys."""
+    """Add tokens, chat template, and the ids that end a text: eos, then eot and eom, as there are three keys.
+
+    What has no place is told of in warnings.
+    """
     tokenizer = source.checkpoint.tokenizer
     config = source.config
     if tokenizer is None:
@@ -25,14 +32,39 @@ def add_vocabulary(writer: "GGUFWriter", source: Source) -> None:
         vocabulary = None
         eos, bos = None, config.bos_token_id
     else:
-        vocabulary = _padded(gguf_vocabulary(tokenizer), source)
+        vocabulary = gguf_vocabulary(tokenizer)
+        if text := differing_text(tokenizer, vocabulary):
+            warnings.warn(
+                f"GGUF has no place for all rules of this tokenizer: texts such as {text!r:.60} become other ids there "
+                "than in the folder.",
+                stacklevel=2,
+            )
+        vocabulary = _padded(vocabulary, source)
         eos, bos = vocabulary.eos_token_id, vocabulary.bos_token_id
         _add_tokens(writer, vocabulary)
     ends = [eos, *config.eos_token_ids, *source.checkpoint.ends, *(vocabulary.ends if vocabulary else ())]
-    different = list(dict.fromkeys(id for id in ends if id is not None and id >= 0))
-    for name, id in (("bos", bos), *zip(("eos", "eot", "eom"), different, strict=False)):
+    kept = _in_order([id for id in ends if id is not None and id >= 0], vocabulary)
+    for name, id in (("bos", bos), *zip(_END_KEYS, kept, strict=False)):
         if id is not None and id >= 0:
             writer.add_uint32(f"tokenizer.ggml.{name}_token_id", id)
+
+
+def _in_order(ends: Sequence[int], vocabulary: GGUFVocabulary | None) -> list[int]:
+    """The ids in the order in which they get GGUF's keys: the first one, then those that no reader knows by a name.
+
+    A warning tells of ids for which neither is there.
+    """
+    ids = {} if vocabulary is None else {token.decode(): id for id, token in enumerate(vocabulary.tokens)}
+    named = known_ends(ids.get)
+    different = list(dict.fromkeys(ends))
+    ordered = [*different[:1], *sorted(different[1:], key=lambda id: id in named)]
+    if lost := [str(id) for id in ordered[len(_END_KEYS) :] if id not in named]:
+        warnings.warn(
+            f"GGUF has keys for {len(_END_KEYS)} ids that end a text: {', '.join(lost)} are left out; stop at them by "
+            "stop_token_ids.",
+            stacklevel=2,
+        )
+    return ordered
 
 
 def _add_tokens(writer: "GGUFWriter", vocabulary: GGUFVocabulary) -> None:

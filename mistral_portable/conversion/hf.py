@@ -14,23 +14,14 @@ from mistral_portable.conversion.parts import Part, float_part
 from mistral_portable.conversion.safetensors import write_sharded
 from mistral_portable.errors import ConfigError
 from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile, TokenizerFolder, load_tokenizer
+from mistral_portable.tokenizer.folder import SETTINGS_FILES
 from mistral_portable.tokenizer.gguf import to_file
 from mistral_portable.tokenizer.library import LibraryTokenizer
 from mistral_portable.tokenizer.open_common import read_file
+from mistral_portable.tokenizer.to_folder import write_library
 from mistral_portable.weights import AffineTensor
 
 __all__ = ["hf_class", "hf_config", "plan_hf", "plan_mlx", "tokenizer_file", "write_hf", "write_mlx"]
-
-# Files that a repository may have beside the tokenizer file, and that other libraries read.
-_BESIDE = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
-
 
 _NO_CLASS = "no class of the target library has both {} and its RoPE scaling or windows; convert it to raw"
 
@@ -152,25 +143,24 @@ def _quantization(source: Source) -> dict[str, Any]:
 
 def _write_beside(folder: Path, source: Source) -> None:
     """Write the tokenizer file and its settings under the names that transformers looks for."""
-    settings = [] if source.folder is None else [source.folder / "generation_config.json"]
+    settings = [] if source.folder is None else [(source.folder, "generation_config.json")]
     if source.tokenizer_folder:
-        settings += [source.tokenizer_folder / name for name in _BESIDE]
-        for template in source.tokenizer_folder.glob("additional_chat_templates/*.jinja"):
-            (folder / template.parent.name).mkdir(exist_ok=True)
-            shutil.copyfile(template, folder / template.parent.name / template.name)
-    for path in settings:
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
+        settings += [(source.tokenizer_folder, pattern) for pattern in SETTINGS_FILES]
+    for own, pattern in settings:
+        for path in own.glob(pattern):
+            to = folder / path.relative_to(own)
+            to.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, to)
     tokenizer = source.checkpoint.tokenizer
     if isinstance(tokenizer, TokenizerFile):
         (folder / tokenizer.path.name).write_bytes(tokenizer.read())
     if isinstance(tokenizer, GGUFVocabulary):
-        if tokenizer.chat_template and "{" in tokenizer.chat_template:
-            (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
         found = load_tokenizer(tokenizer)
         if isinstance(found, LibraryTokenizer):
-            _write_library(folder, found)
+            write_library(folder, found)
             return
+        if tokenizer.chat_template and "{" in tokenizer.chat_template:
+            (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
     file = tokenizer_file(source)
     if file is None or (folder / "tokenizer_config.json").exists():
         return
@@ -180,13 +170,6 @@ def _write_beside(folder: Path, source: Source) -> None:
     (folder / name).write_bytes(content)
     # transformers then uses mistral-common's tokenizer, which gives the same ids as this package.
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "MistralCommonBackend"})
-
-
-def _write_library(folder: Path, tokenizer: LibraryTokenizer) -> None:
-    """Write a tokenizer.json with its added tokens, and the names of tokens that transformers and templates need."""
-    tokenizer.backend.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": tokenizer.adds_bos}
-    _write_json(folder / "tokenizer_config.json", settings | tokenizer.special_tokens)
 
 
 def _write_json(path: Path, value: object) -> None:

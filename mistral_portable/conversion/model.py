@@ -55,7 +55,7 @@ class Source:
     @property
     def folder(self) -> Path | None:
         """The folder of a Hugging Face repository, with its other files; None for other formats."""
-        return self.checkpoint.path if self.checkpoint.format == "safetensors" else None
+        return self.checkpoint.path if self.checkpoint.format in ("safetensors", "torch") else None
 
     @property
     def tokenizer_folder(self) -> Path | None:

@@ -21,7 +21,7 @@ from mistral_portable.engine.request import Completion
 from mistral_portable.engine.stream import Answer
 from mistral_portable.errors import InputError
 from mistral_portable.grammar import CompiledGrammar, Grammars, Schema
-from mistral_portable.sampling import Grammar, SamplingParams
+from mistral_portable.sampling import Grammar, SamplingParams, stated_sampling
 
 __all__ = ["AnswerMaker", "Params"]
 
@@ -41,8 +41,10 @@ class AnswerMaker:
         vocab_size: int,
         max_context: int,
         load_s: float,
+        stated: Mapping[str, Any],
     ) -> None:
-        """end_tokens: ids that end a text. load_s: seconds, for the timings."""
+        """end_tokens: ids that end a text. load_s: seconds, for the timings. stated: the fields of the model's
+        generation_config.json."""
         self._prompts = prompts
         self._adapters = adapters
         self._grammars = Grammars(prompts.tokenizer, end_tokens) if prompts.has_tokenizer else None
@@ -50,6 +52,7 @@ class AnswerMaker:
         self._vocab_size = vocab_size
         self._max_context = max_context
         self._load_s = load_s
+        self._stated = stated
 
     def make_all(
         self, prompt: Prompt | Sequence[Prompt], params: Params | None, n: int | None, options: Mapping[str, Any]
@@ -84,7 +87,9 @@ class AnswerMaker:
         user: str = "",
         cache_salt: str = "",
         adapter: Chosen = None,
-        **sampling: Any,
+        sampling: str | None = None,
+        reasoning_effort: str | None = None,
+        **fields: Any,
     ) -> list[Answer]:
         """Make `n` answers to one prompt, which is encoded once. Arguments and errors: those of `Model.answer`."""
         if isinstance(priority, bool) or not isinstance(priority, int):
@@ -93,16 +98,16 @@ class AnswerMaker:
             if not isinstance(value, str):
                 raise InputError(f"{name}={value!r} must be a string")
         if grammar is not None and not isinstance(grammar, str) and schema is regex is None:
-            sampling["grammar"] = grammar
+            fields["grammar"] = grammar
         elif not schema is grammar is regex is None:
-            sampling["grammar"] = self.compile_grammar(schema=schema, grammar=cast(str, grammar), regex=regex)
-        params = self._params(params, sampling)
+            fields["grammar"] = self.compile_grammar(schema=schema, grammar=cast(str, grammar), regex=regex)
+        params = self._params(params, self._of_model(params, sampling) | fields)
         weights = self._adapters.weights(adapter)
         answers_chat = is_chat(prompt) if chat is None else chat
         if tools and not answers_chat:
             raise InputError("tools need a prompt of messages: give messages instead of a text or ids")
         shown = offered(tools, tool_choice)
-        tokens = self._prompts.encode(prompt, shown if is_chat(prompt) else None)
+        tokens = self._prompts.encode(prompt, shown if is_chat(prompt) else None, reasoning_effort)
         functions = demanded(tools, tool_choice)
         if functions:
             params = self._calling(params, tokens, functions, several=parallel_tool_calls)
@@ -142,6 +147,16 @@ class AnswerMaker:
         rule = call_rule(tokenizer, functions, several=several, thinks=leaves_thinking(tokenizer, prompt))
         assert self._grammars is not None  # there is a tokenizer
         return replace(params, grammar=self._grammars.compile_parts("tool_choice", rule.lark, rule.parts))
+
+    def _of_model(self, params: SamplingParams | None, sampling: str | None) -> dict[str, Any]:
+        """The fields that the option `sampling` stands for: for "model" those of the model's generation_config.json."""
+        if sampling is None:
+            return {}
+        if sampling != "model":
+            raise InputError(f"sampling={sampling!r:.40}: 'model' is the only choice; leave it out for the defaults")
+        if params is not None:
+            raise InputError("sampling='model' beside params: pass the fields that you change as options")
+        return stated_sampling(self._stated)
 
     def _params(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
         if not isinstance(params, SamplingParams | None):

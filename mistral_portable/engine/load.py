@@ -154,6 +154,7 @@ def load(
         embeddings=embeddings,
         ends=checkpoint.ends,
         adapters=adapting,
+        generation=checkpoint.generation,
     )
 
 

@@ -1,6 +1,6 @@
 """Model: a loaded checkpoint on a backend, with the calls that users make."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, closing
 from pathlib import Path
 from types import TracebackType
@@ -53,9 +53,11 @@ class Model:
         embeddings: bool = False,
         ends: Iterable[int] = (),
         adapters: Adapters | None = None,
+        generation: Mapping[str, Any] | None = None,
     ) -> None:
         """Made by `load`. lockstep: as `Loop` takes it. embeddings: whether the program has that output. ends: ids that
-        end a text, beside the config's and the tokenizer's. adapters: those of its program; None: it has none."""
+        end a text, beside the config's and the tokenizer's. adapters: those of its program; None: it has none.
+        generation: the fields of generation_config.json."""
         self.config = config
         self.backend = backend
         self.core = core
@@ -69,6 +71,8 @@ class Model:
         own = frozenset[int]() if tokenizer is None else tokenizer.end_ids
         self.end_tokens = set(config.eos_token_ids) | {id for id in (*own, *ends) if id < size}
         """The ids that end a text: those of config.json and generation_config.json, GGUF's, and the tokenizer's."""
+        self.generation = generation or {}
+        """The fields of the checkpoint's generation_config.json, which `generate(..., sampling="model")` uses."""
         self._adapters = adapters = Adapters({}, None, config) if adapters is None else adapters
         self._answers = AnswerMaker(
             self._prompts,
@@ -77,6 +81,7 @@ class Model:
             vocab_size=size,
             max_context=self.max_context,
             load_s=load_s,
+            stated=self.generation,
         )
         self._sessions = SessionFiles(core, self.loop, adapters, backend=backend, vocab_size=size, lockstep=lockstep)
 
@@ -136,8 +141,9 @@ class Model:
 
         params: for all prompts, or one for each. n: answers to each prompt, which is read once; they come as a list,
         and with a seed, answer i (from 0 on) has seed + i. options: fields of SamplingParams, such as `max_tokens=64,
-        temperature=0`, which replace those of `params`; `tools`, `tool_choice`, `parallel_tool_calls` and `chat`, as
-        `answer` has them;
+        temperature=0`, which replace those of `params`; `sampling="model"`: fields that are left out are those of the
+        model's generation_config.json (`stated_sampling`); `tools`, `tool_choice`, `parallel_tool_calls` and `chat`, as
+        `answer` has them; `reasoning_effort`, for messages, as `chat` has it;
         `priority` (0; among requests of several threads the higher one comes first); `user` (""; users share the steps
         alike); `cache_salt` (""; what others have asked is found in the cache by those with the same one only, so that
         nobody learns of it by how fast an answer begins); `adapter` (the name of one of `adapters`, weights of several
@@ -198,11 +204,14 @@ class Model:
         *,
         tools: Tools | None = None,
         tool_choice: ToolChoice = "auto",
+        reasoning_effort: str | None = None,
         **options: Any,
     ) -> Generation:
         """Answer the last message. `tools` are function schemas, as in OpenAI's and Mistral's API; the functions that
-        the answer calls are in `Generation.tool_calls`. tool_choice, options: those of `answer` and `generate`."""
-        tokens = self.tokenizer.chat(messages, tools=offered(tools, tool_choice))
+        the answer calls are in `Generation.tool_calls`. reasoning_effort: how much the model is to reason, in a word
+        that it knows, such as "high". tool_choice, options: those of `answer` and `generate`."""
+        shown = offered(tools, tool_choice)
+        tokens = self.tokenizer.chat(messages, tools=shown, reasoning_effort=reasoning_effort)
         generation: Generation = self.generate(
             tokens, params, chat=True, tools=tools, tool_choice=tool_choice, **options
         )

@@ -42,14 +42,16 @@ class Prompts:
             )
         return self._tokenizer
 
-    def encode(self, prompt: Prompt, tools: Tools | None = None) -> list[int]:
-        """The ids of a prompt. tools: beside messages only.
+    def encode(self, prompt: Prompt, tools: Tools | None = None, reasoning_effort: str | None = None) -> list[int]:
+        """The ids of a prompt. tools, reasoning_effort: beside messages only.
 
         Raises InputError if it is empty or no prompt, ContextError if it is too long, TokenizerError for a chat that
         the template refuses.
         """
         if is_chat(prompt):
-            return self.checked(self.tokenizer.chat(prompt, tools=tools))
+            return self.checked(self.tokenizer.chat(prompt, tools=tools, reasoning_effort=reasoning_effort))
+        if reasoning_effort is not None:
+            raise InputError("reasoning_effort needs a prompt of messages: give messages instead of a text or ids")
         if tools:
             raise InputError("tools need a prompt of messages: give messages instead of a text or ids")
         if isinstance(prompt, str):

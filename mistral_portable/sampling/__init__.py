@@ -12,6 +12,7 @@ from mistral_portable.sampling.constraint import Constraint, Grammar
 from mistral_portable.sampling.params import SamplingParams
 from mistral_portable.sampling.rows import sample_rows
 from mistral_portable.sampling.sampler import Sampled, Sampler, TokenLogprob
+from mistral_portable.sampling.stated import stated_rules, stated_sampling
 from mistral_portable.sampling.stop import StopMatcher
 
 __all__ = [
@@ -23,4 +24,6 @@ __all__ = [
     "StopMatcher",
     "TokenLogprob",
     "sample_rows",
+    "stated_rules",
+    "stated_sampling",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mistral_portable.errors import TokenizerError
 from mistral_portable.tokenizer.faults import one_line
 from mistral_portable.tokenizer.messages import read_messages
+from mistral_portable.tokenizer.settings_template import knows_efforts
 from mistral_portable.tokenizer.tools import check_tools, schema_fault
 
 if TYPE_CHECKING:
@@ -20,9 +21,12 @@ def encode_chat(
     mistral: MistralTokenizer[Any, Any, Any, Any, Any],
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None,
+    reasoning_effort: str | None = None,
 ) -> list[int]:
-    """The ids of a conversation; `Tokenizer.chat` documents messages, tools and errors."""
+    """The ids of a conversation; `Tokenizer.chat` documents messages, tools, reasoning_effort and errors."""
     version = str(mistral.version.value)
+    if reasoning_effort is not None and not knows_efforts(mistral):
+        raise TokenizerError(f"chat template {version} of this model knows no reasoning_effort; leave it out")
     reasons = getattr(mistral.instruct_tokenizer, "BEGIN_THINK", None) is not None
     try:
         read = read_messages(messages, version, reasons=reasons)
@@ -34,7 +38,7 @@ def encode_chat(
 
     try:
         request: ChatCompletionRequest[Any] = ChatCompletionRequest.from_openai(
-            read, [dict(tool) for tool in tools or ()] or None
+            read, [dict(tool) for tool in tools or ()] or None, reasoning_effort=reasoning_effort
         )
         if isinstance(request.messages[-1], AssistantMessage):
             request.messages[-1].prefix = True

@@ -74,22 +74,26 @@ class CommonTokenizer(Tokenizer):
         return self._tokenizer.encode(text, bos=bos and self._adds_bos, eos=False)
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        reasoning_effort: str | None = None,
     ) -> list[int]:
         """The ids of a conversation up to where the model answers, by mistral-common's chat template.
 
         messages, tools: mappings in OpenAI's format, in any of the forms that clients send (`messages.read_messages`).
         Consecutive messages of one role are joined by an empty line. A final assistant message is the beginning of the
-        answer: no `</s>` follows it.
+        answer: no `</s>` follows it. reasoning_effort: from v15 on, one of those that the tokenizer's file lists.
 
         >>> tokenizer.chat([{"role": "user", "content": "Hi"}])
         [1, 3, 16127, 4]
 
-        Raises TokenizerError if this version does not allow a message, a tool or the order of the roles.
+        Raises TokenizerError if this version does not allow a message, a tool, the order of the roles or the effort.
         """
         if not self.chats:
             raise TokenizerError("the model's chat template is not Mistral's; write the prompt and encode it")
-        return encode_chat(self.mistral, messages, tools)
+        return encode_chat(self.mistral, messages, tools, reasoning_effort)
 
     @property
     def fills(self) -> bool:

@@ -8,8 +8,20 @@ from typing import Any
 
 from mistral_portable.errors import TokenizerError
 
-__all__ = ["Added", "FolderSettings", "read_object", "read_templates"]
+__all__ = ["SETTINGS_FILES", "TOKENIZER_FILES", "Added", "FolderSettings", "read_object", "read_templates"]
 
+TOKENIZER_FILES = ("tokenizer.model*", "tekken.json")
+"""Patterns of Mistral's tokenizer files."""
+SETTINGS_FILES = (
+    "added_tokens.json",
+    "additional_chat_templates/*.jinja",
+    "chat_template.jinja",
+    "chat_template.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+"""Patterns of all other files of a Hugging Face folder that decide tokens and chats."""
 MAX_SETTINGS_BYTES = 64 * 2**20  # tokenizer.json of 256,000 tokens has 33 MB
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

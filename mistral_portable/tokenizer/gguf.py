@@ -3,6 +3,7 @@
 import json
 import struct
 from base64 import b64encode
+from typing import Any
 
 from mistral_portable.errors import TokenizerError
 from mistral_portable.tokenizer.source import GGUFVocabulary
@@ -76,8 +77,11 @@ def _tekken(tokens: list[str], version: str) -> bytes:
             texts.append(bytes(BYTES[character] for character in token))
         except KeyError:
             raise TokenizerError(f"token {id} {token!r} is special but not among the first; unsupported") from None
+    # v15 needs it, be it empty; the efforts of reasoning that it may list are in the chat template.
+    settings: dict[str, Any] = {"model_settings_builder": {}} if version == "v15" else {}
     return json.dumps(
         {
+            **settings,
             "config": {
                 "pattern": TEKKEN_PATTERN,
                 "num_vocab_tokens": len(texts),

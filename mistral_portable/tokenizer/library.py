@@ -26,6 +26,7 @@ class LibraryTokenizer(Tokenizer):
 
     backend: the library's tokenizer. added: id -> text and whether it is hidden when decoding, of each added token.
     adds_bos: whether a text begins with the token `bos_id`. special_tokens: names of tokens: {"bos_token": "<s>", ...}.
+    templates: the chat templates by name.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class LibraryTokenizer(Tokenizer):
         self.pad_id = eos if pad is None else pad
         self.end_ids = frozenset([eos, *ends]) | known_ends(self._added_id)
         self.adds_bos = self.encode("")[:1] == [self.bos_id]
+        self.templates = dict(templates)
         self._template = ChatTemplate(templates, special_tokens) if templates else None
         self.chats = self._template is not None
 
@@ -74,15 +76,27 @@ class LibraryTokenizer(Tokenizer):
         return list(self.backend.encode(text, add_special_tokens=bos).ids)
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        reasoning_effort: str | None = None,
     ) -> list[int]:
         """The ids of the text that the model's template makes of a conversation, as `ChatTemplate.render` says.
 
         Raises TokenizerError without a template, and for what it refuses.
         """
+        effort = {} if reasoning_effort is None else {"reasoning_effort": reasoning_effort}
+        if effort and not any("reasoning_effort" in template for template in self.templates.values()):
+            raise TokenizerError("the chat template does not know reasoning_effort; leave it out")
+        return self.encode(self.template.render(messages, tools, variables=effort), bos=False)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The model's chat template. Raises TokenizerError if it has none."""
         if self._template is None:
             raise TokenizerError("the model has no chat template: give one (--chat-template FILE), or write the prompt")
-        return self.encode(self._template.render(messages, tools), bos=False)
+        return self._template
 
     @property
     def fills(self) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mistral_portable.errors import InputError
 from mistral_portable.tokenizer.common import CommonTokenizer
+from mistral_portable.tokenizer.ends import known_ends
 from mistral_portable.tokenizer.folder import FolderSettings, read_templates
 from mistral_portable.tokenizer.open_common import load_common
 from mistral_portable.tokenizer.open_library import library_of_folder, library_of_vocabulary
@@ -58,6 +59,8 @@ def _of_vocabulary(source: GGUFVocabulary, chat_template: str | Path | None) -> 
     if templates is None:
         return load_common(source)
     template = templates.get("default")
+    if template is None and _has_foreign_ends(source):
+        return library_of_vocabulary(source, templates)
     if template is None or "{" not in template or "[INST]" in template:
         common = load_common(source)
         if is_mistrals(template, common):
@@ -77,6 +80,12 @@ def _has_foreign_tokens(settings: FolderSettings, common: CommonTokenizer) -> bo
         )
 
     return not all(is_own(token.content, token.id) for token in settings.tokens)
+
+
+def _has_foreign_ends(source: GGUFVocabulary) -> bool:
+    """Whether a vocabulary has a token such as <|im_end|>, which no model of Mistral's has: its chats are others'."""
+    ids = {token.decode(errors="replace"): id for id, token in enumerate(source.tokens)}
+    return bool(known_ends(ids.get))
 
 
 def _chosen(templates: Mapping[str, str], choice: str | Path | None) -> Mapping[str, str] | None:

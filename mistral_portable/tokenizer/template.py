@@ -1,12 +1,14 @@
 """ChatTemplate: a Jinja template of a model, which makes the text of a chat."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mistral_portable.errors import TokenizerError
 from mistral_portable.tokenizer.content import read_content
-from mistral_portable.tokenizer.template_process import TemplateProcess
+from mistral_portable.tokenizer.mend import in_plain_order, name_results
+from mistral_portable.tokenizer.template_process import RefusedError, TemplateProcess
 
 __all__ = ["ChatTemplate"]
 
@@ -25,29 +27,53 @@ class ChatTemplate:
         self._templates = {name: (text, TemplateProcess(text)) for name, text in templates.items()}
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
-        """The text of a conversation up to where the model answers, as transformers' `apply_chat_template` makes it.
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        goes_on: bool | None = None,
+        asks: bool | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation, as transformers' `apply_chat_template` makes it.
 
-        A final assistant message is continued (`continue_final_message`), else `add_generation_prompt` is true.
+        goes_on: whether the last message is continued, so that nothing ends it (`continue_final_message`); None: if it
+        is an assistant's without calls. asks: whether the text ends where the model answers (`add_generation_prompt`);
+        None: if the last message is not continued. variables: more names and values for the template.
+
+        A chat that the template refuses is written in a plainer order (`in_plain_order`), if it takes that. A result of
+        a tool without a name has that of its call.
 
         Raises TokenizerError for what the template refuses, for malformed messages, and beyond the limits of
         `TemplateProcess`.
         """
         if not messages:
             raise TokenizerError("the conversation is empty; pass at least one message")
-        read = [_read(message, f"message {index}") for index, message in enumerate(messages)]
-        goes_on = read[-1]["role"] == "assistant" and not read[-1].get("tool_calls")
+        read = name_results([_read(message, f"message {index}") for index, message in enumerate(messages)])
+        if goes_on is None:
+            goes_on = read[-1]["role"] == "assistant" and not read[-1].get("tool_calls")
         text, process = self._chosen(bool(tools))
-        variables = {
+        filled = {
             **self._special_tokens,
-            "messages": read,
-            "tools": [dict(tool) for tool in tools] if tools else None,
             "documents": None,
-            "add_generation_prompt": not goes_on,
+            **(variables or {}),
+            "tools": [dict(tool) for tool in tools] if tools else None,
+            "add_generation_prompt": not goes_on if asks is None else asks,
         }
-        if not goes_on:
-            return process.render(variables)
-        return _continued(process, variables, text)
+
+        def write(chat: Sequence[Mapping[str, Any]]) -> str:
+            variables = {**filled, "messages": [dict(message) for message in chat]}
+            return _continued(process, variables, text) if goes_on else process.render(variables)
+
+        try:
+            return write(read)
+        except RefusedError:
+            if (plain := in_plain_order(read)) == read:
+                raise
+            with contextlib.suppress(RefusedError):
+                return write(plain)
+            raise
 
     def _chosen(self, tools: bool) -> tuple[str, TemplateProcess]:
         name = "tool_use" if tools and "tool_use" in self._templates else "default"

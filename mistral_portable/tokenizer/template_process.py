@@ -13,11 +13,15 @@ from typing import Any
 from mistral_portable.errors import TokenizerError
 from mistral_portable.forks import make_locks
 
-__all__ = ["TemplateProcess"]
+__all__ = ["RefusedError", "TemplateProcess"]
 
 _WORKER = Path(__file__).with_name("template_worker.py")
 _LIMITS = {"seconds": 2.0, "memory": 2**30, "length": 2**24}
 _WALL_SECONDS = 60.0  # where the system counts no CPU time of a process, or the process does not get any
+
+
+class RefusedError(TokenizerError):
+    """The template itself does not take the chat, or fails at it."""
 
 
 class TemplateProcess:
@@ -40,7 +44,8 @@ class TemplateProcess:
     def render(self, variables: dict[str, Any]) -> str:
         """The text that the template makes of variables, values of JSON.
 
-        Raises TokenizerError, in one line, for what the template refuses, for its own faults and beyond the limits.
+        Raises TokenizerError, in one line: RefusedError for what the template refuses and for its own faults, others
+        beyond the limits.
         """
         try:
             request = json.dumps(variables)
@@ -53,7 +58,7 @@ class TemplateProcess:
             raise TokenizerError(f"the chat template was stopped: it takes more than {limits}; give another one")
         found = json.loads(answer)
         if "error" in found:
-            raise TokenizerError(f"the chat template refuses this chat: {found['error']}")
+            raise RefusedError(f"the chat template refuses this chat: {found['error']}")
         text: str = found["text"]
         return text
 

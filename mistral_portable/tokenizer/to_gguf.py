@@ -2,15 +2,17 @@
 
 from dataclasses import replace
 
+from mistral_portable.tokenizer.common import CommonTokenizer
 from mistral_portable.tokenizer.folder import read_templates
 from mistral_portable.tokenizer.gguf import CONTROL
 from mistral_portable.tokenizer.json_vocabulary import json_vocabulary
 from mistral_portable.tokenizer.library import LibraryTokenizer
 from mistral_portable.tokenizer.load import load_tokenizer
+from mistral_portable.tokenizer.settings_template import settings_template
 from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile, TokenizerSource
 from mistral_portable.tokenizer.vocabulary import to_vocabulary
 
-__all__ = ["gguf_vocabulary"]
+__all__ = ["differing_text", "gguf_vocabulary"]
 
 _USER_DEFINED, _ADDED_SCORE = 4, -1000.0  # the score that llama.cpp's conversion gives to added tokens
 
@@ -26,14 +28,29 @@ def gguf_vocabulary(source: TokenizerSource) -> GGUFVocabulary:
     if isinstance(source, TokenizerFile):
         folder = None if source.content is not None else source.path.parent
         template = read_templates(folder).get("default") if folder else None
-        if not isinstance(tokenizer, LibraryTokenizer):
-            return to_vocabulary(source, template)
+        if isinstance(tokenizer, CommonTokenizer):
+            return to_vocabulary(source, template or settings_template(source, tokenizer.mistral))
+        assert isinstance(tokenizer, LibraryTokenizer)
         base = to_vocabulary(source)
     else:
         template = read_templates(source.path).get("default")
         assert isinstance(tokenizer, LibraryTokenizer)
         base = json_vocabulary(tokenizer.backend)
     return replace(_with_added(base, tokenizer), chat_template=template)
+
+
+def differing_text(source: TokenizerSource, vocabulary: GGUFVocabulary) -> str | None:
+    """A text that the tokenizer of a GGUF file encodes otherwise than its source; None if none was found.
+
+    GGUF has no place for the rules of added tokens (white space that they take, whole words), nor for a space that the
+    first text alone begins with (Metaspace's "first").
+    """
+    tokenizer = load_tokenizer(source)
+    if not isinstance(tokenizer, LibraryTokenizer):
+        return None
+    again = load_tokenizer(vocabulary)
+    texts = ["a b", *(probe for text, _ in tokenizer.added.values() for probe in (f"a {text} b", f"a{text}b{text}"))]
+    return next((text for text in texts if again.encode(text) != tokenizer.encode(text)), None)
 
 
 def _with_added(base: GGUFVocabulary, tokenizer: LibraryTokenizer) -> GGUFVocabulary:

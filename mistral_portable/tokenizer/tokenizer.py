@@ -41,15 +41,20 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        reasoning_effort: str | None = None,
     ) -> list[int]:
         """The ids of a conversation up to where the model answers.
 
         messages, tools: mappings in OpenAI's format, in any of the forms that clients send. A final assistant message
-        is the beginning of the answer: nothing that ends a turn follows it.
+        is the beginning of the answer: nothing that ends a turn follows it. reasoning_effort: how much the model is to
+        reason, in a word that it knows, such as "none" or "high".
 
-        Raises TokenizerError if there is no chat template, or if it does not allow a message, a tool or the order of
-        the roles.
+        Raises TokenizerError if there is no chat template, or if it does not allow a message, a tool, the order of the
+        roles or the effort.
         """
 
     @property

@@ -19,6 +19,7 @@ from mistral_portable.transformers.auto_tokenizer import AutoTokenizer
 from mistral_portable.transformers.batch_encoding import BatchEncoding
 from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.configuration import MistralConfig
+from mistral_portable.transformers.fast_tokenizer import PreTrainedTokenizerFast
 from mistral_portable.transformers.frameworks.flax import FlaxMistralForCausalLM, FlaxMistralModel
 from mistral_portable.transformers.frameworks.tensorflow import (
     TFMistralForCausalLM,
@@ -61,6 +62,7 @@ __all__ = [
     "MistralModel",
     "MistralPreTrainedModel",
     "PaddingStrategy",
+    "PreTrainedTokenizerFast",
     "TFMistralForCausalLM",
     "TFMistralForSequenceClassification",
     "TFMistralModel",

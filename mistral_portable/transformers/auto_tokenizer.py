@@ -3,13 +3,20 @@
 import os
 from typing import Any
 
+from mistral_portable.errors import InputError
+from mistral_portable.tokenizer import TokenizerFolder, load_tokenizer
+from mistral_portable.tokenizer.common import CommonTokenizer
+from mistral_portable.tokenizer.library import LibraryTokenizer
+from mistral_portable.transformers.fast_tokenizer import PreTrainedTokenizerFast
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
+from mistral_portable.transformers.tokenizer_files import call_settings, find_tokenizer
 
 __all__ = ["AutoTokenizer"]
 
 
 class AutoTokenizer:
-    """Opens tokenizers, each as a MistralCommonTokenizer.
+    """Opens tokenizers: a MistralCommonTokenizer, or a PreTrainedTokenizerFast where tokens or the chat template are
+    not Mistral's own.
 
     >>> AutoTokenizer.from_pretrained("tiny").encode("Hello")
     [1, 867]
@@ -20,7 +27,34 @@ class AutoTokenizer:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *inputs: Any, **kwargs: Any
-    ) -> MistralCommonTokenizer:
-        """Open a model's tokenizer; see `MistralCommonTokenizer.from_pretrained`."""
-        return MistralCommonTokenizer.from_pretrained(pretrained_model_name_or_path, *inputs, **kwargs)
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *inputs: Any,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str = "main",
+        **settings: Any,
+    ) -> MistralCommonTokenizer | PreTrainedTokenizerFast:
+        """Open a model's tokenizer; see `MistralCommonTokenizer.from_pretrained` for the names, arguments and errors.
+
+        settings: arguments of the class; for a PreTrainedTokenizerFast those of tokenizer_config.json come before its
+        defaults.
+        """
+        if inputs:
+            raise InputError(f"{inputs!r:.80}: pass one name or path, and everything else by name")
+        source = find_tokenizer(
+            pretrained_model_name_or_path,
+            revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        opened = load_tokenizer(source)
+        if isinstance(opened, LibraryTokenizer):
+            return PreTrainedTokenizerFast(opened, **call_settings(source) | settings)
+        assert isinstance(opened, CommonTokenizer)
+        assert not isinstance(source, TokenizerFolder)
+        return MistralCommonTokenizer(source, opened=opened, **settings)

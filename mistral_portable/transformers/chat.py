@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mistral_portable.errors import InputError
+from mistral_portable.errors import InputError, TokenizerError
 from mistral_portable.tokenizer.common import CommonTokenizer
 from mistral_portable.tokenizer.faults import one_line
 from mistral_portable.tokenizer.messages import ROLES
 
-__all__ = ["chat_ids", "is_batch"]
+__all__ = ["chat_ids", "checked_tools", "is_batch"]
 
 UNREADABLE = ("image", "image_url", "audio", "audio_url", "input_audio")
 
@@ -21,25 +21,45 @@ def is_batch(conversation: Any) -> bool:
 
 
 def chat_ids(
-    tokenizer: CommonTokenizer, messages: Sequence[Any], tools: Sequence[Any] | None, continue_final_message: bool
+    tokenizer: CommonTokenizer,
+    messages: Sequence[Any],
+    tools: Sequence[Any] | None,
+    continue_final_message: bool,
+    *,
+    mends: bool,
 ) -> list[int]:
     """Encode a conversation; see `MistralCommonTokenizer.apply_chat_template` for the arguments.
+
+    mends: whether what mistral-common does not read, but other clients send, is encoded as `Tokenizer.chat` does.
 
     Raises InputError for malformed messages and tools, and for a model whose template is not Mistral's;
     MistralCommonException where the template forbids the conversation.
     """
-    from mistral_common.exceptions import MistralCommonException
-    from mistral_common.protocol.instruct.request import ChatCompletionRequest
-
     if not tokenizer.chats:
         raise InputError("the model's chat template is not Mistral's; write the prompt and encode it")
     if not isinstance(messages, list | tuple):
         raise InputError(f"the conversation is {messages!r:.80}; pass a list of messages")
+    try:
+        return _strict_ids(tokenizer, messages, tools, continue_final_message)
+    except Exception:
+        mended = _mended_ids(tokenizer, messages, tools, continue_final_message) if mends else None
+        if mended is None:
+            raise
+        return mended
+
+
+def _strict_ids(
+    tokenizer: CommonTokenizer, messages: Sequence[Any], tools: Sequence[Any] | None, continue_final_message: bool
+) -> list[int]:
+    """The ids of what mistral-common reads, as transformers calls it."""
+    from mistral_common.exceptions import MistralCommonException
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
     checked = [_message(index, message) for index, message in enumerate(messages)]
-    checked_tools = None if tools is None else [_tool(index, tool) for index, tool in enumerate(tools)]
+    read_tools = None if tools is None else checked_tools(tools)
     try:
         request: ChatCompletionRequest[Any] = ChatCompletionRequest.from_openai(
-            checked, checked_tools, continue_final_message
+            checked, read_tools, continue_final_message
         )
         return list(tokenizer.mistral.encode_chat_completion(request).tokens)
     except MistralCommonException as error:  # transformers lets it through, too
@@ -50,10 +70,23 @@ def chat_ids(
         raise InputError(f"chat template {tokenizer.version}: {one_line(error)}") from error
 
 
+def _mended_ids(
+    tokenizer: CommonTokenizer, messages: Sequence[Any], tools: Sequence[Any] | None, continue_final_message: bool
+) -> list[int] | None:
+    """The ids of messages in other clients' forms; None if these, too, are refused."""
+    last = messages[-1] if messages else None
+    if continue_final_message != (isinstance(last, Mapping) and last.get("role") == "assistant"):
+        return None
+    try:
+        return tokenizer.chat(messages, tools=tools)
+    except TokenizerError:
+        return None
+
+
 def _message(index: int, message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise InputError(f"message {index} is {message!r:.80}; pass a mapping with role and content")
-    if message.get("role") not in ROLES:
+    if message.get("role") not in (*ROLES, "developer"):
         raise InputError(f"message {index} has the role {message.get('role')!r:.80}; roles are {', '.join(ROLES)}")
     content = message.get("content")
     if isinstance(content, list | tuple):
@@ -68,7 +101,9 @@ def _message(index: int, message: Any) -> dict[str, Any]:
     return dict(message)
 
 
-def _tool(index: int, tool: Any) -> dict[str, Any]:
-    if not isinstance(tool, Mapping):
-        raise InputError(f"tool {index} is {tool!r:.80}; pass its JSON schema, a mapping with type and function")
-    return dict(tool)
+def checked_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
+    """The tools, if each is a mapping. Raises InputError for others, such as functions."""
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise InputError(f"tool {index} is {tool!r:.80}; pass its JSON schema, a mapping with type and function")
+    return [dict(tool) for tool in tools]

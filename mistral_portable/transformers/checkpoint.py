@@ -7,15 +7,15 @@ from typing import Any
 
 from mistral_portable.errors import InputError
 from mistral_portable.transformers.configuration import MistralConfig, known_fields
-from mistral_portable.weights import Tensor, open_checkpoint, stored_head
+from mistral_portable.weights import Checkpoint, Tensor, open_checkpoint, stored_head
 
 __all__ = ["open_pretrained"]
 
 
 def open_pretrained(
     name: str | Path, config: MistralConfig | None, changed: Mapping[str, Any], **opening: Any
-) -> tuple[MistralConfig, Mapping[str, Tensor], str]:
-    """Open a checkpoint; returns the config, the tensors by name, and the path for messages.
+) -> tuple[MistralConfig, Mapping[str, Tensor], Checkpoint]:
+    """Open a checkpoint; returns the config, the tensors by name, and the checkpoint itself.
 
     config: replaces the checkpoint's. changed: fields of the checkpoint's config that get another value. opening:
     arguments of `open_checkpoint`. Notices of the checkpoint are issued as warnings.
@@ -33,4 +33,4 @@ def open_pretrained(
         read = MistralConfig.from_dict({**read.to_dict(), "tie_word_embeddings": native.tie_word_embeddings})
     for notice in (*checkpoint.notices, *notices):
         warnings.warn(notice, stacklevel=3)
-    return read, tensors, source
+    return read, tensors, checkpoint

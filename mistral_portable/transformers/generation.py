@@ -1,6 +1,6 @@
 """generate(): continues the rows of a padded batch; each row gets the tokens that it would get alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -10,14 +10,25 @@ from numpy.typing import NDArray
 
 from mistral_portable.engine.request import Completion
 from mistral_portable.errors import InputError
-from mistral_portable.sampling import SamplingParams
+from mistral_portable.sampling import SamplingParams, stated_rules
+from mistral_portable.sampling.stated import RULES
 from mistral_portable.transformers.batch import Batch
 from mistral_portable.transformers.decoder import Decoder
 
-__all__ = ["continue_rows", "inferred_mask", "sampling_params"]
+__all__ = ["continue_rows", "inferred_mask", "sampling_params", "with_defaults"]
 
 _INERT = {"num_beams": 1, "num_beam_groups": 1, "use_cache": True, "length_penalty": 1.0, "penalty_alpha": None}
 """Arguments of transformers' generate that are accepted with this value only, which has no effect."""
+
+_DEFAULTED = (
+    "do_sample",
+    "eos_token_id",
+    "max_length",
+    "max_new_tokens",
+    "num_return_sequences",
+    "pad_token_id",
+)
+"""Arguments, beside the rules of sampling, that a generation_config.json has defaults for."""
 
 
 def sampling_params(
@@ -30,14 +41,24 @@ def sampling_params(
     """
     if not isinstance(do_sample, bool | np.bool_ | None):
         raise InputError(f"do_sample is a {type(do_sample).__name__}: pass True or False")
-    known = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
     for name, value in rules.items():
         inert = isinstance(value, int | float | None) and value in (None, _INERT.get(name))
-        if name not in known and not inert:
+        if name not in RULES and not inert:
             raise InputError(f"generate: {name}={value!r:.40} is not supported: leave it out")
-    given = {name: rules[name] for name in known if rules.get(name) is not None}
+    given = {name: rules[name] for name in RULES if rules.get(name) is not None}
     params = SamplingParams(max_tokens=max_new_tokens, seed=seed, **{"temperature": 1.0, "top_k": 50, **given})
     return params if do_sample else replace(params, temperature=0.0)
+
+
+def with_defaults(given: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate`, with the fields of a generation_config.json for those that are None or missing.
+
+    Source: transformers' `_prepare_generation_config`. Raises InputError for a field that is not supported.
+    """
+    passed = {name: value for name, value in given.items() if value is not None}
+    open_fields = {name: value for name, value in stated.items() if name not in passed}
+    own = {name: open_fields[name] for name in _DEFAULTED if open_fields.get(name) is not None}
+    return {**dict.fromkeys(_DEFAULTED), **given, **stated_rules(open_fields), **own, **passed}
 
 
 def inferred_mask(ids: NDArray[Any], pad: int | None, ends: Sequence[int]) -> NDArray[np.int64] | None:

@@ -11,7 +11,7 @@ from mistral_portable.transformers import losses
 from mistral_portable.transformers.arrays import as_numpy, integers, library_of
 from mistral_portable.transformers.batch import read_batch
 from mistral_portable.transformers.cache import Cache
-from mistral_portable.transformers.generation import continue_rows, inferred_mask, sampling_params
+from mistral_portable.transformers.generation import continue_rows, inferred_mask, sampling_params, with_defaults
 from mistral_portable.transformers.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -114,8 +114,8 @@ class MistralForCausalLM(MistralPreTrainedModel):
         attention_mask: Any = None,
         max_new_tokens: int | None = None,
         max_length: int | None = None,
-        do_sample: bool | None = False,
-        num_return_sequences: int = 1,
+        do_sample: bool | None = None,
+        num_return_sequences: int | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         seed: int | None = None,
@@ -129,7 +129,8 @@ class MistralForCausalLM(MistralPreTrainedModel):
         max_new_tokens: 20 by default; max_length includes the prompt's columns. do_sample: draw, with temperature,
         top_k (50), top_p, min_p and typical_p; else greedy. repetition_penalty: for tokens that are in the row. seed:
         row r draws with seed + r. eos_token_id, pad_token_id: by default the config's; without a padding token, the
-        first end token pads.
+        first end token pads. What is None or left out here is as `generation_config`, the fields of the model's
+        generation_config.json, says.
 
         Raises InputError (a ValueError) for arguments that do not fit or are not supported, NumericsError for logits
         that are NaN or infinite, ClosedError if the model is closed, CapacityError without memory for even one row.
@@ -137,9 +138,19 @@ class MistralForCausalLM(MistralPreTrainedModel):
         given = [prompt for prompt in (inputs, input_ids, inputs_embeds) if prompt is not None]
         if len(given) != 1:
             raise InputError("generate takes one of inputs and input_ids, token ids [batch, tokens], or inputs_embeds")
-        count = _positive("num_return_sequences", num_return_sequences)
+        named = {
+            "max_new_tokens": max_new_tokens,
+            "max_length": max_length,
+            "do_sample": do_sample,
+            "num_return_sequences": num_return_sequences,
+            "eos_token_id": eos_token_id,
+            "pad_token_id": pad_token_id,
+        }
+        rules = with_defaults({**named, **rules}, self.generation_config)
+        max_new_tokens, max_length, do_sample, returned, eos_token_id, pad_token_id = (rules.pop(key) for key in named)
+        count = 1 if returned is None else _positive("num_return_sequences", returned)
         if count > 1 and not do_sample:
-            raise InputError(f"{num_return_sequences=} would all be the same: pass do_sample=True")
+            raise InputError(f"num_return_sequences={count} would all be the same: pass do_sample=True")
         prompt = as_numpy("input_ids", given[0], 2) if inputs_embeds is None else as_numpy("inputs_embeds", given[0], 3)
         own = self.decoder.config.eos_token_ids
         ends = own if eos_token_id is None else integers("eos_token_id", eos_token_id).ravel().tolist()

@@ -7,10 +7,13 @@ from typing import Any
 from mistral_portable.boundary.registry import select
 from mistral_portable.errors import InputError
 from mistral_portable.transformers.auto_tokenizer import AutoTokenizer
+from mistral_portable.transformers.fast_tokenizer import PreTrainedTokenizerFast
 from mistral_portable.transformers.modeling import MistralForCausalLM
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
 
 __all__ = ["TextGenerationPipeline", "pipeline"]
+
+PipelineTokenizer = MistralCommonTokenizer | PreTrainedTokenizerFast
 
 _DEFAULTS: dict[str, Any] = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
 """transformers' defaults for this task."""
@@ -19,7 +22,7 @@ _DEFAULTS: dict[str, Any] = {"max_new_tokens": 256, "do_sample": True, "temperat
 def pipeline(
     task: str | None = None,
     model: str | Path | MistralForCausalLM | None = None,
-    tokenizer: str | Path | MistralCommonTokenizer | None = None,
+    tokenizer: str | Path | PipelineTokenizer | None = None,
     *,
     device: int | str | None = None,
     device_map: Any = None,
@@ -39,7 +42,7 @@ def pipeline(
         raise InputError("pipeline needs a model: pass a name, a path or a MistralForCausalLM")
     if not isinstance(model, str | Path | MistralForCausalLM):
         raise InputError(f"model is a {type(model).__name__}: pass a name, a path or a MistralForCausalLM")
-    if not isinstance(tokenizer, str | Path | MistralCommonTokenizer | None):
+    if not isinstance(tokenizer, str | Path | PipelineTokenizer | None):
         raise InputError(f"tokenizer is a {type(tokenizer).__name__}: pass a name, a path or a tokenizer")
     if isinstance(model, MistralForCausalLM):
         if tokenizer is None:
@@ -51,7 +54,7 @@ def pipeline(
             raise InputError(f"device={device!r} and device_map={device_map!r}: pass one of them")
         at = _device(device, loading.get("backend", "auto")) if device_map is None else device_map
         opened = MistralForCausalLM.from_pretrained(model, **{"device_map": at, **loading, **(model_kwargs or {})})
-    if not isinstance(tokenizer, MistralCommonTokenizer):
+    if not isinstance(tokenizer, PipelineTokenizer):
         assert tokenizer is not None
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     return TextGenerationPipeline(opened, tokenizer)
@@ -67,7 +70,7 @@ class TextGenerationPipeline:
 
     task = "text-generation"
 
-    def __init__(self, model: MistralForCausalLM, tokenizer: MistralCommonTokenizer) -> None:
+    def __init__(self, model: MistralForCausalLM, tokenizer: PipelineTokenizer) -> None:
         """Keep a model and its tokenizer; `pipeline` makes both."""
         self.model, self.tokenizer = model, tokenizer
 
@@ -88,21 +91,24 @@ class TextGenerationPipeline:
         goes_on = chat and prompt[-1].get("role") == "assistant"
         if goes_on and not isinstance(prompt[-1].get("content"), str):
             raise InputError("the last message, the assistant's, is to be continued: its content must be a text")
-        if chat:
-            ids = self.tokenizer.apply_chat_template([*prompt], continue_final_message=goes_on)
-        else:
-            ids = self.tokenizer.encode(prompt)
+        ids = self._chat([*prompt], goes_on) if chat else self.tokenizer.encode(prompt)
         chosen = {**_DEFAULTS, **generating}
         if "max_length" in generating and "max_new_tokens" not in generating:
             del chosen["max_new_tokens"]
         found = self.model.generate([ids], **chosen)
         return [{"generated_text": self._text(prompt, ids, row.tolist(), full, chat, goes_on)} for row in found]
 
+    def _chat(self, messages: list[Any], goes_on: bool) -> list[int]:
+        if isinstance(self.tokenizer, MistralCommonTokenizer):  # its chats always end where the model answers
+            ids = self.tokenizer.apply_chat_template(messages, continue_final_message=goes_on)
+        else:
+            ids = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=not goes_on, continue_final_message=goes_on
+            )
+        return list(ids)
+
     def _text(self, prompt: Any, ids: list[int], row: list[int], full: bool, chat: bool, goes_on: bool) -> Any:
-        begins = 0 if not chat or goes_on else len(ids)
-        # Decoded with the prompt and cut: decoded alone, the first piece would lose its leading space.
-        before = self.tokenizer.decode(ids[begins:], skip_special_tokens=True)
-        text = self.tokenizer.decode(row[begins:], skip_special_tokens=True)[len(before) :]
+        text = self.tokenizer.decode_after(ids, row[len(ids) :])
         if not full:
             return text
         if not chat:

@@ -55,14 +55,18 @@ class MistralPreTrainedModel:
         tensors: Mapping[str, Tensor] | None = None,
         options: ExecutorOptions | None = None,
         source: str = "the config",
+        generation_config: Mapping[str, Any] | None = None,
     ) -> None:
         """Make a model from a config.
 
         tensors: the weights by their checkpoint names; None: random ones (see `initial_tensors`). backend: the
         executor's name; "auto" takes the best one that can run here. source: where the weights are from, for messages.
+        generation_config: the fields of a generation_config.json: defaults of `generate`.
         Raises CheckpointError for weights that do not fit, and the errors of `boundary.prepare`.
         """
         self.config = config
+        self.generation_config = dict(generation_config or {})
+        """Defaults of `generate` by their names, which may be changed."""
         labels = int(config.num_labels)
         if tensors is None:
             tensors = initial_tensors(config, self.head, labels)
@@ -109,23 +113,32 @@ class MistralPreTrainedModel:
             attn_implementation = "flash_attention_2"
         chosen = select(backend)
         blocks = ggml_type(chosen, quantization_config)
-        read, tensors, source = open_pretrained(
+        read, tensors, checkpoint = open_pretrained(
             name, config, changed, revision=revision, quantize=blocks, make=block_maker()
         )
         options = backend_options(
             chosen, torch_dtype if dtype is None else dtype, device_map, attn_implementation, quantization_config
         )
-        return cls(read, backend=chosen.name, tensors=tensors, options=options, source=source)
+        return cls(
+            read,
+            backend=chosen.name,
+            tensors=tensors,
+            options=options,
+            source=str(checkpoint.path),
+            generation_config=checkpoint.generation,
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and safetensors, for transformers and for `from_pretrained`.
+        """Write `config.json`, `generation_config.json` if the model has one, and safetensors, for transformers and for
+        `from_pretrained`.
 
         Packed weights become float32. Files of these names are replaced once the new ones are complete. Raises
         CheckpointError if writing fails, ConfigError for a model that transformers has no class for.
         """
         graph = build(self.config.native(), head=self.head, num_labels=int(self.config.num_labels))
         tensors = {name: self.tensors[name] for name in graph.tensors}
-        save_model(Path(folder), self.config, type(self).__name__.removeprefix("TF"), tensors)
+        name = type(self).__name__.removeprefix("TF")
+        save_model(Path(folder), self.config, name, tensors, self.generation_config)
 
     def get_input_embeddings(self) -> "Embedding":
         """The embedding table: `model.get_input_embeddings()(input_ids)` gives their `inputs_embeds`."""

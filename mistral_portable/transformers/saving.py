@@ -5,6 +5,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mistral_portable.conversion.hf import hf_class
 from mistral_portable.conversion.parts import float_part
@@ -16,8 +17,15 @@ from mistral_portable.weights import PACKING_KEYS, DenseTensor, Tensor
 __all__ = ["save_model"]
 
 
-def save_model(folder: Path, config: MistralConfig, architecture: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write `config.json` and safetensors. architecture: the class, such as "MistralForCausalLM".
+def save_model(
+    folder: Path,
+    config: MistralConfig,
+    architecture: str,
+    tensors: Mapping[str, Tensor],
+    generation: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `config.json` and safetensors. architecture: the class, such as "MistralForCausalLM". generation: the
+    fields of generation_config.json, which is written if there are any.
 
     Files are written to a staging folder and then renamed, as the weights may be mapped from the files that they
     replace. Raises ConfigError for a model that transformers has no class for, CheckpointError if writing fails.
@@ -45,6 +53,9 @@ def save_model(folder: Path, config: MistralConfig, architecture: str, tensors: 
             "dtype": types.pop() if len(types) == 1 else "float32",
         }
         (staging / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        if generation:
+            text = json.dumps(generation, indent=2) + "\n"
+            (staging / "generation_config.json").write_text(text, encoding="utf-8")
         new = {path.name for path in staging.iterdir()}
         for file in sorted(new - {"config.json"}):
             (staging / file).replace(folder / file)

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from mistral_portable.errors import InputError
+from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile, TokenizerFolder
+from mistral_portable.tokenizer.common import CommonTokenizer
+from mistral_portable.tokenizer.open_common import load_common
+from mistral_portable.tokenizer.own_template import is_mistrals
 from mistral_portable.transformers.chat import chat_ids, is_batch
 from mistral_portable.transformers.tokenizer_base import refuse_unknown
 from mistral_portable.transformers.tokenizer_encoding import EncodingTokenizer
 from mistral_portable.transformers.tokenizer_files import find_tokenizer, save_tokenizer, upload_file
+from mistral_portable.transformers.vocabulary import CommonVocabulary
+
+if TYPE_CHECKING:
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 __all__ = ["MistralCommonTokenizer"]
 
@@ -41,6 +50,66 @@ class MistralCommonTokenizer(EncodingTokenizer):
     corrupt or not a tokenizer.
     """
 
+    bos_token_id: int
+    eos_token_id: int
+    unk_token_id: int
+
+    def __init__(
+        self,
+        tokenizer_path: str | os.PathLike[str] | TokenizerFile | GGUFVocabulary,
+        mode: str = "test",
+        model_max_length: int = int(1e30),
+        padding_side: str = "left",
+        truncation_side: str = "right",
+        model_input_names: Sequence[str] | None = None,
+        clean_up_tokenization_spaces: bool = False,
+        *,
+        opened: CommonTokenizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """opened: the tokenizer of this file, if it is open already, for the mode "test"; see the class for others."""
+        refuse_unknown("MistralCommonTokenizer", kwargs)
+        if mode not in ("test", "finetuning"):
+            raise InputError(f'mode={mode!r} is neither "test" nor "finetuning"')
+        self._source = (
+            tokenizer_path
+            if isinstance(tokenizer_path, TokenizerFile | GGUFVocabulary)
+            else TokenizerFile(Path(tokenizer_path))
+        )
+        if opened is None or mode != "test":
+            opened = load_common(self._source, "test" if mode == "test" else "finetuning")
+            if isinstance(self._source, GGUFVocabulary):
+                opened.chats = is_mistrals(self._source.chat_template, opened)
+        self._common = opened
+        super().__init__(
+            opened,
+            CommonVocabulary(opened),
+            model_max_length,
+            padding_side,
+            truncation_side,
+            model_input_names,
+            clean_up_tokenization_spaces,
+        )
+        self.mode = mode
+        self.bos_token_id = opened.bos_id
+        self.eos_token_id = opened.eos_id
+        self.unk_token_id = CommonVocabulary(opened).unknown
+        self.pad_token_id = opened.pad_id
+
+    @property
+    def tokenizer(self) -> MistralTokenizer[Any, Any, Any, Any, Any]:
+        """mistral-common's tokenizer."""
+        return self._common.mistral
+
+    @property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        return [self.bos_token_id], [self.eos_token_id] * (self.mode == "finetuning")
+
+    def _text(self, ids: list[int], skip_special_tokens: bool) -> str:
+        from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+
+        return self.tokenizer.decode(ids, SpecialTokenPolicy.IGNORE if skip_special_tokens else SpecialTokenPolicy.KEEP)
+
     def apply_chat_template(
         self,
         conversation: Any,
@@ -59,8 +128,10 @@ class MistralCommonTokenizer(EncodingTokenizer):
         >>> tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])  # <s> [INST] Hello [/INST]
         [1, 3, 867, 4]
 
-        conversation: messages with role and content, in OpenAI's format. tools: JSON schemas of functions, in OpenAI's
-        format. continue_final_message: whether the last message, the assistant's, is the beginning of the answer.
+        conversation: messages with role and content, in OpenAI's format; in the mode "test" also in the forms that
+        other clients send and mistral-common refuses, such as ids of calls in any form, or a late system message: they
+        are read as the native `Tokenizer.chat` reads them. tools: JSON schemas of functions, in OpenAI's format.
+        continue_final_message: whether the last message, the assistant's, is the beginning of the answer.
         tokenize: False returns a text to read; encoding it again does not find its special tokens.
         padding, truncation, max_length, return_tensors: see `__call__`; without effect on a text.
         return_dict: whether to return a BatchEncoding instead of the ids alone.
@@ -75,19 +146,12 @@ class MistralCommonTokenizer(EncodingTokenizer):
             raise TypeError(f"truncation={truncation!r} must be True or False for a chat")
         batched = is_batch(conversation)
         chats = conversation if batched else [conversation]
-        ids = [chat_ids(self._tokenizer, chat, tools, continue_final_message) for chat in chats]
+        mends = self.mode == "test"
+        ids = [chat_ids(self._common, chat, tools, continue_final_message, mends=mends) for chat in chats]
         if not tokenize:
             texts = [self.decode(one) for one in ids]
             return texts if batched else texts[0]
-        encoding = self(
-            ids if batched else ids[0],
-            add_special_tokens=False,
-            padding=padding,
-            truncation=truncation,
-            max_length=max_length,
-            return_tensors=return_tensors,
-        )
-        return encoding if return_dict else encoding["input_ids"]
+        return self._encoded_chats(ids, batched, padding, truncation, max_length, return_tensors, return_dict)
 
     @classmethod
     def from_pretrained(
@@ -128,6 +192,11 @@ class MistralCommonTokenizer(EncodingTokenizer):
             local_files_only=local_files_only,
             token=token,
         )
+        if isinstance(source, TokenizerFolder):
+            raise InputError(
+                f"{source.path}: no tekken.json and no tokenizer.model*, and mistral-common does not read "
+                "tokenizer.json; use AutoTokenizer"
+            )
         return cls(
             source,
             mode,

@@ -1,24 +1,16 @@
 """TokenizerBase: the vocabulary and the decoding of a tokenizer."""
 
-from __future__ import annotations
-
-import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mistral_portable.errors import InputError
-from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile
-from mistral_portable.tokenizer.open_common import load_common
-from mistral_portable.tokenizer.own_template import is_mistrals
+from mistral_portable.tokenizer import Tokenizer
 from mistral_portable.transformers.batch_encoding import to_lists
 from mistral_portable.transformers.padding import checked_integer
 from mistral_portable.transformers.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 __all__ = ["TokenizerBase", "refuse_unknown"]
 
@@ -27,57 +19,51 @@ CLEAN = [(f" {end}", end) for end in ".?!,"] + [(" ' ", "'")]
 CLEAN += [(f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")]
 
 
-class TokenizerBase:
-    """The vocabulary, special tokens and decoding of `MistralCommonTokenizer`."""
+class TokenizerBase(ABC):
+    """The vocabulary, special tokens and decoding of the documented tokenizers.
+
+    tokenizer: the tokenizer that this one is over. vocabulary: its tokens as strings. Others: see the classes.
+    """
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    unk_token_id: int | None
+    pad_token_id: int | None
 
     def __init__(
         self,
-        tokenizer_path: str | os.PathLike[str] | TokenizerFile | GGUFVocabulary,
-        mode: str = "test",
-        model_max_length: int = int(1e30),
-        padding_side: str = "left",
-        truncation_side: str = "right",
-        model_input_names: Sequence[str] | None = None,
-        clean_up_tokenization_spaces: bool = False,
-        **kwargs: Any,
+        tokenizer: Tokenizer,
+        vocabulary: Vocabulary,
+        model_max_length: int,
+        padding_side: str,
+        truncation_side: str,
+        model_input_names: Sequence[str] | None,
+        clean_up_tokenization_spaces: bool,
     ) -> None:
-        refuse_unknown("MistralCommonTokenizer", kwargs)
-        if mode not in ("test", "finetuning"):
-            raise InputError(f'mode={mode!r} is neither "test" nor "finetuning"')
         for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
             if side not in ("left", "right"):
                 raise InputError(f'{name}={side!r} is neither "left" nor "right"')
         if isinstance(model_input_names, str):
             raise InputError(f"model_input_names={model_input_names!r} is one name; pass a list of names")
-        self._source = (
-            tokenizer_path
-            if isinstance(tokenizer_path, TokenizerFile | GGUFVocabulary)
-            else TokenizerFile(Path(tokenizer_path))
-        )
-        self._tokenizer = load_common(self._source, "test" if mode == "test" else "finetuning")
-        if isinstance(self._source, GGUFVocabulary):
-            self._tokenizer.chats = is_mistrals(self._source.chat_template, self._tokenizer)
-        self._vocabulary = Vocabulary(self._tokenizer)
-        self.mode = mode
+        self._tokenizer: Tokenizer = tokenizer
+        self._vocabulary: Vocabulary = vocabulary
         self.model_max_length = checked_integer("model_max_length", model_max_length)
         self.padding_side = padding_side
         self.truncation_side = truncation_side
         self.model_input_names = list(model_input_names or ("input_ids", "attention_mask"))
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
-        self.bos_token_id = self._tokenizer.bos_id
-        self.eos_token_id = self._tokenizer.eos_id
-        self.unk_token_id = self._vocabulary.unknown
-        self.pad_token_id = self._tokenizer.pad_id
 
     @property
-    def tokenizer(self) -> MistralTokenizer[Any, Any, Any, Any, Any]:
-        """mistral-common's tokenizer."""
-        """mistral-common's tokenizer."""
-        return self._tokenizer.mistral
+    @abstractmethod
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """The special tokens before a text, and those behind it."""
+
+    @abstractmethod
+    def _text(self, ids: list[int], skip_special_tokens: bool) -> str:
+        """The text of ids of the vocabulary."""
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens, control tokens included."""
         """The number of tokens, control tokens included."""
         return self._tokenizer.vocab_size
 
@@ -92,36 +78,34 @@ class TokenizerBase:
     @property
     def all_special_tokens(self) -> list[str]:
         """All control tokens as strings, in order of their ids."""
-        """All control tokens as strings, in order of their ids."""
         return [self._vocabulary.to_piece(id) for id in self.all_special_ids]
 
     @property
-    def bos_token(self) -> str:
-        """The token of `bos_token_id` as a string."""
-        """The token of `bos_token_id` as a string."""
-        return self._vocabulary.to_piece(self.bos_token_id)
+    def bos_token(self) -> str | None:
+        """The token of `bos_token_id` as a string; None if there is none."""
+        return self._named(self.bos_token_id)
 
     @property
-    def eos_token(self) -> str:
-        """The token of `eos_token_id` as a string."""
-        """The token of `eos_token_id` as a string."""
-        return self._vocabulary.to_piece(self.eos_token_id)
+    def eos_token(self) -> str | None:
+        """The token of `eos_token_id` as a string; None if there is none."""
+        return self._named(self.eos_token_id)
 
     @property
-    def unk_token(self) -> str:
-        """The token of `unk_token_id` as a string."""
-        """The token of `unk_token_id` as a string."""
-        return self._vocabulary.to_piece(self.unk_token_id)
+    def unk_token(self) -> str | None:
+        """The token of `unk_token_id` as a string; None if there is none."""
+        return self._named(self.unk_token_id)
 
     @property
-    def pad_token(self) -> str:
-        """The token of `pad_token_id` as a string, which may be set."""
-        """The token of `pad_token_id` as a string, which may be set."""
-        return self._vocabulary.to_piece(self.pad_token_id)
+    def pad_token(self) -> str | None:
+        """The token of `pad_token_id` as a string, which may be set; None if there is none."""
+        return self._named(self.pad_token_id)
 
     @pad_token.setter
-    def pad_token(self, token: str) -> None:
-        self.pad_token_id = self.convert_tokens_to_ids(token)
+    def pad_token(self, token: str | None) -> None:
+        self.pad_token_id = None if token is None else self.convert_tokens_to_ids(token)
+
+    def _named(self, id: int | None) -> str | None:
+        return None if id is None else self._vocabulary.to_piece(id)
 
     def get_vocab(self) -> dict[str, int]:
         """Ids by token. Tokens that are parts of characters all read U+FFFD and share one entry."""
@@ -145,7 +129,8 @@ class TokenizerBase:
         return tokens[0] if one else tokens
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Convert a token to its id, or a list to a list; an unknown token becomes `<unk>`, with a warning."""
+        """Convert a token to its id, or a list to a list; an unknown token becomes `<unk>` (None where there is none),
+        with a warning."""
         if isinstance(tokens, list | tuple):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         id = self._vocabulary.to_id(tokens)
@@ -155,7 +140,7 @@ class TokenizerBase:
 
     def add_tokens(self, *_: Any, **__: Any) -> int:
         """Raise NotImplementedError: the vocabulary is fixed."""
-        raise NotImplementedError("no tokens can be added to mistral-common's vocabulary")
+        raise NotImplementedError("no tokens can be added to the vocabulary: the model has no rows for them")
 
     add_special_tokens = add_tokens
 
@@ -168,7 +153,7 @@ class TokenizerBase:
     ) -> Any:
         """Convert ids to text; a batch of ids gives a list of texts.
 
-        Unless special tokens are skipped, sentencepiece's tokens are spelled as in the vocabulary:
+        Unless special tokens are skipped, mistral-common spells sentencepiece's tokens as in the vocabulary:
 
         >>> tokenizer.decode([1, 547, 550]), tokenizer.decode([1, 547, 550], skip_special_tokens=True)
         ('<s>▁Once▁upon', 'Once upon')
@@ -176,20 +161,23 @@ class TokenizerBase:
         Raises TypeError for anything but integers, IndexError for an id outside the vocabulary.
         """
         refuse_unknown("decode", kwargs)
-        from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
-
         ids = to_lists(token_ids)
         clean = (
             self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
         )
         if isinstance(ids, list) and ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean) for row in ids]
-        policy = SpecialTokenPolicy.IGNORE if skip_special_tokens else SpecialTokenPolicy.KEEP
         checked = [self._vocabulary.checked(id) for id in (ids if isinstance(ids, list) else [ids])]
-        text = self.tokenizer.decode(checked, policy)
+        text = self._text(checked, skip_special_tokens)
         for spaced, without in CLEAN if clean else ():
             text = text.replace(spaced, without)
         return text
+
+    def decode_after(self, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
+        """The text, without special tokens, of ids that follow a prompt's; its first space counts unless they begin a
+        text, such as an answer behind [/INST]."""
+        stream = self._tokenizer.stream(prompt)
+        return "".join([*map(stream.push, token_ids), stream.flush()])
 
     def batch_decode(
         self,

@@ -22,7 +22,7 @@ __all__ = ["EncodingTokenizer"]
 
 
 class EncodingTokenizer(TokenizerBase):
-    """The encoding of `MistralCommonTokenizer`."""
+    """The encoding of the documented tokenizers."""
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
         """Split a text into tokens, as strings, without special tokens."""
@@ -88,7 +88,8 @@ class EncodingTokenizer(TokenizerBase):
         """Encode a text or a batch of texts; a list of ids may stand for each text.
 
         text: one or several texts.
-        add_special_tokens: whether ids begin with `<s>` and, in the mode "finetuning", end with `</s>`.
+        add_special_tokens: whether ids begin with `<s>` and, in the mode "finetuning", end with `</s>`; for a finetune
+        as its files say.
         padding: True or "longest"; "max_length"; False or "do_not_pad".
         truncation: True or "longest_first"; False or "do_not_truncate"; None: True if `max_length` is given and
         `padding` is False.
@@ -244,7 +245,29 @@ class EncodingTokenizer(TokenizerBase):
         _no_pair("token_ids_1", token_ids_1)
         if already_has_special_tokens:
             return [int(id in self._vocabulary.special) for id in self._checked(to_lists(token_ids_0))]
-        return [1, *[0] * len(token_ids_0), *[1] * (self.mode == "finetuning")]
+        before, after = self._frame
+        return [*[1] * len(before), *[0] * len(token_ids_0), *[1] * len(after)]
+
+    def _encoded_chats(
+        self,
+        chats: list[list[int]],
+        batched: bool,
+        padding: Any,
+        truncation: bool,
+        max_length: int | None,
+        return_tensors: str | None,
+        return_dict: bool,
+    ) -> Any:
+        """The ids of chats, padded and truncated: an encoding, or its ids alone. batched: else of the only one."""
+        encoding = self(
+            chats if batched else chats[0],
+            add_special_tokens=False,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            return_tensors=return_tensors,
+        )
+        return encoding if return_dict else encoding["input_ids"]
 
     def _checked(self, ids: Any) -> list[int]:
         """The ids, if they are a list of ids in the vocabulary. Raises InputError, TypeError or IndexError."""
@@ -286,13 +309,13 @@ class EncodingTokenizer(TokenizerBase):
         verbose: bool,
     ) -> dict[str, Any]:
         """Encode one text without padding: truncated so that the special tokens fit, then with them."""
-        end = [self.eos_token_id] if self.mode == "finetuning" else []
-        total = len(ids) + (1 + len(end) if add_special_tokens else 0)
+        before, after = self._frame if add_special_tokens else ([], [])
+        total = len(before) + len(ids) + len(after)
         cut: list[int] = []
         stride = checked_integer("stride", stride, 0)
         if lengths.truncates and lengths.max_length and total > lengths.max_length:
             ids, cut = truncate(ids, total - lengths.max_length, self.truncation_side, stride)
-        row: dict[str, Any] = {"input_ids": [self.bos_token_id, *ids, *end] if add_special_tokens else ids}
+        row: dict[str, Any] = {"input_ids": [*before, *ids, *after]}
         if special_mask:
             row["special_tokens_mask"] = self.get_special_tokens_mask(ids) if add_special_tokens else [0] * len(ids)
         if overflow and cut and lengths.max_length:
@@ -331,7 +354,12 @@ class EncodingTokenizer(TokenizerBase):
         wanted = "attention_mask" in self.model_input_names if attention_mask is None else attention_mask
         if wanted and "attention_mask" not in row:
             row = row | {"attention_mask": [1] * len(row["input_ids"])}
-        fillers = {"input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
+        pad = self.pad_token_id
+        if pad is None:
+            if length > len(row["input_ids"]):
+                raise InputError("the tokenizer has no padding token; set pad_token, for example to eos_token")
+            pad = 0
+        fillers = {"input_ids": pad, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
         for name in fillers.keys() & row.keys():
             if not isinstance(row[name], list) or len(row[name]) != len(row["input_ids"]):
                 raise InputError(f"{name}={row[name]!r:.80} is not as long as its input_ids; pass one number for each")

@@ -7,19 +7,27 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mistral_portable.errors import CheckpointError, InputError
-from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile, TokenizerFolder
+from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile, TokenizerFolder, TokenizerSource
+from mistral_portable.tokenizer.folder import read_object
 from mistral_portable.tokenizer.gguf import to_file
 from mistral_portable.weights import open_checkpoint
 from mistral_portable.weights.hub import download_tokenizer
 from mistral_portable.weights.open import HUB_NAME
-from mistral_portable.weights.safetensors import tokenizer_name
+from mistral_portable.weights.safetensors import tokenizer_in, tokenizer_name
 
-__all__ = ["find_tokenizer", "save_tokenizer", "upload_file"]
+__all__ = ["call_settings", "find_tokenizer", "save_tokenizer", "upload_file"]
 
-NONE = "no tekken.json and no tokenizer.model*"
+_SETTINGS = (
+    "clean_up_tokenization_spaces",
+    "model_input_names",
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+)
+NONE = "no tekken.json, no tokenizer.model* and no tokenizer.json"
 
 
-def find_tokenizer(model: str | os.PathLike[str], revision: str, **hub: Any) -> TokenizerFile | GGUFVocabulary:
+def find_tokenizer(model: str | os.PathLike[str], revision: str, **hub: Any) -> TokenizerSource:
     """Find a tokenizer in a folder, a model's file, a hub repository (only the tokenizer is downloaded) or "tiny".
 
     hub: arguments of the download. Raises InputError if there is none, CheckpointError if the model or the hub cannot
@@ -48,11 +56,11 @@ def find_tokenizer(model: str | os.PathLike[str], revision: str, **hub: Any) -> 
     return _in_folder(download_tokenizer(str(model), revision=revision, **hub), str(model))
 
 
-def _in_folder(folder: Path, repository: str | None = None) -> TokenizerFile | GGUFVocabulary:
-    files_there = folder.iterdir() if folder.is_dir() else ()  # a repository without a tokenizer leaves none
-    name = tokenizer_name([path.name for path in files_there if path.is_file()])
-    if name is not None:
-        return TokenizerFile(folder / name)
+def _in_folder(folder: Path, repository: str | None = None) -> TokenizerSource:
+    # A repository without a tokenizer leaves no folder.
+    found = tokenizer_in(folder) if folder.is_dir() else None
+    if found is not None:
+        return found
     if repository is not None:
         raise InputError(f"{repository}: {NONE} in the repository")
     try:
@@ -61,13 +69,26 @@ def _in_folder(folder: Path, repository: str | None = None) -> TokenizerFile | G
         raise InputError(f"{folder}: {NONE}, and no model that brings its own ({error})") from error
 
 
-def _inside(model: str | os.PathLike[str], revision: str | None = None) -> TokenizerFile | GGUFVocabulary:
+def _inside(model: str | os.PathLike[str], revision: str | None = None) -> TokenizerSource:
     checkpoint = open_checkpoint(model if isinstance(model, str) else Path(model), revision=revision)
     if checkpoint.tokenizer is None:
         raise InputError(f"{model}: {NONE}; put one beside the weights")
-    if isinstance(checkpoint.tokenizer, TokenizerFolder):
-        raise InputError(f"{model}: {NONE}; put one beside tokenizer.json, which mistral-common does not read")
     return checkpoint.tokenizer
+
+
+def call_settings(source: TokenizerSource) -> dict[str, Any]:
+    """The arguments of a tokenizer that the tokenizer_config.json beside it states, such as padding_side.
+
+    Raises TokenizerError if it cannot be read.
+    """
+    if isinstance(source, GGUFVocabulary) or (isinstance(source, TokenizerFile) and source.content is not None):
+        return {}
+    folder = source.path if isinstance(source, TokenizerFolder) else source.path.parent
+    stated = read_object(folder / "tokenizer_config.json")
+    found = {name: stated[name] for name in _SETTINGS if stated.get(name) is not None}
+    if isinstance(found.get("model_max_length"), float):  # 1e30 stands for "no limit"
+        found["model_max_length"] = int(found["model_max_length"])
+    return found
 
 
 def save_tokenizer(source: TokenizerFile | GGUFVocabulary, folder: str | os.PathLike[str]) -> Path:

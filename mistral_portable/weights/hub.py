@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mistral_portable.errors import CheckpointError
+from mistral_portable.tokenizer.folder import SETTINGS_FILES, TOKENIZER_FILES
 from mistral_portable.weights.adapter_files import adapter_files
 from mistral_portable.weights.gguf import part_names
 from mistral_portable.weights.hf_files import TORCH_FILES, weight_names
@@ -19,20 +20,11 @@ Progress = Callable[[str, int, int], None]
 """Called from download threads as (what, bytes done, bytes in total as far as known)."""
 
 _CONFIG_FILES = ("config.json", "params.json")
-_TOKENIZER_FILES = ["tokenizer.model*", "tekken.json"]
-_SETTINGS = [
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-]
-_SUBFOLDERS = "*/*"  # subfolders hold copies in other formats
+_SUBFOLDERS = "*/*[!a]"  # subfolders hold copies in other formats; but chat templates, which end with .jinja, count
 # Files of an HF checkpoint, and params.json, which shows that there is Mistral's own, whose weights are large.
 _HF_FILES = [
     "config.json",
+    "generation_config.json",
     "quant*_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
@@ -73,7 +65,7 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
 
     try:
         if file is None:
-            snapshot = fetch([*_HF_FILES, *_TOKENIZER_FILES, *_SETTINGS], _NOT_HF)
+            snapshot = fetch([*_HF_FILES, *TOKENIZER_FILES, *SETTINGS_FILES], _NOT_HF)
             found = _hf(snapshot) or _torch(snapshot, fetch) or _raw(snapshot, fetch)
         else:
             snapshot = fetch([glob.escape(part) for part in part_names(file)], [])
@@ -110,7 +102,7 @@ def download_tokenizer(repository: str, **hub: Any) -> Path:
 
     hub: arguments of `huggingface_hub.snapshot_download`. Raises CheckpointError in the same cases as `download`.
     """
-    return _download_only(repository, _TOKENIZER_FILES, hub)
+    return _download_only(repository, [*TOKENIZER_FILES, *SETTINGS_FILES], hub)
 
 
 def download_config(repository: str, **hub: Any) -> Path:

@@ -3,7 +3,7 @@
 import mmap
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,7 +114,7 @@ class Checkpoint:
     path: Path
     """The folder (safetensors, raw), or the file (GGUF, the first of split ones; a tar of raw weights)."""
     format: str
-    """"safetensors" (a Hugging Face folder, also one of torch files), "gguf" or "raw"."""
+    """"safetensors" or "torch" (a Hugging Face folder of such files), "gguf" or "raw"."""
     config: MistralConfig
     tensors: Mapping[str, Tensor]
     """By HF canonical name, q and k rows in HF's half-split RoPE layout; not yet compared with the config."""
@@ -127,6 +127,8 @@ class Checkpoint:
     """Ids that end a text beside the config's: of generation_config.json, or GGUF's eot and eom."""
     beside: Path | None = None
     """The folder with the tokenizer's other files, where it is not that of the weights: a merged adapter's."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """The fields of generation_config.json: what its makers say of drawing, in transformers' names."""
 
 
 def listing(items: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ The special tokens of v11 and later have the ids that they have in Mistral's own
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from tokenizer.vocabularies import FILES, from_file
 
 from mistral_portable.tokenizer import Tokenizer, TokenizerFile, load_tokenizer
 
-_LATER = {
+LATER = {
     "v11": ["[ARGS]", "[CALL_ID]"],
     "v13 without [THINK]": ["[ARGS]", "[CALL_ID]"],
     "v13": ["[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]"],
     "v15": ["[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]", "[MODEL_SETTINGS]", "[/MODEL_SETTINGS]"],
 }
-VERSIONS = [*FILES, *_LATER]
+VERSIONS = [*FILES, *LATER]
 WITH_CALLS = [name for name in VERSIONS if name != "v1"]
 WITH_REASONING = ["v13", "v15"]
 
@@ -29,11 +29,17 @@ WITH_REASONING = ["v13", "v15"]
 def tokenizer_of(name: str) -> Tokenizer:
     if name in FILES:
         return from_file(name)
-    return tokenizer_with(name.split()[0], _LATER[name])
+    return tokenizer_with(name.split()[0], LATER[name])
 
 
 def tokenizer_with(version: str, last: Sequence[str]) -> Tokenizer:
     """A tokenizer of a later version. last: its special tokens from 32 on."""
+    return load_tokenizer(TokenizerFile(Path("tekken.json"), memoryview(tekken_with(version, last, {}))))
+
+
+def tekken_with(version: str, last: Sequence[str], settings: Mapping[str, Any]) -> bytes:
+    """A tekken.json of a later version. last: its special tokens from 32 on. settings: v15's `model_settings_builder`,
+    such as the efforts of reasoning that the model knows."""
     file: dict[str, Any] = json.loads(FILES["tekken 240911"].read_bytes())
     file["config"]["version"] = version
     special = [dict(token) for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS]
@@ -43,5 +49,5 @@ def tokenizer_with(version: str, last: Sequence[str]) -> Tokenizer:
     ]
     file["special_tokens"] = special
     if version == "v15":
-        file["model_settings_builder"] = {}
-    return load_tokenizer(TokenizerFile(Path("tekken.json"), memoryview(json.dumps(file).encode())))
+        file["model_settings_builder"] = dict(settings)
+    return json.dumps(file).encode()

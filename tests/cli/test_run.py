@@ -1,8 +1,10 @@
 """`run`: its output, and the arguments that reach the library."""
 
 import json
+import re
 import sys
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +59,24 @@ def test_the_same_seed_gives_the_same_text() -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_sampling_of_the_model(tmp_path: Path) -> None:
+    """What generation_config.json states, but for the options that are given, also if they have their default."""
+    mp.convert("tiny", tmp_path / "tiny", to="hf")
+    stated = {"do_sample": True, "temperature": 0.2, "top_p": 0.5, "max_new_tokens": 9}
+    (tmp_path / "tiny" / "generation_config.json").write_text(json.dumps(stated))
+    command = ("run", "Once", "--seed", "1", "--model", str(tmp_path / "tiny"))
+    own = invoke(*command, "--sampling", "model").out
+    spelled = ("--temperature", "0.2", "--top-p", "0.5", "--top-k", "50", "--max-tokens", "9")
+    assert own == invoke(*command, *spelled).out
+    warmer = invoke(*command, "--sampling", "model", "--temperature", "0.7").out
+    assert warmer == invoke(*command, *spelled, "--temperature", "0.7").out
+    shown = invoke("inspect", str(tmp_path / "tiny"))
+    assert re.search(r"^max_new_tokens +9 *$", shown.out, re.MULTILINE)
+    assert json.loads(invoke("inspect", str(tmp_path / "tiny"), "--json").out)["generation"] == stated
+    refused = invoke("run", "Once", "--sampling", "model")
+    assert "no generation_config.json of the model says how to draw" in refused.err
+
+
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_ctrl_c_keeps_what_there_is(options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = json.loads(invoke("run", "Once", "--json", *SHORT).out)["text"]
@@ -81,8 +101,10 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         arrived.update(arguments)
         return mp.load("tiny")
 
-    def stream(self: mp.Model, prompt: str, params: mp.SamplingParams) -> mp.TextStreamer:
-        arrived.update(prompt=prompt, params=params)
+    def stream(
+        self: mp.Model, prompt: str, params: mp.SamplingParams, *, reasoning_effort: str | None
+    ) -> mp.TextStreamer:
+        arrived.update(prompt=prompt, params=params, reasoning_effort=reasoning_effort)
         raise mp.MistralPortableError("that is enough")
 
     monkeypatch.setattr("mistral_portable.cli.loading.load", load)
@@ -99,7 +121,8 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "--max-tokens 5 --temperature 0.5 "
         "--top-k 9 --top-p 0.8 "
         "--min-p 0.1 --typical-p 0.9 --repetition-penalty 1.1 --frequency-penalty 0.2 --presence-penalty -0.3 "
-        "--seed 4 --stop x --stop yz --ignore-eos --logprobs 3 --json"
+        "--seed 4 --stop x --stop yz --ignore-eos --logprobs 3 --json "
+        "--reasoning-effort high"
     )
     assert invoke(*line.split()).err == "error: that is enough\n"
     del arrived["progress"]
@@ -123,6 +146,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "adapters": {"sql": "a/sql", "b": "b.gguf"},
         "adapter": {"sql": 1.0, "b": 0.5},
         "prompt": "Hi",
+        "reasoning_effort": "high",
         "params": mp.SamplingParams(
             max_tokens=5,
             temperature=0.5,
@@ -147,6 +171,7 @@ def test_defaults_are_those_of_the_library(command: tuple[str, ...], monkeypatch
     assert invoke(*command, stdin=b"Hi\n").err == "error: that is enough\n"
     assert arrived.pop("params") == mp.SamplingParams()
     defaults = {name: parameter.default for name, parameter in signature(mp.load).parameters.items()}
+    assert arrived.pop("reasoning_effort") is None
     del arrived["prompt"], arrived["progress"], defaults["progress"]
     assert arrived == defaults
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +118,65 @@ def test_settings_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         mp.convert(folder, tmp_path / "m.gguf", "gguf")
 
 
+def finetune(path: Path, kind: str, template: str = CHATML) -> Path:
+    """A small model with the tokenizer of a finetune."""
+    write_finetune(path / "tokens", kind, template)
+    rows = load_tokenizer(write_finetune(path / "again", kind, template)).vocab_size + 3
+    folder = small(path / "source", FILES["v1"], rows=rows)
+    (folder / "tokenizer.model").unlink()
+    for file in (path / "tokens").iterdir():
+        if file.name != "config.json":
+            shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "text"),
+    [
+        ("listed", CHATML, None),
+        ("tokenizer.json", CHATML, None),
+        ("tekken", CHATML, None),
+        ("first space", CHATML, "'a <"),
+        ("rules", CHATML, "'a"),
+        ("tekken", "", None),
+    ],
+)
+def test_rules_of_a_tokenizer_that_gguf_has_no_place_for_are_told_of(
+    tmp_path: Path, kind: str, template: str, text: str | None
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mp.convert(finetune(tmp_path, kind, template), tmp_path / "m.gguf", "gguf")
+    told = [str(warning.message) for warning in caught if "GGUF has no place" in str(warning.message)]
+    assert len(told) == (text is not None)
+    assert text is None or f"texts such as {text}" in told[0]
+    if not template:
+        with pytest.raises(TokenizerError, match="no chat template: give one"):
+            mp.load(tmp_path / "m.gguf", backend="reference").chat(CHAT)
+
+
+@pytest.mark.parametrize(("ends", "lost"), [([2, 7], ""), ([2, 7, 8], ""), ([2, 7, 8, 9, 10], "9, 10 are left out")])
+def test_ends_that_gguf_has_no_key_for_are_told_of(tmp_path: Path, ends: list[int], lost: str) -> None:
+    """The ids with a known name, such as <|im_end|>, need no key."""
+    folder = finetune(tmp_path, "listed")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "</s>"}))
+    named = load_tokenizer(TokenizerFile(folder / "tokenizer.model")).control_id("<|im_end|>")
+    assert named is not None
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [named, *ends]}))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        path = mp.convert(folder, tmp_path / "m.gguf", "gguf")
+    told = [str(warning.message) for warning in caught if "ids that end a text" in str(warning.message)]
+    assert len(told) == bool(lost)
+    assert lost in "".join(told)
+    assert mp.load(path, backend="reference").end_tokens == {named, *ends[:3]}
+
+
 @pytest.mark.parametrize("kind", ["listed", "tokenizer.json", "tekken"])
 def test_a_finetune_survives(tmp_path: Path, kind: str) -> None:
     """Added tokens, chats and ends of folder, GGUF and folder are the same."""
-    write_finetune(tmp_path / "tokens", kind, CHATML)
-    rows = load_tokenizer(write_finetune(tmp_path / "again", kind, CHATML)).vocab_size + 3
-    folder = small(tmp_path / "source", FILES["v1"], rows=rows)
-    (folder / "tokenizer.model").unlink()
-    for file in (tmp_path / "tokens").iterdir():
-        if file.name != "config.json":
-            shutil.copyfile(file, folder / file.name)
+    folder = finetune(tmp_path, kind)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
     gguf = mp.convert(folder, tmp_path / "m.gguf", "gguf")
     back = mp.convert(gguf, tmp_path / "back", "hf")

@@ -9,7 +9,6 @@ import pytest
 
 from mistral_portable.transformers import AutoTokenizer
 from mistral_portable.transformers.padding import Lengths, PaddingStrategy
-from mistral_portable.transformers.vocabulary import Vocabulary
 
 
 def test_importing_it_imports_no_framework() -> None:
@@ -37,7 +36,7 @@ def test_encoding_imports_no_framework() -> None:
 )
 def test_the_examples_in_docstrings(name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained("tiny")
-    names = {"tokenizer": tokenizer, "vocabulary": Vocabulary(tokenizer._tokenizer)}
+    names: dict[str, object] = {"tokenizer": tokenizer, "vocabulary": tokenizer._vocabulary}
     names |= {"Lengths": Lengths, "PaddingStrategy": PaddingStrategy}
     module = importlib.import_module(f"mistral_portable.transformers.{name}")
     result = doctest.testmod(module, extraglobs=names, optionflags=doctest.NORMALIZE_WHITESPACE)

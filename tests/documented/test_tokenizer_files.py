@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 from documented.tokenizers import ours
+from tokenizer.finetunes import CHATML, write_finetune
 from tokenizer.strategies import user
 from tokenizer.vocabularies import FILES, TINY
 from weights.hub_server import Hub
 
 import mistral_portable as mp
 from mistral_portable.errors import CheckpointError, TokenizerError
-from mistral_portable.transformers import AutoTokenizer, MistralCommonTokenizer
+from mistral_portable.transformers import AutoTokenizer, MistralCommonTokenizer, PreTrainedTokenizerFast
 
 TEXT = "Once upon a time 🦊 <s>"
 CHAT = [user("Hi")]
@@ -30,7 +31,7 @@ def write(folder: Path, **files: str) -> Path:
     return folder
 
 
-def vocabulary(tokenizer: MistralCommonTokenizer) -> tuple[Any, ...]:
+def vocabulary(tokenizer: MistralCommonTokenizer | PreTrainedTokenizerFast) -> tuple[Any, ...]:
     return tokenizer.vocab_size, tokenizer.encode(TEXT), tokenizer.apply_chat_template(CHAT)
 
 
@@ -96,7 +97,7 @@ def test_any_model_that_is_read(form: str, tmp_path: Path) -> None:
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     refusals: list[tuple[Any, type[Exception], str]] = [
-        (tmp_path, ValueError, "no tekken.json and no tokenizer.model"),
+        (tmp_path, ValueError, "no tekken.json, no tokenizer.model"),
         (tmp_path / "missing", ValueError, "no such file or folder, and no name on the Hugging Face hub"),
         ("", ValueError, "no tekken.json|no such file"),
         (tmp_path / "a.txt", CheckpointError, "no GGUF, safetensors or torch file"),
@@ -172,7 +173,10 @@ def test_of_a_repository_only_the_tokenizer_is_downloaded(tmp_path: Path) -> Non
         got = [path for method, path, _ in hub.requests if method == "GET" and "resolve" in path]
     assert first == second == AutoTokenizer.from_pretrained("tiny").encode(TEXT)
     assert {path.rpartition("/")[2] for path in got} == {"tokenizer.model.v3"}
-    assert refused == ["InputError", "some/weights: no tekken.json and no tokenizer.model* in the repository"]
+    assert refused == [
+        "InputError",
+        "some/weights: no tekken.json, no tokenizer.model* and no tokenizer.json in the repository",
+    ]
     assert gated[0] == "CheckpointError"
     assert "access is restricted" in gated[1]
     assert "no revision 'v9'" in revision[1]
@@ -183,6 +187,25 @@ def test_of_a_repository_only_the_tokenizer_is_downloaded(tmp_path: Path) -> Non
     assert found == AutoTokenizer.from_pretrained("tiny").encode("Hi")
     assert not_found[0] == "CheckpointError"
     assert "cache" in not_found[1]
+
+
+def test_of_a_finetunes_repository_settings_and_templates_are_downloaded(tmp_path: Path) -> None:
+    folder = tmp_path / "finetune"
+    write_finetune(folder, "listed", CHATML)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "brief.jinja").write_text("{{ messages[0].content }}")
+    (folder / "chat_template.jinja").write_text(CHATML)
+    (folder / "other").mkdir()
+    (folder / "other" / "tokenizer.json").write_text("{}")
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+    chat = f"AutoTokenizer.from_pretrained('some/finetune').apply_chat_template({CHAT!r}, chat_template="
+    with Hub({"some/finetune": files | {"model.safetensors": b"large"}}) as hub:
+        own, brief = with_hub(hub.url, tmp_path / "a", chat + "None)", chat + "'brief')")
+        got = {path.partition("/resolve/")[2].partition("/")[2] for _, path, _ in hub.requests if "resolve" in path}
+    here = AutoTokenizer.from_pretrained(folder)
+    assert (own, brief) == (here.apply_chat_template(CHAT), here.encode("Hi", add_special_tokens=False))
+    assert got == files.keys() - {"config.json", "other/tokenizer.json"}
 
 
 def test_one_file_of_a_repository_brings_its_vocabulary(tmp_path: Path) -> None:

@@ -94,6 +94,15 @@ def test_properties(kind: str) -> None:
     assert (ours.is_special(start), ours.token_bytes(start)) == (not shown, shown)
 
 
+def test_the_effort_of_reasoning_is_told_to_a_template_that_knows_it(tmp_path: Path) -> None:
+    source = write_finetune(tmp_path, "listed", "{{ messages[0].content }}{{ reasoning_effort or 'own' }}")
+    tokenizer = load_tokenizer(source)
+    written = [tokenizer.decode(tokenizer.chat([user("a ")], reasoning_effort=effort)) for effort in (None, "high")]
+    assert written == ["a own", "a high"]
+    with pytest.raises(TokenizerError, match="does not know reasoning_effort; leave it out"):
+        load_tokenizer(source, CHATML).chat([user("a")], reasoning_effort="high")
+
+
 def test_named_templates(tmp_path: Path) -> None:
     """tool_use is for chats with tools; a choice of the caller's comes before."""
     source = write_finetune(tmp_path, "listed", CHATML)

@@ -2,16 +2,19 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from answers.versions import VERSIONS, WITH_CALLS, WITH_REASONING, tokenizer_of
+from answers.versions import LATER, VERSIONS, WITH_CALLS, WITH_REASONING, tekken_with, tokenizer_of
 from hypothesis import given
 from hypothesis import strategies as st
 from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 from tokenizer.strategies import TOOL, TOOL_CHAT, Message, assistant, user
 
 from mistral_portable.errors import TokenizerError
+from mistral_portable.tokenizer import TokenizerFile, load_tokenizer
+from mistral_portable.tokenizer.to_gguf import gguf_vocabulary
 
 NEWER = ["v3", "v7", "tekken 240911", "v11", "v13", "v15"]
 ids = st.text(max_size=12) | st.from_regex(r"call_[a-zA-Z0-9]{24}", fullmatch=True)
@@ -248,3 +251,44 @@ def test_deeply_nested_content_is_refused() -> None:
         deep = [deep]
     with pytest.raises(TokenizerError, match="nested too deeply"):
         tokenizer_of("v3").chat([user({"a": deep})])
+
+
+def builder(*values: str) -> dict[str, Any]:
+    """`model_settings_builder` of a tekken.json whose model knows these efforts."""
+    return {"reasoning_effort": {"type": "enum", "accepts_none": True, "values": [*values], "default": values[0]}}
+
+
+def test_the_effort_of_reasoning_reaches_the_prompt() -> None:
+    content = memoryview(tekken_with("v15", LATER["v15"], builder("none", "high")))
+    tokenizer = load_tokenizer(TokenizerFile(Path("tekken.json"), content))
+    plain, none, high = (tokenizer.chat([user("Hi")], reasoning_effort=effort) for effort in (None, "none", "high"))
+    assert plain == none != high
+    assert 'reasoning_effort": "high"' in tokenizer.written(high)
+    for wrong in ("low", "very", 3):
+        with pytest.raises(TokenizerError, match=r"chat template v15: .*reasoning_effort") as caught:
+            tokenizer.chat([user("Hi")], reasoning_effort=wrong)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("version", ["v1", "v7", "v13", "v15"])
+def test_an_effort_that_a_version_does_not_know_is_refused(version: str) -> None:
+    with pytest.raises(TokenizerError, match=r"reasoning_effort") as caught:
+        tokenizer_of(version).chat([user("Hi")], reasoning_effort="high")
+    assert "\n" not in str(caught.value)
+
+
+def test_efforts_survive_in_gguf(tmp_path: Path) -> None:
+    """Files without efforts keep mistral-common; those with them get its template, which says the same."""
+    file = tmp_path / "tekken.json"
+    for settings in ({}, builder("none", "high")):
+        tekken = json.loads(tekken_with("v15", LATER["v15"], settings))
+        tekken["vocab"] = tekken["vocab"][:3000]  # the merges of all take seconds
+        tekken["config"]["default_vocab_size"] = 3000 + tekken["config"]["default_num_special_tokens"]
+        file.write_text(json.dumps(tekken))
+        own = load_tokenizer(TokenizerFile(file))
+        found = load_tokenizer(gguf_vocabulary(TokenizerFile(file)))
+        assert found.kind == ("library" if settings else "tekken")
+        system = {"role": "system", "content": "Be brief."}
+        for chat in ([user("Hi é🦊")], [system, user("Hi"), assistant("Yo"), user("?")]):
+            for effort in (None, "none", "high") if settings else (None,):
+                assert found.chat(chat, reasoning_effort=effort) == own.chat(chat, reasoning_effort=effort)

@@ -1,5 +1,6 @@
 """Chat templates of model files are run, but reach nothing, and are stopped."""
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
 from tokenizer.finetunes import CHATML
-from tokenizer.strategies import user
+from tokenizer.strategies import Message, assistant, user
 from tokenizer.vocabularies import FILES, TEMPLATES, from_file
 
 from mistral_portable.errors import TokenizerError
@@ -96,6 +97,47 @@ def test_a_forked_process_has_a_template_of_its_own() -> None:
 def test_malformed_messages_are_refused(messages: list[object]) -> None:
     with pytest.raises(TokenizerError, match=r"conversation is empty|message 0"):
         ChatTemplate({"default": "x"}, {}).render(messages)  # type: ignore[arg-type]
+
+
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('late') }}{% endif %}"
+    "{% if loop.previtem is defined and loop.previtem.role == m.role %}{{ raise_exception('no turn') }}{% endif %}"
+    "[{{ m.role }}{% if m.name is defined %} {{ m.name }}{% endif %}]{{ m.content }}{% endfor %}"
+)
+SYSTEM = {"role": "system", "content": "s"}
+CALLS = {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}
+RESULT = {"role": "tool", "content": "r", "tool_call_id": "1"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ([user("a"), user("b")], "[user]a\n\nb"),
+        ([user("a"), assistant("b"), SYSTEM, user("c")], "[system]s[user]a[assistant]b[user]c"),
+        ([SYSTEM, {"role": "developer", "content": "t"}, user("a")], "[system]s\n\nt[user]a"),
+        ([user("a"), assistant("b"), assistant("c")], "[user]a[assistant]b\n\nc"),
+        ([user("a"), CALLS, RESULT, user("b"), user("c")], "[user]a[assistant][tool f]r[user]b\n\nc"),
+        ([user("a"), CALLS, {**RESULT, "name": "g"}], "[user]a[assistant][tool g]r"),
+        ([user("a"), CALLS, {**RESULT, "tool_call_id": None}], "[user]a[assistant][tool]r"),
+    ],
+)
+def test_a_chat_that_is_refused_is_written_in_a_plainer_order(messages: list[Message], text: str) -> None:
+    before = json.dumps(messages)
+    assert ChatTemplate({"default": STRICT}, {}).render(messages) == text
+    assert json.dumps(messages) == before
+
+
+@pytest.mark.parametrize("messages", [[CALLS, CALLS], [RESULT, RESULT], [SYSTEM, RESULT, SYSTEM, RESULT]])
+def test_what_is_still_refused_has_the_first_reason(messages: list[Message]) -> None:
+    first = "late" if messages[0] is SYSTEM else "no turn"
+    with pytest.raises(TokenizerError, match=f"refuses this chat: {first}"):
+        ChatTemplate({"default": STRICT}, {}).render(messages)
+
+
+def test_a_template_that_takes_any_order_has_it_as_it_is() -> None:
+    messages = [user("a"), user("b"), SYSTEM, user("c")]
+    text = ChatTemplate({"default": "{% for m in messages %}{{ m.role[0] }}{{ m.content }} {% endfor %}"}, {})
+    assert text.render(messages) == "ua ub ss uc "
 
 
 LLAMA = (

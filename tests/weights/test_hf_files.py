@@ -36,6 +36,7 @@ def test_torch_files_are_read_as_by_transformers(tmp_path: Path, shards: int, dt
     write_torch(tmp_path, CONFIG, TENSORS, shards, dtype)
     theirs = transformers.MistralForCausalLM.from_pretrained(tmp_path, dtype=dtype).state_dict()
     assert_read(tmp_path, {name: theirs[name].float().numpy() for name in TENSORS})
+    assert open_checkpoint(tmp_path).format == "torch"
     model = mp.load(tmp_path, backend="reference")
     assert np.isfinite(model.logits([1, 2, 3])).all()
 
@@ -60,7 +61,10 @@ def test_a_torch_file_by_its_path(tmp_path: Path) -> None:
 
 def test_what_is_converted_from_torch_files(tmp_path: Path) -> None:
     write_torch(tmp_path / "source", CONFIG, TENSORS, 2)
+    (tmp_path / "source" / "generation_config.json").write_text('{"temperature": 0.5}')
     mp.convert(tmp_path / "source", tmp_path / "made", "hf")
+    assert open_checkpoint(tmp_path / "made").format == "safetensors"
+    assert open_checkpoint(tmp_path / "made").generation == {"temperature": 0.5}
     assert [path.name for path in (tmp_path / "made").glob("*model*")] == ["model.safetensors"]
     assert_read(tmp_path / "made", TENSORS)
 

@@ -1,5 +1,6 @@
 """HF folders: one file or shards, every float type, and refused files."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,11 @@ def test_truncated_files(tmp_path: Path, keep: int) -> None:
 @pytest.mark.parametrize(
     ("extra", "named"),
     [
-        ({"model_type": "mistral4"}, "model_type='mistral4'"),
+        ({"model_type": "mistral4"}, r"model_type='mistral4' is not supported: there is no latent attention \(MLA\)"),
+        ({"model_type": "voxtral"}, "model_type='voxtral' is not supported: there is no sound here"),
+        ({"model_type": "pixtral"}, "model_type='pixtral' is not supported: there is no vision tower here"),
+        ({"model_type": "mamba2"}, "there is no state space layer here"),
+        ({"model_type": "llama"}, "model_type='llama' is not supported: mistral, ministral, ministral3, mixtral are"),
         ({"model_type": None}, "model_type=None"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
     ],
@@ -152,6 +157,25 @@ def test_models_of_another_kind_are_refused(tmp_path: Path, extra: dict[str, Any
     write_hf(tmp_path, small_config(extra=extra), TENSORS)
     with pytest.raises(ConfigError, match=named):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("outer", "text", "named"),
+    [
+        ("mistral3", "mistral", ""),
+        ("llava", "mistral", ""),
+        ("mistral3", "mistral4", "latent attention"),
+        ("voxtral", "llama", "model_type='voxtral' is not supported: there is no sound here"),
+        ("voxtral_realtime", "voxtral_realtime_text", "there is no sound here"),
+        ("mistral3", "qwen2", "model_type='qwen2' is not supported: mistral"),
+    ],
+)
+def test_the_text_of_vision_models_runs_and_sound_is_refused(tmp_path: Path, outer: str, text: str, named: str) -> None:
+    write_hf(tmp_path, CONFIG, TENSORS)
+    inner = CONFIG.to_dict() | {"model_type": text}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": outer, "text_config": inner, "vision_config": {}}))
+    with pytest.raises(ConfigError, match=named) if named else contextlib.nullcontext():
+        assert open_checkpoint(tmp_path).config.hidden_size == CONFIG.hidden_size
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,9 @@ class FlaxMistralPreTrainedModel:
         checkpoint's. changed: fields of the config that get another value. Raises CheckpointError, ConfigError,
         BackendError, or InputError for arguments that do not fit.
         """
-        read, tensors, source = open_pretrained(name, config, changed, revision=revision)
+        read, tensors, checkpoint = open_pretrained(name, config, changed, revision=revision)
         model = cls(read, dtype=dtype, _do_init=False)
-        check_tensors(model._graph, tensors, source)
+        check_tensors(model._graph, tensors, str(checkpoint.path))
         params = model._read(tensors)
         if not _do_init:
             return model, params
