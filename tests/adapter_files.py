@@ -27,10 +27,12 @@ def peft_adapter(
     targets: Sequence[str] = TARGETS,
     whole: Sequence[str] = (),
     layers: Sequence[int] | None = None,
+    factor: float = 1.0,
 ) -> Path:
     """Write an adapter that changes the modules that end with `targets` by about their own size; its scale is 2.
 
     whole: "lm_head" or "model.embed_tokens", saved as they are with noise. layers: those that change; None: all.
+    factor: of A.
     """
     random = np.random.default_rng(seed)
     tensors: dict[str, NDArray[np.float32]] = {}
@@ -41,7 +43,7 @@ def peft_adapter(
         if module.endswith(tuple(targets)) and (layers is None or layer in layers):
             size = float(np.std(checkpoint.tensors[name].numpy())) / _SCALE / rank**0.5
             a, b = random.standard_normal((rank, shape[1])), random.standard_normal((shape[0], rank)) * size
-            tensors[f"base_model.model.{module}.lora_A.weight"] = a.astype(np.float32)
+            tensors[f"base_model.model.{module}.lora_A.weight"] = np.clip(a * factor, -65504, 65504).astype(np.float32)
             tensors[f"base_model.model.{module}.lora_B.weight"] = b.astype(np.float32)
         if module in whole:
             values = checkpoint.tensors[name].numpy()

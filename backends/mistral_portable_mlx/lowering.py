@@ -159,9 +159,9 @@ class Lowering:
         """a + b."""
         return lambda step, a, b: a + b
 
-    def multiply(self, node: Node) -> Kernel:
-        """a * b."""
-        return lambda step, a, b: a * b
+    def weigh(self, node: Node) -> Kernel:
+        """x * factors, but 0 where a factor is 0."""
+        return lambda step, x, factors: mx.where(factors == 0, mx.array(0, x.dtype), x * factors)
 
     def take_columns(self, node: Node) -> Kernel:
         """A range of columns."""

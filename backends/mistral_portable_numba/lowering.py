@@ -206,9 +206,9 @@ class _Lowering:
     def add(self, node: Node) -> None:
         self._row_kernel("add", node, node.inputs)
 
-    def multiply(self, node: Node) -> None:
+    def weigh(self, node: Node) -> None:
         one = self._columns(node.inputs[1]) == 1 < self._columns(node.name)
-        self._row_kernel("scale" if one else "multiply", node, node.inputs)
+        self._row_kernel("weigh_rows" if one else "weigh", node, node.inputs)
 
     def take_columns(self, node: Node) -> None:
         self._take(node, 4 * node.integer("start"), 0)

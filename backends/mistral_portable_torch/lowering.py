@@ -121,8 +121,8 @@ class Lowering:
     def add(self, node: Node) -> Kernel:
         return lambda step, a, b: a + b
 
-    def multiply(self, node: Node) -> Kernel:
-        return lambda step, a, b: a * b
+    def weigh(self, node: Node) -> Kernel:
+        return lambda step, x, factors: (x * factors).masked_fill(factors == 0, 0)
 
     def take_columns(self, node: Node) -> Kernel:
         columns = slice(node.integer("start"), node.integer("stop"))

@@ -33,9 +33,9 @@ def open_adapter(path: str | Path, config: MistralConfig) -> Adapter:
     model, or has values that are not finite.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, it is quiet about names that are too long
         raise CheckpointError(
-            f"{path}: no such file or folder; adapters of the hub must be downloaded first: hf download"
+            f"{path!s:.200}: no such file or folder; adapters of the hub must be downloaded first: hf download"
         )
     if path.is_dir():
         return _open_folder(path, config)

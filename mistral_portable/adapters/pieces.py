@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mistral_portable.adapters.adapter import Adapter, LowRank
 from mistral_portable.config import MistralConfig
@@ -24,7 +25,9 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _EXPERTS = re.compile(r"experts|switch_mlp|_exps\.|block_sparse_moe\.w[123]|ffn_(gate|up|down)\.\d+\.")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.", re.ASCII)
-_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST = float(np.finfo(np.float16).max)
+"""No adapter has larger numbers: with them no executor's sums overflow for those who do not ask for it."""
+
 _CHECKED = 2**22  # values that are looked at together
 
 
@@ -159,21 +162,30 @@ def _pair(
 
 
 def _require_floats(path: Path, tensor: DenseTensor | BlockTensor) -> None:
-    """Raise CheckpointError unless the tensor has a float type and finite values; reads all of them, in parts."""
+    """Raise CheckpointError unless the tensor has a float type, and values up to _LARGEST; reads all, in parts."""
     if isinstance(tensor, DenseTensor) and tensor.dtype not in FLOATS:
         kinds = ", ".join(sorted(FLOATS))
         raise CheckpointError(f"{path}: {tensor.name!r:.120} is {tensor.dtype}; save the adapter as one of {kinds}")
     if isinstance(tensor, BlockTensor):
-        finite = bool(np.isfinite(tensor.numpy()).all())
+        fits = _fit(tensor.numpy())
     else:
         step = max(1, _CHECKED // tensor.shape[1])
         parts = (slice(begin, begin + step) for begin in range(0, tensor.shape[0], step))
-        finite = all(np.isfinite(tensor.rows(part).numpy()).all() for part in parts)
-    if not finite:
-        raise CheckpointError(f"{path}: {tensor.name!r:.120} has values that are not finite; train or save it again")
+        fits = all(_fit(tensor.rows(part).numpy()) for part in parts)
+    if not fits:
+        raise CheckpointError(
+            f"{path}: {tensor.name!r:.120} has values that are not finite, or beyond {_LARGEST:g}; "
+            "train or save it again"
+        )
+
+
+def _fit(values: NDArray[np.float32]) -> bool:
+    return bool((np.abs(values) <= _LARGEST).all())  # not of NaN
 
 
 def _finite(path: Path, weight: str, scale: float) -> float:
     if not abs(scale) <= _LARGEST:
-        raise CheckpointError(f"{path}: the scale {scale!r} of {weight} is no float32; check the adapter's settings")
+        raise CheckpointError(
+            f"{path}: the scale {scale!r} of {weight} is beyond {_LARGEST:g}; check the adapter's settings"
+        )
     return scale

@@ -112,7 +112,8 @@ def serve(
             url, reach = "http://localhost", f"--unix-socket {uds} "
 
         def ready() -> None:
-            what = f"serving {settings.alias} ({loaded.backend}) on {url if uds is None else uds}"
+            beside = f", with adapters {', '.join(settings.adapters)}" if settings.adapters else ""
+            what = f"serving {settings.alias} ({loaded.backend}) on {url if uds is None else uds}{beside}"
             if log == "json":
                 logging.getLogger("mistral_portable.server").info(what)
                 return

@@ -1,8 +1,8 @@
 """Adapters: those that a model was loaded with, what they do to its graph, and which of them a call wants."""
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ Chosen = str | Mapping[str, float] | None
 Weights = tuple[float, ...]
 """The weight of each adapter of a model; () if all are 0."""
 
+_MOST = 65504.0
+"""The largest weight: float16's largest number, so that every executor can hold it."""
+
 
 class Adapters:
     """The adapters of a model, by name."""
@@ -31,9 +34,12 @@ class Adapters:
     def __init__(self, paths: Mapping[str, str | Path], default: Chosen, config: MistralConfig) -> None:
         """default: for calls that choose none. Raises InputError for a bad name, weight or choice, and the errors of
         `open_adapter`."""
-        for name, path in paths.items():
-            if not (isinstance(name, str) and name and isinstance(path, str | Path)):
-                raise InputError(f"adapters={dict(paths)!r:.60} must be paths by name, such as {{'sql': 'sql-lora'}}")
+        named = isinstance(paths, Mapping) and all(
+            isinstance(name, str) and name and isinstance(path, str | Path) and str(path)
+            for name, path in paths.items()
+        )
+        if not named:
+            raise InputError(f"adapters={paths!r:.60} must be paths by name, such as {{'sql': 'loras/sql'}}")
         self._config = config
         self._adapters = {name: open_adapter(path, config) for name, path in paths.items()}
         for adapter in self._adapters.values():
@@ -43,8 +49,7 @@ class Adapters:
                         f"{adapter.path} has {table.shape[0]} rows of {table.name}, and the model has a vocabulary of "
                         f"{config.vocab_size}: merge it, which adds its tokens: convert --merge-adapter"
                     )
-        self._default: Weights = ()
-        self._default = self.weights({} if default is None else default)
+        self._default: Weights = self.weights({} if default is None else default)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,8 +70,8 @@ class Adapters:
                     f"there are {', '.join(self._adapters)}" if self._adapters else "give load(..., adapters=) its path"
                 )
                 raise InputError(f"adapter={name!r:.60} is not loaded: {there}")
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-                raise InputError(f"adapter {name!r} has the weight {weight!r:.40}: give a finite number")
+            if isinstance(weight, bool) or not isinstance(weight, Real) or not abs(weight) <= _MOST:
+                raise InputError(f"adapter {name!r} has the weight {weight!r:.40}: give a number up to {_MOST:g}")
             if self._adapters[name].whole and weight not in (0, 1):
                 raise InputError(f"adapter {name!r} replaces whole weights: its weight is 0 or 1, not {weight}")
         whole = [name for name, weight in chosen.items() if weight and self._adapters[name].whole]
@@ -101,10 +106,13 @@ class Adapters:
 
     def found(self, named: Sequence[tuple[str, float]]) -> Weights | None:
         """The weights of the adapters with these fingerprints; None if one of them is not there."""
-        by_print = dict(named)
-        if not by_print.keys() <= set(self._fingerprints):
-            return None
-        return tuple(by_print.get(print_, 0.0) for print_ in self._fingerprints) if by_print else ()
+        weights = [0.0] * len(self._adapters)
+        for print_, weight in named:
+            free = [index for index, own in enumerate(self._fingerprints) if own == print_ and not weights[index]]
+            if not free:
+                return None
+            weights[free[0]] = weight
+        return tuple(weights) if named else ()
 
     @cached_property
     def _fingerprints(self) -> tuple[str, ...]:
@@ -122,8 +130,9 @@ class Adapters:
 def _joined(name: str, parts: Sequence[DenseTensor], *, axis: int = 0, transposed: bool = False) -> DenseTensor:
     """One matrix of several, in their type if they have the same, else float32. transposed: as embeddings want it."""
     types = {part.dtype for part in parts}
-    dtype = types.pop() if len(types) == 1 else "float32"
-    arrays: list[NDArray[Any]] = [part.numpy() if types else part.raw() for part in parts]
+    dtype = parts[0].dtype if len(types) == 1 else "float32"
+    alike = all(part.dtype == dtype for part in parts)
+    arrays: list[NDArray[Any]] = [part.raw() if alike else part.numpy() for part in parts]
     joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis)
     return DenseTensor(name, dtype, np.ascontiguousarray(joined.T) if transposed else joined)
 

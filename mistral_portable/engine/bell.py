@@ -21,14 +21,14 @@ class Bell:
 
     def ring(self, event: asyncio.Event) -> None:
         """Set an event soon. Raises RuntimeError if the loop is closed."""
+        loop = self._loop()
+        if loop is None or loop.is_closed():
+            raise RuntimeError("the event loop is closed")
         self._due.append(event)
         if self._called:
             return
-        loop = self._loop()
-        if loop is None:
-            raise RuntimeError("the event loop is gone")
-        self._called = True  # before: it may wake, and see, at once
-        try:
+        try:  # Ctrl-C may come at any point
+            self._called = True  # before: it may wake, and see, at once
             loop.call_soon_threadsafe(self._wake)
         except BaseException:
             self._called = False
@@ -37,4 +37,5 @@ class Bell:
     def _wake(self) -> None:
         self._called = False  # first: who comes from now on calls again
         while self._due:
-            self._due.popleft().set()
+            self._due[0].set()
+            self._due.popleft()

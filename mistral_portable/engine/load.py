@@ -120,7 +120,7 @@ def load(
         raise InputError(f"embeddings={embeddings!r:.40} must be True or False")
     if adapters and tensor_parallel is not None:
         raise InputError("adapters and tensor_parallel do not go together: leave out one of them, or merge the adapter")
-    adapting = Adapters(adapters or {}, adapter, config)
+    adapting = Adapters({} if adapters is None else adapters, adapter, config)
     changed, added = adapting.add_to(build(config))
     whole, tensors = verify(changed), {**checkpoint.tensors, **added}
     graph = verify(

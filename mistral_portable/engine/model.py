@@ -324,6 +324,8 @@ class Model:
         Raises InputError if nothing is known of the prompt or the file cannot be written, ClosedError after `close`,
         BusyError if every lane is taken, CapacityError if there is no memory for the copy.
         """
+        if prompt is None and adapter is not None:
+            raise InputError(f"adapter={adapter!r:.40} is of a prompt: give the prompt, too, or leave it out")
         wanted = None if prompt is None else Text(self.encode(prompt), self._adapters.weights(adapter))
         return self._sessions.save(path, wanted, messages)
 

@@ -118,7 +118,7 @@ class _Adding:
             down = self._parameter(lora_a(weight), *((rows, rank) if table else (rank, columns)))
             up = self._parameter(lora_b(weight), columns if table else rows, rank)
             low = self._node(f"{node.name}.lora_A", node.op, x, down)
-            weighted = self._node(f"{low}.weighted", "multiply", low, self._low_rank_factors(change))
+            weighted = self._node(f"{low}.weighted", "weigh", low, self._low_rank_factors(change))
             out = self._node(
                 f"{node.name}.adapted", "add", out, self._node(f"{node.name}.lora_B", "linear", weighted, up)
             )
@@ -139,11 +139,11 @@ class _Adding:
         """The sum of a node's result and those with the adapters' own weights, each times its factor, 0 or 1."""
         shape = self._parameters[node.inputs[1]].shape
         own = [np.float32(-(index in whole)) for index in range(self._count)]
-        out = self._node(f"{node.name}.base", "multiply", node.name, self._factor(np.array([own]), 1.0))
+        out = self._node(f"{node.name}.base", "weigh", node.name, self._factor(np.array([own]), 1.0))
         for index in whole:
             made = self._node(f"{node.name}.{index}", node.op, x, self._parameter(replacement(weight, index), *shape))
             factor = self._factor(np.eye(self._count, dtype=np.float32)[[index]])
-            out = self._node(f"{out}+{index}", "add", out, self._node(f"{made}.weighted", "multiply", made, factor))
+            out = self._node(f"{out}+{index}", "add", out, self._node(f"{made}.weighted", "weigh", made, factor))
         return out
 
     def _low_rank_factors(self, change: Changed) -> str:

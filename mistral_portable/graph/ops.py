@@ -195,12 +195,12 @@ def add(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> Shape
     return a
 
 
-@_op("a * b, where b may have one column for all of a's", arity=(2,), rowwise=True)
-def multiply(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> Shape:
-    """(a [T, H], b [T, H] or [T, 1]) -> [T, H]"""
-    a, b = shapes
-    _require(len(a) == 2 and b in (a, (a[0], 1)), f"b {b} is neither like a {a} nor one column")
-    return a
+@_op("x * factors, but 0 where a factor is 0", arity=(2,), rowwise=True)
+def weigh(shapes: tuple[Shape, ...], attributes: Mapping[str, Attribute]) -> Shape:
+    """(x [T, H], factors [T, H] or [T, 1]) -> [T, H]. Also infinity and NaN become 0 where the factor is 0."""
+    x, factors = shapes
+    _require(len(x) == 2 and factors in (x, (x[0], 1)), f"factors {factors} are neither like x {x} nor one column")
+    return x
 
 
 @_op(

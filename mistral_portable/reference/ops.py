@@ -16,7 +16,6 @@ __all__ = [
     "embedding",
     "linear",
     "moe",
-    "multiply",
     "replace_rows",
     "rms_norm",
     "rope",
@@ -24,6 +23,7 @@ __all__ = [
     "softmax_scores",
     "take_columns",
     "take_rows",
+    "weigh",
 ]
 
 Floats = NDArray[np.floating[Any]]
@@ -97,9 +97,10 @@ def add(a: Floats, b: Floats) -> Floats:
     return a + b
 
 
-def multiply(a: Floats, b: Floats) -> Floats:
-    """a [T, H], b [T, H] or [T, 1] -> [T, H]"""
-    return a * b
+def weigh(x: Floats, factors: Floats) -> Floats:
+    """x [T, H], factors [T, H] or [T, 1] -> [T, H]: their product, and 0 where the factor is 0, whatever x is"""
+    with np.errstate(invalid="ignore"):
+        return np.where(factors == 0, x.dtype.type(0), x * factors)
 
 
 def softmax_scores(

@@ -178,8 +178,8 @@ class ReferenceProgram:
                 return self._attention(node, inputs, plan)
             case "attention_weights":
                 return self._attention_weights(node, inputs, plan)
-            case "multiply":
-                return ops.multiply(inputs[0], inputs[1])
+            case "weigh":
+                return ops.weigh(inputs[0], inputs[1])
             case "silu_mul":
                 return ops.silu_mul(inputs[0], inputs[1])
             case "moe":

@@ -101,7 +101,7 @@ class _Routes:
         return JSONResponse({"embedding": vectors[0].tolist()})
 
     async def show(self, http: HTTPRequest, request: ShowRequest) -> Response:
-        """Describe the model, whatever its name."""
+        """Describe the model, also under names that it has not."""
         return JSONResponse(self._cards[self._service.name_of(request.model)].shown())
 
     async def tags(self, http: HTTPRequest, body: None) -> Response:

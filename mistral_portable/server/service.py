@@ -30,9 +30,9 @@ class Job:
     """A checked request as a job for the model, whatever its API.
 
     prompts: texts or token ids, encoded if that takes long (`Service.in_thread`). model: `Service.name_of` the one that
-    was asked for, which answers name. n: answers to each. user: answers of
-    one user share the steps with those of another alike. cache_salt: only prompts with the same one are found in the
-    cache. options: further keyword arguments of `Model.answer`.
+    was asked for, which answers name. n: answers to each. user: answers of one user share the steps with those of
+    another alike. cache_salt: only prompts with the same one are found in the cache. options: further keyword arguments
+    of `Model.answer`.
     """
 
     prompts: Sequence[Prompt]
@@ -72,6 +72,12 @@ class Service:
     """
 
     def __init__(self, model: Model, settings: Settings) -> None:
+        """Raises InputError if an adapter of the settings has the alias for its name, or is not the model's."""
+        for name in settings.adapters:
+            if name == settings.alias:
+                raise InputError(f"{name!r} is the name of the model and of an adapter: give the model another --alias")
+            if name not in model.adapters:
+                raise InputError(f"adapter {name!r} is not loaded: load the model with it")
         self.model = model
         self.settings = settings
         self.queue = Queue(lanes=model.manager.spec.max_lanes, waiting=settings.max_queue)
@@ -133,7 +139,7 @@ class Service:
             some = encoded[begin : begin + self.queue.lanes]
             self._check_open()
             with self.queue.admit(len(some)):
-                parts.append(await self.model.aembed(some, pooling=pooling, adapter=self._adapter(model)))
+                parts.append(await self.model.aembed(some, pooling=pooling, adapter=self.adapter(model)))
         return np.concatenate(parts), sum(map(len, encoded))
 
     async def in_thread(self, function: Any, *arguments: Any) -> Any:
@@ -153,8 +159,15 @@ class Service:
 
         Clients of Ollama's API add ":latest".
         """
-        wanted = (model or "").removesuffix(":latest")
-        return wanted if wanted in self.settings.adapters else self.settings.alias
+        for wanted in (model or "", (model or "").removesuffix(":latest")):
+            if wanted in self.settings.adapters:
+                return wanted
+        return self.settings.alias
+
+    def adapter(self, name: str) -> Mapping[str, float]:
+        """The adapters of a model of this name (`name_of`), as `Model.answer` takes them: one, or none."""
+        weights = self.settings.adapters
+        return {name: weights[name]} if name in weights else {}
 
     def check_ready(self) -> None:
         """Raise QueueFull or ClosedError if a request would be refused now, whatever it asks."""
@@ -187,13 +200,9 @@ class Service:
             job.n,
             user=job.user,
             cache_salt=job.cache_salt,
-            adapter=self._adapter(job.model),
+            adapter=self.adapter(job.model),
             **job.options,
         )
-
-    def _adapter(self, name: str) -> Mapping[str, float] | None:
-        weights = self.settings.adapters
-        return {name: weights[name]} if name in weights else None
 
     def _limited(self, params: SamplingParams) -> SamplingParams:
         """The params with at most the operator's number of tokens."""

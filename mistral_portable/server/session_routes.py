@@ -21,13 +21,17 @@ _SUFFIX = ".session"
 
 
 class SaveRequest(BaseModel):
-    """Whose beginning is to be saved: a text, token ids or a chat; none of them: the text that ended last."""
+    """Whose beginning is to be saved: a text, token ids or a chat; none of them: the text that ended last.
+
+    model: the adapter that has read the text or the chat, if one has.
+    """
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
     prompt: str | Many[int] | None = None
     messages: Many[dict[str, Any]] | None = None
     tools: Many[dict[str, Any]] | None = None
+    model: str | None = None
 
 
 def endpoints(service: Service) -> list[Endpoint]:
@@ -47,9 +51,13 @@ def endpoints(service: Service) -> list[Endpoint]:
         return file
 
     def saved(file: Path, body: SaveRequest) -> int:
+        if body.messages is None and body.prompt is None:
+            return model.save_session(file)
+        adapter = service.adapter(service.name_of(body.model))
         if body.messages is None:
-            return model.save_session(file, body.prompt)
-        return model.save_session(file, model.tokenizer.chat(body.messages, tools=body.tools), messages=body.messages)
+            return model.save_session(file, body.prompt, adapter=adapter)
+        tokens = model.tokenizer.chat(body.messages, tools=body.tools)
+        return model.save_session(file, tokens, messages=body.messages, adapter=adapter)
 
     async def save(request: Request, body: SaveRequest | None) -> Response:
         file = file_of(request)

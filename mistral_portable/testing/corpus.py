@@ -18,8 +18,8 @@ __all__ = ["CORPUS_SIZE", "DRIVES", "RUNGS", "SIZES", "Corpus", "corpus"]
 CORPUS_SIZE = 50
 """Cases of a rung, unless SIZES says otherwise."""
 
-SIZES: Mapping[str, int] = {"pages": 16}
-"""Cases of rungs whose texts are long."""
+SIZES: Mapping[str, int] = {"pages": 16, "adapters.q4_0": 16}
+"""Cases of rungs whose texts are long, or that join two others."""
 
 RUNGS: Mapping[str, st.SearchStrategy[Case]] = {
     **{f"op.{name}": op_cases(name) for name in OP_CASES},
@@ -33,6 +33,7 @@ RUNGS: Mapping[str, st.SearchStrategy[Case]] = {
     "pages": page_cases(),
     "inputs_embeds": model_cases(sequences=2, embeds=True),
     "adapters": adapter_cases(),
+    "adapters.q4_0": adapter_cases(quantization="q4_0"),
     "closed": model_cases(sequences=2),
     "threads": model_cases(sequences=3, rollback=True),
     "own_outputs": model_cases(chunks=(1, 3), embeds=True),

@@ -78,9 +78,9 @@ def _binary(op: str) -> Callable[[MistralConfig], Graph]:
     return build
 
 
-def _multiply_column(config: MistralConfig) -> Graph:
+def _weigh_rows(config: MistralConfig) -> Graph:
     a, b = _input("a", config, config.intermediate_size), _input("b", config, 1)
-    return _graph(a, b, ([], [Node("out", "multiply", ("a", "b"), {})]))
+    return _graph(a, b, ([], [Node("out", "weigh", ("a", "b"), {})]))
 
 
 def _moe(config: MistralConfig) -> Graph:
@@ -120,8 +120,8 @@ OP_CASES: dict[str, Callable[[MistralConfig], Graph]] = {
     "silu_mul": _binary("silu_mul"),
     "moe": _moe,
     "add": _binary("add"),
-    "multiply": _binary("multiply"),
-    "multiply+column": _multiply_column,
+    "weigh": _binary("weigh"),
+    "weigh+rows": _weigh_rows,
     "take_columns": _take_columns,
     "replace_rows": _replace_rows,
     "take_rows": _take_rows,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mistral_portable.config import MistralConfig, QueryScale, Window, Yarn
 from mistral_portable.graph import build, verify
-from mistral_portable.graph.adapters import Changed, add_adapters, weight_name
+from mistral_portable.graph.adapters import Changed, add_adapters, is_added, weight_name
 from mistral_portable.graph.passes import accept_embeddings, select_rows
 from mistral_portable.testing.case import Case
 from mistral_portable.testing.op_cases import op_case
@@ -170,10 +170,12 @@ def adapter_cases(draw: st.DrawFn, /, quantization: str | None = None) -> Case:
     changes = draw(st.dictionaries(st.sampled_from(names), _changes(count), min_size=1))
     adapted, constants = add_adapters(plain, changes)
     graph = verify(select_rows(adapted, "logits"))
-    weights = random_weights(graph, draw(_SEEDS), quantization)
+    seed = draw(_SEEDS)
+    weights, floats = random_weights(graph, seed, quantization), random_weights(graph, seed)
+    own = {name: floats[name] for name in graph.tensors if is_added(name)}  # they are never quantized
     given = {name: DenseTensor(name, "float32", array) for name, array in constants.items()}
     scenario = draw(scenarios(config.vocab_size, sequences=2, rows=draw(st.booleans())))
-    return Case("causal LM with adapters", config, graph, {**weights, **given}, scenario)
+    return Case("causal LM with adapters", config, graph, {**weights, **own, **given}, scenario)
 
 
 @st.composite

@@ -12,6 +12,7 @@ from mistral_portable.errors import CheckpointError
 from mistral_portable.weights.gguf_file import read_gguf
 
 __all__ = [
+    "FIXED_NAMES",
     "SETTINGS",
     "adapter_files",
     "explain",
@@ -23,7 +24,7 @@ __all__ = [
 SETTINGS = "adapter_config.json"
 """The settings of PEFT's and of mlx-lm's adapters."""
 
-_FILES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "lora.safetensors")
+FIXED_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "lora.safetensors")
 """PEFT's two, mlx-lm's, mistral-finetune's."""
 
 _OTHERS = re.compile(r"\d+_adapters\.safetensors|adapter_.*\.safetensors", re.ASCII)
@@ -39,8 +40,8 @@ def adapter_files(names: Collection[str]) -> list[str]:
     >>> adapter_files(["model.safetensors", "0000100_adapters.safetensors", "adapters.safetensors"])
     ['adapters.safetensors', '0000100_adapters.safetensors']
     """
-    others = {name for name in names if _OTHERS.fullmatch(name)} - set(_FILES)
-    return [*(name for name in _FILES if name in names), *sorted(others)]
+    others = {name for name in names if _OTHERS.fullmatch(name)} - set(FIXED_NAMES)
+    return [*(name for name in FIXED_NAMES if name in names), *sorted(others)]
 
 
 def is_gguf_adapter(path: Path) -> bool:

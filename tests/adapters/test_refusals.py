@@ -46,7 +46,7 @@ def refusal(path: Path) -> str:
         ({"r": 0}, "r=0 must be an integer from 1"),
         ({"r": "3"}, "r='3' must be"),
         ({"lora_alpha": None}, "lora_alpha=None must be a finite number"),
-        ({"lora_alpha": 1e300}, "is no float32"),
+        ({"lora_alpha": 1e300}, "is beyond 65504; check"),
         ({"rank_pattern": {"(?=q)q_proj": 3}}, "has '(?=q)q_proj', which is no pattern that can be matched safely"),
         ({"rank_pattern": {"q_proj(": 3}}, "has 'q_proj('"),
         ({"rank_pattern": {"((x{500}){500}){500}": 3}}, "size limit"),

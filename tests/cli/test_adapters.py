@@ -34,7 +34,21 @@ def test_two_of_one_name_are_refused(paths: Mapping[str, Path], tmp_path: Path) 
     other = peft_adapter(tmp_path / "sql", seed=3)
     done = invoke("run", "Once", "--adapter", str(paths["sql"]), "--adapter", f"{other}=0.5")
     assert done.status == 2
-    assert "'sql' is the name of two: rename one of them" in done.err
+    assert "'sql' is the name of two: give folders or files of different names" in done.err
+
+
+def test_a_file_that_is_always_called_the_same_has_its_folders_name(paths: Mapping[str, Path]) -> None:
+    files = [part for path in paths.values() for part in ("--adapter", str(path / "adapter_model.safetensors"))]
+    given = [part for path in paths.values() for part in ("--adapter", str(path))]
+    assert invoke("run", "Once", *SHORT, *files).out == invoke("run", "Once", *SHORT, *given).out
+
+
+def test_paths_that_are_none() -> None:
+    for path, message in (("", "give the path of an adapter"), ("x" * 5000 + "=1", "no such file or folder")):
+        done = invoke("run", "Once", "--adapter", path)
+        assert done.status != 0
+        assert message in done.err
+        assert len(done.err) < 1000
 
 
 def test_perplexity_is_that_of_the_adapter(paths: Mapping[str, Path], tmp_path: Path) -> None:

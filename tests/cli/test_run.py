@@ -60,7 +60,7 @@ def test_the_same_seed_gives_the_same_text() -> None:
 
 
 def test_sampling_of_the_model(tmp_path: Path) -> None:
-    """What generation_config.json states, but for the options that are given, also if they have their default."""
+    """The fields of generation_config.json, but for the options that are given, also if they have their default."""
     mp.convert("tiny", tmp_path / "tiny", to="hf")
     stated = {"do_sample": True, "temperature": 0.2, "top_p": 0.5, "max_new_tokens": 9}
     (tmp_path / "tiny" / "generation_config.json").write_text(json.dumps(stated))

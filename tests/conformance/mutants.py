@@ -459,10 +459,10 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "weights one column off": ("op.attention_weights", _outputs(lambda array: np.roll(array, 1, axis=-1))),
     "gate and up swapped": ("op.silu_mul", _inputs("silu_mul", lambda inputs, plan: inputs[::-1])),
     "a + a": ("op.add", _inputs("add", lambda inputs, plan: [inputs[0], inputs[0]])),
-    "the left factor twice": ("op.multiply", _inputs("multiply", lambda inputs, plan: [inputs[0], inputs[0]])),
+    "x times itself": ("op.weigh", _inputs("weigh", lambda inputs, plan: [inputs[0], inputs[0]])),
     "the first row's factor for all": (
-        "op.multiply+column",
-        _inputs("multiply", lambda inputs, plan: [inputs[0], np.broadcast_to(inputs[1][:1], inputs[1].shape)]),
+        "op.weigh+rows",
+        _inputs("weigh", lambda inputs, plan: [inputs[0], np.broadcast_to(inputs[1][:1], inputs[1].shape)]),
     ),
     "columns one off": ("op.take_columns", _attributes("take_columns", _columns_before)),
     "given rows come first": ("op.replace_rows", _inputs("replace_rows", _first_places)),

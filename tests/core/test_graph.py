@@ -55,13 +55,13 @@ def test_the_list_of_ops_is_closed_and_documented() -> None:
         "embedding",
         "linear",
         "moe",
-        "multiply",
         "replace_rows",
         "rms_norm",
         "rope",
         "silu_mul",
         "take_columns",
         "take_rows",
+        "weigh",
     }
     for name, op in OPS.items():
         assert op.name == name

@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapter_files import CONFIG, deltas, peft_adapter
+from adapter_files import deltas, peft_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import mistral_portable as mp
+from mistral_portable.boundary.registry import select
 from mistral_portable.config import Window
 from mistral_portable.engine import Model
-from mistral_portable.errors import CacheError, InputError
+from mistral_portable.errors import CacheError, CheckpointError, InputError
 from mistral_portable.testing.strategies import WINDOWS
 from mistral_portable.weights import open_checkpoint
 
@@ -96,6 +97,12 @@ def test_answers_of_many_adapters_at_once_are_those_alone(
         assert model.manager.lanes == ()
 
 
+def test_numbers_of_numpy_are_weights(model: Model) -> None:
+    expected = answer(model, TEXT, {"first": 0.5})
+    assert answer(model, TEXT, {"first": np.float32(0.5)}) == expected
+    assert answer(model, TEXT, {"first": np.int64(1)}) == answer(model, TEXT, "first")
+
+
 def test_the_cache_is_kept_by_adapter_and_weight(paths: Paths) -> None:
     with mp.load("tiny", backend="numba", threads=1, adapters=paths) as model:
         for choice in [*CHOICES, {"first": 0.5}]:
@@ -113,11 +120,50 @@ def test_load_says_what_calls_have_that_ask_for_none(paths: Paths, model: Model)
 
 
 def test_whole_tables_take_the_place_of_the_models(tmp_path: Path) -> None:
-    path = peft_adapter(tmp_path / "whole", seed=3, targets=("up_proj",), whole=("lm_head", "model.embed_tokens"))
-    with mp.load("tiny", backend="numba", threads=1, adapters={"whole": path}) as model:
-        assert answer(model, TEXT, "whole") != answer(model, TEXT, None)
+    """Each adapter's own, of two."""
+    tables = ("lm_head", "model.embed_tokens")
+    paths = {name: peft_adapter(tmp_path / name, seed=seed, whole=tables, targets=()) for seed, name in enumerate("ab")}
+    checkpoint = open_checkpoint("tiny")
+    with mp.load("tiny", backend="numba", threads=1, adapters=paths) as model:
+        for name, path in paths.items():
+            own = load_file(path / "adapter_model.safetensors")
+            weights = {weight: tensor.numpy() for weight, tensor in checkpoint.tensors.items()}
+            weights |= {f"{table}.weight": own[f"base_model.model.{table}.weight"] for table in tables}
+            folder = tmp_path / f"merged {name}"
+            folder.mkdir()
+            save_file(weights, folder / "model.safetensors")
+            (folder / "config.json").write_text((checkpoint.path / "config.json").read_text())
+            with mp.load(folder, backend="numba", threads=1) as merged:
+                np.testing.assert_array_equal(model.logits(TEXT, adapter=name), merged.logits(TEXT))
         with pytest.raises(InputError, match=r"its weight is 0 or 1, not 0\.5"):
-            model.generate(TEXT, adapter={"whole": 0.5})
+            model.generate(TEXT, adapter={"a": 0.5})
+        with pytest.raises(InputError, match="adapters a, b replace whole weights: use one of them at a time"):
+            model.generate(TEXT, adapter={"a": 1, "b": 1})
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba", "torch", "mlx", "jax"])
+def test_an_adapter_that_overflows_harms_nobody_else(backend: str, tmp_path: Path) -> None:
+    """0 times infinity would be NaN, in the rows of those who do not ask for it."""
+    path = peft_adapter(tmp_path / "huge", seed=0, targets=("q_proj", "down_proj"), factor=6e4)
+    for dtype in {"float32", "float16"} & select(backend).capabilities.dtypes.keys():
+        with mp.load("tiny", backend=backend, dtype=dtype) as plain:
+            expected = plain.logits(TEXT)
+        with mp.load("tiny", backend=backend, dtype=dtype, adapters={"huge": path}) as model:
+            np.testing.assert_array_equal(model.logits(TEXT), expected)
+
+
+@pytest.mark.parametrize("backend", ["mlx", "torch"])
+def test_steps_ahead_have_the_adapters_of_their_requests(backend: str, paths: Paths) -> None:
+    """Tokens that a device chooses, while the host begins the next step, are those that the host chooses."""
+    with mp.load("tiny", backend=backend, adapters=paths, cache_bytes=0) as model:
+        asked = [([*TEXT[:20], number], choice) for number, choice in enumerate(CHOICES)]
+        by_host = [model.generate(prompt, adapter=choice, **OPTIONS) for prompt, choice in asked]
+        options = {**OPTIONS, "logprobs": None}
+        answers = [model.answer(prompt, adapter=choice, **options) for prompt, choice in asked]
+        by_request = {each.completion: each for each in answers}
+        for completion in model.loop.run(list(by_request)):
+            by_request[completion].take()
+        assert [each.generation.tokens for each in answers] == [each.tokens for each in by_host]
 
 
 def test_sessions_are_found_with_their_adapter(paths: Paths, tmp_path: Path) -> None:
@@ -131,10 +177,16 @@ def test_sessions_are_found_with_their_adapter(paths: Paths, tmp_path: Path) -> 
             model.save_session(file, TEXT)
     with mp.load("tiny", adapters={"renamed": paths["second"]}, **options) as model:
         assert model.load_session(file) == len(TEXT)
+        with pytest.raises(InputError, match="give the prompt, too, or leave it out"):
+            model.save_session(file, adapter="renamed")
         assert model.generate(TEXT, **OPTIONS).timings.cached_tokens == 0
         found = model.generate(TEXT, adapter="renamed", **OPTIONS)
         assert found.timings.cached_tokens == len(TEXT) - 1
         assert (found.tokens, found.logprobs) == expected
+    same: dict[str, Path] = {"one": paths["second"], "two": paths["second"]}
+    with mp.load("tiny", adapters=same, **options) as model:
+        assert model.load_session(file) == len(TEXT)
+        assert model.generate(TEXT, adapter="one", **OPTIONS).timings.cached_tokens == len(TEXT) - 1
     for others in ({}, {"first": paths["first"]}):
         with (
             mp.load("tiny", adapters=others, **options) as model,
@@ -147,7 +199,10 @@ def test_sessions_are_found_with_their_adapter(paths: Paths, tmp_path: Path) -> 
     ("choice", "message"),
     [
         ("third", "adapter='third' is not loaded: there are first, second"),
-        ({"first": float("nan")}, "adapter 'first' has the weight nan: give a finite number"),
+        ({"first": float("nan")}, "adapter 'first' has the weight nan: give a number up to 65504"),
+        ({"first": 10**400}, "adapter 'first' has the weight 1000"),
+        ({"first": -1e39}, "give a number up to 65504"),
+        ({"first": "1"}, "adapter 'first' has the weight '1'"),
         ({"first": True}, "adapter 'first' has the weight True"),
         (3, "adapter=3 must be the name of an adapter, or weights by name"),
     ],
@@ -162,8 +217,10 @@ def test_choices_that_cannot_be_had(model: Model, choice: Any, message: str) -> 
 def test_loads_that_cannot_be_had(paths: Paths) -> None:
     with mp.load("tiny", backend="reference") as model, pytest.raises(InputError, match=r"give load\(..., adapters="):
         model.generate([1], adapter="first")
-    with pytest.raises(InputError, match="must be paths by name"):
-        mp.load("tiny", adapters={"": paths["first"]})
+    for wrong in ({"": paths["first"]}, {"a": ""}, {"a": 3}, ["a"], "a", 5):
+        with pytest.raises(InputError, match="must be paths by name"):
+            mp.load("tiny", adapters=wrong)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        mp.load("tiny", adapters={"a": "x" * 5000})
     with pytest.raises(InputError, match="adapters and tensor_parallel do not go together"):
         mp.load("tiny", backend="torch", tensor_parallel=1, adapters=paths)
-    assert CONFIG.num_hidden_layers == 4

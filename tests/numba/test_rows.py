@@ -116,15 +116,18 @@ def test_silu_mul_of_numbers_that_are_not_finite(isa: str) -> None:
 
 @EVERY_ISA
 @given(tokens=TOKENS, columns=COLUMNS, seed=SEEDS)
-def test_products(isa: str, tokens: int, columns: int, seed: int) -> None:
-    memory, a, b = Memory(), normal(seed, tokens, columns), normal(seed + 1, tokens, columns)
-    factors, out, scaled = normal(seed + 2, tokens, 1), memory.rows(tokens, columns), memory.rows(tokens, columns)
-    memory.run(isa, "multiply", [tokens], columns, *at(memory.rows_of(a)), *at(memory.rows_of(b)), *at(out))
-    assert np.array_equal(out[:tokens, :columns], a * b)
-    assert is_blank(out[tokens:])
-    memory.run(isa, "scale", [tokens], columns, *at(memory.rows_of(a)), *at(memory.rows_of(factors)), *at(scaled))
-    assert np.array_equal(scaled[:tokens, :columns], a * factors)
-    assert is_blank(scaled[tokens:])
+def test_weigh(isa: str, tokens: int, columns: int, seed: int) -> None:
+    """Where a factor is 0, infinity and NaN become 0, too."""
+    memory, random = Memory(), np.random.default_rng(seed)
+    x = random.choice(np.array([np.inf, -np.inf, np.nan, 1.5, -0.3], np.float32), (tokens, columns))
+    for kernel, width in (("weigh", columns), ("weigh_rows", 1)):
+        factors = random.choice(np.array([0, 0, 1, -2.5], np.float32), (tokens, width))
+        out = memory.rows(tokens, columns)
+        memory.run(isa, kernel, [tokens], columns, *at(memory.rows_of(x)), *at(memory.rows_of(factors)), *at(out))
+        with np.errstate(invalid="ignore"):
+            expected = np.where(factors == 0, np.float32(0), x * factors)
+        assert np.array_equal(out[:tokens, :columns], expected, equal_nan=True)
+        assert is_blank(out[tokens:])
 
 
 @EVERY_ISA

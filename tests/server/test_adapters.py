@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -11,6 +12,8 @@ from adapter_files import peft_adapter
 from serving import CHAT, Running, serving
 
 import mistral_portable as mp
+from mistral_portable.errors import InputError
+from mistral_portable.server import Service, Settings
 
 NAMES = ("model", "sql", "poems")
 PROMPT = [{"role": "user", "content": "Hello"}]
@@ -76,6 +79,37 @@ def test_streams_and_other_apis_know_the_names(running: Running) -> None:
         events = client.post("/v1/chat/completions", json=body).text.split("\n\n")
         names = [json.loads(event.removeprefix("data: "))["model"] for event in events if '"choices"' in event]
         assert names == ["poems"] * len(names) != []
+
+
+def test_sessions_are_of_the_adapter_that_is_named(running: Running, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"alias": "model", "adapters": {"sql": 1.0}, "sessions_dir": tmp_path}
+    with serving(running.service.model, **settings) as found, found.client() as client:
+        text = {"prompt": "A text that one adapter reads."}
+        read = client.post("/v1/completions", json={**text, **BODY, "model": "sql"}).json()["usage"]["prompt_tokens"]
+        assert client.post("/sessions/a/save", json={**text, "model": "sql"}).json()["tokens"] == read
+        by_base = client.post(
+            "/sessions/a/save", json=text
+        ).json()  # no more than its first token, which all texts have
+        assert by_base.get("tokens", 0) <= 1
+
+
+def test_names_that_cannot_be_served(running: Running) -> None:
+    model = running.service.model
+    with pytest.raises(InputError, match="'sql' is the name of the model and of an adapter"):
+        Service(model, Settings(alias="sql", adapters={"sql": 1.0}))
+    with pytest.raises(InputError, match="adapter 'other' is not loaded"):
+        Service(model, Settings(alias="model", adapters={"other": 1.0}))
+
+
+def test_a_name_is_first_taken_as_it_is(tmp_path: Path) -> None:
+    """Clients of Ollama's API add ":latest" to names."""
+    names = ("x:latest", "x", "y")
+    paths = {name: peft_adapter(tmp_path / str(seed), seed=seed) for seed, name in enumerate(names)}
+    with mp.load("tiny", backend="reference", adapters=paths, adapter="y") as model:
+        service = Service(model, Settings(alias="model", adapters=dict.fromkeys(names, 1.0)))
+        asked = {"x:latest": "x:latest", "x": "x", "y:latest": "y", "z": "model", "": "model"}
+        assert {name: service.name_of(name) for name in asked} == asked
+        assert service.adapter("model") == {}  # not the one that calls have by default
 
 
 def test_embeddings_are_made_with_the_adapter(running: Running) -> None:

@@ -22,7 +22,7 @@ MODULES: Mapping[str, str] = {
     **{f"store_{kind}_{kv}": "kv" for kind in _KINDS for kv in KV_DTYPES},
     **{f"encode_{name}": "encode" for name in BLOCKS},
     "quantize": "activations",
-    **dict.fromkeys(("rms_norm", "rope", "silu_mul", "add", "multiply", "scale", "take"), "rows"),
+    **dict.fromkeys(("rms_norm", "rope", "silu_mul", "add", "take", "weigh", "weigh_rows"), "rows"),
     **dict.fromkeys(("route", "clear", "add_rows"), "experts"),
     "pack": "pack",
     "tape": "tape",

@@ -1,4 +1,4 @@
-"""The small ops, row by row: rms_norm, rope, silu_mul, add, multiply, take_columns, take_rows.
+"""The small ops, row by row: rms_norm, rope, silu_mul, add, weigh, take_columns, take_rows.
 
 Strides of rows are whole vectors, so elementwise kernels may read and write beyond the last column. Sums stop at the
 last column. In the arguments of kernels an address of rows is followed by their stride in bytes.
@@ -9,7 +9,7 @@ from typing import Any
 
 from mistral_portable_numba.compiler.simd.atomics import fetch_add
 from mistral_portable_numba.compiler.simd.get_put import get_f32, get_f64_as_f32, get_i32, get_i64, put_f32
-from mistral_portable_numba.compiler.simd.lanes import all_f32, fma, square_root
+from mistral_portable_numba.compiler.simd.lanes import all_f32, fma, square_root, weighed
 from mistral_portable_numba.compiler.simd.load_store import load_f32, store_f32
 from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.compiler.simd.reduce import sum_lanes
@@ -19,12 +19,12 @@ from mistral_portable_numba.kernels.registry import AnyTokens, Factory
 __all__ = [
     "KERNELS",
     "add_kernel",
-    "multiply_kernel",
     "rms_norm_kernel",
     "rope_kernel",
-    "scale_kernel",
     "silu_mul_kernel",
     "take_kernel",
+    "weigh_kernel",
+    "weigh_rows_kernel",
 ]
 
 _ROWS = 8  # rows of many that a thread claims at a time
@@ -133,11 +133,6 @@ def _add(a: Any, b: Any) -> Any:
 
 
 @inlined
-def _multiply(a: Any, b: Any) -> Any:
-    return a * b
-
-
-@inlined
 def _silu_mul(gate: Any, up: Any) -> Any:
     return gate / (exp(gate * -1.0) + 1.0) * up
 
@@ -147,13 +142,13 @@ def add_kernel() -> Callable[..., Any]:
     return _elementwise(_add)
 
 
-def multiply_kernel() -> Callable[..., Any]:
-    """out = a * b."""
-    return _elementwise(_multiply)
+def weigh_kernel() -> Callable[..., Any]:
+    """out = a * b, but 0 where b is 0."""
+    return _elementwise(weighed)
 
 
-def scale_kernel() -> Callable[..., Any]:
-    """out = a * b, where b has one column. Arguments: counter, address of T, columns, a, b, out."""
+def weigh_rows_kernel() -> Callable[..., Any]:
+    """out = a * b, but 0 where b is 0; b has one column. Arguments: counter, address of T, columns, a, b, out."""
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, columns = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
@@ -164,7 +159,7 @@ def scale_kernel() -> Callable[..., Any]:
             for t in range(first, last):
                 factor = all_f32(get_f32(b + t * sb))
                 for column in range(0, columns, 16):
-                    store_f32(out + t * os + 4 * column, load_f32(a + t * sa + 4 * column) * factor)
+                    store_f32(out + t * os + 4 * column, weighed(load_f32(a + t * sa + 4 * column), factor))
             first, last = _claim(counter, count)
 
     return kernel
@@ -199,7 +194,7 @@ KERNELS: dict[str, Factory] = {
     "rope": AnyTokens(rope_kernel),
     "silu_mul": AnyTokens(silu_mul_kernel),
     "add": AnyTokens(add_kernel),
-    "multiply": AnyTokens(multiply_kernel),
-    "scale": AnyTokens(scale_kernel),
     "take": AnyTokens(take_kernel),
+    "weigh": AnyTokens(weigh_kernel),
+    "weigh_rows": AnyTokens(weigh_rows_kernel),
 }

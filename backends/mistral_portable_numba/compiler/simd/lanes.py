@@ -5,7 +5,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from mistral_portable_numba.compiler.simd.emit import F32, F32X16, I32X16, call, multiply_add, splat
+from mistral_portable_numba.compiler.simd.emit import F32, F32X16, I32X16, call, multiply_add, splat, zero_vector
 from mistral_portable_numba.compiler.simd.operation import operation
 from mistral_portable_numba.compiler.simd.vectors import f32x16, i32x16
 
@@ -20,6 +20,7 @@ __all__ = [
     "maximum",
     "power_of_two",
     "square_root",
+    "weighed",
     "where_less",
 ]
 
@@ -95,3 +96,10 @@ def keep_between(builder: Any, value: Any, key: Any, low: Any, high: Any, other:
 def where_less(builder: Any, a: Any, b: Any, yes: Any, no: Any) -> Any:
     """yes where a < b, else no; no where either is NaN."""
     return builder.select(builder.fcmp_ordered("<", a, b), yes, no)
+
+
+@operation(f32x16, f32x16, f32x16)
+def weighed(builder: Any, a: Any, factor: Any) -> Any:
+    """a * factor, but 0 where the factor is 0, also of infinity and NaN."""
+    nothing = zero_vector(F32X16)
+    return builder.select(builder.fcmp_ordered("==", factor, nothing), nothing, builder.fmul(a, factor))
