@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from conformance.invariant import VARIANT
 from conformance.rounded import WRONG
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import Availability, Capabilities, ExecutorOptions, LaneState, Precision, Program
@@ -15,17 +17,18 @@ from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.cache import CacheSpec, LayerGroup, Reads, StepPlan
 from mistral_portable.config import QueryScale
 from mistral_portable.graph import Graph, Node, Parameter, Rotation
-from mistral_portable.graph.adapters import ADAPTERS
+from mistral_portable.graph.adapters import ADAPTERS, is_added
 from mistral_portable.reference import BACKEND
 from mistral_portable.reference.program import ReferenceProgram
 from mistral_portable.testing.naive import NaiveProgram
-from mistral_portable.weights import Tensor
+from mistral_portable.weights import QuantTensor, Tensor
 from mistral_portable.weights.quantize_on_read import QUANTIZABLE
 
 __all__ = ["MUTANTS", "Mutant", "hanging", "right", "short_ring"]
 
 Make = Callable[[Graph, Mapping[str, Tensor], CacheSpec], Program]
 Array = NDArray[Any]
+Q4_0 = GGMLQuantizationType.Q4_0
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,14 @@ def _given(change: Callable[[Array], Array]) -> Make:
             return super().step(plan, {**inputs, ADAPTERS: change(inputs[ADAPTERS]).astype(np.float32)})
 
     return _program(Misgiven)
+
+
+def _blocks_of_adapters(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> Program:
+    floats = {name: tensor for name, tensor in weights.items() if is_added(name) and tensor.shape[-1] % 32 == 0}
+    packed = {
+        name: QuantTensor(name, tensor.shape, Q4_0, quantize(tensor.numpy(), Q4_0)) for name, tensor in floats.items()
+    }
+    return ReferenceProgram(graph, {**weights, **packed}, cache, "float32")
 
 
 def _outputs(change: Callable[[Array], Array]) -> Make:
@@ -484,6 +495,7 @@ MUTANTS: dict[str, tuple[str, Make]] = {
     "rows counted within a sequence": ("rows", _inputs("take_rows", _rows_within)),
     "adapters not read": ("adapters", _given(lambda weights: np.zeros_like(weights))),
     "adapters of the step's first token": ("adapters", _given(lambda weights: np.tile(weights[:1], (len(weights), 1)))),
+    "adapters in blocks as the weights": ("adapters.q4_0", _blocks_of_adapters),
     "inputs_embeds not read": ("inputs_embeds", _inputs("replace_rows", _no_places)),
     "steps after it is closed": ("closed", _program(_OpenAlways)),
     "closes once only": ("closed", _program(_ClosedOnce)),
