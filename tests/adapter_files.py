@@ -26,12 +26,13 @@ def peft_adapter(
     rank: int = 4,
     targets: Sequence[str] = TARGETS,
     whole: Sequence[str] = (),
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int | None] | None = None,
     factor: float = 1.0,
 ) -> Path:
     """Write an adapter that changes the modules that end with `targets` by about their own size; its scale is 2.
 
-    whole: "lm_head" or "model.embed_tokens", saved as they are with noise. layers: those that change; None: all.
+    whole: "lm_head" or "model.embed_tokens", saved as they are with noise. layers: those that change, with None
+    the head, too; None: all.
     factor: of A.
     """
     random = np.random.default_rng(seed)

@@ -64,7 +64,10 @@ ThreadsOption = Annotated[int | None, _model(_THREADS, "N", min=1)]
 RevisionOption = Annotated[str | None, _model("Branch, tag or commit of a hub id.")]
 AdapterOption = Annotated[
     list[str] | None,
-    _model("A LoRA adapter to use, and how much of it; may be given several times.", "PATH[=SCALE]"),
+    _model(
+        "A LoRA adapter, and how much of it (serve: for requests that name it); may be given several times.",
+        "PATH[=SCALE]",
+    ),
 ]
 ChatTemplateOption = Annotated[
     str | None,

@@ -18,7 +18,7 @@ _REASONS = {
     "pixtral": "vision tower",
     "mamba": "state space layer",
 }
-"""What is not there, by the beginning of a `model_type`."""
+"""The parts that are missing here, by the beginning of a `model_type`."""
 
 
 def check_kind(stated: Mapping[str, Any], source: str) -> None:

@@ -87,7 +87,7 @@ def test_the_undamaged_adapters_open(folders: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
-@settings(max_examples=40)
+@settings(max_examples=40)  # each writes and opens a folder
 @given(damage=damage(header=1500))
 def test_damaged_weights(folders: Path, scratch: Path, kind: str, damage: list[Damage]) -> None:
     folder = fresh(folders, scratch, kind)
@@ -99,7 +99,7 @@ def test_damaged_weights(folders: Path, scratch: Path, kind: str, damage: list[D
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-@settings(max_examples=40)
+@settings(max_examples=40)  # each writes and opens a folder
 @given(damage=damage(header=200))
 def test_damaged_settings(folders: Path, scratch: Path, kind: str, damage: list[Damage]) -> None:
     folder = fresh(folders, scratch, kind)
@@ -123,7 +123,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-@settings(max_examples=60)
+@settings(max_examples=60)  # each writes and opens files
 @given(data=st.data())
 def test_any_json_in_the_settings(folders: Path, scratch: Path, kind: str, data: st.DataObject) -> None:
     folder = fresh(folders, scratch, kind)
@@ -133,7 +133,7 @@ def test_any_json_in_the_settings(folders: Path, scratch: Path, kind: str, data:
     opens_or_explains(folder)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60)  # each writes and opens files
 @given(pattern=st.text(r"ab.*+?()[]{}|^$\dw0123456789,", max_size=60))
 def test_any_pattern_is_matched_or_refused(folders: Path, scratch: Path, pattern: str) -> None:
     folder = fresh(folders, scratch, "peft")

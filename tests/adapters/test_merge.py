@@ -61,7 +61,7 @@ def test_to_every_format(tmp_path: Path, base: Path, to: str) -> None:
         assert close(found[name], expected), name
 
 
-@settings(max_examples=10)
+@settings(max_examples=10)  # each converts a model
 @given(
     source=st.sampled_from(["hf", "raw", "pieces", "gguf"]),
     dtype=st.sampled_from(["float32", "float16", "bfloat16"]),

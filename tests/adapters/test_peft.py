@@ -25,6 +25,7 @@ from mistral_portable.weights import open_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+# Each makes a model of transformers and an adapter of PEFT's, and saves both.
 FEW = hypothesis_settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 EPSILON = float(np.finfo(np.float32).eps)
 
@@ -74,6 +75,7 @@ def test_logits_of_the_merged_model_are_those_of_peft(
         out = mp.convert(made.base, Path(folder) / "merged", "hf", merge_adapters=[(made.adapter, 1.0)])
         with mp.load(out, backend="reference", dtype="float32") as model:
             ours = model.logits(tokens)
+    # Both in float32, which sum in other orders and round the merged weights once more.
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 

@@ -30,7 +30,7 @@ Paths = Mapping[str, Path]
 def paths(tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """Two adapters of different ranks, of which the second changes the attention of some layers and the logits."""
     folder = tmp_path_factory.mktemp("adapters")
-    second = peft_adapter(folder / "b", seed=2, rank=9, targets=("q_proj", "v_proj", "lm_head"), layers=(1, 3, None))  # type: ignore[arg-type]
+    second = peft_adapter(folder / "b", seed=2, rank=9, targets=("q_proj", "v_proj", "lm_head"), layers=(1, 3, None))
     return {"first": peft_adapter(folder / "a", seed=1), "second": second}
 
 
