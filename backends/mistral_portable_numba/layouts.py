@@ -34,6 +34,7 @@ __all__ = [
     "BLOCKS",
     "CHUNK",
     "ENCODE_SCRATCH",
+    "FEW",
     "KV_DTYPES",
     "PAGE_SIZE",
     "START_ZEROS",
@@ -60,6 +61,9 @@ PAGE_SIZE = 64
 
 TOKEN_GROUP = 8
 """The most tokens that linears take at a time. They read and write whole groups, so buffers have room for these."""
+
+FEW = 16
+"""Tokens of a step up to which linears take four at a time: then a pair of tiles is read anew, from the CPU's cache."""
 
 START_ZEROS = {32: 8, 16: 32}
 """Zero points, by columns per scale, whose correction is computed with the activations: 8 as in q4_0, 32 as in q6_k.
@@ -128,7 +132,7 @@ def round_up(number: int, multiple: int) -> int:
 
 def token_group(count: int, most: int) -> int:
     """The tokens that a linear takes at a time when the step has `count` and the instruction set allows `most`."""
-    return 1 if count == 1 else 4 if count <= 4 else most
+    return 1 if count == 1 else 4 if count <= FEW else most
 
 
 def activation_block(group: int) -> "np.dtype[Any]":

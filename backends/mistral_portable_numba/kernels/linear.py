@@ -1,8 +1,8 @@
 """Linear layers over quantized weights: codes of 2 to 8 bits times int8, one kernel per block format.
 
 A lane is a row, so nothing is summed across lanes. A kernel multiplies two tiles of weights with a group of tokens at a
-time (`Isa.tokens` at most). For few tokens, codes are unpacked as they are needed; for more, they are unpacked once
-into scratch that stays in the CPU's cache.
+time (`Isa.tokens` at most). For few tokens, codes are unpacked as they are needed, for four at a time; for more, they
+are unpacked once into scratch that stays in the CPU's cache.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from mistral_portable_numba.kernels.formats import FORMATS, Format
 from mistral_portable_numba.kernels.registry import Factory
 from mistral_portable_numba.layouts import (
     CHUNK,
+    FEW,
     START_ZEROS,
     TOKEN_GROUP,
     activation_block,
@@ -92,9 +93,9 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
 
     def tiles_times(count: int, source: _Source) -> Any:
         """The function that multiplies two tiles with a group of `count` tokens, and may add the result to out."""
-        # For one token the products wait for memory, and for prefetches that stand in a row: 72 of them in a block of
-        # q4_k. With more tokens, or where codes need not be unpacked, pinning costs registers and gains nothing.
-        each = Tokens(count, pinned=count == 1 and layout.bytes < layout.columns)
+        # From tiles, products wait for memory, and for prefetches that stand in a row: 72 of them in a block of q4_k.
+        # From scratch, or where codes need not be unpacked, pinning costs registers and gains nothing.
+        each = Tokens(count, pinned=source is packed and layout.bytes < layout.columns)
         zeros, fma_one, add_scaled, scale_ints = each.zeros, each.fma_one, each.add_scaled, each.scale_ints
         load_each, store_each, start = each.load_each, each.store_each, each.start
         dot = each.dot_signed if signed else each.dot
@@ -209,32 +210,29 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
             p += 2 * tile_bytes
             at += subs * record
 
-    # Few tokens, blocks of 256 columns: the unrolled code is long, and slower than going through the scratch.
-    one, few, many = (tiles_times(*of) for of in ((1, packed), (most, packed), (most, taken_apart)))
-    four = few if most == 4 else tiles_times(4, packed)
-    if large:
-        few, four = many, many if most == 4 else tiles_times(4, taken_apart)
+    # The most tokens for which codes are unpacked anew, every four. Where products of bytes take three instructions and
+    # there are 16 registers, blocks of 256 columns are faster through the scratch.
+    few = FEW if most > 4 else 1 if large else most
+    one, many = tiles_times(1, packed), tiles_times(most, taken_apart)
+    four = one if few == 1 else tiles_times(4, packed)  # not compiled in vain
 
     @inlined
     def several(
         p: Any, pairs: Any, blocks: Any, count: Any, x: Any, xs: Any, u: Any, us: Any, out: Any, os: Any, scratch: Any
     ) -> None:
         """Multiply some pairs of tiles with all tokens, chunk after chunk of the columns."""
-        row_bytes, group, q = blocks * tile_bytes, 4 if count <= 4 else most, scratch + 64
+        row_bytes, q = blocks * tile_bytes, scratch + 64
         for first in range(0, blocks, chunk_blocks):
             some, column = min(chunk_blocks, blocks - first), first * columns
-            x_first, u_first = x + column // 128 * _BLOCK * group, u + column // 32 * sums_bytes * group
+            x_first, u_first = x + column // 128 * _BLOCK * most, u + column // 32 * sums_bytes * most
             for pair in range(pairs):
                 at, o = p + 2 * (row_bytes * pair + tile_bytes * first), out + 128 * pair
                 due = at + 2 * row_bytes if pair + 1 < pairs else p + 2 * tile_bytes * (first + some)
                 for side in range(2):
                     take_apart(at + side * tile_bytes, some, scratch + 64 * side)
-                for t in range(0, count, group):
+                for t in range(0, count, most):
                     a, b, c = x_first + t * xs, u_first + t * us, o + t * os
-                    if large and group == 4:
-                        four(scratch, q, some * subs, due, a, b, c, os, first > 0)
-                    else:
-                        many(scratch, q, some * subs, due, a, b, c, os, first > 0)
+                    many(scratch, q, some * subs, due, a, b, c, os, first > 0)
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, pairs = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
@@ -242,7 +240,7 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
         x, xs, u, us = get_i64(args + 56), get_i64(args + 64), get_i64(args + 72), get_i64(args + 80)
         scratch, row_bytes = get_i64(args + 88) + thread * get_i64(args + 96), blocks * tile_bytes
         # With many tokens, a chunk's inputs stay in the CPU's cache for a share of pairs; with few, weights stream.
-        share = pairs // (8 * threads) if count <= most else min(_SHARE, pairs // (4 * threads))
+        share = pairs // (8 * threads) if count <= few else min(_SHARE, pairs // (4 * threads))
         share = max(1, share)
         while count > 0:
             first = fetch_add(counter, share)
@@ -250,18 +248,15 @@ def linear_kernel(fmt: Format, most: int) -> Callable[..., Any]:
                 break
             some = min(share, pairs - first)
             p, o = weights + 2 * row_bytes * first, out + 128 * first
-            if count > most:
+            if count > few:
                 several(p, some, blocks, count, x, xs, u, us, o, os, scratch)
                 continue
             for _ in range(some):
                 if count == 1:
                     one(p, p + tile_bytes, blocks, p + _AHEAD, x, u, o, os, False)
-                elif large:
-                    several(p, 1, blocks, count, x, xs, u, us, o, os, scratch)
-                elif count <= 4:
-                    four(p, p + tile_bytes, blocks, p + _AHEAD, x, u, o, os, False)
                 else:
-                    few(p, p + tile_bytes, blocks, p + _AHEAD, x, u, o, os, False)
+                    for t in range(0, count, 4):
+                        four(p, p + tile_bytes, blocks, p + _AHEAD, x + t * xs, u + t * us, o + t * os, os, False)
                 p += 2 * row_bytes
                 o += 128
 
