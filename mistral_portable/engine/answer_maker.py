@@ -88,6 +88,7 @@ class AnswerMaker:
         cache_salt: str = "",
         adapter: Chosen = None,
         sampling: str | None = None,
+        draft: str = "auto",
         reasoning_effort: str | None = None,
         **fields: Any,
     ) -> list[Answer]:
@@ -97,6 +98,8 @@ class AnswerMaker:
         for name, value in (("user", user), ("cache_salt", cache_salt)):
             if not isinstance(value, str):
                 raise InputError(f"{name}={value!r} must be a string")
+        if draft not in ("auto", "off"):
+            raise InputError(f'draft={draft!r:.40} must be "auto" or "off"; load(draft=...) says what "auto" is')
         if grammar is not None and not isinstance(grammar, str) and schema is regex is None:
             fields["grammar"] = grammar
         elif not schema is grammar is regex is None:
@@ -124,6 +127,7 @@ class AnswerMaker:
                 user=user,
                 cache_salt=cache_salt,
                 adapters=weights,
+                drafts=draft == "auto",
             )
             parser = self._parser(tokens, answers_chat)
             answers.append(Answer(completion, ends, parser, self._load_s, one_call=not parallel_tool_calls))

@@ -15,9 +15,9 @@ class Timings:
     """Seconds (wall clock) and counts of one call, and of the load before it.
 
     Prefill is everything up to the first new token; `cached_tokens` of the `prefill_tokens` were still in the cache and
-    not computed again; decode is what the steps of the others took, so that
-    `decode_tokens` is one less than the number of tokens made, some of which a stream may not have shown yet.
-    `peak_memory_bytes` is the process's, since it began.
+    not computed again; decode is what the steps of the others took, so that `decode_tokens` is one less than the number
+    of tokens made, some of which a stream may not have shown yet. `drafted_tokens` were tried in steps of other tokens;
+    `accepted_tokens` of them were right, and saved a step each. `peak_memory_bytes` is the process's, since it began.
     """
 
     load_s: float
@@ -27,6 +27,8 @@ class Timings:
     decode_tokens: int
     decode_s: float
     peak_memory_bytes: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

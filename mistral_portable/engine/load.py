@@ -15,6 +15,7 @@ from mistral_portable.config import Window
 from mistral_portable.engine.adapters import Adapters, Chosen
 from mistral_portable.engine.block_maker import block_maker
 from mistral_portable.engine.core import Core
+from mistral_portable.engine.drafting import Drafting, SuffixDrafting
 from mistral_portable.engine.model import Model
 from mistral_portable.errors import InputError
 from mistral_portable.graph import build, verify
@@ -50,6 +51,7 @@ def load(
     chat_template: str | Path | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     adapter: Chosen = None,
+    draft: str = "auto",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Model:
     """Open a checkpoint and make it ready to run.
@@ -76,6 +78,8 @@ def load(
     model's, or "mistral" for Mistral's.
     adapters: paths of low-rank adapters (LoRA), by names of your choice, that calls may ask for (docs/adapters.md).
     adapter: what calls have that ask for none: a name of these, or weights of several by name.
+    draft: "auto": where a text repeats itself, steps try several tokens on executors whose bits do not depend on the
+    batch (`Program.batch_invariant`); "suffix": on any; "off": never. The text is the same (docs/drafts.md).
     progress: called as (what, done, total), in any unit, while files are downloaded, weights read and kernels compiled.
 
     Things that the user should know (an inferred window, say) are issued as warnings.
@@ -118,6 +122,10 @@ def load(
         raise InputError(f"max_context={context} must be from 1 to max_position_embeddings={limit}")
     if not isinstance(embeddings, bool):
         raise InputError(f"embeddings={embeddings!r:.40} must be True or False")
+    if draft not in ("auto", "suffix", "off"):
+        raise InputError(f'draft={draft!r:.40} must be "auto", "suffix" or "off"')
+    if draft == "suffix" and tensor_parallel is not None:
+        raise InputError('draft="suffix" and tensor_parallel do not go together: leave out one of them')
     if adapters and tensor_parallel is not None:
         raise InputError("adapters and tensor_parallel do not go together: leave out one of them, or merge the adapter")
     adapting = Adapters({} if adapters is None else adapters, adapter, config)
@@ -140,6 +148,8 @@ def load(
         warnings.warn(f"{error}. Until then give token ids instead of text.", stacklevel=2)
         tokenizer = None
     program = prepare(chosen, graph, tensors, spec, options)
+    # Processes that share a model must make the same steps, whatever their clocks say.
+    drafts = draft == "suffix" or (draft == "auto" and program.batch_invariant and tensor_parallel is None)
     manager = CacheManager(
         spec, model=fingerprint(config, checkpoint.tensors), budget=_budget(program, spec, cache_bytes)
     )
@@ -155,6 +165,7 @@ def load(
         ends=checkpoint.ends,
         adapters=adapting,
         generation=checkpoint.generation,
+        drafting=Drafting(SuffixDrafting(), vocab_size=config.vocab_size) if drafts else None,
     )
 
 

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from mistral_portable.engine.bell import Bell
 from mistral_portable.engine.caller import Caller
 from mistral_portable.engine.core import Core
+from mistral_portable.engine.drafting import Drafting
 from mistral_portable.engine.request import Request
 from mistral_portable.engine.steps import Steps, Text
 from mistral_portable.engine.task import Task
@@ -37,12 +38,14 @@ class Loop:
     the middle of a step, comes there. What it tears is mended: only texts of the main thread may end by it.
     """
 
-    def __init__(self, core: Core, *, lanes: int | None = None, lockstep: bool = False) -> None:
+    def __init__(
+        self, core: Core, *, lanes: int | None = None, lockstep: bool = False, drafting: Drafting | None = None
+    ) -> None:
         """lanes: the most that its requests hold together; None: all that nobody else holds. lockstep: whether other
-        processes make the same calls and must make the same steps."""
+        processes make the same calls and must make the same steps. drafting: what steps try; None: nothing."""
         lanes = lanes or core.manager.spec.max_lanes
         self._core = core
-        self._steps = Steps(core, lanes=lanes, lockstep=lockstep)
+        self._steps = Steps(core, lanes=lanes, lockstep=lockstep, drafting=drafting)
         self._tasks: deque[Task[Any]] = deque()
         self._bells: WeakKeyDictionary[asyncio.AbstractEventLoop, Bell] = WeakKeyDictionary()
         self._together = 4 * lanes  # requests of one caller: enough to choose from, and no longer lists

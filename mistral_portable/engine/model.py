@@ -16,6 +16,7 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.engine.adapters import Adapters, Chosen
 from mistral_portable.engine.answer_maker import AnswerMaker, Params
 from mistral_portable.engine.core import Core
+from mistral_portable.engine.drafting import Drafting
 from mistral_portable.engine.embedding import Embedding, Pooling
 from mistral_portable.engine.generation import Generation
 from mistral_portable.engine.loop import Loop
@@ -54,10 +55,11 @@ class Model:
         ends: Iterable[int] = (),
         adapters: Adapters | None = None,
         generation: Mapping[str, Any] | None = None,
+        drafting: Drafting | None = None,
     ) -> None:
         """Made by `load`. lockstep: as `Loop` takes it. embeddings: whether the program has that output. ends: ids that
         end a text, beside the config's and the tokenizer's. adapters: those of its program; None: it has none.
-        generation: the fields of generation_config.json."""
+        generation: the fields of generation_config.json. drafting: what steps try."""
         self.config = config
         self.backend = backend
         self.core = core
@@ -65,7 +67,7 @@ class Model:
         self.load_s = load_s
         self.embeddings = embeddings
         """Whether `embed` is possible."""
-        self.loop = Loop(core, lockstep=lockstep)
+        self.loop = Loop(core, lockstep=lockstep, drafting=drafting)
         size = config.vocab_size
         self._prompts = Prompts(tokenizer, vocab_size=size, max_context=self.max_context, source=source)
         own = frozenset[int]() if tokenizer is None else tokenizer.end_ids
@@ -147,8 +149,8 @@ class Model:
         `priority` (0; among requests of several threads the higher one comes first); `user` (""; users share the steps
         alike); `cache_salt` (""; what others have asked is found in the cache by those with the same one only, so that
         nobody learns of it by how fast an answer begins); `adapter` (the name of one of `adapters`, weights of several
-        by name, {} for none; None: what `load` was told); one of `schema`, `grammar` and `regex`, which the answer then
-        keeps (`compile_grammar`).
+        by name, {} for none; None: what `load` was told); `draft` ("auto": as `load` was told; "off": none); one of
+        `schema`, `grammar` and `regex`, which the answer then keeps (`compile_grammar`).
 
         Raises InputError for an empty or too long prompt, an id outside the vocabulary, a bad sampling value or rule,
         CapacityError if the cache does not fit into memory, NumericsError for logits that are not finite, ClosedError

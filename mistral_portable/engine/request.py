@@ -98,7 +98,7 @@ class Completion(Request[Sampled]):
     """Continues a prompt, token after token.
 
     limit: the most tokens of the answer. prefill_s: seconds from its submission to the first token. decode_s: of the
-    steps that made the others.
+    steps that made the others. drafted: tokens that steps have tried; accepted: those that needed no step of their own.
     """
 
     def __init__(
@@ -113,12 +113,16 @@ class Completion(Request[Sampled]):
         cache_salt: str = "",
         embeds: NDArray[np.float32] | None = None,
         adapters: Sequence[float] = (),
+        drafts: bool = False,
     ) -> None:
         """prompt: 1 to max_context ids. ends: ids that end the answer, beside `params.max_tokens` and max_context.
-        embeds: a row for each id of the prompt; penalties then count the answer alone."""
+        embeds: a row for each id of the prompt; penalties then count the answer alone. drafts: whether steps may try
+        several tokens; not with embeds."""
         super().__init__(prompt, priority=priority, user=user, cache_salt=cache_salt)
         self.embeds = embeds
         self.adapters = adapters
+        self.drafts = drafts and embeds is None
+        self.drafted = self.accepted = 0
         self.sampler = Sampler(params, prompt_tokens=prompt if embeds is None else ())
         self.prefill_s = self.decode_s = 0.0
         self._ends = ends
@@ -132,9 +136,9 @@ class Completion(Request[Sampled]):
         return self.sampler.params.is_greedy
 
     @property
-    def last(self) -> bool:
-        """Whether its next token is the last one, whatever it is."""
-        return len(self.tokens) + 1 == self._most
+    def left(self) -> int:
+        """The most tokens that are still to come."""
+        return self._most - len(self.tokens)
 
     @property
     def findable(self) -> int:
@@ -152,7 +156,7 @@ class Completion(Request[Sampled]):
         self._append(sampled)
         if self.finished:
             return 1
-        forced = self.sampler.forced(min(_MOST_FORCED, self._most - len(self.tokens)))
+        forced = self.sampler.forced(min(_MOST_FORCED, self.left))
         for one in forced:
             self._append(one)
         return 1 + len(forced)

@@ -215,6 +215,12 @@ class Scheduler(Generic[Key]):
             job.length += 1
             self._dealt[job.user] += 1
 
+    def advance(self, key: Key, tokens: int) -> None:
+        """Note that a request which decodes has more tokens in its lane than its turn had: drafted ones."""
+        job = self._decoding[key]
+        job.length += tokens
+        self._dealt[job.user] += tokens
+
     def read_more(self, key: Key, tokens: int) -> None:
         """Let a request that decodes read the newest `tokens` of its answer first, in chunks as a prompt."""
         self._steady = None

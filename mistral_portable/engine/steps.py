@@ -11,13 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import GreedyProgram, Step
-from mistral_portable.cache import Chunk
+from mistral_portable.cache import Chunk, common_length
 from mistral_portable.engine.core import Core
+from mistral_portable.engine.drafting import Drafting
 from mistral_portable.engine.lanes import RequestLanes
 from mistral_portable.engine.request import Completion, Request, Scoring
 from mistral_portable.engine.scheduler import Scheduler, Turn
 from mistral_portable.engine.under_way import UnderWay
-from mistral_portable.errors import BusyError, CapacityError, ClosedError, InputError, NumericsError
+from mistral_portable.errors import (
+    BusyError,
+    CapacityError,
+    ClosedError,
+    InputError,
+    MistralPortableError,
+    NumericsError,
+)
 from mistral_portable.sampling import Sampled, sample_rows
 
 __all__ = ["Steps", "Text"]
@@ -40,7 +48,7 @@ class Text(NamedTuple):
 class Steps:
     """The requests of a Loop. `add` and `leave` are for any thread; all else for the one that runs steps."""
 
-    def __init__(self, core: Core, *, lanes: int, lockstep: bool) -> None:
+    def __init__(self, core: Core, *, lanes: int, lockstep: bool, drafting: Drafting | None) -> None:
         """Arguments: those of `Loop`."""
         self.foreign: set[_Request] = set()
         """Requests that other threads than the main one have submitted, but for those that stand still."""
@@ -49,6 +57,7 @@ class Steps:
         self.last_text = Text((), ())
         """Prompt and answer of the completion that ended last, of those without a `cache_salt`."""
         self._core = core
+        self._drafting = drafting
         self._on_device = isinstance(core.program, GreedyProgram)
         self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk, learns=not lockstep)
         self._arrived: deque[_Request] = deque()
@@ -155,20 +164,45 @@ class Steps:
 
     def _run(self, turn: Turn[_Request], begin: float) -> None:
         """Begin a step, and unless the device chooses all its tokens, wait for it and hand out what it made."""
-        chunks = [self._chunk(request, count) for request, count in zip(turn.requests, turn.counts, strict=True)]
-        if not self._submit(turn, chunks):
-            outputs = self._core.run(chunks)[1]
+        drafts = {} if self._drafting is None else self._drafting.choose(turn)
+        chunks = self._chunks(turn, drafts)
+        if drafts or not self._submit(turn, chunks):
+            start = time.perf_counter()
+            try:
+                outputs = self._core.run(chunks)[1]
+            except CapacityError:
+                if not drafts:
+                    raise
+                drafts = {}  # they are to save time, and not to cost anybody the lane
+                chunks = self._chunks(turn, drafts)
+                outputs = self._core.run(chunks)[1]
+            seconds = time.perf_counter() - start
             self._took_place(turn)
-            self._hand_out(turn.requests, chunks, outputs, begin)
-            self._scheduler.observe(turn, time.perf_counter() - begin)
+            self._hand_out(turn.requests, chunks, outputs, drafts, begin)
+            if self._drafting is not None:
+                self._drafting.observe(turn, sum(len(chunk.tokens) for chunk in chunks), seconds)
+            if not drafts:
+                self._scheduler.observe(turn, time.perf_counter() - begin)
+
+    def _chunks(self, turn: Turn[_Request], drafts: Mapping[_Request, Sequence[int]]) -> list[Chunk]:
+        if not drafts:
+            return [self._chunk(request, count) for request, count in zip(turn.requests, turn.counts, strict=True)]
+        chunks = list[Chunk]()
+        for request, count in zip(turn.requests, turn.counts, strict=True):
+            chunk, draft = self._chunk(request, count), drafts.get(request, ())
+            tokens = [*chunk.tokens, *draft]
+            chunks.append(chunk._replace(tokens=tokens, rows=range(count - 1, len(tokens))) if draft else chunk)
+        return chunks
 
     def _begin_following(self, before: UnderWay) -> None:
         """Begin the step that follows the one under way, whose tokens stay on the device, if it chooses all again.
 
         Whoever ends by a token that is read later takes part in vain.
         """
+        if self._drafting is not None and any(completion.drafts for completion in before.completions):
+            return  # what it makes tells what to try
         turn = self._next_turn()
-        ending = {completion for completion in before.completions if completion.last}
+        ending = {completion for completion in before.completions if completion.left == 1}
         if ending:
             turn = Turn(tuple(request for request in turn.decoding if request not in ending), turn.reading)
         rows: dict[_Request, int] = {completion: row for row, completion in enumerate(before.completions)}
@@ -210,11 +244,11 @@ class Steps:
         requests: Sequence[_Request],
         chunks: Sequence[Chunk],
         outputs: Mapping[str, NDArray[np.float32]],
+        drafts: Mapping[_Request, Sequence[int]],
         begin: float,
     ) -> None:
         """Give each request what its rows of a step's outputs are for. begin: of the step, by time.perf_counter."""
-        completions: list[Completion] = []
-        places: list[int] = []
+        places: dict[Completion, int] = {}
         start = 0
         for request, chunk in zip(requests, chunks, strict=True):
             count = len(chunk.rows)
@@ -223,19 +257,67 @@ class Steps:
                 request.take(made.astype(np.float32, copy=False))  # float64 programs return float64
                 self._tell(request)
             elif count:
-                completions.append(cast(Completion, request))
-                places.append(start)
+                places[cast(Completion, request)] = start
             start += count
-        if completions:
+        if places:
             logits = outputs["logits"].astype(np.float32, copy=False)
-            rows = logits if len(places) == start else logits[places]
-            for completion, sampled in zip(
-                completions, sample_rows([c.sampler for c in completions], rows), strict=True
-            ):
-                if isinstance(sampled, Sampled):
-                    self._give(completion, sampled, begin)
-                else:
-                    self.fail([completion], sampled)
+            for completion in places:
+                self._note_time(completion, begin)
+            right = self._sample(places, drafts, logits)
+            for completion, count in right.items():
+                self._go_on(completion, len(drafts.get(completion, ())), count)
+
+    def _sample(
+        self, places: Mapping[Completion, int], drafts: Mapping[_Request, Sequence[int]], logits: NDArray[np.float32]
+    ) -> dict[Completion, int]:
+        """Append to answers what the sampler chooses, and as long as that is what was drafted, from the next row, too.
+
+        places: the first row of each answer. Returns the number of drafted tokens that were right, without those that
+        have failed.
+        """
+        right = dict.fromkeys(places, 0)
+        going = list(places)
+        while going:
+            rows = [places[completion] + right[completion] for completion in going]
+            some = logits if len(rows) == len(logits) else logits[rows]
+            going, sampling = [], zip(going, sample_rows([c.sampler for c in going], some), strict=True)
+            for completion, sampled in sampling:
+                made = self._take(completion, sampled)
+                if not made:
+                    del right[completion]
+                    continue
+                draft = drafts.get(completion, ())[right[completion] :]
+                found = common_length(draft, made)
+                right[completion] += found
+                if found == len(made) and not completion.finished:
+                    going.append(completion)
+        return right
+
+    def _take(self, completion: Completion, sampled: Sampled | MistralPortableError) -> list[int]:
+        """Append a token to an answer, and those that its grammar forces; return them, [] if the answer fails."""
+        if isinstance(sampled, Sampled):
+            try:
+                return completion.tokens[-completion.take(sampled) :]
+            except InputError as error:
+                sampled = error
+        self.fail([completion], sampled)
+        return []
+
+    def _go_on(self, completion: Completion, drafted: int, right: int) -> None:
+        """Keep what was right of a draft in the cache, have the next step read what is new, and tell."""
+        if drafted:
+            accepted = min(right, len(completion.tokens) - 1 - completion.fed)
+            completion.drafted += drafted
+            completion.accepted += accepted
+            completion.fed += accepted
+            self._scheduler.advance(completion, accepted)
+            if accepted < drafted:
+                assert completion.lane is not None
+                self._core.manager.rollback(completion.lane, completion.fed)
+        unread = len(completion.tokens) - completion.fed
+        if unread > 1 and not completion.finished:
+            self._scheduler.read_more(completion, unread)
+        self._tell(completion)
 
     def _read_first(self, begin: float) -> None:
         """Wait for the older one of the begun steps, and hand its tokens out."""
@@ -255,23 +337,17 @@ class Steps:
             if token < 0:
                 self.fail([completion], NumericsError(_NOT_FINITE))
             else:
-                self._give(completion, Sampled(token), begin)
+                self._note_time(completion, begin)
+                self._take(completion, Sampled(token))
+                self._tell(completion)
 
-    def _give(self, completion: Completion, sampled: Sampled, begin: float) -> None:
-        """Append a token to an answer, and those that its grammar forces. begin: of the step, by time.perf_counter."""
+    def _note_time(self, completion: Completion, begin: float) -> None:
+        """Note how long an answer has waited for a step. begin: of the step, by time.perf_counter."""
         now = time.perf_counter()
         if completion.prefill_s:
             completion.decode_s += now - begin
         else:
             completion.prefill_s = now - completion.submitted
-        try:
-            count = completion.take(sampled)
-        except InputError as error:
-            self.fail([completion], error)
-            return
-        if count > 1 and not completion.finished:
-            self._scheduler.read_more(completion, count)
-        self._tell(completion)
 
     def _tell(self, request: _Request) -> None:
         """Note that something was made for a request."""

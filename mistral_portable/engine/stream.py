@@ -96,6 +96,8 @@ class Answer:
                 decode_tokens=max(0, len(completion.tokens) - self._prompt_tokens - 1),
                 decode_s=completion.decode_s,
                 peak_memory_bytes=peak_memory_bytes(),
+                drafted_tokens=completion.drafted,
+                accepted_tokens=completion.accepted,
             ),
         )
 
