@@ -14,14 +14,16 @@ __all__ = ["call_tokens", "scripted"]
 @contextmanager
 def scripted(model: mp.Model, tokens: Sequence[int]) -> Iterator[None]:
     """Let the model's one answer be these tokens, then its end token, for the duration of a `with` block."""
-    step, rest = model.program.step, iter(tokens)
+    step, first = model.program.step, list[int]()
 
     def said(plan: Any, inputs: Any) -> Any:
         outputs = dict(step(plan, inputs))
         logits = outputs["logits"].copy()
-        for row in logits:
+        for row, position in zip(logits, plan.positions[plan.logit_rows].tolist(), strict=True):
+            first[:] = first or [position]  # behind the prompt; a step may try several tokens
+            said = tokens[position - first[0] :]
             row[:] = -50
-            row[next(rest, model.tokenizer.eos_id)] = 50
+            row[said[0] if said else model.tokenizer.eos_id] = 50
         return {**outputs, "logits": logits}
 
     with pytest.MonkeyPatch.context() as patch:

@@ -13,10 +13,11 @@ class StepCosts:
     """Seconds of a step by its number of tokens, 1 to `most`.
 
     More tokens never take less: a shorter time of a larger step counts for smaller ones, too. A size that was never
-    run counts a sixteenth longer than the next smaller one, so that it is tried when there is good reason.
+    run counts a sixteenth longer than the next smaller one, so that it is tried when there is good reason. The first
+    step of a size does not count: something may have been compiled for it.
 
     >>> costs = StepCosts(5)
-    >>> for tokens, seconds in [(1, 1.0), (3, 1.5), (4, 1.25)]: costs.observe(tokens, seconds)
+    >>> for tokens, seconds in [(1, 1.0), (3, 1.5), (4, 1.25)] * 2: costs.observe(tokens, seconds)
     >>> costs.seconds()    # index 0 is no step
     [0.0, 1.0, 1.0625, 1.25, 1.25, 1.328125]
     """
@@ -32,6 +33,9 @@ class StepCosts:
         if tokens >= len(self._seconds):
             return
         self._steps += 1
+        if not self._noted[tokens]:
+            self._noted[tokens] = self._steps
+            return
         before = self._seconds[tokens]
         if before and seconds > before:
             seconds = before + _RISE * (min(seconds, 2 * before) - before)

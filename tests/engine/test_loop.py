@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from itertools import accumulate, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ from typing import Any
 import mistral_portable_numba.program as numba_executor
 import numpy as np
 import pytest
+from guessing import Guessing
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -37,6 +39,8 @@ PROMPT = "Once upon a time"
 SLOT_BYTES = 2 * 2 * 2 * 32 * 4
 FOUR_PAGES = 4 * 64 * SLOT_BYTES
 
+GUESSES = Guessing(0, 1 / 3)
+
 
 class Submitting(numba_executor.NumbaProgram):
     """Chooses greedy tokens, so that the loop begins a step before it reads the one before."""
@@ -46,19 +50,30 @@ class Submitting(numba_executor.NumbaProgram):
 
 
 @cache
-def loaded(window: Window, lanes: int, cache_bytes: int | None, ahead: bool = False) -> mp.Model:
-    """A model of an executor whose bits do not depend on the batch. ahead: whether its greedy steps are submitted."""
+def loaded(window: Window, lanes: int, cache_bytes: int | None, ahead: bool = False, drafts: bool = False) -> mp.Model:
+    """A model of an executor whose bits do not depend on the batch. ahead: whether its greedy steps are submitted.
+    drafts: whether steps try tokens, of which a third is wrong."""
     with pytest.MonkeyPatch.context() as patch:
         if ahead:
             patch.setattr(numba_executor, "NumbaProgram", Submitting)
+        patch.setattr(import_module("mistral_portable.engine.load"), "SuffixDrafting", lambda: GUESSES)
         return mp.load(
-            "tiny", backend="numba", threads=1, window=window, max_lanes=lanes, max_context=140, cache_bytes=cache_bytes
+            "tiny",
+            backend="numba",
+            threads=1,
+            window=window,
+            max_lanes=lanes,
+            max_context=140,
+            cache_bytes=cache_bytes,
+            draft="suffix" if drafts else "off",
         )
 
 
 @cache
 def alone(window: Window, prompt: tuple[int, ...], temperature: float, seed: int) -> tuple[int, ...]:
-    return loaded(window, 1, 0).generate(prompt, temperature=temperature, seed=seed, max_tokens=90).tokens
+    tokens = loaded(window, 1, 0).generate(prompt, temperature=temperature, seed=seed, max_tokens=90).tokens
+    GUESSES.texts = [*GUESSES.texts[-20:], (*prompt, *tokens)]
+    return tokens
 
 
 class Callers(RuleBasedStateMachine):
@@ -68,10 +83,11 @@ class Callers(RuleBasedStateMachine):
         window=st.one_of(st.integers(1, 8), st.none()),
         cache_bytes=st.sampled_from([None, 0, FOUR_PAGES]),
         ahead=st.booleans(),
+        drafts=st.booleans(),
     )
-    def load(self, window: Window, cache_bytes: int | None, ahead: bool) -> None:
+    def load(self, window: Window, cache_bytes: int | None, ahead: bool, drafts: bool) -> None:
         self.window, self.cache_bytes = window, cache_bytes
-        self.model = loaded(window, LANES, cache_bytes, ahead)
+        self.model = loaded(window, LANES, cache_bytes, ahead, drafts)
         self.texts: list[tuple[int, ...]] = []  # of answers, with their prompts
         self.streams: list[tuple[mp.TextStreamer, tuple[int, ...]]] = []
 

@@ -1,0 +1,64 @@
+"""Drafts are as long as pays, and learn from what was right."""
+
+from itertools import product
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mistral_portable.drafts import Acceptance, StepCosts, best_lengths
+
+chances = st.lists(st.lists(st.floats(0.01, 1), max_size=4), min_size=1, max_size=3)
+
+
+def worth(lengths: tuple[int, ...], chances: list[list[float]], seconds: list[float]) -> float:
+    """Expected tokens of a step per second."""
+    made = float(len(chances))
+    for length, some in zip(lengths, chances, strict=True):
+        right = 1.0
+        for chance in some[:length]:
+            right *= chance
+            made += right
+    return made / seconds[len(chances) + sum(lengths)]
+
+
+@given(chances=chances, data=st.data())
+def test_no_other_lengths_make_more_tokens_per_second(chances: list[list[float]], data: st.DataObject) -> None:
+    most = len(chances) + sum(map(len, chances))
+    seconds = [0.0, *sorted(data.draw(st.lists(st.floats(0.1, 9), min_size=most, max_size=most)))]
+    found = best_lengths(chances, seconds)
+    assert all(0 <= length <= len(some) for length, some in zip(found, chances, strict=True))
+    every = product(*(range(len(some) + 1) for some in chances))
+    best = max(worth(lengths, chances, seconds) for lengths in every)
+    assert worth(tuple(found), chances, seconds) >= best * (1 - 1e-9)
+
+
+def test_no_step_is_longer_than_the_times_that_are_known() -> None:
+    assert best_lengths([[1.0] * 9, [1.0] * 9], [0.0, 1.0, 1.0, 1.0]) in ([1, 0], [0, 1])
+    assert best_lengths([[1.0]] * 4, [0.0, 1.0, 1.0]) == [0, 0, 0, 0]
+
+
+def test_matches_of_different_lengths_are_learned_apart() -> None:
+    acceptance = Acceptance()
+    for _ in range(50):
+        acceptance.observe(1, False)
+        acceptance.observe(20, True)
+    assert acceptance.of(1) < 0.05
+    assert acceptance.of(20) > 0.95
+    assert acceptance.of(20) == acceptance.of(17)
+    assert acceptance.of(0) == 0
+
+
+def test_a_time_that_was_long_by_chance_is_forgotten() -> None:
+    costs = StepCosts(4)
+    for tokens, seconds in [(1, 1.0), (2, 99.0), (1, 1.0), (2, 50.0)]:  # the first one of a size may be a compiler's
+        costs.observe(tokens, seconds)
+    assert costs.seconds()[1:3] == [1, 50]
+    for _ in range(3):
+        costs.observe(2, 1.1)
+    assert costs.seconds()[2] == 1.1
+    costs.observe(3, 9.0)
+    costs.observe(3, 9.0)
+    assert costs.seconds()[3] == 9
+    for _ in range(600):
+        costs.observe(1, 1.0)
+    assert costs.seconds()[3] < 1.5

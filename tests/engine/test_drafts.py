@@ -1,0 +1,285 @@
+"""Drafts save steps and change nothing: tokens, log-probabilities and errors are those without, whatever is drafted."""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+from guessing import Guessing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mistral_portable as mp
+from mistral_portable.boundary.registry import candidates
+from mistral_portable.cache import CacheManager, StepPlan
+from mistral_portable.config import Window
+from mistral_portable.drafts import StepCosts
+from mistral_portable.errors import CacheError, CapacityError, InputError, NumericsError
+
+stepping: Any = import_module("mistral_portable.engine.steps")
+BACKENDS = [found.name for found in candidates() if found.availability.score > 0]
+REPEATS = [*range(5, 45)] * 3
+GREEDY: dict[str, Any] = {"max_tokens": 24, "temperature": 0, "ignore_eos": True}
+
+
+class Switch:
+    """Stands for the source of drafts of a model, so that each example has one of its own."""
+
+    def __init__(self) -> None:
+        self.source = Guessing(0, 0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+
+@cache
+def loaded(window: Window, backend: str = "numba") -> tuple[mp.Model, Switch]:
+    switch = Switch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("mistral_portable.engine.load"), "SuffixDrafting", lambda: switch)
+        return mp.load("tiny", backend=backend, window=window, max_lanes=3, max_context=140, draft="suffix"), switch
+
+
+windows = st.one_of(st.integers(1, 8), st.none())
+prompts = st.lists(st.integers(5, 1000), min_size=1, max_size=40)
+rules = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.0, 0.7, 1.0, 2.0]),
+        "seed": st.integers(0, 99),
+        "max_tokens": st.integers(1, 60),
+    },
+    optional={
+        "repetition_penalty": st.sampled_from([1.3]),
+        "frequency_penalty": st.sampled_from([0.8]),
+        "presence_penalty": st.sampled_from([-0.5]),
+        "logit_bias": st.dictionaries(st.integers(5, 1000), st.sampled_from([-np.inf, 5.0]), max_size=3),
+        "logprobs": st.integers(0, 3),
+        "top_k": st.sampled_from([3, 40]),
+        "top_p": st.sampled_from([0.9]),
+        "min_p": st.sampled_from([0.1]),
+        "ignore_eos": st.booleans(),
+        "stop_token_ids": st.lists(st.integers(5, 1000), max_size=20),
+        "n": st.just(2),
+    },
+)
+
+
+def check(window: Window, several: Sequence[tuple[list[int], dict[str, Any]]], seed: int, wrong: float) -> None:
+    """Ask for answers alone and without drafts, then together with drafts: bit for bit the same."""
+    model, switch = loaded(window)
+    switch.source = guesses = Guessing(seed, wrong)
+    asked, expected = list[tuple[list[int], mp.SamplingParams]](), list[mp.Generation]()
+    for prompt, options in several:
+        options = dict(options)
+        for number in range(options.pop("n", 1)):
+            params = mp.SamplingParams(**{**options, "seed": options["seed"] + number})
+            asked.append((prompt, params))
+            expected.append(model.generate(prompt, params, draft="off"))
+            assert expected[-1].timings.drafted_tokens == 0
+            guesses.texts.append((*prompt, *expected[-1].tokens))
+    found = model.generate([prompt for prompt, _ in asked], [params for _, params in asked])
+    for generation, same in zip(found, expected, strict=True):
+        assert generation.tokens == same.tokens
+        assert generation.logprobs == same.logprobs
+        assert (generation.text, generation.finish_reason) == (same.text, same.finish_reason)
+        assert 0 <= generation.timings.accepted_tokens <= generation.timings.drafted_tokens
+    assert model.manager.lanes == ()
+
+
+@settings(max_examples=60)
+@given(
+    window=windows,
+    several=st.lists(st.tuples(prompts, rules), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+    wrong=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+)
+def test_answers_are_those_without_drafts(
+    window: Window, several: list[tuple[list[int], dict[str, Any]]], seed: int, wrong: float
+) -> None:
+    check(window, several, seed, wrong)
+
+
+def _one_too_many(patch: pytest.MonkeyPatch) -> None:
+    count = stepping.common_length
+    patch.setattr(stepping, "common_length", lambda one, other: min(count(one, other) + 1, len(one), len(other)))
+
+
+def _no_rollback(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(CacheManager, "rollback", lambda self, lane, length: None)
+
+
+def _number_twice(patch: pytest.MonkeyPatch) -> None:
+    """Draw a step's second token with the number of its first one."""
+    before, run, rows = dict[int, Any](), stepping.Steps.run, stepping.sample_rows
+
+    def step(self: Any) -> Any:
+        before.clear()
+        return run(self)
+
+    def again(samplers: Any, logits: Any) -> Any:
+        for sampler in samplers:
+            if id(sampler) in before:
+                sampler._random.bit_generator.state = before[id(sampler)]
+            before[id(sampler)] = sampler._random.bit_generator.state
+        return rows(samplers, logits)
+
+    patch.setattr(stepping.Steps, "run", step)
+    patch.setattr(stepping, "sample_rows", again)
+
+
+@pytest.mark.parametrize("mutate", [_one_too_many, _no_rollback, _number_twice])
+def test_a_wrong_engine_is_caught(mutate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With half of the drafted tokens wrong."""
+    mutate(monkeypatch)
+    options = {"temperature": 1.0, "seed": 3, "max_tokens": 40, "ignore_eos": True}
+    loaded.cache_clear()
+    try:
+        with pytest.raises((AssertionError, CacheError)):
+            check(5, [([5, 6, 7], options), ([9, 8], options)], seed=1, wrong=0.5)
+    finally:
+        loaded.cache_clear()  # what the wrong engine has left in the cache
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of each step of the models that are loaded from now on."""
+    sizes: list[int] = []
+    make = mp.Model.__init__
+
+    def watched(self: mp.Model, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **options)
+        for name in ("step", "submit"):
+            if hasattr(self.program, name):
+                monkeypatch.setattr(self.program, name, counting(getattr(self.program, name)))
+
+    def counting(run: Any) -> Any:
+        def step(plan: StepPlan, *rest: Any, **more: Any) -> Any:
+            sizes.append(len(plan.tokens))
+            return run(plan, *rest, **more)
+
+        return step
+
+    monkeypatch.setattr(mp.Model, "__init__", watched)
+    return sizes
+
+
+@pytest.fixture
+def timeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all steps count as equally long, so that drafts do not depend on this machine's clock."""
+    monkeypatch.setattr(StepCosts, "observe", lambda self, tokens, seconds: None)
+
+
+@pytest.mark.usefixtures("timeless")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_text_that_repeats_itself_takes_fewer_steps(backend: str, steps: list[int]) -> None:
+    """Greedy, the embedded model repeats ids that mean nothing to it; on devices, too, if it is asked for."""
+    with mp.load("tiny", backend=backend, draft="suffix") as model:
+        expected = model.generate(REPEATS, max_tokens=100, temperature=0, ignore_eos=True, draft="off")
+        steps.clear()
+        found = model.generate(REPEATS, max_tokens=100, temperature=0, ignore_eos=True)
+        assert found.tokens == expected.tokens
+        timings = found.timings
+        assert timings.accepted_tokens > 30
+        assert len(steps) == 100 - timings.accepted_tokens
+        assert sum(steps[1:]) == 99 - timings.accepted_tokens + timings.drafted_tokens
+        assert timings.decode_tokens == 99
+
+
+@pytest.mark.usefixtures("timeless")
+@pytest.mark.parametrize("draft", ["off", "auto"])
+def test_who_drafts(draft: str) -> None:
+    """By default those whose bits do not depend on what else is in a step; nobody if it is switched off."""
+    for backend in BACKENDS:
+        with mp.load("tiny", backend=backend, draft=draft) as model:
+            timings = model.generate(REPEATS, max_tokens=60, temperature=0, ignore_eos=True).timings
+            assert (timings.drafted_tokens > 0) == (draft == "auto" and model.program.batch_invariant)
+
+
+@pytest.mark.usefixtures("timeless")
+def test_a_text_that_repeats_nothing_tries_nothing() -> None:
+    prompt, new = [*range(5, 45)], 0
+    options: dict[str, Any] = {"max_tokens": 10, "temperature": 2.0, "ignore_eos": True}
+    with mp.load("tiny", backend="numba") as model:
+        for seed in range(9):
+            found = model.generate(prompt, seed=seed, **options)
+            if len({*prompt, *found.tokens}) == 50:
+                new += 1
+                assert found.timings.drafted_tokens == 0
+    assert new
+
+
+def test_a_grammar_forces_tokens_that_were_drafted() -> None:
+    """What the grammar leaves alone may be what a draft says, in part, or not at all."""
+    model, switch = loaded(None)
+    schema = {"type": "object", "properties": {"name": {"enum": ["red ball", "red car"]}}, "required": ["name"]}
+    for seed in range(6):
+        options: dict[str, Any] = {"schema": schema, "max_tokens": 40, "temperature": 1.0, "seed": seed}
+        expected = model.generate("Once upon a time", draft="off", **options)
+        for wrong in (0.0, 0.2, 1.0):
+            switch.source = Guessing(seed, wrong)
+            switch.source.texts.append((*model.encode("Once upon a time"), *expected.tokens))
+            found = model.generate("Once upon a time", **options)
+            assert (found.tokens, found.text) == (expected.tokens, expected.text)
+
+
+def test_streams_with_stop_strings_end_where_they_do_without(steps: list[int]) -> None:
+    model, switch = loaded(None)
+    text = model.generate("Once upon a time", draft="off", max_tokens=40, temperature=0)
+    stop = text.text.split()[6]
+    switch.source = Guessing(1, 0.1)
+    switch.source.texts.append((*model.encode("Once upon a time"), *text.tokens))
+    expected = model.generate("Once upon a time", draft="off", max_tokens=40, temperature=0, stop=[stop])
+    with model.stream("Once upon a time", max_tokens=40, temperature=0, stop=[stop]) as stream:
+        assert "".join(stream) == expected.text
+    assert stream.generation.tokens == expected.tokens
+    assert stream.generation.stop_string == stop
+    assert model.manager.lanes == ()
+
+
+def test_where_memory_is_short_a_step_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, switch = loaded(None)
+    expected = model.generate([5, 6, 7], draft="off", **GREEDY)
+    switch.source = Guessing(1, 0)
+    switch.source.texts.append((5, 6, 7, *expected.tokens))
+    step = model.program.step
+
+    def short(plan: StepPlan, *arguments: Any) -> Any:
+        if len(plan.tokens) > 4:
+            raise CapacityError("no room for 5 tokens: take fewer")
+        return step(plan, *arguments)
+
+    monkeypatch.setattr(model.program, "step", short)
+    found = model.generate([5, 6, 7], **GREEDY)
+    assert found.tokens == expected.tokens
+    assert 0 < found.timings.accepted_tokens <= found.timings.drafted_tokens
+
+
+def test_rows_that_are_not_finite_end_the_answer_behind_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, switch = loaded(None)
+    expected = model.generate([5, 6, 7], draft="off", **GREEDY)
+    switch.source = Guessing(1, 0)
+    switch.source.texts.append((5, 6, 7, *expected.tokens))
+    step = model.program.step
+
+    def broken(plan: StepPlan, *arguments: Any) -> Any:
+        outputs = dict(step(plan, *arguments))
+        logits = outputs["logits"].copy()
+        logits[plan.positions[plan.logit_rows] == 12] = np.nan
+        return {**outputs, "logits": logits}
+
+    monkeypatch.setattr(model.program, "step", broken)
+    stream, found = model.stream([5, 6, 7], **GREEDY).deltas(), list[Any]()
+    with pytest.raises(NumericsError):
+        found.extend(stream)
+    assert model.manager.lanes == ()
+
+
+@pytest.mark.parametrize("wrong", ["tiny.gguf", 3, None, True])
+def test_a_bad_draft_is_refused(wrong: Any) -> None:
+    with pytest.raises(InputError, match="draft="):
+        mp.load("tiny", draft=wrong)
+    model, _ = loaded(None)
+    with pytest.raises(InputError, match="draft="):
+        model.generate([5], draft=wrong)
