@@ -5,21 +5,20 @@ from math import inf
 __all__ = ["StepCosts"]
 
 _RISE = 0.2  # the part of a longer time that counts
-_MORE = 17 / 16  # times a step's time, for one more token
 _FORGET = 512  # steps after which a time is forgotten: batches and texts are others then
 
 
 class StepCosts:
     """Seconds of a step by its number of tokens, 1 to `most`.
 
-    More tokens never take less: a shorter time of a larger step counts for smaller ones, too. A size that was never
-    run counts a sixteenth longer than the next smaller one, so that it is tried when there is good reason. The first
-    step of a size does not count: something may have been compiled for it.
+    More tokens never take less: a shorter time of a larger step counts for smaller ones, too. Sizes between two that
+    were run lie on a line between them; larger ones go on as the last two do, by a sixteenth per token at least. So a
+    size is tried when there is good reason. The first step of a size does not count: something may have been compiled.
 
-    >>> costs = StepCosts(5)
-    >>> for tokens, seconds in [(1, 1.0), (3, 1.5), (4, 1.25)] * 2: costs.observe(tokens, seconds)
+    >>> costs = StepCosts(6)
+    >>> for tokens, seconds in [(1, 16.0), (3, 28.0), (4, 20.0)] * 2: costs.observe(tokens, seconds)
     >>> costs.seconds()    # index 0 is no step
-    [0.0, 1.0, 1.0625, 1.25, 1.25, 1.328125]
+    [0.0, 16.0, 18.0, 20.0, 20.0, 21.25, 22.5]
     """
 
     def __init__(self, most: int) -> None:
@@ -44,18 +43,28 @@ class StepCosts:
         self._all = None
 
     def seconds(self) -> list[float]:
-        """The time of steps of 0, 1, 2 ... `most` tokens; 0.0 up to the first one that is known."""
+        """The time of steps of 0, 1, 2 ... `most` tokens; as the least one up to there; 0.0 if none is known."""
         if self._all is None:
             self._all = self._filled()
         return self._all
 
     def _filled(self) -> list[float]:
-        known, least = [0.0] * len(self._seconds), inf
-        bounds = [inf] * len(known)  # times of larger steps
-        for tokens in range(len(known) - 1, 0, -1):
+        least, known = inf, list[tuple[int, float]]()
+        for tokens in range(len(self._seconds) - 1, 0, -1):
             if self._seconds[tokens] and self._noted[tokens] + _FORGET >= self._steps:
-                known[tokens] = least = min(least, self._seconds[tokens])
-            bounds[tokens] = least
-        for tokens in range(1, len(known)):
-            known[tokens] = known[tokens] or min(_MORE * known[tokens - 1], bounds[tokens])
-        return known
+                least = min(least, self._seconds[tokens])
+                known.append((tokens, least))
+        known.reverse()
+        filled = [0.0] * len(self._seconds)
+        if not known:
+            return filled
+        size, time = known[0]
+        filled[1 : size + 1] = [time] * size
+        slope = 0.0
+        for larger, longer in known[1:]:
+            slope = (longer - time) / (larger - size)
+            filled[size + 1 : larger + 1] = [time + slope * more for more in range(1, larger - size + 1)]
+            size, time = larger, longer
+        slope = max(slope, time / 16)
+        filled[size + 1 :] = [time + slope * more for more in range(1, len(filled) - size)]
+        return filled

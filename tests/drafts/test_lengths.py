@@ -1,6 +1,6 @@
 """Drafts are as long as pays, and learn from what was right."""
 
-from itertools import product
+from itertools import pairwise, product
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,3 +62,13 @@ def test_a_time_that_was_long_by_chance_is_forgotten() -> None:
     for _ in range(600):
         costs.observe(1, 1.0)
     assert costs.seconds()[3] < 1.5
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.01, 9)), max_size=40))
+def test_longer_steps_never_count_as_shorter(steps: list[tuple[int, float]]) -> None:
+    costs = StepCosts(8)
+    for tokens, seconds in steps:
+        costs.observe(tokens, seconds)
+    found = costs.seconds()
+    assert len(found) == 9
+    assert all(one <= next + 1e-12 for one, next in pairwise(found))
