@@ -18,7 +18,7 @@ def use(url: str, body: Any) -> None:
     """Ask for all that a request holds."""
     request = parse_request(url, body)
     request.sampling()
-    request.prompts(lambda messages, *, tools: [])
+    request.prompts(lambda messages, *, tools, reasoning_effort: [])
 
 
 def test_a_chat() -> None:
@@ -48,7 +48,7 @@ def test_texts(prompt: Any, count: int) -> None:
     request = parse_request(TEXT, {"prompt": prompt})
     assert isinstance(request, TextRequest)
     assert request.sampling().max_tokens == 16  # OpenAI's default
-    assert len(request.prompts(lambda messages, *, tools: [])) == count
+    assert len(request.prompts(lambda messages, *, tools, reasoning_effort: [])) == count
 
 
 @pytest.mark.parametrize(
