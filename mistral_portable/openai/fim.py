@@ -27,7 +27,10 @@ class FimRequest(Body):
     stream: bool | None = None
 
     def sampling(self, stated: Stated = UNSTATED) -> SamplingParams:
-        """Fields that are left open are as stated. Raises InputError, naming the field, for a value out of range, or one that is not supported."""
+        """The parameters; what the request leaves open is as stated.
+
+        Raises InputError, naming the field, for a value out of range, or one that is not supported.
+        """
         if self.min_tokens:
             raise InputError(f"min_tokens={self.min_tokens}: an answer ends where the model ends it; leave it out")
         given = {

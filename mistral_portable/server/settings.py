@@ -19,8 +19,8 @@ class Settings:
     max_tokens: the most tokens of an answer, whatever is asked for; None: to the end of the context.
     sessions_dir: the folder of saved sessions; None: there are none. deadline: seconds that running answers have to
     end after SIGTERM. embeddings: which tokens' hidden states make an embedding; None: there are none. adapters: the
-    weight of each adapter of the model, which requests ask for by its name in place of the model's. sampling: "model" if
-    fields that requests leave open are those of the model's generation_config.json; None: by each API's defaults.
+    weight of each adapter of the model, which requests ask for by its name in place of the model's. sampling: "model"
+    if fields that requests leave open are those of the model's generation_config.json; None: by each API's defaults.
     """
 
     alias: str
