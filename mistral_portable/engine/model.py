@@ -1,5 +1,6 @@
 """Model: a loaded checkpoint on a backend, with the calls that users make."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, closing
 from pathlib import Path
@@ -104,6 +105,13 @@ class Model:
     def adapters(self) -> tuple[str, ...]:
         """The names of the adapters that it was loaded with."""
         return self._adapters.names
+
+    def digest(self, adapter: Chosen = None) -> str:
+        """32 hexadecimal digits that name what computes an answer: the weights, and the adapters of a call with their
+        weights. adapter: as calls have it. Raises InputError for an adapter that is not there."""
+        named = self._adapters.named(self._adapters.weights(adapter))
+        own = self.manager.model
+        return hashlib.sha256(repr((own, named)).encode()).hexdigest()[: len(own)] if named else own
 
     @property
     def has_tokenizer(self) -> bool:

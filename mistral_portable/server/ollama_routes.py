@@ -57,7 +57,7 @@ class _Routes:
     def __init__(self, service: Service) -> None:
         self._service = service
         names = (service.settings.alias, *service.settings.adapters)
-        self._cards = {name: ModelCard(service.model, name, service.created) for name in names}
+        self._cards = {name: ModelCard(service.model, name, service.created, service.adapter(name)) for name in names}
 
     async def chat(self, http: HTTPRequest, request: ChatRequest) -> Response:
         """The response to a checked request."""
