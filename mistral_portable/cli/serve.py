@@ -112,7 +112,7 @@ def serve(
             deadline=deadline,
             embeddings=embeddings,
             adapters=options.arguments["adapter"] or {},
-            sampling=None if sampling is None else sampling.value,
+            sampling="model" if sampling is SamplingSource.MODEL else None,
         )
         set_up_logging(log)
         if uds is None:

@@ -188,7 +188,7 @@ class ChatRequest(Request):
         return {"chat": True, **calling, **rules}
 
     def sampling(self, stated: Stated = UNSTATED) -> SamplingParams:
-        """As `Request.sampling` says. Raises InputError, naming the field, for a value out of range."""
+        """See `Request.sampling`."""
         if self.top_logprobs is not None and not self.logprobs:
             raise InputError("top_logprobs: needs logprobs to be true")
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -216,7 +216,7 @@ class TextRequest(Request):
         return [cast(Prompt, self.prompt)] if one else list(cast(Sequence[Prompt], self.prompt))
 
     def sampling(self, stated: Stated = UNSTATED) -> SamplingParams:
-        """As `Request.sampling` says."""
+        """See `Request.sampling`."""
         if self.echo:
             raise InputError("echo: the prompt cannot be returned; leave it out")
         if self.suffix:

@@ -56,20 +56,18 @@ def test_mistral_s_own_is_mistral_common_s() -> None:
 @pytest.mark.parametrize("mode", ["test", "finetuning"])
 @pytest.mark.parametrize("template", [CHATML, MISTRALS, ""], ids=["ChatML", "Mistral's", "none"])
 def test_mistral_s_class_says_what_it_leaves_out(kind: str, mode: str, template: str, tmp_path: Path) -> None:
-    """Of a finetune with tokens of its own, whatever its template is."""
-    file = write_finetune(tmp_path, kind, template)
-    for made in (
-        lambda: MistralCommonTokenizer.from_pretrained(tmp_path, mode=mode),
-        lambda: MistralCommonTokenizer(file.path, mode=mode),
+    """A finetune has tokens of its own, whatever its template is."""
+    write_finetune(tmp_path, kind, template)
+    own = MistralCommonTokenizer(FILES["v1"] if kind == "older files" else TINY, mode=mode)
+    chat = CHAT if mode == "test" else CHAT[:2]
+    for opens, path in (
+        (MistralCommonTokenizer.from_pretrained, tmp_path),
+        (MistralCommonTokenizer, tmp_path / "tokenizer.model"),
     ):
-        with pytest.warns(
-            UserWarning, match=r"tokenizer\.model: added tokens or a chat template that are not Mis"
-        ) as said:
-            mine = made()
+        with pytest.warns(UserWarning, match=r"tokenizer\.model: added tokens or a chat template that are not") as said:
+            mine = opens(path, mode=mode)
         assert [len(str(one.message).splitlines()) for one in said] == [1]
-        own = MistralCommonTokenizer(FILES["v1"] if kind == "older files" else TINY, mode=mode)
         assert mine.encode("a<|im_end|>") == own.encode("a<|im_end|>")
-        chat = CHAT if mode == "test" else CHAT[:2]
         for tokenize in (True, False):
             with pytest.raises(ValueError, match=r"not Mistral's.*: use AutoTokenizer"):
                 mine.apply_chat_template(chat, tokenize=tokenize)

@@ -1,10 +1,12 @@
 """How much a model is to reason: the field of a chat reaches its template, which may refuse the value."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import httpx
 import openai
 import pytest
+from openai.types.chat import ChatCompletionUserMessageParam
 from serving import CHAT, Running, serving
 
 import mistral_portable as mp
@@ -34,16 +36,17 @@ def http(running: Running) -> Iterator[httpx.Client]:
         yield http
 
 
-def test_it_reaches_the_template(running: Running, thinker: mp.Model) -> None:
+@pytest.mark.parametrize("effort", ["none", "high"])
+def test_it_reaches_the_template(running: Running, thinker: mp.Model, effort: Literal["none", "high"]) -> None:
     client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none")
-    for effort in ("none", "high"):
-        answer = client.chat.completions.create(
-            model="any", messages=CHAT, reasoning_effort=effort, temperature=0, max_tokens=8
-        )
-        own = thinker.chat(CHAT, reasoning_effort=effort, temperature=0, max_tokens=8)
-        assert answer.choices[0].message.content == own.text
-        assert answer.usage is not None
-        assert answer.usage.prompt_tokens == len(thinker.tokenizer.chat(CHAT, reasoning_effort=effort))
+    message: ChatCompletionUserMessageParam = {"role": "user", "content": CHAT[0]["content"]}
+    answer = client.chat.completions.create(
+        model="any", messages=[message], reasoning_effort=effort, temperature=0, max_tokens=8
+    )
+    own = thinker.chat(CHAT, reasoning_effort=effort, temperature=0, max_tokens=8)
+    assert answer.choices[0].message.content == own.text
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(thinker.tokenizer.chat(CHAT, reasoning_effort=effort))
 
 
 def test_prompts_are_shown_with_it(http: httpx.Client, thinker: mp.Model) -> None:

@@ -148,7 +148,7 @@ def test_parameters_that_are_not_supported_are_named(tmp_path: Path, key: str) -
     ],
 )
 def test_the_text_of_vision_models_runs_and_sound_is_refused(tmp_path: Path, more: dict[str, Any], named: str) -> None:
-    """As in Hugging Face's folders: tests/weights/test_safetensors.py."""
+    """The same as in Hugging Face's folders (`test_safetensors.py`)."""
     write_raw(tmp_path, CONFIG, TENSORS)
     (tmp_path / "params.json").write_text(json.dumps(raw_params(CONFIG) | more))
     refused = pytest.raises(ConfigError, match=rf"params\.json: {named} is not supported: there is no sound here")
