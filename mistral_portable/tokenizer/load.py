@@ -46,7 +46,7 @@ def _of_file(source: TokenizerFile, chat_template: str | Path | None) -> Tokeniz
         return common
     if folder is None:
         return library_of_vocabulary(to_vocabulary(source), templates) if templates else common
-    if _is_own(source, templates.get("default"), common):
+    if _is_own(folder, templates.get("default"), common):
         return common
     vocabulary = None if (folder / "tokenizer.json").is_file() else to_vocabulary(source)
     return library_of_folder(folder, vocabulary, templates)
@@ -76,7 +76,7 @@ def load_own(source: TokenizerFile | GGUFVocabulary) -> CommonTokenizer:
         template = source.chat_template
         common.chats = is_mistrals(template, common) and not (template is None and _has_foreign_ends(source))
     elif folder := _folder(source):
-        common.chats = _is_own(source, read_templates(folder).get("default"), common)
+        common.chats = _is_own(folder, read_templates(folder).get("default"), common)
     return common
 
 
@@ -85,9 +85,9 @@ def _folder(source: TokenizerFile) -> Path | None:
     return None if source.content is not None else source.path.parent
 
 
-def _is_own(source: TokenizerFile, template: str | None, common: CommonTokenizer) -> bool:
-    """Whether the tokens that are named beside a file, and the chat template, are Mistral's own."""
-    foreign = _has_foreign_tokens(FolderSettings.read(source.path.parent), common)
+def _is_own(folder: Path, template: str | None, common: CommonTokenizer) -> bool:
+    """Whether the tokens that the files of a folder name, and its chat template, are Mistral's own."""
+    foreign = _has_foreign_tokens(FolderSettings.read(folder), common)
     return not foreign and is_mistrals(template, common)
 
 
