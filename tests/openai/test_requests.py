@@ -71,7 +71,7 @@ def test_what_is_given_comes_before_what_is_stated(
 
 
 def test_a_gap_is_filled_as_stated() -> None:
-    stated = {"temperature": 0.2, "top_k": 3, "max_tokens": 5}
+    stated: dict[str, Any] = {"temperature": 0.2, "top_k": 3, "max_tokens": 5}
     own = check_body(FimRequest, {"prompt": "a"})
     assert (own.sampling().temperature, own.sampling().max_tokens) == (0.7, None)
     assert own.sampling(stated) == SamplingParams(**stated)
