@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mistral_portable.adapters.adapter import Adapter
-from mistral_portable.adapters.pieces import EMBEDDING, Piece, assemble
+from mistral_portable.adapters.pieces import TABLE, Piece, assemble
 from mistral_portable.adapters.rows import half_split_rows
 from mistral_portable.adapters.settings import number
 from mistral_portable.config import MistralConfig
@@ -53,7 +53,7 @@ def _piece(path: Path, stored: StoredTensor, config: MistralConfig) -> Piece:
     weight = from_gguf(name)
     if kind == "lora_b":
         return Piece(weight, "up", half_split_rows(tensor, weight, config))
-    return Piece(weight, "down", tensor, transposed=weight == EMBEDDING)
+    return Piece(weight, "down", tensor, transposed=weight == TABLE)
 
 
 def _tensor(path: Path, stored: StoredTensor) -> DenseTensor | QuantTensor:

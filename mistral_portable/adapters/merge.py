@@ -8,7 +8,7 @@ import numpy as np
 
 from mistral_portable.adapters.adapter import Adapter, LowRank
 from mistral_portable.adapters.merged import MergedTensor
-from mistral_portable.adapters.pieces import EMBEDDING, HEAD
+from mistral_portable.adapters.pieces import HEAD, TABLE
 from mistral_portable.errors import CheckpointError, InputError
 from mistral_portable.tokenizer.folder import read_templates
 from mistral_portable.weights import Checkpoint, Tensor
@@ -35,22 +35,22 @@ def merge(
     tensors: dict[str, Tensor] = dict(checkpoint.tensors)
     config, source = checkpoint.config, checkpoint.path
     tied = config.tie_word_embeddings
-    if tied and HEAD not in tensors and EMBEDDING in tensors:
-        tensors[HEAD] = replace(tensors[EMBEDDING], name=HEAD)  # type: ignore[type-var]  # all tensors are dataclasses
+    if tied and HEAD not in tensors and TABLE in tensors:
+        tensors[HEAD] = replace(tensors[TABLE], name=HEAD)  # type: ignore[type-var]  # all tensors are dataclasses
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
     grown = _replace_tables(tensors, adapters, config.vocab_size, tied)
     replaced = {name for adapter, _ in adapters for name in adapter.whole}
     changes = _changes(tensors, adapters)
-    rows = {tensors[name].shape[0] for name in (EMBEDDING, HEAD) if name in tensors}
+    rows = {tensors[name].shape[0] for name in (TABLE, HEAD) if name in tensors}
     if len(rows) > 1:
         raise InputError(
-            f"{source}: with the adapter the embedding table has {tensors[EMBEDDING].shape[0]} rows and lm_head "
+            f"{source}: with the adapter the embedding table has {tensors[TABLE].shape[0]} rows and lm_head "
             f"{tensors[HEAD].shape[0]}: save both in the adapter (modules_to_save)"
         )
     config = replace(config, vocab_size=rows.pop()) if rows else config
     notices: list[str] = []
     if tied:
-        same = not replaced or same_values(tensors[EMBEDDING], tensors[HEAD])
+        same = not replaced or same_values(tensors[TABLE], tensors[HEAD])
         if same and _changed_alike(changes):
             tensors.pop(HEAD, None)
             changes.pop(HEAD, None)
@@ -86,7 +86,7 @@ def _replace_tables(
             tensors[name] = replace(tensor, name=name)
             if tensor.shape[0] != vocab_size:
                 grown = adapter
-                if tied and name == EMBEDDING and HEAD not in adapter.whole:
+                if tied and name == TABLE and HEAD not in adapter.whole:
                     tensors[HEAD] = replace(tensor, name=HEAD)  # no other head fits
     return grown
 
@@ -98,7 +98,7 @@ def _changes(tensors: dict[str, Tensor], adapters: Sequence[tuple[Adapter, float
         for name, stored in adapter.low_rank.items():
             if name not in tensors:
                 raise CheckpointError(f"{adapter.path}: the model has no {name}; download the model again")
-            change = stored.transposed() if name == EMBEDDING else stored
+            change = stored.transposed() if name == TABLE else stored
             shape = change.up.shape[0], change.down.shape[1]
             if shape != tensors[name].shape:
                 raise InputError(
@@ -121,7 +121,7 @@ def _merged(name: str, dtype: str | None, tensor: Tensor, changes: tuple[LowRank
 
 def _changed_alike(changes: dict[str, tuple[LowRank, ...]]) -> bool:
     """Whether the embedding table and the head have the same changes."""
-    table, head = changes.get(EMBEDDING, ()), changes.get(HEAD, ())
+    table, head = changes.get(TABLE, ()), changes.get(HEAD, ())
     return len(table) == len(head) and all(_same(one, other) for one, other in zip(table, head, strict=True))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mistral_portable.adapters.adapter import Adapter
-from mistral_portable.adapters.pieces import EMBEDDING, HEAD, Piece, assemble
+from mistral_portable.adapters.pieces import HEAD, TABLE, Piece, assemble
 from mistral_portable.adapters.settings import number, positive, read_settings
 from mistral_portable.config import MistralConfig
 from mistral_portable.config.checks import show
@@ -57,8 +57,8 @@ def open_mlx(path: Path, settings_file: Path, weights: Path, config: MistralConf
     data = map_file(weights)
     pieces = [_piece(weights, tensor) for tensor in read_safetensors(data, str(weights))[1]]
     adapter = assemble(path, pieces, len(data), config, scale)
-    if config.tie_word_embeddings and EMBEDDING in adapter.low_rank:
-        head = adapter.low_rank[EMBEDDING].transposed()
+    if config.tie_word_embeddings and TABLE in adapter.low_rank:
+        head = adapter.low_rank[TABLE].transposed()
         return replace(adapter, low_rank={**adapter.low_rank, HEAD: head})
     return adapter
 

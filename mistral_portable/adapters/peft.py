@@ -11,7 +11,7 @@ from typing import Any
 
 from mistral_portable.adapters.adapter import Adapter
 from mistral_portable.adapters.peft_patterns import Patterns
-from mistral_portable.adapters.pieces import EMBEDDING, HEAD, Piece, assemble
+from mistral_portable.adapters.pieces import HEAD, TABLE, Piece, assemble
 from mistral_portable.adapters.settings import number, positive, read_settings
 from mistral_portable.config import MistralConfig
 from mistral_portable.config.checks import show
@@ -127,11 +127,11 @@ def _piece(path: Path, tensor: DenseTensor) -> tuple[str, Piece]:
             raise CheckpointError(f"{path}: {tensor.name!r:.120}: {why}; merge the adapter with PEFT")
     if match := _LINEAR.fullmatch(name) or _LOOKUP.fullmatch(name):
         weight = from_hf(f"{match['module']}.weight")
-        if (weight == EMBEDDING) == ("lora_embedding_" in name):
+        if (weight == TABLE) == ("lora_embedding_" in name):
             return match["module"], Piece(weight, _SIDES[match["side"]], tensor)
     elif match := _WHOLE.fullmatch(name):
         weight = from_hf(f"{match['module']}.weight")
-        if weight in (EMBEDDING, HEAD):
+        if weight in (TABLE, HEAD):
             return match["module"], Piece(weight, "whole", tensor)
     return name, Piece(name, "whole", tensor)  # `assemble` says what is wrong with it
 

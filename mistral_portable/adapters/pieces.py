@@ -21,7 +21,8 @@ from mistral_portable.weights.source import FLOATS
 
 __all__ = ["Piece", "assemble"]
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+"""The two weights with a row for each token."""
 
 _EXPERTS = re.compile(r"experts|switch_mlp|_exps\.|block_sparse_moe\.w[123]|ffn_(gate|up|down)\.\d+\.")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.", re.ASCII)
@@ -111,7 +112,7 @@ def _shapes(config: MistralConfig) -> dict[str, tuple[int, int]]:
 
 
 def _require_weight(path: Path, piece: Piece, shapes: Mapping[str, tuple[int, int]]) -> None:
-    if piece.weight in shapes and (piece.side != "whole" or piece.weight in (EMBEDDING, HEAD)):
+    if piece.weight in shapes and (piece.side != "whole" or piece.weight in (TABLE, HEAD)):
         return
     stored, layer = f"{path}: {piece.tensor.name!r:.120}", _LAYER.match(piece.weight)
     if _EXPERTS.search(piece.weight):
@@ -149,7 +150,7 @@ def _pair(
         assert half is not None
         raise CheckpointError(f"{path}: {half.tensor.name!r:.120} has no counterpart; save the adapter again")
     outputs, inputs = shapes[weight]
-    if weight == EMBEDDING:
+    if weight == TABLE:
         outputs, inputs = inputs, outputs
     _require_shape(path, down, (None, inputs))
     _require_shape(path, up, (outputs, None))

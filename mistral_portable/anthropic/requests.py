@@ -13,8 +13,7 @@ from pydantic import BeforeValidator, Field
 
 from mistral_portable.answers import ToolChoice as OpenAIChoice
 from mistral_portable.answers import named
-from mistral_portable.api import JSON, Body, Conversation, Many, Stops
-from mistral_portable.sampling import SamplingParams
+from mistral_portable.api import JSON, UNSTATED, Body, Conversation, Many, Stated, Stops, sampling_params
 
 __all__ = ["CountRequest", "MessagesRequest"]
 
@@ -201,16 +200,11 @@ class MessagesRequest(CountRequest):
     metadata: Metadata | None = None
     output_config: OutputConfig | None = None
 
-    def to_conversation(self) -> Conversation:
+    def to_conversation(self, stated: Stated = UNSTATED) -> Conversation:
         """The same for every API. Raises InputError, naming the field, for a value out of range."""
         choice = self.tool_choice
-        params = SamplingParams(
-            max_tokens=self.max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k or 0,
-            stop=tuple(self.stop_sequences or ()),
-        )
+        given = self.given("max_tokens", "temperature", "top_p", "top_k")
+        params = sampling_params({"temperature": 1.0}, stated, {**given, "stop": tuple(self.stop_sequences or ())})
         output = self.output_config
         return Conversation(
             messages=self.chat(),

@@ -40,6 +40,10 @@ class Body(BaseModel):
     def _drop_null(cls, data: Any) -> Any:
         return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
 
+    def given(self, *names: str) -> JSON:
+        """Those of the fields that the body has, by name."""
+        return {name: getattr(self, name) for name in names if name in self.model_fields_set}
+
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JSON:
         """The schema, in which fields that may be left out may be null."""

@@ -10,7 +10,7 @@ from mistral_portable.engine.model import Model
 from mistral_portable.sampling import SamplingParams, stated_sampling
 from mistral_portable.sampling.params import MINIMA, RANGES
 
-__all__ = ["SamplingOptions", "sampling_option"]
+__all__ = ["SamplingOptions", "SamplingSource", "sampling_option"]
 
 _DEFAULTS = SamplingParams()
 

@@ -14,6 +14,7 @@ from mistral_portable.cli.loading import load_model
 from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import CacheRamOption, DebugOption, ModelArgument
 from mistral_portable.cli.output import note
+from mistral_portable.cli.sampling_options import SamplingSource
 from mistral_portable.errors import BackendError, InputError
 
 __all__ = ["serve"]
@@ -65,6 +66,14 @@ def serve(
         Literal["last", "mean"] | None,
         _server("Make embeddings, too: of the last token's hidden state or of the mean of all.", "last|mean"),
     ] = None,
+    sampling: Annotated[
+        SamplingSource | None,
+        _server(
+            'How requests are answered that do not say it: "model", as the model\'s generation_config.json says; '
+            "by default as each API says.",
+            "model",
+        ),
+    ] = None,
     log: Annotated[Literal["text", "json"], _server("Form of the lines on stderr.", "text|json")] = "text",
     options: ModelOptions,
     cache_ram: CacheRamOption = None,
@@ -103,6 +112,7 @@ def serve(
             deadline=deadline,
             embeddings=embeddings,
             adapters=options.arguments["adapter"] or {},
+            sampling="model" if sampling is SamplingSource.MODEL else None,
         )
         set_up_logging(log)
         if uds is None:

@@ -28,6 +28,8 @@ _FIELDS = _WRITTEN | _WRITTEN_IF_SET
 _EXPERTS = {"num_experts": "num_local_experts", "num_experts_per_tok": "num_experts_per_tok"}
 _LATENT = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim")
 """Keys of models with latent attention (Large 3, Small 4)."""
+_SOUND = ("audio", "whisper")
+"""Beginnings of the keys of models that hear or speak (Voxtral), beside the others or in `multimodal`."""
 
 _LENGTH = "original_max_position_embeddings"
 
@@ -44,6 +46,7 @@ def fields_from_params(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     for name in _LATENT:
         if data.get(name):
             raise ConfigError(f"{name}={show(data[name])}: latent attention (MLA) is not supported")
+    _refuse_sound(data)
     if data.get("model_type", "transformer") != "transformer":
         raise ConfigError(f"model_type={show(data['model_type'])} is not supported, 'transformer' is")
     values = {_FIELDS.get(name, name): value for name, value in data.items()}
@@ -72,6 +75,14 @@ def fields_to_params(
     if set(windows) != {None}:
         params["sliding_window"] = windows[0] if len(set(windows)) == 1 else list(windows)
     return params
+
+
+def _refuse_sound(data: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a model with parts for sound. Parts for images pass: the text of such models runs."""
+    parts = data.get("multimodal")
+    for name, value in [*data.items(), *(parts.items() if isinstance(parts, Mapping) else ())]:
+        if value and name.startswith(_SOUND):
+            raise ConfigError(f"{name} is not supported: there is no sound here")
 
 
 def _experts(given: object) -> dict[str, Any]:

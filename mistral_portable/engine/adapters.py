@@ -1,5 +1,6 @@
 """Adapters: those that a model was loaded with, what they do to its graph, and which of them a call wants."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from numbers import Real
@@ -103,6 +104,11 @@ class Adapters:
     def named(self, weights: Weights) -> list[tuple[str, float]]:
         """Fingerprints and weights of those whose weight is not 0, for files: names are chosen anew by each process."""
         return [(print_, weight) for print_, weight in zip(self._fingerprints, weights, strict=False) if weight]
+
+    def digest(self, model: str, weights: Weights) -> str:
+        """The fingerprint of a model whose own one is `model`, with its adapters; of the model if all weights are 0."""
+        named = self.named(weights)
+        return hashlib.sha256(repr((model, named)).encode()).hexdigest()[: len(model)] if named else model
 
     def found(self, named: Sequence[tuple[str, float]]) -> Weights | None:
         """The weights of the adapters with these fingerprints; None if one of them is not there."""

@@ -107,6 +107,11 @@ class Model:
         """The names of the adapters that it was loaded with."""
         return self._adapters.names
 
+    def digest(self, adapter: Chosen = None) -> str:
+        """32 hexadecimal digits that name what computes an answer: the weights, and the adapters of a call with their
+        weights. adapter: as calls have it. Raises InputError for an adapter that is not there."""
+        return self._adapters.digest(self.manager.model, self._adapters.weights(adapter))
+
     @property
     def has_tokenizer(self) -> bool:
         """Whether text can be given and is returned; else token ids only."""

@@ -4,6 +4,7 @@ Source: https://github.com/ollama/ollama/blob/main/docs/api.md (list, show, list
 """
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,8 +23,8 @@ _FOREVER = "2318-01-01T00:00:00Z"  # the model stays in memory
 class ModelCard:
     """One model under one name."""
 
-    def __init__(self, model: Model, name: str, modified: int) -> None:
-        """modified: Unix time."""
+    def __init__(self, model: Model, name: str, modified: int, adapter: Mapping[str, float]) -> None:
+        """modified: Unix time. adapter: the weights of the adapters by name; {} for the model alone."""
         gguf = model.source.endswith(".gguf")
         count = sum(math.prod(parameter.shape) for parameter in build(model.config).parameters.values())
         self._context = model.max_context
@@ -34,7 +35,7 @@ class ModelCard:
             "name": name,
             "model": name,
             "size": _size(Path(model.source)),
-            "digest": model.manager.model,
+            "digest": model.digest(adapter),
             "details": {
                 "parent_model": "",
                 "format": "gguf" if gguf else "safetensors",

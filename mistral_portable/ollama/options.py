@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mistral_portable.api import JSON, Body, Stop, Stops, any_object
+from mistral_portable.api import JSON, UNSTATED, Body, Stated, Stop, Stops, any_object, sampling_params
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
 
@@ -34,25 +34,29 @@ class Options(Body):
     seed: int | None = None
     stop: Stop | Stops | None = None
 
-    def sampling(self, logprobs: int | None) -> SamplingParams:
+    def sampling(self, stated: Stated, logprobs: int | None) -> SamplingParams:
         """A negative `num_predict` is no limit, a negative `seed` is drawn. Raises InputError, naming the field, for a
         value out of range."""
-        most = -1 if self.num_predict is None else self.num_predict
+        most, top_k = self.num_predict, self.top_k
         if most == 0:
             raise InputError("options.num_predict=0: ask for a token or more, or -1 for as many as there is room for")
-        given = {name: value for name in _SAME if (value := getattr(self, name)) is not None}
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return SamplingParams(
-            max_tokens=None if most < 0 else most,
-            top_k=40 if self.top_k is None else max(0, self.top_k),
-            repetition_penalty=1.0 if self.repeat_penalty is None else self.repeat_penalty,
-            seed=None if self.seed is None or self.seed < 0 else self.seed,
-            stop=tuple(one for one in stop if one),
-            logprobs=logprobs,
-            **{"temperature": 0.8, "top_p": 0.9, **given},
-        )
+        given: JSON = {
+            **self.given(*_SAME),
+            "seed": None if self.seed is None or self.seed < 0 else self.seed,
+            "stop": tuple(one for one in stop if one),
+            "logprobs": logprobs,
+        }
+        if most is not None:
+            given["max_tokens"] = None if most < 0 else most
+        if top_k is not None:
+            given["top_k"] = max(0, top_k)
+        if self.repeat_penalty is not None:
+            given["repetition_penalty"] = self.repeat_penalty
+        return sampling_params(_DEFAULTS, stated, given)
 
 
+_DEFAULTS: JSON = {"max_tokens": None, "temperature": 0.8, "top_k": 40, "top_p": 0.9}
 _SAME = ("temperature", "top_p", "min_p", "typical_p", "presence_penalty", "frequency_penalty")
 
 
@@ -74,8 +78,8 @@ class AnswerRequest(Body):
             return any_object() if self.format == "json" else None
         return self.format
 
-    def sampling(self) -> SamplingParams:
-        """Raises InputError, naming the field, for a value out of range."""
+    def sampling(self, stated: Stated = UNSTATED) -> SamplingParams:
+        """Options that are left open are as stated. Raises InputError, naming the field, for a value out of range."""
         if self.logprobs and self.stream:
             raise InputError("logprobs: they come with whole answers only; set stream to false, or leave them out")
-        return (self.options or Options()).sampling((self.top_logprobs or 0) if self.logprobs else None)
+        return (self.options or Options()).sampling(stated, (self.top_logprobs or 0) if self.logprobs else None)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mistral_portable.api import JSON, Body, Conversation, Many
+from mistral_portable.api import JSON, UNSTATED, Body, Conversation, Many, Stated
 from mistral_portable.errors import InputError
 from mistral_portable.ollama.options import AnswerRequest
 
@@ -51,11 +51,11 @@ class ChatRequest(AnswerRequest):
     messages: Many[Message] = Field(default_factory=list)
     tools: Many[JSON] | None = None
 
-    def to_conversation(self) -> Conversation:
+    def to_conversation(self, stated: Stated = UNSTATED) -> Conversation:
         """The same for every API. Raises InputError, naming the field, for a value out of range."""
         return Conversation(
             messages=_openai(self.messages),
-            params=self.sampling(),
+            params=self.sampling(stated),
             tools=self.tools or [],
             schema=self.schema_,
             model=self.model,
@@ -88,14 +88,14 @@ class GenerateRequest(AnswerRequest):
         """Whether the prompt is a text to be continued or filled, and no message."""
         return self.raw or bool(self.suffix)
 
-    def to_conversation(self) -> Conversation:
+    def to_conversation(self, stated: Stated = UNSTATED) -> Conversation:
         """The prompt as a chat of one message. Raises InputError, naming the field, for a value out of range."""
         if self.is_text:
             raise InputError("prompt: it is a text, not a chat: raw and suffix are given")
         system = [{"role": "system", "content": self.system}] if self.system else []
         return Conversation(
             messages=[*system, {"role": "user", "content": self.prompt}],
-            params=self.sampling(),
+            params=self.sampling(stated),
             schema=self.schema_,
             model=self.model,
             stream=self.stream,

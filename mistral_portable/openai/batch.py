@@ -166,7 +166,7 @@ def _start(model: Model, custom_id: str, line: dict[str, Any]) -> _Job:
         raise InputError("stream: a batch has no streams; leave it out")
     params, options = request.sampling(), request.options()
     job = _Job(custom_id, request)
-    for prompt in request.prompts(lambda messages, *, tools: model.tokenizer.chat(messages, tools=tools)):
+    for prompt in request.prompts(lambda messages, **options: model.tokenizer.chat(messages, **options)):
         job.answers += model.answers(prompt, params, request.n, user=request.user or "", **options)
     job.left = len(job.answers)
     return job

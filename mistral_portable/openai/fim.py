@@ -5,7 +5,7 @@ Source: https://docs.mistral.ai/api/endpoint/fim. Answers have the form of /v1/c
 
 from pydantic import Field
 
-from mistral_portable.api import Body, Stop, Stops
+from mistral_portable.api import UNSTATED, Body, Stated, Stop, Stops, sampling_params
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
 
@@ -26,14 +26,16 @@ class FimRequest(Body):
     random_seed: int | None = None
     stream: bool | None = None
 
-    def sampling(self) -> SamplingParams:
-        """Raises InputError, naming the field, for a value out of range, or one that is not supported."""
+    def sampling(self, stated: Stated = UNSTATED) -> SamplingParams:
+        """The parameters; what the request leaves open is as stated.
+
+        Raises InputError, naming the field, for a value out of range, or one that is not supported.
+        """
         if self.min_tokens:
             raise InputError(f"min_tokens={self.min_tokens}: an answer ends where the model ends it; leave it out")
-        return SamplingParams(
-            max_tokens=self.max_tokens,
-            temperature=0.7 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            stop=tuple([self.stop] if isinstance(self.stop, str) else self.stop or ()),
-            seed=self.random_seed,
-        )
+        given = {
+            **self.given("temperature", "top_p", "max_tokens"),
+            "stop": tuple([self.stop] if isinstance(self.stop, str) else self.stop or ()),
+            "seed": self.random_seed,
+        }
+        return sampling_params({"temperature": 0.7, "max_tokens": None}, stated, given)

@@ -12,24 +12,42 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from mistral_portable.answers import offered
-from mistral_portable.api import JSON, Body, Many, Stop, Stops, any_object, check_body
+from mistral_portable.api import (
+    JSON,
+    UNSTATED,
+    Body,
+    Many,
+    Stated,
+    Stop,
+    Stops,
+    any_object,
+    check_body,
+    sampling_params,
+)
 from mistral_portable.engine.prompts import Prompt
 from mistral_portable.errors import InputError
-from mistral_portable.sampling import SamplingParams
+from mistral_portable.sampling import RULES, SamplingParams
 
-__all__ = ["URLS", "ChatRequest", "Many", "Request", "TextRequest", "parse_request"]
+__all__ = ["URLS", "ChatRequest", "Effort", "Many", "Request", "TextRequest", "parse_request"]
 
 
 _MOST_ANSWERS = 128
 _MOST_LOGPROBS = 20
 _MOST_BIASES = 2**18
 
+Effort = Annotated[str, Field(max_length=64)]
+"""How much the model is to reason, in a word that its chat template knows."""
+
 
 class Chat(Protocol):
     """`Tokenizer.chat`: makes token ids of messages."""
 
     def __call__(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        reasoning_effort: str | None,
     ) -> list[int]: ...
 
 
@@ -100,8 +118,11 @@ class Request(Body):
         """The prompts, each a text or token ids. chat: makes ids of messages and tools."""
         raise NotImplementedError
 
-    def sampling(self) -> SamplingParams:
-        """Raises InputError, naming the field, for a value out of range, or one that is not supported."""
+    def sampling(self, stated: Stated = UNSTATED) -> SamplingParams:
+        """The parameters; what the request leaves open is as stated, else by the defaults of the fields.
+
+        Raises InputError, naming the field, for a value out of range, or one that is not supported.
+        """
         raise NotImplementedError
 
     def options(self) -> dict[str, Any]:
@@ -114,27 +135,24 @@ class Request(Body):
             raise InputError("response_format, grammar, regex: an answer follows one rule; leave out all but one")
         return rules
 
-    def _sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    def _sampling(self, stated: Stated, limit: int | None, max_tokens: JSON, logprobs: int | None) -> SamplingParams:
+        """limit: the tokens of an answer by default. max_tokens: those of the field of this name, if they are given."""
         try:
             biases = {int(token): value for token, value in (self.logit_bias or {}).items()}
         except ValueError as error:
             raise InputError(f"logit_bias: a key is no token id: {error}") from error
-        return SamplingParams(
-            max_tokens=max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            typical_p=self.typical_p,
-            repetition_penalty=self.repetition_penalty,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            presence_penalty=self.presence_penalty or 0.0,
-            logit_bias=biases,
-            seed=self.seed,
-            stop=tuple([self.stop] if isinstance(self.stop, str) else self.stop or ()),
-            ignore_eos=self.ignore_eos,
-            logprobs=logprobs,
-        )
+        given = {
+            **self.given(*RULES),
+            **max_tokens,
+            "frequency_penalty": self.frequency_penalty or 0.0,
+            "presence_penalty": self.presence_penalty or 0.0,
+            "logit_bias": biases,
+            "seed": self.seed,
+            "stop": tuple([self.stop] if isinstance(self.stop, str) else self.stop or ()),
+            "ignore_eos": self.ignore_eos,
+            "logprobs": logprobs,
+        }
+        return sampling_params({**{name: getattr(self, name) for name in RULES}, "max_tokens": limit}, stated, given)
 
 
 class ChatRequest(Request):
@@ -150,10 +168,12 @@ class ChatRequest(Request):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=_MOST_LOGPROBS)
+    reasoning_effort: Effort | None = None
 
     def prompts(self, chat: Chat) -> list[Prompt]:
         """The one prompt, as token ids. chat: makes them of messages and tools."""
-        return [chat(self.messages, tools=offered(self.tools, self.tool_choice))]
+        tools = offered(self.tools, self.tool_choice)
+        return [chat(self.messages, tools=tools, reasoning_effort=self.reasoning_effort)]
 
     def options(self) -> dict[str, Any]:
         """Further arguments of `Model.answer`. Raises InputError, naming the field, for one that is not supported."""
@@ -167,12 +187,13 @@ class ChatRequest(Request):
         }
         return {"chat": True, **calling, **rules}
 
-    def sampling(self) -> SamplingParams:
-        """Raises InputError, naming the field, for a value out of range."""
-        most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+    def sampling(self, stated: Stated = UNSTATED) -> SamplingParams:
+        """See `Request.sampling`."""
         if self.top_logprobs is not None and not self.logprobs:
             raise InputError("top_logprobs: needs logprobs to be true")
-        return self._sampling(most, (self.top_logprobs or 0) if self.logprobs else None)
+        most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        given = {} if most is None else {"max_tokens": most}
+        return self._sampling(stated, None, given, (self.top_logprobs or 0) if self.logprobs else None)
 
 
 class TextRequest(Request):
@@ -194,15 +215,15 @@ class TextRequest(Request):
         one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return [cast(Prompt, self.prompt)] if one else list(cast(Sequence[Prompt], self.prompt))
 
-    def sampling(self) -> SamplingParams:
-        """Raises InputError, naming the field, for a value out of range, or one that is not supported."""
+    def sampling(self, stated: Stated = UNSTATED) -> SamplingParams:
+        """See `Request.sampling`."""
         if self.echo:
             raise InputError("echo: the prompt cannot be returned; leave it out")
         if self.suffix:
             raise InputError("suffix: text before a suffix cannot be completed here; leave it out")
         if self.best_of not in (None, self.n):
             raise InputError(f"best_of={self.best_of}: all {self.n} answers of n are returned; leave it out")
-        return self._sampling(self.max_tokens, self.logprobs)
+        return self._sampling(stated, self.max_tokens, self.given("max_tokens"), self.logprobs)
 
 
 URLS: Mapping[str, type[ChatRequest] | type[TextRequest]] = {

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from mistral_portable.answers import named
-from mistral_portable.api import JSON, Body, Conversation, Many, any_object
+from mistral_portable.api import JSON, UNSTATED, Body, Conversation, Many, Stated, any_object, sampling_params
 from mistral_portable.errors import InputError
 from mistral_portable.openai.response_items import Item, chat_messages
 from mistral_portable.sampling import SamplingParams
@@ -98,18 +98,14 @@ class ResponseRequest(Body):
     truncation: str | None = None
     top_logprobs: int | None = None
 
-    def to_conversation(self) -> Conversation:
+    def to_conversation(self, stated: Stated = UNSTATED) -> Conversation:
         """The same for every API. Raises InputError, naming the field, for a value out of range or what is refused."""
         self._refuse()
         first = [{"role": "system", "content": self.instructions}] if self.instructions else []
         choice = self.tool_choice
         return Conversation(
             messages=[*first, *chat_messages(self.input)],
-            params=SamplingParams(
-                max_tokens=self.max_output_tokens,
-                temperature=1.0 if self.temperature is None else self.temperature,
-                top_p=1.0 if self.top_p is None else self.top_p,
-            ),
+            params=self._sampling(stated),
             tools=[tool.function() for tool in self.tools or ()],
             tool_choice=named(choice.name) if isinstance(choice, NamedTool) else choice or "auto",
             parallel=self.parallel_tool_calls is not False,
@@ -119,19 +115,25 @@ class ResponseRequest(Body):
             stream=bool(self.stream),
         )
 
-    def settings(self) -> JSON:
-        """The fields of the request that an answer repeats."""
+    def _sampling(self, stated: Stated) -> SamplingParams:
+        given = self.given("temperature", "top_p")
+        if self.max_output_tokens is not None:
+            given["max_tokens"] = self.max_output_tokens
+        return sampling_params({"max_tokens": None, "temperature": 1.0}, stated, given)
+
+    def settings(self, params: SamplingParams) -> JSON:
+        """The fields of the request that an answer repeats. params: how it is sampled."""
         choice: Any = self.tool_choice or "auto"
         return {
             "instructions": self.instructions,
             "max_output_tokens": self.max_output_tokens,
             "metadata": self.metadata or {},
             "parallel_tool_calls": self.parallel_tool_calls is not False,
-            "temperature": 1.0 if self.temperature is None else self.temperature,
+            "temperature": params.temperature,
             "text": {"format": self._format()},
             "tool_choice": choice.model_dump() if isinstance(choice, NamedTool) else choice,
             "tools": [{**tool.model_dump(), "strict": False} for tool in self.tools or ()],
-            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "top_p": params.top_p,
             **({} if self.user is None else {"user": self.user}),
         }
 

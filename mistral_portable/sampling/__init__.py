@@ -12,10 +12,11 @@ from mistral_portable.sampling.constraint import Constraint, Grammar
 from mistral_portable.sampling.params import SamplingParams
 from mistral_portable.sampling.rows import sample_rows
 from mistral_portable.sampling.sampler import Sampled, Sampler, TokenLogprob
-from mistral_portable.sampling.stated import stated_rules, stated_sampling
+from mistral_portable.sampling.stated import RULES, stated_rules, stated_sampling
 from mistral_portable.sampling.stop import StopMatcher
 
 __all__ = [
+    "RULES",
     "Constraint",
     "Grammar",
     "Sampled",

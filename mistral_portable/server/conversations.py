@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Protocol
 
 from mistral_portable.answers import Delta, offered
-from mistral_portable.api import JSON, Conversation
+from mistral_portable.api import JSON, Conversation, Stated
 from mistral_portable.engine import Generation
 from mistral_portable.errors import InputError
 from mistral_portable.server.service import Job, Service
@@ -16,8 +16,8 @@ __all__ = ["Asking", "Writer", "prepare", "whole", "written"]
 class Asking(Protocol):
     """A checked request for an answer to a chat."""
 
-    def to_conversation(self) -> Conversation:
-        """Return the conversation that it asks to continue."""
+    def to_conversation(self, stated: Stated) -> Conversation:
+        """Return the conversation that it asks to continue. stated: see `sampling_params`."""
 
 
 class Writer(Protocol):
@@ -38,7 +38,7 @@ def prepare(service: Service, request: Asking) -> Job:
 
     Raises TokenizerError for a chat that the model's template does not allow, InputError for what is not supported.
     """
-    conversation = request.to_conversation()
+    conversation = request.to_conversation(service.stated)
     tools, choice = conversation.tools, conversation.tool_choice
     shown = offered(tools, choice)
     if conversation.schema is not None and shown:

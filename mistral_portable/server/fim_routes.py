@@ -41,7 +41,8 @@ class _Routes:
 
     def _job(self, request: FimRequest) -> Job:
         prompt = self._service.model.tokenizer.fim(request.prompt, request.suffix)
-        return Job(prompts=[prompt], params=request.sampling(), model=self._service.name_of(request.model))
+        params = request.sampling(self._service.stated)
+        return Job(prompts=[prompt], params=params, model=self._service.name_of(request.model))
 
     async def _events(self, job: Job) -> AsyncGenerator[bytes, None]:
         """Mistral's chunks: OpenAI's, but the numbers of tokens are in the last one that has a choice."""

@@ -57,7 +57,7 @@ class _Routes:
     def __init__(self, service: Service) -> None:
         self._service = service
         names = (service.settings.alias, *service.settings.adapters)
-        self._cards = {name: ModelCard(service.model, name, service.created) for name in names}
+        self._cards = {name: ModelCard(service.model, name, service.created, service.adapter(name)) for name in names}
 
     async def chat(self, http: HTTPRequest, request: ChatRequest) -> Response:
         """The response to a checked request."""
@@ -121,7 +121,8 @@ class _Routes:
             return prepare(self._service, request)
         tokenizer, model = self._service.model.tokenizer, self._service.name_of(request.model)
         prompt = tokenizer.fim(request.prompt, request.suffix) if request.suffix else tokenizer.encode(request.prompt)
-        return Job(prompts=[prompt], params=request.sampling(), model=model, options={"schema": request.schema_})
+        params = request.sampling(self._service.stated)
+        return Job(prompts=[prompt], params=params, model=model, options={"schema": request.schema_})
 
     async def _answer(self, job: Job, lines: Lines, stream: bool) -> Response:
         if stream:

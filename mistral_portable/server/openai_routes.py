@@ -57,9 +57,9 @@ class _Answering:
     def _job(self, request: Request) -> Job:
         """Make the job of a request: the one place that knows how. Raises InputError or TokenizerError."""
         model = self._service.model
-        params, options = request.sampling(), request.options()
+        params, options = request.sampling(self._service.stated), request.options()
         return Job(
-            prompts=request.prompts(lambda messages, *, tools: model.tokenizer.chat(messages, tools=tools)),
+            prompts=request.prompts(lambda messages, **options: model.tokenizer.chat(messages, **options)),
             params=params,
             model=self._service.name_of(request.model),
             n=request.n,

@@ -37,7 +37,7 @@ class _Routes:
         service = self._service
         service.check_ready()  # before the work of encoding
         job = await service.in_thread(prepare, service, request)
-        answer = Answer(job.model, request.settings())
+        answer = Answer(job.model, request.settings(job.params))
         if request.stream:
             writer = ResponseEvents(answer)
             return EventStream(

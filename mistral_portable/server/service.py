@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from mistral_portable.answers import Content
 from mistral_portable.answers import Delta as Part
+from mistral_portable.api import UNSTATED
 from mistral_portable.engine import Generation, Model
 from mistral_portable.engine.prompts import Prompt
 from mistral_portable.engine.request import Completion
 from mistral_portable.engine.stream import Answer
 from mistral_portable.errors import ClosedError, InputError
-from mistral_portable.sampling import Sampled, SamplingParams
+from mistral_portable.sampling import Sampled, SamplingParams, stated_sampling
 from mistral_portable.server.metrics import Metrics
 from mistral_portable.server.queue import Queue
 from mistral_portable.server.settings import Settings
@@ -72,7 +73,8 @@ class Service:
     """
 
     def __init__(self, model: Model, settings: Settings) -> None:
-        """Raises InputError if an adapter of the settings has the alias for its name, or is not the model's."""
+        """Raises InputError if an adapter of the settings has the alias for its name, or is not the model's, and if the
+        model's way of sampling is wanted and not stated, or not supported."""
         for name in settings.adapters:
             if name == settings.alias:
                 raise InputError(f"{name!r} is the name of the model and of an adapter: give the model another --alias")
@@ -82,6 +84,9 @@ class Service:
         self.settings = settings
         self.queue = Queue(lanes=model.manager.spec.max_lanes, waiting=settings.max_queue)
         self.metrics = Metrics(model, self.queue)
+        self.stated = stated_sampling(model.generation) if settings.sampling == "model" else UNSTATED
+        """Fields of SamplingParams for requests that leave them open."""
+        SamplingParams(**self.stated)  # what is out of range is refused now, not in each request
         self.created = int(time.time())
         """Unix time at which the server began."""
         self._running: set[Completion] = set()

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from mistral_portable.errors import InputError
-from mistral_portable.openai.requests import Many
+from mistral_portable.openai.requests import Effort, Many
 from mistral_portable.server.endpoint import Endpoint
 from mistral_portable.server.errors import HTTPError
 from mistral_portable.server.service import Service
@@ -31,6 +31,7 @@ class SaveRequest(BaseModel):
     prompt: str | Many[int] | None = None
     messages: Many[dict[str, Any]] | None = None
     tools: Many[dict[str, Any]] | None = None
+    reasoning_effort: Effort | None = None
     model: str | None = None
 
 
@@ -56,7 +57,7 @@ def endpoints(service: Service) -> list[Endpoint]:
         adapter = service.adapter(service.name_of(body.model))
         if body.messages is None:
             return model.save_session(file, body.prompt, adapter=adapter)
-        tokens = model.tokenizer.chat(body.messages, tools=body.tools)
+        tokens = model.tokenizer.chat(body.messages, tools=body.tools, reasoning_effort=body.reasoning_effort)
         return model.save_session(file, tokens, messages=body.messages, adapter=adapter)
 
     async def save(request: Request, body: SaveRequest | None) -> Response:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from mistral_portable.engine.embedding import Pooling
 
@@ -18,7 +19,8 @@ class Settings:
     max_tokens: the most tokens of an answer, whatever is asked for; None: to the end of the context.
     sessions_dir: the folder of saved sessions; None: there are none. deadline: seconds that running answers have to
     end after SIGTERM. embeddings: which tokens' hidden states make an embedding; None: there are none. adapters: the
-    weight of each adapter of the model, which requests ask for by its name in place of the model's.
+    weight of each adapter of the model, which requests ask for by its name in place of the model's. sampling: "model"
+    if fields that requests leave open are those of the model's generation_config.json; None: by each API's defaults.
     """
 
     alias: str
@@ -32,3 +34,4 @@ class Settings:
     deadline: float = 30.0
     embeddings: Pooling | None = None
     adapters: Mapping[str, float] = field(default_factory=dict)
+    sampling: Literal["model"] | None = None

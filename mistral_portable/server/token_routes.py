@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from mistral_portable.errors import InputError
-from mistral_portable.openai.requests import Many
+from mistral_portable.openai.requests import Effort, Many
 from mistral_portable.server.endpoint import Endpoint
 from mistral_portable.server.service import Service
 from mistral_portable.tokenizer import Tokenizer
@@ -22,6 +22,7 @@ class TemplateRequest(BaseModel):
 
     messages: Many[dict[str, Any]]
     tools: Many[dict[str, Any]] | None = None
+    reasoning_effort: Effort | None = None
 
 
 class TokenizeRequest(BaseModel):
@@ -33,6 +34,7 @@ class TokenizeRequest(BaseModel):
     content: str | None = Field(None, validation_alias=AliasChoices("content", "prompt"))
     messages: Many[dict[str, Any]] | None = None
     tools: Many[dict[str, Any]] | None = None
+    reasoning_effort: Effort | None = None
     add_special: bool = Field(False, validation_alias=AliasChoices("add_special", "add_special_tokens"))
     with_pieces: bool = False
 
@@ -49,11 +51,14 @@ def endpoints(service: Service) -> list[Endpoint]:
     """The operations on tokens."""
     model = service.model
 
+    def chat_of(body: TemplateRequest | TokenizeRequest, messages: list[dict[str, Any]]) -> list[int]:
+        return model.tokenizer.chat(messages, tools=body.tools, reasoning_effort=body.reasoning_effort)
+
     def tokens_of(body: TokenizeRequest) -> list[int]:
         if (body.content is None) == (body.messages is None):
             raise InputError("content, messages: give one of the two")
         if body.messages is not None:
-            return model.tokenizer.chat(body.messages, tools=body.tools)
+            return chat_of(body, body.messages)
         return model.tokenizer.encode(body.content or "", bos=body.add_special)
 
     async def tokenize(request: Request, body: TokenizeRequest) -> Response:
@@ -68,7 +73,7 @@ def endpoints(service: Service) -> list[Endpoint]:
         return JSONResponse({"content": text, "prompt": text})
 
     async def apply_template(request: Request, body: TemplateRequest) -> Response:
-        tokens = await service.in_thread(lambda: model.tokenizer.chat(body.messages, tools=body.tools))
+        tokens = await service.in_thread(chat_of, body, body.messages)
         text = b"".join(_bytes(model.tokenizer, token) for token in tokens)
         return JSONResponse({"prompt": text.decode(errors="replace"), "tokens": tokens})
 

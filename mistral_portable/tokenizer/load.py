@@ -14,7 +14,7 @@ from mistral_portable.tokenizer.source import GGUFVocabulary, TokenizerFile, Tok
 from mistral_portable.tokenizer.tokenizer import Tokenizer
 from mistral_portable.tokenizer.vocabulary import to_vocabulary
 
-__all__ = ["load_tokenizer"]
+__all__ = ["load_own", "load_tokenizer"]
 
 _SPACE = "\u2581"
 
@@ -40,14 +40,13 @@ def load_tokenizer(source: TokenizerSource, chat_template: str | Path | None = N
 
 def _of_file(source: TokenizerFile, chat_template: str | Path | None) -> Tokenizer:
     common = load_common(source)
-    folder = None if source.content is not None else source.path.parent
+    folder = _folder(source)
     templates = _chosen(read_templates(folder) if folder else {}, chat_template)
     if templates is None:
         return common
-    if folder is None:  # an archive of Mistral's has nothing beside it
+    if folder is None:
         return library_of_vocabulary(to_vocabulary(source), templates) if templates else common
-    foreign = _has_foreign_tokens(FolderSettings.read(folder), common)
-    if not foreign and is_mistrals(templates.get("default"), common):
+    if _is_own(folder, templates.get("default"), common):
         return common
     vocabulary = None if (folder / "tokenizer.json").is_file() else to_vocabulary(source)
     return library_of_folder(folder, vocabulary, templates)
@@ -66,6 +65,30 @@ def _of_vocabulary(source: GGUFVocabulary, chat_template: str | Path | None) -> 
         if is_mistrals(template, common):
             return common
     return library_of_vocabulary(source, templates)
+
+
+def load_own(source: TokenizerFile | GGUFVocabulary) -> CommonTokenizer:
+    """The tokenizer in a file or a GGUF file's vocabulary by mistral-common, whose `chats` is true only if
+    `load_tokenizer` gives it, too: if tokens and chat template are Mistral's own. Raises the errors of `load_common`.
+    """
+    common = load_common(source)
+    if isinstance(source, GGUFVocabulary):
+        template = source.chat_template
+        common.chats = is_mistrals(template, common) and not (template is None and _has_foreign_ends(source))
+    elif folder := _folder(source):
+        common.chats = _is_own(folder, read_templates(folder).get("default"), common)
+    return common
+
+
+def _folder(source: TokenizerFile) -> Path | None:
+    """The folder whose other files count; an archive of Mistral's has nothing beside the tokenizer."""
+    return None if source.content is not None else source.path.parent
+
+
+def _is_own(folder: Path, template: str | None, common: CommonTokenizer) -> bool:
+    """Whether the tokens that the files of a folder name, and its chat template, are Mistral's own."""
+    foreign = _has_foreign_tokens(FolderSettings.read(folder), common)
+    return not foreign and is_mistrals(template, common)
 
 
 def _has_foreign_tokens(settings: FolderSettings, common: CommonTokenizer) -> bool:

@@ -53,6 +53,7 @@ __all__ = [
     "FlaxMistralForCausalLM",
     "FlaxMistralModel",
     "LlamaTokenizer",
+    "LlamaTokenizerFast",
     "MistralCommonTokenizer",
     "MistralConfig",
     "MistralForCausalLM",
@@ -71,4 +72,4 @@ __all__ = [
     "pipeline",
 ]
 
-LlamaTokenizer = MistralCommonTokenizer  # the name on v4.34's page, for converted weights
+LlamaTokenizer = LlamaTokenizerFast = AutoTokenizer  # the names in older code, for all kinds of folders

@@ -3,7 +3,6 @@
 import os
 from typing import Any
 
-from mistral_portable.errors import InputError
 from mistral_portable.tokenizer import TokenizerFolder, load_tokenizer
 from mistral_portable.tokenizer.common import CommonTokenizer
 from mistral_portable.tokenizer.library import LibraryTokenizer
@@ -16,7 +15,7 @@ __all__ = ["AutoTokenizer"]
 
 class AutoTokenizer:
     """Opens tokenizers: a MistralCommonTokenizer, or a PreTrainedTokenizerFast where tokens or the chat template are
-    not Mistral's own.
+    not Mistral's own. Older pages call it LlamaTokenizer.
 
     >>> AutoTokenizer.from_pretrained("tiny").encode("Hello")
     [1, 867]
@@ -42,10 +41,9 @@ class AutoTokenizer:
         settings: arguments of the class; for a PreTrainedTokenizerFast those of tokenizer_config.json come before its
         defaults.
         """
-        if inputs:
-            raise InputError(f"{inputs!r:.80}: pass one name or path, and everything else by name")
         source = find_tokenizer(
             pretrained_model_name_or_path,
+            inputs,
             revision,
             cache_dir=cache_dir,
             force_download=force_download,

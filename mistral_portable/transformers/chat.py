@@ -32,11 +32,11 @@ def chat_ids(
 
     mends: whether what mistral-common does not read, but other clients send, is encoded as `Tokenizer.chat` does.
 
-    Raises InputError for malformed messages and tools, and for a model whose template is not Mistral's;
+    Raises InputError for malformed messages and tools, and for a model whose template or tokens are not Mistral's;
     MistralCommonException where the template forbids the conversation.
     """
     if not tokenizer.chats:
-        raise InputError("the model's chat template is not Mistral's; write the prompt and encode it")
+        raise InputError("the model's chat template is not Mistral's, or its tokens are not: use AutoTokenizer")
     if not isinstance(messages, list | tuple):
         raise InputError(f"the conversation is {messages!r:.80}; pass a list of messages")
     try:

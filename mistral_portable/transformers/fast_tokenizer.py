@@ -3,22 +3,22 @@
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from mistral_portable.errors import InputError, TokenizerError
 from mistral_portable.tokenizer.library import LibraryTokenizer
 from mistral_portable.tokenizer.template import ChatTemplate
 from mistral_portable.tokenizer.to_folder import write_library
-from mistral_portable.transformers.chat import checked_tools, is_batch
+from mistral_portable.transformers.chat import checked_tools
 from mistral_portable.transformers.tokenizer_base import refuse_unknown
-from mistral_portable.transformers.tokenizer_encoding import EncodingTokenizer
+from mistral_portable.transformers.tokenizer_chats import ChatTokenizer
+from mistral_portable.transformers.tokenizer_files import made_folder
 from mistral_portable.transformers.vocabulary import LibraryVocabulary
 
 __all__ = ["PreTrainedTokenizerFast"]
 
 
-class PreTrainedTokenizerFast(EncodingTokenizer):
+class PreTrainedTokenizerFast(ChatTokenizer):
     """A tokenizer with the ids, chats and texts of transformers' class of this name.
 
     `AutoTokenizer.from_pretrained` makes it, where tokens or the chat template are not Mistral's own. A text that holds
@@ -102,42 +102,43 @@ class PreTrainedTokenizerFast(EncodingTokenizer):
     ) -> Any:
         """Encode a conversation as the model's template writes it; a list of conversations gives a list.
 
-        conversation: messages with role and content, in OpenAI's format. tools: JSON schemas of functions, in OpenAI's
-        format. documents: mappings with title and text. chat_template: in place of the model's: a Jinja template, or
-        the name of one of the model's.
-        add_generation_prompt: whether the text ends where the model answers. continue_final_message: whether the last
-        message is the beginning of the answer.
-        tokenize: False returns the text. padding, truncation, max_length, return_tensors: see `__call__`; without
-        effect on a text. return_dict: whether to return a BatchEncoding instead of the ids alone. kwargs: more names
-        and values for the template.
+        documents: mappings with title and text. chat_template: in place of the model's: a Jinja template, or the name
+        of one of the model's. add_generation_prompt: whether the text ends where the model answers.
+        continue_final_message: whether the last message is the beginning of the answer. tokenize: False returns the
+        text. kwargs: more names and values for the template. Others: see
+        `MistralCommonTokenizer.apply_chat_template`.
 
         Raises InputError for malformed messages and tools, without a template, for what the template refuses, and for
         both add_generation_prompt and continue_final_message; TypeError for a `truncation` that is not a bool.
         """
         if add_generation_prompt and continue_final_message:
             raise InputError("add_generation_prompt=True and continue_final_message=True: pass one of them")
-        if not isinstance(truncation, bool):
-            raise TypeError(f"truncation={truncation!r} must be True or False for a chat")
-        batched = is_batch(conversation)
         read_tools = None if tools is None else checked_tools(tools)
+
+        def write(chat: Any) -> str:
+            return template.render(
+                chat,
+                read_tools,
+                goes_on=continue_final_message,
+                asks=add_generation_prompt,
+                variables={"documents": documents, **kwargs},
+            )
+
         try:
             template = self._chosen(chat_template)
-            texts = [
-                template.render(
-                    chat,
-                    read_tools,
-                    goes_on=continue_final_message,
-                    asks=add_generation_prompt,
-                    variables={"documents": documents, **kwargs},
-                )
-                for chat in (conversation if batched else [conversation])
-            ]
-            if not tokenize:
-                return texts if batched else texts[0]
-            ids = [self._library.encode(text, bos=False) for text in texts]
+            return self._chats(
+                conversation,
+                lambda chat: self._library.encode(write(chat), bos=False),
+                write,
+                tokenize=tokenize,
+                padding=padding,
+                truncation=truncation,
+                max_length=max_length,
+                return_tensors=return_tensors,
+                return_dict=return_dict,
+            )
         except TokenizerError as error:
             raise InputError(str(error)) from error
-        return self._encoded_chats(ids, batched, padding, truncation, max_length, return_tensors, return_dict)
 
     def _chosen(self, given: str | None) -> ChatTemplate:
         if given is None:
@@ -152,14 +153,8 @@ class PreTrainedTokenizerFast(EncodingTokenizer):
         Raises InputError if save_directory is a file or for other arguments, OSError if a file cannot be written.
         """
         refuse_unknown("save_pretrained", kwargs)
-        folder = Path(save_directory)
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder} is a file; pass a folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        return tuple(str(path) for path in write_library(folder, self._library))
+        return tuple(str(path) for path in write_library(made_folder(save_directory), self._library))
 
-    def __repr__(self) -> str:
-        return (
-            f"PreTrainedTokenizerFast(len={len(self)}, padding_side={self.padding_side!r}, "
-            f"truncation_side={self.truncation_side!r})"
-        )
+    @property
+    def _summary(self) -> str:
+        return f"len={len(self)}"

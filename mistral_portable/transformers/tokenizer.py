@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Self
 from mistral_portable.errors import InputError
 from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile, TokenizerFolder
 from mistral_portable.tokenizer.common import CommonTokenizer
+from mistral_portable.tokenizer.load import load_own
 from mistral_portable.tokenizer.open_common import load_common
-from mistral_portable.tokenizer.own_template import is_mistrals
-from mistral_portable.transformers.chat import chat_ids, is_batch
+from mistral_portable.transformers.chat import chat_ids
 from mistral_portable.transformers.tokenizer_base import refuse_unknown
-from mistral_portable.transformers.tokenizer_encoding import EncodingTokenizer
+from mistral_portable.transformers.tokenizer_chats import ChatTokenizer
 from mistral_portable.transformers.tokenizer_files import find_tokenizer, save_tokenizer, upload_file
 from mistral_portable.transformers.vocabulary import CommonVocabulary
 
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["MistralCommonTokenizer"]
 
 
-class MistralCommonTokenizer(EncodingTokenizer):
+_FOREIGN = "{}: added tokens or a chat template that are not Mistral's are left out here; AutoTokenizer has them"
+
+
+class MistralCommonTokenizer(ChatTokenizer):
     """A tokenizer with the methods, defaults and refusals of transformers' class of this name.
 
     >>> tokenizer = MistralCommonTokenizer.from_pretrained("tiny")
@@ -33,7 +37,8 @@ class MistralCommonTokenizer(EncodingTokenizer):
     [[0, 0, 0, 1, 867], [1, 547, 550, 266, 549]]
 
     Text is never searched for special tokens: "<s>" is three characters. There are no pairs of texts, no words split
-    beforehand, no token types and no added tokens. `docs/differences.md` lists the differences from transformers.
+    beforehand, no token types and no added tokens. `docs/differences.md` lists the differences from transformers. For a
+    model with tokens or a chat template that are not Mistral's own there is a warning, and chats are refused.
 
     tokenizer_path: a `tekken.json` or `tokenizer.model*` file, or a tokenizer that `open_checkpoint` found.
     mode: "test": texts begin with `<s>`, and a chat ends with a message to answer. "finetuning": texts also end with
@@ -76,10 +81,12 @@ class MistralCommonTokenizer(EncodingTokenizer):
             if isinstance(tokenizer_path, TokenizerFile | GGUFVocabulary)
             else TokenizerFile(Path(tokenizer_path))
         )
-        if opened is None or mode != "test":
-            opened = load_common(self._source, "test" if mode == "test" else "finetuning")
-            if isinstance(self._source, GGUFVocabulary):
-                opened.chats = is_mistrals(self._source.chat_template, opened)
+        if opened is None:
+            opened = load_own(self._source)
+            if not opened.chats:
+                warnings.warn(_FOREIGN.format(_name(self._source)), stacklevel=2)
+        if mode == "finetuning":
+            opened = load_common(self._source, "finetuning", chats=opened.chats)
         self._common = opened
         super().__init__(
             opened,
@@ -142,16 +149,21 @@ class MistralCommonTokenizer(EncodingTokenizer):
         if "add_generation_prompt" in kwargs:
             raise InputError("add_generation_prompt is not supported: a chat always ends where the model answers")
         refuse_unknown("apply_chat_template", kwargs)
-        if not isinstance(truncation, bool):
-            raise TypeError(f"truncation={truncation!r} must be True or False for a chat")
-        batched = is_batch(conversation)
-        chats = conversation if batched else [conversation]
-        mends = self.mode == "test"
-        ids = [chat_ids(self._common, chat, tools, continue_final_message, mends=mends) for chat in chats]
-        if not tokenize:
-            texts = [self.decode(one) for one in ids]
-            return texts if batched else texts[0]
-        return self._encoded_chats(ids, batched, padding, truncation, max_length, return_tensors, return_dict)
+
+        def encode(chat: Any) -> list[int]:
+            return chat_ids(self._common, chat, tools, continue_final_message, mends=self.mode == "test")
+
+        return self._chats(
+            conversation,
+            encode,
+            lambda chat: str(self.decode(encode(chat))),
+            tokenize=tokenize,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            return_tensors=return_tensors,
+            return_dict=return_dict,
+        )
 
     @classmethod
     def from_pretrained(
@@ -181,11 +193,10 @@ class MistralCommonTokenizer(EncodingTokenizer):
         Raises InputError if there is no tokenizer and for unknown arguments, CheckpointError if the model or the hub
         cannot be read, TokenizerError if the tokenizer is corrupt.
         """
-        if init_inputs:
-            raise InputError(f"{init_inputs!r:.80}: pass one name or path, and everything else by name")
         refuse_unknown("from_pretrained", kwargs)
         source = find_tokenizer(
             pretrained_model_name_or_path,
+            init_inputs,
             revision,
             cache_dir=cache_dir,
             force_download=force_download,
@@ -264,8 +275,11 @@ class MistralCommonTokenizer(EncodingTokenizer):
                 create_pr=create_pr,
             )
 
-    def __repr__(self) -> str:
-        return (
-            f"MistralCommonTokenizer({self._tokenizer.kind} {self._tokenizer.version}, vocab_size={self.vocab_size}, "
-            f"mode={str(self.mode)!r}, padding_side={self.padding_side!r}, truncation_side={self.truncation_side!r})"
-        )
+    @property
+    def _summary(self) -> str:
+        kind = f"{self._tokenizer.kind} {self._tokenizer.version}"
+        return f"{kind}, vocab_size={self.vocab_size}, mode={str(self.mode)!r}"
+
+
+def _name(source: TokenizerFile | GGUFVocabulary) -> str:
+    return str(source.path) if isinstance(source, TokenizerFile) else "the GGUF file's tokenizer"

@@ -63,6 +63,15 @@ class TokenizerBase(ABC):
         """The text of ids of the vocabulary."""
 
     @property
+    @abstractmethod
+    def _summary(self) -> str:
+        """Words of `repr` that tell the tokenizer from others of its class."""
+
+    def __repr__(self) -> str:
+        sides = f"padding_side={self.padding_side!r}, truncation_side={self.truncation_side!r}"
+        return f"{type(self).__name__}({self._summary}, {sides})"
+
+    @property
     def vocab_size(self) -> int:
         """The number of tokens, control tokens included."""
         return self._tokenizer.vocab_size

@@ -248,27 +248,6 @@ class EncodingTokenizer(TokenizerBase):
         before, after = self._frame
         return [*[1] * len(before), *[0] * len(token_ids_0), *[1] * len(after)]
 
-    def _encoded_chats(
-        self,
-        chats: list[list[int]],
-        batched: bool,
-        padding: Any,
-        truncation: bool,
-        max_length: int | None,
-        return_tensors: str | None,
-        return_dict: bool,
-    ) -> Any:
-        """The ids of chats, padded and truncated: an encoding, or its ids alone. batched: else of the only one."""
-        encoding = self(
-            chats if batched else chats[0],
-            add_special_tokens=False,
-            padding=padding,
-            truncation=truncation,
-            max_length=max_length,
-            return_tensors=return_tensors,
-        )
-        return encoding if return_dict else encoding["input_ids"]
-
     def _checked(self, ids: Any) -> list[int]:
         """The ids, if they are a list of ids in the vocabulary. Raises InputError, TypeError or IndexError."""
         if not isinstance(ids, list):

@@ -15,7 +15,7 @@ from mistral_portable.weights.hub import download_tokenizer
 from mistral_portable.weights.open import HUB_NAME
 from mistral_portable.weights.safetensors import tokenizer_in, tokenizer_name
 
-__all__ = ["call_settings", "find_tokenizer", "save_tokenizer", "upload_file"]
+__all__ = ["call_settings", "find_tokenizer", "made_folder", "save_tokenizer", "upload_file"]
 
 _SETTINGS = (
     "clean_up_tokenization_spaces",
@@ -27,12 +27,14 @@ _SETTINGS = (
 NONE = "no tekken.json, no tokenizer.model* and no tokenizer.json"
 
 
-def find_tokenizer(model: str | os.PathLike[str], revision: str, **hub: Any) -> TokenizerSource:
+def find_tokenizer(model: str | os.PathLike[str], more: tuple[Any, ...], revision: str, **hub: Any) -> TokenizerSource:
     """Find a tokenizer in a folder, a model's file, a hub repository (only the tokenizer is downloaded) or "tiny".
 
-    hub: arguments of the download. Raises InputError if there is none, CheckpointError if the model or the hub cannot
-    be read.
+    more: further arguments of the caller without a name, of which there must be none. hub: arguments of the download.
+    Raises InputError if there is no tokenizer, CheckpointError if the model or the hub cannot be read.
     """
+    if more:
+        raise InputError(f"{more!r:.80}: pass one name or path, and everything else by name")
     if model == "tiny":
         return _in_folder(Path(str(files("mistral_portable") / "assets" / "tiny")))
     path = Path(model)
@@ -98,20 +100,26 @@ def save_tokenizer(source: TokenizerFile | GGUFVocabulary, folder: str | os.Path
     `tekken.json`, `mistral_instruct.model.v3` becomes `tokenizer.model.v3`. Raises InputError if `folder` is a file,
     OSError if the file cannot be written or the tokenizer's own file is gone.
     """
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file; pass a folder")
     if isinstance(source, TokenizerFile):
         name, content = source.path.name, source.read()
     else:
         name, content = to_file(source)
     if tokenizer_name([name]) is None:
         name = "tekken.json" if name.endswith(".json") else f"tokenizer{name[name.index('.model') :]}"
-    target.mkdir(parents=True, exist_ok=True)
+    target = made_folder(folder)
     with TemporaryDirectory(dir=target) as scratch:
         Path(scratch, name).write_bytes(content)
         os.replace(Path(scratch, name), target / name)
     return target / name
+
+
+def made_folder(path: str | os.PathLike[str]) -> Path:
+    """A folder, which is made if needed. Raises InputError if it is a file, OSError if it cannot be made."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; pass a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def upload_file(file: Path, repository: str, *, token: str | bool | None, private: bool | None, **commit: Any) -> str:

@@ -33,5 +33,7 @@ def check_kind(stated: Mapping[str, Any], source: str) -> None:
         reason = next((_REASONS[key] for key in _REASONS if isinstance(name, str) and name.startswith(key)), None)
         if reason:
             raise ConfigError(f"{source}: model_type={reprlib.repr(name)} is not supported: there is no {reason} here")
+    if stated.get("audio_config"):
+        raise ConfigError(f"{source}: audio_config is not supported: there is no sound here")
     if kind not in _KINDS:
         raise ConfigError(f"{source}: model_type={reprlib.repr(kind)} is not supported: {', '.join(_KINDS)} are")

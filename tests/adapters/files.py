@@ -18,8 +18,8 @@ from weights.files import bfloat16, gguf_name, interleaved, raw_name, shapes, wr
 from mistral_portable.config import MistralConfig
 
 __all__ = [
-    "EMBEDDING",
     "HEAD",
+    "TABLE",
     "Change",
     "delta",
     "linears",
@@ -30,7 +30,7 @@ __all__ = [
     "write_raw",
 ]
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 Change = tuple[NDArray[np.float32], NDArray[np.float32]]
 """The down and the up matrix, [rank, inputs] and [outputs, rank], of a linear layer; q and k rows half-split."""
@@ -73,7 +73,7 @@ def write_peft(
     rank = 1
     for name, (down, up) in changes.items():
         rank, module = len(down), f"base_model.model.{name.removesuffix('.weight')}"
-        if name == EMBEDDING:
+        if name == TABLE:
             tensors |= {f"{module}.lora_embedding_A": up.T, f"{module}.lora_embedding_B": down.T}
         else:
             tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
@@ -100,7 +100,7 @@ def write_gguf(
         writer.add_float32("adapter.lora.alpha", alpha)
     kind = GGMLQuantizationType[quantization]
     for name, (down, up) in changes.items():
-        pair = (up, down.T) if name == EMBEDDING else (down, interleaved(name, up, config))
+        pair = (up, down.T) if name == TABLE else (down, interleaved(name, up, config))
         for side, matrix in zip("ab", pair, strict=True):
             block = quants.quantize(np.ascontiguousarray(matrix), kind)
             writer.add_tensor(f"{gguf_name(name)}.lora_{side}", block, raw_dtype=kind)
@@ -117,7 +117,7 @@ def write_mlx(folder: Path, changes: Mapping[str, Change], scale: float = 2.0, *
     tensors: dict[str, NDArray[Any]] = {}
     for name, (down, up) in changes.items():
         module = name.removesuffix(".weight")
-        pair = (up, down) if name == EMBEDDING else (down.T, up.T)
+        pair = (up, down) if name == TABLE else (down.T, up.T)
         tensors |= {f"{module}.lora_a": pair[0], f"{module}.lora_b": pair[1]}
     write_safetensors(folder / "adapters.safetensors", tensors)
     usual = {"fine_tune_type": "lora", "lora_parameters": {"scale": scale, "dropout": 0.0}, "model": "some/base"}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from adapters.files import (
-    EMBEDDING,
     HEAD,
+    TABLE,
     Change,
     delta,
     linears,
@@ -41,7 +41,7 @@ def deltas(adapter: Adapter) -> dict[str, NDArray[np.float64]]:
     """The matrix that the adapter adds to each weight."""
     found = {}
     for name, change in adapter.low_rank.items():
-        linear = change.transposed() if name == EMBEDDING else change
+        linear = change.transposed() if name == TABLE else change
         found[name] = delta((linear.down.numpy(), linear.up.numpy()), linear.scale)
     return found
 
@@ -92,7 +92,7 @@ def test_types_of_peft_stay_as_stored(tmp_path: Path, dtype: str) -> None:
     assert {change.up.dtype for change in adapter.low_rank.values()} == {dtype}
     for name, (down, up) in CHANGES.items():
         found = adapter.low_rank[name].down.numpy()
-        expected = up.T if name == EMBEDDING else down
+        expected = up.T if name == TABLE else down
         assert np.abs(found - expected).max() <= 2.0**-8 * np.abs(expected).max()
 
 
@@ -182,7 +182,7 @@ def test_logits_of_mlx_lm(tmp_path: Path, tied: bool) -> None:
 @pytest.mark.parametrize("format", ["peft", "gguf"])
 def test_in_other_formats_a_change_of_a_tied_table_is_one_of_the_lookup_alone(tmp_path: Path, format: str) -> None:
     config = small_config(tie_word_embeddings=True)
-    changes = {EMBEDDING: CHANGES[EMBEDDING]}
+    changes = {TABLE: CHANGES[TABLE]}
     path = write_peft(tmp_path, changes) if format == "peft" else write_gguf(tmp_path / "a.gguf", config, changes, 64.0)
     assert_adds(open_adapter(path, config), changes, 2.0)
 

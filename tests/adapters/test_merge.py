@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapters.files import EMBEDDING, HEAD, delta, linears, random_changes, write_peft
+from adapters.files import HEAD, TABLE, delta, linears, random_changes, write_peft
 from cli.processes import invoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -121,10 +121,10 @@ def test_packed_weights_are_merged_only_if_they_may_be_unpacked(tmp_path: Path) 
 
 def test_only_the_packed_weights_that_change_are_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", CONFIG, TENSORS, "Q8_0")
-    whole = {EMBEDDING: TENSORS[EMBEDDING] + 1}
+    whole = {TABLE: TENSORS[TABLE] + 1}
     out = merged(tmp_path / "m.gguf", [(write_peft(tmp_path / "a", {}, whole=whole), 1.0)], "gguf")
     assert open_checkpoint(out).tensors[HEAD].dtype == "q8_0"
-    assert np.array_equal(values(out)[EMBEDDING], whole[EMBEDDING])
+    assert np.array_equal(values(out)[TABLE], whole[TABLE])
 
 
 def test_quantize_after_merging(tmp_path: Path, base: Path) -> None:
@@ -137,7 +137,7 @@ def test_quantize_after_merging(tmp_path: Path, base: Path) -> None:
 
 def test_whole_tables_replace_and_take_the_stored_type(tmp_path: Path) -> None:
     write_hf(tmp_path / "base", CONFIG, TENSORS, dtype="bfloat16")
-    whole = {EMBEDDING: TENSORS[EMBEDDING] * 3, HEAD: TENSORS[HEAD] - 1}
+    whole = {TABLE: TENSORS[TABLE] * 3, HEAD: TENSORS[HEAD] - 1}
     adapter = write_peft(tmp_path / "adapter", {}, whole=whole)
     found = open_checkpoint(merged(tmp_path / "base", [(adapter, 0.25)])).tensors
     for name, table in whole.items():
@@ -150,7 +150,7 @@ def write_grown(folder: Path, config: MistralConfig, rows: int) -> dict[str, NDA
     """Write an adapter whose tables have this number of rows; returns them."""
     rng = np.random.default_rng(3)
     shape = rows, config.hidden_size
-    whole = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name in (EMBEDDING, HEAD)}
+    whole = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name in (TABLE, HEAD)}
     write_peft(folder, {}, whole=whole)
     return whole
 
@@ -174,7 +174,7 @@ def test_added_tokens_come_with_the_adapters_tokenizer(tmp_path: Path, to: str, 
     opened = open_checkpoint(out)
     assert opened.config.vocab_size == 1026
     assert 7 in opened.ends or 7 in opened.config.eos_token_ids
-    assert np.array_equal(opened.tensors[EMBEDDING].numpy(), whole[EMBEDDING])
+    assert np.array_equal(opened.tensors[TABLE].numpy(), whole[TABLE])
     with mp.load(out, backend="reference", dtype="float32") as model:
         chat = model.tokenizer.chat([{"role": "user", "content": "Hi"}])
         assert {1024, 1025} <= set(chat)
@@ -199,15 +199,15 @@ def test_a_chat_template_that_is_not_taken_is_named(tmp_path: Path, base: Path) 
 def test_a_grown_table_of_a_tied_model_is_its_head_too(tmp_path: Path) -> None:
     config = small_config(tie_word_embeddings=True)
     write_hf(tmp_path / "base", config, random_tensors(config, np.random.default_rng(0)))
-    whole = {EMBEDDING: np.ones((98, 64), np.float32)}
+    whole = {TABLE: np.ones((98, 64), np.float32)}
     out = merged(tmp_path / "base", [(write_peft(tmp_path / "adapter", {}, whole=whole), 1.0)])
     assert open_checkpoint(out).config.tie_word_embeddings
-    assert np.array_equal(values(out)[EMBEDDING], whole[EMBEDDING])
+    assert np.array_equal(values(out)[TABLE], whole[TABLE])
 
 
 def test_adapters_that_do_not_fit_together(tmp_path: Path, base: Path) -> None:
     write_grown(tmp_path / "grown", CONFIG, 98)
-    one = write_peft(tmp_path / "one", {}, whole={EMBEDDING: np.ones((98, 64), np.float32)})
+    one = write_peft(tmp_path / "one", {}, whole={TABLE: np.ones((98, 64), np.float32)})
     head = write_peft(tmp_path / "head", {HEAD: CHANGES[HEAD]})
     for adapters, words in (
         (
@@ -225,10 +225,10 @@ def test_adapters_that_do_not_fit_together(tmp_path: Path, base: Path) -> None:
 
 def test_two_adapters_may_bring_the_same_table(tmp_path: Path, base: Path) -> None:
     """PEFT saves the model's own table with each adapter that changes it."""
-    changes = {EMBEDDING: CHANGES[EMBEDDING]}
-    table = {"model.embed_tokens.base_layer.weight": TENSORS[EMBEDDING]}
+    changes = {TABLE: CHANGES[TABLE]}
+    table = {"model.embed_tokens.base_layer.weight": TENSORS[TABLE]}
     adapters = [(write_peft(tmp_path / name, changes, whole=table), 1.0) for name in ("one", "other")]
-    assert close(values(merged(base, adapters))[EMBEDDING], TENSORS[EMBEDDING] + delta(CHANGES[EMBEDDING], 4.0))
+    assert close(values(merged(base, adapters))[TABLE], TENSORS[TABLE] + delta(CHANGES[TABLE], 4.0))
 
 
 def test_sums_beyond_float16_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapters.files import EMBEDDING, HEAD, linears, random_changes, write_gguf, write_mlx, write_peft, write_raw
+from adapters.files import HEAD, TABLE, linears, random_changes, write_gguf, write_mlx, write_peft, write_raw
 from weights.files import small_config, write_safetensors
 
 from mistral_portable.adapters import open_adapter
@@ -309,14 +309,12 @@ def test_paths_that_are_no_adapters(tmp_path: Path, make: Callable[[Path], Path]
 def test_tables_of_a_shape_of_their_own(tmp_path: Path) -> None:
     """A resized table sets the shape of what else changes it."""
     more = small_config(vocab_size=100)
-    changes = random_changes(more, [EMBEDDING, HEAD], 2, np.random.default_rng(0))
-    tables = {
-        f"{name.removesuffix('.weight')}.base_layer.weight": np.ones((100, 64), "f4") for name in (EMBEDDING, HEAD)
-    }
-    assert "has the shape (2, 100), the model's" in refusal(write_peft(tmp_path / "a", {EMBEDDING: changes[EMBEDDING]}))
+    changes = random_changes(more, [TABLE, HEAD], 2, np.random.default_rng(0))
+    tables = {f"{name.removesuffix('.weight')}.base_layer.weight": np.ones((100, 64), "f4") for name in (TABLE, HEAD)}
+    assert "has the shape (2, 100), the model's" in refusal(write_peft(tmp_path / "a", {TABLE: changes[TABLE]}))
     adapter = open_adapter(write_peft(tmp_path / "b", changes, whole=tables), CONFIG)
-    assert {name: tensor.shape for name, tensor in adapter.whole.items()} == {EMBEDDING: (100, 64), HEAD: (100, 64)}
-    assert adapter.low_rank.keys() == {EMBEDDING, HEAD}
+    assert {name: tensor.shape for name, tensor in adapter.whole.items()} == {TABLE: (100, 64), HEAD: (100, 64)}
+    assert adapter.low_rank.keys() == {TABLE, HEAD}
 
 
 def test_every_linear_layer_is_read(tmp_path: Path) -> None:

@@ -1,22 +1,15 @@
 """Backends whose bits do not depend on chunks and batches, as they say, or do: made from the reference."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
+from conformance.making import Array, Make, of_class
 
-from mistral_portable.boundary import Program
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.cache import CacheSpec, LayerGroup, Reads, StepPlan, first_visible
-from mistral_portable.graph import Graph
 from mistral_portable.reference.program import ReferenceProgram
-from mistral_portable.weights import Tensor
 
 __all__ = ["INVARIANT", "VARIANT", "OneTokenSteps"]
-
-Array = NDArray[Any]
-Make = Callable[[Graph, Mapping[str, Tensor], CacheSpec], Program]
 
 
 class OneTokenSteps(ReferenceProgram):
@@ -58,10 +51,6 @@ def _single_reads(group: LayerGroup, reads: Reads, plan: StepPlan, sequence: int
     )
 
 
-def _program(kind: type[ReferenceProgram]) -> Make:
-    return lambda graph, weights, cache: kind(graph, weights, cache, "float32")
-
-
 def _an_ulp_off(where: Callable[[StepPlan], bool]) -> Make:
     """Make programs whose outputs are one ulp higher in the steps that `where` selects."""
 
@@ -72,11 +61,11 @@ def _an_ulp_off(where: Callable[[StepPlan], bool]) -> Make:
                 {name: np.nextafter(x, np.float32(np.inf)) for name, x in outputs.items()} if where(plan) else outputs
             )
 
-    return _program(Uneven)
+    return of_class(Uneven)
 
 
 INVARIANT: dict[str, tuple[str, Make]] = {
-    f"a step for each token, {rung}": (rung, _program(OneTokenSteps)) for rung in ("op.attention", "rollback", "rows")
+    f"a step for each token, {rung}": (rung, of_class(OneTokenSteps)) for rung in ("op.attention", "rollback", "rows")
 }
 """Name -> a rung of the ladder that must let it pass, and how it is made."""
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from conformance.making import Array, Make
 
 from mistral_portable.boundary import INT8_BLOCK, Q8_0_BLOCK, Precision, Program
 from mistral_portable.cache import CacheSpec, StepPlan
@@ -15,8 +15,6 @@ from mistral_portable.weights import Tensor
 
 __all__ = ["HONEST", "WRONG"]
 
-Array = NDArray[Any]
-Make = Callable[[Graph, Mapping[str, Tensor], CacheSpec], Program]
 Round = Callable[[Array], Array]
 
 

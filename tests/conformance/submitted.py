@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from conformance.mutants import Make
+from conformance.making import Make
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import Step

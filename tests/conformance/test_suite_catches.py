@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from conformance.invariant import INVARIANT, VARIANT, OneTokenSteps
-from conformance.mutants import MUTANTS, Mutant, hanging, right, short_ring
+from conformance.mutants import MUTANTS, Mutant, right
 from conformance.rounded import HONEST
 from conformance.submitted import MISLED, submitting
+from conformance.wrong_pages import short_ring
+from conformance.wrong_steps import hanging
 
 from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.reference import BACKEND

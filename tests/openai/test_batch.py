@@ -85,6 +85,7 @@ def test_errors_are_lines_of_their_own(model: mp.Model, files: tuple[Path, Path]
         "role": line("role", {"messages": [{"role": "king", "content": "x"}]}, CHAT),
         "long": line("long", {"prompt": [5] * 40000}),
         "stream": line("stream", {"prompt": "a", "stream": True}),
+        "effort": line("effort", {"messages": [{"role": "user", "content": "a"}], "reasoning_effort": "high"}, CHAT),
     }
     lines = [line("good", {"prompt": "Once"}), *bad.values(), line("good, too", {"prompt": "One"})]
     result = run_batch(model, write(source, lines), target)

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mistral_portable.api import check_body
 from mistral_portable.errors import InputError
 from mistral_portable.openai import ChatRequest, TextRequest, parse_request
+from mistral_portable.openai.fim import FimRequest
+from mistral_portable.sampling import SamplingParams
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -18,7 +21,7 @@ def use(url: str, body: Any) -> None:
     """Ask for all that a request holds."""
     request = parse_request(url, body)
     request.sampling()
-    request.prompts(lambda messages, *, tools: [])
+    request.prompts(lambda messages, *, tools, reasoning_effort: [])
 
 
 def test_a_chat() -> None:
@@ -41,6 +44,41 @@ def test_a_chat() -> None:
     assert (dict(params.logit_bias), params.repetition_penalty) == ({12: -100}, 1.5)
 
 
+_VALUES = {
+    "temperature": st.floats(0, 2),
+    "top_k": st.integers(0, 9),
+    "top_p": st.floats(0.1, 1),
+    "min_p": st.floats(0, 1),
+    "typical_p": st.floats(0.1, 1),
+    "repetition_penalty": st.floats(0.5, 2),
+    "max_tokens": st.integers(1, 9),
+}
+_DEFAULTS = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1, "repetition_penalty": 1}
+some_values = st.fixed_dictionaries({}, optional=_VALUES)
+
+
+@pytest.mark.parametrize(
+    ("url", "asked", "most"), [(CHAT, {"messages": MESSAGES}, None), (TEXT, {"prompt": "a"}, 16)], ids=["chat", "text"]
+)
+@given(given_values=some_values, stated=some_values, left_open=st.sets(st.sampled_from(sorted(_VALUES))))
+def test_what_is_given_comes_before_what_is_stated(
+    url: str, asked: Any, most: int | None, given_values: Any, stated: Any, left_open: set[str]
+) -> None:
+    body = {**dict.fromkeys(left_open), **given_values, **asked}  # null is as good as nothing
+    params = parse_request(url, body).sampling(stated)
+    expected = {**_DEFAULTS, "max_tokens": most, **stated, **given_values}
+    assert {name: getattr(params, name) for name in expected} == expected
+
+
+def test_a_gap_is_filled_as_stated() -> None:
+    stated: dict[str, Any] = {"temperature": 0.2, "top_k": 3, "max_tokens": 5}
+    own = check_body(FimRequest, {"prompt": "a"})
+    assert (own.sampling().temperature, own.sampling().max_tokens) == (0.7, None)
+    assert own.sampling(stated) == SamplingParams(**stated)
+    given_fields = check_body(FimRequest, {"prompt": "a", "temperature": 0.5, "max_tokens": 9})
+    assert given_fields.sampling(stated) == SamplingParams(temperature=0.5, top_k=3, max_tokens=9)
+
+
 @pytest.mark.parametrize(
     ("prompt", "count"), [("a", 1), ([1, 2], 1), (["a", "b"], 2), ([[1], [2, 3], [4]], 3)], ids=str
 )
@@ -48,7 +86,7 @@ def test_texts(prompt: Any, count: int) -> None:
     request = parse_request(TEXT, {"prompt": prompt})
     assert isinstance(request, TextRequest)
     assert request.sampling().max_tokens == 16  # OpenAI's default
-    assert len(request.prompts(lambda messages, *, tools: [])) == count
+    assert len(request.prompts(lambda messages, *, tools, reasoning_effort: [])) == count
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ from pydantic import TypeAdapter
 from mistral_portable.openai.response_answers import Response
 from mistral_portable.openai.response_events import ResponseEvents
 from mistral_portable.openai.responses import ResponseRequest
+from mistral_portable.sampling import SamplingParams
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 def _events(answer: Drawn) -> list[dict[str, Any]]:
     request = ResponseRequest.model_validate({"input": "Hello"})
-    return written(ResponseEvents(Response("m", request.settings())), answer)
+    return written(ResponseEvents(Response("m", request.settings(SamplingParams()))), answer)
 
 
 def _text(output: list[Any], kind: str) -> str:
@@ -33,7 +34,9 @@ def _calls(output: list[Any]) -> list[tuple[str, str, str]]:
 
 @given(drawn_answers())
 def test_streamed_is_whole(answer: Drawn) -> None:
-    whole = Response("m", ResponseRequest.model_validate({"input": "Hello"}).settings()).whole(answer.generation)
+    whole = Response("m", ResponseRequest.model_validate({"input": "Hello"}).settings(SamplingParams())).whole(
+        answer.generation
+    )
     last = _events(answer)[-1]["response"]
     for made in (whole, last):
         OpenAIResponse.model_validate(made)
@@ -97,7 +100,9 @@ def test_the_client_s_own_accumulation(answer: Drawn) -> None:
 
 
 def test_an_error_amid_a_stream() -> None:
-    writer = ResponseEvents(Response("m", ResponseRequest.model_validate({"input": "Hello"}).settings()))
+    writer = ResponseEvents(
+        Response("m", ResponseRequest.model_validate({"input": "Hello"}).settings(SamplingParams()))
+    )
     begun = len(writer.begin())
     (event,) = writer.fail("the server is shutting down")
     EVENT.validate_python(event)

@@ -81,6 +81,20 @@ def test_streams_and_other_apis_know_the_names(running: Running) -> None:
         assert names == ["poems"] * len(names) != []
 
 
+def test_each_has_a_digest_of_its_own(running: Running, tmp_path: Path) -> None:
+    model = running.service.model
+    with running.client() as client:
+        cards = [client.get(path).json()["models"] for path in ("/api/tags", "/api/ps")]
+    digests = [[card["digest"] for card in listed] for listed in cards]
+    assert digests[0] == digests[1] == [model.digest({}), model.digest("sql"), model.digest({"poems": 0.5})]
+    assert len({*digests[0], model.digest("poems")}) == 4
+    assert {len(digest) for digest in digests[0]} == {32}
+    renamed = {"a": peft_adapter(tmp_path / "a", seed=0)}
+    with mp.load("tiny", backend="reference", adapters=renamed, adapter="a") as other:
+        assert other.digest() == model.digest("sql")  # the same file under another name
+        assert other.digest({}) == model.digest({})
+
+
 def test_sessions_are_of_the_adapter_that_is_named(running: Running, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"alias": "model", "adapters": {"sql": 1.0}, "sessions_dir": tmp_path}
     with serving(running.service.model, **settings) as found, found.client() as client:

@@ -132,6 +132,7 @@ def test_an_address_that_is_taken() -> None:
         (["--sessions-dir", "none"], "--sessions-dir none"),
         (["--api-key", ""], "API key 1 of 1"),
         (["--api-key-file", "none"], "--api-key-file none"),
+        (["--sampling", "model"], "no generation_config.json of the model says how to draw"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

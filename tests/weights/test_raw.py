@@ -1,5 +1,6 @@
 """Mistral's own checkpoints: safetensors, torch files, model-parallel pieces, the tar; refused files."""
 
+import contextlib
 import io
 import json
 import tarfile
@@ -133,6 +134,26 @@ def test_parameters_that_are_not_supported_are_named(tmp_path: Path, key: str) -
     (tmp_path / "params.json").write_text(json.dumps(raw_params(CONFIG) | {key: {"a": 1}}))
     with pytest.raises(ConfigError, match=rf"params\.json: {key}"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"vision_encoder": {"hidden_size": 8}}, ""),
+        ({"multimodal": {"vision_encoder_args": {"hidden_size": 8}}}, ""),
+        ({"multimodal": {"whisper_model_args": None}, "audio_encoder": None}, ""),
+        ({"multimodal": {"whisper_model_args": {"encoder_args": {"dim": 8}}}}, "whisper_model_args"),  # Voxtral's
+        ({"multimodal": {"audio_model_args": {"dim": 8}}}, "audio_model_args"),
+        ({"audio_encoder": {"dim": 8}}, "audio_encoder"),
+    ],
+)
+def test_the_text_of_vision_models_runs_and_sound_is_refused(tmp_path: Path, more: dict[str, Any], named: str) -> None:
+    """The same as in Hugging Face's folders (`test_safetensors.py`)."""
+    write_raw(tmp_path, CONFIG, TENSORS)
+    (tmp_path / "params.json").write_text(json.dumps(raw_params(CONFIG) | more))
+    refused = pytest.raises(ConfigError, match=rf"params\.json: {named} is not supported: there is no sound here")
+    with refused if named else contextlib.nullcontext():
+        assert open_checkpoint(tmp_path).config.hidden_size == CONFIG.hidden_size
 
 
 def write_tar(path: Path, members: dict[str, bytes], change: Callable[[tarfile.TarInfo], None] | None = None) -> None:

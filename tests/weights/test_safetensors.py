@@ -147,6 +147,7 @@ def test_truncated_files(tmp_path: Path, keep: int) -> None:
         ({"model_type": "mistral4"}, r"model_type='mistral4' is not supported: there is no latent attention \(MLA\)"),
         ({"model_type": "voxtral"}, "model_type='voxtral' is not supported: there is no sound here"),
         ({"model_type": "pixtral"}, "model_type='pixtral' is not supported: there is no vision tower here"),
+        ({"audio_config": {"hidden_size": 8}}, "audio_config is not supported: there is no sound here"),
         ({"model_type": "mamba2"}, "there is no state space layer here"),
         ({"model_type": "llama"}, "model_type='llama' is not supported: mistral, ministral, ministral3, mixtral are"),
         ({"model_type": None}, "model_type=None"),
