@@ -27,11 +27,14 @@ from mistral_portable_torch.capture import Captured, Record
 from mistral_portable_torch.device import Device
 from mistral_portable_torch.elementwise import elementwise
 from mistral_portable_torch.inputs import Layout, pack
+from mistral_portable_torch.liveness import last_uses
 from mistral_portable_torch.lowering import ATTENTION, EXPOSED, Kernel, Lowering, Step
 from mistral_portable_torch.matrices import Matrix, form, read_matrix, read_vector, stored_bytes
 from mistral_portable_torch.memory import Memory
+from mistral_portable_torch.padding import padded
 from mistral_portable_torch.parallel import Group, shard
 from mistral_portable_torch.reads import GroupReads
+from mistral_portable_torch.transfer import HostCopy, to_device
 
 __all__ = ["AsynchronousProgram", "TorchProgram", "TorchStep"]
 
@@ -88,6 +91,7 @@ class TorchProgram:
         self._lock = threading.Lock()
         self._memory = memory
         self._kernels: list[tuple[str, Kernel, tuple[str, ...]]] = []
+        self._last_use: Mapping[str, Sequence[str]] = {}
         self._closed = False
         with self._running(), memory.while_loading():
             self._lower(weights, quantize, progress)
@@ -196,6 +200,7 @@ class TorchProgram:
             vectors,
         )
         self._kernels = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
+        self._last_use = last_uses(self._graph)
 
     def _begin(
         self,
@@ -209,6 +214,9 @@ class TorchProgram:
         greedy one is submitted after."""
         self._cache.make_room(plan)
         recorded = self._captured is not None and len(plan.tokens) == len(plan.lanes)
+        asked = plan
+        if recorded:
+            plan, inputs = padded(self._graph, plan, inputs)
         layout, fixed, words = self._inputs(plan, inputs, recorded, greedy)
         if before is not None:
             # Not in what is recorded, which then need not depend on the number of rows before.
@@ -219,15 +227,24 @@ class TorchProgram:
         rows = len(plan.logit_rows)
 
         def run(words: Tensor) -> dict[str, Any]:
-            values = self._run(Step(layout.unpack(words), fixed), rows)
+            values = self._run(Step(layout.unpack(words), fixed, recorded), rows)
             return {_ARGMAX: _argmax(values["logits"])} if greedy else values
+
+        def own(values: dict[str, Any]) -> dict[str, Any]:
+            """Leave out the rows that the plan was padded by."""
+            sizes = {"T": len(asked.tokens), "R": len(asked.logit_rows)}
+            kinds = {_ARGMAX: "R"} if greedy else {name: self._output_shapes[name][0] for name in values}
+            return {
+                name: found[: len(asked.lanes)] if isinstance(found, list) else found[: sizes[str(kinds[name])]]
+                for name, found in values.items()
+            }
 
         if self._captured is None or not recorded:
             return run(words)
         if self._growths != self._cache.growths:
             self._captured.clear()
             self._growths = self._cache.growths
-        return self._captured.run((layout, tuple(fixed.items()), greedy), words, run)
+        return own(self._captured.run((layout, tuple(fixed.items()), greedy), words, run))
 
     def _inputs(
         self, plan: StepPlan, inputs: Inputs, recorded: bool, greedy: bool
@@ -248,9 +265,9 @@ class TorchProgram:
                 fixed[prefix] = tuple(group.fixed for group in planned)
                 for index, group in enumerate(planned):
                     arrays |= {f"{prefix}.{index}.{name}": array for name, array in group.arrays.items()}
-        arrays |= {f"slots.{index}": group.slot_mapping for index, group in enumerate(plan.groups)}
+        arrays |= {f"slots.{index}": group.slot_mapping.astype(np.int64) for index, group in enumerate(plan.groups)}
         layout, words = pack(arrays)
-        return layout, fixed, _to_device(words, self._device.torch)
+        return layout, fixed, to_device(words, self._device.torch)
 
     def _run(self, step: Step, rows: int) -> dict[str, Any]:
         values: dict[str, Any] = {name: self._given(step.inputs[name]) for name in self._graph.given}
@@ -260,6 +277,8 @@ class TorchProgram:
             values[name] = kernel(step, *(values[value] for value in names))
             if name in self._after:
                 values[name] = self._after[name](values[name])
+            for value in self._last_use[name]:
+                values.pop(value, None)  # a value of no requested row is not there
         found = {name: values[value] for name, value in self._graph.outputs.items() if value in values}
         return {
             name: [array.float() for array in value] if isinstance(value, list) else value.float()
@@ -281,7 +300,7 @@ class TorchProgram:
             )
         if found is None:  # no rows were requested
             return np.zeros((0, *(int(size) for size in shape[1:])), np.float32)
-        return np.array(found.cpu().numpy())
+        return HostCopy(found).numpy()
 
 
 class AsynchronousProgram(TorchProgram):
@@ -309,17 +328,10 @@ class TorchStep:
     def __init__(self, argmax: Tensor) -> None:
         self.argmax = argmax
         """int32 [R], on the device."""
-        self._host, self._event = argmax, None
-        if argmax.is_cuda:
-            self._host = torch.empty(argmax.shape, dtype=argmax.dtype, pin_memory=True)
-            self._host.copy_(argmax, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(argmax.device))
+        self._copy = HostCopy(argmax)
 
     def tokens(self) -> NDArray[np.int32]:
-        if self._event is not None:
-            self._event.synchronize()
-        return np.array(self._host.cpu().numpy())
+        return self._copy.numpy()
 
 
 def _places(plan: StepPlan) -> NDArray[np.int32]:
@@ -341,11 +353,6 @@ def _argmax(logits: Tensor) -> Tensor:
     the sampler refuses."""
     highest = logits.amax(-1)  # NaN if there is one
     return torch.where(torch.isfinite(highest), logits.argmax(-1), -1).int()
-
-
-def _to_device(words: NDArray[np.int32], device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(words)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @contextmanager
