@@ -15,6 +15,7 @@ from torch.nn.functional import embedding, linear
 from mistral_portable.errors import BackendError
 from mistral_portable.weights import BlockTensor, DenseTensor, release
 from mistral_portable.weights import Tensor as Stored
+from mistral_portable_torch.attempt import Attempt
 from mistral_portable_torch.bits_and_bytes import quantized, quantized_bytes
 from mistral_portable_torch.ggml import LAYOUTS
 
@@ -75,9 +76,15 @@ class Blocks:
         self.nbytes = blocks.nbytes
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if self._kernel is not None and len(x) <= MAX_GEMV_TOKENS:
-            out = self._kernel(x, self._blocks)
-            return out if bias is None else out + bias
+        kernel = self._kernel
+        if kernel is None or len(x) > MAX_GEMV_TOKENS:
+            return self._unpacked_product(x, bias)
+        return _PACKED.run(
+            lambda: kernel(x, self._blocks) if bias is None else kernel(x, self._blocks) + bias,
+            lambda: self._unpacked_product(x, bias),
+        )
+
+    def _unpacked_product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return linear(x, self._layout.rows(self._blocks, self._dtype), bias)
 
     def rows(self, tokens: Tensor) -> Tensor:
@@ -90,6 +97,9 @@ class Blocks:
     def some_of(self, indices: Tensor, count: int) -> Tensor:
         """The matrices of the indices [n] among `count` stacked ones, unpacked, [n, O, I]."""
         return self._layout.rows(self._blocks.unflatten(0, (count, -1))[indices], self._dtype)
+
+
+_PACKED = Attempt("quantized weights are unpacked for every token, which is slow")
 
 
 @cache
