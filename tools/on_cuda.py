@@ -50,7 +50,9 @@ def torch_stages(folder: Path, dry: bool) -> Iterator[Stage]:
     together = ("--device", device, "--tokens", "96" if dry else "2000")
     yield Stage("two programs at once, long texts", _python("tools.cuda_parity", "together", *together), gate=True)
     if not dry:
-        yield Stage("tests on the GPU: agreement", _pytest("tests/torch/test_on_gpu.py", "-k", "not conformance"), gate=True)
+        yield Stage(
+            "tests on the GPU: agreement", _pytest("tests/torch/test_on_gpu.py", "-k", "not conformance"), gate=True
+        )
         for kernel in ("sdpa", "eager", "flex"):
             chosen = ("tests/torch/test_on_gpu.py", "-k", f"conformance and {kernel}")
             yield Stage(f"tests on the GPU: ladder, {kernel}", _pytest(*chosen), gate=True)
@@ -70,7 +72,11 @@ def torch_stages(folder: Path, dry: bool) -> Iterator[Stage]:
 
 def _speed(files: dict[str, str], device: str, dry: bool) -> Iterator[Stage]:
     """One measurement a stage: decode and prefill, then batches, then depth."""
-    lone, batches, depth = ("decode:0", "prefill:4096"), ("batch:8", "batch:32", "batch:128"), ("decode:4096", "decode:32000")
+    lone, batches, depth = (
+        ("decode:0", "prefill:4096"),
+        ("batch:8", "batch:32", "batch:128"),
+        ("decode:4096", "decode:32000"),
+    )
     deep = ("batch:8@4096", "batch:32@4096", "batch:128@4096")
     rounds = (("decode:0", "prefill:16"), ("batch:2",), ("decode:32",)) if dry else (lone, batches, (*depth, *deep))
     repeat = ("--tokens", "2", "--repeat", "1") if dry else ("--tokens", "64", "--repeat", "5")
@@ -85,7 +91,11 @@ def mlx_stages(folder: Path, dry: bool) -> Iterator[Stage]:
     """The MLX executor: its own checks, then the conformance suite on the embedded model. dry: its CPU build."""
     wanted = () if dry else ("--gpu",)
     yield Stage("machine", _python("tools.cuda_parity", "mlx-machine", *wanted), gate=True)
-    for path in ("tests/mlx/test_backend.py",) if dry else sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests/mlx").glob("test_*.py")):
+    for path in (
+        ("tests/mlx/test_backend.py",)
+        if dry
+        else sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests/mlx").glob("test_*.py"))
+    ):
         yield Stage(path, _pytest(path), gate=True)
     options = ("--dtype float32", "--dtype float16", "--dtype bfloat16", "--dtype bfloat16 --kv-cache q8_0",
                "--dtype float16 --quantize q4_0", "--dtype float32 --quantize q8_0")  # fmt: skip
@@ -133,9 +143,12 @@ def main() -> int:
     parser.add_argument("executor", choices=PACKAGES)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/on_cuda"))
     parser.add_argument("--wheels", type=Path, help="install from these files instead of the network")
-    parser.add_argument("--download", type=Path, metavar="DIR", help="download and list what a bare machine lacks, only")
+    parser.add_argument(
+        "--download", type=Path, metavar="DIR", help="download and list what a bare machine lacks, only"
+    )
     parser.add_argument("--within", type=float, metavar="SECONDS", help="begin no stage that would end later")
     parser.add_argument("--limit", type=float, default=LIMIT_S, metavar="SECONDS", help="of a stage")
+    parser.add_argument("--only", metavar="TEXT", help="only the stages with this in their names")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, with the packages that are installed")
     arguments = parser.parse_args()
     if arguments.download:
@@ -146,7 +159,7 @@ def main() -> int:
     if not arguments.dry_run:
         paths.insert(0, install(arguments.executor, arguments.folder, arguments.wheels))
     make = torch_stages if arguments.executor == "torch" else mlx_stages
-    stages = list(make(arguments.folder, arguments.dry_run))
+    stages = [stage for stage in make(arguments.folder, arguments.dry_run) if (arguments.only or "") in stage.name]
     environment = {"PYTHONPATH": ":".join(map(str, paths))}
     done = run_stages(stages, arguments.folder, environment, arguments.within, arguments.limit)
     print(f"rows: {arguments.folder / 'rows.jsonl'}")
