@@ -84,7 +84,7 @@ class TorchProgram:
         self._output_shapes = {name: infer_shapes(whole)[value] for name, value in whole.outputs.items()}
         self._attention = attention
         self._eager = Eager() if any(node.op == "attention_weights" for node in self._graph.nodes) else None
-        self._cache = Cache(spec, self._dtype, device.torch, memory)
+        self._cache = Cache(spec, self._dtype, device.torch, memory, recorded=record is not None)
         self._captured = Captured(record) if record else None
         self._growths = 0
         self._rotations = graph.rotations

@@ -34,6 +34,36 @@ def test_pools_grow_rarely_and_at_most_a_quarter_beyond_need() -> None:
     assert len(set(sizes)) < 30
 
 
+def test_pools_of_recorded_steps_do_not_move_while_one_text_grows() -> None:
+    record = Repeated()
+    session = Session(CONFIG.with_window(None), PagedBackend(page=8, record=record), max_context=300)
+    lane, _ = session.begin(text(5))
+    first = session.program.cache_bytes
+    session.decode(lane, 290)
+    assert session.program.cache_bytes == first == 38 * session.spec.page_bytes(0, 4)
+    assert record.records == 7  # columns of page tables: 1, 2, 4 and so on to 64
+
+
+def test_pools_of_recorded_steps_double_for_further_texts() -> None:
+    session = Session(CONFIG.with_window(None), PagedBackend(page=8, record=Repeated()), max_context=80)
+    sizes = []
+    for _ in range(4):
+        session.begin(text(80))
+        sizes.append(session.program.cache_bytes // session.spec.page_bytes(0, 4))
+    assert sizes == [10, 20, 40, 40]
+
+
+@pytest.mark.parametrize(("spare", "pages"), [(2 * 38, 38), (2 * 38 - 1, 4), (4, 4), (3, 1)])
+def test_pools_of_recorded_steps_leave_as_much_memory_free_as_they_take(spare: int, pages: int) -> None:
+    """spare: pages that memory has room for."""
+    weights = sum(4 * int(np.prod(parameter.shape)) for parameter in build(CONFIG).parameters.values())
+    page = Session(CONFIG.with_window(None), PagedBackend(page=8)).spec.page_bytes(0, 4)
+    backend = PagedBackend(page=8, record=Repeated(), memory=weights + spare * page)
+    session = Session(CONFIG.with_window(None), backend, max_context=300, max_chunk=8)
+    session.begin(text(5))
+    assert session.program.cache_bytes == pages * page
+
+
 def test_a_pool_has_no_more_pages_than_all_lanes_can_hold() -> None:
     session = Session(max_context=4)  # each of 4 lanes has two pages, and one more while a page is copied
     for _ in range(4):
@@ -85,7 +115,8 @@ def test_memory_that_runs_out_in_a_step_is_an_error_of_one_line(monkeypatch: pyt
 def test_steps_are_recorded_again_after_memory_ran_out_while_pools_grew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools of some layers have moved by then, and recorded steps hold their old addresses."""
     record = Repeated()
-    session = Session(WIDE, PagedBackend(page=64, record=record), max_context=9000, max_chunk=500)
+    scarce = PagedBackend(page=64, record=record, memory=1_500_000)  # too little for a whole lane from the start
+    session = Session(WIDE, scarce, max_context=9000, max_chunk=500)
     first, _ = session.begin(text(5))
     session.decode(first, 3)
     assert record.records == 1
