@@ -73,12 +73,16 @@ class Cache:
         """[pages, page_size, heads, head_dim]"""
         return self._pools["values", layer]
 
-    def make_room(self, plan: StepPlan) -> None:
+    def missing_bytes(self, plan: StepPlan) -> int:
+        """Bytes of the pages that the plan needs and pools do not have yet."""
+        return self._missing_bytes([reads.page_count for reads in plan.groups])
+
+    def make_room(self, plan: StepPlan, scratch: int = 0) -> None:
         """Grow to the plan's pages, make its page copies, and zero stale slots after those that it writes.
 
-        Raises CapacityError if memory is short; nothing has changed then.
+        scratch: bytes of memory that stay free. Raises CapacityError if memory is short; nothing has changed then.
         """
-        self._grow([reads.page_count for reads in plan.groups])
+        self._grow([reads.page_count for reads in plan.groups], scratch)
         for index, reads in enumerate(plan.groups):
             if len(reads.copies):
                 source, target = reads.copies.T
@@ -134,13 +138,13 @@ class Cache:
                 pool.flatten(0, 1)[stale] = 0
         self._written[index] = ends
 
-    def _grow(self, wanted: Sequence[int]) -> None:
+    def _grow(self, wanted: Sequence[int], scratch: int = 0) -> None:
         """Grow all groups' pools to at least `wanted` pages, or none. Raises CapacityError if memory is short."""
         held = [len(written) for written in self._written]
         exact = [max(pair) for pair in zip(held, wanted, strict=True)]
         if exact == held:
             return
-        counts = self._chosen_counts(held, exact)
+        counts = self._chosen_counts(held, exact, self._memory.free - scratch)
         self._memory.require_growth(self._missing_bytes(counts))
         for index, count in enumerate(counts):
             if count == held[index]:
@@ -155,9 +159,8 @@ class Cache:
         for index, count in enumerate(counts):  # last: no group counts more pages before all have room
             self._written[index] = np.pad(self._written[index], (0, count - held[index]))
 
-    def _chosen_counts(self, held: Sequence[int], exact: Sequence[int]) -> Sequence[int]:
-        """Pages to allocate in each group, `exact` or more: the most generous rule that memory allows."""
-        free = self._memory.free
+    def _chosen_counts(self, held: Sequence[int], exact: Sequence[int], free: int) -> Sequence[int]:
+        """Pages to allocate in each group, `exact` or more: by the most generous rule that `free` bytes allow."""
         if self._recorded:
             generous = [
                 self._capped(index, count, max(count, 2 * held[index], self._spec.lane_pages(index)))

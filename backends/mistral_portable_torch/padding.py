@@ -12,7 +12,9 @@ _WIDTH = 8
 
 
 def bucket(count: int) -> int:
-    """The size that a step of `count` sequences is brought to: 1, 2, 4, 8, 16, 24, 32 and so on."""
+    """The size that a step of `count` sequences is brought to: 0, 1, 2, 4, 8, 16, 24, 32 and so on."""
+    if count == 0:
+        return 0
     return 1 << (count - 1).bit_length() if count <= _WIDTH else -(-count // _WIDTH) * _WIDTH
 
 
@@ -30,7 +32,7 @@ def padded(graph: Graph, plan: StepPlan, inputs: Inputs) -> tuple[StepPlan, Inpu
     if any(len(inputs[name]) for name in others):
         return plan, inputs
     every = np.minimum(np.arange(bucket(count)), count - 1)
-    chosen = np.minimum(np.arange(bucket(rows)), rows - 1) if rows else np.arange(0)
+    chosen = np.minimum(np.arange(bucket(rows)), rows - 1)
     by_size = {"T": every, "R": chosen}
     return plan._replace(
         tokens=plan.tokens[every],

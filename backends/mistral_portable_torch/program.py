@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from mistral_portable.graph import Graph, Parameter, infer_shapes
 from mistral_portable.graph.adapters import is_added
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import Tensor as Stored
-from mistral_portable_torch.attention import Attention, Eager
+from mistral_portable_torch.attention import Attention, Eager, Sizes
 from mistral_portable_torch.cache import Cache
 from mistral_portable_torch.capture import Captured, Record
 from mistral_portable_torch.device import Device
@@ -31,14 +32,16 @@ from mistral_portable_torch.liveness import last_uses
 from mistral_portable_torch.lowering import ATTENTION, EXPOSED, Kernel, Lowering, Step
 from mistral_portable_torch.matrices import Matrix, form, read_matrix, read_vector, stored_bytes
 from mistral_portable_torch.memory import Memory
-from mistral_portable_torch.padding import padded
+from mistral_portable_torch.padding import bucket, padded
 from mistral_portable_torch.parallel import Group, shard
 from mistral_portable_torch.reads import GroupReads
+from mistral_portable_torch.scratch import scratch_bytes
 from mistral_portable_torch.transfer import HostCopy, to_device
 
 __all__ = ["AsynchronousProgram", "TorchProgram", "TorchStep"]
 
 _ARGMAX = "argmax"
+_KNOWN = 1024  # sizes of steps whose scratch is remembered
 _PROCESS = OwnProcess("torch")  # this module is imported when the first program is prepared
 
 
@@ -87,6 +90,9 @@ class TorchProgram:
         self._cache = Cache(spec, self._dtype, device.torch, memory, recorded=record is not None)
         self._captured = Captured(record) if record else None
         self._growths = 0
+        self._fitted = 0
+        self._known: dict[Sizes, int] = {}
+        self._packed: Mapping[str, int] = {}
         self._rotations = graph.rotations
         self._lock = threading.Lock()
         self._memory = memory
@@ -170,7 +176,13 @@ class TorchProgram:
             for name, parameter in parameters.items()
         }
         total, tokens = sum(sizes.values()), min(self._spec.max_chunk, self._spec.max_context)
-        self._memory.require(total, self._cache.first_bytes(tokens), tokens)
+        self._packed = {
+            name: prod(parameter.shape)
+            for name, parameter in parameters.items()
+            if kinds[name] is not None or form(weights[parameter.parts[0]]) != "dense"
+        }
+        first = Sizes(tokens, 1, tokens, tokens * tokens)
+        self._memory.require(total, self._cache.first_bytes(tokens), self._scratch(first), tokens)
         self._memory.take(total)
         tables = {node.inputs[1] for node in self._graph.nodes if node.op in ("linear", "embedding")}
         experts = {name for node in self._graph.nodes if node.op == "moe" for name in node.inputs[2:]}
@@ -212,9 +224,9 @@ class TorchProgram:
     ) -> dict[str, Any]:
         """Compute the outputs, on the device; with `greedy` the argmax alone. before: the argmax of the step that this
         greedy one is submitted after."""
-        self._cache.make_room(plan)
         recorded = self._captured is not None and len(plan.tokens) == len(plan.lanes)
         asked = plan
+        self._make_room(plan, recorded)
         if recorded:
             plan, inputs = padded(self._graph, plan, inputs)
         layout, fixed, words = self._inputs(plan, inputs, recorded, greedy)
@@ -245,6 +257,40 @@ class TorchProgram:
             self._captured.clear()
             self._growths = self._cache.growths
         return own(self._captured.run((layout, tuple(fixed.items()), greedy), words, run))
+
+    def _make_room(self, plan: StepPlan, recorded: bool) -> None:
+        """Have the cache make room, if the step's scratch fits besides. What has fitted once, without the cache having
+        grown since, is not asked for again: the allocator keeps it."""
+        scratch, more = self._scratch(self._sizes(plan, recorded)), self._cache.missing_bytes(plan)
+        if more:
+            self._fitted = 0
+        if scratch > self._fitted:
+            self._memory.require_step(scratch, more, len(plan.tokens))
+        self._cache.make_room(plan, scratch)
+        self._fitted = max(self._fitted, scratch)
+
+    def _sizes(self, plan: StepPlan, recorded: bool) -> Sizes:
+        """Of the layer group that reads most."""
+        keys = longest = 0
+        counts = np.diff(plan.query_starts)
+        for index in range(len(plan.groups)):
+            reads = GroupReads(plan, self._spec, index)
+            if recorded:  # sequences and columns are padded, and all are read together
+                each = reads.columns(int(reads.counts.max()), recorded) * reads.page
+                own = products = bucket(len(plan.lanes)) * each
+            else:
+                slots = reads.counts.astype(np.int64) * reads.page
+                own, products = int(slots.sum()), int((slots * counts).max())
+            keys, longest = max(keys, own), max(longest, products)
+        padding = bucket if recorded else int
+        return Sizes(padding(len(plan.tokens)), padding(len(plan.logit_rows)), keys, longest)
+
+    def _scratch(self, sizes: Sizes) -> int:
+        if sizes not in self._known:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[sizes] = scratch_bytes(self._graph, self._packed, self._attention, self._dtype.itemsize, sizes)
+        return self._known[sizes]
 
     def _inputs(
         self, plan: StepPlan, inputs: Inputs, recorded: bool, greedy: bool

@@ -1,36 +1,13 @@
 """A step holds the values that are still needed, and no others."""
 
-import weakref
-from collections import Counter
 from dataclasses import replace
 
-import torch
 from mistral_portable_torch.liveness import last_uses
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch_memory import Held
 from torch_sessions import CONFIG, Session, text
 
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import expose_hidden_states
-
-
-class Held(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make and that are still alive, as an allocator would."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: Counter[int] = Counter()
-        self.most = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        given = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
-        for tensor in [out] if isinstance(out, torch.Tensor) else []:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in given and storage.data_ptr() not in self.sizes:
-                self.sizes[storage.data_ptr()] = storage.nbytes()
-                weakref.finalize(storage, self.sizes.pop, storage.data_ptr(), None)
-        self.most = max(self.most, self.sizes.total())
-        return out
 
 
 def most_bytes(layers: int) -> int:

@@ -66,3 +66,6 @@ class FlashAttn:
             return self._with_kvcache(q[:, None], keys, values, cache_seqlens=integers["keys"], **common)[:, 0]
         starts = integers["query_starts"], integers["key_starts"]
         return self._varlen(q, keys, values, *starts, fixed.max_queries, fixed.max_keys, **common)
+
+    def score_bytes(self, heads: int, groups: int) -> int:
+        return 0  # they stay in registers

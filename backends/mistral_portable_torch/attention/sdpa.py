@@ -70,6 +70,9 @@ class SDPA(Pieces):
                 out[piece.tokens] = _one(q[piece.tokens], keys, values, piece, scale)
             return out
 
+    def score_bytes(self, heads: int, groups: int) -> int:
+        return 6 * heads // groups + 3  # the mask, and a copy of it in the keys' dtype, once for all groups
+
 
 def _one(q: Tensor, keys: Tensor, values: Tensor, piece: Piece, scale: float) -> Tensor:
     """q [T, h, d] -> [T, h, d]"""

@@ -149,3 +149,6 @@ class Varlen:
         parts = out.unflatten(0, (-1, fixed.pages)).float().masked_fill(empty[..., None], 0)
         merged: Tensor = (parts * torch.softmax(weight, dim=1)[..., None]).sum(1)
         return merged.to(q.dtype)
+
+    def score_bytes(self, heads: int, groups: int) -> int:
+        return 0  # they stay in registers
