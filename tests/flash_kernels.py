@@ -8,8 +8,6 @@ Sources: docstrings of flash_attn_varlen_func and flash_attn_with_kvcache (flash
 torch.nn.attention.varlen.varlen_attn (torch 2.13), which calls `flash_forward`, aten::_flash_attention_forward.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -31,7 +29,7 @@ def flash_attn_varlen_func(
     block_table: Tensor,
 ) -> Tensor:
     """q [all T, h, d], pools of pages [pages, page, g, d], tables [S, pages of a text]."""
-    left, right = window_size
+    left = window_size[0]
     assert causal or max_seqlen_q == 1, "queries would see what follows them"
     window_size = (left, 0) if causal else window_size
     queries, keys = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()

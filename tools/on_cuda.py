@@ -116,8 +116,13 @@ def download(executor: str, target: Path) -> None:
     """Download the packages of PACKAGES for Python 3.12 on Linux, and list them with their sizes."""
     platforms = [part for name in _PLATFORMS for part in ("--platform", name)]
     subprocess.run(
-        [sys.executable, "-m", "pip", "download", "-q", "--only-binary", ":all:", "--python-version", "3.12"]
-        + [*platforms, "-d", str(target), *PACKAGES[executor]],
+        [
+            *_python("pip", "download", "-q", "--only-binary", ":all:", "--python-version", "3.12"),
+            *platforms,
+            "-d",
+            str(target),
+            *PACKAGES[executor],
+        ],
         check=True,
     )
     sizes = {path.name: path.stat().st_size for path in sorted(target.glob("*.whl"))}

@@ -70,7 +70,7 @@ def run_stages(
     """Run the stages that have not passed yet; whether all have. within: seconds for all of them, None: no limit."""
     folder.mkdir(parents=True, exist_ok=True)
     rows, end = folder / "rows.jsonl", None if within is None else time.monotonic() + within
-    done, failed = passed(rows), []
+    done, failed = passed(rows), list[str]()
     for number, stage in enumerate(stages, 1):
         if stage.name in done:
             continue

@@ -31,8 +31,8 @@ class Attempt:
                 self._failed = True
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 warnings.warn(
-                    f"{self._what}, because kernels cannot be compiled here ({reason}): install Triton and a C compiler "
-                    "(gcc), or use a GPU of compute capability 7.0 or later",
+                    f"{self._what}, because kernels cannot be compiled here ({reason}): install Triton and a C "
+                    "compiler (gcc), or use a GPU of compute capability 7.0 or later",
                     stacklevel=3,
                 )
         return plain()

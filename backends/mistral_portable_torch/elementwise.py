@@ -20,8 +20,8 @@ _ROWS = 32
 
 
 class Elementwise:
-    """The operations for a kind of device. "cuda": `torch.compile` makes each one kernel, for any number of tokens, where
-    it can; else they are as many as on other devices."""
+    """The operations for a kind of device. "cuda": `torch.compile` makes each one kernel, for any number of tokens,
+    where it can; else they are as many as on other devices."""
 
     def __init__(self, device: str) -> None:
         attempt = Attempt("RMS norm, RoPE and SwiGLU take several kernels each, which is slow")

@@ -136,5 +136,5 @@ class Lowering:
 
 
 def _write(pool: Tensor, slots: Tensor, x: Tensor) -> None:
-    """Write keys or values [T, heads * d] to their slots of a pool, int64 [T]: of int32 each write would make a copy."""
+    """Write keys or values [T, heads * d] to their slots [T] of a pool: int64, as each write would copy int32 ones."""
     pool.flatten(0, 1)[slots] = x.view(-1, *pool.shape[2:])

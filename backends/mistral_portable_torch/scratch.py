@@ -20,8 +20,8 @@ _ELEMENTWISE = 12  # bytes per element of an operation in float32: up to three f
 def scratch_bytes(graph: Graph, packed: Mapping[str, int], attention: Attention, itemsize: int, sizes: Sizes) -> int:
     """The most bytes that a step holds at once beside weights and cache.
 
-    packed: the number of weights of each parameter that is unpacked for its products. itemsize: bytes of a number in the
-    program's dtype.
+    packed: the number of weights of each parameter that is unpacked for its products. itemsize: bytes of a number in
+    the program's dtype.
 
     Columns that are taken from a value are views: they keep it. Outputs are kept in float32, too.
     """

@@ -16,7 +16,7 @@ def most_bytes(layers: int) -> int:
     session.manager.rollback(lane, 0)
     with Held() as held:
         session.feed(lane, text(48))
-    return held.most
+    return int(held.most)
 
 
 def test_memory_of_a_step_does_not_depend_on_the_number_of_layers() -> None:

@@ -95,17 +95,18 @@ def test_a_step_whose_embeddings_are_given_is_not_padded() -> None:
             plan = manager.plan([Chunk(lane, [number], [0]) for lane in lanes])
             out = program.step(plan, {name: given_row, places: np.array([2], np.int32)})["logits"]
         found.append(out)
-    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+    recorded, plain = found
+    np.testing.assert_allclose(recorded, plain, rtol=1e-4, atol=1e-5)
 
 
 Operation = tuple[str, tuple[tuple[int, ...], ...]]
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The names of all of torch's operations, with the shapes of their tensors."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[Operation] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]

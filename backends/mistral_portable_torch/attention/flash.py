@@ -32,8 +32,8 @@ class FlashAttn:
     recordable = True
 
     def __init__(self, varlen: Callable[..., Tensor], with_kvcache: Callable[..., Tensor] | None) -> None:
-        """flash_attn's flash_attn_varlen_func, and flash_attn_with_kvcache, which splits the keys of a single query also
-        where there is a window; None where it makes the host wait, which no recorded step may do."""
+        """flash_attn's flash_attn_varlen_func, and flash_attn_with_kvcache, which splits the keys of a single query
+        also where there is a window; None where it makes the host wait, which no recorded step may do."""
         self._varlen, self._with_kvcache = varlen, with_kvcache
 
     def plan(self, reads: GroupReads, recorded: bool) -> Planned[Integers]:

@@ -34,8 +34,11 @@ class Planned(Generic[Array]):
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a step on which its scratch depends. tokens: T. rows: R, of which logits are wanted. keys: slots that all
-    its sequences read. longest: the most products of a sequence's tokens and slots."""
+    """Sizes of a step on which its scratch depends.
+
+    tokens: T. rows: R, of which logits are wanted. keys: slots that all its sequences read. longest: the most products
+    of a sequence's tokens and slots.
+    """
 
     tokens: int
     rows: int

@@ -27,7 +27,7 @@ _NEEDED = {"scale", "window_size_left", "window_size_right", "seqused_k"}
 def flash_forward() -> Callable[..., Any] | None:
     """torch's op `aten::_flash_attention_forward`, or None if this torch's lacks an argument that is needed here."""
     op = getattr(torch.ops.aten, "_flash_attention_forward", None)
-    if op is None or not _NEEDED <= {argument.name for argument in op.default._schema.arguments}:
+    if op is None or not {argument.name for argument in op.default._schema.arguments}.issuperset(_NEEDED):
         return None
     found: Callable[..., Any] = op
     return found
