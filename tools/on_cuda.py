@@ -12,20 +12,29 @@ Rows are JSON lines in FOLDER/rows.jsonl; FOLDER takes 19 GB of random weights, 
 import argparse
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 from tools.stages import LIMIT_S, Stage, run_stages
 
-__all__ = ["mlx_stages", "torch_stages"]
+__all__ = ["PACKAGES", "declare", "mlx_stages", "torch_stages"]
 
 ROOT = Path(__file__).parent.parent
 _COMMON = (
     *("numpy>=1.26", "numba>=0.68", "gguf>=0.17", "mistral-common[sentencepiece]>=1.13", "huggingface-hub>=1.0"),
     *("jinja2>=3.1.6", "jsonschema>=4.21", "pydantic>=2.10", "safetensors>=0.4.3", "tokenizers>=0.22", "typer>=0.12"),
-    *("rich>=13", "threadpoolctl>=3.1", "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "matplotlib>=3.9"),
+    *(
+        "rich>=13",
+        "threadpoolctl>=3.1",
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
+        "filelock>=3.13",
+        "matplotlib>=3.9",
+    ),
 )
-PACKAGES = {"torch": (*_COMMON, "transformers>=5.7"), "mlx": (*_COMMON, "mlx[cuda13]>=0.32.4")}
+PACKAGES = {"torch": (*_COMMON, "transformers>=5.7"), "mlx": (*_COMMON, "mlx[cuda13]>=0.32.4", "mlx-lm>=0.32")}
 """What a bare machine lacks; torch and Triton are there."""
 
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
@@ -44,7 +53,7 @@ def torch_stages(folder: Path, dry: bool) -> Iterator[Stage]:
         for dtype in ("bfloat16",) if dry else _DTYPES:
             options = ("--device", device, "--attention", kernel, "--dtype", dtype)
             yield Stage(f"verify {kernel} {dtype}", _python("tools.cuda_parity", "verify", *options), gate=True)
-    for kind in ("q4_0",) if dry else ("q4_0", "q8_0", "q4_k", "q6_k"):
+    for kind in ("q4_0",) if dry else ("q4_0", "q4_1", "q5_0", "q8_0"):
         options = ("--device", device, "--dtype", "bfloat16", "--quantize", kind)
         yield Stage(f"verify {kind}", _python("tools.cuda_parity", "verify", *options), gate=True)
     together = ("--device", device, "--tokens", "96" if dry else "2000")
@@ -139,8 +148,19 @@ def install(executor: str, folder: Path, wheels: Path | None) -> Path:
         half = folder / "site.half"  # renamed when it is whole
         command = [sys.executable, "-m", "pip", "install", "-q", *source, "--target", str(half), *PACKAGES[executor]]
         subprocess.run(command, check=True)
+        declare(half)
         half.rename(site)
     return site
+
+
+def declare(site: Path) -> None:
+    """Write the metadata by which this checkout's backends are found, without a build, for which a tool is missing."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    folder = site / f"mistral_portable-{project['version']}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    lines = [f"{name} = {where}" for name, where in project["entry-points"]["mistral_portable.backends"].items()]
+    (folder / "entry_points.txt").write_text("\n".join(["[mistral_portable.backends]", *lines, ""]))
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """Stages for bare machines: rows, limits of time, going on, and a dry run on the CPU."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tools.on_cuda import PACKAGES, mlx_stages, torch_stages
+from tools.on_cuda import PACKAGES, declare, mlx_stages, torch_stages
 from tools.stages import Stage, run_stages
 
 ROOT = Path(__file__).parent.parent.parent
@@ -84,6 +85,15 @@ def test_tests_that_stages_name_are_there(tmp_path: Path) -> None:
     files = {part for part in named if part.startswith("tests/")}
     assert len(files) > 5
     assert all((ROOT / file).exists() for file in files)
+
+
+def test_backends_are_found_where_the_project_is_not_installed(tmp_path: Path) -> None:
+    declare(tmp_path)
+    (found,) = importlib.metadata.distributions(path=[str(tmp_path)])
+    installed = importlib.metadata.distribution("mistral-portable")
+    assert (found.name, found.version) == ("mistral-portable", installed.version)
+    assert {entry.name for entry in found.entry_points} == {"jax", "mlx", "numba", "torch"}
+    assert all(entry.group == "mistral_portable.backends" for entry in found.entry_points)
 
 
 def test_packages_of_a_bare_machine_are_the_library_s_and_the_tests_own() -> None:
