@@ -53,13 +53,14 @@ def test_cudnn_is_left_out_on_a_gpu_and_put_back(monkeypatch: pytest.MonkeyPatch
     allowed = []
 
     def asked(*arguments: Any, **options: Any) -> torch.Tensor:
-        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        allowed.append(enabled())
         return attention(*arguments, **options)
 
-    before = torch.backends.cuda.cudnn_sdp_enabled()
+    enabled: Any = torch.backends.cuda.cudnn_sdp_enabled
+    before = enabled()
     monkeypatch.setattr(NAME, asked)
     for kernel in (SDPA(cuda=True), SDPA()):
         Session(backend=PagedBackend(kernel=kernel)).begin(text(9))
-        assert torch.backends.cuda.cudnn_sdp_enabled() == before
+        assert enabled() == before
     layers = CONFIG.num_hidden_layers
     assert allowed == [False] * layers + [before] * layers
