@@ -67,7 +67,8 @@ class Dense:
 class Blocks:
     """blocks uint8 [O, bytes per row] of ggml's `kind`, unpacked for every product.
 
-    On a CUDA GPU a product of few tokens reads packed blocks, if Triton is installed and has a kernel for the kind.
+    On a CUDA GPU a product of few tokens reads packed blocks, and one of more unpacks them by one kernel, if Triton is
+    installed and has kernels for the kind.
     """
 
     def __init__(self, blocks: Tensor, kind: str, dtype: torch.dtype) -> None:
@@ -85,7 +86,12 @@ class Blocks:
         )
 
     def _unpacked_product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return linear(x, self._layout.rows(self._blocks, self._dtype), bias)
+        def by_torch() -> Tensor:
+            return self._layout.rows(self._blocks, self._dtype)
+
+        if self._kernel is None:
+            return linear(x, by_torch(), bias)
+        return linear(x, _PACKED.run(lambda: unpacked(self._blocks, self._kind, self._dtype), by_torch), bias)
 
     def rows(self, tokens: Tensor) -> Tensor:
         return self._layout.rows(self._blocks[tokens], self._dtype)
@@ -121,6 +127,13 @@ def gemv_of(kind: str) -> Callable[[Tensor, Tensor], Tensor] | None:
         )
         return None
     return partial(gemv.multiply, kind=kind)
+
+
+def unpacked(blocks: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+    """The weights of blocks by the kernel of `unpacking.py`, which is there where `gemv_of` finds one."""
+    from mistral_portable_torch import unpacking
+
+    return unpacking.unpack(blocks, kind, dtype)
 
 
 def form(tensor: Stored) -> str:
