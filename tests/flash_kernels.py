@@ -5,15 +5,13 @@ of K if `i + K - T - left <= j <= i + K - T + right`; -1 means no bound. A text 
 log-sum-exp of +inf. Memory after a text's keys is not read.
 
 Sources: docstrings of flash_attn_varlen_func and flash_attn_with_kvcache (flash-attn 2.8), of
-torch.nn.attention.varlen.varlen_attn (torch 2.13).
+torch.nn.attention.varlen.varlen_attn (torch 2.13), which calls `flash_forward`, aten::_flash_attention_forward.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["flash_attn_varlen_func", "flash_attn_with_kvcache", "varlen_attn"]
+__all__ = ["flash_attn_varlen_func", "flash_attn_with_kvcache", "flash_forward"]
 
 
 def flash_attn_varlen_func(
@@ -31,8 +29,9 @@ def flash_attn_varlen_func(
     block_table: Tensor,
 ) -> Tensor:
     """q [all T, h, d], pools of pages [pages, page, g, d], tables [S, pages of a text]."""
-    assert causal
-    assert window_size[1] == 0
+    left = window_size[0]
+    assert causal or max_seqlen_q == 1, "queries would see what follows them"
+    window_size = (left, 0) if causal else window_size
     queries, keys = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
     assert max(queries) <= max_seqlen_q
     assert max(keys) <= max_seqlen_k <= block_table.shape[1] * k.shape[1]
@@ -73,34 +72,36 @@ def flash_attn_with_kvcache(
     return out.unflatten(0, q.shape[:2])
 
 
-def varlen_attn(
+def flash_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    cu_seq_q: Tensor,
-    cu_seq_k: Tensor,
+    cum_seq_q: Tensor,
+    cum_seq_k: Tensor,
     max_q: int,
     max_k: int,
+    dropout_p: float,
+    is_causal: bool,
+    return_debug_mask: bool,
     *,
-    return_aux: Any = None,
     scale: float,
-    window_size: tuple[int, int] = (-1, -1),
-    enable_gqa: bool,
+    window_size_left: int,
+    window_size_right: int,
     seqused_k: Tensor | None = None,
-) -> Any:
+) -> tuple[Tensor, Tensor]:
     """query [all T, h, d], key, value [all K, g, d]; seqused_k: keys of each text from its start on."""
-    assert enable_gqa == (query.shape[1] != key.shape[1])
-    queries = cu_seq_q.diff().tolist()
-    keys = (cu_seq_k.diff() if seqused_k is None else seqused_k).tolist()
+    assert (dropout_p, return_debug_mask) == (0, False)
+    queries = cum_seq_q.diff().tolist()
+    keys = (cum_seq_k.diff() if seqused_k is None else seqused_k).tolist()
     assert max(queries) <= max_q
     assert max(keys) <= max_k
+    window = window_size_left, 0 if is_causal else window_size_right
     parts = []
-    for part, start, count in zip(query.split(queries), cu_seq_k.tolist(), keys, strict=False):
+    for part, start, count in zip(query.split(queries), cum_seq_k.tolist(), keys, strict=False):
         assert 0 <= start <= start + count <= len(key)
         own = slice(start, start + count)
-        parts.append(_attend(part, key[own], value[own], scale, window_size))
-    out, lse = torch.cat([part for part, _ in parts]), torch.cat([lse for _, lse in parts], dim=1)
-    return (out, lse) if return_aux is not None and return_aux.lse else out
+        parts.append(_attend(part, key[own], value[own], scale, window))
+    return torch.cat([part for part, _ in parts]), torch.cat([lse for _, lse in parts], dim=1)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = find_device(args.device)
     times: dict[str, dict[int, float]] = {}
     for kernel in KERNELS:
-        if reason := obstacle(kernel, device.kind, device.capability, torch.__version__, args.dtype, _HEAD_DIM):
+        if reason := obstacle(kernel, device.kind, device.capability, args.dtype, _HEAD_DIM):
             print(f"{kernel}: skipped, {reason}")
             continue
         most = _EAGER_MOST if kernel == "eager" else max(args.lengths)

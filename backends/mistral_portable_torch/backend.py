@@ -122,7 +122,7 @@ def _probe_any() -> Availability:
 
 
 def _availability(kind: str, where: str, capability: tuple[int, int] | None, version: str) -> Availability:
-    kernels = summary(kind, capability, version)
+    kernels = summary(kind, capability)
     return Availability(_SCORES[kind], f"{where}, torch {version}: {', '.join(_DTYPES)}; attention by {kernels}")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -73,4 +74,6 @@ class EightBit:
         return self._unpacked(self._codes[tokens], self._largest[tokens])
 
     def _unpacked(self, codes: Tensor, largest: Tensor) -> Tensor:
-        return (codes.float() * (largest / 127)[:, None]).to(self._dtype)
+        # One kernel, which computes in float32 and rounds as it writes: 3 bytes a weight in place of 21.
+        out = torch.empty(codes.shape, dtype=self._dtype, device=codes.device)
+        return torch.mul(codes, (largest / 127)[:, None], out=out)

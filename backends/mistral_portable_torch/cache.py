@@ -30,7 +30,12 @@ class Cache:
     first token to slot 0, so slots 1, 2 and 3 are zeroed. Its second token goes to slot 1, and nothing is zeroed.
     """
 
-    def __init__(self, spec: CacheSpec, dtype: torch.dtype, device: torch.device, memory: Memory) -> None:
+    def __init__(
+        self, spec: CacheSpec, dtype: torch.dtype, device: torch.device, memory: Memory, *, recorded: bool = False
+    ) -> None:
+        """recorded: whether steps are recorded with the pools' addresses, so that to move them is dear: pools then have
+        room for a whole lane from the first step on, and double, where at least as much memory stays free."""
+        self._recorded = recorded
         self._spec, self._memory, self._device = spec, memory, device
         self._pools = {
             (kind, layer): torch.zeros(
@@ -68,12 +73,16 @@ class Cache:
         """[pages, page_size, heads, head_dim]"""
         return self._pools["values", layer]
 
-    def make_room(self, plan: StepPlan) -> None:
+    def missing_bytes(self, plan: StepPlan) -> int:
+        """Bytes of the pages that the plan needs and pools do not have yet."""
+        return self._missing_bytes([reads.page_count for reads in plan.groups])
+
+    def make_room(self, plan: StepPlan, scratch: int = 0) -> None:
         """Grow to the plan's pages, make its page copies, and zero stale slots after those that it writes.
 
-        Raises CapacityError if memory is short; nothing has changed then.
+        scratch: bytes of memory that stay free. Raises CapacityError if memory is short; nothing has changed then.
         """
-        self._grow([reads.page_count for reads in plan.groups])
+        self._grow([reads.page_count for reads in plan.groups], scratch)
         for index, reads in enumerate(plan.groups):
             if len(reads.copies):
                 source, target = reads.copies.T
@@ -129,15 +138,13 @@ class Cache:
                 pool.flatten(0, 1)[stale] = 0
         self._written[index] = ends
 
-    def _grow(self, wanted: Sequence[int]) -> None:
+    def _grow(self, wanted: Sequence[int], scratch: int = 0) -> None:
         """Grow all groups' pools to at least `wanted` pages, or none. Raises CapacityError if memory is short."""
         held = [len(written) for written in self._written]
         exact = [max(pair) for pair in zip(held, wanted, strict=True)]
         if exact == held:
             return
-        counts = [self._rounded(index, count) if count > held[index] else count for index, count in enumerate(exact)]
-        if self._missing_bytes(counts) > self._memory.free:
-            counts = exact
+        counts = self._chosen_counts(held, exact, self._memory.free - scratch)
         self._memory.require_growth(self._missing_bytes(counts))
         for index, count in enumerate(counts):
             if count == held[index]:
@@ -152,13 +159,37 @@ class Cache:
         for index, count in enumerate(counts):  # last: no group counts more pages before all have room
             self._written[index] = np.pad(self._written[index], (0, count - held[index]))
 
+    def _chosen_counts(self, held: Sequence[int], exact: Sequence[int], free: int) -> Sequence[int]:
+        """Pages to allocate in each group, `exact` or more: by the most generous rule that `free` bytes allow."""
+        if self._recorded:
+            generous = [
+                self._capped(index, count, max(count, 2 * held[index], self._spec.lane_pages(index)))
+                if grows
+                else count
+                for index, (count, grows) in enumerate(zip(exact, self._growing(held, exact), strict=True))
+            ]
+            if 2 * self._missing_bytes(generous) <= free:
+                return generous
+        rounded = [
+            self._rounded(index, count) if grows else count
+            for index, (count, grows) in enumerate(zip(exact, self._growing(held, exact), strict=True))
+        ]
+        return rounded if self._missing_bytes(rounded) <= free else exact
+
+    @staticmethod
+    def _growing(held: Sequence[int], exact: Sequence[int]) -> list[bool]:
+        return [count > own for own, count in zip(held, exact, strict=True)]
+
     def _rounded(self, index: int, count: int) -> int:
         """Pages to allocate for a pool that needs `count`, so that it grows rarely: a multiple of 4, or of an eighth to
-        a quarter of `count` if that is more; but not more than all lanes can hold, if that is enough."""
+        a quarter of `count` if that is more."""
         stride = max(_STRIDE, 1 << max(0, count.bit_length() - 3))
-        rounded = -(-count // stride) * stride
+        return self._capped(index, count, -(-count // stride) * stride)
+
+    def _capped(self, index: int, count: int, wanted: int) -> int:
+        """`wanted` pages, but not more than all lanes can hold, if the needed `count` are not more either."""
         most = self._spec.max_lanes * (self._spec.lane_pages(index) + 1)  # + 1: a page that is being copied
-        return min(most, rounded) if count <= most else rounded
+        return min(most, wanted) if count <= most else wanted
 
     def _missing_bytes(self, counts: Sequence[int]) -> int:
         """Bytes by which pools must grow to have `counts` pages in each group."""

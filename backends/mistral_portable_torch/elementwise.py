@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mistral_portable_torch.attempt import Attempt
+
 __all__ = ["Elementwise", "elementwise"]
 
 
@@ -18,12 +20,15 @@ _ROWS = 32
 
 
 class Elementwise:
-    """The operations for a kind of device. "cuda": `torch.compile` makes each one kernel, for any number of tokens."""
+    """The operations for a kind of device. "cuda": `torch.compile` makes each one kernel, for any number of tokens,
+    where it can; else they are as many as on other devices."""
 
     def __init__(self, device: str) -> None:
+        attempt = Attempt("RMS norm, RoPE and SwiGLU take several kernels each, which is slow")
+
         def prepared(function: Callable[..., Tensor], by_row: int) -> Callable[..., Tensor]:
             if device == "cuda":
-                return torch.compile(function, dynamic=True)
+                return _fused(function, attempt)
             return _in_pieces(function, by_row) if device == "cpu" else function
 
         self.rms_norm = prepared(_rms_norm, 1)
@@ -35,6 +40,16 @@ class Elementwise:
 def elementwise(device: str) -> Elementwise:
     """The operations, shared by all programs, so that a process compiles each kernel once."""
     return Elementwise(device)
+
+
+def _fused(function: Callable[..., Tensor], attempt: Attempt) -> Callable[..., Tensor]:
+    """The function as one kernel, or as it is where that cannot be compiled."""
+    compiled = torch.compile(function, dynamic=True)
+
+    def run(*arguments: Any) -> Tensor:
+        return attempt.run(lambda: compiled(*arguments), lambda: function(*arguments))
+
+    return run
 
 
 def _in_pieces(function: Callable[..., Tensor], by_row: int) -> Callable[..., Tensor]:

@@ -19,21 +19,21 @@ class Experts:
         assert len(self._matrices) == 3
         self._top_k, self._elementwise = top_k, elementwise
 
-    def mix(self, x: Tensor, scores: Tensor) -> Tensor:
+    def mix(self, x: Tensor, scores: Tensor, *, waits: bool) -> Tensor:
         """x [T, H], scores [T, E] -> [T, H], added up in float32.
 
         For few tokens the chosen experts' matrices are gathered, and no others are read. For more, each expert takes
-        its own tokens, and the host waits for their indices. It cannot wait while a step is recorded: every expert
-        takes all tokens then.
+        its own tokens, and the host waits for their indices. waits: whether it may, which it may not in a recorded
+        step: every expert takes all tokens then.
         """
         chosen, shares = route(scores.float(), self._top_k)
         count = scores.shape[1]
         if chosen.numel() <= count:
             out = self.gathered(x, chosen, shares, count)
-        elif x.is_cuda and torch.cuda.is_current_stream_capturing():
-            out = self.all_tokens(x, chosen, shares, count)
-        else:
+        elif waits:
             out = self.one_by_one(x, chosen, shares, count)
+        else:
+            out = self.all_tokens(x, chosen, shares, count)
         return out.to(x.dtype)
 
     def gathered(self, x: Tensor, chosen: Tensor, shares: Tensor, count: int) -> Tensor:

@@ -11,7 +11,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["LAYOUTS", "Layout"]
+__all__ = ["LAYOUTS", "SLICE", "Layout"]
+
+SLICE = 2**24
+"""Weights that are unpacked at a time: they go through float32, several times, in memory."""
 
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
@@ -25,7 +28,14 @@ class Layout:
     unpack: Callable[[Tensor], Tensor]
 
     def rows(self, blocks: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8 [O, bytes per row] -> [O, I] in `dtype`."""
+        """uint8 [..., O, bytes per row] -> [..., O, I] in `dtype`."""
+        columns = blocks.shape[-1] // self.bytes * self.columns
+        if blocks.ndim == 2 and blocks.shape[0] * columns > SLICE:
+            out = torch.empty(blocks.shape[0], columns, dtype=dtype, device=blocks.device)
+            rows = max(1, SLICE // columns)
+            for target, part in zip(out.split(rows), blocks.split(rows), strict=True):
+                target.copy_(self.rows(part, dtype))
+            return out
         return self.unpack(blocks.unflatten(-1, (-1, self.bytes))).flatten(-2).to(dtype)
 
 

@@ -22,10 +22,13 @@ ATTENTION, EXPOSED = "attention", "exposed"
 
 @dataclass(frozen=True)
 class Step:
-    """inputs: arrays on the device, by name. fixed: `Planned.fixed` of each layer group, by prefix."""
+    """inputs: arrays on the device, by name. fixed: `Planned.fixed` of each layer group, by prefix. recorded: whether
+    the step is one that may be recorded; its work on the host is then the same each time, also before it is recorded,
+    so that nothing is compiled or allocated for the first time while it is."""
 
     inputs: Mapping[str, Tensor]
     fixed: Mapping[str, tuple[Hashable, ...]]
+    recorded: bool = False
     _prepared: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     def prepared(self, kernel: Attention, prefix: str, group: int) -> Any:
@@ -116,7 +119,7 @@ class Lowering:
     def moe(self, node: Node) -> Kernel:
         matrices = [self._matrices[name] for name in node.inputs[2:]]
         experts = Experts(matrices, node.integer("top_k"), self._elementwise)
-        return lambda step, x, scores: experts.mix(x, scores)
+        return lambda step, x, scores: experts.mix(x, scores, waits=not step.recorded)
 
     def add(self, node: Node) -> Kernel:
         return lambda step, a, b: a + b
@@ -133,5 +136,5 @@ class Lowering:
 
 
 def _write(pool: Tensor, slots: Tensor, x: Tensor) -> None:
-    """Write keys or values [T, heads * d] to their slots of a pool."""
+    """Write keys or values [T, heads * d] to their slots [T] of a pool: int64, as each write would copy int32 ones."""
     pool.flatten(0, 1)[slots] = x.view(-1, *pool.shape[2:])

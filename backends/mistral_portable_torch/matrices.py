@@ -15,6 +15,7 @@ from torch.nn.functional import embedding, linear
 from mistral_portable.errors import BackendError
 from mistral_portable.weights import BlockTensor, DenseTensor, release
 from mistral_portable.weights import Tensor as Stored
+from mistral_portable_torch.attempt import Attempt
 from mistral_portable_torch.bits_and_bytes import quantized, quantized_bytes
 from mistral_portable_torch.ggml import LAYOUTS
 
@@ -66,7 +67,8 @@ class Dense:
 class Blocks:
     """blocks uint8 [O, bytes per row] of ggml's `kind`, unpacked for every product.
 
-    On a CUDA GPU a product of few tokens reads packed blocks, if Triton is installed and has a kernel for the kind.
+    On a CUDA GPU a product of few tokens reads packed blocks, and one of more unpacks them by one kernel, if Triton is
+    installed and has kernels for the kind.
     """
 
     def __init__(self, blocks: Tensor, kind: str, dtype: torch.dtype) -> None:
@@ -75,10 +77,21 @@ class Blocks:
         self.nbytes = blocks.nbytes
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if self._kernel is not None and len(x) <= MAX_GEMV_TOKENS:
-            out = self._kernel(x, self._blocks)
-            return out if bias is None else out + bias
-        return linear(x, self._layout.rows(self._blocks, self._dtype), bias)
+        kernel = self._kernel
+        if kernel is None or len(x) > MAX_GEMV_TOKENS:
+            return self._unpacked_product(x, bias)
+        return _PACKED.run(
+            lambda: kernel(x, self._blocks) if bias is None else kernel(x, self._blocks) + bias,
+            lambda: self._unpacked_product(x, bias),
+        )
+
+    def _unpacked_product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        def by_torch() -> Tensor:
+            return self._layout.rows(self._blocks, self._dtype)
+
+        if self._kernel is None:
+            return linear(x, by_torch(), bias)
+        return linear(x, _PACKED.run(lambda: unpacked(self._blocks, self._kind, self._dtype), by_torch), bias)
 
     def rows(self, tokens: Tensor) -> Tensor:
         return self._layout.rows(self._blocks[tokens], self._dtype)
@@ -90,6 +103,9 @@ class Blocks:
     def some_of(self, indices: Tensor, count: int) -> Tensor:
         """The matrices of the indices [n] among `count` stacked ones, unpacked, [n, O, I]."""
         return self._layout.rows(self._blocks.unflatten(0, (count, -1))[indices], self._dtype)
+
+
+_PACKED = Attempt("quantized weights are unpacked for every token, which is slow")
 
 
 @cache
@@ -111,6 +127,13 @@ def gemv_of(kind: str) -> Callable[[Tensor, Tensor], Tensor] | None:
         )
         return None
     return partial(gemv.multiply, kind=kind)
+
+
+def unpacked(blocks: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+    """The weights of blocks by the kernel of `unpacking.py`, which is there where `gemv_of` finds one."""
+    from mistral_portable_torch import unpacking
+
+    return unpacking.unpack(blocks, kind, dtype)
 
 
 def form(tensor: Stored) -> str:

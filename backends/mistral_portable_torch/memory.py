@@ -29,13 +29,24 @@ class Memory:
         """Count `size` bytes as allocated; a negative number counts them as freed."""
         self._taken += size
 
-    def require(self, weights: int, lane: int, tokens: int) -> None:
-        """Raise CapacityError if weights and a first lane of `tokens` tokens do not fit."""
-        if weights + lane > self.free:
+    def require(self, weights: int, lane: int, scratch: int, tokens: int) -> None:
+        """Raise CapacityError if weights, a first lane of `tokens` tokens, and the scratch of its step do not fit."""
+        total = weights + lane + scratch
+        if total > self.free:
             raise CapacityError(
                 f"the model does not fit: weights {gigabytes(weights)} + keys and values of {tokens} tokens "
-                f"{gigabytes(lane)} = {gigabytes(weights + lane)}, and {self._device.name} has {gigabytes(self.free)} "
-                "free: use --quantize q4_0, a smaller model or another device"
+                f"{gigabytes(lane)} + scratch of their step {gigabytes(scratch)} = {gigabytes(total)}, and "
+                f"{self._device.name} has {gigabytes(self.free)} free: use --quantize q4_0, a smaller model or another "
+                "device"
+            )
+
+    def require_step(self, scratch: int, more: int, tokens: int) -> None:
+        """Raise CapacityError if a step's scratch and `more` bytes for pages of keys and values do not fit."""
+        if scratch + more > self.free:
+            raise CapacityError(
+                f"a step does not fit: scratch of {tokens} tokens {gigabytes(scratch)} + pages of keys and values "
+                f"{gigabytes(more)} = {gigabytes(scratch + more)}, and {self._device.name} has {gigabytes(self.free)} "
+                "free: use a shorter text or fewer sequences"
             )
 
     def require_growth(self, more: int) -> None:

@@ -1,8 +1,9 @@
-"""Names of the attention kernels, and the reasons why one cannot run; found without importing torch."""
+"""Names of the attention kernels, and the reasons why one cannot run; torch is imported only for a CUDA GPU."""
 
+import re
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["KERNELS", "TRANSFORMERS_NAMES", "obstacle", "summary"]
+__all__ = ["KERNELS", "TRANSFORMERS_NAMES", "flash_attn_waits", "obstacle", "summary"]
 
 KERNELS = ("flash_attn", "varlen", "sdpa", "flex", "eager")
 """Names of the kernels, the best one first."""
@@ -13,8 +14,8 @@ TRANSFORMERS_NAMES = {"flash_attention_2": "flash_attn", "flex_attention": "flex
 _OLDEST_FLASH = (2, 6)
 """flash-attn has windows since 2.3, and page tables in all of its kernels since 2.6."""
 
-_OLDEST_VARLEN = (2, 13)
-"""The first torch whose varlen_attn has windows, grouped heads, and lengths in tensors."""
+_WAITING_FLASH = (2, 8, 4)
+"""From here on flash_attn_with_kvcache reads the lengths back to the host, so that no CUDA graph can be captured."""
 
 _HALF = ("float16", "bfloat16")
 _MAX_HEAD_DIM = 256
@@ -24,13 +25,12 @@ def obstacle(
     name: str,
     kind: str,
     capability: tuple[int, int] | None,
-    torch: str,
     dtype: str | None = None,
     head_dim: int = 8,
 ) -> str | None:
     """The reason why a kernel cannot run on a device of this kind, and the remedy; None if it can run.
 
-    capability: a CUDA GPU's compute capability. torch: its version. dtype, head_dim: the program's, where known.
+    capability: a CUDA GPU's compute capability. dtype, head_dim: the program's, where known.
     """
     if name not in ("flash_attn", "varlen"):
         return None
@@ -42,12 +42,12 @@ def obstacle(
         return f"it computes in {' or '.join(_HALF)}, not in {dtype}"
     if head_dim % 8 or head_dim > _MAX_HEAD_DIM:
         return f"head_dim must be a multiple of 8 up to {_MAX_HEAD_DIM}, and is {head_dim}"
-    return _flash_attn() if name == "flash_attn" else _varlen(torch)
+    return _flash_attn() if name == "flash_attn" else _varlen()
 
 
-def summary(kind: str, capability: tuple[int, int] | None, torch: str) -> str:
+def summary(kind: str, capability: tuple[int, int] | None) -> str:
     """Usable kernels and why others are not, for people: `sdpa, flex, eager; not varlen: it needs ...`"""
-    reasons = {name: obstacle(name, kind, capability, torch) for name in KERNELS}
+    reasons = {name: obstacle(name, kind, capability) for name in KERNELS}
     usable = ", ".join(name for name, reason in reasons.items() if reason is None)
     return "; ".join([usable, *(f"not {name}: {reason}" for name, reason in reasons.items() if reason)])
 
@@ -63,11 +63,20 @@ def _flash_attn() -> str | None:
     return None
 
 
-def _varlen(torch: str) -> str | None:
-    if _numbers(torch) < _OLDEST_VARLEN:
-        return f"torch {torch} is too old, its varlen_attn has no windows: pip install --upgrade 'torch>=2.13'"
+def flash_attn_waits() -> bool:
+    """Whether the installed flash-attn's decoding kernel makes the host wait for the device."""
+    return _numbers(version("flash-attn"), 3) >= _WAITING_FLASH
+
+
+def _varlen() -> str | None:
+    from mistral_portable_torch.attention.varlen import flash_forward
+
+    if flash_forward() is None:
+        return "this torch's flash kernels take no windows or no lengths: pip install --upgrade 'torch>=2.11'"
     return None
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])
+def _numbers(version: str, count: int = 2) -> tuple[int, ...]:
+    """The first numbers of a version: "2.8.3.post1" -> (2, 8), or (2, 8, 3); 0 where there is none."""
+    found = [int(digits) for digits in re.findall(r"\d+", version.split("+")[0])]
+    return tuple([*found, 0, 0][:count])

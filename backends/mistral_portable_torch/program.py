@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,21 +22,26 @@ from mistral_portable.graph import Graph, Parameter, infer_shapes
 from mistral_portable.graph.adapters import is_added
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import Tensor as Stored
-from mistral_portable_torch.attention import Attention, Eager
+from mistral_portable_torch.attention import Attention, Eager, Sizes
 from mistral_portable_torch.cache import Cache
 from mistral_portable_torch.capture import Captured, Record
 from mistral_portable_torch.device import Device
 from mistral_portable_torch.elementwise import elementwise
 from mistral_portable_torch.inputs import Layout, pack
+from mistral_portable_torch.liveness import last_uses
 from mistral_portable_torch.lowering import ATTENTION, EXPOSED, Kernel, Lowering, Step
 from mistral_portable_torch.matrices import Matrix, form, read_matrix, read_vector, stored_bytes
 from mistral_portable_torch.memory import Memory
+from mistral_portable_torch.padding import bucket, padded
 from mistral_portable_torch.parallel import Group, shard
 from mistral_portable_torch.reads import GroupReads
+from mistral_portable_torch.scratch import scratch_bytes
+from mistral_portable_torch.transfer import HostCopy, to_device
 
 __all__ = ["AsynchronousProgram", "TorchProgram", "TorchStep"]
 
 _ARGMAX = "argmax"
+_KNOWN = 1024  # sizes of steps whose scratch is remembered
 _PROCESS = OwnProcess("torch")  # this module is imported when the first program is prepared
 
 
@@ -81,13 +87,17 @@ class TorchProgram:
         self._output_shapes = {name: infer_shapes(whole)[value] for name, value in whole.outputs.items()}
         self._attention = attention
         self._eager = Eager() if any(node.op == "attention_weights" for node in self._graph.nodes) else None
-        self._cache = Cache(spec, self._dtype, device.torch, memory)
+        self._cache = Cache(spec, self._dtype, device.torch, memory, recorded=record is not None)
         self._captured = Captured(record) if record else None
         self._growths = 0
+        self._fitted = 0
+        self._known: dict[Sizes, int] = {}
+        self._packed: Mapping[str, int] = {}
         self._rotations = graph.rotations
         self._lock = threading.Lock()
         self._memory = memory
         self._kernels: list[tuple[str, Kernel, tuple[str, ...]]] = []
+        self._last_use: Mapping[str, Sequence[str]] = {}
         self._closed = False
         with self._running(), memory.while_loading():
             self._lower(weights, quantize, progress)
@@ -166,7 +176,13 @@ class TorchProgram:
             for name, parameter in parameters.items()
         }
         total, tokens = sum(sizes.values()), min(self._spec.max_chunk, self._spec.max_context)
-        self._memory.require(total, self._cache.first_bytes(tokens), tokens)
+        self._packed = {
+            name: prod(parameter.shape)
+            for name, parameter in parameters.items()
+            if kinds[name] is not None or form(weights[parameter.parts[0]]) != "dense"
+        }
+        first = Sizes(tokens, 1, tokens, tokens * tokens)
+        self._memory.require(total, self._cache.first_bytes(tokens), self._scratch(first), tokens)
         self._memory.take(total)
         tables = {node.inputs[1] for node in self._graph.nodes if node.op in ("linear", "embedding")}
         experts = {name for node in self._graph.nodes if node.op == "moe" for name in node.inputs[2:]}
@@ -196,6 +212,7 @@ class TorchProgram:
             vectors,
         )
         self._kernels = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
+        self._last_use = last_uses(self._graph)
 
     def _begin(
         self,
@@ -207,8 +224,11 @@ class TorchProgram:
     ) -> dict[str, Any]:
         """Compute the outputs, on the device; with `greedy` the argmax alone. before: the argmax of the step that this
         greedy one is submitted after."""
-        self._cache.make_room(plan)
         recorded = self._captured is not None and len(plan.tokens) == len(plan.lanes)
+        asked = plan
+        self._make_room(plan, recorded)
+        if recorded:
+            plan, inputs = padded(self._graph, plan, inputs)
         layout, fixed, words = self._inputs(plan, inputs, recorded, greedy)
         if before is not None:
             # Not in what is recorded, which then need not depend on the number of rows before.
@@ -219,15 +239,58 @@ class TorchProgram:
         rows = len(plan.logit_rows)
 
         def run(words: Tensor) -> dict[str, Any]:
-            values = self._run(Step(layout.unpack(words), fixed), rows)
+            values = self._run(Step(layout.unpack(words), fixed, recorded), rows)
             return {_ARGMAX: _argmax(values["logits"])} if greedy else values
+
+        def own(values: dict[str, Any]) -> dict[str, Any]:
+            """Leave out the rows that the plan was padded by."""
+            sizes = {"T": len(asked.tokens), "R": len(asked.logit_rows)}
+            kinds = {_ARGMAX: "R"} if greedy else {name: self._output_shapes[name][0] for name in values}
+            return {
+                name: found[: len(asked.lanes)] if isinstance(found, list) else found[: sizes[str(kinds[name])]]
+                for name, found in values.items()
+            }
 
         if self._captured is None or not recorded:
             return run(words)
         if self._growths != self._cache.growths:
             self._captured.clear()
             self._growths = self._cache.growths
-        return self._captured.run((layout, tuple(fixed.items()), greedy), words, run)
+        return own(self._captured.run((layout, tuple(fixed.items()), greedy), words, run))
+
+    def _make_room(self, plan: StepPlan, recorded: bool) -> None:
+        """Have the cache make room, if the step's scratch fits besides. What has fitted once, without the cache having
+        grown since, is not asked for again: the allocator keeps it."""
+        scratch, more = self._scratch(self._sizes(plan, recorded)), self._cache.missing_bytes(plan)
+        if more:
+            self._fitted = 0
+        if scratch > self._fitted:
+            self._memory.require_step(scratch, more, len(plan.tokens))
+        self._cache.make_room(plan, scratch)
+        self._fitted = max(self._fitted, scratch)
+
+    def _sizes(self, plan: StepPlan, recorded: bool) -> Sizes:
+        """Of the layer group that reads most."""
+        keys = longest = 0
+        counts = np.diff(plan.query_starts)
+        for index in range(len(plan.groups)):
+            reads = GroupReads(plan, self._spec, index)
+            if recorded:  # sequences and columns are padded, and all are read together
+                each = reads.columns(int(reads.counts.max()), recorded) * reads.page
+                own = products = bucket(len(plan.lanes)) * each
+            else:
+                slots = reads.counts.astype(np.int64) * reads.page
+                own, products = int(slots.sum()), int((slots * counts).max())
+            keys, longest = max(keys, own), max(longest, products)
+        padding = bucket if recorded else int
+        return Sizes(padding(len(plan.tokens)), padding(len(plan.logit_rows)), keys, longest)
+
+    def _scratch(self, sizes: Sizes) -> int:
+        if sizes not in self._known:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[sizes] = scratch_bytes(self._graph, self._packed, self._attention, self._dtype.itemsize, sizes)
+        return self._known[sizes]
 
     def _inputs(
         self, plan: StepPlan, inputs: Inputs, recorded: bool, greedy: bool
@@ -248,9 +311,9 @@ class TorchProgram:
                 fixed[prefix] = tuple(group.fixed for group in planned)
                 for index, group in enumerate(planned):
                     arrays |= {f"{prefix}.{index}.{name}": array for name, array in group.arrays.items()}
-        arrays |= {f"slots.{index}": group.slot_mapping for index, group in enumerate(plan.groups)}
+        arrays |= {f"slots.{index}": group.slot_mapping.astype(np.int64) for index, group in enumerate(plan.groups)}
         layout, words = pack(arrays)
-        return layout, fixed, _to_device(words, self._device.torch)
+        return layout, fixed, to_device(words, self._device.torch)
 
     def _run(self, step: Step, rows: int) -> dict[str, Any]:
         values: dict[str, Any] = {name: self._given(step.inputs[name]) for name in self._graph.given}
@@ -260,6 +323,8 @@ class TorchProgram:
             values[name] = kernel(step, *(values[value] for value in names))
             if name in self._after:
                 values[name] = self._after[name](values[name])
+            for value in self._last_use[name]:
+                values.pop(value, None)  # a value of no requested row is not there
         found = {name: values[value] for name, value in self._graph.outputs.items() if value in values}
         return {
             name: [array.float() for array in value] if isinstance(value, list) else value.float()
@@ -281,7 +346,7 @@ class TorchProgram:
             )
         if found is None:  # no rows were requested
             return np.zeros((0, *(int(size) for size in shape[1:])), np.float32)
-        return np.array(found.cpu().numpy())
+        return HostCopy(found).numpy()
 
 
 class AsynchronousProgram(TorchProgram):
@@ -309,17 +374,10 @@ class TorchStep:
     def __init__(self, argmax: Tensor) -> None:
         self.argmax = argmax
         """int32 [R], on the device."""
-        self._host, self._event = argmax, None
-        if argmax.is_cuda:
-            self._host = torch.empty(argmax.shape, dtype=argmax.dtype, pin_memory=True)
-            self._host.copy_(argmax, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(argmax.device))
+        self._copy = HostCopy(argmax)
 
     def tokens(self) -> NDArray[np.int32]:
-        if self._event is not None:
-            self._event.synchronize()
-        return np.array(self._host.cpu().numpy())
+        return self._copy.numpy()
 
 
 def _places(plan: StepPlan) -> NDArray[np.int32]:
@@ -341,11 +399,6 @@ def _argmax(logits: Tensor) -> Tensor:
     the sampler refuses."""
     highest = logits.amax(-1)  # NaN if there is one
     return torch.where(torch.isfinite(highest), logits.argmax(-1), -1).int()
-
-
-def _to_device(words: NDArray[np.int32], device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(words)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @contextmanager

@@ -4,17 +4,20 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import flash_kernels
+import numpy as np
 import pytest
 import torch
 from mistral_portable_torch import BACKEND, backend, installed, obstacles
-from mistral_portable_torch.attention import choose
+from mistral_portable_torch.attention import Planned, choose
 from mistral_portable_torch.device import Device, find_device
 from mistral_portable_torch.installed import Build
-from torch_sessions import CONFIG
+from mistral_portable_torch.reads import GroupReads
+from torch_sessions import CONFIG, PagedBackend, Session, alone, text
 
 import mistral_portable as mp
 from mistral_portable.boundary import ExecutorOptions, prepare
-from mistral_portable.cache import CacheSpec
+from mistral_portable.cache import CacheManager, CacheSpec, Chunk
 from mistral_portable.errors import BackendError
 from mistral_portable.graph import OPS, build
 from mistral_portable.graph.passes import select_rows
@@ -173,8 +176,58 @@ def test_the_error_names_a_flash_attn_that_is_too_old(
         choose("flash_attn", HOPPER, "bfloat16", 128)
 
 
-def test_the_error_names_a_torch_without_windows_in_varlen() -> None:
-    assert "torch 2.12.1 is too old" in str(obstacles.obstacle("varlen", "cuda", (9, 0), "2.12.1"))
+def test_flash_attn_that_reads_lengths_back_decodes_by_its_other_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flash-attn 2.8.4's flash_attn_with_kvcache makes the host wait for the lengths, which no capture allows."""
+    package = SimpleNamespace(**{name: getattr(flash_kernels, name) for name in flash_kernels.__all__})
+    used = []
+
+    def with_kvcache(*arguments: Any, **options: Any) -> Any:
+        used.append(options["cache_seqlens"].max().item())
+        return flash_kernels.flash_attn_with_kvcache(*arguments, **options)
+
+    package.flash_attn_with_kvcache = with_kvcache
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    for found, calls in (
+        ("2.8.3", True),
+        ("2.8.3.post1", True),
+        ("2.8.4", False),
+        ("2.10.0", False),
+        ("3.0.0b1", False),
+    ):
+        monkeypatch.setattr(obstacles, "version", lambda package, found=found: found)
+        session = Session(backend=PagedBackend(page=8, kernel=choose("flash_attn", HOPPER, "bfloat16", 128)))
+        lane, _ = session.begin(text(5))
+        used.clear()
+        np.testing.assert_allclose(session.feed(lane, [1]), alone(5), rtol=1e-5, atol=1e-5)
+        assert bool(used) == calls
+
+
+def test_a_torch_whose_flash_kernels_take_no_windows_has_no_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The op is asked for its arguments, not torch for its version."""
+    assert obstacles.obstacle("varlen", "cuda", (9, 0)) is None
+    schema = SimpleNamespace(arguments=[SimpleNamespace(name=name) for name in ("query", "key", "value", "scale")])
+    op = SimpleNamespace(default=SimpleNamespace(_schema=schema))
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", op)
+    assert "take no windows or no lengths: pip install" in str(obstacles.obstacle("varlen", "cuda", (9, 0)))
+    assert type(choose(None, HOPPER, "bfloat16", 128)).__name__ == "SDPA"
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("tokens", [(1, 1), (5, 3)])
+def test_torch_s_own_flash_op_takes_what_varlen_gives_it(window: int | None, tokens: tuple[int, int]) -> None:
+    """The op itself, without a GPU: it checks arguments and tells the shapes of what it would return."""
+    spec = CacheSpec.from_config(CONFIG.with_window(window), max_context=90, page_size=8, max_lanes=2)
+    manager = CacheManager(spec)
+    lanes = [manager.open(), manager.open()]
+    for counts in ((33, 60), tokens):
+        plan = manager.plan([Chunk(lane, [0] * count) for lane, count in zip(lanes, counts, strict=True)])
+    attention = choose("varlen", HOPPER, "bfloat16", 64)
+    planned = attention.plan(GroupReads(plan, spec, 0), recorded=False)
+    arrays = {name: torch.from_numpy(array).to("meta") for name, array in planned.arrays.items()}
+    made: dict[str, Any] = {"dtype": torch.bfloat16, "device": "meta"}
+    q, pool = torch.empty(sum(tokens), 8, 64, **made), torch.empty(plan.groups[0].page_count, 8, 2, 64, **made)
+    out = attention.attend(q, pool, pool, attention.prepare(Planned(planned.fixed, arrays)), 0.125)
+    assert (out.shape, out.dtype) == (q.shape, q.dtype)
 
 
 @pytest.mark.parametrize(

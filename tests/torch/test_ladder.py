@@ -6,7 +6,7 @@
 from dataclasses import replace
 
 import pytest
-from flash_kernels import flash_attn_varlen_func, flash_attn_with_kvcache, varlen_attn
+from flash_kernels import flash_attn_varlen_func, flash_attn_with_kvcache, flash_forward
 from mistral_portable_torch.attention.flash import FlashAttn
 from mistral_portable_torch.attention.varlen import Varlen
 from torch_sessions import PagedBackend, Repeated
@@ -19,7 +19,7 @@ __all__ = ["test_conformance", "test_greedy"]
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 FLASH = PagedBackend(kernel=FlashAttn(flash_attn_varlen_func, flash_attn_with_kvcache))
-VARLEN = PagedBackend(kernel=Varlen(varlen_attn), record=Repeated())
+VARLEN = PagedBackend(kernel=Varlen(flash_forward), record=Repeated())
 TARGETS = {
     "sdpa, float32": Target(PagedBackend(record=Repeated()), ExecutorOptions(dtype="float32", attention="sdpa")),
     "sdpa, bfloat16": Target(PagedBackend(), ExecutorOptions(dtype="bfloat16", attention="sdpa")),

@@ -1,12 +1,18 @@
 """Memory of the torch executor: pools, their growth, and what happens where it runs out."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from mistral_portable_torch.matrices import stored_bytes
+from torch_memory import Held, least_memory
 from torch_sessions import CONFIG, PagedBackend, Repeated, Session, alone, text
 
 from mistral_portable.errors import CapacityError
 from mistral_portable.graph import build
+from mistral_portable.testing import random_weights
 
 WIDE = CONFIG.with_window(2000)
 
@@ -34,6 +40,40 @@ def test_pools_grow_rarely_and_at_most_a_quarter_beyond_need() -> None:
     assert len(set(sizes)) < 30
 
 
+def test_pools_of_recorded_steps_do_not_move_while_one_text_grows() -> None:
+    record = Repeated()
+    session = Session(CONFIG.with_window(None), PagedBackend(page=8, record=record), max_context=300)
+    lane, _ = session.begin(text(5))
+    first = session.program.cache_bytes
+    session.decode(lane, 290)
+    assert session.program.cache_bytes == first == 38 * session.spec.page_bytes(0, 4)
+    assert record.records == 7  # columns of page tables: 1, 2, 4 and so on to 64
+
+
+def test_pools_of_recorded_steps_double_for_further_texts() -> None:
+    session = Session(CONFIG.with_window(None), PagedBackend(page=8, record=Repeated()), max_context=80)
+    sizes = []
+    for _ in range(4):
+        session.begin(text(80))
+        sizes.append(session.program.cache_bytes // session.spec.page_bytes(0, 4))
+    assert sizes == [10, 20, 40, 40]
+
+
+@pytest.mark.parametrize(("spare", "pages"), [(2 * 38, 38), (2 * 38 - 1, 4), (4, 4), (3, 1)])
+def test_pools_of_recorded_steps_leave_as_much_memory_free_as_they_take(spare: int, pages: int) -> None:
+    """spare: pages that memory has room for beside weights and scratch."""
+
+    def begun(memory: int) -> Session:
+        backend = PagedBackend(page=8, record=Repeated(), memory=memory)
+        session = Session(CONFIG.with_window(None), backend, max_context=300, max_chunk=8)
+        session.begin(text(8))
+        return session
+
+    least = least_memory(begun, 10**7)  # for weights, scratch and a page
+    page = begun(10**7).spec.page_bytes(0, 4)
+    assert begun(least + (spare - 1) * page).program.cache_bytes == pages * page
+
+
 def test_a_pool_has_no_more_pages_than_all_lanes_can_hold() -> None:
     session = Session(max_context=4)  # each of 4 lanes has two pages, and one more while a page is copied
     for _ in range(4):
@@ -57,13 +97,16 @@ def test_the_error_for_a_model_that_cannot_fit_shows_the_sizes() -> None:
 
 def test_a_cache_that_outgrows_the_memory_fails_one_step_only() -> None:
     """Pools grow by exactly the needed pages where more do not fit."""
-    session = Session(WIDE, PagedBackend(page=64, memory=1_500_000), max_context=9000, max_chunk=64)
+    session = Session(WIDE, PagedBackend(page=64, memory=2_000_000), max_context=9000, max_chunk=64)
     weights = sum(4 * int(np.prod(parameter.shape)) for parameter in build(WIDE).parameters.values())
     first, _ = session.begin(text(200))
     second = session.manager.open()
-    with pytest.raises(CapacityError, match=r"the cache does not fit: keys and values need 0\.00 GB more, and .* free"):
+    with pytest.raises(
+        CapacityError, match=r"scratch of 64 tokens 0\.00 GB \+ pages of keys and values 0\.00 GB = 0.00 GB, and"
+    ):
         session.feed(second, text(3000))
-    assert 0 <= 1_500_000 - weights - session.program.cache_bytes < session.spec.page_bytes(0, 4)
+    left = 2_000_000 - weights - session.program.cache_bytes
+    assert 0 <= left < session.spec.page_bytes(0, 4) + 1_200_000  # scratch of 64 tokens and some 1,100 keys
     assert np.isfinite(session.feed(first, [1])).all()
 
 
@@ -85,7 +128,8 @@ def test_memory_that_runs_out_in_a_step_is_an_error_of_one_line(monkeypatch: pyt
 def test_steps_are_recorded_again_after_memory_ran_out_while_pools_grew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools of some layers have moved by then, and recorded steps hold their old addresses."""
     record = Repeated()
-    session = Session(WIDE, PagedBackend(page=64, record=record), max_context=9000, max_chunk=500)
+    scarce = PagedBackend(page=64, record=record, memory=2_500_000)  # too little for a whole lane from the start
+    session = Session(WIDE, scarce, max_context=9000, max_chunk=100)
     first, _ = session.begin(text(5))
     session.decode(first, 3)
     assert record.records == 1
@@ -104,3 +148,46 @@ def test_steps_are_recorded_again_after_memory_ran_out_while_pools_grew(monkeypa
             session.feed(second, text(400))
     session.decode(first, 3)
     assert record.records == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({}, "float32"),
+        ({}, "bfloat16"),
+        ({"layers": 6}, "float32"),
+        ({"attention": "eager"}, "float32"),
+        ({"quantization": "q4_0"}, "bfloat16"),
+        ({"quantization": "q8_0"}, "float32"),
+        ({"experts": 4}, "float32"),
+        ({"experts": 8, "quantization": "q8_0"}, "bfloat16"),
+    ],
+)
+@pytest.mark.parametrize("tokens", [3, 40, 200])
+def test_a_step_is_refused_unless_what_it_takes_is_there(options: dict[str, Any], dtype: str, tokens: int) -> None:
+    """The scratch that must be free is no less than what an allocator counts, and at most four times as much."""
+    config = replace(CONFIG, hidden_size=256, intermediate_size=512, num_hidden_layers=options.get("layers", 2))
+    if experts := options.get("experts"):
+        config = replace(config, num_local_experts=experts, num_experts_per_tok=2)
+    weights = random_weights(build(config), 0, options.get("quantization"))
+
+    def begun(memory: int | None) -> Session:
+        session = Session(
+            config,
+            PagedBackend(page=16, memory=memory),
+            max_chunk=tokens,
+            dtype=dtype,
+            weights=weights,
+            attention=options.get("attention"),
+        )
+        session.begin(text(tokens))
+        return session
+
+    session = begun(None)
+    stored = sum(stored_bytes(tensor, getattr(torch, dtype)) for tensor in weights.values())
+    exact = -(-tokens // 16) * 16 * session.program.slot_bytes(0)
+    session.manager.rollback(0, 0)  # pools have grown
+    with Held() as held:
+        session.feed(0, text(tokens))
+    scratch = least_memory(begun, 10**8) - stored - exact
+    assert held.most <= scratch <= 4 * held.most

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from flash_kernels import flash_attn_varlen_func, flash_attn_with_kvcache, varlen_attn
+from flash_kernels import flash_attn_varlen_func, flash_attn_with_kvcache, flash_forward
 from mistral_portable_torch.attention import Eager
 from mistral_portable_torch.attention.flash import FlashAttn
 from mistral_portable_torch.attention.flex import Flex
@@ -24,7 +24,7 @@ KERNELS = {
     "eager": PagedBackend(page=8, kernel=Eager()),
     "flex": PagedBackend(page=8, kernel=Flex(compiled=False)),
     "flash_attn": PagedBackend(page=8, kernel=FlashAttn(flash_attn_varlen_func, flash_attn_with_kvcache)),
-    "varlen": PagedBackend(page=8, kernel=Varlen(varlen_attn), record=Repeated()),
+    "varlen": PagedBackend(page=8, kernel=Varlen(flash_forward), record=Repeated()),
 }
 PURE = [token for token in text(200) if token != POISON]
 

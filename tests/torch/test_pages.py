@@ -65,7 +65,7 @@ def test_pages_of_another_model_are_refused_and_nothing_changes(broken: str) -> 
 
 
 def test_pages_that_do_not_fit_in_memory_are_an_error_and_nothing_changes() -> None:
-    session = Session(backend=PagedBackend(memory=300_000))
+    session = Session(backend=PagedBackend(memory=900_000))
     lane, _ = session.begin(text(30))
     state, before = session.program.read_pages(0, [0]), session.program.cache_bytes
     with pytest.raises(CapacityError, match="the cache does not fit"):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from flash_kernels import varlen_attn
+from flash_kernels import flash_forward
 from mistral_portable_torch.attention.varlen import Varlen
 from mistral_portable_torch.program import AsynchronousProgram
 from torch_sessions import CONFIG, PagedBackend, Repeated, Session, text
@@ -22,7 +22,7 @@ from mistral_portable.weights import DenseTensor
 @pytest.mark.parametrize("varlen", [False, True])
 def test_a_step_is_recorded_once_while_windows_move(varlen: bool) -> None:
     record = Repeated()
-    backend = PagedBackend(page=16, kernel=Varlen(varlen_attn) if varlen else None, record=record)
+    backend = PagedBackend(page=16, kernel=Varlen(flash_forward) if varlen else None, record=record)
     session, plain = Session(backend=backend), Session(backend=replace(backend, record=None))
     lanes = [session.begin(text(count, count))[0] for count in (70, 81)]
     for count in (70, 81):

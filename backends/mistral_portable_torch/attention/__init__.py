@@ -2,6 +2,6 @@
 
 from mistral_portable_torch.attention.choice import choose
 from mistral_portable_torch.attention.eager import Eager
-from mistral_portable_torch.attention.kernel import Attention, Planned
+from mistral_portable_torch.attention.kernel import Attention, Planned, Sizes
 
-__all__ = ["Attention", "Eager", "Planned", "choose"]
+__all__ = ["Attention", "Eager", "Planned", "Sizes", "choose"]

@@ -1,16 +1,14 @@
 """Choice of the attention kernel: the requested one, or the best one that can run."""
 
-import torch
-
 from mistral_portable.errors import BackendError
 from mistral_portable_torch.attention.eager import Eager
 from mistral_portable_torch.attention.flash import FlashAttn
 from mistral_portable_torch.attention.flex import Flex
 from mistral_portable_torch.attention.kernel import Attention
 from mistral_portable_torch.attention.sdpa import SDPA
-from mistral_portable_torch.attention.varlen import Varlen
+from mistral_portable_torch.attention.varlen import Varlen, flash_forward
 from mistral_portable_torch.device import Device
-from mistral_portable_torch.obstacles import KERNELS, TRANSFORMERS_NAMES, obstacle
+from mistral_portable_torch.obstacles import KERNELS, TRANSFORMERS_NAMES, flash_attn_waits, obstacle
 
 __all__ = ["choose"]
 
@@ -22,7 +20,7 @@ def choose(wanted: str | None, device: Device, dtype: str, head_dim: int) -> Att
     """
 
     def reason(name: str) -> str | None:
-        return obstacle(name, device.kind, device.capability, torch.__version__, dtype, head_dim)
+        return obstacle(name, device.kind, device.capability, dtype, head_dim)
 
     if wanted is None:
         return _make(next(name for name in KERNELS if reason(name) is None), device)
@@ -44,13 +42,13 @@ def _make(name: str, device: Device) -> Attention:
                     f"attention='flash_attn': its import fails ({error}): rebuild it for this torch with "
                     "pip install --force-reinstall --no-build-isolation flash-attn, or choose another one"
                 ) from error
-            return FlashAttn(flash_attn_varlen_func, flash_attn_with_kvcache)
+            return FlashAttn(flash_attn_varlen_func, None if flash_attn_waits() else flash_attn_with_kvcache)
         case "varlen":
-            from torch.nn.attention.varlen import varlen_attn
-
-            return Varlen(varlen_attn)
+            forward = flash_forward()
+            assert forward is not None  # else there is an obstacle
+            return Varlen(forward)
         case "sdpa":
-            return SDPA()
+            return SDPA(cuda=device.kind == "cuda")
         case "flex":
             return Flex(compiled=device.kind == "cuda")
     return Eager()

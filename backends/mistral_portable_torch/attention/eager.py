@@ -19,6 +19,9 @@ class Eager(Pieces):
             out[piece.tokens] = heads.flatten(1, 2).to(q.dtype)
         return out
 
+    def score_bytes(self, heads: int, groups: int) -> int:
+        return 12 * heads + 3  # float32, three times; masks
+
     def weights(self, q: Tensor, keys: Tensor, prepared: list[Piece], scale: float) -> list[Tensor]:
         """Attention weights of each sequence, float32 [T, h, N], in order of slots."""
         return [_softmax(q, keys, piece, scale).flatten(0, 1).transpose(0, 1) for piece in prepared]

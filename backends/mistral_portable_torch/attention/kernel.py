@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mistral_portable_torch.reads import GroupReads, Integers
 
-__all__ = ["Attention", "Piece", "Pieces", "Planned"]
+__all__ = ["Attention", "Piece", "Pieces", "Planned", "Sizes"]
 
 
 Array = TypeVar("Array")
@@ -30,6 +30,20 @@ class Planned(Generic[Array]):
 
     fixed: Hashable
     arrays: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a step on which its scratch depends.
+
+    tokens: T. rows: R, of which logits are wanted. keys: slots that all its sequences read. longest: the most products
+    of a sequence's tokens and slots.
+    """
+
+    tokens: int
+    rows: int
+    keys: int
+    longest: int
 
 
 class Attention(Protocol):
@@ -50,6 +64,9 @@ class Attention(Protocol):
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, prepared: Any, scale: float) -> Tensor:
         """q [T, h, d], pools -> [T, h, d]"""
+
+    def score_bytes(self, heads: int, groups: int) -> int:
+        """The most bytes of scores and masks, per query and key of one sequence, for all heads."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""torch's own varlen_attn, which contains flash kernels: on any CUDA GPU from Ampere on, without another package.
+"""torch's own flash kernels for ragged sequences: on any CUDA GPU from Ampere on, without another package.
+
+Their op is called itself: its function `torch.nn.attention.varlen.varlen_attn` has windows and lengths since torch 2.12
+only, the op since 2.5 (`flash_forward` asks it).
 
 Its page tables need flash-attn 3 or 4; its offsets do not. The keys of a prefill chunk are gathered in order of time,
 which costs little beside the chunk's own work. A decoding step copies no key: each page is passed as a sequence of its
@@ -12,12 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import AuxRequest
 
 from mistral_portable_torch.attention.kernel import Planned
 from mistral_portable_torch.reads import GroupReads, Integers
 
-__all__ = ["Varlen"]
+__all__ = ["Varlen", "flash_forward"]
+
+_NEEDED = {"scale", "window_size_left", "window_size_right", "seqused_k"}
+
+
+def flash_forward() -> Callable[..., Any] | None:
+    """torch's op `aten::_flash_attention_forward`, or None if this torch's lacks an argument that is needed here."""
+    op = getattr(torch.ops.aten, "_flash_attention_forward", None)
+    if op is None or not {argument.name for argument in op.default._schema.arguments}.issuperset(_NEEDED):
+        return None
+    found: Callable[..., Any] = op
+    return found
 
 
 @dataclass(frozen=True)
@@ -35,13 +48,13 @@ class _Decode:
 
 
 class Varlen:
-    """Attention by torch's `varlen_attn`: FlashAttention on sequences that lie end to end."""
+    """FlashAttention on sequences that lie end to end."""
 
     recordable = True
 
-    def __init__(self, varlen: Callable[..., Any]) -> None:
-        """torch.nn.attention.varlen.varlen_attn"""
-        self._varlen = varlen
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        """The op of `flash_forward`."""
+        self._forward = forward
 
     def plan(self, reads: GroupReads, recorded: bool) -> Planned[Integers]:
         return self._plan_decode(reads, recorded) if reads.max_queries == 1 else self._plan_chunk(reads)
@@ -52,23 +65,25 @@ class Varlen:
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, prepared: Planned[Tensor], scale: float) -> Tensor:
         fixed, integers = prepared.fixed, prepared.arrays
         keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-        grouped = q.shape[1] != keys.shape[1]
         if isinstance(fixed, _Decode):
-            return self._decode(q, keys, values, fixed, integers, scale, grouped)
+            return self._decode(q, keys, values, fixed, integers, scale)
         assert isinstance(fixed, _Chunk)
         slots = integers["slots"]
-        out: Tensor = self._varlen(
+        starts, most = (integers["query_starts"], integers["key_starts"]), (fixed.max_queries, fixed.max_keys)
+        left, right = fixed.window
+        out: Tensor = self._forward(
             q,
-            keys[slots],
-            values[slots],
-            integers["query_starts"],
-            integers["key_starts"],
-            fixed.max_queries,
-            fixed.max_keys,
+            keys.index_select(0, slots),
+            values.index_select(0, slots),
+            *starts,
+            *most,
+            0.0,  # dropout
+            left < 0,  # causal: the flag for a window without an end on the left
+            False,  # return_debug_mask
             scale=scale,
-            window_size=fixed.window,
-            enable_gqa=grouped,
-        )
+            window_size_left=left,
+            window_size_right=right,
+        )[0]
         return out
 
     def _plan_chunk(self, reads: GroupReads) -> Planned[Integers]:
@@ -111,9 +126,8 @@ class Varlen:
         fixed: _Decode,
         integers: Mapping[str, Tensor],
         scale: float,
-        grouped: bool,
     ) -> Tensor:
-        out, lse = self._varlen(
+        out, lse, *_ = self._forward(
             q.repeat_interleave(fixed.pages, 0),
             keys,
             values,
@@ -121,14 +135,20 @@ class Varlen:
             integers["key_starts"],
             1,
             fixed.page,
-            return_aux=AuxRequest(lse=True),
+            0.0,
+            False,
+            False,
             scale=scale,
-            enable_gqa=grouped,
+            window_size_left=-1,
+            window_size_right=-1,
             seqused_k=integers["keys"],
         )
         empty = (integers["keys"] == 0).view(-1, fixed.pages, 1)
-        # lse is [h, sequences], although varlen_attn's documentation says otherwise.
+        # lse is [h, sequences]
         weight = lse.transpose(0, 1).unflatten(0, (-1, fixed.pages)).masked_fill(empty, float("-inf"))
         parts = out.unflatten(0, (-1, fixed.pages)).float().masked_fill(empty[..., None], 0)
         merged: Tensor = (parts * torch.softmax(weight, dim=1)[..., None]).sum(1)
         return merged.to(q.dtype)
+
+    def score_bytes(self, heads: int, groups: int) -> int:
+        return 0  # they stay in registers

@@ -1,0 +1,108 @@
+"""Bytes of a step's intermediate values and of its kernels' own memory, known from its plan before it begins.
+
+An upper bound: what tests count with an allocator that counts lies between half of it and it.
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+from mistral_portable.graph import Graph, Node, Shape, infer_shapes
+from mistral_portable_torch.attention import Attention, Sizes
+from mistral_portable_torch.ggml import SLICE
+from mistral_portable_torch.liveness import last_uses
+
+__all__ = ["scratch_bytes"]
+
+_UNPACKING = 16  # bytes per weight of a slice while ggml blocks are unpacked: up to four float32 at once
+_ELEMENTWISE = 12  # bytes per element of an operation in float32: up to three float32 at once
+
+
+def scratch_bytes(graph: Graph, packed: Mapping[str, int], attention: Attention, itemsize: int, sizes: Sizes) -> int:
+    """The most bytes that a step holds at once beside weights and cache.
+
+    packed: the number of weights of each parameter that is unpacked for its products. itemsize: bytes of a number in
+    the program's dtype.
+
+    Columns that are taken from a value are views: they keep it. Outputs are kept in float32, too.
+    """
+    shapes, dying = infer_shapes(graph), last_uses(graph)
+    whole: dict[str, str] = {}  # the value that a view belongs to
+    views: dict[str, set[str]] = {}
+    held = {name: _bytes(shape, sizes, itemsize) for name, shape in graph.given.items()}
+    most = sum(held.values())
+    for node in graph.nodes:
+        if node.op == "take_columns":
+            owner = whole.get(node.inputs[0], node.inputs[0])
+            whole[node.name] = owner
+            views.setdefault(owner, {owner}).add(node.name)
+            held[node.name] = 0
+        else:
+            held[node.name] = _bytes(shapes[node.name], sizes, itemsize)
+        most = max(
+            most,
+            sum(held.values()) + _own(node, packed, shapes, attention, itemsize, sizes),
+        )
+        for value in dying[node.name]:
+            owner = whole.get(value, value)
+            users = views.get(owner, {owner})
+            users.discard(value)
+            if not users:
+                held.pop(owner, None)
+            elif value != owner:
+                held.pop(value, None)
+    outputs = sum(_bytes(shapes[name], sizes, 4) for name in graph.outputs.values())
+    return most + outputs
+
+
+def _bytes(shape: Shape, sizes: Sizes, itemsize: int) -> int:
+    """Attention weights, whose last dimension is K, are float32."""
+    count = {"T": sizes.tokens, "R": sizes.rows, "K": sizes.keys}
+    total = 4 if shape[-1] == "K" else itemsize
+    for size in shape:
+        total *= count.get(size, sizes.tokens) if isinstance(size, str) else size
+    return total
+
+
+def _own(
+    node: Node,
+    packed: Mapping[str, int],
+    shapes: Mapping[str, Shape],
+    attention: Attention,
+    itemsize: int,
+    sizes: Sizes,
+) -> int:
+    """Bytes that a node's kernel needs while it runs, beside its inputs and its result."""
+    shape = shapes[node.name]
+    match node.op:
+        case "linear" | "embedding":
+            return max(_unpacked(packed.get(name, 0), itemsize) for name in node.inputs)
+        case "moe":
+            return _experts(node, shapes, packed, itemsize, sizes)
+        case "attention":
+            heads, groups = node.integer("num_attention_heads"), node.integer("num_key_value_heads")
+            gathered = 2 * sizes.keys * groups * node.integer("head_dim") * itemsize
+            scores = sizes.longest * attention.score_bytes(heads, groups)
+            return gathered + scores + 3 * _bytes(shape, sizes, itemsize)
+        case "attention_weights":
+            groups = node.integer("num_key_value_heads")
+            return 3 * _bytes(shape, sizes, 4) + sizes.keys * groups * node.integer("head_dim") * 4
+        case "rms_norm" | "rope" | "silu_mul" | "weigh":
+            return _bytes(shape, sizes, _ELEMENTWISE)
+    return 0
+
+
+def _experts(node: Node, shapes: Mapping[str, Shape], packed: Mapping[str, int], itemsize: int, sizes: Sizes) -> int:
+    """Of `experts.Experts.mix`: the chosen experts' matrices are gathered, or one expert after the other is used."""
+    count, chosen = int(shapes[node.inputs[1]][1]), sizes.tokens * node.integer("top_k")
+    gathered = chosen <= count
+    used = [prod(int(size) for size in shapes[name]) * (chosen if gathered else 1) // count for name in node.inputs[2:]]
+    copies = sum(used) * itemsize if gathered else 0
+    if any(name in packed for name in node.inputs[2:]):
+        copies = sum(used) * itemsize + max(used) * _UNPACKING
+    inner = chosen if gathered else sizes.tokens
+    width = int(shapes[node.inputs[2]][0]) // count
+    return copies + inner * width * (3 * itemsize + _ELEMENTWISE) + 4 * _bytes(shapes[node.name], sizes, 4)
+
+
+def _unpacked(weights: int, itemsize: int) -> int:
+    return weights * itemsize + min(weights, SLICE) * _UNPACKING

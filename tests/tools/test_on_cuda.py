@@ -1,0 +1,120 @@
+"""Stages for bare machines: rows, limits of time, going on, and a dry run on the CPU."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.on_cuda import PACKAGES, declare, mlx_stages, torch_stages
+from tools.stages import Stage, run_stages
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def python(script: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", script)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def test_rows_have_the_json_that_a_stage_prints(tmp_path: Path) -> None:
+    stages = [Stage("one", python("print('{\"a\": 1}')")), Stage("two", python("print('words')"))]
+    assert run_stages(stages, tmp_path, {})
+    assert [(row["stage"], row["status"], row["result"], row["output"]) for row in rows(tmp_path)] == [
+        ("one", "passed", {"a": 1}, ""),
+        ("two", "passed", None, "words\n"),
+    ]
+
+
+def test_a_run_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    count = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
+    stages = [Stage("first", python(count)), Stage("second", python(f"open({str(mark)!r})"))]
+    assert not run_stages(stages, tmp_path, {})
+    mark.touch()
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"stage": "second", "sta')  # the machine was taken away while a row was written
+    assert run_stages(stages, tmp_path, {})
+    assert (tmp_path / "count").read_text() == "x"
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert [json.loads(line)["status"] for line in lines if not line.endswith("sta")] == ["passed", "failed", "passed"]
+
+
+def test_a_stage_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    begin = time.monotonic()
+    assert not run_stages([Stage("slow", python(script)), Stage("next", python(""))], tmp_path, {}, limit=1)
+    assert time.monotonic() - begin < 50
+    assert [row["status"] for row in rows(tmp_path)] == ["out of time", "passed"]
+
+
+def test_no_stage_is_begun_that_time_is_too_short_for(tmp_path: Path) -> None:
+    assert not run_stages([Stage("one", python(""))], tmp_path, {}, within=5)
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_speed_is_not_measured_after_a_wrong_answer(tmp_path: Path) -> None:
+    stages = [
+        Stage("wrong", python("raise SystemExit(1)"), gate=True),
+        Stage("also checked", python(""), gate=True),
+        Stage("speed", python("")),
+    ]
+    assert not run_stages(stages, tmp_path, {})
+    assert [row["stage"] for row in rows(tmp_path)] == ["wrong", "also checked"]
+
+
+def test_answers_come_first_and_names_are_unique(tmp_path: Path) -> None:
+    for make in (torch_stages, mlx_stages):
+        for dry in (False, True):
+            stages = list(make(tmp_path, dry))
+            assert len({stage.name for stage in stages}) == len(stages)
+            gates = [stage.gate for stage in stages]
+            assert gates == sorted(gates, reverse=True)
+
+
+def test_tests_that_stages_name_are_there(tmp_path: Path) -> None:
+    named = {part for make in (torch_stages, mlx_stages) for stage in make(tmp_path, False) for part in stage.command}
+    files = {part for part in named if part.startswith("tests/")}
+    assert len(files) > 5
+    assert all((ROOT / file).exists() for file in files)
+
+
+def test_backends_are_found_where_the_project_is_not_installed(tmp_path: Path) -> None:
+    declare(tmp_path)
+    (found,) = importlib.metadata.distributions(path=[str(tmp_path)])
+    installed = importlib.metadata.distribution("mistral-portable")
+    assert (found.name, found.version) == ("mistral-portable", installed.version)
+    assert {entry.name for entry in found.entry_points} == {"jax", "mlx", "numba", "torch"}
+    assert all(entry.group == "mistral_portable.backends" for entry in found.entry_points)
+
+
+def test_packages_of_a_bare_machine_are_the_library_s_and_the_tests_own() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    needed = project.split("dependencies = [")[1].split("\n]")[0]
+    names = [line.split('"')[1] for line in needed.splitlines() if '"' in line and "mlx" not in line]
+    for packages in PACKAGES.values():
+        assert set(names) <= set(packages)
+        assert not any(package.startswith(("torch", "triton")) for package in packages)
+
+
+@pytest.mark.parametrize(
+    ("executor", "only", "count"), [("torch", "e:0", 2), ("torch", "machine", 1), ("mlx", "machine", 1)]
+)
+def test_a_dry_run_on_the_cpu(executor: str, only: str, count: int, tmp_path: Path) -> None:
+    """`tools/torch_on_cuda --dry-run` runs all of them in about a minute; these are some."""
+    command = [f"tools/{executor}_on_cuda", "--dry-run", "--folder", str(tmp_path), "--only", only]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHON": sys.executable}, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path)
+    assert [row["status"] for row in found] == ["passed"] * count
+    assert all(row["result"] for row in found)
