@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model, reading
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import CacheRamOption, DebugOption, ModelOption
+from mistral_portable.cli.options import CacheRamOption, ModelOption
 
 __all__ = ["batch"]
 

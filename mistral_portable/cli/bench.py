@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from mistral_portable.bench import STANDARD, Measurement, ModelEngine, Spread, measure, obstacle, parse, prepare
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model, working
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import DebugOption, JsonOption, ModelArgument, TensorParallelOption
-from mistral_portable.cli.output import print_table, size
+from mistral_portable.cli.options import JsonOption, ModelArgument, TensorParallelOption
+from mistral_portable.cli.output import size
+from mistral_portable.cli.table import print_table
 from mistral_portable.engine import Model
 from mistral_portable.errors import InputError
 

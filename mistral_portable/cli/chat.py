@@ -8,12 +8,12 @@ import typer
 from mistral_portable.cli import stdin
 from mistral_portable.cli.answer import end_answer, show_answer
 from mistral_portable.cli.conversation import Conversation
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model
 from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import (
     CacheRamOption,
-    DebugOption,
     ModelOption,
     ReasoningEffortOption,
     SessionOption,
@@ -22,6 +22,7 @@ from mistral_portable.cli.options import (
 from mistral_portable.cli.output import aside, note, one_line
 from mistral_portable.cli.sampling_options import SamplingOptions
 from mistral_portable.cli.session import resume
+from mistral_portable.cli.signals import Signals
 from mistral_portable.engine import Model, TextStreamer
 from mistral_portable.engine.session import read_messages
 from mistral_portable.errors import MistralPortableError
@@ -75,7 +76,7 @@ def chat(
             _go_on(conversation, session)
         aside(f"{loaded.source} on {loaded.backend}; /help lists the commands")
         try:
-            _converse(loaded, conversation, params, reasoning_effort)
+            _converse(loaded, conversation, params, reasoning_effort, context.obj.signals)
         finally:  # once, as a session may have hundreds of megabytes; also after Ctrl-C
             if session is not None and loaded.loop.last_text.tokens:
                 loaded.save_session(session, messages=conversation.messages)
@@ -90,7 +91,9 @@ def _go_on(conversation: Conversation, session: str) -> None:
             note(f"note: {one_line(session)} has its own instructions; /clear starts a conversation with --system")
 
 
-def _converse(model: Model, conversation: Conversation, params: SamplingParams, effort: str | None) -> None:
+def _converse(
+    model: Model, conversation: Conversation, params: SamplingParams, effort: str | None, signals: Signals
+) -> None:
     """Answer the lines of standard input until it ends."""
     for line in stdin.read_lines():
         if line.strip() == "/exit":
@@ -99,7 +102,7 @@ def _converse(model: Model, conversation: Conversation, params: SamplingParams, 
             _obey(conversation, line)
         elif line.strip():
             message = line[1:] if line.startswith("//") else line
-            _answer(model, conversation, params, message, effort)
+            _answer(model, conversation, params, message, effort, signals)
 
 
 def _obey(conversation: Conversation, line: str) -> None:
@@ -127,12 +130,19 @@ def _obey(conversation: Conversation, line: str) -> None:
         note(f"error: {one_line(str(error))}")
 
 
-def _answer(model: Model, conversation: Conversation, params: SamplingParams, message: str, effort: str | None) -> None:
+def _answer(
+    model: Model,
+    conversation: Conversation,
+    params: SamplingParams,
+    message: str,
+    effort: str | None,
+    signals: Signals,
+) -> None:
     """Show the answer to a message and append both to the conversation; an empty answer appends neither."""
     messages = [*conversation.messages, {"role": "user", "content": message}]
     try:
         with model.stream(messages, params, reasoning_effort=effort) as streamer:
-            _show(streamer)
+            _show(streamer, signals)
             generation = streamer.generation
     except MistralPortableError as error:
         if not stdin.is_terminal():
@@ -149,10 +159,11 @@ def _answer(model: Model, conversation: Conversation, params: SamplingParams, me
         aside("(no answer; your message is forgotten)")
 
 
-def _show(streamer: TextStreamer) -> None:
+def _show(streamer: TextStreamer, signals: Signals) -> None:
     """Show the answer as it is generated. On a terminal Ctrl-C ends the answer, not the chat."""
     try:
         show_answer(streamer)
     except KeyboardInterrupt:
         if not stdin.is_terminal():
             raise
+        signals.go_on()

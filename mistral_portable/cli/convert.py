@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from mistral_portable.cli.adapter_option import scaled_path
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.loading import reading
-from mistral_portable.cli.options import DebugOption, RevisionOption, WindowOption, window_of
+from mistral_portable.cli.options import RevisionOption, WindowOption, window_of
 from mistral_portable.cli.output import printable, size
 from mistral_portable.conversion import convert as convert_checkpoint
 from mistral_portable.errors import InputError

@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from mistral_portable.cache import CacheSpec
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.loading import open_model
-from mistral_portable.cli.options import DebugOption, JsonOption, ModelArgument, RevisionOption
-from mistral_portable.cli.output import print_table, size
+from mistral_portable.cli.options import JsonOption, ModelArgument, RevisionOption
+from mistral_portable.cli.output import size
+from mistral_portable.cli.table import print_table
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import InputError, TokenizerError
 from mistral_portable.graph import build, to_mermaid, to_text

@@ -1,7 +1,6 @@
 """The options that several commands have: annotations for their parameters."""
 
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import typer
@@ -14,7 +13,6 @@ __all__ = [
     "BackendOption",
     "CacheRamOption",
     "ChatTemplateOption",
-    "DebugOption",
     "DeviceOption",
     "DtypeOption",
     "JsonOption",
@@ -25,7 +23,6 @@ __all__ = [
     "QuantizeOption",
     "RevisionOption",
     "SessionOption",
-    "Settings",
     "TensorParallelOption",
     "ThreadsOption",
     "VerifyAttentionOption",
@@ -43,22 +40,10 @@ _ATTENTION = (
 _THREADS = "CPU threads; by default the physical cores that this process may use."
 
 
-@dataclass
-class Settings:
-    """Settings that the error handling needs, also when a command has failed."""
-
-    debug: bool = False
-
-
-def _set_debug(context: typer.Context, debug: bool) -> None:
-    context.obj.debug |= debug
-
-
 def _model(help: str, metavar: str = "NAME", *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Model", **settings)
 
 
-DebugOption = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 ThreadsOption = Annotated[int | None, _model(_THREADS, "N", min=1)]
 RevisionOption = Annotated[str | None, _model("Branch, tag or commit of a hub id.")]

@@ -2,15 +2,14 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from mistral_portable.engine import Timings
+if TYPE_CHECKING:
+    from mistral_portable.engine import Timings
 
-__all__ = ["aside", "end_line", "note", "one_line", "print_table", "printable", "show", "size", "speed"]
+__all__ = ["aside", "end_line", "note", "one_line", "printable", "show", "size", "speed"]
 
 # A terminal obeys these, and a model or a file may hold any of them: C0 but tab and newline, DEL, C1.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -49,18 +48,6 @@ def aside(text: str) -> None:
         typer.secho(printable(text), err=True, dim=True)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Print rows under headings (none: no heading line); the columns named in `right` are aligned to the right."""
-    table = Table(box=None, pad_edge=False, show_header=any(columns), padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(one_line, row))
-    # In a pipe there is no width to fit into: one line per row, for grep.
-    width = None if sys.stdout.isatty() else 10_000
-    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
-
-
 def size(count: int) -> str:
     """Format a number of bytes: 1536 -> "1.5 KiB"."""
     value, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
@@ -70,7 +57,7 @@ def size(count: int) -> str:
     return f"{count} bytes" if units[0] == "bytes" else f"{value:.1f} {units[0]}"
 
 
-def speed(timings: Timings) -> str:
+def speed(timings: "Timings") -> str:
     """Format the speed of prompt and answer and the peak memory of a call as one line."""
     parts = [f"prompt {timings.prefill_tokens} tokens"]
     if timings.cached_tokens:

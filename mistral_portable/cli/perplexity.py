@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model, reading
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import DebugOption, JsonOption, ModelArgument, TensorParallelOption
+from mistral_portable.cli.options import JsonOption, ModelArgument, TensorParallelOption
 from mistral_portable.errors import InputError
 from mistral_portable.evaluation import accuracy, read_questions
 from mistral_portable.evaluation import perplexity as measure

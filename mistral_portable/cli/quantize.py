@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.loading import reading
-from mistral_portable.cli.options import DebugOption, RevisionOption, ThreadsOption
+from mistral_portable.cli.options import RevisionOption, ThreadsOption
 from mistral_portable.cli.output import printable, size
 from mistral_portable.quantization import MIXTURES
 from mistral_portable.quantization import quantize as quantize_checkpoint

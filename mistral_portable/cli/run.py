@@ -11,11 +11,11 @@ import typer
 
 from mistral_portable.cli import stdin
 from mistral_portable.cli.answer import end_answer, show_answer
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model
 from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import (
-    DebugOption,
     ModelOption,
     ReasoningEffortOption,
     SessionOption,

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import CacheRamOption, DebugOption, ModelArgument
+from mistral_portable.cli.options import CacheRamOption, ModelArgument
 from mistral_portable.cli.output import note
 from mistral_portable.errors import BackendError, InputError
 

@@ -6,10 +6,10 @@ import typer
 
 from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.boundary.registry import select
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.loading import open_model, working
 from mistral_portable.cli.options import (
     BackendOption,
-    DebugOption,
     DeviceOption,
     KVCacheOption,
     ModelArgument,
@@ -18,7 +18,8 @@ from mistral_portable.cli.options import (
     VerifyAttentionOption,
     VerifyDtypeOption,
 )
-from mistral_portable.cli.output import one_line, print_table
+from mistral_portable.cli.output import one_line
+from mistral_portable.cli.table import print_table
 
 __all__ = ["verify"]
 
