@@ -1,7 +1,6 @@
 """`chat`: hold a conversation, typed, or piped in with one message per line."""
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -11,15 +10,18 @@ from mistral_portable.cli.conversation import Conversation
 from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model
+from mistral_portable.cli.model_name import placed
 from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import (
     CacheRamOption,
-    ModelOption,
+    ModelArgument,
+    NamedOption,
     ReasoningEffortOption,
     SessionOption,
     TensorParallelOption,
 )
 from mistral_portable.cli.output import aside, note, one_line
+from mistral_portable.cli.prompt import SystemOption
 from mistral_portable.cli.sampling_options import SamplingOptions
 from mistral_portable.cli.session import resume
 from mistral_portable.cli.signals import Signals
@@ -44,13 +46,9 @@ Ctrl-C      stops an answer; leaves, at the prompt"""
 def chat(
     *,
     context: typer.Context,
-    name: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="The same as --model.", show_default=False)
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Instructions for the whole conversation.", show_default=False)
-    ] = None,
-    model: ModelOption = "tiny",
+    model: ModelArgument = None,
+    name: NamedOption = None,
+    system: SystemOption = None,
     options: ModelOptions,
     tensor_parallel: TensorParallelOption = None,
     cache_ram: CacheRamOption = None,
@@ -65,10 +63,7 @@ def chat(
         raise typer.BadParameter(
             "several processes cannot share a conversation: use 'run'", param_hint="'--tensor-parallel'"
         )
-    if name is not None and model not in ("tiny", name):
-        raise typer.BadParameter(f"{name!r} beside --model {model!r}: give one of them", param_hint="'MODEL'")
-    if name is not None:
-        model = name
+    model = placed(name, model)[0] or "tiny"
     with load_model(model, options, tensor_parallel=tensor_parallel, cache_ram=cache_ram) as loaded:
         params = sampling.params_of(loaded, context)
         conversation = Conversation(loaded.tokenizer, system)

@@ -8,11 +8,13 @@ from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.boundary.registry import select
 from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.loading import open_model, working
+from mistral_portable.cli.model_name import named, placed
 from mistral_portable.cli.options import (
     BackendOption,
     DeviceOption,
     KVCacheOption,
     ModelArgument,
+    NamedOption,
     QuantizeOption,
     RevisionOption,
     VerifyAttentionOption,
@@ -25,7 +27,8 @@ __all__ = ["verify"]
 
 
 def verify(
-    model: ModelArgument,
+    model: ModelArgument = None,
+    name: NamedOption = None,
     backend: BackendOption = "auto",
     dtype: VerifyDtypeOption = None,
     quantize: QuantizeOption = None,
@@ -43,6 +46,8 @@ def verify(
     """
     from mistral_portable.testing import verify_checkpoint
 
+    [model] = placed(name, model)
+    model = named(model)
     chosen = select(backend)
     checkpoint = open_model(model, revision, quantize)
     with working(f"{chosen.name} on {model}") as progress:
