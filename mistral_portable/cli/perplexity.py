@@ -14,6 +14,7 @@ from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import JsonOption, ModelArgument, NamedOption, TensorParallelOption
 from mistral_portable.cli.ranges import with_range
 from mistral_portable.cli.text import read_file
+from mistral_portable.errors import InputError
 from mistral_portable.evaluation import accuracy, read_questions
 from mistral_portable.evaluation import perplexity as measure
 
@@ -54,7 +55,10 @@ def perplexity(
     model = named(model)
     if (file is None) is (text_file is None):
         raise typer.BadParameter("give it once, as FILE or as --file", param_hint="'FILE'")
-    text, items = read_file(text_file or str(file)), read_questions(questions) if questions else []
+    text = read_file(path := text_file or str(file))
+    if not text.strip():
+        raise InputError(f"{path}: holds no text to measure")
+    items = read_questions(questions) if questions else []
     with load_model(model, options, tensor_parallel=tensor_parallel) as loaded:
         with reading(f"{loaded.backend} on {model}") as progress:
             result = measure(loaded, text, context=context, progress=progress)

@@ -1,5 +1,6 @@
 """The destination of a conversion: checks it, and moves the result there when it is complete."""
 
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -88,6 +89,9 @@ def _staging(destination: Path) -> Iterator[Path]:
     try:
         yield staging
     except OSError as error:
-        raise CheckpointError(f"{destination}: cannot be written: {error.strerror or error}") from error
+        # NumPy says of a full disk only how much it has written.
+        full = re.fullmatch(r"\d+ requested and \d+ written", str(error))
+        reason = f"No space left on device, or a limit is reached ({error})" if full else error.strerror or error
+        raise CheckpointError(f"{destination}: cannot be written: {reason}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -69,6 +69,8 @@ def _open(model: str | Path, revision: str | None, progress: Callable[[str, int,
         if revision is not None:
             raise CheckpointError(f"revision={revision!r} is for hub repositories; {model} is not one")
         return _open_local(Path(model))
+    if os.path.islink(model):
+        raise CheckpointError(f"{model}: a link to {os.readlink(model)}, which is not there: make it anew")
     match = HUB_NAME.fullmatch(str(model))
     if match is None:
         raise CheckpointError(
