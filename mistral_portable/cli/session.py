@@ -22,8 +22,6 @@ def resume(model: Model, file: str | None) -> bool:
         raise InputError(f"--session {file}: nothing is kept with --cache-ram 0: leave one of them out")
     if not os.access(folder := Path(file).parent, os.W_OK):  # said now, not after the answer
         raise InputError(f"--session {file}: the folder {folder} cannot be written: choose another one")
-    if Path(file).is_symlink() and not Path(file).exists():
-        raise InputError(f"--session {file}: a link to {os.readlink(file)}, which is not there: name another file")
     if not Path(file).exists():
         return False
     try:

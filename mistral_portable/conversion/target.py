@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mistral_portable.errors import CheckpointError, InputError
 
-__all__ = ["placed", "require_apart", "require_free"]
+__all__ = ["path_of", "placed", "require_apart", "require_free"]
 
 
 @contextmanager
@@ -25,6 +25,13 @@ def placed(destination: Path, to: str, overwrite: bool) -> Iterator[Path]:
         yield result
         require_free(destination, to, overwrite)
         _put(result, destination, staging / "replaced")
+
+
+def path_of(destination: object) -> Path:
+    """The destination as a path. Raises InputError for what is none."""
+    if not isinstance(destination, str | Path):
+        raise InputError(f"destination={destination!r:.40} must be a path")
+    return Path(destination)
 
 
 def require_apart(destination: Path, *sources: Path) -> None:

@@ -38,7 +38,6 @@ def test_dangling_links(tmp_path: Path) -> None:
     link.symlink_to(tmp_path / "gone")
     for line, words in {
         f"run x -m {link}": f"{link}: a link to {tmp_path / 'gone'}, which is not there",
-        f"run x --session {link}": f"--session {link}: a link to {tmp_path / 'gone'}, which is not there",
         f"run -f {link}": f"{link}: cannot be read: No such file",
         f"quantize tiny {tmp_path / 'q.gguf'} --imatrix {link}": f"{link}: cannot be read",
         f"perplexity tiny {link}": f"{link}: cannot be read: No such file",
