@@ -1,5 +1,6 @@
 """Output of the commands: answers to stdout, everything else to stderr, without terminal control characters."""
 
+import os
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from mistral_portable.engine import Timings
 
-__all__ = ["aside", "end_line", "note", "one_line", "printable", "show", "size", "speed"]
+__all__ = ["aside", "dim", "end_line", "note", "one_line", "printable", "show", "size", "speed"]
 
 # A terminal obeys these, and a model or a file may hold any of them: C0 but tab and newline, DEL, C1.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -45,7 +46,13 @@ def note(text: str) -> None:
 def aside(text: str) -> None:
     """Write a dim line to stderr, if that is a terminal."""
     if sys.stderr.isatty():
-        typer.secho(printable(text), err=True, dim=True)
+        dim(printable(text) + "\n")
+
+
+def dim(text: str) -> None:
+    """Write to stderr, dim where the terminal shows that and the user has not said NO_COLOR (no-color.org)."""
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    typer.secho(text, err=True, dim=None if plain else True, nl=False)
 
 
 def size(count: int) -> str:

@@ -1,11 +1,8 @@
-"""Read standard input: piped text as a whole, or lines that are piped or typed."""
+"""Read standard input: piped text as a whole, or piped lines."""
 
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from threading import Timer
-
-import typer
 
 from mistral_portable.cli.output import note
 from mistral_portable.cli.text import decode
@@ -39,33 +36,8 @@ def read_text(*, asked: bool = False) -> str | None:
 
 
 def read_lines() -> Iterator[str]:
-    """Yield lines without their newline. A terminal gets a prompt and a history; Ctrl-C raises KeyboardInterrupt.
-
-    Raises InputError for a piped line that is not UTF-8.
-    """
-    if not is_terminal():
-        yield from map(_decode, sys.stdin.buffer if sys.stdin else ())
-        return
-    with suppress(ImportError):  # Windows has none
-        import readline  # noqa: F401  input() then edits lines and remembers them
-    while True:
-        try:
-            yield _ask()
-        except EOFError:
-            typer.echo(err=True)
-            return
-        except KeyboardInterrupt:
-            typer.echo(err=True)
-            raise
-        except UnicodeDecodeError:
-            typer.echo("error: what was typed is not UTF-8", err=True)
-
-
-def _ask() -> str:
-    if sys.stdout.isatty():
-        return input("> ")
-    typer.echo("> ", nl=False, err=True)  # stdout takes the answers only
-    return input()
+    """Yield piped lines without their newline. Raises InputError for one that is not UTF-8."""
+    yield from map(_decode, sys.stdin.buffer if sys.stdin else ())
 
 
 def _decode(data: bytes) -> str:
