@@ -141,7 +141,9 @@ def test_tools_are_offered_called_and_answered(tmp_path: Path, monkeypatch: pyte
         call = call_tokens(model, '[{"name": "add", "arguments": {"a": 1}}]')
         text = model.tokenizer.encode("It is 2.", bos=False)
         with scripted(model, [*call, model.tokenizer.eos_id, *text]):
-            result = chat(f"/tools {tmp_path / 'tools.json'}", "1 + 1?", "2", f"/save {tmp_path / 'chat'}")
+            result = chat(
+                f"/tools {tmp_path / 'tools.json'}", "/set max_tokens 64", "1 + 1?", "2", f"/save {tmp_path / 'chat'}"
+            )
     assert (result.status, result.out) == (0, 'add({"a": 1})\nIt is 2.\n')
     messages = json.loads((tmp_path / "chat").read_text())
     assert [message["role"] for message in messages] == ["user", "assistant", "tool", "assistant"]
@@ -209,7 +211,7 @@ def test_a_narrow_terminal_that_changes() -> None:
     with Terminal("chat", *SHORT, columns=12) as terminal:
         terminal.expect("> ")
         terminal.press("Hello there, old friend")
-        terminal.expect("friend")
+        terminal.expect("frien")
         terminal.resize(40)
         terminal.press("\r")
         terminal.expect("answer")

@@ -94,7 +94,12 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return mp.load("tiny")
 
     def stream(
-        self: mp.Model, prompt: str, params: mp.SamplingParams, *, reasoning_effort: str | None
+        self: mp.Model,
+        prompt: str,
+        params: mp.SamplingParams,
+        *,
+        reasoning_effort: str | None,
+        tools: object = None,
     ) -> mp.TextStreamer:
         arrived.update(prompt=prompt, params=params, reasoning_effort=reasoning_effort)
         raise mp.MistralPortableError("that is enough")
