@@ -18,7 +18,7 @@ __all__ = ["Signals"]
 
 
 class Signals:
-    """What Ctrl-C and SIGTERM do to a command: `with Signals().handled(): ...`."""
+    """Handles Ctrl-C and SIGTERM for a command: `with Signals().handled(): ...`."""
 
     def __init__(self) -> None:
         self.received = 0

@@ -87,7 +87,7 @@ def test_text_in_utf_8_is_what_it_was(content: str) -> None:
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
 @settings(max_examples=30)
 def test_bytes_of_an_argument_are_utf_8(word: str) -> None:
-    """As Python gives arguments under a locale of ASCII."""
+    """Python gives arguments so under a locale of ASCII."""
     assert text(word.encode().decode("ascii", "surrogateescape")) == word == text(word)
 
 

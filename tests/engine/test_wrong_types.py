@@ -1,4 +1,4 @@
-"""What is no argument at all is an InputError of one line, which names it; options that are none, the nearest one."""
+"""Wrong types are InputErrors of one line, which names the argument; options that are none, the nearest one."""
 
 from collections.abc import Callable
 from pathlib import Path
