@@ -118,7 +118,7 @@ def test_a_damaged_file_is_replaced(copied: Path, children: list[list[str]], dam
 
 
 def test_an_object_that_cannot_be_written_is_made_each_time(copied: Path) -> None:
-    """As on a full disk."""
+    """The same happens on a full disk."""
     file = files(copied)[0]
     file.unlink()
     file.mkdir()
