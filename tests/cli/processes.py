@@ -13,12 +13,14 @@ import time
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Self
 from unittest.mock import patch
 
 import pytest
 
+import mistral_portable as mp
 from mistral_portable.cli import main
 
 COMMAND = [sys.executable, "-m", "mistral_portable"]
@@ -43,8 +45,15 @@ class Result:
     err: str
 
 
+@cache
+def compile_kernels() -> None:
+    """Compile the built-in model's kernels where that was not done yet: a command would say so on stderr."""
+    mp.load("tiny").close()
+
+
 def invoke(*arguments: str, stdin: bytes = b"") -> Result:
     """Call `main` in this process; no stream is a terminal."""
+    compile_kernels()
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
     piped = patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8"))
     with redirect_stdout(out), redirect_stderr(err), piped, pytest.raises(SystemExit) as left:
@@ -59,6 +68,7 @@ def invoke(*arguments: str, stdin: bytes = b"") -> Result:
 
 def run_process(*arguments: str, stdin: bytes = b"") -> Result:
     """Run `python -m mistral_portable` with pipes."""
+    compile_kernels()
     done = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, timeout=_PATIENCE)
     return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 
