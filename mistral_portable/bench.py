@@ -19,7 +19,18 @@ from mistral_portable.engine import Model
 from mistral_portable.engine.generation import peak_memory_bytes
 from mistral_portable.errors import InputError
 
-__all__ = ["STANDARD", "Engine", "Measurement", "ModelEngine", "Spread", "measure", "obstacle", "parse", "prepare"]
+__all__ = [
+    "STANDARD",
+    "Engine",
+    "Measurement",
+    "ModelEngine",
+    "Spread",
+    "is_measurement",
+    "measure",
+    "obstacle",
+    "parse",
+    "prepare",
+]
 
 STANDARD = (
     *("prefill:128", "prefill:512", "prefill:2048"),
@@ -129,6 +140,11 @@ def parse(text: str, tokens: int) -> Measurement:
     if kind == "decode":
         return Measurement(text, depth=number, tokens=tokens)
     return Measurement(text, sequences=number, depth=int(match[3] or 0), tokens=tokens)
+
+
+def is_measurement(text: str) -> bool:
+    """Whether a text is meant for `parse`, as "prefill:512" is, right or wrong."""
+    return text.startswith(("prefill:", "decode:", "batch:"))
 
 
 def obstacle(engine: Engine, measurement: Measurement, repeats: int) -> str | None:

@@ -2,10 +2,8 @@
 
 import sys
 
-import typer
-
 from mistral_portable.answers import Content, Reasoning, ToolCall
-from mistral_portable.cli.output import end_line, note, one_line, printable, show
+from mistral_portable.cli.output import dim, end_line, note, one_line, printable, show
 from mistral_portable.engine import Generation, TextStreamer
 
 __all__ = ["end_answer", "show_answer"]
@@ -42,4 +40,4 @@ def _line(call: ToolCall) -> str:
 
 def _think(text: str) -> None:
     if sys.stderr.isatty():
-        typer.secho(printable(text), err=True, dim=True, nl=False)
+        dim(printable(text))

@@ -5,8 +5,9 @@ import json
 import typer
 
 from mistral_portable.boundary.registry import candidates
-from mistral_portable.cli.options import DebugOption, JsonOption
-from mistral_portable.cli.output import print_table
+from mistral_portable.cli.debug import DebugOption
+from mistral_portable.cli.options import JsonOption
+from mistral_portable.cli.table import print_table
 
 __all__ = ["backends"]
 

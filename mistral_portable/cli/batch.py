@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model, reading
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import CacheRamOption, DebugOption, ModelOption
+from mistral_portable.cli.options import CacheRamOption, ModelOption
+from mistral_portable.cli.ranges import with_range
 
 __all__ = ["batch"]
 
@@ -20,7 +22,7 @@ def batch(
     answers: Annotated[
         Path, typer.Argument(metavar="OUT.jsonl", help="Answers are appended as they come.", show_default=False)
     ],
-    parallel: Annotated[int, typer.Option(help="Requests that run at a time.", min=1, metavar="N")] = 8,
+    parallel: Annotated[int, typer.Option(metavar="N", **with_range("Requests that run at a time.", 1))] = 8,
     model: ModelOption = "tiny",
     options: ModelOptions,
     cache_ram: CacheRamOption = None,

@@ -7,12 +7,25 @@ from typing import Annotated, Any
 
 import typer
 
-from mistral_portable.bench import STANDARD, Measurement, ModelEngine, Spread, measure, obstacle, parse, prepare
+from mistral_portable.bench import (
+    STANDARD,
+    Measurement,
+    ModelEngine,
+    Spread,
+    is_measurement,
+    measure,
+    obstacle,
+    parse,
+    prepare,
+)
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model, working
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import DebugOption, JsonOption, ModelArgument, TensorParallelOption
-from mistral_portable.cli.output import print_table, size
+from mistral_portable.cli.options import JsonOption, ModelArgument, NamedOption, TensorParallelOption
+from mistral_portable.cli.output import size
+from mistral_portable.cli.ranges import with_range
+from mistral_portable.cli.table import print_table
 from mistral_portable.engine import Model
 from mistral_portable.errors import InputError
 
@@ -24,7 +37,7 @@ _PROMPT = 16  # tokens of the prompt for the time to the first token
 @grouped
 def bench(
     *,
-    model: ModelArgument = "tiny",
+    model: ModelArgument = None,
     what: Annotated[
         list[str] | None,
         typer.Argument(
@@ -34,8 +47,9 @@ def bench(
             show_default=False,
         ),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode in one repetition.", metavar="N")] = 32,
-    repeat: Annotated[int, typer.Option(min=1, help="Repetitions.", metavar="N")] = 5,
+    name: NamedOption = None,
+    tokens: Annotated[int, typer.Option(metavar="N", **with_range("Tokens to decode in one repetition.", 1))] = 32,
+    repeat: Annotated[int, typer.Option(metavar="N", **with_range("Repetitions.", 1))] = 5,
     as_json: JsonOption = False,
     options: ModelOptions,
     tensor_parallel: TensorParallelOption = None,
@@ -46,6 +60,9 @@ def bench(
     Tokens are random. Also shown: the seconds to load the model and to its first token, the peak memory of all of it,
     and at the end the bytes of the key/value cache and of the buffers kept between steps (scratch).
     """
+    if name is not None or (model is not None and is_measurement(model)):
+        model, what = name, [word for word in (model, *(what or ())) if word is not None]
+    model = model or "tiny"
     try:
         measurements = [parse(text, tokens) for text in what or STANDARD]
     except InputError as error:

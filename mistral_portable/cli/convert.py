@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from mistral_portable.cli.adapter_option import scaled_path
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.loading import reading
-from mistral_portable.cli.options import DebugOption, RevisionOption, WindowOption, window_of
+from mistral_portable.cli.model_name import placed
+from mistral_portable.cli.options import NamedOption, RevisionOption, WindowOption, window_of
 from mistral_portable.cli.output import printable, size
 from mistral_portable.conversion import convert as convert_checkpoint
 from mistral_portable.errors import InputError
@@ -36,7 +38,10 @@ def convert(
         str | None,
         typer.Argument(metavar="DST", help="The folder to write; for gguf the file.", show_default=False),
     ] = None,
-    to: Annotated[Format, typer.Option(help="The format.")] = Format.HF,
+    name: NamedOption = None,
+    to: Annotated[
+        Format | None, typer.Option(help="The format; by default gguf for a DST that ends in .gguf, else hf.")
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -66,7 +71,10 @@ def convert(
 
     The tokenizer, the chat template and the config go with it. DST appears when it is complete.
     """
+    source, destination = placed(name, source, destination)
     source, destination = _one("SRC", source, input_dir), _one("DST", destination, output_dir)
+    if to is None:
+        to = _format_of(destination)
     sees = window_of(window)
     adapters = [scaled_path(text, "'--merge-adapter'") for text in merge_adapter or ()]
     if model_size is not None:
@@ -92,6 +100,17 @@ def _one(name: str, argument: str | None, option: str | None) -> str:
         spelling = {"SRC": "--input_dir", "DST": "--output_dir"}[name]
         raise typer.BadParameter(f"give it once, as {name} or as {spelling}", param_hint=f"'{name}'")
     return given[0]
+
+
+def _format_of(destination: str) -> Format:
+    """The format that the name of a destination asks for. Raises typer.BadParameter for names of other files."""
+    suffix = Path(destination).suffix.lower()
+    if suffix in (".safetensors", ".bin", ".pth", ".pt", ".npz"):
+        raise typer.BadParameter(
+            f"{destination!r}: a model is a folder, or a file that ends in .gguf: choose such a name, or say --to",
+            param_hint="'DST'",
+        )
+    return Format.GGUF if suffix == ".gguf" else Format.HF
 
 
 def _require_size(source: str, revision: str | None, wanted: str) -> None:

@@ -10,9 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from mistral_portable.cache import CacheSpec
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.loading import open_model
-from mistral_portable.cli.options import DebugOption, JsonOption, ModelArgument, RevisionOption
-from mistral_portable.cli.output import print_table, size
+from mistral_portable.cli.model_name import named, placed
+from mistral_portable.cli.options import JsonOption, ModelArgument, NamedOption, RevisionOption
+from mistral_portable.cli.output import size
+from mistral_portable.cli.ranges import with_range
+from mistral_portable.cli.table import print_table
 from mistral_portable.config import MistralConfig
 from mistral_portable.errors import InputError, TokenizerError
 from mistral_portable.graph import build, to_mermaid, to_text
@@ -33,7 +37,8 @@ class GraphFormat(StrEnum):
 
 
 def inspect(
-    model: ModelArgument,
+    model: ModelArgument = None,
+    name: NamedOption = None,
     graph: Annotated[
         GraphFormat | None, typer.Option(help="Print the graph that the engine runs, and nothing else.")
     ] = None,
@@ -41,7 +46,8 @@ def inspect(
     context: Annotated[
         int | None,
         typer.Option(
-            min=1, help=f"Tokens to compute the size of the cache for; by default {_CONTEXT} or the model's limit."
+            metavar="N",
+            **with_range(f"Tokens to compute the cache's size for; by default {_CONTEXT} or the model's limit.", 1),
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -49,6 +55,8 @@ def inspect(
     debug: DebugOption = False,
 ) -> None:
     """Show a model's configuration, its size, and the memory that weights and cache need."""
+    [model] = placed(name, model)
+    model = named(model)
     if graph and (tensors or as_json):
         raise typer.BadParameter("goes with neither --tensors nor --json", param_hint="'--graph'")
     checkpoint = open_model(model, revision)

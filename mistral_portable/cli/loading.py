@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Timer
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn
@@ -16,6 +17,8 @@ from mistral_portable.engine.block_maker import block_maker
 from mistral_portable.weights import Checkpoint, open_checkpoint
 
 __all__ = ["load_model", "open_model", "reading", "working"]
+
+_LASTS = 3.0  # seconds
 
 
 def load_model(
@@ -68,18 +71,45 @@ def working(title: str) -> Iterator[Callable[[str], None]]:
 @contextmanager
 def reading(title: str) -> Iterator[Callable[[str, int, int], None]]:
     """Show a spinner, which becomes a bar while the block reports (what, done, total), from any thread, in any unit.
+    Off a terminal, each `what` that lasts is a line.
 
     Warnings issued in the block become notes on stderr after it, unless it raises.
     """
+    stages = _Stages()
     with warnings.catch_warnings(record=True) as caught, _bar(title) as (bar, task):
 
         def report(what: str, done: int, total: int) -> None:
             text = f"{title}: {what}" if done < total else title
             bar.update(task, description=one_line(text), completed=done, total=total)
+            stages.report(f"{title}: {what}", done < total)
 
-        yield report
+        try:
+            yield report
+        finally:
+            stages.report("", False)
     for warning in caught:
         note(f"note: {one_line(str(warning.message))}")
+
+
+class _Stages:
+    """Notes, off a terminal, of what lasts: else a user who has sent stderr to a file sees nothing for minutes."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._timer: Timer | None = None
+
+    def report(self, name: str, goes_on: bool) -> None:
+        """Begin another stage, or end this one."""
+        if sys.stderr.isatty() or (goes_on and name == self._name):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._name = name
+        if goes_on:
+            self._timer = Timer(_LASTS, note, [f"note: {one_line(name)}"])
+            self._timer.daemon = True
+            self._timer.start()
 
 
 @contextmanager

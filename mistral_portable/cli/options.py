@@ -1,11 +1,11 @@
 """The options that several commands have: annotations for their parameters."""
 
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import typer
 
+from mistral_portable.cli.ranges import with_range
 from mistral_portable.config import Window
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "BackendOption",
     "CacheRamOption",
     "ChatTemplateOption",
-    "DebugOption",
     "DeviceOption",
     "DtypeOption",
     "JsonOption",
@@ -22,10 +21,10 @@ __all__ = [
     "MaxContextOption",
     "ModelArgument",
     "ModelOption",
+    "NamedOption",
     "QuantizeOption",
     "RevisionOption",
     "SessionOption",
-    "Settings",
     "TensorParallelOption",
     "ThreadsOption",
     "VerifyAttentionOption",
@@ -43,24 +42,12 @@ _ATTENTION = (
 _THREADS = "CPU threads; by default the physical cores that this process may use."
 
 
-@dataclass
-class Settings:
-    """Settings that the error handling needs, also when a command has failed."""
-
-    debug: bool = False
-
-
-def _set_debug(context: typer.Context, debug: bool) -> None:
-    context.obj.debug |= debug
-
-
 def _model(help: str, metavar: str = "NAME", *names: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Model", **settings)
+    return typer.Option(*names, metavar=metavar, rich_help_panel="Model", **with_range(help, **settings))
 
 
-DebugOption = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
-ThreadsOption = Annotated[int | None, _model(_THREADS, "N", min=1)]
+ThreadsOption = Annotated[int | None, _model(_THREADS, "N", "--threads", "-t", low=1)]
 RevisionOption = Annotated[str | None, _model("Branch, tag or commit of a hub id.")]
 AdapterOption = Annotated[
     list[str] | None,
@@ -82,9 +69,11 @@ ReasoningEffortOption = Annotated[
     ),
 ]
 
-# The arguments of `mistral_portable.load`. Two of them also go by the names of transformers' command line.
-ModelArgument = Annotated[str, typer.Argument(help=_MODELS, show_default=False)]
-ModelOption = Annotated[str, _model(_MODELS, "MODEL")]
+# The arguments of `mistral_portable.load`. Two of them also go by the names of transformers' command line. MODEL and
+# --model are the same: `placed`.
+ModelArgument = Annotated[str | None, typer.Argument(help=_MODELS, metavar="MODEL", show_default=False)]
+ModelOption = Annotated[str, _model(_MODELS, "MODEL", "--model", "-m")]
+NamedOption = Annotated[str | None, _model("The same as MODEL.", "MODEL", "--model", "-m")]
 BackendOption = Annotated[str, _model("The executor; 'backends' lists them.")]
 DtypeOption = Annotated[
     str | None, _model(_DTYPES + "('auto') the backend's choice.", "TYPE", "--dtype", "--torch_dtype")
@@ -110,7 +99,7 @@ AttentionOption = Annotated[
 ]
 VerifyAttentionOption = Annotated[str | None, _model(_ATTENTION, "KERNEL")]
 TensorParallelOption = Annotated[
-    int | None, _model("Processes, started by torchrun, that share the model (torch; needs --seed).", "N", min=1)
+    int | None, _model("Processes, started by torchrun, that share the model (torch; needs --seed).", "N", low=1)
 ]
 WindowOption = Annotated[
     str,
@@ -127,7 +116,14 @@ CacheRamOption = Annotated[
     ),
 ]
 MaxContextOption = Annotated[
-    int | None, _model("The most tokens of prompt and answer together; by default the model's limit.", "N", min=1)
+    int | None,
+    _model(
+        "The most tokens of prompt and answer together; by default the model's limit.",
+        "N",
+        "--max-context",
+        "-c",
+        low=1,
+    ),
 ]
 
 SessionOption = Annotated[

@@ -1,16 +1,16 @@
 """Output of the commands: answers to stdout, everything else to stderr, without terminal control characters."""
 
+import os
 import re
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from mistral_portable.engine import Timings
+if TYPE_CHECKING:
+    from mistral_portable.engine import Timings
 
-__all__ = ["aside", "end_line", "note", "one_line", "print_table", "printable", "show", "size", "speed"]
+__all__ = ["aside", "dim", "end_line", "note", "one_line", "printable", "show", "size", "speed"]
 
 # A terminal obeys these, and a model or a file may hold any of them: C0 but tab and newline, DEL, C1.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -46,19 +46,13 @@ def note(text: str) -> None:
 def aside(text: str) -> None:
     """Write a dim line to stderr, if that is a terminal."""
     if sys.stderr.isatty():
-        typer.secho(printable(text), err=True, dim=True)
+        dim(printable(text) + "\n")
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Print rows under headings (none: no heading line); the columns named in `right` are aligned to the right."""
-    table = Table(box=None, pad_edge=False, show_header=any(columns), padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(one_line, row))
-    # In a pipe there is no width to fit into: one line per row, for grep.
-    width = None if sys.stdout.isatty() else 10_000
-    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
+def dim(text: str) -> None:
+    """Write to stderr, dim where the terminal shows that and the user has not said NO_COLOR (no-color.org)."""
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    typer.secho(text, err=True, dim=None if plain else True, nl=False)
 
 
 def size(count: int) -> str:
@@ -70,7 +64,7 @@ def size(count: int) -> str:
     return f"{count} bytes" if units[0] == "bytes" else f"{value:.1f} {units[0]}"
 
 
-def speed(timings: Timings) -> str:
+def speed(timings: "Timings") -> str:
     """Format the speed of prompt and answer and the peak memory of a call as one line."""
     parts = [f"prompt {timings.prefill_tokens} tokens"]
     if timings.cached_tokens:

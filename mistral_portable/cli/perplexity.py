@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model, reading
+from mistral_portable.cli.model_name import named, placed
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import DebugOption, JsonOption, ModelArgument, TensorParallelOption
+from mistral_portable.cli.options import JsonOption, ModelArgument, NamedOption, TensorParallelOption
+from mistral_portable.cli.ranges import with_range
+from mistral_portable.cli.text import read_file
 from mistral_portable.errors import InputError
 from mistral_portable.evaluation import accuracy, read_questions
 from mistral_portable.evaluation import perplexity as measure
@@ -21,9 +24,15 @@ __all__ = ["perplexity"]
 @grouped
 def perplexity(
     *,
-    model: ModelArgument,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A text in UTF-8.", show_default=False)],
-    context: Annotated[int, typer.Option(help="Tokens of a chunk; its second half is scored.", min=4)] = 512,
+    model: ModelArgument = None,
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="A text in UTF-8.", show_default=False)] = None,
+    name: NamedOption = None,
+    text_file: Annotated[
+        str | None, typer.Option("--file", "-f", help="The same as FILE.", metavar="FILE", show_default=False)
+    ] = None,
+    context: Annotated[
+        int, typer.Option(metavar="N", **with_range("Tokens of a chunk; its second half is scored.", 4))
+    ] = 512,
     questions: Annotated[
         str | None,
         typer.Option(
@@ -42,7 +51,14 @@ def perplexity(
     """
     if tensor_parallel is not None:
         raise typer.BadParameter("several processes would measure the same: use one", param_hint="'--tensor-parallel'")
-    text, items = _read(file), read_questions(questions) if questions else []
+    model, file = placed(name, model, file)
+    model = named(model)
+    if (file is None) is (text_file is None):
+        raise typer.BadParameter("give it once, as FILE or as --file", param_hint="'FILE'")
+    text = read_file(path := text_file or str(file))
+    if not text.strip():
+        raise InputError(f"{path}: holds no text to measure")
+    items = read_questions(questions) if questions else []
     with load_model(model, options, tensor_parallel=tensor_parallel) as loaded:
         with reading(f"{loaded.backend} on {model}") as progress:
             result = measure(loaded, text, context=context, progress=progress)
@@ -66,10 +82,3 @@ def perplexity(
     if answers:
         buckets = ", ".join(f"{name}: {right} of {total}" for name, (right, total) in answers.buckets.items())
         typer.echo(f"right answers: {answers.right} of {answers.total} ({buckets})")
-
-
-def _read(file: str) -> str:
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: no text file in UTF-8: {error}") from error

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.loading import reading
-from mistral_portable.cli.options import DebugOption, RevisionOption, ThreadsOption
+from mistral_portable.cli.model_name import placed
+from mistral_portable.cli.options import NamedOption, RevisionOption, ThreadsOption
 from mistral_portable.cli.output import printable, size
 from mistral_portable.quantization import MIXTURES
 from mistral_portable.quantization import quantize as quantize_checkpoint
@@ -15,9 +17,17 @@ __all__ = ["quantize"]
 
 
 def quantize(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="The model, as 'run' takes it.", show_default=False)],
-    destination: Annotated[str, typer.Argument(metavar="DST", help="The GGUF file to write.", show_default=False)],
-    type: Annotated[str, typer.Option(help=f"One of {', '.join(MIXTURES)}.", metavar="TYPE")] = "q4_k_m",
+    source: Annotated[
+        str | None, typer.Argument(metavar="SRC", help="The model, as 'run' takes it.", show_default=False)
+    ] = None,
+    destination: Annotated[
+        str | None, typer.Argument(metavar="DST", help="The GGUF file to write.", show_default=False)
+    ] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="TYPE", help="The same as --type.", show_default=False)] = None,
+    name: NamedOption = None,
+    type: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(MIXTURES)}; by default q4_k_m.", metavar="TYPE")
+    ] = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -42,11 +52,17 @@ def quantize(
     The mixtures are llama.cpp's: q4_k_m gives 4 bits to most matrices, and 6 to some that matter more. DST appears when
     it is complete. 'perplexity' measures what the quantization costs.
     """
+    source, destination, kind = placed(name, source, destination, kind)
+    if destination is None:
+        raise typer.BadParameter("give a model and a file to write: SRC DST", param_hint="'DST'")
+    if kind is not None and type is not None:
+        raise typer.BadParameter(f"{kind!r} beside --type {type!r}: give one of them", param_hint="'TYPE'")
+    mixture = (kind or type or "q4_k_m").lower()
     with reading(f"quantizing {source}") as progress:
         written = quantize_checkpoint(
-            source,
+            str(source),
             destination,
-            type.lower(),
+            mixture,
             calibrate=calibrate,
             imatrix=imatrix,
             allow_requantize=allow_requantize,
@@ -55,4 +71,4 @@ def quantize(
             revision=revision,
             progress=progress,
         )
-    typer.echo(printable(f"{written}: {type.lower()}, {size(written.stat().st_size)}"))
+    typer.echo(printable(f"{written}: {mixture}, {size(written.stat().st_size)}"))

@@ -1,12 +1,12 @@
 """The rule of `run`'s answer: what --json-schema, --grammar and --regex name."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mistral_portable.cli import stdin
 from mistral_portable.cli.sampling_options import sampling_option
+from mistral_portable.cli.text import read_file, text
 from mistral_portable.engine import Model
 from mistral_portable.errors import InputError
 from mistral_portable.grammar.texts import MOST_BYTES
@@ -19,7 +19,9 @@ JsonSchemaOption = Annotated[
     sampling_option("The answer is JSON that keeps the schema in this file; '-': in standard input.", "FILE"),
 ]
 GrammarOption = Annotated[str | None, sampling_option("The answer keeps the Lark grammar in this file.", "FILE")]
-RegexOption = Annotated[str | None, sampling_option("The whole answer matches this regular expression.", "TEXT")]
+RegexOption = Annotated[
+    str | None, sampling_option("The whole answer matches this regular expression.", "TEXT", parser=text)
+]
 
 
 class Rule:
@@ -49,14 +51,9 @@ class Rule:
 
 def _read(path: str) -> str:
     """The text of a file, or of standard input for "-", of which not much more is read than may be compiled."""
-    if path == "-":
-        text = stdin.read_text()
-        if text is None:
-            raise InputError("nothing is piped in: pipe the schema, or name a file")
-        return text
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(MOST_BYTES + 1).decode()
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, a null character in the path
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path}: cannot be read: {reason}") from error
+    if path != "-":
+        return read_file(path, MOST_BYTES + 1)
+    piped = stdin.read_text()
+    if piped is None:
+        raise InputError("nothing is piped in: pipe the schema, or name a file")
+    return piped

@@ -9,25 +9,24 @@ from typing import Annotated, Any
 
 import typer
 
-from mistral_portable.cli import stdin
 from mistral_portable.cli.answer import end_answer, show_answer
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model
 from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import (
-    DebugOption,
     ModelOption,
     ReasoningEffortOption,
     SessionOption,
     TensorParallelOption,
 )
 from mistral_portable.cli.output import aside, show, speed
+from mistral_portable.cli.prompt import FileOption, PromptArgument, PromptOption, SystemOption, read_prompt
+from mistral_portable.cli.ranges import with_range
 from mistral_portable.cli.rule import GrammarOption, JsonSchemaOption, RegexOption, Rule
 from mistral_portable.cli.sampling_options import SamplingOptions
 from mistral_portable.cli.session import resume
 from mistral_portable.engine import Generation
-from mistral_portable.errors import InputError
-from mistral_portable.sampling.params import MINIMA
 
 __all__ = ["run"]
 
@@ -36,14 +35,21 @@ __all__ = ["run"]
 def run(
     *,
     context: typer.Context,
-    prompt: Annotated[str | None, typer.Argument(help="If absent, standard input is read.", show_default=False)] = None,
-    chat: Annotated[bool, typer.Option("--chat/--raw", help="Answer a message, or continue a text.")] = False,
+    prompt: PromptArgument = None,
+    text: PromptOption = None,
+    file: FileOption = None,
+    system: SystemOption = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--raw", help="Answer a message, or continue a text; by default the latter, without --system."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead.")] = False,
     logprobs: Annotated[
         int | None,
         typer.Option(
-            min=MINIMA["logprobs"],
-            help="With --json: log-probabilities, also of the N most probable tokens.",
+            **with_range("With --json: log-probabilities, also of the N most probable tokens.", 0),
             metavar="N",
         ),
     ] = None,
@@ -64,18 +70,19 @@ def run(
     """
     if logprobs is not None and not as_json:
         raise typer.BadParameter("only --json shows them", param_hint="'--logprobs'")
-    rule = Rule(json_schema, grammar, regex, prompt_is_piped=prompt is None)
-    text = stdin.read_text() if prompt is None else prompt
-    if text is None:
-        raise typer.BadParameter("give a text, or pipe one in", param_hint="'PROMPT'")
-    if not text:
-        raise InputError("the prompt is empty: give some text")
+    if system is not None and chat is False:
+        raise typer.BadParameter("a text that is continued has none: leave out --raw", param_hint="'--system'")
+    chat = system is not None if chat is None else chat
+    rule = Rule(json_schema, grammar, regex, prompt_is_piped=prompt is text is file is None)
+    asked = read_prompt(prompt, text, file, piped=json_schema != "-")
     if tensor_parallel is not None and sampling.temperature > 0 and sampling.seed is None:
         raise typer.BadParameter("all processes must draw alike: give --seed, too", param_hint="'--tensor-parallel'")
     if tensor_parallel is not None and session is not None:
         raise typer.BadParameter("several processes cannot share a session", param_hint="'--session'")
     sampling.params(logprobs)  # whatever the model, they must be right
-    messages = [{"role": "user", "content": text}]
+    messages = [{"role": "user", "content": asked}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
     interrupted = False
     with (
         _one_answer(tensor_parallel),
@@ -84,10 +91,10 @@ def run(
         resume(loaded, session)
         params = sampling.params_of(loaded, context, logprobs)
         params = dataclasses.replace(params, grammar=rule.compile(loaded))
-        with loaded.stream(messages if chat else text, params, reasoning_effort=reasoning_effort) as streamer:
+        with loaded.stream(messages if chat else asked, params, reasoning_effort=reasoning_effort) as streamer:
             try:
                 if not chat and not as_json:
-                    show(text)
+                    show(asked)
                 if as_json:
                     for _ in streamer.deltas():
                         pass
@@ -100,7 +107,7 @@ def run(
             report = _report(generation) | {"model": loaded.source, "backend": loaded.backend}
             show(json.dumps(report | {"finish_reason": "abort"} if interrupted else report) + "\n")
         else:
-            end_answer(generation.text if chat else text + generation.text, generation)
+            end_answer(generation.text if chat else asked + generation.text, generation)
         aside(speed(generation.timings))
         if session is not None and generation.tokens:
             loaded.save_session(session)

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from mistral_portable.cli.text import text
 from mistral_portable.engine.model import Model
 from mistral_portable.sampling import SamplingParams, stated_sampling
-from mistral_portable.sampling.params import MINIMA, RANGES
+from mistral_portable.sampling.params import RANGES, range_of
 
 __all__ = ["SamplingOptions", "SamplingSource", "sampling_option"]
 
@@ -21,54 +22,62 @@ class SamplingSource(StrEnum):
     MODEL = "model"
 
 
-def sampling_option(help: str, metavar: str, **settings: Any) -> Any:
+def sampling_option(help: str, metavar: str, *names: str, **settings: Any) -> Any:
     """An option in the help's panel "Sampling"."""
-    return typer.Option(help=help, metavar=metavar, rich_help_panel="Sampling", **settings)
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Sampling", **settings)
 
 
-def _integer(name: str, help: str) -> Any:
-    """An option for an integer field of SamplingParams, with its range."""
-    return sampling_option(help, "N", min=MINIMA[name])
+def _option(name: str, help: str, *names: str) -> Any:
+    """An option for a number of SamplingParams, whose check it has; help and errors say the same range."""
 
+    def parse(text: str | float) -> float:
+        try:
+            value = float(text) if name in RANGES else int(text)
+            checked: Any = {name: value}
+            SamplingParams(**checked)
+        except ValueError as error:
+            raise typer.BadParameter(f"{text!r:.60} is not {range_of(name)}") from error
+        return value
 
-def _number(name: str, help: str) -> Any:
-    """An option for a real field of SamplingParams, with its range."""
-    low, high = RANGES[name]
-    return sampling_option(help, "X", min=low, max=high)
+    return sampling_option(
+        f"{help.rstrip('.')}; {range_of(name)}.", "X" if name in RANGES else "N", *names, parser=parse
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """Fields of SamplingParams, as they stand on the command line (`grouped`)."""
 
-    max_tokens: Annotated[int | None, _integer("max_tokens", "The most tokens to generate.")] = _DEFAULTS.max_tokens
-    temperature: Annotated[float, _number("temperature", "Randomness; 0: greedy, always the most probable token.")] = (
+    max_tokens: Annotated[int | None, _option("max_tokens", "The most tokens to generate.", "--max-tokens", "-n")] = (
+        _DEFAULTS.max_tokens
+    )
+    temperature: Annotated[float, _option("temperature", "Randomness; 0: greedy, always the most probable token.")] = (
         _DEFAULTS.temperature
     )
-    top_k: Annotated[int, _integer("top_k", "Only the k most probable tokens; 0: all.")] = _DEFAULTS.top_k
-    top_p: Annotated[float, _number("top_p", "Only the most probable tokens that together have this probability.")] = (
+    top_k: Annotated[int, _option("top_k", "Only the k most probable tokens; 0: all.")] = _DEFAULTS.top_k
+    top_p: Annotated[float, _option("top_p", "Only the most probable tokens that together have this probability.")] = (
         _DEFAULTS.top_p
     )
     min_p: Annotated[
-        float, _number("min_p", "Only tokens at least this probable, relative to the most probable one.")
+        float, _option("min_p", "Only tokens at least this probable, relative to the most probable one.")
     ] = _DEFAULTS.min_p
     typical_p: Annotated[
-        float, _number("typical_p", "Only the most typical tokens that together have this probability.")
+        float, _option("typical_p", "Only the most typical tokens that together have this probability.")
     ] = _DEFAULTS.typical_p
     repetition_penalty: Annotated[
-        float, _number("repetition_penalty", "Above 1: tokens of the prompt and the answer become less probable.")
+        float, _option("repetition_penalty", "Above 1: tokens of the prompt and the answer become less probable.")
     ] = _DEFAULTS.repetition_penalty
     frequency_penalty: Annotated[
         float,
-        _number("frequency_penalty", "Subtracted from a token's logit for each time that the answer contains it."),
+        _option("frequency_penalty", "Subtracted from a token's logit for each time that the answer contains it."),
     ] = _DEFAULTS.frequency_penalty
     presence_penalty: Annotated[
-        float, _number("presence_penalty", "Subtracted from a token's logit once the answer contains it.")
+        float, _option("presence_penalty", "Subtracted from a token's logit once the answer contains it.")
     ] = _DEFAULTS.presence_penalty
-    seed: Annotated[int | None, _integer("seed", "The same seed gives the same text.")] = _DEFAULTS.seed
+    seed: Annotated[int | None, _option("seed", "The same seed gives the same text.", "--seed", "-s")] = _DEFAULTS.seed
     stop: Annotated[
         list[str] | None,
-        sampling_option("Stop before this text; may be given several times.", "TEXT", show_default=False),
+        sampling_option("Stop before this text; may be given several times.", "TEXT", show_default=False, parser=text),
     ] = None
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Continue after the end-of-sequence token.", rich_help_panel="Sampling")

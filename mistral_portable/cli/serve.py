@@ -9,11 +9,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model
+from mistral_portable.cli.model_name import placed
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import CacheRamOption, DebugOption, ModelArgument
+from mistral_portable.cli.options import CacheRamOption, ModelArgument, NamedOption
 from mistral_portable.cli.output import note
+from mistral_portable.cli.ranges import with_range
 from mistral_portable.cli.sampling_options import SamplingSource
 from mistral_portable.errors import BackendError, InputError
 
@@ -23,15 +26,18 @@ _PACKAGES = ("starlette", "uvicorn", "prometheus_client")
 
 
 def _server(help: str, metavar: str = "N", *names: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Server", show_default=True, **settings)
+    return typer.Option(
+        *names, metavar=metavar, rich_help_panel="Server", show_default=True, **with_range(help, **settings)
+    )
 
 
 @grouped
 def serve(
     *,
-    model: ModelArgument = "tiny",
+    model: ModelArgument = None,
+    name: NamedOption = None,
     host: Annotated[str, _server("Address to listen on; 0.0.0.0: all of this machine.", "ADDRESS")] = "127.0.0.1",
-    port: Annotated[int, _server("0: any free one.", min=0, max=65535)] = 8080,
+    port: Annotated[int, _server("0: any free one.", low=0, high=65535)] = 8080,
     uds: Annotated[Path | None, _server("Listen on this unix socket instead.", "PATH")] = None,
     api_key: Annotated[
         list[str] | None,
@@ -54,14 +60,16 @@ def serve(
         _server("A web page of another server that may call this one, such as https://app.example.", "ORIGIN"),
     ] = None,
     alias: Annotated[str | None, _server("The model's name in answers; by default that of its file.", "NAME")] = None,
-    parallel: Annotated[int, _server("Answers that run at a time.", min=1)] = 8,
+    parallel: Annotated[int, _server("Answers that run at a time.", low=1)] = 8,
     max_queue: Annotated[
-        int, _server("Answers that wait; further requests are told to come again (503).", min=0)
+        int, _server("Answers that wait; further requests are told to come again (503).", low=0)
     ] = 512,
-    max_body: Annotated[int, _server("Bytes of a request.", min=1)] = 8 * 2**20,
-    max_tokens: Annotated[int | None, _server("The most tokens of an answer, whatever is asked for.", min=1)] = None,
+    max_body: Annotated[int, _server("Bytes of a request.", low=1)] = 8 * 2**20,
+    max_tokens: Annotated[int | None, _server("The most tokens of an answer, whatever is asked for.", low=1)] = None,
     sessions_dir: Annotated[Path | None, _server("Keep sessions that clients save in this folder.", "FOLDER")] = None,
-    deadline: Annotated[float, _server("Seconds that answers have to end after SIGTERM.", "S", min=0)] = 30.0,
+    deadline: Annotated[
+        float, _server("Seconds that answers have to end after SIGTERM.", "S", low=0, real=True)
+    ] = 30.0,
     embeddings: Annotated[
         Literal["last", "mean"] | None,
         _server("Make embeddings, too: of the last token's hidden state or of the mean of all.", "last|mean"),
@@ -80,6 +88,7 @@ def serve(
     debug: DebugOption = False,
 ) -> None:
     """Serve a model over HTTP: OpenAI's API, health, metrics. SIGTERM ends it when the running answers have ended."""
+    model = placed(name, model)[0] or "tiny"
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise BackendError(f"serve needs {', '.join(missing)}: pip install 'mistral-portable[server]'")
@@ -116,8 +125,8 @@ def serve(
         )
         set_up_logging(log)
         if uds is None:
-            name = f"[{host}]" if ":" in host else host
-            url, reach = f"http://{name}:{listener.getsockname()[1]}", ""
+            shown = f"[{host}]" if ":" in host else host
+            url, reach = f"http://{shown}:{listener.getsockname()[1]}", ""
         else:
             url, reach = "http://localhost", f"--unix-socket {uds} "
 

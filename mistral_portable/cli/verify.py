@@ -6,25 +6,29 @@ import typer
 
 from mistral_portable.boundary import ExecutorOptions
 from mistral_portable.boundary.registry import select
+from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.loading import open_model, working
+from mistral_portable.cli.model_name import named, placed
 from mistral_portable.cli.options import (
     BackendOption,
-    DebugOption,
     DeviceOption,
     KVCacheOption,
     ModelArgument,
+    NamedOption,
     QuantizeOption,
     RevisionOption,
     VerifyAttentionOption,
     VerifyDtypeOption,
 )
-from mistral_portable.cli.output import one_line, print_table
+from mistral_portable.cli.output import one_line
+from mistral_portable.cli.table import print_table
 
 __all__ = ["verify"]
 
 
 def verify(
-    model: ModelArgument,
+    model: ModelArgument = None,
+    name: NamedOption = None,
     backend: BackendOption = "auto",
     dtype: VerifyDtypeOption = None,
     quantize: QuantizeOption = None,
@@ -42,6 +46,8 @@ def verify(
     """
     from mistral_portable.testing import verify_checkpoint
 
+    [model] = placed(name, model)
+    model = named(model)
     chosen = select(backend)
     checkpoint = open_model(model, revision, quantize)
     with working(f"{chosen.name} on {model}") as progress:

@@ -12,7 +12,7 @@ from mistral_portable.conversion.hf import plan_hf, plan_mlx, write_hf, write_ml
 from mistral_portable.conversion.model import Source, missing_in_target, prepare
 from mistral_portable.conversion.parts import FLOATS, Part, Progress, is_float, reporter
 from mistral_portable.conversion.raw import plan_raw, write_raw
-from mistral_portable.conversion.target import placed, require_apart, require_free
+from mistral_portable.conversion.target import path_of, placed, require_apart, require_free
 from mistral_portable.errors import InputError
 from mistral_portable.weights import open_checkpoint
 
@@ -65,7 +65,7 @@ def convert(
         raise InputError(f"to={to!r}: choose one of {', '.join(FORMATS)}")
     if dtype is not None and dtype not in FLOATS:
         raise InputError(f"dtype={dtype!r}: choose one of {', '.join(FLOATS)}")
-    destination = Path(destination)
+    destination = path_of(destination)
     require_free(destination, to, overwrite)
     checkpoint = open_checkpoint(source, revision=revision, progress=progress)
     require_apart(destination, checkpoint.path, *(Path(path) for path, _ in merge_adapters))

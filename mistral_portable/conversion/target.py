@@ -1,5 +1,6 @@
 """The destination of a conversion: checks it, and moves the result there when it is complete."""
 
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from mistral_portable.errors import CheckpointError, InputError
 
-__all__ = ["placed", "require_apart", "require_free"]
+__all__ = ["path_of", "placed", "require_apart", "require_free"]
 
 
 @contextmanager
@@ -24,6 +25,13 @@ def placed(destination: Path, to: str, overwrite: bool) -> Iterator[Path]:
         yield result
         require_free(destination, to, overwrite)
         _put(result, destination, staging / "replaced")
+
+
+def path_of(destination: object) -> Path:
+    """The destination as a path. Raises InputError for what is none."""
+    if not isinstance(destination, str | Path):
+        raise InputError(f"destination={destination!r:.40} must be a path")
+    return Path(destination)
 
 
 def require_apart(destination: Path, *sources: Path) -> None:
@@ -88,6 +96,9 @@ def _staging(destination: Path) -> Iterator[Path]:
     try:
         yield staging
     except OSError as error:
-        raise CheckpointError(f"{destination}: cannot be written: {error.strerror or error}") from error
+        # NumPy says of a full disk only how much it has written.
+        full = re.fullmatch(r"\d+ requested and \d+ written", str(error))
+        reason = f"No space left on device, or a limit is reached ({error})" if full else error.strerror or error
+        raise CheckpointError(f"{destination}: cannot be written: {reason}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

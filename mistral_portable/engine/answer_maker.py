@@ -1,7 +1,9 @@
 """AnswerMaker: makes requests for the loop from prompts and the options of `Model.generate`."""
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from inspect import Parameter, signature
 from typing import Any, cast
 
 from mistral_portable.answers import (
@@ -165,10 +167,12 @@ class AnswerMaker:
     def _params(self, params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
         if not isinstance(params, SamplingParams | None):
             raise InputError(f"params={params!r:.40} must be SamplingParams")
-        try:
-            params = replace(params or SamplingParams(), **sampling)
-        except TypeError as error:
-            raise InputError(f"unknown sampling option: {error}") from error
+        for name in sampling:
+            if name not in _FIELDS:
+                known = [*_FIELDS, *_OPTIONS]
+                close = [own for own in known if own.startswith(name)] or get_close_matches(name, known, n=1)
+                raise InputError(f"{name} is no option" + (f": is it {close[0]}?" if close else " of generate or chat"))
+        params = replace(params or SamplingParams(), **sampling)
         if isinstance(params.grammar, CompiledGrammar) and params.grammar.owner is not self._grammars:
             raise InputError(
                 f"grammar={params.grammar!r} is another model's: compile it with this one's compile_grammar"
@@ -184,3 +188,10 @@ class AnswerMaker:
             return None
         tokenizer = self._prompts.tokenizer
         return ChatParser(tokenizer, prompt) if chat and tokenizer.chats else PlainText(tokenizer.stream(prompt))
+
+
+_FIELDS = tuple(field.name for field in fields(SamplingParams))
+_OPTIONS = tuple(
+    name for name, own in signature(AnswerMaker.make).parameters.items() if own.kind is Parameter.KEYWORD_ONLY
+)
+"""The names that `generate` takes besides those."""

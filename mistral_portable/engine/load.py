@@ -97,8 +97,8 @@ def load(
     ):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise InputError(f"{name}={value!r} must be an integer from {least} on")
-    if not isinstance(model, str | Path):
-        raise InputError(f"model={model!r} must be a name or a path")
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress={progress!r:.40} must be a function of (what, done, total)")
     own, blocks = (quantize, None) if quantize in BACKEND_QUANTIZE else (None, quantize)
     options = ExecutorOptions(
         dtype=dtype,

@@ -206,7 +206,7 @@ class Model:
 
     def chat(
         self,
-        messages: Messages,
+        messages: Messages | str,
         params: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
@@ -214,11 +214,15 @@ class Model:
         reasoning_effort: str | None = None,
         **options: Any,
     ) -> Generation:
-        """Answer the last message. `tools` are function schemas, as in OpenAI's and Mistral's API; the functions that
-        the answer calls are in `Generation.tool_calls`. reasoning_effort: how much the model is to reason, in a word
-        that it knows, such as "high". tool_choice, options: those of `answer` and `generate`."""
+        """Answer the last message; a text is one message, the user's.
+
+        tools: function schemas, as in OpenAI's and Mistral's API; the functions that the answer calls are in
+        `Generation.tool_calls`. reasoning_effort: how much the model is to reason, in a word that it knows, such as
+        "high". tool_choice, options: those of `answer` and `generate`.
+        """
         shown = offered(tools, tool_choice)
-        tokens = self.tokenizer.chat(messages, tools=shown, reasoning_effort=reasoning_effort)
+        said = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        tokens = self.tokenizer.chat(said, tools=shown, reasoning_effort=reasoning_effort)
         generation: Generation = self.generate(
             tokens, params, chat=True, tools=tools, tool_choice=tool_choice, **options
         )
@@ -362,6 +366,12 @@ class Model:
     def close(self) -> None:
         """Release the executor's threads and memory; later calls raise ClosedError."""
         self.loop.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Model {self.source} on {self.backend}: {self.config.num_hidden_layers} layers of "
+            f"{self.config.hidden_size}, {self.config.vocab_size} tokens, context {self.max_context}>"
+        )
 
     def __enter__(self) -> Self:
         return self

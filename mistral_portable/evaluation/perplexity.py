@@ -61,6 +61,10 @@ def perplexity(
     the context, or for ids outside the vocabulary; NumericsError if logits are not finite; TokenizerError for a text if
     the model has no tokenizer; and the errors of `Model.step`.
     """
+    if not isinstance(model, Model):
+        raise InputError(f"model={model!r:.40} must be a loaded one: load(...)")
+    if not isinstance(text, str | Sequence | np.ndarray):
+        raise InputError(f"text={text!r:.40} must be a text, or a list of token ids")
     if not isinstance(context, int) or context < 4 or context % 2 or context > model.max_context:
         raise InputError(f"context={context!r} must be an even number from 4 to {model.max_context}")
     tokens = model.tokenizer.encode(text) if isinstance(text, str) else [int(token) for token in text]

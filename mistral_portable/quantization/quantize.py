@@ -27,7 +27,7 @@ from mistral_portable.conversion.parts import (
     reporter,
     rows_of,
 )
-from mistral_portable.conversion.target import placed, require_apart, require_free
+from mistral_portable.conversion.target import path_of, placed, require_apart, require_free
 from mistral_portable.errors import InputError
 from mistral_portable.quantization.calibrate import calibrated
 from mistral_portable.quantization.imatrix import read_imatrix
@@ -81,7 +81,7 @@ def quantize(
         raise InputError(f"type={type!r}: choose one of {', '.join(MIXTURES)}")
     if calibrate is not None and imatrix is not None:
         raise InputError("calibrate and imatrix both give the importance of columns: give one of them")
-    mixture, destination = MIXTURES[type], Path(destination)
+    mixture, destination = MIXTURES[type], path_of(destination)
     require_free(destination, "gguf", overwrite)
     checkpoint = open_checkpoint(source, revision=revision, progress=progress)
     require_apart(destination, checkpoint.path)

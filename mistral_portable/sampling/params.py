@@ -11,7 +11,7 @@ import numpy as np
 from mistral_portable.errors import InputError
 from mistral_portable.sampling.constraint import Grammar
 
-__all__ = ["MINIMA", "RANGES", "SamplingParams"]
+__all__ = ["MINIMA", "RANGES", "SamplingParams", "range_of"]
 
 RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
@@ -24,10 +24,21 @@ RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "presence_penalty": (-2, 2),
     }
 )
-"""The least and the largest value of each real field of SamplingParams; `top_p` and `typical_p` must be above 0."""
+"""The least and the largest value of each real field of SamplingParams, but for the least of `_SHARES`."""
+
+_SHARES = ("top_p", "typical_p")
+"""Fields that are a share of the probability mass: 0 would keep no token at all."""
 
 MINIMA: Mapping[str, int] = MappingProxyType({"max_tokens": 1, "top_k": 0, "seed": 0, "logprobs": 0})
 """The least value of each integer field of SamplingParams."""
+
+
+def range_of(name: str) -> str:
+    """Say what a field's value must be: "a number in [0, 100]", "an integer >= 1"."""
+    if name in MINIMA:
+        return f"an integer >= {MINIMA[name]}"
+    low, high = RANGES[name]
+    return f"a number in {'(' if name in _SHARES else '['}{low:g}, {high:g}]"
 
 
 @dataclass(frozen=True)
@@ -109,10 +120,9 @@ def _real(name: str, value: Any, low: float, high: float) -> float:
 
 
 def _share(name: str, value: object) -> float:
-    """A share of the probability mass: 0 would keep no token at all."""
     share = _real(name, value, *RANGES[name])
     if share == 0:
-        raise InputError(f"{name}={value!r} must be a number in (0, 1]; greedy sampling is temperature=0")
+        raise InputError(f"{name}={value!r} must be {range_of(name)}; greedy sampling is temperature=0")
     return share
 
 

@@ -10,7 +10,7 @@ from mistral_portable.errors import TokenizerError
 from mistral_portable.tokenizer.chat import encode_chat
 from mistral_portable.tokenizer.ends import known_ends
 from mistral_portable.tokenizer.fim import encode_fim, has_fim
-from mistral_portable.tokenizer.tokenizer import Tokenizer, check_text
+from mistral_portable.tokenizer.tokenizer import Tokenizer, check_messages, check_text
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
@@ -91,6 +91,7 @@ class CommonTokenizer(Tokenizer):
 
         Raises TokenizerError if this version does not allow a message, a tool, the order of the roles or the effort.
         """
+        check_messages(messages)
         if not self.chats:
             raise TokenizerError("the model's chat template is not Mistral's; write the prompt and encode it")
         return encode_chat(self.mistral, messages, tools, reasoning_effort)

@@ -9,7 +9,7 @@ from mistral_portable.errors import TokenizerError
 from mistral_portable.tokenizer.ends import known_ends
 from mistral_portable.tokenizer.piece_bytes import piece_bytes
 from mistral_portable.tokenizer.template import ChatTemplate
-from mistral_portable.tokenizer.tokenizer import Tokenizer, check_text
+from mistral_portable.tokenizer.tokenizer import Tokenizer, check_messages, check_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -86,6 +86,7 @@ class LibraryTokenizer(Tokenizer):
 
         Raises TokenizerError without a template, and for what it refuses.
         """
+        check_messages(messages)
         effort = {} if reasoning_effort is None else {"reasoning_effort": reasoning_effort}
         if effort and not any("reasoning_effort" in template for template in self.templates.values()):
             raise TokenizerError("the chat template does not know reasoning_effort; leave it out")

@@ -28,6 +28,8 @@ def load_tokenizer(source: TokenizerSource, chat_template: str | Path | None = N
     Raises TokenizerError if a file is missing, truncated, corrupt or of another format, InputError for a chat_template
     that is not there.
     """
+    if not isinstance(chat_template, str | Path | None):
+        raise InputError(f"chat_template={chat_template!r:.40} must be a path, a template or a name")
     if isinstance(source, TokenizerFolder):
         templates = _chosen(read_templates(source.path), chat_template)
         if templates is None:

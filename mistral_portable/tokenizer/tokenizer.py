@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 from typing import Any
 
 from mistral_portable.errors import InputError, TokenizerError
 from mistral_portable.tokenizer.stream import TextStream
 
-__all__ = ["Tokenizer", "check_text"]
+__all__ = ["Tokenizer", "check_messages", "check_text"]
 
 
 class Tokenizer(ABC):
@@ -101,10 +102,13 @@ class Tokenizer(ABC):
 
         Raises InputError if an id is outside the vocabulary.
         """
+        if isinstance(tokens, str | bytes) or not isinstance(tokens, Iterable):
+            raise InputError(f"tokens={tokens!r:.40} must be a list of token ids")
+        ids = [self.checked(token) for token in tokens]
         if not skip_special_tokens:
-            return self.written([self.checked(token) for token in tokens])
+            return self.written(ids)
         stream = self.stream()
-        return "".join([*map(stream.push, tokens), stream.flush()])
+        return "".join([*map(stream.push, ids), stream.flush()])
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
         """A stream for the tokens that follow `after`, for example a prompt.
@@ -123,13 +127,31 @@ class Tokenizer(ABC):
 
     def checked(self, token_id: int) -> int:
         """The id as an int. Raises InputError if it is outside the vocabulary."""
-        if not 0 <= token_id < self.vocab_size:
-            raise InputError(f"token id {token_id} is outside the vocabulary; ids are 0 to {self.vocab_size - 1}")
-        return int(token_id)
+        try:
+            found = index(token_id)  # also NumPy's integers
+        except TypeError:
+            raise InputError(f"token id {token_id!r:.40} is not an integer") from None
+        if not 0 <= found < self.vocab_size:
+            raise InputError(f"token id {found} is outside the vocabulary; ids are 0 to {self.vocab_size - 1}")
+        return found
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.kind} {self.version}, {self.vocab_size} tokens>"
 
 
-def check_text(text: str) -> None:
-    """Raise TokenizerError if the text holds half a surrogate pair, which is no character."""
+def check_messages(messages: object) -> None:
+    """Raise InputError for what is no list of messages at all; what is in it, the readers of messages check."""
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise InputError(
+            f"messages={messages!r:.40} must be a list of mappings with role and content, such as "
+            '[{"role": "user", "content": "Hi"}]'
+        )
+
+
+def check_text(text: object) -> None:
+    """Raise InputError for what is no text, TokenizerError if it has half a surrogate pair, which is no character."""
+    if not isinstance(text, str):
+        raise InputError(f"text={text!r:.40} must be a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-from mistral_portable.errors import CheckpointError
+from mistral_portable.errors import CheckpointError, InputError
 from mistral_portable.weights.adapter_files import adapter_files, explain, is_gguf_adapter
 from mistral_portable.weights.archive import is_tar, is_zip
 from mistral_portable.weights.gguf import open_gguf, part_names
@@ -63,12 +63,16 @@ def open_checkpoint(
 
 
 def _open(model: str | Path, revision: str | None, progress: Callable[[str, int, int], None] | None) -> Checkpoint:
+    if not isinstance(model, str | Path):
+        raise InputError(f"model={model!r:.40} must be a name or a path")
     if model == "tiny" and revision is None:
         return _open_folder(Path(str(files("mistral_portable") / "assets" / "tiny")))
     if model == "tiny" or os.path.exists(model):
         if revision is not None:
             raise CheckpointError(f"revision={revision!r} is for hub repositories; {model} is not one")
         return _open_local(Path(model))
+    if os.path.islink(model):
+        raise CheckpointError(f"{model}: a link to {os.readlink(model)}, which is not there: make it anew")
     match = HUB_NAME.fullmatch(str(model))
     if match is None:
         raise CheckpointError(

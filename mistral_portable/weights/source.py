@@ -146,6 +146,8 @@ def map_file(path: Path) -> mmap.mmap:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise CheckpointError(f"{path}: not a regular file")
+        if not path.stat().st_size:
+            raise CheckpointError(f"{path}: is empty: download it again")
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped

@@ -5,21 +5,34 @@ import os
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Self
 from unittest.mock import patch
 
 import pytest
 
+import mistral_portable as mp
 from mistral_portable.cli import main
 
 COMMAND = [sys.executable, "-m", "mistral_portable"]
-_ENVIRONMENT = os.environ | {"TERM": "dumb", "NO_COLOR": "1"}
+# Nobody answers where the cursor is, which prompt_toolkit would ask.
+_STATE = tempfile.TemporaryDirectory()  # where `chat` keeps its history
+_ENVIRONMENT = os.environ | {
+    "TERM": "xterm",
+    "NO_COLOR": "1",
+    "PROMPT_TOOLKIT_NO_CPR": "1",
+    "XDG_STATE_HOME": _STATE.name,
+}
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 _PATIENCE = 120  # seconds; the machines that run this are shared
 
 
@@ -32,8 +45,15 @@ class Result:
     err: str
 
 
+@cache
+def compile_kernels() -> None:
+    """Compile the built-in model's kernels where that was not done yet: a command would say so on stderr."""
+    mp.load("tiny").close()
+
+
 def invoke(*arguments: str, stdin: bytes = b"") -> Result:
     """Call `main` in this process; no stream is a terminal."""
+    compile_kernels()
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
     piped = patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8"))
     with redirect_stdout(out), redirect_stderr(err), piped, pytest.raises(SystemExit) as left:
@@ -48,6 +68,7 @@ def invoke(*arguments: str, stdin: bytes = b"") -> Result:
 
 def run_process(*arguments: str, stdin: bytes = b"") -> Result:
     """Run `python -m mistral_portable` with pipes."""
+    compile_kernels()
     done = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, timeout=_PATIENCE)
     return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 
@@ -61,15 +82,36 @@ class Terminal:
     ...     assert terminal.wait() == 0
     """
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, columns: int = 80, environment: Mapping[str, str] | None = None) -> None:
         import pty
 
         self.text = ""
+        """What it has shown, without control sequences."""
+        self.raw = ""
         self._read_up_to = 0
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background has it ignored, and so its children
-            os.execve(sys.executable, [*COMMAND, *arguments], _ENVIRONMENT)
+            os.execve(sys.executable, [*COMMAND, *arguments], {**_ENVIRONMENT, **(environment or {})})
+        self.resize(columns)
+
+    def resize(self, columns: int) -> None:
+        """Make the terminal so wide; the process gets SIGWINCH."""
+        import fcntl
+        import termios
+
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+    def kill(self, number: int) -> None:
+        """Send a signal."""
+        os.kill(self._pid, number)
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed, as a shell expects it back."""
+        import termios
+
+        return bool(termios.tcgetattr(self._fd)[3] & termios.ECHO)
 
     def press(self, keys: str) -> None:
         """Press keys: "\\x03" is Ctrl-C, "\\x04" Ctrl-D."""
@@ -86,12 +128,16 @@ class Terminal:
 
     def wait(self) -> int:
         """Read to the end; returns the exit status."""
-        end = time.monotonic() + _PATIENCE
-        while self._read():
-            assert time.monotonic() < end, f"it does not end: {self.text[-200:]!r}"
+        self.read_to_the_end()
         _, status = os.waitpid(self._pid, 0)
         self._pid = 0
         return os.waitstatus_to_exitcode(status)
+
+    def read_to_the_end(self) -> None:
+        """Read until the process has ended."""
+        end = time.monotonic() + _PATIENCE
+        while self._read():
+            assert time.monotonic() < end, f"it does not end: {self.text[-200:]!r}"
 
     def interrupt(self) -> int:
         """Press Ctrl-C each second until it ends; returns the exit status.
@@ -113,7 +159,9 @@ class Terminal:
             data = os.read(self._fd, 65536)
         except OSError:  # Linux: EIO once the other side is closed
             return False
-        self.text += data.decode(errors="replace").replace("\r\n", "\n")
+        self.raw += data.decode(errors="replace")
+        # prompt_toolkit draws the space of "> " by a step to the left and two to the right.
+        self.text = _CONTROL.sub("", self.raw.replace("\x08\x1b[2C", " "))
         return bool(data)
 
     def __enter__(self) -> Self:

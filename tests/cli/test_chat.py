@@ -95,10 +95,10 @@ def test_the_documented_command() -> None:
         stdin=b"Hi\n",
     )
     assert cpu.status == 1
-    assert "attention='flash_attn': it needs a CUDA GPU, and this is cpu" in cpu.err
+    assert "--attention 'flash_attn': it needs a CUDA GPU, and this is cpu" in cpu.err
     gpu = invoke("chat", "tiny", "--backend", "numba", "--device", "0", stdin=b"Hi\n")
     assert gpu.status == 1
-    assert "backend 'numba', device='cuda:0': it has no such choice; leave the option out" in gpu.err
+    assert "backend 'numba', --device 'cuda:0': it has no such choice; leave the option out" in gpu.err
 
 
 def test_the_memory_of_the_cache_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:

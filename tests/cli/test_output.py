@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistral_portable.cli.output import one_line, print_table, printable, show, size
+from mistral_portable.cli.output import one_line, printable, show, size
+from mistral_portable.cli.table import print_table
 
 
 @given(st.text())

@@ -36,10 +36,10 @@ def test_what_cannot_be_read_or_kept_is_said_in_one_line(schema: Path, tmp_path:
     latin.write_bytes(b"\xff")
     wrong = {
         ("--grammar", str(tmp_path / "none")): "none: cannot be read: No such file",
-        ("--grammar", str(latin)): "latin: cannot be read: 'utf-8'",
+        ("--grammar", str(latin)): "latin is not UTF-8 text: byte 0xff at index 0",
         ("--json-schema", str(tmp_path)): "cannot be read: Is a directory",
         ("--regex", "("): "regex: ",
-        ("--regex", "a", "--ignore-eos"): "ignore_eos",
+        ("--regex", "a", "--ignore-eos"): "--ignore-eos: a grammar",
         ("--regex", "a", "--json-schema", str(schema)): "give one of them",
         ("--json-schema", "-"): "nothing is piped in|not JSON|not empty",
     }

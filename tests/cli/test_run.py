@@ -37,14 +37,6 @@ def test_chat_prints_the_answer_only() -> None:
     assert invoke("run", "Hello", "--chat", *SHORT).out == answer + "\n"
 
 
-def test_the_argument_wins_over_the_pipe() -> None:
-    assert invoke("run", "Once", *SHORT, stdin=b"\xff never read").out.startswith("Once")
-
-
-def test_a_pipe_loses_one_newline_only() -> None:
-    assert invoke("run", *SHORT, stdin=b"One\nday\n\n").out.startswith("One\nday\n")
-
-
 def test_the_stop_text_is_not_printed() -> None:
     prompt = "Once upon a time"
     answer = invoke("run", prompt, "--max-tokens", "20", "--temperature", "0").out.removeprefix(prompt)
@@ -102,7 +94,12 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return mp.load("tiny")
 
     def stream(
-        self: mp.Model, prompt: str, params: mp.SamplingParams, *, reasoning_effort: str | None
+        self: mp.Model,
+        prompt: str,
+        params: mp.SamplingParams,
+        *,
+        reasoning_effort: str | None,
+        tools: object = None,
     ) -> mp.TextStreamer:
         arrived.update(prompt=prompt, params=params, reasoning_effort=reasoning_effort)
         raise mp.MistralPortableError("that is enough")

@@ -48,7 +48,7 @@ def test_the_spelling_of_the_script_in_transformers(tmp_path: Path, size: str | 
         ("convert tiny OUT --output_dir OUT", 2, "give it once, as DST"),
         ("convert tiny --input_dir tiny OUT", 2, "give it once, as SRC"),
         ("convert tiny OUT --to onnx", 2, "'--to'"),
-        ("convert tiny OUT --dtype int8", 2, "dtype='int8': choose one of float32, float16, bfloat16"),
+        ("convert tiny OUT --dtype int8", 2, "--dtype 'int8': choose one of float32, float16, bfloat16"),
         ("convert tiny OUT --window 0", 2, "'--window'"),
         ("convert tiny OUT --model_size 7B", 2, "--model_size 7B: tiny has 3,541,248 parameters; say 4M"),
         ("convert /no/such/model OUT", 1, "/no/such/model"),

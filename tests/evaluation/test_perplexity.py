@@ -136,8 +136,8 @@ def test_the_command(tmp_path: Path) -> None:
     ("line", "status", "words"),
     [
         ("perplexity tiny", 2, "'FILE'"),
-        ("perplexity tiny /no/such/text", 2, "/no/such/text: no text file in UTF-8"),
-        ("perplexity tiny TEXT --context 7", 2, "context=7 must be an even number"),
+        ("perplexity tiny /no/such/text", 2, "/no/such/text: cannot be read: No such"),
+        ("perplexity tiny TEXT --context 7", 2, "--context 7 must be an even number"),
         ("perplexity tiny TEXT --context 2", 2, "'--context'"),
         ("perplexity tiny TEXT --context 2000", 2, "less than a chunk of 2000"),
         ("perplexity tiny TEXT --questions /no/such", 2, "/no/such: not a JSON list of questions"),

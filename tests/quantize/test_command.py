@@ -21,11 +21,11 @@ def test_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "status", "words"),
     [
-        ("quantize", 2, "'SRC'"),
+        ("quantize", 2, "SRC DST"),
         ("quantize tiny", 2, "'DST'"),
-        ("quantize tiny OUT --type q9_z", 2, "type='q9_z': choose one of q2_k, "),
+        ("quantize tiny OUT --type q9_z", 2, "--type 'q9_z': choose one of q2_k, "),
         ("quantize tiny OUT --threads 0", 2, "'--threads'"),
-        ("quantize tiny OUT --threads 100000", 1, "threads=100000: at most"),
+        ("quantize tiny OUT --threads 100000", 1, "--threads 100000: at most"),
         ("quantize tiny OUT --calibrate /no/such/file", 2, "/no/such/file: not a text file in UTF-8"),
         ("quantize tiny OUT --imatrix /no/such/file", 2, "/no/such/file: cannot be read"),
         ("quantize tiny OUT --imatrix a --calibrate b", 2, "give one of them"),

@@ -1,5 +1,9 @@
-"""`python -m mistral_portable_numba.compiler ISA FOLDER KERNEL...`: compile kernels, a line of output each."""
+"""`python -m mistral_portable_numba.compiler ISA FOLDERS KERNEL...`: compile kernels, a line of output each.
 
+FOLDERS is a JSON list.
+"""
+
+import json
 import sys
 from pathlib import Path
 
@@ -9,12 +13,19 @@ from mistral_portable_numba.compiler.toolchain import lower, object_file
 from mistral_portable_numba.kernels.registry import kernel
 
 
-def main(isa_name: str, folder: str, *names: str) -> None:
-    """Compile kernels for this system into a cache folder (see `objects`)."""
-    isa = ISAS[isa_name]
+def main(isa_name: str, folders: str, *names: str) -> None:
+    """Compile kernels for this system into the first of some cache folders that takes them (see `objects`)."""
+    isa, places = ISAS[isa_name], [Path(folder) for folder in json.loads(folders)]
     for name in names:
         text = lower(name, kernel(name, isa.tokens))
-        write_object(object_path(Path(folder), name, isa), object_file(name, text, isa, host_triple()))
+        code = object_file(name, text, isa, host_triple())
+        for place in places:
+            try:
+                write_object(object_path(place, name, isa), code)
+                break
+            except OSError:  # a full disk
+                if place is places[-1]:
+                    raise
         print(name, flush=True)
 
 

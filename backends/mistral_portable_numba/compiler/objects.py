@@ -7,11 +7,13 @@ damaged one is compiled again. Of each kernel the VERSIONS newest objects are ke
 """
 
 import hashlib
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
@@ -30,6 +32,8 @@ from mistral_portable_numba.kernels.registry import MODULES
 __all__ = ["VERSIONS", "LoadedKernels", "default_folder", "digest", "host_triple", "object_path", "write_object"]
 
 Progress = Callable[[str, int, int], None]
+
+_COMPILING = "compiling kernels, once per machine"
 
 VERSIONS = 4
 """Objects of a kernel that are kept, the newest: installations of different versions may share the folder."""
@@ -52,7 +56,8 @@ class LoadedKernels:
     """The addresses of kernels, whose code stays loaded as long as this object lives."""
 
     def __init__(self, names: Iterable[str], isa: Isa, folder: Path, progress: Progress | None = None) -> None:
-        """Compile the kernels that are missing in `folder` (in a temporary one if it is not writable), and load all.
+        """Compile the kernels that are missing in `folder`, and load all. Those that cannot be written there, as it is
+        read-only or its disk is full, go to a temporary one, with a warning.
 
         Raises BackendError for a kernel that does not exist, or if the compiler fails.
         """
@@ -62,10 +67,17 @@ class LoadedKernels:
         found = {name: code for name in wanted if (code := _read(object_path(folder, name, isa))) is not None}
         if len(found) < len(wanted):
             with tempfile.TemporaryDirectory() as spare:
-                missing = [name for name in wanted if name not in found]
-                place = folder if _writable(folder / "kernels" / isa.name) else Path(spare)
-                _compile(missing, isa, place, progress)
-                found |= {name: _required(object_path(place, name, isa)) for name in missing}
+                missing, places = [name for name in wanted if name not in found], [Path(spare)]
+                if reason := _obstacle(folder / "kernels" / isa.name):
+                    _warn(folder, reason)
+                else:
+                    places = [folder, Path(spare)]
+                _compile(missing, isa, places, progress)
+                for name in missing:
+                    code = _read(object_path(places[0], name, isa))
+                    found[name] = code or _required(object_path(places[-1], name, isa))
+                if places[0] is folder and next(Path(spare).rglob("*.o"), None):
+                    _warn(folder, "some could not be written")
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         machine = llvm.Target.from_triple(host_triple()).create_target_machine()
@@ -140,14 +152,22 @@ def _required(path: Path) -> bytes:
     return code
 
 
-def _writable(folder: Path) -> Path | None:
-    """The folder, which is made if need be; None if no file can be created in it."""
+def _obstacle(folder: Path) -> str:
+    """The reason why no file can be created in a folder, which is made if need be; "": one can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return None
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _warn(folder: Path, reason: str) -> None:
+    warnings.warn(
+        f"compiled kernels cannot be kept in {folder} ({reason}): each start compiles them anew; "
+        "set MISTRAL_PORTABLE_CACHE to a folder with room",
+        stacklevel=2,
+    )
 
 
 def digest(name: str, isa: Isa) -> str:
@@ -186,17 +206,29 @@ def _sources(package: Path, module: str) -> dict[str, bytes]:
     return dict(sorted(found.items()))
 
 
-def _compile(names: list[str], isa: Isa, folder: Path, progress: Progress | None) -> None:
-    """Compile kernels into a cache folder, in two processes. Raises BackendError if one fails."""
+def _compile(names: list[str], isa: Isa, places: list[Path], progress: Progress | None) -> None:
+    """Compile kernels, in two processes, each into the first of the cache folders that it can be written to.
+
+    Raises BackendError if one fails.
+    """
     # Formats with blocks of 256 columns take about ten times as long as the others, so they are dealt out first.
     ordered = sorted(names, key=lambda name: (not name.startswith("linear_"), not name.endswith(("_k", "_xs")), name))
     children = []
     try:
         for share in filter(None, (ordered[::2], ordered[1::2])):
             # -P: Python then does not import a numba.py, say, of the user's current folder.
-            command = [sys.executable, "-Pm", "mistral_portable_numba.compiler", isa.name, str(folder), *share]
+            command = [
+                sys.executable,
+                "-Pm",
+                "mistral_portable_numba.compiler",
+                isa.name,
+                json.dumps([*map(str, places)]),
+                *share,
+            ]
             errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # a pipe could fill while nobody reads it
             children.append((_start(command, errors), errors))
+        if progress is not None:
+            progress(_COMPILING, 0, len(names))
         # A child prints a line per kernel. The shares take about the same time, so reading one child after the other
         # delays few progress reports.
         done = 0
@@ -205,7 +237,7 @@ def _compile(names: list[str], isa: Isa, folder: Path, progress: Progress | None
             for _ in child.stdout:
                 done += 1
                 if progress is not None:
-                    progress("compiling kernels, once per machine", done, len(names))
+                    progress(_COMPILING, done, len(names))
         for child, errors in children:
             if child.wait():
                 errors.seek(0)
