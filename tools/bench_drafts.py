@@ -5,9 +5,9 @@
     python -m tools.bench_drafts MODEL.gguf --cost                   # times of steps of 1 to 16 tokens
 
 The sampler is made to choose a trace, whatever the weights are. "copy 70 %" repeats a part of its prompt, and after each
-token there is a chance that it leaves it: so that about 70 % of what is drafted is accepted. "new" repeats nothing. Each
-repetition runs every engine on the same trace: without drafts, with them, and with prompt lookup as other libraries do
-it: the longest of the last 3 tokens that stood before, and the 10 behind it, always.
+token there is a chance that it leaves it: so that about 70 % of what is drafted is accepted. "new" repeats nothing.
+Each repetition runs the same trace without drafts, with them, and with prompt lookup as other libraries do it: what
+stood behind the first place of the last 3 tokens, or else 2 or 1; always 10 of it.
 """
 
 import argparse
