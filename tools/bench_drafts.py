@@ -5,7 +5,7 @@
     python -m tools.bench_drafts MODEL.gguf --cost                   # times of steps of 1 to 16 tokens
 
 The sampler is made to choose a trace, whatever the weights are. "copy 70 %" repeats a part of its prompt, and after
-each token there is a chance that it leaves it: so that about 70 % of what is drafted is accepted. "new" repeats nothing.
+each token there is a chance that it leaves it: so that about 70 % of what is drafted is accepted. "new" repeats none.
 Each repetition runs the same trace without drafts, with them, and with prompt lookup as other libraries do it: what
 stood behind the first place of the last 3 tokens, or else 2 or 1; always 10 of it.
 """

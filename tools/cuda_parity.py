@@ -44,7 +44,7 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def mlx_machine(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the MLX executor says of itself. Fails if it does not run on a GPU although one is demanded."""
+    """How the MLX executor describes itself. Fails if it does not run on a GPU although one is demanded."""
     from mistral_portable_mlx import BACKEND
 
     reason = BACKEND.probe().reason
@@ -54,7 +54,7 @@ def mlx_machine(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def limits(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the device can copy and multiply in a second."""
+    """Measure how much the device copies and multiplies in a second."""
     import torch
 
     from tools.bench_torch import copy_bandwidth, matmul_peak

@@ -36,7 +36,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a stage. status: "passed", "failed" or "out of time". result: the JSON that it printed, if it
+    """The outcome of a stage. status: "passed", "failed" or "out of time". result: the JSON that it printed, if it
     did. output: the end of its output otherwise."""
 
     stage: str

@@ -270,7 +270,7 @@ class TorchProgram:
         self._fitted = max(self._fitted, scratch)
 
     def _sizes(self, plan: StepPlan, recorded: bool) -> Sizes:
-        """Of the layer group that reads most."""
+        """Those of the layer group that reads most."""
         keys = longest = 0
         counts = np.diff(plan.query_starts)
         for index in range(len(plan.groups)):

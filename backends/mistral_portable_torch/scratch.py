@@ -92,7 +92,8 @@ def _own(
 
 
 def _experts(node: Node, shapes: Mapping[str, Shape], packed: Mapping[str, int], itemsize: int, sizes: Sizes) -> int:
-    """Of `experts.Experts.mix`: the chosen experts' matrices are gathered, or one expert after the other is used."""
+    """Scratch of `experts.Experts.mix`: the chosen experts' matrices are gathered, or one expert after the other is
+    used."""
     count, chosen = int(shapes[node.inputs[1]][1]), sizes.tokens * node.integer("top_k")
     gathered = chosen <= count
     used = [prod(int(size) for size in shapes[name]) * (chosen if gathered else 1) // count for name in node.inputs[2:]]

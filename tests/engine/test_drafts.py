@@ -211,7 +211,7 @@ def test_a_text_that_repeats_nothing_tries_nothing() -> None:
 
 
 def test_a_grammar_forces_tokens_that_were_drafted() -> None:
-    """What the grammar leaves alone may be what a draft says, in part, or not at all."""
+    """Tokens that the grammar leaves alone may be those of a draft, or some of them, or none."""
     model, switch = loaded(None)
     schema = {"type": "object", "properties": {"name": {"enum": ["red ball", "red car"]}}, "required": ["name"]}
     for seed in range(6):

@@ -123,7 +123,7 @@ class Watched(Repeated):
 
 
 def operations_of(config: MistralConfig, sequences: int) -> tuple[list[Operation], list[Operation]]:
-    """What a decoding step does when it comes first, and while it is recorded."""
+    """The operations of a decoding step when it comes first, and while it is recorded."""
     record = Watched()
     session = many_lanes(record, config)
     lanes = [session.begin(text(20, lane))[0] for lane in range(sequences)]
