@@ -10,6 +10,7 @@ from mistral_portable.cli.options import (
     BackendOption,
     ChatTemplateOption,
     DeviceOption,
+    DraftOption,
     DtypeOption,
     KVCacheOption,
     MaxContextOption,
@@ -39,6 +40,7 @@ class ModelOptions:
     revision: RevisionOption = None
     chat_template: ChatTemplateOption = None
     adapter: AdapterOption = None
+    draft: DraftOption = "auto"
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -57,6 +59,7 @@ class ModelOptions:
             "threads": self.threads,
             "revision": self.revision,
             "chat_template": self.chat_template,
+            "draft": self.draft,
             "adapters": {name: path for name, (path, _) in adapters.items()} or None,
             "adapter": {name: weight for name, (_, weight) in adapters.items()} or None,
         }

@@ -15,6 +15,7 @@ __all__ = [
     "CacheRamOption",
     "ChatTemplateOption",
     "DeviceOption",
+    "DraftOption",
     "DtypeOption",
     "JsonOption",
     "KVCacheOption",
@@ -59,6 +60,14 @@ AdapterOption = Annotated[
 ChatTemplateOption = Annotated[
     str | None,
     _model("A file with a Jinja template for chats, the name of one of the model's, or 'mistral'.", "FILE|NAME"),
+]
+DraftOption = Annotated[
+    str,
+    _model(
+        "Where a text repeats itself steps try several tokens, which changes no text: auto (on executors whose bits do "
+        "not depend on it), suffix (on any) or off.",
+        "auto|suffix|off",
+    ),
 ]
 ReasoningEffortOption = Annotated[
     str | None,

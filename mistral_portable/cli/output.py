@@ -73,6 +73,8 @@ def speed(timings: "Timings") -> str:
         parts[0] += f", {(timings.prefill_tokens - timings.cached_tokens) / timings.prefill_s:.1f}/s"
     if timings.decode_s:
         parts.append(f"answer {timings.decode_tokens + 1} tokens, {timings.decode_tokens / timings.decode_s:.1f}/s")
+    if timings.drafted_tokens:
+        parts[-1] += f" ({timings.accepted_tokens} of {timings.drafted_tokens} drafted)"
     if timings.peak_memory_bytes:
         parts.append(f"memory {size(timings.peak_memory_bytes)}")
     return "; ".join(parts)

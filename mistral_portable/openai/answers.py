@@ -63,14 +63,16 @@ def usage(generations: Sequence[Generation], n: int) -> JSON:
 
 
 def timings(generations: Sequence[Generation]) -> JSON:
-    """llama-server's `timings`: tokens found in the cache, read and made, of all answers; ms of the one that took
-    longest, from its request to the first token and from there to the last."""
+    """llama-server's `timings`: tokens found in the cache, read and made, and drafted if there were any, of all
+    answers; ms of the one that took longest, from its request to the first token and from there to the last."""
     every = [generation.timings for generation in generations]
     cached = sum(some.cached_tokens for some in every)
     read = sum(some.prefill_tokens for some in every) - cached
     made = sum(len(generation.tokens) for generation in generations)
     read_s, made_s = max(some.prefill_s for some in every), max(some.decode_s for some in every)
     decoded = sum(some.decode_tokens for some in every)
+    drafted = sum(some.drafted_tokens for some in every)
+    drafts = {"draft_n": drafted, "draft_n_accepted": sum(some.accepted_tokens for some in every)} if drafted else {}
     return {
         "cache_n": cached,
         "prompt_n": read,
@@ -79,6 +81,7 @@ def timings(generations: Sequence[Generation]) -> JSON:
         "predicted_n": made,
         "predicted_ms": made_s * 1000,
         "predicted_per_second": decoded / made_s if made_s else 0.0,
+        **drafts,
     }
 
 

@@ -27,6 +27,8 @@ class Metrics:
         self._cached = self._counter("cached_tokens", "Tokens of prompts that were found in the cache.")
         self._answers = self._counter("answers", "Complete answers, by reason of their end.", "finish_reason")
         self._made = self._counter("answer_tokens", "Tokens of complete answers.")
+        self._drafted = self._counter("drafted_tokens", "Tokens that steps of complete answers have tried.")
+        self._accepted = self._counter("accepted_tokens", "Drafted tokens that were right: steps saved.")
         self._first = self._histogram("first_token_seconds", "From the queue to the first token.", _SECONDS)
         self._each = self._histogram("token_seconds", "Between the tokens of an answer, on average.", _TOKEN_SECONDS)
         for name, text, value in (
@@ -50,6 +52,8 @@ class Metrics:
         self._cached.inc(timings.cached_tokens)
         self._answers.labels(generation.finish_reason).inc()
         self._made.inc(made)
+        self._drafted.inc(timings.drafted_tokens)
+        self._accepted.inc(timings.accepted_tokens)
         self._first.observe(timings.prefill_s)
         if timings.decode_tokens:
             self._each.observe(timings.decode_s / timings.decode_tokens)

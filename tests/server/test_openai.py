@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from serving import CHAT, PATIENCE, Running
 
 import mistral_portable as mp
+from mistral_portable.drafts import StepCosts
 
 TEXT = "Once upon a time"
 
@@ -172,6 +173,28 @@ def test_a_prompt_is_found_again_and_timings_say_so(server: Running) -> None:
     assert (answer["timings"]["cache_n"], answer["timings"]["prompt_n"]) == (asked - 1, 1)
     assert answer["timings"]["predicted_n"] == answer["usage"]["completion_tokens"]
     assert other["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_timings_and_metrics_say_what_was_drafted(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StepCosts, "seconds", lambda self: [1.0] * 65)  # whatever this machine's clock says
+    body = {"prompt": "red ball " * 30, "max_tokens": 60, "temperature": 0, "logit_bias": {"2": -100}}
+
+    def counts() -> list[float]:
+        names = [f"mistral_portable_{name}_tokens_total" for name in ("drafted", "accepted")]
+        lines = [line.split() for line in http.get("/metrics").text.splitlines()]
+        return [float(line[1]) for name in names for line in lines if line[0] == name]
+
+    with server.client() as http:
+        before = counts()
+        answer = http.post("/v1/completions", json=body).json()
+        after = counts()
+    timings = answer["timings"]
+    assert [new - old for old, new in zip(before, after, strict=True)] == [
+        timings["draft_n"],
+        timings["draft_n_accepted"],
+    ]
+    assert 0 < timings["draft_n_accepted"] <= timings["draft_n"]
+    assert timings["predicted_n"] == answer["usage"]["completion_tokens"]
 
 
 def test_models(client: openai.OpenAI) -> None:

@@ -1,0 +1,33 @@
+"""`--draft`: who drafts, and what is said of it."""
+
+import json
+
+from cli.processes import invoke
+
+from mistral_portable.cli.output import speed
+from mistral_portable.engine import Timings
+
+PROMPT = "red ball " * 20
+GREEDY = ("-n", "40", "--temperature", "0", "--ignore-eos", "--json")
+
+
+def test_answers_are_the_same_and_say_what_was_tried() -> None:
+    off, auto = (json.loads(invoke("run", PROMPT, *GREEDY, "--draft", draft).out) for draft in ("off", "suffix"))
+    assert off["tokens"] == auto["tokens"]
+    assert off["timings"]["drafted_tokens"] == 0
+    assert 0 <= auto["timings"]["accepted_tokens"] <= auto["timings"]["drafted_tokens"]
+
+
+def test_another_word_is_refused() -> None:
+    result = invoke("run", "hi", "--draft", "often")
+    assert result.status == 2
+    assert result.err.splitlines()[-1].endswith("""'often' must be "auto", "suffix" or "off\"""")
+
+
+def test_the_line_behind_an_answer() -> None:
+    timings = Timings(
+        load_s=1, prefill_tokens=8, cached_tokens=0, prefill_s=2, decode_tokens=20, decode_s=4, peak_memory_bytes=0
+    )
+    assert speed(timings) == "prompt 8 tokens, 4.0/s; answer 21 tokens, 5.0/s"
+    drafting = Timings(**{**vars(timings), "drafted_tokens": 12, "accepted_tokens": 9})
+    assert speed(drafting) == "prompt 8 tokens, 4.0/s; answer 21 tokens, 5.0/s (9 of 12 drafted)"
