@@ -143,29 +143,6 @@ def test_a_wrong_engine_is_caught(mutate: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tokens of each step of the models that are loaded from now on."""
-    sizes: list[int] = []
-    make = mp.Model.__init__
-
-    def watched(self: mp.Model, *arguments: Any, **options: Any) -> None:
-        make(self, *arguments, **options)
-        for name in ("step", "submit"):
-            if hasattr(self.program, name):
-                monkeypatch.setattr(self.program, name, counting(getattr(self.program, name)))
-
-    def counting(run: Any) -> Any:
-        def step(plan: StepPlan, *rest: Any, **more: Any) -> Any:
-            sizes.append(len(plan.tokens))
-            return run(plan, *rest, **more)
-
-        return step
-
-    monkeypatch.setattr(mp.Model, "__init__", watched)
-    return sizes
-
-
-@pytest.fixture
 def timeless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all steps count as equally long, so that drafts do not depend on this machine's clock."""
     monkeypatch.setattr(StepCosts, "observe", lambda self, tokens, seconds: None)
@@ -173,17 +150,17 @@ def timeless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("timeless")
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_text_that_repeats_itself_takes_fewer_steps(backend: str, steps: list[int]) -> None:
+def test_a_text_that_repeats_itself_takes_fewer_steps(backend: str, counted: list[int]) -> None:
     """Greedy, the embedded model repeats ids that mean nothing to it; on devices, too, if it is asked for."""
     with mp.load("tiny", backend=backend, draft="suffix") as model:
         expected = model.generate(REPEATS, max_tokens=100, temperature=0, ignore_eos=True, draft="off")
-        steps.clear()
+        counted.clear()
         found = model.generate(REPEATS, max_tokens=100, temperature=0, ignore_eos=True)
         assert found.tokens == expected.tokens
         timings = found.timings
         assert timings.accepted_tokens > 30
-        assert len(steps) == 100 - timings.accepted_tokens
-        assert sum(steps[1:]) == 99 - timings.accepted_tokens + timings.drafted_tokens
+        assert len(counted) == 100 - timings.accepted_tokens
+        assert sum(counted[1:]) == 99 - timings.accepted_tokens + timings.drafted_tokens
         assert timings.decode_tokens == 99
 
 
@@ -224,7 +201,7 @@ def test_a_grammar_forces_tokens_that_were_drafted() -> None:
             assert (found.tokens, found.text) == (expected.tokens, expected.text)
 
 
-def test_streams_with_stop_strings_end_where_they_do_without(steps: list[int]) -> None:
+def test_streams_with_stop_strings_end_where_they_do_without(counted: list[int]) -> None:
     model, switch = loaded(None)
     text = model.generate("Once upon a time", draft="off", max_tokens=40, temperature=0)
     stop = text.text.split()[6]

@@ -18,30 +18,6 @@ BACKENDS = [found.name for found in candidates() if found.availability.score > 0
 CHAT, OTHER = list(range(5, 305)), list(range(400, 700))
 
 
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tokens of each step from now on, whatever model makes it."""
-    sizes: list[int] = []
-    make = mp.Model.__init__
-
-    def watched(self: mp.Model, *arguments: Any, **options: Any) -> None:
-        make(self, *arguments, **options)
-        for name in ("step", "submit"):
-            if hasattr(self.program, name):
-                run = getattr(self.program, name)
-                monkeypatch.setattr(self.program, name, counting(run), raising=False)
-
-    def counting(run: Any) -> Any:
-        def step(plan: StepPlan, *arguments: Any, **options: Any) -> Any:
-            sizes.append(len(plan.tokens))
-            return run(plan, *arguments, **options)
-
-        return step
-
-    monkeypatch.setattr(mp.Model, "__init__", watched)
-    return sizes
-
-
 @pytest.mark.parametrize(("backend", "window"), [*((name, 64) for name in BACKENDS), ("numba", 7), ("numba", None)])
 def test_a_chat_turn_reads_what_is_new(backend: str, window: Window, counted: list[int]) -> None:
     """Also behind a window that has moved on, and after another chat has been there."""
