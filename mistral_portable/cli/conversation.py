@@ -45,13 +45,13 @@ class Conversation:
         self._check(messages)
         self._beginning, self.messages = beginning, messages
 
-    def undo(self) -> str:
-        """Take back the user's last message and what follows it; return its text. Raises InputError without one."""
+    def undo(self) -> dict[str, Any]:
+        """Take back the user's last message and what follows it; return it. Raises InputError without one."""
         for index in reversed(range(len(self.messages))):
             if self.messages[index].get("role") == "user":
-                content = str(self.messages[index].get("content"))
+                message = self.messages[index]
                 self.messages = self.messages[:index]
-                return content
+                return message
         raise InputError("there is no message yet")
 
     def count(self, tools: Sequence[Mapping[str, Any]]) -> int:

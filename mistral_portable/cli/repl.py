@@ -1,5 +1,6 @@
 """Repl: answers messages and obeys commands, until the lines end."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,13 +87,20 @@ class Repl:
         note("a new conversation")
 
     def _undo(self, _: str) -> None:
-        note(f"taken back: {one_line(self._conversation.undo())}")
+        content = self._conversation.undo()["content"]
+        note(
+            f"taken back: {one_line(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False))}"
+        )
 
     def _answer_again(self, _: str) -> None:
         before = self._conversation.messages
-        content = self._conversation.undo()
-        if not self._answer([*self._conversation.messages, {"role": "user", "content": content}]):
-            self._conversation.messages = before
+        message = self._conversation.undo()
+        answered = False
+        try:
+            answered = self._answer([*self._conversation.messages, message])
+        finally:
+            if not answered:
+                self._conversation.messages = before
 
     def _instruct(self, text: str) -> None:
         if text:

@@ -29,7 +29,7 @@ def changed(params: SamplingParams, name: str, value: str) -> SamplingParams:
     read: Any
     try:
         read = None if value.lower() == "none" else json.loads(value.lower() if name != "stop" else value)
-    except ValueError:
+    except (ValueError, RecursionError):
         read = value
     if name == "stop":
         read = () if read is None else (value,)

@@ -77,6 +77,23 @@ def test_undo_and_regen(tmp_path: Path) -> None:
     assert (result.status, result.err) == (0, "error: there is no message yet\n" * 2)
 
 
+def test_content_in_parts_is_answered_again_as_it_is(tmp_path: Path) -> None:
+    question = {"role": "user", "content": [{"type": "text", "text": "One day"}]}
+    file = tmp_path / "parts"
+    file.write_text(json.dumps([question, {"role": "assistant", "content": "Yes."}]))
+    assert said(tmp_path, f"/load {file}", "/regen")[0] == question
+    assert 'taken back: [{"type": "text", "text": "One day"}]' in chat(f"/load {file}", "/undo").err
+
+
+def test_a_message_that_cannot_be_answered_again_stays(tmp_path: Path) -> None:
+    long = [{"role": "user", "content": "one day " * 200}, {"role": "assistant", "content": "Yes."}]
+    file = tmp_path / "long"
+    file.write_text(json.dumps(long))
+    result = chat(f"/load {file}", "/regen", f"/save {tmp_path / 'chat'}", options=("--max-context", "64"))
+    assert "error:" in result.err
+    assert json.loads((tmp_path / "chat").read_text()) == long
+
+
 def test_system(tmp_path: Path) -> None:
     beginning = {"role": "system", "content": "Be brief."}
     messages = said(tmp_path, "Hello", "/system Be brief.")
@@ -118,6 +135,11 @@ def test_a_setting_is_read(name: str, text: str, value: object) -> None:
     params = changed(mp.SamplingParams(seed=3, stop=("x",)), name, text)
     assert getattr(params, name.replace("-", "_")) == value
     assert f"{name.replace('-', '_'):20}" in shown(params)
+
+
+def test_a_nested_value_is_no_setting() -> None:
+    with pytest.raises(InputError, match="temperature"):
+        changed(mp.SamplingParams(), "temperature", "[" * 200_000)
 
 
 def test_a_setting_that_is_none() -> None:
