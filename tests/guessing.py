@@ -28,6 +28,9 @@ class Guessing:
     def observe(self, tokens: int, seconds: float) -> None:
         """Nothing: it costs what it costs."""
 
+    def forget(self, completion: Completion) -> None:
+        """Nothing: there is nothing."""
+
     def _draft(self, tokens: list[int]) -> list[int]:
         known = next((text for text in self.texts if list(text[: len(tokens)]) == tokens), tokens)
         right = [*known[len(tokens) :], *[7] * self._most]

@@ -70,6 +70,9 @@ class Lookup:
     def observe(self, tokens: int, seconds: float) -> None:
         """Nothing."""
 
+    def forget(self, completion: Completion) -> None:
+        """Nothing."""
+
     def _draft(self, text: NDArray[np.int64]) -> list[int]:
         for size in (3, 2, 1):
             windows = np.lib.stride_tricks.sliding_window_view(text[:-1], size)

@@ -13,12 +13,13 @@ class StepCosts:
 
     More tokens never take less: a shorter time of a larger step counts for smaller ones, too. Sizes between two that
     were run lie on a line between them; larger ones go on as the last two do, by a sixteenth per token at least. So a
-    size is tried when there is good reason. The first step of a size does not count: something may have been compiled.
+    size is tried when there is good reason. Of sizes below those that were run nothing is known. The first step of a
+    size does not count: something may have been compiled.
 
     >>> costs = StepCosts(6)
-    >>> for tokens, seconds in [(1, 16.0), (3, 28.0), (4, 20.0)] * 2: costs.observe(tokens, seconds)
+    >>> for tokens, seconds in [(2, 16.0), (4, 28.0), (5, 20.0)] * 2: costs.observe(tokens, seconds)
     >>> costs.seconds()    # index 0 is no step
-    [0.0, 16.0, 18.0, 20.0, 20.0, 21.25, 22.5]
+    [0.0, 0.0, 16.0, 18.0, 20.0, 20.0, 21.25]
     """
 
     def __init__(self, most: int) -> None:
@@ -35,7 +36,7 @@ class StepCosts:
         if not self._noted[tokens]:
             self._noted[tokens] = self._steps
             return
-        before = self._seconds[tokens]
+        before = self._seconds[tokens] if self._is_known(tokens) else 0.0
         if before and seconds > before:
             seconds = before + _RISE * (min(seconds, 2 * before) - before)
         self._seconds[tokens] = seconds
@@ -43,7 +44,7 @@ class StepCosts:
         self._all = None
 
     def seconds(self) -> list[float]:
-        """The time of steps of 0, 1, 2 ... `most` tokens; as the least one up to there; 0.0 if none is known."""
+        """The time of steps of 0, 1, 2 ... `most` tokens; 0.0 up to the smallest size that is known."""
         if self._all is None:
             self._all = self._filled()
         return self._all
@@ -51,7 +52,7 @@ class StepCosts:
     def _filled(self) -> list[float]:
         least, known = inf, list[tuple[int, float]]()
         for tokens in range(len(self._seconds) - 1, 0, -1):
-            if self._seconds[tokens] and self._noted[tokens] + _FORGET >= self._steps:
+            if self._is_known(tokens):
                 least = min(least, self._seconds[tokens])
                 known.append((tokens, least))
         known.reverse()
@@ -59,7 +60,7 @@ class StepCosts:
         if not known:
             return filled
         size, time = known[0]
-        filled[1 : size + 1] = [time] * size
+        filled[size] = time
         slope = 0.0
         for larger, longer in known[1:]:
             slope = (longer - time) / (larger - size)
@@ -68,3 +69,6 @@ class StepCosts:
         slope = max(slope, time / 16)
         filled[size + 1 :] = [time + slope * more for more in range(1, len(filled) - size)]
         return filled
+
+    def _is_known(self, tokens: int) -> bool:
+        return self._seconds[tokens] > 0 and self._noted[tokens] + _FORGET >= self._steps

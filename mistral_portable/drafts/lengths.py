@@ -10,7 +10,8 @@ def best_lengths(chances: Sequence[Sequence[float]], seconds: Sequence[float]) -
     """Choose the lengths of drafts that maximise the expected tokens of a step per second.
 
     chances: for each sequence of the step and each token of its draft the chance that it is right if those before it
-    are. seconds: of steps of 0, 1, 2 ... tokens (`StepCosts.seconds`); no step is longer.
+    are. seconds: of steps of 0, 1, 2 ... tokens (`StepCosts.seconds`); no step is longer. Where the time of a step
+    without drafts is not known, there are none: to know it comes first.
 
     A sequence makes one token, and one more for each drafted token that is right along with all before it. Chances
     fall along a draft, so the likeliest tokens of all drafts are taken one after the other.
@@ -23,18 +24,18 @@ def best_lengths(chances: Sequence[Sequence[float]], seconds: Sequence[float]) -
     lengths = [0] * len(chances)
     made = float(len(chances))
     tokens = len(chances)
-    if tokens >= len(seconds):
+    if tokens >= len(seconds) or not seconds[tokens]:
         return lengths
     ranked = [(-some[0], number) for number, some in enumerate(chances) if some]
     heapify(ranked)
-    best, order, taken = made / (seconds[tokens] or 1), list[int](), 0
+    best, order, taken = made / seconds[tokens], list[int](), 0
     while ranked and tokens + 1 < len(seconds):
         chance, number = ranked[0]
         made -= chance
         tokens += 1
         order.append(number)
-        if made / (seconds[tokens] or 1) > best:
-            best, taken = made / (seconds[tokens] or 1), len(order)
+        if made / seconds[tokens] > best:
+            best, taken = made / seconds[tokens], len(order)
         lengths[number] += 1
         rest = chances[number][lengths[number] :]
         heapreplace(ranked, (chance * rest[0] if rest else 0.0, number))

@@ -17,7 +17,8 @@ MOST_DRAFTED = 15
 
 _MOST_TOKENS = 64  # of a step with drafts
 _READ = 1024  # tokens of a text that are looked at in one step: 2 ms
-_LEAST_CHANCE = 0.02  # of a token that is worth a thought
+_LEAST_CHANCE = 0.02  # of the first token: below, none is proposed
+_PAUSE = 64  # steps without drafts behind one for which memory was short
 
 
 class DraftSource(Protocol):
@@ -32,6 +33,9 @@ class DraftSource(Protocol):
     def observe(self, tokens: int, seconds: float) -> None:
         """Learn how long a step has taken that decoded so many tokens, those of drafts included."""
 
+    def forget(self, completion: Completion) -> None:
+        """Drop what is known of an answer that has ended."""
+
 
 class Drafting:
     """Chooses what a step tries, of what a source proposes. A wrong draft costs time and changes nothing else."""
@@ -40,11 +44,15 @@ class Drafting:
         """vocab_size: ids from there on are in no draft."""
         self._source = source
         self._vocab_size = vocab_size
+        self._paused = 0  # steps that are still to be made without
 
     def choose(self, turn: Turn[Request[Any]]) -> dict[Request[Any], Sequence[int]]:
         """Return the drafts of a step, none of them empty; none beside prompts, which want the room."""
         if turn.reading:
             self._source.read([key for key, _ in turn.reading if isinstance(key, Completion) and key.drafts])
+            return {}
+        if self._paused:
+            self._paused -= 1
             return {}
         decoding = cast(list[Completion], turn.decoding)  # nothing else decodes
         if not any(completion.drafts for completion in decoding):
@@ -62,6 +70,14 @@ class Drafting:
         """Learn how long a step has taken, which had so many tokens."""
         if not turn.reading:
             self._source.observe(tokens, seconds)
+
+    def pause(self) -> None:
+        """Choose nothing for some steps: memory was short."""
+        self._paused = _PAUSE
+
+    def forget(self, completion: Completion) -> None:
+        """Drop what is known of an answer that has ended."""
+        self._source.forget(completion)
 
 
 class SuffixDrafting:
@@ -95,6 +111,10 @@ class SuffixDrafting:
     def observe(self, tokens: int, seconds: float) -> None:
         """Learn what steps cost."""
         self._costs.observe(tokens, seconds)
+
+    def forget(self, completion: Completion) -> None:
+        """Drop the text, of which streams that are kept have no need."""
+        self._texts.pop(completion, None)
 
     def _offer(self, completion: Completion) -> Sequence[int]:
         text = self._text(completion)

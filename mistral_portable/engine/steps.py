@@ -171,11 +171,11 @@ class Steps:
             try:
                 outputs = self._core.run(chunks)[1]
             except CapacityError:
-                if not drafts:
+                if not drafts or self._drafting is None:
                     raise
-                drafts = {}  # they are to save time, and not to cost anybody the lane
-                chunks = self._chunks(turn, drafts)
-                outputs = self._core.run(chunks)[1]
+                self._drafting.pause()  # they are to save time, and not to cost anybody the lane
+                self._run(turn, time.perf_counter())
+                return
             seconds = time.perf_counter() - start
             self._took_place(turn)
             self._hand_out(turn.requests, chunks, outputs, drafts, begin)
@@ -219,7 +219,7 @@ class Steps:
         if not (self._on_device and asking and all(isinstance(some, Completion) and some.greedy for some in asking)):
             return False
         step = self._core.submit(chunks, after)
-        self._begun.append(UnderWay(step, turn, cast(list[Completion], asking)))
+        self._begun.append(UnderWay(step, turn, cast(list[Completion], asking), after is not None))
         self._took_place(turn)
         return True
 
@@ -261,19 +261,21 @@ class Steps:
             start += count
         if places:
             logits = outputs["logits"].astype(np.float32, copy=False)
-            for completion in places:
+            for completion, count in self._sample(places, drafts, logits, begin).items():
                 self._note_time(completion, begin)
-            right = self._sample(places, drafts, logits)
-            for completion, count in right.items():
                 self._go_on(completion, len(drafts.get(completion, ())), count)
 
     def _sample(
-        self, places: Mapping[Completion, int], drafts: Mapping[_Request, Sequence[int]], logits: NDArray[np.float32]
+        self,
+        places: Mapping[Completion, int],
+        drafts: Mapping[_Request, Sequence[int]],
+        logits: NDArray[np.float32],
+        begin: float,
     ) -> dict[Completion, int]:
         """Append to answers what the sampler chooses, and as long as that is what was drafted, from the next row, too.
 
-        places: the first row of each answer. Returns the number of drafted tokens that were right, without those that
-        have failed.
+        places: the first row of each answer. Returns how many drafted tokens were right of each answer that has not
+        failed.
         """
         right = dict.fromkeys(places, 0)
         going = list(places)
@@ -282,7 +284,7 @@ class Steps:
             some = logits if len(rows) == len(logits) else logits[rows]
             going, sampling = [], zip(going, sample_rows([c.sampler for c in going], some), strict=True)
             for completion, sampled in sampling:
-                made = self._take(completion, sampled)
+                made = self._take(completion, sampled, begin)
                 if not made:
                     del right[completion]
                     continue
@@ -293,13 +295,14 @@ class Steps:
                     going.append(completion)
         return right
 
-    def _take(self, completion: Completion, sampled: Sampled | MistralPortableError) -> list[int]:
+    def _take(self, completion: Completion, sampled: Sampled | MistralPortableError, begin: float) -> list[int]:
         """Append a token to an answer, and those that its grammar forces; return them, [] if the answer fails."""
         if isinstance(sampled, Sampled):
             try:
                 return completion.tokens[-completion.take(sampled) :]
             except InputError as error:
                 sampled = error
+        self._note_time(completion, begin)
         self.fail([completion], sampled)
         return []
 
@@ -330,16 +333,19 @@ class Steps:
             self.fail([request for request in begun if request in self._scheduler], error)
             return
         self._begun.popleft()
-        self._scheduler.observe(first.turn, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        self._scheduler.observe(first.turn, seconds)
+        if self._drafting is not None and not first.follows:
+            self._drafting.observe(first.turn, sum(first.turn.counts), seconds)
         for completion, token in zip(first.completions, tokens, strict=True):
             if completion not in self._scheduler:  # it ended while the step ran
                 continue
             if token < 0:
                 self.fail([completion], NumericsError(_NOT_FINITE))
             else:
-                self._note_time(completion, begin)
-                self._take(completion, Sampled(token))
-                self._tell(completion)
+                if self._take(completion, Sampled(token), begin):
+                    self._note_time(completion, begin)
+                    self._tell(completion)
 
     def _note_time(self, completion: Completion, begin: float) -> None:
         """Note how long an answer has waited for a step. begin: of the step, by time.perf_counter."""
@@ -395,9 +401,12 @@ class Steps:
     def _end(self, request: _Request) -> None:
         self._stalled.discard(request)
         self.foreign.discard(request)
+        if self._drafting is not None and isinstance(request, Completion):
+            self._drafting.forget(request)
         if request in self._scheduler:
             if request.keeps and request.fed and request.error is None and not request.cache_salt:
-                self.last_text = Text(request.tokens, request.adapters)
+                taken = len(request.tokens) - (len(request.made) if request.cancelled else 0)
+                self.last_text = Text(request.tokens[:taken], request.adapters)
             self._lanes.end(request)
             self._scheduler.remove(request)  # last: until then, Ctrl-C can be followed by another try
             if self._begun and not any(completion in self._scheduler for completion in self._begun[0].completions):

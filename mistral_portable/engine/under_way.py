@@ -13,11 +13,13 @@ __all__ = ["UnderWay"]
 
 @dataclass(frozen=True)
 class UnderWay:
-    """A greedy step: it makes one token for each of the completions, which are part of the turn."""
+    """A greedy step: it makes one token for each of the completions, which are part of the turn. follows: whether it
+    was begun while another one was under way."""
 
     step: Step
     turn: Turn[Request[Any]]
     completions: Sequence[Completion]
+    follows: bool
 
     def count(self, request: Request[Any]) -> int:
         """Tokens of a request that it reads: it may still fail."""

@@ -1,5 +1,6 @@
 """Drafts save steps and change nothing: tokens, log-probabilities and errors are those without, whatever is drafted."""
 
+import time
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
@@ -145,7 +146,7 @@ def test_a_wrong_engine_is_caught(mutate: Any, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def timeless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all steps count as equally long, so that drafts do not depend on this machine's clock."""
-    monkeypatch.setattr(StepCosts, "observe", lambda self, tokens, seconds: None)
+    monkeypatch.setattr(StepCosts, "seconds", lambda self: [1.0] * 65)
 
 
 @pytest.mark.usefixtures("timeless")
@@ -199,9 +200,10 @@ def test_a_grammar_forces_tokens_that_were_drafted() -> None:
             switch.source.texts.append((*model.encode("Once upon a time"), *expected.tokens))
             found = model.generate("Once upon a time", **options)
             assert (found.tokens, found.text) == (expected.tokens, expected.text)
+            assert (found.timings.accepted_tokens > 0) == (wrong < 1)
 
 
-def test_streams_with_stop_strings_end_where_they_do_without(counted: list[int]) -> None:
+def test_streams_with_stop_strings_end_where_they_do_without() -> None:
     model, switch = loaded(None)
     text = model.generate("Once upon a time", draft="off", max_tokens=40, temperature=0)
     stop = text.text.split()[6]
@@ -212,17 +214,20 @@ def test_streams_with_stop_strings_end_where_they_do_without(counted: list[int])
         assert "".join(stream) == expected.text
     assert stream.generation.tokens == expected.tokens
     assert stream.generation.stop_string == stop
+    assert stream.generation.timings.drafted_tokens > 0
+    assert model.loop.last_text.tokens == [*model.encode("Once upon a time"), *expected.tokens]
     assert model.manager.lanes == ()
 
 
-def test_where_memory_is_short_a_step_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_memory_is_short_steps_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
     model, switch = loaded(None)
     expected = model.generate([5, 6, 7], draft="off", **GREEDY)
     switch.source = Guessing(1, 0)
     switch.source.texts.append((5, 6, 7, *expected.tokens))
-    step = model.program.step
+    step, sizes = model.program.step, list[int]()
 
     def short(plan: StepPlan, *arguments: Any) -> Any:
+        sizes.append(len(plan.tokens))
         if len(plan.tokens) > 4:
             raise CapacityError("no room for 5 tokens: take fewer")
         return step(plan, *arguments)
@@ -230,27 +235,48 @@ def test_where_memory_is_short_a_step_goes_without(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(model.program, "step", short)
     found = model.generate([5, 6, 7], **GREEDY)
     assert found.tokens == expected.tokens
-    assert 0 < found.timings.accepted_tokens <= found.timings.drafted_tokens
+    refused = next(number for number, size in enumerate(sizes) if size > 4)
+    assert sizes[refused + 1 :] == [1] * (len(sizes) - refused - 1)
 
 
 def test_rows_that_are_not_finite_end_the_answer_behind_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
     model, switch = loaded(None)
     expected = model.generate([5, 6, 7], draft="off", **GREEDY)
-    switch.source = Guessing(1, 0)
-    switch.source.texts.append((5, 6, 7, *expected.tokens))
-    step = model.program.step
+    step, spans = model.program.step, list[bool]()
 
     def broken(plan: StepPlan, *arguments: Any) -> Any:
         outputs = dict(step(plan, *arguments))
         logits = outputs["logits"].copy()
-        logits[plan.positions[plan.logit_rows] == 12] = np.nan
+        at = plan.positions[plan.logit_rows]
+        spans.append(12 in at[1:])
+        logits[at == 12] = np.nan
         return {**outputs, "logits": logits}
 
     monkeypatch.setattr(model.program, "step", broken)
-    stream, found = model.stream([5, 6, 7], **GREEDY).deltas(), list[Any]()
-    with pytest.raises(NumericsError):
-        found.extend(stream)
-    assert model.manager.lanes == ()
+    for seed in range(4):
+        switch.source = Guessing(seed, 0)
+        switch.source.texts.append((5, 6, 7, *expected.tokens))
+        streamer = model.stream([5, 6, 7], **GREEDY)
+        with pytest.raises(NumericsError):
+            list(streamer)
+        assert streamer.generation.tokens == expected.tokens[:10]
+        assert model.manager.lanes == ()
+    assert any(spans)
+
+
+def test_seconds_count_the_sampler_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = loaded(None)
+    sample_rows, slept = stepping.sample_rows, list[float]()
+
+    def slow(samplers: Any, logits: Any) -> Any:
+        begin = time.perf_counter()
+        time.sleep(0.002)
+        slept.append(time.perf_counter() - begin)
+        return sample_rows(samplers, logits)
+
+    monkeypatch.setattr(stepping, "sample_rows", slow)
+    timings = model.generate([5, 6, 7], **GREEDY).timings
+    assert timings.prefill_s + timings.decode_s >= sum(slept)
 
 
 @pytest.mark.parametrize("wrong", ["tiny.gguf", 3, None, True])

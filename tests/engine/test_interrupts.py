@@ -6,10 +6,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib import import_module
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from guessing import Guessing
 from numpy.typing import NDArray
 
 import mistral_portable as mp
@@ -18,18 +20,19 @@ from mistral_portable.errors import BusyError
 PROMPT = list(range(5, 105))
 BEGINS_ALIKE = [*PROMPT[:80], 910, 911]
 OTHER = [950, 951, 952]
+PROMPTS = (PROMPT, BEGINS_ALIKE, OTHER)
 OPTIONS: dict[str, Any] = {"max_tokens": 10, "temperature": 0, "ignore_eos": True}
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers that send signals")
 
 
 def answers(model: mp.Model) -> list[tuple[int, ...]]:
-    return [model.generate(prompt, **OPTIONS).tokens for prompt in (PROMPT, BEGINS_ALIKE, OTHER)]
+    return [model.generate(prompt, **OPTIONS).tokens for prompt in PROMPTS]
 
 
 @pytest.fixture(scope="module")
 def expected() -> list[tuple[int, ...]]:
-    with mp.load("tiny", backend="numba", window=64, threads=1, cache_bytes=0) as model:
+    with mp.load("tiny", backend="numba", window=64, threads=1, cache_bytes=0, draft="off") as model:
         return answers(model)
 
 
@@ -81,9 +84,14 @@ def generate_until_interrupted(model: mp.Model, seconds: float) -> None:
     timer.join()
 
 
-def test_ctrl_c_at_any_time(expected: list[tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("draft", ["off", "suffix"])
+def test_ctrl_c_at_any_time(expected: list[tuple[int, ...]], draft: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that the main thread has open may end by it, but never with another text."""
-    with mp.load("tiny", backend="numba", window=64, threads=1) as model, ThreadPoolExecutor(1) as pool:
+    guesses = Guessing(0, 0.3, most=4)
+    guesses.texts += [(*prompt, *text) for prompt, text in zip(PROMPTS, expected, strict=True)]
+    monkeypatch.setattr(import_module("mistral_portable.engine.load"), "SuffixDrafting", lambda: guesses)
+    loaded = mp.load("tiny", backend="numba", window=64, threads=1, draft=draft)
+    with loaded as model, ThreadPoolExecutor(1) as pool:
         for number in range(1, 150):
             open_stream = model.stream(PROMPT, **OPTIONS)
             next(open_stream)
@@ -95,6 +103,7 @@ def test_ctrl_c_at_any_time(expected: list[tuple[int, ...]]) -> None:
                 assert open_stream.generation.tokens == expected[0]
             assert open_stream.generation.tokens == expected[0][: len(open_stream.generation.tokens)]
             assert model.manager.lanes == ()
+        assert (guesses.proposed > 0) == (draft == "suffix")
 
 
 def test_ctrl_c_at_any_time_while_a_grammar_leaves_no_choice() -> None:
