@@ -12,16 +12,23 @@ __all__ = ["call_tokens", "scripted"]
 
 
 @contextmanager
-def scripted(model: mp.Model, tokens: Sequence[int]) -> Iterator[None]:
-    """Let the model's one answer be these tokens, then its end token, for the duration of a `with` block."""
-    step, first = model.program.step, list[int]()
+def scripted(model: mp.Model, *answers: Sequence[int]) -> Iterator[None]:
+    """Let the model's answers be these tokens, each with its end token, for the duration of a `with` block. Each answer
+    continues the conversation of the one before: a step behind the end of an answer begins the next."""
+    step, rest = model.program.step, list(answers)
+    first, tokens = -1, rest.pop(0)
 
     def said(plan: Any, inputs: Any) -> Any:
+        nonlocal first, tokens
         outputs = dict(step(plan, inputs))
         logits = outputs["logits"].copy()
-        for row, position in zip(logits, plan.positions[plan.logit_rows].tolist(), strict=True):
-            first[:] = first or [position]  # behind the prompt; a step may try several tokens
-            said = tokens[position - first[0] :]
+        positions = plan.positions[plan.logit_rows].tolist()  # behind the prompt; a step may try several tokens
+        if positions and first < 0:
+            first = positions[0]
+        elif positions and rest and positions[0] > first + len(tokens):
+            first, tokens = positions[0], rest.pop(0)
+        for row, position in zip(logits, positions, strict=True):
+            said = tokens[position - first :]
             row[:] = -50
             row[said[0] if said else model.tokenizer.eos_id] = 50
         return {**outputs, "logits": logits}

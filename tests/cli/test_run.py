@@ -113,7 +113,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     arrived = watch(monkeypatch)
     line = (
         "run Hi --model a/b --backend reference --dtype float64 --quantize q4_0 --kv-cache q8_0 --device cpu "
-        "--attention eager --tensor-parallel 2 --window 7 "
+        "--attention eager --tensor-parallel 2 --window 7 --draft off "
         "--max-context 99 --threads 2 --revision main --chat-template c.jinja --adapter a/sql --adapter b.gguf=0.5 "
         "--max-tokens 5 --temperature 0.5 "
         "--top-k 9 --top-p 0.8 "
@@ -133,6 +133,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "attention": "eager",
         "tensor_parallel": 2,
         "window": 7,
+        "draft": "off",
         "max_context": 99,
         "max_lanes": 8,
         "cache_bytes": None,
