@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import mistral_portable as mp
+from mistral_portable.engine.drafting import Drafting
 
 __all__ = ["call_tokens", "scripted"]
 
@@ -14,20 +15,19 @@ __all__ = ["call_tokens", "scripted"]
 @contextmanager
 def scripted(model: mp.Model, tokens: Sequence[int]) -> Iterator[None]:
     """Let the model's one answer be these tokens, then its end token, for the duration of a `with` block."""
-    step, first = model.program.step, list[int]()
+    step, rest = model.program.step, iter(tokens)
 
     def said(plan: Any, inputs: Any) -> Any:
         outputs = dict(step(plan, inputs))
         logits = outputs["logits"].copy()
-        for row, position in zip(logits, plan.positions[plan.logit_rows].tolist(), strict=True):
-            first[:] = first or [position]  # behind the prompt; a step may try several tokens
-            said = tokens[position - first[0] :]
+        for row in logits:
             row[:] = -50
-            row[said[0] if said else model.tokenizer.eos_id] = 50
+            row[next(rest, model.tokenizer.eos_id)] = 50
         return {**outputs, "logits": logits}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.program, "step", said)
+        patch.setattr(Drafting, "choose", lambda self, turn: {})  # each row is the next token's
         yield
 
 
