@@ -7,34 +7,27 @@ from typing import Any
 import pytest
 
 import mistral_portable as mp
+from mistral_portable.engine.drafting import Drafting
 
 __all__ = ["call_tokens", "scripted"]
 
 
 @contextmanager
-def scripted(model: mp.Model, *answers: Sequence[int]) -> Iterator[None]:
-    """Let the model's answers be these tokens, each with its end token, for the duration of a `with` block. Each answer
-    continues the conversation of the one before: a step behind the end of an answer begins the next."""
-    step, rest = model.program.step, list(answers)
-    first, tokens = -1, rest.pop(0)
+def scripted(model: mp.Model, tokens: Sequence[int]) -> Iterator[None]:
+    """Let the model's one answer be these tokens, then its end token, for the duration of a `with` block."""
+    step, rest = model.program.step, iter(tokens)
 
     def said(plan: Any, inputs: Any) -> Any:
-        nonlocal first, tokens
         outputs = dict(step(plan, inputs))
         logits = outputs["logits"].copy()
-        positions = plan.positions[plan.logit_rows].tolist()  # behind the prompt; a step may try several tokens
-        if positions and first < 0:
-            first = positions[0]
-        elif positions and rest and positions[0] > first + len(tokens):
-            first, tokens = positions[0], rest.pop(0)
-        for row, position in zip(logits, positions, strict=True):
-            said = tokens[position - first :]
+        for row in logits:
             row[:] = -50
-            row[said[0] if said else model.tokenizer.eos_id] = 50
+            row[next(rest, model.tokenizer.eos_id)] = 50
         return {**outputs, "logits": logits}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.program, "step", said)
+        patch.setattr(Drafting, "choose", lambda self, turn: {})  # each row is the next token's
         yield
 
 

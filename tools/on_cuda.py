@@ -25,6 +25,7 @@ _COMMON = (
     *("numpy>=1.26", "numba>=0.68", "gguf>=0.17", "mistral-common[sentencepiece]>=1.13", "huggingface-hub>=1.0"),
     *("jinja2>=3.1.6", "jsonschema>=4.21", "pydantic>=2.10", "safetensors>=0.4.3", "tokenizers>=0.22", "typer>=0.12"),
     *(
+        "prompt_toolkit>=3.0.38",
         "rich>=13",
         "threadpoolctl>=3.1",
         "pytest>=8",

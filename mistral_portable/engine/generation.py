@@ -17,7 +17,8 @@ class Timings:
     Prefill is everything up to the first new token; `cached_tokens` of the `prefill_tokens` were still in the cache and
     not computed again; decode is what the steps of the others took, so that `decode_tokens` is one less than the number
     of tokens made, some of which a stream may not have shown yet. `drafted_tokens` were tried in steps of other tokens;
-    `accepted_tokens` of them were right, and needed none of their own. `peak_memory_bytes` is the process's, since it began.
+    `accepted_tokens` of them were right, and needed none of their own. `peak_memory_bytes` is the process's, since it
+    began.
     """
 
     load_s: float

@@ -28,7 +28,7 @@ class Metrics:
         self._answers = self._counter("answers", "Complete answers, by reason of their end.", "finish_reason")
         self._made = self._counter("answer_tokens", "Tokens of complete answers.")
         self._drafted = self._counter("drafted_tokens", "Tokens that steps of complete answers have tried.")
-        self._accepted = self._counter("accepted_tokens", "Drafted tokens that were right, and needed no step of their own.")
+        self._accepted = self._counter("accepted_tokens", "Drafted tokens that were right.")
         self._first = self._histogram("first_token_seconds", "From the queue to the first token.", _SECONDS)
         self._each = self._histogram("token_seconds", "Between the tokens of an answer, on average.", _TOKEN_SECONDS)
         for name, text, value in (

@@ -162,7 +162,7 @@ def test_tools_are_offered_called_and_answered(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr("mistral_portable.cli.loading.load", lambda **_: model)
         call = call_tokens(model, '[{"name": "add", "arguments": {"a": 1}}]')
         text = model.tokenizer.encode("It is 2.", bos=False)
-        with scripted(model, call, text):
+        with scripted(model, [*call, model.tokenizer.eos_id, *text]):
             result = chat(
                 f"/tools {tmp_path / 'tools.json'}", "/set max_tokens 64", "1 + 1?", "2", f"/save {tmp_path / 'chat'}"
             )

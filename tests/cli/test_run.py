@@ -113,9 +113,9 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     arrived = watch(monkeypatch)
     line = (
         "run Hi --model a/b --backend reference --dtype float64 --quantize q4_0 --kv-cache q8_0 --device cpu "
-        "--attention eager --tensor-parallel 2 --window 7 --draft off "
+        "--attention eager --tensor-parallel 2 --window 7 "
         "--max-context 99 --threads 2 --revision main --chat-template c.jinja --adapter a/sql --adapter b.gguf=0.5 "
-        "--max-tokens 5 --temperature 0.5 "
+        "--draft off --max-tokens 5 --temperature 0.5 "
         "--top-k 9 --top-p 0.8 "
         "--min-p 0.1 --typical-p 0.9 --repetition-penalty 1.1 --frequency-penalty 0.2 --presence-penalty -0.3 "
         "--seed 4 --stop x --stop yz --ignore-eos --logprobs 3 --json "
@@ -133,7 +133,6 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "attention": "eager",
         "tensor_parallel": 2,
         "window": 7,
-        "draft": "off",
         "max_context": 99,
         "max_lanes": 8,
         "cache_bytes": None,
@@ -143,6 +142,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "chat_template": "c.jinja",
         "adapters": {"sql": "a/sql", "b": "b.gguf"},
         "adapter": {"sql": 1.0, "b": 0.5},
+        "draft": "off",
         "prompt": "Hi",
         "reasoning_effort": "high",
         "params": mp.SamplingParams(

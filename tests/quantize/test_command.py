@@ -12,7 +12,7 @@ def test_the_command(tmp_path: Path) -> None:
     text.write_text("Once upon a time, there was a kind girl named Jane.", encoding="utf-8")
     result = invoke("quantize", "tiny", str(path), "--type", "Q4_K_M", "--calibrate", str(text), "--threads", "1")
     assert (result.status, result.out) == (0, f"{path}: q4_k_m, 2.1 MiB\n")
-    assert result.err.startswith("note: the window of 64 is written, but llama.cpp")
+    assert "note: the window of 64 is written, but llama.cpp" in result.err  # first, perhaps, that kernels are compiled
     assert invoke("quantize", "tiny", str(path)).status == 2
     assert invoke("quantize", "tiny", str(path), "--overwrite").status == 0
     assert sorted(os.listdir(tmp_path)) == ["q.gguf", "some.txt"]

@@ -165,7 +165,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
         "nan.gguf": "not finite, or below 0",
         "negative.dat": "not finite, or below 0",
         "text.txt": "not an importance matrix of llama.cpp: it is truncated, or something else",
-        "empty.dat": "cannot be read",
+        "empty.dat": "is empty",
         "model.gguf": "a GGUF file without any .in_sum2",
         "none.gguf": "cannot be read",
     }
