@@ -32,8 +32,7 @@ class Conversation:
     @property
     def system(self) -> str:
         """The instructions at the beginning; "" if there are none."""
-        begins = self.messages[:1]
-        return str(begins[0]["content"]) if begins and begins[0].get("role") == "system" else ""
+        return str(self.messages[0]["content"]) if self._is_instructed else ""
 
     def instruct(self, text: str) -> None:
         """Put instructions in place of those at the beginning, also for conversations that `clear` begins.
@@ -41,9 +40,13 @@ class Conversation:
         Raises TokenizerError if the tokenizer refuses them.
         """
         beginning = [{"role": "system", "content": text}]
-        messages = [*beginning, *self.messages[bool(self.system) :]]
+        messages = [*beginning, *self.messages[self._is_instructed :]]
         self._check(messages)
         self._beginning, self.messages = beginning, messages
+
+    @property
+    def _is_instructed(self) -> bool:
+        return bool(self.messages) and self.messages[0].get("role") == "system"
 
     def undo(self) -> dict[str, Any]:
         """Take back the user's last message and what follows it; return it. Raises InputError without one."""

@@ -115,26 +115,26 @@ class SamplingParams:
 def _real(name: str, value: Any, low: float, high: float) -> float:
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not number or not low <= value <= high:  # false for NaN
-        raise InputError(f"{name}={value!r} must be a number in [{low:g}, {high:g}]")
+        raise InputError(f"{name}={value!r:.80} must be a number in [{low:g}, {high:g}]")
     return float(value)
 
 
 def _share(name: str, value: object) -> float:
     share = _real(name, value, *RANGES[name])
     if share == 0:
-        raise InputError(f"{name}={value!r} must be {range_of(name)}; greedy sampling is temperature=0")
+        raise InputError(f"{name}={value!r:.80} must be {range_of(name)}; greedy sampling is temperature=0")
     return share
 
 
 def _integer(name: str, value: object, low: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-        raise InputError(f"{name}={value!r} must be an integer >= {low}")
+        raise InputError(f"{name}={value!r:.80} must be an integer >= {low}")
     return int(value)
 
 
 def _sequence(name: str, value: object) -> Sequence[object]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise InputError(f"{name}={value!r} must be a list or tuple")
+        raise InputError(f"{name}={value!r:.80} must be a list or tuple")
     return value
 
 
@@ -146,14 +146,14 @@ def _stops(value: object) -> tuple[str, ...]:
     stops: list[str] = []
     for stop in [value] if isinstance(value, str) else _sequence("stop", value):
         if not isinstance(stop, str) or not stop:
-            raise InputError(f"stop={value!r} must be a non-empty string or a sequence of them")
+            raise InputError(f"stop={value!r:.80} must be a non-empty string or a sequence of them")
         stops.append(stop)
     return tuple(stops)
 
 
 def _biases(value: object) -> dict[int, float]:
     if not isinstance(value, Mapping):
-        raise InputError(f"logit_bias={value!r} must map token ids to numbers")
+        raise InputError(f"logit_bias={value!r:.80} must map token ids to numbers")
     # The bound keeps a biased float32 logit finite; -inf alone bans a token.
     return {
         _integer("logit_bias token id", token, 0): (
