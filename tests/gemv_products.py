@@ -19,7 +19,7 @@ from mistral_portable.weights import QuantTensor
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@settings(max_examples=24, deadline=None)
+@settings(max_examples=24, deadline=None)  # Triton's interpreter runs each in Python
 @given(
     kind=st.sampled_from(KINDS),
     tokens=st.integers(1, 3),
@@ -42,7 +42,7 @@ def check_products(kind: str, tokens: int, rows: int, blocks: int, dtype: torch.
     assert nmse(found.float().cpu().numpy(), expected) <= max(torch.finfo(dtype).eps ** 2, 1e-10)
 
 
-@settings(max_examples=24, deadline=None)
+@settings(max_examples=24, deadline=None)  # Triton's interpreter runs each in Python
 @given(
     kind=st.sampled_from(UNPACKED_KINDS),
     rows=st.integers(1, 9),

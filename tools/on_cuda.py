@@ -36,7 +36,7 @@ _COMMON = (
     ),
 )
 PACKAGES = {"torch": (*_COMMON, "transformers>=5.7"), "mlx": (*_COMMON, "mlx[cuda13]>=0.32.4", "mlx-lm>=0.32")}
-"""What a bare machine lacks; torch and Triton are there."""
+"""Packages that a bare machine lacks; torch and Triton are there."""
 
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 _KERNELS = ("flash_attn", "varlen", "sdpa", "flex", "eager")

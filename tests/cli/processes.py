@@ -86,7 +86,7 @@ class Terminal:
         import pty
 
         self.text = ""
-        """What it has shown, without control sequences."""
+        """The text that it has shown, without control sequences."""
         self.raw = ""
         self._read_up_to = 0
         self._pid, self._fd = pty.fork()

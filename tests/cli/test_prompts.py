@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli.processes import COMMAND, Result, Terminal, invoke
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import mistral_portable as mp
@@ -85,7 +85,6 @@ def test_text_in_utf_8_is_what_it_was(content: str) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="arguments of POSIX are bytes")
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
-@settings(max_examples=30)
 def test_bytes_of_an_argument_are_utf_8(word: str) -> None:
     """Python gives arguments so under a locale of ASCII."""
     assert text(word.encode().decode("ascii", "surrogateescape")) == word == text(word)

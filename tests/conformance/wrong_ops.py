@@ -150,7 +150,7 @@ def _float16(graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec) -> P
 
 
 HALVES = {f"{name} halves swapped": (f"weights.{name}", of_class(_Halves)) for name in QUANTIZABLE}
-"""As WRONG_OPS, for each type of blocks."""
+"""Mutants like WRONG_OPS, for each type of blocks."""
 
 WRONG_OPS: dict[str, tuple[str, Make]] = {
     "token ids one off": ("op.embedding", wrong_inputs("embedding", lambda inputs, plan: [inputs[0] - 1, inputs[1]])),

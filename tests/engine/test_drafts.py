@@ -89,7 +89,7 @@ def check(window: Window, several: Sequence[tuple[list[int], dict[str, Any]]], s
     assert model.manager.lanes == ()
 
 
-@settings(max_examples=60)
+@settings(max_examples=60)  # each makes up to 16 answers
 @given(
     window=windows,
     several=st.lists(st.tuples(prompts, rules), min_size=1, max_size=4),

@@ -198,6 +198,7 @@ def test_flash_attn_that_reads_lengths_back_decodes_by_its_other_function(monkey
         session = Session(backend=PagedBackend(page=8, kernel=choose("flash_attn", HOPPER, "bfloat16", 128)))
         lane, _ = session.begin(text(5))
         used.clear()
+        # float32, of two ways through torch's BLAS
         np.testing.assert_allclose(session.feed(lane, [1]), alone(5), rtol=1e-5, atol=1e-5)
         assert bool(used) == calls
 
