@@ -65,8 +65,8 @@ DraftOption = Annotated[
     str,
     _model(
         "Where a text repeats itself steps try several tokens, which changes no text: auto (on executors whose bits do "
-        "not depend on it), suffix (on any) or off.",
-        "auto|suffix|off",
+        "not depend on it), suffix (on any) or off; MODEL: a small one with the same vocabulary says what to try, too.",
+        "auto|suffix|off|MODEL",
     ),
 ]
 ReasoningEffortOption = Annotated[

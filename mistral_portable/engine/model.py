@@ -56,10 +56,11 @@ class Model:
         adapters: Adapters | None = None,
         generation: Mapping[str, Any] | None = None,
         drafting: Drafting | None = None,
+        draft_model: "Model | None" = None,
     ) -> None:
         """Made by `load`. lockstep: as `Loop` takes it. embeddings: whether the program has that output. ends: ids that
         end a text, beside the config's and the tokenizer's. adapters: those of its program; None: it has none.
-        generation: the fields of generation_config.json. drafting: what steps try."""
+        generation: the fields of generation_config.json. drafting: what steps try. draft_model: is closed with it."""
         self.config = config
         self.backend = backend
         self.core = core
@@ -85,6 +86,7 @@ class Model:
             load_s=load_s,
             stated=self.generation,
         )
+        self._draft_model = draft_model
         self._sessions = SessionFiles(core, self.loop, adapters, backend=backend, vocab_size=size, lockstep=lockstep)
 
     @property
@@ -366,6 +368,8 @@ class Model:
     def close(self) -> None:
         """Release the executor's threads and memory; later calls raise ClosedError."""
         self.loop.close()
+        if self._draft_model is not None:
+            self._draft_model.close()
 
     def __repr__(self) -> str:
         return (

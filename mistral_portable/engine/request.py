@@ -125,7 +125,7 @@ class Completion(Request[Sampled]):
         self.drafted = self.accepted = 0
         self.sampler = Sampler(params, prompt_tokens=prompt if embeds is None else ())
         self.prefill_s = self.decode_s = 0.0
-        self._ends = ends
+        self.ends = ends
         room = max_context - len(prompt) + 1  # the last token need not be fed
         self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
         self._most = len(prompt) + self.limit
@@ -179,7 +179,7 @@ class Completion(Request[Sampled]):
 
     def _has_ended(self) -> bool:
         made = self._made
-        return made == self.limit or (made > 0 and self.tokens[-1] in self._ends)
+        return made == self.limit or (made > 0 and self.tokens[-1] in self.ends)
 
 
 class Scoring(Request[NDArray[np.float32]]):

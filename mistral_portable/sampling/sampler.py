@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy, deepcopy
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -96,6 +98,20 @@ class Sampler:
             self._remember(token)
             taken.append(Sampled(token))
         return taken
+
+    def ahead(self) -> "Sampler":
+        """Return another one that will choose what this one would, and changes nothing of it: to guess what comes.
+
+        It makes no log-probabilities. Raises InputError if the grammar fails.
+        """
+        other = copy(self)
+        if self.params.logprobs is not None:
+            other.params = replace(self.params, logprobs=None)
+        other._random = deepcopy(self._random)
+        other._seen, other._generated = self._seen.copy(), self._generated.copy()
+        other._constraint = None if self._constraint is None else self._constraint.copy()
+        other._penalties, other._filters = other._make_penalties(), other._make_filters()
+        return other
 
     def distribution(self, logits: Row) -> tuple[Positions, NDArray[np.float64]]:
         """Return what `sample` draws from: token ids [n] in rising order, their probabilities float64 [n]."""
