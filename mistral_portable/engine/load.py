@@ -195,8 +195,8 @@ def load(
 
 
 def _draft_source(draft: str | Path | Model, by_default: bool) -> DraftSource | None:
-    """Choose what proposes drafts. by_default: whether there are any for "auto": the bits of answers do not depend on the
-    batch, and no other process must make the same steps, whatever its clock says."""
+    """Choose what proposes drafts. by_default: whether there are any for "auto": the bits of answers do not depend on
+    the batch, and no other process must make the same steps, whatever its clock says."""
     if isinstance(draft, Model):
         return ModelDrafting(draft.core)
     return SuffixDrafting() if draft == "suffix" or (draft == "auto" and by_default) else None

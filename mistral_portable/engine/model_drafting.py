@@ -192,7 +192,7 @@ class _Draft:
         self._sampler: Sampler | None = None
 
     def add(self, row: NDArray[np.float32]) -> None:
-        """Draw a token from the logits [vocab_size] behind the newest one, and take those that a grammar then forces."""
+        """Draw a token from the logits [vocab_size] behind the newest one, and take those that a grammar forces."""
         try:
             if self._sampler is None:
                 self._sampler = self._completion.sampler.ahead()
