@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 from mistral_portable.engine.request import Completion, Request
 from mistral_portable.engine.scheduler import Turn
 
-__all__ = ["MOST_DRAFTED", "MOST_TOKENS", "DraftSource", "Drafting"]
+__all__ = ["MOST_DRAFTED", "MOST_TOKENS", "DraftSource", "Drafting", "most_drafted"]
 
 MOST_DRAFTED = 15
 """Tokens of a draft, which with the newest one fill groups that kernels take at a time."""
@@ -16,6 +16,11 @@ MOST_TOKENS = 64
 """Tokens of a step with drafts."""
 
 _PAUSE = 64  # steps without drafts behind one for which memory was short
+
+
+def most_drafted(completion: Completion) -> int:
+    """Return how many tokens a step may try beyond the newest one of an answer."""
+    return min(MOST_DRAFTED, completion.drafts, completion.left - 1)  # the last token is no step's
 
 
 class DraftSource(Protocol):
@@ -58,7 +63,7 @@ class Drafting:
         for completion, proposed in zip(decoding, self._source.choose(decoding), strict=True):
             if proposed and completion.drafts and completion.fed + 1 == len(completion.tokens):
                 known = takewhile(lambda token: 0 <= token < self._vocab_size, proposed)
-                draft = list(islice(known, min(MOST_DRAFTED, completion.left - 1)))  # the last token is no step's
+                draft = list(islice(known, most_drafted(completion)))
                 if draft:
                     drafts[completion] = draft
         return drafts

@@ -156,7 +156,9 @@ class Model:
         `priority` (0; among requests of several threads the higher one comes first); `user` (""; users share the steps
         alike); `cache_salt` (""; what others have asked is found in the cache by those with the same one only, so that
         nobody learns of it by how fast an answer begins); `adapter` (the name of one of `adapters`, weights of several
-        by name, {} for none; None: what `load` was told); `draft` ("auto": as `load` was told; "off": none); one of
+        by name, {} for none; None: what `load` was told); `draft` ("auto": as `load` was told; "off": none; a number:
+        at most so many tokens in a step); `prediction` (a text, or ids, much of which the answer will repeat, such as
+        the file that it changes: it comes sooner then, and is the same); one of
         `schema`, `grammar` and `regex`, which the answer then keeps (`compile_grammar`).
 
         Raises InputError for an empty or too long prompt, an id outside the vocabulary, a bad sampling value or rule,

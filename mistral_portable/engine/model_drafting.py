@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mistral_portable.drafts import NOTHING, Acceptance, Offer, StepCosts, best_lengths
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.draft_lanes import Ahead, DraftLanes
-from mistral_portable.engine.drafting import MOST_DRAFTED, MOST_TOKENS
+from mistral_portable.engine.drafting import MOST_DRAFTED, MOST_TOKENS, most_drafted
 from mistral_portable.engine.request import Completion
 from mistral_portable.engine.suffix_drafting import SuffixOffers
 from mistral_portable.errors import MistralPortableError
@@ -183,7 +183,7 @@ class _Draft:
     def __init__(self, completion: Completion) -> None:
         self.tokens = list[int]()
         self.kinds = list[int]()
-        self.most = min(MOST_DRAFTED, completion.left - 1)
+        self.most = most_drafted(completion)
         self.ended = False
         """Whether nothing more can be said."""
         self.newest: Sequence[int] = ()

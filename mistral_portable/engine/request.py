@@ -113,15 +113,17 @@ class Completion(Request[Sampled]):
         cache_salt: str = "",
         embeds: NDArray[np.float32] | None = None,
         adapters: Sequence[float] = (),
-        drafts: bool = False,
+        drafts: int = 0,
+        prediction: Sequence[int] = (),
     ) -> None:
         """prompt: 1 to max_context ids. ends: ids that end the answer, beside `params.max_tokens` and max_context.
-        embeds: a row for each id of the prompt; penalties then count the answer alone. drafts: whether steps may try
-        several tokens; not with embeds."""
+        embeds: a row for each id of the prompt; penalties then count the answer alone. drafts: the most tokens that a
+        step tries beyond the newest one; none with embeds. prediction: ids that the answer may consist of, in part."""
         super().__init__(prompt, priority=priority, user=user, cache_salt=cache_salt)
         self.embeds = embeds
         self.adapters = adapters
-        self.drafts = drafts and embeds is None
+        self.drafts = drafts if embeds is None else 0
+        self.prediction = prediction
         self.drafted = self.accepted = 0
         self.sampler = Sampler(params, prompt_tokens=prompt if embeds is None else ())
         self.prefill_s = self.decode_s = 0.0

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Sequence
 from weakref import WeakKeyDictionary
 
 from mistral_portable.drafts import NOTHING, Acceptance, Offer, StepCosts, Suffixes, best_lengths
-from mistral_portable.engine.drafting import MOST_DRAFTED, MOST_TOKENS
+from mistral_portable.engine.drafting import MOST_TOKENS, most_drafted
 from mistral_portable.engine.request import Completion
 
 __all__ = ["SuffixDrafting", "SuffixOffers"]
 
 _READ = 1024  # tokens of a text that are looked at in one step: 2 ms
+_LEADS = 8  # last tokens of a prompt that stand before a prediction, too: behind them the answer begins
 _LEAST_CHANCE = 0.02  # of the first token: below, none is proposed
 _FIRST = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.8)  # chances behind 0, 1, 2 to 3, 4 to 7, 8 to 15, 16 to 31, and more tokens
 
@@ -63,8 +64,7 @@ class SuffixOffers:
         if not completion.drafts:
             return NOTHING, []
         text = self._text(completion)
-        most = min(MOST_DRAFTED, completion.left - 1)
-        return text.offer(most) if text.catch_up(completion.tokens) else (NOTHING, [])
+        return text.offer(most_drafted(completion)) if text.catch_up(completion.tokens) else (NOTHING, [])
 
     def forget(self, completion: Completion) -> None:
         """Drop the text."""
@@ -73,7 +73,8 @@ class SuffixOffers:
     def _text(self, completion: Completion) -> "_Text":
         text = self._texts.get(completion)
         if text is None:
-            text = self._texts[completion] = _Text()
+            before = completion.prediction
+            text = self._texts[completion] = _Text([*completion.tokens[-_LEADS:], *before] if before else ())
         return text
 
 
@@ -84,14 +85,19 @@ class _Text:
     A draft's token behind a match of m tokens is one behind m + 1 if it is right, and so on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: Sequence[int]) -> None:
+        """before: tokens that it may repeat besides its own."""
+        self._before = before
         self._suffixes = Suffixes()
         self._learned = Acceptance(_FIRST)
         self._offered = NOTHING
 
     def catch_up(self, tokens: Sequence[int]) -> bool:
         """Look at what is new, up to _READ tokens of it; whether that is all."""
-        known = len(self._suffixes.tokens)
+        known = len(self._suffixes.tokens) - len(self._before)
+        if known < 0:
+            self._suffixes.extend(self._before[known:][:_READ])
+            return False
         new = tokens[known : known + _READ]
         if new:
             self._offered.judge(new, self._learned)

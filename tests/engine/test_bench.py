@@ -10,7 +10,7 @@ from mistral_portable.errors import InputError
 
 
 class Recorder:
-    """An engine that notes what it is asked for: "2x100" for a reset, (lengths of the chunks, rows of each) for a step."""
+    """An engine that notes what it is asked for: "2x100" for a reset, (lengths of chunks, rows of each) for a step."""
 
     vocab_size = 7
     max_context = 1000
