@@ -74,6 +74,26 @@ def test_sequences_that_decode_together_share_a_step() -> None:
     assert session.program.traces == before
 
 
+@pytest.mark.parametrize(("counts", "again"), [([4, 4], 0), ([8], 0), ([9], 1), ([4, 3], 1)])
+def test_drafts_of_one_length_share_a_step(counts: list[int], again: int) -> None:
+    """Up to 8 tokens; where lengths differ a step is built each time."""
+    session = Session()
+    lanes = [session.begin(text(20, lane))[0] for lane in range(len(counts))]
+
+    def verify() -> None:
+        session.program.step(
+            session.manager.plan([Chunk(lane, text(n), range(n)) for lane, n in zip(lanes, counts, strict=True)])
+        )
+        for lane, n in zip(lanes, counts, strict=True):
+            session.manager.rollback(lane, session.manager.length(lane) - n + 1)
+
+    verify()
+    before = session.program.traces
+    for _ in range(4):
+        verify()
+    assert session.program.traces == before + 4 * again
+
+
 def test_replaced_rows_are_part_of_a_compiled_step() -> None:
     """Replacing a token's embedding by another token's gives the logits of the other token."""
     graph = select_rows(accept_embeddings(build(CONFIG)), "logits")
@@ -118,7 +138,7 @@ def test_memory_is_constant_once_the_window_is_full(kv_cache: str | None) -> Non
 
 
 @pytest.mark.parametrize("kv_cache", [None, "q8_0"])
-@pytest.mark.parametrize("chunk", [1, 7])
+@pytest.mark.parametrize("chunk", [1, 4])
 def test_a_ring_is_written_in_place(kv_cache: str | None, chunk: int) -> None:
     """The scratch of a step is smaller than a copy of one layer's keys."""
     config = replace(
