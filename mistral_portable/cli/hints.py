@@ -30,6 +30,7 @@ _SAME: Mapping[str, Sequence[str]] = {
     "--file": ("--prompt-file", "--text-file"),
     "--session": ("--prompt-cache", "--prompt-cache-file"),
     "--adapter": ("--lora", "--lora-scaled", "--adapter-path", "--lora-path", "--lora-modules"),
+    "--draft": ("--model-draft", "-md", "--draft-model", "--hf-repo-draft", "-hfd", "--speculative-model"),
     "--kv-cache": ("--cache-type-k", "--cache-type-v", "--kv-bits", "--kv-cache-dtype", "-ctk", "-ctv"),
     "--dtype": ("--torch-dtype", "--precision"),
     "--attention": ("--flash-attn", "--attn-implementation", "--attention-backend", "-fa"),

@@ -170,7 +170,9 @@ def load(
                 progress=progress,
             )
         except CheckpointError as error:
-            raise CheckpointError(f'draft= takes "auto", "suffix", "off" or a model, and {error}') from error
+            raise CheckpointError(
+                f'draft={str(draft)!r:.60} must be "auto", "suffix", "off" or a model ({error})'
+            ) from error
         require_same_vocabulary(config.vocab_size, tokenizer, draft_model)
     program = prepare(chosen, graph, tensors, spec, options)
     drafting = _draft_source(draft_model or draft, program.batch_invariant and tensor_parallel is None)

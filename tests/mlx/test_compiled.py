@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_portable_mlx import BACKEND
-from mlx_sessions import CONFIG, Session, text
+from mlx_sessions import CONFIG, Session, in_use, text
 
 import mistral_portable as mp
 from mistral_portable.boundary import ExecutorOptions, GreedyProgram, Step, prepare
@@ -131,7 +131,7 @@ def test_memory_is_constant_once_the_window_is_full(kv_cache: str | None) -> Non
     session = Session(kv_cache=kv_cache)
     lane, _ = session.begin(text(70))  # the ring has 67 slots
     session.decode(lane, 1)
-    cache, active = session.program.cache_bytes, mx.get_active_memory()
+    cache, active = session.program.cache_bytes, in_use()
     session.decode(lane, 3 * 67)
     assert session.program.cache_bytes == cache
     assert mx.get_active_memory() <= active
@@ -145,7 +145,7 @@ def test_a_ring_is_written_in_place(kv_cache: str | None, chunk: int) -> None:
         CONFIG.with_window(1000), head_dim=256, num_key_value_heads=4
     )  # keys that outweigh scores and activations
     session = Session(config, max_context=9000, max_chunk=100, kv_cache=kv_cache)
-    weights = mx.get_active_memory()
+    weights = in_use()
     lane, _ = session.begin(text(1200))
     session.feed(lane, text(chunk))
     mx.reset_peak_memory()
@@ -158,7 +158,7 @@ def test_a_page_grows_a_layer_at_a_time() -> None:
     """No more than one layer's keys and values are in memory twice."""
     config = replace(CONFIG.with_window(None), head_dim=256, num_key_value_heads=4, num_hidden_layers=4)
     session = Session(config, max_context=9000, max_chunk=100)
-    weights = mx.get_active_memory()
+    weights = in_use()
     lane, _ = session.begin(text(2048))
     before = session.program.cache_bytes
     mx.reset_peak_memory()
@@ -171,7 +171,7 @@ def test_a_page_grows_a_layer_at_a_time() -> None:
 def test_steps_that_choose_for_themselves_are_built_once_and_write_in_place() -> None:
     config = replace(CONFIG.with_window(1000), head_dim=256, num_key_value_heads=4)
     session = Session(config, max_context=9000, max_chunk=100)
-    weights = mx.get_active_memory()
+    weights = in_use()
     lane, _ = session.begin(text(1200))
     step = session.program.submit(session.manager.plan([Chunk(lane, [1], [0])]))
     traces = session.program.traces
