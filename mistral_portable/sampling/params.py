@@ -30,8 +30,13 @@ RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
 _SHARES = ("top_p", "typical_p")
 """Fields that are a share of the probability mass: 0 would keep no token at all."""
 
-MINIMA: Mapping[str, int] = MappingProxyType({"max_tokens": 1, "top_k": 0, "seed": 0, "logprobs": 0})
+MINIMA: Mapping[str, int] = MappingProxyType(
+    {"max_tokens": 1, "min_tokens": 0, "top_k": 0, "no_repeat_ngram_size": 0, "seed": 0, "logprobs": 0}
+)
 """The least value of each integer field of SamplingParams."""
+
+_OPTIONAL = ("max_tokens", "seed", "logprobs")
+"""Integer fields that may be None."""
 
 
 def range_of(name: str) -> str:
@@ -55,6 +60,10 @@ class SamplingParams:
     the tokens keep (`Model.compile_grammar`), which ends the text, too: not with `ignore_eos`. `logits_processors` are
     the caller's own rules (LogitsProcessor), which apply behind the penalties, in their order, also when greedy.
 
+    `min_tokens=n`: the first n tokens are none that ends the answer, and no stop string is looked for in them.
+    `no_repeat_ngram_size=n`: no n tokens stand twice in prompt and answer. `bad_words_ids`: words, each one token id or
+    several, that do not occur.
+
     Raises InputError, naming the field, its value and the allowed range.
     """
 
@@ -75,21 +84,27 @@ class SamplingParams:
     logprobs: int | None = None
     grammar: Grammar | None = None
     logits_processors: tuple[LogitsProcessor, ...] = field(default=(), hash=False)
+    min_tokens: int = 0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
             **{name: _real(name, getattr(self, name), *RANGES[name]) for name in RANGES},
-            "top_k": _integer("top_k", self.top_k, MINIMA["top_k"]),
+            **{name: _integer(name, getattr(self, name), MINIMA[name]) for name in MINIMA if name not in _OPTIONAL},
             "top_p": _share("top_p", self.top_p),
             "typical_p": _share("typical_p", self.typical_p),
             "logit_bias": _biases(self.logit_bias),
+            "bad_words_ids": _words("bad_words_ids", self.bad_words_ids),
             "stop": _stops(self.stop),
             "stop_token_ids": _tokens("stop_token_ids", self.stop_token_ids),
             "logits_processors": _processors(self.logits_processors),
         }
-        for name in ("max_tokens", "seed", "logprobs"):
+        for name in _OPTIONAL:
             value = getattr(self, name)
             checked[name] = None if value is None else _integer(name, value, MINIMA[name])
+        if checked["max_tokens"] is not None and checked["min_tokens"] > checked["max_tokens"]:
+            raise InputError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}")
         if not isinstance(self.ignore_eos, bool):
             raise InputError(f"ignore_eos={self.ignore_eos!r} must be True or False")
         if self.grammar is not None:
@@ -103,13 +118,28 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         """Whether each token is the argmax of the unchanged logits, and nothing else of them is requested."""
-        rules = self.repetition_penalty != 1 or self.frequency_penalty or self.presence_penalty or self.logit_bias
-        needs_logits = rules or self.logits_processors or self.logprobs is not None or self.grammar is not None
-        return self.temperature == 0 and not needs_logits
+        if self.temperature:
+            return False
+        return not any(
+            (
+                self.repetition_penalty != 1,
+                self.frequency_penalty,
+                self.presence_penalty,
+                self.logit_bias,
+                self.min_tokens,
+                self.no_repeat_ngram_size,
+                self.bad_words_ids,
+                self.logits_processors,
+                self.logprobs is not None,
+                self.grammar is not None,
+            )
+        )
 
     def check_vocab(self, vocab_size: int) -> None:
-        """Raise InputError if `logit_bias`, `stop_token_ids` or `logprobs` goes beyond the vocabulary."""
-        for name, tokens in (("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)):
+        """Raise InputError if a token id, or `logprobs`, goes beyond the vocabulary."""
+        words = [token for word in self.bad_words_ids for token in word]
+        named = {"logit_bias": self.logit_bias, "stop_token_ids": self.stop_token_ids, "bad_words_ids": words}
+        for name, tokens in named.items():
             for token in tokens:
                 if token >= vocab_size:
                     raise InputError(f"{name}: token id {token} must be in 0..{vocab_size - 1} (vocabulary)")
@@ -145,6 +175,13 @@ def _sequence(name: str, value: object) -> Sequence[object]:
 
 def _tokens(name: str, value: object) -> tuple[int, ...]:
     return tuple(_integer(name, token, 0) for token in _sequence(name, value))
+
+
+def _words(name: str, value: object) -> tuple[tuple[int, ...], ...]:
+    words = tuple(_tokens(name, word) for word in _sequence(name, value))
+    if () in words:
+        raise InputError(f"{name}={value!r:.80}: a word is empty; leave it out")
+    return words
 
 
 def _processors(value: object) -> tuple[LogitsProcessor, ...]:

@@ -1,14 +1,15 @@
 """Sampler: chooses the next token of one sequence from a row of logits."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.errors import InputError, NumericsError
-from mistral_portable.sampling import processors
+from mistral_portable.sampling import bans, processors
+from mistral_portable.sampling.history import History
 from mistral_portable.sampling.logits_processor import processed
 from mistral_portable.sampling.params import SamplingParams
 from mistral_portable.sampling.processors import Positions, Row
@@ -53,7 +54,10 @@ class Sampler:
     others, and then `forced` takes those that need no logits, as the grammar leaves one alone.
     """
 
-    def __init__(self, params: SamplingParams, *, prompt_tokens: Sequence[int] = ()) -> None:
+    def __init__(
+        self, params: SamplingParams, *, prompt_tokens: Sequence[int] = (), end_tokens: Collection[int] = ()
+    ) -> None:
+        """end_tokens: ids that end the answer, none of which is one of its first `min_tokens`."""
         self.params = params
         self.chosen = 0
         """The number of tokens that penalties and grammar know, or are about to learn of."""
@@ -62,11 +66,16 @@ class Sampler:
         self._vocab_size = 0  # the first row tells it
         self._seen = TokenCounts(np.unique(self._prompt).tolist() if params.repetition_penalty != 1 else ())
         self._generated = TokenCounts()
-        self._tokens = self._prompt.tolist() if params.logits_processors else []
+        self._ends = np.array(sorted(end_tokens), np.int64)
+        self._looks_back = _looks_back(params)
+        self._text = History(self._prompt if self._looks_back else ())
         self._constraint = None if params.grammar is None else params.grammar.begin(prompt_tokens)
         self._penalties = self._make_penalties()
+        self._bans = self._make_bans()
         self._filters = self._make_filters()
-        self._changes_logits = bool(self._penalties or params.logits_processors or params.grammar is not None)
+        self._changes_logits = bool(
+            self._penalties or self._bans or params.logits_processors or params.grammar is not None
+        )
 
     def sample(self, logits: Row) -> Sampled:
         """Choose a token from float32 logits [vocab] and remember it for the penalties.
@@ -126,8 +135,16 @@ class Sampler:
         best = row.argmax()  # NaN counts as the maximum, so this one entry tells whether the row is sound
         if not math.isfinite(row[best]):
             raise _unsound(row[best], best, bool(self.params.logit_bias))
+        for ban in self._bans:
+            row[ban()] = -np.inf
+        if self._bans:
+            best = row.argmax()
+            if row[best] == -np.inf:
+                raise InputError(
+                    "no token is left to sample: min_tokens, no_repeat_ngram_size or bad_words_ids ban too many"
+                )
         if self.params.logits_processors:
-            best = processed(row, tuple(self._tokens), self.params.logits_processors)
+            best = processed(row, tuple(self._text.tokens.tolist()), self.params.logits_processors)
         if self._constraint is not None:
             allowed = self._constraint.allowed()[: row.size]
             np.copyto(row[: allowed.size], -np.inf, where=~allowed)
@@ -142,9 +159,12 @@ class Sampler:
         if self._constraint is None or self.params.logprobs is not None or self.params.logits_processors:
             return None
         token = self._constraint.forced
-        if token is None or token >= self._vocab_size or self.params.logit_bias.get(token) == -math.inf:
+        if token is None or token >= self._vocab_size or self._is_banned(token):
             return None
         return token
+
+    def _is_banned(self, token: int) -> bool:
+        return self.params.logit_bias.get(token) == -math.inf or any(token in ban() for ban in self._bans)
 
     def _remember(self, token: int) -> None:
         """Note for penalties and grammar that a token was chosen."""
@@ -152,8 +172,8 @@ class Sampler:
         if self._penalties:
             self._seen.add(token)
             self._generated.add(token)
-        if self.params.logits_processors:
-            self._tokens.append(token)
+        if self._looks_back:
+            self._text.append(token)
         if self._constraint is not None:
             self._constraint.accept(token)
 
@@ -193,6 +213,17 @@ class Sampler:
             )
         return rules
 
+    def _make_bans(self) -> list[Callable[[], Positions]]:
+        p, text, ends, rules = self.params, self._text, self._ends, list[Callable[[], Positions]]()
+        if p.min_tokens:
+            rules.append(lambda: ends[ends < self._vocab_size] if self.chosen < p.min_tokens else ends[:0])
+        if p.no_repeat_ngram_size:
+            rules.append(lambda: bans.repeating(text.tokens, p.no_repeat_ngram_size))
+        if p.bad_words_ids:
+            words = bans.Words(p.bad_words_ids)
+            rules.append(lambda: words.completing(text.tokens))
+        return rules
+
     def _make_filters(self) -> list[Callable[[Row], Positions | None]]:
         p = self.params
         rules: list[Callable[[Row], Positions | None]] = [processors.finite]
@@ -203,6 +234,11 @@ class Sampler:
         if p.typical_p < 1:
             rules.append(lambda logits: processors.typical_p(logits, p.typical_p))
         return rules
+
+
+def _looks_back(params: SamplingParams) -> bool:
+    """Whether a rule looks at the whole text."""
+    return bool(params.no_repeat_ngram_size or params.bad_words_ids or params.logits_processors)
 
 
 def _drawn(probabilities: NDArray[np.float64], u: float) -> int:

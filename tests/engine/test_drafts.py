@@ -70,10 +70,13 @@ rules = st.fixed_dictionaries(
         "min_p": st.sampled_from([0.1]),
         "ignore_eos": st.booleans(),
         "stop_token_ids": st.lists(st.integers(5, 1000), max_size=20),
+        "min_tokens": st.integers(0, 20),
+        "no_repeat_ngram_size": st.integers(1, 3),
+        "bad_words_ids": st.lists(st.lists(st.integers(5, 1000), min_size=1, max_size=2), max_size=9),
         "logits_processors": st.just((by_text,)),
         "n": st.just(2),
     },
-)
+).map(lambda options: {**options, "min_tokens": min(options.get("min_tokens", 0), options["max_tokens"])})
 
 
 def check(window: Window, several: Sequence[tuple[list[int], dict[str, Any]]], seed: int, wrong: float) -> None:

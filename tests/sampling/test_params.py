@@ -70,6 +70,10 @@ BAD: dict[str, list[Any]] = {
     "seed": [-1, 1.0, True, "1"],
     "stop": ["", ["a", ""], [1], None, b"a", {"a": 1}],
     "stop_token_ids": [[-1], [1.0], [True], 2, "12", None],
+    "min_tokens": [-1, 1.0, True, None, 129],
+    "no_repeat_ngram_size": [-1, 1.5, True, None],
+    "bad_words_ids": [[[]], [[-1]], [1], [[1.0]], None, "a", [[True]], {1: 2}],
+    "logits_processors": [[1], None, "f"],
     "ignore_eos": [1, None, "yes"],
     "logprobs": [-1, 1.0, True],
 }
@@ -97,6 +101,7 @@ def test_ids_are_checked_against_the_vocabulary() -> None:
         (SamplingParams(logit_bias={10: 1.0}), "logit_bias"),
         (SamplingParams(stop_token_ids=(10,)), "stop_token_ids"),
         (SamplingParams(logprobs=11), "logprobs"),
+        (SamplingParams(bad_words_ids=((3, 10),)), "bad_words_ids"),
     ):
         with pytest.raises(InputError, match=name):
             params.check_vocab(10)
