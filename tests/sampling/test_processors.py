@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 import mistral_portable.sampling as package
 from mistral_portable.sampling import (
     bans,
+    dry,
+    entropy,
     history,
     logits_processor,
     params,
@@ -25,7 +27,22 @@ rows = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=40).map(lambd
 
 
 @pytest.mark.parametrize(
-    "module", [package, bans, history, logits_processor, params, pool, processors, many, sampler, stop, token_counts]
+    "module",
+    [
+        package,
+        bans,
+        dry,
+        entropy,
+        history,
+        logits_processor,
+        params,
+        pool,
+        processors,
+        many,
+        sampler,
+        stop,
+        token_counts,
+    ],
 )
 def test_the_worked_examples_hold(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
