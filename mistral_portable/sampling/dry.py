@@ -12,7 +12,8 @@ from mistral_portable.sampling.processors import Positions, Row
 
 __all__ = ["Breakers", "dry", "longest_that_counts", "repeats"]
 
-_MOST_LOG = 88.7  # of a power of the base
+_MOST_LOG = 88.7  # of a power of the base: beyond, float32 has no numbers
+_MOST_MORE = 1024  # tokens: each takes a pass over what may be a repetition, and no base that is meant gets so far
 
 
 def dry(row: Row, tokens: Positions, lengths: Positions, multiplier: float, base: float, allowed: int) -> None:
@@ -29,8 +30,12 @@ def dry(row: Row, tokens: Positions, lengths: Positions, multiplier: float, base
 
 
 def longest_that_counts(base: float, allowed: int) -> int:
-    """Return the length of a repetition from which on the penalty is no higher: beyond, float32 has no numbers."""
-    return allowed + (int(_MOST_LOG / log(base)) if base > 1 else 0)
+    """Return the length of a repetition from which on the penalty is no higher.
+
+    >>> longest_that_counts(1.75, 2), longest_that_counts(1.0, 2)
+    (160, 2)
+    """
+    return allowed + (min(_MOST_MORE, int(_MOST_LOG / log(base))) if base > 1 else 0)
 
 
 def repeats(tokens: Positions, allowed: int, most: int) -> tuple[Positions, Positions]:
