@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -64,6 +64,12 @@ def loaded(draft: Path, window: Window) -> mp.Model:
     return mp.load("tiny", backend="numba", window=window, max_lanes=3, max_context=140, draft=draft)
 
 
+def by_text(tokens: Sequence[int], logits: NDArray[np.float32], /) -> NDArray[np.float32]:
+    """A rule of the caller's own, which the draft model does not know."""
+    logits[sum(tokens) % logits.size] += np.float32(9)
+    return logits
+
+
 windows = st.one_of(st.integers(1, 8), st.none())
 prompts = st.lists(st.integers(5, 1000), min_size=1, max_size=40)
 rules = st.fixed_dictionaries(
@@ -79,6 +85,11 @@ rules = st.fixed_dictionaries(
         "logprobs": st.integers(0, 2),
         "top_k": st.sampled_from([3, 40]),
         "ignore_eos": st.booleans(),
+        "logits_processors": st.just((by_text,)),
+        "no_repeat_ngram_size": st.just(2),
+        "xtc_probability": st.just(0.5),
+        "dry_multiplier": st.just(0.8),
+        "mirostat": st.just(2),
     },
 )
 

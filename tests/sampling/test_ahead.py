@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from mistral_portable.sampling import Sampler, SamplingParams
 
 VOCAB = 24
+BYTES = [bytes([97 + token % 7]) for token in range(VOCAB)]
 
 settings: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {"temperature": st.sampled_from([0.0, 0.7, 2.0]), "seed": st.integers(0, 99)},
@@ -23,6 +24,19 @@ settings: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "min_p": st.floats(0, 0.9),
         "typical_p": st.floats(0.1, 1),
         "logprobs": st.integers(0, 3),
+        "repeat_last_n": st.integers(0, 8),
+        "min_tokens": st.integers(0, 20),
+        "no_repeat_ngram_size": st.integers(2, 3),
+        "bad_words_ids": st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=2), max_size=3),
+        "top_n_sigma": st.just(1.0),
+        "xtc_probability": st.just(0.5),
+        "xtc_threshold": st.just(0.05),
+        "dry_multiplier": st.just(0.8),
+        "dry_allowed_length": st.integers(0, 2),
+        "dry_sequence_breakers": st.just(("a",)),
+        "dynatemp_range": st.just(0.5),
+        "mirostat": st.just(2),
+        "samplers": st.permutations(("dry", "top_k", "top_p", "temperature", "min_p", "xtc")).map(tuple),
     },
 )
 
@@ -41,7 +55,12 @@ def rows(seed: int, count: int) -> NDArray[np.float32]:
 def test_it_chooses_the_same_and_changes_nothing(
     settings: dict[str, Any], prompt: list[int], before: int, count: int, seed: int
 ) -> None:
-    sampler = Sampler(SamplingParams(**settings), prompt_tokens=prompt)
+    sampler = Sampler(
+        SamplingParams(**{"max_tokens": 30, **settings}),
+        prompt_tokens=prompt,
+        end_tokens=[3, 4],
+        piece=BYTES.__getitem__,
+    )
     logits = rows(seed, before + count)
     for row in logits[:before]:
         sampler.sample(row)
