@@ -10,6 +10,7 @@ from mistral_portable.cli.options import (
     BackendOption,
     ChatTemplateOption,
     DeviceOption,
+    Draft,
     DraftOption,
     DtypeOption,
     KVCacheOption,
@@ -40,7 +41,7 @@ class ModelOptions:
     revision: RevisionOption = None
     chat_template: ChatTemplateOption = None
     adapter: AdapterOption = None
-    draft: DraftOption = "auto"
+    draft: DraftOption = Draft.AUTO
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The options that several commands have: annotations for their parameters."""
 
 import re
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import typer
@@ -15,6 +16,7 @@ __all__ = [
     "CacheRamOption",
     "ChatTemplateOption",
     "DeviceOption",
+    "Draft",
     "DraftOption",
     "DtypeOption",
     "JsonOption",
@@ -34,6 +36,15 @@ __all__ = [
     "cache_bytes_of",
     "window_of",
 ]
+
+
+class Draft(StrEnum):
+    """The values of `--draft`."""
+
+    AUTO = "auto"
+    SUFFIX = "suffix"
+    OFF = "off"
+
 
 _MODELS = "'tiny' (built in), a folder, a .gguf file or a raw tar, or a hub id: owner/name or owner/name:file.gguf."
 _DTYPES = "float32, float64, bfloat16, float16, or int8 (inputs of quantized weights); by default "
@@ -62,7 +73,7 @@ ChatTemplateOption = Annotated[
     _model("A file with a Jinja template for chats, the name of one of the model's, or 'mistral'.", "FILE|NAME"),
 ]
 DraftOption = Annotated[
-    str,
+    Draft,
     _model(
         "Where a text repeats itself steps try several tokens, which changes no text: auto (on executors whose bits do "
         "not depend on it), suffix (on any) or off.",

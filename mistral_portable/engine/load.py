@@ -20,6 +20,7 @@ from mistral_portable.engine.model import Model
 from mistral_portable.errors import InputError
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import EMBEDDING, expose_embedding, select_rows
+from mistral_portable.spelling import checks_names
 from mistral_portable.tokenizer import load_tokenizer
 from mistral_portable.tokenizer.open_common import UnknownVersionError
 from mistral_portable.weights import fingerprint, open_checkpoint
@@ -31,6 +32,7 @@ _KEPT_BYTES = 2 * 2**30  # 16,384 tokens of Mistral 7B in float16
 _KEPT_SHARE = 8  # at most this part of the machine's memory: an eighth
 
 
+@checks_names
 def load(
     model: str | Path = "tiny",
     *,

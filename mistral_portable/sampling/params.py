@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from mistral_portable.errors import InputError
 from mistral_portable.sampling.constraint import Grammar
+from mistral_portable.spelling import require_names
 
 __all__ = ["MINIMA", "RANGES", "SamplingParams", "range_of"]
 
@@ -72,6 +73,10 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     grammar: Grammar | None = None
+
+    def __new__(cls, *_: object, **named: object) -> Self:
+        require_names(cls.__name__, named, cls.__match_args__)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
