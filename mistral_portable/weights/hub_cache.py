@@ -74,7 +74,7 @@ class HubCache:
         return [m for m in self.models if (m.repository, m.file) == (repository, own) and m.is_at(revision)]
 
     def removal(self, repository: str, file: str | None, revision: str | None) -> "DeleteCacheStrategy | None":
-        """Prepare to remove a repository, or one GGUF file of it, at a revision or at all of them; None: it is not there.
+        """Prepare to remove a repository, or one GGUF file of it, at a revision or at all; None: it is not there.
 
         The result's `expected_freed_size` says how many bytes. Where nothing is left the repository goes
         with all that the cache has of it, such as unfinished downloads.
