@@ -115,11 +115,12 @@ def _rope_fields(values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _rope_keys(yarn: RopeScaling | None, query_scale: QueryScale | None) -> dict[str, Any]:
+def _rope_keys(scaling: RopeScaling | None, query_scale: QueryScale | None) -> dict[str, Any]:
     """`yarn` and `llama_4_scaling`, for what the model has of the two."""
     params: dict[str, Any] = {}
-    if yarn and not isinstance(yarn, Yarn):
-        raise ConfigError(f"params.json cannot express RoPE of the type {yarn.kind!r}: convert it to hf")
+    yarn = scaling if isinstance(scaling, Yarn) else None
+    if scaling and not yarn:
+        raise ConfigError(f"params.json cannot express RoPE of the type {scaling.kind!r}: convert it to hf")
     if yarn:
         usual = yarn.attention_factor == yarn.usual_attention_factor
         if not yarn.truncate or (not usual and yarn.attention_factor != 1):

@@ -8,6 +8,7 @@ print(tokenizer.batch_decode(model.generate(**ids, max_new_tokens=40), skip_spec
 """
 
 from mistral_portable.transformers.attention_visualizer import AttentionMaskVisualizer
+from mistral_portable.transformers.auto_config import AutoConfig
 from mistral_portable.transformers.auto_model import (
     AutoModel,
     AutoModelForCausalLM,
@@ -33,14 +34,17 @@ from mistral_portable.transformers.modeling import (
     MistralForTokenClassification,
     MistralModel,
 )
+from mistral_portable.transformers.new_caches import DynamicCache, StaticCache
 from mistral_portable.transformers.options import BitsAndBytesConfig
 from mistral_portable.transformers.padding import PaddingStrategy, TruncationStrategy
 from mistral_portable.transformers.pipelines import TextGenerationPipeline, pipeline
 from mistral_portable.transformers.pretrained_model import MistralPreTrainedModel
+from mistral_portable.transformers.seeds import set_seed
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
 
 __all__ = [
     "AttentionMaskVisualizer",
+    "AutoConfig",
     "AutoModel",
     "AutoModelForCausalLM",
     "AutoModelForQuestionAnswering",
@@ -50,6 +54,7 @@ __all__ = [
     "BatchEncoding",
     "BitsAndBytesConfig",
     "Cache",
+    "DynamicCache",
     "FlaxMistralForCausalLM",
     "FlaxMistralModel",
     "LlamaTokenizer",
@@ -64,12 +69,14 @@ __all__ = [
     "MistralPreTrainedModel",
     "PaddingStrategy",
     "PreTrainedTokenizerFast",
+    "StaticCache",
     "TFMistralForCausalLM",
     "TFMistralForSequenceClassification",
     "TFMistralModel",
     "TextGenerationPipeline",
     "TruncationStrategy",
     "pipeline",
+    "set_seed",
 ]
 
 LlamaTokenizer = LlamaTokenizerFast = AutoTokenizer  # the names in older code, for all kinds of folders

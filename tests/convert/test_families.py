@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from weights.files import random_tensors, small_config, write_hf
 
 import mistral_portable as mp
-from mistral_portable.config import DynamicScaling, LinearScaling, Llama3Scaling, LongRope, MistralConfig, QueryScale
+from mistral_portable.config import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRope,
+    MistralConfig,
+    QueryScale,
+    RopeScaling,
+)
 from mistral_portable.errors import ConfigError
 from mistral_portable.testing.families import FAMILIES, shrunk
 from mistral_portable.weights import open_checkpoint
@@ -122,7 +130,7 @@ def test_what_a_format_cannot_say_is_refused(tmp_path: Path, to: str, changes: d
 def test_rope_of_finetunes(tmp_path: Path) -> None:
     """Each scaling goes to hf, where transformers reads it; linear ones to GGUF, too; else the error names the type."""
     eights, ones = (8.0,) * 8, (1.0,) * 8
-    scalings = [
+    scalings: list[RopeScaling] = [
         *(LinearScaling(4.0), DynamicScaling(2.0), Llama3Scaling(8.0, 16, 1.0, 4.0)),
         LongRope(ones, eights, 16, 1.25),
     ]
