@@ -19,6 +19,11 @@ from mistral_portable.transformers.auto_model import (
 from mistral_portable.transformers.auto_tokenizer import AutoTokenizer
 from mistral_portable.transformers.batch_encoding import BatchEncoding
 from mistral_portable.transformers.cache import Cache
+from mistral_portable.transformers.classification import (
+    FeatureExtractionPipeline,
+    TextClassificationPipeline,
+    TokenClassificationPipeline,
+)
 from mistral_portable.transformers.configuration import MistralConfig
 from mistral_portable.transformers.fast_tokenizer import PreTrainedTokenizerFast
 from mistral_portable.transformers.frameworks.flax import FlaxMistralForCausalLM, FlaxMistralModel
@@ -37,9 +42,10 @@ from mistral_portable.transformers.modeling import (
 from mistral_portable.transformers.new_caches import DynamicCache, StaticCache
 from mistral_portable.transformers.options import BitsAndBytesConfig
 from mistral_portable.transformers.padding import PaddingStrategy, TruncationStrategy
-from mistral_portable.transformers.pipelines import TextGenerationPipeline, pipeline
+from mistral_portable.transformers.pipelines import pipeline
 from mistral_portable.transformers.pretrained_model import MistralPreTrainedModel
 from mistral_portable.transformers.seeds import set_seed
+from mistral_portable.transformers.text_generation import TextGenerationPipeline
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
 
 __all__ = [
@@ -55,6 +61,7 @@ __all__ = [
     "BitsAndBytesConfig",
     "Cache",
     "DynamicCache",
+    "FeatureExtractionPipeline",
     "FlaxMistralForCausalLM",
     "FlaxMistralModel",
     "LlamaTokenizer",
@@ -73,7 +80,9 @@ __all__ = [
     "TFMistralForCausalLM",
     "TFMistralForSequenceClassification",
     "TFMistralModel",
+    "TextClassificationPipeline",
     "TextGenerationPipeline",
+    "TokenClassificationPipeline",
     "TruncationStrategy",
     "pipeline",
     "set_seed",
