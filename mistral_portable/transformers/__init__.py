@@ -24,6 +24,7 @@ from mistral_portable.transformers.classification import (
     TextClassificationPipeline,
     TokenClassificationPipeline,
 )
+from mistral_portable.transformers.common_backend import MistralCommonBackend
 from mistral_portable.transformers.configuration import MistralConfig
 from mistral_portable.transformers.fast_tokenizer import PreTrainedTokenizerFast
 from mistral_portable.transformers.frameworks.flax import FlaxMistralForCausalLM, FlaxMistralModel
@@ -66,6 +67,7 @@ __all__ = [
     "FlaxMistralModel",
     "LlamaTokenizer",
     "LlamaTokenizerFast",
+    "MistralCommonBackend",
     "MistralCommonTokenizer",
     "MistralConfig",
     "MistralForCausalLM",

@@ -190,8 +190,7 @@ def _is_text(given: Any) -> bool:
 
 def _scores(logits: NDArray[np.float32], function: str) -> NDArray[np.float32]:
     if function == "sigmoid":
-        sigmoid: NDArray[np.float32] = 1 / (1 + np.exp(-logits))
-        return sigmoid
+        return (1 / (1 + np.exp(-logits))).astype(np.float32)
     if function == "none":
         return logits
     grown = np.exp(logits - logits.max())
