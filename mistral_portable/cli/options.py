@@ -35,6 +35,7 @@ __all__ = [
     "window_of",
 ]
 
+
 _MODELS = "'tiny' (built in), a folder, a .gguf file or a raw tar, or a hub id: owner/name or owner/name:file.gguf."
 _DTYPES = "float32, float64, bfloat16, float16, or int8 (inputs of quantized weights); by default "
 _ATTENTION = (

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from functools import cache
 from inspect import Parameter, signature
 from typing import Any, cast
@@ -26,6 +25,7 @@ from mistral_portable.engine.stream import Answer
 from mistral_portable.errors import InputError
 from mistral_portable.grammar import CompiledGrammar, Grammars, Schema
 from mistral_portable.sampling import Grammar, SamplingParams, stated_sampling
+from mistral_portable.spelling import nearest
 
 __all__ = ["AnswerMaker", "Params"]
 
@@ -175,9 +175,8 @@ class AnswerMaker:
             raise InputError(f"params={params!r:.40} must be SamplingParams")
         for name in sampling:
             if name not in _FIELDS:
-                known = [*_FIELDS, *_OPTIONS]
-                close = [own for own in known if own.startswith(name)] or get_close_matches(name, known, n=1)
-                raise InputError(f"{name} is no option" + (f": is it {close[0]}?" if close else " of generate or chat"))
+                meant = nearest(name, [*_FIELDS, *_OPTIONS])
+                raise InputError(f"{name} is no option" + (f": is it {meant}?" if meant else " of generate or chat"))
         params = replace(params or SamplingParams(), **sampling)
         if isinstance(params.grammar, CompiledGrammar) and params.grammar.owner is not self._grammars:
             raise InputError(

@@ -23,6 +23,7 @@ from mistral_portable.engine.suffix_drafting import SuffixDrafting
 from mistral_portable.errors import CheckpointError, InputError
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import EMBEDDING, expose_embedding, select_rows
+from mistral_portable.spelling import checks_names
 from mistral_portable.tokenizer import load_tokenizer
 from mistral_portable.tokenizer.open_common import UnknownVersionError
 from mistral_portable.weights import fingerprint, open_checkpoint
@@ -34,6 +35,7 @@ _KEPT_BYTES = 2 * 2**30  # 16,384 tokens of Mistral 7B in float16
 _KEPT_SHARE = 8  # at most this part of the machine's memory: an eighth
 
 
+@checks_names
 def load(
     model: str | Path = "tiny",
     *,
@@ -119,7 +121,7 @@ def load(
     make = block_maker(threads, progress)
     checkpoint = open_checkpoint(model, revision=revision, quantize=blocks, make=make, progress=progress)
     for notice in checkpoint.notices:
-        warnings.warn(notice, stacklevel=2)
+        warnings.warn(notice, stacklevel=3)
     config = checkpoint.config if window == "config" else checkpoint.config.with_window(window)
     limit = config.max_position_embeddings
     context = limit if max_context is None else max_context
@@ -150,7 +152,7 @@ def load(
     try:  # before weights are read
         tokenizer = load_tokenizer(checkpoint.tokenizer, chat_template) if checkpoint.tokenizer else None
     except UnknownVersionError as error:
-        warnings.warn(f"{error}. Until then give token ids instead of text.", stacklevel=2)
+        warnings.warn(f"{error}. Until then give token ids instead of text.", stacklevel=3)
         tokenizer = None
     draft_model: Model | None = None
     if isinstance(draft, Model):

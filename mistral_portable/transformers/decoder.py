@@ -26,6 +26,7 @@ from mistral_portable.graph.passes import (
 )
 from mistral_portable.transformers.batch import Batch
 from mistral_portable.transformers.cache import Cache
+from mistral_portable.transformers.new_caches import DynamicCache
 from mistral_portable.weights import Tensor
 
 __all__ = ["ATTENTIONS", "HIDDEN_STATES", "Decoder", "Outputs"]
@@ -104,10 +105,11 @@ class Decoder:
         with self._turn:
             return self._run_in_turns(batch, exposed, rows) if cache is None else self._run(batch, cache, exposed, rows)
 
-    def new_cache(self, rows: int) -> Cache:
-        """Make an empty cache for a caller to keep. Raises BusyError if too few lanes are left."""
+    def new_cache(self, rows: int, cache: DynamicCache | None = None) -> DynamicCache:
+        """Make an empty cache for a caller to keep, or begin one that the caller has made. Raises BusyError if too few
+        lanes are left."""
         with self._turn:
-            return self._kept_cache(rows)
+            return self._kept_cache(rows, cache=cache)
 
     @property
     def program(self) -> Program:
@@ -185,12 +187,15 @@ class Decoder:
         cache.program = exposed
         return core
 
-    def _kept_cache(self, rows: int, sources: Sequence[int] | None = None) -> Cache:
-        """Make a cache that a caller keeps, while `_turn` is held. Raises BusyError if too few lanes are left."""
+    def _kept_cache(
+        self, rows: int, sources: Sequence[int] | None = None, cache: DynamicCache | None = None
+    ) -> DynamicCache:
+        """Begin a cache that a caller keeps, while `_turn` is held. Raises BusyError if too few lanes are left."""
         if sum(len(cache) for cache in self._caches if cache.close.alive) + rows > _LANES:
             remedy = "pass use_cache=False, or let go of other caches"
             raise BusyError(f"{rows} rows more: caches have at most {_LANES} in all: {remedy}")
-        cache = Cache(self.manager, rows, self._copy, sources)
+        cache = DynamicCache() if cache is None else cache
+        cache.begin(self.manager, rows, self._copy, sources)
         self._caches.add(cache)
         return cache
 

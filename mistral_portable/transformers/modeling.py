@@ -20,6 +20,7 @@ from mistral_portable.transformers.outputs import (
     TokenClassifierOutput,
 )
 from mistral_portable.transformers.pretrained_model import MistralPreTrainedModel
+from mistral_portable.transformers.seeds import fresh_seed
 
 __all__ = [
     "MistralForCausalLM",
@@ -166,6 +167,7 @@ class MistralForCausalLM(MistralPreTrainedModel):
             max_new_tokens = 20 if max_length is None else _positive("max_length", max_length) - prompt.shape[1]
             if max_new_tokens < 1:
                 raise InputError(f"{max_length=} leaves no room after the {prompt.shape[1]} columns of the prompt")
+        seed = fresh_seed() if seed is None else seed
         params = sampling_params(do_sample, _positive("max_new_tokens", max_new_tokens), seed, rules)
         after = continue_rows(self.decoder, batch, params, ends, next(iter(ends), 0) if pad is None else pad)
         if inputs_embeds is None:
