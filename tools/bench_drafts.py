@@ -6,8 +6,8 @@
     python -m tools.bench_drafts MODEL.gguf --plot drafts.svg        # the speeds, and times of steps of 1 to 16 tokens
 
 The sampler is made to choose a trace, whatever the weights are. "copy 70 %" repeats a part of its prompt, and after
-each token there is a chance that it leaves it: so that about 70 % of what is drafted is accepted. "copy nothing" repeats
-none. A draft model is made to agree with a trace of new tokens at a share of the places: 90, 70, 50 and 0 %.
+each token there is a chance that it leaves it: so that about 70 % of what is drafted is accepted. "copy nothing"
+repeats none. A draft model is made to agree with a trace of new tokens at a share of the places: 90, 70, 50 and 0 %.
 Each repetition runs the same trace without drafts, with them, and with prompt lookup as other libraries do it: what
 stood behind the first place of the last 3 tokens, or else 2 or 1; always 10 of it.
 """
