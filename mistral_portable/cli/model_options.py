@@ -10,7 +10,6 @@ from mistral_portable.cli.options import (
     BackendOption,
     ChatTemplateOption,
     DeviceOption,
-    Draft,
     DraftOption,
     DtypeOption,
     KVCacheOption,
@@ -41,7 +40,7 @@ class ModelOptions:
     revision: RevisionOption = None
     chat_template: ChatTemplateOption = None
     adapter: AdapterOption = None
-    draft: DraftOption = Draft.AUTO
+    draft: DraftOption = "auto"
 
     @property
     def arguments(self) -> dict[str, Any]:

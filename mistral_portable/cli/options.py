@@ -1,7 +1,6 @@
 """The options that several commands have: annotations for their parameters."""
 
 import re
-from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import typer
@@ -16,7 +15,6 @@ __all__ = [
     "CacheRamOption",
     "ChatTemplateOption",
     "DeviceOption",
-    "Draft",
     "DraftOption",
     "DtypeOption",
     "JsonOption",
@@ -36,14 +34,6 @@ __all__ = [
     "cache_bytes_of",
     "window_of",
 ]
-
-
-class Draft(StrEnum):
-    """The values of `--draft`."""
-
-    AUTO = "auto"
-    SUFFIX = "suffix"
-    OFF = "off"
 
 
 _MODELS = "'tiny' (built in), a folder, a .gguf file or a raw tar, or a hub id: owner/name or owner/name:file.gguf."
@@ -73,11 +63,11 @@ ChatTemplateOption = Annotated[
     _model("A file with a Jinja template for chats, the name of one of the model's, or 'mistral'.", "FILE|NAME"),
 ]
 DraftOption = Annotated[
-    Draft,
+    str,
     _model(
         "Where a text repeats itself steps try several tokens, which changes no text: auto (on executors whose bits do "
-        "not depend on it), suffix (on any) or off.",
-        "auto|suffix|off",
+        "not depend on it), suffix (on any) or off; MODEL: a small one with the same vocabulary says what to try, too.",
+        "auto|suffix|off|MODEL",
     ),
 ]
 ReasoningEffortOption = Annotated[

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, replace
+from functools import cache
 from inspect import Parameter, signature
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from mistral_portable.answers import (
     offered,
 )
 from mistral_portable.engine.adapters import Adapters, Chosen
+from mistral_portable.engine.drafting import MOST_DRAFTED
 from mistral_portable.engine.prompts import Prompt, Prompts, is_chat, is_several
 from mistral_portable.engine.request import Completion
 from mistral_portable.engine.stream import Answer
@@ -55,6 +57,7 @@ class AnswerMaker:
         self._max_context = max_context
         self._load_s = load_s
         self._stated = stated
+        self._piece = cache(self._bytes_of) if prompts.has_tokenizer else None
 
     def make_all(
         self, prompt: Prompt | Sequence[Prompt], params: Params | None, n: int | None, options: Mapping[str, Any]
@@ -90,7 +93,8 @@ class AnswerMaker:
         cache_salt: str = "",
         adapter: Chosen = None,
         sampling: str | None = None,
-        draft: str = "auto",
+        draft: str | int = "auto",
+        prediction: str | Sequence[int] | None = None,
         reasoning_effort: str | None = None,
         **fields: Any,
     ) -> list[Answer]:
@@ -100,8 +104,7 @@ class AnswerMaker:
         for name, value in (("user", user), ("cache_salt", cache_salt)):
             if not isinstance(value, str):
                 raise InputError(f"{name}={value!r} must be a string")
-        if draft not in ("auto", "off"):
-            raise InputError(f'draft={draft!r:.40} must be "auto" or "off"; load(draft=...) says what "auto" is')
+        drafts = _most_drafted(draft)
         if grammar is not None and not isinstance(grammar, str) and schema is regex is None:
             fields["grammar"] = grammar
         elif not schema is grammar is regex is None:
@@ -116,6 +119,7 @@ class AnswerMaker:
         functions = demanded(tools, tool_choice)
         if functions:
             params = self._calling(params, tokens, functions, several=parallel_tool_calls)
+        predicted = () if prediction is None else self._prompts.continuation(prediction)
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self._end_tokens)
         answers = list[Answer]()
         for number in range(n or 1):
@@ -129,7 +133,9 @@ class AnswerMaker:
                 user=user,
                 cache_salt=cache_salt,
                 adapters=weights,
-                drafts=draft == "auto",
+                drafts=drafts,
+                prediction=predicted,
+                piece=self._piece,
             )
             parser = self._parser(tokens, answers_chat)
             answers.append(Answer(completion, ends, parser, self._load_s, one_call=not parallel_tool_calls))
@@ -181,12 +187,30 @@ class AnswerMaker:
             raise InputError("stop strings need a tokenizer, and this checkpoint has none: use stop_token_ids")
         return params
 
+    def _bytes_of(self, token: int) -> bytes:
+        """The bytes of any id, of a special token its name: what `dry_sequence_breakers` are looked for in."""
+        tokenizer = self._prompts.tokenizer
+        if token >= tokenizer.vocab_size:
+            return b""
+        return tokenizer.written([token]).encode() if tokenizer.is_special(token) else tokenizer.token_bytes(token)
+
     def _parser(self, prompt: Sequence[int], chat: bool) -> Parser | None:
         """Makes deltas of the answer's tokens; None without a tokenizer."""
         if not self._prompts.has_tokenizer:
             return None
         tokenizer = self._prompts.tokenizer
         return ChatParser(tokenizer, prompt) if chat and tokenizer.chats else PlainText(tokenizer.stream(prompt))
+
+
+def _most_drafted(draft: object) -> int:
+    """Return how many tokens a step may try, by the option `draft`."""
+    if isinstance(draft, int) and not isinstance(draft, bool) and draft >= 0:
+        return draft
+    if draft not in ("auto", "off"):
+        raise InputError(
+            f'draft={draft!r:.40} must be "auto", "off" or a number of tokens; load(draft=...) says what drafts'
+        )
+    return MOST_DRAFTED if draft == "auto" else 0
 
 
 _FIELDS = tuple(field.name for field in fields(SamplingParams))

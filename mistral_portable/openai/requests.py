@@ -2,8 +2,9 @@
 
 Unknown fields are ignored, as OpenAI's clients send more of them with every version; wrong types and values are not.
 A field that is null has its default. Source: https://platform.openai.com/docs/api-reference. `top_k`, `min_p`,
-`typical_p`, `repetition_penalty` (also `repeat_penalty`), `ignore_eos`, `cache_salt`, `grammar` and `regex` are
-understood besides, as by llama-server and vLLM, and `random_seed`, Mistral's name of `seed`.
+`typical_p`, `repetition_penalty` (also `repeat_penalty`), `ignore_eos`, `cache_salt`, `grammar`, `regex` and
+`speculative.n_max` are understood besides, as by llama-server and vLLM, and so are llama-server's fields of the other
+rules, and vLLM's `min_tokens`; `random_seed` is Mistral's name of `seed`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,26 @@ __all__ = ["URLS", "ChatRequest", "Effort", "Many", "Request", "TextRequest", "p
 _MOST_ANSWERS = 128
 _MOST_LOGPROBS = 20
 _MOST_BIASES = 2**18
+
+_MORE_RULES = (
+    "repeat_last_n",
+    "top_n_sigma",
+    "xtc_probability",
+    "xtc_threshold",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_penalty_last_n",
+    "dry_sequence_breakers",
+    "dynatemp_range",
+    "dynatemp_exponent",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
+    "samplers",
+    "min_tokens",
+)
+"""Fields that have the same name and meaning in SamplingParams, and its defaults."""
 
 Effort = Annotated[str, Field(max_length=64)]
 """How much the model is to reason, in a word that its chat template knows."""
@@ -84,6 +105,29 @@ class ResponseFormat(BaseModel):
         return self.json_schema.schema_
 
 
+class PredictedPart(BaseModel):
+    """A part of a prediction."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+class Prediction(BaseModel):
+    """A text much of which the answer is expected to repeat, such as a file that it changes: it comes sooner then."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["content"] = "content"
+    content: str | Many[PredictedPart]
+
+    @property
+    def text(self) -> str:
+        """The text of all parts."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class Request(Body):
     """The fields that both kinds have."""
 
@@ -95,6 +139,22 @@ class Request(Body):
     min_p: float = 0.0
     typical_p: float = 1.0
     repetition_penalty: float = Field(1.0, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty"))
+    repeat_last_n: int | None = None
+    top_n_sigma: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
+    dry_sequence_breakers: Stops | None = None
+    dynatemp_range: float | None = None
+    dynatemp_exponent: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    samplers: Annotated[Many[str], Field(max_length=16)] | None = None
+    min_tokens: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = Field(None, max_length=_MOST_BIASES)
@@ -108,6 +168,8 @@ class Request(Body):
     regex: str | None = None
     user: str | None = None
     cache_salt: str | None = None
+    prediction: Prediction | None = None
+    most_drafted: int | None = Field(None, ge=0, alias="speculative.n_max")
 
     @property
     def include_usage(self) -> bool:
@@ -133,7 +195,11 @@ class Request(Body):
         rules = {name: rule for name, rule in given.items() if rule is not None}
         if len(rules) > 1:
             raise InputError("response_format, grammar, regex: an answer follows one rule; leave out all but one")
-        return rules
+        drafting = {
+            "prediction": self.prediction.text if self.prediction and self.prediction.text else None,
+            "draft": self.most_drafted,
+        }
+        return rules | {name: value for name, value in drafting.items() if value is not None}
 
     def _sampling(self, stated: Stated, limit: int | None, max_tokens: JSON, logprobs: int | None) -> SamplingParams:
         """limit: the tokens of an answer by default. max_tokens: those of the field of this name, if they are given."""
@@ -142,7 +208,7 @@ class Request(Body):
         except ValueError as error:
             raise InputError(f"logit_bias: a key is no token id: {error}") from error
         given = {
-            **self.given(*RULES),
+            **self.given(*RULES, *_MORE_RULES),
             **max_tokens,
             "frequency_penalty": self.frequency_penalty or 0.0,
             "presence_penalty": self.presence_penalty or 0.0,
@@ -177,15 +243,15 @@ class ChatRequest(Request):
 
     def options(self) -> dict[str, Any]:
         """Further arguments of `Model.answer`. Raises InputError, naming the field, for one that is not supported."""
-        rules = super().options()
-        if rules and offered(self.tools, self.tool_choice):
+        options = super().options()
+        if options.keys() & {"schema", "grammar", "regex"} and offered(self.tools, self.tool_choice):
             raise InputError("tools: an answer that follows a rule cannot call them; leave out the one or the other")
         calling = {
             "tools": self.tools,
             "tool_choice": self.tool_choice,
             "parallel_tool_calls": self.parallel_tool_calls,
         }
-        return {"chat": True, **calling, **rules}
+        return {"chat": True, **calling, **options}
 
     def sampling(self, stated: Stated = UNSTATED) -> SamplingParams:
         """See `Request.sampling`."""
