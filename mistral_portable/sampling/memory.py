@@ -48,6 +48,7 @@ class Memory:
         self._seen = TokenCounts(np.unique(prompt).tolist() if counts_prompt else ())
         self._generated = TokenCounts()
         self._keeps_text = _looks_back(params)
+        self._counts_only = not (self._counts_all or self._keeps_text or params.mirostat or params.xtc_probability)
         self._text = History(prompt if self._keeps_text else ())
         self._breakers = _breakers(params, piece, self.text) if params.dry_multiplier else None
         self.bans = self._make_bans()
@@ -60,9 +61,11 @@ class Memory:
         """Ids of prompt and answer [n]; none unless a rule looks at them."""
         return self._text.tokens
 
-    def add(self, token: int, probability: float) -> None:
+    def add(self, token: int, probability: float | np.float64) -> None:
         """Note that a token was chosen. probability: that it had among those that were left."""
         self.chosen += 1  # first: if Ctrl-C comes behind it, the engine sees that this token is lost
+        if self._counts_only:
+            return
         if self._counts_all:
             self._seen.add(token)
             self._generated.add(token)
