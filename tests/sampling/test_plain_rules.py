@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import Sampler, SamplingParams
-from mistral_portable.sampling.dry import Breakers, repeats
+from mistral_portable.sampling.dry import Breakers, Repetitions
 from mistral_portable.sampling.params import SAMPLERS
 
 VOCAB = 6
@@ -211,15 +211,25 @@ def test_the_rules_in_any_order_are_the_plain_ones(settings: dict[str, Any], pro
             mu -= params.mirostat_eta * (-math.log2(probabilities[tokens.tolist().index(token)]) - params.mirostat_tau)
 
 
-@given(text=st.lists(st.integers(0, 2), max_size=40), allowed=st.integers(0, 4), most=st.integers(0, 9))
-def test_repetitions_are_those_of_a_plain_search(text: list[int], allowed: int, most: int) -> None:
+@given(
+    text=st.lists(st.integers(0, 2), max_size=40),
+    start=st.integers(0, 40),
+    allowed=st.integers(0, 4),
+    most=st.integers(0, 40),
+)
+def test_repetitions_are_those_of_a_plain_search(text: list[int], start: int, allowed: int, most: int) -> None:
     found: dict[int, int] = {}
     for end in range(1, len(text)):
         length = max(n for n in range(min(end, most) + 1) if text[end - n : end] == text[len(text) - n :])
         if length >= allowed:
             found[text[end]] = max(found.get(text[end], 0), length)
-    tokens, lengths = repeats(np.array(text, np.int64), allowed, most)
-    assert dict(zip(tokens.tolist(), lengths.tolist(), strict=True)) == found
+    ids = np.array(text, np.int64)
+    at_once, one_by_one = Repetitions(ids), Repetitions(ids[:start])
+    for place in range(start, len(text)):
+        one_by_one.append(ids[:place], text[place])
+    for repetitions in (at_once, one_by_one):
+        tokens, lengths = repetitions.continued(ids, allowed=allowed, most=most)
+        assert dict(zip(tokens.tolist(), lengths.tolist(), strict=True)) == found
 
 
 @given(text=st.lists(ids, max_size=20), breakers=st.lists(st.text("abc:\n", min_size=1, max_size=4), max_size=3))
