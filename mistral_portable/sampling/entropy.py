@@ -39,7 +39,7 @@ def mirostat(logits: Row, mu: float) -> Positions | None:
     return kept if kept.size else np.array([logits.argmax()])
 
 
-def next_mu(mu: float, probability: float, tau: float, eta: float) -> float:
+def next_mu(mu: float, probability: float | np.float64, tau: float, eta: float) -> float:
     """Return mu behind a token that had this probability among those that were kept.
 
     >>> next_mu(10.0, 0.25, 5.0, 0.1)    # a surprise of 2, where 5 was wanted

@@ -15,9 +15,10 @@ __all__ = ["LogitsProcessor", "processed"]
 class LogitsProcessor(Protocol):
     """A function of the text so far and the logits of its next token, called once for each token of an answer.
 
-    Several answers may call it at the same time, in any thread: a result that follows from the arguments alone gives
-    the same text in any batch, with and without drafts. What it raises ends this answer alone, as that error. It must
-    not ask the model of its answer for anything: that one waits for it.
+    All answers of a model call theirs one after the other, in the thread that runs the step, which may be another one
+    than the caller's. A result that follows from the arguments alone gives the same text in any batch, with and without
+    drafts. What it raises ends this answer alone, as that error. It must not ask the model of its answer for anything,
+    which would wait for it: an InputError says so.
     """
 
     def __call__(self, tokens: Sequence[int], logits: Row, /) -> Row:

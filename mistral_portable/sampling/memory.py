@@ -6,9 +6,8 @@ from copy import copy, deepcopy
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.errors import InputError
 from mistral_portable.sampling import bans, processors
-from mistral_portable.sampling.dry import Breakers, dry, longest_that_counts, repeats
+from mistral_portable.sampling.dry import Dry
 from mistral_portable.sampling.entropy import next_mu
 from mistral_portable.sampling.history import History
 from mistral_portable.sampling.params import SamplingParams
@@ -49,8 +48,9 @@ class Memory:
         self._seen = TokenCounts(np.unique(prompt).tolist() if counts_prompt else ())
         self._generated = TokenCounts()
         self._keeps_text = _looks_back(params)
+        self._counts_only = not (self._counts_all or self._keeps_text or params.mirostat or params.xtc_probability)
         self._text = History(prompt if self._keeps_text else ())
-        self._breakers = _breakers(params, piece, self.text) if params.dry_multiplier else None
+        self._dry = Dry(params, piece, self.text) if params.dry_multiplier else None
         self.bans = self._make_bans()
         """Functions that name the tokens which may not come next."""
         self.changes = self._make_changes()
@@ -71,16 +71,18 @@ class Memory:
         """Ids of prompt and answer [n]; none unless a rule looks at them."""
         return self._text.tokens
 
-    def add(self, token: int, probability: float) -> None:
+    def add(self, token: int, probability: float | np.float64) -> None:
         """Note that a token was chosen. probability: that it had among those that were left."""
         self.chosen += 1  # first: if Ctrl-C comes behind it, the engine sees that this token is lost
+        if self._counts_only:
+            return
         if self._counts_all:
             self._seen.add(token)
             self._generated.add(token)
+        if self._dry is not None:
+            self._dry.append(self.text, token)
         if self._keeps_text:
             self._text.append(token)
-        if self._breakers is not None:
-            self._breakers.append(token)
         if self._params.mirostat:
             self.mu = next_mu(self.mu, probability, self._params.mirostat_tau, self._params.mirostat_eta)
         if self._chances is not None:
@@ -98,11 +100,11 @@ class Memory:
         return rules
 
     def _make_changes(self) -> Mapping[str, Change]:
-        p, rules = self._params, dict[str, Change]()
-        if _penalizes(p):
+        dry, rules = self._dry, dict[str, Change]()
+        if _penalizes(self._params):
             rules["penalties"] = self._penalize
-        if p.dry_multiplier:
-            rules["dry"] = self._penalize_repeats
+        if dry is not None:
+            rules["dry"] = lambda row: dry.penalize(row, self.text)
         return rules
 
     def _penalize(self, row: Row) -> None:
@@ -116,15 +118,6 @@ class Memory:
         if p.frequency_penalty or p.presence_penalty:
             processors.frequency_presence_penalty(row, generated, counts, p.frequency_penalty, p.presence_penalty)
 
-    def _penalize_repeats(self, row: Row) -> None:
-        p, breakers = self._params, self._breakers
-        assert breakers is not None
-        text = self.text if p.dry_penalty_last_n < 0 else self.text[max(0, self.text.size - p.dry_penalty_last_n) :]
-        most = min(breakers.behind, longest_that_counts(p.dry_base, p.dry_allowed_length))
-        tokens, lengths = repeats(text, p.dry_allowed_length, most)
-        kept = [place for place, token in enumerate(tokens.tolist()) if not breakers.holds(token)]
-        dry(row, tokens[kept], lengths[kept], p.dry_multiplier, p.dry_base, p.dry_allowed_length)
-
 
 def _penalizes(params: SamplingParams) -> bool:
     on = params.repetition_penalty != 1 or params.frequency_penalty or params.presence_penalty
@@ -135,9 +128,3 @@ def _looks_back(params: SamplingParams) -> bool:
     """Whether a rule looks at the whole text."""
     rules = params.no_repeat_ngram_size or params.bad_words_ids or params.logits_processors or params.dry_multiplier
     return bool(rules or (_penalizes(params) and params.repeat_last_n > 0))
-
-
-def _breakers(params: SamplingParams, piece: Callable[[int], bytes] | None, text: Positions) -> Breakers:
-    if params.dry_sequence_breakers and piece is None:
-        raise InputError("dry_sequence_breakers need a tokenizer, and there is none: pass dry_sequence_breakers=()")
-    return Breakers(params.dry_sequence_breakers, piece or (lambda token: b""), text.tolist())

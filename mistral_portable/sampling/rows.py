@@ -32,6 +32,8 @@ def sample_rows(
     >>> sampled.token, type(error).__name__, also.token
     (1, 'NumericsError', 0)
 
+    `logits_processors` are called in this thread, one after the other.
+
     threads: the most that take part; None: one for each CPU that the process may use, up to 8, where that saves time.
     Raises InputError for logits that are not float32 [R, vocab], and for a sampler that has two rows.
     """
@@ -54,7 +56,13 @@ def sample_rows(
         return [result for result in results if result is not None]
     if threads is None:
         threads = _useful_threads(samplers, logits.shape[1])
-    _pool.run(sample, len(samplers), threads=threads)
+    rows: Sequence[int] = range(len(samplers))
+    if threads > 1:  # a caller's own rules need not know of threads
+        for row, sampler in enumerate(samplers):
+            if sampler.params.logits_processors:
+                sample(row)
+        rows = [row for row in rows if results[row] is None]
+    _pool.run(lambda number: sample(rows[number]), len(rows), threads=threads)
     return [result for result in results if result is not None]
 
 

@@ -89,13 +89,15 @@ class Sampler:
         the parameters outside the vocabulary; what `logits_processors` raise.
         """
         row, best = self._changed(logits)
-        token, probability = int(best), 1.0
-        if self.params.temperature != 0:
+        if self.params.temperature == 0:
+            token = int(best)
+            self._remember(token, 1.0)
+        else:
             tokens, left = self._left(row)
             probabilities = processors.softmax(left, scratch(left.size, np.float64))
             drawn = _drawn(probabilities, self._random.random())
-            token, probability = drawn if tokens is None else int(tokens[drawn]), float(probabilities[drawn])
-        self._remember(token, probability)
+            token = drawn if tokens is None else int(tokens[drawn])
+            self._remember(token, probabilities[drawn])
         if self.params.logprobs is None:
             return Sampled(token)
         return _with_logprobs(token, logits, self.params.logprobs)
@@ -155,15 +157,16 @@ class Sampler:
         best = row.argmax()  # NaN counts as the maximum, so this one entry tells whether the row is sound
         if not math.isfinite(row[best]):
             raise _unsound(row[best], best, bool(self.params.logit_bias))
+        return row, self._restricted(row) if self._restricts else best
+
+    def _restricted(self, row: Row) -> np.intp:
+        """Ban what may not come next and apply the caller's own rules, in place; return where the maximum is."""
         for ban in self._memory.bans:
             banned = ban()
             row[banned[banned < row.size]] = -np.inf
-        if self._memory.bans:
-            best = row.argmax()
-            if row[best] == -np.inf:
-                raise InputError(
-                    "no token is left to sample: min_tokens, no_repeat_ngram_size or bad_words_ids ban too many"
-                )
+        best = row.argmax()
+        if row[best] == -np.inf:
+            raise InputError("no token is left: min_tokens, no_repeat_ngram_size or bad_words_ids ban too many")
         if self.params.logits_processors:
             best = processed(row, tuple(self._memory.text.tolist()), self.params.logits_processors)
         if self._constraint is not None:
@@ -173,14 +176,15 @@ class Sampler:
             best = row.argmax()
             if row[best] == -np.inf:
                 raise InputError("every token that the grammar allows has the logit -inf: ban fewer")
-        return row, best
+        return best
 
     def _make_rules(self) -> None:
         params, changes = self.params, self._memory.changes
         first, behind = split_order(params)
         self._changes = [*_bias(params), *(changes[name] for name in first if name in changes)]
         self._steps = steps(params, behind, self._memory, lambda: self._vocab_size)
-        self._is_raw = not (self._changes or self._memory.bans or params.logits_processors or self._constraint)
+        self._restricts = bool(self._memory.bans or params.logits_processors or self._constraint is not None)
+        self._is_raw = not (self._changes or self._restricts)
 
     def _only_token(self) -> int | None:
         """Return the token that `sample` would choose whatever the logits are, if there is one."""
@@ -194,7 +198,7 @@ class Sampler:
     def _is_banned(self, token: int) -> bool:
         return self.params.logit_bias.get(token) == -math.inf or any(token in ban() for ban in self._memory.bans)
 
-    def _remember(self, token: int, probability: float) -> None:
+    def _remember(self, token: int, probability: float | np.float64) -> None:
         """Note for rules and grammar that a token was chosen, with this probability."""
         self._memory.add(token, probability)
         if self._constraint is not None:

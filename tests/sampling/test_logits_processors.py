@@ -1,6 +1,7 @@
 """A caller's own rules in the sampler: what they are asked, in which order, and what is refused."""
 
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -120,6 +121,19 @@ def test_what_a_rule_raises_is_its_rows_result_and_the_sampler_goes_on(threads: 
     assert isinstance(error, KeyError)
     failing.clear()
     assert sample_rows(samplers[1:2], rows[:1]) == [alone[1].sample(LOGITS)]
+
+
+def test_rules_are_called_in_the_callers_thread_whoever_else_takes_part() -> None:
+    called = list[int]()
+
+    def rule(tokens: Sequence[int], logits: Row, /) -> Row:
+        called.append(threading.get_ident())
+        return logits
+
+    samplers = [Sampler(SamplingParams(seed=0, logits_processors=(rule,) * (seed % 2))) for seed in range(8)]
+    alone = Sampler(SamplingParams(seed=0))
+    assert sample_rows(samplers, np.stack([LOGITS] * 8), threads=4) == [alone.sample(LOGITS)] * 8
+    assert called == [threading.get_ident()] * 4
 
 
 @pytest.mark.parametrize("wrong", [ban(1), [1], "ban", None, {1: ban(1)}])

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import Sampler, SamplingParams
-from mistral_portable.sampling.dry import Breakers, repeats
+from mistral_portable.sampling.dry import Breakers, Repetitions
 from mistral_portable.sampling.params import SAMPLERS
 
 VOCAB = 6
@@ -32,30 +32,31 @@ def penalties_before_temperature(order: list[str]) -> tuple[str, ...]:
 
 
 orders = st.permutations(SAMPLERS).map(penalties_before_temperature)
-settings: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
-    {"temperature": st.sampled_from([0.5, 1.0, 3.0]), "samplers": orders},
-    optional={
-        "top_k": st.integers(1, 7),
-        "top_p": st.sampled_from([0.3, 0.9]),
-        "min_p": st.sampled_from([0.1, 0.5]),
-        "repetition_penalty": st.sampled_from([0.7, 1.5]),
-        "frequency_penalty": st.sampled_from([-0.5, 0.75]),
-        "presence_penalty": st.sampled_from([0.5]),
+drawn_rules: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {  # each is off in some examples, and seldom all that hide the others are on
+        "temperature": st.sampled_from([0.5, 1.0, 3.0]),
+        "samplers": orders,
+        "top_k": st.sampled_from([0, 0, 2, 5]),
+        "top_p": st.sampled_from([1, 1, 0.5, 0.9]),
+        "min_p": st.sampled_from([0, 0, 0.1]),
+        "repetition_penalty": st.sampled_from([1, 0.7, 1.5]),
+        "frequency_penalty": st.sampled_from([0, -0.5, 0.75]),
+        "presence_penalty": st.sampled_from([0, 0.5]),
         "repeat_last_n": st.integers(-1, 6),
-        "top_n_sigma": st.sampled_from([0.5, 1.0, 2.0]),
-        "xtc_probability": st.sampled_from([0.5, 1.0]),
+        "top_n_sigma": st.sampled_from([-1, -1, 1.0, 2.0]),
+        "xtc_probability": st.sampled_from([0, 0.5, 1.0]),
         "xtc_threshold": st.sampled_from([0.0, 0.1, 0.25]),
-        "dry_multiplier": st.sampled_from([0.5, 2.0]),
+        "dry_multiplier": st.sampled_from([0, 0.5, 2.0]),
         "dry_base": st.sampled_from([1.0, 1.75, 4.0]),
         "dry_allowed_length": st.integers(0, 3),
         "dry_penalty_last_n": st.integers(-1, 12),
         "dry_sequence_breakers": st.sampled_from([(), (":",), ("\n", ":"), ("\nbc", "ca")]),
-        "dynatemp_range": st.sampled_from([0.25, 1.0]),
+        "dynatemp_range": st.sampled_from([0, 0.25, 1.0]),
         "dynatemp_exponent": st.sampled_from([0.5, 1.0, 3.0]),
-        "mirostat": st.just(2),
+        "mirostat": st.sampled_from([0, 0, 0, 2]),
         "mirostat_tau": st.sampled_from([1.0, 3.0]),
         "mirostat_eta": st.sampled_from([0.1, 0.5]),
-    },
+    }
 )
 
 
@@ -188,9 +189,10 @@ def plain(
     return softmax(logits)
 
 
-@given(settings=settings, prompt=st.lists(ids, max_size=14), seed=st.integers(0, 2**32))
-def test_the_rules_in_any_order_are_the_plain_ones(settings: dict[str, Any], prompt: list[int], seed: int) -> None:
-    params = SamplingParams(seed=seed, **settings)
+@settings(max_examples=300)  # of 5 ms each: many rules, and orders of them
+@given(rules=drawn_rules, prompt=st.lists(ids, max_size=14), seed=st.integers(0, 2**32))
+def test_the_rules_in_any_order_are_the_plain_ones(rules: dict[str, Any], prompt: list[int], seed: int) -> None:
+    params = SamplingParams(seed=seed, **rules)
     sampler = Sampler(params, prompt_tokens=prompt, piece=PIECES.__getitem__)
     numbers, chances = (np.random.Generator(each) for each in (np.random.PCG64(seed), np.random.PCG64(seed).jumped()))
     rows, mu = np.random.default_rng(seed).normal(0, 2, (10, VOCAB)).astype(np.float32), 2 * params.mirostat_tau
@@ -211,15 +213,25 @@ def test_the_rules_in_any_order_are_the_plain_ones(settings: dict[str, Any], pro
             mu -= params.mirostat_eta * (-math.log2(probabilities[tokens.tolist().index(token)]) - params.mirostat_tau)
 
 
-@given(text=st.lists(st.integers(0, 2), max_size=40), allowed=st.integers(0, 4), most=st.integers(0, 9))
-def test_repetitions_are_those_of_a_plain_search(text: list[int], allowed: int, most: int) -> None:
+@given(
+    text=st.lists(st.integers(0, 2), max_size=40),
+    start=st.integers(0, 40),
+    allowed=st.integers(0, 4),
+    most=st.integers(0, 40),
+)
+def test_repetitions_are_those_of_a_plain_search(text: list[int], start: int, allowed: int, most: int) -> None:
     found: dict[int, int] = {}
     for end in range(1, len(text)):
         length = max(n for n in range(min(end, most) + 1) if text[end - n : end] == text[len(text) - n :])
         if length >= allowed:
             found[text[end]] = max(found.get(text[end], 0), length)
-    tokens, lengths = repeats(np.array(text, np.int64), allowed, most)
-    assert dict(zip(tokens.tolist(), lengths.tolist(), strict=True)) == found
+    ids = np.array(text, np.int64)
+    at_once, one_by_one = Repetitions(ids), Repetitions(ids[:start])
+    for place in range(start, len(text)):
+        one_by_one.append(ids[:place], text[place])
+    for repetitions in (at_once, one_by_one):
+        tokens, lengths = repetitions.continued(ids, allowed=allowed, most=most)
+        assert dict(zip(tokens.tolist(), lengths.tolist(), strict=True)) == found
 
 
 @given(text=st.lists(ids, max_size=20), breakers=st.lists(st.text("abc:\n", min_size=1, max_size=4), max_size=3))
