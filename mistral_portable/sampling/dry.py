@@ -4,6 +4,7 @@ Source: https://github.com/oobabooga/text-generation-webui/pull/5677, as llama.c
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 
 import numpy as np
 
@@ -43,6 +44,12 @@ class Dry:
         self._params = params
         self._breakers = Breakers(params.dry_sequence_breakers, piece or (lambda token: b""), text.tolist())
         self._repetitions = Repetitions(text)
+
+    def copy(self) -> "Dry":
+        """Return another one that stands in the same place and goes on alone."""
+        other = copy(self)
+        other._breakers, other._repetitions = copy(self._breakers), copy(self._repetitions)
+        return other
 
     def append(self, before: Positions, token: int) -> None:
         """Go on behind the text `before`."""

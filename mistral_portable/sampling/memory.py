@@ -62,7 +62,7 @@ class Memory:
         other._chances = deepcopy(self._chances)
         other._seen, other._generated = self._seen.copy(), self._generated.copy()
         other._text = History(self._text.tokens)
-        other._breakers = copy(self._breakers)
+        other._dry = None if self._dry is None else self._dry.copy()
         other.bans, other.changes = other._make_bans(), other._make_changes()
         return other
 
