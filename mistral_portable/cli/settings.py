@@ -13,7 +13,7 @@ __all__ = ["changed", "shown"]
 _NAMES = tuple(
     field.name
     for field in fields(SamplingParams)
-    if field.name not in ("grammar", "logit_bias", "stop_token_ids", "logprobs")
+    if field.name not in ("grammar", "logit_bias", "logits_processors", "logprobs", "stop_token_ids")
 )
 
 

@@ -15,6 +15,7 @@ from mistral_portable.engine.drafting import Drafting
 from mistral_portable.engine.request import Request
 from mistral_portable.engine.steps import Steps, Text
 from mistral_portable.engine.task import Task
+from mistral_portable.errors import InputError
 from mistral_portable.forks import make_locks
 
 __all__ = ["Loop"]
@@ -149,7 +150,12 @@ class Loop:
             self.leave(request)
 
     def _wait(self, requests: "Sequence[_Request | Task[Any]]") -> None:
-        """Return when one of the requests is ready: run steps until then, or let another thread do so."""
+        """Return when one of the requests is ready: run steps until then, or let another thread do so.
+
+        Raises InputError within a step of this thread, which would wait for itself.
+        """
+        if self._driver == threading.get_ident():
+            raise InputError("the model was asked amid its own step: logits_processors must not call it")
         try:
             while not self._take_part(requests):
                 pass

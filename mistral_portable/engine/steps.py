@@ -23,7 +23,6 @@ from mistral_portable.errors import (
     CapacityError,
     ClosedError,
     InputError,
-    MistralPortableError,
     NumericsError,
 )
 from mistral_portable.sampling import Sampled, sample_rows
@@ -295,7 +294,7 @@ class Steps:
                     going.append(completion)
         return right
 
-    def _take(self, completion: Completion, sampled: Sampled | MistralPortableError, begin: float) -> list[int]:
+    def _take(self, completion: Completion, sampled: Sampled | Exception, begin: float) -> list[int]:
         """Append a token to an answer, and those that its grammar forces; return them, [] if the answer fails."""
         if isinstance(sampled, Sampled):
             try:

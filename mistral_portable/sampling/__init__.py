@@ -9,6 +9,7 @@ Sampled(token=1, logprob=None, top_logprobs=())
 """
 
 from mistral_portable.sampling.constraint import Constraint, Grammar
+from mistral_portable.sampling.logits_processor import LogitsProcessor
 from mistral_portable.sampling.params import SamplingParams
 from mistral_portable.sampling.rows import sample_rows
 from mistral_portable.sampling.sampler import Sampled, Sampler, TokenLogprob
@@ -19,6 +20,7 @@ __all__ = [
     "RULES",
     "Constraint",
     "Grammar",
+    "LogitsProcessor",
     "Sampled",
     "Sampler",
     "SamplingParams",

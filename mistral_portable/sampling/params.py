@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from mistral_portable.errors import InputError
 from mistral_portable.sampling.constraint import Grammar
+from mistral_portable.sampling.logits_processor import LogitsProcessor
 
 __all__ = ["MINIMA", "RANGES", "SamplingParams", "range_of"]
 
@@ -51,7 +52,8 @@ class SamplingParams:
     `stop` also takes one str or any sequence of str, `stop_token_ids` any sequence of int; both are kept as
     tuples. `logprobs=n` reports the n most likely tokens beside the chosen one. `max_tokens=None` goes on
     until a stop or the end of the context. `seed=None` draws another seed for every sequence. `grammar` is a rule that
-    the tokens keep (`Model.compile_grammar`), which ends the text, too: not with `ignore_eos`.
+    the tokens keep (`Model.compile_grammar`), which ends the text, too: not with `ignore_eos`. `logits_processors` are
+    the caller's own rules (LogitsProcessor), which apply behind the penalties, in their order, also when greedy.
 
     Raises InputError, naming the field, its value and the allowed range.
     """
@@ -72,6 +74,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     grammar: Grammar | None = None
+    logits_processors: tuple[LogitsProcessor, ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -82,6 +85,7 @@ class SamplingParams:
             "logit_bias": _biases(self.logit_bias),
             "stop": _stops(self.stop),
             "stop_token_ids": _tokens("stop_token_ids", self.stop_token_ids),
+            "logits_processors": _processors(self.logits_processors),
         }
         for name in ("max_tokens", "seed", "logprobs"):
             value = getattr(self, name)
@@ -100,7 +104,8 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether each token is the argmax of the unchanged logits, and nothing else of them is requested."""
         rules = self.repetition_penalty != 1 or self.frequency_penalty or self.presence_penalty or self.logit_bias
-        return self.temperature == 0 and not rules and self.logprobs is None and self.grammar is None
+        needs_logits = rules or self.logits_processors or self.logprobs is not None or self.grammar is not None
+        return self.temperature == 0 and not needs_logits
 
     def check_vocab(self, vocab_size: int) -> None:
         """Raise InputError if `logit_bias`, `stop_token_ids` or `logprobs` goes beyond the vocabulary."""
@@ -140,6 +145,13 @@ def _sequence(name: str, value: object) -> Sequence[object]:
 
 def _tokens(name: str, value: object) -> tuple[int, ...]:
     return tuple(_integer(name, token, 0) for token in _sequence(name, value))
+
+
+def _processors(value: object) -> tuple[LogitsProcessor, ...]:
+    for rule in _sequence("logits_processors", value):
+        if not callable(rule):
+            raise InputError(f"logits_processors={value!r:.80} must be functions of the tokens and the logits")
+    return tuple(cast(Sequence[LogitsProcessor], value))
 
 
 def _stops(value: object) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.errors import InputError, MistralPortableError
+from mistral_portable.errors import InputError
 from mistral_portable.sampling.params import SamplingParams
 from mistral_portable.sampling.pool import Pool, usable_cpus
 from mistral_portable.sampling.sampler import Sampled, Sampler
@@ -20,7 +20,7 @@ _pool = Pool(_MOST_THREADS - 1)
 
 def sample_rows(
     samplers: Sequence[Sampler], logits: NDArray[np.float32], *, threads: int | None = None
-) -> list[Sampled | MistralPortableError]:
+) -> list[Sampled | Exception]:
     """Choose a token from each row of float32 logits [R, vocab]: row r is for samplers[r], all of them distinct.
 
     Equals `samplers[r].sample(logits[r])` one after the other, for any number of threads. What `sample` would raise
@@ -41,12 +41,12 @@ def sample_rows(
         )
     if len(set(map(id, samplers))) < len(samplers):
         raise InputError("a sampler has two rows: pass one row of each sequence")
-    results: list[Sampled | MistralPortableError | None] = [None] * len(samplers)
+    results: list[Sampled | Exception | None] = [None] * len(samplers)
 
     def sample(row: int) -> None:
         try:
             results[row] = samplers[row].sample(logits[row])
-        except MistralPortableError as error:
+        except Exception as error:  # a caller's own rule may raise anything
             results[row] = error
 
     if len(samplers) == 1:  # a single caller's step may take as little as 0.1 ms

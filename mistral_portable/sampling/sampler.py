@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.errors import InputError, NumericsError
 from mistral_portable.sampling import processors
+from mistral_portable.sampling.logits_processor import processed
 from mistral_portable.sampling.params import SamplingParams
 from mistral_portable.sampling.processors import Positions, Row
 from mistral_portable.sampling.scratch import scratch
@@ -48,8 +49,8 @@ class Sampler:
     with number i. So the same seed and logits give the same tokens on every backend, and logits that differ by rounding
     almost always do.
 
-    With a grammar, tokens that it does not allow have the logit -inf behind bias and penalties. `sample` chooses among
-    the others, and then `forced` takes those that need no logits, as the grammar leaves one alone.
+    With a grammar, tokens that it does not allow have the logit -inf before the temperature. `sample` chooses among the
+    others, and then `forced` takes those that need no logits, as the grammar leaves one alone.
     """
 
     def __init__(self, params: SamplingParams, *, prompt_tokens: Sequence[int] = ()) -> None:
@@ -61,16 +62,18 @@ class Sampler:
         self._vocab_size = 0  # the first row tells it
         self._seen = TokenCounts(np.unique(self._prompt).tolist() if params.repetition_penalty != 1 else ())
         self._generated = TokenCounts()
+        self._tokens = self._prompt.tolist() if params.logits_processors else []
         self._constraint = None if params.grammar is None else params.grammar.begin(prompt_tokens)
         self._penalties = self._make_penalties()
         self._filters = self._make_filters()
+        self._changes_logits = bool(self._penalties or params.logits_processors or params.grammar is not None)
 
     def sample(self, logits: Row) -> Sampled:
         """Choose a token from float32 logits [vocab] and remember it for the penalties.
 
         Raises NumericsError for logits with NaN or +inf, or with -inf alone; InputError for logits of another shape or
         dtype or in which `logit_bias` or the grammar leaves no token, at the first row also for ids of the prompt or
-        the parameters outside the vocabulary.
+        the parameters outside the vocabulary; what `logits_processors` raise.
         """
         row, best = self._penalized(logits)
         token = int(best)
@@ -115,7 +118,7 @@ class Sampler:
         if logits.size != self._vocab_size:
             self._begin(logits.size)
         row = logits
-        if self._penalties or self._constraint is not None:
+        if self._changes_logits:
             row = scratch(logits.size, np.float32)
             row[:] = logits
         for penalize in self._penalties:
@@ -123,18 +126,20 @@ class Sampler:
         best = row.argmax()  # NaN counts as the maximum, so this one entry tells whether the row is sound
         if not math.isfinite(row[best]):
             raise _unsound(row[best], best, bool(self.params.logit_bias))
+        if self.params.logits_processors:
+            best = processed(row, tuple(self._tokens), self.params.logits_processors)
         if self._constraint is not None:
             allowed = self._constraint.allowed()[: row.size]
             np.copyto(row[: allowed.size], -np.inf, where=~allowed)
             row[allowed.size :] = -np.inf
             best = row.argmax()
             if row[best] == -np.inf:
-                raise InputError("every token that the grammar allows has the logit -inf: ban fewer in logit_bias")
+                raise InputError("every token that the grammar allows has the logit -inf: ban fewer")
         return row, best
 
     def _only_token(self) -> int | None:
         """Return the token that `sample` would choose whatever the logits are, if there is one."""
-        if self._constraint is None or self.params.logprobs is not None:
+        if self._constraint is None or self.params.logprobs is not None or self.params.logits_processors:
             return None
         token = self._constraint.forced
         if token is None or token >= self._vocab_size or self.params.logit_bias.get(token) == -math.inf:
@@ -147,6 +152,8 @@ class Sampler:
         if self._penalties:
             self._seen.add(token)
             self._generated.add(token)
+        if self.params.logits_processors:
+            self._tokens.append(token)
         if self._constraint is not None:
             self._constraint.accept(token)
 

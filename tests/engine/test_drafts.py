@@ -11,6 +11,7 @@ import pytest
 from guessing import Guessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import mistral_portable as mp
 from mistral_portable.boundary.registry import candidates
@@ -43,6 +44,13 @@ def loaded(window: Window, backend: str = "numba") -> tuple[mp.Model, Switch]:
         return mp.load("tiny", backend=backend, window=window, max_lanes=3, max_context=140, draft="suffix"), switch
 
 
+def by_text(tokens: Sequence[int], logits: NDArray[np.float32], /) -> NDArray[np.float32]:
+    """A rule of the caller's own that depends on every token of the text."""
+    random = np.random.default_rng(list(tokens))
+    logits[random.integers(logits.size, size=40)] += np.float32(4)
+    return logits
+
+
 windows = st.one_of(st.integers(1, 8), st.none())
 prompts = st.lists(st.integers(5, 1000), min_size=1, max_size=40)
 rules = st.fixed_dictionaries(
@@ -62,6 +70,7 @@ rules = st.fixed_dictionaries(
         "min_p": st.sampled_from([0.1]),
         "ignore_eos": st.booleans(),
         "stop_token_ids": st.lists(st.integers(5, 1000), max_size=20),
+        "logits_processors": st.just((by_text,)),
         "n": st.just(2),
     },
 )
