@@ -20,6 +20,8 @@ RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "top_p": (0, 1),
         "min_p": (0, 1),
         "typical_p": (0, 1),
+        "epsilon_cutoff": (0, 1),
+        "eta_cutoff": (0, 1),
         "repetition_penalty": (0.01, 100),
         "frequency_penalty": (-2, 2),
         "presence_penalty": (-2, 2),
@@ -46,8 +48,8 @@ def range_of(name: str) -> str:
 class SamplingParams:
     """The sampling settings of one sequence; every default but `temperature` and `max_tokens` means "off".
 
-    `temperature=0` is greedy: the highest logit, the lowest id on ties; `top_k`, `top_p`, `min_p` and
-    `typical_p` then have no effect, penalties and `logit_bias` do. The rules are those of `processors.py`.
+    `temperature=0` is greedy: the highest logit, the lowest id on ties; `top_k`, `top_p`, `min_p`, `typical_p`
+    and the two cutoffs then have no effect, penalties and `logit_bias` do. The rules are those of `processors.py`.
 
     `stop` also takes one str or any sequence of str, `stop_token_ids` any sequence of int; both are kept as
     tuples. `logprobs=n` reports the n most likely tokens beside the chosen one. `max_tokens=None` goes on
@@ -64,6 +66,8 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0

@@ -108,6 +108,18 @@ class Sampler:
         tokens, left = self._filtered(row)
         return np.arange(row.size) if tokens is None else tokens, processors.softmax(left)
 
+    def scores(self, logits: Row) -> Row:
+        """Return the logits that `sample` chooses by, float32 [vocab]: behind all rules, divided by the temperature,
+        -inf for tokens that a filter removes. Nothing is drawn. Raises the errors of `sample`."""
+        row, _ = self._penalized(logits)
+        if self.params.temperature == 0:
+            return row.copy()
+        tokens, _ = self._filtered(row)
+        left = slice(None) if tokens is None else tokens
+        made = np.full(row.size, -np.inf, np.float32)
+        made[left] = row[left].astype(np.float64) / self.params.temperature
+        return made
+
     def _penalized(self, logits: Row) -> tuple[Row, np.intp]:
         """Return the row after all rules but filters, in the thread's scratch memory, and where its first maximum is.
 
@@ -202,6 +214,10 @@ class Sampler:
             rules.append(lambda logits: processors.min_p(logits, p.min_p))
         if p.typical_p < 1:
             rules.append(lambda logits: processors.typical_p(logits, p.typical_p))
+        if p.epsilon_cutoff:
+            rules.append(lambda logits: processors.epsilon_cutoff(logits, p.epsilon_cutoff))
+        if p.eta_cutoff:
+            rules.append(lambda logits: processors.eta_cutoff(logits, p.eta_cutoff))
         return rules
 
 

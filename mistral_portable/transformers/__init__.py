@@ -26,6 +26,8 @@ from mistral_portable.transformers.frameworks.tensorflow import (
     TFMistralForSequenceClassification,
     TFMistralModel,
 )
+from mistral_portable.transformers.generation_config import GenerationConfig
+from mistral_portable.transformers.logits_processor import LogitsProcessor, LogitsProcessorList
 from mistral_portable.transformers.modeling import (
     MistralForCausalLM,
     MistralForQuestionAnswering,
@@ -37,9 +39,12 @@ from mistral_portable.transformers.options import BitsAndBytesConfig
 from mistral_portable.transformers.padding import PaddingStrategy, TruncationStrategy
 from mistral_portable.transformers.pipelines import TextGenerationPipeline, pipeline
 from mistral_portable.transformers.pretrained_model import MistralPreTrainedModel
+from mistral_portable.transformers.stopping import StoppingCriteria, StoppingCriteriaList
+from mistral_portable.transformers.streamers import AsyncTextIteratorStreamer, TextIteratorStreamer, TextStreamer
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
 
 __all__ = [
+    "AsyncTextIteratorStreamer",
     "AttentionMaskVisualizer",
     "AutoModel",
     "AutoModelForCausalLM",
@@ -52,8 +57,11 @@ __all__ = [
     "Cache",
     "FlaxMistralForCausalLM",
     "FlaxMistralModel",
+    "GenerationConfig",
     "LlamaTokenizer",
     "LlamaTokenizerFast",
+    "LogitsProcessor",
+    "LogitsProcessorList",
     "MistralCommonTokenizer",
     "MistralConfig",
     "MistralForCausalLM",
@@ -64,10 +72,14 @@ __all__ = [
     "MistralPreTrainedModel",
     "PaddingStrategy",
     "PreTrainedTokenizerFast",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
     "TFMistralForCausalLM",
     "TFMistralForSequenceClassification",
     "TFMistralModel",
     "TextGenerationPipeline",
+    "TextIteratorStreamer",
+    "TextStreamer",
     "TruncationStrategy",
     "pipeline",
 ]

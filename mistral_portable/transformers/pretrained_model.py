@@ -160,8 +160,8 @@ class MistralPreTrainedModel:
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json`, `generation_config.json` if it says more than that, and safetensors, for transformers and
-        for `from_pretrained`.
+        """Write `config.json`, `generation_config.json` if it says more, and safetensors, for transformers and for
+        `from_pretrained`.
 
         Packed weights become float32. Files of these names are replaced once the new ones are complete. Raises
         CheckpointError if writing fails, ConfigError for a model that transformers has no class for.
@@ -210,6 +210,14 @@ class MistralPreTrainedModel:
         """Release the executor's threads and memory; later calls raise ClosedError."""
         self.decoder.close()
 
+    def require_own(self, past_key_values: Any) -> None:
+        """Raise InputError for anything but None and a Cache of this model."""
+        if past_key_values is not None and not isinstance(past_key_values, Cache):
+            kind = type(past_key_values).__name__
+            raise InputError(f"past_key_values is a {kind}: pass the Cache that a call of this model has returned")
+        if past_key_values is not None and past_key_values.manager is not self.decoder.manager:
+            raise InputError("past_key_values are another model's: pass what a call of this one has returned")
+
     def _exposed(self, output_hidden_states: bool | None, output_attentions: bool | None) -> frozenset[str]:
         """The outputs to expose besides the result."""
         wanted = {
@@ -239,11 +247,7 @@ class MistralPreTrainedModel:
         library = library_of(inputs_embeds if input_ids is None else input_ids, attention_mask)
         ids = None if input_ids is None else as_numpy("input_ids", input_ids, 2)
         given = as_numpy("inputs_embeds", inputs_embeds, 3) if ids is None else ids
-        if past_key_values is not None and not isinstance(past_key_values, Cache):
-            kind = type(past_key_values).__name__
-            raise InputError(f"past_key_values is a {kind}: pass the Cache that a call of this model has returned")
-        if past_key_values is not None and past_key_values.manager is not self.decoder.manager:
-            raise InputError("past_key_values are another model's: pass what a call of this one has returned")
+        self.require_own(past_key_values)
         if past_key_values is not None and len(past_key_values) != len(given):
             raise InputError(f"the input has {len(given)} rows, and past_key_values {len(past_key_values)}")
         batch = read_batch(

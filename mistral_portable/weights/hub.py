@@ -3,7 +3,7 @@
 import errno
 import glob
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 

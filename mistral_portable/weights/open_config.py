@@ -13,14 +13,13 @@ from mistral_portable.weights.safetensors import hf_config
 __all__ = ["open_config"]
 
 
-def open_config(
-    model: str | Path, *, revision: str | None = None, subfolder: str = "", **hub: Any
-) -> MistralConfig:
+def open_config(model: str | Path, *, revision: str | None = None, subfolder: str = "", **hub: Any) -> MistralConfig:
     """Read the config of a model: of a folder its `config.json`, else its `params.json`, which need no weights there.
 
     Of a hub repository only these files are downloaded. In other cases, such as GGUF files, the model is opened.
 
-    model, revision, subfolder: as for `open_checkpoint`. hub: arguments of `huggingface_hub.snapshot_download`, for a repository.
+    model, revision, subfolder: as for `open_checkpoint`. hub: arguments of `huggingface_hub.snapshot_download`, for a
+    repository.
     Raises CheckpointError if there is no config, ConfigError for models of other architectures and impossible values.
     """
     path = Path(str(files("mistral_portable") / "assets" / "tiny")) if model == "tiny" else Path(model)

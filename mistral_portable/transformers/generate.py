@@ -1,0 +1,507 @@
+"""Generates: `generate` and what belongs to it, for the causal LM."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mistral_portable.errors import InputError
+from mistral_portable.sampling import SamplingParams
+from mistral_portable.transformers.arrays import Library, as_numpy, checked_bool, integers, library_of
+from mistral_portable.transformers.batch import Batch, read_batch
+from mistral_portable.transformers.beams import Beam, Beams, search
+from mistral_portable.transformers.cache import Cache
+from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES, MOST_ROWS, Outputs
+from mistral_portable.transformers.generation import continue_rows, inferred_mask, require_room
+from mistral_portable.transformers.generation_config import GenerationConfig, merged
+from mistral_portable.transformers.guidance import Guidance
+from mistral_portable.transformers.logits_rules import Prompt, logits_rules, whole_number
+from mistral_portable.transformers.outputs import (
+    GenerateBeamDecoderOnlyOutput,
+    GenerateDecoderOnlyOutput,
+)
+from mistral_portable.transformers.pretrained_model import MistralPreTrainedModel
+from mistral_portable.transformers.stepwise import Logits, Record, Rules, advance, draw_rows
+from mistral_portable.transformers.stopping import Criterion, called, stop_strings, time_limit
+from mistral_portable.transformers.transition_scores import transition_scores
+from mistral_portable.transformers.watch import Watch, checked_streamer
+from mistral_portable.transformers.without_effect import GENERATING, without_effect
+
+__all__ = ["Generates"]
+
+
+_FILTERS = ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Fields of a GenerationConfig that SamplingParams has under the same names, where None is its default."""
+
+_OUTPUTS = {"output_attentions": ATTENTIONS, "output_hidden_states": HIDDEN_STATES}
+_DEFAULT_NEW = 20  # tokens where neither the call nor the model states a length
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of `generate`, checked.
+
+    ids: the padded prompts [P, T], without columns if they are embeddings. batch: what is to be read of them. prompts:
+    what rules know of them. ends: ids that end a text. pad: fills rows. most: tokens of an answer. params: how tokens
+    are drawn. rules: of each row. watch: looks at the answers. past: the caller's cache. library: the caller's.
+    """
+
+    config: GenerationConfig
+    ids: NDArray[np.int64]
+    batch: Batch
+    prompts: Sequence[Prompt]
+    ends: Sequence[int]
+    pad: int
+    most: int
+    params: SamplingParams
+    rules: Rules
+    watch: Watch
+    watches: bool
+    past: Cache | None
+    library: Library
+
+    def take(self, rows: Sequence[int]) -> "_Call":
+        """The call for some of the prompts."""
+        return replace(
+            self,
+            ids=self.ids[rows],
+            batch=self.batch.take(rows),
+            prompts=[self.prompts[row] for row in rows],
+            rules=replace(self.rules, rows=[self.rules.rows[row] for row in rows]),
+        )
+
+    def record(self) -> Record:
+        """What is to be kept of each step."""
+        config = self.config
+        if not config.return_dict_in_generate:
+            return Record()
+        exposed = frozenset(output for name, output in _OUTPUTS.items() if getattr(config, name))
+        return Record([] if config.output_scores else None, [] if config.output_logits else None, exposed)
+
+
+class Generates(MistralPreTrainedModel):
+    """A model that continues texts."""
+
+    def generate(
+        self,
+        inputs: Any = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        prefix_allowed_tokens_fn: Callable[[int, Any], Any] | None = None,
+        synced_gpus: bool | None = None,
+        assistant_model: Any = None,
+        streamer: Any = None,
+        negative_prompt_ids: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        custom_generate: Any = None,
+        *,
+        input_ids: Any = None,
+        inputs_embeds: Any = None,
+        attention_mask: Any = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        tokenizer: Any = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Continue each row: int64 [B * num_return_sequences, T + new]; rows that end early are padded on the right.
+
+        inputs (or input_ids): integers [B, T], with the attention_mask of their padding; without one, a padding token
+        that is no end token is padding wherever it is, as in transformers. inputs_embeds: floats [B, T, hidden_size] in
+        their place; the result is then int64 [B * num_return_sequences, new].
+        generation_config: a GenerationConfig; options: its fields, which come first, also those that are None. What
+        both leave open is as the model's `generation_config` says.
+        seed: row r draws with seed + r. tokenizer: of the model, for `stop_strings`.
+        logits_processor, prefix_allowed_tokens_fn: rules of the caller's for the next token, for all rows at once, or
+        of the allowed ids behind a row. stopping_criteria: functions that end rows. streamer: is given tokens as they
+        are made. past_key_values (newer: cache): holds the beginning of the rows, and then also the answers; `inputs`
+        are all ids, or, with a mask of all, those that follow. negative_prompt_ids and their mask: for guidance_scale.
+
+        Fields: max_new_tokens (20), max_length (with the prompt's columns), min_new_tokens, min_length, max_time
+        (seconds), stop_strings, eos_token_id, pad_token_id (by default the config's; else the first end token pads);
+        do_sample, temperature, top_k (50), top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff; repetition_penalty,
+        no_repeat_ngram_size, encoder_repetition_penalty, encoder_no_repeat_ngram_size, bad_words_ids, suppress_tokens,
+        begin_suppress_tokens, sequence_bias, forced_bos_token_id, forced_eos_token_id,
+        exponential_decay_length_penalty, remove_invalid_values, renormalize_logits, guidance_scale; num_beams,
+        num_return_sequences, length_penalty, early_stopping; prompt_lookup_num_tokens: steps try what the text
+        suggests, which changes no token; return_dict_in_generate, for a GenerateDecoderOnlyOutput, with output_scores,
+        output_logits, output_attentions, output_hidden_states and use_cache. Others are taken with values that ask for
+        nothing.
+
+        Raises InputError (a ValueError) for arguments that do not fit or are not supported, NumericsError for logits
+        that are NaN or infinite, ClosedError if the model is closed, CapacityError without memory for even one row,
+        BusyError if a cache or beams need more rows than are left, and what the caller's functions raise.
+        """
+        given = [prompt for prompt in (inputs, input_ids, inputs_embeds) if prompt is not None]
+        if len(given) != 1:
+            raise InputError("generate takes one of inputs and input_ids, token ids [batch, tokens], or inputs_embeds")
+        refused = {"synced_gpus": synced_gpus, "assistant_model": assistant_model, "custom_generate": custom_generate}
+        config = _config({**refused, **options}, generation_config, self.generation_config)
+        library = library_of(given[0])
+        past = past_key_values if cache is None else cache
+        self.require_own(past)
+        prompt = as_numpy("input_ids", given[0], 2) if inputs_embeds is None else as_numpy("inputs_embeds", given[0], 3)
+        ends = self._ends(config)
+        pad = self.config.pad_token_id if config.pad_token_id is None else config.pad_token_id
+        pad = None if pad is None else int(integers("pad_token_id", pad, ()))
+        mask = None if attention_mask is None else as_numpy("attention_mask", attention_mask, 2)
+        if mask is None and inputs_embeds is None:
+            mask = inferred_mask(prompt, pad, ends)
+        copies = 1 if config.num_beams > 1 else config.num_return_sequences
+        prompt, mask = np.repeat(prompt, copies, 0), None if mask is None else np.repeat(mask, copies, 0)
+        batch = self._unread(prompt, mask, past)
+        most = _most(config, prompt.shape[1], self.decoder.config.max_position_embeddings)
+        ids = np.zeros((len(prompt), 0), np.int64) if prompt.ndim == 3 else prompt.astype(np.int64)
+        require_room(batch, [0] * len(ids) if past is None else list(map(len, past.columns)), most, self._context)
+        prompts = [_prompt(row, mask, number, copies) for number, row in enumerate(ids)]
+        allowed = prefix_allowed_tokens_fn and _allowed(prefix_allowed_tokens_fn, library)
+        rules = [
+            logits_rules(config, one, ends=ends, most=most, vocab_size=self._vocab_size, allowed=allowed)
+            for one in prompts
+        ]
+        criteria = _criteria(config, stopping_criteria, tokenizer, library)
+        watches = bool(criteria) or checked_streamer(streamer) is not None
+        if streamer is not None and config.num_beams > 1:
+            raise InputError("streamer: beams have no text before they end: leave it out, or pass num_beams=1")
+        custom = _custom(logits_processor, library)
+        guided = config.guidance_scale is not None and config.guidance_scale != 1
+        with ExitStack() as closing:
+            guidance = None
+            if guided:
+                negative = self._negative(ids, negative_prompt_ids, negative_prompt_attention_mask, copies)
+                other = self.decoder.new_cache(len(ids))
+                closing.callback(other.close)
+                guidance = Guidance(self.decoder, other, negative, _number("guidance_scale", config.guidance_scale))
+            call = _Call(
+                config,
+                ids,
+                batch,
+                prompts,
+                ends,
+                next(iter(ends), 0) if pad is None else pad,
+                most,
+                _params(config, most, seed),
+                Rules(rules, guidance, custom),
+                Watch(ids, library, streamer, criteria),
+                watches,
+                past,
+                library,
+            )
+            if config.num_beams > 1:
+                return self._beams(call)
+            made = self._rows(call, steps=bool(allowed or custom or guided or config.remove_invalid_values))
+        call.watch.end()
+        return made
+
+    def compute_transition_scores(
+        self, sequences: Any, scores: Any, beam_indices: Any = None, normalize_logits: bool = False
+    ) -> Any:
+        """Return the score of each generated token, float32 [B, new], an array of the scores' library.
+
+        sequences, scores, beam_indices: of an output of `generate`. normalize_logits: whether to make each step's
+        scores logarithms of probabilities first. Behind the end of a beam the score is 0.
+
+        Raises InputError for arrays that do not fit together.
+        """
+        made = [as_numpy("scores", step, 2) for step in scores]
+        if not made:
+            raise InputError("scores are empty: pass those of return_dict_in_generate=True, output_scores=True")
+        rows = None if beam_indices is None else integers("beam_indices", beam_indices)
+        found = transition_scores(integers("sequences", sequences), made, rows, normalize_logits)
+        return library_of(scores[0]).make(found)
+
+    @property
+    def _context(self) -> int:
+        return self.decoder.config.max_position_embeddings
+
+    @property
+    def _vocab_size(self) -> int:
+        return self.decoder.config.vocab_size
+
+    def _ends(self, config: GenerationConfig) -> list[int]:
+        if config.eos_token_id is None:
+            return list(self.decoder.config.eos_token_ids)
+        return [int(end) for end in integers("eos_token_id", config.eos_token_id).ravel()]
+
+    def _unread(self, prompt: NDArray[Any], mask: NDArray[Any] | None, past: Cache | None) -> Batch:
+        """What of a prompt is not in the cache yet: a prompt as wide as its mask begins with what is in there."""
+        if past is None:
+            return read_batch(prompt, mask, None, [np.zeros(0, np.intp)] * len(prompt), 0, self.decoder.config)
+        if len(past) != len(prompt):
+            raise InputError(f"past_key_values have {len(past)} rows, and inputs {len(prompt)}: copy rows with take")
+        known = past.get_seq_length()
+        if mask is None or mask.shape[1] == prompt.shape[1]:
+            if prompt.shape[1] <= known:
+                raise InputError(
+                    f"inputs have {prompt.shape[1]} columns, and past_key_values {known}: pass all ids and more, "
+                    "or those that follow with the attention_mask of all"
+                )
+            prompt = prompt[:, known:]
+        return read_batch(prompt, mask, None, past.columns, known, self.decoder.config)
+
+    def _negative(self, ids: NDArray[np.int64], negative: Any, mask: Any, copies: int) -> Batch:
+        """The prompts that guidance moves away from: by default the last token of each row."""
+        prompt = ids[:, -1:] if negative is None else as_numpy("negative_prompt_ids", negative, 2)
+        kept = None if mask is None else as_numpy("negative_prompt_attention_mask", mask, 2)
+        if negative is not None:
+            prompt, kept = np.repeat(prompt, copies, 0), None if kept is None else np.repeat(kept, copies, 0)
+        if len(prompt) != len(ids) or not prompt.size:
+            raise InputError(f"negative_prompt_ids have {len(prompt)} rows: pass one, not empty, for each prompt")
+        return read_batch(prompt, kept, None, [np.zeros(0, np.intp)] * len(prompt), 0, self.decoder.config)
+
+    def _rows(self, call: _Call, *, steps: bool) -> Any:
+        """Continue each row: in the engine's loop, or, where a cache or what steps make is wanted, step by step."""
+        config, returns = call.config, bool(call.config.return_dict_in_generate)
+        column = call.watch if call.watches else None
+        if not (steps or returns or call.past is not None):
+            drafts = whole_number("prompt_lookup_num_tokens", config.prompt_lookup_num_tokens) > 0
+            rules, common = call.rules.rows, (call.ends, call.pad)
+            after = continue_rows(self.decoder, call.batch, call.params, rules, *common, drafts=drafts, column=column)
+            return call.library.make(np.concatenate([call.ids, after], axis=1))
+        record = call.record()
+        cache = self.decoder.new_cache(len(call.ids)) if call.past is None else call.past
+        keeps = call.past is not None or (returns and config.use_cache)
+        try:
+            after = draw_rows(
+                self.decoder,
+                call.batch,
+                cache,
+                call.ids,
+                call.prompts,
+                call.rules,
+                call.params,
+                call.ends,
+                call.pad,
+                record,
+                normalize=bool(config.renormalize_logits),
+                column=column,
+            )
+        except BaseException:
+            keeps = call.past is not None
+            raise
+        finally:
+            if not keeps:
+                cache.close()
+        sequences = call.library.make(np.concatenate([call.ids, after], axis=1))
+        if not returns:
+            return sequences
+        past = cache if config.use_cache else None
+        return GenerateDecoderOnlyOutput(sequences, past_key_values=past, **_recorded(record, call.library))
+
+    def _beams(self, call: _Call) -> Any:
+        """Search the best texts of each prompt, of as many prompts at a time as there are lanes for."""
+        config = call.config
+        if call.rules.guidance is not None:
+            raise InputError("guidance_scale: beams have one prompt each: pass num_beams=1")
+        together = call.rules.custom is not None or config.return_dict_in_generate or call.past is not None
+        size = len(call.ids) if together else max(1, MOST_ROWS // (config.num_beams + 1))
+        found = list[list[Beam]]()
+        for first in range(0, len(call.ids), size):
+            part = call.take(range(first, min(first + size, len(call.ids))))
+            record = part.record()
+            cache, searches = self._search(part, record)
+            found += [one.best(config.num_return_sequences) for one in searches]
+            if not (config.return_dict_in_generate and config.use_cache):
+                cache.close()
+        texts, origins, sums = _side_by_side(found, config.num_return_sequences, call.pad)
+        before = np.repeat(call.ids, config.num_return_sequences, axis=0)
+        sequences = call.library.make(np.concatenate([before, texts], axis=1))
+        if not config.return_dict_in_generate:
+            return sequences
+        return GenerateBeamDecoderOnlyOutput(
+            sequences,
+            sequences_scores=call.library.make(sums) if config.output_scores else None,
+            beam_indices=call.library.make(origins),
+            past_key_values=cache if config.use_cache else None,
+            **_recorded(record, call.library),
+        )
+
+    def _search(self, call: _Call, record: Record) -> tuple[Cache, list[Beams]]:
+        """Run the searches of a call; the cache, whose rows are those of the last step, is the caller's to close."""
+        config, width, rows = call.config, call.config.num_beams, len(call.ids)
+        ends, columns = np.array(call.ends, np.int64), call.ids.shape[1]
+        first = self.decoder.new_cache(rows) if call.past is None else call.past.take(range(rows))
+        with ExitStack() as closing:
+            closing.callback(first.close)
+            logits, outputs = advance(self.decoder, call.batch, first, record.exposed)
+            cache = first.take(np.repeat(np.arange(rows), width).tolist())
+            closing.callback(cache.close)
+            first.close()
+            searches = [
+                Beams(
+                    row * width,
+                    width,
+                    call.most,
+                    length_penalty=_number("length_penalty", config.length_penalty),
+                    early_stopping=config.early_stopping,
+                    candidates=max(2, 1 + len(ends)) * width,
+                )
+                for row in range(rows)
+            ]
+
+            def ended(texts: NDArray[np.int64], scores: Any) -> NDArray[np.bool_]:
+                long = np.full(len(texts), texts.shape[1] - columns >= call.most)
+                return long | np.isin(texts[:, -1], ends) | call.watch.ended(texts, scores)
+
+            search(
+                self.decoder,
+                np.repeat(logits, width, axis=0),
+                cache,
+                call.ids,
+                call.prompts,
+                replace(call.rules, rows=[rules for rules in call.rules.rows for _ in range(width)]),
+                call.params,
+                searches,
+                width,
+                ended,
+                record,
+                {name: np.repeat(array, width, axis=0) for name, array in outputs.items()},
+                draws=config.do_sample,
+                least_kept=1 + max(1, len(ends)),
+                normalize=bool(config.renormalize_logits),
+            )
+            closing.pop_all()
+        return cache, searches
+
+
+def _config(options: Mapping[str, Any], given: GenerationConfig | None, model: GenerationConfig) -> GenerationConfig:
+    """The fields of a call, checked. Raises InputError for what is not supported or does not fit."""
+    fields = vars(GenerationConfig())
+    unknown = {name: value for name, value in options.items() if name not in fields}
+    for name, value in without_effect(unknown, GENERATING, "generate").items():
+        if value is not None:
+            near = difflib.get_close_matches(name, fields, 1)
+            hint = f"is {near[0]} meant?" if near else "leave it out"
+            raise InputError(f"generate: {name}={value!r:.40} is not supported: {hint}")
+    config = merged({name: value for name, value in options.items() if name in fields}, given, model)
+    without_effect(config.to_diff_dict(), GENERATING, "generate")
+    if config.cache_implementation == "quantized":
+        raise InputError(
+            "cache_implementation='quantized' is not supported: mistral_portable.load(kv_cache=...) has it"
+        )
+    for name in ("do_sample", "return_dict_in_generate", "use_cache", *_FLAGS):
+        value = getattr(config, name)
+        setattr(config, name, name == "use_cache" if value is None else checked_bool(name, value))
+    for name in ("num_beams", "num_return_sequences"):
+        value = getattr(config, name)
+        setattr(config, name, 1 if value is None else _positive(name, value))
+    beams, returned = config.num_beams, config.num_return_sequences
+    if returned > 1 and beams == 1 and not config.do_sample:
+        raise InputError(f"num_return_sequences={returned} would all be the same: pass do_sample=True or num_beams")
+    if returned > beams > 1:
+        raise InputError(f"num_return_sequences={returned} is more than num_beams={beams}: raise num_beams")
+    if config.early_stopping is None:
+        config.early_stopping = False
+    if not isinstance(config.early_stopping, bool) and config.early_stopping != "never":
+        raise InputError(f"early_stopping={config.early_stopping!r:.40}: pass True, False or 'never'")
+    _number("length_penalty", config.length_penalty)
+    return config
+
+
+_FLAGS = ("output_scores", "output_logits", "remove_invalid_values", "renormalize_logits", *_OUTPUTS)
+
+
+def _most(config: GenerationConfig, columns: int, context: int) -> int:
+    """Tokens of an answer behind a prompt of so many columns. Raises InputError if none are left."""
+    if config.max_new_tokens is not None:
+        return _positive("max_new_tokens", config.max_new_tokens)
+    if config.max_length is None:
+        return min(_DEFAULT_NEW, max(1, context - columns))
+    most = _positive("max_length", config.max_length) - columns
+    if most < 1:
+        raise InputError(f"max_length={config.max_length} leaves no room after the {columns} columns of the prompt")
+    return most
+
+
+def _params(config: GenerationConfig, most: int, seed: int | None) -> SamplingParams:
+    """How the tokens of the first row are drawn: without do_sample greedily, whatever temperature says."""
+    filters = {name: value for name in _FILTERS if (value := getattr(config, name)) is not None}
+    filters |= {name: 0.0 for name in ("epsilon_cutoff", "eta_cutoff") if filters.get(name) == 1}  # off in transformers
+    top_k = 0 if config.top_k is None else config.top_k
+    if config.num_beams > 1 and isinstance(top_k, int) and top_k > 0:
+        top_k = max(top_k, 2)
+    params = SamplingParams(max_tokens=most, seed=seed, **{"temperature": 1.0, "top_k": top_k, **filters})
+    return params if config.do_sample else replace(params, temperature=0.0)
+
+
+def _prompt(ids: NDArray[np.int64], mask: NDArray[Any] | None, row: int, copies: int) -> Prompt:
+    kept = ids if mask is None else ids[mask[row, mask.shape[1] - len(ids) :] != 0]
+    return Prompt(kept.tolist(), len(ids), ids.tolist(), row // copies)
+
+
+def _allowed(function: Any, library: Library) -> Callable[[int, Sequence[int]], Any]:
+    if not callable(function):
+        raise InputError(f"prefix_allowed_tokens_fn={function!r:.40}: pass a function of a row's number and ids")
+    return lambda row, ids: function(row, library.make(np.array(ids, np.int64)))
+
+
+def _criteria(config: GenerationConfig, own: Any, tokenizer: Any, library: Library) -> list[Criterion]:
+    found = list[Criterion]()
+    if config.max_time is not None:
+        found.append(time_limit(config.max_time))
+    if config.stop_strings:
+        found.append(stop_strings(config.stop_strings, tokenizer))
+    return found + ([] if own is None else called(own, library))
+
+
+def _custom(rules: Any, library: Library) -> Callable[[NDArray[np.int64], Logits], Logits] | None:
+    """The caller's rules as one function of NumPy arrays."""
+    if rules is None or (isinstance(rules, list | tuple) and not rules):
+        return None
+    listed = rules if isinstance(rules, list | tuple) else [rules]
+    whole = [rules] if callable(rules) else listed
+    if not all(map(callable, whole)):
+        raise InputError(f"logits_processor={rules!r:.60}: pass functions of input_ids and scores")
+
+    def apply(ids: NDArray[np.int64], scores: Logits) -> Logits:
+        made: Any = library.make(scores)
+        for rule in whole:
+            made = rule(library.make(ids), made)
+        found = as_numpy("logits_processor", made)
+        if found.shape != scores.shape or found.dtype.kind != "f":
+            raise InputError(f"logits_processor has returned {found.dtype} {list(found.shape)}: return the scores")
+        return found.astype(np.float32)
+
+    return apply
+
+
+def _side_by_side(
+    found: Sequence[Sequence[Beam]], count: int, pad: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Texts [P * count, longest], their origins and scores; where a search has fewer, empty texts of the score -1e9."""
+    none = Beam((), (), np.float32(-1e9))
+    beams = [beam for some in found for beam in [*some, *[none] * (count - len(some))]]
+    width = max(len(beam.tokens) for beam in beams)
+    texts, origins = np.full((len(beams), width), pad, np.int64), np.full((len(beams), width), -1, np.int64)
+    for row, beam in enumerate(beams):
+        texts[row, : len(beam.tokens)], origins[row, : len(beam.tokens)] = beam.tokens, beam.origins
+    return texts, origins, np.array([beam.score for beam in beams], np.float32)
+
+
+def _recorded(record: Record, library: Library) -> dict[str, Any]:
+    """What was kept of the steps, as fields of an output."""
+
+    def series(name: str, outputs: Outputs) -> tuple[Any, ...]:
+        count = sum(key.startswith(f"{name}.") for key in outputs)
+        return tuple(library.make(outputs[f"{name}.{layer}"]) for layer in range(count))
+
+    made = {name: tuple(series(name, outputs) for outputs in record.outputs) for name in sorted(record.exposed)}
+    kept = {"scores": record.scores, "logits": record.logits}
+    return made | {name: tuple(map(library.make, steps)) for name, steps in kept.items() if steps is not None}
+
+
+def _positive(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"{name}={value!r:.80} must be an integer from 1 on")
+    return int(value)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
+        raise InputError(f"{name}={value!r:.40} must be a number")
+    return float(value)
