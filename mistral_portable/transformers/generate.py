@@ -15,11 +15,12 @@ from mistral_portable.transformers.arrays import Library, as_numpy, checked_bool
 from mistral_portable.transformers.batch import Batch, read_batch
 from mistral_portable.transformers.beams import Beam, Beams, search
 from mistral_portable.transformers.cache import Cache
+from mistral_portable.transformers.checks import is_given, number, positive, whole_number
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES, MOST_ROWS, Outputs
 from mistral_portable.transformers.generation import continue_rows, inferred_mask, require_room
 from mistral_portable.transformers.generation_config import GenerationConfig, merged
 from mistral_portable.transformers.guidance import Guidance
-from mistral_portable.transformers.logits_rules import Prompt, logits_rules, whole_number
+from mistral_portable.transformers.logits_rules import Prompt, logits_rules
 from mistral_portable.transformers.outputs import (
     GenerateBeamDecoderOnlyOutput,
     GenerateDecoderOnlyOutput,
@@ -159,7 +160,7 @@ class Generates(MistralPreTrainedModel):
         ids = np.zeros((len(prompt), 0), np.int64) if prompt.ndim == 3 else prompt.astype(np.int64)
         require_room(batch, [0] * len(ids) if past is None else list(map(len, past.columns)), most, self._context)
         prompts = [_prompt(row, mask, number, copies) for number, row in enumerate(ids)]
-        allowed = prefix_allowed_tokens_fn and _allowed(prefix_allowed_tokens_fn, library)
+        allowed = None if prefix_allowed_tokens_fn is None else _allowed(prefix_allowed_tokens_fn, library)
         rules = [
             logits_rules(config, one, ends=ends, most=most, vocab_size=self._vocab_size, allowed=allowed)
             for one in prompts
@@ -169,14 +170,14 @@ class Generates(MistralPreTrainedModel):
         if streamer is not None and config.num_beams > 1:
             raise InputError("streamer: beams have no text before they end: leave it out, or pass num_beams=1")
         custom = _custom(logits_processor, library)
-        guided = config.guidance_scale is not None and config.guidance_scale != 1
+        scale = 1.0 if config.guidance_scale is None else number("guidance_scale", config.guidance_scale)
         with ExitStack() as closing:
             guidance = None
-            if guided:
+            if scale != 1:
                 negative = self._negative(ids, negative_prompt_ids, negative_prompt_attention_mask, copies)
                 other = self.decoder.new_cache(len(ids))
                 closing.callback(other.close)
-                guidance = Guidance(self.decoder, other, negative, _number("guidance_scale", config.guidance_scale))
+                guidance = Guidance(self.decoder, other, negative, scale)
             call = _Call(
                 config,
                 ids,
@@ -194,7 +195,7 @@ class Generates(MistralPreTrainedModel):
             )
             if config.num_beams > 1:
                 return self._beams(call)
-            made = self._rows(call, steps=bool(allowed or custom or guided or config.remove_invalid_values))
+            made = self._rows(call, steps=bool(allowed or custom or guidance or config.remove_invalid_values))
         call.watch.end()
         return made
 
@@ -337,7 +338,7 @@ class Generates(MistralPreTrainedModel):
                     row * width,
                     width,
                     call.most,
-                    length_penalty=_number("length_penalty", config.length_penalty),
+                    length_penalty=number("length_penalty", config.length_penalty),
                     early_stopping=config.early_stopping,
                     candidates=max(2, 1 + len(ends)) * width,
                 )
@@ -380,16 +381,17 @@ def _config(options: Mapping[str, Any], given: GenerationConfig | None, model: G
             raise InputError(f"generate: {name}={value!r:.40} is not supported: {hint}")
     config = merged({name: value for name, value in options.items() if name in fields}, given, model)
     without_effect(config.to_diff_dict(), GENERATING, "generate")
-    if config.cache_implementation == "quantized":
-        raise InputError(
-            "cache_implementation='quantized' is not supported: mistral_portable.load(kv_cache=...) has it"
-        )
+    kind = config.cache_implementation
+    if not isinstance(kind, str | None) or kind == "quantized":
+        raise InputError(f"cache_implementation={kind!r:.40} is not supported: load(kv_cache=...) chooses a type")
     for name in ("do_sample", "return_dict_in_generate", "use_cache", *_FLAGS):
         value = getattr(config, name)
         setattr(config, name, name == "use_cache" if value is None else checked_bool(name, value))
     for name in ("num_beams", "num_return_sequences"):
         value = getattr(config, name)
-        setattr(config, name, 1 if value is None else _positive(name, value))
+        setattr(config, name, 1 if value is None else positive(name, value))
+    if config.num_beams > MOST_ROWS // 2:
+        raise InputError(f"num_beams={config.num_beams!r:.40} must be from 1 to {MOST_ROWS // 2}")
     beams, returned = config.num_beams, config.num_return_sequences
     if returned > 1 and beams == 1 and not config.do_sample:
         raise InputError(f"num_return_sequences={returned} would all be the same: pass do_sample=True or num_beams")
@@ -397,9 +399,9 @@ def _config(options: Mapping[str, Any], given: GenerationConfig | None, model: G
         raise InputError(f"num_return_sequences={returned} is more than num_beams={beams}: raise num_beams")
     if config.early_stopping is None:
         config.early_stopping = False
-    if not isinstance(config.early_stopping, bool) and config.early_stopping != "never":
+    if not isinstance(config.early_stopping, bool | str) or config.early_stopping not in (True, False, "never"):
         raise InputError(f"early_stopping={config.early_stopping!r:.40}: pass True, False or 'never'")
-    _number("length_penalty", config.length_penalty)
+    number("length_penalty", config.length_penalty)
     return config
 
 
@@ -409,10 +411,10 @@ _FLAGS = ("output_scores", "output_logits", "remove_invalid_values", "renormaliz
 def _most(config: GenerationConfig, columns: int, context: int) -> int:
     """Tokens of an answer behind a prompt of so many columns. Raises InputError if none are left."""
     if config.max_new_tokens is not None:
-        return _positive("max_new_tokens", config.max_new_tokens)
+        return positive("max_new_tokens", config.max_new_tokens)
     if config.max_length is None:
         return min(_DEFAULT_NEW, max(1, context - columns))
-    most = _positive("max_length", config.max_length) - columns
+    most = positive("max_length", config.max_length) - columns
     if most < 1:
         raise InputError(f"max_length={config.max_length} leaves no room after the {columns} columns of the prompt")
     return most
@@ -421,7 +423,8 @@ def _most(config: GenerationConfig, columns: int, context: int) -> int:
 def _params(config: GenerationConfig, most: int, seed: int | None) -> SamplingParams:
     """How the tokens of the first row are drawn: without do_sample greedily, whatever temperature says."""
     filters = {name: value for name in _FILTERS if (value := getattr(config, name)) is not None}
-    filters |= {name: 0.0 for name in ("epsilon_cutoff", "eta_cutoff") if filters.get(name) == 1}  # off in transformers
+    cutoffs = {name: filters.get(name) for name in ("epsilon_cutoff", "eta_cutoff")}
+    filters |= {name: 0.0 for name, value in cutoffs.items() if type(value) in (int, float) and value == 1}  # off
     top_k = 0 if config.top_k is None else config.top_k
     if config.num_beams > 1 and isinstance(top_k, int) and top_k > 0:
         top_k = max(top_k, 2)
@@ -444,7 +447,7 @@ def _criteria(config: GenerationConfig, own: Any, tokenizer: Any, library: Libra
     found = list[Criterion]()
     if config.max_time is not None:
         found.append(time_limit(config.max_time))
-    if config.stop_strings:
+    if is_given(config.stop_strings):
         found.append(stop_strings(config.stop_strings, tokenizer))
     return found + ([] if own is None else called(own, library))
 
@@ -493,15 +496,3 @@ def _recorded(record: Record, library: Library) -> dict[str, Any]:
     made = {name: tuple(series(name, outputs) for outputs in record.outputs) for name in sorted(record.exposed)}
     kept = {"scores": record.scores, "logits": record.logits}
     return made | {name: tuple(map(library.make, steps)) for name, steps in kept.items() if steps is not None}
-
-
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InputError(f"{name}={value!r:.80} must be an integer from 1 on")
-    return int(value)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
-        raise InputError(f"{name}={value!r:.40} must be a number")
-    return float(value)

@@ -5,7 +5,7 @@ another one; -inf bans a token. Rules hold nothing of an answer, so the beams of
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ import numpy as np
 from mistral_portable.errors import InputError
 from mistral_portable.sampling.processors import Row
 from mistral_portable.sampling.processors import repetition_penalty as penalize
+from mistral_portable.transformers.checks import is_given, number, token_ids, whole_number
 from mistral_portable.transformers.generation_config import GenerationConfig
 
-__all__ = ["Prompt", "Rule", "logits_rules", "whole_number"]
+__all__ = ["Prompt", "Rule", "logits_rules"]
 
 Rule = Callable[[Sequence[int], Row], Row]
 
@@ -58,45 +59,61 @@ def logits_rules(
     Source of the order: transformers' `_get_logits_processor`. Raises InputError for values that do not fit.
     """
     rules = list[Rule]()
+
+    def add(name: str, rule: Rule) -> None:
+        setattr(rule, "__name__", name)  # noqa: B010  # for messages; Callable has no such attribute for mypy
+        rules.append(rule)
+
     ending = [end for end in ends if 0 <= end < vocab_size]
-    if config.sequence_bias:
-        rules.append(biased(_sequence_biases(config.sequence_bias, vocab_size)))
-    if (penalty := _positive("encoder_repetition_penalty", config.encoder_repetition_penalty)) != 1 and prompt.tokens:
-        rules.append(lambda tokens, row: repetition_penalty(prompt.tokens, row, 1 / penalty))
-    if (repeated := _positive("repetition_penalty", config.repetition_penalty)) != 1:
-        rules.append(lambda tokens, row: repetition_penalty(tokens, row, repeated))
+    if is_given(config.sequence_bias):
+        add("sequence_bias", biased(_sequence_biases(config.sequence_bias, vocab_size)))
+    if (against := _penalty("encoder_repetition_penalty", config)) != 1 and prompt.tokens:
+        add("encoder_repetition_penalty", lambda _, row: repetition_penalty(prompt.tokens, row, 1 / against))
+    if (penalty := _penalty("repetition_penalty", config)) != 1:
+        add("repetition_penalty", lambda tokens, row: repetition_penalty(tokens, row, penalty))
     if size := whole_number("no_repeat_ngram_size", config.no_repeat_ngram_size):
-        rules.append(lambda tokens, row: banned(row, continuations(tokens, tokens, size)))
-    if (also := whole_number("encoder_no_repeat_ngram_size", config.encoder_no_repeat_ngram_size)) and prompt.tokens:
-        rules.append(lambda tokens, row: banned(row, continuations(prompt.tokens, tokens, also)))
-    if config.bad_words_ids:
-        words = [word for word in _words("bad_words_ids", config.bad_words_ids, vocab_size) if word not in _ones(ends)]
-        rules.append(biased(dict.fromkeys(words, -math.inf)))
+        add("no_repeat_ngram_size", lambda tokens, row: banned(row, continuations(tokens, tokens, size)))
+    if (other := whole_number("encoder_no_repeat_ngram_size", config.encoder_no_repeat_ngram_size)) and prompt.tokens:
+        add(
+            "encoder_no_repeat_ngram_size",
+            lambda tokens, row: banned(row, continuations(prompt.tokens, tokens, other)),
+        )
+    if is_given(config.bad_words_ids):
+        words = _words("bad_words_ids", config.bad_words_ids, vocab_size)
+        add("bad_words_ids", biased({word: -math.inf for word in words if word not in {(end,) for end in ends}}))
     least = whole_number("min_length", config.min_length) - prompt.columns
     if config.min_new_tokens is not None:
         least = whole_number("min_new_tokens", config.min_new_tokens)
     if least > 0 and ending:
-        rules.append(lambda tokens, row: banned(row, ending) if prompt.new(tokens) < least else row)
+        add("min_new_tokens", lambda tokens, row: banned(row, ending) if prompt.new(tokens) < least else row)
     if allowed is not None:
-        rules.append(lambda tokens, row: only(row, allowed(prompt.row, [*prompt.ids, *_after(prompt, tokens)])))
-    if config.forced_bos_token_id is not None:
-        first = _ids("forced_bos_token_id", config.forced_bos_token_id, vocab_size)
-        rules.append(lambda tokens, row: forced(row, first) if prompt.columns + prompt.new(tokens) == 1 else row)
-    if config.forced_eos_token_id is not None:
-        last = _ids("forced_eos_token_id", config.forced_eos_token_id, vocab_size)
-        rules.append(lambda tokens, row: forced(row, last) if prompt.new(tokens) == most - 1 else row)
+        add(
+            "prefix_allowed_tokens_fn",
+            lambda tokens, row: only(row, allowed(prompt.row, [*prompt.ids, *tokens[len(prompt.tokens) :]])),
+        )
+    if first := token_ids("forced_bos_token_id", config.forced_bos_token_id, vocab_size):
+        add(
+            "forced_bos_token_id",
+            lambda tokens, row: forced(row, first) if prompt.columns + prompt.new(tokens) == 1 else row,
+        )
+    if last := token_ids("forced_eos_token_id", config.forced_eos_token_id, vocab_size):
+        add("forced_eos_token_id", lambda tokens, row: forced(row, last) if prompt.new(tokens) == most - 1 else row)
     if config.remove_invalid_values:
-        rules.append(lambda tokens, row: np.nan_to_num(row, nan=0.0, posinf=_FINITE.max, neginf=_FINITE.min))
-    if config.exponential_decay_length_penalty is not None and ending:
+        add("remove_invalid_values", lambda _, row: np.nan_to_num(row, posinf=_FINITE.max, neginf=_FINITE.min))
+    if config.exponential_decay_length_penalty is not None:
         begin, factor = _decay(config.exponential_decay_length_penalty)
-        rules.append(lambda tokens, row: lengthened(row, ending, factor, prompt.new(tokens) - begin))
-    if config.suppress_tokens:
-        never = _ids("suppress_tokens", config.suppress_tokens, vocab_size)
-        rules.append(lambda tokens, row: banned(row, never))
-    if config.begin_suppress_tokens:
-        at_first = _ids("begin_suppress_tokens", config.begin_suppress_tokens, vocab_size)
-        behind = int(prompt.columns <= 1 and config.forced_bos_token_id is not None)
-        rules.append(lambda tokens, row: banned(row, at_first) if prompt.new(tokens) == behind else row)
+        add(
+            "exponential_decay_length_penalty",
+            lambda tokens, row: lengthened(row, ending, factor, prompt.new(tokens) - begin),
+        )
+    if never := token_ids("suppress_tokens", config.suppress_tokens, vocab_size):
+        add("suppress_tokens", lambda _, row: banned(row, never))
+    if at_first := token_ids("begin_suppress_tokens", config.begin_suppress_tokens, vocab_size):
+        begins = int(prompt.columns <= 1 and bool(first))
+        add(
+            "begin_suppress_tokens",
+            lambda tokens, row: banned(row, at_first) if prompt.new(tokens) == begins else row,
+        )
     return rules
 
 
@@ -139,7 +156,7 @@ def only(row: Row, tokens: Any) -> Row:
 
     Raises InputError for no tokens at all, and for ids outside the vocabulary.
     """
-    kept = _ids("prefix_allowed_tokens_fn", [int(token) for token in tokens], row.size)
+    kept = token_ids("prefix_allowed_tokens_fn", tokens, row.size)
     if not kept:
         raise InputError("prefix_allowed_tokens_fn has returned no ids: return at least one")
     made = forced(np.empty_like(row), kept)
@@ -195,44 +212,15 @@ def lengthened(row: Row, ends: Sequence[int], factor: float, behind: int) -> Row
     return row
 
 
-def whole_number(name: str, value: Any) -> int:
-    """The value as an integer from 0 on, 0 for None. Raises InputError, naming it, for anything else."""
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-        raise InputError(f"{name}={value!r:.80} must be an integer >= 0")
-    return int(value)
-
-
-def _after(prompt: Prompt, tokens: Sequence[int]) -> Sequence[int]:
-    return tokens[len(prompt.tokens) :]
-
-
-def _ones(ends: Iterable[int]) -> set[tuple[int, ...]]:
-    return {(end,) for end in ends}
-
-
-def _positive(name: str, value: Any) -> float:
-    if value is None:
-        return 1.0
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value < math.inf:
-        raise InputError(f"{name}={value!r:.80} must be a number > 0")
-    return float(value)
-
-
-def _ids(name: str, value: Any, vocab_size: int) -> list[int]:
-    listed = [value] if isinstance(value, int | np.integer) else list(value) if isinstance(value, Iterable) else None
-    if listed is None or any(isinstance(id, bool) or not isinstance(id, int | np.integer) for id in listed):
-        raise InputError(f"{name}={value!r:.80} must be a token id or a list of them")
-    if outside := [id for id in listed if not 0 <= id < vocab_size]:
-        raise InputError(f"{name}: token id {outside[0]} must be in 0..{vocab_size - 1} (vocabulary)")
-    return [int(id) for id in listed]
+def _penalty(name: str, config: GenerationConfig) -> float:
+    value = getattr(config, name)
+    return 1.0 if value is None else number(name, value, above=0)
 
 
 def _words(name: str, value: Any, vocab_size: int) -> list[tuple[int, ...]]:
     if not isinstance(value, list | tuple) or not all(isinstance(word, list | tuple) and word for word in value):
         raise InputError(f"{name}={value!r:.80} must be a list of lists of token ids")
-    return [tuple(_ids(name, word, vocab_size)) for word in value]
+    return [tuple(token_ids(name, word, vocab_size)) for word in value]
 
 
 def _sequence_biases(value: Any, vocab_size: int) -> dict[tuple[int, ...], float]:
@@ -240,18 +228,16 @@ def _sequence_biases(value: Any, vocab_size: int) -> dict[tuple[int, ...], float
     try:
         pairs = list(value.items()) if isinstance(value, Mapping) else [(ids, bias) for ids, bias in value]
         biases = [float(bias) for _, bias in pairs]
+        sequences = [tuple(ids) for ids, _ in pairs]
     except (TypeError, ValueError) as error:
         raise InputError(f"sequence_bias={value!r:.80} must be {{(id, ...): bias}} or [[[id, ...], bias]]") from error
     if any(math.isnan(bias) or bias == math.inf for bias in biases):
         raise InputError(f"sequence_bias={value!r:.80}: biases are numbers, -inf bans")
-    return dict(zip(_words("sequence_bias", [tuple(ids) for ids, _ in pairs], vocab_size), biases, strict=True))
+    return dict(zip(_words("sequence_bias", sequences, vocab_size), biases, strict=True))
 
 
 def _decay(value: Any) -> tuple[int, float]:
-    try:
-        begin, factor = value
-    except (TypeError, ValueError):
-        begin = factor = None
-    if not isinstance(factor, int | float) or factor <= 0:
-        raise InputError(f"exponential_decay_length_penalty={value!r:.80} must be (tokens, factor > 0)")
-    return whole_number("exponential_decay_length_penalty", begin), float(factor)
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise InputError(f"exponential_decay_length_penalty={value!r:.80} must be (tokens, factor)")
+    name = "exponential_decay_length_penalty"
+    return whole_number(name, value[0]), number(name, value[1], above=0)
