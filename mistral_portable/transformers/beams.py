@@ -124,7 +124,7 @@ def search(
     as many rows, which are reordered. ids: the padded prompts [prompts, T]. prompts: of the searches. draws: whether
     the next tokens are drawn, by the rules of `params`, which keep at least `least_kept` tokens.
     """
-    random = [np.random.Generator(np.random.PCG64(of_row(params, row).seed)) for row in range(len(searches))]
+    random = [np.random.Generator(np.random.PCG64(of_row(params, prompt.row).seed)) for prompt in prompts]
     filters = Sampler(params)
     rows = len(searches) * width
     while True:

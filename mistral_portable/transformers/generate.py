@@ -235,6 +235,7 @@ class Generates(MistralPreTrainedModel):
             return read_batch(prompt, mask, None, [np.zeros(0, np.intp)] * len(prompt), 0, self.decoder.config)
         if len(past) != len(prompt):
             raise InputError(f"past_key_values have {len(past)} rows, and inputs {len(prompt)}: copy rows with take")
+        past.require_open()
         known = past.get_seq_length()
         if mask is None or mask.shape[1] == prompt.shape[1]:
             if prompt.shape[1] <= known:

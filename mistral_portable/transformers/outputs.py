@@ -122,7 +122,7 @@ class GenerateDecoderOnlyOutput(ModelOutput):
 
     sequences: int64 [B, T]. scores, logits: float32 [B, vocab_size] of each step, as tokens are chosen by them and as
     the model makes them. attentions, hidden_states: of each step a tuple as a call returns it, of the prompt first.
-    past_key_values: the Cache, without the last token of each row. What the call does not ask for is None.
+    past_key_values: the Cache, without the last column. What the call does not ask for is None.
     """
 
     sequences: Any = None

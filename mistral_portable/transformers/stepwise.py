@@ -109,7 +109,7 @@ def draw_rows(
     normalize: bool = False,
     column: Column | None = None,
 ) -> NDArray[np.int64]:
-    """Generate as `continue_rows` does, in lanes of a cache, which then holds all tokens but each row's last one.
+    """Generate as `continue_rows` does, in lanes of a cache, which then holds all columns but the last one.
 
     batch: what follows in the cache. ids: the padded prompts [B, T], for rules. normalize: whether scores are
     logarithms of probabilities. If it fails, the cache is as it was, or closed if a window has moved on.
@@ -158,7 +158,7 @@ def _draw(
         going &= np.array([len(answer) < (params.max_tokens or 0) for answer in answers])
         if not going.any():
             return rows_of(answers, pad)
-        batch = newest([token if goes_on else None for token, goes_on in zip(chosen, going, strict=True)])
+        batch = newest(chosen)  # also the last token of rows that have ended here: a chat may go on behind it
 
 
 def _scores(samplers: Sequence[Sampler], rows: Logits, going: NDArray[np.bool_], normalize: bool) -> Logits:
