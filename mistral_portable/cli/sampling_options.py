@@ -33,7 +33,7 @@ def _option(name: str, help: str, *names: str) -> Any:
     def parse(text: str | float) -> float:
         try:
             value = float(text) if name in RANGES else int(text)
-            checked: Any = {name: value}
+            checked: Any = {"max_tokens": None, name: value}  # a min_tokens above its default is none alone
             SamplingParams(**checked)
         except ValueError as error:
             raise typer.BadParameter(f"{text!r:.60} is not {range_of(name)}") from error
@@ -74,6 +74,71 @@ class SamplingOptions:
     presence_penalty: Annotated[
         float, _option("presence_penalty", "Subtracted from a token's logit once the answer contains it.")
     ] = _DEFAULTS.presence_penalty
+    repeat_last_n: Annotated[
+        int, _option("repeat_last_n", "How many of the last tokens these penalties count; -1: all.")
+    ] = _DEFAULTS.repeat_last_n
+    min_tokens: Annotated[int, _option("min_tokens", "So many tokens at least come before the end.")] = (
+        _DEFAULTS.min_tokens
+    )
+    no_repeat_ngram_size: Annotated[
+        int, _option("no_repeat_ngram_size", "No sequence of so many tokens stands twice; 0: off.")
+    ] = _DEFAULTS.no_repeat_ngram_size
+    top_n_sigma: Annotated[
+        float,
+        _option("top_n_sigma", "Only logits at most so many standard deviations below the highest; 0 or less: all."),
+    ] = _DEFAULTS.top_n_sigma
+    xtc_probability: Annotated[
+        float,
+        _option("xtc_probability", "XTC: how often the probable tokens but the last are left out; 0: off."),
+    ] = _DEFAULTS.xtc_probability
+    xtc_threshold: Annotated[float, _option("xtc_threshold", "XTC: what makes a token probable.")] = (
+        _DEFAULTS.xtc_threshold
+    )
+    dry_multiplier: Annotated[
+        float, _option("dry_multiplier", "DRY: the penalty of a token that lengthens a repetition; 0: off.")
+    ] = _DEFAULTS.dry_multiplier
+    dry_base: Annotated[float, _option("dry_base", "DRY: the factor of the penalty for each token more.")] = (
+        _DEFAULTS.dry_base
+    )
+    dry_allowed_length: Annotated[
+        int, _option("dry_allowed_length", "DRY: the length of a repetition from which on there is a penalty.")
+    ] = _DEFAULTS.dry_allowed_length
+    dry_penalty_last_n: Annotated[
+        int, _option("dry_penalty_last_n", "DRY: how many of the last tokens it looks at; -1: all.")
+    ] = _DEFAULTS.dry_penalty_last_n
+    dry_sequence_breakers: Annotated[
+        list[str] | None,
+        sampling_option(
+            'DRY: no repetition goes across this text; may be given several times, in place of newline, :, " and *; '
+            "none: there is no such text.",
+            "TEXT",
+            "--dry-sequence-breaker",
+            show_default=False,
+            parser=text,
+        ),
+    ] = None
+    dynatemp_range: Annotated[
+        float, _option("dynatemp_range", "The temperature is up to this lower where the model is sure, or higher.")
+    ] = _DEFAULTS.dynatemp_range
+    dynatemp_exponent: Annotated[
+        float,
+        _option("dynatemp_exponent", "How it follows the entropy; above 1: later.", "--dynatemp-exp"),
+    ] = _DEFAULTS.dynatemp_exponent
+    mirostat: Annotated[int, _option("mirostat", "2: mirostat 2, in place of top-k, top-p and the like.")] = (
+        _DEFAULTS.mirostat
+    )
+    mirostat_tau: Annotated[
+        float, _option("mirostat_tau", "Mirostat: the surprise of a token to aim at, in bits.", "--mirostat-ent")
+    ] = _DEFAULTS.mirostat_tau
+    mirostat_eta: Annotated[float, _option("mirostat_eta", "Mirostat: how fast it learns.", "--mirostat-lr")] = (
+        _DEFAULTS.mirostat_eta
+    )
+    samplers: Annotated[
+        str | None,
+        sampling_option(
+            f"The rules that apply, in their order; of {';'.join(_DEFAULTS.samplers)}.", "A;B;C", show_default=False
+        ),
+    ] = None
     seed: Annotated[int | None, _option("seed", "The same seed gives the same text.", "--seed", "-s")] = _DEFAULTS.seed
     stop: Annotated[
         list[str] | None,
@@ -93,7 +158,11 @@ class SamplingOptions:
     def params(self, logprobs: int | None = None) -> SamplingParams:
         """Make the parameters, as if `--sampling` were not given. logprobs: theirs."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "sampling"}
-        return SamplingParams(**{**values, "stop": tuple(self.stop or ()), "logprobs": logprobs})
+        values["stop"] = tuple(self.stop or ())
+        values["samplers"] = _DEFAULTS.samplers if self.samplers is None else tuple(self.samplers.split(";"))
+        breakers = self.dry_sequence_breakers
+        values["dry_sequence_breakers"] = _DEFAULTS.dry_sequence_breakers if breakers is None else _breakers(breakers)
+        return SamplingParams(**values, logprobs=logprobs)
 
     def params_of(self, model: Model, context: typer.Context, logprobs: int | None = None) -> SamplingParams:
         """Make the parameters; with `--sampling model` options that are not given are as the model's
@@ -106,6 +175,11 @@ class SamplingOptions:
             return params
         stated = stated_sampling(model.generation)
         return replace(params, **{name: value for name, value in stated.items() if not _is_given(context, name)})
+
+
+def _breakers(given: list[str]) -> tuple[str, ...]:
+    """The texts that are given; "none" alone, which is llama.cpp's word, stands for none."""
+    return () if given == ["none"] else tuple(given)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -28,7 +28,11 @@ def changed(params: SamplingParams, name: str, value: str) -> SamplingParams:
         raise InputError(f"{name} is no setting{f': is it {close[0]}?' if close else '; /set lists them'}")
     read: Any
     try:
-        read = None if value.lower() == "none" else json.loads(value.lower() if name != "stop" else value)
+        read = (
+            None
+            if value.lower() == "none"
+            else json.loads(value if name in ("stop", "dry_sequence_breakers") else value.lower())
+        )
     except (ValueError, RecursionError):
         read = value
     if name == "stop":
@@ -38,7 +42,7 @@ def changed(params: SamplingParams, name: str, value: str) -> SamplingParams:
 
 def shown(params: SamplingParams) -> str:
     """List the settings, a line each."""
-    return "\n".join(f"{name:20}{_text(getattr(params, name))}" for name in _NAMES)
+    return "\n".join(f"{name:23}{_text(getattr(params, name))}" for name in _NAMES)
 
 
 def _text(value: object) -> str:

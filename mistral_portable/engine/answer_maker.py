@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from functools import cache
 from inspect import Parameter, signature
 from typing import Any, cast
 
@@ -55,6 +56,7 @@ class AnswerMaker:
         self._max_context = max_context
         self._load_s = load_s
         self._stated = stated
+        self._piece = cache(self._bytes_of) if prompts.has_tokenizer else None
 
     def make_all(
         self, prompt: Prompt | Sequence[Prompt], params: Params | None, n: int | None, options: Mapping[str, Any]
@@ -130,6 +132,7 @@ class AnswerMaker:
                 cache_salt=cache_salt,
                 adapters=weights,
                 drafts=draft == "auto",
+                piece=self._piece,
             )
             parser = self._parser(tokens, answers_chat)
             answers.append(Answer(completion, ends, parser, self._load_s, one_call=not parallel_tool_calls))
@@ -181,6 +184,13 @@ class AnswerMaker:
         if params.stop and not self._prompts.has_tokenizer:
             raise InputError("stop strings need a tokenizer, and this checkpoint has none: use stop_token_ids")
         return params
+
+    def _bytes_of(self, token: int) -> bytes:
+        """The bytes of any id, of a special token its name: what `dry_sequence_breakers` are looked for in."""
+        tokenizer = self._prompts.tokenizer
+        if token >= tokenizer.vocab_size:
+            return b""
+        return tokenizer.written([token]).encode() if tokenizer.is_special(token) else tokenizer.token_bytes(token)
 
     def _parser(self, prompt: Sequence[int], chat: bool) -> Parser | None:
         """Makes deltas of the answer's tokens; None without a tokenizer."""

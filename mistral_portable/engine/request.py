@@ -114,16 +114,17 @@ class Completion(Request[Sampled]):
         embeds: NDArray[np.float32] | None = None,
         adapters: Sequence[float] = (),
         drafts: bool = False,
+        piece: Callable[[int], bytes] | None = None,
     ) -> None:
         """prompt: 1 to max_context ids. ends: ids that end the answer, beside `params.max_tokens` and max_context.
-        embeds: a row for each id of the prompt; penalties then count the answer alone. drafts: whether steps may try
-        several tokens; not with embeds."""
+        embeds: a row for each id of the prompt; rules then look at the answer alone. drafts: whether steps may try
+        several tokens; not with embeds. piece: that of Sampler."""
         super().__init__(prompt, priority=priority, user=user, cache_salt=cache_salt)
         self.embeds = embeds
         self.adapters = adapters
         self.drafts = drafts and embeds is None
         self.drafted = self.accepted = 0
-        self.sampler = Sampler(params, prompt_tokens=prompt if embeds is None else ())
+        self.sampler = Sampler(params, prompt_tokens=prompt if embeds is None else (), end_tokens=ends, piece=piece)
         self.prefill_s = self.decode_s = 0.0
         self._ends = ends
         room = max_context - len(prompt) + 1  # the last token need not be fed

@@ -37,6 +37,7 @@ class Answer:
         self._load_s = load_s
         self._one_call = one_call
         self._stops = StopMatcher(params.stop)
+        self._min_tokens = params.min_tokens
         self._wants_logprobs = params.logprobs is not None
         self._deltas: list[Delta] = []
         self._sampled: list[Sampled] = []
@@ -56,8 +57,8 @@ class Answer:
     def take(self) -> list[Delta]:
         """Take the next token; return the deltas that are final now. Raises the completion's error.
 
-        Stop strings are looked for in content alone, and end the answer there; they are none across a tool call. So
-        does the first call, if it must be the only one.
+        Stop strings are looked for in content alone, behind its first `min_tokens`, and end the answer there; they are
+        none across a tool call. So does the first call, if it must be the only one.
         """
         sampled = self.completion.next()
         self._sampled.append(sampled)
@@ -107,7 +108,8 @@ class Answer:
         final = list[Delta]()
         for delta in deltas:
             if isinstance(delta, Content):
-                final += _content(self._stops.push(delta.text))
+                matched = len(self._sampled) > self._min_tokens
+                final += _content(self._stops.push(delta.text) if matched else delta.text)
             else:
                 final += [*_content(self._stops.flush()), delta]
             if self._stops.matched is not None or (self._one_call and isinstance(delta, CallEnd)):

@@ -1,8 +1,8 @@
 """Options of Ollama's requests, and the fields that all of its requests for an answer have.
 
 Source: https://github.com/ollama/ollama/blob/main/docs/api.md and its api/types.go, whose defaults these are:
-temperature 0.8, top_k 40, top_p 0.9. `repeat_penalty` is off unless it is given, as here it counts the whole text and
-not the last `repeat_last_n` tokens.
+temperature 0.8, top_k 40, top_p 0.9, and repeat_last_n 64 for penalties that are given; `repeat_penalty` is off unless
+it is.
 """
 
 from typing import Literal
@@ -29,6 +29,10 @@ class Options(Body):
     min_p: float | None = None
     typical_p: float | None = None
     repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
@@ -53,11 +57,25 @@ class Options(Body):
             given["top_k"] = max(0, top_k)
         if self.repeat_penalty is not None:
             given["repetition_penalty"] = self.repeat_penalty
+        if self.given(*_PENALTIES):
+            given.setdefault("repeat_last_n", 64)
         return sampling_params(_DEFAULTS, stated, given)
 
 
 _DEFAULTS: JSON = {"max_tokens": None, "temperature": 0.8, "top_k": 40, "top_p": 0.9}
-_SAME = ("temperature", "top_p", "min_p", "typical_p", "presence_penalty", "frequency_penalty")
+_PENALTIES = ("repeat_penalty", "presence_penalty", "frequency_penalty")
+_SAME = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repeat_last_n",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
+)
 
 
 class AnswerRequest(Body):

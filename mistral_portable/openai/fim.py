@@ -6,7 +6,6 @@ Source: https://docs.mistral.ai/api/endpoint/fim. Answers have the form of /v1/c
 from pydantic import Field
 
 from mistral_portable.api import UNSTATED, Body, Stated, Stop, Stops, sampling_params
-from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
 
 __all__ = ["FimRequest"]
@@ -29,12 +28,10 @@ class FimRequest(Body):
     def sampling(self, stated: Stated = UNSTATED) -> SamplingParams:
         """The parameters; what the request leaves open is as stated.
 
-        Raises InputError, naming the field, for a value out of range, or one that is not supported.
+        Raises InputError, naming the field, for a value out of range.
         """
-        if self.min_tokens:
-            raise InputError(f"min_tokens={self.min_tokens}: an answer ends where the model ends it; leave it out")
         given = {
-            **self.given("temperature", "top_p", "max_tokens"),
+            **self.given("temperature", "top_p", "max_tokens", "min_tokens"),
             "stop": tuple([self.stop] if isinstance(self.stop, str) else self.stop or ()),
             "seed": self.random_seed,
         }

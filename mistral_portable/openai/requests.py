@@ -3,7 +3,8 @@
 Unknown fields are ignored, as OpenAI's clients send more of them with every version; wrong types and values are not.
 A field that is null has its default. Source: https://platform.openai.com/docs/api-reference. `top_k`, `min_p`,
 `typical_p`, `repetition_penalty` (also `repeat_penalty`), `ignore_eos`, `cache_salt`, `grammar` and `regex` are
-understood besides, as by llama-server and vLLM, and `random_seed`, Mistral's name of `seed`.
+understood besides, as by llama-server and vLLM, and so are llama-server's fields of the other rules, and vLLM's
+`min_tokens`; `random_seed` is Mistral's name of `seed`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,26 @@ __all__ = ["URLS", "ChatRequest", "Effort", "Many", "Request", "TextRequest", "p
 _MOST_ANSWERS = 128
 _MOST_LOGPROBS = 20
 _MOST_BIASES = 2**18
+
+_MORE_RULES = (
+    "repeat_last_n",
+    "top_n_sigma",
+    "xtc_probability",
+    "xtc_threshold",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_penalty_last_n",
+    "dry_sequence_breakers",
+    "dynatemp_range",
+    "dynatemp_exponent",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
+    "samplers",
+    "min_tokens",
+)
+"""Fields that have the same name and meaning in SamplingParams, and its defaults."""
 
 Effort = Annotated[str, Field(max_length=64)]
 """How much the model is to reason, in a word that its chat template knows."""
@@ -95,6 +116,22 @@ class Request(Body):
     min_p: float = 0.0
     typical_p: float = 1.0
     repetition_penalty: float = Field(1.0, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty"))
+    repeat_last_n: int | None = None
+    top_n_sigma: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
+    dry_sequence_breakers: Stops | None = None
+    dynatemp_range: float | None = None
+    dynatemp_exponent: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    samplers: Annotated[Many[str], Field(max_length=16)] | None = None
+    min_tokens: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = Field(None, max_length=_MOST_BIASES)
@@ -142,7 +179,7 @@ class Request(Body):
         except ValueError as error:
             raise InputError(f"logit_bias: a key is no token id: {error}") from error
         given = {
-            **self.given(*RULES),
+            **self.given(*RULES, *_MORE_RULES),
             **max_tokens,
             "frequency_penalty": self.frequency_penalty or 0.0,
             "presence_penalty": self.presence_penalty or 0.0,

@@ -1,15 +1,10 @@
 """The rules that reshape one row of logits before a token is drawn.
 
 A row is float32 [vocab] with at least one finite entry and no NaN; -inf marks a token that cannot be drawn.
-`Sampler` applies the rules in the order of this file, which is the order of transformers' `generate`
-(`_get_logits_processor`; the two penalties that it lacks follow its own penalty, as in vLLM):
+`order.py` says in which order the rules apply. The first three change a row in place, `temperature` returns another.
 
-    logit_bias, repetition_penalty, frequency_presence_penalty      also when greedy; they change a row in place
-    temperature                                                     only when drawing; returns another row
-    top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff      only when drawing; they choose among finite logits
-
-The last six take the finite logits [n] and return the positions of those that stay, int64 in rising order, or None if
-all do: what follows then computes with few numbers.
+The others choose: they take the finite logits [n] and return the positions of those that stay, int64 in rising order,
+or None if all do: what follows then computes with few numbers.
 """
 
 from math import exp, log, sqrt
@@ -35,8 +30,10 @@ __all__ = [
     "temperature",
     "temperature_top_k",
     "top_k",
+    "top_n_sigma",
     "top_p",
     "typical_p",
+    "xtc",
 ]
 
 Row = NDArray[np.float32]
@@ -209,6 +206,32 @@ def eta_cutoff(logits: Row, epsilon: float) -> Positions:
     probabilities = np.exp(-surprise)
     least = min(epsilon, sqrt(epsilon) * exp(-float(np.sum(probabilities * surprise))))
     return np.flatnonzero((probabilities >= least) | (logits == logits.max()))
+
+
+def top_n_sigma(logits: Row, n: float) -> Positions | None:
+    """Keep the logits at most n standard deviations below the highest one, for n > 0 (arXiv:2411.07641).
+
+    >>> top_n_sigma(np.float32([1, 5, 2, 4]), 1.0)    # a standard deviation of 1.58
+    array([1, 3])
+    """
+    wide = logits.astype(np.float64)
+    return np.flatnonzero(wide >= wide.max() - n * wide.std())
+
+
+def xtc(logits: Row, threshold: float) -> Positions | None:
+    """Exclude top choices: of the tokens with a probability of at least `threshold`, keep only the least likely one.
+
+    Of several that are least likely the last one stays. All others are kept, and all are if fewer than two reach the
+    threshold. Source: https://github.com/oobabooga/text-generation-webui/pull/6335.
+
+    >>> xtc(np.log(np.float32([0.4, 0.3, 0.2, 0.1])), 0.19)
+    array([2, 3])
+    """
+    top = np.flatnonzero(softmax(logits) >= threshold)
+    if top.size < 2:
+        return None
+    last = top[top.size - 1 - logits[top][::-1].argmin()]
+    return np.delete(np.arange(logits.size), top[top != last])
 
 
 def finite(row: Row) -> Positions | None:

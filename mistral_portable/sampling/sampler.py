@@ -1,7 +1,7 @@
 """Sampler: chooses the next token of one sequence from a row of logits."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from mistral_portable.errors import InputError, NumericsError
 from mistral_portable.sampling import processors
 from mistral_portable.sampling.logits_processor import processed
+from mistral_portable.sampling.memory import Change, Memory
+from mistral_portable.sampling.order import split_order, steps
 from mistral_portable.sampling.params import SamplingParams
 from mistral_portable.sampling.processors import Positions, Row
 from mistral_portable.sampling.scratch import scratch
-from mistral_portable.sampling.token_counts import TokenCounts
 
 __all__ = ["Sampled", "Sampler", "TokenLogprob"]
 
@@ -46,27 +47,41 @@ class Sampler:
     A draw takes one uniform number u from PCG64(seed) and returns the first token, in id order, at which the
     cumulative float64 probability exceeds u: with probabilities 0.2, 0.5, 0.3 and u = 0.4 that is token 1.
     Each token of an answer takes one number, even if only one is left, and greedy choices take none: token i is drawn
-    with number i. So the same seed and logits give the same tokens on every backend, and logits that differ by rounding
-    almost always do.
+    with number i. XTC decides with number i of another stream, PCG64(seed).jumped(). So the same seed
+    and logits give the same tokens on every backend, and logits that differ by rounding almost always do.
 
     With a grammar, tokens that it does not allow have the logit -inf before the temperature. `sample` chooses among the
     others, and then `forced` takes those that need no logits, as the grammar leaves one alone.
     """
 
-    def __init__(self, params: SamplingParams, *, prompt_tokens: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        *,
+        prompt_tokens: Sequence[int] = (),
+        end_tokens: Collection[int] = (),
+        piece: Callable[[int], bytes] | None = None,
+    ) -> None:
+        """end_tokens: ids that end the answer, none of which is one of its first `min_tokens`. piece: returns the bytes
+        of a token, of any id; None: there is no tokenizer. Raises InputError if `dry_sequence_breakers` need one."""
         self.params = params
-        self.chosen = 0
-        """The number of tokens that penalties and grammar know, or are about to learn of."""
         self._prompt = np.asarray(prompt_tokens, dtype=np.int64)
-        self._random = np.random.Generator(np.random.PCG64(params.seed))
+        random = np.random.PCG64(params.seed)
+        self._random = np.random.Generator(random)
+        chances = np.random.Generator(random.jumped()) if params.xtc_probability else None
         self._vocab_size = 0  # the first row tells it
-        self._seen = TokenCounts(np.unique(self._prompt).tolist() if params.repetition_penalty != 1 else ())
-        self._generated = TokenCounts()
-        self._tokens = self._prompt.tolist() if params.logits_processors else []
+        self._memory = Memory(params, self._prompt, end_tokens=end_tokens, piece=piece, chances=chances)
         self._constraint = None if params.grammar is None else params.grammar.begin(prompt_tokens)
-        self._penalties = self._make_penalties()
-        self._filters = self._make_filters()
-        self._changes_logits = bool(self._penalties or params.logits_processors or params.grammar is not None)
+        first, behind = split_order(params)
+        changes = self._memory.changes
+        self._changes = [*_bias(params), *(changes[name] for name in first if name in changes)]
+        self._steps = steps(params, behind, self._memory, lambda: self._vocab_size)
+        self._is_raw = not (self._changes or self._memory.bans or params.logits_processors or self._constraint)
+
+    @property
+    def chosen(self) -> int:
+        """The number of tokens that rules and grammar know, or are about to learn of."""
+        return self._memory.chosen
 
     def sample(self, logits: Row) -> Sampled:
         """Choose a token from float32 logits [vocab] and remember it for the penalties.
@@ -75,13 +90,14 @@ class Sampler:
         dtype or in which `logit_bias` or the grammar leaves no token, at the first row also for ids of the prompt or
         the parameters outside the vocabulary; what `logits_processors` raise.
         """
-        row, best = self._penalized(logits)
-        token = int(best)
+        row, best = self._changed(logits)
+        token, probability = int(best), 1.0
         if self.params.temperature != 0:
-            tokens, left = self._filtered(row)
-            drawn = _drawn(processors.softmax(left, scratch(left.size, np.float64)), self._random.random())
-            token = drawn if tokens is None else int(tokens[drawn])
-        self._remember(token)
+            tokens, left = self._left(row)
+            probabilities = processors.softmax(left, scratch(left.size, np.float64))
+            drawn = _drawn(probabilities, self._random.random())
+            token, probability = drawn if tokens is None else int(tokens[drawn]), float(probabilities[drawn])
+        self._remember(token, probability)
         if self.params.logprobs is None:
             return Sampled(token)
         return _with_logprobs(token, logits, self.params.logprobs)
@@ -96,32 +112,32 @@ class Sampler:
         while len(taken) < most and (token := self._only_token()) is not None:
             if self.params.temperature != 0:
                 self._random.random()
-            self._remember(token)
+            self._remember(token, 1.0)
             taken.append(Sampled(token))
         return taken
 
     def distribution(self, logits: Row) -> tuple[Positions, NDArray[np.float64]]:
         """Return what `sample` draws from: token ids [n] in rising order, their probabilities float64 [n]."""
-        row, best = self._penalized(logits)
+        row, best = self._changed(logits)
         if self.params.temperature == 0:
             return np.array([best]), np.ones(1)
-        tokens, left = self._filtered(row)
+        tokens, left = self._left(row)
         return np.arange(row.size) if tokens is None else tokens, processors.softmax(left)
 
     def scores(self, logits: Row) -> Row:
-        """Return the logits that `sample` chooses by, float32 [vocab]: behind all rules, divided by the temperature,
-        -inf for tokens that a filter removes. Nothing is drawn. Raises the errors of `sample`."""
-        row, _ = self._penalized(logits)
+        """Return the logits that `sample` chooses by, float32 [vocab], for rules in the usual order: divided by the
+        temperature, -inf for tokens that a rule removes. Nothing is drawn. Raises the errors of `sample`."""
+        row, _ = self._changed(logits)
         if self.params.temperature == 0:
             return row.copy()
-        tokens, _ = self._filtered(row)
+        tokens, _ = self._left(row)
         left = slice(None) if tokens is None else tokens
         made = np.full(row.size, -np.inf, np.float32)
         made[left] = row[left].astype(np.float64) / self.params.temperature
         return made
 
-    def _penalized(self, logits: Row) -> tuple[Row, np.intp]:
-        """Return the row after all rules but filters, in the thread's scratch memory, and where its first maximum is.
+    def _changed(self, logits: Row) -> tuple[Row, np.intp]:
+        """Return the row behind the rules for whole rows, in scratch memory if there are any, and where its maximum is.
 
         Raises the errors of `sample`.
         """
@@ -130,16 +146,25 @@ class Sampler:
         if logits.size != self._vocab_size:
             self._begin(logits.size)
         row = logits
-        if self._changes_logits:
+        if not self._is_raw:
             row = scratch(logits.size, np.float32)
             row[:] = logits
-        for penalize in self._penalties:
-            penalize(row)
+        for change in self._changes:
+            change(row)
         best = row.argmax()  # NaN counts as the maximum, so this one entry tells whether the row is sound
         if not math.isfinite(row[best]):
             raise _unsound(row[best], best, bool(self.params.logit_bias))
+        for ban in self._memory.bans:
+            banned = ban()
+            row[banned[banned < row.size]] = -np.inf
+        if self._memory.bans:
+            best = row.argmax()
+            if row[best] == -np.inf:
+                raise InputError(
+                    "no token is left to sample: min_tokens, no_repeat_ngram_size or bad_words_ids ban too many"
+                )
         if self.params.logits_processors:
-            best = processed(row, tuple(self._tokens), self.params.logits_processors)
+            best = processed(row, tuple(self._memory.text.tolist()), self.params.logits_processors)
         if self._constraint is not None:
             allowed = self._constraint.allowed()[: row.size]
             np.copyto(row[: allowed.size], -np.inf, where=~allowed)
@@ -154,31 +179,25 @@ class Sampler:
         if self._constraint is None or self.params.logprobs is not None or self.params.logits_processors:
             return None
         token = self._constraint.forced
-        if token is None or token >= self._vocab_size or self.params.logit_bias.get(token) == -math.inf:
+        if token is None or token >= self._vocab_size or self._is_banned(token):
             return None
         return token
 
-    def _remember(self, token: int) -> None:
-        """Note for penalties and grammar that a token was chosen."""
-        self.chosen += 1
-        if self._penalties:
-            self._seen.add(token)
-            self._generated.add(token)
-        if self.params.logits_processors:
-            self._tokens.append(token)
+    def _is_banned(self, token: int) -> bool:
+        return self.params.logit_bias.get(token) == -math.inf or any(token in ban() for ban in self._memory.bans)
+
+    def _remember(self, token: int, probability: float) -> None:
+        """Note for rules and grammar that a token was chosen, with this probability."""
+        self._memory.add(token, probability)
         if self._constraint is not None:
             self._constraint.accept(token)
 
-    def _filtered(self, row: Row) -> tuple[Positions | None, Row]:
-        """Return the ids of the tokens that temperature and filters leave, None for all, and their logits."""
-        p = self.params
-        tokens, left = processors.temperature_top_k(row, p.temperature, p.top_k, scratch(row.size, np.float32))
-        for keep in self._filters:
-            kept = keep(left)
-            if kept is not None:
-                left = left[kept]
-                tokens = kept if tokens is None else tokens[kept]
-        return tokens, left
+    def _left(self, row: Row) -> tuple[Positions | None, Row]:
+        """Return the ids of the tokens that the rules behind leave, None for all, and their logits."""
+        tokens: Positions | None = None
+        for step in self._steps:
+            tokens, row = step(tokens, row)
+        return tokens, row
 
     def _begin(self, vocab_size: int) -> None:
         if self._vocab_size:
@@ -189,36 +208,13 @@ class Sampler:
             raise InputError(f"prompt: token id {outside[0]} must be in 0..{vocab_size - 1} (vocabulary)")
         self._vocab_size = vocab_size
 
-    def _make_penalties(self) -> list[Callable[[Row], None]]:
-        p, rules = self.params, list[Callable[[Row], None]]()
-        if p.logit_bias:
-            tokens = np.array(list(p.logit_bias), dtype=np.int64)
-            biases = np.array(list(p.logit_bias.values()), dtype=np.float32)
-            rules.append(lambda row: processors.logit_bias(row, tokens, biases))
-        if p.repetition_penalty != 1:
-            rules.append(lambda row: processors.repetition_penalty(row, self._seen.tokens, p.repetition_penalty))
-        if p.frequency_penalty or p.presence_penalty:
-            rules.append(
-                lambda row: processors.frequency_presence_penalty(
-                    row, self._generated.tokens, self._generated.counts, p.frequency_penalty, p.presence_penalty
-                )
-            )
-        return rules
 
-    def _make_filters(self) -> list[Callable[[Row], Positions | None]]:
-        p = self.params
-        rules: list[Callable[[Row], Positions | None]] = [processors.finite]
-        if p.top_p < 1:
-            rules.append(lambda logits: processors.top_p(logits, p.top_p))
-        if p.min_p:
-            rules.append(lambda logits: processors.min_p(logits, p.min_p))
-        if p.typical_p < 1:
-            rules.append(lambda logits: processors.typical_p(logits, p.typical_p))
-        if p.epsilon_cutoff:
-            rules.append(lambda logits: processors.epsilon_cutoff(logits, p.epsilon_cutoff))
-        if p.eta_cutoff:
-            rules.append(lambda logits: processors.eta_cutoff(logits, p.eta_cutoff))
-        return rules
+def _bias(params: SamplingParams) -> list[Change]:
+    if not params.logit_bias:
+        return []
+    tokens = np.array(list(params.logit_bias), dtype=np.int64)
+    biases = np.array(list(params.logit_bias.values()), dtype=np.float32)
+    return [lambda row: processors.logit_bias(row, tokens, biases)]
 
 
 def _drawn(probabilities: NDArray[np.float64], u: float) -> int:

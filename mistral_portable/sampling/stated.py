@@ -46,6 +46,16 @@ _NEUTRAL: Mapping[str, Any] = MappingProxyType(
 GenerationConfig. All others change how a text is made (its cache, beams' early stopping), or are the user's own."""
 
 
+_TRANSLATED: Mapping[str, str] = MappingProxyType(
+    {
+        "bad_words_ids": "bad_words_ids",
+        "min_new_tokens": "min_tokens",
+        "no_repeat_ngram_size": "no_repeat_ngram_size",
+    }
+)
+"""Fields beside the RULES that SamplingParams has, too, by transformers' names."""
+
+
 def stated_rules(stated: Mapping[str, Any]) -> dict[str, Any]:
     """The RULES among the fields of a generation_config.json.
 
@@ -64,11 +74,13 @@ def stated_sampling(stated: Mapping[str, Any]) -> dict[str, Any]:
 
     `do_sample: false` is a temperature of 0. With `do_sample: true`, temperature and top_k are transformers' 1 and 50
     where they are open. Without `do_sample` a rule that is stated is meant: the text is drawn (transformers: greedy).
-    `max_new_tokens` is max_tokens. Lengths that count the prompt, too (`max_length`), are left to the caller.
+    `max_new_tokens` is max_tokens, `min_new_tokens` min_tokens. Lengths
+    that count the prompt, too (`max_length`), are left to the caller.
 
     Raises InputError for a file that states nothing of all this, and for what is not supported.
     """
-    rules = stated_rules(stated)
+    rules = stated_rules({name: value for name, value in stated.items() if name not in _TRANSLATED})
+    rules |= {own: stated[name] for name, own in _TRANSLATED.items() if stated.get(name)}
     draws, count = stated.get("do_sample"), stated.get("max_new_tokens")
     if draws is not None and not isinstance(draws, bool):
         raise InputError(f"generation_config.json: do_sample={draws!r:.40} is neither true nor false")

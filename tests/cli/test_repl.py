@@ -111,8 +111,8 @@ def test_settings() -> None:
     assert answers[0] == answers[1]
     result = chat("/set", "/set temprature 1", "/set temperature hot", "/set top_p 0", "/set temperature")
     lines = result.err.splitlines()
-    assert "temperature         0.0" in lines
-    assert "max_tokens          5" in lines
+    assert "temperature            0.0" in lines
+    assert "max_tokens             5" in lines
     assert lines[-4:-1] == [
         "error: temprature is no setting: is it temperature?",
         "error: temperature='hot' must be a number in [0, 100]",

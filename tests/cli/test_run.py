@@ -118,6 +118,10 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "--draft off --max-tokens 5 --temperature 0.5 "
         "--top-k 9 --top-p 0.8 "
         "--min-p 0.1 --typical-p 0.9 --repetition-penalty 1.1 --frequency-penalty 0.2 --presence-penalty -0.3 "
+        "--repeat-last-n 64 --min-tokens 3 --no-repeat-ngram-size 4 --top-n-sigma 1.5 --xtc-probability 0.5 "
+        "--xtc-threshold 0.2 --dry-multiplier 0.8 --dry-base 2 --dry-allowed-length 3 --dry-penalty-last-n 99 "
+        "--dry-sequence-breaker a --dry-sequence-breaker bc --dynatemp-range 0.25 --dynatemp-exp 2 --mirostat 2 "
+        "--mirostat-ent 4 --mirostat-lr 0.2 --samplers penalties;top_k;temperature "
         "--seed 4 --stop x --stop yz --ignore-eos --logprobs 3 --json "
         "--reasoning-effort high"
     )
@@ -155,6 +159,23 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
             repetition_penalty=1.1,
             frequency_penalty=0.2,
             presence_penalty=-0.3,
+            repeat_last_n=64,
+            min_tokens=3,
+            no_repeat_ngram_size=4,
+            top_n_sigma=1.5,
+            xtc_probability=0.5,
+            xtc_threshold=0.2,
+            dry_multiplier=0.8,
+            dry_base=2,
+            dry_allowed_length=3,
+            dry_penalty_last_n=99,
+            dry_sequence_breakers=("a", "bc"),
+            dynatemp_range=0.25,
+            dynatemp_exponent=2,
+            mirostat=2,
+            mirostat_tau=4,
+            mirostat_eta=0.2,
+            samplers=("penalties", "top_k", "temperature"),
             seed=4,
             stop=("x", "yz"),
             ignore_eos=True,

@@ -134,6 +134,14 @@ def test_the_native_interface_uses_it_if_asked(folder: Path) -> None:
             {"temperature": 0, "min_p": 0.1},
         ),
         ({"temperature": 0.15}, {"temperature": 0.15}),
+        (
+            {"do_sample": False, "min_new_tokens": 2, "no_repeat_ngram_size": 3, "bad_words_ids": [[5], [6, 7]]},
+            {"temperature": 0, "min_tokens": 2, "no_repeat_ngram_size": 3, "bad_words_ids": [[5], [6, 7]]},
+        ),
+        (
+            {"temperature": 0.5, "min_new_tokens": 0, "no_repeat_ngram_size": 0, "bad_words_ids": None},
+            {"temperature": 0.5},
+        ),
         ({"max_new_tokens": 5, "max_length": 9, "top_p": None}, {"max_tokens": 5}),
     ],
 )

@@ -44,6 +44,10 @@ def loaded(window: Window, backend: str = "numba") -> tuple[mp.Model, Switch]:
         return mp.load("tiny", backend=backend, window=window, max_lanes=3, max_context=140, draft="suffix"), switch
 
 
+def feasible(options: dict[str, Any]) -> dict[str, Any]:
+    return {**options, "min_tokens": min(options.get("min_tokens", 0), options["max_tokens"])}
+
+
 def by_text(tokens: Sequence[int], logits: NDArray[np.float32], /) -> NDArray[np.float32]:
     """A rule of the caller's own that depends on every token of the text."""
     random = np.random.default_rng(list(tokens))
@@ -53,7 +57,7 @@ def by_text(tokens: Sequence[int], logits: NDArray[np.float32], /) -> NDArray[np
 
 windows = st.one_of(st.integers(1, 8), st.none())
 prompts = st.lists(st.integers(5, 1000), min_size=1, max_size=40)
-rules = st.fixed_dictionaries(
+rules: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "temperature": st.sampled_from([0.0, 0.7, 1.0, 2.0]),
         "seed": st.integers(0, 99),
@@ -70,10 +74,23 @@ rules = st.fixed_dictionaries(
         "min_p": st.sampled_from([0.1]),
         "ignore_eos": st.booleans(),
         "stop_token_ids": st.lists(st.integers(5, 1000), max_size=20),
+        "min_tokens": st.integers(0, 20),
+        "no_repeat_ngram_size": st.integers(1, 3),
+        "bad_words_ids": st.lists(st.lists(st.integers(5, 1000), min_size=1, max_size=2), max_size=9),
         "logits_processors": st.just((by_text,)),
+        "repeat_last_n": st.integers(0, 20),
+        "top_n_sigma": st.just(1.0),
+        "xtc_probability": st.just(0.5),
+        "xtc_threshold": st.just(0.02),
+        "dry_multiplier": st.just(0.8),
+        "dry_allowed_length": st.integers(0, 2),
+        "dry_penalty_last_n": st.integers(-1, 30),
+        "dynatemp_range": st.just(0.5),
+        "mirostat": st.just(2),
+        "samplers": st.permutations(("dry", "top_k", "top_p", "temperature", "min_p", "xtc")).map(tuple),
         "n": st.just(2),
     },
-)
+).map(feasible)
 
 
 def check(window: Window, several: Sequence[tuple[list[int], dict[str, Any]]], seed: int, wrong: float) -> None:

@@ -91,6 +91,17 @@ def test_stop_tokens_and_the_end_token(tiny: mp.Model) -> None:
     assert len(tiny.generate(PROMPT, max_tokens=5, temperature=0, logit_bias={eos: 1e6}, ignore_eos=True).tokens) == 5
 
 
+def test_nothing_ends_the_first_min_tokens(tiny: mp.Model) -> None:
+    whole = tiny.generate(PROMPT, max_tokens=30, temperature=0, ignore_eos=True)
+    least = tiny.generate(PROMPT, max_tokens=12, temperature=0, ignore_eos=True)
+    stopped = tiny.generate(PROMPT, max_tokens=30, temperature=0, ignore_eos=True, stop=" ", min_tokens=12)
+    assert " " in least.text
+    assert stopped.text == least.text + whole.text[len(least.text) :].split(" ")[0]
+    eos = tiny.tokenizer.eos_id
+    ended = tiny.generate(PROMPT, max_tokens=30, temperature=0, logit_bias={eos: 1e6}, min_tokens=4)
+    assert (len(ended.tokens), ended.tokens.index(eos), ended.finish_reason) == (5, 4, "stop")
+
+
 def test_logprobs_are_those_of_the_logits(tiny: mp.Model) -> None:
     out = tiny.generate(PROMPT, max_tokens=4, temperature=0, logprobs=3)
     logits = tiny.logits([*tiny.tokenizer.encode(PROMPT), *out.tokens])[-5:-1].astype(np.float64)

@@ -48,6 +48,9 @@ def test_options() -> None:
     params = chat(options=options, keep_alive="5m", think=True).params
     assert (params.max_tokens, params.temperature, params.top_k, params.top_p) == (5, 0, 3, 0.5)
     assert (params.min_p, params.seed, params.stop, params.repetition_penalty) == (0.25, 7, ("END",), 1.5)
+    assert (params.repeat_last_n, params.mirostat) == (64, 0)
+    params = chat(options={"mirostat": 2, "mirostat_tau": 4, "mirostat_eta": 0.2, "repeat_last_n": -1}).params
+    assert (params.mirostat, params.mirostat_tau, params.mirostat_eta, params.repeat_last_n) == (2, 4, 0.2, -1)
     assert chat(options={"num_predict": -2, "seed": -1, "top_k": -1}).params.max_tokens is None
 
 

@@ -44,6 +44,34 @@ def test_a_chat() -> None:
     assert (dict(params.logit_bias), params.repetition_penalty) == ({12: -100}, 1.5)
 
 
+@pytest.mark.parametrize(("url", "body"), [(CHAT, {"messages": MESSAGES}), (TEXT, {"prompt": "a"})])
+def test_fields_of_llama_server(url: str, body: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {
+        "repeat_last_n": 64,
+        "top_n_sigma": 1,
+        "xtc_probability": 0.5,
+        "xtc_threshold": 0.2,
+        "dry_multiplier": 0.8,
+        "dry_base": 2,
+        "dry_allowed_length": 3,
+        "dry_penalty_last_n": 99,
+        "dry_sequence_breakers": ["a"],
+        "dynatemp_range": 0.5,
+        "dynatemp_exponent": 2,
+        "mirostat": 2,
+        "mirostat_tau": 4,
+        "mirostat_eta": 0.2,
+        "samplers": ["top_k", "typ_p", "temperature"],
+        "min_tokens": 3,
+    }
+    params = parse_request(url, body | asked).sampling()
+    expected = asked | {"dry_sequence_breakers": ("a",), "samplers": ("top_k", "typical_p", "temperature")}
+    assert {name: getattr(params, name) for name in asked} == expected
+    for name in asked:
+        with pytest.raises(InputError, match=name):
+            parse_request(url, {**body, name: [-7]}).sampling()
+
+
 _VALUES = {
     "temperature": st.floats(0, 2),
     "top_k": st.integers(0, 9),

@@ -17,7 +17,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mistral_portable.sampling import Sampler, SamplingParams, processors
+from mistral_portable.sampling import Sampler, SamplingParams, bans, processors
 from mistral_portable.sampling.processors import Row
 
 EDGE = 1e-5  # float32 sums of up to 300 terms are good to a few 1e-6
@@ -74,6 +74,36 @@ def test_logit_bias(row: Row, data: st.DataObject) -> None:
     expected = theirs(transformers.SequenceBiasLogitsProcessor(biases), row, [0])
     processors.logit_bias(row, np.array(list(bias)), np.array(list(bias.values()), np.float32))
     np.testing.assert_array_equal(row, expected)
+
+
+short_texts = st.lists(st.integers(0, 2), min_size=1, max_size=12)
+
+
+@given(text=short_texts, size=st.integers(1, 4))
+def test_repeated_ngrams(text: list[int], size: int) -> None:
+    row = np.zeros(4, np.float32)
+    expected = theirs(transformers.NoRepeatNGramLogitsProcessor(size), row, text)
+    row[bans.repeating(np.array(text), size)] = -np.inf
+    np.testing.assert_array_equal(row, expected)
+
+
+@given(text=short_texts, words=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=4))
+def test_bad_words(text: list[int], words: list[list[int]]) -> None:
+    row = np.zeros(4, np.float32)
+    expected = theirs(transformers.NoBadWordsLogitsProcessor(words, eos_token_id=3), row, text)
+    row[bans.Words(words).completing(np.array(text))] = -np.inf
+    np.testing.assert_array_equal(row, expected)
+
+
+@given(prompt=short_texts, least=st.integers(1, 4), ends=st.lists(st.integers(0, 2), min_size=1, max_size=2))
+def test_min_tokens(prompt: list[int], least: int, ends: list[int]) -> None:
+    params = SamplingParams(temperature=1, min_tokens=least, seed=0)
+    sampler, text = Sampler(params, prompt_tokens=prompt, end_tokens=ends), list(prompt)
+    rule = transformers.MinNewTokensLengthLogitsProcessor(len(prompt), least, ends, device="cpu")
+    for _ in range(6):
+        row = np.zeros(4, np.float32)
+        np.testing.assert_array_equal(sampler.distribution(row)[0], kept(theirs(rule, row, text)))
+        text.append(sampler.sample(row).token)
 
 
 @given(row=logits_rows(), value=st.floats(0.01, 10))

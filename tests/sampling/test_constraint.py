@@ -45,7 +45,17 @@ class Places:
 sets = st.frozensets(st.integers(0, VOCAB - 1), min_size=1, max_size=3)
 options = st.fixed_dictionaries(
     {"seed": st.integers(0, 99), "temperature": st.sampled_from([0.0, 0.5, 2.0])},
-    optional={"top_k": st.just(2), "top_p": st.just(0.7), "repetition_penalty": st.just(1.5), "min_p": st.just(0.1)},
+    optional={
+        "top_k": st.just(2),
+        "top_p": st.just(0.7),
+        "repetition_penalty": st.just(1.5),
+        "min_p": st.just(0.1),
+        "xtc_probability": st.just(0.5),
+        "mirostat": st.just(2),
+        "min_tokens": st.integers(0, 2),
+        "dynatemp_range": st.just(0.5),
+        "no_repeat_ngram_size": st.just(9),
+    },
 )
 
 
@@ -112,7 +122,8 @@ def test_ids_that_the_grammar_does_not_know_are_not_allowed() -> None:
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_where_nothing_is_left_it_is_an_error(skip: bool) -> None:
-    for settings in ({"logit_bias": {5: -np.inf}}, {}):
+    every: list[dict[str, Any]] = [{"logit_bias": {5: -np.inf}}, {"bad_words_ids": [[1, 5]]}, {}]
+    for settings in every:
         places = [frozenset({1}), frozenset({5}) if settings else frozenset({VOCAB + 1})]
         with pytest.raises(InputError, match="grammar allows"):
             sample_all(places, skip=skip, **settings)

@@ -52,6 +52,8 @@ BAD: dict[str, list[Any]] = {
     "top_p": [0, -0.5, 1.01, math.nan, math.inf, False, "0.9"],
     "min_p": [-0.1, 1.1, math.nan, True],
     "typical_p": [0, 1.1, math.nan, True],
+    "epsilon_cutoff": [-0.1, 1.1, math.nan, True],
+    "eta_cutoff": [-0.1, 1.1, math.nan, "x"],
     "repetition_penalty": [0, -1, 1e9, math.nan, math.inf, True],
     "frequency_penalty": [-2.1, 2.1, math.nan, True],
     "presence_penalty": [-2.1, 2.1, -math.inf, True],
@@ -70,6 +72,25 @@ BAD: dict[str, list[Any]] = {
     "seed": [-1, 1.0, True, "1"],
     "stop": ["", ["a", ""], [1], None, b"a", {"a": 1}],
     "stop_token_ids": [[-1], [1.0], [True], 2, "12", None],
+    "min_tokens": [-1, 1.0, True, None, 129],
+    "no_repeat_ngram_size": [-1, 1.5, True, None],
+    "bad_words_ids": [[[]], [[-1]], [1], [[1.0]], None, "a", [[True]], {1: 2}],
+    "logits_processors": [[1], None, "f"],
+    "repeat_last_n": [-2, 1.0, None, True],
+    "top_n_sigma": [-2, 101, math.nan, None, "1"],
+    "xtc_probability": [-0.1, 1.1, math.nan, None],
+    "xtc_threshold": [-0.1, 1.1, math.nan, True],
+    "dry_multiplier": [-1, 101, math.nan, None],
+    "dry_base": [0.9, math.inf, math.nan, None],
+    "dry_allowed_length": [-1, 2.0, None],
+    "dry_penalty_last_n": [-2, 2.0, None],
+    "dry_sequence_breakers": ["", [""], [1], None, b"a"],
+    "dynatemp_range": [-1, math.nan, None],
+    "dynatemp_exponent": [-1, math.inf, None],
+    "mirostat": [1, 3, -2, True, 2.0, None, "2"],
+    "mirostat_tau": [-1, math.nan, None],
+    "mirostat_eta": [-1, 1.5, None],
+    "samplers": [["top_z"], "top_k", None, ["top_k", "top_k"], [1], ["temperature", "penalties"]],
     "ignore_eos": [1, None, "yes"],
     "logprobs": [-1, 1.0, True],
 }
@@ -97,6 +118,14 @@ def test_ids_are_checked_against_the_vocabulary() -> None:
         (SamplingParams(logit_bias={10: 1.0}), "logit_bias"),
         (SamplingParams(stop_token_ids=(10,)), "stop_token_ids"),
         (SamplingParams(logprobs=11), "logprobs"),
+        (SamplingParams(bad_words_ids=((3, 10),)), "bad_words_ids"),
     ):
         with pytest.raises(InputError, match=name):
             params.check_vocab(10)
+
+
+def test_llama_cpps_spellings_of_rules_are_understood() -> None:
+    assert make(samplers=["typ_p", "temp"]).samplers == ("typical_p", "temperature")
+    theirs = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
+    only_ours = {"epsilon_cutoff", "eta_cutoff"}
+    assert {*make(samplers=theirs).samplers} == {*SamplingParams().samplers} - only_ours

@@ -8,14 +8,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mistral_portable.sampling as package
-from mistral_portable.sampling import logits_processor, params, pool, processors, sampler, stop, token_counts
+from mistral_portable.sampling import (
+    bans,
+    dry,
+    entropy,
+    history,
+    logits_processor,
+    params,
+    pool,
+    processors,
+    sampler,
+    stop,
+    token_counts,
+)
 from mistral_portable.sampling import rows as many
 
 rows = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=40).map(lambda row: np.array(row, np.float32))
 
 
 @pytest.mark.parametrize(
-    "module", [package, logits_processor, params, pool, processors, many, sampler, stop, token_counts]
+    "module",
+    [
+        package,
+        bans,
+        dry,
+        entropy,
+        history,
+        logits_processor,
+        params,
+        pool,
+        processors,
+        many,
+        sampler,
+        stop,
+        token_counts,
+    ],
 )
 def test_the_worked_examples_hold(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]

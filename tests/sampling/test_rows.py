@@ -18,7 +18,7 @@ from mistral_portable.sampling import Sampled, Sampler, SamplingParams, sample_r
 LONG = 70_000  # entries: rows of this length are shared out among threads by default
 
 settings: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
-    {"seed": st.integers(0, 2**32)},
+    {"seed": st.integers(0, 2**32), "dry_sequence_breakers": st.just(())},
     optional={
         "temperature": st.sampled_from([0, 0.3, 1, 5]),
         "top_k": st.integers(0, 40),
@@ -29,6 +29,13 @@ settings: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "frequency_penalty": st.floats(-2, 2),
         "presence_penalty": st.floats(-2, 2),
         "logit_bias": st.dictionaries(st.just(0), st.sampled_from([-math.inf, 2])),
+        "repeat_last_n": st.integers(0, 2),
+        "top_n_sigma": st.floats(0.1, 3),
+        "xtc_probability": st.just(0.5),
+        "mirostat": st.just(2),
+        "dry_multiplier": st.just(1),
+        "dynatemp_range": st.just(0.5),
+        "no_repeat_ngram_size": st.just(2),
         "logprobs": st.none() | st.integers(0, 1),
     },
 )

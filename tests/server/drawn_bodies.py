@@ -34,6 +34,17 @@ TURNS: list[dict[str, Any]] = [
 CHAT = [{"role": "user", "content": "Tom has a red ball."}]
 SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 9, "min_p": 0.01, "typical_p": 0.9, "repetition_penalty": 1.1}
 PENALTIES = {"frequency_penalty": 0.5, "presence_penalty": 0.5, "logit_bias": {"5": 1.5}, "seed": 3, "stop": ["."]}
+RULES: dict[str, Any] = {
+    "repeat_last_n": 8,
+    "top_n_sigma": 2.0,
+    "xtc_probability": 0.5,
+    "dry_multiplier": 0.5,
+    "dry_sequence_breakers": ["a"],
+    "dynatemp_range": 0.25,
+    "mirostat": 2,
+    "samplers": ["penalties", "dry", "top_k", "xtc", "temperature"],
+    "min_tokens": 2,
+}
 EXTRAS = {"n": 2, "user": "u", "cache_salt": "s", "ignore_eos": False, "stream_options": {"include_usage": True}}
 
 GOOD: dict[str, list[dict[str, Any]]] = {
@@ -44,6 +55,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
             "messages": CHAT,
             "response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": SCHEMA}},
         },
+        {"messages": CHAT, **RULES, "max_tokens": 3},
         {"messages": CHAT, "regex": "(red|blue) [0-9]{3}", "max_completion_tokens": 3},
         {"messages": CHAT, "grammar": 'start: "yes" | "no"', "stream": True},
     ],

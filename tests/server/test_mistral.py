@@ -79,5 +79,6 @@ def test_a_gap_is_filled(client: Mistral, model: mp.Model, monkeypatch: pytest.M
     assert chunks[-1].choices[0].finish_reason == "length"
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 8
-    with pytest.raises(SDKError, match="min_tokens=3"):
-        client.fim.complete(**body, min_tokens=3)
+    assert client.fim.complete(**body, min_tokens=8).choices == answer.choices
+    with pytest.raises(SDKError, match="min_tokens=9 is more than max_tokens=8"):
+        client.fim.complete(**body, min_tokens=9)

@@ -47,7 +47,7 @@ OWN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (
         "/api/generate",
         {"model": "m", "prompt": "Once", "stream": False, "options": {"temperature": 0.5, "repeat_penalty": 1.5}},
-        {"repetition_penalty": 1.5},
+        {"repetition_penalty": 1.5, "repeat_last_n": 64},
     ),
 ]
 """Requests with fields of their own, and what they mean beside the temperature."""
