@@ -15,7 +15,7 @@ from mistral_portable.transformers.arrays import Library, as_numpy, checked_bool
 from mistral_portable.transformers.batch import Batch, read_batch
 from mistral_portable.transformers.beams import Beam, Beams, search
 from mistral_portable.transformers.cache import Cache
-from mistral_portable.transformers.checks import is_given, number, positive, whole_number
+from mistral_portable.transformers.checks import is_given, number, positive, shown, whole_number
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES, MOST_ROWS, Outputs
 from mistral_portable.transformers.generation import continue_rows, inferred_mask, require_room
 from mistral_portable.transformers.generation_config import GenerationConfig, merged
@@ -76,7 +76,7 @@ class _Call:
         )
 
     def record(self) -> Record:
-        """What is to be kept of each step."""
+        """A record of the steps, for what the call asks for."""
         config = self.config
         if not config.return_dict_in_generate:
             return Record()
@@ -230,7 +230,7 @@ class Generates(MistralPreTrainedModel):
         return [int(end) for end in integers("eos_token_id", config.eos_token_id).ravel()]
 
     def _unread(self, prompt: NDArray[Any], mask: NDArray[Any] | None, past: Cache | None) -> Batch:
-        """What of a prompt is not in the cache yet: a prompt as wide as its mask begins with what is in there."""
+        """The part of a prompt that is not in the cache; one as wide as its mask begins with what is in there."""
         if past is None:
             return read_batch(prompt, mask, None, [np.zeros(0, np.intp)] * len(prompt), 0, self.decoder.config)
         if len(past) != len(prompt):
@@ -379,12 +379,12 @@ def _config(options: Mapping[str, Any], given: GenerationConfig | None, model: G
         if value is not None:
             near = difflib.get_close_matches(name, fields, 1)
             hint = f"is {near[0]} meant?" if near else "leave it out"
-            raise InputError(f"generate: {name}={value!r:.40} is not supported: {hint}")
+            raise InputError(f"generate: {name}={shown(value)} is not supported: {hint}")
     config = merged({name: value for name, value in options.items() if name in fields}, given, model)
     without_effect(config.to_diff_dict(), GENERATING, "generate")
     kind = config.cache_implementation
     if not isinstance(kind, str | None) or kind == "quantized":
-        raise InputError(f"cache_implementation={kind!r:.40} is not supported: load(kv_cache=...) chooses a type")
+        raise InputError(f"cache_implementation={shown(kind)} is not supported: load(kv_cache=...) chooses a type")
     for name in ("do_sample", "return_dict_in_generate", "use_cache", *_FLAGS):
         value = getattr(config, name)
         setattr(config, name, name == "use_cache" if value is None else checked_bool(name, value))
@@ -392,7 +392,7 @@ def _config(options: Mapping[str, Any], given: GenerationConfig | None, model: G
         value = getattr(config, name)
         setattr(config, name, 1 if value is None else positive(name, value))
     if config.num_beams > MOST_ROWS // 2:
-        raise InputError(f"num_beams={config.num_beams!r:.40} must be from 1 to {MOST_ROWS // 2}")
+        raise InputError(f"num_beams={shown(config.num_beams)} must be from 1 to {MOST_ROWS // 2}")
     beams, returned = config.num_beams, config.num_return_sequences
     if returned > 1 and beams == 1 and not config.do_sample:
         raise InputError(f"num_return_sequences={returned} would all be the same: pass do_sample=True or num_beams")
@@ -401,7 +401,7 @@ def _config(options: Mapping[str, Any], given: GenerationConfig | None, model: G
     if config.early_stopping is None:
         config.early_stopping = False
     if not isinstance(config.early_stopping, bool | str) or config.early_stopping not in (True, False, "never"):
-        raise InputError(f"early_stopping={config.early_stopping!r:.40}: pass True, False or 'never'")
+        raise InputError(f"early_stopping={shown(config.early_stopping)}: pass True, False or 'never'")
     number("length_penalty", config.length_penalty)
     return config
 
@@ -440,7 +440,7 @@ def _prompt(ids: NDArray[np.int64], mask: NDArray[Any] | None, row: int, copies:
 
 def _allowed(function: Any, library: Library) -> Callable[[int, Sequence[int]], Any]:
     if not callable(function):
-        raise InputError(f"prefix_allowed_tokens_fn={function!r:.40}: pass a function of a row's number and ids")
+        raise InputError(f"prefix_allowed_tokens_fn={shown(function)}: pass a function of a row's number and ids")
     return lambda row, ids: function(row, library.make(np.array(ids, np.int64)))
 
 
@@ -460,7 +460,7 @@ def _custom(rules: Any, library: Library) -> Callable[[NDArray[np.int64], Logits
     listed = rules if isinstance(rules, list | tuple) else [rules]
     whole = [rules] if callable(rules) else listed
     if not all(map(callable, whole)):
-        raise InputError(f"logits_processor={rules!r:.60}: pass functions of input_ids and scores")
+        raise InputError(f"logits_processor={shown(rules)}: pass functions of input_ids and scores")
 
     def apply(ids: NDArray[np.int64], scores: Logits) -> Logits:
         made: Any = library.make(scores)
@@ -488,7 +488,7 @@ def _side_by_side(
 
 
 def _recorded(record: Record, library: Library) -> dict[str, Any]:
-    """What was kept of the steps, as fields of an output."""
+    """The record of the steps as fields of an output."""
 
     def series(name: str, outputs: Outputs) -> tuple[Any, ...]:
         count = sum(key.startswith(f"{name}.") for key in outputs)

@@ -14,7 +14,7 @@ import numpy as np
 from mistral_portable.errors import InputError
 from mistral_portable.sampling.processors import Row
 from mistral_portable.sampling.processors import repetition_penalty as penalize
-from mistral_portable.transformers.checks import is_given, number, token_ids, whole_number
+from mistral_portable.transformers.checks import is_given, number, shown, token_ids, whole_number
 from mistral_portable.transformers.generation_config import GenerationConfig
 
 __all__ = ["Prompt", "Rule", "logits_rules"]
@@ -26,7 +26,7 @@ _FINITE = np.finfo(np.float32)
 
 @dataclass(frozen=True)
 class Prompt:
-    """What rules know of a row's prompt.
+    """A row's prompt, as rules know it.
 
     tokens: its ids without padding, none if it was embeddings. columns: its width in the batch, padding included, 0 if
     it was embeddings: what lengths count. ids: the padded ids [columns]. row: of the batch that the caller gave.
@@ -219,7 +219,7 @@ def _penalty(name: str, config: GenerationConfig) -> float:
 
 def _words(name: str, value: Any, vocab_size: int) -> list[tuple[int, ...]]:
     if not isinstance(value, list | tuple) or not all(isinstance(word, list | tuple) and word for word in value):
-        raise InputError(f"{name}={value!r:.80} must be a list of lists of token ids")
+        raise InputError(f"{name}={shown(value)} must be a list of lists of token ids")
     return [tuple(token_ids(name, word, vocab_size)) for word in value]
 
 
@@ -230,14 +230,14 @@ def _sequence_biases(value: Any, vocab_size: int) -> dict[tuple[int, ...], float
         biases = [float(bias) for _, bias in pairs]
         sequences = [tuple(ids) for ids, _ in pairs]
     except (TypeError, ValueError) as error:
-        raise InputError(f"sequence_bias={value!r:.80} must be {{(id, ...): bias}} or [[[id, ...], bias]]") from error
+        raise InputError(f"sequence_bias={shown(value)} must be {{(id, ...): bias}} or [[[id, ...], bias]]") from error
     if any(math.isnan(bias) or bias == math.inf for bias in biases):
-        raise InputError(f"sequence_bias={value!r:.80}: biases are numbers, -inf bans")
+        raise InputError(f"sequence_bias={shown(value)}: biases are numbers, -inf bans")
     return dict(zip(_words("sequence_bias", sequences, vocab_size), biases, strict=True))
 
 
 def _decay(value: Any) -> tuple[int, float]:
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise InputError(f"exponential_decay_length_penalty={value!r:.80} must be (tokens, factor)")
+        raise InputError(f"exponential_decay_length_penalty={shown(value)} must be (tokens, factor)")
     name = "exponential_decay_length_penalty"
     return whole_number(name, value[0]), number(name, value[1], above=0)

@@ -118,7 +118,7 @@ class QuestionAnsweringModelOutput(ModelOutput):
 
 @dataclass
 class GenerateDecoderOnlyOutput(ModelOutput):
-    """What `generate` returns with `return_dict_in_generate=True`.
+    """The output of `generate` with `return_dict_in_generate=True`.
 
     sequences: int64 [B, T]. scores, logits: float32 [B, vocab_size] of each step, as tokens are chosen by them and as
     the model makes them. attentions, hidden_states: of each step a tuple as a call returns it, of the prompt first.
@@ -140,7 +140,7 @@ class GenerateDecoderOnlyOutput(ModelOutput):
 
 @dataclass
 class GenerateBeamDecoderOnlyOutput(ModelOutput):
-    """What `generate` returns of beams; as GenerateDecoderOnlyOutput, but for a row of each step per beam.
+    """The output of `generate` with beams; as GenerateDecoderOnlyOutput, but for a row of each step per beam.
 
     sequences_scores: float32 [B], with `output_scores`: the sum of a text's log-probabilities, divided by its length to
     the power of length_penalty. beam_indices: int64 [B, new], the row of each step that a token was chosen by, -1

@@ -24,7 +24,7 @@ Logits = NDArray[np.float32]
 
 @dataclass
 class Record:
-    """What a call wants of its steps: None for what it does not want.
+    """A record of steps, for what a call asks for; None for what it does not.
 
     scores: [R, vocab] of each step, as tokens are chosen by them. logits: [R, vocab], as the model makes them. exposed:
     names of the other outputs. outputs: these, [R, T, ...] of each step, the prompt's first. Rows that have ended are
@@ -162,7 +162,7 @@ def _draw(
 
 
 def _scores(samplers: Sequence[Sampler], rows: Logits, going: NDArray[np.bool_], normalize: bool) -> Logits:
-    """What tokens are drawn by, 0 for rows that have ended."""
+    """The scores that tokens are drawn by, 0 for rows that have ended."""
     made = np.zeros_like(rows)
     for row in np.flatnonzero(going):
         scores: Any = samplers[row].scores(rows[row])

@@ -1,4 +1,4 @@
-"""What ends answers beside end tokens and lengths: criteria of the caller's, strings and time."""
+"""Criteria that end answers beside end tokens and lengths: the caller's own, strings and time."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.errors import InputError
 from mistral_portable.transformers.arrays import Library, as_numpy
+from mistral_portable.transformers.checks import shown
 
 __all__ = ["Criterion", "StoppingCriteria", "StoppingCriteriaList", "called", "stop_strings", "time_limit"]
 
@@ -47,7 +48,7 @@ def called(criteria: Any, library: Library) -> list[Criterion]:
     listed = criteria if isinstance(criteria, list | tuple) else [criteria]
     for one in listed:
         if not callable(one):
-            raise InputError(f"stopping_criteria={criteria!r:.60}: pass functions of input_ids and scores")
+            raise InputError(f"stopping_criteria={shown(criteria)}: pass functions of input_ids and scores")
 
     def criterion(one: Any) -> Criterion:
         def ends(ids: NDArray[np.int64], scores: Any) -> NDArray[np.bool_]:
@@ -64,7 +65,7 @@ def called(criteria: Any, library: Library) -> list[Criterion]:
 def time_limit(seconds: Any) -> Criterion:
     """A criterion that ends all rows so many seconds from now. Raises InputError if that is no number from 0 on."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
-        raise InputError(f"max_time={seconds!r:.40} must be seconds, a number >= 0")
+        raise InputError(f"max_time={shown(seconds)} must be seconds, a number >= 0")
     end = time.monotonic() + seconds
     return lambda ids, _: np.full(len(ids), time.monotonic() > end)
 
@@ -77,7 +78,7 @@ def stop_strings(strings: Any, tokenizer: Any) -> Criterion:
     """
     stops = [strings] if isinstance(strings, str) else strings
     if not isinstance(stops, Sequence) or not stops or not all(isinstance(stop, str) and stop for stop in stops):
-        raise InputError(f"stop_strings={strings!r:.60} must be a string or a list of strings")
+        raise InputError(f"stop_strings={shown(strings)} must be a string or a list of strings")
     if not callable(getattr(tokenizer, "decode", None)):
         raise InputError("stop_strings are found in text: pass the model's tokenizer= with them")
     wanted = [stop.replace(_SPACE, " ") for stop in stops]

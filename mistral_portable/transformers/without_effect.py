@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mistral_portable.errors import InputError
+from mistral_portable.transformers.checks import shown
 
 __all__ = ["CALLING", "GENERATING", "LOADING", "without_effect"]
 
@@ -116,5 +117,5 @@ def without_effect(given: Mapping[str, Any], known: Mapping[str, tuple[Any, str]
         if harmless == _ANY or value is None or (isinstance(value, list | tuple | dict) and not value):
             continue
         if harmless is None or not isinstance(value, bool | int | float) or value != harmless:
-            raise InputError(f"{where}: {name}={value!r:.40} is not supported: {why}")
+            raise InputError(f"{where}: {name}={shown(value)} is not supported: {why}")
     return {name: value for name, value in given.items() if name not in known}

@@ -52,7 +52,7 @@ CALL: dict[str, Any] = {
 
 
 def both(seed: int, call: dict[str, Any], prompt: Any = PROMPT) -> tuple[Any, Any]:
-    """What the model here and transformers' make of a call with a prompt that is all text."""
+    """Make a call with a prompt that is all text, of the model here and of transformers'."""
     mine, theirs = pair("MistralForCausalLM", VALUES, seed)
     rows = torch.tensor(prompt)
     return (

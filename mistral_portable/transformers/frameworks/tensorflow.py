@@ -64,10 +64,12 @@ class TFMistralModel(_TensorFlow, MistralModel):
 class TFMistralForCausalLM(_TensorFlow, MistralForCausalLM):
     """MistralForCausalLM, for TensorFlow."""
 
-    def generate(self, inputs: Any = None, *, input_ids: Any = None, inputs_embeds: Any = None, **named: Any) -> Any:
+    def generate(
+        self, inputs: Any = None, *more: Any, input_ids: Any = None, inputs_embeds: Any = None, **named: Any
+    ) -> Any:
         """Continue each row; see `MistralForCausalLM.generate`."""
-        ids, more, embeds = (None if array is None else _tensor(array) for array in (inputs, input_ids, inputs_embeds))
-        return super().generate(ids, input_ids=more, inputs_embeds=embeds, **named)
+        ids, same, embeds = (None if array is None else _tensor(array) for array in (inputs, input_ids, inputs_embeds))
+        return super().generate(ids, *more, input_ids=same, inputs_embeds=embeds, **named)
 
 
 class TFMistralForSequenceClassification(_TensorFlow, MistralForSequenceClassification):
