@@ -399,7 +399,7 @@ def _config(options: Mapping[str, Any], given: GenerationConfig | None, model: G
     if returned > beams > 1:
         raise InputError(f"num_return_sequences={returned} is more than num_beams={beams}: raise num_beams")
     if config.early_stopping is None:
-        config.early_stopping = False
+        config.update(early_stopping=False)
     if not isinstance(config.early_stopping, bool | str) or config.early_stopping not in (True, False, "never"):
         raise InputError(f"early_stopping={shown(config.early_stopping)}: pass True, False or 'never'")
     number("length_penalty", config.length_penalty)

@@ -21,7 +21,7 @@ __all__ = ["Prompt", "Rule", "logits_rules"]
 
 Rule = Callable[[Sequence[int], Row], Row]
 
-_FINITE = np.finfo(np.float32)
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def logits_rules(
     if last := token_ids("forced_eos_token_id", config.forced_eos_token_id, vocab_size):
         add("forced_eos_token_id", lambda tokens, row: forced(row, last) if prompt.new(tokens) == most - 1 else row)
     if config.remove_invalid_values:
-        add("remove_invalid_values", lambda _, row: np.nan_to_num(row, posinf=_FINITE.max, neginf=_FINITE.min))
+        add("remove_invalid_values", lambda _, row: np.nan_to_num(row, posinf=_LARGEST, neginf=-_LARGEST))
     if config.exponential_decay_length_penalty is not None:
         begin, factor = _decay(config.exponential_decay_length_penalty)
         add(

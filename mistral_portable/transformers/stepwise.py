@@ -66,8 +66,9 @@ class Rules:
         """
         made = logits.copy() if self.guidance is None else self.guidance(ids, logits)
         for row, known in enumerate(tokens):
-            for rule in () if known is None else self.rows[row]:
-                made[row] = rule(known, made[row])
+            if known is not None:
+                for rule in self.rows[row]:
+                    made[row] = rule(known, made[row])
         return made if self.custom is None else self.custom(ids, made)
 
 

@@ -131,9 +131,15 @@ def download_files(repository: str, wanted: list[str], *, subfolder: str = "", *
     from huggingface_hub import snapshot_download
 
     begin = float(int(time.time()))
-    patterns = {"allow_patterns": _within(subfolder, wanted), "ignore_patterns": _within(subfolder, [_SUBFOLDERS])}
     try:
-        snapshot = Path(snapshot_download(repository, **hub, **patterns))
+        snapshot = Path(
+            snapshot_download(
+                repository,
+                **hub,
+                allow_patterns=_within(subfolder, wanted),
+                ignore_patterns=_within(subfolder, [_SUBFOLDERS]),
+            )
+        )
         check_downloads(snapshot, begin, None)
         return snapshot / subfolder
     except CheckpointError:

@@ -66,7 +66,7 @@ class Kept(ours.TextStreamer):
         self.shown.append((text, stream_end))
 
 
-class TheirKept(transformers.TextStreamer):
+class TheirKept(transformers.TextStreamer):  # type: ignore[misc]  # transformers is not typed
     shown: list[tuple[str, bool]]
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -172,8 +172,14 @@ def test_time() -> None:
     """A row that would go on ends once its time is over; without any time, behind one token."""
     mine, _ = pair("MistralForCausalLM", VALUES, 0)
     assert mine.generate(PROMPT, max_new_tokens=20, max_time=0, eos_token_id=29).shape == (3, 4)
-    slow: list[Any] = [lambda ids, scores: (time.sleep(0.02), scores)[1]]
-    assert mine.generate(PROMPT, max_new_tokens=60, max_time=0.2, eos_token_id=29, logits_processor=slow).shape[1] < 20
+
+    def slow(_: Any, scores: Any) -> Any:
+        time.sleep(0.02)
+        return scores
+
+    assert (
+        mine.generate(PROMPT, max_new_tokens=60, max_time=0.2, eos_token_id=29, logits_processor=[slow]).shape[1] < 20
+    )
 
 
 @settings(max_examples=40)
