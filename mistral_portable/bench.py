@@ -48,7 +48,8 @@ class Measurement:
 
     `prefill:2048` appends 2048 tokens to an empty sequence, 512 at a time; `prefill:512@8192` appends 512 to a sequence
     of 8192. `decode:4096` appends one token at a time to a sequence of 4096. `batch:8` appends one token at a time to
-    each of eight empty sequences, `batch:8@4096` to eight of 4096 tokens.
+    each of eight empty sequences, `batch:8@4096` to eight of 4096 tokens. `verify:8` appends 8 at a time to an empty
+    sequence, and wants the logits of all (`every_row`), as a step does that tries 7 drafted tokens.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Measurement:
     depth: int = 0
     tokens: int = 1
     chunk: int = 1
+    every_row: bool = False
 
     def rate(self, seconds: float) -> float:
         """Tokens per second of all sequences together, if they took `seconds`."""
@@ -98,8 +100,8 @@ class Engine(Protocol):
     def peak_memory_bytes(self) -> int:
         """The peak memory so far; 0 where the system does not report it."""
 
-    def step(self, chunks: Sequence[Sequence[int]], logits: bool) -> None:
-        """Append a chunk to each sequence; with `logits`, wait for the logits of each chunk's last token."""
+    def step(self, chunks: Sequence[Sequence[int]], rows: int) -> None:
+        """Append a chunk to each sequence, and wait for the logits of each chunk's last `rows` tokens, if not 0."""
 
 
 class ModelEngine:
@@ -121,30 +123,38 @@ class ModelEngine:
         program = self.model.program
         return program.peak_memory_bytes if isinstance(program, OwnMemory) else peak_memory_bytes()
 
-    def step(self, chunks: Sequence[Sequence[int]], logits: bool) -> None:
+    def step(self, chunks: Sequence[Sequence[int]], rows: int) -> None:
         lanes = zip(self._lanes, chunks, strict=True)
-        self.model.step([Chunk(lane, chunk, [len(chunk) - 1] if logits else []) for lane, chunk in lanes])
+        self.model.step([Chunk(lane, chunk, range(len(chunk) - rows, len(chunk))) for lane, chunk in lanes])
 
 
 def parse(text: str, tokens: int) -> Measurement:
-    """Parse `prefill:N[@DEPTH]`, `decode:DEPTH` or `batch:N[@DEPTH]`; the last two append `tokens` tokens.
+    """Parse `prefill:N[@DEPTH]`, `decode:DEPTH`, `batch:N[@DEPTH]` or `verify:N[@DEPTH]`; all but the first append
+    `tokens` tokens, the last one at least N.
 
     Raises InputError for any other text.
     """
-    match = re.fullmatch(r"(prefill|decode|batch):(\d{1,7})(?:@(\d{1,7}))?", text, re.ASCII)
+    match = re.fullmatch(r"(prefill|decode|batch|verify):(\d{1,7})(?:@(\d{1,7}))?", text, re.ASCII)
     if not match or (match[1] != "decode" and int(match[2]) == 0) or (match[3] and match[1] == "decode"):
-        raise InputError(f"{text!r} is not prefill:TOKENS[@DEPTH], decode:DEPTH or batch:SEQUENCES[@DEPTH]")
+        raise InputError(
+            f"{text!r} is not prefill:TOKENS[@DEPTH], decode:DEPTH, batch:SEQUENCES[@DEPTH] or verify:TOKENS[@DEPTH]"
+        )
     kind, number = match[1], int(match[2])
     if kind == "prefill":
         return Measurement(text, depth=int(match[3] or 0), tokens=number, chunk=min(number, _CHUNK))
     if kind == "decode":
         return Measurement(text, depth=number, tokens=tokens)
+    if kind == "verify":
+        if number > _CHUNK:
+            raise InputError(f"{text!r}: at most {_CHUNK} tokens are verified in a step")
+        steps = max(1, tokens // number)
+        return Measurement(text, depth=int(match[3] or 0), tokens=number * steps, chunk=number, every_row=True)
     return Measurement(text, sequences=number, depth=int(match[3] or 0), tokens=tokens)
 
 
 def is_measurement(text: str) -> bool:
     """Whether a text is meant for `parse`, as "prefill:512" is, right or wrong."""
-    return text.startswith(("prefill:", "decode:", "batch:"))
+    return text.startswith(("prefill:", "decode:", "batch:", "verify:"))
 
 
 def obstacle(engine: Engine, measurement: Measurement, repeats: int) -> str | None:
@@ -159,24 +169,25 @@ def prepare(engine: Engine, measurement: Measurement, repeats: int) -> None:
     """Fill the sequences to the depth and take a step, so that the measured ones do nothing for the first time."""
     engine.reset(measurement.sequences, measurement.room(repeats))
     _append(engine, measurement.sequences, measurement.depth, _CHUNK)
-    _append(engine, measurement.sequences, measurement.chunk, measurement.chunk)
+    _append(engine, measurement.sequences, measurement.chunk, measurement.chunk, measurement.every_row)
 
 
 def measure(engine: Engine, measurement: Measurement, repeats: int) -> float:
     """Run one repetition, after `prepare`; its seconds."""
     if measurement.depth == 0:
         engine.reset(measurement.sequences, measurement.room(repeats))
-    return _append(engine, measurement.sequences, measurement.tokens, measurement.chunk)
+    return _append(engine, measurement.sequences, measurement.tokens, measurement.chunk, measurement.every_row)
 
 
-def _append(engine: Engine, sequences: int, count: int, chunk: int) -> float:
+def _append(engine: Engine, sequences: int, count: int, chunk: int, every_row: bool = False) -> float:
     """Append `count` random tokens to each sequence; the seconds it took.
 
-    Logits are computed as in generation: after each decoded token, and after the last chunk of a prompt.
+    Logits are computed as in generation: after each decoded token, and after the last chunk of a prompt; or of all
+    tokens.
     """
     tokens = np.random.default_rng(0).integers(engine.vocab_size, size=(sequences, count)).tolist()
     steps = [[row[start : start + chunk] for row in tokens] for start in range(0, count, chunk)]
     begin = time.perf_counter()
     for step in steps:
-        engine.step(step, logits=chunk == 1 or step is steps[-1])
+        engine.step(step, len(step[0]) if every_row else int(chunk == 1 or step is steps[-1]))
     return time.perf_counter() - begin

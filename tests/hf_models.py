@@ -27,7 +27,7 @@ def hf_model(config: MistralConfig, seed: int) -> Any:
     windows = config.layer_windows
     keys = {**config.to_dict(), "attn_implementation": "eager", "experts_implementation": "eager"}
     keys["sliding_window"] = next((window for window in windows if window is not None), None)
-    keys["rope_parameters"] = rope_to_hf(config.rope_theta, config.yarn, config.query_scale)
+    keys["rope_parameters"] = rope_to_hf(config.rope_theta, config.rope_scaling, config.query_scale)
     model: Any
     if config.num_local_experts:
         keys["rope_parameters"].pop("llama_4_scaling_beta", None)

@@ -1,7 +1,9 @@
 """Programs of the MLX executor with their cache managers, through the protocol."""
 
+import gc
 from typing import Any
 
+import mlx.core as mx
 from mistral_portable_mlx.backend import MLXBackend
 from mistral_portable_mlx.program import MLXProgram
 from program_sessions import CONFIG, ProgramSession, text
@@ -9,7 +11,13 @@ from program_sessions import CONFIG, ProgramSession, text
 from mistral_portable.config import MistralConfig
 from mistral_portable.graph import Graph
 
-__all__ = ["CONFIG", "Session", "text"]
+__all__ = ["CONFIG", "Session", "in_use", "text"]
+
+
+def in_use() -> int:
+    """Bytes that MLX holds, without those of earlier tests' programs that wait for the garbage collector."""
+    gc.collect()
+    return mx.get_active_memory()
 
 
 class Session(ProgramSession[MLXProgram]):

@@ -2,10 +2,12 @@
 
     python -m tools.bench_drafts MODEL.gguf                          # traces of random tokens, one sequence and eight
     python -m tools.bench_drafts MODEL.gguf --edit BEFORE AFTER      # a file, and what it became
+    python -m tools.bench_drafts MODEL.gguf --draft SMALL.gguf       # a draft model, which agrees more or less often
     python -m tools.bench_drafts MODEL.gguf --cost                   # times of steps of 1 to 16 tokens
 
 The sampler is made to choose a trace, whatever the weights are. "copy 70 %" repeats a part of its prompt, and after
 each token there is a chance that it leaves it: so that about 70 % of what is drafted is accepted. "new" repeats none.
+A draft model is made to agree with a trace of new tokens at a share of the places: 90, 70, 50 and 0 %.
 Each repetition runs the same trace without drafts, with them, and with prompt lookup as other libraries do it: what
 stood behind the first place of the last 3 tokens, or else 2 or 1; always 10 of it.
 """
@@ -23,9 +25,11 @@ from numpy.typing import NDArray
 
 import mistral_portable as mp
 from mistral_portable.cache import Chunk
-from mistral_portable.engine.drafting import Drafting, SuffixDrafting
+from mistral_portable.engine.drafting import Drafting
 from mistral_portable.engine.loop import Loop
+from mistral_portable.engine.model_drafting import ModelDrafting
 from mistral_portable.engine.request import Completion
+from mistral_portable.engine.suffix_drafting import SuffixDrafting
 from mistral_portable.tokenizer import Tokenizer
 
 __all__ = ["Lookup", "Trace"]
@@ -36,15 +40,23 @@ _PROMPT, _ANSWER = 512, 256
 class Trace:
     """A grammar that allows one text, token after token, and does not tell that there is no choice."""
 
-    def __init__(self, tokens: Sequence[int], vocab_size: int) -> None:
+    def __init__(self, tokens: Sequence[int], vocab_size: int, agree: float = 1.0, at: int = 0) -> None:
+        """agree: the share of the tokens that a draft model says, too."""
         self._tokens = tokens
         self._mask = np.zeros(vocab_size, bool)
-        self._at = 0
+        self._agree = agree
+        self._at = at
         self.forced: int | None = None
 
     def begin(self, prompt_tokens: Sequence[int]) -> "Trace":
         """Begin anew."""
-        return Trace(self._tokens, len(self._mask))
+        return Trace(self._tokens, len(self._mask), self._agree)
+
+    def copy(self) -> "Trace":
+        """Return what a draft model goes on with from here."""
+        wrong = np.random.default_rng(self._tokens[0]).random(len(self._tokens)) >= self._agree
+        said = [5 + token % 7 if other else token for token, other in zip(self._tokens, wrong.tolist(), strict=True)]
+        return Trace(said, len(self._mask), self._agree, self._at)
 
     def allowed(self) -> NDArray[np.bool_]:
         """Allow the next token of the trace."""
@@ -108,7 +120,7 @@ def edit_trace(tokenizer: Tokenizer, before: Path, after: Path) -> tuple[list[in
 
 
 def run(
-    loop: Loop, model: mp.Model, traces: Sequence[tuple[list[int], list[int]]], drafts: bool
+    loop: Loop, model: mp.Model, traces: Sequence[tuple[list[int], list[int]]], drafts: bool, agree: float
 ) -> tuple[float, int, int]:
     """Answer all prompts together; return tokens per second while they decode, drafted tokens and accepted ones."""
     size = model.config.vocab_size
@@ -117,7 +129,7 @@ def run(
             prompt,
             max_tokens=len(answer),
             temperature=0,
-            grammar=Trace(answer, size),
+            grammar=Trace(answer, size, agree),
             draft="auto" if drafts else "off",
         )
         for prompt, answer in traces
@@ -159,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--edit", nargs=2, type=Path, metavar=("BEFORE", "AFTER"))
+    parser.add_argument("--draft", metavar="SMALL.gguf")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int)
@@ -168,24 +181,28 @@ def main() -> None:
         costs(model)
         return
     size = model.config.vocab_size
-    loops = {
-        "without": Loop(model.core),
-        "drafts": Loop(model.core, drafting=Drafting(SuffixDrafting(), vocab_size=size)),
-        "lookup": Loop(model.core, drafting=Drafting(Lookup(), vocab_size=size)),
-    }
-    stays = {"copy 90 %": 0.975, "copy 70 %": 0.9, "copy 50 %": 0.75, "new": 0.0}
+    loops = {"without": Loop(model.core)}
+    kinds = {"copy 90 %": (0.975, 1.0), "copy 70 %": (0.9, 1.0), "copy 50 %": (0.75, 1.0), "new": (0.0, 1.0)}
+    if args.draft:
+        small = mp.load(args.draft, backend="numba", threads=args.threads, draft="off", max_lanes=16)
+        loops["drafts"] = Loop(model.core, drafting=Drafting(ModelDrafting(small.core), vocab_size=size))
+        kinds = {f"agrees {share} %": (0.0, share / 100) for share in (90, 70, 50, 0)}
+    else:
+        loops["drafts"] = Loop(model.core, drafting=Drafting(SuffixDrafting(), vocab_size=size))
+    loops["lookup"] = Loop(model.core, drafting=Drafting(Lookup(), vocab_size=size))
     print("| trace | sequences | without | drafts | times | accepted | lookup | drafts / lookup |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name, sequences in [(name, count) for name in (["edit"] if args.edit else stays) for count in (1, 8)]:
+    for name, sequences in [(name, count) for name in (["edit"] if args.edit else kinds) for count in (1, 8)]:
         rates: dict[str, list[float]] = {engine: [] for engine in loops}
         drafted = accepted = 0
         for number in range(args.repeat):
             if args.edit:
                 traces = [edit_trace(model.tokenizer, *args.edit)] * sequences
             else:
-                traces = [copy_trace(100 * number + one, size, stays[name]) for one in range(sequences)]
+                traces = [copy_trace(100 * number + one, size, kinds[name][0]) for one in range(sequences)]
+            agree = 1.0 if args.edit else kinds[name][1]
             for engine, loop in loops.items():
-                rate, some, right = run(loop, model, traces, engine != "without")
+                rate, some, right = run(loop, model, traces, engine != "without", agree)
                 rates[engine].append(rate)
                 if engine == "drafts":
                     drafted, accepted = drafted + some, accepted + right

@@ -118,7 +118,7 @@ class LlamaCpp(_InProcess):
             raise RuntimeError(f"llama.cpp makes no context of {sequences} x {room} tokens")
         self._sizes = (sequences, room)
 
-    def step(self, chunks: Sequence[Sequence[int]], logits: bool) -> None:
+    def step(self, chunks: Sequence[Sequence[int]], rows: int) -> None:
         batch = self._c.llama_batch_init(sum(map(len, chunks)), 0, 1)
         for sequence, chunk in enumerate(chunks):
             for offset, token in enumerate(chunk):
@@ -127,7 +127,7 @@ class LlamaCpp(_InProcess):
                 batch.pos[at] = self._length + offset
                 batch.n_seq_id[at] = 1
                 batch.seq_id[at][0] = sequence
-                batch.logits[at] = logits and offset == len(chunk) - 1
+                batch.logits[at] = offset >= len(chunk) - rows
                 batch.n_tokens += 1
         status = self._c.llama_decode(self._context, batch)
         self._c.llama_synchronize(self._context)
@@ -163,13 +163,13 @@ class Transformers:
     def reset(self, sequences: int, room: int) -> None:
         self._cache = None
 
-    def step(self, chunks: Sequence[Sequence[int]], logits: bool) -> None:
+    def step(self, chunks: Sequence[Sequence[int]], rows: int) -> None:
         import torch
 
         with torch.inference_mode():
             tokens = torch.tensor(chunks, device=self._device)
-            output = self._model(tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-            if logits:
+            output = self._model(tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=max(1, rows))
+            if rows:
                 output.logits.cpu()
         self._cache = output.past_key_values
 
@@ -203,10 +203,10 @@ class MlxLm:
     def reset(self, sequences: int, room: int) -> None:
         self._cache = self._make_cache(self._model)
 
-    def step(self, chunks: Sequence[Sequence[int]], logits: bool) -> None:
+    def step(self, chunks: Sequence[Sequence[int]], rows: int) -> None:
         out = self._model(self._mx.array(list(map(list, chunks))), cache=self._cache)
-        if logits:  # like its own generate step: evaluate the last row, or only the cache amid a prompt
-            self._mx.eval(out[:, -1])
+        if rows:  # like its own generate step: evaluate the last row, or only the cache amid a prompt
+            self._mx.eval(out[:, -rows:])
         else:
             self._mx.eval([layer.state for layer in self._cache])
 

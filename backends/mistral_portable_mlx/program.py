@@ -37,6 +37,7 @@ Run = Callable[[dict[str, mx.array], Layers], tuple[Values, Layers]]
 
 _ARGMAX = "argmax"  # the output of a greedy step
 _KEPT = 64  # compiled steps; the least recently used one is dropped
+_MOST_EACH = 8  # tokens of each sequence in a step that is compiled: what is drafted comes in few lengths
 
 _PROCESS = OwnProcess("MLX")  # this module is imported when the first program is prepared
 
@@ -44,9 +45,9 @@ _PROCESS = OwnProcess("MLX")  # this module is imported when the first program i
 class MLXProgram:
     """A GreedyProgram that records a step's operations for MLX to run.
 
-    A step in which every sequence has one token is compiled (`mx.compile`), once for each combination of shapes: the
-    number of sequences, the slots of their pages, the rows given for `replace_rows`. Other steps are recorded each
-    time: a prompt's chunks are long, and their lengths seldom repeat.
+    A step in which all sequences have the same few tokens is compiled (`mx.compile`), once for each combination of
+    shapes: the numbers of sequences and tokens, the slots of their pages, the rows given for `replace_rows`. Other
+    steps are recorded each time: a prompt's chunks are long, and their lengths seldom repeat.
     """
 
     batch_invariant = False  # the order of a sum is that of the BLAS or GPU kernels that MLX was built with
@@ -219,7 +220,7 @@ class MLXProgram:
         greedy: bool,
         given: tuple[tuple[int, ...], ...],
     ) -> Run:
-        """Make a function of arrays of the step, compiled if all sequences have one token.
+        """Make a function of arrays of the step, compiled if all sequences have the same few tokens.
 
         given: the shapes of the inputs in `Graph.given`.
         """
@@ -228,7 +229,8 @@ class MLXProgram:
             values, layers = self._run(starts, rows, inputs, layers)
             return ({_ARGMAX: _argmax(values["logits"])} if greedy else values), layers
 
-        if starts[-1] != len(starts) - 1:
+        each = starts[1]
+        if each > _MOST_EACH or starts != tuple(range(0, len(starts) * each, each)):
             return run
         key = (starts, rows, greedy, given, *map(tuple, slots))
         if key not in self._compiled:

@@ -224,11 +224,10 @@ class TorchProgram:
     ) -> dict[str, Any]:
         """Compute the outputs, on the device; with `greedy` the argmax alone. before: the argmax of the step that this
         greedy one is submitted after."""
-        recorded = self._captured is not None and len(plan.tokens) == len(plan.lanes)
-        asked = plan
+        recorded, asked = self._is_recorded(plan), plan
         self._make_room(plan, recorded)
         if recorded:
-            plan, inputs = padded(self._graph, plan, inputs)
+            plan, inputs = padded(self._graph, self._spec, plan, inputs)
         layout, fixed, words = self._inputs(plan, inputs, recorded, greedy)
         if before is not None:
             # Not in what is recorded, which then need not depend on the number of rows before.
@@ -251,12 +250,20 @@ class TorchProgram:
                 for name, found in values.items()
             }
 
-        if self._captured is None or not recorded:
+        if not recorded:
             return run(words)
+        assert self._captured is not None
         if self._growths != self._cache.growths:
             self._captured.clear()
             self._growths = self._cache.growths
         return own(self._captured.run((layout, tuple(fixed.items()), greedy), words, run))
+
+    def _is_recorded(self, plan: StepPlan) -> bool:
+        """Whether a step may be recorded and replayed: one that decodes, or tries a few drafted tokens."""
+        if self._captured is None:
+            return False
+        queries = int(np.diff(plan.query_starts).max())  # exposed weights are those of whole sequences
+        return queries <= (self._attention.recordable if self._eager is None else 1)
 
     def _make_room(self, plan: StepPlan, recorded: bool) -> None:
         """Have the cache make room, if the step's scratch fits besides. What has fitted once, without the cache having
@@ -275,9 +282,9 @@ class TorchProgram:
         counts = np.diff(plan.query_starts)
         for index in range(len(plan.groups)):
             reads = GroupReads(plan, self._spec, index)
-            if recorded:  # sequences and columns are padded, and all are read together
+            if recorded:  # tokens and columns are padded, and all are read together
                 each = reads.columns(int(reads.counts.max()), recorded) * reads.page
-                own = products = bucket(len(plan.lanes)) * each
+                own = products = bucket(len(plan.tokens)) * each
             else:
                 slots = reads.counts.astype(np.int64) * reads.page
                 own, products = int(slots.sum()), int((slots * counts).max())

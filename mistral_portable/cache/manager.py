@@ -211,7 +211,7 @@ class CacheManager:
             return tuple(sorted(self._lanes))
 
     def lanes_of(self, owner: object) -> list[int]:
-        """The lanes that `resume` has opened for this owner."""
+        """The lanes that `resume` and `fork` have opened for this owner."""
         with self._lock:
             return [number for number, lane in self._lanes.items() if lane.owner is owner]
 
@@ -349,8 +349,10 @@ class CacheManager:
         self._require_held(f"lane {lane}: rolling back from {state.length}", state, length)
 
     @_alone
-    def fork(self, lane: int, length: int | None = None) -> int:
+    def fork(self, lane: int, length: int | None = None, *, owner: object = None) -> int:
         """A new lane with the first `length` tokens of another (None: all), whose pages they share.
+
+        owner: whose lane it is, for `lanes_of`.
 
         Raises CacheError where `rollback` to that length would, BusyError if no lane is free.
         """
@@ -361,7 +363,7 @@ class CacheManager:
         new = self._free_lane()
         for pool, table in zip(self._pools, tables, strict=True):
             pool.share(table.pages)
-        self._lanes[new] = Lane(tables, length, source.high if length else 0)
+        self._lanes[new] = Lane(tables, length, source.high if length else 0, owner=owner)
         return new
 
     def save(self, lane: int) -> tuple[SavedIntegers, Pages]:

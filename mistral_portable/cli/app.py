@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -37,6 +37,10 @@ _EPILOG = "Exit status: " + "; ".join(
 _COMMANDS = (
     "run",
     "chat",
+    "pull",
+    "list",
+    "where",
+    "rm",
     "backends",
     "inspect",
     "verify",
@@ -103,6 +107,7 @@ def run_app(arguments: list[str] | None, signals: Signals) -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what an old code page cannot show
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # what its warnings say, our errors do
     settings = Settings(signals)
     words = sys.argv[1:] if arguments is None else arguments
     app = make_app(words)
@@ -138,23 +143,26 @@ def _explain(error: Exception, app: typer.Typer, words: Sequence[str]) -> tuple[
     """The exit status and the message for an error of a command line."""
     name = _command_of(words)
     command = getattr(typer.main.get_command(app), "commands", {}).get(name)
-    spellings = [spelling for found in command.params for spelling in found.opts] if command else []
+    values = {spelling: found.metavar for found in command.params for spelling in found.opts} if command else {}
     if hasattr(error, "format_message"):  # typer's usage errors; their class has no public name
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "mistral-portable"
-        return 2, f"{_usage(error, name, words, spellings)}; see '{path} --help'"
+        return 2, f"{_usage(error, name, words, values)}; see '{path} --help'"
     status = next((status for kind, status, _ in _EXIT_STATUSES if isinstance(error, kind)), 1)
     if isinstance(error, MistralPortableError | OSError | MemoryError):
-        return status, name_options(str(error), spellings) or "out of memory"
+        return status, name_options(str(error), values) or "out of memory"
     return 1, f"internal: {type(error).__name__}: {error}; run again with --debug for the traceback"
 
 
-def _usage(error: Any, name: str, words: Sequence[str], spellings: Sequence[str]) -> str:
-    """The message of typer for a wrong command line, with a hint. spellings: of the command's options."""
-    if name and not spellings:
+def _usage(error: Any, name: str, words: Sequence[str], values: Mapping[str, str | None]) -> str:
+    """The message of typer for a wrong command line, with a hint. values: what the command's options take, by their
+    spellings."""
+    if name and not values:
         return f"No such command {name!r}{command_hint(name, _COMMANDS)}"
     message = str(error.message if hasattr(error, "possibilities") else error.format_message()).rstrip(".")
-    hint = option_hint(words, spellings)
+    hint = option_hint(words, values)
+    if not hint and "requires an argument" in message and (value := values.get(error.option_name)):
+        hint = f" ({value})"
     if not hint and name == "run" and "extra argument" in message:
         hint = " (quote the prompt; --model names the model)"
     return message + hint if hint else str(error.format_message()).rstrip(".")

@@ -42,8 +42,8 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[WHAT]...",
-            help="Any of prefill:TOKENS, prefill:TOKENS@DEPTH, decode:DEPTH, batch:SEQUENCES, batch:SEQUENCES@DEPTH; "
-            "by default " + ", ".join(STANDARD) + ".",
+            help="Any of prefill:TOKENS, prefill:TOKENS@DEPTH, decode:DEPTH, batch:SEQUENCES, batch:SEQUENCES@DEPTH, "
+            "verify:TOKENS, verify:TOKENS@DEPTH (a step with a draft); by default " + ", ".join(STANDARD) + ".",
             show_default=False,
         ),
     ] = None,

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+
+from mistral_portable.spelling import nearest
 
 __all__ = ["command_hint", "name_options", "option_hint"]
 
@@ -36,6 +37,7 @@ _SAME: Mapping[str, Sequence[str]] = {
     "--file": ("--prompt-file", "--text-file"),
     "--session": ("--prompt-cache", "--prompt-cache-file"),
     "--adapter": ("--lora", "--lora-scaled", "--adapter-path", "--lora-path", "--lora-modules"),
+    "--draft": ("--model-draft", "-md", "--draft-model", "--hf-repo-draft", "-hfd", "--speculative-model"),
     "--kv-cache": ("--cache-type-k", "--cache-type-v", "--kv-bits", "--kv-cache-dtype", "-ctk", "-ctv"),
     "--dtype": ("--torch-dtype", "--precision"),
     "--attention": ("--flash-attn", "--attn-implementation", "--attention-backend", "-fa"),
@@ -77,6 +79,10 @@ _COMMANDS = {
     **dict.fromkeys(("export", "create", "fuse", "merge"), "convert"),
     **dict.fromkeys(("quant", "quantise", "llama-quantize"), "quantize"),
     **dict.fromkeys(("conversation", "interactive"), "chat"),
+    **dict.fromkeys(("download", "get", "fetch"), "pull"),
+    **dict.fromkeys(("ls", "models", "ps"), "list"),
+    **dict.fromkeys(("remove", "delete", "del", "uninstall"), "rm"),
+    **dict.fromkeys(("path", "which", "locate"), "where"),
     **dict.fromkeys(("jsonl", "batch_generate"), "batch"),
 }
 
@@ -99,8 +105,7 @@ def option_hint(arguments: Sequence[str], options: Iterable[str]) -> str:
 
 def command_hint(name: str, commands: Iterable[str]) -> str:
     """Say, in brackets, which command is meant by a name that is none; "": it is not known."""
-    close = get_close_matches(name, list(commands), n=1)
-    own = _COMMANDS.get(name) or (close[0] if close else "")
+    own = _COMMANDS.get(name) or nearest(name, [*commands])
     return f" (is it {own!r}?)" if own else ""
 
 

@@ -12,7 +12,7 @@ import typer
 from mistral_portable.cache import CacheSpec
 from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.loading import open_model
-from mistral_portable.cli.model_name import named, placed
+from mistral_portable.cli.model_name import hub_name, named, placed
 from mistral_portable.cli.options import JsonOption, ModelArgument, NamedOption, RevisionOption
 from mistral_portable.cli.output import size
 from mistral_portable.cli.ranges import with_range
@@ -23,6 +23,7 @@ from mistral_portable.graph import build, to_mermaid, to_text
 from mistral_portable.graph.passes import select_rows
 from mistral_portable.tokenizer import load_tokenizer
 from mistral_portable.weights import Checkpoint
+from mistral_portable.weights.hub_cache import read_cache
 
 __all__ = ["GraphFormat", "inspect"]
 
@@ -66,9 +67,9 @@ def inspect(
     elif tensors:
         _print_tensors(checkpoint, as_json)
     elif as_json:
-        typer.echo(json.dumps(_summary(checkpoint, context), indent=2))
+        typer.echo(json.dumps(_summary(checkpoint, context) | {"cached": _cached(model)}, indent=2))
     else:
-        _print_summary(_summary(checkpoint, context))
+        _print_summary(_summary(checkpoint, context) | {"cached": _cached(model)})
 
 
 def _print_tensors(checkpoint: Checkpoint, as_json: bool) -> None:
@@ -105,6 +106,16 @@ def _summary(checkpoint: Checkpoint, context: int | None) -> dict[str, Any]:
     }
 
 
+def _cached(model: str) -> list[dict[str, Any]]:
+    """The content of the hub's cache of a model's repository; nothing for a model that is not from the hub."""
+    try:
+        repository, _ = hub_name(model)
+    except InputError:
+        return []
+    found = [own for own in read_cache().models if own.repository == repository]
+    return [{"model": own.name, "revision": own.revision, "bytes": own.size} for own in found]
+
+
 def _described(config: MistralConfig) -> dict[str, Any]:
     """`config.to_dict()`, with `query_scale` as a key of its own where YaRN and the query scale have different original
     lengths: config.json has no keys for the two."""
@@ -135,8 +146,11 @@ def _print_summary(summary: dict[str, Any]) -> None:
         "weights": f"{size(weights['stored'].total())} as stored, {size(weights['float32'])} in float32",
         "cache": f"{size(cache['float16'])} in float16, {size(cache['float32'])} in float32, "
         f"for a sequence of {summary['context']} tokens",
-        "": "",
     }
+    if summary["cached"]:
+        held = [f"{own['model']} ({own['revision']}), {size(own['bytes'])}" for own in summary["cached"]]
+        rows["in the hub's cache"] = "; ".join(held)
+    rows[""] = ""
     fields = [*rows.items(), *((name, str(value)) for name, value in summary["config"].items())]
     if summary["generation"]:
         fields += [(" ", ""), *((name, str(value)) for name, value in summary["generation"].items())]

@@ -3,11 +3,21 @@
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import Timer
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TransferSpeedColumn,
+)
 
 from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import cache_bytes_of
@@ -16,7 +26,9 @@ from mistral_portable.engine import Model, load
 from mistral_portable.engine.block_maker import block_maker
 from mistral_portable.weights import Checkpoint, open_checkpoint
 
-__all__ = ["load_model", "open_model", "reading", "working"]
+__all__ = ["downloading", "load_model", "open_model", "reading", "working"]
+
+Report = Callable[[str, int, int], None]
 
 _LASTS = 3.0  # seconds
 
@@ -64,19 +76,28 @@ def open_model(model: str, revision: str | None, quantize: str | None = None) ->
 @contextmanager
 def working(title: str) -> Iterator[Callable[[str], None]]:
     """Show a spinner on stderr, if that is a terminal; the block calls the function to say what it is doing."""
-    with _bar(title) as (bar, task):
+    with _bar(title, TaskProgressColumn()) as (bar, task):
         yield lambda what: bar.update(task, description=one_line(f"{title}: {what}"))
 
 
-@contextmanager
-def reading(title: str) -> Iterator[Callable[[str, int, int], None]]:
+def reading(title: str) -> AbstractContextManager[Report]:
     """Show a spinner, which becomes a bar while the block reports (what, done, total), from any thread, in any unit.
     Off a terminal, each `what` that lasts is a line.
 
     Warnings issued in the block become notes on stderr after it, unless it raises.
     """
+    return _reading(title, TaskProgressColumn())
+
+
+def downloading(title: str) -> AbstractContextManager[Report]:
+    """Show the same for bytes, with their number and how many come in a second."""
+    return _reading(title, DownloadColumn(binary_units=True), TransferSpeedColumn())
+
+
+@contextmanager
+def _reading(title: str, *columns: ProgressColumn) -> Iterator[Report]:
     stages = _Stages()
-    with warnings.catch_warnings(record=True) as caught, _bar(title) as (bar, task):
+    with warnings.catch_warnings(record=True) as caught, _bar(title, *columns) as (bar, task):
 
         def report(what: str, done: int, total: int) -> None:
             text = f"{title}: {what}" if done < total else title
@@ -113,11 +134,11 @@ class _Stages:
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[tuple[Progress, TaskID]]:
+def _bar(title: str, *columns: ProgressColumn) -> Iterator[tuple[Progress, TaskID]]:
     bar = Progress(
         SpinnerColumn(),
         BarColumn(),
-        TaskProgressColumn(),
+        *columns,
         TextColumn("{task.description}", markup=False),
         console=Console(stderr=True),
         transient=True,

@@ -1,8 +1,12 @@
 """The name of the model: the first argument of a command, or --model."""
 
+import os
+
 import typer
 
-__all__ = ["named", "placed"]
+from mistral_portable.errors import InputError
+
+__all__ = ["hub_name", "named", "placed"]
 
 
 def placed(option: str | None, *words: str | None) -> tuple[str | None, ...]:
@@ -25,3 +29,23 @@ def named(model: str | None) -> str:
     if model is None:
         raise typer.BadParameter("give a model: its name or path, or --model", param_hint="'MODEL'")
     return model
+
+
+def hub_name(model: str) -> tuple[str, str | None]:
+    """The repository of a name on the hub, and the GGUF file of it that is named.
+
+    >>> hub_name("owner/name:Q4/m.gguf"), hub_name("owner/name")
+    (('owner/name', 'Q4/m.gguf'), ('owner/name', None))
+
+    Raises InputError for the built-in model, for paths, and for what is no name.
+    """
+    from mistral_portable.weights.open import HUB_NAME
+
+    if model == "tiny":
+        raise InputError("'tiny' is built in, it is not in the hub's cache")
+    if os.path.lexists(model):
+        raise InputError(f"{model}: a path on this machine, not of the hub's cache")
+    match = HUB_NAME.fullmatch(model)
+    if match is None:
+        raise InputError(f"{model!r}: no name on the Hugging Face hub (owner/name or owner/name:file.gguf)")
+    return match[1], match[2]

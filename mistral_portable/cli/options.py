@@ -35,6 +35,7 @@ __all__ = [
     "window_of",
 ]
 
+
 _MODELS = "'tiny' (built in), a folder, a .gguf file or a raw tar, or a hub id: owner/name or owner/name:file.gguf."
 _DTYPES = "float32, float64, bfloat16, float16, or int8 (inputs of quantized weights); by default "
 _ATTENTION = (
@@ -65,8 +66,8 @@ DraftOption = Annotated[
     str,
     _model(
         "Where a text repeats itself steps try several tokens, which changes no text: auto (on executors whose bits do "
-        "not depend on it), suffix (on any) or off.",
-        "auto|suffix|off",
+        "not depend on it), suffix (on any) or off; MODEL: a small one with the same vocabulary says what to try, too.",
+        "auto|suffix|off|MODEL",
     ),
 ]
 ReasoningEffortOption = Annotated[

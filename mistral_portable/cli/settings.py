@@ -2,11 +2,11 @@
 
 import json
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from typing import Any
 
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
+from mistral_portable.spelling import nearest
 
 __all__ = ["changed", "shown"]
 
@@ -24,8 +24,8 @@ def changed(params: SamplingParams, name: str, value: str) -> SamplingParams:
     """
     name = name.replace("-", "_")
     if name not in _NAMES:
-        close = get_close_matches(name, _NAMES, n=1)
-        raise InputError(f"{name} is no setting{f': is it {close[0]}?' if close else '; /set lists them'}")
+        meant = nearest(name, _NAMES)
+        raise InputError(f"{name} is no setting{f': is it {meant}?' if meant else '; /set lists them'}")
     read: Any
     try:
         read = (

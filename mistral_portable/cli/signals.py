@@ -24,6 +24,8 @@ class Signals:
         self.received = 0
         """The number of the signal that ends the command; 0: none has come."""
         self._raises = False
+        self._held: list[int] | None = None
+        """The signals that wait for the end of the block of `held`; None: outside of it."""
 
     @property
     def status(self) -> int:
@@ -61,7 +63,21 @@ class Signals:
         """Say that a Ctrl-C was meant for a part of the work, which goes on."""
         self.received = 0
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let a signal that comes in the block wait until it has ended: what it does must not stay half done."""
+        self._held = []
+        try:
+            yield
+        finally:
+            late, self._held = self._held, None
+        if late:
+            self._handle(late[0], None)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._held is not None:
+            self._held.append(number)
+            return
         if self.received or not self._raises:
             self._leave(number)
         self.received = number

@@ -3,16 +3,28 @@
 The functions take and return plain mappings; `defaults` are the names of MistralConfig's fields with their defaults.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from mistral_portable.config.checks import inside, real, show
-from mistral_portable.config.rope_scaling import QueryScale, Yarn, yarn_magnitude
+from mistral_portable.config.checks import inside, integer, real, show
+from mistral_portable.config.rope_scaling import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRope,
+    QueryScale,
+    RopeScaling,
+    Yarn,
+    yarn_magnitude,
+)
 from mistral_portable.errors import ConfigError
 
 __all__ = ["fields_from_hf", "fields_to_hf", "known_fields", "rope_from_hf", "rope_to_hf"]
 
-_SPELT_OTHERWISE = ("yarn", "query_scale", "extra")
+_LONGEST = "max_position_embeddings"
+_SPELT_OTHERWISE = ("rope_scaling", "query_scale", "extra")
 """Fields that are no keys of a `config.json`: `rope_parameters` and the unknown keys hold them."""
 
 _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -51,7 +63,15 @@ _ROPE = {
     "rope_type",
     "type",
 }
-_YARN = {"attention_factor", "beta_fast", "beta_slow", "factor", "mscale", "mscale_all_dim", "truncate"}
+_ROPE_KINDS: dict[str, set[str]] = {
+    "default": set(),
+    "linear": {"factor"},
+    "dynamic": {"factor"},
+    "yarn": {"attention_factor", "beta_fast", "beta_slow", "factor", "mscale", "mscale_all_dim", "truncate"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
+    "longrope": {"attention_factor", "factor", "short_factor", "long_factor"},
+}
+"""The keys of each kind of RoPE beside `_ROPE`."""
 
 
 def fields_from_hf(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,8 +97,8 @@ def fields_to_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
     keys = {name: value for name, value in fields.items() if name not in _SPELT_OTHERWISE}
     if not fields["num_local_experts"]:
         del keys["num_local_experts"], keys["num_experts_per_tok"]
-    if fields["yarn"] or fields["query_scale"]:
-        keys["rope_parameters"] = rope_to_hf(fields["rope_theta"], fields["yarn"], fields["query_scale"])
+    if fields["rope_scaling"] or fields["query_scale"]:
+        keys["rope_parameters"] = rope_to_hf(fields["rope_theta"], fields["rope_scaling"], fields["query_scale"])
     for name in ("eos_token_id", "sliding_window"):
         if isinstance(keys[name], tuple):
             keys[name] = list(keys[name])
@@ -96,7 +116,7 @@ def known_fields(values: dict[str, Any], defaults: Mapping[str, Any]) -> dict[st
 def rope_from_hf(values: dict[str, Any]) -> dict[str, Any]:
     """Remove `rope_parameters` (transformers 5) and `rope_scaling` (older) from the keys, and return their fields.
 
-    The result has some of rope_theta, yarn and query_scale. Raises ConfigError for settings that are not supported.
+    The result has some of rope_theta, rope_scaling and query_scale. Raises ConfigError for what is not supported.
     """
     found: dict[str, Any] = {}
     for name in ("rope_scaling", "rope_parameters"):
@@ -106,23 +126,28 @@ def rope_from_hf(values: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(given, Mapping):
             raise ConfigError(f"{name}={show(given)} must be an object")
         with inside(name):
-            found |= _rope_fields(given, values.get("max_position_embeddings"))
+            found |= _rope_fields(given, values.get("original_max_position_embeddings"), values.get(_LONGEST))
     return found
 
 
-def rope_to_hf(theta: float, yarn: Yarn | None, query_scale: QueryScale | None) -> dict[str, Any]:
+def rope_to_hf(theta: float, scaling: RopeScaling | None, query_scale: QueryScale | None) -> dict[str, Any]:
     """The `rope_parameters` of a `config.json`. Raises ConfigError if the two have different original lengths."""
-    rope: dict[str, Any] = {"rope_type": "yarn" if yarn else "default", "rope_theta": theta}
-    lengths = {scaling.original_max_position_embeddings for scaling in (yarn, query_scale) if scaling}
+    rope: dict[str, Any] = {"rope_type": scaling.kind if scaling else "default", "rope_theta": theta}
+    lengths = {own.original_max_position_embeddings or 0 for own in (scaling, query_scale) if own} - {0}
     if len(lengths) > 1:
         raise ConfigError(
-            f"YaRN and the query scale have different original lengths, {sorted(lengths)}, which only raw files "
+            f"RoPE and the query scale have different original lengths, {sorted(lengths)}, which only raw files "
             "can express: convert it to raw"
         )
     if lengths:
+        rope["original_max_position_embeddings"] = lengths.pop()
+    yarn = scaling if isinstance(scaling, Yarn) else None
+    if yarn or query_scale:
         # transformers' classes that know the query scale apply it always: 0 turns it off.
         rope["llama_4_scaling_beta"] = query_scale.beta if query_scale else 0.0
-        rope["original_max_position_embeddings"] = lengths.pop()
+    if scaling and not yarn:
+        own = {name: value for name, value in asdict(scaling).items() if name in _ROPE_KINDS[scaling.kind]}
+        rope |= {name: [*value] if isinstance(value, tuple) else value for name, value in own.items()}
     if yarn:
         rope |= {name: getattr(yarn, name) for name in ("factor", "beta_fast", "beta_slow", "attention_factor")}
         rope |= {} if yarn.truncate else {"truncate": False}
@@ -156,23 +181,62 @@ def _windows(values: dict[str, Any], defaults: Mapping[str, Any]) -> Any:
     return windows[0] if len(set(windows)) == 1 else windows
 
 
-def _rope_fields(given: Mapping[str, Any], longest: Any) -> dict[str, Any]:
-    """rope_theta, yarn and query_scale of `rope_parameters`; longest: `max_position_embeddings`, if stated."""
+def _rope_fields(given: Mapping[str, Any], original: Any, longest: Any) -> dict[str, Any]:
+    """rope_theta, rope_scaling and query_scale of `rope_parameters`.
+
+    original: the original length, if it is stated beside them; it then counts. longest: `max_position_embeddings`, if
+    stated.
+    """
     kind = given.get("rope_type", given.get("type", "default"))
-    if kind not in ("default", "yarn"):
-        raise ConfigError(f"rope_type={show(kind)} is not supported: only 'default' and 'yarn' are")
-    for key in given.keys() - (_ROPE | _YARN if kind == "yarn" else _ROPE):  # ignoring them would change the answers
+    if not isinstance(kind, str) or kind not in _ROPE_KINDS:
+        raise ConfigError(f"rope_type={show(kind)} is not supported: {', '.join(_ROPE_KINDS)} are")
+    for key in given.keys() - (_ROPE | _ROPE_KINDS[kind]):  # ignoring them would change the answers
         if given[key] not in (None, 1):
             raise ConfigError(f"{show(key)}={show(given[key])} is not supported")
     found: dict[str, Any] = {"rope_theta": given["rope_theta"]} if "rope_theta" in given else {}
-    original: Any = given.get("original_max_position_embeddings", longest)
+    if original is None:
+        original = given.get("original_max_position_embeddings", longest)
     if beta := given.get("llama_4_scaling_beta"):
         found["query_scale"] = QueryScale(beta, original)
-    if kind == "yarn":
-        own = {name: given[name] for name in ("beta_fast", "beta_slow", "truncate") if given.get(name) is not None}
-        factor: Any = given.get("factor")
-        found["yarn"] = Yarn(factor, original, attention_factor=_attention_factor(given), **own)
+    if kind != "default":
+        found["rope_scaling"] = _scaling(kind, given, original, longest)
     return found
+
+
+def _scaling(kind: str, given: Mapping[str, Any], original: Any, longest: Any) -> RopeScaling:
+    factor: Any = given.get("factor")
+    match kind:
+        case "linear":
+            return LinearScaling(factor)
+        case "dynamic":
+            return DynamicScaling(factor)
+        case "llama3":
+            low, high = (given.get(f"{name}_freq_factor") for name in ("low", "high"))
+            return Llama3Scaling(factor, original, low, high)  # type: ignore[arg-type]  # it checks
+        case "longrope":
+            short, long = given.get("short_factor"), given.get("long_factor")
+            attention = _long_attention_factor(given, original, longest)
+            return LongRope(short, long, original, attention)  # type: ignore[arg-type]  # it checks
+        case _:
+            own = {name: given[name] for name in ("beta_fast", "beta_slow", "truncate") if given.get(name) is not None}
+            return Yarn(factor, original, attention_factor=_attention_factor(given), **own)
+
+
+def _long_attention_factor(given: Mapping[str, Any], original: Any, longest: Any) -> float:
+    """The stated factor of LongRoPE, or sqrt(1 + ln(factor) / ln(original)), and 1 for a `factor` of at most 1.
+
+    A `factor` that is not stated is longest / original.
+    """
+    if given.get("attention_factor") is not None:
+        return real("attention_factor", given["attention_factor"])
+    length = integer("original_max_position_embeddings", original, minimum=1)
+    if given.get("factor") is None:
+        factor = integer(_LONGEST, longest, minimum=1) / length
+    else:
+        factor = real("factor", given["factor"])
+    if factor > 1 and length == 1:
+        raise ConfigError("original_max_position_embeddings=1 must be greater: the attention factor is infinite")
+    return math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
 
 
 def _attention_factor(given: Mapping[str, Any]) -> Any:

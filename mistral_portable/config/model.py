@@ -9,7 +9,7 @@ from typing import Any
 from mistral_portable.config.checks import integer, real, show
 from mistral_portable.config.hf import fields_from_hf, fields_to_hf
 from mistral_portable.config.params import fields_from_params, fields_to_params
-from mistral_portable.config.rope_scaling import QueryScale, Yarn
+from mistral_portable.config.rope_scaling import LongRope, QueryScale, RopeScaling, Yarn
 from mistral_portable.errors import ConfigError
 from mistral_portable.git_lfs import pointer
 
@@ -66,7 +66,7 @@ class MistralConfig:
     rope_theta: float = 10000.0
     sliding_window: Window | tuple[Window, ...] = 4096
     attention_dropout: float = 0.0
-    yarn: Yarn | None = None
+    rope_scaling: RopeScaling | None = None
     query_scale: QueryScale | None = None
     num_local_experts: int = 0
     num_experts_per_tok: int = 0
@@ -107,6 +107,11 @@ class MistralConfig:
             raise ConfigError(f"rope_theta={self.rope_theta!r} must be from {_THETAS[0]} to {_THETAS[1]}")
         if self.yarn and self.rope_theta <= 1:
             raise ConfigError(f"rope_theta={self.rope_theta!r} must be greater than 1 with YaRN")
+        if isinstance(scaling := self.rope_scaling, LongRope):
+            is_long = self.max_position_embeddings > scaling.original_max_position_embeddings
+            object.__setattr__(self, "rope_scaling", replace(scaling, is_long=is_long))
+        if self.rope_scaling:
+            self.rope_scaling.frequencies(self.head_dim, self.rope_theta)  # which checks that they fit
         experts = integer("num_local_experts", self.num_local_experts, minimum=0)
         if experts * self.num_hidden_layers > _EXPERT_LIMIT:
             raise ConfigError(f"num_local_experts={experts}: in all layers at most {_EXPERT_LIMIT} are accepted")
@@ -132,6 +137,11 @@ class MistralConfig:
         for window in windows:
             if window is not None:
                 integer("sliding_window", window, minimum=1)
+
+    @property
+    def yarn(self) -> Yarn | None:
+        """The `rope_scaling`, if it is YaRN."""
+        return self.rope_scaling if isinstance(self.rope_scaling, Yarn) else None
 
     @property
     def layer_windows(self) -> tuple[Window, ...]:
@@ -212,7 +222,7 @@ class MistralConfig:
     def to_params(self) -> dict[str, Any]:
         """The keys of a raw `params.json`, without `extra`; `from_params` reads them.
 
-        Raises ConfigError for a YaRN that no key can express.
+        Raises ConfigError for RoPE that no key can express.
         """
         return fields_to_params(self._values(), self.layer_windows, self._defaults())
 

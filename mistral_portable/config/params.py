@@ -5,7 +5,7 @@ from typing import Any
 
 from mistral_portable.config.checks import inside, show
 from mistral_portable.config.hf import known_fields, rope_from_hf
-from mistral_portable.config.rope_scaling import QueryScale, Yarn
+from mistral_portable.config.rope_scaling import QueryScale, RopeScaling, Yarn
 from mistral_portable.errors import ConfigError
 
 __all__ = ["fields_from_params", "fields_to_params"]
@@ -65,13 +65,13 @@ def fields_to_params(
 ) -> dict[str, Any]:
     """The keys of a `params.json` for all fields of a config; windows: that of each layer. Drops `extra`.
 
-    Raises ConfigError for a YaRN that no key can express.
+    Raises ConfigError for RoPE that no key can express.
     """
     params = {key: fields[name] for key, name in _WRITTEN.items()}
     params |= {key: fields[name] for key, name in _WRITTEN_IF_SET.items() if fields[name] != defaults[name]}
     if fields["num_local_experts"]:
         params["moe"] = {key: fields[name] for key, name in _EXPERTS.items()}
-    params |= _rope_keys(fields["yarn"], fields["query_scale"])
+    params |= _rope_keys(fields["rope_scaling"], fields["query_scale"])
     if set(windows) != {None}:
         params["sliding_window"] = windows[0] if len(set(windows)) == 1 else list(windows)
     return params
@@ -95,7 +95,7 @@ def _experts(given: object) -> dict[str, Any]:
 
 
 def _rope_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Remove `yarn` and `llama_4_scaling` from the keys, and return the fields yarn and query_scale, where stated."""
+    """Remove `yarn` and `llama_4_scaling` from the keys, and return the fields rope_scaling and query_scale."""
     found: dict[str, Any] = {}
     with inside("yarn"):
         given = _object(values.pop("yarn", None), "factor", _LENGTH, "beta", "alpha", "apply_scale")
@@ -106,7 +106,7 @@ def _rope_fields(values: dict[str, Any]) -> dict[str, Any]:
             factor: Any = given.get("factor")
             length: Any = given.get(_LENGTH)
             fast, slow = given.get("beta", 32.0), given.get("alpha", 1.0)
-            found["yarn"] = Yarn(factor, length, fast, slow, None if scaled else 1.0)
+            found["rope_scaling"] = Yarn(factor, length, fast, slow, None if scaled else 1.0)
     with inside("llama_4_scaling"):
         given = _object(values.pop("llama_4_scaling", None), "beta", _LENGTH)
         if given.get("beta"):
@@ -115,9 +115,12 @@ def _rope_fields(values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _rope_keys(yarn: Yarn | None, query_scale: QueryScale | None) -> dict[str, Any]:
+def _rope_keys(scaling: RopeScaling | None, query_scale: QueryScale | None) -> dict[str, Any]:
     """`yarn` and `llama_4_scaling`, for what the model has of the two."""
     params: dict[str, Any] = {}
+    yarn = scaling if isinstance(scaling, Yarn) else None
+    if scaling and not yarn:
+        raise ConfigError(f"params.json cannot express RoPE of the type {scaling.kind!r}: convert it to hf")
     if yarn:
         usual = yarn.attention_factor == yarn.usual_attention_factor
         if not yarn.truncate or (not usual and yarn.attention_factor != 1):

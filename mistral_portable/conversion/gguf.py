@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mistral_portable.config import MistralConfig, Window
+from mistral_portable.config import LinearScaling, MistralConfig, Window
 from mistral_portable.conversion.gguf_vocabulary import add_vocabulary
 from mistral_portable.conversion.model import Source
 from mistral_portable.conversion.parts import Part, StackedTensor, block_part, float_part, forget
@@ -138,13 +138,20 @@ def add_config(writer: "GGUFWriter", config: MistralConfig, window: Window) -> N
 
 
 def _add_rope_scaling(writer: "GGUFWriter", config: MistralConfig) -> None:
-    """Add YaRN and the query scale, like llama.cpp's conversion of Mistral's models.
+    """Add the scaling of RoPE and the query scale, like llama.cpp's conversion of Mistral's models.
 
     A logarithmic multiplier of 1 stands for an attention factor of 1. Raises ConfigError for what GGUF cannot express.
     """
     from gguf import RopeScalingType
 
     yarn, scale = config.yarn, config.query_scale
+    if isinstance(config.rope_scaling, LinearScaling):
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_scaling.factor)
+    elif config.rope_scaling and not yarn:
+        raise ConfigError(
+            f"RoPE of the type {config.rope_scaling.kind!r} is not written to GGUF files: convert it to hf"
+        )
     lengths = {own.original_max_position_embeddings for own in (yarn, scale) if own}
     if len(lengths) > 1 or (yarn and not yarn.truncate):
         raise ConfigError("GGUF files have one original length, and truncated bounds of YaRN: keep the source")

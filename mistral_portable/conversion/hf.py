@@ -95,7 +95,7 @@ def hf_config(source: Source, format: str) -> dict[str, Any]:
         config["layer_types"] = [kinds[windowed] for windowed in source.windowed]
     if kind == "ministral3":
         own = source.config
-        config["rope_parameters"] = {**rope_to_hf(own.rope_theta, own.yarn, own.query_scale)}
+        config["rope_parameters"] = {**rope_to_hf(own.rope_theta, own.rope_scaling, own.query_scale)}
     return config
 
 
@@ -103,6 +103,11 @@ def _class(source: Source, format: str) -> tuple[str, str]:
     """`model_type` and class for a format. mlx-lm has those of transformers, and layer windows in more of them."""
     config, mixed = source.config, source.windowed is not None
     if format == "mlx":
+        if config.rope_scaling and not config.yarn:
+            raise ConfigError(
+                f"{source.checkpoint.path}: RoPE of the type {config.rope_scaling.kind!r} is not written for mlx-lm; "
+                "convert it to hf"
+            )
         if config.yarn and not (
             config.yarn.truncate and config.yarn.attention_factor in (1, config.yarn.usual_attention_factor)
         ):

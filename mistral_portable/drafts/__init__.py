@@ -3,6 +3,7 @@
 from mistral_portable.drafts.acceptance import Acceptance
 from mistral_portable.drafts.costs import StepCosts
 from mistral_portable.drafts.lengths import best_lengths
+from mistral_portable.drafts.offer import NOTHING, Offer
 from mistral_portable.drafts.suffixes import Suffixes
 
-__all__ = ["Acceptance", "StepCosts", "Suffixes", "best_lengths"]
+__all__ = ["NOTHING", "Acceptance", "Offer", "StepCosts", "Suffixes", "best_lengths"]

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from functools import cache
 from inspect import Parameter, signature
 from typing import Any, cast
@@ -19,12 +18,14 @@ from mistral_portable.answers import (
     offered,
 )
 from mistral_portable.engine.adapters import Adapters, Chosen
+from mistral_portable.engine.drafting import MOST_DRAFTED
 from mistral_portable.engine.prompts import Prompt, Prompts, is_chat, is_several
 from mistral_portable.engine.request import Completion
 from mistral_portable.engine.stream import Answer
 from mistral_portable.errors import InputError
 from mistral_portable.grammar import CompiledGrammar, Grammars, Schema
 from mistral_portable.sampling import Grammar, SamplingParams, stated_sampling
+from mistral_portable.spelling import nearest
 
 __all__ = ["AnswerMaker", "Params"]
 
@@ -92,7 +93,8 @@ class AnswerMaker:
         cache_salt: str = "",
         adapter: Chosen = None,
         sampling: str | None = None,
-        draft: str = "auto",
+        draft: str | int = "auto",
+        prediction: str | Sequence[int] | None = None,
         reasoning_effort: str | None = None,
         **fields: Any,
     ) -> list[Answer]:
@@ -102,8 +104,7 @@ class AnswerMaker:
         for name, value in (("user", user), ("cache_salt", cache_salt)):
             if not isinstance(value, str):
                 raise InputError(f"{name}={value!r} must be a string")
-        if draft not in ("auto", "off"):
-            raise InputError(f'draft={draft!r:.40} must be "auto" or "off"; load(draft=...) says what "auto" is')
+        drafts = _most_drafted(draft)
         if grammar is not None and not isinstance(grammar, str) and schema is regex is None:
             fields["grammar"] = grammar
         elif not schema is grammar is regex is None:
@@ -118,6 +119,7 @@ class AnswerMaker:
         functions = demanded(tools, tool_choice)
         if functions:
             params = self._calling(params, tokens, functions, several=parallel_tool_calls)
+        predicted = () if prediction is None else self._prompts.continuation(prediction)
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self._end_tokens)
         answers = list[Answer]()
         for number in range(n or 1):
@@ -131,7 +133,8 @@ class AnswerMaker:
                 user=user,
                 cache_salt=cache_salt,
                 adapters=weights,
-                drafts=draft == "auto",
+                drafts=drafts,
+                prediction=predicted,
                 piece=self._piece,
             )
             parser = self._parser(tokens, answers_chat)
@@ -172,9 +175,8 @@ class AnswerMaker:
             raise InputError(f"params={params!r:.40} must be SamplingParams")
         for name in sampling:
             if name not in _FIELDS:
-                known = [*_FIELDS, *_OPTIONS]
-                close = [own for own in known if own.startswith(name)] or get_close_matches(name, known, n=1)
-                raise InputError(f"{name} is no option" + (f": is it {close[0]}?" if close else " of generate or chat"))
+                meant = nearest(name, [*_FIELDS, *_OPTIONS])
+                raise InputError(f"{name} is no option" + (f": is it {meant}?" if meant else " of generate or chat"))
         params = replace(params or SamplingParams(), **sampling)
         if isinstance(params.grammar, CompiledGrammar) and params.grammar.owner is not self._grammars:
             raise InputError(
@@ -198,6 +200,17 @@ class AnswerMaker:
             return None
         tokenizer = self._prompts.tokenizer
         return ChatParser(tokenizer, prompt) if chat and tokenizer.chats else PlainText(tokenizer.stream(prompt))
+
+
+def _most_drafted(draft: object) -> int:
+    """Return how many tokens a step may try, by the option `draft`."""
+    if isinstance(draft, int) and not isinstance(draft, bool) and draft >= 0:
+        return draft
+    if draft not in ("auto", "off"):
+        raise InputError(
+            f'draft={draft!r:.40} must be "auto", "off" or a number of tokens; load(draft=...) says what drafts'
+        )
+    return MOST_DRAFTED if draft == "auto" else 0
 
 
 _FIELDS = tuple(field.name for field in fields(SamplingParams))

@@ -15,11 +15,15 @@ from mistral_portable.config import Window
 from mistral_portable.engine.adapters import Adapters, Chosen
 from mistral_portable.engine.block_maker import block_maker
 from mistral_portable.engine.core import Core
-from mistral_portable.engine.drafting import Drafting, SuffixDrafting
+from mistral_portable.engine.drafting import Drafting, DraftSource
 from mistral_portable.engine.model import Model
-from mistral_portable.errors import InputError
+from mistral_portable.engine.model_drafting import ModelDrafting
+from mistral_portable.engine.same_vocabulary import require_same_vocabulary
+from mistral_portable.engine.suffix_drafting import SuffixDrafting
+from mistral_portable.errors import CheckpointError, InputError
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import EMBEDDING, expose_embedding, select_rows
+from mistral_portable.spelling import checks_names
 from mistral_portable.tokenizer import load_tokenizer
 from mistral_portable.tokenizer.open_common import UnknownVersionError
 from mistral_portable.weights import fingerprint, open_checkpoint
@@ -31,6 +35,7 @@ _KEPT_BYTES = 2 * 2**30  # 16,384 tokens of Mistral 7B in float16
 _KEPT_SHARE = 8  # at most this part of the machine's memory: an eighth
 
 
+@checks_names
 def load(
     model: str | Path = "tiny",
     *,
@@ -51,7 +56,7 @@ def load(
     chat_template: str | Path | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     adapter: Chosen = None,
-    draft: str = "auto",
+    draft: str | Path | Model = "auto",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Model:
     """Open a checkpoint and make it ready to run.
@@ -79,7 +84,9 @@ def load(
     adapters: paths of low-rank adapters (LoRA), by names of your choice, that calls may ask for (docs/adapters.md).
     adapter: what calls have that ask for none: a name of these, or weights of several by name.
     draft: "auto": where a text repeats itself, steps try several tokens on executors whose bits do not depend on the
-    batch (`Program.batch_invariant`); "suffix": on any; "off": never. The text is the same (docs/drafts.md).
+    batch (`Program.batch_invariant`); "suffix": on any; "off": never. A model with the same vocabulary, or what `model`
+    may be: it says what the text may go on with; loaded on the same backend, with the same `dtype`, `kv_cache`,
+    `device`, `threads` and `cache_bytes`. The text is the same (docs/drafts.md).
     progress: called as (what, done, total), in any unit, while files are downloaded, weights read and kernels compiled.
 
     Things that the user should know (an inferred window, say) are issued as warnings.
@@ -114,7 +121,7 @@ def load(
     make = block_maker(threads, progress)
     checkpoint = open_checkpoint(model, revision=revision, quantize=blocks, make=make, progress=progress)
     for notice in checkpoint.notices:
-        warnings.warn(notice, stacklevel=2)
+        warnings.warn(notice, stacklevel=3)
     config = checkpoint.config if window == "config" else checkpoint.config.with_window(window)
     limit = config.max_position_embeddings
     context = limit if max_context is None else max_context
@@ -122,10 +129,10 @@ def load(
         raise InputError(f"max_context={context} must be from 1 to max_position_embeddings={limit}")
     if not isinstance(embeddings, bool):
         raise InputError(f"embeddings={embeddings!r:.40} must be True or False")
-    if draft not in ("auto", "suffix", "off"):
-        raise InputError(f'draft={draft!r:.40} must be "auto", "suffix" or "off"')
-    if draft == "suffix" and tensor_parallel is not None:
-        raise InputError('draft="suffix" and tensor_parallel do not go together: leave out one of them')
+    if not isinstance(draft, str | Path | Model):
+        raise InputError(f'draft={draft!r:.40} must be "auto", "suffix", "off" or a model')
+    if draft not in ("auto", "off") and tensor_parallel is not None:
+        raise InputError(f"draft={str(draft)!r:.40} and tensor_parallel do not go together: leave out one of them")
     if adapters and tensor_parallel is not None:
         raise InputError("adapters and tensor_parallel do not go together: leave out one of them, or merge the adapter")
     adapting = Adapters({} if adapters is None else adapters, adapter, config)
@@ -145,11 +152,32 @@ def load(
     try:  # before weights are read
         tokenizer = load_tokenizer(checkpoint.tokenizer, chat_template) if checkpoint.tokenizer else None
     except UnknownVersionError as error:
-        warnings.warn(f"{error}. Until then give token ids instead of text.", stacklevel=2)
+        warnings.warn(f"{error}. Until then give token ids instead of text.", stacklevel=3)
         tokenizer = None
+    draft_model: Model | None = None
+    if isinstance(draft, Model):
+        require_same_vocabulary(config.vocab_size, tokenizer, draft)
+    elif draft not in ("auto", "suffix", "off"):
+        try:
+            draft_model = load(
+                draft,
+                backend=chosen.name,
+                dtype=dtype,
+                kv_cache=kv_cache,
+                device=device,
+                max_lanes=2 * max_lanes,  # one for each text, and one for its draft
+                cache_bytes=cache_bytes,
+                threads=threads,
+                draft="off",
+                progress=progress,
+            )
+        except CheckpointError as error:
+            raise CheckpointError(
+                f'draft={str(draft)!r:.60} must be "auto", "suffix", "off" or a model ({error})'
+            ) from error
+        require_same_vocabulary(config.vocab_size, tokenizer, draft_model)
     program = prepare(chosen, graph, tensors, spec, options)
-    # Processes that share a model must make the same steps, whatever their clocks say.
-    drafts = draft == "suffix" or (draft == "auto" and program.batch_invariant and tensor_parallel is None)
+    drafting = _draft_source(draft_model or draft, program.batch_invariant and tensor_parallel is None)
     manager = CacheManager(
         spec, model=fingerprint(config, checkpoint.tensors), budget=_budget(program, spec, cache_bytes)
     )
@@ -165,8 +193,17 @@ def load(
         ends=checkpoint.ends,
         adapters=adapting,
         generation=checkpoint.generation,
-        drafting=Drafting(SuffixDrafting(), vocab_size=config.vocab_size) if drafts else None,
+        drafting=None if drafting is None else Drafting(drafting, vocab_size=config.vocab_size),
+        draft_model=draft_model,
     )
+
+
+def _draft_source(draft: str | Path | Model, by_default: bool) -> DraftSource | None:
+    """Choose what proposes drafts. by_default: whether there are any for "auto": the bits of answers do not depend on
+    the batch, and no other process must make the same steps, whatever its clock says."""
+    if isinstance(draft, Model):
+        return ModelDrafting(draft.core)
+    return SuffixDrafting() if draft == "suffix" or (draft == "auto" and by_default) else None
 
 
 def _budget(program: Program, spec: CacheSpec, cache_bytes: int | None) -> CacheBudget | None:

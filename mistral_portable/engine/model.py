@@ -56,10 +56,11 @@ class Model:
         adapters: Adapters | None = None,
         generation: Mapping[str, Any] | None = None,
         drafting: Drafting | None = None,
+        draft_model: "Model | None" = None,
     ) -> None:
         """Made by `load`. lockstep: as `Loop` takes it. embeddings: whether the program has that output. ends: ids that
         end a text, beside the config's and the tokenizer's. adapters: those of its program; None: it has none.
-        generation: the fields of generation_config.json. drafting: what steps try."""
+        generation: the fields of generation_config.json. drafting: what steps try. draft_model: is closed with it."""
         self.config = config
         self.backend = backend
         self.core = core
@@ -85,6 +86,7 @@ class Model:
             load_s=load_s,
             stated=self.generation,
         )
+        self._draft_model = draft_model
         self._sessions = SessionFiles(core, self.loop, adapters, backend=backend, vocab_size=size, lockstep=lockstep)
 
     @property
@@ -154,7 +156,9 @@ class Model:
         `priority` (0; among requests of several threads the higher one comes first); `user` (""; users share the steps
         alike); `cache_salt` (""; what others have asked is found in the cache by those with the same one only, so that
         nobody learns of it by how fast an answer begins); `adapter` (the name of one of `adapters`, weights of several
-        by name, {} for none; None: what `load` was told); `draft` ("auto": as `load` was told; "off": none); one of
+        by name, {} for none; None: what `load` was told); `draft` ("auto": as `load` was told; "off": none; a number:
+        at most so many tokens in a step); `prediction` (a text, or ids, much of which the answer will repeat, such as
+        the file that it changes: it comes sooner then, and is the same); one of
         `schema`, `grammar` and `regex`, which the answer then keeps (`compile_grammar`).
 
         Raises InputError for an empty or too long prompt, an id outside the vocabulary, a bad sampling value or rule,
@@ -366,6 +370,8 @@ class Model:
     def close(self) -> None:
         """Release the executor's threads and memory; later calls raise ClosedError."""
         self.loop.close()
+        if self._draft_model is not None:
+            self._draft_model.close()
 
     def __repr__(self) -> str:
         return (

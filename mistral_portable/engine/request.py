@@ -113,20 +113,23 @@ class Completion(Request[Sampled]):
         cache_salt: str = "",
         embeds: NDArray[np.float32] | None = None,
         adapters: Sequence[float] = (),
-        drafts: bool = False,
+        drafts: int = 0,
+        prediction: Sequence[int] = (),
         piece: Callable[[int], bytes] | None = None,
     ) -> None:
         """prompt: 1 to max_context ids. ends: ids that end the answer, beside `params.max_tokens` and max_context.
-        embeds: a row for each id of the prompt; rules then look at the answer alone. drafts: whether steps may try
-        several tokens; not with embeds. piece: that of Sampler."""
+        embeds: a row for each id of the prompt; rules then look at the answer alone. drafts: the most tokens that a
+        step tries beyond the newest one; none with embeds. prediction: ids that the answer may consist of, in part.
+        piece: that of Sampler."""
         super().__init__(prompt, priority=priority, user=user, cache_salt=cache_salt)
         self.embeds = embeds
         self.adapters = adapters
-        self.drafts = drafts and embeds is None
+        self.drafts = drafts if embeds is None else 0
+        self.prediction = prediction
         self.drafted = self.accepted = 0
         self.sampler = Sampler(params, prompt_tokens=prompt if embeds is None else (), end_tokens=ends, piece=piece)
         self.prefill_s = self.decode_s = 0.0
-        self._ends = ends
+        self.ends = ends
         room = max_context - len(prompt) + 1  # the last token need not be fed
         self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
         self._most = len(prompt) + self.limit
@@ -180,7 +183,7 @@ class Completion(Request[Sampled]):
 
     def _has_ended(self) -> bool:
         made = self._made
-        return made == self.limit or (made > 0 and self.tokens[-1] in self._ends)
+        return made == self.limit or (made > 0 and self.tokens[-1] in self.ends)
 
 
 class Scoring(Request[NDArray[np.float32]]):

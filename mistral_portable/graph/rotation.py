@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mistral_portable.config import MistralConfig, QueryScale
+from mistral_portable.config.rope_scaling import plain_frequencies
 
 __all__ = ["Rotation"]
 
@@ -26,13 +27,12 @@ class Rotation:
 
     @classmethod
     def of(cls, config: MistralConfig, *, queries: bool) -> "Rotation":
-        """The rotation of a model's queries or keys: theta^(-2j / head_dim), changed by YaRN if configured."""
+        """The rotation of a model's queries or keys: theta^(-2j / head_dim), changed by the config's scaling."""
         growing = config.query_scale if queries else None
-        if config.yarn:
-            frequencies = config.yarn.frequencies(config.head_dim, config.rope_theta)
-            return cls(frequencies, config.yarn.attention_factor or 1.0, growing)
-        half = config.head_dim // 2
-        return cls(tuple(float(config.rope_theta) ** (-j / half) for j in range(half)), query_scale=growing)
+        if scaling := config.rope_scaling:
+            frequencies = scaling.frequencies(config.head_dim, config.rope_theta)
+            return cls(frequencies, scaling.attention_factor or 1.0, growing)
+        return cls(plain_frequencies(config.head_dim, config.rope_theta), query_scale=growing)
 
     @property
     def head_dim(self) -> int:

@@ -59,7 +59,16 @@ def usage(generations: Sequence[Generation], n: int) -> JSON:
         "completion_tokens": made,
         "total_tokens": asked + made,
         "prompt_tokens_details": {"cached_tokens": sum(some.cached_tokens for some in read)},
+        **_drafts(generations),
     }
+
+
+def _drafts(generations: Sequence[Generation]) -> JSON:
+    """How many drafted tokens were right, and how many were not, if there were any."""
+    drafted = sum(generation.timings.drafted_tokens for generation in generations)
+    right = sum(generation.timings.accepted_tokens for generation in generations)
+    details = {"accepted_prediction_tokens": right, "rejected_prediction_tokens": drafted - right}
+    return {"completion_tokens_details": details} if drafted else {}
 
 
 def timings(generations: Sequence[Generation]) -> JSON:

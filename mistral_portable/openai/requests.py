@@ -2,9 +2,9 @@
 
 Unknown fields are ignored, as OpenAI's clients send more of them with every version; wrong types and values are not.
 A field that is null has its default. Source: https://platform.openai.com/docs/api-reference. `top_k`, `min_p`,
-`typical_p`, `repetition_penalty` (also `repeat_penalty`), `ignore_eos`, `cache_salt`, `grammar` and `regex` are
-understood besides, as by llama-server and vLLM, and so are llama-server's fields of the other rules, and vLLM's
-`min_tokens`; `random_seed` is Mistral's name of `seed`.
+`typical_p`, `repetition_penalty` (also `repeat_penalty`), `ignore_eos`, `cache_salt`, `grammar`, `regex` and
+`speculative.n_max` are understood besides, as by llama-server and vLLM, and so are llama-server's fields of the other
+rules, and vLLM's `min_tokens`; `random_seed` is Mistral's name of `seed`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -105,6 +105,29 @@ class ResponseFormat(BaseModel):
         return self.json_schema.schema_
 
 
+class PredictedPart(BaseModel):
+    """A part of a prediction."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+class Prediction(BaseModel):
+    """A text much of which the answer is expected to repeat, such as a file that it changes: it comes sooner then."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["content"] = "content"
+    content: str | Many[PredictedPart]
+
+    @property
+    def text(self) -> str:
+        """The text of all parts."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class Request(Body):
     """The fields that both kinds have."""
 
@@ -145,6 +168,8 @@ class Request(Body):
     regex: str | None = None
     user: str | None = None
     cache_salt: str | None = None
+    prediction: Prediction | None = None
+    most_drafted: int | None = Field(None, ge=0, alias="speculative.n_max")
 
     @property
     def include_usage(self) -> bool:
@@ -170,7 +195,11 @@ class Request(Body):
         rules = {name: rule for name, rule in given.items() if rule is not None}
         if len(rules) > 1:
             raise InputError("response_format, grammar, regex: an answer follows one rule; leave out all but one")
-        return rules
+        drafting = {
+            "prediction": self.prediction.text if self.prediction and self.prediction.text else None,
+            "draft": self.most_drafted,
+        }
+        return rules | {name: value for name, value in drafting.items() if value is not None}
 
     def _sampling(self, stated: Stated, limit: int | None, max_tokens: JSON, logprobs: int | None) -> SamplingParams:
         """limit: the tokens of an answer by default. max_tokens: those of the field of this name, if they are given."""
@@ -214,15 +243,15 @@ class ChatRequest(Request):
 
     def options(self) -> dict[str, Any]:
         """Further arguments of `Model.answer`. Raises InputError, naming the field, for one that is not supported."""
-        rules = super().options()
-        if rules and offered(self.tools, self.tool_choice):
+        options = super().options()
+        if options.keys() & {"schema", "grammar", "regex"} and offered(self.tools, self.tool_choice):
             raise InputError("tools: an answer that follows a rule cannot call them; leave out the one or the other")
         calling = {
             "tools": self.tools,
             "tool_choice": self.tool_choice,
             "parallel_tool_calls": self.parallel_tool_calls,
         }
-        return {"chat": True, **calling, **rules}
+        return {"chat": True, **calling, **options}
 
     def sampling(self, stated: Stated = UNSTATED) -> SamplingParams:
         """See `Request.sampling`."""

@@ -26,6 +26,9 @@ class Constraint(Protocol):
     def accept(self, token: int) -> None:
         """Go on behind a token, which must be an allowed one."""
 
+    def copy(self) -> "Constraint":
+        """Return another one that stands in the same place and goes on alone."""
+
 
 class Grammar(Protocol):
     """A rule for any number of answers, made once: each has a Constraint of its own."""

@@ -1,6 +1,7 @@
 """Memory: what the rules of one answer know of its text."""
 
 from collections.abc import Callable, Collection, Mapping
+from copy import copy, deepcopy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,16 @@ class Memory:
         """Functions that name the tokens which may not come next."""
         self.changes = self._make_changes()
         """What `penalties` and `dry` do, if they are on."""
+
+    def copy(self) -> "Memory":
+        """Return another one that knows the same and goes on alone."""
+        other = copy(self)
+        other._chances = deepcopy(self._chances)
+        other._seen, other._generated = self._seen.copy(), self._generated.copy()
+        other._text = History(self._text.tokens)
+        other._breakers = copy(self._breakers)
+        other.bans, other.changes = other._make_bans(), other._make_changes()
+        return other
 
     @property
     def text(self) -> Positions:

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 
 from mistral_portable.errors import InputError
 from mistral_portable.sampling.constraint import Grammar
 from mistral_portable.sampling.logits_processor import LogitsProcessor
+from mistral_portable.spelling import require_names
 
 __all__ = ["CHOICES", "MINIMA", "RANGES", "SAMPLERS", "SamplingParams", "range_of"]
 
@@ -142,6 +143,10 @@ class SamplingParams:
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
     samplers: tuple[str, ...] = SAMPLERS
+
+    def __new__(cls, *_: object, **named: object) -> Self:
+        require_names(cls.__name__, named, cls.__match_args__)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {

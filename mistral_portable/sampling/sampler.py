@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from copy import copy, deepcopy
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -72,11 +74,7 @@ class Sampler:
         self._vocab_size = 0  # the first row tells it
         self._memory = Memory(params, self._prompt, end_tokens=end_tokens, piece=piece, chances=chances)
         self._constraint = None if params.grammar is None else params.grammar.begin(prompt_tokens)
-        first, behind = split_order(params)
-        changes = self._memory.changes
-        self._changes = [*_bias(params), *(changes[name] for name in first if name in changes)]
-        self._steps = steps(params, behind, self._memory, lambda: self._vocab_size)
-        self._is_raw = not (self._changes or self._memory.bans or params.logits_processors or self._constraint)
+        self._make_rules()
 
     @property
     def chosen(self) -> int:
@@ -115,6 +113,21 @@ class Sampler:
             self._remember(token, 1.0)
             taken.append(Sampled(token))
         return taken
+
+    def ahead(self) -> "Sampler":
+        """Return another one that will choose what this one would, and changes nothing of it: to guess what comes.
+
+        It makes no log-probabilities, and does not ask `logits_processors`, which are the caller's and may remember.
+        Raises InputError if the grammar fails.
+        """
+        other = copy(self)
+        if self.params.logprobs is not None or self.params.logits_processors:
+            other.params = replace(self.params, logprobs=None, logits_processors=())
+        other._random = deepcopy(self._random)
+        other._memory = self._memory.copy()
+        other._constraint = None if self._constraint is None else self._constraint.copy()
+        other._make_rules()
+        return other
 
     def distribution(self, logits: Row) -> tuple[Positions, NDArray[np.float64]]:
         """Return what `sample` draws from: token ids [n] in rising order, their probabilities float64 [n]."""
@@ -173,6 +186,13 @@ class Sampler:
             if row[best] == -np.inf:
                 raise InputError("every token that the grammar allows has the logit -inf: ban fewer")
         return row, best
+
+    def _make_rules(self) -> None:
+        params, changes = self.params, self._memory.changes
+        first, behind = split_order(params)
+        self._changes = [*_bias(params), *(changes[name] for name in first if name in changes)]
+        self._steps = steps(params, behind, self._memory, lambda: self._vocab_size)
+        self._is_raw = not (self._changes or self._memory.bans or params.logits_processors or self._constraint)
 
     def _only_token(self) -> int | None:
         """Return the token that `sample` would choose whatever the logits are, if there is one."""

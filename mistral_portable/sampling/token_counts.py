@@ -23,6 +23,12 @@ class TokenCounts:
         for token in tokens:
             self.add(token)
 
+    def copy(self) -> "TokenCounts":
+        """Return another one with the same counts, which goes on alone."""
+        other = TokenCounts()
+        other._places, other._tokens, other._counts = dict(self._places), self._tokens.copy(), self._counts.copy()
+        return other
+
     @property
     def tokens(self) -> NDArray[np.int64]:
         """The distinct ids [n], in the order in which they came first."""

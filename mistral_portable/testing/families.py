@@ -31,7 +31,7 @@ def _config(
 def _scaled(factor: float, original: int, beta: float = 0.1, **more: Any) -> dict[str, Any]:
     """YaRN, with an attention factor of 1 if nothing else is said, and the scale of queries."""
     yarn = Yarn(factor, original, **{"attention_factor": 1.0, **more})
-    return {"yarn": yarn, "query_scale": QueryScale(beta, original) if beta else None}
+    return {"rope_scaling": yarn, "query_scale": QueryScale(beta, original) if beta else None}
 
 
 _7B = (4096, 32, 32, 14336)
@@ -93,6 +93,6 @@ def shrunk(config: MistralConfig, *, columns: int = 32) -> MistralConfig:
         head_dim=columns,
         max_position_embeddings=8 * int(config.yarn.factor) if config.yarn else 256,
         sliding_window=pattern if len(pattern) > 1 else pattern[0],
-        yarn=config.yarn and replace(config.yarn, **short),
+        rope_scaling=config.yarn and replace(config.yarn, **short),
         query_scale=config.query_scale and replace(config.query_scale, **short),
     )

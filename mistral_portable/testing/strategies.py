@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from mistral_portable.config import MistralConfig, QueryScale, Window, Yarn
+from mistral_portable.config import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRope,
+    MistralConfig,
+    QueryScale,
+    RopeScaling,
+    Window,
+    Yarn,
+)
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.adapters import Changed, add_adapters, is_added, weight_name
 from mistral_portable.graph.passes import accept_embeddings, select_rows
@@ -69,7 +79,7 @@ def configs(
         rope_theta=draw(st.sampled_from([1e4, 1e6])),
         tie_word_embeddings=draw(st.booleans()),
         sliding_window=pattern,
-        yarn=draw(st.one_of(st.none(), st.none(), yarns(original))),
+        rope_scaling=draw(st.one_of(st.none(), st.none(), yarns(original))),
         query_scale=draw(st.one_of(st.none(), st.none(), query_scales(original))),
         num_local_experts=experts,
         num_experts_per_tok=draw(st.integers(1, experts)) if experts else 0,
@@ -86,6 +96,18 @@ def yarns(original: int) -> st.SearchStrategy[Yarn]:
         beta_slow=st.sampled_from([0.125, 1.0]),
         attention_factor=st.sampled_from([None, 1.0, 0.75]),
         truncate=st.booleans(),
+    )
+
+
+def rope_scalings(original: int, pairs: int) -> st.SearchStrategy[RopeScaling]:
+    """Scalings of RoPE other than YaRN, for heads of so many pairs; LongRoPE's original length is `original`, too."""
+    factors = st.lists(st.sampled_from([1.0, 1.5, 8.0]), min_size=pairs, max_size=pairs).map(tuple)
+    factor = st.sampled_from([1.0, 2.5, 8.0])
+    return st.one_of(
+        st.builds(LinearScaling, factor),
+        st.builds(DynamicScaling, factor),
+        st.builds(Llama3Scaling, factor, st.just(original), st.sampled_from([0.5, 1.0]), st.sampled_from([1.5, 4.0])),
+        st.builds(LongRope, factors, factors, st.just(original), st.sampled_from([1.0, 1.25])),
     )
 
 

@@ -28,7 +28,7 @@ _OP_CONFIG = MistralConfig(
     num_key_value_heads=2,
     head_dim=32,
     sliding_window=5,
-    yarn=Yarn(4, 8),
+    rope_scaling=Yarn(4, 8),
     query_scale=QueryScale(0.1, 8),
 )
 

@@ -16,7 +16,7 @@ from mistral_portable.tokenizer.version import infer_version
 __all__ = ["Mode", "UnknownVersionError", "load_common", "read_file"]
 
 MAX_FILE_BYTES = 256 * 2**20  # the largest real one, tekken_240911.json, has 19 MB
-Mode = Literal["test", "finetuning"]
+Mode = Literal["test", "finetuning", "serving", "agnostic"]
 RAREST = "\U0010ffff"  # no vocabulary has a token for it, so it is encoded byte by byte
 
 
@@ -28,7 +28,8 @@ def load_common(source: TokenizerFile | GGUFVocabulary, mode: Mode = "test", *, 
     """The tokenizer in a file or in the vocabulary of a GGUF file, by mistral-common; both give the same ids.
 
     The version of a plain `tokenizer.model`, v1 or v3 in Mistral's own repositories, follows from its control tokens.
-    mode: the rule for the last message of a chat: "test" requires one to answer, "finetuning" an answer.
+    mode: the rule for the last message of a chat: "test" requires one to answer, "finetuning" an answer; others are
+    mistral-common's.
     chats: whether Mistral's chat template is that of the model.
 
     Raises TokenizerError if the file is missing, truncated, corrupt or of another format, or if the GGUF file's

@@ -8,6 +8,7 @@ print(tokenizer.batch_decode(model.generate(**ids, max_new_tokens=40), skip_spec
 """
 
 from mistral_portable.transformers.attention_visualizer import AttentionMaskVisualizer
+from mistral_portable.transformers.auto_config import AutoConfig
 from mistral_portable.transformers.auto_model import (
     AutoModel,
     AutoModelForCausalLM,
@@ -18,6 +19,12 @@ from mistral_portable.transformers.auto_model import (
 from mistral_portable.transformers.auto_tokenizer import AutoTokenizer
 from mistral_portable.transformers.batch_encoding import BatchEncoding
 from mistral_portable.transformers.cache import Cache
+from mistral_portable.transformers.classification import (
+    FeatureExtractionPipeline,
+    TextClassificationPipeline,
+    TokenClassificationPipeline,
+)
+from mistral_portable.transformers.common_backend import MistralCommonBackend
 from mistral_portable.transformers.configuration import MistralConfig
 from mistral_portable.transformers.fast_tokenizer import PreTrainedTokenizerFast
 from mistral_portable.transformers.frameworks.flax import FlaxMistralForCausalLM, FlaxMistralModel
@@ -35,17 +42,21 @@ from mistral_portable.transformers.modeling import (
     MistralForTokenClassification,
     MistralModel,
 )
+from mistral_portable.transformers.new_caches import DynamicCache, StaticCache
 from mistral_portable.transformers.options import BitsAndBytesConfig
 from mistral_portable.transformers.padding import PaddingStrategy, TruncationStrategy
-from mistral_portable.transformers.pipelines import TextGenerationPipeline, pipeline
+from mistral_portable.transformers.pipelines import pipeline
 from mistral_portable.transformers.pretrained_model import MistralPreTrainedModel
+from mistral_portable.transformers.seeds import set_seed
 from mistral_portable.transformers.stopping import StoppingCriteria, StoppingCriteriaList
 from mistral_portable.transformers.streamers import AsyncTextIteratorStreamer, TextIteratorStreamer, TextStreamer
+from mistral_portable.transformers.text_generation import TextGenerationPipeline
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
 
 __all__ = [
     "AsyncTextIteratorStreamer",
     "AttentionMaskVisualizer",
+    "AutoConfig",
     "AutoModel",
     "AutoModelForCausalLM",
     "AutoModelForQuestionAnswering",
@@ -55,6 +66,8 @@ __all__ = [
     "BatchEncoding",
     "BitsAndBytesConfig",
     "Cache",
+    "DynamicCache",
+    "FeatureExtractionPipeline",
     "FlaxMistralForCausalLM",
     "FlaxMistralModel",
     "GenerationConfig",
@@ -62,6 +75,7 @@ __all__ = [
     "LlamaTokenizerFast",
     "LogitsProcessor",
     "LogitsProcessorList",
+    "MistralCommonBackend",
     "MistralCommonTokenizer",
     "MistralConfig",
     "MistralForCausalLM",
@@ -72,16 +86,20 @@ __all__ = [
     "MistralPreTrainedModel",
     "PaddingStrategy",
     "PreTrainedTokenizerFast",
+    "StaticCache",
     "StoppingCriteria",
     "StoppingCriteriaList",
     "TFMistralForCausalLM",
     "TFMistralForSequenceClassification",
     "TFMistralModel",
+    "TextClassificationPipeline",
     "TextGenerationPipeline",
     "TextIteratorStreamer",
     "TextStreamer",
+    "TokenClassificationPipeline",
     "TruncationStrategy",
     "pipeline",
+    "set_seed",
 ]
 
 LlamaTokenizer = LlamaTokenizerFast = AutoTokenizer  # the names in older code, for all kinds of folders

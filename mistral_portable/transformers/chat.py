@@ -27,10 +27,12 @@ def chat_ids(
     continue_final_message: bool,
     *,
     mends: bool,
+    request: Mapping[str, Any],
 ) -> list[int]:
     """Encode a conversation; see `MistralCommonTokenizer.apply_chat_template` for the arguments.
 
     mends: whether what mistral-common does not read, but other clients send, is encoded as `Tokenizer.chat` does.
+    request: further fields of mistral-common's request, such as reasoning_effort; nothing is mended beside them.
 
     Raises InputError for malformed messages and tools, and for a model whose template or tokens are not Mistral's;
     MistralCommonException where the template forbids the conversation.
@@ -40,16 +42,21 @@ def chat_ids(
     if not isinstance(messages, list | tuple):
         raise InputError(f"the conversation is {messages!r:.80}; pass a list of messages")
     try:
-        return _strict_ids(tokenizer, messages, tools, continue_final_message)
+        return _strict_ids(tokenizer, messages, tools, continue_final_message, request)
     except Exception:
-        mended = _mended_ids(tokenizer, messages, tools, continue_final_message) if mends else None
+        plain = mends and not request
+        mended = _mended_ids(tokenizer, messages, tools, continue_final_message) if plain else None
         if mended is None:
             raise
         return mended
 
 
 def _strict_ids(
-    tokenizer: CommonTokenizer, messages: Sequence[Any], tools: Sequence[Any] | None, continue_final_message: bool
+    tokenizer: CommonTokenizer,
+    messages: Sequence[Any],
+    tools: Sequence[Any] | None,
+    continue_final_message: bool,
+    more: Mapping[str, Any],
 ) -> list[int]:
     """The ids of what mistral-common reads, as transformers calls it."""
     from mistral_common.exceptions import MistralCommonException
@@ -59,7 +66,7 @@ def _strict_ids(
     read_tools = None if tools is None else checked_tools(tools)
     try:
         request: ChatCompletionRequest[Any] = ChatCompletionRequest.from_openai(
-            checked, read_tools, continue_final_message
+            checked, read_tools, continue_final_message, **more
         )
         return list(tokenizer.mistral.encode_chat_completion(request).tokens)
     except MistralCommonException as error:  # transformers lets it through, too

@@ -13,7 +13,7 @@ from mistral_portable.weights import open_config
 
 __all__ = ["MistralConfig", "known_fields"]
 
-_SPELLED_OTHERWISE = ("yarn", "query_scale")  # transformers has them in `rope_parameters`
+_SPELLED_OTHERWISE = ("rope_scaling", "query_scale")  # transformers has them in `rope_parameters`
 _DEFAULTS: dict[str, Any] = {
     field.name: field.default
     for field in fields(native.MistralConfig)

@@ -14,8 +14,9 @@ from mistral_portable.boundary.shared import gigabytes
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.config import MistralConfig
 from mistral_portable.engine.core import Core
-from mistral_portable.engine.drafting import Drafting, SuffixDrafting
+from mistral_portable.engine.drafting import Drafting
 from mistral_portable.engine.loop import Loop
+from mistral_portable.engine.suffix_drafting import SuffixDrafting
 from mistral_portable.errors import BusyError, CapacityError, ClosedError, InputError, MistralPortableError
 from mistral_portable.forks import make_locks
 from mistral_portable.graph import build, verify
@@ -27,6 +28,7 @@ from mistral_portable.graph.passes import (
 )
 from mistral_portable.transformers.batch import Batch
 from mistral_portable.transformers.cache import Cache
+from mistral_portable.transformers.new_caches import DynamicCache
 from mistral_portable.weights import Tensor
 
 __all__ = ["ATTENTIONS", "HIDDEN_STATES", "MOST_ROWS", "Decoder", "Outputs"]
@@ -110,10 +112,11 @@ class Decoder:
         with self._turn:
             return self._run_in_turns(batch, exposed, rows) if cache is None else self._run(batch, cache, exposed, rows)
 
-    def new_cache(self, rows: int) -> Cache:
-        """Make an empty cache for a caller to keep. Raises BusyError if too few lanes are left."""
+    def new_cache(self, rows: int, cache: DynamicCache | None = None) -> DynamicCache:
+        """Make an empty cache for a caller to keep, or begin one that the caller has made. Raises BusyError if too few
+        lanes are left."""
         with self._turn:
-            return self._kept_cache(rows)
+            return self._kept_cache(rows, cache=cache)
 
     @property
     def program(self) -> Program:
@@ -191,12 +194,15 @@ class Decoder:
         cache.program = exposed
         return core
 
-    def _kept_cache(self, rows: int, sources: Sequence[int] | None = None) -> Cache:
-        """Make a cache that a caller keeps, while `_turn` is held. Raises BusyError if too few lanes are left."""
+    def _kept_cache(
+        self, rows: int, sources: Sequence[int] | None = None, cache: DynamicCache | None = None
+    ) -> DynamicCache:
+        """Begin a cache that a caller keeps, while `_turn` is held. Raises BusyError if too few lanes are left."""
         if sum(len(cache) for cache in self._caches if cache.close.alive) + rows > MOST_ROWS:
             remedy = "pass use_cache=False, or let go of other caches"
             raise BusyError(f"{rows} rows more: caches have at most {MOST_ROWS} in all: {remedy}")
-        cache = Cache(self.manager, rows, self._copy, sources)
+        cache = DynamicCache() if cache is None else cache
+        cache.begin(self.manager, rows, self._copy, sources)
         self._caches.add(cache)
         return cache
 

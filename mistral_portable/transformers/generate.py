@@ -21,11 +21,13 @@ from mistral_portable.transformers.generation import continue_rows, inferred_mas
 from mistral_portable.transformers.generation_config import GenerationConfig, merged
 from mistral_portable.transformers.guidance import Guidance
 from mistral_portable.transformers.logits_rules import Prompt, logits_rules
+from mistral_portable.transformers.new_caches import DynamicCache, StaticCache
 from mistral_portable.transformers.outputs import (
     GenerateBeamDecoderOnlyOutput,
     GenerateDecoderOnlyOutput,
 )
 from mistral_portable.transformers.pretrained_model import MistralPreTrainedModel
+from mistral_portable.transformers.seeds import fresh_seed
 from mistral_portable.transformers.stepwise import Logits, Record, Rules, advance, draw_rows
 from mistral_portable.transformers.stopping import Criterion, called, stop_strings, time_limit
 from mistral_portable.transformers.transition_scores import transition_scores
@@ -155,10 +157,13 @@ class Generates(MistralPreTrainedModel):
             mask = inferred_mask(prompt, pad, ends)
         copies = 1 if config.num_beams > 1 else config.num_return_sequences
         prompt, mask = np.repeat(prompt, copies, 0), None if mask is None else np.repeat(mask, copies, 0)
-        batch = self._unread(prompt, mask, past)
+        begun = None if isinstance(past, DynamicCache) and past.is_new else past
+        batch = self._unread(prompt, mask, begun)
         most = _most(config, prompt.shape[1], self.decoder.config.max_position_embeddings)
         ids = np.zeros((len(prompt), 0), np.int64) if prompt.ndim == 3 else prompt.astype(np.int64)
-        require_room(batch, [0] * len(ids) if past is None else list(map(len, past.columns)), most, self._context)
+        require_room(batch, [0] * len(ids) if begun is None else list(map(len, begun.columns)), most, self._context)
+        if isinstance(past, StaticCache):
+            past.require_room(batch.shape[1] + most - 1)
         prompts = [_prompt(row, mask, number, copies) for number, row in enumerate(ids)]
         allowed = None if prefix_allowed_tokens_fn is None else _allowed(prefix_allowed_tokens_fn, library)
         rules = [
@@ -186,7 +191,7 @@ class Generates(MistralPreTrainedModel):
                 ends,
                 next(iter(ends), 0) if pad is None else pad,
                 most,
-                _params(config, most, seed),
+                _params(config, most, fresh_seed() if seed is None else seed),
                 Rules(rules, guidance, custom),
                 Watch(ids, library, streamer, criteria),
                 watches,
@@ -261,12 +266,13 @@ class Generates(MistralPreTrainedModel):
         config, returns = call.config, bool(call.config.return_dict_in_generate)
         column = call.watch if call.watches else None
         if not (steps or returns or call.past is not None):
-            drafts = whole_number("prompt_lookup_num_tokens", config.prompt_lookup_num_tokens) > 0
+            drafts = whole_number("prompt_lookup_num_tokens", config.prompt_lookup_num_tokens)
             rules, common = call.rules.rows, (call.ends, call.pad)
             after = continue_rows(self.decoder, call.batch, call.params, rules, *common, drafts=drafts, column=column)
             return call.library.make(np.concatenate([call.ids, after], axis=1))
         record = call.record()
-        cache = self.decoder.new_cache(len(call.ids)) if call.past is None else call.past
+        is_new = isinstance(call.past, DynamicCache) and call.past.is_new
+        cache = self.decoder.new_cache(len(call.ids), call.past) if call.past is None or is_new else call.past
         keeps = call.past is not None or (returns and config.use_cache)
         try:
             after = draw_rows(
@@ -285,6 +291,8 @@ class Generates(MistralPreTrainedModel):
             )
         except BaseException:
             keeps = call.past is not None
+            if is_new:
+                call.past.forget()
             raise
         finally:
             if not keeps:
@@ -327,7 +335,8 @@ class Generates(MistralPreTrainedModel):
         """Run the searches of a call; the cache, whose rows are those of the last step, is the caller's to close."""
         config, width, rows = call.config, call.config.num_beams, len(call.ids)
         ends, columns = np.array(call.ends, np.int64), call.ids.shape[1]
-        first = self.decoder.new_cache(rows) if call.past is None else call.past.take(range(rows))
+        is_new = call.past is None or (isinstance(call.past, DynamicCache) and call.past.is_new)
+        first = self.decoder.new_cache(rows) if is_new else call.past.take(range(rows))
         with ExitStack() as closing:
             closing.callback(first.close)
             logits, outputs = advance(self.decoder, call.batch, first, record.exposed)

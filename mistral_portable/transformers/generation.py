@@ -56,13 +56,14 @@ def continue_rows(
     ends: Sequence[int],
     pad: int,
     *,
-    drafts: bool = False,
+    drafts: int = 0,
     column: Column | None = None,
 ) -> NDArray[np.int64]:
     """Generate up to `params.max_tokens` tokens for each row: int64 [B, tokens of the longest answer].
 
-    rules: of each row. ends: ids that end a row, which is then filled with `pad`. drafts: whether steps may try tokens
-    that the text suggests. column: is given the answers column by column, as soon as all rows are that far.
+    rules: of each row. ends: ids that end a row, which is then filled with `pad`. drafts: the most tokens that a
+    step may try, of those that the text suggests. column: is given the answers column by column, as soon as all rows
+    are that far.
 
     Each row has its own sampler. Raises NumericsError for logits that are NaN or infinite, the errors of `Core.step`,
     and what `column` raises.

@@ -4,6 +4,7 @@ import numpy as np
 
 from mistral_portable.graph import build
 from mistral_portable.transformers.configuration import MistralConfig
+from mistral_portable.transformers.seeds import fresh_seed
 from mistral_portable.weights import DenseTensor, Tensor
 
 __all__ = ["initial_tensors"]
@@ -13,8 +14,8 @@ def initial_tensors(
     config: MistralConfig, head: str, num_labels: int, random: np.random.Generator | None = None
 ) -> dict[str, Tensor]:
     """Draw float32 weights by their checkpoint names: matrices from a normal distribution with the standard deviation
-    `config.initializer_range`; norms are 1 and biases 0. random: a fresh generator if None."""
-    random = random or np.random.default_rng()
+    `config.initializer_range`; norms are 1 and biases 0. random: one of a `fresh_seed` if None."""
+    random = random or np.random.default_rng(fresh_seed())
     tensors: dict[str, Tensor] = {}
     for name, shape in build(config.native(), head=head, num_labels=num_labels).tensors.items():
         if len(shape) == 1:

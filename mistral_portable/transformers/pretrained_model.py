@@ -20,6 +20,7 @@ from mistral_portable.transformers.configuration import MistralConfig
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES, Decoder, Outputs
 from mistral_portable.transformers.generation_config import GenerationConfig
 from mistral_portable.transformers.initial_weights import initial_tensors
+from mistral_portable.transformers.new_caches import DynamicCache, StaticCache
 from mistral_portable.transformers.options import BitsAndBytesConfig, backend_options, ggml_type
 from mistral_portable.transformers.outputs import ModelOutput
 from mistral_portable.transformers.saving import save_model
@@ -27,6 +28,9 @@ from mistral_portable.transformers.without_effect import CALLING, LOADING, witho
 from mistral_portable.weights import Tensor
 
 __all__ = ["Embedding", "MistralPreTrainedModel", "Result"]
+
+_OF_CONFIG = ("dtype", "torch_dtype", "device_map", "attn_implementation")
+"""Arguments of `from_pretrained` that `from_config` has, too."""
 
 
 class MistralPreTrainedModel:
@@ -159,6 +163,22 @@ class MistralPreTrainedModel:
             or (GenerationConfig(**checkpoint.generation) if checkpoint.generation else None),
         )
 
+    @classmethod
+    def from_config(cls, config: MistralConfig, *, backend: str = "auto", **loading: Any) -> Self:
+        """Make a model of a config with random weights (see `initial_tensors`).
+
+        loading: dtype, torch_dtype, device_map, attn_implementation, as in `from_pretrained`. Raises InputError for
+        others and for what is no config, and the errors of `boundary.prepare`.
+        """
+        if not isinstance(config, MistralConfig):
+            raise InputError(f"config is a {type(config).__name__}: pass a MistralConfig")
+        if unknown := sorted(loading.keys() - _OF_CONFIG):
+            raise InputError(f"from_config has no argument {unknown[0]}; there are {', '.join(_OF_CONFIG)}")
+        dtype, older, device_map, attention = (loading.get(name) for name in _OF_CONFIG)
+        chosen = select(backend)
+        options = backend_options(chosen, older if dtype is None else dtype, device_map, attention)
+        return cls(config, backend=chosen.name, options=options)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json`, `generation_config.json` if it says more, and safetensors, for transformers and for
         `from_pretrained`.
@@ -215,7 +235,8 @@ class MistralPreTrainedModel:
         if past_key_values is not None and not isinstance(past_key_values, Cache):
             kind = type(past_key_values).__name__
             raise InputError(f"past_key_values is a {kind}: pass the Cache that a call of this model has returned")
-        if past_key_values is not None and past_key_values.manager is not self.decoder.manager:
+        is_new = isinstance(past_key_values, DynamicCache) and past_key_values.is_new
+        if past_key_values is not None and not is_new and past_key_values.manager is not self.decoder.manager:
             raise InputError("past_key_values are another model's: pass what a call of this one has returned")
 
     def _exposed(self, output_hidden_states: bool | None, output_attentions: bool | None) -> frozenset[str]:
@@ -248,6 +269,23 @@ class MistralPreTrainedModel:
         ids = None if input_ids is None else as_numpy("input_ids", input_ids, 2)
         given = as_numpy("inputs_embeds", inputs_embeds, 3) if ids is None else ids
         self.require_own(past_key_values)
+        if isinstance(past_key_values, DynamicCache) and past_key_values.is_new:
+            self.decoder.new_cache(len(given), past_key_values)
+            try:
+                return self._run(
+                    input_ids,
+                    attention_mask,
+                    position_ids,
+                    past_key_values,
+                    inputs_embeds,
+                    use_cache,
+                    exposed,
+                    cache_position,
+                    columns,
+                )
+            except BaseException:
+                past_key_values.forget()
+                raise
         if past_key_values is not None and len(past_key_values) != len(given):
             raise InputError(f"the input has {len(given)} rows, and past_key_values {len(past_key_values)}")
         batch = read_batch(
@@ -262,6 +300,8 @@ class MistralPreTrainedModel:
             first = 0 if past_key_values is None else past_key_values.get_seq_length()
             if integers("cache_position", cache_position).tolist() != list(range(first, first + batch.shape[1])):
                 raise InputError(f"cache_position must count the columns from {first} on; leave it out")
+        if isinstance(past_key_values, StaticCache):
+            past_key_values.require_room(batch.shape[1])
         rows = None if columns is None else _columns(columns, batch.shape[1])
         returned = self._requested("use_cache", use_cache)
         past = self.decoder.new_cache(len(given)) if returned and past_key_values is None else past_key_values

@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from mistral_portable.errors import InputError
 from mistral_portable.tokenizer import GGUFVocabulary, TokenizerFile, TokenizerFolder
 from mistral_portable.tokenizer.common import CommonTokenizer
 from mistral_portable.tokenizer.load import load_own
-from mistral_portable.tokenizer.open_common import load_common
+from mistral_portable.tokenizer.open_common import Mode, load_common
 from mistral_portable.transformers.chat import chat_ids
 from mistral_portable.transformers.tokenizer_base import refuse_unknown
 from mistral_portable.transformers.tokenizer_chats import ChatTokenizer
@@ -58,6 +58,7 @@ class MistralCommonTokenizer(ChatTokenizer):
     bos_token_id: int
     eos_token_id: int
     unk_token_id: int
+    _modes: ClassVar[Sequence[str]] = ("test", "finetuning")
 
     def __init__(
         self,
@@ -74,8 +75,8 @@ class MistralCommonTokenizer(ChatTokenizer):
     ) -> None:
         """opened: the tokenizer of this file, if it is open already, for the mode "test"; see the class for others."""
         refuse_unknown("MistralCommonTokenizer", kwargs)
-        if mode not in ("test", "finetuning"):
-            raise InputError(f'mode={mode!r} is neither "test" nor "finetuning"')
+        if mode not in self._modes:
+            raise InputError(f"mode={mode!r} is none of {', '.join(self._modes)}")
         self._source = (
             tokenizer_path
             if isinstance(tokenizer_path, TokenizerFile | GGUFVocabulary)
@@ -85,8 +86,8 @@ class MistralCommonTokenizer(ChatTokenizer):
             opened = load_own(self._source)
             if not opened.chats:
                 warnings.warn(_FOREIGN.format(_name(self._source)), stacklevel=2)
-        if mode == "finetuning":
-            opened = load_common(self._source, "finetuning", chats=opened.chats)
+        if mode != "test":
+            opened = load_common(self._source, cast(Mode, getattr(mode, "value", mode)), chats=opened.chats)
         self._common = opened
         super().__init__(
             opened,
@@ -110,7 +111,7 @@ class MistralCommonTokenizer(ChatTokenizer):
 
     @property
     def _frame(self) -> tuple[list[int], list[int]]:
-        return [self.bos_token_id], [self.eos_token_id] * (self.mode == "finetuning")
+        return [self.bos_token_id], [self.eos_token_id] * (self.mode != "test")
 
     def _text(self, ids: list[int], skip_special_tokens: bool) -> str:
         from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
@@ -149,14 +150,11 @@ class MistralCommonTokenizer(ChatTokenizer):
         if "add_generation_prompt" in kwargs:
             raise InputError("add_generation_prompt is not supported: a chat always ends where the model answers")
         refuse_unknown("apply_chat_template", kwargs)
-
-        def encode(chat: Any) -> list[int]:
-            return chat_ids(self._common, chat, tools, continue_final_message, mends=self.mode == "test")
-
-        return self._chats(
+        return self._requests(
             conversation,
-            encode,
-            lambda chat: str(self.decode(encode(chat))),
+            tools,
+            continue_final_message,
+            {},
             tokenize=tokenize,
             padding=padding,
             truncation=truncation,
@@ -164,6 +162,22 @@ class MistralCommonTokenizer(ChatTokenizer):
             return_tensors=return_tensors,
             return_dict=return_dict,
         )
+
+    def _requests(
+        self,
+        conversation: Any,
+        tools: Sequence[Mapping[str, Any]] | None,
+        continue_final_message: bool,
+        request: Mapping[str, Any],
+        **result: Any,
+    ) -> Any:
+        """The result of `apply_chat_template`. request: further fields of mistral-common's request."""
+
+        def encode(chat: Any) -> list[int]:
+            mends = self.mode == "test"
+            return chat_ids(self._common, chat, tools, continue_final_message, mends=mends, request=request)
+
+        return self._chats(conversation, encode, lambda chat: str(self.decode(encode(chat))), **result)
 
     @classmethod
     def from_pretrained(

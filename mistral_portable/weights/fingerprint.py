@@ -20,7 +20,7 @@ _DECIDING = (
     "rms_norm_eps",
     "rope_theta",
     "layer_windows",
-    "yarn",
+    "rope_scaling",
     "query_scale",
     "num_experts_per_tok",
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.config import MistralConfig, QueryScale, Yarn
+from mistral_portable.config import LinearScaling, MistralConfig, QueryScale, Yarn
 from mistral_portable.config.hf import rope_from_hf
 from mistral_portable.errors import CheckpointError, ConfigError
 from mistral_portable.tokenizer.source import GGUFVocabulary
@@ -185,7 +185,7 @@ def _windows(window: Any, pattern: Array | None, layers: object) -> Any:
 
 
 def _rope_scaling(own: Mapping[str, Scalar]) -> dict[str, Any]:
-    """The fields yarn and query_scale, from the keys of llama.cpp's architecture `mistral3` (llama-model.cpp).
+    """The fields rope_scaling and query_scale, from the keys of llama.cpp's architecture `mistral3` (llama-model.cpp).
 
     llama.cpp's attention factor is `attn_factor`, usually 1, times a factor by `yarn_log_multiplier`: YaRN's default
     for the multiplier 0, and 1 for the multiplier 1.
@@ -204,11 +204,16 @@ def _rope_scaling(own: Mapping[str, Scalar]) -> dict[str, Any]:
             "beta_slow": own.get("rope.scaling.yarn_beta_slow"),
         }
         rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **scales, **more}
-        yarn: Yarn = rope_from_hf({"rope_parameters": rope})["yarn"]
-        found["yarn"] = yarn if attention == 1 else replace(yarn, attention_factor=yarn.attention_factor * attention)
+        yarn: Yarn = rope_from_hf({"rope_parameters": rope})["rope_scaling"]
+        found["rope_scaling"] = (
+            yarn if attention == 1 else replace(yarn, attention_factor=yarn.attention_factor * attention)
+        )
+    elif kind == "linear" and attention == 1:
+        found["rope_scaling"] = LinearScaling(factor)
     elif kind != "none" or factor not in (0, 1) or attention != 1:
         raise ConfigError(
-            f"rope.scaling.type={reprlib.repr(kind)}, rope.scaling.factor={reprlib.repr(factor)}: yarn is supported"
+            f"rope.scaling.type={reprlib.repr(kind)}, rope.scaling.factor={reprlib.repr(factor)}: "
+            "yarn and linear are supported"
         )
     if beta := own.get("attention.temperature_scale"):
         found["query_scale"] = QueryScale(beta, original)  # type: ignore[arg-type]  # it checks

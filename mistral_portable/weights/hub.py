@@ -14,7 +14,7 @@ from mistral_portable.weights.gguf import part_names
 from mistral_portable.weights.hf_files import TORCH_FILES, weight_names
 from mistral_portable.weights.integrity import check_downloads
 
-__all__ = ["Progress", "download", "download_config", "download_files", "download_tokenizer"]
+__all__ = ["Progress", "download", "download_config", "download_files", "download_tokenizer", "offline", "reporter"]
 
 Progress = Callable[[str, int, int], None]
 """Called from download threads as (what, bytes done, bytes in total as far as known)."""
@@ -58,7 +58,7 @@ def download(
     """
     from huggingface_hub import snapshot_download
 
-    bars = None if progress is None else _reporter(file or repository, progress)
+    bars = None if progress is None else reporter(file or repository, progress)
     begin = float(int(time.time()))  # some file systems store whole seconds
 
     def fetch(wanted: list[str], unwanted: list[str]) -> Path:
@@ -87,6 +87,13 @@ def download(
     except Exception as error:  # huggingface_hub raises OSErrors and, by version, those of requests, httpx or httpx2
         raise CheckpointError(f"{repository}: {_explain(error, repository, revision)}") from error
     return found
+
+
+def offline() -> bool:
+    """Whether the user has asked, by HF_HUB_OFFLINE, that the hub is not."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
 
 
 def _hf(snapshot: Path) -> Path | None:
@@ -188,18 +195,18 @@ def _explain(error: Exception, repository: str, revision: str | None) -> str:
             return "no such file or folder, and no such repository on the hub (or a private one: `hf auth login`)"
         case errors.RevisionNotFoundError():
             return f"the repository has no revision {revision!r}"
+        case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled() if offline():
+            return "the cache does not hold all files, and HF_HUB_OFFLINE is set: unset it to download them"
         case errors.LocalEntryNotFoundError():
-            return (
-                "the hub cannot be reached and the cache does not hold all files; check the network and HF_HUB_OFFLINE"
-            )
+            return "the hub cannot be reached and the cache does not hold all files; check the network"
         case OSError(errno=errno.ENOSPC):
             return f"the disk is full: free some space, or move the cache {constants.HF_HUB_CACHE} with HF_HOME"
         case _:
             return f"the download failed: {' '.join(str(error).split()) or type(error).__name__}"
 
 
-def _reporter(what: str, progress: Progress) -> type[Any]:
-    """A tqdm class that prints nothing and calls `progress`."""
+def reporter(what: str, progress: Progress) -> type[Any]:
+    """Make a `tqdm_class` for huggingface_hub that prints nothing and calls `progress`."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Reporter(tqdm):

@@ -51,7 +51,7 @@ def test_scratch_is_shown_where_the_program_knows_it(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("line", "status", "words"),
     [
-        ("bench tiny frob:3", 2, "'frob:3' is not prefill:TOKENS[@DEPTH], decode:DEPTH or batch:SEQUENCES"),
+        ("bench tiny frob:3", 2, "'frob:3' is not prefill:TOKENS[@DEPTH], decode:DEPTH, batch:SEQUENCES"),
         ("bench tiny prefill:0", 2, "'WHAT'"),
         ("bench tiny decode:-1", 2, "'WHAT'"),
         ("bench tiny batch:2 --repeat 0", 2, "'--repeat'"),

@@ -87,6 +87,8 @@ def test_quantize_takes_its_type_as_llama_cpp_does(tmp_path: Path) -> None:
         ("run x y", "(quote the prompt; --model names the model)"),
         ("generate x", "No such command 'generate' (is it 'run'?)"),
         ("server", "No such command 'server' (is it 'serve'?)"),
+        ("ls", "No such command 'ls' (is it 'list'?)"),
+        ("download x", "No such command 'download' (is it 'pull'?)"),
         ("perplxity", "(is it 'perplexity'?)"),
     ],
 )
@@ -94,6 +96,11 @@ def test_spellings_of_other_tools(line: str, hint: str) -> None:
     result = invoke(*line.split())
     assert (result.status, result.out, result.err.count("\n")) == (2, "", 1)
     assert hint in result.err
+
+
+def test_an_option_without_its_value() -> None:
+    assert "Option '--draft' requires an argument (auto|suffix|off|MODEL)" in invoke("run", "x", "--draft").err
+    assert "Option '--seed' requires an argument" in invoke("run", "x", "--seed").err
 
 
 @pytest.mark.parametrize("line", ["inspect --n-predict 4 tiny", "frobnicate", "run x --frob"])

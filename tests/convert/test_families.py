@@ -10,9 +10,18 @@ import pytest
 import torch
 from hf_models import hf_model
 from numpy.typing import NDArray
+from weights.files import random_tensors, small_config, write_hf
 
 import mistral_portable as mp
-from mistral_portable.config import MistralConfig, QueryScale
+from mistral_portable.config import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRope,
+    MistralConfig,
+    QueryScale,
+    RopeScaling,
+)
 from mistral_portable.errors import ConfigError
 from mistral_portable.testing.families import FAMILIES, shrunk
 from mistral_portable.weights import open_checkpoint
@@ -116,3 +125,26 @@ def test_what_a_format_cannot_say_is_refused(tmp_path: Path, to: str, changes: d
     with pytest.raises(ConfigError) as caught:
         write(target, model, plan(model), lambda part: None)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_rope_of_finetunes(tmp_path: Path) -> None:
+    """Each scaling goes to hf, where transformers reads it; linear ones to GGUF, too; else the error names the type."""
+    eights, ones = (8.0,) * 8, (1.0,) * 8
+    scalings: list[RopeScaling] = [
+        *(LinearScaling(4.0), DynamicScaling(2.0), Llama3Scaling(8.0, 16, 1.0, 4.0)),
+        LongRope(ones, eights, 16, 1.25),
+    ]
+    for scaling in scalings:
+        config = small_config(rope_scaling=scaling)
+        source, hf, other = (tmp_path / f"{name}-{scaling.kind}" for name in ("source", "hf", "other"))
+        write_hf(source, config, random_tensors(config, np.random.default_rng(0)))
+        mp.convert(source, hf, "hf")
+        assert answers(open_checkpoint(hf).config) == answers(open_checkpoint(source).config)
+        np.testing.assert_array_equal(by_transformers(hf), by_transformers(source))
+        for to in ("raw", "mlx", "gguf"):
+            if (to, scaling.kind) == ("gguf", "linear"):
+                mp.convert(source, other, to)
+                assert open_checkpoint(other).config.rope_scaling == scaling
+                continue
+            with pytest.raises(ConfigError, match=f"RoPE of the type '{scaling.kind}'.* convert it to hf"):
+                mp.convert(source, other, to)

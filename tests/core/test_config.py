@@ -12,10 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistral_portable.config import MistralConfig, QueryScale, Yarn
+from mistral_portable.config import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRope,
+    MistralConfig,
+    QueryScale,
+    RopeScaling,
+    Yarn,
+)
 from mistral_portable.errors import ConfigError
 from mistral_portable.graph import Rotation
-from mistral_portable.testing.strategies import configs
+from mistral_portable.testing.strategies import configs, rope_scalings
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
@@ -37,7 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "rope_theta": 10000.0,
     "sliding_window": 4096,
     "attention_dropout": 0.0,
-    "yarn": None,
+    "rope_scaling": None,
     "query_scale": None,
     "num_local_experts": 0,
     "num_experts_per_tok": 0,
@@ -249,6 +258,89 @@ def test_yarn_has_the_frequencies_of_its_docstring() -> None:
     assert Yarn(1, 64).frequencies(8, 1e4) == pytest.approx((1, 0.1, 0.01, 0.001))
 
 
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"rope_type": "linear", "factor": 4}, LinearScaling(4.0)),
+        ({"type": "dynamic", "factor": 2.0}, DynamicScaling(2.0)),
+        (
+            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            Llama3Scaling(8.0, 256, 1.0, 4.0),
+        ),
+        (
+            {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2] * 4, "attention_factor": 1.5},
+            LongRope((1.0,) * 4, (2.0,) * 4, 256, 1.5),
+        ),
+    ],
+)
+def test_other_scalings_of_transformers(rope: dict[str, Any], expected: RopeScaling) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256}
+    for name in ("rope_parameters", "rope_scaling"):
+        assert MistralConfig.from_dict({name: rope, **sizes}).rope_scaling == expected
+    # An original length beside the object comes first, as in transformers.
+    own = {"original_max_position_embeddings": 128}
+    found = MistralConfig.from_dict(
+        {"rope_parameters": rope | {"original_max_position_embeddings": 64}, **own, **sizes}
+    )
+    assert found.rope_scaling is not None
+    length = found.rope_scaling.original_max_position_embeddings
+    assert length == (None if rope.get("rope_type", "dynamic") in ("linear", "dynamic") else 128)
+
+
+def test_scalings_have_the_frequencies_of_their_docstrings() -> None:
+    assert LinearScaling(4).frequencies(4, 1e4) == (0.25, 0.0025)
+    assert DynamicScaling(4).frequencies(4, 1e4) == (1.0, 0.01)
+    llama = Llama3Scaling(8, 64, 1, 4).frequencies(8, 1e4)
+    assert llama == pytest.approx((1, 0.013042, 0.00125, 0.000125), rel=1e-4)
+
+
+def test_longrope_has_the_factors_of_its_model() -> None:
+    rope = LongRope((1.0, 1.0), (2.0, 4.0), 64, 1.0)
+    sizes: Any = {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "rope_scaling": rope}
+    short, long = (MistralConfig(max_position_embeddings=length, **sizes).rope_scaling for length in (64, 65))
+    assert short is not None
+    assert long is not None
+    assert (short.frequencies(4, 1e4), long.frequencies(4, 1e4)) == ((1.0, 0.01), (0.5, 0.0025))
+
+
+@pytest.mark.parametrize(
+    ("rope", "why"),
+    [
+        ({"rope_type": "proportional", "factor": 2.0}, "rope_type='proportional' is not supported: default, linear"),
+        ({"rope_type": "linear"}, "factor=None must be a finite number"),
+        ({"rope_type": "linear", "factor": 0.5}, "factor=0.5 must be at least 1"),
+        ({"rope_type": "linear", "factor": 2.0, "beta_fast": 2}, "'beta_fast'=2 is not supported"),
+        ({"rope_type": "dynamic", "factor": 1e300}, r"factor=1e\+300 must be from"),
+        ({"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0}, "high_freq_factor=None"),
+        (
+            {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 2.0, "high_freq_factor": 2.0},
+            "high_freq_factor=2.0 must be greater than low_freq_factor=2.0",
+        ),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 64}, "long_factor=None must be a list"),
+        ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, "1 entries, one for each of the 64"),
+        (
+            {"rope_type": "longrope", "short_factor": [0.0] * 64, "long_factor": [1.0] * 64},
+            "short_factor=0.0 must be positive",
+        ),
+        (
+            {"rope_type": "longrope", "short_factor": [1] * 64, "long_factor": [1] * 64, "attention_factor": -1},
+            "attention_factor=-1.0 must be positive",
+        ),
+    ],
+)
+def test_impossible_scalings(rope: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why) as raised:
+        MistralConfig.from_dict({"rope_parameters": rope, "max_position_embeddings": 256})
+    assert "\n" not in str(raised.value)
+
+
+@given(config=configs(), data=st.data())
+def test_scalings_round_trip(config: MistralConfig, data: st.DataObject) -> None:
+    scaling = data.draw(rope_scalings(original=data.draw(st.sampled_from([8, 4096])), pairs=config.head_dim // 2))
+    config = replace(config, rope_scaling=scaling, query_scale=None)
+    assert MistralConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
 def test_queries_grow_as_ministral_3s_do() -> None:
     rotation = Rotation((0.0,), query_scale=QueryScale(0.1, 16384))
     cosines = rotation.table(np.array([0, 16383, 16384, 131072]), np.float64)[:, 0, 0]
@@ -256,7 +348,7 @@ def test_queries_grow_as_ministral_3s_do() -> None:
 
 
 def test_two_original_lengths_have_no_keys_in_transformers() -> None:
-    config = MistralConfig(yarn=Yarn(16, 64), query_scale=QueryScale(0.1, 32))
+    config = MistralConfig(rope_scaling=Yarn(16, 64), query_scale=QueryScale(0.1, 32))
     with pytest.raises(ConfigError, match=r"different original lengths, \[32, 64\]"):
         config.to_dict()
 

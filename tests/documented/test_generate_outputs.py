@@ -110,6 +110,25 @@ def test_a_cache_of_transformers_examples() -> None:
     assert begun.get_seq_length() == 4
 
 
+def test_caches_that_callers_make() -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 4, "float64")
+    wanted = mine.generate([[1, 2, 3, 4, 5]], max_new_tokens=6)
+    for past in (ours.DynamicCache(), ours.StaticCache(max_cache_len=10)):
+        np.testing.assert_array_equal(
+            mine.generate([[1, 2, 3]], past_key_values=past, max_new_tokens=2)[:, :3], [[1, 2, 3]]
+        )
+        past.crop(3)
+        np.testing.assert_array_equal(mine.generate([[1, 2, 3, 4, 5]], past_key_values=past, max_new_tokens=6), wanted)
+    with pytest.raises(ValueError, match=r"3 \+ 12 columns exceed max_cache_len=9"):
+        mine.generate([[1, 2, 3]], past_key_values=ours.StaticCache(max_cache_len=9), max_new_tokens=10)
+    past = ours.DynamicCache()
+    with pytest.raises(ZeroDivisionError):
+        mine.generate([[1, 2, 3]], past_key_values=past, logits_processor=[lambda ids, scores: 1 / 0])
+    assert past.is_new
+    mine.generate([[1, 2, 3]], past_key_values=past, num_beams=2)
+    assert past.is_new
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

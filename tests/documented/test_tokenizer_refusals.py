@@ -66,7 +66,7 @@ ALIKE: dict[str, Call] = {
         [user("a")], continue_final_message=True
     ),
     "save_pretrained has no argument foo": lambda t: t.save_pretrained("/nowhere/at/all", foo=1),
-    "'x' is neither": lambda t: type(t)(FILES["v3"], mode="x"),
+    "'x' is none of test, finetuning": lambda t: type(t)(FILES["v3"], mode="x"),
     "MistralCommonTokenizer has no argument foo": lambda t: type(t)(FILES["v3"], foo=1),
     "from_pretrained has no argument foo": lambda t: type(t).from_pretrained("tiny", foo=1),
     "exclude each other": lambda t: type(t).from_pretrained("a/b", force_download=True, local_files_only=True),
@@ -98,7 +98,7 @@ STRICTER: dict[str, Call] = {
     "add_generation_prompt is not supported": lambda t: t.apply_chat_template([user("a")], add_generation_prompt=True),
     "apply_chat_template has no argument": lambda t: t.apply_chat_template([user("a")], reasoning_effort="high"),
     "pass its JSON schema": lambda t: t.apply_chat_template([user("a")], tools=[print]),
-    "'serving' is neither": lambda t: type(t)(FILES["v3"], mode="serving"),
+    "'serving' is none of test, finetuning": lambda t: type(t)(FILES["v3"], mode="serving"),
     "return_tensors='mlx'": lambda t: t("a", return_tensors="mlx"),
 }
 

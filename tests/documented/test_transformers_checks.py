@@ -207,11 +207,36 @@ def test_yarn_from_the_config(
 
 
 @pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "dynamic", "factor": 4.0},
+        {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    ],
+)
+def test_scalings_from_the_config(rope: dict[str, Any]) -> None:
+    """One value in all digits; more of them in `tests/peers/test_rope_scaling.py`."""
+    values = {key: value for key, value in VALUES.items() if key != "rope_theta"}
+    torch.manual_seed(0)
+    theirs: Any = transformers.MistralModel(transformers.MistralConfig(**values, rope_parameters=dict(rope))).eval()
+    tensors = {
+        f"model.{key}": DenseTensor(f"model.{key}", "float32", value.numpy())
+        for key, value in theirs.state_dict().items()
+    }
+    mine = ours.MistralModel(ours.MistralConfig(**values, rope_parameters=rope), backend="reference", tensors=tensors)
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(IDS)).last_hidden_state.numpy()
+    np.testing.assert_allclose(mine(IDS).last_hidden_state, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
     ("field", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type='linear' is not supported"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type='dynamic' is not supported"),
+        (
+            {"rope_parameters": {"rope_type": "proportional", "factor": 2.0}},
+            "rope_type='proportional' is not supported",
+        ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor'=0.5 is not supported"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistral_portable.drafts import Acceptance, StepCosts, best_lengths
+from mistral_portable.drafts import Acceptance, Offer, StepCosts, best_lengths
 
 chances = st.lists(st.lists(st.floats(0.01, 1), max_size=4), min_size=1, max_size=3)
 
@@ -45,15 +45,31 @@ def test_no_step_is_longer_than_the_times_that_are_known() -> None:
     assert best_lengths([[1.0]] * 4, [0.0, 1.0, 1.0]) == [0, 0, 0, 0]
 
 
-def test_matches_of_different_lengths_are_learned_apart() -> None:
-    acceptance = Acceptance()
+@given(st.lists(st.tuples(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2))), st.lists(st.integers(0, 9)))))
+def test_kinds_are_learned_apart_and_up_to_the_first_token_that_is_wrong(
+    offers: list[tuple[list[tuple[int, int]], list[int]]],
+) -> None:
+    acceptance, noted = Acceptance([0.5, 0.5, 0.5]), dict[int, list[bool]]({0: [], 1: [], 2: []})
+    for offered, came in offers:
+        Offer([token for token, _ in offered], [kind for _, kind in offered]).judge(came, acceptance)
+        for (token, kind), new in zip(offered, came, strict=False):
+            noted[kind].append(token == new)
+            if token != new:
+                break
+    for kind, rights in noted.items():
+        alone = Acceptance([0.5])
+        for right in rights:
+            alone.observe(0, right)
+        assert acceptance.of(kind) == alone.of(0)
+
+
+def test_what_is_always_right_or_never_is_soon_known() -> None:
+    acceptance = Acceptance([0.5, 0.5])
     for _ in range(50):
-        acceptance.observe(1, False)
-        acceptance.observe(20, True)
-    assert acceptance.of(1) < 0.05
-    assert acceptance.of(20) > 0.95
-    assert acceptance.of(20) == acceptance.of(17)
-    assert acceptance.of(0) == 0
+        acceptance.observe(0, False)
+        acceptance.observe(1, True)
+    assert acceptance.of(0) < 0.05
+    assert acceptance.of(1) > 0.95
 
 
 def test_a_time_that_was_long_by_chance_is_forgotten() -> None:
@@ -78,16 +94,17 @@ def test_a_time_that_was_long_by_chance_is_forgotten() -> None:
 def test_what_was_learned_pays_from_a_cold_start(right: float, least: float) -> None:
     """Every step has something to try, of which a share is right; steps take times that were measured (AVX-512)."""
     times = [0, 1, 1.1, 1.12, 1.15, 2.03, 2.06, 2.08, 2.11, 2.99, 3.05, 3.03, 3.06, 3.99, 3.98, 4.02, 4.04]
+    kinds = [0] * 4 + [1] * 8 + [2] * 3  # as behind matches of 4, 5, 6 ... tokens
     rates = list[float]()
     for seed in range(5):
-        random, costs, acceptance = Random(seed), StepCosts(64), Acceptance()
+        random, costs, acceptance = Random(seed), StepCosts(64), Acceptance([0.6, 0.7, 0.8])
         made, spent = 0, 0.0
         for _ in range(400):
-            chances = [acceptance.of(4 + behind) for behind in range(15)]
+            chances = [acceptance.of(kind) for kind in kinds]
             length = best_lengths([chances], costs.seconds())[0]
             accepted = next((behind for behind in range(15) if random.random() >= right), 15)
             for behind in range(min(accepted, length) + 1):
-                acceptance.observe(4 + behind, behind < accepted)
+                acceptance.observe(kinds[behind], behind < accepted)
             costs.observe(1 + length, times[1 + length])
             made, spent = made + 1 + min(accepted, length), spent + times[1 + length]
         rates.append(made / spent)

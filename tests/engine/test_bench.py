@@ -10,7 +10,7 @@ from mistral_portable.errors import InputError
 
 
 class Recorder:
-    """An engine that notes what it is asked for: "2x100" for a reset, (lengths of the chunks, logits) for a step."""
+    """An engine that notes what it is asked for: "2x100" for a reset, (lengths of chunks, rows of each) for a step."""
 
     vocab_size = 7
     max_context = 1000
@@ -22,9 +22,9 @@ class Recorder:
     def reset(self, sequences: int, room: int) -> None:
         self.asked.append(f"{sequences}x{room}")
 
-    def step(self, chunks: Sequence[Sequence[int]], logits: bool) -> None:
+    def step(self, chunks: Sequence[Sequence[int]], rows: int) -> None:
         assert all(0 <= token < self.vocab_size for chunk in chunks for token in chunk)
-        self.asked.append(([len(chunk) for chunk in chunks], logits))
+        self.asked.append(([len(chunk) for chunk in chunks], rows))
 
 
 def asked(text: str, tokens: int, repeats: int) -> tuple[list[object], list[object]]:
@@ -38,26 +38,35 @@ def asked(text: str, tokens: int, repeats: int) -> tuple[list[object], list[obje
 
 def test_a_prompt_is_one_sequence_in_chunks_with_logits_at_its_end() -> None:
     first, each = asked("prefill:700", tokens=3, repeats=2)
-    assert first == ["1x700", ([512], True)]
-    assert each == ["1x700", ([512], False), ([188], True)]
+    assert first == ["1x700", ([512], 1)]
+    assert each == ["1x700", ([512], 0), ([188], 1)]
 
 
 def test_decoding_at_a_depth_fills_the_cache_once() -> None:
     first, each = asked("decode:600", tokens=3, repeats=2)
-    assert first == ["1x607", ([512], False), ([88], True), ([1], True)]
-    assert each == [([1], True)] * 3
+    assert first == ["1x607", ([512], 0), ([88], 1), ([1], 1)]
+    assert each == [([1], 1)] * 3
 
 
 def test_a_prompt_at_a_depth_goes_on_where_the_last_one_ended() -> None:
     first, each = asked("prefill:100@600", tokens=3, repeats=2)
-    assert first == ["1x900", ([512], False), ([88], True), ([100], True)]
-    assert each == [([100], True)]
+    assert first == ["1x900", ([512], 0), ([88], 1), ([100], 1)]
+    assert each == [([100], 1)]
+
+
+def test_drafted_tokens_are_verified_in_steps_whose_logits_are_all_wanted() -> None:
+    first, each = asked("verify:4", tokens=9, repeats=2)
+    assert first == ["1x8", ([4], 4)]
+    assert each == ["1x8", ([4], 4), ([4], 4)]
+    first, each = asked("verify:4@600", tokens=2, repeats=2)
+    assert first == ["1x612", ([512], 0), ([88], 1), ([4], 4)]
+    assert each == [([4], 4)]
 
 
 def test_sequences_are_decoded_together_from_the_start() -> None:
     first, each = asked("batch:4", tokens=2, repeats=2)
-    assert first == ["4x2", ([1, 1, 1, 1], True)]
-    assert each == ["4x2", ([1, 1, 1, 1], True), ([1, 1, 1, 1], True)]
+    assert first == ["4x2", ([1, 1, 1, 1], 1)]
+    assert each == ["4x2", ([1, 1, 1, 1], 1), ([1, 1, 1, 1], 1)]
     assert parse("batch:4", 2).rate(0.5) == 16
     assert parse("batch:4@9", 2).depth == 9
 
@@ -76,10 +85,11 @@ def test_sequences_are_decoded_together_from_the_start() -> None:
         "decode:1@2",
         "prefill:1@",
         "batch:2@",
+        "verify:0",
     ],
 )
 def test_nonsense_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"prefill:TOKENS\[@DEPTH\], decode:DEPTH or batch:SEQUENCES"):
+    with pytest.raises(InputError, match=r"prefill:TOKENS\[@DEPTH\], decode:DEPTH, batch:SEQUENCES"):
         parse(text, 1)
 
 

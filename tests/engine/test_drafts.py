@@ -18,7 +18,7 @@ from mistral_portable.boundary.registry import candidates
 from mistral_portable.cache import CacheManager, StepPlan
 from mistral_portable.config import Window
 from mistral_portable.drafts import StepCosts
-from mistral_portable.errors import CacheError, CapacityError, InputError, NumericsError
+from mistral_portable.errors import CacheError, CapacityError, CheckpointError, InputError, NumericsError
 
 stepping: Any = import_module("mistral_portable.engine.steps")
 BACKENDS = [found.name for found in candidates() if found.availability.score > 0]
@@ -214,6 +214,53 @@ def test_a_text_that_repeats_nothing_tries_nothing() -> None:
     assert new
 
 
+@pytest.mark.usefixtures("timeless")
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_prediction_is_tried_from_the_first_token_on(as_text: bool) -> None:
+    """One that does not come costs the steps that tried it, and changes nothing."""
+    with mp.load("tiny", backend="numba") as model:
+        options: dict[str, Any] = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
+        expected = model.generate("Once upon a time", draft="off", **options)
+        prediction: str | tuple[int, ...] = expected.text if as_text else expected.tokens
+        found = model.generate("Once upon a time", prediction=prediction, **options)
+        assert found.tokens == expected.tokens
+        assert found.timings.accepted_tokens > 30
+        wrong = [token ^ 1 for token in expected.tokens]
+        assert model.generate("Once upon a time", prediction=wrong, **options).tokens == expected.tokens
+        again = model.generate("Once upon a time", prediction=[*range(5, 500)] * 20, **options)  # beyond _READ
+        assert again.tokens == expected.tokens
+
+
+@pytest.mark.usefixtures("timeless")
+@given(most=st.integers(0, 20))
+@settings(max_examples=8)  # of 21 numbers
+def test_a_call_may_say_how_much_is_tried(most: int) -> None:
+    model, _ = loaded(None)
+    options: dict[str, Any] = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    expected = model.generate([5, 6, 7], draft="off", **options).tokens
+    sizes, step = list[int](), model.program.step
+
+    def noted(plan: StepPlan, *arguments: Any) -> Any:
+        sizes.append(len(plan.tokens))
+        return step(plan, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.program, "step", noted)
+        switch = loaded(None)[1]
+        switch.source = Guessing(0, 0)
+        switch.source.texts.append((5, 6, 7, *expected))
+        assert model.generate([5, 6, 7], draft=most, **options).tokens == expected
+    assert max(sizes[1:]) <= 1 + min(most, 15)
+    assert (len(sizes) < 40) == (most > 0)
+
+
+@pytest.mark.parametrize("wrong", [3, [], ["a"], [10**9], {"content": "x"}, b"x"])
+def test_a_bad_prediction_is_refused(wrong: Any) -> None:
+    model, _ = loaded(None)
+    with pytest.raises(InputError):
+        model.generate([5], prediction=wrong)
+
+
 def test_a_grammar_forces_tokens_that_were_drafted() -> None:
     """Tokens that the grammar leaves alone may be those of a draft, or some of them, or none."""
     model, switch = loaded(None)
@@ -307,8 +354,8 @@ def test_seconds_count_the_sampler_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("wrong", ["tiny.gguf", 3, None, True])
 def test_a_bad_draft_is_refused(wrong: Any) -> None:
-    with pytest.raises(InputError, match="draft="):
+    with pytest.raises((InputError, CheckpointError), match="draft="):
         mp.load("tiny", draft=wrong)
     model, _ = loaded(None)
     with pytest.raises(InputError, match="draft="):
-        model.generate([5], draft=wrong)
+        model.generate([5], draft=-1 if wrong == 3 else wrong)

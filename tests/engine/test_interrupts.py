@@ -76,6 +76,11 @@ class InTurn:
         assert token == self.tokens[self._known]
         self._known += 1
 
+    def copy(self) -> "InTurn":
+        other = InTurn()
+        other._known = self._known
+        return other
+
 
 def generate_until_interrupted(model: mp.Model, seconds: float) -> None:
     timer = threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGINT])
@@ -84,14 +89,19 @@ def generate_until_interrupted(model: mp.Model, seconds: float) -> None:
     timer.join()
 
 
-@pytest.mark.parametrize("draft", ["off", "suffix"])
+@pytest.mark.parametrize("draft", ["off", "suffix", "model"])
 def test_ctrl_c_at_any_time(expected: list[tuple[int, ...]], draft: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that the main thread has open may end by it, but never with another text."""
     guesses = Guessing(0, 0.3, most=4)
     guesses.texts += [(*prompt, *text) for prompt, text in zip(PROMPTS, expected, strict=True)]
     monkeypatch.setattr(import_module("mistral_portable.engine.load"), "SuffixDrafting", lambda: guesses)
-    loaded = mp.load("tiny", backend="numba", window=64, threads=1, draft=draft)
-    with loaded as model, ThreadPoolExecutor(1) as pool:
+    # The same model guesses for itself, as far as it may: its clocks would say that this does not pay.
+    drafting = import_module("mistral_portable.engine.model_drafting")
+    monkeypatch.setattr(drafting, "best_lengths", lambda chances, seconds: [len(some) for some in chances])
+    guessing = mp.load("tiny", backend="numba", window=64, threads=1, draft="off", max_lanes=16)
+    source = guessing if draft == "model" else draft
+    loaded = mp.load("tiny", backend="numba", window=64, threads=1, draft=source)
+    with guessing, loaded as model, ThreadPoolExecutor(1) as pool:
         for number in range(1, 150):
             open_stream = model.stream(PROMPT, **OPTIONS)
             next(open_stream)
@@ -103,6 +113,8 @@ def test_ctrl_c_at_any_time(expected: list[tuple[int, ...]], draft: str, monkeyp
                 assert open_stream.generation.tokens == expected[0]
             assert open_stream.generation.tokens == expected[0][: len(open_stream.generation.tokens)]
             assert model.manager.lanes == ()
+        model.generate(PROMPT, **OPTIONS)
+        assert guessing.manager.lanes == ()
         assert (guesses.proposed > 0) == (draft == "suffix")
 
 

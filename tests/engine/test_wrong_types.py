@@ -51,6 +51,18 @@ def test_an_option_that_is_near_none(model: mp.Model) -> None:
         model.generate("x", frob=1)
 
 
+def test_an_argument_that_is_none_names_the_nearest() -> None:
+    wrong: Any = {"backnd": "numba"}
+    with pytest.raises(TypeError, match=r"^load\(\) has no argument 'backnd': is it 'backend'\?$"):
+        mp.load("tiny", **wrong)
+    wrong = {"temprature": 1}
+    with pytest.raises(TypeError, match=r"^SamplingParams\(\) has no argument 'temprature': is it 'temperature'\?$"):
+        mp.SamplingParams(**wrong)
+    wrong = {"frob": 1}
+    with pytest.raises(TypeError, match=r"^SamplingParams\(\) has no argument 'frob'$"):
+        mp.SamplingParams(8, **wrong)
+
+
 @pytest.mark.parametrize("wrong", [5, None, b"x", {"role": "user", "content": "x"}, 1.5])
 def test_conversations(wrong: Any, model: mp.Model) -> None:
     for call in (model.chat, model.tokenizer.chat):

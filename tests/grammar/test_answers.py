@@ -227,6 +227,9 @@ class Nothing:
     def accept(self, token: int) -> None:
         raise InputError("no more")
 
+    def copy(self) -> "Nothing":
+        return Nothing()
+
 
 def test_a_grammar_may_be_any_object_with_its_methods(model: mp.Model) -> None:
     with pytest.raises(InputError, match="no more"):

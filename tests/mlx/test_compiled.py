@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_portable_mlx import BACKEND
-from mlx_sessions import CONFIG, Session, text
+from mlx_sessions import CONFIG, Session, in_use, text
 
 import mistral_portable as mp
 from mistral_portable.boundary import ExecutorOptions, GreedyProgram, Step, prepare
@@ -74,6 +74,26 @@ def test_sequences_that_decode_together_share_a_step() -> None:
     assert session.program.traces == before
 
 
+@pytest.mark.parametrize(("counts", "again"), [([4, 4], 0), ([8], 0), ([9], 1), ([4, 3], 1)])
+def test_drafts_of_one_length_share_a_step(counts: list[int], again: int) -> None:
+    """Up to 8 tokens; where lengths differ a step is built each time."""
+    session = Session()
+    lanes = [session.begin(text(20, lane))[0] for lane in range(len(counts))]
+
+    def verify() -> None:
+        session.program.step(
+            session.manager.plan([Chunk(lane, text(n), range(n)) for lane, n in zip(lanes, counts, strict=True)])
+        )
+        for lane, n in zip(lanes, counts, strict=True):
+            session.manager.rollback(lane, session.manager.length(lane) - n + 1)
+
+    verify()
+    before = session.program.traces
+    for _ in range(4):
+        verify()
+    assert session.program.traces == before + 4 * again
+
+
 def test_replaced_rows_are_part_of_a_compiled_step() -> None:
     """Replacing a token's embedding by another token's gives the logits of the other token."""
     graph = select_rows(accept_embeddings(build(CONFIG)), "logits")
@@ -111,21 +131,21 @@ def test_memory_is_constant_once_the_window_is_full(kv_cache: str | None) -> Non
     session = Session(kv_cache=kv_cache)
     lane, _ = session.begin(text(70))  # the ring has 67 slots
     session.decode(lane, 1)
-    cache, active = session.program.cache_bytes, mx.get_active_memory()
+    cache, active = session.program.cache_bytes, in_use()
     session.decode(lane, 3 * 67)
     assert session.program.cache_bytes == cache
     assert mx.get_active_memory() <= active
 
 
 @pytest.mark.parametrize("kv_cache", [None, "q8_0"])
-@pytest.mark.parametrize("chunk", [1, 7])
+@pytest.mark.parametrize("chunk", [1, 4])
 def test_a_ring_is_written_in_place(kv_cache: str | None, chunk: int) -> None:
     """The scratch of a step is smaller than a copy of one layer's keys."""
     config = replace(
         CONFIG.with_window(1000), head_dim=256, num_key_value_heads=4
     )  # keys that outweigh scores and activations
     session = Session(config, max_context=9000, max_chunk=100, kv_cache=kv_cache)
-    weights = mx.get_active_memory()
+    weights = in_use()
     lane, _ = session.begin(text(1200))
     session.feed(lane, text(chunk))
     mx.reset_peak_memory()
@@ -138,7 +158,7 @@ def test_a_page_grows_a_layer_at_a_time() -> None:
     """No more than one layer's keys and values are in memory twice."""
     config = replace(CONFIG.with_window(None), head_dim=256, num_key_value_heads=4, num_hidden_layers=4)
     session = Session(config, max_context=9000, max_chunk=100)
-    weights = mx.get_active_memory()
+    weights = in_use()
     lane, _ = session.begin(text(2048))
     before = session.program.cache_bytes
     mx.reset_peak_memory()
@@ -151,7 +171,7 @@ def test_a_page_grows_a_layer_at_a_time() -> None:
 def test_steps_that_choose_for_themselves_are_built_once_and_write_in_place() -> None:
     config = replace(CONFIG.with_window(1000), head_dim=256, num_key_value_heads=4)
     session = Session(config, max_context=9000, max_chunk=100)
-    weights = mx.get_active_memory()
+    weights = in_use()
     lane, _ = session.begin(text(1200))
     step = session.program.submit(session.manager.plan([Chunk(lane, [1], [0])]))
     traces = session.program.traces

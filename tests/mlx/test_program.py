@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mistral_portable_mlx import BACKEND
 from mistral_portable_mlx.cache import room
 from mistral_portable_mlx.memory import Memory
-from mlx_sessions import CONFIG, Session, text
+from mlx_sessions import CONFIG, Session, in_use, text
 from weights.files import random_blocks
 
 from mistral_portable.boundary import ExecutorOptions, load_lane, prepare, save_lane
@@ -66,7 +66,7 @@ def test_a_model_that_cannot_fit_is_refused_with_the_sum() -> None:
 
 
 def test_a_cache_that_outgrows_the_memory_is_an_error_and_the_rest_goes_on() -> None:
-    session = Session(WIDE, max_context=9000, max_chunk=500, memory=mx.get_active_memory() + 1_500_000)
+    session = Session(WIDE, max_context=9000, max_chunk=500, memory=in_use() + 1_500_000)
     first, _ = session.begin(text(200))
     second = session.manager.open()
     with pytest.raises(CapacityError, match=r"more beside .* in use"):
@@ -100,7 +100,7 @@ def test_a_fork_shares_memory_until_it_is_written_to(kv_cache: str | None) -> No
 
 def test_a_fork_for_whose_copy_there_is_no_memory_is_refused() -> None:
     """The first write after a fork makes the copy. The source is then still written in place."""
-    session = Session(WIDE, max_context=9000, max_chunk=500, memory=mx.get_active_memory() + 2_000_000)
+    session = Session(WIDE, max_context=9000, max_chunk=500, memory=in_use() + 2_000_000)
     lane, _ = session.begin(text(2400))
     before = session.program.cache_bytes
     assert before > 1_000_000

@@ -98,6 +98,21 @@ def test_what_is_given_comes_before_what_is_stated(
     assert {name: getattr(params, name) for name in expected} == expected
 
 
+def test_a_prediction_and_how_much_is_tried() -> None:
+    parts = [{"type": "text", "text": "Once "}, {"type": "text", "text": "more"}]
+    for content, text in (("Once", "Once"), (parts, "Once more")):
+        body = {"messages": MESSAGES, "prediction": {"type": "content", "content": content}, "speculative.n_max": 4}
+        options = parse_request(CHAT, body).options()
+        assert (options["prediction"], options["draft"]) == (text, 4)
+    assert not parse_request(CHAT, {"messages": MESSAGES, "prediction": None}).options().keys() & {
+        "prediction",
+        "draft",
+    }
+    for wrong in ({"prediction": "Once"}, {"prediction": {"type": "image", "content": ""}}, {"speculative.n_max": -1}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            parse_request(CHAT, {"messages": MESSAGES, **wrong})
+
+
 def test_a_gap_is_filled_as_stated() -> None:
     stated: dict[str, Any] = {"temperature": 0.2, "top_k": 3, "max_tokens": 5}
     own = check_body(FimRequest, {"prompt": "a"})

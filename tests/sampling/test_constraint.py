@@ -41,6 +41,9 @@ class Places:
         assert token in self._here()
         self.taken.append(token)
 
+    def copy(self) -> "Places":
+        return Places(self.places, self.known, list(self.taken))
+
 
 sets = st.frozensets(st.integers(0, VOCAB - 1), min_size=1, max_size=3)
 options = st.fixed_dictionaries(

@@ -45,6 +45,24 @@ def test_a_seeded_text_is_the_model_s(client: openai.OpenAI, model: mp.Model) ->
     assert [choice.text for choice in answer.choices] == [one.text for some in alone for one in some]
 
 
+def test_a_prediction_saves_steps_and_changes_nothing(
+    client: openai.OpenAI, model: mp.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepCosts, "seconds", lambda self: [1.0] * 65)  # all steps count as equally long
+    alone = model.chat(CHAT, temperature=0, max_tokens=None, draft="off")
+    predicted = {"type": "content", "content": alone.text}
+    ask = client.chat.completions.create
+    answer = ask(model="any", messages=CHAT, temperature=0, prediction=predicted)  # type: ignore[call-overload]
+    assert answer.choices[0].message.content == alone.text
+    right = answer.usage.completion_tokens_details.accepted_prediction_tokens
+    assert 0 < right <= len(alone.tokens)
+    off = ask(  # type: ignore[call-overload]
+        model="any", messages=CHAT, temperature=0, prediction=predicted, extra_body={"speculative.n_max": 0}
+    )
+    assert off.choices[0].message.content == alone.text
+    assert off.usage.completion_tokens_details is None
+
+
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 
 

@@ -6,8 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flash_kernels import flash_attn_varlen_func, flash_attn_with_kvcache, flash_forward
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mistral_portable_torch.attention import Attention
+from mistral_portable_torch.attention.flash import FlashAttn
+from mistral_portable_torch.attention.varlen import Varlen
 from mistral_portable_torch.padding import bucket
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_sessions import CONFIG, PagedBackend, Repeated, Session, text
@@ -27,13 +31,21 @@ def test_buckets(count: int, size: int) -> None:
     assert bucket(count) == size
 
 
-def many_lanes(record: Repeated | None, config: MistralConfig = CONFIG) -> Session:
-    session = Session(config, PagedBackend(page=3, record=record))
+KERNELS: dict[str, Attention | None] = {
+    "sdpa": None,
+    "flash": FlashAttn(flash_attn_varlen_func, flash_attn_with_kvcache),
+    "varlen": Varlen(flash_forward),
+}
+
+
+def many_lanes(record: Repeated | None, config: MistralConfig = CONFIG, kernel: Attention | None = None) -> Session:
+    backend = PagedBackend(page=3, record=record, kernel=kernel)
+    session = Session(config, backend)
     session.spec = CacheSpec.from_config(config, max_context=90, page_size=3, max_chunk=8, max_lanes=9)
     session.manager = CacheManager(session.spec)
     graph = select_rows(build(config), "logits")
     weights, options = random_weights(build(config), 0), ExecutorOptions(dtype="float32")
-    session.program = prepare(PagedBackend(page=3, record=record), graph, weights, session.spec, options)  # type: ignore[assignment]
+    session.program = prepare(backend, graph, weights, session.spec, options)  # type: ignore[assignment]
     return session
 
 
@@ -44,28 +56,40 @@ CLOSE: Any = {"rtol": 1e-4, "atol": 1e-5}
 @settings(max_examples=15, deadline=None)  # each runs both programs for dozens of steps
 @given(
     st.lists(
-        st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=9, unique_by=lambda pair: pair[0]),
+        st.lists(
+            st.tuples(st.integers(0, 8), st.integers(1, 8), st.integers(0, 8)),
+            min_size=1,
+            max_size=9,
+            unique_by=lambda some: some[0],
+        ),
         min_size=3,
-        max_size=12,
+        max_size=6,
     ),
-    st.sampled_from([None, 4]),
+    st.one_of(st.none(), st.integers(1, 8)),
+    st.sampled_from(list(KERNELS)),
+    st.booleans(),
 )
 def test_lanes_that_come_and_go_have_the_logits_of_steps_that_are_not_recorded(
-    steps: list[list[tuple[int, bool]]], window: int | None
+    drawn: list[list[tuple[int, int, int]]], window: int | None, kernel: str, decodes: bool
 ) -> None:
-    """Each step takes some lanes, and asks for the logits of some of them."""
-    sessions = [many_lanes(record, CONFIG.with_window(window)) for record in (Repeated(), None)]
+    """Each step takes some lanes, and asks for the logits of some of their tokens: of one, or of a few drafted ones."""
+    steps = [
+        [(lane, 1, min(rows, 1)) if decodes else (lane, n, min(rows, n)) for lane, n, rows in some] for some in drawn
+    ]
+    sessions = [many_lanes(record, CONFIG.with_window(window), KERNELS[kernel]) for record in (Repeated(), None)]
     for session in sessions:
         for lane in range(9):
             session.begin(text(1 + 2 * lane, lane))
     for number, lanes in enumerate(steps):
         recorded, plain = (
             session.program.step(
-                session.manager.plan([Chunk(lane, [number], [0] if wanted else []) for lane, wanted in lanes])
+                session.manager.plan(
+                    [Chunk(lane, [number, *text(n - 1)], range(n - rows, n)) for lane, n, rows in lanes]
+                )
             )["logits"]
             for session in sessions
         )
-        assert recorded.shape == (sum(wanted for _, wanted in lanes), CONFIG.vocab_size)
+        assert recorded.shape == (sum(rows for _, _, rows in lanes), CONFIG.vocab_size)
         np.testing.assert_allclose(recorded, plain, **CLOSE)
     for lane in range(9):  # what was written is there, and in nobody else's pages
         for recorded, plain in zip(*(session.feed(lane, [1, 2]) for session in sessions), strict=True):
@@ -82,6 +106,21 @@ def test_one_recording_serves_all_numbers_of_a_bucket() -> None:
         session.program.step(session.manager.plan([Chunk(lane, [0], [0]) for lane in lanes[:count]]))
     assert record.records == 1
     assert record.replays == 4
+
+
+def test_drafts_of_any_lengths_replay_what_was_recorded_for_their_number() -> None:
+    """7 or 8 tokens, of one sequence or of several: as the parts of 8 in which the prompts were read here."""
+    record = Repeated()
+    session = many_lanes(record, CONFIG.with_window(None), KERNELS["flash"])
+    lanes = [session.begin(text(20, lane))[0] for lane in range(4)]
+    record.records = record.replays = 0
+    for counts in ([8], [5, 3], [2, 2, 2, 1], [1, 7]):
+        for lane in lanes:
+            session.manager.rollback(lane, 12)  # so that pools need not grow, which drops what is recorded
+        session.program.step(
+            session.manager.plan([Chunk(lane, text(n), range(n)) for lane, n in zip(lanes, counts, strict=False)])
+        )
+    assert (record.records, record.replays) == (0, 4)
 
 
 def test_a_step_whose_embeddings_are_given_is_not_padded() -> None:

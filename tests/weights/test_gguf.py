@@ -221,7 +221,7 @@ def test_the_window_of_v01_is_inferred_with_a_notice(tmp_path: Path, changes: di
 @pytest.mark.parametrize(
     ("metadata", "named"),
     [
-        ({"llama.rope.scaling.type": "linear"}, "rope.scaling.type='linear'"),
+        ({"llama.rope.scaling.type": "longrope"}, "rope.scaling.type='longrope'"),
         ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 0.5}, "factor=0.5"),
         ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor=0.5"),
         ({"llama.rope.scaling.factor": 4.0}, "rope.scaling.factor=4.0"),

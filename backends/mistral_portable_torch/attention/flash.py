@@ -29,7 +29,7 @@ class FlashAttn:
     window sees all keys; said so (no mask, no window), the kernels read a key once for all query heads of its group.
     """
 
-    recordable = True
+    recordable = 8
 
     def __init__(self, varlen: Callable[..., Tensor], with_kvcache: Callable[..., Tensor] | None) -> None:
         """flash_attn's flash_attn_varlen_func, and flash_attn_with_kvcache, which splits the keys of a single query

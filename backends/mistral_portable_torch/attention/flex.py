@@ -14,7 +14,7 @@ __all__ = ["Flex"]
 class Flex(Pieces):
     """Compiled on a GPU, where blocks of keys that no query sees are skipped; plain operations on a CPU."""
 
-    recordable = False  # the host makes the mask's blocks
+    recordable = 0  # the host makes the mask's blocks
 
     def __init__(self, compiled: bool) -> None:
         self._attend: Any = torch.compile(flex_attention, dynamic=True) if compiled else flex_attention

@@ -50,8 +50,9 @@ class Attention(Protocol):
     """Softmax attention of ragged sequences over their pages."""
 
     @property
-    def recordable(self) -> bool:
-        """Whether the host's work depends on `Planned.fixed` alone, so that a CUDA graph can replay the step."""
+    def recordable(self) -> int:
+        """The most tokens of a sequence in a step that a CUDA graph can replay: the host's work for it depends on
+        `Planned.fixed` alone. 0: none can. Beyond 1 each token is planned as a sequence of its own."""
 
     def plan(self, reads: GroupReads, recorded: bool) -> Planned[Integers]:
         """Plan on the host, once for all layers of a group.
@@ -107,7 +108,7 @@ class _Fixed:
 class Pieces:
     """Planning for kernels that take one sequence at a time, and mask its whole pages by position."""
 
-    recordable = True
+    recordable = 1
 
     def plan(self, reads: GroupReads, recorded: bool) -> Planned[Integers]:
         table, counts = reads.table(recorded), reads.counts.tolist()

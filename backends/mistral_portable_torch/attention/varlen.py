@@ -50,7 +50,7 @@ class _Decode:
 class Varlen:
     """FlashAttention on sequences that lie end to end."""
 
-    recordable = True
+    recordable = 8
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         """The op of `flash_forward`."""
