@@ -50,7 +50,8 @@ class _Call:
 
     ids: the padded prompts [P, T], without columns if they are embeddings. batch: what is to be read of them. prompts:
     what rules know of them. ends: ids that end a text. pad: fills rows. most: tokens of an answer. params: how tokens
-    are drawn. rules: of each row. watch: looks at the answers. past: the caller's cache. library: the caller's.
+    are drawn. rules: of each row. watch: looks at the answers. past: the caller's cache; new: one that is empty. library:
+    the caller's.
     """
 
     config: GenerationConfig
@@ -65,6 +66,7 @@ class _Call:
     watch: Watch
     watches: bool
     past: Cache | None
+    new: DynamicCache | None
     library: Library
 
     def take(self, rows: Sequence[int]) -> "_Call":
@@ -157,7 +159,8 @@ class Generates(MistralPreTrainedModel):
             mask = inferred_mask(prompt, pad, ends)
         copies = 1 if config.num_beams > 1 else config.num_return_sequences
         prompt, mask = np.repeat(prompt, copies, 0), None if mask is None else np.repeat(mask, copies, 0)
-        begun = None if isinstance(past, DynamicCache) and past.is_new else past
+        new = past if isinstance(past, DynamicCache) and past.is_new else None
+        begun = past if new is None else None
         batch = self._unread(prompt, mask, begun)
         most = _most(config, prompt.shape[1], self.decoder.config.max_position_embeddings)
         ids = np.zeros((len(prompt), 0), np.int64) if prompt.ndim == 3 else prompt.astype(np.int64)
@@ -195,7 +198,8 @@ class Generates(MistralPreTrainedModel):
                 Rules(rules, guidance, custom),
                 Watch(ids, library, streamer, criteria),
                 watches,
-                past,
+                begun,
+                new,
                 library,
             )
             if config.num_beams > 1:
@@ -265,15 +269,15 @@ class Generates(MistralPreTrainedModel):
         """Continue each row: in the engine's loop, or, where a cache or what steps make is wanted, step by step."""
         config, returns = call.config, bool(call.config.return_dict_in_generate)
         column = call.watch if call.watches else None
-        if not (steps or returns or call.past is not None):
+        given = call.past is not None or call.new is not None
+        if not (steps or returns or given):
             drafts = whole_number("prompt_lookup_num_tokens", config.prompt_lookup_num_tokens)
             rules, common = call.rules.rows, (call.ends, call.pad)
             after = continue_rows(self.decoder, call.batch, call.params, rules, *common, drafts=drafts, column=column)
             return call.library.make(np.concatenate([call.ids, after], axis=1))
         record = call.record()
-        is_new = isinstance(call.past, DynamicCache) and call.past.is_new
-        cache = self.decoder.new_cache(len(call.ids), call.past) if call.past is None or is_new else call.past
-        keeps = call.past is not None or (returns and config.use_cache)
+        cache = self.decoder.new_cache(len(call.ids), call.new) if call.past is None else call.past
+        keeps = given or (returns and config.use_cache)
         try:
             after = draw_rows(
                 self.decoder,
@@ -290,9 +294,9 @@ class Generates(MistralPreTrainedModel):
                 column=column,
             )
         except BaseException:
-            keeps = call.past is not None
-            if is_new:
-                call.past.forget()
+            keeps = given
+            if call.new is not None:
+                call.new.forget()
             raise
         finally:
             if not keeps:
@@ -335,8 +339,7 @@ class Generates(MistralPreTrainedModel):
         """Run the searches of a call; the cache, whose rows are those of the last step, is the caller's to close."""
         config, width, rows = call.config, call.config.num_beams, len(call.ids)
         ends, columns = np.array(call.ends, np.int64), call.ids.shape[1]
-        is_new = call.past is None or (isinstance(call.past, DynamicCache) and call.past.is_new)
-        first = self.decoder.new_cache(rows) if is_new else call.past.take(range(rows))
+        first = self.decoder.new_cache(rows) if call.past is None else call.past.take(range(rows))
         with ExitStack() as closing:
             closing.callback(first.close)
             logits, outputs = advance(self.decoder, call.batch, first, record.exposed)

@@ -119,7 +119,7 @@ def test_caches_that_callers_make() -> None:
         )
         past.crop(3)
         np.testing.assert_array_equal(mine.generate([[1, 2, 3, 4, 5]], past_key_values=past, max_new_tokens=6), wanted)
-    with pytest.raises(ValueError, match=r"3 \+ 12 columns exceed max_cache_len=9"):
+    with pytest.raises(ValueError, match=r"0 \+ 12 columns exceed max_cache_len=9"):
         mine.generate([[1, 2, 3]], past_key_values=ours.StaticCache(max_cache_len=9), max_new_tokens=10)
     past = ours.DynamicCache()
     with pytest.raises(ZeroDivisionError):

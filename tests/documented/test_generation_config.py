@@ -68,7 +68,7 @@ def test_drawn_tokens_are_those_of_the_arguments_of_these_names() -> None:
     ("stated", "message"),
     [
         ({"num_beam_groups": 4}, "num_beam_groups=4 is not supported: transformers 5 has it as code on the hub"),
-        ({"suppress_tokens": 1.5}, "suppress_tokens=1.5 must be a token id or a list of them"),
+        ({"suppress_tokens": 1.5}, "suppress_tokens is float64: pass integers"),
         ({"temperature": "hot", "do_sample": True}, "temperature='hot' must be a number"),
         ({"max_new_tokens": "x"}, "max_new_tokens='x' must be an integer"),
         ({"do_sample": "x"}, "do_sample is a str"),
