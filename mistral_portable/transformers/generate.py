@@ -1,91 +1,43 @@
 """Generates: `generate` and what belongs to it, for the causal LM."""
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.errors import InputError
-from mistral_portable.sampling import SamplingParams
-from mistral_portable.transformers.arrays import Library, as_numpy, checked_bool, integers, library_of
+from mistral_portable.transformers.arrays import Library, as_numpy, integers, library_of
 from mistral_portable.transformers.batch import Batch, read_batch
 from mistral_portable.transformers.beams import Beam, Beams, search
 from mistral_portable.transformers.cache import Cache
-from mistral_portable.transformers.checks import is_given, number, positive, shown, whole_number
-from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES, MOST_ROWS, Outputs
-from mistral_portable.transformers.generation import continue_rows, inferred_mask, require_room
-from mistral_portable.transformers.generation_config import GenerationConfig, merged
-from mistral_portable.transformers.guidance import Guidance
-from mistral_portable.transformers.logits_rules import Prompt, logits_rules
-from mistral_portable.transformers.new_caches import DynamicCache, StaticCache
-from mistral_portable.transformers.outputs import (
-    GenerateBeamDecoderOnlyOutput,
-    GenerateDecoderOnlyOutput,
+from mistral_portable.transformers.checks import number, whole_number
+from mistral_portable.transformers.decoder import MOST_ROWS, Outputs
+from mistral_portable.transformers.generate_call import (
+    Call,
+    allowed_ids,
+    checked_config,
+    criteria_of,
+    custom_rules,
+    drawing,
+    most_new,
+    prompt_of,
 )
+from mistral_portable.transformers.generation import continue_rows, inferred_mask, require_room
+from mistral_portable.transformers.generation_config import GenerationConfig
+from mistral_portable.transformers.guidance import Guidance
+from mistral_portable.transformers.logits_rules import logits_rules
+from mistral_portable.transformers.new_caches import DynamicCache, StaticCache
+from mistral_portable.transformers.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from mistral_portable.transformers.pretrained_model import MistralPreTrainedModel
 from mistral_portable.transformers.seeds import fresh_seed
-from mistral_portable.transformers.stepwise import Logits, Record, Rules, advance, draw_rows
-from mistral_portable.transformers.stopping import Criterion, called, stop_strings, time_limit
+from mistral_portable.transformers.stepwise import Record, Rules, advance, draw_rows
 from mistral_portable.transformers.transition_scores import transition_scores
 from mistral_portable.transformers.watch import Watch, checked_streamer
-from mistral_portable.transformers.without_effect import GENERATING, without_effect
 
 __all__ = ["Generates"]
-
-
-_FILTERS = ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Fields of a GenerationConfig that SamplingParams has under the same names, where None is its default."""
-
-_OUTPUTS = {"output_attentions": ATTENTIONS, "output_hidden_states": HIDDEN_STATES}
-_DEFAULT_NEW = 20  # tokens where neither the call nor the model states a length
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call of `generate`, checked.
-
-    ids: the padded prompts [P, T], without columns if they are embeddings. batch: what is to be read of them. prompts:
-    what rules know of them. ends: ids that end a text. pad: fills rows. most: tokens of an answer. params: how tokens
-    are drawn. rules: of each row. watch: looks at the answers. past: the caller's cache; new: one that is empty. library:
-    the caller's.
-    """
-
-    config: GenerationConfig
-    ids: NDArray[np.int64]
-    batch: Batch
-    prompts: Sequence[Prompt]
-    ends: Sequence[int]
-    pad: int
-    most: int
-    params: SamplingParams
-    rules: Rules
-    watch: Watch
-    watches: bool
-    past: Cache | None
-    new: DynamicCache | None
-    library: Library
-
-    def take(self, rows: Sequence[int]) -> "_Call":
-        """The call for some of the prompts."""
-        return replace(
-            self,
-            ids=self.ids[rows],
-            batch=self.batch.take(rows),
-            prompts=[self.prompts[row] for row in rows],
-            rules=replace(self.rules, rows=[self.rules.rows[row] for row in rows]),
-        )
-
-    def record(self) -> Record:
-        """A record of the steps, for what the call asks for."""
-        config = self.config
-        if not config.return_dict_in_generate:
-            return Record()
-        exposed = frozenset(output for name, output in _OUTPUTS.items() if getattr(config, name))
-        return Record([] if config.output_scores else None, [] if config.output_logits else None, exposed)
 
 
 class Generates(MistralPreTrainedModel):
@@ -146,7 +98,7 @@ class Generates(MistralPreTrainedModel):
         if len(given) != 1:
             raise InputError("generate takes one of inputs and input_ids, token ids [batch, tokens], or inputs_embeds")
         refused = {"synced_gpus": synced_gpus, "assistant_model": assistant_model, "custom_generate": custom_generate}
-        config = _config({**refused, **options}, generation_config, self.generation_config)
+        config = checked_config({**refused, **options}, generation_config, self.generation_config)
         library = library_of(given[0])
         past = past_key_values if cache is None else cache
         self.require_own(past)
@@ -162,22 +114,22 @@ class Generates(MistralPreTrainedModel):
         new = past if isinstance(past, DynamicCache) and past.is_new else None
         begun = past if new is None else None
         batch = self._unread(prompt, mask, begun)
-        most = _most(config, prompt.shape[1], self.decoder.config.max_position_embeddings)
+        most = most_new(config, prompt.shape[1], self.decoder.config.max_position_embeddings)
         ids = np.zeros((len(prompt), 0), np.int64) if prompt.ndim == 3 else prompt.astype(np.int64)
         require_room(batch, [0] * len(ids) if begun is None else list(map(len, begun.columns)), most, self._context)
         if isinstance(past, StaticCache):
             past.require_room(batch.shape[1] + most - 1)
-        prompts = [_prompt(row, mask, number, copies) for number, row in enumerate(ids)]
-        allowed = None if prefix_allowed_tokens_fn is None else _allowed(prefix_allowed_tokens_fn, library)
+        prompts = [prompt_of(row, mask, number, copies) for number, row in enumerate(ids)]
+        allowed = None if prefix_allowed_tokens_fn is None else allowed_ids(prefix_allowed_tokens_fn, library)
         rules = [
             logits_rules(config, one, ends=ends, most=most, vocab_size=self._vocab_size, allowed=allowed)
             for one in prompts
         ]
-        criteria = _criteria(config, stopping_criteria, tokenizer, library)
+        criteria = criteria_of(config, stopping_criteria, tokenizer, library)
         watches = bool(criteria) or checked_streamer(streamer) is not None
         if streamer is not None and config.num_beams > 1:
             raise InputError("streamer: beams have no text before they end: leave it out, or pass num_beams=1")
-        custom = _custom(logits_processor, library)
+        custom = custom_rules(logits_processor, library)
         scale = 1.0 if config.guidance_scale is None else number("guidance_scale", config.guidance_scale)
         with ExitStack() as closing:
             guidance = None
@@ -186,7 +138,7 @@ class Generates(MistralPreTrainedModel):
                 other = self.decoder.new_cache(len(ids))
                 closing.callback(other.close)
                 guidance = Guidance(self.decoder, other, negative, scale)
-            call = _Call(
+            call = Call(
                 config,
                 ids,
                 batch,
@@ -194,7 +146,7 @@ class Generates(MistralPreTrainedModel):
                 ends,
                 next(iter(ends), 0) if pad is None else pad,
                 most,
-                _params(config, most, fresh_seed() if seed is None else seed),
+                drawing(config, most, fresh_seed() if seed is None else seed),
                 Rules(rules, guidance, custom),
                 Watch(ids, library, streamer, criteria),
                 watches,
@@ -265,7 +217,7 @@ class Generates(MistralPreTrainedModel):
             raise InputError(f"negative_prompt_ids have {len(prompt)} rows: pass one, not empty, for each prompt")
         return read_batch(prompt, kept, None, [np.zeros(0, np.intp)] * len(prompt), 0, self.decoder.config)
 
-    def _rows(self, call: _Call, *, steps: bool) -> Any:
+    def _rows(self, call: Call, *, steps: bool) -> Any:
         """Continue each row: in the engine's loop, or, where a cache or what steps make is wanted, step by step."""
         config, returns = call.config, bool(call.config.return_dict_in_generate)
         column = call.watch if call.watches else None
@@ -307,7 +259,7 @@ class Generates(MistralPreTrainedModel):
         past = cache if config.use_cache else None
         return GenerateDecoderOnlyOutput(sequences, past_key_values=past, **_recorded(record, call.library))
 
-    def _beams(self, call: _Call) -> Any:
+    def _beams(self, call: Call) -> Any:
         """Search the best texts of each prompt, of as many prompts at a time as there are lanes for."""
         config = call.config
         if call.rules.guidance is not None:
@@ -335,7 +287,7 @@ class Generates(MistralPreTrainedModel):
             **_recorded(record, call.library),
         )
 
-    def _search(self, call: _Call, record: Record) -> tuple[Cache, list[Beams]]:
+    def _search(self, call: Call, record: Record) -> tuple[Cache, list[Beams]]:
         """Run the searches of a call; the cache, whose rows are those of the last step, is the caller's to close."""
         config, width, rows = call.config, call.config.num_beams, len(call.ids)
         ends, columns = np.array(call.ends, np.int64), call.ids.shape[1]
@@ -381,109 +333,6 @@ class Generates(MistralPreTrainedModel):
             )
             closing.pop_all()
         return cache, searches
-
-
-def _config(options: Mapping[str, Any], given: GenerationConfig | None, model: GenerationConfig) -> GenerationConfig:
-    """The fields of a call, checked. Raises InputError for what is not supported or does not fit."""
-    fields = vars(GenerationConfig())
-    unknown = {name: value for name, value in options.items() if name not in fields}
-    for name, value in without_effect(unknown, GENERATING, "generate").items():
-        if value is not None:
-            near = difflib.get_close_matches(name, fields, 1)
-            hint = f"is {near[0]} meant?" if near else "leave it out"
-            raise InputError(f"generate: {name}={shown(value)} is not supported: {hint}")
-    config = merged({name: value for name, value in options.items() if name in fields}, given, model)
-    without_effect(config.to_diff_dict(), GENERATING, "generate")
-    kind = config.cache_implementation
-    if not isinstance(kind, str | None) or kind == "quantized":
-        raise InputError(f"cache_implementation={shown(kind)} is not supported: load(kv_cache=...) chooses a type")
-    for name in ("do_sample", "return_dict_in_generate", "use_cache", *_FLAGS):
-        value = getattr(config, name)
-        setattr(config, name, name == "use_cache" if value is None else checked_bool(name, value))
-    for name in ("num_beams", "num_return_sequences"):
-        value = getattr(config, name)
-        setattr(config, name, 1 if value is None else positive(name, value))
-    if config.num_beams > MOST_ROWS // 2:
-        raise InputError(f"num_beams={shown(config.num_beams)} must be from 1 to {MOST_ROWS // 2}")
-    beams, returned = config.num_beams, config.num_return_sequences
-    if returned > 1 and beams == 1 and not config.do_sample:
-        raise InputError(f"num_return_sequences={returned} would all be the same: pass do_sample=True or num_beams")
-    if returned > beams > 1:
-        raise InputError(f"num_return_sequences={returned} is more than num_beams={beams}: raise num_beams")
-    if config.early_stopping is None:
-        config.update(early_stopping=False)
-    if not isinstance(config.early_stopping, bool | str) or config.early_stopping not in (True, False, "never"):
-        raise InputError(f"early_stopping={shown(config.early_stopping)}: pass True, False or 'never'")
-    number("length_penalty", config.length_penalty)
-    return config
-
-
-_FLAGS = ("output_scores", "output_logits", "remove_invalid_values", "renormalize_logits", *_OUTPUTS)
-
-
-def _most(config: GenerationConfig, columns: int, context: int) -> int:
-    """Tokens of an answer behind a prompt of so many columns. Raises InputError if none are left."""
-    if config.max_new_tokens is not None:
-        return positive("max_new_tokens", config.max_new_tokens)
-    if config.max_length is None:
-        return min(_DEFAULT_NEW, max(1, context - columns))
-    most = positive("max_length", config.max_length) - columns
-    if most < 1:
-        raise InputError(f"max_length={config.max_length} leaves no room after the {columns} columns of the prompt")
-    return most
-
-
-def _params(config: GenerationConfig, most: int, seed: int | None) -> SamplingParams:
-    """How the tokens of the first row are drawn: without do_sample greedily, whatever temperature says."""
-    filters = {name: value for name in _FILTERS if (value := getattr(config, name)) is not None}
-    cutoffs = {name: filters.get(name) for name in ("epsilon_cutoff", "eta_cutoff")}
-    filters |= {name: 0.0 for name, value in cutoffs.items() if type(value) in (int, float) and value == 1}  # off
-    top_k = 0 if config.top_k is None else config.top_k
-    if config.num_beams > 1 and isinstance(top_k, int) and top_k > 0:
-        top_k = max(top_k, 2)
-    params = SamplingParams(max_tokens=most, seed=seed, **{"temperature": 1.0, "top_k": top_k, **filters})
-    return params if config.do_sample else replace(params, temperature=0.0)
-
-
-def _prompt(ids: NDArray[np.int64], mask: NDArray[Any] | None, row: int, copies: int) -> Prompt:
-    kept = ids if mask is None else ids[mask[row, mask.shape[1] - len(ids) :] != 0]
-    return Prompt(kept.tolist(), len(ids), ids.tolist(), row // copies)
-
-
-def _allowed(function: Any, library: Library) -> Callable[[int, Sequence[int]], Any]:
-    if not callable(function):
-        raise InputError(f"prefix_allowed_tokens_fn={shown(function)}: pass a function of a row's number and ids")
-    return lambda row, ids: function(row, library.make(np.array(ids, np.int64)))
-
-
-def _criteria(config: GenerationConfig, own: Any, tokenizer: Any, library: Library) -> list[Criterion]:
-    found = list[Criterion]()
-    if config.max_time is not None:
-        found.append(time_limit(config.max_time))
-    if is_given(config.stop_strings):
-        found.append(stop_strings(config.stop_strings, tokenizer))
-    return found + ([] if own is None else called(own, library))
-
-
-def _custom(rules: Any, library: Library) -> Callable[[NDArray[np.int64], Logits], Logits] | None:
-    """The caller's rules as one function of NumPy arrays."""
-    if rules is None or (isinstance(rules, list | tuple) and not rules):
-        return None
-    listed = rules if isinstance(rules, list | tuple) else [rules]
-    whole = [rules] if callable(rules) else listed
-    if not all(map(callable, whole)):
-        raise InputError(f"logits_processor={shown(rules)}: pass functions of input_ids and scores")
-
-    def apply(ids: NDArray[np.int64], scores: Logits) -> Logits:
-        made: Any = library.make(scores)
-        for rule in whole:
-            made = rule(library.make(ids), made)
-        found = as_numpy("logits_processor", made)
-        if found.shape != scores.shape or found.dtype.kind != "f":
-            raise InputError(f"logits_processor has returned {found.dtype} {list(found.shape)}: return the scores")
-        return found.astype(np.float32)
-
-    return apply
 
 
 def _side_by_side(

@@ -1,5 +1,7 @@
 """generate() with rules for the next token, alone and together: transformers' tokens and scores."""
 
+import doctest
+import importlib
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,17 @@ import transformers
 from documented_models import VALUES, pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+MODULES = ("checks", "generation", "generation_config", "logits_rules", "transition_scores", "without_effect")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_worked_examples_hold(name: str) -> None:
+    module = importlib.import_module(f"mistral_portable.transformers.{name}")
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed
+
 
 PROMPT = [[1, 2, 3, 1, 2], [4, 5, 6, 7, 4]]
 ids = st.integers(0, 29)
