@@ -146,7 +146,7 @@ def drawing(config: GenerationConfig, most: int, seed: int | None) -> SamplingPa
 
 
 def prompt_of(ids: NDArray[np.int64], mask: NDArray[Any] | None, row: int, copies: int) -> Prompt:
-    """A row's prompt. ids: its padded ids [T]. mask: of the batch [B, T], or [B, past + T]. copies: rows of a prompt."""
+    """A row's prompt. ids: padded [T]. mask: of the batch [B, T], or [B, past + T]. copies: rows of each prompt."""
     kept = ids if mask is None else ids[mask[row, mask.shape[1] - len(ids) :] != 0]
     return Prompt(kept.tolist(), len(ids), ids.tolist(), row // copies)
 

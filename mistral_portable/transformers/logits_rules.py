@@ -207,8 +207,8 @@ def lengthened(row: Row, ends: Sequence[int], factor: float, behind: int) -> Row
     array([0., 4., 3.], dtype=float32)
     """
     if behind > 0:
-        logits = row[ends]
-        row[ends] = np.where(np.isfinite(logits), logits + np.abs(logits) * np.float32(factor**behind - 1), logits)
+        raised = [end for end in ends if np.isfinite(row[end])]
+        row[raised] += np.abs(row[raised]) * np.float32(factor**behind - 1)
     return row
 
 
