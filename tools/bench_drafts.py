@@ -3,18 +3,19 @@
     python -m tools.bench_drafts MODEL.gguf                          # traces of random tokens, one sequence and eight
     python -m tools.bench_drafts MODEL.gguf --edit BEFORE AFTER      # a file, and what it became
     python -m tools.bench_drafts MODEL.gguf --draft SMALL.gguf       # a draft model, which agrees more or less often
-    python -m tools.bench_drafts MODEL.gguf --cost                   # times of steps of 1 to 16 tokens
+    python -m tools.bench_drafts MODEL.gguf --plot drafts.svg        # the speeds, and times of steps of 1 to 16 tokens
 
 The sampler is made to choose a trace, whatever the weights are. "copy 70 %" repeats a part of its prompt, and after
-each token there is a chance that it leaves it: so that about 70 % of what is drafted is accepted. "new" repeats none.
-A draft model is made to agree with a trace of new tokens at a share of the places: 90, 70, 50 and 0 %.
+each token there is a chance that it leaves it: so that about 70 % of what is drafted is accepted. "copy nothing"
+repeats none. A draft model is made to agree with a trace of new tokens at a share of the places: 90, 70, 50 and 0 %.
 Each repetition runs the same trace without drafts, with them, and with prompt lookup as other libraries do it: what
 stood behind the first place of the last 3 tokens, or else 2 or 1; always 10 of it.
 """
 
 import argparse
+import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mistral_portable as mp
-from mistral_portable.cache import Chunk
+from mistral_portable.bench import ModelEngine, measure, parse, prepare
 from mistral_portable.engine.drafting import Drafting
 from mistral_portable.engine.loop import Loop
 from mistral_portable.engine.model_drafting import ModelDrafting
@@ -35,6 +36,15 @@ from mistral_portable.tokenizer import Tokenizer
 __all__ = ["Lookup", "Trace"]
 
 _PROMPT, _ANSWER = 512, 256
+
+KINDS = {
+    "copy 90 %": (0.975, 1.0),
+    "copy 70 %": (0.9, 1.0),
+    "copy 50 %": (0.75, 1.0),
+    "copy nothing": (0.0, 1.0),
+    **{f"agrees {share} %": (0.0, share / 100) for share in (90, 70, 50, 0)},
+}
+"""Traces: the chance that a token goes on with what is copied, and the share of tokens that a draft model says, too."""
 
 
 class Trace:
@@ -149,21 +159,67 @@ def run(
     return count / seconds, sum(c.drafted for c in by_request), sum(c.accepted for c in by_request)
 
 
-def costs(model: mp.Model) -> None:
-    """Print how long steps of 1 to 16 tokens of one sequence take, all of whose logits are wanted."""
-    times: dict[int, list[float]] = {count: [] for count in range(1, 17)}
-    with model.lane() as lane:
-        model.step([Chunk(lane, list(range(5, 5 + _PROMPT)), [])])
-        for _ in range(12):
-            for count, some in times.items():
-                begin = time.perf_counter()
-                model.step([Chunk(lane, list(range(5, 5 + count)), range(count))])
-                some.append(time.perf_counter() - begin)
-                model.manager.rollback(lane, _PROMPT)
-    one = median(times[1])
-    print("| tokens | ms | times one |\n| ---: | ---: | ---: |")
-    for count, some in times.items():
-        print(f"| {count} | {1e3 * median(some):.1f} | {median(some) / one:.2f} |")
+def measured(
+    loops: Mapping[str, Loop], model: mp.Model, name: str, sequences: int, repeat: int, edit: tuple[Path, Path] | None
+) -> dict[str, list[float]]:
+    """Run a trace on each engine in turn, print a row of the table, and return the tokens per second of each."""
+    rates: dict[str, list[float]] = {engine: [] for engine in loops}
+    drafted = accepted = 0
+    stay, agree = KINDS.get(name, (1.0, 1.0))
+    for number in range(repeat):
+        if edit:
+            traces = [edit_trace(model.tokenizer, *edit)] * sequences
+        else:
+            traces = [copy_trace(100 * number + one, model.config.vocab_size, stay) for one in range(sequences)]
+        for engine, loop in loops.items():
+            rate, some, right = run(loop, model, traces, engine != "without", agree)
+            rates[engine].append(rate)
+            if engine == "drafts":
+                drafted, accepted = drafted + some, accepted + right
+    row = f"| {name} | {sequences} | {median(rates['without']):.1f} | {median(rates['drafts']):.1f} "
+    row += f"| {_spread(ratios(rates, 'without'))} | {accepted} of {drafted} |"
+    if "lookup" in rates:
+        row += f" {median(rates['lookup']):.1f} | {_spread(ratios(rates, 'lookup'))} |"
+    print(row, flush=True)
+    return rates
+
+
+def ratios(rates: Mapping[str, Sequence[float]], other: str) -> list[float]:
+    """The speed with drafts, divided by another engine's of the same repetition."""
+    return [own / its for own, its in zip(rates["drafts"], rates[other], strict=True)]
+
+
+def _spread(figures: Sequence[float]) -> str:
+    return f"{median(figures):.2f} ({min(figures):.2f} - {max(figures):.2f})"
+
+
+def costs(model: mp.Model) -> list[float]:
+    """How long steps of 1 to 16 tokens of one sequence take behind a prompt, all of whose logits are wanted, in times
+    of one token's: medians of 8."""
+    engine, times = ModelEngine(model), dict[int, list[float]]()
+    for count in range(1, 17):
+        measurement = parse(f"verify:{count}@{_PROMPT}", 1)
+        prepare(engine, measurement, 8)
+        times[count] = [measure(engine, measurement, 8) for _ in range(8)]
+    return [median(some) / median(times[1]) for some in times.values()]
+
+
+def plot(path: Path, costs: Sequence[float], speeds: Mapping[str, Mapping[int, float]]) -> None:
+    """Draw what steps cost by their tokens, and the speed by the share of tokens that are right. speeds: by trace and
+    number of sequences, in times of the speed without drafts."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
+    left.plot(range(1, 17), costs, marker="o")
+    left.set(xlabel="tokens of a step", ylabel="time, of one token's", ylim=0)
+    for sequences in (1, 8):
+        shares = [int(name.split()[1]) if name.split()[1].isdecimal() else 0 for name in speeds]
+        right.plot(shares, [some[sequences] for some in speeds.values()], marker="o", label=f"{sequences} sequences")
+    right.axhline(1, color="grey", linewidth=0.8)
+    right.set(xlabel="% of the tokens are right", ylabel="speed, of that without drafts", ylim=0)
+    right.legend()
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 def main() -> None:
@@ -172,48 +228,34 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--edit", nargs=2, type=Path, metavar=("BEFORE", "AFTER"))
     parser.add_argument("--draft", metavar="SMALL.gguf")
-    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     model = mp.load(args.model, backend="numba", threads=args.threads, draft="off")
-    if args.cost:
-        costs(model)
-        return
     size = model.config.vocab_size
     loops = {"without": Loop(model.core)}
-    kinds = {"copy 90 %": (0.975, 1.0), "copy 70 %": (0.9, 1.0), "copy 50 %": (0.75, 1.0), "new": (0.0, 1.0)}
+    head, kinds = (
+        "| trace | sequences | without | drafts | times | accepted |",
+        [name for name in KINDS if "copy" in name],
+    )
     if args.draft:
         small = mp.load(args.draft, backend="numba", threads=args.threads, draft="off", max_lanes=16)
         loops["drafts"] = Loop(model.core, drafting=Drafting(ModelDrafting(small.core), vocab_size=size))
-        kinds = {f"agrees {share} %": (0.0, share / 100) for share in (90, 70, 50, 0)}
+        kinds = [name for name in KINDS if "agrees" in name]
     else:
         loops["drafts"] = Loop(model.core, drafting=Drafting(SuffixDrafting(), vocab_size=size))
-    loops["lookup"] = Loop(model.core, drafting=Drafting(Lookup(), vocab_size=size))
-    print("| trace | sequences | without | drafts | times | accepted | lookup | drafts / lookup |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name, sequences in [(name, count) for name in (["edit"] if args.edit else kinds) for count in (1, 8)]:
-        rates: dict[str, list[float]] = {engine: [] for engine in loops}
-        drafted = accepted = 0
-        for number in range(args.repeat):
-            if args.edit:
-                traces = [edit_trace(model.tokenizer, *args.edit)] * sequences
-            else:
-                traces = [copy_trace(100 * number + one, size, kinds[name][0]) for one in range(sequences)]
-            agree = 1.0 if args.edit else kinds[name][1]
-            for engine, loop in loops.items():
-                rate, some, right = run(loop, model, traces, engine != "without", agree)
-                rates[engine].append(rate)
-                if engine == "drafts":
-                    drafted, accepted = drafted + some, accepted + right
-        times = [a / b for a, b in zip(rates["drafts"], rates["without"], strict=True)]
-        better = [a / b for a, b in zip(rates["drafts"], rates["lookup"], strict=True)]
-        print(
-            f"| {name} | {sequences} | {median(rates['without']):.1f} | {median(rates['drafts']):.1f} "
-            f"| {median(times):.2f} ({min(times):.2f}-{max(times):.2f}) | {accepted}/{drafted} "
-            f"| {median(rates['lookup']):.1f} | {median(better):.2f} |",
-            flush=True,
-        )
+        loops["lookup"] = Loop(model.core, drafting=Drafting(Lookup(), vocab_size=size))
+        head += " lookup | drafts / lookup |"
+    print(f"{head}\n{re.sub('[^|]+', ' --- ', head)}")
+    speeds: dict[str, dict[int, float]] = {}
+    for name in ["edit"] if args.edit else kinds:
+        rates = {count: measured(loops, model, name, count, args.repeat, args.edit) for count in (1, 8)}
+        speeds[name] = {count: median(ratios(some, "without")) for count, some in rates.items()}
+    if args.plot:
+        found = costs(model)
+        print("cost of 1, 2, 3 ... tokens:", *(f"{cost:.2f}" for cost in found))
+        plot(args.plot, found, speeds)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ _COMMANDS = {
     **dict.fromkeys(("quant", "quantise", "llama-quantize"), "quantize"),
     **dict.fromkeys(("conversation", "interactive"), "chat"),
     **dict.fromkeys(("download", "get", "fetch"), "pull"),
-    **dict.fromkeys(("ls", "models", "ps"), "list"),
+    **dict.fromkeys(("ls", "models"), "list"),
     **dict.fromkeys(("remove", "delete", "del", "uninstall"), "rm"),
     **dict.fromkeys(("path", "which", "locate"), "where"),
     **dict.fromkeys(("jsonl", "batch_generate"), "batch"),

@@ -33,6 +33,9 @@ def list(as_json: JsonOption = False, debug: DebugOption = False) -> None:
         )
     else:
         note(f"note: no model is in {cache.folder} yet: 'pull' downloads one")
+    if cache.others:
+        total = size(sum(cache.others))
+        note(f"note: {len(cache.others)} data sets and spaces are there, too, {total}: see 'hf cache ls'")
     for fault in cache.faults:
         note(f"note: {one_line(fault)}")
 

@@ -23,6 +23,7 @@ from mistral_portable.transformers.initial_weights import initial_tensors
 from mistral_portable.transformers.new_caches import DynamicCache, StaticCache
 from mistral_portable.transformers.options import BitsAndBytesConfig, backend_options, ggml_type
 from mistral_portable.transformers.outputs import ModelOutput
+from mistral_portable.transformers.packing import Packing, masked_texts, restarted_texts
 from mistral_portable.transformers.saving import save_model
 from mistral_portable.transformers.without_effect import CALLING, LOADING, without_effect
 from mistral_portable.weights import Tensor
@@ -40,12 +41,13 @@ class MistralPreTrainedModel:
 
     input_ids: integers [B, T]. inputs_embeds: floats [B, T, hidden_size] in place of the ids' embeddings.
     attention_mask: 1 keep, 0 padding, [B, T] or, with a cache, [B, past + T]. Padding may be anywhere; each row gives
-    what it gives alone, and outputs at padding are 0.
+    what it gives alone, and outputs at padding are 0. Of four axes: see `packing.masked_texts`.
     past_key_values: the Cache that an earlier call returned; pass only the ids that follow.
     use_cache: whether to return a cache. output_hidden_states, output_attentions: whether to return them; the first
     call with either prepares a program that exposes them, which reads the weights again. return_dict: False for a
     tuple. Where these are None the config's fields apply.
-    position_ids, cache_position: accepted where they agree with the mask and the cache.
+    position_ids, cache_position: accepted where they agree with the mask and the cache. Without either, position_ids
+    that begin anew at 0 tell texts apart that are packed into a row; each gives what it gives alone.
 
     Raises InputError (a ValueError) for arguments that do not fit, BusyError if a cache is to be returned and too few
     lanes are left (calls without a cache run in turns), and the errors of `Decoder.run`.
@@ -288,10 +290,15 @@ class MistralPreTrainedModel:
                 raise
         if past_key_values is not None and len(past_key_values) != len(given):
             raise InputError(f"the input has {len(given)} rows, and past_key_values {len(past_key_values)}")
+        mask = None if attention_mask is None else as_numpy("attention_mask", attention_mask)
+        positions = None if position_ids is None else as_numpy("position_ids", position_ids, 2)
+        packing = self._packing(mask, positions, given.shape[:2], past_key_values)
+        if packing is not None:
+            mask, positions = packing.mask, None
         batch = read_batch(
             given,
-            None if attention_mask is None else as_numpy("attention_mask", attention_mask, 2),
-            None if position_ids is None else as_numpy("position_ids", position_ids, 2),
+            None if mask is None else as_numpy("attention_mask", mask, 2),
+            positions,
             [np.zeros(0, np.intp)] * len(given) if past_key_values is None else past_key_values.columns,
             0 if past_key_values is None else past_key_values.get_seq_length(),
             self.decoder.config,
@@ -304,6 +311,13 @@ class MistralPreTrainedModel:
             past_key_values.require_room(batch.shape[1])
         rows = None if columns is None else _columns(columns, batch.shape[1])
         returned = self._requested("use_cache", use_cache)
+        if packing is not None and packing.is_packed:
+            if use_cache:
+                raise InputError("use_cache=True: there is no cache of rows that hold several texts; leave it out")
+            outputs = packing.packed(self.decoder.run(packing.unpacked(batch), None, exposed))
+            if rows is not None:
+                outputs["logits"] = outputs["logits"][:, rows]
+            return Result(library, ids, batch, outputs, None, exposed)
         past = self.decoder.new_cache(len(given)) if returned and past_key_values is None else past_key_values
         try:
             outputs = self.decoder.run(batch, past, exposed, rows)
@@ -312,6 +326,16 @@ class MistralPreTrainedModel:
                 past.close()  # else a kept exception, whose frames hold the cache, keeps its lanes
             raise
         return Result(library, ids, batch, outputs, past if returned else None, exposed)
+
+    def _packing(
+        self, mask: NDArray[Any] | None, positions: NDArray[Any] | None, shape: tuple[int, int], past: Cache | None
+    ) -> Packing | None:
+        """The texts that a mask of four axes, or positions that begin anew, tell apart; None for other inputs."""
+        if mask is not None and mask.ndim == 4:
+            if past is not None:
+                raise InputError("attention_mask of four axes goes without past_key_values: pass one of two axes")
+            return masked_texts(mask, positions, self.decoder.config, shape)
+        return None if positions is None or mask is not None or past is not None else restarted_texts(positions, shape)
 
     def _finish(self, output: ModelOutput, return_dict: bool | None) -> Any:
         return output if self._requested("return_dict", return_dict) else output.to_tuple()

@@ -87,7 +87,9 @@ class TextGenerationPipeline:
             raise InputError("the last message is to be continued: its content must be a text")
         if not isinstance(self.tokenizer, MistralCommonTokenizer):  # whose chats always end where the model answers
             arguments["add_generation_prompt"] = not goes_on
-        return list(self.tokenizer.apply_chat_template(messages, continue_final_message=goes_on, **arguments))
+        return list(
+            self.tokenizer.apply_chat_template(messages, continue_final_message=goes_on, return_dict=False, **arguments)
+        )
 
     def _generate(self, ids: Sequence[Sequence[int]], generating: Mapping[str, Any]) -> list[list[list[int]]]:
         """The ids that follow each prompt, once for each sequence that is returned."""

@@ -59,18 +59,20 @@ class CachedModel:
 class HubCache:
     """The models in the cache.
 
-    folder: where it is. models: in order of their names. faults: what cannot be read in it, a line each.
+    folder: where it is. models: in order of their names. others: sizes of the data sets and spaces, in bytes. faults: a
+    line for each thing that cannot be read.
     """
 
     folder: Path
     models: Sequence[CachedModel]
+    others: Sequence[int]
     faults: Sequence[str]
     scan: "HFCacheInfo | None" = field(repr=False)
     """The hub's own description; None: there is no cache yet."""
 
     def find(self, repository: str, file: str | None, revision: str | None) -> list[CachedModel]:
         """The models of a name, at a revision or at any. file: a GGUF file, or any part of a split one."""
-        own = file and part_names(file)[0]
+        own = file and _first(file)
         return [m for m in self.models if (m.repository, m.file) == (repository, own) and m.is_at(revision)]
 
     def removal(self, repository: str, file: str | None, revision: str | None) -> "DeleteCacheStrategy | None":
@@ -102,13 +104,14 @@ def read_cache() -> HubCache:
     try:
         scan = scan_cache_dir(folder)
     except CacheNotFound:
-        return HubCache(folder, (), (), None)
+        return HubCache(folder, (), (), (), None)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: the hub's cache cannot be read: {error}") from error
     repositories = [repository for repository in scan.repos if repository.repo_type == "model"]
     models = [model for own in repositories for revision in own.revisions for model in _models(own, revision)]
     models.sort(key=lambda model: (model.repository, model.file or "", model.revision))
-    return HubCache(folder, models, [" ".join(str(fault).split()) for fault in scan.warnings], scan)
+    others = [repository.size_on_disk for repository in scan.repos if repository.repo_type != "model"]
+    return HubCache(folder, models, others, [" ".join(str(fault).split()) for fault in scan.warnings], scan)
 
 
 def _models(repository: "CachedRepoInfo", revision: "CachedRevisionInfo") -> Iterator[CachedModel]:
@@ -128,11 +131,16 @@ def _models(repository: "CachedRepoInfo", revision: "CachedRevisionInfo") -> Ite
         )
 
     others = [name for name in files if not name.endswith(".gguf")]
-    ggufs = {part_names(name)[0] for name in files if name.endswith(".gguf")}
+    ggufs = {_first(name) for name in files if name.endswith(".gguf")}
     if not ggufs or weight_names(others) or any(map(is_consolidated, others)):
         yield model(None, others)
     for file in ggufs:
-        yield model(file, [part for part in part_names(file) if part in files])
+        yield model(file, [part for part in part_names(file) or [file] if part in files])
+
+
+def _first(file: str) -> str:
+    """The first part of a split GGUF file, or the file itself."""
+    return next(iter(part_names(file)), file)
 
 
 def _of_folder(folder: Path) -> "DeleteCacheStrategy":

@@ -109,6 +109,14 @@ def test_list_marks_what_can_be_opened(cache: Path, models: dict[str, dict[str, 
     assert all(line.split()[1] == "main" for line in lines[1:])
 
 
+def test_list_counts_what_is_no_model(cache: Path) -> None:
+    write_cache(cache, "some/data", {COMMIT: {"x.csv": b"1,2"}}, {"main": COMMIT})
+    (cache / "models--some--data").rename(cache / "datasets--some--data")
+    result = invoke("list")
+    assert "some/data" not in result.out
+    assert result.err == "note: 1 data sets and spaces are there, too, 3 bytes: see 'hf cache ls'\n"
+
+
 def test_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
     result = invoke("list")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli.processes import invoke
+from cli.processes import compile_kernels, invoke
 from weights.files import random_tensors, raw_params, small_config, write_raw
 
 import mistral_portable as mp
@@ -33,6 +33,7 @@ def test_summary() -> None:
 
 
 def test_summary_for_people_reads_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_kernels()  # which reads weights
     monkeypatch.delattr(DenseTensor, "raw")
     monkeypatch.delattr(DenseTensor, "numpy")
     result = invoke("inspect", "tiny")

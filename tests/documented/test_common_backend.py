@@ -25,7 +25,7 @@ def ours(name: str, mode: str = "test") -> MistralCommonBackend:
     return MistralCommonBackend(FILES[name], mode=mode)
 
 
-@given(name=st.sampled_from(NAMES), mode=st.sampled_from(MODES), ids=IDS)
+@given(name=st.sampled_from(["v3", "v7"]), mode=st.sampled_from(MODES), ids=IDS)  # each mode reads a file
 def test_special_tokens_around_ids(name: str, mode: str, ids: list[int]) -> None:
     mine, theirs = ours(name, mode), their_tokenizer(name, mode)
     assert mine.mode is theirs.mode

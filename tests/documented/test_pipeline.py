@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 import mistral_portable as mp
-from mistral_portable.transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from mistral_portable.transformers import AutoModelForCausalLM, AutoTokenizer, MistralCommonBackend, pipeline
 
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12}
 MESSAGES = [{"role": "user", "content": "Mia has a red ball. Who has a ball?"}]
@@ -107,6 +107,11 @@ def test_of_a_model_and_a_tokenizer(chatbot: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained("tiny", backend="reference")
     made = pipeline(model=model, tokenizer=AutoTokenizer.from_pretrained("tiny"))
     assert made("Once upon", **GREEDY) == chatbot("Once upon", **GREEDY)
+
+
+def test_of_the_newer_class_of_tokenizers(chatbot: Any) -> None:
+    made = pipeline(model=chatbot.model, tokenizer=MistralCommonBackend.from_pretrained("tiny"))
+    assert made([MESSAGES, "Once"], **GREEDY) == chatbot([MESSAGES, "Once"], **GREEDY)
 
 
 @pytest.mark.parametrize("device", [None, -1, 0, "cpu"])

@@ -245,11 +245,10 @@ def test_what_no_mistral_model_has_is_refused(field: dict[str, Any], message: st
         ours.MistralConfig(**field)
 
 
-@pytest.mark.parametrize("mask", [np.ones((2, 1, 6, 6)), np.ones(6)])
-def test_masks_have_two_axes(mask: np.ndarray) -> None:
+def test_masks_have_two_axes_or_four() -> None:
     mine, _ = pair("MistralModel", VALUES, 0)
-    with pytest.raises(ValueError, match=r"attention_mask has the shape .*: pass 2 axes"):
-        mine(IDS, attention_mask=mask)
+    with pytest.raises(ValueError, match=r"attention_mask has the shape \[6\]: pass 2 axes"):
+        mine(IDS, attention_mask=np.ones(6))
 
 
 def test_labels_are_counted_and_named() -> None:

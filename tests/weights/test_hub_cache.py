@@ -96,6 +96,13 @@ def test_models_by_the_names_that_open_them(cache: Path) -> None:
     }
 
 
+def test_a_part_of_none_is_a_file(cache: Path) -> None:
+    write_cache(cache, "some/odd", {COMMITS[0]: {"m-00001-of-00000.gguf": b"x"}}, {"main": COMMITS[0]})
+    (model,) = read_cache().models
+    assert (model.file, model.size) == ("m-00001-of-00000.gguf", 1)
+    assert read_cache().find("some/odd", "m-00001-of-00000.gguf", None) == [model]
+
+
 def test_what_cannot_be_read_is_said_and_can_be_removed(cache: Path) -> None:
     broken = cache / "models--some--broken" / "blobs"
     broken.mkdir(parents=True)
