@@ -67,6 +67,10 @@ def _filters(p: SamplingParams, memory: Memory) -> dict[str, Callable[[Row], Pos
         made["min_p"] = lambda logits: processors.min_p(logits, p.min_p)
     if p.typical_p < 1:
         made["typical_p"] = lambda logits: processors.typical_p(logits, p.typical_p)
+    if p.epsilon_cutoff:
+        made["epsilon_cutoff"] = lambda logits: processors.epsilon_cutoff(logits, p.epsilon_cutoff)
+    if p.eta_cutoff:
+        made["eta_cutoff"] = lambda logits: processors.eta_cutoff(logits, p.eta_cutoff)
     if p.xtc_probability:
         made["xtc"] = lambda logits: (
             processors.xtc(logits, p.xtc_threshold) if memory.chance < p.xtc_probability else None

@@ -21,6 +21,8 @@ RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "top_p": (0, 1),
         "min_p": (0, 1),
         "typical_p": (0, 1),
+        "epsilon_cutoff": (0, 1),
+        "eta_cutoff": (0, 1),
         "repetition_penalty": (0.01, 100),
         "frequency_penalty": (-2, 2),
         "presence_penalty": (-2, 2),
@@ -62,7 +64,10 @@ _OPTIONAL = ("max_tokens", "seed", "logprobs")
 """Integer fields that may be None."""
 
 
-SAMPLERS = ("penalties", "dry", "top_n_sigma", "temperature", "top_k", "top_p", "min_p", "typical_p", "xtc")
+SAMPLERS = (
+    *("penalties", "dry", "top_n_sigma", "temperature", "top_k", "top_p", "min_p", "typical_p"),
+    *("epsilon_cutoff", "eta_cutoff", "xtc"),
+)
 """The rules that have an order, by llama.cpp's names, as transformers' `_get_logits_processor` orders them; those
 that it lacks stand where llama.cpp has them. `penalties` are repetition, frequency and presence."""
 
@@ -107,6 +112,8 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0

@@ -7,7 +7,7 @@ The others choose: they take the finite logits [n] and return the positions of t
 or None if all do: what follows then computes with few numbers.
 """
 
-from math import log
+from math import exp, log, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from mistral_portable.sampling.scratch import scratch
 __all__ = [
     "Positions",
     "Row",
+    "epsilon_cutoff",
+    "eta_cutoff",
     "finite",
     "frequency_presence_penalty",
     "highest",
@@ -179,6 +181,31 @@ def typical_p(logits: Row, p: float) -> Positions | None:
     cumulative = np.cumsum(probabilities[nearest])
     last = nearest[np.searchsorted(cumulative, p * cumulative[-1])]
     return np.flatnonzero(distance <= distance[last])
+
+
+def epsilon_cutoff(logits: Row, epsilon: float) -> Positions:
+    """Keep the tokens of at least this probability, and the most likely ones.
+
+    Epsilon sampling (arXiv:2210.15191).
+
+    >>> epsilon_cutoff(np.log(np.float32([0.1, 0.6, 0.3])), 0.2)
+    array([1, 2])
+    """
+    return np.flatnonzero((softmax(logits) >= epsilon) | (logits == logits.max()))
+
+
+def eta_cutoff(logits: Row, epsilon: float) -> Positions:
+    """Keep the tokens of at least the probability `min(epsilon, sqrt(epsilon) * exp(-H))`, and the most likely ones.
+
+    Eta sampling (arXiv:2210.15191): the more even the probabilities, that is the higher their entropy H, the lower.
+
+    >>> eta_cutoff(np.log(np.float32([0.1, 0.6, 0.3])), 0.2)    # H = 0.90: 0.18
+    array([1, 2])
+    """
+    surprise = -log_softmax(logits)
+    probabilities = np.exp(-surprise)
+    least = min(epsilon, sqrt(epsilon) * exp(-float(np.sum(probabilities * surprise))))
+    return np.flatnonzero((probabilities >= least) | (logits == logits.max()))
 
 
 def top_n_sigma(logits: Row, n: float) -> Positions | None:

@@ -139,6 +139,18 @@ class Sampler:
         tokens, left = self._left(row)
         return np.arange(row.size) if tokens is None else tokens, processors.softmax(left)
 
+    def scores(self, logits: Row) -> Row:
+        """Return the logits that `sample` chooses by, float32 [vocab], for rules in the usual order: divided by the
+        temperature, -inf for tokens that a rule removes. Nothing is drawn. Raises the errors of `sample`."""
+        row, _ = self._changed(logits)
+        if self.params.temperature == 0:
+            return row.copy()
+        tokens, _ = self._left(row)
+        left = slice(None) if tokens is None else tokens
+        made = np.full(row.size, -np.inf, np.float32)
+        made[left] = row[left].astype(np.float64) / self.params.temperature
+        return made
+
     def _changed(self, logits: Row) -> tuple[Row, np.intp]:
         """Return the row behind the rules for whole rows, in scratch memory if there are any, and where its maximum is.
 

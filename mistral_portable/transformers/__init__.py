@@ -33,6 +33,8 @@ from mistral_portable.transformers.frameworks.tensorflow import (
     TFMistralForSequenceClassification,
     TFMistralModel,
 )
+from mistral_portable.transformers.generation_config import GenerationConfig
+from mistral_portable.transformers.logits_processor import LogitsProcessor, LogitsProcessorList
 from mistral_portable.transformers.modeling import (
     MistralForCausalLM,
     MistralForQuestionAnswering,
@@ -46,10 +48,13 @@ from mistral_portable.transformers.padding import PaddingStrategy, TruncationStr
 from mistral_portable.transformers.pipelines import pipeline
 from mistral_portable.transformers.pretrained_model import MistralPreTrainedModel
 from mistral_portable.transformers.seeds import set_seed
+from mistral_portable.transformers.stopping import StoppingCriteria, StoppingCriteriaList
+from mistral_portable.transformers.streamers import AsyncTextIteratorStreamer, TextIteratorStreamer, TextStreamer
 from mistral_portable.transformers.text_generation import TextGenerationPipeline
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
 
 __all__ = [
+    "AsyncTextIteratorStreamer",
     "AttentionMaskVisualizer",
     "AutoConfig",
     "AutoModel",
@@ -65,8 +70,11 @@ __all__ = [
     "FeatureExtractionPipeline",
     "FlaxMistralForCausalLM",
     "FlaxMistralModel",
+    "GenerationConfig",
     "LlamaTokenizer",
     "LlamaTokenizerFast",
+    "LogitsProcessor",
+    "LogitsProcessorList",
     "MistralCommonBackend",
     "MistralCommonTokenizer",
     "MistralConfig",
@@ -79,11 +87,15 @@ __all__ = [
     "PaddingStrategy",
     "PreTrainedTokenizerFast",
     "StaticCache",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
     "TFMistralForCausalLM",
     "TFMistralForSequenceClassification",
     "TFMistralModel",
     "TextClassificationPipeline",
     "TextGenerationPipeline",
+    "TextIteratorStreamer",
+    "TextStreamer",
     "TokenClassificationPipeline",
     "TruncationStrategy",
     "pipeline",

@@ -9,6 +9,7 @@ from mistral_portable.tokenizer.library import LibraryTokenizer
 from mistral_portable.transformers.fast_tokenizer import PreTrainedTokenizerFast
 from mistral_portable.transformers.tokenizer import MistralCommonTokenizer
 from mistral_portable.transformers.tokenizer_files import call_settings, find_tokenizer
+from mistral_portable.transformers.without_effect import LOADING, without_effect
 
 __all__ = ["AutoTokenizer"]
 
@@ -34,17 +35,20 @@ class AutoTokenizer:
         local_files_only: bool = False,
         token: str | bool | None = None,
         revision: str = "main",
+        subfolder: str = "",
         **settings: Any,
     ) -> MistralCommonTokenizer | PreTrainedTokenizerFast:
         """Open a model's tokenizer; see `MistralCommonTokenizer.from_pretrained` for the names, arguments and errors.
 
-        settings: arguments of the class; for a PreTrainedTokenizerFast those of tokenizer_config.json come before its
-        defaults.
+        subfolder: of the folder or repository. settings: arguments of the class, and arguments without effect, such as
+        `use_fast` and `legacy`; for a PreTrainedTokenizerFast those of tokenizer_config.json come before its defaults.
         """
+        settings = without_effect(settings, LOADING, "from_pretrained")
         source = find_tokenizer(
             pretrained_model_name_or_path,
             inputs,
             revision,
+            subfolder=subfolder,
             cache_dir=cache_dir,
             force_download=force_download,
             local_files_only=local_files_only,

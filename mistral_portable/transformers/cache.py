@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.cache import CacheManager
 from mistral_portable.errors import CacheError, ClosedError, InputError
+from mistral_portable.transformers.arrays import integers
 
 __all__ = ["Cache"]
 
@@ -25,12 +26,12 @@ class Cache:
         self,
         manager: CacheManager,
         rows: int,
-        copy: Callable[["Cache"], "Cache"],
+        copy: Callable[["Cache", Sequence[int]], "Cache"],
         sources: Sequence[int] | None = None,
     ) -> None:
         """Open a lane for each row: an empty one, or a fork of the row's lane in `sources`.
 
-        copy: makes a cache with the same content in other lanes. Raises BusyError if too few lanes are left.
+        copy: makes a cache with the content of some rows in other lanes. Raises BusyError if too few are left.
         """
         self.manager, self._copy = manager, copy
         self.lanes: list[int] = []
@@ -54,7 +55,11 @@ class Cache:
 
         Raises BusyError if too few lanes are left, ClosedError if this cache is closed.
         """
-        return self._copy(self)
+        return self.take(range(len(self)))
+
+    def take(self, rows: Sequence[int]) -> "Cache":
+        """A cache of these rows, in lanes of its own; a row may come several times. Raises the errors of a copy."""
+        return self._copy(self, rows)
 
     def __copy__(self) -> "Cache":
         return self.__deepcopy__({})
@@ -79,6 +84,29 @@ class Cache:
         """Record `length` more columns; columns: for each row those of them that hold tokens, counted from 0."""
         self.columns = [np.append(old, self._length + new) for old, new in zip(self.columns, columns, strict=True)]
         self._length += length
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Let each row r go on from what row `beam_idx[r]` has now; rows that begin alike share memory.
+
+        Raises InputError for anything but the number of a row for each row, ClosedError if the cache is closed.
+        """
+        sources = integers("beam_idx", beam_idx, (len(self),)).tolist()
+        if not all(0 <= source < len(self) for source in sources):
+            raise InputError(f"beam_idx={sources!r:.60} must be rows of this cache: 0 to {len(self) - 1}")
+        self.require_open()
+        kept = {source: row for row, source in reversed([*enumerate(sources)])}  # the first row keeps the source's lane
+        old, columns = list(self.lanes), self.columns
+        taken = {row: old[source] for source, row in kept.items()}
+        self.lanes[:] = taken.values()
+        for source, lane in enumerate(old):
+            if source not in kept:
+                self.manager.close(lane)
+        for row, source in enumerate(sources):
+            if row not in taken:
+                taken[row] = self.manager.fork(old[source])
+                self.lanes.append(taken[row])
+        self.lanes[:] = [taken[row] for row in range(len(sources))]
+        self.columns = [columns[source] for source in sources]
 
     def crop(self, max_length: int) -> None:
         """Forget all columns from `max_length` on; a negative number: that many of the last columns.

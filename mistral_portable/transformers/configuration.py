@@ -8,6 +8,7 @@ from typing import Any
 
 from mistral_portable import config as native
 from mistral_portable.errors import ConfigError
+from mistral_portable.transformers.without_effect import LOADING, without_effect
 from mistral_portable.weights import open_config
 
 __all__ = ["MistralConfig", "known_fields"]
@@ -121,12 +122,14 @@ class MistralConfig:
         force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        subfolder: str = "",
         **changed: Any,
     ) -> "MistralConfig":
         """Read the config of a model in any format of this library; of a folder or a hub id no weights are needed.
 
-        revision, cache_dir, force_download, local_files_only, token: of the download. changed: fields that get another
-        value. Raises CheckpointError if there is no config, ConfigError for impossible values.
+        subfolder: of the folder or repository. revision, cache_dir, force_download, local_files_only, token: of the
+        download. changed: fields that get another value, and arguments without effect (`without_effect.LOADING`).
+        Raises CheckpointError if there is no config, ConfigError for impossible values.
         """
         download = {
             "cache_dir": cache_dir,
@@ -134,7 +137,8 @@ class MistralConfig:
             "local_files_only": local_files_only,
             "token": token,
         }
-        return cls.from_dict({**open_config(name, revision=revision, **download).to_dict(), **changed})
+        found = open_config(name, revision=revision, subfolder=subfolder, **download)
+        return cls.from_dict({**found.to_dict(), **without_effect(changed, LOADING, "from_pretrained")})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` into a folder, which is made if needed. Raises ConfigError if it cannot be written."""

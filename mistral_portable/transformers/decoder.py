@@ -14,7 +14,9 @@ from mistral_portable.boundary.shared import gigabytes
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.config import MistralConfig
 from mistral_portable.engine.core import Core
+from mistral_portable.engine.drafting import Drafting
 from mistral_portable.engine.loop import Loop
+from mistral_portable.engine.suffix_drafting import SuffixDrafting
 from mistral_portable.errors import BusyError, CapacityError, ClosedError, InputError, MistralPortableError
 from mistral_portable.forks import make_locks
 from mistral_portable.graph import build, verify
@@ -29,13 +31,14 @@ from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.new_caches import DynamicCache
 from mistral_portable.weights import Tensor
 
-__all__ = ["ATTENTIONS", "HIDDEN_STATES", "Decoder", "Outputs"]
+__all__ = ["ATTENTIONS", "HIDDEN_STATES", "MOST_ROWS", "Decoder", "Outputs"]
 
 HIDDEN_STATES, ATTENTIONS = "hidden_states", "attentions"
 """Outputs that a program may expose besides its result."""
 
 _CHUNK = 512
-_LANES = 256  # rows of all caches that callers hold; as many again of the batch that runs without one, and of `loop`
+MOST_ROWS = 256
+"""Rows of all caches that callers hold; as many again of the batch that runs without one, and of `loop`."""
 
 Outputs = dict[str, NDArray[np.float32]]
 """A graph's outputs by name, each [B, T, ...]."""
@@ -74,15 +77,19 @@ class Decoder:
             max_context=limit,
             page_size=backend.capabilities.page_size,
             max_chunk=_CHUNK,
-            max_lanes=3 * _LANES,
+            max_lanes=3 * MOST_ROWS,
         )
         self.manager = CacheManager(self._spec)
         self._cores: dict[frozenset[str], Core] = {}
         self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()  # those that callers hold
         make_locks(self, Decoder._make_locks)
         self._closed = False
-        self.loop = Loop(self._core(frozenset()), lanes=_LANES)
-        """Continues prompts of a causal LM."""
+        self.loop = Loop(
+            self._core(frozenset()),
+            lanes=MOST_ROWS,
+            drafting=Drafting(SuffixDrafting(), vocab_size=config.vocab_size),
+        )
+        """Continues prompts of a causal LM; requests say whether their steps try drafts."""
 
     def _make_locks(self) -> None:
         self._turn = threading.Lock()  # held for a batch: one at a time has temporary lanes, or moves a cache
@@ -128,8 +135,8 @@ class Decoder:
         """Run the rows of a batch in temporary lanes, as many at a time as there are."""
         out: Outputs = {}
         filled = [row for row, tokens in enumerate(batch.tokens) if tokens]
-        for begin in range(0, len(filled), _LANES):
-            rows = filled[begin : begin + _LANES]
+        for begin in range(0, len(filled), MOST_ROWS):
+            rows = filled[begin : begin + MOST_ROWS]
             with closing(Cache(self.manager, len(rows), self._copy)) as cache:
                 found = self._run(batch.take(rows), cache, exposed, columns)
             if len(rows) == batch.shape[0]:
@@ -191,21 +198,21 @@ class Decoder:
         self, rows: int, sources: Sequence[int] | None = None, cache: DynamicCache | None = None
     ) -> DynamicCache:
         """Begin a cache that a caller keeps, while `_turn` is held. Raises BusyError if too few lanes are left."""
-        if sum(len(cache) for cache in self._caches if cache.close.alive) + rows > _LANES:
+        if sum(len(cache) for cache in self._caches if cache.close.alive) + rows > MOST_ROWS:
             remedy = "pass use_cache=False, or let go of other caches"
-            raise BusyError(f"{rows} rows more: caches have at most {_LANES} in all: {remedy}")
+            raise BusyError(f"{rows} rows more: caches have at most {MOST_ROWS} in all: {remedy}")
         cache = DynamicCache() if cache is None else cache
         cache.begin(self.manager, rows, self._copy, sources)
         self._caches.add(cache)
         return cache
 
-    def _copy(self, cache: Cache) -> Cache:
-        """A cache with the same content in lanes of its own, which share pages with the cache's until one writes."""
+    def _copy(self, cache: Cache, rows: Sequence[int]) -> Cache:
+        """A cache with the content of some rows in lanes of its own, which share pages with theirs until one writes."""
         with self._turn:
             cache.require_open()
-            copy = self._kept_cache(len(cache), cache.lanes)
+            copy = self._kept_cache(len(rows), [cache.lanes[row] for row in rows])
             copy.program = cache.program
-            copy.extend(cache.columns, cache.get_seq_length())
+            copy.extend([cache.columns[row] for row in rows], cache.get_seq_length())
             return copy
 
     def _undo(self, cache: Cache, before: Sequence[int]) -> None:

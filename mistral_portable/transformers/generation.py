@@ -1,6 +1,6 @@
-"""generate(): continues the rows of a padded batch; each row gets the tokens that it would get alone."""
+"""Continues the rows of a padded batch in the engine's loop; each row gets the tokens that it would get alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -10,58 +10,19 @@ from numpy.typing import NDArray
 
 from mistral_portable.engine.request import Completion
 from mistral_portable.errors import InputError
-from mistral_portable.sampling import SamplingParams, stated_rules
-from mistral_portable.sampling.stated import RULES
+from mistral_portable.sampling import SamplingParams
 from mistral_portable.transformers.batch import Batch
 from mistral_portable.transformers.decoder import Decoder
+from mistral_portable.transformers.logits_rules import Rule
 
-__all__ = ["continue_rows", "inferred_mask", "sampling_params", "with_defaults"]
+__all__ = ["Column", "continue_rows", "inferred_mask", "of_row", "require_room", "rows_of"]
 
-_INERT = {"num_beams": 1, "num_beam_groups": 1, "use_cache": True, "length_penalty": 1.0, "penalty_alpha": None}
-"""Arguments of transformers' generate that are accepted with this value only, which has no effect."""
-
-_DEFAULTED = (
-    "do_sample",
-    "eos_token_id",
-    "max_length",
-    "max_new_tokens",
-    "num_return_sequences",
-    "pad_token_id",
-)
-"""Arguments, beside the rules of sampling, that a generation_config.json has defaults for."""
+Column = Callable[[NDArray[np.int64], Any], NDArray[np.bool_]]
+"""Takes the next token of each row [B], of rows that have ended the padding token, and the scores of all steps so far
+or None; says which rows end here [B]."""
 
 
-def sampling_params(
-    do_sample: bool | None, max_new_tokens: int, seed: int | None, rules: dict[str, Any]
-) -> SamplingParams:
-    """Translate transformers' arguments to sampling parameters. rules: the other arguments, such as temperature.
-
-    Without do_sample generation is greedy, whatever temperature says, as in transformers. top_k is 50 by default.
-    Raises InputError, naming the argument, for one that is not supported, or of the wrong type or range.
-    """
-    if not isinstance(do_sample, bool | np.bool_ | None):
-        raise InputError(f"do_sample is a {type(do_sample).__name__}: pass True or False")
-    for name, value in rules.items():
-        inert = isinstance(value, int | float | None) and value in (None, _INERT.get(name))
-        if name not in RULES and not inert:
-            raise InputError(f"generate: {name}={value!r:.40} is not supported: leave it out")
-    given = {name: rules[name] for name in RULES if rules.get(name) is not None}
-    params = SamplingParams(max_tokens=max_new_tokens, seed=seed, **{"temperature": 1.0, "top_k": 50, **given})
-    return params if do_sample else replace(params, temperature=0.0)
-
-
-def with_defaults(given: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `generate`, with the fields of a generation_config.json for those that are None or missing.
-
-    Source: transformers' `_prepare_generation_config`. Raises InputError for a field that is not supported.
-    """
-    passed = {name: value for name, value in given.items() if value is not None}
-    open_fields = {name: value for name, value in stated.items() if name not in passed}
-    own = {name: open_fields[name] for name in _DEFAULTED if open_fields.get(name) is not None}
-    return {**dict.fromkeys(_DEFAULTED), **given, **stated_rules(open_fields), **own, **passed}
-
-
-def inferred_mask(ids: NDArray[Any], pad: int | None, ends: Sequence[int]) -> NDArray[np.int64] | None:
+def inferred_mask(ids: NDArray[np.int64], pad: int | None, ends: Sequence[int]) -> NDArray[np.int64] | None:
     """The mask of ids [B, T] that come without one: 0 at the padding token; None if there is no sure padding.
 
     A padding token that also ends texts may be meant. Source: transformers' `_prepare_attention_mask_for_generation`.
@@ -69,38 +30,111 @@ def inferred_mask(ids: NDArray[Any], pad: int | None, ends: Sequence[int]) -> ND
     return None if pad is None or pad in ends else (ids != pad).astype(np.int64)
 
 
+def require_room(batch: Batch, past: Sequence[int], most: int, context: int) -> None:
+    """Raise InputError for a row without tokens, and for answers beyond max_position_embeddings.
+
+    past: for each row its tokens in a cache. most: tokens of an answer. context: max_position_embeddings.
+    """
+    if empty := [row for row, tokens in enumerate(batch.tokens) if not tokens]:
+        raise InputError(f"row {empty[0]} of input_ids is all padding: give it at least one token")
+    longest = max(len(tokens) + before for tokens, before in zip(batch.tokens, past, strict=True))
+    if longest + most > context + 1:  # the last token is returned without being read
+        raise InputError(f"{longest} + {most} tokens exceed max_position_embeddings={context}: set max_new_tokens")
+
+
+def of_row(params: SamplingParams, row: int, rules: Sequence[Rule] = ()) -> SamplingParams:
+    """The parameters of one row: with a seed, row r has seed + r."""
+    seed = None if params.seed is None else params.seed + row
+    return replace(params, seed=seed, logits_processors=tuple(rules))
+
+
 def continue_rows(
-    decoder: Decoder, batch: Batch, params: SamplingParams, ends: Sequence[int], pad: int
+    decoder: Decoder,
+    batch: Batch,
+    params: SamplingParams,
+    rules: Sequence[Sequence[Rule]],
+    ends: Sequence[int],
+    pad: int,
+    *,
+    drafts: int = 0,
+    column: Column | None = None,
 ) -> NDArray[np.int64]:
     """Generate up to `params.max_tokens` tokens for each row: int64 [B, tokens of the longest answer].
 
-    ends: ids that end a row, which is then filled with `pad`. Each row has its own sampler; with a seed, row r has
-    seed + r. Raises InputError for a row without tokens and for more tokens than max_position_embeddings,
-    NumericsError for logits that are NaN or infinite, and the errors of `Core.step`.
+    rules: of each row. ends: ids that end a row, which is then filled with `pad`. drafts: the most tokens that a
+    step may try, of those that the text suggests. column: is given the answers column by column, as soon as all rows
+    are that far.
+
+    Each row has its own sampler. Raises NumericsError for logits that are NaN or infinite, the errors of `Core.step`,
+    and what `column` raises.
     """
-    count, context = params.max_tokens or 0, decoder.config.max_position_embeddings
-    if empty := [row for row, tokens in enumerate(batch.tokens) if not tokens]:
-        raise InputError(f"row {empty[0]} of input_ids is all padding: give it at least one token")
-    longest = max(len(tokens) for tokens in batch.tokens)
-    if longest + count > context + 1:  # the last token is returned without being read
-        raise InputError(f"{longest} + {count} tokens exceed max_position_embeddings={context}: set max_new_tokens")
     completions = [
         Completion(
             tokens,
-            _of_row(params, row),
+            of_row(params, row, rules[row]),
             ends=ends,
-            max_context=context,
+            max_context=decoder.config.max_position_embeddings,
             embeds=None if batch.embeds is None else batch.embeds[row, columns],
+            drafts=drafts,
         )
         for row, (tokens, columns) in enumerate(zip(batch.tokens, batch.columns, strict=True))
     ]
-    answers = {completion: list[int]() for completion in completions}
+    number = {completion: row for row, completion in enumerate(completions)}
+    answers = [list[int]() for _ in completions]
+    shown = _Columns(answers, ends, params.max_tokens or 0, pad, column)
     with closing(decoder.loop.run(completions)) as made:
         for completion in made:
-            answers[completion].append(completion.next().token)
-    width = max(map(len, answers.values()))
-    return np.array([answer + [pad] * (width - len(answer)) for answer in answers.values()], np.int64)
+            row, token = number[completion], completion.next().token
+            if not shown.ended[row]:
+                answers[row].append(token)
+            if column is not None:
+                for ended in shown.advance():
+                    decoder.loop.leave(completions[ended])
+    return rows_of(answers, pad)
 
 
-def _of_row(params: SamplingParams, row: int) -> SamplingParams:
-    return params if params.seed is None else replace(params, seed=params.seed + row)
+def rows_of(answers: Sequence[Sequence[int]], pad: int) -> NDArray[np.int64]:
+    """Answers side by side, filled up on the right: int64 [B, tokens of the longest one].
+
+    >>> rows_of([[7], [8, 9]], 0)
+    array([[7, 0],
+           [8, 9]])
+    """
+    width = max(map(len, answers))
+    return np.array([[*answer, *[pad] * (width - len(answer))] for answer in answers], np.int64)
+
+
+class _Columns:
+    """Shows the answers column by column, and ends rows where the one who looks at them says so."""
+
+    def __init__(
+        self, answers: list[list[int]], ends: Sequence[int], most: int, pad: int, column: Column | None
+    ) -> None:
+        self._answers, self._ends, self._most, self._pad, self._column = answers, ends, most, pad, column
+        self._shown = 0
+        self.ended = [False] * len(answers)
+        """Rows that are cut off behind the columns shown."""
+
+    def advance(self) -> list[int]:
+        """Show the columns that all rows have reached; return the rows that end there and would go on."""
+        cut = list[int]()
+        while self._column is not None and not self._over() and all(map(self._reached, range(len(self._answers)))):
+            going = [len(answer) > self._shown for answer in self._answers]
+            tokens = [answer[self._shown] if len(answer) > self._shown else self._pad for answer in self._answers]
+            said = self._column(np.array(tokens, np.int64), None)
+            self._shown += 1
+            for row in np.flatnonzero(said & np.array(going)):
+                self.ended[row] = True
+                cut.append(int(row))
+                del self._answers[row][self._shown :]
+        return cut
+
+    def _over(self) -> bool:
+        return all(self._has_ended(row) and len(answer) <= self._shown for row, answer in enumerate(self._answers))
+
+    def _reached(self, row: int) -> bool:
+        return len(self._answers[row]) > self._shown or self._has_ended(row)
+
+    def _has_ended(self, row: int) -> bool:
+        answer = self._answers[row]
+        return self.ended[row] or len(answer) == self._most or (bool(answer) and answer[-1] in self._ends)

@@ -1,6 +1,5 @@
 """The documented models: a decoder with one of five heads, on any backend, for inference."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -8,10 +7,9 @@ from numpy.typing import NDArray
 
 from mistral_portable.errors import InputError
 from mistral_portable.transformers import losses
-from mistral_portable.transformers.arrays import as_numpy, integers, library_of
-from mistral_portable.transformers.batch import read_batch
+from mistral_portable.transformers.arrays import as_numpy, integers
 from mistral_portable.transformers.cache import Cache
-from mistral_portable.transformers.generation import continue_rows, inferred_mask, sampling_params, with_defaults
+from mistral_portable.transformers.generate import Generates
 from mistral_portable.transformers.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -20,7 +18,6 @@ from mistral_portable.transformers.outputs import (
     TokenClassifierOutput,
 )
 from mistral_portable.transformers.pretrained_model import MistralPreTrainedModel
-from mistral_portable.transformers.seeds import fresh_seed
 
 __all__ = [
     "MistralForCausalLM",
@@ -56,7 +53,7 @@ class MistralModel(MistralPreTrainedModel):
         return self._finish(BaseModelOutputWithPast(last, result.past, **result.exposed), return_dict)
 
 
-class MistralForCausalLM(MistralPreTrainedModel):
+class MistralForCausalLM(Generates):
     """The decoder with its LM head; returns logits, and the loss of labels."""
 
     head: ClassVar[str] = "causal_lm"
@@ -105,74 +102,6 @@ class MistralForCausalLM(MistralPreTrainedModel):
             loss = losses.causal_lm(logits, np.where(after_padding, losses.IGNORED, wanted))
         output = CausalLMOutputWithPast(result.make(loss), result.make(logits), result.past, **result.exposed)
         return self._finish(output, return_dict)
-
-    def generate(
-        self,
-        inputs: Any = None,
-        *,
-        input_ids: Any = None,
-        inputs_embeds: Any = None,
-        attention_mask: Any = None,
-        max_new_tokens: int | None = None,
-        max_length: int | None = None,
-        do_sample: bool | None = None,
-        num_return_sequences: int | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
-        seed: int | None = None,
-        **rules: Any,
-    ) -> Any:
-        """Continue each row: int64 [B * num_return_sequences, T + new]; rows that end early are padded on the right.
-
-        inputs (or input_ids): integers [B, T], with the attention_mask of their padding; without one, a padding token
-        that is no end token is padding wherever it is, as in transformers. inputs_embeds: floats
-        [B, T, hidden_size] in their place; the result is then int64 [B * num_return_sequences, new].
-        max_new_tokens: 20 by default; max_length includes the prompt's columns. do_sample: draw, with temperature,
-        top_k (50), top_p, min_p and typical_p; else greedy. repetition_penalty: for tokens that are in the row. seed:
-        row r draws with seed + r. eos_token_id, pad_token_id: by default the config's; without a padding token, the
-        first end token pads. What is None or left out here is as `generation_config`, the fields of the model's
-        generation_config.json, says.
-
-        Raises InputError (a ValueError) for arguments that do not fit or are not supported, NumericsError for logits
-        that are NaN or infinite, ClosedError if the model is closed, CapacityError without memory for even one row.
-        """
-        given = [prompt for prompt in (inputs, input_ids, inputs_embeds) if prompt is not None]
-        if len(given) != 1:
-            raise InputError("generate takes one of inputs and input_ids, token ids [batch, tokens], or inputs_embeds")
-        named = {
-            "max_new_tokens": max_new_tokens,
-            "max_length": max_length,
-            "do_sample": do_sample,
-            "num_return_sequences": num_return_sequences,
-            "eos_token_id": eos_token_id,
-            "pad_token_id": pad_token_id,
-        }
-        rules = with_defaults({**named, **rules}, self.generation_config)
-        max_new_tokens, max_length, do_sample, returned, eos_token_id, pad_token_id = (rules.pop(key) for key in named)
-        count = 1 if returned is None else _positive("num_return_sequences", returned)
-        if count > 1 and not do_sample:
-            raise InputError(f"num_return_sequences={count} would all be the same: pass do_sample=True")
-        prompt = as_numpy("input_ids", given[0], 2) if inputs_embeds is None else as_numpy("inputs_embeds", given[0], 3)
-        own = self.decoder.config.eos_token_ids
-        ends = own if eos_token_id is None else integers("eos_token_id", eos_token_id).ravel().tolist()
-        pad = self.config.pad_token_id if pad_token_id is None else int(integers("pad_token_id", pad_token_id, ()))
-        mask = None if attention_mask is None else as_numpy("attention_mask", attention_mask, 2)
-        if mask is None and inputs_embeds is None:
-            mask = inferred_mask(prompt, pad, ends)
-        if mask is not None:
-            mask = np.repeat(mask, count, 0)
-        prompt = np.repeat(prompt, count, 0)
-        batch = read_batch(prompt, mask, None, [np.zeros(0, np.intp)] * len(prompt), 0, self.decoder.config)
-        if max_new_tokens is None:
-            max_new_tokens = 20 if max_length is None else _positive("max_length", max_length) - prompt.shape[1]
-            if max_new_tokens < 1:
-                raise InputError(f"{max_length=} leaves no room after the {prompt.shape[1]} columns of the prompt")
-        seed = fresh_seed() if seed is None else seed
-        params = sampling_params(do_sample, _positive("max_new_tokens", max_new_tokens), seed, rules)
-        after = continue_rows(self.decoder, batch, params, ends, next(iter(ends), 0) if pad is None else pad)
-        if inputs_embeds is None:
-            after = np.concatenate([prompt.astype(np.int64), after], axis=1)
-        return library_of(given[0]).make(after)
 
 
 class MistralForSequenceClassification(MistralPreTrainedModel):
@@ -292,12 +221,6 @@ class MistralForQuestionAnswering(MistralPreTrainedModel):
             result.make(loss), result.make(start.copy()), result.make(end.copy()), **result.exposed
         )
         return self._finish(output, return_dict)
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InputError(f"{name}={value!r} must be an integer from 1 on")
-    return int(value)
 
 
 def _problem_type(labels: int, given: NDArray[Any]) -> str:

@@ -31,7 +31,7 @@ class DynamicCache(Cache):
         self,
         manager: CacheManager,
         rows: int,
-        copy: Callable[[Cache], Cache],
+        copy: Callable[[Cache, Sequence[int]], Cache],
         sources: Sequence[int] | None = None,
     ) -> None:
         """Open lanes as Cache does, of which this then is one."""

@@ -64,7 +64,8 @@ def backend_options(
 ) -> ExecutorOptions:
     """Translate transformers' arguments; where a backend has no such choice, a warning says what happens instead.
 
-    dtype: see `dtype_name`; a quantization config's compute dtype comes first. device_map: "auto", or a device.
+    dtype: see `dtype_name`; a quantization config's compute dtype comes first. device_map: "auto", a device, or a
+    mapping of all parts to one device, such as {"": "cpu"}.
     Raises InputError for other values, and for a device where the backend has no choice of it.
     """
     known = backend.capabilities
@@ -78,9 +79,7 @@ def backend_options(
     if attn_implementation is not None and "attention" not in known.options:
         warnings.warn(f"backend {backend.name!r} has an attention of its own, not {attn_implementation}", stacklevel=3)
         attn_implementation = None
-    if device_map is not None and (isinstance(device_map, bool) or not isinstance(device_map, str | int)):
-        raise InputError(f"device_map={device_map!r:.60}: pass 'auto' or one device")
-    device = f"cuda:{device_map}" if isinstance(device_map, int) else device_map
+    device = _device(device_map)
     chooses = "device" in known.options
     if device == "auto" or (device == "cpu" and not chooses):
         device = None
@@ -94,6 +93,21 @@ def backend_options(
         attention=attn_implementation,
         quantize=config.type if config and "quantize" in known.options else None,
     )
+
+
+def _device(device_map: Any) -> str | None:
+    """The name of the device that a device_map names. Raises InputError if it names several, or none."""
+    one = device_map
+    if isinstance(device_map, Mapping) and len(parts := set(map(str, device_map.values()))) == 1:
+        one = int(name) if (name := parts.pop()).isdecimal() else name
+    elif type(device_map).__name__ == "device":
+        one = str(device_map)
+    if isinstance(one, bool) or not isinstance(one, str | int | None):
+        raise InputError(
+            f"device_map={device_map!r:.60}: pass 'auto' or one device; "
+            "mistral_portable.load(tensor_parallel=...) splits a model"
+        )
+    return f"cuda:{one}" if isinstance(one, int) else one
 
 
 def _quantization(given: Any) -> BitsAndBytesConfig | None:

@@ -9,6 +9,8 @@ __all__ = [
     "CausalLMOutputWithPast",
     "FlaxBaseModelOutputWithPast",
     "FlaxCausalLMOutputWithCrossAttentions",
+    "GenerateBeamDecoderOnlyOutput",
+    "GenerateDecoderOnlyOutput",
     "ModelOutput",
     "QuestionAnsweringModelOutput",
     "SequenceClassifierOutputWithPast",
@@ -112,6 +114,52 @@ class QuestionAnsweringModelOutput(ModelOutput):
     end_logits: Any = None
     hidden_states: tuple[Any, ...] | None = None
     attentions: tuple[Any, ...] | None = None
+
+
+@dataclass
+class GenerateDecoderOnlyOutput(ModelOutput):
+    """The output of `generate` with `return_dict_in_generate=True`.
+
+    sequences: int64 [B, T]. scores, logits: float32 [B, vocab_size] of each step, as tokens are chosen by them and as
+    the model makes them. attentions, hidden_states: of each step a tuple as a call returns it, of the prompt first.
+    past_key_values: the Cache, without the last column. What the call does not ask for is None.
+    """
+
+    sequences: Any = None
+    scores: tuple[Any, ...] | None = None
+    logits: tuple[Any, ...] | None = None
+    attentions: tuple[tuple[Any, ...], ...] | None = None
+    hidden_states: tuple[tuple[Any, ...], ...] | None = None
+    past_key_values: Any = None
+
+    @property
+    def cache(self) -> Any:
+        """The past_key_values under transformers' newer name."""
+        return self.past_key_values
+
+
+@dataclass
+class GenerateBeamDecoderOnlyOutput(ModelOutput):
+    """The output of `generate` with beams; as GenerateDecoderOnlyOutput, but for a row of each step per beam.
+
+    sequences_scores: float32 [B], with `output_scores`: the sum of a text's log-probabilities, divided by its length to
+    the power of length_penalty. beam_indices: int64 [B, new], the row of each step that a token was chosen by, -1
+    behind the end.
+    """
+
+    sequences: Any = None
+    sequences_scores: Any = None
+    scores: tuple[Any, ...] | None = None
+    logits: tuple[Any, ...] | None = None
+    beam_indices: Any = None
+    attentions: tuple[tuple[Any, ...], ...] | None = None
+    hidden_states: tuple[tuple[Any, ...], ...] | None = None
+    past_key_values: Any = None
+
+    @property
+    def cache(self) -> Any:
+        """The past_key_values under transformers' newer name."""
+        return self.past_key_values
 
 
 @dataclass

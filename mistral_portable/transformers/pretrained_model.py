@@ -18,12 +18,14 @@ from mistral_portable.transformers.cache import Cache
 from mistral_portable.transformers.checkpoint import open_pretrained
 from mistral_portable.transformers.configuration import MistralConfig
 from mistral_portable.transformers.decoder import ATTENTIONS, HIDDEN_STATES, Decoder, Outputs
+from mistral_portable.transformers.generation_config import GenerationConfig
 from mistral_portable.transformers.initial_weights import initial_tensors
 from mistral_portable.transformers.new_caches import DynamicCache, StaticCache
-from mistral_portable.transformers.options import backend_options, ggml_type
+from mistral_portable.transformers.options import BitsAndBytesConfig, backend_options, ggml_type
 from mistral_portable.transformers.outputs import ModelOutput
 from mistral_portable.transformers.packing import Packing, masked_texts, restarted_texts
 from mistral_portable.transformers.saving import save_model
+from mistral_portable.transformers.without_effect import CALLING, LOADING, without_effect
 from mistral_portable.weights import Tensor
 
 __all__ = ["Embedding", "MistralPreTrainedModel", "Result"]
@@ -61,18 +63,18 @@ class MistralPreTrainedModel:
         tensors: Mapping[str, Tensor] | None = None,
         options: ExecutorOptions | None = None,
         source: str = "the config",
-        generation_config: Mapping[str, Any] | None = None,
+        generation_config: GenerationConfig | None = None,
     ) -> None:
         """Make a model from a config.
 
         tensors: the weights by their checkpoint names; None: random ones (see `initial_tensors`). backend: the
         executor's name; "auto" takes the best one that can run here. source: where the weights are from, for messages.
-        generation_config: the fields of a generation_config.json: defaults of `generate`.
+        generation_config: defaults of `generate`; None: the config's special tokens.
         Raises CheckpointError for weights that do not fit, and the errors of `boundary.prepare`.
         """
         self.config = config
-        self.generation_config = dict(generation_config or {})
-        """Defaults of `generate` by their names, which may be changed."""
+        self.generation_config = generation_config or GenerationConfig.from_model_config(config)
+        """Defaults of `generate`, which may be changed."""
         labels = int(config.num_labels)
         if tensors is None:
             tensors = initial_tensors(config, self.head, labels)
@@ -100,16 +102,28 @@ class MistralPreTrainedModel:
         attn_implementation: str | None = None,
         use_flash_attention_2: bool = False,
         quantization_config: Any = None,
+        load_in_4bit: bool = False,
+        load_in_8bit: bool = False,
+        generation_config: GenerationConfig | None = None,
+        subfolder: str = "",
         revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        use_auth_token: str | bool | None = None,
         **changed: Any,
     ) -> Self:
         """Load a checkpoint in any format that this library reads.
 
         name: a folder, a file, a hub id or "tiny". config: replaces the checkpoint's. backend: the executor's name.
         dtype (older: torch_dtype): a name, or a dtype of NumPy or torch; "auto" or None: the backend's choice.
-        device_map: "auto", or a device of the backend torch. attn_implementation: an attention kernel of the backend
-        torch; use_flash_attention_2=True is an older spelling of "flash_attention_2". quantization_config: a
-        BitsAndBytesConfig. revision: a hub id's. changed: fields of the config that get another value.
+        device_map: "auto", or a device of the backend torch, also as {"": device}. attn_implementation: an attention
+        kernel of the backend torch; use_flash_attention_2=True is an older spelling of "flash_attention_2".
+        quantization_config: a BitsAndBytesConfig; load_in_4bit, load_in_8bit: older spellings of one.
+        generation_config: replaces the checkpoint's. subfolder: of the folder or repository. revision, cache_dir,
+        force_download, local_files_only, token (older: use_auth_token): of the download. changed: fields of the config
+        that get another value, and arguments without effect (`without_effect.LOADING`).
 
         Raises CheckpointError, ConfigError, BackendError, or InputError for arguments that do not fit.
         """
@@ -117,10 +131,26 @@ class MistralPreTrainedModel:
             if attn_implementation not in (None, "flash_attention_2"):
                 raise InputError(f"{attn_implementation=} and {use_flash_attention_2=}: pass one of them")
             attn_implementation = "flash_attention_2"
+        if load_in_4bit or load_in_8bit:
+            if quantization_config is not None:
+                raise InputError("load_in_4bit and load_in_8bit are fields of quantization_config: pass only that")
+            quantization_config = BitsAndBytesConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)
         chosen = select(backend)
         blocks = ggml_type(chosen, quantization_config)
         read, tensors, checkpoint = open_pretrained(
-            name, config, changed, revision=revision, quantize=blocks, make=block_maker()
+            name,
+            config,
+            without_effect(changed, LOADING, "from_pretrained"),
+            revision=revision,
+            quantize=blocks,
+            make=block_maker(),
+            subfolder=subfolder,
+            hub={
+                "cache_dir": cache_dir,
+                "force_download": force_download,
+                "local_files_only": local_files_only,
+                "token": use_auth_token if token is None else token,
+            },
         )
         options = backend_options(
             chosen, torch_dtype if dtype is None else dtype, device_map, attn_implementation, quantization_config
@@ -131,7 +161,8 @@ class MistralPreTrainedModel:
             tensors=tensors,
             options=options,
             source=str(checkpoint.path),
-            generation_config=checkpoint.generation,
+            generation_config=generation_config
+            or (GenerationConfig(**checkpoint.generation) if checkpoint.generation else None),
         )
 
     @classmethod
@@ -151,7 +182,7 @@ class MistralPreTrainedModel:
         return cls(config, backend=chosen.name, options=options)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json`, `generation_config.json` if the model has one, and safetensors, for transformers and for
+        """Write `config.json`, `generation_config.json` if it says more, and safetensors, for transformers and for
         `from_pretrained`.
 
         Packed weights become float32. Files of these names are replaced once the new ones are complete. Raises
@@ -160,7 +191,9 @@ class MistralPreTrainedModel:
         graph = build(self.config.native(), head=self.head, num_labels=int(self.config.num_labels))
         tensors = {name: self.tensors[name] for name in graph.tensors}
         name = type(self).__name__.removeprefix("TF")
-        save_model(Path(folder), self.config, name, tensors, self.generation_config)
+        implied = GenerationConfig.from_model_config(self.config)
+        stated = None if self.generation_config == implied else self.generation_config.to_diff_dict()
+        save_model(Path(folder), self.config, name, tensors, stated)
 
     def get_input_embeddings(self) -> "Embedding":
         """The embedding table: `model.get_input_embeddings()(input_ids)` gives their `inputs_embeds`."""
@@ -189,7 +222,7 @@ class MistralPreTrainedModel:
         return self
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return self.forward(*arguments, **named)
+        return self.forward(*arguments, **without_effect(named, CALLING, "the call"))
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """Run the model on inputs; each class documents its own arguments and outputs."""
@@ -198,6 +231,15 @@ class MistralPreTrainedModel:
     def close(self) -> None:
         """Release the executor's threads and memory; later calls raise ClosedError."""
         self.decoder.close()
+
+    def require_own(self, past_key_values: Any) -> None:
+        """Raise InputError for anything but None and a Cache of this model."""
+        if past_key_values is not None and not isinstance(past_key_values, Cache):
+            kind = type(past_key_values).__name__
+            raise InputError(f"past_key_values is a {kind}: pass the Cache that a call of this model has returned")
+        is_new = isinstance(past_key_values, DynamicCache) and past_key_values.is_new
+        if past_key_values is not None and not is_new and past_key_values.manager is not self.decoder.manager:
+            raise InputError("past_key_values are another model's: pass what a call of this one has returned")
 
     def _exposed(self, output_hidden_states: bool | None, output_attentions: bool | None) -> frozenset[str]:
         """The outputs to expose besides the result."""
@@ -228,9 +270,7 @@ class MistralPreTrainedModel:
         library = library_of(inputs_embeds if input_ids is None else input_ids, attention_mask)
         ids = None if input_ids is None else as_numpy("input_ids", input_ids, 2)
         given = as_numpy("inputs_embeds", inputs_embeds, 3) if ids is None else ids
-        if past_key_values is not None and not isinstance(past_key_values, Cache):
-            kind = type(past_key_values).__name__
-            raise InputError(f"past_key_values is a {kind}: pass the Cache that a call of this model has returned")
+        self.require_own(past_key_values)
         if isinstance(past_key_values, DynamicCache) and past_key_values.is_new:
             self.decoder.new_cache(len(given), past_key_values)
             try:
@@ -248,8 +288,6 @@ class MistralPreTrainedModel:
             except BaseException:
                 past_key_values.forget()
                 raise
-        if past_key_values is not None and past_key_values.manager is not self.decoder.manager:
-            raise InputError("past_key_values are another model's: pass what a call of this one has returned")
         if past_key_values is not None and len(past_key_values) != len(given):
             raise InputError(f"the input has {len(given)} rows, and past_key_values {len(past_key_values)}")
         mask = None if attention_mask is None else as_numpy("attention_mask", attention_mask)

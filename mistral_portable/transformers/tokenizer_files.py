@@ -27,19 +27,22 @@ _SETTINGS = (
 NONE = "no tekken.json, no tokenizer.model* and no tokenizer.json"
 
 
-def find_tokenizer(model: str | os.PathLike[str], more: tuple[Any, ...], revision: str, **hub: Any) -> TokenizerSource:
+def find_tokenizer(
+    model: str | os.PathLike[str], more: tuple[Any, ...], revision: str, *, subfolder: str = "", **hub: Any
+) -> TokenizerSource:
     """Find a tokenizer in a folder, a model's file, a hub repository (only the tokenizer is downloaded) or "tiny".
 
-    more: further arguments of the caller without a name, of which there must be none. hub: arguments of the download.
+    more: further arguments of the caller without a name, of which there must be none. subfolder: of the folder or
+    repository. hub: arguments of the download.
     Raises InputError if there is no tokenizer, CheckpointError if the model or the hub cannot be read.
     """
     if more:
         raise InputError(f"{more!r:.80}: pass one name or path, and everything else by name")
     if model == "tiny":
-        return _in_folder(Path(str(files("mistral_portable") / "assets" / "tiny")))
+        return _in_folder(Path(str(files("mistral_portable") / "assets" / "tiny")) / subfolder)
     path = Path(model)
     if path.is_dir():
-        return _in_folder(path)
+        return _in_folder(path / subfolder)
     if path.exists():
         return TokenizerFile(path) if tokenizer_name([path.name]) else _inside(path)
     match = HUB_NAME.fullmatch(str(model))
@@ -55,7 +58,7 @@ def find_tokenizer(model: str | os.PathLike[str], more: tuple[Any, ...], revisio
         return _inside(model, None if revision == "main" else revision)
     if hub["force_download"] and hub["local_files_only"]:
         raise InputError("force_download=True and local_files_only=True exclude each other; pass one of them")
-    return _in_folder(download_tokenizer(str(model), revision=revision, **hub), str(model))
+    return _in_folder(download_tokenizer(str(model), revision=revision, subfolder=subfolder, **hub), str(model))
 
 
 def _in_folder(folder: Path, repository: str | None = None) -> TokenizerSource:

@@ -3,7 +3,7 @@
 import errno
 import glob
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mistral_portable.weights.gguf import part_names
 from mistral_portable.weights.hf_files import TORCH_FILES, weight_names
 from mistral_portable.weights.integrity import check_downloads
 
-__all__ = ["Progress", "download", "download_config", "download_tokenizer", "offline", "reporter"]
+__all__ = ["Progress", "download", "download_config", "download_files", "download_tokenizer", "offline", "reporter"]
 
 Progress = Callable[[str, int, int], None]
 """Called from download threads as (what, bytes done, bytes in total as far as known)."""
@@ -34,12 +34,21 @@ _NOT_HF = [_SUBFOLDERS, "consolidated*", "adapter_*"]
 _RAW_WEIGHTS = ("consolidated*.safetensors", "consolidated*.pth", "consolidated*.pt")
 
 
-def download(repository: str, file: str | None, revision: str | None, progress: Progress | None) -> Path:
+def download(
+    repository: str,
+    file: str | None,
+    revision: str | None,
+    progress: Progress | None,
+    *,
+    subfolder: str = "",
+    **hub: Any,
+) -> Path:
     """Download a checkpoint; returns the path of the file to open, with the files that it needs beside it.
 
     file: a GGUF file of the repository; all parts of a split one are downloaded. None: the repository's HF checkpoint
     (its `config.json` is returned), or if there is none, Mistral's own (the first `consolidated` file is returned); of
     each, safetensors in preference to torch files. progress: None shows the progress bars of huggingface_hub.
+    subfolder: of the repository, which holds the checkpoint. hub: more arguments of `snapshot_download`.
 
     Complete files in the cache are not downloaded again, and without a network the cache is used. Broken connections
     are resumed; unfinished files of an interrupted download start anew. Downloaded files are checked against the hub's
@@ -53,15 +62,15 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
     begin = float(int(time.time()))  # some file systems store whole seconds
 
     def fetch(wanted: list[str], unwanted: list[str]) -> Path:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=wanted,
-                ignore_patterns=unwanted,
-                tqdm_class=bars,
-            )
+        snapshot = snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=_within(subfolder, wanted),
+            ignore_patterns=_within(subfolder, unwanted),
+            tqdm_class=bars,
+            **hub,
         )
+        return Path(snapshot) / subfolder
 
     try:
         if file is None:
@@ -71,7 +80,7 @@ def download(repository: str, file: str | None, revision: str | None, progress: 
             snapshot = fetch([glob.escape(part) for part in part_names(file)], [])
             found = snapshot / file if (snapshot / file).is_file() else None
         if found is None:
-            raise CheckpointError(_what_is_there(repository, file, snapshot.name))
+            raise CheckpointError(_what_is_there(repository, file, subfolder, revision, hub.get("token")))
         check_downloads(snapshot, begin, progress)
     except CheckpointError:
         raise
@@ -105,44 +114,58 @@ def _raw(snapshot: Path, fetch: Callable[[list[str], list[str]], Path]) -> Path 
 
 
 def download_tokenizer(repository: str, **hub: Any) -> Path:
-    """Download only the tokenizer files of a repository; returns the local folder.
-
-    hub: arguments of `huggingface_hub.snapshot_download`. Raises CheckpointError in the same cases as `download`.
-    """
-    return _download_only(repository, [*TOKENIZER_FILES, *SETTINGS_FILES], hub)
+    """Download only the tokenizer files of a repository; see `download_files`."""
+    return download_files(repository, [*TOKENIZER_FILES, *SETTINGS_FILES], **hub)
 
 
 def download_config(repository: str, **hub: Any) -> Path:
     """Download only the config of a repository; returns the local `config.json`, or `params.json` if there is none.
 
-    hub: arguments of `huggingface_hub.snapshot_download`. Raises CheckpointError in the same cases as `download`, and
-    for a repository without these files.
+    hub: as for `download_files`. Raises its errors, and CheckpointError for a repository without these files.
     """
-    folder = _download_only(repository, [*_CONFIG_FILES], hub)
+    folder = download_files(repository, [*_CONFIG_FILES], **hub)
     for name in _CONFIG_FILES:
         if (folder / name).is_file():
             return folder / name
     raise CheckpointError(f"{repository}: the repository has no {' and no '.join(_CONFIG_FILES)}")
 
 
-def _download_only(repository: str, wanted: list[str], hub: Mapping[str, Any]) -> Path:
+def download_files(repository: str, wanted: list[str], *, subfolder: str = "", **hub: Any) -> Path:
+    """Download some files of a repository, or of a subfolder of it; returns the local folder that holds them.
+
+    hub: arguments of `huggingface_hub.snapshot_download`. Raises CheckpointError in the same cases as `download`.
+    """
     from huggingface_hub import snapshot_download
 
     begin = float(int(time.time()))
     try:
-        snapshot = Path(snapshot_download(repository, **hub, allow_patterns=wanted, ignore_patterns=[_SUBFOLDERS]))
+        snapshot = Path(
+            snapshot_download(
+                repository,
+                **hub,
+                allow_patterns=_within(subfolder, wanted),
+                ignore_patterns=_within(subfolder, [_SUBFOLDERS]),
+            )
+        )
         check_downloads(snapshot, begin, None)
-        return snapshot
+        return snapshot / subfolder
     except CheckpointError:
         raise
     except Exception as error:  # as in `download`
         raise CheckpointError(f"{repository}: {_explain(error, repository, hub.get('revision'))}") from error
 
 
-def _what_is_there(repository: str, file: str | None, commit: str) -> str:
+def _within(subfolder: str, patterns: list[str]) -> list[str]:
+    """The patterns of names in a folder of the repository; "" is the repository itself."""
+    return [f"{glob.escape(subfolder)}/{pattern}" for pattern in patterns] if subfolder else patterns
+
+
+def _what_is_there(
+    repository: str, file: str | None, subfolder: str, revision: str | None, token: str | bool | None
+) -> str:
     from huggingface_hub import HfApi
 
-    names = HfApi().list_repo_files(repository, revision=commit)
+    names = HfApi(token=token).list_repo_files(repository, revision=revision)
     ggufs = [name for name in names if name.endswith(".gguf")]
     if file is None and adapter_files(names) and not ggufs:
         return (
@@ -154,9 +177,10 @@ def _what_is_there(repository: str, file: str | None, commit: str) -> str:
         if file is None
         else file
     )
+    where = f"folder {subfolder!r} of the repository" if subfolder else "repository"
     if not ggufs:
-        return f"{repository}: the repository has no {wanted}, and no GGUF file either"
-    return f"{repository}: the repository has no {wanted}; name a file: " + ", ".join(
+        return f"{repository}: the {where} has no {wanted}, and no GGUF file either"
+    return f"{repository}: the {where} has no {wanted}; name a file: " + ", ".join(
         f"{repository}:{name}" for name in ggufs
     )
 

@@ -2,10 +2,12 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from mistral_portable.errors import CheckpointError, InputError
 from mistral_portable.weights.adapter_files import adapter_files, explain, is_gguf_adapter
@@ -35,6 +37,8 @@ def open_checkpoint(
     quantize: str | None = None,
     make: BlockMaker = gguf_blocks,
     progress: Callable[[str, int, int], None] | None = None,
+    subfolder: str = "",
+    hub: Mapping[str, Any] = MappingProxyType({}),
 ) -> Checkpoint:
     """Open a checkpoint lazily: files are mapped and their headers checked; weights are read on access.
 
@@ -51,6 +55,8 @@ def open_checkpoint(
     quantize: a ggml type ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0") into which float matrices are packed when read.
     make: the function that makes these blocks.
     progress: called while downloading, as (file name or description, bytes done, bytes in total).
+    subfolder: the part of a folder or of a repository that holds the checkpoint. hub: more arguments of
+    `huggingface_hub.snapshot_download`, such as `token` and `cache_dir`, for a repository.
 
     Raises CheckpointError if there is no such model, or if it is unreadable, incomplete, corrupt or of an unknown
     format; ConfigError for an impossible or unsupported value of the configuration; InputError if `quantize` is another
@@ -58,19 +64,25 @@ def open_checkpoint(
     """
     if quantize is not None:
         require_quantizable(quantize)
-    checkpoint = _open(model, revision, progress)
+    checkpoint = _open(model, revision, progress, subfolder, hub)
     return replace(checkpoint, tensors=quantized(checkpoint.tensors, quantize, make)) if quantize else checkpoint
 
 
-def _open(model: str | Path, revision: str | None, progress: Callable[[str, int, int], None] | None) -> Checkpoint:
+def _open(
+    model: str | Path,
+    revision: str | None,
+    progress: Callable[[str, int, int], None] | None,
+    subfolder: str,
+    hub: Mapping[str, Any],
+) -> Checkpoint:
     if not isinstance(model, str | Path):
         raise InputError(f"model={model!r:.40} must be a name or a path")
     if model == "tiny" and revision is None:
-        return _open_folder(Path(str(files("mistral_portable") / "assets" / "tiny")))
+        return _open_folder(Path(str(files("mistral_portable") / "assets" / "tiny")) / subfolder)
     if model == "tiny" or os.path.exists(model):
         if revision is not None:
             raise CheckpointError(f"revision={revision!r} is for hub repositories; {model} is not one")
-        return _open_local(Path(model))
+        return _open_local(Path(model) / subfolder)
     if os.path.islink(model):
         raise CheckpointError(f"{model}: a link to {os.readlink(model)}, which is not there: make it anew")
     match = HUB_NAME.fullmatch(str(model))
@@ -82,7 +94,7 @@ def _open(model: str | Path, revision: str | None, progress: Callable[[str, int,
     from mistral_portable.weights.hub import download
 
     repository, file = match.groups()
-    return _open_local(download(repository, file, revision, progress))
+    return _open_local(download(repository, file, revision, progress, subfolder=subfolder, **hub))
 
 
 def _open_local(path: Path) -> Checkpoint:

@@ -99,7 +99,7 @@ def test_lanes_of_a_cache_that_could_not_be_made_are_given_back() -> None:
         )
     )
     with pytest.raises(BusyError) as raised:
-        ours.Cache(manager, 4, copy.copy)
+        ours.Cache(manager, 4, lambda cache, rows: copy.copy(cache))
     assert raised.tb is not None  # whoever keeps it keeps no lanes
     assert manager.lanes == ()
 

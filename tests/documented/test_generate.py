@@ -123,7 +123,10 @@ def test_more_rows_than_lanes() -> None:
     [
         ({}, "one of inputs and input_ids"),
         ({"inputs": [[1]], "input_ids": [[1]]}, "one of inputs and input_ids"),
-        ({"inputs": [[1]], "num_beams": 4}, "generate: num_beams=4 is not supported: leave it out"),
+        (
+            {"inputs": [[1]], "num_beam_groups": 4},
+            "generate: num_beam_groups=4 is not supported: transformers 5 has it",
+        ),
         ({"inputs": [[1]], "max_new_tokens": 0}, "max_new_tokens=0 must be an integer from 1 on"),
         ({"inputs": [[1, 2]], "max_length": 2}, "max_length=2 leaves no room after the 2 columns of the prompt"),
         ({"inputs": [[1]], "num_return_sequences": 2}, "num_return_sequences=2 would all be the same"),
@@ -139,7 +142,8 @@ def test_more_rows_than_lanes() -> None:
         ({"inputs": [[1]], "pad_token_id": [1]}, "pad_token_id has the shape"),
         ({"inputs": [[1]], "num_return_sequences": "2"}, "num_return_sequences='2' must be an integer"),
         ({"inputs": [[1]], "attention_mask": "x"}, "attention_mask has the shape"),
-        ({"inputs": [[1]], "use_cache": False}, "use_cache=False is not supported"),
+        ({"inputs": [[1]], "use_cache": "no"}, "use_cache is a str: pass True or False"),
+        ({"inputs": [[1]], "temprature": 1}, "temprature=1 is not supported: is temperature meant?"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: dict[str, Any], message: str) -> None:

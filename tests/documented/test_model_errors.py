@@ -10,6 +10,8 @@ import pytest
 import torch
 from documented_models import VALUES, pair
 
+from mistral_portable import transformers as ours
+
 IDS = np.arange(1, 13).reshape(2, 6)
 ONE_LABEL_TOO_MANY = np.array([0, 1, 1])
 
@@ -136,15 +138,16 @@ def test_junk_is_taken_or_refused_and_no_lane_stays_open(name: str, method: str)
     right: dict[str, Any] = {"input_ids": IDS}
     right |= {"max_new_tokens": 2} if method == "generate" else {}
     right |= {"start_positions": [1, 2], "end_positions": [1, 2]} if name == QUESTION else {}
-    rules = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frob")
-    named = [parameter for parameter in inspect.signature(call).parameters if parameter != "rules"]
+    fields = [name for name in vars(ours.GenerationConfig()) if not name.startswith("_")]
+    named = [parameter for parameter in inspect.signature(call).parameters if parameter != "options"]
+    functions = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")  # what they raise is the caller's
     unclear = []
-    for argument in [*named, *(rules if method == "generate" else ())]:
-        for junk in JUNK:
+    for argument in [*named, *([*fields, "frob"] if method == "generate" else ())]:
+        for junk in JUNK if argument not in functions else [junk for junk in JUNK if not callable(junk)]:
             try:
                 call(**{**right, argument: junk})
             except ValueError as error:
                 if argument.removesuffix("s") not in str(error):
                     unclear.append((argument, str(error)))
-    assert {argument for argument, _ in unclear} <= {"inputs"}  # which is one of two names for the prompt
+    assert {argument for argument, _ in unclear} <= {"inputs", "cache"}  # names of the same argument
     assert mine.decoder.manager.lanes == ()

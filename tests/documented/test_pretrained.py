@@ -223,7 +223,7 @@ def test_four_bits(backend: str, type: str) -> None:
         ),
         ({"quantization_config": {"bnb_4bit_quant_type": "nf5"}}, "bnb_4bit_quant_type='nf5': choose 'fp4' or 'nf4'"),
         ({"torch_dtype": "int3"}, "dtype='int3': choose 'auto'"),
-        ({"device_map": {"": 0}}, "pass 'auto' or one device"),
+        ({"device_map": {"a": 0, "b": 1}}, "pass 'auto' or one device"),
         ({"device_map": 0, "backend": "reference"}, "pass backend='torch'"),
         ({"frob": 1}, "frob=1: no argument, and no field of the config"),
     ],

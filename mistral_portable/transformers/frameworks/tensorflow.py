@@ -64,10 +64,13 @@ class TFMistralModel(_TensorFlow, MistralModel):
 class TFMistralForCausalLM(_TensorFlow, MistralForCausalLM):
     """MistralForCausalLM, for TensorFlow."""
 
-    def generate(self, inputs: Any = None, *, input_ids: Any = None, inputs_embeds: Any = None, **named: Any) -> Any:
+    def generate(self, *inputs: Any, **named: Any) -> Any:
         """Continue each row; see `MistralForCausalLM.generate`."""
-        ids, more, embeds = (None if array is None else _tensor(array) for array in (inputs, input_ids, inputs_embeds))
-        return super().generate(ids, input_ids=more, inputs_embeds=embeds, **named)
+        prompts = {
+            name: named[name] for name in ("inputs", "input_ids", "inputs_embeds") if named.get(name) is not None
+        }
+        first = [None if array is None else _tensor(array) for array in inputs[:1]]
+        return super().generate(*first, *inputs[1:], **named | {name: _tensor(some) for name, some in prompts.items()})
 
 
 class TFMistralForSequenceClassification(_TensorFlow, MistralForSequenceClassification):
