@@ -23,6 +23,8 @@ settings: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "top_p": st.floats(0.1, 1),
         "min_p": st.floats(0, 0.9),
         "typical_p": st.floats(0.1, 1),
+        "epsilon_cutoff": st.just(0.02),
+        "eta_cutoff": st.just(0.02),
         "logprobs": st.integers(0, 3),
         "repeat_last_n": st.integers(0, 8),
         "min_tokens": st.integers(0, 20),
