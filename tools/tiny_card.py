@@ -47,8 +47,9 @@ generates; no other data and no other model took part.
 Each run but the first continued from the weights of the one before, in FOLDER:
 {runs}
 
-In every run tokens of answers (but not of stories) weigh {answer_weight:.0f} times as much as others in the loss, rows are
-{length} tokens ({row_windows} windows), and auxiliary losses on hidden states speed up learning (`Hints` in `tools/tiny_measure.py`).
+In every run tokens of answers, but not of stories, weigh {answer_weight:.0f} times as much as others in the loss, rows
+are {length} tokens ({row_windows} windows), and auxiliary losses on hidden states speed up learning (`Hints` in
+`tools/tiny_measure.py`).
 
 The text names {names} people and {attributes} kinds of facts with {values} values each. One in {every} of all
 (name, kind, value) triples is held out: never in the training text, and nothing else in the figures below.

@@ -157,12 +157,13 @@ def _question(question: Question) -> Turn:
 
 
 def small_talk_document(rng: Random, split: Split) -> Document:
-    """One to three turns of small talk; sometimes a story on request. `split` is for the story."""
+    """One to three turns of small talk; sometimes a story on request and questions about it."""
     turns = [_small_talk(rng, rng.choice(small_talk.TOPICS)) for _ in range(rng.choice((1, 1, 2, 3)))]
     if rng.random() < 0.2:
         characters = cast(rng, 1, split)
         request = small_talk.story_request(rng, characters[0].name)
-        turns.append(Turn(request, " ".join(story(rng, characters)[0]), free=True))
+        sentences, facts = story(rng, characters)
+        turns += [Turn(request, " ".join(sentences), free=True), *ask(rng, facts, rng.randint(0, 2))]
     return Document("", turns)
 
 

@@ -75,10 +75,10 @@ CONTINUED = Schedule(
             0.0,
             {
                 "namesakes": 0.05,
-                "stories": 0.25,
+                "stories": 0.2,
                 "close questions": 0.2,
                 "long texts": 0.15,
-                "plain chats": 0.3,
+                "plain chats": 0.35,
                 "small talk": 0.05,
             },
         )
