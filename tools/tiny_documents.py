@@ -15,6 +15,7 @@ from tools.tiny_grammar import (
     QUESTIONS,
     SCENERY,
     STATEMENTS,
+    Character,
     Fact,
     Split,
     cast,
@@ -54,7 +55,12 @@ def ask(rng: Random, facts: list[Fact], count: int) -> list[Turn]:
     """Questions about different facts, each with its one right answer."""
     facts = facts + [(person, "color") for person, event in facts if event == "object"]
     chosen = rng.sample(facts, min(count, len(facts)))
-    return [Turn(*(person.say(t) for t in QUESTIONS[kind]), value=person.values[kind]) for person, kind in chosen]
+    return [_turn(person, attribute) for person, attribute in chosen]
+
+
+def _turn(person: Character, attribute: str) -> Turn:
+    question, answer = QUESTIONS[attribute]
+    return Turn(person.say(question), person.say(answer), person.values[attribute])
 
 
 def story_document(rng: Random, split: Split) -> Document:
