@@ -31,14 +31,15 @@ from tools.tiny_tenses import TENSES, Question, Tense, ask_in, state_in
 class Turn:
     """A question and its answer.
 
-    value: what the answer has to take from the text, if anything. kind: the kind of question in a plain chat.
-    free: many other answers would be as right.
+    value: what the answer has to take from the text, if anything. kind, thing: of a question in a plain chat, as in
+    `tiny_tenses.Question`. free: many other answers would be as right.
     """
 
     question: str
     answer: str
     value: str = ""
     kind: str = ""
+    thing: str = ""
     free: bool = False
 
 
@@ -159,7 +160,7 @@ def _told(rng: Random, facts: list[Fact], tense: Tense) -> list[Turn]:
 
 
 def _question(question: Question) -> Turn:
-    return Turn(question.text, question.answer, question.value, question.kind)
+    return Turn(question.text, question.answer, question.value, question.kind, question.thing)
 
 
 def small_talk_document(rng: Random, split: Split) -> Document:

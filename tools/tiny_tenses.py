@@ -70,12 +70,16 @@ class Statement:
 
 @dataclass
 class Question:
-    """A question, its one right answer, the value that the answer takes from the text, and one of QUESTION_KINDS."""
+    """A question, its one right answer, the value that the answer takes from the text, and one of QUESTION_KINDS.
+
+    thing: the word beside which the text has that value, if not a person's name.
+    """
 
     text: str
     answer: str
     value: str
     kind: str
+    thing: str = ""
 
 
 def state_in(rng: Random, tense: Tense, person: Character, event: str) -> Statement:
@@ -92,16 +96,17 @@ def ask_in(rng: Random, tense: Tense, person: Character, event: str, verb: Verb)
     asked = rng.choice(ASKED_BY if event == "object" else ("person", "thing"))
     kind = f"{tense}, by {asked}"
 
-    def say(question: str, answer: str, value: str) -> Question:
-        return Question(person.say(question), person.say(answer), value, kind)
+    def say(question: str, answer: str, value: str, thing: str = "") -> Question:
+        return Question(person.say(question), person.say(answer), value, kind, thing)
 
     if asked == "color":
         be = rng.choice(("is", "was")) if tense == "past" else "is"
         thing = rng.choice(("the {object}", "the {object}", "{n}'s {object}"))
-        return say(f"What color {be} {thing}?", f"{thing} {be} {{color}}.", person.values["color"])
+        color, object = person.values["color"], person.values["object"]
+        return say(f"What color {be} {thing}?", f"{thing} {be} {{color}}.", color, object)
     form = verb.form(tense)
     if asked == "person":
         question = f"{QUESTION_WORDS[event]} {verb.question(tense, '{n}')}?"
         return say(question, f"{{n}} {form} {NEW[event]}.", person.values[event])
     thing = rng.choice(ASKED[event])
-    return say(f"Who {form} {thing}?", f"{{n}} {form} {KNOWN[event]}.", person.name)
+    return say(f"Who {form} {thing}?", f"{{n}} {form} {KNOWN[event]}.", person.name, person.values[event])

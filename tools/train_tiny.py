@@ -75,10 +75,10 @@ CONTINUED = Schedule(
             0.0,
             {
                 "namesakes": 0.05,
-                "stories": 0.2,
-                "close questions": 0.2,
+                "stories": 0.3,
+                "close questions": 0.15,
                 "long texts": 0.15,
-                "plain chats": 0.35,
+                "plain chats": 0.3,
                 "small talk": 0.05,
             },
         )
@@ -130,7 +130,7 @@ def load(path: Path) -> State:
 
 
 def batch(seed: int, step: int, mix: Mix, tokenizer: spm.SentencePieceProcessor) -> list[Tensor]:
-    """Ids, loss weights and document numbers of one step."""
+    """Ids, loss weights, document numbers and sources of one step."""
     rng = Random(f"{seed}/{step}")
     examples: list[Example] = []
     while sum(len(example.ids) for example in examples) < ROWS * LENGTH:
@@ -158,8 +158,8 @@ def train_step(
 ) -> float:
     """Train on one batch; returns its loss."""
     clock = time.process_time()
-    ids, scale, documents = batch(seed, state.step, schedule.mix(progress), tokenizer)
-    loss = loss_of(state.weights, ids, scale, documents, hints(tokenizer))
+    arrays = batch(seed, state.step, schedule.mix(progress), tokenizer)
+    loss = loss_of(state.weights, *arrays, hints(tokenizer))
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(state.weights.values(), 1.0)
     for group in state.optimizer.param_groups:
@@ -167,7 +167,7 @@ def train_step(
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.step += 1
-    state.tokens += int((documents > 0).sum())
+    state.tokens += int((arrays[2] > 0).sum())
     state.seconds += time.process_time() - clock
     return loss.item()
 
