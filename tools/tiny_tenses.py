@@ -88,12 +88,13 @@ def state_in(rng: Random, tense: Tense, person: Character, event: str) -> Statem
     return Statement(person.say(f"{{n}} {verb.form(tense)} {NEW[event]}."), (person, event), verb)
 
 
-def ask_in(rng: Random, tense: Tense, person: Character, event: str, verb: Verb) -> Question:
-    """Ask about a fact by the person, by its thing, or for the color of the thing. verb: of the statement, which half
-    of the questions take up; the others have the first verb of the event.
+def ask_in(rng: Random, tense: Tense, statement: Statement, asked_by: tuple[str, ...] = ASKED_BY) -> Question:
+    """Ask about a fact by the person, by its thing, or for the color of the thing, as `asked_by` allows. Half of the
+    questions take up the verb of the statement, the others have the first verb of the event.
     """
-    verb = rng.choice((verb, VERBS[event][0]))
-    asked = rng.choice(ASKED_BY if event == "object" else ("person", "thing"))
+    person, event = statement.fact
+    verb = rng.choice((statement.verb, VERBS[event][0]))
+    asked = rng.choice([asked for asked in asked_by if asked != "color" or event == "object"])
     kind = f"{tense}, by {asked}"
 
     def say(question: str, answer: str, value: str, thing: str = "") -> Question:

@@ -81,7 +81,20 @@ CONTINUED = Schedule(
                 "plain chats": 0.3,
                 "small talk": 0.05,
             },
-        )
+        ),
+        (0.28, {"stories": 0.1, "close questions": 0.1, "plain chats": 0.2, "things": 0.6}),
+        (
+            0.6,
+            {
+                "namesakes": 0.05,
+                "stories": 0.35,
+                "close questions": 0.15,
+                "long texts": 0.15,
+                "plain chats": 0.2,
+                "things": 0.05,
+                "small talk": 0.05,
+            },
+        ),
     ],
 )
 FINAL_RATE, WARM_UP_STEPS = 0.05, 100
