@@ -114,7 +114,7 @@ class State:
 
 def new_state(initial: Weights) -> State:
     """The state before the first step."""
-    weights = {name: tensor.float().requires_grad_() for name, tensor in initial.items()}
+    weights = {name: tensor.detach().float().requires_grad_() for name, tensor in initial.items()}
     groups: list[dict[str, Any]] = [
         {"params": [w for w in weights.values() if w.ndim == 2], "weight_decay": 0.05},
         {"params": [w for w in weights.values() if w.ndim == 1], "weight_decay": 0.0},
@@ -130,13 +130,10 @@ def save(state: State, path: Path) -> None:
 
 
 def load(path: Path) -> State:
-    """Read a checkpoint of `save`."""
-    state = new_state(init_weights(0))
+    """Read a checkpoint of `save`; the optimizer's state goes by the order of the weights."""
     content = torch.load(path)
+    state = new_state(content.pop("weights"))
     state.optimizer.load_state_dict(content.pop("optimizer"))
-    with torch.no_grad():
-        for name, tensor in content.pop("weights").items():
-            state.weights[name].copy_(tensor)
     for name, value in content.items():
         setattr(state, name, value)
     return state
