@@ -54,15 +54,19 @@ class Hints:
     def loss(
         self, weights: Weights, ids: Tensor, scale: Tensor, mask: Tensor, sources: Tensor, states: list[Tensor]
     ) -> Tensor:
-        """The sum of these: after the first layer the last name is decoded with the names' embeddings; one head of the
-        second layer attends to the fact that the answer needs, another to the thing where the question names that;
-        after that layer the value is decoded."""
-        named, known = nearest(torch.isin(ids, self.names), mask)
-        index = (ids.gather(1, named)[..., None] == self.names).int().argmax(-1)
-        guesses = F.linear(F.rms_norm(states[1][known], (HIDDEN,)), weights["model.embed_tokens.weight"][self.names])
-        loss = F.cross_entropy(guesses, index[known])
+        """The sum of these: after the first layer the last name is decoded, and where the question names a thing, that;
+        one head of the second layer attends to the fact that the answer needs, another to the thing; after that layer
+        the value is decoded."""
         thing = sources.clamp(min=0)
         by_thing = (sources >= 0) & mask[:, 0].gather(2, thing[..., None])[..., 0]
+        named, known = nearest(torch.isin(ids, self.names), mask)
+        loss = torch.zeros(())
+        for words, where, wanted in ((self.names, named, known), (self.values, thing, by_thing)):
+            if wanted.any():
+                index = (ids.gather(1, where)[..., None] == words).int().argmax(-1)
+                first = F.rms_norm(states[1][wanted], (HIDDEN,))
+                guesses = F.linear(first, weights["model.embed_tokens.weight"][words])
+                loss = loss + F.cross_entropy(guesses, index[wanted])
         fact, by_name = self.facts(ids, scale, mask)
         for head, target, wanted in ((0, fact, by_name & (sources < 0)), (4, thing, by_thing)):
             if wanted.any():

@@ -71,27 +71,16 @@ FROM_NOTHING = Schedule(
 CONTINUED = Schedule(
     1e-3,
     [
+        (0.0, {"stories": 0.15, "close questions": 0.1, "plain chats": 0.35, "things": 0.35, "small talk": 0.05}),
         (
-            0.0,
-            {
-                "namesakes": 0.05,
-                "stories": 0.3,
-                "close questions": 0.15,
-                "long texts": 0.15,
-                "plain chats": 0.3,
-                "small talk": 0.05,
-            },
-        ),
-        (0.28, {"stories": 0.1, "close questions": 0.1, "plain chats": 0.2, "things": 0.6}),
-        (
-            0.6,
+            0.5,
             {
                 "namesakes": 0.05,
                 "stories": 0.35,
                 "close questions": 0.15,
-                "long texts": 0.15,
+                "long texts": 0.1,
                 "plain chats": 0.2,
-                "things": 0.05,
+                "things": 0.1,
                 "small talk": 0.05,
             },
         ),
