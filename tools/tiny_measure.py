@@ -54,28 +54,25 @@ class Hints:
     def loss(
         self, weights: Weights, ids: Tensor, scale: Tensor, mask: Tensor, sources: Tensor, states: list[Tensor]
     ) -> Tensor:
-        """The sum of these: after the first layer the last name is decoded, and where the question names a thing, that;
-        one head of the second layer attends to the fact that the answer needs, another to the thing; after that layer
-        the value is decoded."""
+        """The sum of these: the last name is decoded after the first layer and the last value after the second, with
+        their embeddings; one head of the second layer attends to the fact that the answer needs, and one of the third
+        to the thing where the question names that; after these layers the value is decoded."""
+        loss = torch.zeros(())
+        for words, state in ((self.names, states[1]), (self.values, states[2])):
+            last, known = nearest(torch.isin(ids, words), mask)
+            index = (ids.gather(1, last)[..., None] == words).int().argmax(-1)
+            guesses = F.linear(F.rms_norm(state[known], (HIDDEN,)), weights["model.embed_tokens.weight"][words])
+            loss = loss + F.cross_entropy(guesses, index[known])
         thing = sources.clamp(min=0)
         by_thing = (sources >= 0) & mask[:, 0].gather(2, thing[..., None])[..., 0]
-        named, known = nearest(torch.isin(ids, self.names), mask)
-        loss = torch.zeros(())
-        for words, where, wanted in ((self.names, named, known), (self.values, thing, by_thing)):
-            if wanted.any():
-                index = (ids.gather(1, where)[..., None] == words).int().argmax(-1)
-                first = F.rms_norm(states[1][wanted], (HIDDEN,))
-                guesses = F.linear(first, weights["model.embed_tokens.weight"][words])
-                loss = loss + F.cross_entropy(guesses, index[wanted])
         fact, by_name = self.facts(ids, scale, mask)
-        for head, target, wanted in ((0, fact, by_name & (sources < 0)), (4, thing, by_thing)):
+        for layer, target, wanted in ((1, fact, by_name & (sources < 0)), (2, thing, by_thing)):
             if wanted.any():
-                logs = attention_logs(weights, states, mask, layer=1, head=head)
+                logs = attention_logs(weights, states, mask, layer, head=0)
                 loss = loss - logs.gather(2, target[..., None])[..., 0][wanted].mean()
-                early = F.rms_norm(states[2][wanted], (HIDDEN,), weights["model.norm.weight"])
-                loss = loss + F.cross_entropy(
-                    F.linear(early, weights["lm_head.weight"]), torch.roll(ids, -1, 1)[wanted]
-                )
+                early = F.rms_norm(states[layer + 1][wanted], (HIDDEN,), weights["model.norm.weight"])
+                logits = F.linear(early, weights["lm_head.weight"])
+                loss = loss + F.cross_entropy(logits, torch.roll(ids, -1, 1)[wanted])
         return loss
 
     def facts(self, ids: Tensor, scale: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

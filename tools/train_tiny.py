@@ -69,7 +69,7 @@ FROM_NOTHING = Schedule(
     ],
 )
 CONTINUED = Schedule(
-    1e-3,
+    2e-3,
     [
         (0.0, {"stories": 0.15, "close questions": 0.1, "plain chats": 0.35, "things": 0.35, "small talk": 0.05}),
         (
