@@ -31,15 +31,14 @@ from tools.tiny_tenses import TENSES, Question, Tense, ask_in, state_in
 class Turn:
     """A question and its answer.
 
-    value: what the answer has to take from the text, if anything. kind, thing: of a question in a plain chat, as in
-    `tiny_tenses.Question`. free: many other answers would be as right.
+    value: what the answer has to take from the text, if anything. kind: the kind of question in a plain chat.
+    free: many other answers would be as right.
     """
 
     question: str
     answer: str
     value: str = ""
     kind: str = ""
-    thing: str = ""
     free: bool = False
 
 
@@ -145,25 +144,13 @@ def plain_document(rng: Random, split: Split) -> Document:
     return Document("", turns, _people(facts))
 
 
-def thing_document(rng: Random, split: Split) -> Document:
-    """The same kind of fact for two or three people, and questions that name the thing: namesakes the other way."""
-    characters = cast(rng, rng.randint(2, 3), split)
-    event = rng.choice(("object", rng.choice(EVENTS)))
-    tense = rng.choice(TENSES)
-    said = [state_in(rng, tense, person, event) for person in characters]
-    asked = rng.sample(said, rng.randint(1, 2))
-    turns = [_question(ask_in(rng, tense, statement, ("color", "thing"))) for statement in asked]
-    turns[0].question = " ".join([*(statement.text for statement in said), turns[0].question])
-    return Document("", turns, len(characters))
-
-
 def _told(rng: Random, facts: list[Fact], tense: Tense) -> list[Turn]:
     """Turns that state facts and ask about them. No facts: none."""
     if not facts:
         return []
     said = [state_in(rng, tense, person, event) for person, event in facts]
     asked = rng.sample(said, min(rng.randint(1, 3), len(said)))
-    turns = [_question(ask_in(rng, tense, statement)) for statement in asked]
+    turns = [_question(ask_in(rng, tense, *statement.fact, statement.verb)) for statement in asked]
     text = " ".join(statement.text for statement in said)
     if rng.random() < 0.2:
         return [Turn(text, small_talk.ANSWERS["story"]), *turns]
@@ -172,7 +159,7 @@ def _told(rng: Random, facts: list[Fact], tense: Tense) -> list[Turn]:
 
 
 def _question(question: Question) -> Turn:
-    return Turn(question.text, question.answer, question.value, question.kind, question.thing)
+    return Turn(question.text, question.answer, question.value, question.kind)
 
 
 def small_talk_document(rng: Random, split: Split) -> Document:
@@ -197,7 +184,6 @@ KINDS: dict[str, Callable[[Random, Split], Document]] = {
     "close questions": close_document,
     "long texts": long_document,
     "plain chats": plain_document,
-    "things": thing_document,
     "small talk": small_talk_document,
 }
 Mix = dict[str, float]  # weights of kinds

@@ -21,58 +21,39 @@ from tools.tiny_tokens import ANSWER_WEIGHT, BOS, BUCKETS, EOS, Item, encode, pa
 LENGTH = 256  # of a training row: four windows
 
 
-def loss_of(
-    weights: Weights,
-    ids: Tensor,
-    scale: Tensor,
-    documents: Tensor,
-    sources: Tensor | None = None,
-    hints: Hints | None = None,
-) -> Tensor:
-    """Mean cross entropy of the next token, weighted; the first token of a document has weight 0.
-
-    sources: for the hints.
-    """
+def loss_of(weights: Weights, ids: Tensor, scale: Tensor, documents: Tensor, hints: Hints | None = None) -> Tensor:
+    """Mean cross entropy of the next token, weighted; the first token of a document has weight 0."""
     mask = visible(documents)
     states = hidden_states(weights, ids, mask)
     logits = F.linear(states[-1][:, :-1], weights["lm_head.weight"])
     losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     flat = scale[:, 1:].flatten()
     loss = (losses * flat).sum() / flat.sum()
-    return loss if hints is None or sources is None else loss + hints.loss(weights, ids, scale, mask, sources, states)
+    return loss if hints is None else loss + hints.loss(weights, ids, scale, mask, states)
 
 
 @dataclass
 class Hints:
-    """Auxiliary losses for training only. They break a deadlock: a layer can learn to look up facts by name only once
-    an earlier layer copies the name to the fact, and that layer gains nothing from copying it before.
+    """Three auxiliary losses for training only. They break a deadlock: a layer can learn to look up facts by name only
+    once an earlier layer copies the name to the fact, and that layer gains nothing from copying it before.
     """
 
     names: Tensor  # token ids
     values: Tensor
 
-    def loss(
-        self, weights: Weights, ids: Tensor, scale: Tensor, mask: Tensor, sources: Tensor, states: list[Tensor]
-    ) -> Tensor:
-        """The sum of these: the last name is decoded after the first layer and the last value after the second, with
-        their embeddings; one head of the second layer attends to the fact that the answer needs, and one of the third
-        to the thing where the question names that; after these layers the value is decoded."""
-        loss = torch.zeros(())
-        for words, state in ((self.names, states[1]), (self.values, states[2])):
-            last, known = nearest(torch.isin(ids, words), mask)
-            index = (ids.gather(1, last)[..., None] == words).int().argmax(-1)
-            guesses = F.linear(F.rms_norm(state[known], (HIDDEN,)), weights["model.embed_tokens.weight"][words])
-            loss = loss + F.cross_entropy(guesses, index[known])
-        thing = sources.clamp(min=0)
-        by_thing = (sources >= 0) & mask[:, 0].gather(2, thing[..., None])[..., 0]
-        fact, by_name = self.facts(ids, scale, mask)
-        for layer, target, wanted in ((1, fact, by_name & (sources < 0)), (2, thing, by_thing)):
-            if wanted.any():
-                logs = attention_logs(weights, states, mask, layer, head=0)
-                loss = loss - logs.gather(2, target[..., None])[..., 0][wanted].mean()
-                early = F.rms_norm(states[layer + 1][wanted], (HIDDEN,), weights["model.norm.weight"])
-                logits = F.linear(early, weights["lm_head.weight"])
-                loss = loss + F.cross_entropy(logits, torch.roll(ids, -1, 1)[wanted])
+    def loss(self, weights: Weights, ids: Tensor, scale: Tensor, mask: Tensor, states: list[Tensor]) -> Tensor:
+        """The sum of the three: after the first layer the last name is decoded with the names' embeddings; one head of
+        the second layer attends to the fact that the answer needs; after that layer the value is decoded."""
+        named, known = nearest(torch.isin(ids, self.names), mask)
+        index = (ids.gather(1, named)[..., None] == self.names).int().argmax(-1)
+        guesses = F.linear(F.rms_norm(states[1][known], (HIDDEN,)), weights["model.embed_tokens.weight"][self.names])
+        loss = F.cross_entropy(guesses, index[known])
+        target, wanted = self.facts(ids, scale, mask)
+        if wanted.any():
+            logs = attention_logs(weights, states, mask, layer=1, head=0)
+            loss = loss - logs.gather(2, target[..., None])[..., 0][wanted].mean()
+            early = F.rms_norm(states[2][wanted], (HIDDEN,), weights["model.norm.weight"])
+            loss = loss + F.cross_entropy(F.linear(early, weights["lm_head.weight"]), torch.roll(ids, -1, 1)[wanted])
         return loss
 
     def facts(self, ids: Tensor, scale: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +83,7 @@ def held_out_loss(weights: Weights, tokenizer: spm.SentencePieceProcessor, docum
     total, count = 0.0, 0.0
     for _ in range(documents):
         example = encode(document(rng, "held_out", mix), tokenizer)
-        ids, scale, numbers, _ = (torch.from_numpy(a) for a in pack([example], 1, len(example.ids)))
+        ids, scale, numbers = (torch.from_numpy(a) for a in pack([example], 1, len(example.ids)))
         scale = (scale > 0).float()
         total += loss_of(weights, ids, scale, numbers).item() * scale.sum().item()
         count += scale.sum().item()

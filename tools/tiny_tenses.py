@@ -70,16 +70,12 @@ class Statement:
 
 @dataclass
 class Question:
-    """A question, its one right answer, the value that the answer takes from the text, and one of QUESTION_KINDS.
-
-    thing: the word beside which the text has that value, if not a person's name.
-    """
+    """A question, its one right answer, the value that the answer takes from the text, and one of QUESTION_KINDS."""
 
     text: str
     answer: str
     value: str
     kind: str
-    thing: str = ""
 
 
 def state_in(rng: Random, tense: Tense, person: Character, event: str) -> Statement:
@@ -88,26 +84,24 @@ def state_in(rng: Random, tense: Tense, person: Character, event: str) -> Statem
     return Statement(person.say(f"{{n}} {verb.form(tense)} {NEW[event]}."), (person, event), verb)
 
 
-def ask_in(rng: Random, tense: Tense, statement: Statement, asked_by: tuple[str, ...] = ASKED_BY) -> Question:
-    """Ask about a fact by the person, by its thing, or for the color of the thing, as `asked_by` allows. Half of the
-    questions take up the verb of the statement, the others have the first verb of the event.
+def ask_in(rng: Random, tense: Tense, person: Character, event: str, verb: Verb) -> Question:
+    """Ask about a fact by the person, by its thing, or for the color of the thing. verb: of the statement, which half
+    of the questions take up; the others have the first verb of the event.
     """
-    person, event = statement.fact
-    verb = rng.choice((statement.verb, VERBS[event][0]))
-    asked = rng.choice([asked for asked in asked_by if asked != "color" or event == "object"])
+    verb = rng.choice((verb, VERBS[event][0]))
+    asked = rng.choice(ASKED_BY if event == "object" else ("person", "thing"))
     kind = f"{tense}, by {asked}"
 
-    def say(question: str, answer: str, value: str, thing: str = "") -> Question:
-        return Question(person.say(question), person.say(answer), value, kind, thing)
+    def say(question: str, answer: str, value: str) -> Question:
+        return Question(person.say(question), person.say(answer), value, kind)
 
     if asked == "color":
         be = rng.choice(("is", "was")) if tense == "past" else "is"
         thing = rng.choice(("the {object}", "the {object}", "{n}'s {object}"))
-        color, object = person.values["color"], person.values["object"]
-        return say(f"What color {be} {thing}?", f"{thing} {be} {{color}}.", color, object)
+        return say(f"What color {be} {thing}?", f"{thing} {be} {{color}}.", person.values["color"])
     form = verb.form(tense)
     if asked == "person":
         question = f"{QUESTION_WORDS[event]} {verb.question(tense, '{n}')}?"
         return say(question, f"{{n}} {form} {NEW[event]}.", person.values[event])
     thing = rng.choice(ASKED[event])
-    return say(f"Who {form} {thing}?", f"{{n}} {form} {KNOWN[event]}.", person.name, person.values[event])
+    return say(f"Who {form} {thing}?", f"{{n}} {form} {KNOWN[event]}.", person.name)

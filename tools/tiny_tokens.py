@@ -62,14 +62,10 @@ def train_tokenizer(path: Path, seed: int, documents: int = 20000) -> None:
 
 @dataclass
 class Example:
-    """Token ids and, for each token, its weight in the loss and where the text has what the next token takes from it.
-
-    sources: positions of things beside which the text names the value that comes next; -1 elsewhere.
-    """
+    """Token ids and, for each token, its weight in the loss."""
 
     ids: list[int]
     weights: list[float]
-    sources: list[int]
 
 
 @dataclass
@@ -107,12 +103,11 @@ class Item:
 
 def encode(document: Document, tokenizer: spm.SentencePieceProcessor) -> Example:
     """Encode as mistral-common's v3 does: <s> text [INST] question [/INST] answer </s> ..."""
-    example = Example([BOS], [0.0], [-1])
+    example = Example([BOS], [0.0])
 
     def add(ids: list[int], weight: float) -> None:
         example.ids += ids
         example.weights += [weight] * len(ids)
-        example.sources += [-1] * len(ids)
 
     if document.text:
         add(tokenizer.encode(document.text), 1.0)
@@ -120,25 +115,18 @@ def encode(document: Document, tokenizer: spm.SentencePieceProcessor) -> Example
         add([EOS], 1.0)
     for turn in document.turns:
         add([INST, *tokenizer.encode(turn.question), END_INST], 1.0)
-        answer = tokenizer.encode(turn.answer)
-        if turn.thing:
-            before = len(example.ids) + answer.index(tokenizer.encode(turn.value)[-1]) - 1
-            source = example.ids.index(tokenizer.encode(turn.thing)[-1])
-        add([*answer, EOS], 1.0 if turn.free else ANSWER_WEIGHT)
-        if turn.thing:
-            example.sources[before] = source
+        add([*tokenizer.encode(turn.answer), EOS], 1.0 if turn.free else ANSWER_WEIGHT)
     return example
 
 
-def pack(examples: list[Example], rows: int, length: int) -> tuple[np.ndarray, ...]:
+def pack(examples: list[Example], rows: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pack whole documents into rows, the longest first; those that do not fit are left out.
 
-    Returns ids, loss weights, document numbers (0: padding) and sources (-1: none), each [rows, length].
+    Returns ids, loss weights and document numbers (0: padding), each [rows, length].
     """
     ids = np.full((rows, length), EOS, np.int64)
     weights = np.zeros((rows, length), np.float32)
     documents = np.zeros((rows, length), np.int64)
-    sources = np.full((rows, length), -1, np.int64)
     used = [0] * rows
     for number, example in enumerate(sorted(examples, key=lambda e: -len(e.ids)), start=1):
         size = len(example.ids)
@@ -147,10 +135,8 @@ def pack(examples: list[Example], rows: int, length: int) -> tuple[np.ndarray, .
             continue
         part = slice(used[row], used[row] + size)
         ids[row, part], weights[row, part], documents[row, part] = example.ids, example.weights, number
-        own = np.array(example.sources)
-        sources[row, part] = np.where(own < 0, own, own + used[row])
         used[row] += size
-    return ids, weights, documents, sources
+    return ids, weights, documents
 
 
 def draw_questions(

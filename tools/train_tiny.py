@@ -69,21 +69,19 @@ FROM_NOTHING = Schedule(
     ],
 )
 CONTINUED = Schedule(
-    2e-3,
+    1e-3,
     [
-        (0.0, {"stories": 0.15, "close questions": 0.1, "plain chats": 0.35, "things": 0.35, "small talk": 0.05}),
         (
-            0.5,
+            0.0,
             {
                 "namesakes": 0.05,
-                "stories": 0.35,
-                "close questions": 0.15,
-                "long texts": 0.1,
-                "plain chats": 0.2,
-                "things": 0.1,
+                "stories": 0.2,
+                "close questions": 0.2,
+                "long texts": 0.15,
+                "plain chats": 0.35,
                 "small talk": 0.05,
             },
-        ),
+        )
     ],
 )
 FINAL_RATE, WARM_UP_STEPS = 0.05, 100
@@ -129,7 +127,7 @@ def load(path: Path) -> State:
 
 
 def batch(seed: int, step: int, mix: Mix, tokenizer: spm.SentencePieceProcessor) -> list[Tensor]:
-    """Ids, loss weights, document numbers and sources of one step."""
+    """Ids, loss weights and document numbers of one step."""
     rng = Random(f"{seed}/{step}")
     examples: list[Example] = []
     while sum(len(example.ids) for example in examples) < ROWS * LENGTH:
@@ -157,8 +155,8 @@ def train_step(
 ) -> float:
     """Train on one batch; returns its loss."""
     clock = time.process_time()
-    arrays = batch(seed, state.step, schedule.mix(progress), tokenizer)
-    loss = loss_of(state.weights, *arrays, hints(tokenizer))
+    ids, scale, documents = batch(seed, state.step, schedule.mix(progress), tokenizer)
+    loss = loss_of(state.weights, ids, scale, documents, hints(tokenizer))
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(state.weights.values(), 1.0)
     for group in state.optimizer.param_groups:
@@ -166,7 +164,7 @@ def train_step(
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.step += 1
-    state.tokens += int((arrays[2] > 0).sum())
+    state.tokens += int((documents > 0).sum())
     state.seconds += time.process_time() - clock
     return loss.item()
 

@@ -129,7 +129,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "right answers: " in printed.out
     report = json.loads(invoke(*line, "--questions", "tiny", "--json").out)
     assert f"perplexity {report['perplexity']:.4f} +/- {report['error']:.4f}" in printed.out
-    assert report["answers"]["total"] == 216
+    assert report["answers"]["total"] == 276
     assert (report["context"], report["backend"]) == (64, "numba")
 
 
