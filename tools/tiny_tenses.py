@@ -29,7 +29,7 @@ class Verb(NamedTuple):
         return self.past if tense == "past" else self.present
 
     def question(self, tense: Tense, name: str) -> str:
-        """What follows the question word: did Tom go, does Tom go, is Tom."""
+        """The words that follow the question word: did Tom go, does Tom go, is Tom."""
         if self.base == "be":
             return f"{self.form(tense).split()[0]} {name}"
         return f"{'did' if tense == 'past' else 'does'} {name} {self.base}"

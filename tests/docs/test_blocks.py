@@ -193,7 +193,7 @@ def filled(text: str) -> str:
 
 
 def plainest(text: str) -> str:
-    """Of a synopsis what is not optional, with the first of alternatives."""
+    """Return what is not optional in a synopsis, with the first of alternatives."""
     while (shorter := re.sub(r" \[[^\[\]]*\]( \.\.\.)?|\[=\w+\]", "", text)) != text:
         text = shorter
     return re.sub(r"(?<= )(\w+)(\|\w+)+", r"\1", text)
