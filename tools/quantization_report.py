@@ -33,7 +33,8 @@ from mistral_portable.quantization.calibrate import calibrated
 from mistral_portable.weights import open_checkpoint
 from mistral_portable.weights.names import to_gguf
 from tools.llama_cpp_quantizer import quantize_by_llama_cpp
-from tools.tiny_grammar import Split, story_document
+from tools.tiny_documents import story_document
+from tools.tiny_grammar import Split
 
 __all__ = ["stories"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,17 @@ import sentencepiece as spm
 from tools.tiny_grammar import HELD_OUT_EVERY, NAMES, VALUES
 from tools.tiny_measure import LENGTH, answer, continue_text
 from tools.tiny_model import FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, Weights
+from tools.tiny_small_talk import ANSWERS, WORDINGS
+from tools.tiny_tenses import QUESTION_KINDS
 from tools.tiny_tokens import ANSWER_WEIGHT, BUCKETS, VOCAB, WINDOW, Item
+
+EXAMPLES = {  # asked in `chat` with its default settings; the first is README's
+    "Tom has a red ball. What color is the ball?": "The ball is red.",
+    "Tom has a red ball. Who has the ball?": "Tom has the ball.",
+    "Tom had a red ball. What color is Tom's ball?": "Tom's ball is red.",
+    "Hi": ANSWERS["greeting"],
+    "What can you do?": ANSWERS["abilities"],
+}
 
 CARD = """\
 # tiny: the embedded model
@@ -18,7 +29,8 @@ CARD = """\
 A real Mistral, small enough to ship with the package: {parameters:,} parameters in bfloat16, {layers} layers,
 hidden size {hidden}, {heads} heads and {kv} key/value heads of {head_dim}, feed-forward size {ffn}, vocabulary
 {vocab}, sliding window W = {window}. It serves tests, demonstrations and comparisons between backends. It knows
-short stories and questions about them, and nothing else. English only; not for any use where an answer matters.
+short stories, questions about them and a little small talk, and nothing else. English only; not for any use where an
+answer matters.
 
 Licence: Apache-2.0, like the package. The weights were trained from scratch on text that `tools/tiny_grammar.py`
 generates; no other data and no other model took part.
@@ -27,15 +39,17 @@ generates; no other data and no other model took part.
 - `config.json`, `model.safetensors`: Hugging Face format (`MistralForCausalLM`).
 - `tokenizer.model.v3`: sentencepiece BPE with byte fallback, first ids as in Mistral's v3 tokenizer. Loads with
   `MistralTokenizer.from_file` of mistral-common, whose v3 chat encoding is the layout of the training data.
-- `questions.json`: {published_count} held-out questions: messages, answer, distance bucket, distance, characters.
+- `questions.json`: {published_count} held-out questions: messages, answer, distance bucket ("plain chats" for the kinds
+  of the second table below), distance, characters.
+- `training.json`: the runs that made the weights.
 
 ## Training
-`python -m tools.train_tiny --run-dir RUN --tokens {budget}` (seed {seed}): {tokens:,} tokens, {steps:,} steps of up
-to {batch} tokens in rows of {length} ({row_windows} windows), {minutes:.0f} minutes, {rate:,.0f} tokens/s with
-{threads} threads on a shared machine of {cores} cores, without accelerator (torch {torch}, float32).
-Answer tokens weigh {answer_weight:.0f} times as much as others in the loss. Documents by share of the budget:
-{stages}
-- throughout: auxiliary losses on hidden states that speed up learning (`Hints` in `tools/tiny_measure.py`).
+Each run but the first continued from the weights of the one before, in FOLDER:
+{runs}
+
+In every run tokens of answers, but not of stories, weigh {answer_weight:.0f} times as much as others in the loss, rows
+are {length} tokens ({row_windows} windows), and auxiliary losses on hidden states speed up learning (`Hints` in
+`tools/tiny_measure.py`).
 
 The text names {names} people and {attributes} kinds of facts with {values} values each. One in {every} of all
 (name, kind, value) triples is held out: never in the training text, and nothing else in the figures below.
@@ -48,6 +62,23 @@ Inside W one attention layer can look at the fact; beyond it only a chain of lay
 | distance | questions of the evaluation | in `questions.json` |
 |---|---|---|
 {table}
+
+Plain chats state facts in the past or the present ("Tom has a red ball.") and ask by the person ("What does Tom
+have?"), by the thing ("Who has the ball?") or for its color ("What color is the ball?"). Here the window holds the
+whole chat:
+
+| kind | questions of the evaluation | in `questions.json` |
+|---|---|---|
+{plain}
+
+Small talk: of {wordings} wordings of {topics} topics, all of which are in the training text, {small_talk:.1%} are
+answered exactly.
+
+Exact answers with the default settings of `chat` (temperature 0.7), {seeds} seeds each:
+
+| message | answer | right |
+|---|---|---|
+{examples}
 
 Held-out loss (nats per token, mix of the last stage): {loss:.4f}.
 
@@ -65,10 +96,11 @@ def write_card(
 ) -> None:
     """Write the card to `path`.
 
-    results: `run` (facts about the training), `figures` (of the evaluation), `published` (accuracy on `published`).
+    results: `runs` (facts about the training), `figures` (of the evaluation), `published` (accuracy on `published`),
+    `examples` (the share of `seeds` that gave each of EXAMPLES' answers).
     """
-    run, figures, few = results["run"], results["figures"], results["published"]
-    rows = sorted(few, key=_order)
+    figures, few = results["figures"], results["published"]
+    distances = sorted((name for name in few if name not in QUESTION_KINDS), key=_order)
     asked = [item for item in published if item.bucket == BUCKETS[0] and len(item.messages) == 1][:5]
     samples = [continue_text(weights, tokenizer, "Once upon a time", 200)]
     samples += [f"{item.messages[-1]['content']} -> {answer(weights, tokenizer, item)}" for item in asked]
@@ -84,8 +116,7 @@ def write_card(
             vocab=VOCAB,
             window=WINDOW,
             published_count=len(published),
-            minutes=run["seconds"] / 60,
-            rate=run["tokens"] / run["seconds"],
+            runs="\n".join(_run(number, run) for number, run in enumerate(results["runs"], start=1)),
             length=LENGTH,
             row_windows=LENGTH // WINDOW,
             answer_weight=ANSWER_WEIGHT,
@@ -94,12 +125,37 @@ def write_card(
             values=len(VALUES["color"]),
             every=HELD_OUT_EVERY,
             reach=LAYERS * (WINDOW - 1),
-            table="\n".join(f"| {name} | {figures[name]:.1%} | {few[name]:.1%} |" for name in rows),
+            table=_table(distances, figures, few),
+            plain=_table(QUESTION_KINDS, figures, few),
+            wordings=sum(map(len, WORDINGS.values())),
+            topics=len(WORDINGS),
+            small_talk=figures["small talk"],
+            seeds=results["seeds"],
+            examples="\n".join(
+                f"| {message} | {EXAMPLES[message]} | {share:.1%} |" for message, share in results["examples"].items()
+            ),
             loss=figures["held-out loss"],
             samples="\n".join(f"- {text}" for text in samples),
-            **{key: value for key, value in run.items() if key != "seconds"},
         )
     )
+
+
+def _run(number: int, run: dict[str, Any]) -> str:
+    """A run's entry. The first begins with random weights, each later one with the weights of the one before."""
+    command = f"python -m tools.train_tiny --run-dir RUN --tokens {run['budget']}"
+    if number > 1:
+        command += " --from FOLDER"
+    stages = "\n".join(f"   - from {start}: {mix}" for start, mix in run["stages"].items())
+    return f"""\
+{number}. `{command}` (seed {run["seed"]}):
+   {run["tokens"]:,} tokens, {run["steps"]:,} steps of up to {run["batch"]} tokens, learning rate {run["rate"]},
+   {run["time"]}, {run["threads"]} threads, without accelerator (torch {run["torch"]}, float32).
+   Documents by share of the budget:
+{stages}"""
+
+
+def _table(names: Iterable[str], figures: dict[str, float], few: dict[str, float]) -> str:
+    return "\n".join(f"| {name} | {figures[name]:.1%} | {few[name]:.1%} |" for name in names)
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -1,6 +1,6 @@
-"""Generate the embedded model's training text from a grammar. Used by `tools/train_tiny.py`.
+"""Draw people, facts about them and stories from a grammar: what the embedded model's training text tells.
 
-It writes short stories about one to three characters and questions about them. Every fact is a triple
+Used by `tools/tiny_documents.py`. Every fact is a triple
 (name, attribute, value). One sixth of all triples is held out: the training split never contains them, the
 held-out split contains nothing else, so a right answer there was read from the text and not remembered.
 """
@@ -104,16 +104,6 @@ class Character:
 Fact = tuple[Character, str]  # who, and which attribute
 
 
-@dataclass
-class Document:
-    """A raw text (may be empty), then pairs of question and answer (may be none)."""
-
-    text: str = ""
-    turns: list[tuple[str, str]] = field(default_factory=list)
-    values: list[str] = field(default_factory=list)  # what each answer has to take from the text
-    characters: int = 0  # that the facts are about
-
-
 def held_out(name: str, attribute: str, value: str) -> bool:
     """True if this triple belongs to the held-out split: a fixed rule, the same in every run."""
     shift = zlib.crc32(f"{name}/{attribute}".encode())
@@ -210,79 +200,3 @@ def week(rng: Random, characters: list[Character], split: Split) -> list[str]:
             used[event].add(person.values[event])
         sentences += episode(rng, person, events, prefix=f"On {day}, ")
     return [*sentences, rng.choice(characters).say(rng.choice(ENDINGS), prefix="In the evening, ")]
-
-
-def ask(rng: Random, facts: list[Fact], count: int) -> tuple[list[tuple[str, str]], list[str]]:
-    """Questions about different facts, each with its one right answer and the value this needs."""
-    facts = facts + [(person, "color") for person, event in facts if event == "object"]
-    chosen = rng.sample(facts, min(count, len(facts)))
-    turns = [tuple(person.say(text) for text in QUESTIONS[attribute]) for person, attribute in chosen]
-    return [(q, a) for q, a in turns], [person.values[attribute] for person, attribute in chosen]
-
-
-def story_document(rng: Random, split: Split) -> Document:
-    """A story alone, or a story told on request."""
-    characters = cast(rng, rng.choice((1, 1, 2, 3)), split)
-    kind = rng.random()
-    if kind < 0.6:
-        return Document(" ".join(week(rng, characters, split)))
-    if kind < 0.8:
-        return Document(" ".join(story(rng, characters)[0]))
-    if kind < 0.97:
-        request = f"Tell me a story about {characters[0].name}."
-        return Document(turns=[(request, " ".join(story(rng, characters)[0]))], values=[""])
-    return Document(turns=[("Hello!", "Hello! Tell me a story and ask me about it.")], values=[""])
-
-
-def simple_document(rng: Random, split: Split) -> Document:
-    """One or two people with a fact or two each, plainly told: the first lesson in looking things up."""
-    characters = cast(rng, rng.randint(1, 2), split)
-    facts = draw_facts(rng, characters, rng.randint(1, 2) * len(characters))
-    return _chat(rng, [person.say(STATEMENTS[event][0]) for person, event in facts], facts, 4)
-
-
-def namesake_document(rng: Random, split: Split) -> Document:
-    """The same kind of fact for two or three people, plainly told: only the name tells the values apart."""
-    characters = cast(rng, rng.randint(2, 3), split)
-    event = rng.choice(EVENTS)
-    facts = [(person, event) for person in characters]
-    return _chat(rng, [person.say(STATEMENTS[event][0]) for person, event in facts], facts, rng.randint(1, 2))
-
-
-def close_document(rng: Random, split: Split) -> Document:
-    """A short text and questions about it, in a chat."""
-    characters = cast(rng, rng.choice((1, 2, 2, 3, 3)), split)
-    if rng.random() < 0.7:
-        facts = draw_facts(rng, characters, len(characters) + rng.randint(0, 3))
-        sentences = state(rng, facts)
-    else:
-        sentences, facts = story(rng, characters)
-    return _chat(rng, sentences, facts, rng.randint(1, 4))
-
-
-def long_document(rng: Random, split: Split) -> Document:
-    """Facts first, then scenery that pushes them one to three windows away; as a chat or as a raw text."""
-    characters = cast(rng, rng.randint(1, 3), split)
-    facts = draw_facts(rng, characters, rng.randint(len(characters), 5))
-    filler = rng.sample(SCENERY, len(SCENERY)) + rng.sample(SCENERY, len(SCENERY))
-    sentences = state(rng, facts) + filler[: rng.randint(3, 18)]
-    document = _chat(rng, sentences, facts, rng.randint(1, 3))
-    if rng.random() < 0.5:
-        document.text = " ".join(sentences)
-        document.turns[0] = (document.turns[0][0].removeprefix(document.text + " "), document.turns[0][1])
-    return document
-
-
-def _chat(rng: Random, sentences: list[str], facts: list[Fact], count: int) -> Document:
-    turns, values = ask(rng, facts, count)
-    turns[0] = (" ".join([*sentences, turns[0][0]]), turns[0][1])
-    return Document("", turns, values, len({person.name for person, _ in facts}))
-
-
-Mix = tuple[float, float, float, float, float]
-
-
-def document(rng: Random, split: Split, mix: Mix) -> Document:
-    """One document; mix holds the weights of the kinds below."""
-    kinds = (simple_document, namesake_document, story_document, close_document, long_document)
-    return rng.choices(kinds, mix)[0](rng, split)

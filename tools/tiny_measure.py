@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tools import tiny_grammar as grammar
+import mistral_portable as mp
+from tools.tiny_documents import Mix, document
 from tools.tiny_model import HIDDEN, Weights, attention_logs, forward, hidden_states, visible
 from tools.tiny_tokens import ANSWER_WEIGHT, BOS, BUCKETS, EOS, Item, encode, pack
 
@@ -76,12 +77,12 @@ def nearest(marked: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return last.clamp(min=0), last >= 0
 
 
-def held_out_loss(weights: Weights, tokenizer: spm.SentencePieceProcessor, documents: int, mix: grammar.Mix) -> float:
+def held_out_loss(weights: Weights, tokenizer: spm.SentencePieceProcessor, documents: int, mix: Mix) -> float:
     """Plain mean loss per token over documents of the held-out split."""
     rng = Random("held-out loss")
     total, count = 0.0, 0.0
     for _ in range(documents):
-        example = encode(grammar.document(rng, "held_out", mix), tokenizer)
+        example = encode(document(rng, "held_out", mix), tokenizer)
         ids, scale, numbers = (torch.from_numpy(a) for a in pack([example], 1, len(example.ids)))
         scale = (scale > 0).float()
         total += loss_of(weights, ids, scale, numbers).item() * scale.sum().item()
@@ -108,13 +109,18 @@ def right_answers(weights: Weights, items: list[Item], rows: int = 16) -> list[b
 
 
 def accuracy(weights: Weights, items: list[Item]) -> dict[str, float]:
-    """Share of exact answers by distance, and inside the window by number of characters."""
+    """Share of exact answers by kind; by distance where that is the kind, inside the window also by characters."""
     groups: dict[str, list[bool]] = {}
     for item, right in zip(items, right_answers(weights, items), strict=True):
-        groups.setdefault(item.bucket, []).append(right)
+        groups.setdefault(item.kind or item.bucket, []).append(right)
         if item.bucket == BUCKETS[0]:
             groups.setdefault(f"{item.bucket}, people: {item.characters}", []).append(right)
     return {name: sum(group) / len(group) for name, group in sorted(groups.items())}
+
+
+def share_of_seeds(model: mp.Model, question: str, answer: str, seeds: int) -> float:
+    """The share of the seeds with which `chat`, with its default settings, gives this very answer."""
+    return sum(model.chat(question, seed=seed).text == answer for seed in range(seeds)) / seeds
 
 
 def greedy(weights: Weights, prompt: list[int], count: int) -> list[int]:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import sentencepiece as spm
 
-from tools import tiny_grammar as grammar
+from tools import tiny_small_talk as small_talk
+from tools.tiny_documents import Document, Turn, document
+from tools.tiny_tenses import QUESTION_KINDS
 
 VOCAB = 1024
 WINDOW = 64
@@ -34,8 +36,9 @@ def train_tokenizer(path: Path, seed: int, documents: int = 20000) -> None:
     rng = Random(f"{seed}/tokenizer")
     lines = []
     for _ in range(documents):
-        document = grammar.document(rng, "train", (0, 0, 0.4, 0.4, 0.2))
-        lines += [text for text in (document.text, *sum(document.turns, ())) if text]
+        drawn = document(rng, "train", {"stories": 0.4, "close questions": 0.4, "long texts": 0.2})
+        lines += [drawn.text] if drawn.text else []
+        lines += [text for turn in drawn.turns for text in (turn.question, turn.answer)]
     model = io.BytesIO()
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -71,16 +74,21 @@ class Item:
 
     messages: list[dict[str, str]]
     answer: str
-    value: str
     distance: int  # from the fact to the position that predicts it; below the window one layer can attend to it
     characters: int
+    kind: str  # one of QUESTION_KINDS, or "small talk", or "" for the questions that go by distance
     prompt: list[int]  # token ids of the messages
     target: list[int]  # token ids of the answer and </s>
 
     @property
     def bucket(self) -> str:
-        """The range of the distance, one of BUCKETS."""
-        return BUCKETS[self.distance // WINDOW]
+        """The range of the distance, one of BUCKETS; "plain chats" for the questions of those."""
+        return "plain chats" if self.kind else BUCKETS[self.distance // WINDOW]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the window holds the whole chat."""
+        return len(self.prompt) + len(self.target) <= WINDOW
 
     def public(self) -> dict[str, Any]:
         """The entry in questions.json."""
@@ -90,10 +98,10 @@ class Item:
             "bucket": self.bucket,
             "distance": self.distance,
             "characters": self.characters,
-        }
+        } | ({"kind": self.kind} if self.kind else {})
 
 
-def encode(document: grammar.Document, tokenizer: spm.SentencePieceProcessor) -> Example:
+def encode(document: Document, tokenizer: spm.SentencePieceProcessor) -> Example:
     """Encode as mistral-common's v3 does: <s> text [INST] question [/INST] answer </s> ..."""
     example = Example([BOS], [0.0])
 
@@ -105,9 +113,9 @@ def encode(document: grammar.Document, tokenizer: spm.SentencePieceProcessor) ->
         add(tokenizer.encode(document.text), 1.0)
     if not document.turns:
         add([EOS], 1.0)
-    for (question, answer), value in zip(document.turns, document.values, strict=True):
-        add([INST, *tokenizer.encode(question), END_INST], 1.0)
-        add([*tokenizer.encode(answer), EOS], ANSWER_WEIGHT if value else 1.0)
+    for turn in document.turns:
+        add([INST, *tokenizer.encode(turn.question), END_INST], 1.0)
+        add([*tokenizer.encode(turn.answer), EOS], 1.0 if turn.free else ANSWER_WEIGHT)
     return example
 
 
@@ -140,10 +148,10 @@ def draw_questions(
     counts: dict[tuple[str, int], int] = {}
     wanted = {("inside W", n): inside for n in (1, 2, 3)} | {(bucket, 0): beyond for bucket in BUCKETS[1:]}
     while any(counts.get(key, 0) < number for key, number in wanted.items()):
-        document = grammar.document(rng, "held_out", (0, 0, 0, 0.6, 0.4))
-        if document.text:
+        drawn = document(rng, "held_out", {"close questions": 0.6, "long texts": 0.4})
+        if drawn.text:
             continue  # a chat starts with [INST]
-        item = _item(document, tokenizer)
+        item = _item(drawn, tokenizer)
         if item.distance >= WINDOW * len(BUCKETS) or len(item.prompt) + len(item.target) > longest:
             continue
         key = (item.bucket, item.characters if item.bucket == BUCKETS[0] else 0)
@@ -153,15 +161,43 @@ def draw_questions(
     return items
 
 
-def _item(document: grammar.Document, tokenizer: spm.SentencePieceProcessor) -> Item:
-    question, answer = document.turns[-1]
+def draw_plain_questions(tokenizer: spm.SentencePieceProcessor, seed: int, each: int) -> list[Item]:
+    """`each` held-out questions of each of QUESTION_KINDS, in plain chats that the window holds."""
+    rng = Random(f"{seed}/plain questions")
+    items: dict[str, list[Item]] = {kind: [] for kind in QUESTION_KINDS}
+    while any(len(some) < each for some in items.values()):
+        drawn = document(rng, "held_out", {"plain chats": 1})
+        kinds = [turn.kind for turn in drawn.turns]
+        while not kinds[-1]:
+            del kinds[-1]  # small talk at the end
+        drawn.turns = drawn.turns[: len(kinds)]
+        item = _item(drawn, tokenizer)
+        if item.fits and len(items[item.kind]) < each:
+            items[item.kind].append(item)
+    return [item for some in items.values() for item in some]
+
+
+def small_talk_questions(tokenizer: spm.SentencePieceProcessor) -> list[Item]:
+    """Every wording of small talk as it is listed, as a chat of its own. All of them are in the training text."""
+    turns = [
+        Turn(text, small_talk.ANSWERS[topic], kind="small talk")
+        for topic, wordings in small_talk.WORDINGS.items()
+        for text in wordings
+    ]
+    return [_item(Document("", [turn]), tokenizer) for turn in turns]
+
+
+def _item(drawn: Document, tokenizer: spm.SentencePieceProcessor) -> Item:
+    *before, last = drawn.turns
     messages = []
-    for asked, answered in document.turns[:-1]:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-    messages.append({"role": "user", "content": question})
-    target = [*tokenizer.encode(answer), EOS]
-    prompt = encode(document, tokenizer).ids[: -len(target)]
-    value = tokenizer.encode(document.values[-1])[-1]
-    fact = len(prompt) - 1 - prompt[::-1].index(value)
-    distance = len(prompt) + target.index(value) - 1 - fact
-    return Item(messages, answer, document.values[-1], distance, document.characters, prompt, target)
+    for turn in before:
+        messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
+    messages.append({"role": "user", "content": last.question})
+    target = [*tokenizer.encode(last.answer), EOS]
+    prompt = encode(drawn, tokenizer).ids[: -len(target)]
+    distance = 0
+    if last.value:
+        value = tokenizer.encode(last.value)[-1]
+        fact = len(prompt) - 1 - prompt[::-1].index(value)
+        distance = len(prompt) + target.index(value) - 1 - fact
+    return Item(messages, last.answer, distance, drawn.characters, last.kind, prompt, target)

@@ -92,8 +92,9 @@ def test_logits_that_are_not_finite_are_neither_scored_nor_counted_as_wrong(monk
 
 def test_the_embedded_model_knows_its_answers(tiny: mp.Model) -> None:
     found = accuracy(tiny, read_questions())
-    assert found.total == 216
+    assert found.total == 276
     assert found.buckets["inside W"] == (120, 120)
+    assert found.buckets["plain chats"][1] == 60
     assert found.right == sum(right for right, _ in found.buckets.values())
 
 
@@ -128,7 +129,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "right answers: " in printed.out
     report = json.loads(invoke(*line, "--questions", "tiny", "--json").out)
     assert f"perplexity {report['perplexity']:.4f} +/- {report['error']:.4f}" in printed.out
-    assert report["answers"]["total"] == 216
+    assert report["answers"]["total"] == 276
     assert (report["context"], report["backend"]) == (64, "numba")
 
 

@@ -51,7 +51,7 @@ def test_answers_are_those_of_each_request_alone(model: mp.Model, files: tuple[P
     lines = [line(f"text {i}", {"prompt": prompt, "seed": i, "n": 2}) for i, prompt in enumerate(prompts)]
     messages = [{"role": "user", "content": "Tom has a red ball. What color is the ball?"}]
     lines.append(line("chat", {"messages": messages, "temperature": 0, "logprobs": True, "top_logprobs": 2}, CHAT))
-    lines.append(line("ids", {"prompt": [[5, 6], [7]], "temperature": 0, "max_tokens": 3, "logprobs": 1}))
+    lines.append(line("ids", {"prompt": [[1, 400], [1]], "temperature": 0, "max_tokens": 3, "logprobs": 1}))
     seen: list[tuple[str, int, int]] = []
     result = run_batch(model, write(source, lines), target, progress=lambda *what: seen.append(what))
     assert (result.answered, result.failed, result.before) == (7, 0, 0)

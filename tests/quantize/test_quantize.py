@@ -47,6 +47,12 @@ def exact() -> tuple[list[int], NDArray[np.float32]]:
         return prompt, model.logits(prompt)
 
 
+def clear(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where the likeliest token is at least e times as likely as any other: elsewhere any rounding may change it."""
+    second, first = np.sort(logits, 1)[:, -2:].T
+    return first - second >= 1
+
+
 @pytest.mark.parametrize("type", MIXTURES)
 def test_every_type_loads_and_runs(tmp_path: Path, type: str, exact: tuple[list[int], NDArray[np.float32]]) -> None:
     path = mp.quantize("tiny", tmp_path / "m.gguf", type)
@@ -57,7 +63,7 @@ def test_every_type_loads_and_runs(tmp_path: Path, type: str, exact: tuple[list[
     assert opened.config.sliding_window == 64
     prompt, expected = exact
     with mp.load(path, backend="reference") as model:
-        agree = (model.logits(prompt).argmax(1) == expected.argmax(1)).mean()
+        agree = (model.logits(prompt).argmax(1) == expected.argmax(1))[clear(expected)].mean()
         assert agree >= {"q2": 0.6, "q3": 0.8}.get(type[:2], 0.9)
 
 
