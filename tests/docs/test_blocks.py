@@ -41,6 +41,7 @@ SERVES = "serves until it is stopped: tests/server"
 NOT_RUN: dict[tuple[str, str], str] = {
     ("README.md", "pip install"): "installs: .ci/run runs it",
     ("README.md", "flowchart"): "a picture",
+    ("README.md", OURS + "pull"): "needs the hub: tests/cli/test_hub.py",
     ("README.md", OURS + "serve"): SERVES,
     ("docs/adapters.md", OURS + "serve"): SERVES,
     ("docs/adapters.md", "curl"): "asks a server: tests/server/test_adapters.py",
