@@ -50,7 +50,8 @@ def exact() -> tuple[list[int], NDArray[np.float32]]:
 def clear(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Where the likeliest token is at least e times as likely as any other: elsewhere any rounding may change it."""
     second, first = np.sort(logits, 1)[:, -2:].T
-    return first - second >= 1
+    margin: NDArray[np.float32] = first - second
+    return margin >= 1
 
 
 @pytest.mark.parametrize("type", MIXTURES)
