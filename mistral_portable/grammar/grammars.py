@@ -154,7 +154,8 @@ class Grammars:
 def _of_schema(text: str) -> list[Any]:
     from llguidance import LLMatcher
 
-    defaults: JsonCompileOptions = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}"}  # models may go on without end
+    # As llama.cpp's grammars of schemas have it: some models write white space without end where they may.
+    defaults: JsonCompileOptions = {"whitespace_pattern": r"\x20|\x0A{1,2}[\x20\x09]{0,20}"}
     grammars: list[Any] = json.loads(LLMatcher.grammar_from_json_schema(text, defaults, _strict()))["grammars"]
     return grammars
 

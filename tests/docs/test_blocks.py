@@ -36,6 +36,7 @@ TESTED: dict[tuple[str, str], str] = {
     ("docs/writing-a-backend.md", "toml"): "tests/conformance/test_writing_a_backend.py",
 }
 
+HUB = ("pull", "where", "rm")
 SERVES = "serves until it is stopped: tests/server"
 # (page, how a block or one of its commands begins): why it does not run.
 NOT_RUN: dict[tuple[str, str], str] = {
@@ -60,6 +61,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("docs/deploying.md", "llm.example.org"): "settings of another program: Caddy",
     ("docs/deploying.md", "location"): "settings of another program: nginx",
     ("docs/determinism.md", OURS + "verify"): "takes minutes: tests/cli/test_verify.py",
+    **{("docs/formats.md", OURS + f"{word} owner"): "needs the hub: tests/cli/test_hub.py" for word in HUB},
     ("docs/formats.md", OURS + "convert --input_dir"): "tests/documented/test_pages_command_line.py, with its size",
     ("docs/mlx.md", "pip install"): "needs a Mac and a model of 7B",
     ("docs/quantization.md", "python -m tools"): "takes minutes",

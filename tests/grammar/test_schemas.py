@@ -79,10 +79,16 @@ def test_any_object_is_accepted_and_nothing_else(value: Any) -> None:
     assert not accepts(grammar, text_of(value))
 
 
-def test_no_more_than_64_spaces_come_between_two_parts() -> None:
+@pytest.mark.parametrize("space", ["", " ", "\n", "\n\n", "\n" + 20 * " ", "\n\n\t\t"])
+def test_white_space_comes_between_two_parts(space: str) -> None:
     grammar = grammars().compile(schema=PERSON)
-    assert accepts(grammar, "{" + 64 * " " + '"name": "Tom", "age": 3}')
-    assert not accepts(grammar, "{" + 65 * " " + '"name": "Tom", "age": 3}')
+    assert accepts(grammar, "{" + space + '"name":' + space + '"Tom",' + space + '"age": 3' + space + "}")
+
+
+@pytest.mark.parametrize("space", ["  ", "\t", "\n\n\n", "\n" + 21 * " ", " \n"])
+def test_no_white_space_goes_on_without_end(space: str) -> None:
+    grammar = grammars().compile(schema=PERSON)
+    assert not accepts(grammar, "{" + space + '"name": "Tom", "age": 3}')
 
 
 @pytest.mark.parametrize(
