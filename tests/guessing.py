@@ -1,7 +1,7 @@
 """Guessing: a source of drafts that knows what comes, and says something else now and then."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from mistral_portable.engine.request import Completion
 
@@ -19,7 +19,7 @@ class Guessing:
         self._wrong = wrong
         self._most = most
 
-    def read(self, completions: Iterable[Completion]) -> None:
+    def read(self, completions: Sequence[Completion], *, alone: bool) -> None:
         """Nothing: it knows."""
 
     def choose(self, completions: Sequence[Completion]) -> list[Sequence[int]]:

@@ -15,7 +15,7 @@ stood behind the first place of the last 3 tokens, or else 2 or 1; always 10 of 
 import argparse
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -82,7 +82,7 @@ class Trace:
 class Lookup:
     """Prompt lookup: what stood behind the first place of the last tokens, 3 of them or else 2 or 1; 10 tokens."""
 
-    def read(self, completions: Iterable[Completion]) -> None:
+    def read(self, completions: Sequence[Completion], *, alone: bool) -> None:
         """Nothing."""
 
     def choose(self, completions: Sequence[Completion]) -> list[Sequence[int]]:

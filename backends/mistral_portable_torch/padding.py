@@ -7,7 +7,7 @@ from mistral_portable.cache import CacheSpec, Reads, StepPlan
 from mistral_portable.graph import Graph
 from mistral_portable_torch.reads import GroupReads, Integers
 
-__all__ = ["bucket", "padded"]
+__all__ = ["bucket", "padded", "replaces_rows"]
 
 _WIDTH = 8
 
@@ -31,10 +31,10 @@ def padded(graph: Graph, spec: CacheSpec, plan: StepPlan, inputs: Inputs) -> tup
     Example: sequences a, b b, c c of which the last b and both c want logits, become a b b c c c c c with the rows
     b c c c.
     """
-    count, rows = len(plan.tokens), len(plan.logit_rows)
-    others = [name for name, shape in graph.given.items() if shape[0] not in ("T", "R")]
-    if any(len(inputs[name]) for name in others):
+    if replaces_rows(graph, inputs):
         return plan, inputs
+    count, rows = len(plan.tokens), len(plan.logit_rows)
+    others = _others(graph)
     every = np.minimum(np.arange(bucket(count)), count - 1)
     chosen = np.minimum(np.arange(bucket(rows)), rows - 1)
     owners = np.repeat(np.arange(len(plan.lanes)), np.diff(plan.query_starts))[every]
@@ -51,6 +51,16 @@ def padded(graph: Graph, spec: CacheSpec, plan: StepPlan, inputs: Inputs) -> tup
         name: inputs[name][by_size[str(shape[0])]] if name not in others else inputs[name]
         for name, shape in graph.given.items()
     }
+
+
+def replaces_rows(graph: Graph, inputs: Inputs) -> bool:
+    """Whether rows of a step's input are given."""
+    return any(len(inputs[name]) for name in _others(graph))
+
+
+def _others(graph: Graph) -> list[str]:
+    """Names of the inputs that have no row for each token, or for each row of logits."""
+    return [name for name, shape in graph.given.items() if shape[0] not in ("T", "R")]
 
 
 def _reads(reads: GroupReads, owners: Integers, tokens: Integers) -> Reads:

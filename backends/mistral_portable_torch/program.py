@@ -32,7 +32,7 @@ from mistral_portable_torch.liveness import last_uses
 from mistral_portable_torch.lowering import ATTENTION, EXPOSED, Kernel, Lowering, Step
 from mistral_portable_torch.matrices import Matrix, form, read_matrix, read_vector, stored_bytes
 from mistral_portable_torch.memory import Memory
-from mistral_portable_torch.padding import bucket, padded
+from mistral_portable_torch.padding import bucket, padded, replaces_rows
 from mistral_portable_torch.parallel import Group, shard
 from mistral_portable_torch.reads import GroupReads
 from mistral_portable_torch.scratch import scratch_bytes
@@ -224,7 +224,7 @@ class TorchProgram:
     ) -> dict[str, Any]:
         """Compute the outputs, on the device; with `greedy` the argmax alone. before: the argmax of the step that this
         greedy one is submitted after."""
-        recorded, asked = self._is_recorded(plan), plan
+        recorded, asked = self._is_recorded(plan, inputs), plan
         self._make_room(plan, recorded)
         if recorded:
             plan, inputs = padded(self._graph, self._spec, plan, inputs)
@@ -258,12 +258,13 @@ class TorchProgram:
             self._growths = self._cache.growths
         return own(self._captured.run((layout, tuple(fixed.items()), greedy), words, run))
 
-    def _is_recorded(self, plan: StepPlan) -> bool:
+    def _is_recorded(self, plan: StepPlan, inputs: Inputs) -> bool:
         """Whether a step may be recorded and replayed: one that decodes, or tries a few drafted tokens."""
         if self._captured is None:
             return False
-        queries = int(np.diff(plan.query_starts).max())  # exposed weights are those of whole sequences
-        return queries <= (self._attention.recordable if self._eager is None else 1)
+        # Exposed weights are those of whole sequences; a step whose rows are given is not padded.
+        single = self._eager is not None or replaces_rows(self._graph, inputs)
+        return int(np.diff(plan.query_starts).max()) <= (1 if single else self._attention.recordable)
 
     def _make_room(self, plan: StepPlan, recorded: bool) -> None:
         """Have the cache make room, if the step's scratch fits besides. What has fitted once, without the cache having
@@ -283,7 +284,8 @@ class TorchProgram:
         for index in range(len(plan.groups)):
             reads = GroupReads(plan, self._spec, index)
             if recorded:  # tokens and columns are padded, and all are read together
-                each = reads.columns(int(reads.counts.max()), recorded) * reads.page
+                pages = reads.columns(int(reads.counts.max()), recorded)
+                each = pages * reads.page if self._attention.recordable == 1 else pages  # else no key is copied
                 own = products = bucket(len(plan.tokens)) * each
             else:
                 slots = reads.counts.astype(np.int64) * reads.page

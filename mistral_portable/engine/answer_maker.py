@@ -119,7 +119,7 @@ class AnswerMaker:
         functions = demanded(tools, tool_choice)
         if functions:
             params = self._calling(params, tokens, functions, several=parallel_tool_calls)
-        predicted = () if prediction is None else self._prompts.continuation(prediction)
+        predicted = () if prediction is None else self._predicted(prediction)
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self._end_tokens)
         answers = list[Answer]()
         for number in range(n or 1):
@@ -146,6 +146,12 @@ class AnswerMaker:
         if self._grammars is None:
             raise InputError("schemas, grammars and regular expressions need a tokenizer, and this checkpoint has none")
         return self._grammars.compile(schema=schema, grammar=grammar, regex=regex)
+
+    def _predicted(self, prediction: str | Sequence[int]) -> list[int]:
+        try:
+            return self._prompts.continuation(prediction)
+        except InputError as error:
+            raise InputError(f"prediction: {error}") from error
 
     def _calling(
         self, params: SamplingParams, prompt: Sequence[int], functions: Sequence[Mapping[str, Any]], *, several: bool

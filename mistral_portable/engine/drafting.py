@@ -1,6 +1,6 @@
 """Drafting: what the next step tries beyond the newest token of each answer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice, takewhile
 from typing import Any, Protocol, cast
 
@@ -26,8 +26,8 @@ def most_drafted(completion: Completion) -> int:
 class DraftSource(Protocol):
     """Proposes tokens for the answers of a loop, well or badly: the sampler says what is right."""
 
-    def read(self, completions: Iterable[Completion]) -> None:
-        """Look at the prompts of completions that a step reads."""
+    def read(self, completions: Sequence[Completion], *, alone: bool) -> None:
+        """Look at the prompts of completions that a step reads. alone: whether no answer waits for that step."""
 
     def choose(self, completions: Sequence[Completion]) -> list[Sequence[int]]:
         """Return a draft, perhaps empty, for each of the completions that a step decodes."""
@@ -51,7 +51,8 @@ class Drafting:
     def choose(self, turn: Turn[Request[Any]]) -> dict[Request[Any], Sequence[int]]:
         """Return the drafts of a step, none of them empty; none beside prompts, which want the room."""
         if turn.reading:
-            self._source.read([key for key, _ in turn.reading if isinstance(key, Completion) and key.drafts])
+            read = [key for key, _ in turn.reading if isinstance(key, Completion) and key.drafts]
+            self._source.read(read, alone=not turn.decoding)
             return {}
         if self._paused:
             self._paused -= 1

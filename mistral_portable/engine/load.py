@@ -4,8 +4,9 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from mistral_portable.boundary import BACKEND_QUANTIZE, ExecutorOptions, Program, check_options, prepare
 from mistral_portable.boundary.binding import check_tensors
@@ -20,7 +21,7 @@ from mistral_portable.engine.model import Model
 from mistral_portable.engine.model_drafting import ModelDrafting
 from mistral_portable.engine.same_vocabulary import require_same_vocabulary
 from mistral_portable.engine.suffix_drafting import SuffixDrafting
-from mistral_portable.errors import CheckpointError, InputError
+from mistral_portable.errors import InputError, MistralPortableError
 from mistral_portable.graph import build, verify
 from mistral_portable.graph.passes import EMBEDDING, expose_embedding, select_rows
 from mistral_portable.spelling import checks_names
@@ -86,7 +87,8 @@ def load(
     draft: "auto": where a text repeats itself, steps try several tokens on executors whose bits do not depend on the
     batch (`Program.batch_invariant`); "suffix": on any; "off": never. A model with the same vocabulary, or what `model`
     may be: it says what the text may go on with; loaded on the same backend, with the same `dtype`, `kv_cache`,
-    `device`, `threads` and `cache_bytes`. The text is the same (docs/drafts.md).
+    `device`, `threads` and `cache_bytes` (as much again). A loaded one lends its lanes, two for each text, but for one.
+    The text is the same (docs/drafts.md).
     progress: called as (what, done, total), in any unit, while files are downloaded, weights read and kernels compiled.
 
     Things that the user should know (an inferred window, say) are issued as warnings.
@@ -154,33 +156,25 @@ def load(
     except UnknownVersionError as error:
         warnings.warn(f"{error}. Until then give token ids instead of text.", stacklevel=3)
         tokenizer = None
-    draft_model: Model | None = None
-    if isinstance(draft, Model):
-        require_same_vocabulary(config.vocab_size, tokenizer, draft)
-    elif draft not in ("auto", "suffix", "off"):
-        try:
-            draft_model = load(
-                draft,
-                backend=chosen.name,
-                dtype=dtype,
-                kv_cache=kv_cache,
-                device=device,
-                max_lanes=2 * max_lanes,  # one for each text, and one for its draft
-                cache_bytes=cache_bytes,
-                threads=threads,
-                draft="off",
-                progress=progress,
-            )
-        except CheckpointError as error:
-            raise CheckpointError(
-                f'draft={str(draft)!r:.60} must be "auto", "suffix", "off" or a model ({error})'
-            ) from error
-        require_same_vocabulary(config.vocab_size, tokenizer, draft_model)
-    program = prepare(chosen, graph, tensors, spec, options)
-    drafting = _draft_source(draft_model or draft, program.batch_invariant and tensor_parallel is None)
-    manager = CacheManager(
-        spec, model=fingerprint(config, checkpoint.tensors), budget=_budget(program, spec, cache_bytes)
-    )
+    with ExitStack() as closing:
+        lent = draft if isinstance(draft, Model) else None
+        opened = None
+        if lent is None and draft not in ("auto", "suffix", "off"):
+            same: dict[str, Any] = {"dtype": dtype, "kv_cache": kv_cache, "device": device, "threads": threads}
+            # Lanes for each text and its draft; one stays free.
+            same |= {"backend": chosen.name, "cache_bytes": cache_bytes, "max_lanes": 2 * max_lanes + 1}
+            opened = closing.enter_context(_draft_model(draft, progress, same))
+        drafter = lent or opened
+        if drafter is not None:
+            if drafter.lockstep:
+                raise InputError(f"draft={draft!r:.80}: a model of several processes cannot draft; load it without")
+            require_same_vocabulary(config.vocab_size, tokenizer, drafter)
+        program = prepare(chosen, graph, tensors, spec, options)
+        source = _draft_source(drafter or draft, program.batch_invariant and tensor_parallel is None)
+        manager = CacheManager(
+            spec, model=fingerprint(config, checkpoint.tensors), budget=_budget(program, spec, cache_bytes)
+        )
+        closing.pop_all()
     return Model(
         config=config,
         backend=chosen.name,
@@ -193,9 +187,19 @@ def load(
         ends=checkpoint.ends,
         adapters=adapting,
         generation=checkpoint.generation,
-        drafting=None if drafting is None else Drafting(drafting, vocab_size=config.vocab_size),
-        draft_model=draft_model,
+        drafting=None if source is None else Drafting(source, vocab_size=config.vocab_size),
+        draft_model=opened,
     )
+
+
+def _draft_model(
+    draft: str | Path | Model, progress: Callable[[str, int, int], None] | None, options: Mapping[str, Any]
+) -> Model:
+    """Load a draft model. Raises the errors of `load`, which say whose they are."""
+    try:
+        return load(cast(str | Path, draft), draft="off", progress=progress, **options)
+    except MistralPortableError as error:
+        raise type(error)(f'draft={str(draft)!r:.60} must be "auto", "suffix", "off" or a model ({error})') from error
 
 
 def _draft_source(draft: str | Path | Model, by_default: bool) -> DraftSource | None:

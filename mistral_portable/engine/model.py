@@ -66,6 +66,8 @@ class Model:
         self.core = core
         self.source = source
         self.load_s = load_s
+        self.lockstep = lockstep
+        """Whether other processes make the same calls."""
         self.embeddings = embeddings
         """Whether `embed` is possible."""
         self.loop = Loop(core, lockstep=lockstep, drafting=drafting)

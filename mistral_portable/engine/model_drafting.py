@@ -4,6 +4,9 @@ import time
 import warnings
 from bisect import bisect
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import accumulate, takewhile
+from operator import mul
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,7 +18,7 @@ from mistral_portable.engine.draft_lanes import Ahead, DraftLanes
 from mistral_portable.engine.drafting import MOST_DRAFTED, MOST_TOKENS, most_drafted
 from mistral_portable.engine.request import Completion
 from mistral_portable.engine.suffix_drafting import SuffixOffers
-from mistral_portable.errors import MistralPortableError
+from mistral_portable.errors import InputError
 from mistral_portable.sampling import Sampler
 
 __all__ = ["ModelDrafting"]
@@ -24,12 +27,14 @@ _CONFIDENCE = (0.2, 0.4, 0.6, 0.8, 0.95)  # of the draft model in a token: bound
 _FIRST = (0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 1.0)  # their chances; the last kind is what a grammar forces
 _FORCED = len(_FIRST) - 1
 _USUAL = 0.7  # chance of a token of which nothing is known yet
-_RETRY = 256  # tokens without a draft of the model, behind which it is tried again
+_RETRY, _MOST_RETRY = 256, 1 << 14  # tokens without the model behind which it is tried again; longer each time
+_CHEAP = 8  # tokens that it may read for each of those when it is tried
+_ALONE, _BESIDE = 512, 64  # tokens of prompts that it reads in a step, and in one for which others wait
 _PAUSE = 64  # steps without it, behind one in which it failed
 
 
 class ModelDrafting:
-    """Asks a draft model, and where a text repeats itself, the text (`SuffixOffers`): the likelier one of both.
+    """Asks a draft model, and looks for what the text repeats (`SuffixOffers`): the better one of both is tried.
 
     The draft model draws its tokens with the sampler's own rules and random numbers, so that where both models agree on
     the probabilities they agree on the token. It says one token after another, as long as that pays: by the times of
@@ -45,17 +50,18 @@ class ModelDrafting:
         self._learned = Acceptance(_FIRST)
         self._usual = Acceptance([_USUAL])
         self._said: WeakKeyDictionary[Completion, tuple[int, Offer]] = WeakKeyDictionary()
-        self._idle = 0  # tokens since it last said something
+        self._pays = True
+        self._idle = 0  # tokens since it did not pay
+        self._retry = _RETRY
         self._paused = 0
         self._warned = False
 
-    def read(self, completions: Iterable[Completion]) -> None:
+    def read(self, completions: Sequence[Completion], *, alone: bool) -> None:
         """Look at the prompts, a part in each step, while they are read."""
-        completions = list(completions)
         self._suffixes.read(completions)
-        if self._idle == 0 and not self._paused:
+        if self._pays and not self._paused:
             try:
-                self._lanes.read(completions)
+                self._lanes.read(completions, _ALONE if alone else _BESIDE)
             except Exception as error:
                 self._failed(error)
 
@@ -72,8 +78,10 @@ class ModelDrafting:
             except Exception as error:  # a draft is to save time, and never to cost an answer
                 self._failed(error)
         for number, offer in said.items():
-            found[number] = offer, offer.chances(self._learned)
+            chances = offer.chances(self._learned)
             self._said[completions[number]] = len(completions[number].tokens), offer
+            if _expected(chances) > _expected(found[number][1]):
+                found[number] = offer, chances
         lengths = best_lengths([chances for _, chances in found], self._costs.seconds())
         return [offer.tokens[:length] for (offer, _), length in zip(found, lengths, strict=True)]
 
@@ -91,42 +99,56 @@ class ModelDrafting:
         """Learn from what came where the model had said something."""
         for completion in completions:
             length, offer = self._said.pop(completion, (0, NOTHING))
-            if offer.tokens:
-                came = completion.tokens[length:]
-                offer.judge(came, self._learned)
-                Offer(offer.tokens, [0] * len(offer.tokens)).judge(came, self._usual)
+            came = completion.tokens[length:]
+            offer.judge(came, self._learned)
+            drawn = list(takewhile(lambda kind: kind != _FORCED, offer.kinds))
+            Offer(offer.tokens[: len(drawn)], [0] * len(drawn)).judge(came, self._usual)
+            if len(offer.tokens) > 1 and list(offer.tokens[:2]) == came[:2]:
+                self._retry = _RETRY
 
     def _ask(self, completions: Sequence[Completion], repeated: Sequence[Sequence[float]]) -> dict[int, Offer]:
         """Let the draft model say what those texts go on with for which that pays, by their numbers.
 
         repeated: the chances of what each text repeats.
         """
-        if self._idle >= _RETRY:
-            self._usual, self._idle = Acceptance([_USUAL]), 0
-        asked = {
-            number: _Draft(completion)
-            for number, (completion, chances) in enumerate(zip(completions, repeated, strict=True))
-            if self._may_ask(completion, chances)
-        }
+        able = [number for number, some in enumerate(repeated) if self._may_ask(completions[number], some)]
+        if not self._pays:
+            able = self._retried(completions, able)
+        asked = {number: _Draft(completions[number]) for number in able}
         lengths = self._plan(repeated, asked)
-        asked = {number: draft for number, draft in asked.items() if lengths[number]}
+        fitting = {*self._lanes.fitting(completions[number] for number in able if lengths[number])}
+        asked = {number: draft for number, draft in asked.items() if completions[number] in fitting}
         if not asked:
-            self._idle += len(completions)
+            if able and not any(lengths[number] for number in able) and self._costs.seconds()[len(completions)]:
+                self._pays, self._idle, self._retry = False, 0, min(2 * self._retry, _MOST_RETRY)
             return {}
-        self._idle = 0
         texts = [completions[number] for number in asked]
-        unread = sum(map(self._lanes.unread, texts))
-        if unread > self._lanes.max_chunk:
-            self._lanes.read(texts)
+        unread, most = sum(map(self._lanes.unread, texts)), _ALONE if len(completions) == 1 else _BESIDE
+        if unread > most + len(texts) * MOST_DRAFTED:
+            self._lanes.read(texts, most)
             return {}
         with self._lanes.ahead(texts) as ahead:
             self._draft(ahead, unread, repeated, asked)
+        for draft in asked.values():
+            if not draft.tokens:  # a grammar that allows none of what it says, say
+                self._usual.observe(0, False)
         return {number: Offer(draft.tokens, draft.kinds) for number, draft in asked.items()}
 
     def _may_ask(self, completion: Completion, repeated: Sequence[float]) -> bool:
-        if not completion.drafts or completion.left < 2 or (repeated and repeated[0] >= self._usual.of(0)):
+        if most_drafted(completion) < 1 or (repeated and repeated[0] >= self._usual.of(0)):
             return False
         return len(completion.tokens) + MOST_DRAFTED <= self._lanes.max_context
+
+    def _retried(self, completions: Sequence[Completion], able: Sequence[int]) -> list[int]:
+        """Those of the texts about which the model, which did not pay, is asked again: behind a number of tokens, where
+        it has little to read for that."""
+        self._idle += len(completions)
+        if self._idle < self._retry:
+            return []
+        cheap = [number for number in able if self._lanes.unread(completions[number]) <= _CHEAP * self._idle]
+        if cheap:
+            self._usual, self._pays = Acceptance([_USUAL]), True
+        return cheap
 
     def _draft(
         self, ahead: Ahead, unread: int, repeated: Sequence[Sequence[float]], asked: "dict[int, _Draft]"
@@ -155,7 +177,7 @@ class ModelDrafting:
         """How many tokens of each text pay, those that the draft model is still to say included."""
         usual = self._usual.of(0)
         chances = [
-            self._expected(asked[number], usual) if number in asked else some for number, some in enumerate(repeated)
+            self._hoped(asked[number], usual) if number in asked else some for number, some in enumerate(repeated)
         ]
         seconds, own = self._costs.seconds(), self._own_costs.seconds()
         texts = max(1, len(asked))
@@ -165,7 +187,8 @@ class ModelDrafting:
             chances, [time and time + each * max(0, tokens - drafted) for tokens, time in enumerate(seconds)]
         )
 
-    def _expected(self, draft: "_Draft", usual: float) -> list[float]:
+    def _hoped(self, draft: "_Draft", usual: float) -> list[float]:
+        """The chances of a draft's tokens, and of those that may follow them."""
         known = [self._learned.of(kind) for kind in draft.kinds]
         return known if draft.ended else known + [usual] * (draft.most - len(known))
 
@@ -174,7 +197,13 @@ class ModelDrafting:
         self._paused = _PAUSE
         if not self._warned:
             self._warned = True
-            warnings.warn(f"the draft model: {error}; going on without it", stacklevel=2)
+            with suppress(Warning):  # where warnings are errors, they would be the answers'
+                warnings.warn(f"the draft model: {error}; going on without it", stacklevel=2)
+
+
+def _expected(chances: Iterable[float]) -> float:
+    """The number of tokens of a draft that are probably right."""
+    return float(sum(accumulate(chances, mul)))
 
 
 class _Draft:
@@ -198,7 +227,7 @@ class _Draft:
                 self._sampler = self._completion.sampler.ahead()
             token = self._sampler.sample(row).token
             forced = [sampled.token for sampled in self._sampler.forced(max(0, self.most - len(self.tokens) - 1))]
-        except MistralPortableError:  # a grammar that allows nothing here, say: whether it holds, the answer will show
+        except InputError:  # a grammar that allows nothing here, say: whether it holds, the answer will show
             self.ended = True
             return
         highest = row.max()

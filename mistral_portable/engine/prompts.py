@@ -61,13 +61,15 @@ class Prompts:
         return self.checked(prompt)
 
     def continuation(self, text: str | Sequence[int]) -> list[int]:
-        """The ids of a text that goes on with another one, up to as many as the context holds. Raises InputError if it
-        is none, or an id is outside the vocabulary."""
+        """The ids of a text that goes on with another one, up to as many as the context holds.
+
+        Raises InputError if it is none, or an id is outside the vocabulary.
+        """
         if isinstance(text, str):
-            tokens = self.tokenizer.encode(text, bos=False)
-        else:
-            tokens = self.checked(text[: self._max_context] if isinstance(text, Sequence) else text)
-        return tokens[: self._max_context]
+            return self.tokenizer.encode(text, bos=False)[: self._max_context]
+        if isinstance(text, bytes) or not isinstance(text, Sequence):
+            raise InputError(f"{text!r:.40} is neither a text nor a list of token ids")
+        return self.checked(text[: self._max_context]) if text else []
 
     def checked(self, token_ids: Any) -> list[int]:
         """Token ids as ints. Raises InputError for those outside the vocabulary and for none, ContextError for too

@@ -164,6 +164,7 @@ class Steps:
     def _run(self, turn: Turn[_Request], begin: float) -> None:
         """Begin a step, and unless the device chooses all its tokens, wait for it and hand out what it made."""
         drafts = {} if self._drafting is None else self._drafting.choose(turn)
+        chosen = time.perf_counter()
         chunks = self._chunks(turn, drafts)
         if drafts or not self._submit(turn, chunks):
             start = time.perf_counter()
@@ -181,7 +182,7 @@ class Steps:
             if self._drafting is not None:
                 self._drafting.observe(turn, sum(len(chunk.tokens) for chunk in chunks), seconds)
             if not drafts:
-                self._scheduler.observe(turn, time.perf_counter() - begin)
+                self._scheduler.observe(turn, time.perf_counter() - chosen)
 
     def _chunks(self, turn: Turn[_Request], drafts: Mapping[_Request, Sequence[int]]) -> list[Chunk]:
         if not drafts:

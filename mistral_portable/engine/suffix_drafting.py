@@ -26,7 +26,7 @@ class SuffixDrafting:
         self._offers = SuffixOffers()
         self._costs = StepCosts(MOST_TOKENS)
 
-    def read(self, completions: Iterable[Completion]) -> None:
+    def read(self, completions: Sequence[Completion], *, alone: bool) -> None:
         """Look at the prompts, a part in each step, while they are read."""
         self._offers.read(completions)
 

@@ -54,7 +54,7 @@ class Memory:
         self.bans = self._make_bans()
         """Functions that name the tokens which may not come next."""
         self.changes = self._make_changes()
-        """What `penalties` and `dry` do, if they are on."""
+        """The rules `penalties` and `dry`, if they are on."""
 
     def copy(self) -> "Memory":
         """Return another one that knows the same and goes on alone."""

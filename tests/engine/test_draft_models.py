@@ -113,6 +113,7 @@ def test_answers_are_those_without(
     for one, other in zip(found, expected, strict=True):
         assert (one.tokens, one.logprobs, one.text) == (other.tokens, other.logprobs, other.text)
         assert 0 <= one.timings.accepted_tokens <= one.timings.drafted_tokens
+        assert one.timings.drafted_tokens > 0 or len(one.tokens) <= 2  # the last token is no step's
     assert model.manager.lanes == ()
 
 
@@ -139,7 +140,8 @@ def test_a_grammar_holds_for_the_draft_too(drafts: Drafts) -> None:
         expected = model.generate(STORY, draft="off", **options)
         found = model.generate(STORY, **options)
         assert (found.tokens, found.text) == (expected.tokens, expected.text)
-        assert found.timings.accepted_tokens == found.timings.drafted_tokens > 0
+        # One that ends the text is right, too, but nobody reads it.
+        assert found.timings.accepted_tokens >= found.timings.drafted_tokens - 1 > 0
 
 
 @pytest.mark.usefixtures("eager")
@@ -207,7 +209,7 @@ def test_a_long_prompt_is_read_by_both(drafts: Drafts, counted: list[int]) -> No
 @pytest.mark.usefixtures("eager")
 def test_where_it_fails_answers_go_on_without(drafts: Drafts, monkeypatch: pytest.MonkeyPatch) -> None:
     """One warning says so, and no lane stays open."""
-    with mp.load(drafts(0.0, None), backend="numba", max_lanes=2) as draft:
+    with mp.load(drafts(0.0, None), backend="numba", max_lanes=3) as draft:
         model = mp.load("tiny", backend="numba", window=None, draft=draft)
         expected = model.generate(STORY, draft="off", **OPTIONS).tokens
         step = draft.program.step
@@ -229,6 +231,98 @@ def test_where_it_fails_answers_go_on_without(drafts: Drafts, monkeypatch: pytes
             draft.close()
             assert model.generate(STORY, **OPTIONS).tokens == expected
         model.close()
+
+
+@pytest.mark.usefixtures("eager")
+def test_what_a_step_of_the_draft_model_has_not_read_is_not_kept(
+    drafts: Drafts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes when its plan is made and its step has not run: its own answers are those of a fresh model."""
+    prompt = [*range(5, 205)]
+    with mp.load(drafts(0.02, None), backend="numba") as fresh:
+        expected = fresh.generate(prompt, **OPTIONS).tokens
+    for at in range(4):
+        with (
+            mp.load(drafts(0.02, None), backend="numba") as draft,
+            mp.load("tiny", backend="numba", window=None, draft=draft) as model,
+            monkeypatch.context() as patch,
+        ):
+            plan, plans = draft.manager.plan, list[int]()
+
+            def interrupted(chunks: Any, plan: Any = plan, plans: list[int] = plans, at: int = at) -> Any:
+                plans.append(len(chunks))
+                made = plan(chunks)
+                if len(plans) == at + 1:
+                    raise KeyboardInterrupt
+                return made
+
+            patch.setattr(draft.manager, "plan", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model.generate(prompt, **OPTIONS)
+            patch.undo()
+            assert model.generate(prompt, **OPTIONS).tokens == model.generate(prompt, draft="off", **OPTIONS).tokens
+            assert draft.generate(prompt, draft="off", **OPTIONS).tokens == expected
+            assert draft.manager.lanes == ()
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_draft_model_that_makes_no_numbers_leaves_what_repeats(
+    drafts: Drafts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repeats = [*range(5, 45)] * 3
+    with mp.load(drafts(0.0, None), backend="numba") as draft, mp.load("tiny", backend="numba", draft=draft) as model:
+        step = draft.program.step
+
+        def broken(plan: Any, *arguments: Any) -> Any:
+            return {name: np.full_like(rows, np.nan) for name, rows in step(plan, *arguments).items()}
+
+        monkeypatch.setattr(draft.program, "step", broken)
+        with pytest.warns(UserWarning, match="the draft model: the logit of token"):
+            found = model.generate(repeats, max_tokens=100, temperature=0, ignore_eos=True)
+        expected = model.generate(repeats, max_tokens=100, temperature=0, ignore_eos=True, draft="off")
+        assert found.tokens == expected.tokens
+        assert found.timings.accepted_tokens > 30
+
+
+@pytest.mark.usefixtures("eager")
+def test_others_do_not_wait_for_what_the_draft_model_reads(drafts: Drafts, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mp.load(drafts(0.0, None), backend="numba") as draft, mp.load("tiny", backend="numba", draft=draft) as model:
+        sizes = list[int]()
+        monkeypatch.setattr(draft.program, "step", noted(draft.program.step, sizes, 0))
+        prompts = [[5, 6, 7], [*range(5, 1005)] * 2]
+        found = model.generate(prompts, max_tokens=60, temperature=0, ignore_eos=True)
+        assert 0 < max(sizes) <= 64 + 2 * 16
+        assert sum(sizes) > 2000
+        expected = model.generate(prompts, max_tokens=60, temperature=0, ignore_eos=True, draft="off")
+        assert [one.tokens for one in found] == [one.tokens for one in expected]
+
+
+@pytest.mark.usefixtures("eager")
+def test_streams_that_stand_still_lend_their_lanes(drafts: Drafts) -> None:
+    """The draft model has lanes for two texts and their drafts, and one that its own callers find."""
+    with (
+        mp.load(drafts(0.0, None), backend="numba", max_lanes=5) as draft,
+        mp.load("tiny", backend="numba", max_lanes=2, draft=draft) as model,
+    ):
+        streams = [model.stream([5, 6, number], max_tokens=300, ignore_eos=True, seed=1) for number in range(5, 9)]
+        for stream in streams:
+            next(stream)
+        assert len(draft.manager.lanes) <= 4
+        assert draft.generate([5, 6, 7], **OPTIONS).tokens
+        found = model.generate(STORY, **OPTIONS)
+        assert found.timings.accepted_tokens > 10
+        for stream in streams:
+            stream.close()
+        assert draft.manager.lanes == ()
+
+
+@pytest.mark.usefixtures("eager")
+def test_no_answer_ends_where_warnings_are_errors(drafts: Drafts) -> None:
+    with mp.load(drafts(0.0, None), backend="numba") as draft, mp.load("tiny", backend="numba", draft=draft) as model:
+        draft.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert len(model.generate(STORY, **OPTIONS).tokens) == 24
 
 
 def test_a_model_with_other_ids_is_refused(drafts: Drafts, tmp_path: Path) -> None:

@@ -254,11 +254,12 @@ def test_a_call_may_say_how_much_is_tried(most: int) -> None:
     assert (len(sizes) < 40) == (most > 0)
 
 
-@pytest.mark.parametrize("wrong", [3, [], ["a"], [10**9], {"content": "x"}, b"x"])
+@pytest.mark.parametrize("wrong", [3, ["a"], [10**9], {"content": "x"}, b"x"])
 def test_a_bad_prediction_is_refused(wrong: Any) -> None:
     model, _ = loaded(None)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"^prediction: "):
         model.generate([5], prediction=wrong)
+    assert model.generate([5], max_tokens=1, prediction=[]).tokens
 
 
 def test_a_grammar_forces_tokens_that_were_drafted() -> None:
