@@ -71,6 +71,12 @@ whole chat:
 |---|---|---|
 {plain}
 
+The same questions by the number of people in the chat; who has a thing is mostly guessed where there are several:
+
+| kind | one | two | three |
+|---|---|---|---|
+{people}
+
 Small talk: of {wordings} wordings of {topics} topics, all of which are in the training text, {small_talk:.1%} are
 answered exactly.
 
@@ -100,7 +106,7 @@ def write_card(
     `examples` (the share of `seeds` that gave each of EXAMPLES' answers).
     """
     figures, few = results["figures"], results["published"]
-    distances = sorted((name for name in few if name not in QUESTION_KINDS), key=_order)
+    distances = sorted((name for name in few if name.split(",")[0] in BUCKETS), key=_order)
     asked = [item for item in published if item.bucket == BUCKETS[0] and len(item.messages) == 1][:5]
     samples = [continue_text(weights, tokenizer, "Once upon a time", 200)]
     samples += [f"{item.messages[-1]['content']} -> {answer(weights, tokenizer, item)}" for item in asked]
@@ -127,6 +133,7 @@ def write_card(
             reach=LAYERS * (WINDOW - 1),
             table=_table(distances, figures, few),
             plain=_table(QUESTION_KINDS, figures, few),
+            people="\n".join(f"| {kind} | {_by_people(kind, figures)} |" for kind in QUESTION_KINDS),
             wordings=sum(map(len, WORDINGS.values())),
             topics=len(WORDINGS),
             small_talk=figures["small talk"],
@@ -156,6 +163,10 @@ def _run(number: int, run: dict[str, Any]) -> str:
 
 def _table(names: Iterable[str], figures: dict[str, float], few: dict[str, float]) -> str:
     return "\n".join(f"| {name} | {figures[name]:.1%} | {few[name]:.1%} |" for name in names)
+
+
+def _by_people(kind: str, figures: dict[str, float]) -> str:
+    return " | ".join(f"{figures[f'{kind}, people: {people}']:.1%}" for people in (1, 2, 3))
 
 
 def _order(name: str) -> tuple[int, str]:

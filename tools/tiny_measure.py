@@ -17,6 +17,7 @@ import mistral_portable as mp
 from tools.tiny_documents import Mix, document
 from tools.tiny_model import HIDDEN, Weights, attention_logs, forward, hidden_states, visible
 from tools.tiny_tokens import ANSWER_WEIGHT, BOS, BUCKETS, EOS, Item, encode, pack
+from tools.tiny_tenses import QUESTION_KINDS
 
 LENGTH = 256  # of a training row: four windows
 
@@ -109,12 +110,12 @@ def right_answers(weights: Weights, items: list[Item], rows: int = 16) -> list[b
 
 
 def accuracy(weights: Weights, items: list[Item]) -> dict[str, float]:
-    """Share of exact answers by kind; by distance where that is the kind, inside the window also by characters."""
+    """Share of exact answers by kind, or by distance where there is none; inside the window also by characters."""
     groups: dict[str, list[bool]] = {}
     for item, right in zip(items, right_answers(weights, items), strict=True):
         groups.setdefault(item.kind or item.bucket, []).append(right)
-        if item.bucket == BUCKETS[0]:
-            groups.setdefault(f"{item.bucket}, people: {item.characters}", []).append(right)
+        if item.kind in QUESTION_KINDS or item.bucket == BUCKETS[0]:
+            groups.setdefault(f"{item.kind or item.bucket}, people: {item.characters}", []).append(right)
     return {name: sum(group) / len(group) for name, group in sorted(groups.items())}
 
 
