@@ -16,8 +16,8 @@ from torch.nn import functional as F
 import mistral_portable as mp
 from tools.tiny_documents import Mix, document
 from tools.tiny_model import HIDDEN, Weights, attention_logs, forward, hidden_states, visible
-from tools.tiny_tokens import ANSWER_WEIGHT, BOS, BUCKETS, EOS, Item, encode, pack
 from tools.tiny_tenses import QUESTION_KINDS
+from tools.tiny_tokens import ANSWER_WEIGHT, BOS, BUCKETS, EOS, Item, encode, pack
 
 LENGTH = 256  # of a training row: four windows
 
