@@ -188,8 +188,8 @@ def test_ctrl_c_leaves_nothing_half_removed(cache: Path, monkeypatch: pytest.Mon
     execute = DeleteCacheStrategy.execute
 
     def interrupted(self: DeleteCacheStrategy) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         execute(self)
 
     monkeypatch.setattr(DeleteCacheStrategy, "execute", interrupted)

@@ -24,7 +24,7 @@ BODY: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server of two adapters, the second with half its weight."""
     folder = tmp_path_factory.mktemp("adapters")
-    paths = {name: peft_adapter(folder / name, seed=seed) for seed, name in enumerate(NAMES[1:])}
+    paths = {name: peft_adapter(folder / name, seed=seed, factor=2) for seed, name in enumerate(NAMES[1:])}
     with (
         mp.load("tiny", backend="numba", adapters=paths, embeddings=True) as model,
         serving(model, alias="model", adapters={"sql": 1.0, "poems": 0.5}, embeddings="last") as found,
