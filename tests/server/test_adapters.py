@@ -89,7 +89,7 @@ def test_each_has_a_digest_of_its_own(running: Running, tmp_path: Path) -> None:
     assert digests[0] == digests[1] == [model.digest({}), model.digest("sql"), model.digest({"poems": 0.5})]
     assert len({*digests[0], model.digest("poems")}) == 4
     assert {len(digest) for digest in digests[0]} == {32}
-    renamed = {"a": peft_adapter(tmp_path / "a", seed=0)}
+    renamed = {"a": peft_adapter(tmp_path / "a", seed=0, factor=2)}
     with mp.load("tiny", backend="reference", adapters=renamed, adapter="a") as other:
         assert other.digest() == model.digest("sql")  # the same file under another name
         assert other.digest({}) == model.digest({})
