@@ -119,7 +119,7 @@ def test_text_of_the_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert asyncio.run(main()) == text
 
 
-@settings(max_examples=20)
+@settings(max_examples=20)  # each generates with both libraries
 @given(seed=st.integers(0, 99), steps=st.booleans())
 def test_criteria_end_rows(seed: int, steps: bool) -> None:
     """Functions, in lists of transformers' class and ours, for all rows at once."""
@@ -182,7 +182,7 @@ def test_time() -> None:
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40)  # each generates twice
 @given(data=st.data())
 def test_stop_strings(data: st.DataObject) -> None:
     """Every text is cut behind the token that completes a string, wherever tokens are cut."""
