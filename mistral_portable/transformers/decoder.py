@@ -16,6 +16,7 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.drafting import Drafting
 from mistral_portable.engine.loop import Loop
+from mistral_portable.engine.model_drafting import ModelDrafting
 from mistral_portable.engine.suffix_drafting import SuffixDrafting
 from mistral_portable.errors import BusyError, CapacityError, ClosedError, InputError, MistralPortableError
 from mistral_portable.forks import make_locks
@@ -90,6 +91,17 @@ class Decoder:
             drafting=Drafting(SuffixDrafting(), vocab_size=config.vocab_size),
         )
         """Continues prompts of a causal LM; requests say whether their steps try drafts."""
+
+    def loop_beside(self, assistant: "Decoder") -> Loop:
+        """Another `loop`, whose steps try what a smaller model says.
+
+        Raises InputError if that has another number of ids, ClosedError if one of both models is closed.
+        """
+        size, its = self.config.vocab_size, assistant.config.vocab_size
+        if its != size:
+            raise InputError(f"assistant_model has {its} token ids, and the model has {size}: take another")
+        drafting = Drafting(ModelDrafting(assistant._core(frozenset())), vocab_size=size)
+        return Loop(self._core(frozenset()), lanes=MOST_ROWS, drafting=drafting)
 
     def _make_locks(self) -> None:
         self._turn = threading.Lock()  # held for a batch: one at a time has temporary lanes, or moves a cache

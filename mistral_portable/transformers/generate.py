@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.engine.drafting import MOST_DRAFTED
 from mistral_portable.errors import InputError
 from mistral_portable.transformers.arrays import Library, as_numpy, integers, library_of
 from mistral_portable.transformers.batch import Batch, read_batch
@@ -77,7 +78,8 @@ class Generates(MistralPreTrainedModel):
         logits_processor, prefix_allowed_tokens_fn: rules of the caller's for the next token, for all rows at once, or
         of the allowed ids behind a row. stopping_criteria: functions that end rows. streamer: is given tokens as they
         are made. past_key_values (newer: cache): holds the beginning of the rows, and then also the answers; `inputs`
-        are all ids, or, with a mask of all, those that follow. negative_prompt_ids and their mask: for guidance_scale.
+        are all ids, or, with a mask of all, those that follow. assistant_model: a smaller model, whose tokens are
+        tried; it changes no token. negative_prompt_ids and their mask: for guidance_scale.
 
         Fields: max_new_tokens (20), max_length (with the prompt's columns), min_new_tokens, min_length, max_time
         (seconds), stop_strings, eos_token_id, pad_token_id (by default the config's; else the first end token pads);
@@ -97,7 +99,9 @@ class Generates(MistralPreTrainedModel):
         given = [prompt for prompt in (inputs, input_ids, inputs_embeds) if prompt is not None]
         if len(given) != 1:
             raise InputError("generate takes one of inputs and input_ids, token ids [batch, tokens], or inputs_embeds")
-        refused = {"synced_gpus": synced_gpus, "assistant_model": assistant_model, "custom_generate": custom_generate}
+        refused = {"synced_gpus": synced_gpus, "custom_generate": custom_generate}
+        if not isinstance(assistant_model, Generates | None):
+            raise InputError(f"assistant_model={assistant_model!r:.60}: pass a MistralForCausalLM of this package")
         config = checked_config({**refused, **options}, generation_config, self.generation_config)
         library = library_of(given[0])
         past = past_key_values if cache is None else cache
@@ -156,7 +160,8 @@ class Generates(MistralPreTrainedModel):
             )
             if config.num_beams > 1:
                 return self._beams(call)
-            made = self._rows(call, steps=bool(allowed or custom or guidance or config.remove_invalid_values))
+            by_step = bool(allowed or custom or guidance or config.remove_invalid_values)
+            made = self._rows(call, assistant_model, steps=by_step)
         call.watch.end()
         return made
 
@@ -217,15 +222,20 @@ class Generates(MistralPreTrainedModel):
             raise InputError(f"negative_prompt_ids have {len(prompt)} rows: pass one, not empty, for each prompt")
         return read_batch(prompt, kept, None, [np.zeros(0, np.intp)] * len(prompt), 0, self.decoder.config)
 
-    def _rows(self, call: Call, *, steps: bool) -> Any:
+    def _rows(self, call: Call, assistant: "Generates | None", *, steps: bool) -> Any:
         """Continue each row: in the engine's loop, or, where a cache or what steps make is wanted, step by step."""
         config, returns = call.config, bool(call.config.return_dict_in_generate)
         column = call.watch if call.watches else None
         given = call.past is not None or call.new is not None
         if not (steps or returns or given):
             drafts = whole_number("prompt_lookup_num_tokens", config.prompt_lookup_num_tokens)
+            loop = self.decoder.loop
+            if assistant is not None:
+                loop, drafts = self.decoder.loop_beside(assistant.decoder), MOST_DRAFTED
             rules, common = call.rules.rows, (call.ends, call.pad)
-            after = continue_rows(self.decoder, call.batch, call.params, rules, *common, drafts=drafts, column=column)
+            after = continue_rows(
+                self.decoder, loop, call.batch, call.params, rules, *common, drafts=drafts, column=column
+            )
             return call.library.make(np.concatenate([call.ids, after], axis=1))
         record = call.record()
         cache = self.decoder.new_cache(len(call.ids), call.new) if call.past is None else call.past

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.engine.loop import Loop
 from mistral_portable.engine.request import Completion
 from mistral_portable.errors import InputError
 from mistral_portable.sampling import SamplingParams
@@ -50,6 +51,7 @@ def of_row(params: SamplingParams, row: int, rules: Sequence[Rule] = ()) -> Samp
 
 def continue_rows(
     decoder: Decoder,
+    loop: Loop,
     batch: Batch,
     params: SamplingParams,
     rules: Sequence[Sequence[Rule]],
@@ -61,9 +63,8 @@ def continue_rows(
 ) -> NDArray[np.int64]:
     """Generate up to `params.max_tokens` tokens for each row: int64 [B, tokens of the longest answer].
 
-    rules: of each row. ends: ids that end a row, which is then filled with `pad`. drafts: the most tokens that a
-    step may try, of those that the text suggests. column: is given the answers column by column, as soon as all rows
-    are that far.
+    loop: of the decoder. rules: of each row. ends: ids that end a row, which is then filled with `pad`. drafts: the
+    most tokens that a step may try. column: is given the answers column by column, as soon as all rows are that far.
 
     Each row has its own sampler. Raises NumericsError for logits that are NaN or infinite, the errors of `Core.step`,
     and what `column` raises.
@@ -82,14 +83,14 @@ def continue_rows(
     number = {completion: row for row, completion in enumerate(completions)}
     answers = [list[int]() for _ in completions]
     shown = _Columns(answers, ends, params.max_tokens or 0, pad, column)
-    with closing(decoder.loop.run(completions)) as made:
+    with closing(loop.run(completions)) as made:
         for completion in made:
             row, token = number[completion], completion.next().token
             if not shown.ended[row]:
                 answers[row].append(token)
             if column is not None:
                 for ended in shown.advance():
-                    decoder.loop.leave(completions[ended])
+                    loop.leave(completions[ended])
     return rows_of(answers, pad)
 
 

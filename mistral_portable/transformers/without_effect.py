@@ -59,7 +59,7 @@ CALLING: Mapping[str, tuple[Any, str]] = MappingProxyType(
 """Arguments of a model's call."""
 
 _MOVED = "transformers 5 has it as code on the hub, which is not run here"
-_ASSISTANT = "drafts of another model are not made here, and would not change the text"
+_ASSISTANT = "drafts change no text here, and their lengths follow from what they save; pass assistant_model alone"
 
 GENERATING: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
@@ -82,7 +82,6 @@ GENERATING: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "use_model_defaults": (_ANY, ""),
         "assistant_early_exit": (None, _ASSISTANT),
         "assistant_ensemble_weight": (None, _ASSISTANT),
-        "assistant_model": (None, _ASSISTANT),
         "constraints": (None, _MOVED),
         "continuous_batching_config": (None, "rows always begin where others end"),
         "custom_generate": (None, "code of the hub is not run"),

@@ -1,6 +1,7 @@
 """generate(return_dict_in_generate=True), caches that go in and come out, and drafts: as transformers has them."""
 
 import copy
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -207,3 +208,38 @@ def test_every_executor(name: str) -> None:
     ).logits
     # In float32, where a step of one token is summed up in another order than one of many.
     np.testing.assert_allclose(np.stack(found.scores, 1)[0], logits[0, -16:], rtol=1e-3, atol=1e-3)
+
+
+@settings(max_examples=15)  # each loads two models and generates twice
+@given(values=configs(), seed=st.integers(0, 2**31), sample=st.booleans(), same=st.booleans(), data=st.data())
+def test_an_assistant_changes_no_token(
+    values: dict[str, Any], seed: int, sample: bool, same: bool, data: st.DataObject
+) -> None:
+    """Whether it says the same or something else; drafts are as long as may be."""
+    mine, _ = pair("MistralForCausalLM", values, seed)
+    assistant, _ = pair("MistralForCausalLM", values, seed if same else seed + 1)
+    ids, mask = data.draw(batches(values["vocab_size"], "left"))
+    call: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 16, "do_sample": sample, "seed": 3}
+    expected = mine.generate(ids, **call)
+    drafting = import_module("mistral_portable.engine.model_drafting")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drafting, "best_lengths", lambda chances, seconds: [len(some) for some in chances])
+        steps, step = list[int](), assistant.decoder.program.step
+
+        def noted(plan: Any, *given: Any) -> Any:
+            steps.append(len(plan.tokens))
+            return step(plan, *given)
+
+        patch.setattr(assistant.decoder.program, "step", noted)
+        found = mine.generate(ids, **call, assistant_model=assistant)
+    assert steps or expected.shape[1] - ids.shape[1] < 3  # the last token is no step's
+    np.testing.assert_array_equal(found, expected)
+    if same:  # it goes on alone
+        np.testing.assert_array_equal(assistant.generate(ids, **call), expected)
+
+
+def test_an_assistant_with_other_ids_is_refused() -> None:
+    mine, _ = pair("MistralForCausalLM", VALUES, 0)
+    other, _ = pair("MistralForCausalLM", VALUES | {"vocab_size": VALUES["vocab_size"] + 1}, 0)
+    with pytest.raises(ValueError, match=r"assistant_model has \d+ token ids"):
+        mine.generate([[1, 2]], assistant_model=other)

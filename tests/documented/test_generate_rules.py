@@ -181,7 +181,7 @@ def test_rules_of_the_callers_own() -> None:
         ({"bad_words_ids": [[1], [99]]}, r"bad_words_ids: token id 99 must be in 0\.\.29"),
         ({"suppress_tokens": list(range(30))}, "suppress_tokens.* has left no token to sample"),
         ({"guidance_scale": 2.0, "num_beams": 2}, "guidance_scale: beams have one prompt each"),
-        ({"assistant_model": object()}, "assistant_model=.* is not supported: drafts of another model are not made"),
+        ({"assistant_model": object()}, "assistant_model=.*: pass a MistralForCausalLM of this package"),
         ({"negative_prompt_ids": [[1]], "guidance_scale": 2.0}, "negative_prompt_ids have 1 rows"),
     ],
 )
