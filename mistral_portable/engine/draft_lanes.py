@@ -151,13 +151,9 @@ class Ahead:
         return self._core.step([Chunk(lane, some, (len(some) - 1,)) for lane, some in zip(lanes, tokens, strict=True)])
 
     def close(self) -> None:
-        """Forget what was drafted."""
-        manager = self._core.manager
-        for text in self._texts:
-            if manager.length(text.lane) > text.read:
-                manager.rollback(text.lane, text.read)
+        """Forget what was drafted; what stands in a text's own lane goes when that is used again."""
         while self._forks:
-            manager.close(self._forks.popitem()[1])
+            self._core.manager.close(self._forks.popitem()[1])
 
     def _lane(self, text: int) -> int:
         """The lane for what is drafted behind a text."""

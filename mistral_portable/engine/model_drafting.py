@@ -120,7 +120,7 @@ class ModelDrafting:
         asked = {number: draft for number, draft in asked.items() if completions[number] in fitting}
         if not asked:
             if able and not any(lengths[number] for number in able) and self._costs.seconds()[len(completions)]:
-                self._pays, self._idle, self._retry = False, 0, min(2 * self._retry, _MOST_RETRY)
+                self._pays, self._idle = False, 0
             return {}
         texts = [completions[number] for number in asked]
         unread, most = sum(map(self._lanes.unread, texts)), _ALONE if len(completions) == 1 else _BESIDE
@@ -148,6 +148,7 @@ class ModelDrafting:
         cheap = [number for number in able if self._lanes.unread(completions[number]) <= _CHEAP * self._idle]
         if cheap:
             self._usual, self._pays = Acceptance([_USUAL]), True
+            self._retry = min(2 * self._retry, _MOST_RETRY)
         return cheap
 
     def _draft(

@@ -52,6 +52,7 @@ def test_a_prediction_saves_steps_and_changes_nothing(
     alone = model.chat(CHAT, temperature=0, max_tokens=None, draft="off")
     predicted = {"type": "content", "content": alone.text}
     ask = client.chat.completions.create
+    # Its types are those of literals, which these are not for mypy.
     answer = ask(model="any", messages=CHAT, temperature=0, prediction=predicted)  # type: ignore[call-overload]
     assert answer.choices[0].message.content == alone.text
     right = answer.usage.completion_tokens_details.accepted_prediction_tokens

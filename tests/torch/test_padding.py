@@ -45,7 +45,7 @@ def many_lanes(record: Repeated | None, config: MistralConfig = CONFIG, kernel: 
     session.manager = CacheManager(session.spec)
     graph = select_rows(build(config), "logits")
     weights, options = random_weights(build(config), 0), ExecutorOptions(dtype="float32")
-    session.program = prepare(backend, graph, weights, session.spec, options)  # type: ignore[assignment]
+    session.program = prepare(backend, graph, weights, session.spec, options)  # type: ignore[assignment]  # a torch program
     return session
 
 
