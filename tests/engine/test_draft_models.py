@@ -172,13 +172,13 @@ def test_a_model_that_is_always_wrong_is_soon_left_alone(drafts: Drafts, monkeyp
         for one, sizes, seconds in ((draft, asked, 0.0), (model, taking, 0.004)):
             monkeypatch.setattr(one.program, "step", noted(one.program.step, sizes, seconds))
         asked_by_answer = list[int]()
-        for seed in range(3):
+        for seed in range(2):  # 200 tokens: behind 256 it is asked again
             asked.clear()
             taking.clear()
             model.generate(STORY, seed=seed, **options)
             asked_by_answer.append(len(asked))
         assert asked_by_answer[0] > 0
-        assert asked_by_answer[-1] < 9
+        assert asked_by_answer[1] < 20  # of 100, if it were asked about each token
         assert len(taking) > 70  # it tries what the text repeats, and little else
 
 
