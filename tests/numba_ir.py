@@ -1,7 +1,7 @@
 """LLVM IR of the product's kernels and their code for ARM, made once for tests and kept beside the cache of kernels.
 
-A kernel's IR depends on its sources and, for some kernels, on how many tokens an instruction set takes at a time; so
-one text serves several instruction sets. All processes of a test run share the files, and so do later runs.
+A kernel's IR depends on its sources and, for some kernels, on how many tokens an instruction set takes at a time and on
+how it multiplies bytes; so one text serves several instruction sets. All processes of a test run share the files, and so do later runs.
 """
 
 import time
@@ -13,7 +13,7 @@ from filelock import FileLock
 from mistral_portable_numba.compiler.isa import ISAS, Isa
 from mistral_portable_numba.compiler.objects import default_folder, digest
 from mistral_portable_numba.compiler.toolchain import assembly, lower, object_file
-from mistral_portable_numba.kernels.registry import kernel, needs_tokens
+from mistral_portable_numba.kernels.registry import kernel, needs_isa
 
 __all__ = ["NEON", "apple_listing", "arm_object", "kernel_ir", "linux_listing"]
 
@@ -21,12 +21,14 @@ NEON = ISAS["neon_dotprod"]
 _DAY = 24 * 3600
 
 
-def kernel_ir(name: str, tokens: int) -> str:
-    """The LLVM IR of a kernel, for instruction sets that take this many tokens at a time."""
-    tokens = tokens if needs_tokens(name) else 0
-    # The digest's instruction set is one for all: the IR does not depend on it.
-    key = digest(name, replace(ISAS["generic"], tokens=tokens))
-    return _kept(f"{name}-{tokens}", key, "ll", lambda: lower(name, kernel(name, tokens)).encode()).read_text()
+def kernel_ir(name: str, isa: Isa) -> str:
+    """The LLVM IR of a kernel, for instruction sets that take as many tokens at a time and products alike."""
+    generic = ISAS["generic"]  # for all, as the IR depends on nothing else of an instruction set
+    like = replace(generic, tokens=isa.tokens, words=isa.words) if needs_isa(name) else generic
+    key = digest(name, like)
+    return _kept(
+        f"{name}-{like.tokens}{'w' if like.words else ''}", key, "ll", lambda: lower(name, kernel(name, isa)).encode()
+    ).read_text()
 
 
 def arm_object(name: str) -> Path:
@@ -47,13 +49,13 @@ def linux_listing(name: str, isa: str) -> str:
 
 def _listing(name: str, isa: Isa, triple: str) -> str:
     def made() -> bytes:
-        return assembly(name, kernel_ir(name, isa.tokens), isa, triple).encode()
+        return assembly(name, kernel_ir(name, isa), isa, triple).encode()
 
     return _kept(f"{name}-{isa.name}", digest(name, isa), "s", made).read_text()
 
 
 def _arm_ir(name: str) -> str:
-    return kernel_ir(name, NEON.tokens)
+    return kernel_ir(name, NEON)
 
 
 def _kept(stem: str, key: str, kind: str, make: Callable[[], bytes]) -> Path:

@@ -157,12 +157,10 @@ def compile_everywhere(names: Sequence[str], folder: Path) -> None:
 
 def _compile_share(folder: Path, *names: str) -> None:
     for name in names:
-        for tokens in {isa.tokens for isa in _HERE}:
-            text = kernel_ir(name, tokens)
-            for isa in _HERE:
-                path = object_path(folder, name, isa)
-                if isa.tokens == tokens and not path.exists():
-                    write_object(path, object_file(name, text, isa, host_triple()))
+        for isa in _HERE:
+            path = object_path(folder, name, isa)
+            if not path.exists():
+                write_object(path, object_file(name, kernel_ir(name, isa), isa, host_triple()))
 
 
 _engines: list[Any] = []  # they keep the code

@@ -57,8 +57,8 @@ class PackedWeight:
 
     def times(self, codes: NDArray[np.int8], scales: NDArray[np.float32], thread: int = 0) -> NDArray[np.float32]:
         """(codes * scales) @ values.T, of codes [tokens, columns] and scales [tokens, columns / 128]."""
-        memory, (tokens, columns), rows, most = Memory(), codes.shape, self._matrix.rows, ISAS[self._isa].tokens
-        blocks, sums32, sums16 = map(memory.array, Codes(codes, scales).laid_out(most))
+        memory, (tokens, columns), rows, isa = Memory(), codes.shape, self._matrix.rows, ISAS[self._isa]
+        blocks, sums32, sums16 = map(memory.array, Codes(codes, scales).laid_out(isa))
         sums = sums16 if self._layout.step == 16 else sums32
         out = memory.rows(tokens, rows)
         scratch = memory.blank((2, linear_scratch(self._layout)), np.uint8)
@@ -68,5 +68,5 @@ class PackedWeight:
         self._memory.check()
         assert is_blank(scratch[1 - thread]), "wrote to another thread's scratch"
         assert is_blank(out[:, round_up(rows, 32) :])
-        assert is_blank(out[round_up(tokens, token_group(tokens, most)) :])
+        assert is_blank(out[round_up(tokens, token_group(tokens, isa.tokens)) :])
         return out[:tokens, :rows]

@@ -47,6 +47,7 @@ __all__ = [
     "attention_scratch",
     "head_bytes",
     "head_width",
+    "integer_record",
     "linear_record",
     "linear_scratch",
     "round_up",
@@ -143,19 +144,24 @@ def activation_block(group: int) -> "np.dtype[Any]":
     return np.dtype([("codes", np.int8, (32, group, 4)), ("scale", np.float32, (group,))])
 
 
-def activation_sums(group: int, step: int) -> "np.dtype[Any]":
+def activation_sums(group: int, step: int, words: bool) -> "np.dtype[Any]":
     """The dtype of 32 columns' sums of codes for a group of tokens, over `step` columns each, 32 or 16.
 
-    start: the sum times -START_ZEROS[step]. sum: the sum, for weights with offsets.
+    start: the sum times -START_ZEROS[step]; with `words` in two parts, of the columns 4k and 4k + 1 and of the others.
+    sum: the sum, for weights with offsets. pairs, with `words`: two sums, of the two steps of 16 columns, or of these 32
+    columns and the next ones; then only where 64 columns begin.
     """
-    shape = (32 // step, group)
-    return np.dtype([("start", np.int32, shape), ("sum", np.float32, shape)])
+    steps = 32 // step
+    if not words:
+        return np.dtype([("start", np.int32, (steps, group)), ("sum", np.float32, (steps, group))])
+    start, pairs = ("start", np.int16, (steps, group, 2)), ("pairs", np.int16, (group, 2))
+    return np.dtype([start, ("sum", np.float32, (steps, group)), pairs])
 
 
 def activation_bytes(columns: int) -> tuple[int, int, int]:
-    """Bytes that a token with this many columns takes in blocks, in sums over 32 and in sums over 16 columns."""
+    """Bytes that a token with this many columns takes in blocks, in sums over 32 and in sums over 16 columns, at most."""
     blocks, subs = -(-columns // 128), columns // 32
-    sums32, sums16 = (subs * activation_sums(1, step).itemsize for step in (32, 16))
+    sums32, sums16 = (subs * activation_sums(1, step, True).itemsize for step in (32, 16))
     return blocks * activation_block(1).itemsize, sums32, sums16
 
 
@@ -164,9 +170,16 @@ def linear_record(layout: BlockLayout) -> int:
     return 1024 + 128 * (32 // layout.step) * (2 if layout.offset else 1)
 
 
+def integer_record(layout: BlockLayout) -> int:
+    """Bytes of 128 unpacked columns of two tiles with integer scales: four times 8 x 2 vectors of codes and the scales,
+    then d, and for offsets dmin and pairs of them."""
+    steps = 32 // layout.step
+    return 4 * (1024 + 128 * steps) + 128 * (2 + 2 * steps if layout.offset else 1)
+
+
 def linear_scratch(layout: BlockLayout) -> int:
-    """Bytes of scratch per thread for a linear."""
-    return CHUNK // 32 * linear_record(layout)
+    """Bytes of scratch per thread for a linear, at most."""
+    return max(CHUNK // 32 * linear_record(layout), CHUNK // 128 * integer_record(layout))
 
 
 def head_width(head_dim: int) -> int:

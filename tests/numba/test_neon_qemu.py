@@ -174,8 +174,8 @@ def test_linear_over_blocks(run: Run, kind: str, tokens: int) -> None:
     image = Image()
     count, blocks, pairs = image.cell(tokens), columns // layout.columns, 2
     source, tiles = image.put(packed), image.space(32 * pairs * blocks * layout.bytes)
-    most = ISAS["neon_dotprod"].tokens
-    blank = blank_codes(tokens, columns, most)
+    isa = ISAS["neon_dotprod"]
+    blank = blank_codes(tokens, columns)
     made = [Rows(image.put(memory), memory.shape[1], memory.shape, memory.dtype) for memory in blank]
     out, scratch = image.results(tokens, rows), linear_scratch(layout)
     block = [layout.bytes, layout.half, layout.payload, layout.dwords]
@@ -190,7 +190,7 @@ def test_linear_over_blocks(run: Run, kind: str, tokens: int) -> None:
         ),
     )
     expected_codes, expected_scales = int8(x)
-    for memory, expected in zip(made, Codes(expected_codes, expected_scales).laid_out(most), strict=True):
+    for memory, expected in zip(made, Codes(expected_codes, expected_scales).laid_out(isa), strict=True):
         np.testing.assert_array_equal(image[memory], expected)
     weight = quants.dequantize(packed, GGMLQuantizationType[kind.upper()])
     assert_sums(image[out], expected_codes * np.repeat(expected_scales, 128, axis=1)[:, :columns], weight)

@@ -168,12 +168,12 @@ class Quantized:
     """The result of the kernel `quantize` for x [tokens, columns]. All written bytes are checked, if x is finite."""
 
     def __init__(self, isa: str, x: NDArray[np.float32]) -> None:
-        memory, (tokens, columns), most = Memory(), x.shape, ISAS[isa].tokens
-        outputs = [memory.array(blank) for blank in blank_codes(tokens, columns, most)]
+        memory, (tokens, columns), by = Memory(), x.shape, ISAS[isa]
+        outputs = [memory.array(blank) for blank in blank_codes(tokens, columns)]
         places = [place for array in outputs for place in at(array)]
         memory.run(isa, "quantize", [tokens], columns, *at(memory.rows_of(x)), *places)
-        found = Codes.read(outputs, tokens, columns, most)
-        for made, expected in zip(outputs, found.laid_out(most), strict=True):
+        found = Codes.read(outputs, tokens, columns, by)
+        for made, expected in zip(outputs, found.laid_out(by), strict=True):
             assert np.array_equal(made, expected) or not np.isfinite(x).all()
         self.codes, self.scales = found.codes, found.scales
         self.steps = np.repeat(self.scales, 128, axis=1)[:, :columns].astype(np.float64)

@@ -17,7 +17,7 @@ def main(isa_name: str, folders: str, *names: str) -> None:
     """Compile kernels for this system into the first of some cache folders that takes them (see `objects`)."""
     isa, places = ISAS[isa_name], [Path(folder) for folder in json.loads(folders)]
     for name in names:
-        text = lower(name, kernel(name, isa.tokens))
+        text = lower(name, kernel(name, isa))
         code = object_file(name, text, isa, host_triple())
         for place in places:
             try:

@@ -3,6 +3,9 @@
 | function | computes |
 |---|---|
 | mp.dot4(acc, w, x) | acc + the sums of four products; w 0..127, x -127..127 |
+| mp.add_pairs(words, w, x) | words + the sums of two products, in 16 bits (`Isa.words`) |
+| mp.signed_pairs(w, x) | the sums of two products in 16 bits, of weights from mp.signed |
+| mp.add_words(acc, words, factors) | acc + the sums of two products of 16-bit words |
 | mp.signed_zero() | 128 where products take unsigned weights, else 0 |
 | mp.signed(w) | weights -128..127 in the form that dot4_signed takes: with mp.signed_zero() added |
 | mp.dot4_signed(acc, w, x) | acc + the sums of four products of such weights and x, -127..127 |
@@ -23,7 +26,21 @@ import llvmlite.binding as llvm
 
 __all__ = ["FUNCTIONS", "ISAS", "Isa", "host_isa"]
 
-FUNCTIONS = ("dot4", "dot4_signed", "signed", "signed_zero", "pin", "lookup", "widen", "narrow", "pause", "pointer")
+FUNCTIONS = (
+    "dot4",
+    "dot4_signed",
+    "add_pairs",
+    "signed_pairs",
+    "add_words",
+    "signed",
+    "signed_zero",
+    "pin",
+    "lookup",
+    "widen",
+    "narrow",
+    "pause",
+    "pointer",
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,7 @@ class Isa:
 
     name: its key in ISAS. title: its name for the command `backends`. cpu, features: LLVM's target. functions: LLVM IR
     that defines `mp.*`. tokens: the tokens that a linear kernel takes at a time, limited by the number of registers.
+    words: whether the fastest products of bytes are pairs of them, added in 16 bits, rather than four, added in 32.
     """
 
     name: str
@@ -40,6 +58,7 @@ class Isa:
     features: str
     functions: str
     tokens: int
+    words: bool = False
 
 
 def _constant(kind: str, value: int | float, count: int) -> str:
@@ -145,8 +164,64 @@ _DOT_AVX_VNNI = _dot(
 _MADD = f"""  %s = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %p, <16 x i16> {_constant("i16", 1, 16)})
   %r = add <8 x i32> %a, %s"""
 
+
+def _halves(name: str, result: str, parameters: Sequence[tuple[str, str, int]], body: str) -> str:
+    """A function over 512 bits from IR of one half of them, which computes %r of type <8 x i32>.
+
+    parameters: the names, the types of elements and the numbers of elements in a half.
+    """
+
+    def of(scale: int) -> str:
+        return ", ".join(f"<{scale * count} x {kind}> %{value}" for value, kind, count in parameters)
+
+    lines, halves = [], []
+    for h in range(2):
+        lines += [
+            f"  %{value}{h} = shufflevector <{2 * count} x {kind}> %{value}, <{2 * count} x {kind}> poison, "
+            f"<{count} x i32> {_lanes(h * count, count)}"
+            for value, kind, count in parameters
+        ]
+        given = ", ".join(f"<{count} x {kind}> %{value}{h}" for value, kind, count in parameters)
+        lines.append(f"  %r{h} = call <8 x i32> @mp.{name}.half({given})")
+        halves.append(f"%r{h}")
+    lines += _joined(halves, "i32", 8)
+    half = _function("<8 x i32>", f"{name}.half", of(1), f"{body}\n  ret <8 x i32> %r")
+    return half + _function(result, name, of(2), "\n".join(lines))
+
+
 # pmaddubsw adds two products in 16 bits: at most 2 * 127 * 127, or 2 * 128 * 127 with signed weights, so it never
 # saturates. With signed weights |w| is the unsigned operand, and x takes the sign of w.
+_W, _X = ("w", "i8", 32), ("x", "i8", 32)
+_WORDS_AVX2 = (
+    _halves(
+        "add_pairs",
+        "<16 x i32>",
+        [("a", "i32", 8), _W, _X],
+        """  %b = bitcast <8 x i32> %a to <16 x i16>
+  %p = call <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8> %w, <32 x i8> %x)
+  %s = add <16 x i16> %b, %p
+  %r = bitcast <16 x i16> %s to <8 x i32>""",
+    )
+    + _halves(
+        "signed_pairs",
+        "<16 x i32>",
+        [_W, _X],
+        """  %u = call <32 x i8> @llvm.abs.v32i8(<32 x i8> %w, i1 false)
+  %y = call <32 x i8> @llvm.x86.avx2.psign.b(<32 x i8> %x, <32 x i8> %w)
+  %p = call <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8> %u, <32 x i8> %y)
+  %r = bitcast <16 x i16> %p to <8 x i32>""",
+    )
+    + _halves(
+        "add_words",
+        "<16 x i32>",
+        [("a", "i32", 8), ("w", "i32", 8), ("f", "i32", 8)],
+        """  %v = bitcast <8 x i32> %w to <16 x i16>
+  %g = bitcast <8 x i32> %f to <16 x i16>
+  %s = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %v, <16 x i16> %g)
+  %r = add <8 x i32> %a, %s""",
+    )
+)
+
 _DOT_AVX2 = (
     _dot(
         "dot4",
@@ -167,6 +242,7 @@ declare <32 x i8> @llvm.abs.v32i8(<32 x i8>, i1)
 {_MADD}""",
         2,
     )
+    + _WORDS_AVX2
     + _signed_zero(0)
 )
 
@@ -343,7 +419,15 @@ ISAS: dict[str, Isa] = {
             _DOT_AVX_VNNI + _PIN_AVX2 + _LOOKUP_AVX2 + _HALF_NATIVE + _PAUSE_X86,
             4,
         ),
-        Isa("avx2", "AVX2", "haswell", _X86_64_V3, _DOT_AVX2 + _PIN_AVX2 + _LOOKUP_AVX2 + _HALF_NATIVE + _PAUSE_X86, 4),
+        Isa(
+            "avx2",
+            "AVX2",
+            "haswell",
+            _X86_64_V3,
+            _DOT_AVX2 + _PIN_AVX2 + _LOOKUP_AVX2 + _HALF_NATIVE + _PAUSE_X86,
+            4,
+            True,
+        ),
         Isa(
             "neon_dotprod",
             "NEON with dotprod",

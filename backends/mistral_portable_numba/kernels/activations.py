@@ -6,35 +6,57 @@ Blocks of 128 columns share a scale, max|x| / 127.
 from collections.abc import Callable
 from typing import Any
 
+from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.compiler.simd.atomics import fetch_add
 from mistral_portable_numba.compiler.simd.convert import nearest
-from mistral_portable_numba.compiler.simd.get_put import get_i64, put_f32, put_i32
+from mistral_portable_numba.compiler.simd.get_put import get_i64, put_f32, put_i16, put_i32
 from mistral_portable_numba.compiler.simd.lanes import absolute, all_f32, maximum
 from mistral_portable_numba.compiler.simd.load_store import load_f32, store_i8_apart
 from mistral_portable_numba.compiler.simd.operation import inlined
-from mistral_portable_numba.compiler.simd.reduce import max_lanes, sum_i32
+from mistral_portable_numba.compiler.simd.reduce import first_pairs, max_lanes, sum_i32
 from mistral_portable_numba.kernels.registry import Factory
 from mistral_portable_numba.layouts import START_ZEROS, activation_block, activation_sums, token_group
 
 __all__ = ["KERNELS", "quantize_kernel"]
 
 _group_of = inlined(token_group)
-_BLOCK, _SUMS32, _SUMS16 = (
-    activation_block(1).itemsize,
-    activation_sums(1, 32).itemsize,
-    activation_sums(1, 16).itemsize,
-)
+_BLOCK = activation_block(1).itemsize
 _ZERO32, _ZERO16 = START_ZEROS[32], START_ZEROS[16]
 _PIECE = 8
 
 
-def quantize_kernel(most: int) -> Callable[..., Any]:
+def quantize_kernel(isa: Isa) -> Callable[..., Any]:
     """The kernel that quantizes rows of x.
 
     Arguments: counter, address of T, columns (a multiple of 32), x, bytes between its rows; then the address and the
     bytes per token of the blocks, of the sums over 32 and of the sums over 16.
-    most: the tokens that the linears reading them take at a time. A piece of work is 8 blocks of a group.
+    A piece of work is 8 blocks of a group.
     """
+    most, words = isa.tokens, isa.words
+    of32, of16 = (activation_sums(1, step, words).itemsize for step in (32, 16))
+
+    @inlined
+    def put_sums(low: Any, high: Any, sums32: Any, sums16: Any, group: Any, sub: Any) -> None:
+        """Store the sums of 32 columns, which begin at column 32 * sub."""
+        a, b = sum_i32(low), sum_i32(high)
+        if words:
+            e, f = sum_i32(first_pairs(low)), sum_i32(first_pairs(high))
+            put_i16(sums32, -_ZERO32 * (e + f))
+            put_i16(sums32 + 2, -_ZERO32 * (a + b - e - f))
+            put_i16(sums32 + 8 * group - of32 * group * (sub & 1) + 2 * (sub & 1), a + b)
+            put_i16(sums16, -_ZERO16 * e)
+            put_i16(sums16 + 2, -_ZERO16 * (a - e))
+            put_i16(sums16 + 4 * group, -_ZERO16 * f)
+            put_i16(sums16 + 4 * group + 2, -_ZERO16 * (b - f))
+            put_i16(sums16 + 16 * group, a)
+            put_i16(sums16 + 16 * group + 2, b)
+        else:
+            put_i32(sums32, -_ZERO32 * (a + b))
+            put_i32(sums16, -_ZERO16 * a)
+            put_i32(sums16 + 4 * group, -_ZERO16 * b)
+        put_f32(sums32 + 4 * group, a + b)
+        put_f32(sums16 + 8 * group, a)
+        put_f32(sums16 + 12 * group, b)
 
     @inlined
     def quantize(x: Any, columns: Any, codes: Any, sums32: Any, sums16: Any, group: Any) -> None:
@@ -45,21 +67,15 @@ def quantize_kernel(most: int) -> Callable[..., Any]:
         bound = max_lanes(largest)
         put_f32(codes + 128 * group, bound / 127.0)
         inverse = all_f32(127.0 / bound if bound > 1e-36 else 0.0)  # below, the quotient would be infinite
-        for _ in range(columns // 32):
+        for sub in range(columns // 32):
             low, high = nearest(load_f32(x) * inverse), nearest(load_f32(x + 64) * inverse)
             store_i8_apart(codes, 4 * group, low)
             store_i8_apart(codes + 16 * group, 4 * group, high)
-            a, b = sum_i32(low), sum_i32(high)
-            put_i32(sums32, -_ZERO32 * (a + b))
-            put_f32(sums32 + 4 * group, a + b)
-            put_i32(sums16, -_ZERO16 * a)
-            put_i32(sums16 + 4 * group, -_ZERO16 * b)
-            put_f32(sums16 + 8 * group, a)
-            put_f32(sums16 + 12 * group, b)
+            put_sums(low, high, sums32, sums16, group, sub)
             x += 128
             codes += 32 * group
-            sums32 += _SUMS32 * group
-            sums16 += _SUMS16 * group
+            sums32 += of32 * group
+            sums16 += of16 * group
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, columns = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
@@ -75,8 +91,8 @@ def quantize_kernel(most: int) -> Callable[..., Any]:
             first, begin = piece // pieces * group, piece % pieces * 128 * _PIECE
             for column in range(begin, min(begin + 128 * _PIECE, columns), 128):
                 c = codes + first * cs + column // 128 * _BLOCK * group
-                a = sums32 + first * s32 + column // 32 * _SUMS32 * group
-                b = sums16 + first * s16 + column // 32 * _SUMS16 * group
+                a = sums32 + first * s32 + column // 32 * of32 * group
+                b = sums16 + first * s16 + column // 32 * of16 * group
                 some = min(128, columns - column)
                 for t in range(min(group, count - first)):
                     quantize(x + (first + t) * xs + 4 * column, some, c + 4 * t, a + 4 * t, b + 4 * t, group)

@@ -18,7 +18,7 @@ from mistral_portable_numba.compiler.simd.reduce import first_lane, max_lanes, s
 from mistral_portable_numba.compiler.simd.tokens import Tokens
 from mistral_portable_numba.kernels.exp import exp
 from mistral_portable_numba.kernels.kv import KV_FORMATS
-from mistral_portable_numba.kernels.registry import AnyTokens, Factory
+from mistral_portable_numba.kernels.registry import AnyIsa, Factory
 
 __all__ = ["KERNELS", "attention_kernel"]
 
@@ -224,4 +224,4 @@ def attention_kernel(dtype: str) -> Callable[..., Any]:
     return kernel
 
 
-KERNELS: dict[str, Factory] = {f"attention_{kv}": AnyTokens(attention_kernel, (kv,)) for kv in KV_FORMATS}
+KERNELS: dict[str, Factory] = {f"attention_{kv}": AnyIsa(attention_kernel, (kv,)) for kv in KV_FORMATS}

@@ -13,7 +13,7 @@ from mistral_portable_numba.compiler.simd.load_store import load_bf16, load_f16,
 from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.compiler.simd.reduce import sum_lanes
 from mistral_portable_numba.compiler.simd.tokens import Tokens
-from mistral_portable_numba.kernels.registry import AnyTokens, Factory
+from mistral_portable_numba.kernels.registry import AnyIsa, Factory
 
 __all__ = ["DENSE", "KERNELS", "dense_kernel"]
 
@@ -102,4 +102,4 @@ def dense_kernel(dtype: str) -> Callable[..., Any]:
     return kernel
 
 
-KERNELS: dict[str, Factory] = {f"linear_{dtype}": AnyTokens(dense_kernel, (dtype,)) for dtype in DENSE}
+KERNELS: dict[str, Factory] = {f"linear_{dtype}": AnyIsa(dense_kernel, (dtype,)) for dtype in DENSE}

@@ -8,7 +8,7 @@ from mistral_portable_numba.compiler.simd.atomics import fetch_add
 from mistral_portable_numba.compiler.simd.get_put import get_i32, get_i64, put_f32
 from mistral_portable_numba.compiler.simd.load_store import store_f32
 from mistral_portable_numba.kernels.dense import DENSE
-from mistral_portable_numba.kernels.registry import AnyTokens, Factory
+from mistral_portable_numba.kernels.registry import AnyIsa, Factory
 
 __all__ = ["KERNELS", "embedding_kernel"]
 
@@ -47,4 +47,4 @@ def embedding_kernel(dtype: str) -> Callable[..., Any]:
     return kernel
 
 
-KERNELS: dict[str, Factory] = {f"embedding_{dtype}": AnyTokens(embedding_kernel, (dtype,)) for dtype in DENSE}
+KERNELS: dict[str, Factory] = {f"embedding_{dtype}": AnyIsa(embedding_kernel, (dtype,)) for dtype in DENSE}

@@ -24,7 +24,7 @@ from mistral_portable_numba.compiler.simd.load_store import (
 )
 from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.compiler.simd.reduce import max_lanes
-from mistral_portable_numba.kernels.registry import AnyTokens, Factory
+from mistral_portable_numba.kernels.registry import AnyIsa, Factory
 from mistral_portable_numba.kernels.search import (
     Grid,
     affine_block,
@@ -421,5 +421,5 @@ ENCODERS: dict[str, Encoder] = {
 
 
 KERNELS: dict[str, Factory] = {
-    f"encode_{name}": AnyTokens(encode_kernel, (encoder,)) for name, encoder in ENCODERS.items()
+    f"encode_{name}": AnyIsa(encode_kernel, (encoder,)) for name, encoder in ENCODERS.items()
 }

@@ -15,7 +15,7 @@ from mistral_portable_numba.compiler.simd.load_store import load_f32, store_f32
 from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.compiler.simd.reduce import first_lane
 from mistral_portable_numba.kernels.exp import exp
-from mistral_portable_numba.kernels.registry import AnyTokens, Factory
+from mistral_portable_numba.kernels.registry import AnyIsa, Factory
 
 __all__ = ["KERNELS", "add_rows_kernel", "clear_kernel", "route_kernel"]
 
@@ -117,7 +117,7 @@ def add_rows_kernel() -> Callable[..., Any]:
 
 
 KERNELS: dict[str, Factory] = {
-    "route": AnyTokens(route_kernel),
-    "clear": AnyTokens(clear_kernel),
-    "add_rows": AnyTokens(add_rows_kernel),
+    "route": AnyIsa(route_kernel),
+    "clear": AnyIsa(clear_kernel),
+    "add_rows": AnyIsa(add_rows_kernel),
 }

@@ -11,7 +11,7 @@ from mistral_portable_numba.compiler.simd.convert import nearest_i64
 from mistral_portable_numba.compiler.simd.get_put import get_f16, get_f32, get_i32, get_i64, put_f16, put_f32, put_i8
 from mistral_portable_numba.compiler.simd.load_store import load_f16, load_f32, load_i8
 from mistral_portable_numba.compiler.simd.operation import inlined
-from mistral_portable_numba.kernels.registry import AnyTokens, Factory
+from mistral_portable_numba.kernels.registry import AnyIsa, Factory
 
 __all__ = ["KERNELS", "KV_FORMATS", "KVFormat", "store_kernel"]
 
@@ -103,7 +103,5 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
 
 
 KERNELS: dict[str, Factory] = {
-    f"store_{kind}_{kv}": AnyTokens(store_kernel, (kv, kind == "keys"))
-    for kind in ("keys", "values")
-    for kv in KV_FORMATS
+    f"store_{kind}_{kv}": AnyIsa(store_kernel, (kv, kind == "keys")) for kind in ("keys", "values") for kv in KV_FORMATS
 }

@@ -7,7 +7,7 @@ from mistral_portable_numba.compiler.simd.atomics import fetch_add
 from mistral_portable_numba.compiler.simd.get_put import get_i16, get_i32, get_i64, put_i16, put_i32
 from mistral_portable_numba.compiler.simd.load_store import transpose4
 from mistral_portable_numba.compiler.simd.operation import inlined
-from mistral_portable_numba.kernels.registry import AnyTokens, Factory
+from mistral_portable_numba.kernels.registry import AnyIsa, Factory
 
 __all__ = ["KERNELS", "pack_kernel"]
 
@@ -54,4 +54,4 @@ def pack_kernel() -> Callable[..., Any]:
     return kernel
 
 
-KERNELS: dict[str, Factory] = {"pack": AnyTokens(pack_kernel)}
+KERNELS: dict[str, Factory] = {"pack": AnyIsa(pack_kernel)}

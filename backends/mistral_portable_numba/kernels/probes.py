@@ -7,6 +7,7 @@ as LLVM would otherwise remove the work.
 from collections.abc import Callable
 from typing import Any
 
+from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.compiler.simd.atomics import fetch_add
 from mistral_portable_numba.compiler.simd.byte_dots import dot4
 from mistral_portable_numba.compiler.simd.get_put import get_i64
@@ -21,7 +22,7 @@ from mistral_portable_numba.compiler.simd.load_store import (
     store_i32,
 )
 from mistral_portable_numba.compiler.simd.operation import inlined
-from mistral_portable_numba.kernels.registry import AnyTokens, Factory
+from mistral_portable_numba.kernels.registry import AnyIsa, Factory
 
 __all__ = ["KERNELS", "dot4_probe", "fma_probe", "read_probe"]
 
@@ -47,7 +48,7 @@ def read_probe() -> Callable[..., Any]:
     return kernel
 
 
-def dot4_probe(tokens: int) -> Callable[..., Any]:
+def dot4_probe(isa: Isa) -> Callable[..., Any]:
     """The kernel that multiplies bytes and adds.
 
     Arguments: counter, pieces, the address of 1 KiB to multiply, sink, and the address of an int64 to which each piece
@@ -62,10 +63,10 @@ def dot4_probe(tokens: int) -> Callable[..., Any]:
     def add(total: Any, weights: Any, x: Any) -> Any:
         return dot4(total, load_bytes(weights), repeat4(x))
 
-    return _arithmetic(tokens, 128, zero, add, store_i32)
+    return _arithmetic(isa.tokens, 128, zero, add, store_i32)
 
 
-def fma_probe(tokens: int) -> Callable[..., Any]:
+def fma_probe(isa: Isa) -> Callable[..., Any]:
     """The kernel that multiplies float32 and adds; arguments like those of `dot4_probe`."""
 
     @inlined
@@ -76,7 +77,7 @@ def fma_probe(tokens: int) -> Callable[..., Any]:
     def add(total: Any, weights: Any, x: Any) -> Any:
         return fma(load_f32(weights), repeat_f32(x), total)
 
-    return _arithmetic(tokens, 32, zero, add, store_f32)
+    return _arithmetic(isa.tokens, 32, zero, add, store_f32)
 
 
 def _arithmetic(tokens: int, operations: int, zero: Any, add: Any, store: Any) -> Callable[..., Any]:
@@ -107,4 +108,4 @@ def _arithmetic(tokens: int, operations: int, zero: Any, add: Any, store: Any) -
     return kernel
 
 
-KERNELS: dict[str, Factory] = {"probe_read": AnyTokens(read_probe), "probe_dot4": dot4_probe, "probe_fma": fma_probe}
+KERNELS: dict[str, Factory] = {"probe_read": AnyIsa(read_probe), "probe_dot4": dot4_probe, "probe_fma": fma_probe}

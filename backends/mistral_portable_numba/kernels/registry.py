@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.layouts import BLOCKS, KV_DTYPES
 
-__all__ = ["MODULES", "AnyTokens", "Factory", "kernel", "needs_tokens"]
+__all__ = ["MODULES", "AnyIsa", "Factory", "kernel", "needs_isa"]
 
-Factory = Callable[[int], Any]
-"""Called with the number of tokens that an instruction set takes at a time (`Isa.tokens`); returns the kernel."""
+Factory = Callable[[Isa], Any]
+"""Called with an instruction set, of which only `tokens` and `words` count; returns the kernel."""
 
 _KINDS = ("keys", "values")
 
@@ -32,27 +33,24 @@ MODULES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class AnyTokens:
-    """A Factory of a kernel that does not depend on the number of tokens: it calls `factory(*arguments)`."""
+class AnyIsa:
+    """A Factory of a kernel that does not depend on the instruction set: it calls `factory(*arguments)`."""
 
     factory: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
 
-    def __call__(self, tokens: int) -> Any:
+    def __call__(self, isa: Isa) -> Any:
         return self.factory(*self.arguments)
 
 
-def kernel(name: str, tokens: int) -> Any:
-    """The kernel as a Python function, for an instruction set that takes this many tokens at a time.
-
-    Raises KeyError for an unknown name.
-    """
-    return _factory(name)(tokens)
+def kernel(name: str, isa: Isa) -> Any:
+    """The kernel as a Python function, for an instruction set. Raises KeyError for an unknown name."""
+    return _factory(name)(isa)
 
 
-def needs_tokens(name: str) -> bool:
-    """Whether the kernel differs between numbers of tokens."""
-    return not isinstance(_factory(name), AnyTokens)
+def needs_isa(name: str) -> bool:
+    """Whether the kernel differs between instruction sets, in more than the functions that it calls."""
+    return not isinstance(_factory(name), AnyIsa)
 
 
 def _factory(name: str) -> Factory:

@@ -14,7 +14,7 @@ from mistral_portable_numba.compiler.simd.load_store import load_f32, store_f32
 from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.compiler.simd.reduce import sum_lanes
 from mistral_portable_numba.kernels.exp import exp
-from mistral_portable_numba.kernels.registry import AnyTokens, Factory
+from mistral_portable_numba.kernels.registry import AnyIsa, Factory
 
 __all__ = [
     "KERNELS",
@@ -190,11 +190,11 @@ def take_kernel() -> Callable[..., Any]:
 
 
 KERNELS: dict[str, Factory] = {
-    "rms_norm": AnyTokens(rms_norm_kernel),
-    "rope": AnyTokens(rope_kernel),
-    "silu_mul": AnyTokens(silu_mul_kernel),
-    "add": AnyTokens(add_kernel),
-    "take": AnyTokens(take_kernel),
-    "weigh": AnyTokens(weigh_kernel),
-    "weigh_rows": AnyTokens(weigh_rows_kernel),
+    "rms_norm": AnyIsa(rms_norm_kernel),
+    "rope": AnyIsa(rope_kernel),
+    "silu_mul": AnyIsa(silu_mul_kernel),
+    "add": AnyIsa(add_kernel),
+    "take": AnyIsa(take_kernel),
+    "weigh": AnyIsa(weigh_kernel),
+    "weigh_rows": AnyIsa(weigh_rows_kernel),
 }

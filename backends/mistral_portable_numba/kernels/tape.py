@@ -7,7 +7,7 @@ from mistral_portable_numba.compiler.simd.atomics import fetch_add, get_shared, 
 from mistral_portable_numba.compiler.simd.calls import call_address, call_kernel
 from mistral_portable_numba.compiler.simd.get_put import get_i64
 from mistral_portable_numba.compiler.simd.operation import inlined
-from mistral_portable_numba.kernels.registry import AnyTokens, Factory
+from mistral_portable_numba.kernels.registry import AnyIsa, Factory
 
 __all__ = ["KERNELS", "tape_kernel"]
 
@@ -47,4 +47,4 @@ def tape_kernel() -> Callable[..., Any]:
     return kernel
 
 
-KERNELS: dict[str, Factory] = {"tape": AnyTokens(tape_kernel)}
+KERNELS: dict[str, Factory] = {"tape": AnyIsa(tape_kernel)}

@@ -9,7 +9,7 @@ from mistral_portable_numba.compiler.simd.emit import F32X16, I32, I32X16, call
 from mistral_portable_numba.compiler.simd.operation import operation
 from mistral_portable_numba.compiler.simd.vectors import f32x16, i32x16
 
-__all__ = ["first_lane", "max_lanes", "sum_i32", "sum_lanes"]
+__all__ = ["first_lane", "first_pairs", "max_lanes", "sum_i32", "sum_lanes"]
 
 
 @operation(types.float32, f32x16)
@@ -43,3 +43,9 @@ def max_lanes(builder: Any, value: Any) -> Any:
 def sum_i32(builder: Any, value: Any) -> Any:
     """The sum of the 16 lanes."""
     return call(builder, "llvm.vector.reduce.add.v16i32", I32, value)
+
+
+@operation(i32x16, i32x16)
+def first_pairs(builder: Any, value: Any) -> Any:
+    """The lanes 4k and 4k + 1, and 0 in the others."""
+    return builder.and_(value, ir.Constant(I32X16, [-1, -1, 0, 0] * 4))

@@ -65,6 +65,75 @@ class Tokens:
 
             return dot_pair
 
+        def products(name: str, *, added: bool) -> Any:
+            @operation(pair, *([pair] if added else []), bytes64, bytes64, types.int64)
+            def words_of_pair(b: Any, *values: Any) -> Any:
+                *totals, left, right, first = values
+                result = ir.Constant(ir.ArrayType(ir.ArrayType(I32X16, count), 2), ir.Undefined)
+                for token in range(count):
+                    x = b.bitcast(repeat(b, address(b, first, I64(4), token), I32, I32X16), BYTES64)
+                    for side, weights in enumerate((left, right)):
+                        before = [b.extract_value(total, (side, token)) for total in totals]
+                        words = call(b, name, I32X16, *before, weights, x)
+                        if pinned:
+                            words = call(b, "mp.pin", I32X16, words)
+                        result = b.insert_value(result, words, (side, token))
+                return result
+
+            return words_of_pair
+
+        @operation(pair)
+        def no_ints(b: Any) -> Any:
+            zero = ir.Constant(I32X16, [0] * 16)
+            return ir.Constant(ir.ArrayType(ir.ArrayType(I32X16, count), 2), [[zero] * count] * 2)
+
+        def words(shift: int) -> Any:
+            @operation(pair, types.int64)
+            def words_of(b: Any, first: Any) -> Any:
+                two = ir.VectorType(ir.IntType(16), 2)
+                result = ir.Constant(ir.ArrayType(ir.ArrayType(I32X16, count), 2), ir.Undefined)
+                for token in range(count):
+                    x = load(b, address(b, first, I64(4), token), two)
+                    by = ir.Constant(two, [abs(shift)] * 2)
+                    x = b.shl(x, by) if shift >= 0 else b.ashr(x, by)
+                    both = splat(b, b.bitcast(x, I32), I32X16)
+                    for side in range(2):
+                        result = b.insert_value(result, both, (side, token))
+                return result
+
+            return words_of
+
+        @operation(pair, pair, pair, i32x16, i32x16)
+        def add_words(b: Any, totals: Any, words: Any, left: Any, right: Any) -> Any:
+            result = totals
+            for token in range(count):
+                for side, factors in enumerate((left, right)):
+                    values = (b.extract_value(value, (side, token)) for value in (totals, words))
+                    total = call(b, "mp.add_words", I32X16, *values, factors)
+                    result = b.insert_value(result, total, (side, token))
+            return result
+
+        @operation(floats, floats, ints, f32x16, types.int64, types.int64)
+        def add_whole(b: Any, sums: Any, totals: Any, scale: Any, first: Any, stride: Any) -> Any:
+            def one(token: int) -> Any:
+                x = repeat(b, address(b, first, stride, token), F32, F32X16)
+                total = b.fmul(b.sitofp(b.extract_value(totals, token), F32X16), scale)
+                return multiply_add(b, total, x, b.extract_value(sums, token))
+
+            return each(F32X16, one)(b)
+
+        @operation(floats, floats, ints, f32x16, ints, f32x16, types.int64, types.int64)
+        def add_whole_and(
+            b: Any, sums: Any, totals: Any, scale: Any, minima: Any, offset: Any, first: Any, stride: Any
+        ) -> Any:
+            def one(token: int) -> Any:
+                x = repeat(b, address(b, first, stride, token), F32, F32X16)
+                total, least = (b.sitofp(b.extract_value(value, token), F32X16) for value in (totals, minima))
+                total = multiply_add(b, least, offset, b.fmul(total, scale))
+                return multiply_add(b, total, x, b.extract_value(sums, token))
+
+            return each(F32X16, one)(b)
+
         @operation(floats)
         def zeros(b: Any) -> Any:
             return ir.Constant(ir.ArrayType(F32X16, count), [zero_vector(F32X16)] * count)
@@ -141,6 +210,22 @@ class Tokens:
         self.dot, self.dot_signed = dot("mp.dot4"), dot("mp.dot4_signed")
         """((ints, ints), left, right, first) -> (ints, ints): plus the products of the codes of two tiles and each
         token's four codes."""
+        self.no_ints = no_ints
+        """() -> (ints, ints): all 0."""
+        self.words = words
+        """words(shift): (first) -> (words, words): each token's two int16, consecutive in memory, times 2^shift."""
+        self.add_pairs, self.signed_pairs = (
+            products("mp.add_pairs", added=True),
+            products("mp.signed_pairs", added=False),
+        )
+        """((words, words), left, right, first) -> (words, words): plus sums of two products of codes. signed_pairs:
+        of signed codes, added to nothing."""
+        self.add_words = add_words
+        """((ints, ints), (words, words), left, right) -> (ints, ints): plus the words of each lane, times the factors
+        in the lanes of left and right."""
+        self.add_whole, self.add_whole_and = add_whole, add_whole_and
+        """(floats, ints, scale, first, stride) -> floats + ints * scale * each token's float32. add_whole_and takes
+        ints and a scale twice, and adds both products."""
         self.scale_ints = scale_ints
         """(floats, ints, scale) -> floats + ints * scale."""
         self.add_scaled = add_scaled
