@@ -7,6 +7,7 @@ ratio to each peer. --record also writes the section into docs/benchmarks.md, do
     python -m tools.bench MODEL.gguf                              # this library alone
     python -m tools.bench MODEL.gguf prefill:512 decode:0 --peer llama.cpp
     python -m tools.bench MODEL.gguf --peer llama.cpp --peer transformers --record "7B Q4_0"
+    python -m tools.bench MODEL.gguf prefill:512 decode:0 --isa avx2
     python -m tools.bench MODEL.gguf prefill:512 --backend torch --dtype bfloat16 --peer numba --peer transformers
     python -m tools.bench FOLDER prefill:512 memory --backend mlx --peer mlx-lm --quantize none --quantize q4_0
 
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--backend", default="numba")
     parser.add_argument("--dtype", help="dtype of this library's arithmetic; default: the backend's choice")
     parser.add_argument("--device", help="device of the torch backend and of the peer transformers, such as cuda")
+    parser.add_argument("--isa", help="instruction set of the numba backend, such as avx2; default: the machine's best")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all CPUs, for MLX its own choice")
     parser.add_argument(
         "--quantize",
@@ -150,7 +152,7 @@ def _compare_and_print(args: argparse.Namespace, what: list[str], quantize: str 
     lanes = max([1, *(measurement.sequences for measurement in measurements)])
     own_threads = args.backend == "mlx" or args.device not in (None, "cpu")
     threads = args.threads or (None if own_threads else os.cpu_count())
-    ours = Setup(None, model, args.backend, threads, lanes, quantize, args.dtype, args.device)
+    ours = Setup(None, model, args.backend, threads, lanes, quantize, args.dtype, args.device, args.isa)
     setups = {OURS: ours} | {peer: _beside(ours, peer) for peer in args.peer}
     result = compare(setups, measurements, what, args.repeat)
     title = args.record or Path(model).name

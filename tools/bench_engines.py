@@ -22,7 +22,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Setup:
-    """An engine (peer None: this library) and the model and options that it runs."""
+    """An engine (peer None: this library) and the model and options that it runs.
+
+    isa: the instruction set that the numba backend is restricted to.
+    """
 
     peer: str | None
     model: str
@@ -32,6 +35,12 @@ class Setup:
     quantize: str | None = None
     dtype: str | None = None
     device: str | None = None
+    isa: str | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of its process that this one lacks."""
+        return {"MISTRAL_PORTABLE_ISA": self.isa} if self.isa else {}
 
 
 class Worker:
@@ -39,7 +48,9 @@ class Worker:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._pool = ProcessPoolExecutor(
+            1, mp_context=get_context("spawn"), initializer=_set_environment, initargs=(setup.environment,)
+        )
 
     def run(self, function: Callable[..., T], *arguments: object) -> T:
         """Call `function(engine, *arguments)` in the process and return its result. Raises what the function raises."""
@@ -50,6 +61,10 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    os.environ.update(variables)
 
 
 def _run(setup: Setup, function: Callable[..., T], arguments: Sequence[object]) -> T:

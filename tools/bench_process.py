@@ -46,7 +46,7 @@ def one_token(setup: Setup) -> tuple[float, int]:
     """
     command = [sys.executable, *COMMANDS[setup.peer](setup)]
     begin = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | setup.environment)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begin
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -1,12 +1,14 @@
 """The comparison: engines in processes of their own, ratios, the least time of the work, and the page."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mistral_portable.bench import Spread, measure, parse, prepare
+from mistral_portable.bench import Engine, Spread, measure, parse, prepare
+from mistral_portable.boundary.registry import select
 from tools.bench import OURS, compare
 from tools.bench_engines import Setup, Worker
 from tools.bench_process import one_token
@@ -54,6 +56,20 @@ def test_a_worker_loads_once_and_passes_errors_on() -> None:
         assert worker.run(measure, measurement, 1) > 0
         with pytest.raises(Exception, match="lanes"):
             worker.run(prepare, parse("batch:3", 1), 1)
+
+
+def test_the_numba_backend_may_be_restricted_to_an_instruction_set() -> None:
+    setup = replace(TINY, backend="numba", isa="generic")
+    with Worker(setup) as worker:
+        assert worker.run(backend_reason).startswith("CPU, any, ")
+    assert one_token(setup)[0] > 0
+    with pytest.raises(RuntimeError, match="ended with"):
+        one_token(replace(setup, isa="sse"))
+
+
+def backend_reason(engine: Engine) -> str:
+    """Describe the numba backend as it would run in the process of an engine."""
+    return select("numba").probe().reason
 
 
 def test_a_process_that_fails_is_an_error() -> None:
