@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from typing import Any, Self, TypeVar
 
 import mistral_portable as mp
-from mistral_portable.bench import Engine, ModelEngine
+from mistral_portable.bench import Engine, Measurement, ModelEngine, measure, prepare
 from mistral_portable.engine.generation import peak_memory_bytes
 from mistral_portable.weights import open_checkpoint
 
@@ -24,7 +24,8 @@ T = TypeVar("T")
 class Setup:
     """An engine (peer None: this library) and the model and options that it runs.
 
-    isa: the instruction set that the numba backend is restricted to.
+    isa: the instruction set that the numba backend is restricted to. program: for a peer that is a llama-bench, its
+    path.
     """
 
     peer: str | None
@@ -36,6 +37,7 @@ class Setup:
     dtype: str | None = None
     device: str | None = None
     isa: str | None = None
+    program: str | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -56,6 +58,19 @@ class Worker:
         """Call `function(engine, *arguments)` in the process and return its result. Raises what the function raises."""
         return self._pool.submit(_run, self._setup, function, arguments).result()
 
+    def prepare(self, measurement: Measurement, repeats: int) -> bool:
+        """Fill the sequences, so that `seconds` can measure; True: any engine that takes steps can."""
+        self.run(prepare, measurement, repeats)
+        return True
+
+    def seconds(self, measurement: Measurement, repeats: int) -> float:
+        """Run one repetition; its seconds."""
+        return self.run(measure, measurement, repeats)
+
+    def peak_memory(self) -> int:
+        """The engine's peak memory so far, in bytes."""
+        return self.run(_peak)
+
     def __enter__(self) -> Self:
         return self
 
@@ -69,6 +84,10 @@ def _set_environment(variables: dict[str, str]) -> None:
 
 def _run(setup: Setup, function: Callable[..., T], arguments: Sequence[object]) -> T:
     return function(_engine(setup), *arguments)
+
+
+def _peak(engine: Engine) -> int:
+    return engine.peak_memory_bytes
 
 
 @cache

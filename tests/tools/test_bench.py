@@ -1,6 +1,7 @@
 """The comparison: engines in processes of their own, ratios, the least time of the work, and the page."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,47 @@ def test_the_numba_backend_may_be_restricted_to_an_instruction_set() -> None:
 def backend_reason(engine: Engine) -> str:
     """Describe the numba backend as it would run in the process of an engine."""
     return select("numba").probe().reason
+
+
+LLAMA_BENCH = """#!{python}
+import json, sys
+from pathlib import Path
+if "--help" in sys.argv:
+    print({help!r})
+else:
+    with Path({log!r}).open("a") as log:
+        print(" ".join(sys.argv[1:]), file=log)
+    print(json.dumps([{{"avg_ns": 2_000_000_000, "build_commit": "0123abc"}}]))
+"""
+"""A program that says that each measurement took two seconds."""
+
+
+@pytest.mark.parametrize(
+    ("help", "calls"),
+    [
+        (
+            "--n-depth --no-warmup",
+            ["-p 0 -n 0 -pg 5,1 --no-warmup", "-p 3 -n 0", "-p 0 -n 2", "-p 3 -n 0 -d 4", "-p 0 -n 2 -d 4"],
+        ),
+        ("-gp -w", ["-p 0 -n 0 -pg 5,1 -w 0", "-p 3 -n 0", "-p 0 -n 2", "-p 0 -n 0 -gp 4,2"]),
+    ],
+)
+def test_a_llama_bench_is_a_peer_by_its_path(help: str, calls: list[str], tmp_path: Path) -> None:
+    program, log = tmp_path / "llama-bench", tmp_path / "log"
+    program.write_text(LLAMA_BENCH.format(python=sys.executable, help=help, log=str(log)))
+    program.chmod(0o755)
+    setups = {OURS: TINY, "theirs": replace(TINY, peer="theirs", program=str(program))}
+    measurements = [parse(text, 2) for text in ("prefill:3", "decode:0", "prefill:3@4", "decode:4", "batch:2")]
+    result = compare(setups, measurements, ["process", "memory"], 1)
+    figures = {row["name"]: row["figures"].get("theirs") for row in result["rows"]}
+    assert figures.pop("process, one token")[0] > 0
+    assert figures.pop("process, peak memory")[0] > 0
+    assert figures.pop("peak memory")[0] > 0
+    deep = [1.5] if "--n-depth" in help else None
+    assert figures == {"prefill:3": [1.5], "decode:0": [1.0], "prefill:3@4": deep, "decode:4": [1.0], "batch:2": None}
+    assert result["builds"] == {"theirs": "0123abc"}
+    given = [line.removeprefix("-m tiny -r 1 -t 1 ").removesuffix(" -o json") for line in log.read_text().splitlines()]
+    assert given == calls
 
 
 def test_a_process_that_fails_is_an_error() -> None:
