@@ -12,6 +12,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from filelock import FileLock
+from mistral_portable_numba.compiler.chosen import lacking
 from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.objects import (
     LoadedKernels,
@@ -39,9 +40,7 @@ _GUARD = 256
 
 def _lacks(isa: str) -> str:
     """The features that an instruction set needs and this machine lacks."""
-    host = llvm.get_host_cpu_features()
-    wanted = [name[1:] for name in ISAS[isa].features.split(",") if name.startswith("+")]
-    return ", ".join(name for name in wanted if not host.get(name))
+    return ", ".join(lacking(ISAS[isa]))
 
 
 EVERY_ISA = pytest.mark.parametrize(

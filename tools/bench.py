@@ -7,6 +7,7 @@ ratio to each peer. --record also writes the section into docs/benchmarks.md, do
     python -m tools.bench MODEL.gguf                              # this library alone
     python -m tools.bench MODEL.gguf prefill:512 decode:0 --peer llama.cpp
     python -m tools.bench MODEL.gguf --peer llama.cpp --peer transformers --record "7B Q4_0"
+    python -m tools.bench MODEL.gguf prefill:512 decode:0 --isa avx2 --peer ik_llama.cpp=/opt/ik/bin/llama-bench
     python -m tools.bench MODEL.gguf prefill:512 --backend torch --dtype bfloat16 --peer numba --peer transformers
     python -m tools.bench FOLDER prefill:512 memory --backend mlx --peer mlx-lm --quantize none --quantize q4_0
 
@@ -27,10 +28,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mistral_portable.bench import STANDARD, Engine, Measurement, measure, obstacle, parse, prepare
+from mistral_portable.bench import STANDARD, Measurement, obstacle, parse
 from mistral_portable.errors import MistralPortableError
 from tools.bench_engines import PEERS, Setup, Worker
-from tools.bench_process import COMMANDS, one_token
+from tools.bench_llama_bench import LlamaBench
+from tools.bench_process import one_token, one_token_command
 from tools.bench_report import machine, markdown, record, versions
 from tools.bench_roofline import LIMITS, Work, kernels
 
@@ -44,7 +46,8 @@ _REST = 0.1  # seconds before each measurement: threads of the previous engine m
 def compare(
     setups: dict[str, Setup], measurements: list[Measurement], others: Container[str], repeats: int
 ) -> dict[str, Any]:
-    """Measure all engines; returns `rows` (figures by engine, one per repetition) and `kernels`.
+    """Measure all engines; returns `rows` (figures by engine, one per repetition), `kernels`, and `builds`, the commits
+    of programs.
 
     others: any of "process", "memory" and "kernels"; the last for the numba backend only.
     """
@@ -52,42 +55,47 @@ def compare(
     if "process" in others:  # first: later the engines hold memory that the machine may not have twice
         rows += _processes(setups, repeats)
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(setup)) for name, setup in setups.items()}
+        ours = stack.enter_context(Worker(setups[OURS]))
+        engines: dict[str, Worker | LlamaBench] = {
+            name: ours if name == OURS else LlamaBench(setup) if setup.program else stack.enter_context(Worker(setup))
+            for name, setup in setups.items()
+        }
         for measurement in measurements:
             print(measurement.name, file=sys.stderr, flush=True)
-            rows.append(_row(workers, setups[OURS], measurement, repeats))
+            rows.append(_row(engines, ours, setups[OURS], measurement, repeats))
         if "memory" in others:
-            peaks = {name: [worker.run(_peak) / 1e9] for name, worker in workers.items()}
+            peaks = {name: [engine.peak_memory() / 1e9] for name, engine in engines.items()}
             rows.append({"name": "peak memory", "unit": "GB", "figures": peaks})
-        ours = setups[OURS]
-        known = "kernels" in others and ours.backend == "numba"
-        return {"rows": rows, "kernels": workers[OURS].run(kernels, ours.threads) if known else []}
+        known = "kernels" in others and setups[OURS].backend == "numba"
+        return {
+            "rows": rows,
+            "kernels": ours.run(kernels, setups[OURS].threads) if known else [],
+            "builds": {name: e.build for name, e in engines.items() if isinstance(e, LlamaBench) and e.build},
+        }
 
 
-def _peak(engine: Engine) -> int:
-    return engine.peak_memory_bytes
-
-
-def _row(workers: dict[str, Worker], ours: Setup, measurement: Measurement, repeats: int) -> dict[str, Any]:
-    if reason := workers[OURS].run(obstacle, measurement, repeats):
+def _row(
+    engines: dict[str, Worker | LlamaBench], ours: Worker, setup: Setup, measurement: Measurement, repeats: int
+) -> dict[str, Any]:
+    """Measure the engines that take the measurement, in turn, `ours` with its share of the machine's limit."""
+    if reason := ours.run(obstacle, measurement, repeats):
         return {"name": measurement.name, "skipped": reason}
-    for worker in workers.values():
-        worker.run(prepare, measurement, repeats)
-    figures: dict[str, list[float]] = {name: [] for name in workers}
+    able = {name: engine for name, engine in engines.items() if engine.prepare(measurement, repeats)}
+    figures: dict[str, list[float]] = {name: [] for name in able}
     shares: list[float] = []
     for _ in range(repeats):
-        for name, worker in workers.items():
+        for name, engine in able.items():
             time.sleep(_REST)
-            seconds = worker.run(measure, measurement, repeats)
+            seconds = engine.seconds(measurement, repeats)
             figures[name].append(measurement.rate(seconds))
-            if name == OURS and ours.backend in LIMITS:
-                least = Work.of(ours.model).seconds(measurement, worker.run(LIMITS[ours.backend], ours.threads))
+            if engine is ours and setup.backend in LIMITS:
+                least = Work.of(setup.model).seconds(measurement, ours.run(LIMITS[setup.backend], setup.threads))
                 shares.append(least / seconds)
     return {"name": measurement.name, "unit": "tokens/s", "figures": figures, "shares": shares}
 
 
 def _processes(setups: dict[str, Setup], repeats: int) -> list[dict[str, Any]]:
-    able = {name: setup for name, setup in setups.items() if setup.peer in COMMANDS}
+    able = {name: setup for name, setup in setups.items() if one_token_command(setup)}
     seconds: dict[str, list[float]] = {name: [] for name in able}
     memory: dict[str, list[float]] = {name: [] for name in able}
     for _ in range(repeats):
@@ -112,14 +120,17 @@ def main() -> None:
     )
     parser.add_argument(
         "--peer",
-        choices=[*PEERS, *_BACKENDS],
+        type=_peer,
+        metavar="PEER",
         action="append",
         default=[],
-        help="another engine, or another backend of this library; may be given several times",
+        help=f"another engine ({', '.join(PEERS)}), another backend of this library ({', '.join(_BACKENDS)}), or "
+        "NAME=PATH of a llama-bench; may be given several times",
     )
     parser.add_argument("--backend", default="numba")
     parser.add_argument("--dtype", help="dtype of this library's arithmetic; default: the backend's choice")
     parser.add_argument("--device", help="device of the torch backend and of the peer transformers, such as cuda")
+    parser.add_argument("--isa", help="instruction set of the numba backend, such as avx2; default: the machine's best")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all CPUs, for MLX its own choice")
     parser.add_argument(
         "--quantize",
@@ -150,8 +161,8 @@ def _compare_and_print(args: argparse.Namespace, what: list[str], quantize: str 
     lanes = max([1, *(measurement.sequences for measurement in measurements)])
     own_threads = args.backend == "mlx" or args.device not in (None, "cpu")
     threads = args.threads or (None if own_threads else os.cpu_count())
-    ours = Setup(None, model, args.backend, threads, lanes, quantize, args.dtype, args.device)
-    setups = {OURS: ours} | {peer: _beside(ours, peer) for peer in args.peer}
+    ours = Setup(None, model, args.backend, threads, lanes, quantize, args.dtype, args.device, args.isa)
+    setups = {OURS: ours} | {name: _beside(ours, name, program) for name, program in args.peer}
     result = compare(setups, measurements, what, args.repeat)
     title = args.record or Path(model).name
     run = {
@@ -159,7 +170,8 @@ def _compare_and_print(args: argparse.Namespace, what: list[str], quantize: str 
         "command": shlex.join(["python", "-m", "tools.bench", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
-        "versions": versions([args.backend, *args.peer]),
+        "versions": versions([args.backend, *(name for name, program in args.peer if program is None)])
+        | result.pop("builds"),
         "engines": list(setups),
         **result,
     }
@@ -168,10 +180,21 @@ def _compare_and_print(args: argparse.Namespace, what: list[str], quantize: str 
         record(run)
 
 
-def _beside(ours: Setup, peer: str) -> Setup:
+def _peer(text: str) -> tuple[str, str | None]:
+    """A peer's name, and the path of its program: `llama.cpp`, or `ik=/opt/ik/llama-bench`."""
+    name, given, program = text.partition("=")
+    if given and name and os.access(program, os.X_OK):
+        return name, str(Path(program).resolve())
+    if not given and name in (*PEERS, *_BACKENDS):
+        return name, None
+    known = ", ".join([*PEERS, *_BACKENDS])
+    raise argparse.ArgumentTypeError(f"{text!r} is none of {known}, and no NAME=PATH of a program")
+
+
+def _beside(ours: Setup, peer: str, program: str | None) -> Setup:
     """The setup of a peer: the same model; another backend of this library chooses its own dtype and device."""
-    if peer in PEERS:
-        return replace(ours, peer=peer)
+    if program or peer in PEERS:
+        return replace(ours, peer=peer, program=program)
     return replace(ours, backend=peer, dtype=None, device=None, threads=ours.threads if peer != "mlx" else None)
 
 

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from typing import Any, Self, TypeVar
 
 import mistral_portable as mp
-from mistral_portable.bench import Engine, ModelEngine
+from mistral_portable.bench import Engine, Measurement, ModelEngine, measure, prepare
 from mistral_portable.engine.generation import peak_memory_bytes
 from mistral_portable.weights import open_checkpoint
 
@@ -22,7 +22,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Setup:
-    """An engine (peer None: this library) and the model and options that it runs."""
+    """An engine (peer None: this library) and the model and options that it runs.
+
+    isa: the instruction set that the numba backend is restricted to. program: for a peer that is a llama-bench, its
+    path.
+    """
 
     peer: str | None
     model: str
@@ -32,6 +36,13 @@ class Setup:
     quantize: str | None = None
     dtype: str | None = None
     device: str | None = None
+    isa: str | None = None
+    program: str | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of its process that this one lacks."""
+        return {"MISTRAL_PORTABLE_ISA": self.isa} if self.isa else {}
 
 
 class Worker:
@@ -39,11 +50,26 @@ class Worker:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._pool = ProcessPoolExecutor(
+            1, mp_context=get_context("spawn"), initializer=_set_environment, initargs=(setup.environment,)
+        )
 
     def run(self, function: Callable[..., T], *arguments: object) -> T:
         """Call `function(engine, *arguments)` in the process and return its result. Raises what the function raises."""
         return self._pool.submit(_run, self._setup, function, arguments).result()
+
+    def prepare(self, measurement: Measurement, repeats: int) -> bool:
+        """Fill the sequences, so that `seconds` can measure; True: any engine that takes steps can."""
+        self.run(prepare, measurement, repeats)
+        return True
+
+    def seconds(self, measurement: Measurement, repeats: int) -> float:
+        """Run one repetition; its seconds."""
+        return self.run(measure, measurement, repeats)
+
+    def peak_memory(self) -> int:
+        """The engine's peak memory so far, in bytes."""
+        return self.run(_peak)
 
     def __enter__(self) -> Self:
         return self
@@ -52,8 +78,16 @@ class Worker:
         self._pool.shutdown()
 
 
+def _set_environment(variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+
+
 def _run(setup: Setup, function: Callable[..., T], arguments: Sequence[object]) -> T:
     return function(_engine(setup), *arguments)
+
+
+def _peak(engine: Engine) -> int:
+    return engine.peak_memory_bytes
 
 
 @cache

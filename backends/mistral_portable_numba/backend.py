@@ -30,18 +30,20 @@ class NumbaBackend:
     )
 
     def __init__(self, isa: str | None = None, folder: Path | None = None) -> None:
-        """isa: a key of `compiler.isa.ISAS`; None: the machine's own. folder: the cache of compiled kernels; None:
-        `compiler.objects.default_folder()`."""
+        """isa: a key of `compiler.isa.ISAS`; None: $MISTRAL_PORTABLE_ISA, or else the machine's best. folder: the cache
+        of compiled kernels; None: `compiler.objects.default_folder()`."""
         self._isa, self._folder = isa, folder
 
     def probe(self) -> Availability:
         from mistral_portable_numba.threads import default_threads
 
         try:
-            from mistral_portable_numba.compiler.isa import ISAS, host_isa
+            from mistral_portable_numba.compiler.chosen import chosen_isa
 
-            isa = ISAS[self._isa] if self._isa else host_isa()
+            isa = chosen_isa(self._isa)
             compiler = version("numba")
+        except BackendError as error:
+            return Availability(0, str(error))
         except (ImportError, OSError, PackageNotFoundError) as error:
             return Availability(0, f"{error}: pip install --upgrade numba")
         threads = default_threads()
@@ -54,7 +56,7 @@ class NumbaBackend:
     def prepare(
         self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
     ) -> Program:
-        from mistral_portable_numba.compiler.isa import ISAS, host_isa
+        from mistral_portable_numba.compiler.chosen import chosen_isa
         from mistral_portable_numba.compiler.objects import default_folder
         from mistral_portable_numba.program import NumbaProgram
 
@@ -65,19 +67,19 @@ class NumbaBackend:
             cache,
             precision,
             options,
-            isa=ISAS[self._isa] if self._isa else host_isa(),
+            isa=chosen_isa(self._isa),
             threads=_threads(options),
             folder=self._folder or default_folder(),
         )
 
     def quantizer(self, types: Collection[str], options: ExecutorOptions) -> Quantizer:
-        from mistral_portable_numba.compiler.isa import ISAS, host_isa
+        from mistral_portable_numba.compiler.chosen import chosen_isa
         from mistral_portable_numba.compiler.objects import default_folder
         from mistral_portable_numba.quantizer import NumbaQuantizer
 
         return NumbaQuantizer(
             types,
-            isa=ISAS[self._isa] if self._isa else host_isa(),
+            isa=chosen_isa(self._isa),
             threads=_threads(options),
             folder=self._folder or default_folder(),
             progress=options.progress,

@@ -17,7 +17,7 @@ from mistral_portable.config import MistralConfig
 from mistral_portable.graph import build
 from mistral_portable.weights import DenseTensor, QuantTensor, Tensor
 from mistral_portable_numba.cache import KVCache
-from mistral_portable_numba.compiler.isa import host_isa
+from mistral_portable_numba.compiler.chosen import chosen_isa
 from mistral_portable_numba.compiler.objects import LoadedKernels, default_folder
 from mistral_portable_numba.layouts import BLOCKS, PAGE_SIZE
 from mistral_portable_numba.lowering import lower_graph
@@ -69,7 +69,7 @@ class _Machine:
 
     def __init__(self, threads: int, names: Sequence[str]) -> None:
         self.threads = threads
-        self._loaded = LoadedKernels({"tape", *names}, host_isa(), default_folder())
+        self._loaded = LoadedKernels({"tape", *names}, chosen_isa(), default_folder())
         self._addresses = {name: self._loaded[name] for name in names}
         self._team = Team(threads, self._loaded["tape"])
         self._barrier = np.zeros(64, np.int64)

@@ -9,6 +9,7 @@ import pytest
 from cli.processes import invoke
 from mistral_portable_numba import BACKEND
 from mistral_portable_numba.backend import NumbaBackend
+from mistral_portable_numba.compiler.chosen import lacking
 from mistral_portable_numba.compiler.isa import ISAS, host_isa
 
 import mistral_portable as mp
@@ -112,9 +113,28 @@ def test_probing_imports_no_numba() -> None:
     assert python(code) == "False"
 
 
-def test_an_unknown_instruction_set_is_refused() -> None:
-    with pytest.raises(KeyError, match="sse"):
-        NumbaBackend("sse").probe()
+def test_the_environment_may_name_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MISTRAL_PORTABLE_ISA", "generic")
+    assert f"CPU, {ISAS['generic'].title}, " in BACKEND.probe().reason
+    assert f"CPU, {host_isa().title}, " in NumbaBackend(host_isa().name).probe().reason
+    monkeypatch.setenv("MISTRAL_PORTABLE_ISA", "")
+    assert f"CPU, {host_isa().title}, " in BACKEND.probe().reason
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("sse", "no instruction set 'sse': MISTRAL_PORTABLE_ISA may be avx512_vnni, avx_vnni, avx2, "),
+        ("neon_dotprod", "this machine has no "),
+        ("avx2", "this machine has no "),
+    ],
+)
+def test_an_instruction_set_that_cannot_run_is_refused(name: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name in ISAS and not lacking(ISAS[name]):
+        pytest.skip(f"this machine has {name}")
+    monkeypatch.setenv("MISTRAL_PORTABLE_ISA", name)
+    with pytest.raises(BackendError, match=f"backend 'numba' cannot run here: {reason}"):
+        select("numba")
 
 
 def test_the_errors_of_prepare_come_before_any_work() -> None:

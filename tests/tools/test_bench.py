@@ -1,12 +1,15 @@
 """The comparison: engines in processes of their own, ratios, the least time of the work, and the page."""
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mistral_portable.bench import Spread, measure, parse, prepare
+from mistral_portable.bench import Engine, Spread, measure, parse, prepare
+from mistral_portable.boundary.registry import select
 from tools.bench import OURS, compare
 from tools.bench_engines import Setup, Worker
 from tools.bench_process import one_token
@@ -54,6 +57,61 @@ def test_a_worker_loads_once_and_passes_errors_on() -> None:
         assert worker.run(measure, measurement, 1) > 0
         with pytest.raises(Exception, match="lanes"):
             worker.run(prepare, parse("batch:3", 1), 1)
+
+
+def test_the_numba_backend_may_be_restricted_to_an_instruction_set() -> None:
+    setup = replace(TINY, backend="numba", isa="generic")
+    with Worker(setup) as worker:
+        assert worker.run(backend_reason).startswith("CPU, any, ")
+    assert one_token(setup)[0] > 0
+    with pytest.raises(RuntimeError, match="ended with"):
+        one_token(replace(setup, isa="sse"))
+
+
+def backend_reason(engine: Engine) -> str:
+    """Describe the numba backend as it would run in the process of an engine."""
+    return select("numba").probe().reason
+
+
+LLAMA_BENCH = """#!{python}
+import json, sys
+from pathlib import Path
+if "--help" in sys.argv:
+    print({help!r})
+else:
+    with Path({log!r}).open("a") as log:
+        print(" ".join(sys.argv[1:]), file=log)
+    print(json.dumps([{{"avg_ns": 2_000_000_000, "build_commit": "0123abc"}}]))
+"""
+"""A program that says that each measurement took two seconds."""
+
+
+@pytest.mark.parametrize(
+    ("help", "calls"),
+    [
+        (
+            "--n-depth --no-warmup",
+            ["-p 0 -n 0 -pg 5,1 --no-warmup", "-p 3 -n 0", "-p 0 -n 2", "-p 3 -n 0 -d 4", "-p 0 -n 2 -d 4"],
+        ),
+        ("-gp -w", ["-p 0 -n 0 -pg 5,1 -w 0", "-p 3 -n 0", "-p 0 -n 2", "-p 0 -n 0 -gp 4,2"]),
+    ],
+)
+def test_a_llama_bench_is_a_peer_by_its_path(help: str, calls: list[str], tmp_path: Path) -> None:
+    program, log = tmp_path / "llama-bench", tmp_path / "log"
+    program.write_text(LLAMA_BENCH.format(python=sys.executable, help=help, log=str(log)))
+    program.chmod(0o755)
+    setups = {OURS: TINY, "theirs": replace(TINY, peer="theirs", program=str(program))}
+    measurements = [parse(text, 2) for text in ("prefill:3", "decode:0", "prefill:3@4", "decode:4", "batch:2")]
+    result = compare(setups, measurements, ["process", "memory"], 1)
+    figures = {row["name"]: row["figures"].get("theirs") for row in result["rows"]}
+    assert figures.pop("process, one token")[0] > 0
+    assert figures.pop("process, peak memory")[0] > 0
+    assert figures.pop("peak memory")[0] > 0
+    deep = [1.5] if "--n-depth" in help else None
+    assert figures == {"prefill:3": [1.5], "decode:0": [1.0], "prefill:3@4": deep, "decode:4": [1.0], "batch:2": None}
+    assert result["builds"] == {"theirs": "0123abc"}
+    given = [line.removeprefix("-m tiny -r 1 -t 1 ").removesuffix(" -o json") for line in log.read_text().splitlines()]
+    assert given == calls
 
 
 def test_a_process_that_fails_is_an_error() -> None:
