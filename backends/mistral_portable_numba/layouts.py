@@ -148,8 +148,9 @@ def activation_sums(group: int, step: int, words: bool) -> "np.dtype[Any]":
     """The dtype of 32 columns' sums of codes for a group of tokens, over `step` columns each, 32 or 16.
 
     start: the sum times -START_ZEROS[step]; with `words` in two parts, of the columns 4k and 4k + 1 and of the others.
-    sum: the sum, for weights with offsets. pairs, with `words`: two sums, of the two steps of 16 columns, or of these 32
-    columns and the next ones; then only where 64 columns begin.
+    sum: the sum, for weights with offsets. pairs, with `words`: two sums, of the two steps of 16 columns, or of these
+    32 columns and the next ones; then only where 64 columns begin.
+    words: `Isa.words`.
     """
     steps = 32 // step
     if not words:
@@ -159,7 +160,7 @@ def activation_sums(group: int, step: int, words: bool) -> "np.dtype[Any]":
 
 
 def activation_bytes(columns: int) -> tuple[int, int, int]:
-    """Bytes that a token with this many columns takes in blocks, in sums over 32 and in sums over 16 columns, at most."""
+    """Bytes that a token of this many columns takes at most: in blocks, in sums over 32 and over 16 columns."""
     blocks, subs = -(-columns // 128), columns // 32
     sums32, sums16 = (subs * activation_sums(1, step, True).itemsize for step in (32, 16))
     return blocks * activation_block(1).itemsize, sums32, sums16

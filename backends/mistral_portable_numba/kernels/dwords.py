@@ -9,12 +9,13 @@ from mistral_portable_numba.compiler.simd.operation import inlined
 __all__ = ["two_dwords"]
 
 
-def two_dwords(codes: Callable[..., Any], dot: Callable[..., Any], group: int, sub_bytes: int) -> Callable[..., Any]:
+def two_dwords(codes: Callable[..., Any], dot: Callable[..., Any], group: int, sub_bytes: int) -> Any:
     """The function (sums, p, q, s, k, x, due) that adds the products of the dwords k and k + 1 of 32 columns to sums.
 
-    codes(p, s, k), dot(sums, left, right, x): of `Format` or scratch, and of `Tokens`. group: tokens of which each dword
-    lies beside the others'. sub_bytes: bytes of 32 columns of two tiles, whose lines are prefetched from `due` on, an
-    eighth with each dword: spread among the products, they do not wait for each other, nor the products for them.
+    codes(p, s, k): those of `Format`, or from scratch. dot(sums, left, right, x): an operation of `Tokens`. group:
+    tokens whose dwords lie side by side. sub_bytes: bytes of 32 columns of two tiles, whose lines are prefetched from
+    `due` on, an eighth with each dword: spread among the products, they do not wait for each other, nor the products
+    for them.
     """
     lines = -(-sub_bytes // 64)
 

@@ -92,7 +92,7 @@ class FloatScales:
         self._tiles = _Source(codes, scale, offset, pair_bytes, subs)
         self._scratch = _Source(put_codes, put_scale, put_offset, record, 1)
 
-    def times(self, count: int, group: int, *, from_tiles: bool, pinned: bool) -> Callable[..., Any]:
+    def times(self, count: int, group: int, *, from_tiles: bool, pinned: bool) -> Any:
         """The function that multiplies two tiles with `count` tokens of a group, and may add the result to out.
 
         Its arguments: addresses of the two tiles, or of scratch; their blocks; an address to prefetch from; addresses

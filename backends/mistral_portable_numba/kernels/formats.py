@@ -269,7 +269,7 @@ def _first_as_least(p: Any) -> Any:
     return high_f16(load_i32(p)) * -1.0
 
 
-def _from_four(four: Callable[..., Any], words: tuple[Any, ...]) -> Callable[..., Any]:
+def _from_four(four: Callable[..., Any], words: tuple[Any, ...]) -> Any:
     """The function (p, s, h) of the integer of step j = 2s + h: byte j % 4 of four(p, j // 4)."""
     zeroth, first, second, third = words
 

@@ -116,7 +116,7 @@ class IntegerScales:
         self._tiles = _Source(codes, small, minima, whole, least)
         self._scratch = _Source(put_codes, put_small, put_minima, put_whole, put_least)
 
-    def times(self, count: int, group: int, *, from_tiles: bool, pinned: bool) -> Callable[..., Any]:
+    def times(self, count: int, group: int, *, from_tiles: bool, pinned: bool) -> Any:
         """The function that multiplies two tiles with `count` tokens of a group; see `FloatScales.times`."""
         fmt, layout = self._format, self._format.layout
         source = self._tiles if from_tiles else self._scratch
