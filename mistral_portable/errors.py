@@ -26,6 +26,7 @@ __all__ = [
     "GraphError",
     "InputError",
     "MistralPortableError",
+    "NotKeptWarning",
     "NumericsError",
     "TokenizerError",
 ]
@@ -82,3 +83,7 @@ class BackendError(MistralPortableError):
 
 class GraphError(MistralPortableError, ValueError):
     """A graph breaks a rule of `graph/ops.py`; the message names the node."""
+
+
+class NotKeptWarning(UserWarning):
+    """A warning that compiled code cannot be kept for the next start; the command `warmup` makes an error of it."""

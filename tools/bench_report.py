@@ -37,24 +37,18 @@ the other's (for times, memory and tokens computed the inverse): above 1, this l
 - `decode:N`: tokens per second after N tokens, one at a time. llama.cpp ignores the window of `llama` files, so
   at greater depths reads more keys and values than the model needs.
 - `batch:N`: tokens per second of N sequences together, empty at first; `batch:N@D`: of D tokens each at first.
-- process: a fresh process that generates one token with a context of 4096; a llama-bench reads 5 tokens and generates one,
-  in a context of 6.
+- process: a fresh process that generates one token with a context of 4096; a llama-bench reads 5 tokens and generates
+  one, in a context of 6.
 - peak memory: after all measurements of a section; for MLX what it has allocated, else the process's.
 - of limit: the least time that the work can take, divided by the time it took. The work is to read the weights once in
   every step, and the visible keys and values as float16, or to multiply 8-bit numbers, whichever takes longer at the
   speeds that the machine had in the same repetition; on torch, at the speeds of a copy and of a large matrix product.
 
-`--isa avx2` (or `avx_vnni`, `avx512_vnni`, ...) restricts this library to an instruction set. A peer is restricted when it is
-built; `--peer NAME=PATH` measures the llama-bench at a path, of llama.cpp, of ik_llama.cpp, or a script that calls one with
-more options. Each of its repetitions is a process, which loads the model and warms up before it measures. It has no
-measurement for `batch` and `verify`, ik_llama.cpp's none for `prefill:N@D`. llama.cpp for AVX2 on any x86 machine:
-
-```
-cmake -B build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DGGML_NATIVE=OFF \\
-  -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
-cmake --build build --target llama-bench
-python -m tools.bench MODEL.gguf --isa avx2 --peer llama.cpp=build/bin/llama-bench
-```
+`--isa avx2` (or `avx_vnni`, `avx512_vnni`, ...) restricts this library to an instruction set. A peer is restricted when
+it is built: for AVX2 on any x86 machine, llama.cpp with `-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON
+-DGGML_BMI2=ON`. `--peer NAME=PATH` measures the llama-bench at a path, of llama.cpp, of ik_llama.cpp, or a script that
+calls one with more options. Each of its repetitions is a process, which loads the model and warms up before measuring.
+It has no measurement for `batch` and `verify`, and ik_llama.cpp's none for `prefill:N@D`.
 
 `tools/bench_serving.py` plays loads of greedy requests against this library (in its process; "mistral_portable serve":
 over HTTP) and llama-server (over HTTP, with its defaults), each with 8 sequences at a time and the same threads. Every

@@ -6,7 +6,7 @@
 from mistral_portable.boundary.backend import Availability, Backend, check_options, check_supported, prepare
 from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.boundary.functional import FunctionalBackend, PureFunction
-from mistral_portable.boundary.options import BACKEND_QUANTIZE, Capabilities, ExecutorOptions
+from mistral_portable.boundary.options import BACKEND_QUANTIZE, COMPILING, Capabilities, ExecutorOptions
 from mistral_portable.boundary.program import (
     INT8_BLOCK,
     Q8_0_BLOCK,
@@ -22,6 +22,7 @@ from mistral_portable.boundary.saved import SavedLane, load_lane, save_lane
 
 __all__ = [
     "BACKEND_QUANTIZE",
+    "COMPILING",
     "INT8_BLOCK",
     "Q8_0_BLOCK",
     "Availability",

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field, fields
 
 from mistral_portable.graph import OPS
 
-__all__ = ["BACKEND_QUANTIZE", "Capabilities", "ExecutorOptions"]
+__all__ = ["BACKEND_QUANTIZE", "COMPILING", "Capabilities", "ExecutorOptions"]
 
 BACKEND_QUANTIZE = ("nf4", "fp4", "int8")
 """Quantized types that a backend makes itself of float weights; others are ggml's (`weights.quantize_on_read`)."""
+
+COMPILING = "compiling kernels, once per machine"
+"""The `what` of `ExecutorOptions.progress` while kernels are compiled that later starts find."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ _COMMANDS = (
     "inspect",
     "verify",
     "bench",
+    "warmup",
     "convert",
     "quantize",
     "perplexity",

@@ -42,10 +42,12 @@ def load_model(
     tensor_parallel: int | None = None,
     embeddings: bool = False,
     by_name: bool = False,
+    watch: Report | None = None,
 ) -> Model:
     """Call `mistral_portable.load` with the values of the options; its warnings become notes on stderr.
 
-    by_name: whether calls have adapters that they name, and no others; else all have those of the options.
+    by_name: whether calls have adapters that they name, and no others; else all have those of the options. watch:
+    called with all that is reported, too.
 
     Raises typer.BadParameter for a window or a size that cannot be read, and the errors of `load`.
     """
@@ -53,6 +55,12 @@ def load_model(
     if by_name:
         arguments["adapter"] = None
     with reading(f"loading {model}") as progress:
+
+        def report(what: str, done: int, total: int) -> None:
+            progress(what, done, total)
+            if watch is not None:
+                watch(what, done, total)
+
         return load(
             model=model,
             **arguments,
@@ -60,7 +68,7 @@ def load_model(
             max_lanes=max_lanes,
             tensor_parallel=tensor_parallel,
             embeddings=embeddings,
-            progress=progress,
+            progress=report,
         )
 
 

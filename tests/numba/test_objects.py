@@ -60,6 +60,11 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.o"))
 
 
+def everything(folder: Path) -> list[Path]:
+    """All files but the lock."""
+    return [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != ".lock"]
+
+
 def add(kernels: LoadedKernels) -> float:
     """1 + 2, by the kernel `add`."""
     one, two, out = np.full(16, 1, np.float32), np.full(16, 2, np.float32), np.zeros(16, np.float32)
@@ -80,7 +85,7 @@ def test_a_cold_folder_compiles_and_a_warm_one_starts_no_child(tmp_path: Path, c
     assert [call[1:] for call in calls] == [(0, 2), (1, 2), (2, 2)]
     assert all("once per machine" in call[0] for call in calls)
     assert files(tmp_path) == [object_path(tmp_path, name, ISA) for name in NAMES]
-    assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == files(tmp_path)  # no partial files
+    assert everything(tmp_path) == files(tmp_path)  # no partial files
     children.clear()
     calls.clear()
     warm = LoadedKernels(NAMES, ISA, tmp_path, lambda *call: calls.append(call))
@@ -152,21 +157,50 @@ def test_objects_in_a_read_only_folder_are_used(
     assert children == []
 
 
-def test_two_processes_fill_one_folder(tmp_path: Path) -> None:
-    code = (
-        "import sys, pathlib\n"
-        "from mistral_portable_numba.compiler.isa import host_isa\n"
-        "from mistral_portable_numba.compiler.objects import LoadedKernels\n"
-        "kernels = LoadedKernels(['add', 'take'], host_isa(), pathlib.Path(sys.argv[1]))\n"
-        "print(kernels['add'] > 0, kernels['take'] > 0)\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate()[0] for process in processes] == ["True True\n"] * 2
-    assert [process.returncode for process in processes] == [0, 0]
-    assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == files(tmp_path)
+LOAD = """
+import sys, pathlib, time
+from mistral_portable_numba.compiler.isa import host_isa
+from mistral_portable_numba.compiler.objects import LoadedKernels
+def progress(what, done, total):
+    if total == 1 and what.startswith("waiting"):
+        return
+    print(what, done, flush=True)
+    time.sleep(float(sys.argv[2]))
+LoadedKernels(sys.argv[3:], host_isa(), pathlib.Path(sys.argv[1]), progress)
+"""
+"""Load kernels, print the progress of compiling, and rest after each report of it."""
+
+
+def loading(folder: Path, rest: float, *names: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", LOAD, str(folder), str(rest), *names]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_of_several_processes_one_compiles(tmp_path: Path) -> None:
+    processes = [loading(tmp_path, 0, *NAMES) for _ in range(3)]
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert sorted(map(len, map(str.splitlines, said))) == [0, 0, 3]
+    assert everything(tmp_path) == files(tmp_path)
     assert files(tmp_path) == [object_path(tmp_path, name, ISA) for name in NAMES]
     assert add(LoadedKernels(NAMES, ISA, tmp_path)) == 3
+
+
+def test_nobody_waits_for_ever_for_one_that_is_stopped_or_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = loading(tmp_path, 600, "add")
+    assert owner.stdout is not None
+    assert owner.stdout.readline()  # it compiles now
+    calls: list[str] = []
+    monkeypatch.setattr(objects, "PATIENCE", 0.1)
+    LoadedKernels(["take"], ISA, tmp_path, lambda what, done, total: calls.append(what))
+    assert calls[0] == "waiting for another process that compiles kernels"
+    assert len(calls) == 3  # and it compiled
+    owner.kill()
+    owner.communicate()
+    monkeypatch.setattr(objects, "PATIENCE", 300.0)
+    del calls[:]
+    LoadedKernels(["silu_mul"], ISA, tmp_path, lambda what, done, total: calls.append(what))
+    assert not calls[0].startswith("waiting")
 
 
 def test_loaded_kernels_run_after_their_files_are_deleted(copied: Path) -> None:

@@ -1,9 +1,10 @@
 """Compiled kernels: made in child processes, cached on disk, loaded into this process by LLVM.
 
-Only the children import Numba, and they compile in parallel. A file of the cache is FOLDER/kernels/ISA/NAME-DIGEST.o:
-the SHA-256 of an object, and the object. The digest covers all that the machine code depends on: the sources that the
-kernel imports, the instruction set, the system and the versions of the compilers. So no stale object is ever loaded; a
-damaged one is compiled again. Of each kernel the VERSIONS newest objects are kept.
+Only the children import Numba, and they compile in parallel; of several processes that lack the same kernels, one
+compiles them. A file of the cache is FOLDER/kernels/ISA/NAME-DIGEST.o: the SHA-256 of an object, and the object. The
+digest covers all that the machine code depends on: the sources that the kernel imports, the instruction set, the system
+and the versions of the compilers. So no stale object is ever loaded; a damaged one is compiled again. Of each kernel
+the VERSIONS newest objects are kept.
 """
 
 import hashlib
@@ -14,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,8 @@ import llvmlite.binding as llvm
 
 import mistral_portable
 import mistral_portable_numba
-from mistral_portable.errors import BackendError
+from mistral_portable.boundary import COMPILING
+from mistral_portable.errors import BackendError, NotKeptWarning
 from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.kernels.registry import MODULES
 
@@ -33,7 +35,8 @@ __all__ = ["VERSIONS", "LoadedKernels", "default_folder", "digest", "host_triple
 
 Progress = Callable[[str, int, int], None]
 
-_COMPILING = "compiling kernels, once per machine"
+PATIENCE = 600.0
+"""Seconds to wait for another process that compiles: more than all kernels take on two slow cores."""
 
 VERSIONS = 4
 """Objects of a kernel that are kept, the newest: installations of different versions may share the folder."""
@@ -64,20 +67,9 @@ class LoadedKernels:
         wanted = sorted(set(names))
         if unknown := [name for name in wanted if name not in MODULES]:
             raise BackendError(f"backend 'numba' has no kernel {unknown[0]!r}")
-        found = {name: code for name in wanted if (code := _read(object_path(folder, name, isa))) is not None}
+        found = _found(wanted, isa, folder)
         if len(found) < len(wanted):
-            with tempfile.TemporaryDirectory() as spare:
-                missing, places = [name for name in wanted if name not in found], [Path(spare)]
-                if reason := _obstacle(folder / "kernels" / isa.name):
-                    _warn(folder, reason)
-                else:
-                    places = [folder, Path(spare)]
-                _compile(missing, isa, places, progress)
-                for name in missing:
-                    code = _read(object_path(places[0], name, isa))
-                    found[name] = code or _required(object_path(places[-1], name, isa))
-                if places[0] is folder and next(Path(spare).rglob("*.o"), None):
-                    _warn(folder, "some could not be written")
+            found |= _made([name for name in wanted if name not in found], isa, folder, progress)
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         machine = llvm.Target.from_triple(host_triple()).create_target_machine()
@@ -135,6 +127,52 @@ def host_triple() -> str:
     return f"{triple}-elf" if sys.platform == "win32" else triple
 
 
+def _found(names: Iterable[str], isa: Isa, folder: Path) -> dict[str, bytes]:
+    """The objects that a cache folder has, by kernel."""
+    return {name: code for name in names if (code := _read(object_path(folder, name, isa))) is not None}
+
+
+def _made(names: list[str], isa: Isa, folder: Path, progress: Progress | None) -> dict[str, bytes]:
+    """Compile kernels, or find what another process compiled meanwhile; their objects."""
+    place = folder / "kernels" / isa.name
+    if reason := _obstacle(place):
+        _warn(folder, reason)
+    with nullcontext() if reason else _alone(place, progress), tempfile.TemporaryDirectory() as spare:
+        found = {} if reason else _found(names, isa, folder)
+        missing = [name for name in names if name not in found]
+        places = [Path(spare)] if reason else [folder, Path(spare)]
+        if missing:
+            _compile(missing, isa, places, progress)
+        for name in missing:
+            found[name] = _read(object_path(places[0], name, isa)) or _required(object_path(places[-1], name, isa))
+        if not reason and next(Path(spare).rglob("*.o"), None):
+            _warn(folder, "some could not be written")
+    return found
+
+
+@contextmanager
+def _alone(folder: Path, progress: Progress | None) -> Iterator[None]:
+    """Let one process at a time compile into a folder, so that the next one finds what it made.
+
+    The system frees the lock of a process that dies. Where files cannot be locked, and when another process has kept
+    the lock for PATIENCE seconds, as one that is stopped does, nobody waits: then both compile.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
+    try:
+        with suppress(OSError, NotImplementedError):  # a Timeout is an OSError
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if progress is not None:
+                    progress("waiting for another process that compiles kernels", 0, 1)
+                lock.acquire(timeout=PATIENCE)
+        yield
+    finally:
+        lock.release()
+
+
 def _read(path: Path) -> bytes | None:
     """The object in a file; None if the file is missing or damaged."""
     try:
@@ -166,6 +204,7 @@ def _warn(folder: Path, reason: str) -> None:
     warnings.warn(
         f"compiled kernels cannot be kept in {folder} ({reason}): each start compiles them anew; "
         "set MISTRAL_PORTABLE_CACHE to a folder with room",
+        NotKeptWarning,
         stacklevel=2,
     )
 
@@ -228,7 +267,7 @@ def _compile(names: list[str], isa: Isa, places: list[Path], progress: Progress 
             errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # a pipe could fill while nobody reads it
             children.append((_start(command, errors), errors))
         if progress is not None:
-            progress(_COMPILING, 0, len(names))
+            progress(COMPILING, 0, len(names))
         # A child prints a line per kernel. The shares take about the same time, so reading one child after the other
         # delays few progress reports.
         done = 0
@@ -237,7 +276,7 @@ def _compile(names: list[str], isa: Isa, places: list[Path], progress: Progress 
             for _ in child.stdout:
                 done += 1
                 if progress is not None:
-                    progress(_COMPILING, done, len(names))
+                    progress(COMPILING, done, len(names))
         for child, errors in children:
             if child.wait():
                 errors.seek(0)
