@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = [
     "BLOCKS",
@@ -50,6 +51,7 @@ __all__ = [
     "linear_record",
     "linear_scratch",
     "round_up",
+    "tile_sizes",
     "token_group",
     "tokens_per_item",
 ]
@@ -167,6 +169,19 @@ def linear_record(layout: BlockLayout) -> int:
 def linear_scratch(layout: BlockLayout) -> int:
     """Bytes of scratch per thread for a linear."""
     return CHUNK // 32 * linear_record(layout)
+
+
+def tile_sizes(tokens: int, lefts: int = 2) -> NDArray[np.uint8]:
+    """64 bytes that give AMX's tiles their sizes, to multiply 16 rows of weights with up to 16 tokens.
+
+    Tiles of sums, 0 to 3, are float32 or int32 [16, tokens]. Of the factors, 4 to 7, the first `lefts` are 64 bytes of
+    each row, and the others are these columns of the tokens, dwords [16, tokens].
+    """
+    sizes = np.zeros((), np.dtype([("palette", "u1"), ("start", "u1", 15), ("bytes", "<u2", 16), ("rows", "u1", 16)]))
+    sizes["palette"] = 1
+    sizes["rows"][:8] = 16
+    sizes["bytes"][:8] = [*[4 * tokens] * 4, *[64] * lefts, *[4 * tokens] * (4 - lefts)]
+    return sizes.reshape(1).view(np.uint8)
 
 
 def head_width(head_dim: int) -> int:

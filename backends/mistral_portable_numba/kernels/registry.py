@@ -7,7 +7,7 @@ from typing import Any
 
 from mistral_portable_numba.layouts import BLOCKS, KV_DTYPES
 
-__all__ = ["MODULES", "AnyTokens", "Factory", "kernel", "needs_tokens"]
+__all__ = ["MODULES", "TILED", "AnyTokens", "Factory", "kernel", "needs_tokens"]
 
 Factory = Callable[[int], Any]
 """Called with the number of tokens that an instruction set takes at a time (`Isa.tokens`); returns the kernel."""
@@ -29,6 +29,9 @@ MODULES: Mapping[str, str] = {
     **dict.fromkeys(("probe_read", "probe_dot4", "probe_fma"), "probes"),
 }
 """Kernel -> the module of this package whose `KERNELS` holds its factory."""
+
+TILED: frozenset[str] = frozenset()
+"""The kernels for AMX alone (`compiler.amx.AMX`)."""
 
 
 @dataclass(frozen=True)
