@@ -39,17 +39,23 @@ __all__ = [
     "KV_DTYPES",
     "PAGE_SIZE",
     "START_ZEROS",
+    "TILED_CHUNK",
+    "TILED_QUADS",
+    "TILED_SCRATCH",
+    "TILED_TOKENS",
     "TILE_ROWS",
     "TOKEN_GROUP",
     "BlockLayout",
     "activation_block",
     "activation_bytes",
     "activation_sums",
+    "all_tile_sizes",
     "attention_scratch",
     "head_bytes",
     "head_width",
     "linear_record",
     "linear_scratch",
+    "part_bytes",
     "round_up",
     "tile_sizes",
     "token_group",
@@ -77,6 +83,13 @@ inputs (`activation_sums`). Formats with other zero points scale this start.
 CHUNK = 512
 """Columns of a linear that are unpacked into scratch at a time: two tiles of them fit into a first-level cache, and the
 inputs of about a hundred tokens into a second-level one."""
+
+TILED_CHUNK, TILED_QUADS, TILED_TOKENS = 256, 4, 256
+"""Columns, pairs of tiles of 16 rows, and tokens that products of AMX's tiles take at a time. Two tiles of weights then
+stay in the first-level cache, and sums and inputs in the second-level one."""
+
+TILED_SCRATCH = 128 * TILED_CHUNK + 256 * TILED_QUADS * TILED_TOKENS
+"""Bytes of scratch per thread for these products: weights, then sums."""
 
 ENCODE_SCRATCH = 64 * (256 + 3 * 64)
 """Bytes of scratch per thread for encoding blocks: 256 columns of 16 rows, scales, and a tile of the longest block."""
@@ -171,17 +184,27 @@ def linear_scratch(layout: BlockLayout) -> int:
     return CHUNK // 32 * linear_record(layout)
 
 
-def tile_sizes(tokens: int, lefts: int = 2) -> NDArray[np.uint8]:
+def tile_sizes(tokens: int) -> NDArray[np.uint8]:
     """64 bytes that give AMX's tiles their sizes, to multiply 16 rows of weights with up to 16 tokens.
 
-    Tiles of sums, 0 to 3, are float32 or int32 [16, tokens]. Of the factors, 4 to 7, the first `lefts` are 64 bytes of
-    each row, and the others are these columns of the tokens, dwords [16, tokens].
+    Tiles of sums, 0 to 3, are float32 or int32 [16, tokens]. Of the factors, 4 is 64 bytes of each row,
+    and 5 to 7 are these columns of the tokens, dwords [16, tokens].
     """
     sizes = np.zeros((), np.dtype([("palette", "u1"), ("start", "u1", 15), ("bytes", "<u2", 16), ("rows", "u1", 16)]))
     sizes["palette"] = 1
     sizes["rows"][:8] = 16
-    sizes["bytes"][:8] = [*[4 * tokens] * 4, *[64] * lefts, *[4 * tokens] * (4 - lefts)]
+    sizes["bytes"][:8] = [*[4 * tokens] * 4, 64, *[4 * tokens] * 3]
     return sizes.reshape(1).view(np.uint8)
+
+
+def all_tile_sizes() -> NDArray[np.uint8]:
+    """[17, 64]: the sizes for n tokens are row n; row 0 is not used."""
+    return np.stack([tile_sizes(max(1, n)) for n in range(17)])
+
+
+def part_bytes(columns: int, parts: int) -> int:
+    """Bytes of a token's columns, each in `parts` bfloat16, padded to a multiple of 32: 33 columns, 3 -> 384."""
+    return 2 * parts * round_up(columns, 32)
 
 
 def head_width(head_dim: int) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,3 +87,22 @@ def test_its_instructions_are_in_the_code() -> None:
     listing = assembly("probe", amx_probe._PROBE, AMX, "x86_64-unknown-linux-gnu")
     for instruction in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tdpbusd", "tilestored", "tilerelease"):
         assert f"\t{instruction}" in listing
+
+
+@linux
+def test_a_forked_child_keeps_the_permission() -> None:
+    code = """
+import os
+from mistral_portable_numba.compiler import amx_probe
+if not amx_probe.announced() or not amx_probe.multiply():
+    raise SystemExit("skip")
+amx_probe.permit = lambda: True  # it is not asked for again
+child = os.fork()
+if child == 0:
+    os._exit(0 if amx_probe.multiply() else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    if done.stderr.startswith("skip") or done.returncode == -signal.SIGILL:
+        pytest.skip("AMX does not work here")
+    assert done.returncode == 0, done.stderr

@@ -21,6 +21,7 @@ MODULES: Mapping[str, str] = {
     **{f"attention_{kv}": "attention" for kv in KV_DTYPES},
     **{f"store_{kind}_{kv}": "kv" for kind in _KINDS for kv in KV_DTYPES},
     **{f"encode_{name}": "encode" for name in BLOCKS},
+    **{f"{kind}_bfloat16_{parts}": "tiled" for kind in ("split", "linear") for parts in (1, 3)},
     "quantize": "activations",
     **dict.fromkeys(("rms_norm", "rope", "silu_mul", "add", "take", "weigh", "weigh_rows"), "rows"),
     **dict.fromkeys(("route", "clear", "add_rows"), "experts"),
@@ -30,7 +31,7 @@ MODULES: Mapping[str, str] = {
 }
 """Kernel -> the module of this package whose `KERNELS` holds its factory."""
 
-TILED: frozenset[str] = frozenset()
+TILED = frozenset({"linear_bfloat16_1", "linear_bfloat16_3"})
 """The kernels for AMX alone (`compiler.amx.AMX`)."""
 
 
