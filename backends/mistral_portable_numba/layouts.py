@@ -34,6 +34,10 @@ from numpy.typing import NDArray
 __all__ = [
     "BLOCKS",
     "CHUNK",
+    "DENSE_CHUNK",
+    "DENSE_ROWS",
+    "DENSE_SCRATCH",
+    "DENSE_TOKENS",
     "ENCODE_SCRATCH",
     "FEW",
     "KV_DTYPES",
@@ -90,6 +94,12 @@ stay in the first-level cache, and sums and inputs in the second-level one."""
 
 TILED_SCRATCH = 128 * TILED_CHUNK + 256 * TILED_QUADS * TILED_TOKENS
 """Bytes of scratch per thread for these products: weights, then sums."""
+
+DENSE_CHUNK, DENSE_ROWS, DENSE_TOKENS = 512, 32, 60
+"""Columns, rows and tokens that products of float matrices take at a time; 60 tokens are whole groups of 3 and of 4."""
+
+DENSE_SCRATCH = 32 * DENSE_CHUNK + 64 * DENSE_ROWS * DENSE_TOKENS
+"""Bytes of scratch per thread for these products: 8 rows in float32, then sums."""
 
 ENCODE_SCRATCH = 64 * (256 + 3 * 64)
 """Bytes of scratch per thread for encoding blocks: 256 columns of 16 rows, scales, and a tile of the longest block."""

@@ -19,6 +19,7 @@ from mistral_portable.weights import DenseTensor, Tensor
 from mistral_portable_numba.cache import KVCache
 from mistral_portable_numba.layouts import (
     BLOCKS,
+    DENSE_SCRATCH,
     TILED_SCRATCH,
     activation_bytes,
     all_tile_sizes,
@@ -277,7 +278,7 @@ class _Lowering:
             self._emit(f"linear_bfloat16_{self._parts}", arguments, [parts], [out])
         else:
             arguments = [count, weight.rows, weight.columns, weight.address, *_at(x), *_at(out)]
-            self._emit(f"linear_{weight.kind}", arguments, [x], [out])
+            self._emit(f"linear_{weight.kind}", [*arguments, self._scratch, self._scratch_bytes], [x], [out])
 
     def _quantized(self, count: int, x: Buffer, columns: int) -> tuple[Buffer, Buffer, Buffer]:
         """The buffers of a value's int8 blocks, sums over 32 and sums over 16 columns; it is quantized once."""
@@ -360,7 +361,8 @@ class _Lowering:
 
     def _scratch_needs(self) -> list[int]:
         needs = [linear_scratch(BLOCKS[m.kind]) for m in self.out.matrices.values() if m.kind in BLOCKS]
-        needs += [TILED_SCRATCH for m in self.out.matrices.values() if self._tiled(m)]
+        floats = [m for m in self.out.matrices.values() if m.kind not in BLOCKS]
+        needs += [TILED_SCRATCH if self._tiled(m) else DENSE_SCRATCH for m in floats]
         for node in self._graph.nodes:
             if node.op == "attention":
                 group = node.integer("num_attention_heads") // node.integer("num_key_value_heads")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mistral_portable_numba.layouts import BLOCKS
+from mistral_portable_numba.layouts import BLOCKS, DENSE_SCRATCH
 from numba_kernels import EVERY_ISA, Memory, at, is_blank
 from numba_linear import KINDS, Expected, PackedWeight, signed_blocks
 from numpy.typing import NDArray
@@ -94,7 +94,8 @@ def dense(isa: str, dtype: str, x: NDArray[np.float32], weight: NDArray[np.float
     memory, (rows, columns), tokens = Memory(), weight.shape, len(x)
     stored = (weight.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else weight.astype(dtype)
     out = memory.rows(tokens, rows)
-    places = (memory.array(stored), *at(memory.rows_of(x)), *at(out))
+    scratch = memory.blank(2 * DENSE_SCRATCH, np.uint8)
+    places = (memory.array(stored), *at(memory.rows_of(x)), *at(out), scratch, DENSE_SCRATCH)
     memory.run(isa, f"linear_{dtype}", [tokens], rows, columns, *places, thread=1)
     assert is_blank(out[:, rows:])
     assert is_blank(out[tokens:])
@@ -112,6 +113,18 @@ def test_float_matrices(isa: str, dtype: str, rows: int, columns: int, tokens: i
     random = np.random.default_rng(seed)
     weight, x = random_weight(dtype, rows, columns, random), random_weight("float32", tokens, columns, random)
     Expected(x, weight, random).check(dense(isa, dtype, x, weight))
+
+
+@EVERY_ISA
+@EVERY_DTYPE
+def test_many_tokens_have_the_bits_of_few(isa: str, dtype: str) -> None:
+    """More tokens, rows and columns than are taken at a time, and columns that fill no vector."""
+    random = np.random.default_rng(7)
+    weight, x = random_weight(dtype, 41, 1035, random), random_weight("float32", 70, 1035, random)
+    together = dense(isa, dtype, x, weight)
+    Expected(x, weight, random).check(together)
+    for tokens in (1, 2, 4, 7, 9, 11, 61):
+        assert np.array_equal(dense(isa, dtype, x[-tokens:], weight), together[-tokens:])
 
 
 @EVERY_ISA
