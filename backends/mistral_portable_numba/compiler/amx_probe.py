@@ -75,7 +75,8 @@ def permit() -> bool:
     """Ask Linux for the permission to use tiles, which counts for all threads, and for forks (arch_prctl,
     ARCH_REQ_XCOMP_PERM, since 5.16)."""
     arch_prctl, request, tile_data = 158, 0x1023, 18
-    return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
+    status: int = ctypes.CDLL(None).syscall(arch_prctl, request, tile_data)
+    return status == 0
 
 
 def multiply() -> bool:

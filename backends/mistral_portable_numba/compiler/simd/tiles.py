@@ -1,6 +1,5 @@
 """AMX's tiles as operations: see `compiler.amx`, whose functions they call, and the numbers of its tiles."""
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -26,7 +25,7 @@ def end_tiles(builder: Any) -> None:
     call(builder, "mp.tiles_end", _VOID)
 
 
-def zero_tile(tile: int) -> Callable[..., Any]:
+def zero_tile(tile: int) -> Any:
     """The operation () -> None that sets a tile to 0."""
 
     @operation(types.void)
@@ -36,7 +35,7 @@ def zero_tile(tile: int) -> Callable[..., Any]:
     return zero
 
 
-def load_tile(tile: int) -> Callable[..., Any]:
+def load_tile(tile: int) -> Any:
     """The operation (address, stride) -> None that reads a tile's rows, `stride` bytes apart."""
 
     @operation(types.void, types.int64, types.int64)
@@ -46,7 +45,7 @@ def load_tile(tile: int) -> Callable[..., Any]:
     return load
 
 
-def store_tile(tile: int) -> Callable[..., Any]:
+def store_tile(tile: int) -> Any:
     """The operation (address, stride) -> None that writes a tile's rows."""
 
     @operation(types.void, types.int64, types.int64)
@@ -56,17 +55,17 @@ def store_tile(tile: int) -> Callable[..., Any]:
     return store
 
 
-def bf16_product(total: int, left: int, right: int) -> Callable[..., Any]:
+def bf16_product(total: int, left: int, right: int) -> Any:
     """The operation () -> None that adds left @ right to a tile of sums, in bfloat16."""
     return _product(f"mp.tile_bf16.{total}.{left}.{right}")
 
 
-def u8s8_product(total: int, left: int, right: int) -> Callable[..., Any]:
+def u8s8_product(total: int, left: int, right: int) -> Any:
     """The operation () -> None that adds left @ right to a tile of sums; bytes, those of `left` unsigned."""
     return _product(f"mp.tile_u8s8.{total}.{left}.{right}")
 
 
-def _product(name: str) -> Callable[..., Any]:
+def _product(name: str) -> Any:
     @operation(types.void)
     def multiply(builder: Any) -> None:
         call(builder, name, _VOID)
