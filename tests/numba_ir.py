@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
+from mistral_portable_numba.compiler.amx import AMX
 from mistral_portable_numba.compiler.isa import ISAS, Isa
 from mistral_portable_numba.compiler.objects import default_folder, digest
 from mistral_portable_numba.compiler.toolchain import assembly, lower, object_file
@@ -45,7 +46,7 @@ def apple_listing(name: str) -> str:
 
 def linux_listing(name: str, isa: str) -> str:
     """A kernel in assembly for Linux on x86-64."""
-    return _listing(name, ISAS[isa], "x86_64-unknown-linux-gnu")
+    return _listing(name, AMX if isa == AMX.name else ISAS[isa], "x86_64-unknown-linux-gnu")
 
 
 def _listing(name: str, isa: Isa, triple: str) -> str:

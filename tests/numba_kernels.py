@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from mistral_portable_numba.compiler.chosen import lacking
+from mistral_portable_numba.compiler.amx import AMX
+from mistral_portable_numba.compiler.amx_probe import amx_works
 from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.objects import (
     LoadedKernels,
@@ -22,17 +24,18 @@ from mistral_portable_numba.compiler.objects import (
     write_object,
 )
 from mistral_portable_numba.compiler.toolchain import lower, object_file
-from mistral_portable_numba.kernels.registry import MODULES
+from mistral_portable_numba.kernels.registry import MODULES, TILED
 from mistral_portable_numba.layouts import TOKEN_GROUP, round_up
 from mistral_portable_numba.tape import bits
 from numba_ir import kernel_ir
 from numpy.typing import NDArray
 
-__all__ = ["EVERY_ISA", "Argument", "Memory", "at", "compile_everywhere", "is_blank", "product_kernels"]
+__all__ = ["EVERY_ISA", "NEEDS_AMX", "Argument", "Memory", "at", "compile_everywhere", "is_blank", "product_kernels"]
 
 Argument = int | float | NDArray[Any] | Sequence[Any]
 
-_NAMES = [name for name in MODULES if not name.startswith("encode_")]  # encoders are tested through the backend
+# Encoders are tested through the backend, kernels for AMX in a file of their own.
+_NAMES = [name for name in MODULES if not name.startswith("encode_") and name not in TILED]
 
 _POISON = 0xFF  # such bytes are NaN in every float type
 _GUARD = 256
@@ -48,6 +51,8 @@ EVERY_ISA = pytest.mark.parametrize(
     [pytest.param(isa, marks=pytest.mark.skipif(_lacks(isa) != "", reason=f"no {_lacks(isa)} here")) for isa in ISAS],
 )
 
+
+NEEDS_AMX = pytest.mark.skipif(not amx_works(default_folder()), reason="AMX does not work here")
 
 _HERE = [isa for name, isa in ISAS.items() if not _lacks(name)]
 
@@ -129,7 +134,9 @@ def is_blank(array: NDArray[Any]) -> bool:
 @cache
 def _function(isa: str, kernel: str | Callable[..., Any]) -> Callable[[int, int, int], None]:
     signature = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-    return signature(product_kernels(isa)[kernel] if isinstance(kernel, str) else _own(isa, kernel))
+    if not isinstance(kernel, str):
+        return signature(_own(isa, kernel))
+    return signature((tiled_kernels() if kernel in TILED else product_kernels(isa))[kernel])
 
 
 @cache
@@ -140,6 +147,14 @@ def product_kernels(isa: str) -> LoadedKernels:
     with FileLock(folder / "tests.lock"):
         compile_everywhere(_NAMES, folder)
         return LoadedKernels(_NAMES, ISAS[isa], folder)
+
+
+@cache
+def tiled_kernels() -> LoadedKernels:
+    """The kernels for AMX."""
+    folder = default_folder()
+    with FileLock(folder / "tests.lock"):
+        return LoadedKernels(TILED, AMX, folder)
 
 
 def compile_everywhere(names: Sequence[str], folder: Path) -> None:

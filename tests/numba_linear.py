@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -14,15 +15,34 @@ from numba_kernels import Memory, at, is_blank
 from numpy.typing import NDArray
 from weights.files import random_blocks
 
+from mistral_portable.testing import compare
+from mistral_portable.testing.rounding import EPSILON
 from mistral_portable.weights import QuantTensor
 
-__all__ = ["HALVES", "KINDS", "PackedWeight", "signed_blocks"]
+__all__ = ["HALVES", "KINDS", "Expected", "PackedWeight", "signed_blocks"]
 
 KINDS = tuple(BLOCKS)
 
 _PAIRS = {"q4_1": (0, 2), "q5_1": (0, 2), "q2_k": (80, 82), "q4_k": (0, 2), "q5_k": (0, 2)}
 HALVES = {kind: _PAIRS.get(kind, (max(layout.half, 0),)) for kind, layout in BLOCKS.items()}
 """Byte offsets of the float16 numbers in a block."""
+
+
+class Expected:
+    """x @ weight.T in float64, and in plain float32 on numbers moved by up to an epsilon, as in `NaiveProgram`; more
+    such runs where there are few results to compare."""
+
+    def __init__(self, x: NDArray[Any], weight: NDArray[Any], random: np.random.Generator) -> None:
+        def nudged(y: NDArray[Any]) -> NDArray[np.float32]:
+            return (y * (1 + random.uniform(-1, 1, y.shape) * EPSILON["float32"])).astype(np.float32)
+
+        self._ref = x.astype(np.float64) @ weight.astype(np.float64).T
+        self._naive = [nudged(x) @ nudged(weight).T for _ in range(8 + 256 // max(1, self._ref.size))]
+
+    def check(self, out: NDArray[np.float32]) -> None:
+        """Compare `out`, the rows of the first tokens."""
+        tokens = len(out)
+        assert compare(out, self._ref[:tokens], [run[:tokens] for run in self._naive], "float32").problem == ""
 
 
 def signed_blocks(kind: str, rows: int, columns: int, random: np.random.Generator) -> NDArray[np.uint8]:

@@ -19,12 +19,17 @@ class NumbaBackend:
     """CPU executor: kernels written in Python and compiled for the machine's instruction set.
 
     dtype "int8" (the default): linears whose weights are ggml blocks multiply 8-bit integers. "float32": such weights
-    are unpacked to float32.
+    are unpacked to float32. "bfloat16": as "int8", and inputs of linears over bfloat16 weights may be rounded to
+    bfloat16: where AMX works, that is three times as fast.
     """
 
     name = "numba"
     capabilities = Capabilities(
-        dtypes={"int8": ("float16", "q8_0", "float32"), "float32": ("float32", "float16", "q8_0")},
+        dtypes={
+            "int8": ("float16", "q8_0", "float32"),
+            "float32": ("float32", "float16", "q8_0"),
+            "bfloat16": ("float16", "q8_0", "float32"),
+        },
         options=frozenset({"threads"}),
         page_size=PAGE_SIZE,
     )
@@ -56,20 +61,30 @@ class NumbaBackend:
     def prepare(
         self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
     ) -> Program:
+        from mistral_portable_numba.compiler.amx_probe import amx_works
         from mistral_portable_numba.compiler.chosen import chosen_isa
+        from mistral_portable_numba.compiler.isa import host_isa
         from mistral_portable_numba.compiler.objects import default_folder
         from mistral_portable_numba.program import NumbaProgram
 
-        precision = Precision("float32", "int8" if options.dtype == "int8" else None, options.kv_cache)
+        folder = self._folder or default_folder()
+        isa = chosen_isa(self._isa)
+        tiled = options.dtype == "bfloat16" and isa == host_isa()
+        tiled = tiled and any(weight.dtype == "bfloat16" and len(weight.shape) == 2 for weight in weights.values())
+        kept = options.dtype == "float32"
+        precision = Precision(
+            "bfloat16" if options.dtype == "bfloat16" else "float32", None if kept else "int8", options.kv_cache
+        )
         return NumbaProgram(
             graph,
             weights,
             cache,
             precision,
             options,
-            isa=chosen_isa(self._isa),
+            isa=isa,
             threads=_threads(options),
-            folder=self._folder or default_folder(),
+            folder=folder,
+            tiles=tiled and amx_works(folder),
         )
 
     def quantizer(self, types: Collection[str], options: ExecutorOptions) -> Quantizer:

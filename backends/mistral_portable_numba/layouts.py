@@ -29,28 +29,40 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = [
     "BLOCKS",
     "CHUNK",
+    "DENSE_CHUNK",
+    "DENSE_ROWS",
+    "DENSE_SCRATCH",
+    "DENSE_TOKENS",
     "ENCODE_SCRATCH",
     "FEW",
     "KV_DTYPES",
     "PAGE_SIZE",
     "START_ZEROS",
+    "TILED_CHUNK",
+    "TILED_QUADS",
+    "TILED_SCRATCH",
+    "TILED_TOKENS",
     "TILE_ROWS",
     "TOKEN_GROUP",
     "BlockLayout",
     "activation_block",
     "activation_bytes",
     "activation_sums",
+    "all_tile_sizes",
     "attention_scratch",
     "head_bytes",
     "head_width",
     "integer_record",
     "linear_record",
     "linear_scratch",
+    "bf16_bytes",
     "round_up",
+    "tile_sizes",
     "token_group",
     "tokens_per_item",
 ]
@@ -76,6 +88,19 @@ inputs (`activation_sums`). Formats with other zero points scale this start.
 CHUNK = 512
 """Columns of a linear that are unpacked into scratch at a time: two tiles of them fit into a first-level cache, and the
 inputs of about a hundred tokens into a second-level one."""
+
+TILED_CHUNK, TILED_QUADS, TILED_TOKENS = 256, 4, 256
+"""Columns, pairs of tiles of 16 rows, and tokens that products of AMX's tiles take at a time. Two tiles of weights then
+stay in the first-level cache, and sums and inputs in the second-level one."""
+
+TILED_SCRATCH = 128 * TILED_CHUNK + 256 * TILED_QUADS * TILED_TOKENS
+"""Bytes of scratch per thread for these products: weights, then sums."""
+
+DENSE_CHUNK, DENSE_ROWS, DENSE_TOKENS = 512, 32, 60
+"""Columns, rows and tokens that products of float matrices take at a time; 60 tokens are whole groups of 3 and of 4."""
+
+DENSE_SCRATCH = 32 * DENSE_CHUNK + 64 * DENSE_ROWS * DENSE_TOKENS
+"""Bytes of scratch per thread for these products: 8 rows in float32, then sums."""
 
 ENCODE_SCRATCH = 64 * (256 + 3 * 64)
 """Bytes of scratch per thread for encoding blocks: 256 columns of 16 rows, scales, and a tile of the longest block."""
@@ -181,6 +206,29 @@ def integer_record(layout: BlockLayout) -> int:
 def linear_scratch(layout: BlockLayout) -> int:
     """Bytes of scratch per thread for a linear, at most."""
     return max(CHUNK // 32 * linear_record(layout), CHUNK // 128 * integer_record(layout))
+
+
+def tile_sizes(tokens: int) -> NDArray[np.uint8]:
+    """64 bytes that give AMX's tiles their sizes, to multiply 16 rows of weights with up to 16 tokens.
+
+    Tiles of sums, 0 to 3, are float32 or int32 [16, tokens]. Of the factors, 4 is 64 bytes of each row,
+    and 5 to 7 are these columns of the tokens, dwords [16, tokens].
+    """
+    sizes = np.zeros((), np.dtype([("palette", "u1"), ("start", "u1", 15), ("bytes", "<u2", 16), ("rows", "u1", 16)]))
+    sizes["palette"] = 1
+    sizes["rows"][:8] = 16
+    sizes["bytes"][:8] = [*[4 * tokens] * 4, 64, *[4 * tokens] * 3]
+    return sizes.reshape(1).view(np.uint8)
+
+
+def all_tile_sizes() -> NDArray[np.uint8]:
+    """[17, 64]: the sizes for n tokens are row n; row 0 is not used."""
+    return np.stack([tile_sizes(max(1, n)) for n in range(17)])
+
+
+def bf16_bytes(columns: int) -> int:
+    """Bytes of a token's columns in bfloat16, padded to a multiple of 32 columns: 33 -> 128."""
+    return 2 * round_up(columns, 32)
 
 
 def head_width(head_dim: int) -> int:

@@ -17,7 +17,17 @@ from mistral_portable.errors import BackendError
 from mistral_portable.graph import PLAN_INPUTS, Graph, Node, infer_shapes
 from mistral_portable.weights import DenseTensor, Tensor
 from mistral_portable_numba.cache import KVCache
-from mistral_portable_numba.layouts import BLOCKS, activation_bytes, attention_scratch, linear_scratch, round_up
+from mistral_portable_numba.layouts import (
+    BLOCKS,
+    DENSE_SCRATCH,
+    TILED_SCRATCH,
+    activation_bytes,
+    all_tile_sizes,
+    attention_scratch,
+    linear_scratch,
+    bf16_bytes,
+    round_up,
+)
 from mistral_portable_numba.matrices import Matrix, float_row, matrix
 from mistral_portable_numba.step import StepValues
 from mistral_portable_numba.tape import Argument, Buffer, Instruction, Place, bits, set_waits
@@ -61,13 +71,16 @@ def lower_graph(
     values: StepValues,
     cache: KVCache,
     threads: int,
+    *,
+    tiles: bool = False,
 ) -> Lowered:
     """Choose the kernels and their arguments.
 
     values, cache: their cells and tables are arguments of the kernels, by address. threads: each gets its own scratch.
+    tiles: whether kernels for AMX may be used.
     Raises BackendError for an input of the graph, or a use of `replace_rows`, that the kernels cannot serve.
     """
-    lowering = _Lowering(graph, weights, spec, precision, values, cache, threads)
+    lowering = _Lowering(graph, weights, spec, precision, values, cache, threads, tiles)
     for node in graph.nodes:
         getattr(lowering, node.op)(node)
     out = lowering.out
@@ -93,13 +106,16 @@ class _Lowering:
         values: StepValues,
         cache: KVCache,
         threads: int,
+        tiles: bool,
     ) -> None:
         self.out = Lowered()
+        self._tiles = tiles
         self._graph, self._weights, self._spec, self._precision = graph, weights, spec, precision
         self._values, self._cache = values, cache
         self._shapes = infer_shapes(graph)
         self._host = {*graph.inputs}
         self._codes: dict[Buffer, tuple[Buffer, Buffer, Buffer]] = {}
+        self._rounded_values: dict[Buffer, Buffer] = {}
         self._attended = {node.attributes["layer"] for node in graph.nodes if node.op == "attention"}
         for node in graph.nodes:
             if node.op == "linear" and node.inputs[1] not in self.out.matrices:
@@ -107,6 +123,8 @@ class _Lowering:
                 self.out.matrices[node.inputs[1]] = matrix(parts, precision.quantized_linear == "int8")
             for part in self._experts(node):
                 self.out.matrices[part] = matrix([weights[part]], precision.quantized_linear == "int8")
+        self._tile_sizes = all_tile_sizes()
+        self.out.memory.append(self._tile_sizes)
         self._scratch_bytes = round_up(max([64, *self._scratch_needs()]), 64)
         scratch = np.empty(threads * self._scratch_bytes + 64, np.uint8)
         self._scratch = round_up(scratch.ctypes.data, 64)
@@ -252,9 +270,14 @@ class _Lowering:
             for buffer in (out, codes, sums32 if layout.step == 32 else sums16):
                 arguments += _at(buffer)
             self._emit(f"linear_{weight.kind}", [*arguments, self._scratch, self._scratch_bytes], made, [out])
+        elif self._tiled(weight):
+            rounded = self._rounded(count, x, weight.columns)
+            arguments = [count, weight.rows, weight.columns, weight.address, *_at(rounded), *_at(out)]
+            arguments += [int(self._tile_sizes.ctypes.data), self._scratch, self._scratch_bytes]
+            self._emit("tiled_bfloat16", arguments, [rounded], [out])
         else:
             arguments = [count, weight.rows, weight.columns, weight.address, *_at(x), *_at(out)]
-            self._emit(f"linear_{weight.kind}", arguments, [x], [out])
+            self._emit(f"linear_{weight.kind}", [*arguments, self._scratch, self._scratch_bytes], [x], [out])
 
     def _quantized(self, count: int, x: Buffer, columns: int) -> tuple[Buffer, Buffer, Buffer]:
         """The buffers of a value's int8 blocks, sums over 32 and sums over 16 columns; it is quantized once."""
@@ -264,6 +287,17 @@ class _Lowering:
             places = [argument for buffer in made for argument in _at(buffer)]
             self._emit("quantize", [count, columns, *_at(x), *places], [x], made)
         return self._codes[x]
+
+    def _tiled(self, weight: Matrix) -> bool:
+        """Whether a weight is multiplied by AMX."""
+        return self._tiles and weight.kind == "bfloat16"
+
+    def _rounded(self, count: int, x: Buffer, columns: int) -> Buffer:
+        """The buffer of a value in bfloat16; it is rounded once."""
+        if x not in self._rounded_values:
+            self._rounded_values[x] = rounded = Buffer(x.rows, bf16_bytes(columns))
+            self._emit("round_bfloat16", [count, columns, *_at(x), *_at(rounded)], [x], [rounded])
+        return self._rounded_values[x]
 
     def _new(self, node: Node) -> Buffer:
         """Make the buffer of a node's result."""
@@ -326,6 +360,8 @@ class _Lowering:
 
     def _scratch_needs(self) -> list[int]:
         needs = [linear_scratch(BLOCKS[m.kind]) for m in self.out.matrices.values() if m.kind in BLOCKS]
+        floats = [m for m in self.out.matrices.values() if m.kind not in BLOCKS]
+        needs += [TILED_SCRATCH if self._tiled(m) else DENSE_SCRATCH for m in floats]
         for node in self._graph.nodes:
             if node.op == "attention":
                 group = node.integer("num_attention_heads") // node.integer("num_key_value_heads")

@@ -233,7 +233,7 @@ def _rows(machine: _Machine) -> Iterator[Row]:
         yield model.linears(1, layers)
         if kind in BLOCKS:
             yield model.linears(8, layers)
-            yield model.linears(_CHUNK, 1)
+        yield model.linears(_CHUNK, 1)
     for layers, tokens in ((16, 1), (1, _CHUNK)):
         yield _Model(machine, "q4_0", layers, _DEPTH).attention(tokens)
     for kernel in ("quantize", "rms_norm"):

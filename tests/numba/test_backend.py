@@ -51,6 +51,7 @@ def test_capabilities() -> None:
     assert {dtype: kinds[0] for dtype, kinds in BACKEND.capabilities.dtypes.items()} == {
         "int8": "float16",
         "float32": "float32",
+        "bfloat16": "float16",
     }
 
 

@@ -27,6 +27,7 @@ from mistral_portable_numba.compiler.simd.load_store import (
 from mistral_portable_numba.compiler.toolchain import lower, object_file
 from mistral_portable_numba.layouts import (
     BLOCKS,
+    DENSE_SCRATCH,
     KV_DTYPES,
     TOKEN_GROUP,
     attention_scratch,
@@ -203,7 +204,8 @@ def test_linear_over_floats(run: Run, dtype: str) -> None:
     rounded = (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else stored.astype(np.float32)
     image = Image()
     out = image.results(9, 18)
-    run(image, (f"linear_{dtype}", [image.cell(9), 18, 100, image.put(stored), image.rows(x), out]))
+    scratch = [image.space(THREADS * DENSE_SCRATCH), DENSE_SCRATCH]
+    run(image, (f"linear_{dtype}", [image.cell(9), 18, 100, image.put(stored), image.rows(x), out, *scratch]))
     assert_sums(image[out], x, rounded)
 
 

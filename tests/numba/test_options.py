@@ -13,8 +13,8 @@ from mistral_portable.graph import Node, build
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "bfloat16"}, "dtype='bfloat16': it computes in int8, float32"),
-        ({"dtype": "int4"}, "dtype='int4': it computes in int8, float32"),
+        ({"dtype": "float16"}, "dtype='float16': it computes in int8, float32, bfloat16"),
+        ({"dtype": "int4"}, "dtype='int4': it computes in int8, float32, bfloat16"),
         ({"kv_cache": "bfloat16"}, "kv_cache='bfloat16': it keeps keys and values in float16, q8_0, float32"),
         ({"device": "cuda"}, "device='cuda': it has no such choice"),
     ],
@@ -37,6 +37,7 @@ def test_an_unknown_op_is_refused() -> None:
     [
         ({}, ("float32", "int8", "float16")),
         ({"dtype": "int8", "kv_cache": "q8_0"}, ("float32", "int8", "q8_0")),
+        ({"dtype": "bfloat16"}, ("bfloat16", "int8", "float16")),
         ({"dtype": "float32"}, ("float32", None, "float32")),
         ({"dtype": "float32", "kv_cache": "float16"}, ("float32", None, "float16")),
     ],

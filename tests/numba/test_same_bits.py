@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_portable_numba.backend import NumbaBackend
 from mistral_portable_numba.layouts import PAGE_SIZE
-from numba_kernels import EVERY_ISA, product_kernels
+from numba_kernels import EVERY_ISA, NEEDS_AMX, product_kernels
 from numba_linear import KINDS
 from numpy.typing import NDArray
 from weights.files import bfloat16, random_tensors, small_config
@@ -58,10 +58,11 @@ def as_tensor(name: str, array: NDArray[Any], kind: str) -> Tensor:
 
 
 @cache
-def program(isa: str, kind: str, kv_cache: str, threads: int) -> Program:
-    """One program for all schedules, which reuse its lanes."""
-    product_kernels(isa)
-    options = ExecutorOptions(kv_cache=kv_cache, threads=threads)
+def program(isa: str | None, kind: str, kv_cache: str, threads: int, dtype: str = "int8") -> Program:
+    """One program for all schedules, which reuse its lanes. isa: None for this machine's best, with AMX where dtype is bfloat16."""
+    if isa is not None:
+        product_kernels(isa)
+    options = ExecutorOptions(kv_cache=kv_cache, threads=threads, dtype=dtype)
     return prepare(NumbaBackend(isa), GRAPH, weights_of(kind), SPEC, options)
 
 
@@ -72,10 +73,10 @@ def logits(program: Program, scenario: Scenario) -> Mapping[int, NDArray[np.uint
 
 
 @cache
-def alone(isa: str, kind: str, kv_cache: str) -> list[NDArray[np.uint32]]:
+def alone(isa: str | None, kind: str, kv_cache: str, dtype: str = "int8") -> list[NDArray[np.uint32]]:
     """The bits of each text's logits, computed alone, token by token, on one thread."""
     scenarios = (Scenario(tuple((Feed(0, (token,), 1),) for token in text)) for text in TEXTS)
-    return [logits(program(isa, kind, kv_cache, 1), scenario)[0] for scenario in scenarios]
+    return [logits(program(isa, kind, kv_cache, 1, dtype), scenario)[0] for scenario in scenarios]
 
 
 @st.composite
@@ -105,6 +106,23 @@ def test_any_schedule_gives_the_bits_of_each_text_alone(
     found = logits(program(isa, kind, kv_cache, threads), schedule)
     for sequence, expected in enumerate(alone(isa, kind, kv_cache)):
         np.testing.assert_array_equal(found[sequence], expected)
+
+
+@NEEDS_AMX
+@settings(max_examples=12)  # each runs five sequences in a drawn schedule; the kernels' own tests draw more
+@given(schedule=schedules(), threads=st.sampled_from([1, 2, 3, 5]))
+def test_so_do_products_of_tiles(schedule: Scenario, threads: int) -> None:
+    found = logits(program(None, "bfloat16", "float32", threads, "bfloat16"), schedule)
+    for sequence, expected in enumerate(alone(None, "bfloat16", "float32", "bfloat16")):
+        np.testing.assert_array_equal(found[sequence], expected)
+
+
+@NEEDS_AMX
+def test_only_by_request_are_inputs_rounded_to_bfloat16() -> None:
+    """By default AMX is not used: the bits are those of AVX-512."""
+    exact = np.concatenate(alone("avx512_vnni", "bfloat16", "float32"))
+    assert np.array_equal(np.concatenate(alone(None, "bfloat16", "float32")), exact)
+    assert not np.array_equal(np.concatenate(alone(None, "bfloat16", "float32", "bfloat16")), exact)
 
 
 @pytest.mark.parametrize(("max_chunk", "max_lanes", "max_context"), [(LONGEST, 2, 128), (100, 5, 300)])

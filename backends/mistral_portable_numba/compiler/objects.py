@@ -80,6 +80,11 @@ class LoadedKernels:
         self._engine.finalize_object()
         self._addresses = {name: int(self._engine.get_function_address(name)) for name in found}
 
+    @property
+    def names(self) -> Iterable[str]:
+        """The names of the kernels."""
+        return self._addresses.keys()
+
     def __getitem__(self, name: str) -> int:
         """The address of a kernel."""
         return self._addresses[name]

@@ -11,6 +11,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+from mistral_portable_numba.compiler.amx import TILE_FUNCTIONS
 from mistral_portable_numba.compiler.isa import FUNCTIONS, Isa
 
 __all__ = ["Kernel", "assembly", "lower", "object_file"]
@@ -22,7 +23,10 @@ def lower(name: str, kernel: Kernel) -> str:
     """The LLVM IR of a module with one public function, `name`, in terms of `mp.*`."""
     from numba import cfunc
 
-    for function in FUNCTIONS:  # Numba also emits code for this process, where these are neither defined nor called
+    for function in (
+        *FUNCTIONS,
+        *TILE_FUNCTIONS,
+    ):  # Numba also emits code for this process, where these are neither defined nor called
         llvm.add_symbol(f"mp.{function}", 1)
     compiled = cfunc("void(int64, int64, int64)", error_model="numpy")(kernel)
     text = compiled.inspect_llvm().replace(compiled.native_name, name)

@@ -1,19 +1,24 @@
 """Linear layers over float32, float16 and bfloat16 weights in the file's own row order, in float32 arithmetic.
 
-They compute four rows times four tokens (or one) at a time, 16 columns a step; 16 rows stay in the CPU's cache for all
-tokens.
+A sum has 16 lanes, of every 16th column, which are added up at its end, for one token and for many alike. Few tokens
+are multiplied four at a time, or one by one, with rows as they are read. For many, a chunk of columns of 8 rows is
+unpacked to scratch, which stays in the first-level cache, and the sums of all tokens wait in the second-level one.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.compiler.simd.atomics import fetch_add
 from mistral_portable_numba.compiler.simd.get_put import get_bf16, get_f16, get_f32, get_i64, put_f32
-from mistral_portable_numba.compiler.simd.load_store import load_bf16, load_f16, load_f32
+from mistral_portable_numba.compiler.simd.lanes import all_f32
+from mistral_portable_numba.compiler.simd.load_store import load_bf16, load_f16, load_f32, store_f32
 from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.compiler.simd.reduce import sum_lanes
 from mistral_portable_numba.compiler.simd.tokens import Tokens
-from mistral_portable_numba.kernels.registry import AnyIsa, Factory
+from mistral_portable_numba.kernels.registry import Factory
+from mistral_portable_numba.layouts import DENSE_CHUNK, DENSE_ROWS, DENSE_TOKENS
 
 __all__ = ["DENSE", "KERNELS", "dense_kernel"]
 
@@ -25,10 +30,11 @@ DENSE: dict[str, tuple[int, Any, Any]] = {
 """dtype -> bytes of a number, the operation that loads 16, and the one that loads one."""
 
 
-def dense_kernel(dtype: str) -> Callable[..., Any]:
+def dense_kernel(dtype: str, isa: Isa) -> Callable[..., Any]:
     """The kernel of out = x @ weight.T.
 
-    Arguments: counter, address of T, rows of the weight, columns, weight, x, its stride, out, its stride.
+    Arguments: counter, address of T, rows of the weight, columns, weight, x, its stride, out, its stride, scratch, its
+    bytes per thread.
     """
     size, load, get = DENSE[dtype]
 
@@ -67,6 +73,69 @@ def dense_kernel(dtype: str) -> Callable[..., Any]:
 
         return rows4
 
+    wide = isa.tokens > 4
+    across, down = (4, 4) if wide else (3, 2)  # as many sums as there are registers for
+    each = Tokens(across)
+    fma_each, load_each, store_each = each.fma_each, each.load_each, each.store_each
+
+    @inlined
+    def unpack(w: Any, ws: Any, rows: Any, columns: Any, to: Any) -> None:
+        """Unpack some columns of 8 rows to float32; the last row stands for rows beyond it."""
+        for row in range(8):
+            at = w + ws * min(row, rows - 1)
+            for column in range(0, columns, 16):
+                store_f32(to + 4 * (DENSE_CHUNK * row + column), load(at + size * column))
+
+    @inlined
+    def add_columns(w: Any, columns: Any, x: Any, xs: Any, sums: Any, ss: Any) -> None:
+        """Add the products of some columns of `down` rows and `across` tokens to their sums, vectors of 16 lanes.
+
+        A token's sums are ss bytes apart.
+        """
+        a, b = load_each(sums, ss), load_each(sums + 64, ss)
+        if wide:
+            c, d = load_each(sums + 128, ss), load_each(sums + 192, ss)
+        for column in range(0, columns, 16):
+            at, to = w + 4 * column, x + 4 * column
+            a = fma_each(a, load_f32(at), to, xs)
+            b = fma_each(b, load_f32(at + 4 * DENSE_CHUNK), to, xs)
+            if wide:
+                c = fma_each(c, load_f32(at + 8 * DENSE_CHUNK), to, xs)
+                d = fma_each(d, load_f32(at + 12 * DENSE_CHUNK), to, xs)
+        store_each(sums, ss, a)
+        store_each(sums + 64, ss, b)
+        if wide:
+            store_each(sums + 128, ss, c)
+            store_each(sums + 192, ss, d)
+
+    @inlined
+    def finish(w: Any, ws: Any, rows: Any, columns: Any, x: Any, sums: Any, out: Any) -> None:
+        """Store the results of some rows and a token: the sums' lanes, and the columns that fill no vector."""
+        for row in range(rows):
+            result = sum_lanes(load_f32(sums + 64 * row))
+            for column in range(columns // 16 * 16, columns):
+                result += get_f32(x + 4 * column) * get(w + ws * row + size * column)
+            put_f32(out + 4 * row, result)
+
+    @inlined
+    def many(
+        w: Any, ws: Any, rows: Any, columns: Any, x: Any, xs: Any, count: Any, out: Any, os: Any, scratch: Any
+    ) -> None:
+        """Multiply up to DENSE_ROWS rows with up to DENSE_TOKENS tokens, in whole groups, chunk after chunk."""
+        sums, ss = scratch + 32 * DENSE_CHUNK, 64 * DENSE_ROWS
+        for at in range(sums, sums + ss * count, 64):
+            store_f32(at, all_f32(0.0))
+        for first in range(0, columns // 16 * 16, DENSE_CHUNK):
+            some = min(DENSE_CHUNK, columns // 16 * 16 - first)
+            for eight in range(0, rows, 8):
+                unpack(w + ws * eight + size * first, ws, rows - eight, some, scratch)
+                for t in range(0, count, across):
+                    for row in range(0, 8, down):
+                        to = sums + ss * t + 64 * (eight + row)
+                        add_columns(scratch + 4 * DENSE_CHUNK * row, some, x + xs * t + 4 * first, xs, to, ss)
+        for t in range(count):
+            finish(w, ws, rows, columns, x + xs * t, sums + ss * t, out + os * t)
+
     four, one = block(4), block(1)
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
@@ -83,13 +152,30 @@ def dense_kernel(dtype: str) -> Callable[..., Any]:
             get_i64(args + 56),
             get_i64(args + 64),
         )
-        ws = size * columns
+        ws, scratch = size * columns, get_i64(args + 72) + thread * get_i64(args + 80)
+        share = DENSE_ROWS if count > 2 * across else 16
         while count > 0:
-            first = fetch_add(counter, 16)
+            first = fetch_add(counter, share)
             if first >= rows:
                 break
-            last = min(first + 16, rows)
+            last = min(first + share, rows)
             t = 0
+            if count > 2 * across:
+                while t + across <= count:
+                    some = min(DENSE_TOKENS, count - t) // across * across
+                    many(
+                        w + ws * first,
+                        ws,
+                        last - first,
+                        columns,
+                        x + xs * t,
+                        xs,
+                        some,
+                        out + os * t + 4 * first,
+                        os,
+                        scratch,
+                    )
+                    t += some
             while t + 4 <= count:
                 for row in range(first, last, 4):
                     four(w + ws * row, ws, last - row, columns, x + xs * t, xs, out + os * t + 4 * row, os)
@@ -102,4 +188,4 @@ def dense_kernel(dtype: str) -> Callable[..., Any]:
     return kernel
 
 
-KERNELS: dict[str, Factory] = {f"linear_{dtype}": AnyIsa(dense_kernel, (dtype,)) for dtype in DENSE}
+KERNELS: dict[str, Factory] = {f"linear_{dtype}": partial(dense_kernel, dtype) for dtype in DENSE}

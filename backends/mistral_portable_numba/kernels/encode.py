@@ -94,7 +94,7 @@ def encode_kernel(encoder: Encoder) -> Callable[..., Any]:
                 wrong = wrong + (huge - huge)
             for row in range(0, 16, 4):
                 for some in range(0, 16, 4):
-                    transpose4(turned + 64 * row + 4 * some, 64, x + 64 * (column + some) + 4 * row)
+                    transpose4(turned + 64 * row + 4 * some, 64, x + 64 * (column + some) + 4 * row, 64)
         return wrong
 
     @inlined

@@ -26,7 +26,7 @@ def pack_kernel() -> Callable[..., Any]:
             if row + 4 <= rows:
                 while done + 4 <= dwords:
                     at = source + row * row_bytes + payload + 4 * done
-                    transpose4(at, row_bytes, tile + 64 * done + 4 * row)
+                    transpose4(at, row_bytes, tile + 64 * done + 4 * row, 64)
                     done += 4
             for r in range(row, row + 4):
                 at = source + r * row_bytes

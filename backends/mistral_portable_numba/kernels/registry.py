@@ -8,7 +8,7 @@ from typing import Any
 from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.layouts import BLOCKS, KV_DTYPES
 
-__all__ = ["MODULES", "AnyIsa", "Factory", "kernel", "needs_isa"]
+__all__ = ["MODULES", "TILED", "AnyIsa", "Factory", "kernel", "needs_isa"]
 
 Factory = Callable[[Isa], Any]
 """Called with an instruction set, of which only `tokens` and `words` count; returns the kernel."""
@@ -22,6 +22,7 @@ MODULES: Mapping[str, str] = {
     **{f"attention_{kv}": "attention" for kv in KV_DTYPES},
     **{f"store_{kind}_{kv}": "kv" for kind in _KINDS for kv in KV_DTYPES},
     **{f"encode_{name}": "encode" for name in BLOCKS},
+    **dict.fromkeys(("round_bfloat16", "tiled_bfloat16"), "tiled"),
     "quantize": "activations",
     **dict.fromkeys(("rms_norm", "rope", "silu_mul", "add", "take", "weigh", "weigh_rows"), "rows"),
     **dict.fromkeys(("route", "clear", "add_rows"), "experts"),
@@ -30,6 +31,9 @@ MODULES: Mapping[str, str] = {
     **dict.fromkeys(("probe_read", "probe_dot4", "probe_fma"), "probes"),
 }
 """Kernel -> the module of this package whose `KERNELS` holds its factory."""
+
+TILED = frozenset({"tiled_bfloat16"})
+"""The kernels for AMX alone (`compiler.amx.AMX`)."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ __all__ = [
     "low_f16",
     "nearest",
     "nearest_i64",
+    "pairs_of_bf16",
     "rounded",
+    "rounded_to_bf16",
     "signed_byte",
     "to_f32",
 ]
@@ -67,6 +69,30 @@ def high_f16(builder: Any, value: Any) -> Any:
 def as_f16_bits(builder: Any, value: Any) -> Any:
     """Each lane rounded to float16, whose bits are the low half of an int32."""
     return builder.zext(call(builder, "mp.narrow", I16X16, value), I32X16)
+
+
+@operation(i32x16, f32x16, f32x16)
+def pairs_of_bf16(builder: Any, low: Any, high: Any) -> Any:
+    """32 numbers, cut off to bfloat16: number 2i is the low half of lane i, 2i + 1 the high half."""
+    bits = [builder.bitcast(value, I32X16) for value in (low, high)]
+    even, odd = (builder.shuffle_vector(*bits, ir.Constant(I32X16, list(range(i, 32, 2)))) for i in (0, 1))
+    upper = builder.and_(odd, ir.Constant(I32X16, [0xFFFF0000] * 16))
+    return builder.or_(builder.lshr(even, ir.Constant(I32X16, [16] * 16)), upper)
+
+
+@operation(f32x16, f32x16)
+def rounded_to_bf16(builder: Any, value: Any) -> Any:
+    """Numbers rounded to bfloat16, ties to even. NaN stays NaN."""
+
+    def all_lanes(number: int) -> Any:
+        return ir.Constant(I32X16, [number] * 16)
+
+    bits = builder.bitcast(value, I32X16)
+    odd = builder.and_(builder.lshr(bits, all_lanes(16)), all_lanes(1))
+    up = builder.add(builder.add(bits, all_lanes(0x7FFF)), odd)
+    nan = builder.or_(bits, all_lanes(0x400000))
+    kept = builder.select(builder.fcmp_unordered("uno", value, value), nan, up)
+    return builder.bitcast(builder.and_(kept, all_lanes(0xFFFF0000)), F32X16)
 
 
 @operation(bytes64, i32x16)

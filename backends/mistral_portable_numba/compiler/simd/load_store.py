@@ -32,6 +32,7 @@ __all__ = [
     "load_i8",
     "load_i32",
     "prefetch",
+    "prefetch_first",
     "repeat4",
     "repeat_f32",
     "store_bytes",
@@ -39,6 +40,7 @@ __all__ = [
     "store_f32",
     "store_i8_apart",
     "store_i32",
+    "store_i32_apart",
     "transpose4",
 ]
 
@@ -88,6 +90,14 @@ def prefetch(builder: Any, address: Any) -> None:
     builder.call(function, [pointer(builder, address, I8), I32(0), I32(2), I32(1)])
 
 
+@operation(types.void, types.int64)
+def prefetch_first(builder: Any, address: Any) -> None:
+    """Prefetch the cache line at an address, which need not be valid, for the first-level cache."""
+    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer(builder, address, I8), I32(0), I32(3), I32(1)])
+
+
 @operation(bytes64, types.int64)
 def repeat4(builder: Any, address: Any) -> Any:
     """The four bytes at an address, 16 times: four columns of one token, to be multiplied with those of 16 rows."""
@@ -127,15 +137,23 @@ def store_i8_apart(builder: Any, address: Any, stride: Any, value: Any) -> None:
         store(builder, place, builder.extract_element(fours, I32(index)))
 
 
+@operation(types.void, types.int64, types.int64, i32x16)
+def store_i32_apart(builder: Any, address: Any, stride: Any, value: Any) -> None:
+    """Store 16 int32, `stride` bytes apart."""
+    for index in range(16):
+        place = builder.add(address, builder.mul(stride, I64(index)))
+        store(builder, place, builder.extract_element(value, I32(index)))
+
+
 @operation(types.void, types.int64, bytes64)
 def store_bytes(builder: Any, address: Any, value: Any) -> None:
     """Store 64 bytes."""
     store(builder, address, value)
 
 
-@operation(types.void, types.int64, types.int64, types.int64)
-def transpose4(builder: Any, source: Any, stride: Any, out: Any) -> None:
-    """Transpose four rows of four dwords, `stride` bytes apart, into four columns, 64 bytes apart."""
+@operation(types.void, types.int64, types.int64, types.int64, types.int64)
+def transpose4(builder: Any, source: Any, stride: Any, out: Any, apart: Any) -> None:
+    """Transpose four rows of four dwords, `stride` bytes apart, into four columns, `apart` bytes apart."""
     four = ir.VectorType(I32, 4)
 
     def shuffle(a: Any, b: Any, *lanes: int) -> Any:
@@ -146,4 +164,4 @@ def transpose4(builder: Any, source: Any, stride: Any, out: Any) -> None:
     high = [shuffle(rows[i], rows[i + 1], 2, 6, 3, 7) for i in (0, 2)]
     for column, (a, b) in enumerate((low, low, high, high)):
         lanes = (2, 3, 6, 7) if column % 2 else (0, 1, 4, 5)
-        store(builder, builder.add(out, I64(64 * column)), shuffle(a, b, *lanes))
+        store(builder, builder.add(out, builder.mul(apart, I64(column))), shuffle(a, b, *lanes))

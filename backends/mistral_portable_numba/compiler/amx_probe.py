@@ -1,0 +1,133 @@
+"""Whether AMX works here: a child process multiplies once, as some virtual machines announce AMX and trap.
+
+`python -m mistral_portable_numba.compiler.amx_probe` is that child.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from mistral_portable_numba.compiler.amx import AMX
+from mistral_portable_numba.compiler.toolchain import object_file
+from mistral_portable_numba.layouts import tile_sizes
+
+__all__ = ["amx_works", "announced", "multiply", "permit"]
+
+_PROBE = """
+define void @probe(i64 %sizes, i64 %a, i64 %b, i64 %c) {
+  call void @mp.tiles(i64 %sizes)
+  call void @mp.tile_zero.0()
+  call void @mp.tile_zero.1()
+  call void @mp.tile_load.4(i64 %a, i64 64)
+  call void @mp.tile_load.6(i64 %b, i64 64)
+  call void @mp.tile_bf16.0.4.6()
+  call void @mp.tile_u8s8.1.4.6()
+  call void @mp.tile_store.0(i64 %c, i64 64)
+  %second = add i64 %c, 1024
+  call void @mp.tile_store.1(i64 %second, i64 64)
+  call void @mp.tiles_end()
+  ret void
+}
+"""
+_CHILD = (sys.executable, "-Pm", "mistral_portable_numba.compiler.amx_probe")
+_VARIES = ("processor", "cpu MHz", "bogomips", "core id", "apicid", "initial apicid", "siblings", "cpu cores")
+_PATIENCE = 60  # seconds for the child, which takes 0.3
+
+
+@cache
+def amx_works(folder: Path) -> bool:
+    """Whether AMX works in this process and in its forks: the CPU announces it, a child's product was right, and the
+    system permits it.
+
+    The child's answer is kept in `folder`, the cache of kernels, until the machine starts again.
+    """
+    if not announced():
+        return False
+    file = folder / "kernels" / AMX.name / f"works-{_machine()}"
+    try:
+        answer = file.read_text()
+    except OSError:
+        answer = "yes" if _child_multiplies() else "no"
+        with suppress(OSError):  # a folder that cannot be written to: each start asks a child
+            _write(file, answer)
+    return answer == "yes" and permit()
+
+
+def announced() -> bool:
+    """Whether this is Linux, on a CPU that announces AMX and what else the kernels for it need."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    features = llvm.get_host_cpu_features()
+    return all(features.get(name[1:], False) for name in AMX.features.split(",") if name.startswith("+"))
+
+
+def permit() -> bool:
+    """Ask Linux for the permission to use tiles, which counts for all threads, and for forks (arch_prctl,
+    ARCH_REQ_XCOMP_PERM, since 5.16)."""
+    arch_prctl, request, tile_data = 158, 0x1023, 18
+    status: int = ctypes.CDLL(None).syscall(arch_prctl, request, tile_data)
+    return status == 0
+
+
+def multiply() -> bool:
+    """Multiply two tiles, of bfloat16 and of bytes: whether both products are right. If AMX traps, the process dies."""
+    if not permit():
+        return False
+    random = np.random.default_rng(0)
+    wide = random.integers(-9, 10, (2, 16, 16, 2)).astype(np.float32)
+    a, b = (wide.view(np.uint32) >> 16).astype(np.uint16)  # [m, k, 2] and [k, n, 2]
+    out = np.zeros((2, 16, 16), np.int32)
+    code = object_file("probe", _PROBE, AMX, llvm.get_process_triple())
+    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    probe = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(engine.get_function_address("probe"))
+    sizes = tile_sizes(16)
+    probe(*(array.ctypes.data for array in (sizes, a, b, out)))
+    fours = a.view(np.uint8).reshape(16, 16, 4).astype(np.int32), b.view(np.int8).reshape(16, 16, 4).astype(np.int32)
+    return bool(
+        np.array_equal(out[0].view(np.float32), np.einsum("mkp,knp->mn", *wide))
+        and np.array_equal(out[1], np.einsum("mkp,knp->mn", *fours))
+    )
+
+
+def _child_multiplies() -> bool:
+    """Whether a child process ends well after `multiply`."""
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[2]))))
+    try:
+        child = subprocess.run(_CHILD, capture_output=True, timeout=_PATIENCE, env=os.environ | {"PYTHONPATH": path})
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return child.returncode == 0
+
+
+def _write(file: Path, answer: str) -> None:
+    """Write the answer, so that no reader sees a part of it, in place of those of other machines and starts."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
+        new.write(answer)
+    os.replace(new.name, file)
+
+
+def _machine() -> str:
+    """16 hex digits that change with the CPU's model, the start of the system, and what is tried."""
+    known = {_PROBE, str(llvm.llvm_version_info)}
+    for path in ("/proc/cpuinfo", "/proc/sys/kernel/random/boot_id"):
+        with suppress(OSError):  # a sandbox may hide them
+            known |= {line for line in Path(path).read_text().splitlines() if not line.startswith(_VARIES)}
+    return hashlib.sha256("\n".join(sorted(known)).encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    sys.exit(not multiply())
