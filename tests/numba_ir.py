@@ -1,8 +1,8 @@
 """LLVM IR of the product's kernels and their code for ARM, made once for tests and kept beside the cache of kernels.
 
 A kernel's IR depends on its sources and, for some kernels, on how many tokens an instruction set takes at a time and
-on how it multiplies bytes; so one text serves several instruction sets. All processes of a test run share the files, and so do
-later runs.
+on how it multiplies bytes; so one text serves several instruction sets. All processes of a test run share the files,
+and so do later runs.
 """
 
 import time

@@ -12,9 +12,9 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from filelock import FileLock
-from mistral_portable_numba.compiler.chosen import lacking
 from mistral_portable_numba.compiler.amx import AMX
 from mistral_portable_numba.compiler.amx_probe import amx_works
+from mistral_portable_numba.compiler.chosen import lacking
 from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.objects import (
     LoadedKernels,

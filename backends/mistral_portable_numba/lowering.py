@@ -24,8 +24,8 @@ from mistral_portable_numba.layouts import (
     activation_bytes,
     all_tile_sizes,
     attention_scratch,
-    linear_scratch,
     bf16_bytes,
+    linear_scratch,
     round_up,
 )
 from mistral_portable_numba.matrices import Matrix, float_row, matrix

@@ -59,7 +59,10 @@ def as_tensor(name: str, array: NDArray[Any], kind: str) -> Tensor:
 
 @cache
 def program(isa: str | None, kind: str, kv_cache: str, threads: int, dtype: str = "int8") -> Program:
-    """One program for all schedules, which reuse its lanes. isa: None for this machine's best, with AMX where dtype is bfloat16."""
+    """One program for all schedules, which reuse its lanes.
+
+    isa: None for this machine's best, with AMX where dtype is bfloat16.
+    """
     if isa is not None:
         product_kernels(isa)
     options = ExecutorOptions(kv_cache=kv_cache, threads=threads, dtype=dtype)
