@@ -162,7 +162,7 @@ class Steps:
             self._tell(request)
 
     def _next_turn(self) -> Turn[_Request]:
-        under_way = {request for flight in self._flights for request in flight.turn.requests}
+        under_way = [flight.turn for flight in self._flights]
         if self._scheduler.asked:
             self._scheduler.admit(self._lanes, under_way)
         return self._scheduler.next(under_way, self._depth)
