@@ -44,7 +44,6 @@ def load(
     attention: str | None = None,
     tensor_parallel: int | None = None,
     stages: int | None = None,
-    ray: str | None = None,
     window: Window | Literal["config"] = "config",
     max_context: int | None = None,
     max_lanes: int = 8,
@@ -73,7 +72,7 @@ def load(
     makes the same calls, with the same seeds.
     stages: number of processes that each have a part of the layers, with their weights and cache, and work on several
     sequences at a time (docs/scaling.md); scripts then need `if __name__ == "__main__":`, and `threads` are those of
-    each. ray: the address of a Ray cluster whose machines run the stages; "local": one that is started here.
+    each, by default its share of the CPUs.
     window: "config" keeps the checkpoint's, None is full attention, an int replaces it in every layer.
     max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences that run at a time,
     further ones wait; lanes take memory only when used. cache_bytes: limit of keys and values of all lanes, and of
@@ -132,8 +131,6 @@ def load(
         raise InputError("adapters and tensor_parallel do not go together: leave out one of them, or merge the adapter")
     if stages is not None and tensor_parallel is not None:
         raise InputError("stages and tensor_parallel do not go together: leave out one of them")
-    if ray is not None and stages is None:
-        raise InputError(f"ray={ray!r:.60} is where stages run: give stages, too, the number of them")
     opening = Opening(
         model=model,
         revision=revision,
@@ -173,7 +170,7 @@ def load(
         program = (
             prepare(chosen, opened.graph, opened.tensors, opened.spec, options)
             if cuts is None
-            else start_stages(opening, opened, chosen, cuts, ray)
+            else start_stages(opening, opened, chosen, cuts)
         )
         source = _draft_source(drafter or draft, program.batch_invariant and tensor_parallel is None)
         budget = _budget(program, opened.spec, cache_bytes)

@@ -1,7 +1,6 @@
-"""Models in stages: where an opened one is cut, and its stages in processes or on the machines of a Ray cluster."""
+"""Models in stages: where an opened one is cut, and its stages in processes."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -31,19 +30,18 @@ def choose_cuts(opened: Opened, stages: int) -> Cuts:
     return even_cuts(opened.graph, stages, {name: opened.tensors[name].nbytes for name in opened.graph.tensors})
 
 
-def start_stages(opening: Opening, opened: Opened, backend: Backend, cuts: Cuts, ray: str | None) -> StagedProgram:
+def start_stages(opening: Opening, opened: Opened, backend: Backend, cuts: Cuts) -> StagedProgram:
     """Start a stage for each part of the layers, and one more than there are cuts.
 
-    All compute in the dtype that the backend chooses for the whole model. ray: the address of a cluster, or "local";
-    None: processes on this machine, which share its CPUs. Raises the errors of `boundary.prepare`, with the stage's
-    name.
+    All compute in the dtype that the backend chooses for the whole model, in processes that share the CPUs. Raises the
+    errors of `boundary.prepare`.
     """
     count = len(cuts) + 1
     options = opening.options
     check_supported(backend, opened.graph, options)
     weights = {name: opened.tensors[name] for name in opened.graph.tensors}
     own = replace(options, dtype=options.dtype or backend.default_dtype(weights, options), progress=None)
-    if options.threads is None and ray is None and "threads" in backend.capabilities.options:
+    if options.threads is None and "threads" in backend.capabilities.options:
         own = replace(own, threads=max(1, usable_cpus() // count))
     adapters = {name: _anywhere(path) for name, path in opening.adapters.items()}
     elsewhere = replace(opening, options=own, model=_anywhere(opening.model), adapters=adapters)
@@ -52,7 +50,7 @@ def start_stages(opening: Opening, opened: Opened, backend: Backend, cuts: Cuts,
     try:
         for index, (begin, end) in enumerate(ends):
             name = f"stage {index + 1} of {count} (layers {begin} to {end - 1})"
-            stages.append(_stage(name, partial(make_stage, elsewhere, cuts, index, opened.fingerprint), ray))
+            stages.append(ProcessStage(name, partial(make_stage, elsewhere, cuts, index, opened.fingerprint)))
     except BaseException:
         for stage in stages:
             stage.close()
@@ -75,12 +73,6 @@ def make_stage(opening: Opening, cuts: Cuts, stage: int, weights: str) -> Made:
         )
     backend = select(opening.backend)
     return make_part(backend, opened.graph, cuts, stage, opened.tensors, opened.spec, opening.options)
-
-
-def _stage(name: str, make: Callable[[], Made], ray: str | None) -> Stage:
-    if ray is None:
-        return ProcessStage(name, make)
-    raise InputError("ray")
 
 
 def _anywhere(path: str | Path) -> str | Path:
