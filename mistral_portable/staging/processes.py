@@ -110,7 +110,7 @@ def _serve(pipe: Connection, make: Callable[[], Made]) -> None:
         while True:
             method, arguments = pipe.recv()
             try:
-                answer = None, getattr(part, method)(*arguments)
+                answer: tuple[Exception | None, Any] = None, getattr(part, method)(*arguments)
             except Exception as error:
                 answer = _picklable(error), None
             pipe.send(answer)

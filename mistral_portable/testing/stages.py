@@ -11,7 +11,7 @@ from mistral_portable.graph.stages import layers_of
 from mistral_portable.staging import LocalStage, StagedProgram, make_part
 from mistral_portable.testing.case import Case, cache_spec
 from mistral_portable.testing.invariance import differing_bits
-from mistral_portable.testing.scenario import run
+from mistral_portable.testing.scenario import Outputs, run
 from mistral_portable.weights import Tensor
 
 __all__ = ["StagedBackend", "difference_from_whole"]
@@ -57,11 +57,15 @@ class StagedBackend:
 def difference_from_whole(case: Case, backend: Backend, options: ExecutorOptions) -> str:
     """Describe the first output of the staged model whose bits are not those of the whole one; "" if there is none."""
     spec = cache_spec(case, case.scenario, backend)
-    outputs = []
-    for some in (StagedBackend(backend), backend):
-        program = prepare(some, case.graph, case.weights, spec, options)
-        try:
-            outputs.append(run(program, case.graph, spec, case.scenario))
-        finally:
-            program.close()
-    return differing_bits(case.graph.outputs, *outputs, "in stages")
+    staged, whole = (
+        _run(prepare(some, case.graph, case.weights, spec, options), case, spec)
+        for some in (StagedBackend(backend), backend)
+    )
+    return differing_bits(case.graph.outputs, staged, whole, "in stages")
+
+
+def _run(program: Program, case: Case, spec: CacheSpec) -> dict[int, Outputs]:
+    try:
+        return run(program, case.graph, spec, case.scenario)
+    finally:
+        program.close()

@@ -158,12 +158,13 @@ def test_streams_that_are_left_leave_others_alone(late: list[LateStage], expecte
 
 
 def test_what_does_not_go_together_is_refused() -> None:
-    for options, said in [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"stages": 0}, "stages=0 must be an integer from 1 on"),
         ({"stages": True}, "stages=True must be"),
         ({"stages": 5}, "stages=5 must be at most 4, the number of layers"),
         ({"stages": 2, "tensor_parallel": 2, "backend": "torch"}, "stages and tensor_parallel do not go together"),
-    ]:
+    ]
+    for options, said in refused:
         with pytest.raises(InputError, match=said):
             mp.load("tiny", **{"backend": "numba", **options})
 
