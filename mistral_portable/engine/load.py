@@ -44,6 +44,7 @@ def load(
     attention: str | None = None,
     tensor_parallel: int | None = None,
     stages: int | None = None,
+    ray: str | None = None,
     window: Window | Literal["config"] = "config",
     max_context: int | None = None,
     max_lanes: int = 8,
@@ -72,7 +73,8 @@ def load(
     makes the same calls, with the same seeds.
     stages: number of processes that each have a part of the layers, with their weights and cache, and work on several
     sequences at a time (docs/scaling.md); scripts then need `if __name__ == "__main__":`, and `threads` are those of
-    each, by default its share of the CPUs.
+    each, by default its share of the CPUs. ray: the address of a Ray cluster that runs the stages, in actors; "local":
+    one that is started here.
     window: "config" keeps the checkpoint's, None is full attention, an int replaces it in every layer.
     max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences that run at a time,
     further ones wait; lanes take memory only when used. cache_bytes: limit of keys and values of all lanes, and of
@@ -131,6 +133,8 @@ def load(
         raise InputError("adapters and tensor_parallel do not go together: leave out one of them, or merge the adapter")
     if stages is not None and tensor_parallel is not None:
         raise InputError("stages and tensor_parallel do not go together: leave out one of them")
+    if ray is not None and stages is None:
+        raise InputError(f"ray={ray!r:.60} is where stages run: give stages, too, the number of them")
     opening = Opening(
         model=model,
         revision=revision,
@@ -170,7 +174,7 @@ def load(
         program = (
             prepare(chosen, opened.graph, opened.tensors, opened.spec, options)
             if cuts is None
-            else start_stages(opening, opened, chosen, cuts)
+            else start_stages(opening, opened, chosen, cuts, ray)
         )
         source = _draft_source(drafter or draft, program.batch_invariant and tensor_parallel is None)
         budget = _budget(program, opened.spec, cache_bytes)

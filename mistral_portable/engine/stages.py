@@ -1,6 +1,7 @@
-"""Models in stages: where an opened one is cut, and its stages in processes."""
+"""Models in stages: where an opened one is cut, and its stages in processes or on a Ray cluster."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -10,7 +11,7 @@ from mistral_portable.boundary import Backend
 from mistral_portable.boundary.backend import check_supported
 from mistral_portable.boundary.registry import select
 from mistral_portable.engine.opening import Opened, Opening
-from mistral_portable.errors import CheckpointError, InputError
+from mistral_portable.errors import BackendError, CheckpointError, InputError
 from mistral_portable.graph.stages import even_cuts
 from mistral_portable.sampling.pool import usable_cpus
 from mistral_portable.staging import Made, Stage, StagedProgram, make_part
@@ -30,27 +31,28 @@ def choose_cuts(opened: Opened, stages: int) -> Cuts:
     return even_cuts(opened.graph, stages, {name: opened.tensors[name].nbytes for name in opened.graph.tensors})
 
 
-def start_stages(opening: Opening, opened: Opened, backend: Backend, cuts: Cuts) -> StagedProgram:
+def start_stages(opening: Opening, opened: Opened, backend: Backend, cuts: Cuts, ray: str | None) -> StagedProgram:
     """Start a stage for each part of the layers, and one more than there are cuts.
 
-    All compute in the dtype that the backend chooses for the whole model, in processes that share the CPUs. Raises the
-    errors of `boundary.prepare`.
+    All compute in the dtype that the backend chooses for the whole model. ray: the address of a cluster whose machines
+    run them, or "local"; None: processes that share the CPUs. Raises the errors of `boundary.prepare`, and BackendError
+    without Ray.
     """
     count = len(cuts) + 1
     options = opening.options
     check_supported(backend, opened.graph, options)
     weights = {name: opened.tensors[name] for name in opened.graph.tensors}
     own = replace(options, dtype=options.dtype or backend.default_dtype(weights, options), progress=None)
-    if options.threads is None and "threads" in backend.capabilities.options:
+    if options.threads is None and ray is None and "threads" in backend.capabilities.options:
         own = replace(own, threads=max(1, usable_cpus() // count))
     adapters = {name: _anywhere(path) for name, path in opening.adapters.items()}
     elsewhere = replace(opening, options=own, model=_anywhere(opening.model), adapters=adapters)
     ends = pairwise((0, *cuts, opened.config.num_hidden_layers))
-    stages = list[Stage]()
+    stages, start = list[Stage](), ProcessStage if ray is None else _actors(ray, options.threads or 1)
     try:
         for index, (begin, end) in enumerate(ends):
             name = f"stage {index + 1} of {count} (layers {begin} to {end - 1})"
-            stages.append(ProcessStage(name, partial(make_stage, elsewhere, cuts, index, opened.fingerprint)))
+            stages.append(start(name, partial(make_stage, elsewhere, cuts, index, opened.fingerprint)))
     except BaseException:
         for stage in stages:
             stage.close()
@@ -73,6 +75,16 @@ def make_stage(opening: Opening, cuts: Cuts, stage: int, weights: str) -> Made:
         )
     backend = select(opening.backend)
     return make_part(backend, opened.graph, cuts, stage, opened.tensors, opened.spec, opening.options)
+
+
+def _actors(address: str, cpus: int) -> Callable[[str, Callable[[], Made]], Stage]:
+    """Connect to a cluster, and return what starts a stage there. Raises BackendError where Ray is not installed."""
+    try:
+        from mistral_portable.staging.actors import ActorStage, connect
+    except ImportError as error:
+        raise BackendError(f"ray={address!r}: {error}: pip install 'mistral-portable[ray]'") from error
+    connect(address)
+    return lambda name, make: ActorStage(make, cpus)
 
 
 def _anywhere(path: str | Path) -> str | Path:

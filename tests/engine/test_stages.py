@@ -163,6 +163,7 @@ def test_what_does_not_go_together_is_refused() -> None:
         ({"stages": True}, "stages=True must be"),
         ({"stages": 5}, "stages=5 must be at most 4, the number of layers"),
         ({"stages": 2, "tensor_parallel": 2, "backend": "torch"}, "stages and tensor_parallel do not go together"),
+        ({"ray": "local"}, "ray='local' is where stages run: give stages"),
     ]
     for options, said in refused:
         with pytest.raises(InputError, match=said):
