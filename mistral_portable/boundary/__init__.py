@@ -13,9 +13,11 @@ from mistral_portable.boundary.program import (
     GreedyProgram,
     LaneState,
     OwnMemory,
+    PipelinedProgram,
     Precision,
     Program,
     Step,
+    StepInPipeline,
 )
 from mistral_portable.boundary.quantizer import Quantizer, QuantizingBackend
 from mistral_portable.boundary.saved import SavedLane, load_lane, save_lane
@@ -33,6 +35,7 @@ __all__ = [
     "GreedyProgram",
     "LaneState",
     "OwnMemory",
+    "PipelinedProgram",
     "Precision",
     "Program",
     "PureFunction",
@@ -40,6 +43,7 @@ __all__ = [
     "QuantizingBackend",
     "SavedLane",
     "Step",
+    "StepInPipeline",
     "check_options",
     "check_supported",
     "check_tensors",

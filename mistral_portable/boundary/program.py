@@ -18,9 +18,11 @@ __all__ = [
     "Inputs",
     "LaneState",
     "OwnMemory",
+    "PipelinedProgram",
     "Precision",
     "Program",
     "Step",
+    "StepInPipeline",
 ]
 
 INT8_BLOCK = 128
@@ -161,4 +163,26 @@ class GreedyProgram(Protocol):
 
         Example: sequences A and B have decoded in `after`, in this order, and the token of B, in row 1, is not known
         yet. Now C begins beside B: tokens [7 8 9 | 0], sources [-1 -1 -1 | 1].
+        """
+
+
+class StepInPipeline(Protocol):
+    """A step that has begun."""
+
+    def outputs(self) -> Mapping[str, NDArray[np.float32]]:
+        """Wait for the step and return what `Program.step` does, or raise its errors; the same each time."""
+
+
+@runtime_checkable
+class PipelinedProgram(Protocol):
+    """A program in stages, each of which works on another step: it is busy while several have begun."""
+
+    @property
+    def depth(self) -> int:
+        """Steps that it works on at a time."""
+
+    def begin(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> StepInPipeline:
+        """Begin a step, and return at once. Steps take place in the order in which they have begun.
+
+        A step that fails leaves others, that have begun since, as they are: these are of other sequences.
         """

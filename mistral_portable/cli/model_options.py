@@ -16,6 +16,7 @@ from mistral_portable.cli.options import (
     MaxContextOption,
     QuantizeOption,
     RevisionOption,
+    StagesOption,
     ThreadsOption,
     WindowOption,
     window_of,
@@ -34,6 +35,7 @@ class ModelOptions:
     kv_cache: KVCacheOption = None
     device: DeviceOption = None
     attention: AttentionOption = None
+    stages: StagesOption = None
     window: WindowOption = "config"
     max_context: MaxContextOption = None
     threads: ThreadsOption = None
@@ -54,6 +56,7 @@ class ModelOptions:
             "kv_cache": self.kv_cache,
             "device": f"cuda:{self.device}" if self.device and self.device.isdecimal() else self.device,
             "attention": self.attention,
+            "stages": self.stages,
             "window": window_of(self.window),
             "max_context": self.max_context,
             "threads": self.threads,

@@ -26,6 +26,7 @@ __all__ = [
     "QuantizeOption",
     "RevisionOption",
     "SessionOption",
+    "StagesOption",
     "TensorParallelOption",
     "ThreadsOption",
     "VerifyAttentionOption",
@@ -110,6 +111,10 @@ AttentionOption = Annotated[
 VerifyAttentionOption = Annotated[str | None, _model(_ATTENTION, "KERNEL")]
 TensorParallelOption = Annotated[
     int | None, _model("Processes, started by torchrun, that share the model (torch; needs --seed).", "N", low=1)
+]
+StagesOption = Annotated[
+    int | None,
+    _model("Processes that have a part of the layers each, and work on several texts at a time.", "N", low=1),
 ]
 WindowOption = Annotated[
     str,

@@ -7,7 +7,15 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.boundary import GreedyProgram, Program, SavedLane, Step, load_lane, save_lane
+from mistral_portable.boundary import (
+    GreedyProgram,
+    PipelinedProgram,
+    Program,
+    SavedLane,
+    Step,
+    load_lane,
+    save_lane,
+)
 from mistral_portable.boundary.program import Inputs
 from mistral_portable.cache import CacheManager, Chunk, StepPlan
 from mistral_portable.errors import ClosedError, InputError
@@ -61,6 +69,32 @@ class Core:
         """Run one step: logits float32 [R, vocab_size] of the rows that the chunks request. Errors: those of `run`."""
         logits = self.run(chunks)[1]["logits"]
         return logits.astype(np.float32, copy=False)  # float64 programs return float64
+
+    @property
+    def depth(self) -> int:
+        """Steps that the program works on at a time; more than 1 where it has stages."""
+        return self.program.depth if isinstance(self.program, PipelinedProgram) else 1
+
+    def begin(self, chunks: Sequence[Chunk]) -> Callable[[], Mapping[str, NDArray[np.float32]]]:
+        """Begin one step; return a function that waits for it and returns the outputs of `run`, each time it is called.
+
+        Steps that have begun together are of different lanes. A program that has no stages runs the step now. Errors
+        are those of `run`, now or when the outputs are asked for.
+        """
+        program = self.program
+        if not isinstance(program, PipelinedProgram):
+            made = self.run(chunks)[1]
+            return lambda: made
+        plan, step = self._run(chunks, program.begin)
+
+        def outputs() -> Mapping[str, NDArray[np.float32]]:
+            try:
+                return step.outputs()
+            except Exception:  # Ctrl-C is none of the step's errors: it goes on
+                self.manager.undo(plan)
+                raise
+
+        return outputs
 
     def submit(self, chunks: Sequence[Chunk], after: Step | None = None) -> Step:
         """Begin one step of a GreedyProgram; see there. Raises the errors of `run`, and InputError for a program that

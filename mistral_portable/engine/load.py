@@ -9,29 +9,25 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from mistral_portable.boundary import BACKEND_QUANTIZE, ExecutorOptions, Program, check_options, prepare
-from mistral_portable.boundary.binding import check_tensors
 from mistral_portable.boundary.registry import select
 from mistral_portable.cache import CacheBudget, CacheManager, CacheSpec
 from mistral_portable.config import Window
-from mistral_portable.engine.adapters import Adapters, Chosen
-from mistral_portable.engine.block_maker import block_maker
+from mistral_portable.engine.adapters import Chosen
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.drafting import Drafting, DraftSource
 from mistral_portable.engine.model import Model
 from mistral_portable.engine.model_drafting import ModelDrafting
+from mistral_portable.engine.opening import Opening
 from mistral_portable.engine.same_vocabulary import require_same_vocabulary
+from mistral_portable.engine.stages import choose_cuts, start_stages
 from mistral_portable.engine.suffix_drafting import SuffixDrafting
 from mistral_portable.errors import InputError, MistralPortableError
-from mistral_portable.graph import build, verify
-from mistral_portable.graph.passes import EMBEDDING, expose_embedding, select_rows
 from mistral_portable.spelling import checks_names
 from mistral_portable.tokenizer import load_tokenizer
 from mistral_portable.tokenizer.open_common import UnknownVersionError
-from mistral_portable.weights import fingerprint, open_checkpoint
 
 __all__ = ["load"]
 
-_CHUNK = 512  # prompt tokens of one prefill step
 _KEPT_BYTES = 2 * 2**30  # 16,384 tokens of Mistral 7B in float16
 _KEPT_SHARE = 8  # at most this part of the machine's memory: an eighth
 
@@ -47,6 +43,8 @@ def load(
     device: str | None = None,
     attention: str | None = None,
     tensor_parallel: int | None = None,
+    stages: int | None = None,
+    ray: str | None = None,
     window: Window | Literal["config"] = "config",
     max_context: int | None = None,
     max_lanes: int = 8,
@@ -73,6 +71,10 @@ def load(
     ("flash_attn", "varlen", "flex", "sdpa", "eager"); the best one if None.
     tensor_parallel: number of processes, started by torchrun, that share the model on the torch executor; each of them
     makes the same calls, with the same seeds.
+    stages: number of processes that each have a part of the layers, with their weights and cache, and work on several
+    sequences at a time (docs/scaling.md); scripts then need `if __name__ == "__main__":`, and `threads` are those of
+    each, by default its share of the CPUs. ray: the address of a Ray cluster that runs the stages, in actors; "local":
+    one that is started here.
     window: "config" keeps the checkpoint's, None is full attention, an int replaces it in every layer.
     max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences that run at a time,
     further ones wait; lanes take memory only when used. cache_bytes: limit of keys and values of all lanes, and of
@@ -103,6 +105,7 @@ def load(
         ("cache_bytes", cache_bytes, 0),
         ("threads", threads, 1),
         ("tensor_parallel", tensor_parallel, 1),
+        ("stages", stages, 1),
     ):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise InputError(f"{name}={value!r} must be an integer from {least} on")
@@ -120,15 +123,6 @@ def load(
         tensor_parallel=tensor_parallel,
     )
     check_options(chosen, options)
-    make = block_maker(threads, progress)
-    checkpoint = open_checkpoint(model, revision=revision, quantize=blocks, make=make, progress=progress)
-    for notice in checkpoint.notices:
-        warnings.warn(notice, stacklevel=3)
-    config = checkpoint.config if window == "config" else checkpoint.config.with_window(window)
-    limit = config.max_position_embeddings
-    context = limit if max_context is None else max_context
-    if context > limit:
-        raise InputError(f"max_context={context} must be from 1 to max_position_embeddings={limit}")
     if not isinstance(embeddings, bool):
         raise InputError(f"embeddings={embeddings!r:.40} must be True or False")
     if not isinstance(draft, str | Path | Model):
@@ -137,20 +131,28 @@ def load(
         raise InputError(f"draft={str(draft)!r:.40} and tensor_parallel do not go together: leave out one of them")
     if adapters and tensor_parallel is not None:
         raise InputError("adapters and tensor_parallel do not go together: leave out one of them, or merge the adapter")
-    adapting = Adapters({} if adapters is None else adapters, adapter, config)
-    changed, added = adapting.add_to(build(config))
-    whole, tensors = verify(changed), {**checkpoint.tensors, **added}
-    graph = verify(
-        select_rows(expose_embedding(whole), "logits", EMBEDDING) if embeddings else select_rows(whole, "logits")
-    )
-    check_tensors(graph, tensors, str(checkpoint.path))
-    spec = CacheSpec.from_config(
-        config,
-        max_context=context,
-        page_size=chosen.capabilities.page_size,
-        max_chunk=_CHUNK,
+    if stages is not None and tensor_parallel is not None:
+        raise InputError("stages and tensor_parallel do not go together: leave out one of them")
+    if ray is not None and stages is None:
+        raise InputError(f"ray={ray!r:.60} is where stages run: give stages, too, the number of them")
+    opening = Opening(
+        model=model,
+        revision=revision,
+        backend=chosen.name,
+        options=options,
+        quantize=blocks,
+        window=window,
+        max_context=max_context,
         max_lanes=max_lanes,
+        embeddings=embeddings,
+        adapters={} if adapters is None else adapters,
+        adapter=adapter,
     )
+    opened = opening.open()
+    checkpoint, config = opened.checkpoint, opened.config
+    for notice in checkpoint.notices:
+        warnings.warn(notice, stacklevel=3)
+    cuts = None if stages is None else choose_cuts(opened, stages)
     try:  # before weights are read
         tokenizer = load_tokenizer(checkpoint.tokenizer, chat_template) if checkpoint.tokenizer else None
     except UnknownVersionError as error:
@@ -158,37 +160,40 @@ def load(
         tokenizer = None
     with ExitStack() as closing:
         lent = draft if isinstance(draft, Model) else None
-        opened = None
+        draft_model = None
         if lent is None and draft not in ("auto", "suffix", "off"):
             same: dict[str, Any] = {"dtype": dtype, "kv_cache": kv_cache, "device": device, "threads": threads}
             # Lanes for each text and its draft; one stays free.
             same |= {"backend": chosen.name, "cache_bytes": cache_bytes, "max_lanes": 2 * max_lanes + 1}
-            opened = closing.enter_context(_draft_model(draft, progress, same))
-        drafter = lent or opened
+            draft_model = closing.enter_context(_draft_model(draft, progress, same))
+        drafter = lent or draft_model
         if drafter is not None:
             if drafter.lockstep:
                 raise InputError(f"draft={draft!r:.80}: a model of several processes cannot draft; load it without")
             require_same_vocabulary(config.vocab_size, tokenizer, drafter)
-        program = prepare(chosen, graph, tensors, spec, options)
-        source = _draft_source(drafter or draft, program.batch_invariant and tensor_parallel is None)
-        manager = CacheManager(
-            spec, model=fingerprint(config, checkpoint.tensors), budget=_budget(program, spec, cache_bytes)
+        program = (
+            prepare(chosen, opened.graph, opened.tensors, opened.spec, options)
+            if cuts is None
+            else start_stages(opening, opened, chosen, cuts, ray)
         )
+        source = _draft_source(drafter or draft, program.batch_invariant and tensor_parallel is None)
+        budget = _budget(program, opened.spec, cache_bytes)
+        manager = CacheManager(opened.spec, model=opened.fingerprint, budget=budget)
         closing.pop_all()
     return Model(
         config=config,
         backend=chosen.name,
-        core=Core(program, manager, given=graph.given),
+        core=Core(program, manager, given=opened.graph.given),
         tokenizer=tokenizer,
         source=str(checkpoint.path),
         load_s=time.perf_counter() - begin,
         lockstep=tensor_parallel is not None,
         embeddings=embeddings,
         ends=checkpoint.ends,
-        adapters=adapting,
+        adapters=opened.adapters,
         generation=checkpoint.generation,
         drafting=None if source is None else Drafting(source, vocab_size=config.vocab_size),
-        draft_model=opened,
+        draft_model=draft_model,
     )
 
 

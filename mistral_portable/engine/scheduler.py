@@ -1,7 +1,7 @@
 """Scheduler: which requests take part in the next step, and with how many tokens. Policy over integers, no threads."""
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, Protocol, TypeVar
@@ -162,17 +162,18 @@ class Scheduler(Generic[Key]):
         """Whether a request is left out of steps."""
         return self._job(key).stalled
 
-    def admit(self, lanes: Lanes[Key]) -> None:
+    def admit(self, lanes: Lanes[Key], under_way: Sequence[Turn[Key]] = ()) -> None:
         """Let requests that wait begin, as many as there are lanes for.
 
         Where there is none, one takes the lane of a request that is stalled, or of one of a lower priority: that one is
-        put aside, and must be read again.
+        put aside, and must be read again. under_way: steps that have begun, whose requests keep their lanes.
         """
+        busy = {key for turn in under_way for key in turn.requests}
         for job in sorted((job for job in self._waiting.values() if not job.stalled), key=self._order):
             if not lanes.is_ready(job.key):
                 continue
             while (known := lanes.begin(job.key)) is None:
-                victim = self._victim(job.priority)
+                victim = self._victim(job.priority, busy)
                 if victim is None:
                     return
                 self.put_aside(victim.key)
@@ -182,14 +183,28 @@ class Scheduler(Generic[Key]):
             self._reading[job.key] = job
             del self._waiting[job.key]
 
-    def next(self) -> Turn[Key]:
-        """Return the next step."""
+    def next(self, under_way: Sequence[Turn[Key]] = (), parts: int = 1) -> Turn[Key]:
+        """Return the next step.
+
+        parts: the number of steps that are under way together, each with about as many requests as another. under_way:
+        those that have begun, whose requests are in no other. Example: 6 requests decode, parts 4: steps of 2, 2, 1, 1.
+        """
+        if parts > 1:
+            return self._part(under_way, parts)
         if not self._reading:
             if self._steady is None:
                 self._steady = Turn(self._unstalled())
             return self._steady
         decoding = self._unstalled()
         return Turn(decoding, self._share(self._room(len(decoding))))
+
+    def _part(self, under_way: Sequence[Turn[Key]], parts: int) -> Turn[Key]:
+        busy = {key for turn in under_way for key in turn.requests}
+        jobs = [job for job in (*self._reading.values(), *self._decoding.values()) if not job.stalled]
+        free = sum(job.key not in busy for job in jobs)
+        most = min(-(-len(jobs) // parts), -(-free // (parts - len(under_way))))
+        decoding = tuple(key for key in self._unstalled() if key not in busy)[:most]
+        return Turn(decoding, self._share(self._room(len(decoding)), busy, most - len(decoding)))
 
     def shed(self) -> Key:
         """Put aside a request with a lane: a stalled one, or else the least urgent, of these the latest; return it."""
@@ -251,9 +266,9 @@ class Scheduler(Generic[Key]):
     def _order(self, job: _Job[Key]) -> tuple[int, int, int]:
         return -job.priority, self._dealt[job.user], job.left + job.since
 
-    def _victim(self, priority: int) -> _Job[Key] | None:
+    def _victim(self, priority: int, busy: Set[Key]) -> _Job[Key] | None:
         """The request whose lane another one of this priority may take: stalled, or else less urgent; the latest."""
-        held = [*self._reading.values(), *self._decoding.values()]
+        held = [job for job in (*self._reading.values(), *self._decoding.values()) if job.key not in busy]
         fitting = [job for job in held if job.stalled] or [job for job in held if job.priority < priority]
         return min(fitting, key=lambda job: (job.priority, -job.since), default=None)
 
@@ -271,10 +286,11 @@ class Scheduler(Generic[Key]):
     def _unstalled(self) -> tuple[Key, ...]:
         return tuple(key for key, job in self._decoding.items() if not job.stalled)
 
-    def _share(self, room: int) -> tuple[tuple[Key, int], ...]:
+    def _share(self, room: int, busy: Set[Key] = frozenset(), most: int | None = None) -> tuple[tuple[Key, int], ...]:
+        """Deal out `room` tokens to `most` requests that read, and are not busy."""
         shares = list[tuple[Key, int]]()
-        reading = [job for job in self._reading.values() if not job.stalled]
-        for job in sorted(reading, key=lambda job: (not job.answering, self._order(job))):
+        reading = [job for job in self._reading.values() if not (job.stalled or job.key in busy)]
+        for job in sorted(reading, key=lambda job: (not job.answering, self._order(job)))[:most]:
             if room <= 0:
                 break
             count = min(job.left, job.chunk, room)

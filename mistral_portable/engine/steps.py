@@ -14,6 +14,7 @@ from mistral_portable.boundary import GreedyProgram, Step
 from mistral_portable.cache import Chunk, common_length
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.drafting import Drafting
+from mistral_portable.engine.flight import Flight
 from mistral_portable.engine.lanes import RequestLanes
 from mistral_portable.engine.request import Completion, Request, Scoring
 from mistral_portable.engine.scheduler import Scheduler, Turn
@@ -63,6 +64,9 @@ class Steps:
         self._left: deque[_Request] = deque()
         self._stalled: set[_Request] = set()
         self._begun: deque[UnderWay] = deque()
+        self._depth = core.depth
+        self._flights: deque[Flight] = deque()
+        self._landed = 0.0  # when the last one was over, by time.perf_counter
         self._lanes = RequestLanes(core.manager, self._scheduler, self._begun, lanes)
 
     def add(self, request: _Request) -> None:
@@ -81,6 +85,7 @@ class Steps:
             if request.thread != thread:
                 request.listener = None
                 self.leave(request)
+        self._flights.clear()
         self.interrupted = True
 
     @property
@@ -124,30 +129,30 @@ class Steps:
                 self._stall(request, False)
 
     def run(self) -> bool:
-        """Run one step, for all requests that it has room for; False if there is none."""
+        """Run one step, for all requests that it has room for; False if there is none.
+
+        Where the program has stages, as many steps as keep them busy have begun, and this waits for the first of them.
+        """
         begin = time.perf_counter()
-        if not self._begun:
-            turn = self._next_turn()
-            if not turn.requests:
-                # Each lane that the loop holds is of a request that goes on or whose lane another one may take.
-                refused, error = self._lanes.refusal()
-                self.fail(refused, error)
-                return bool(refused)
-            try:
-                self._run(turn, begin)
-            except Exception as error:
-                self._step_failed(turn.requests, error)
+        if not (self._begun or self._begin_steps(begin)):
+            # Each lane that the loop holds is of a request that goes on or whose lane another one may take.
+            refused, error = self._lanes.refusal()
+            self.fail(refused, error)
+            return bool(refused)
+        if self._flights:
+            self._land(self._flights[0])
         if len(self._begun) == 1:
             self._begin_following(self._begun[0])
         if self._begun:
             self._read_first(begin)
         return True
 
-    def close(self) -> None:
-        """End all requests with ClosedError: the core is closed."""
+    def close(self, error: ClosedError | None = None) -> None:
+        """End all requests with an error; None: the core is closed."""
         self.settle()
         self._begun.clear()
-        self.fail(self._scheduler.requests, ClosedError("the model is closed: load it again"))
+        self._flights.clear()
+        self.fail(self._scheduler.requests, error or ClosedError("the model is closed: load it again"))
 
     def fail(self, requests: Iterable[_Request], error: Exception) -> None:
         """End requests with an error."""
@@ -157,32 +162,76 @@ class Steps:
             self._tell(request)
 
     def _next_turn(self) -> Turn[_Request]:
+        under_way = [flight.turn for flight in self._flights]
         if self._scheduler.asked:
-            self._scheduler.admit(self._lanes)
-        return self._scheduler.next()
+            self._scheduler.admit(self._lanes, under_way)
+        return self._scheduler.next(under_way, self._depth)
 
-    def _run(self, turn: Turn[_Request], begin: float) -> None:
-        """Begin a step, and unless the device chooses all its tokens, wait for it and hand out what it made."""
+    def _begin_steps(self, begin: float) -> bool:
+        """Begin steps until the program is busy; False if there is nothing to do, and nothing under way."""
+        while len(self._flights) < self._depth and not self._begun:
+            turn = self._next_turn()
+            if not turn.requests:
+                return bool(self._flights)
+            try:
+                self._begin(turn, begin)
+            except Exception as error:
+                self._step_failed(turn.requests, error)
+                break
+        return True
+
+    def _begin(self, turn: Turn[_Request], begin: float) -> None:
+        """Begin a step: one whose tokens the device chooses, if that is all that is asked for."""
         drafts = {} if self._drafting is None else self._drafting.choose(turn)
         chosen = time.perf_counter()
         chunks = self._chunks(turn, drafts)
         if drafts or not self._submit(turn, chunks):
             start = time.perf_counter()
             try:
-                outputs = self._core.run(chunks)[1]
+                outputs = self._core.begin(chunks)
             except CapacityError:
                 if not drafts or self._drafting is None:
                     raise
                 self._drafting.pause()  # they are to save time, and not to cost anybody the lane
-                self._run(turn, time.perf_counter())
+                self._begin(turn, time.perf_counter())
                 return
-            seconds = time.perf_counter() - start
-            self._took_place(turn)
-            self._hand_out(turn.requests, chunks, outputs, drafts, begin)
-            if self._drafting is not None:
-                self._drafting.observe(turn, sum(len(chunk.tokens) for chunk in chunks), seconds)
-            if not drafts:
-                self._scheduler.observe(turn, time.perf_counter() - chosen)
+            self._flights.append(Flight(turn, chunks, drafts, outputs, begin, chosen, start))
+
+    def _land(self, flight: Flight) -> None:
+        """Wait for a step, the first of those that have begun, and hand out what it made."""
+        try:
+            outputs = flight.outputs()
+        except Exception as error:
+            self._flights.popleft()
+            self._flight_failed(flight, error)
+            return
+        self._flights.popleft()
+        # Of steps that follow each other closely, each takes as long as the slowest stage.
+        begun, self._landed = self._landed, time.perf_counter()
+        turn, waited = self._still_there(flight.turn), max(0.0, begun - flight.start)
+        self._took_place(turn)
+        self._hand_out(flight, outputs)
+        if self._drafting is not None:
+            tokens = sum(len(chunk.tokens) for chunk in flight.chunks)
+            self._drafting.observe(turn, tokens, self._landed - flight.start - waited)
+        if not flight.drafts:
+            self._scheduler.observe(turn, time.perf_counter() - flight.chosen - waited)
+
+    def _still_there(self, turn: Turn[_Request]) -> Turn[_Request]:
+        """The turn without requests that have been left while the step was under way."""
+        if all(request in self._scheduler for request in turn.requests):
+            return turn
+        reading = tuple((request, count) for request, count in turn.reading if request in self._scheduler)
+        return Turn(tuple(request for request in turn.decoding if request in self._scheduler), reading)
+
+    def _flight_failed(self, flight: Flight, error: Exception) -> None:
+        """Let a step that has failed be tried without drafts, or go on as after any other that fails."""
+        if flight.drafts and self._drafting is not None and isinstance(error, CapacityError):
+            self._drafting.pause()
+            return
+        while self._flights:  # what is under way has lanes, one of which may have to give way
+            self._land(self._flights[0])
+        self._step_failed(self._still_there(flight.turn).requests, error)
 
     def _chunks(self, turn: Turn[_Request], drafts: Mapping[_Request, Sequence[int]]) -> list[Chunk]:
         if not drafts:
@@ -239,20 +288,15 @@ class Steps:
             self._lanes.make_known(request)
         self._scheduler.took_place(turn)
 
-    def _hand_out(
-        self,
-        requests: Sequence[_Request],
-        chunks: Sequence[Chunk],
-        outputs: Mapping[str, NDArray[np.float32]],
-        drafts: Mapping[_Request, Sequence[int]],
-        begin: float,
-    ) -> None:
-        """Give each request what its rows of a step's outputs are for. begin: of the step, by time.perf_counter."""
+    def _hand_out(self, flight: Flight, outputs: Mapping[str, NDArray[np.float32]]) -> None:
+        """Give each request what its rows of a step's outputs are for."""
         places: dict[Completion, int] = {}
-        start = 0
-        for request, chunk in zip(requests, chunks, strict=True):
+        start, begin, drafts = 0, flight.begin, flight.drafts
+        for request, chunk in zip(flight.turn.requests, flight.chunks, strict=True):
             count = len(chunk.rows)
-            if isinstance(request, Scoring):
+            if request not in self._scheduler:  # it was left while the step was under way
+                pass
+            elif isinstance(request, Scoring):
                 made = outputs[request.output][start : start + count]
                 request.take(made.astype(np.float32, copy=False))  # float64 programs return float64
                 self._tell(request)
@@ -394,7 +438,7 @@ class Steps:
     def _step_failed(self, requests: Sequence[_Request], error: Exception) -> None:
         """Go on without the requests of a step that has failed; if memory was short, with fewer of them at a time."""
         if isinstance(error, ClosedError):
-            self.close()
+            self.close(error)
         elif not (isinstance(error, CapacityError) and self._lanes.give_way()):
             self.fail(requests, error)
 

@@ -20,7 +20,7 @@ from mistral_portable.testing.scenario import Outputs, Scenario, Stuck, WrongOut
 from mistral_portable.testing.tolerance import judge, row_errors
 from mistral_portable.weights import Tensor
 
-__all__ = ["Case", "CheckResult", "Drive", "Oracles", "check"]
+__all__ = ["Case", "CheckResult", "Drive", "Oracles", "cache_spec", "check"]
 
 # Naive runs for outputs of at least so many numbers: a small output has few independent errors, so few runs would miss
 # some that an honest program makes.
@@ -51,7 +51,7 @@ class CheckResult:
 
     status: "pass", "fail" or "unsupported". nmse: the worst of the outputs. error and limit: max |out - ref| of
     the output that comes closest to its limit, and that limit. agreement: share of rows whose argmax is the oracle's.
-    note: the fault, or the reason why it is unsupported.
+    note: the fault, or the reason why it is unsupported. batch_invariant: whether the program said that it is.
     """
 
     name: str
@@ -61,6 +61,7 @@ class CheckResult:
     limit: float
     agreement: float
     note: str
+    batch_invariant: bool = False
 
     @property
     def of_model(self) -> bool:
@@ -105,7 +106,7 @@ def check(
     """
     oracles = oracles or Oracles()
     scenario = case.scenario
-    spec = _spec(case, scenario, backend)
+    spec = cache_spec(case, scenario, backend)
     try:
         program = prepare(backend, case.graph, case.weights, spec, options)
     except BackendError as error:
@@ -141,6 +142,7 @@ def check(
         worst.limit,
         float(np.mean(agreements)) if agreements else np.nan,
         problem,
+        program.batch_invariant,
     )
 
 
@@ -155,7 +157,8 @@ def _alone(case: Case, backend: Backend, options: ExecutorOptions, spec: CacheSp
         program.close()
 
 
-def _spec(case: Case, scenario: Scenario, backend: Backend) -> CacheSpec:
+def cache_spec(case: Case, scenario: Scenario, backend: Backend) -> CacheSpec:
+    """The sizes of the cache that a scenario of the case needs on a backend."""
     return CacheSpec.from_config(
         case.config,
         max_context=scenario.max_context,
@@ -166,7 +169,7 @@ def _spec(case: Case, scenario: Scenario, backend: Backend) -> CacheSpec:
 
 
 def _reference(case: Case, text: Scenario) -> Outputs:
-    spec = _spec(case, text, BACKEND)
+    spec = cache_spec(case, text, BACKEND)
     return run(ReferenceProgram(case.graph, case.weights, spec, "float64"), case.graph, spec, text)[0]
 
 
@@ -179,7 +182,7 @@ def _naive_errors(case: Case, text: Scenario, precision: Precision, refs: Output
     size = min(out.size for out in refs.values())
     runs = next(runs for least, runs in _NAIVE_RUNS.items() if size >= least)
     lanes = one_shot(text.texts[0], sequences=runs, embeds=text.embeds)
-    spec = _spec(case, lanes, BACKEND)
+    spec = cache_spec(case, lanes, BACKEND)
     program = NaiveProgram(case.graph, case.weights, spec, precision, seed=0)
     naive = run(program, case.graph, spec, lanes)
     return {

@@ -1,6 +1,6 @@
 """Whether a program that says `batch_invariant` is: its outputs beside those of each sequence alone, token by token."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from mistral_portable.cache import CacheSpec
 from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.testing.scenario import Feed, Outputs, Scenario, run
 
-__all__ = ["difference", "run_alone"]
+__all__ = ["difference", "differing_bits", "run_alone"]
 
 
 def run_alone(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenario) -> dict[int, Outputs]:
@@ -30,16 +30,27 @@ def run_alone(program: Program, graph: Graph, spec: CacheSpec, scenario: Scenari
 def difference(graph: Graph, outputs: Mapping[int, Outputs], alone: Mapping[int, Outputs]) -> str:
     """Describe the first output whose bits are not those of the sequence alone; "" if there is none.
 
-    0 and -0 count as equal. Attention weights are left out: `Program.batch_invariant` does not promise them.
+    Attention weights are left out: `Program.batch_invariant` does not promise them.
     """
     shapes = infer_shapes(graph)
-    for sequence, expected in alone.items():
-        for name, value in graph.outputs.items():
-            own, found = expected[name], outputs[sequence][name]
-            if shapes[value][-1] != "K" and not np.array_equal(found, own):
-                rows = int((found != own).any(axis=1).sum())
+    weights = {name for name, value in graph.outputs.items() if shapes[value][-1] == "K"}
+    names = [name for name in graph.outputs if name not in weights]
+    found = differing_bits(names, alone, outputs, "alone and token by token")
+    return found and f"not batch_invariant: {found}"
+
+
+def differing_bits(
+    names: Iterable[str], outputs: Mapping[int, Outputs], others: Mapping[int, Outputs], how: str
+) -> str:
+    """Describe the first of these outputs, of the sequences in `outputs`, that has other bits in `others`; "" if there
+    is none. 0 and -0 count as equal. how: the way in which `outputs` were made."""
+    for sequence, own in outputs.items():
+        for name in names:
+            found, other = own[name], others[sequence][name]
+            if not np.array_equal(found, other):
+                rows = int((found != other).any(axis=1).sum())
                 return (
-                    f"not batch_invariant: {name} of sequence {sequence}, alone and token by token, has other bits in "
-                    f"{rows} of {len(own)} rows, by up to {np.max(np.abs(found - own)):.3g}"
+                    f"{name} of sequence {sequence}, {how}, has other bits in {rows} of {len(found)} rows, by up to "
+                    f"{np.max(np.abs(found - other)):.3g}"
                 )
     return ""

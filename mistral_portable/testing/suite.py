@@ -10,8 +10,8 @@ A backend's test file is four lines:
 
 Each rung checks its corpus (`corpus.py`), so that a run gives the same result each time, and targets of one process
 share the oracle's work. A known gap is a line `RUNG  reason` of the xfail file; the rung must then fail or be
-unsupported (a gap that is closed is an error: take the line out). `test_greedy` is for backends whose programs are
-GreedyPrograms.
+unsupported (a gap that is closed is an error: take the line out). `test_stages` cuts models at every layer, and
+`test_greedy` is for backends whose programs are GreedyPrograms.
 
 New cases, of which hypothesis finds the smallest that fails, are drawn with `pytest --fresh-cases N`. The option is
 declared by a conftest.py:
@@ -20,7 +20,7 @@ declared by a conftest.py:
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -31,8 +31,12 @@ from mistral_portable.testing.case import Case, Oracles, check
 from mistral_portable.testing.corpus import DRIVES, RUNGS, corpus
 from mistral_portable.testing.greedy import greedy_tokens
 from mistral_portable.testing.scenario import run
+from mistral_portable.testing.stages import StagedBackend, difference_from_whole
 
-__all__ = ["DRIVES", "RUNGS", "Target", "climb", "test_conformance", "test_greedy"]
+__all__ = ["DRIVES", "RUNGS", "Target", "climb", "test_conformance", "test_greedy", "test_stages"]
+
+_STAGED = ("rollback", "rows", "pages", "inputs_embeds", "adapters", "closed")
+_STAGED_SHARE = 8  # of a target's share of each rung: stages change nothing within a layer
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,25 @@ def test_greedy(target: Target, request: pytest.FixtureRequest) -> None:
         else:
             for _, case in target.chosen(rung):
                 same(case)
+
+
+@pytest.mark.parametrize("rung", _STAGED)
+def test_stages(rung: str, target: Target, request: pytest.FixtureRequest) -> None:
+    """A model with a stage for each layer passes; where the whole is batch_invariant, it has the same bits."""
+    backend, drive = StagedBackend(target.backend), DRIVES.get(rung, run)
+
+    def same(case: Case, oracles: Oracles) -> None:
+        result = check(case, backend, target.options, oracles, drive)
+        assert result.status == "pass", f"{target.backend.name}, {rung}: {result}\n{case}"
+        if result.batch_invariant:
+            assert not difference_from_whole(case, target.backend, target.options), case
+
+    found, share = corpus(rung), target.share * _STAGED_SHARE
+    if fresh := _fresh_cases(request):
+        _on_fresh_cases(rung, lambda case: same(case, Oracles()), fresh // share)
+    else:
+        for _, case in replace(target, share=min(share, len(found.cases))).chosen(rung):
+            same(case, found.oracles)
 
 
 def climb(rung: str, target: Target, fresh: int = 0) -> None:

@@ -102,6 +102,11 @@ class Terminal:
 
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._pid
+
     def kill(self, number: int) -> None:
         """Send a signal."""
         os.kill(self._pid, number)

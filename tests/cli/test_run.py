@@ -113,7 +113,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     arrived = watch(monkeypatch)
     line = (
         "run Hi --model a/b --backend reference --dtype float64 --quantize q4_0 --kv-cache q8_0 --device cpu "
-        "--attention eager --tensor-parallel 2 --window 7 "
+        "--attention eager --stages 3 --tensor-parallel 2 --window 7 "
         "--max-context 99 --threads 2 --revision main --chat-template c.jinja --adapter a/sql --adapter b.gguf=0.5 "
         "--draft off --max-tokens 5 --temperature 0.5 "
         "--top-k 9 --top-p 0.8 "
@@ -135,6 +135,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "kv_cache": "q8_0",
         "device": "cpu",
         "attention": "eager",
+        "stages": 3,
         "tensor_parallel": 2,
         "window": 7,
         "max_context": 99,

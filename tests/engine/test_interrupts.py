@@ -161,3 +161,21 @@ def test_ctrl_c_leaves_other_threads_alone(expected: list[tuple[int, ...]]) -> N
         assert not wrong
         assert ended < 20
         assert model.manager.lanes == ()
+
+
+def test_ctrl_c_at_any_time_while_stages_work(expected: list[tuple[int, ...]]) -> None:
+    """Steps that have begun go on in their processes; no answer has another's tokens."""
+    with (
+        mp.load("tiny", backend="numba", window=64, threads=1, draft="off", stages=2) as model,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        for number in range(1, 60):
+            open_stream = model.stream(PROMPT, **OPTIONS)
+            next(open_stream)
+            interrupt(lambda: model.generate(PROMPTS, **OPTIONS), number * 2e-4)
+            assert pool.submit(answers, model).result(60) == expected
+            with suppress(BusyError):
+                list(open_stream)
+                assert open_stream.generation.tokens == expected[0]
+            assert open_stream.generation.tokens == expected[0][: len(open_stream.generation.tokens)]
+            assert model.manager.lanes == ()

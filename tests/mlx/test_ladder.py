@@ -4,9 +4,9 @@ import pytest
 from mistral_portable_mlx import BACKEND
 
 from mistral_portable.boundary import ExecutorOptions
-from mistral_portable.testing.suite import Target, test_conformance, test_greedy
+from mistral_portable.testing.suite import Target, test_conformance, test_greedy, test_stages
 
-__all__ = ["test_conformance", "test_greedy"]
+__all__ = ["test_conformance", "test_greedy", "test_stages"]
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 

@@ -4,9 +4,9 @@ import pytest
 from mistral_portable_numba import BACKEND
 
 from mistral_portable.boundary import ExecutorOptions
-from mistral_portable.testing.suite import Target, test_conformance
+from mistral_portable.testing.suite import Target, test_conformance, test_stages
 
-__all__ = ["test_conformance"]
+__all__ = ["test_conformance", "test_stages"]
 
 
 @pytest.fixture(

@@ -12,9 +12,9 @@ from mistral_portable_torch.attention.varlen import Varlen
 from torch_sessions import PagedBackend, Repeated
 
 from mistral_portable.boundary import ExecutorOptions
-from mistral_portable.testing.suite import Target, test_conformance, test_greedy
+from mistral_portable.testing.suite import Target, test_conformance, test_greedy, test_stages
 
-__all__ = ["test_conformance", "test_greedy"]
+__all__ = ["test_conformance", "test_greedy", "test_stages"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
