@@ -1,7 +1,7 @@
 """Batches: a file of requests, one in a line, and a file of answers, in OpenAI's batch format (`batch_lines.py`)."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from mistral_portable.engine import Model
 from mistral_portable.errors import InputError
 from mistral_portable.openai.batch_lines import BEGINNING, answer_lines, beginning, check_request, parse_object
 
-__all__ = ["BatchResult", "check_files", "run_batch"]
+__all__ = ["BatchResult", "check_files", "check_target", "read_answers", "run_batch"]
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,38 @@ def check_files(source: Path, target: Path) -> "_Files":
     try:
         with source.open("rb") as requests:
             lines = _read_requests(source, requests)
-        done, end = _read_answers(target, {line.custom_id for line in lines})
+        done, end = _answers_at(target, {line.custom_id for line in lines})
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    check_target(target)
+    return _Files(lines, done, end)
+
+
+def check_target(target: Path) -> None:
+    """Raise InputError if a file of answers can be neither made nor written."""
     if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise InputError(f"{target}: cannot be written: choose another place")
-    return _Files(lines, done, end)
+
+
+def read_answers(file: IO[bytes], name: str, known: Set[str]) -> tuple[set[str], int]:
+    """The custom_ids that a file of answers holds, and the bytes of its whole lines: the last may have been cut off.
+
+    known: custom_ids of all requests. Raises InputError, which begins with `name`, if there is anything else.
+    """
+    done: set[str] = set()
+    end = 0
+    for number, text in enumerate(file, start=1):
+        where = f"{name} line {number}"
+        if not text.endswith(b"\n"):
+            if text[: len(BEGINNING)] != BEGINNING[: len(text)]:
+                raise InputError(f"{where}: no answer of a batch: give another file for answers")
+            break
+        custom_id = parse_object(text, where).get("custom_id")
+        if not isinstance(custom_id, str) or custom_id not in known:
+            raise InputError(f"{where}: answers {custom_id!r}, which nobody asked: give another file for the answers")
+        done.add(custom_id)
+        end += len(text)
+    return done, end
 
 
 def _read_requests(path: Path, file: IO[bytes]) -> list[_Line]:
@@ -106,27 +132,11 @@ def _read_requests(path: Path, file: IO[bytes]) -> list[_Line]:
     return lines
 
 
-def _read_answers(path: Path, known: set[str]) -> tuple[set[str], int]:
-    """The custom_ids that a file of answers holds, and the bytes of its whole lines: the last may have been cut off."""
+def _answers_at(path: Path, known: Set[str]) -> tuple[set[str], int]:
     if not path.exists():
         return set(), 0
-    done: set[str] = set()
-    end = 0
     with path.open("rb") as file:
-        for number, text in enumerate(file, start=1):
-            where = f"{path} line {number}"
-            if not text.endswith(b"\n"):
-                if text[: len(BEGINNING)] != BEGINNING[: len(text)]:
-                    raise InputError(f"{where}: no answer of a batch: give another file for answers")
-                break
-            custom_id = parse_object(text, where).get("custom_id")
-            if custom_id not in known:
-                raise InputError(
-                    f"{where}: answers {custom_id!r}, which nobody asked: give another file for the answers"
-                )
-            done.add(custom_id)
-            end += len(text)
-    return done, end
+        return read_answers(file, str(path), known)
 
 
 def _request_at(file: IO[bytes], offset: int) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""connect: a Ray cluster, or one on this machine, for the time of a `with` block."""
+
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from mistral_portable.errors import BackendError, InputError
+
+__all__ = ["check_address", "connect"]
+
+_PATIENCE = 10.0  # seconds in which a cluster's head must take a connection; ray.init itself tries for minutes
+
+# Ray's core and Ray Data write what they do, and tracebacks of workers, to stderr: what is wrong our errors say.
+_QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_LOG_LEVEL": "CRITICAL"}
+
+
+def check_address(address: str) -> None:
+    """Check that Ray is installed, and the form of an address: "local" (Ray is started here), "auto" (the cluster that
+    this machine belongs to), or HOST:PORT of a cluster's head.
+
+    Raises BackendError without Ray, InputError for another address.
+    """
+    if find_spec("ray") is None:
+        raise BackendError("--ray needs Ray: pip install 'mistral-portable[ray]'")
+    if address not in ("local", "auto") and _host_and_port(address) is None:
+        raise InputError(f"ray={address!r:.80} must be local, auto, or HOST:PORT of a cluster's head")
+
+
+@contextmanager
+def connect(address: str, *, cpus: int = 1) -> Iterator[None]:
+    """Connect to Ray for the block, whose end ends all that it has started there, but for what Ray calls detached.
+
+    cpus: the most that the block's tasks need at once; Ray, if started here, offers as many, whatever there are.
+    Raises the errors of `check_address`, BackendError if there is no cluster that answers.
+    """
+    check_address(address)
+    if (place := _host_and_port(address)) is not None:
+        try:
+            socket.create_connection(place, _PATIENCE).close()
+        except OSError as error:
+            raise BackendError(f"ray={address}: no cluster answers there: {error.strerror or error}") from error
+    for name, level in _QUIET.items():
+        os.environ.setdefault(name, level)
+    import ray
+
+    settings = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False} if address == "local" else {}
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address == "auto":
+            raise BackendError("ray=auto: this machine belongs to no cluster: give HOST:PORT of its head") from error
+        raise BackendError(f"ray={address}: {error}") from error
+    try:
+        if main:
+            signal.signal(signal.SIGTERM, before)  # Ray has put its own in its place
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _host_and_port(address: str) -> tuple[str, int] | None:
+    """Both parts: "10.0.0.1:6379" -> ("10.0.0.1", 6379), "[::1]:6379" -> ("::1", 6379). None if it has others."""
+    found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):([0-9]{1,5})", address)
+    if found is None or not 0 < int(found[2]) < 65536:
+        return None
+    return found[1].strip("[]"), int(found[2])
