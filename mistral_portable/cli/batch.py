@@ -1,7 +1,7 @@
 """`batch`: answer a file of requests in OpenAI's batch format."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,20 +9,14 @@ from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model, reading
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import CacheRamOption, ModelOption, cache_bytes_of
+from mistral_portable.cli.options import CacheRamOption, ModelOption
 from mistral_portable.cli.ranges import with_range
-from mistral_portable.errors import InputError
+from mistral_portable.cli.ray_options import RayOptions
 
 if TYPE_CHECKING:
     from mistral_portable.openai.batch import BatchResult
 
 __all__ = ["batch"]
-
-
-def _ray(help: str, metavar: str = "N", **settings: Any) -> Any:
-    return typer.Option(
-        metavar=metavar, rich_help_panel="Many machines", show_default=False, **with_range(help, **settings)
-    )
 
 
 @grouped
@@ -45,14 +39,9 @@ def batch(
         ),
     ],
     parallel: Annotated[int, typer.Option(metavar="N", **with_range("Requests that run at a time.", 1))] = 8,
-    ray: Annotated[
-        str | None,
-        _ray("Run on this Ray cluster: its head, auto (that of this machine) or local (start Ray here).", "ADDRESS"),
-    ] = None,
-    replicas: Annotated[int | None, _ray("Models that share the requests; 1 by default.", low=1)] = None,
-    threads_per_replica: Annotated[int | None, _ray("CPU threads of each; 1 by default.", low=1)] = None,
     model: ModelOption = "tiny",
     options: ModelOptions,
+    scaling: RayOptions,
     cache_ram: CacheRamOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -61,28 +50,21 @@ def batch(
     A line of IN.jsonl is {"custom_id": "a", "url": "/v1/chat/completions", "method": "POST", "body": {...}}.
     Interrupted and started again, it goes on where it stopped. A request that fails gets a line that says why.
     """
-    if ray is None:
-        if replicas is not None or threads_per_replica is not None:
-            raise InputError("--replicas and --threads-per-replica need --ray")
+    if scaling.ray is None:
+        scaling.refuse()
         result = _here(Path(requests), Path(answers), model, options, cache_ram, parallel)
     else:
-        if options.threads is not None:
-            raise InputError("--threads does not go with --ray: give --threads-per-replica")
-        from mistral_portable.scaling.connect import check_address
-
-        check_address(ray)
+        arguments = {**scaling.arguments(model, options, cache_ram), "max_lanes": parallel}
         from mistral_portable.scaling.batches import run_ray_batch
 
-        place = str(Path(model).absolute()) if Path(model).exists() else model
-        arguments = {"model": place, **options.arguments, "cache_bytes": cache_bytes_of(cache_ram)}
         with reading(f"{model} on Ray") as progress:
             result = run_ray_batch(
                 requests,
                 answers,
-                {**arguments, "max_lanes": parallel},
-                address=ray,
-                replicas=replicas or 1,
-                threads=threads_per_replica or 1,
+                arguments,
+                address=scaling.ray,
+                replicas=scaling.replicas or 1,
+                threads=scaling.threads_per_replica or 1,
                 progress=progress,
             )
     before = f", {result.before} were there before" if result.before else ""
