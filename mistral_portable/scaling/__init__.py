@@ -1,1 +1,2 @@
-"""Many machines: batches on Ray Data. Needs the extra `[ray]`, which nothing else of the library imports."""
+"""Many machines: batches on Ray Data, a service on Ray Serve. Needs the extra `[ray]`, which nothing else
+imports."""

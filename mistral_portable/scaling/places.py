@@ -49,7 +49,7 @@ class Place:
 
     @property
     def info(self) -> FileInfo:
-        """What is there. Raises InputError if the file system does not tell."""
+        """Type and size of the place. Raises InputError if the file system does not tell."""
         try:
             return self.system.get_file_info(self.path)
         except OSError as error:

@@ -56,7 +56,7 @@ class PrefixRouting:
             return []
         for beginning in reversed(beginnings):
             home = self._known.get(beginning)
-            if home in loads and loads[home] <= loads[ranked[0]] + self._slack:
+            if home is not None and home in loads and loads[home] <= loads[ranked[0]] + self._slack:
                 ranked.remove(home)
                 ranked.insert(0, home)
                 break

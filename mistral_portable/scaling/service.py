@@ -148,7 +148,7 @@ class _Entrance:
 
 
 def _plain(scope: Scope) -> Scope:
-    """What the application needs of a scope, and another process can be sent."""
+    """The part of a scope that the application needs, and that another process can be sent."""
     names = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers")
     return {**{name: scope[name] for name in (*names, "client", "server") if name in scope}, "root_path": ""}
 
