@@ -31,6 +31,7 @@ from mistral_portable.scaling.connect import connect
 from mistral_portable.scaling.prefix_routing import PrefixRouting, prefixes
 from mistral_portable.server import Service, Settings, create_app
 from mistral_portable.server.bodies import BodyReader
+from mistral_portable.server.connection import ClientGone
 from mistral_portable.server.errors import Failure, error_body, failure_of
 from mistral_portable.server.events import sse
 
@@ -141,6 +142,8 @@ class _Entrance:
                     await send(message)
             finally:
                 messages.cancel()  # nothing, if it has ended
+        except ClientGone:
+            return
         except RayError:
             await _end(scope, receive, send, started, _GONE)
         except Exception as error:
