@@ -19,10 +19,14 @@ _PATIENCE = 10.0  # seconds in which a cluster's head must take a connection; ra
 # Ray's core and Ray Data write what they do, and tracebacks of workers, to stderr: what is wrong our errors say.
 _QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_LOG_LEVEL": "CRITICAL"}
 
+# A cluster checks a token by default; a process that joins it shows its own (~/.ray/auth_token) only if it is told to.
+_AUTHENTICATED = {"RAY_AUTH_MODE": "token"}
+
 
 def check_address(address: str) -> None:
     """Check that Ray is installed, and the form of an address: "local" (Ray is started here), "auto" (the cluster that
-    this machine belongs to), or HOST:PORT of a cluster's head.
+    this machine belongs to), or HOST:PORT of a cluster's head. Call it before Ray is imported for the first time, as it
+    sets what Ray reads from the environment then.
 
     Raises BackendError without Ray, InputError for another address.
     """
@@ -30,6 +34,8 @@ def check_address(address: str) -> None:
         raise BackendError("--ray needs Ray: pip install 'mistral-portable[ray]'")
     if address not in ("local", "auto") and _host_and_port(address) is None:
         raise InputError(f"ray={address!r:.80} must be local, auto, or HOST:PORT of a cluster's head")
+    for name, value in ({**_QUIET, **_AUTHENTICATED} if _host_and_port(address) else _QUIET).items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
@@ -45,8 +51,6 @@ def connect(address: str, *, cpus: int = 1) -> Iterator[None]:
             socket.create_connection(place, _PATIENCE).close()
         except OSError as error:
             raise BackendError(f"ray={address}: no cluster answers there: {error.strerror or error}") from error
-    for name, level in _QUIET.items():
-        os.environ.setdefault(name, level)
     import ray
 
     settings = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False} if address == "local" else {}
@@ -54,10 +58,10 @@ def connect(address: str, *, cpus: int = 1) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if address == "auto":
             raise BackendError("ray=auto: this machine belongs to no cluster: give HOST:PORT of its head") from error
-        raise BackendError(f"ray={address}: {error}") from error
+        raise BackendError(f"ray={address}: {str(error).strip().splitlines()[0]}") from error
     try:
         if main:
             signal.signal(signal.SIGTERM, before)  # Ray has put its own in its place

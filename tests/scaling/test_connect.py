@@ -1,5 +1,6 @@
 """Addresses of clusters: what cannot be one is an error at once, in one line."""
 
+import os
 import socket
 
 import pytest
@@ -12,6 +13,7 @@ from mistral_portable.scaling.connect import check_address, connect
 @pytest.fixture
 def ray_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: object())
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # what is set there is Ray's
 
 
 @pytest.mark.usefixtures("ray_is_there")
