@@ -17,6 +17,7 @@ from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import CacheRamOption, ModelArgument, NamedOption
 from mistral_portable.cli.output import note
 from mistral_portable.cli.ranges import with_range
+from mistral_portable.cli.ray_options import RayOptions, ray_option
 from mistral_portable.cli.sampling_options import SamplingSource
 from mistral_portable.errors import BackendError, InputError
 
@@ -83,6 +84,10 @@ def serve(
         ),
     ] = None,
     log: Annotated[Literal["text", "json"], _server("Form of the lines on stderr.", "text|json")] = "text",
+    max_replicas: Annotated[
+        int | None, ray_option("With --ray: up to so many where more requests run or wait than there are.", low=1)
+    ] = None,
+    scaling: RayOptions,
     options: ModelOptions,
     cache_ram: CacheRamOption = None,
     debug: DebugOption = False,
@@ -102,15 +107,10 @@ def serve(
     keys = read_keys(api_key or (), api_key_file, os.environ)
     if sessions_dir is not None and not (sessions_dir.is_dir() and os.access(sessions_dir, os.W_OK)):
         raise InputError(f"--sessions-dir {sessions_dir}: is no folder that can be written: make it first")
-    listener = listen_tcp(host, port) if uds is None else listen_unix(uds)  # before a large model is loaded
-    with (
-        listener,
-        load_model(
-            model, options, cache_ram=cache_ram, max_lanes=parallel, embeddings=embeddings is not None, by_name=True
-        ) as loaded,
-    ):
-        settings = Settings(
-            alias=alias or Path(loaded.source).name,
+
+    def settings_of(name: str) -> Settings:
+        return Settings(
+            alias=alias or name,
             keys=keys,
             allowed_hosts=(*LOCAL_HOSTS, host, *(allowed_host or ())),
             cors_origins=tuple(cors_origin or ()),
@@ -123,10 +123,50 @@ def serve(
             adapters=options.arguments["adapter"] or {},
             sampling="model" if sampling is SamplingSource.MODEL else None,
         )
+
+    if scaling.ray is not None:
+        if uds is not None or sessions_dir is not None:
+            raise InputError("--uds and --sessions-dir do not go with --ray: there is no one machine that has them")
+        if max_replicas is not None and max_replicas < (scaling.replicas or 1):
+            raise InputError(f"--max-replicas {max_replicas} is less than --replicas {scaling.replicas or 1}")
+        arguments = {
+            **scaling.arguments(model, options, cache_ram),
+            "adapter": None,
+            "embeddings": embeddings is not None,
+        }
+        from mistral_portable.scaling.service import Replicas, run_service
+
+        settings = settings_of(Path(model).name)
+        url = _url(host, port)
+
+        def answering() -> None:
+            note(f"serving {settings.alias} on {url}, on Ray")
+            note(_curl("", url, with_key=bool(keys), chats=True))
+
+        run_service(
+            arguments,
+            settings,
+            Replicas(scaling.replicas or 1, max_replicas, scaling.threads_per_replica or 1, parallel),
+            address=scaling.ray,
+            host=host,
+            port=port,
+            ready=answering,
+        )
+        return
+    scaling.refuse()
+    if max_replicas is not None:
+        raise InputError("--max-replicas needs --ray")
+    listener = listen_tcp(host, port) if uds is None else listen_unix(uds)  # before a large model is loaded
+    with (
+        listener,
+        load_model(
+            model, options, cache_ram=cache_ram, max_lanes=parallel, embeddings=embeddings is not None, by_name=True
+        ) as loaded,
+    ):
+        settings = settings_of(Path(loaded.source).name)
         set_up_logging(log)
         if uds is None:
-            shown = f"[{host}]" if ":" in host else host
-            url, reach = f"http://{shown}:{listener.getsockname()[1]}", ""
+            url, reach = _url(host, listener.getsockname()[1]), ""
         else:
             url, reach = "http://localhost", f"--unix-socket {uds} "
 
@@ -140,6 +180,10 @@ def serve(
             note(_curl(reach, url, with_key=bool(keys), chats=loaded.has_tokenizer))
 
         serve_on(Service(loaded, settings), listener, ready=ready)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _curl(reach: str, url: str, *, with_key: bool, chats: bool) -> str:

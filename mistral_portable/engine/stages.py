@@ -10,8 +10,9 @@ from pathlib import Path
 from mistral_portable.boundary import Backend
 from mistral_portable.boundary.backend import check_supported
 from mistral_portable.boundary.registry import select
+from mistral_portable.clusters import join
 from mistral_portable.engine.opening import Opened, Opening
-from mistral_portable.errors import BackendError, CheckpointError, InputError
+from mistral_portable.errors import CheckpointError, InputError
 from mistral_portable.graph.stages import even_cuts
 from mistral_portable.sampling.pool import usable_cpus
 from mistral_portable.staging import Made, Stage, StagedProgram, make_part
@@ -78,12 +79,10 @@ def make_stage(opening: Opening, cuts: Cuts, stage: int, weights: str) -> Made:
 
 
 def _actors(address: str, cpus: int) -> Callable[[str, Callable[[], Made]], Stage]:
-    """Connect to a cluster, and return what starts a stage there. Raises BackendError where Ray is not installed."""
-    try:
-        from mistral_portable.staging.actors import ActorStage, connect
-    except ImportError as error:
-        raise BackendError(f"ray={address!r}: {error}: pip install 'mistral-portable[ray]'") from error
-    connect(address)
+    """Connect to a cluster, and return what starts a stage there. Raises the errors of `clusters.join`."""
+    join(address)
+    from mistral_portable.staging.actors import ActorStage  # imports Ray, for which `join` sets the environment
+
     return lambda name, make: ActorStage(make, cpus)
 
 

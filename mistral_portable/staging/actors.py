@@ -8,20 +8,10 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from mistral_portable.errors import BackendError, ClosedError, MistralPortableError
+from mistral_portable.errors import ClosedError, MistralPortableError
 from mistral_portable.staging.part import Made, Part
 
-__all__ = ["ActorStage", "connect"]
-
-
-def connect(address: str) -> None:
-    """Connect this process to a Ray cluster, unless it is connected; "local": start one. Raises BackendError."""
-    if ray.is_initialized():
-        return
-    try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, namespace="mistral_portable")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BackendError(f"ray={address!r} cannot be connected to: {error}") from error
+__all__ = ["ActorStage"]
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 import mistral_portable as mp
+from mistral_portable.clusters import join
 from mistral_portable.errors import ClosedError
 
-ray = pytest.importorskip("ray", reason="needs the [ray] extra")
+ray = pytest.importorskip("ray", reason="Ray comes with the extra ray")
+pytestmark = pytest.mark.usefixtures("alone")
 
 PROMPTS = [list(range(first, first + 20)) for first in (5, 300, 400)]
 GREEDY: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
@@ -16,7 +18,7 @@ GREEDY: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True
 def test_actors_answer_and_one_that_is_lost_is_an_error() -> None:
     with mp.load("tiny", backend="numba", window=8, threads=1) as whole:
         expected = [generation.tokens for generation in whole.generate(PROMPTS, **GREEDY)]
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)  # this machine may have fewer
+    join("local", cpus=2)  # this machine may have fewer
     try:
         with mp.load("tiny", backend="numba", window=8, threads=1, stages=2, ray="local") as model:
             assert [generation.tokens for generation in model.generate(PROMPTS, **GREEDY)] == expected

@@ -1,0 +1,91 @@
+"""Connections to a Ray cluster, or to one that is started on this machine."""
+
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from mistral_portable.errors import BackendError, InputError
+
+__all__ = ["check_address", "connect", "join"]
+
+_PATIENCE = 10.0  # seconds in which a cluster's head must take a connection; ray.init itself tries for minutes
+
+# Ray's core and Ray Data write what they do, and tracebacks of workers, to stderr: what is wrong our errors say.
+_QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_LOG_LEVEL": "CRITICAL"}
+
+# A cluster checks a token by default; a process that joins it shows its own (~/.ray/auth_token) only if it is told to.
+_AUTHENTICATED = {"RAY_AUTH_MODE": "token"}
+
+
+def check_address(address: str) -> None:
+    """Check that Ray is installed, and the form of an address: "local" (Ray is started here), "auto" (the cluster that
+    this machine belongs to), or HOST:PORT of a cluster's head. Call it before Ray is imported for the first time, as it
+    sets what Ray reads from the environment then.
+
+    Raises BackendError without Ray, InputError for another address.
+    """
+    if find_spec("ray") is None:
+        raise BackendError("--ray needs Ray: pip install 'mistral-portable[ray]'")
+    if address not in ("local", "auto") and _host_and_port(address) is None:
+        raise InputError(f"ray={address!r:.80} must be local, auto, or HOST:PORT of a cluster's head")
+    for name, value in ({**_QUIET, **_AUTHENTICATED} if _host_and_port(address) else _QUIET).items():
+        os.environ.setdefault(name, value)
+
+
+def join(address: str, *, cpus: int = 1) -> None:
+    """Connect this process to Ray, unless it is connected.
+
+    cpus: the most that its tasks need at once; Ray, if started here, offers as many, whatever there are.
+    Raises the errors of `check_address`, BackendError if there is no cluster that answers.
+    """
+    check_address(address)
+    if (place := _host_and_port(address)) is not None:
+        try:
+            socket.create_connection(place, _PATIENCE).close()
+        except OSError as error:
+            raise BackendError(f"ray={address}: no cluster answers there: {error.strerror or error}") from error
+    import ray
+
+    if ray.is_initialized():
+        return
+    settings = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False} if address == "local" else {}
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        if address == "auto":
+            raise BackendError("ray=auto: this machine belongs to no cluster: give HOST:PORT of its head") from error
+        raise BackendError(f"ray={address}: {str(error).strip().splitlines()[0]}") from error
+    if main:
+        signal.signal(signal.SIGTERM, before)  # Ray has put its own in its place
+    logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+@contextmanager
+def connect(address: str, *, cpus: int = 1) -> Iterator[None]:
+    """Connect to Ray for the block, whose end ends all that it has started there, but for what Ray calls detached.
+
+    Takes and raises what `join` does.
+    """
+    join(address, cpus=cpus)
+    import ray
+
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _host_and_port(address: str) -> tuple[str, int] | None:
+    """Both parts: "10.0.0.1:6379" -> ("10.0.0.1", 6379), "[::1]:6379" -> ("::1", 6379). None if it has others."""
+    found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):([0-9]{1,5})", address)
+    if found is None or not 0 < int(found[2]) < 65536:
+        return None
+    return found[1].strip("[]"), int(found[2])

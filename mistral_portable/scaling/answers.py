@@ -1,0 +1,93 @@
+"""Where a batch's answers go, and which are there already."""
+
+import time
+import uuid
+from collections.abc import Set
+from io import BytesIO
+from pathlib import Path
+
+from mistral_portable.errors import InputError
+from mistral_portable.openai.batch import check_target, read_answers
+from mistral_portable.scaling.places import Place
+
+__all__ = ["AnswerFile", "AnswerFolder", "answers_at"]
+
+_LINES = 1000  # of a file in a folder
+_SECONDS = 10.0  # that an answer waits at most for others to share a file with
+
+
+class AnswerFile:
+    """A file on this machine, which lines are appended to. One that was cut off, as the process died, is removed."""
+
+    def __init__(self, path: Path, known: Set[str]) -> None:
+        """known: custom_ids of all requests. Raises InputError if the file holds anything but answers to them."""
+        check_target(path)
+        self.done: Set[str] = set()
+        end = 0
+        if path.exists():
+            with path.open("rb") as file:
+                self.done, end = read_answers(file, str(path), known)
+        self._file = path.open("ab")
+        self._file.truncate(end)
+
+    def add(self, line: bytes) -> None:
+        """Append a line."""
+        self._file.write(line)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class AnswerFolder:
+    """A folder, here or in an object store, to which files of up to 1,000 lines are added.
+
+    A file is written under another name, `.NAME.partial`, and moved when it is whole; each line waits at most 10 s
+    for others. So a process that dies leaves whole files, and what it has not written is answered again.
+    """
+
+    def __init__(self, place: Place, known: Set[str]) -> None:
+        """known: custom_ids of all requests. Raises InputError if a .jsonl file there holds anything but answers to
+        them, each once, or the folder cannot be made."""
+        self._place = place
+        found: set[str] = set()
+        try:
+            place.system.create_dir(place.path, recursive=True)
+            for path in place.files([".jsonl"]):
+                with place.system.open_input_stream(path) as file:
+                    done, _ = read_answers(BytesIO(file.readall()), path, known)
+                found |= done
+        except OSError as error:
+            raise InputError(f"{place.text}: cannot be written: {error}: choose another place") from error
+        self.done: Set[str] = found
+        self._lines: list[bytes] = []
+        self._since = time.monotonic()
+
+    def add(self, line: bytes) -> None:
+        """Take a line, and write those that wait if there are enough, or the first has waited long."""
+        if not self._lines:
+            self._since = time.monotonic()
+        self._lines.append(line)
+        if len(self._lines) >= _LINES or time.monotonic() - self._since >= _SECONDS:
+            self._write()
+
+    def close(self) -> None:
+        """Write the lines that wait."""
+        if self._lines:
+            self._write()
+
+    def _write(self) -> None:
+        name = f"answers-{uuid.uuid4().hex}.jsonl"
+        partial = f"{self._place.path}/.{name}.partial"
+        with self._place.system.open_output_stream(partial, compression=None) as file:
+            file.write(b"".join(self._lines))
+        self._place.system.move(partial, f"{self._place.path}/{name}")
+        self._lines.clear()
+
+
+def answers_at(text: str, known: Set[str]) -> AnswerFile | AnswerFolder:
+    """Open the place for answers: a file if a path here ends with .jsonl, else a folder. Errors: those of both."""
+    if "://" not in text and text.endswith(".jsonl"):
+        return AnswerFile(Path(text), known)
+    return AnswerFolder(Place.of(text), known)
