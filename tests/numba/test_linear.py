@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_portable_numba.layouts import BLOCKS, DENSE_SCRATCH
 from numba_kernels import EVERY_ISA, Memory, at, is_blank
-from numba_linear import KINDS, Expected, PackedWeight, signed_blocks
+from numba_linear import HALVES, KINDS, Expected, PackedWeight, signed_blocks
 from numpy.typing import NDArray
 
 from mistral_portable.testing.rounding import round_to
@@ -50,6 +50,23 @@ def test_blocks_with_every_number_of_tokens(isa: str, kind: str) -> None:
     expected = Expected(x.values, weight.values, random)
     for tokens in range(41):
         expected.check(weight.times(x.codes[:tokens], x.scales[:tokens]))
+
+
+@EVERY_ISA
+@EVERY_KIND
+@pytest.mark.parametrize("fill", [0x00, 0x7F, 0x80, 0xFF])
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+def test_the_largest_sums(isa: str, kind: str, fill: int, tokens: int) -> None:
+    """All codes, and integers of scales, as large as they may be, and inputs of one sign: sums in 16 bits hold them."""
+    random, layout = np.random.default_rng(8), BLOCKS[kind]
+    halves = signed_blocks(kind, 20, 512, random).reshape(-1, layout.bytes)
+    blocks = np.full_like(halves, fill)
+    for at_byte in HALVES[kind]:
+        blocks[:, at_byte : at_byte + 2] = halves[:, at_byte : at_byte + 2]
+    x = Activations(tokens, 512, random)
+    x.codes[:] = np.where(np.arange(tokens) % 2, -127, 127)[:, None]
+    weight = PackedWeight(isa, kind, blocks.reshape(20, -1))
+    Expected(x.values, weight.values, random).check(weight.times(x.codes, x.scales))
 
 
 @EVERY_ISA

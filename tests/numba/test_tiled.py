@@ -38,7 +38,7 @@ def drawn(tokens: int, rows: int, columns: int, seed: int) -> tuple[Floats, Floa
 
 
 @NEEDS_AMX
-@settings(max_examples=40)
+@settings(max_examples=40)  # a few ms each, and all sizes of tiles at the edges are drawn among them
 @given(tokens=st.integers(0, 50), rows=st.integers(1, 150), columns=st.integers(1, 400), seed=SEEDS)
 def test_inputs_are_rounded_to_bfloat16(tokens: int, rows: int, columns: int, seed: int) -> None:
     x, weight = drawn(tokens, rows, columns, seed)
@@ -46,7 +46,7 @@ def test_inputs_are_rounded_to_bfloat16(tokens: int, rows: int, columns: int, se
 
 
 @NEEDS_AMX
-@settings(max_examples=25)
+@settings(max_examples=25)  # each multiplies up to 192 tokens twice
 @given(
     sizes=st.lists(st.sampled_from([1, 2, 3, 5, 15, 16, 17, 31, 33, 48]), min_size=1, max_size=4),
     rows=st.integers(1, 150),

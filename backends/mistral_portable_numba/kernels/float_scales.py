@@ -117,8 +117,7 @@ class FloatScales:
         assert 8 * fmt.zero % START_ZEROS[layout.step] == 0
         assert layout.step == 32 or not signed  # a step of 16 would have another start
         words, zero, dwords = self._words and not signed, fmt.zero, fmt.dwords
-        shift = {8: 0, 16: 1, 1: -3}.get(eighths, 0)
-        start_words = each.words(shift)
+        start_words = each.words({16: 1, 8: 0, 1: -3}.get(eighths, 0))  # the start's words times eighths / 8
         two = two_dwords(codes, each.add_pairs if words else each.dot_signed if signed else each.dot, group, sub_bytes)
 
         @inlined

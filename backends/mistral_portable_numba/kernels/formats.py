@@ -256,7 +256,8 @@ def _iq4_xs_scale(p: Any, s: Any, h: Any) -> Any:
 
 _twice = tuple(twice(index) for index in range(4))
 _twice_signed = tuple(twice_signed(index) for index in range(4))
-_pairs = tuple(two_bytes(index) for index in range(3))
+_twice0, _twice1, _twice2, _twice3 = _twice
+_first_pair, _last_pair = two_bytes(0), two_bytes(2)
 
 
 @inlined
@@ -298,10 +299,6 @@ def _six_bit_minima(p: Any, s: Any) -> Any:
     return (load_bytes(p + 192) >> 4) | ((load_bytes(p + 128) >> 2) & 0x30)
 
 
-_twice0, _twice1, _twice2, _twice3 = _twice
-_first_pair, _, _last_pair = _pairs
-
-
 @inlined
 def _six_bit_small(p: Any, s: Any, h: Any) -> Any:
     four = _six_bit_scales(p, s)
@@ -336,12 +333,12 @@ def _q3_k_four(p: Any, n: Any) -> Any:
     return low | (((load_bytes(p + 64 * 26) >> (2 * n)) & 3) << 4)
 
 
+_q3_k_biased = _from_four(_q3_k_four, _twice)
+
+
 @inlined
 def _q3_k_small(p: Any, s: Any, h: Any) -> Any:
     return minus_32(_q3_k_biased(p, s, h))
-
-
-_q3_k_biased = _from_four(_q3_k_four, _twice)
 
 
 @inlined

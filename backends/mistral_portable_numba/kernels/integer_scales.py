@@ -30,7 +30,7 @@ _BLOCK = activation_block(1).itemsize
 @dataclass(frozen=True)
 class _Source:
     """The source of all that a half of a block has, 128 columns: tiles, or scratch. The functions are those of `Format`
-    and `Integers`, and take the address p of a block, or of the record of a half. bytes: distance between these."""
+    and `Integers`, and take the address p of a block, or of the record of a half."""
 
     codes: Callable[..., Any]
     small: Callable[..., Any]
@@ -132,7 +132,7 @@ class IntegerScales:
         x_sub, x_scale, x_block = 32 * group, 128 * group, _BLOCK * group
         u_sub, u_pairs = sums_bytes * group, 8 * steps * group
         zero, dwords = fmt.zero, fmt.dwords
-        start = each.words({32: 0, 4: -3}.get(zero, 0))
+        start = each.words({32: 0, 4: -3}.get(zero, 0))  # the start's words are for a zero point of 32
         assert zero in (0, 4, 32)
         assert START_ZEROS[16] == 32
         two = two_dwords(codes, each.add_pairs, group, sub_bytes)

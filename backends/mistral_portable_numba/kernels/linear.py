@@ -52,9 +52,8 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
     # The most tokens for which codes are unpacked anew, and how many at a time: until scratch is faster.
     few, together = (2, 2) if isa.words else (FEW, 4) if most > 4 else (1 if large else 4, 4)
     one = arithmetic.times(1, 1, from_tiles=True, pinned=pinned)
-    some_of_four = (
-        one if few == 1 else arithmetic.times(together, 4, from_tiles=True, pinned=pinned)
-    )  # not compiled in vain
+    # Where it is not called, it is not compiled in vain.
+    some_of_four = one if few == 1 else arithmetic.times(together, 4, from_tiles=True, pinned=pinned)
     many = arithmetic.times(at_once, most, from_tiles=False, pinned=isa.words)
 
     @inlined
