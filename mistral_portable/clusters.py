@@ -62,7 +62,9 @@ def join(address: str, *, cpus: int = 1) -> None:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if address == "auto":
             raise BackendError("ray=auto: this machine belongs to no cluster: give HOST:PORT of its head") from error
-        raise BackendError(f"ray={address}: {str(error).strip().splitlines()[0]}") from error
+        raise BackendError(
+            f"ray={address}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+        ) from error
     if main:
         signal.signal(signal.SIGTERM, before)  # Ray has put its own in its place
     logging.getLogger("ray").setLevel(logging.ERROR)

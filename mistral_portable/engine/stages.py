@@ -49,7 +49,7 @@ def start_stages(opening: Opening, opened: Opened, backend: Backend, cuts: Cuts,
     adapters = {name: _anywhere(path) for name, path in opening.adapters.items()}
     elsewhere = replace(opening, options=own, model=_anywhere(opening.model), adapters=adapters)
     ends = pairwise((0, *cuts, opened.config.num_hidden_layers))
-    stages, start = list[Stage](), ProcessStage if ray is None else _actors(ray, options.threads or 1)
+    stages, start = list[Stage](), ProcessStage if ray is None else _actors(ray, count, options.threads or 1)
     try:
         for index, (begin, end) in enumerate(ends):
             name = f"stage {index + 1} of {count} (layers {begin} to {end - 1})"
@@ -78,9 +78,9 @@ def make_stage(opening: Opening, cuts: Cuts, stage: int, weights: str) -> Made:
     return make_part(backend, opened.graph, cuts, stage, opened.tensors, opened.spec, opening.options)
 
 
-def _actors(address: str, cpus: int) -> Callable[[str, Callable[[], Made]], Stage]:
-    """Connect to a cluster, and return what starts a stage there. Raises the errors of `clusters.join`."""
-    join(address)
+def _actors(address: str, count: int, cpus: int) -> Callable[[str, Callable[[], Made]], Stage]:
+    """Connect to a cluster, and return what starts one of `count` stages there. Raises what `clusters.join` does."""
+    join(address, cpus=count * cpus)
     from mistral_portable.staging.actors import ActorStage  # imports Ray, for which `join` sets the environment
 
     return lambda name, make: ActorStage(make, cpus)

@@ -176,7 +176,8 @@ class Steps:
             try:
                 self._begin(turn, begin)
             except Exception as error:
-                self._step_failed(turn.requests, error)
+                self._land_all()
+                self._step_failed(self._still_there(turn).requests, error)
                 break
         return True
 
@@ -229,9 +230,13 @@ class Steps:
         if flight.drafts and self._drafting is not None and isinstance(error, CapacityError):
             self._drafting.pause()
             return
-        while self._flights:  # what is under way has lanes, one of which may have to give way
-            self._land(self._flights[0])
+        self._land_all()
         self._step_failed(self._still_there(flight.turn).requests, error)
+
+    def _land_all(self) -> None:
+        """Wait for all steps: what is under way has lanes, one of which may have to give way."""
+        while self._flights:
+            self._land(self._flights[0])
 
     def _chunks(self, turn: Turn[_Request], drafts: Mapping[_Request, Sequence[int]]) -> list[Chunk]:
         if not drafts:

@@ -106,7 +106,8 @@ class _Replica:
             try:
                 await self._app(scope, receive, messages.put)
             finally:
-                await messages.put(None)
+                if not gone.is_set():  # nobody reads what is put then, and there may be no room
+                    await messages.put(None)
 
         task = asyncio.ensure_future(run())
         try:
@@ -254,4 +255,4 @@ def _why(error: RuntimeError) -> str:
     """The last line of what Serve says of the replicas that have not started."""
     found = serve.status().applications.get(_NAME)
     message = found.deployments[_MODEL].message if found and _MODEL in found.deployments else str(error)
-    return message.strip().splitlines()[-1]
+    return (message.strip().splitlines() or ["no reason was given"])[-1]

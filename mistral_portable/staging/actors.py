@@ -48,4 +48,5 @@ class ActorStage:
         return _Call(getattr(self._actor, method).remote(*ready))
 
     def close(self) -> None:
-        ray.kill(self._actor)
+        if ray.is_initialized():  # else the actor has ended with the connection, and Ray would be started anew
+            ray.kill(self._actor)

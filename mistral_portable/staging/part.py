@@ -17,7 +17,7 @@ from mistral_portable.weights import Tensor
 __all__ = ["Facts", "Made", "Part", "make_part"]
 
 Rows = Mapping[str, NDArray[Any]]
-"""What stages pass on: the hidden states [T, H] for the next one, and outputs of the whole graph, by name."""
+"""Arrays that stages pass on: the hidden states [T, H] for the next one, and outputs of the whole graph, by name."""
 
 
 @dataclass(frozen=True)

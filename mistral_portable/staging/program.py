@@ -121,10 +121,9 @@ class StagedProgram:
 
     def close(self) -> None:
         with self._turn:
-            if not self._closed:
-                self._closed = True
-                for stage in self._stages:
-                    stage.close()
+            self._closed = True
+            for stage in self._stages:  # a second call ends what Ctrl-C has left of the first one
+                stage.close()
 
     def _memory(self) -> list[tuple[int, int]]:
         with self._in_turn():

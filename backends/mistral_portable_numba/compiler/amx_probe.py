@@ -57,9 +57,11 @@ def amx_works(folder: Path) -> bool:
     try:
         answer = file.read_text()
     except OSError:
-        answer = "yes" if _child_multiplies() else "no"
-        with suppress(OSError):  # a folder that cannot be written to: each start asks a child
-            _write(file, answer)
+        status = _child_status()
+        answer = "yes" if status == 0 else "no"
+        if status is not None:
+            with suppress(OSError):  # a folder that cannot be written to: each start asks a child
+                _write(file, answer)
     return answer == "yes" and permit()
 
 
@@ -102,18 +104,18 @@ def multiply() -> bool:
     )
 
 
-def _child_multiplies() -> bool:
-    """Whether a child process ends well after `multiply`."""
+def _child_status() -> int | None:
+    """The exit status of a child process that runs `multiply`, 0 if it was right; None if it could not say."""
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[2]))))
     try:
         child = subprocess.run(_CHILD, capture_output=True, timeout=_PATIENCE, env=os.environ | {"PYTHONPATH": path})
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return child.returncode == 0
+        return None
+    return child.returncode
 
 
 def _write(file: Path, answer: str) -> None:
-    """Write the answer, so that no reader sees a part of it, in place of those of other machines and starts."""
+    """Write the answer, so that no reader sees a part of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
         new.write(answer)
