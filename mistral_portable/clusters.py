@@ -39,13 +39,15 @@ def check_address(address: str) -> None:
 
 
 def join(address: str, *, cpus: int = 1) -> None:
-    """Connect this process to Ray, unless it is connected.
+    """Connect this process to Ray; "local" and "auto" keep a connection that is there.
 
     cpus: the most that its tasks need at once; Ray, if started here, offers as many, whatever there are.
-    Raises the errors of `check_address`, BackendError if there is no cluster that answers.
+    Raises the errors of `check_address`, BackendError if there is no cluster that answers, or the process is connected
+    to another one than HOST:PORT.
     """
     check_address(address)
-    if (place := _host_and_port(address)) is not None:
+    place = _host_and_port(address)
+    if place is not None:
         try:
             socket.create_connection(place, _PATIENCE).close()
         except OSError as error:
@@ -53,6 +55,9 @@ def join(address: str, *, cpus: int = 1) -> None:
     import ray
 
     if ray.is_initialized():
+        here = ray.get_runtime_context().gcs_address
+        if place is not None and here != address:
+            raise BackendError(f"ray={address}: this process is connected to {here}: call ray.shutdown() first")
         return
     settings = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False} if address == "local" else {}
     main = threading.current_thread() is threading.main_thread()
@@ -62,9 +67,8 @@ def join(address: str, *, cpus: int = 1) -> None:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if address == "auto":
             raise BackendError("ray=auto: this machine belongs to no cluster: give HOST:PORT of its head") from error
-        raise BackendError(
-            f"ray={address}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
-        ) from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise BackendError(f"ray={address}: {lines[0]}") from error
     if main:
         signal.signal(signal.SIGTERM, before)  # Ray has put its own in its place
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -74,15 +78,18 @@ def join(address: str, *, cpus: int = 1) -> None:
 def connect(address: str, *, cpus: int = 1) -> Iterator[None]:
     """Connect to Ray for the block, whose end ends all that it has started there, but for what Ray calls detached.
 
-    Takes and raises what `join` does.
+    Takes and raises what `join` does. A connection that was there before stays.
     """
-    join(address, cpus=cpus)
+    check_address(address)
     import ray
 
+    connected = ray.is_initialized()
+    join(address, cpus=cpus)
     try:
         yield
     finally:
-        ray.shutdown()
+        if not connected:
+            ray.shutdown()
 
 
 def _host_and_port(address: str) -> tuple[str, int] | None:

@@ -13,7 +13,7 @@ from mistral_portable.scaling.places import Place
 __all__ = ["AnswerFile", "AnswerFolder", "answers_at"]
 
 _LINES = 1000  # of a file in a folder
-_SECONDS = 10.0  # that an answer waits at most for others to share a file with
+_SECONDS = 10.0  # for which answers wait for others to share a file with
 
 
 class AnswerFile:
@@ -43,13 +43,13 @@ class AnswerFile:
 class AnswerFolder:
     """A folder, here or in an object store, to which files of up to 1,000 lines are added.
 
-    A file is written under another name, `.NAME.partial`, and moved when it is whole; each line waits at most 10 s
-    for others. So a process that dies leaves whole files, and what it has not written is answered again.
+    A file is written under another name, `.NAME.partial`, and moved when it is whole: with the first answer
+    after 10 s, if not before. So a process that dies leaves whole files, and what it has not written is answered again.
     """
 
     def __init__(self, place: Place, known: Set[str]) -> None:
         """known: custom_ids of all requests. Raises InputError if a .jsonl file there holds anything but answers to
-        them, each once, or the folder cannot be made."""
+        them, or the folder cannot be made."""
         self._place = place
         found: set[str] = set()
         try:

@@ -4,7 +4,7 @@ import json
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -47,10 +47,10 @@ def run_ray_batch(
     Raises InputError if places or requests are bad, the errors of `connect`, and those of `load` in a replica.
     """
     place = Place.of(source)
-    if place.path == Place.of(target).path:
-        raise InputError(f"{target}: the answers need a place of their own")
+    if f"{Place.of(target).path}/".startswith(f"{place.path}/"):  # else the next start would read them as requests
+        raise InputError(f"{target}: the answers need a place of their own, outside of {source}")
     paths = request_files(place)
-    with connect(address, cpus=replicas * threads):
+    with connect(address, cpus=replicas * threads), _ray_errors():
         progress("reading requests", 0, 1)
         requests, ids = _read(place, paths)
         with closing(answers_at(target, ids)) as answers:
@@ -67,6 +67,18 @@ def run_ray_batch(
             if counts.total() != left:
                 raise MistralPortableError(f"{left - counts.total()} of {left} requests have no answer: start it again")
     return BatchResult(counts[True], counts[False], before)
+
+
+@contextmanager
+def _ray_errors() -> Iterator[None]:
+    """Turn errors of Ray, such as a worker without memory, into a line of ours."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise BackendError(f"Ray: {lines[-1]}") from error
 
 
 def _read(place: Place, paths: list[str]) -> tuple[Any, Set[str]]:
@@ -144,7 +156,6 @@ def _answered(
 ) -> Iterator[bool]:
     """Let replicas answer, and write what they say; yield of each answer whether its request has one (status 200)."""
     import ray
-    from ray.exceptions import RayError
 
     made = pieces.map_batches(
         _Replica,
@@ -160,18 +171,14 @@ def _answered(
         ),
     )
     written: set[str] = set()
-    try:
-        for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for custom_id, answered, line, fault in zip(*map(pa.ChunkedArray.to_pylist, batch.columns), strict=True):
-                if fault:
-                    raise BackendError(fault)
-                if custom_id not in written and custom_id not in answers.done:
-                    written.add(custom_id)
-                    answers.add(line)
-                    yield answered
-    except RayError as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise BackendError(f"Ray: {lines[-1]}") from error
+    for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for custom_id, answered, line, fault in zip(*map(pa.ChunkedArray.to_pylist, batch.columns), strict=True):
+            if fault:
+                raise BackendError(fault)
+            if custom_id not in written and custom_id not in answers.done:
+                written.add(custom_id)
+                answers.add(line)
+                yield answered
 
 
 class _Replica:

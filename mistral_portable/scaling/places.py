@@ -56,8 +56,14 @@ class Place:
             raise InputError(f"{self.text}: cannot be read: {error}") from error
 
     def files(self, endings: Sequence[str]) -> list[str]:
-        """Paths of all files below that end so, sorted. Hidden ones are not among them."""
-        found = self.system.get_file_info(FileSelector(self.path, recursive=True, allow_not_found=True))
+        """Paths of all files below that end so, sorted. Hidden ones are not among them.
+
+        Raises InputError if the file system does not list them.
+        """
+        try:
+            found = self.system.get_file_info(FileSelector(self.path, recursive=True, allow_not_found=True))
+        except OSError as error:
+            raise InputError(f"{self.text}: cannot be read: {error}") from error
         return sorted(
             info.path
             for info in found

@@ -126,6 +126,20 @@ def test_memory_short_in_one_stage(
         assert model.manager.lanes == ()
 
 
+def test_one_gives_way_while_steps_are_under_way(late: list[LateStage]) -> None:
+    """Answers grow beyond `cache_bytes`, so that lanes are put aside, while another step with them may be under way."""
+    long = [mp.SamplingParams(max_tokens=150, temperature=i % 2, seed=i, ignore_eos=True) for i in range(len(PROMPTS))]
+    options: dict[str, Any] = {"backend": "numba", "threads": 1, "draft": "off"}
+    with mp.load("tiny", **options) as whole:
+        expected = [generation.tokens for generation in whole.generate(PROMPTS, long)]
+    with (
+        mp.load("tiny", stages=2, cache_bytes=512 * 1024, **options) as model,
+        ThreadPoolExecutor(len(PROMPTS)) as pool,
+    ):
+        found = list(pool.map(lambda call: model.generate(*call).tokens, zip(PROMPTS, long, strict=True)))
+    assert found == expected
+
+
 def test_no_memory_for_one_sequence_is_its_error(late: list[LateStage], expected: list[tuple[int, ...]]) -> None:
     with staged(2, draft="off") as model:
         with short_of_memory(late[1], range(1, 1000)), pytest.raises(CapacityError, match="no memory is left"):

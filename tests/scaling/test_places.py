@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from mistral_portable.errors import InputError
 
 pa = pytest.importorskip("pyarrow", reason="comes with the extra ray")
-places = pytest.importorskip("mistral_portable.scaling.places")
-answers_of = pytest.importorskip("mistral_portable.scaling.answers")
+places = import_module("mistral_portable.scaling.places")  # they import pyarrow
+answers_of = import_module("mistral_portable.scaling.answers")
 Place, AnswerFolder = places.Place, answers_of.AnswerFolder
 
 Values = st.recursive(
@@ -148,3 +149,12 @@ def test_a_folder_of_anything_else_is_refused(tmp_path: Path) -> None:
 def test_what_a_dying_process_left_is_no_answer(tmp_path: Path) -> None:
     (tmp_path / ".answers-1.jsonl.partial").write_bytes(answer("a")[:9])
     assert AnswerFolder(Place.of(str(tmp_path)), {"a"}).done == set()
+
+
+@pytest.mark.parametrize("target", ["", "out.jsonl", "answers"])
+def test_answers_do_not_lie_among_the_requests(tmp_path: Path, target: str) -> None:
+    """Else the next start would take them for requests."""
+    run = import_module("mistral_portable.scaling.batches").run_ray_batch
+    (tmp_path / "in.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match=r"the answers need a place of their own, outside of"):
+        run(str(tmp_path), str(tmp_path / target), {}, address="local", replicas=1, progress=lambda *_: None)
