@@ -1,11 +1,13 @@
 """int8 activations in the layout that kernels write and read."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.layouts import (
+    FEW_TILED,
     START_ZEROS,
     TOKEN_GROUP,
     activation_block,
@@ -32,29 +34,31 @@ class Codes:
     def laid_out(self, isa: Isa) -> Memories:
         """The layout for an instruction set; padding is NaN."""
         tokens, columns = self.codes.shape
-        memories, most = blank_codes(tokens, columns), isa.tokens
-        blocks, *sums = _views(memories, tokens, columns, isa)
-        for token in range(tokens):
-            group, t = divmod(token, token_group(tokens, most))
-            fours = self.codes[token].reshape(-1, 4)
-            for block in range(-(-columns // 128)):
-                some = fours[32 * block : 32 * block + 32]
-                blocks["codes"][group, block, : len(some), t] = some
-                blocks["scale"][group, block, t] = self.scales[token, block]
-            for view, step in zip(sums, (32, 16), strict=True):
-                totals = self.sums(step)[token].reshape(-1, 32 // step)
-                view["sum"][group, :, :, t] = totals
-                if not isa.words:
-                    view["start"][group, :, :, t] = -START_ZEROS[step] * totals
-                    continue
-                halves = self.codes[token].astype(np.int16).reshape(-1, 32 // step, step // 4, 2, 2).sum(axis=(2, 4))
-                view["start"][group, :, :, t] = -START_ZEROS[step] * halves
-                if step == 16:
-                    view["pairs"][group, :, t] = totals
-                else:  # a pair lies where 64 columns begin
-                    view["pairs"][group, ::2, t, 0] = totals[::2, 0]
-                    view["pairs"][group, : len(totals) // 2 * 2 : 2, t, 1] = totals[1::2, 0]
+        memories = blank_codes(tokens, columns)
+        for first, codes, scales, *sums in _groups(memories, tokens, columns, isa):
+            for t in range(min(tokens - first, scales.shape[1])):
+                fours = self.codes[first + t].reshape(-1, 4)
+                for half in range(-(-columns // 64)):
+                    some = fours[16 * half : 16 * half + 16]
+                    codes[half // 2, half % 2, : len(some), t] = some
+                scales[:, t] = self.scales[first + t]
+                for view, step in zip(sums, (32, 16), strict=True):
+                    self._put_sums(view, step, first + t, t, isa.words)
         return memories
+
+    def _put_sums(self, view: NDArray[Any], step: int, token: int, t: int, words: bool) -> None:
+        totals = self.sums(step)[token].reshape(-1, 32 // step)
+        view["sum"][:, :, t] = totals
+        if words:
+            halves = self.codes[token].astype(np.int16).reshape(-1, 32 // step, step // 4, 2, 2).sum(axis=(2, 4))
+            view["start"][:, :, t] = -START_ZEROS[step] * halves
+        else:
+            view["start"][:, :, t] = -START_ZEROS[step] * totals
+        if step == 16:
+            view["pairs"][:, t] = totals
+        else:  # a pair lies where 64 columns begin
+            view["pairs"][::2, t, 0] = totals[::2, 0]
+            view["pairs"][: len(totals) // 2 * 2 : 2, t, 1] = totals[1::2, 0]
 
     def sums(self, step: int) -> NDArray[np.int64]:
         """The sums of each `step` columns."""
@@ -64,9 +68,9 @@ class Codes:
     @staticmethod
     def read(memories: Memories, tokens: int, columns: int, isa: Isa) -> "Codes":
         """Read the codes and scales that a kernel wrote; `laid_out` then gives all that it should have written."""
-        blocks = _views(memories, tokens, columns, isa)[0]
-        codes = blocks["codes"].transpose(0, 3, 1, 2, 4).reshape(-1, 128 * blocks.shape[1])
-        scales = blocks["scale"].transpose(0, 2, 1).reshape(-1, blocks.shape[1])
+        groups = list(_groups(memories, tokens, columns, isa))
+        codes = np.concatenate([codes.transpose(3, 0, 1, 2, 4).reshape(codes.shape[3], -1) for _, codes, *_ in groups])
+        scales = np.concatenate([scales.T for _, _, scales, *_ in groups])
         return Codes(codes[:tokens, :columns].copy(), scales[:tokens].copy())
 
 
@@ -75,15 +79,21 @@ def blank_codes(tokens: int, columns: int) -> Memories:
     return [np.full((round_up(tokens, TOKEN_GROUP), size), 0xFF, np.uint8) for size in activation_bytes(columns)]
 
 
-def _views(memories: Memories, tokens: int, columns: int, isa: Isa) -> list[NDArray[Any]]:
-    """Views of the memories as structures, [groups, blocks or sub-blocks]."""
-    group = token_group(tokens, isa.tokens)
-    sums = (activation_sums(group, step, isa.words) for step in (32, 16))
-    counts = (-(-columns // 128), columns // 32, columns // 32)
-    views = []
-    for memory, kind, count in zip(memories, (activation_block(group), *sums), counts, strict=True):
-        groups = memory.reshape(-1)[: -(-tokens // group) * group * memory.shape[1]].reshape(
-            -1, group * memory.shape[1]
-        )
-        views.append(groups[:, : count * kind.itemsize].view(kind))
-    return views
+def _groups(memories: Memories, tokens: int, columns: int, isa: Isa) -> Iterator[tuple[Any, ...]]:
+    """Views of each group: its first token, codes [blocks, 2, 16, n, 4], scales [blocks, n], and two arrays of sums."""
+    size, tiled, blocks = token_group(tokens, isa.tokens, isa.tiles), isa.tiles and tokens > FEW_TILED, -(-columns // 128)
+    for first in range(0, tokens, size):
+        n = min(size, tokens - first) if tiled else size
+        codes, *sums = (memory[first : first + n].reshape(-1) for memory in memories)
+        views = [
+            part[: columns // 32 * kind.itemsize].view(kind)
+            for part, kind in zip(sums, (activation_sums(n, step, isa.words) for step in (32, 16)), strict=True)
+        ]
+        if tiled:  # codes are [64 columns, n, 16, 4], scales behind all of them
+            halves = codes[: 128 * n * blocks].view(np.int8).reshape(blocks, 2, n, 16, 4)
+            scales = codes[128 * n * blocks : 132 * n * blocks].view(np.float32).reshape(blocks, n)
+            yield first, halves.transpose(0, 1, 3, 2, 4), scales, *views
+        else:
+            kind = activation_block(n)
+            both = codes[: blocks * kind.itemsize].view(kind)
+            yield first, both["codes"].reshape(blocks, 2, 16, n, 4), both["scale"], *views

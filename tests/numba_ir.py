@@ -1,7 +1,7 @@
 """LLVM IR of the product's kernels and their code for ARM, made once for tests and kept beside the cache of kernels.
 
 A kernel's IR depends on its sources and, for some kernels, on how many tokens an instruction set takes at a time and
-on how it multiplies bytes; so one text serves several instruction sets. All processes of a test run share the files,
+how it multiplies bytes; so one text serves several instruction sets. All processes of a test run share the files,
 and so do later runs.
 """
 
@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
-from mistral_portable_numba.compiler.amx import AMX
 from mistral_portable_numba.compiler.isa import ISAS, Isa
 from mistral_portable_numba.compiler.objects import default_folder, digest
 from mistral_portable_numba.compiler.toolchain import assembly, lower, object_file
@@ -26,10 +25,10 @@ _DAY = 24 * 3600
 def kernel_ir(name: str, isa: Isa) -> str:
     """The LLVM IR of a kernel, for instruction sets that take as many tokens at a time and products alike."""
     generic = ISAS["generic"]  # for all, as the IR depends on nothing else of an instruction set
-    like = replace(generic, tokens=isa.tokens, words=isa.words) if needs_isa(name) else generic
+    like = replace(generic, tokens=isa.tokens, words=isa.words, tiles=isa.tiles) if needs_isa(name) else generic
     key = digest(name, like)
     return _kept(
-        f"{name}-{like.tokens}{'w' if like.words else ''}", key, "ll", lambda: lower(name, kernel(name, isa)).encode()
+        f"{name}-{like.tokens}{'w' if like.words else ''}{'t' if like.tiles else ''}", key, "ll", lambda: lower(name, kernel(name, isa)).encode()
     ).read_text()
 
 
@@ -46,7 +45,7 @@ def apple_listing(name: str) -> str:
 
 def linux_listing(name: str, isa: str) -> str:
     """A kernel in assembly for Linux on x86-64."""
-    return _listing(name, AMX if isa == AMX.name else ISAS[isa], "x86_64-unknown-linux-gnu")
+    return _listing(name, ISAS[isa], "x86_64-unknown-linux-gnu")
 
 
 def _listing(name: str, isa: Isa, triple: str) -> str:

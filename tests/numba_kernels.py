@@ -3,7 +3,7 @@
 import ctypes
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from filelock import FileLock
-from mistral_portable_numba.compiler.amx import AMX
 from mistral_portable_numba.compiler.amx_probe import amx_works
 from mistral_portable_numba.compiler.chosen import lacking
-from mistral_portable_numba.compiler.isa import ISAS
+from mistral_portable_numba.compiler.isa import ISAS, Isa
 from mistral_portable_numba.compiler.objects import (
     LoadedKernels,
     default_folder,
@@ -34,8 +33,8 @@ __all__ = ["EVERY_ISA", "NEEDS_AMX", "Argument", "Memory", "at", "compile_everyw
 
 Argument = int | float | NDArray[Any] | Sequence[Any]
 
-# Encoders are tested through the backend, kernels for AMX in a file of their own.
-_NAMES = [name for name in MODULES if not name.startswith("encode_") and name not in TILED]
+# Encoders are tested through the backend.
+_NAMES = frozenset(name for name in MODULES if not name.startswith("encode_"))
 
 _POISON = 0xFF  # such bytes are NaN in every float type
 _GUARD = 256
@@ -43,7 +42,8 @@ _GUARD = 256
 
 def _lacks(isa: str) -> str:
     """The features that an instruction set needs and this machine lacks."""
-    return ", ".join(lacking(ISAS[isa]))
+    missing = ", ".join(lacking(ISAS[isa]))
+    return missing or ("working AMX" if ISAS[isa].tiles and not amx_works(default_folder()) else "")
 
 
 EVERY_ISA = pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def _function(isa: str, kernel: str | Callable[..., Any]) -> Callable[[int, int,
     signature = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
     if not isinstance(kernel, str):
         return signature(_own(isa, kernel))
-    return signature((tiled_kernels() if kernel in TILED else product_kernels(isa))[kernel])
+    return signature(product_kernels(isa)[kernel])
 
 
 @cache
@@ -146,32 +146,29 @@ def product_kernels(isa: str) -> LoadedKernels:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "tests.lock"):
         compile_everywhere(_NAMES, folder)
-        return LoadedKernels(_NAMES, ISAS[isa], folder)
+        return LoadedKernels(_NAMES - (frozenset() if ISAS[isa].tiles else TILED), ISAS[isa], folder)
 
 
-@cache
-def tiled_kernels() -> LoadedKernels:
-    """The kernels for AMX."""
-    folder = default_folder()
-    with FileLock(folder / "tests.lock"):
-        return LoadedKernels(TILED, AMX, folder)
-
-
-def compile_everywhere(names: Sequence[str], folder: Path) -> None:
+def compile_everywhere(names: Collection[str], folder: Path) -> None:
     """Compile the kernels for all instruction sets of this machine into a cache folder.
 
     `LoadedKernels` would lower each kernel to IR once per instruction set, and that takes most of the time.
     """
-    names = [name for name in names if not all(object_path(folder, name, isa).exists() for isa in _HERE)]
-    names.sort(key=lambda name: name.endswith(("_k", "_xs")), reverse=True)  # the slow ones first
-    shares = [share for share in (names[::2], names[1::2]) if share]
+    missing = [name for name in sorted(names) if not all(object_path(folder, name, isa).exists() for isa in _for(name))]
+    missing.sort(key=lambda name: name.endswith(("_k", "_xs")), reverse=True)  # the slow ones first
+    shares = [share for share in (missing[::2], missing[1::2]) if share]
     children = [subprocess.Popen([sys.executable, __file__, str(folder), *share]) for share in shares]
     assert [child.wait() for child in children] == [0] * len(children)
 
 
+def _for(kernel: str) -> list[Isa]:
+    """This machine's instruction sets for which a kernel is made."""
+    return [isa for isa in _HERE if isa.tiles or kernel not in TILED]
+
+
 def _compile_share(folder: Path, *names: str) -> None:
     for name in names:
-        for isa in _HERE:
+        for isa in _for(name):
             path = object_path(folder, name, isa)
             if not path.exists():
                 write_object(path, object_file(name, kernel_ir(name, isa), isa, host_triple()))

@@ -81,12 +81,12 @@ class PackedWeight:
         blocks, sums32, sums16 = map(memory.array, Codes(codes, scales).laid_out(isa))
         sums = sums16 if self._layout.step == 16 else sums32
         out = memory.rows(tokens, rows)
-        scratch = memory.blank((2, linear_scratch(self._layout)), np.uint8)
+        scratch = memory.blank((2, linear_scratch(self._layout, isa.tiles)), np.uint8)
         weight = (self._matrix.row_pairs, columns // self._layout.columns, self.tiles)
         places = [place for array in (out, blocks, sums, scratch) for place in at(array)]
         memory.run(self._isa, f"linear_{self._matrix.kind}", [tokens], *weight, *places, thread=thread)
         self._memory.check()
         assert is_blank(scratch[1 - thread]), "wrote to another thread's scratch"
         assert is_blank(out[:, round_up(rows, 32) :])
-        assert is_blank(out[round_up(tokens, token_group(tokens, isa.tokens)) :])
+        assert is_blank(out[round_up(tokens, token_group(tokens, isa.tokens, isa.tiles)) :])
         return out[:tokens, :rows]

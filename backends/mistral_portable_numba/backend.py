@@ -45,7 +45,7 @@ class NumbaBackend:
         try:
             from mistral_portable_numba.compiler.chosen import chosen_isa
 
-            isa = chosen_isa(self._isa)
+            isa = chosen_isa(self._isa, self._folder)
             compiler = version("numba")
         except BackendError as error:
             return Availability(0, str(error))
@@ -61,16 +61,11 @@ class NumbaBackend:
     def prepare(
         self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
     ) -> Program:
-        from mistral_portable_numba.compiler.amx_probe import amx_works
         from mistral_portable_numba.compiler.chosen import chosen_isa
-        from mistral_portable_numba.compiler.isa import host_isa
         from mistral_portable_numba.compiler.objects import default_folder
         from mistral_portable_numba.program import NumbaProgram
 
         folder = self._folder or default_folder()
-        isa = chosen_isa(self._isa)
-        tiled = options.dtype == "bfloat16" and isa == host_isa()
-        tiled = tiled and any(weight.dtype == "bfloat16" and len(weight.shape) == 2 for weight in weights.values())
         kept = options.dtype == "float32"
         precision = Precision(
             "bfloat16" if options.dtype == "bfloat16" else "float32", None if kept else "int8", options.kv_cache
@@ -81,10 +76,9 @@ class NumbaBackend:
             cache,
             precision,
             options,
-            isa=isa,
+            isa=chosen_isa(self._isa, folder),
             threads=_threads(options),
             folder=folder,
-            tiles=tiled and amx_works(folder),
         )
 
     def quantizer(self, types: Collection[str], options: ExecutorOptions) -> Quantizer:
@@ -94,7 +88,7 @@ class NumbaBackend:
 
         return NumbaQuantizer(
             types,
-            isa=chosen_isa(self._isa),
+            isa=chosen_isa(self._isa, self._folder),
             threads=_threads(options),
             folder=self._folder or default_folder(),
             progress=options.progress,

@@ -15,6 +15,9 @@ with weights; the dwords of a group's tokens lie side by side:
 
     a block of a group of 8   ->   32 x 8 dwords of codes, 8 scales: a kernel reads them in order
 
+For AMX, groups of up to 16 tokens have, for 64 columns at a time, the codes of one token after the other; the scales
+follow the codes of all columns.
+
 **Keys and values** lie in pages of 64 slots. A layer has a pool of pages for its keys and one for its values. A page
 has, for each key/value head in turn:
 
@@ -33,6 +36,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BLOCKS",
+    "BLOCK_TOKENS",
     "CHUNK",
     "DENSE_CHUNK",
     "DENSE_ROWS",
@@ -40,12 +44,16 @@ __all__ = [
     "DENSE_TOKENS",
     "ENCODE_SCRATCH",
     "FEW",
+    "FEW_TILED",
     "KV_DTYPES",
     "PAGE_SIZE",
+    "SHARE",
     "START_ZEROS",
     "TILED_CHUNK",
+    "TILED_GROUP",
     "TILED_QUADS",
     "TILED_SCRATCH",
+    "TILED_SUMS",
     "TILED_TOKENS",
     "TILE_ROWS",
     "TOKEN_GROUP",
@@ -62,6 +70,7 @@ __all__ = [
     "linear_record",
     "linear_scratch",
     "round_up",
+    "split_record",
     "tile_sizes",
     "token_group",
     "tokens_per_item",
@@ -77,6 +86,9 @@ TOKEN_GROUP = 8
 
 FEW = 16
 """Tokens of a step up to which linears take four at a time: then a pair of tiles is read anew, from the CPU's cache."""
+
+FEW_TILED, TILED_GROUP = 4, 16
+"""Where there is AMX: the most tokens that are multiplied without it, and the tokens of a group that it takes."""
 
 START_ZEROS = {32: 8, 16: 32}
 """Zero points, by columns per scale, whose correction is computed with the activations: 8 as in q4_0, 32 as in q6_k.
@@ -95,6 +107,13 @@ stay in the first-level cache, and sums and inputs in the second-level one."""
 
 TILED_SCRATCH = 128 * TILED_CHUNK + 256 * TILED_QUADS * TILED_TOKENS
 """Bytes of scratch per thread for these products: weights, then sums."""
+
+SHARE = 4
+"""Pairs of tiles that a thread claims where there are many tokens."""
+
+BLOCK_TOKENS, TILED_SUMS = 512, 128 + 8192
+"""Tokens that AMX multiplies with unpacked blocks at a time, and bytes of scratch for the sizes of its tiles and for
+eight tiles of integer sums; behind these are float sums, for a share of pairs, then what was unpacked."""
 
 DENSE_CHUNK, DENSE_ROWS, DENSE_TOKENS = 512, 32, 60
 """Columns, rows and tokens that products of float matrices take at a time; 60 tokens are whole groups of 3 and of 4."""
@@ -156,8 +175,14 @@ def round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def token_group(count: int, most: int) -> int:
-    """The tokens that a linear takes at a time when the step has `count` and the instruction set allows `most`."""
+def token_group(count: int, most: int, tiles: bool) -> int:
+    """The tokens that a linear takes at a time when the step has `count`.
+
+    most, tiles: `Isa.tokens`, `Isa.tiles`. Where there are more than FEW_TILED tokens and tiles, the last group has no
+    more than are left; else groups are whole.
+    """
+    if tiles:
+        return 1 if count == 1 else 4 if count <= FEW_TILED else TILED_GROUP
     return 1 if count == 1 else 4 if count <= FEW else most
 
 
@@ -173,15 +198,13 @@ def activation_sums(group: int, step: int, words: bool) -> "np.dtype[Any]":
     """The dtype of 32 columns' sums of codes for a group of tokens, over `step` columns each, 32 or 16.
 
     start: the sum times -START_ZEROS[step]; with `words` in two parts, of the columns 4k and 4k + 1 and of the others.
-    sum: the sum, for weights with offsets. pairs, with `words`: two sums, of the two steps of 16 columns, or of these
-    32 columns and the next ones; then only where 64 columns begin.
+    sum: the sum, for weights with offsets. pairs: two sums, of the two steps of 16 columns, or of these 32 columns and
+    the next ones; then only where 64 columns begin.
     words: `Isa.words`.
     """
     steps = 32 // step
-    if not words:
-        return np.dtype([("start", np.int32, (steps, group)), ("sum", np.float32, (steps, group))])
-    start, pairs = ("start", np.int16, (steps, group, 2)), ("pairs", np.int16, (group, 2))
-    return np.dtype([start, ("sum", np.float32, (steps, group)), pairs])
+    start = ("start", np.int16, (steps, group, 2)) if words else ("start", np.int32, (steps, group))
+    return np.dtype([start, ("sum", np.float32, (steps, group)), ("pairs", np.int16, (group, 2))])
 
 
 def activation_bytes(columns: int) -> tuple[int, int, int]:
@@ -203,9 +226,19 @@ def integer_record(layout: BlockLayout) -> int:
     return 4 * (1024 + 128 * steps) + 128 * (2 + 2 * steps if layout.offset else 1)
 
 
-def linear_scratch(layout: BlockLayout) -> int:
-    """Bytes of scratch per thread for a linear, at most."""
-    return max(CHUNK // 32 * linear_record(layout), CHUNK // 128 * integer_record(layout))
+def split_record(layout: BlockLayout) -> int:
+    """Bytes of 128 columns of two tiles, unpacked for AMX: 32 x 2 vectors of low bytes, as many of high ones, then d,
+    and for offsets dmin and pairs of them."""
+    return 8192 + 128 * (2 + 64 // layout.step if layout.offset else 1)
+
+
+def linear_scratch(layout: BlockLayout, tiles: bool) -> int:
+    """Bytes of scratch per thread for a linear, at most. tiles: `Isa.tiles`."""
+    needs = [CHUNK // 32 * linear_record(layout), CHUNK // 128 * integer_record(layout)]
+    if tiles:
+        record = 2 * split_record(layout) if layout.columns == 256 else CHUNK // 32 * linear_record(layout)
+        needs.append(TILED_SUMS + 128 * SHARE * BLOCK_TOKENS + record)
+    return max(needs)
 
 
 def tile_sizes(tokens: int) -> NDArray[np.uint8]:

@@ -72,12 +72,12 @@ def lower_graph(
     cache: KVCache,
     threads: int,
     *,
-    tiles: bool = False,
+    tiles: bool,
 ) -> Lowered:
     """Choose the kernels and their arguments.
 
     values, cache: their cells and tables are arguments of the kernels, by address. threads: each gets its own scratch.
-    tiles: whether kernels for AMX may be used.
+    tiles: `Isa.tiles`.
     Raises BackendError for an input of the graph, or a use of `replace_rows`, that the kernels cannot serve.
     """
     lowering = _Lowering(graph, weights, spec, precision, values, cache, threads, tiles)
@@ -123,8 +123,6 @@ class _Lowering:
                 self.out.matrices[node.inputs[1]] = matrix(parts, precision.quantized_linear == "int8")
             for part in self._experts(node):
                 self.out.matrices[part] = matrix([weights[part]], precision.quantized_linear == "int8")
-        self._tile_sizes = all_tile_sizes()
-        self.out.memory.append(self._tile_sizes)
         self._scratch_bytes = round_up(max([64, *self._scratch_needs()]), 64)
         scratch = np.empty(threads * self._scratch_bytes + 64, np.uint8)
         self._scratch = round_up(scratch.ctypes.data, 64)
@@ -271,9 +269,10 @@ class _Lowering:
                 arguments += _at(buffer)
             self._emit(f"linear_{weight.kind}", [*arguments, self._scratch, self._scratch_bytes], made, [out])
         elif self._tiled(weight):
-            rounded = self._rounded(count, x, weight.columns)
+            rounded, sizes = self._rounded(count, x, weight.columns), all_tile_sizes()
+            self.out.memory.append(sizes)
             arguments = [count, weight.rows, weight.columns, weight.address, *_at(rounded), *_at(out)]
-            arguments += [int(self._tile_sizes.ctypes.data), self._scratch, self._scratch_bytes]
+            arguments += [int(sizes.ctypes.data), self._scratch, self._scratch_bytes]
             self._emit("tiled_bfloat16", arguments, [rounded], [out])
         else:
             arguments = [count, weight.rows, weight.columns, weight.address, *_at(x), *_at(out)]
@@ -289,8 +288,8 @@ class _Lowering:
         return self._codes[x]
 
     def _tiled(self, weight: Matrix) -> bool:
-        """Whether a weight is multiplied by AMX."""
-        return self._tiles and weight.kind == "bfloat16"
+        """Whether a weight is multiplied by AMX, by request, as inputs are then rounded to bfloat16."""
+        return self._tiles and weight.kind == "bfloat16" and self._precision.dtype == "bfloat16"
 
     def _rounded(self, count: int, x: Buffer, columns: int) -> Buffer:
         """The buffer of a value in bfloat16; it is rounded once."""
@@ -359,7 +358,7 @@ class _Lowering:
         return int(row.ctypes.data)
 
     def _scratch_needs(self) -> list[int]:
-        needs = [linear_scratch(BLOCKS[m.kind]) for m in self.out.matrices.values() if m.kind in BLOCKS]
+        needs = [linear_scratch(BLOCKS[m.kind], self._tiles) for m in self.out.matrices.values() if m.kind in BLOCKS]
         floats = [m for m in self.out.matrices.values() if m.kind not in BLOCKS]
         needs += [TILED_SCRATCH if self._tiled(m) else DENSE_SCRATCH for m in floats]
         for node in self._graph.nodes:

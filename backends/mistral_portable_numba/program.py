@@ -22,10 +22,8 @@ from mistral_portable.forks import make_locks
 from mistral_portable.graph import Graph, Node, infer_shapes
 from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, Tensor
 from mistral_portable_numba.cache import KVCache
-from mistral_portable_numba.compiler.amx import AMX
 from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.compiler.objects import LoadedKernels
-from mistral_portable_numba.kernels.registry import TILED
 from mistral_portable_numba.layouts import TOKEN_GROUP, round_up
 from mistral_portable_numba.lowering import lower_graph
 from mistral_portable_numba.step import StepValues
@@ -56,14 +54,12 @@ class NumbaProgram:
         isa: Isa,
         threads: int,
         folder: Path,
-        tiles: bool,
     ) -> None:
-        """tiles: whether AMX works here."""
         self.precision = precision
         self._graph, self._spec = graph, spec
         self._values = StepValues(spec)
         self._cache = KVCache(spec, precision.kv_cache or precision.dtype)
-        self._lowered = lower_graph(graph, weights, spec, precision, self._values, self._cache, threads, tiles=tiles)
+        self._lowered = lower_graph(graph, weights, spec, precision, self._values, self._cache, threads, tiles=isa.tiles)
         notice_unpacked(
             graph,
             weights,
@@ -75,12 +71,8 @@ class NumbaProgram:
         self._widths = infer_shapes(graph)
         names = {"tape", "pack", *(instruction.kernel for instruction in self._lowered.instructions)}
         self._token_bytes, self._row_bytes = (self._lowered.bytes_per_row(rows) for rows in ("T", "R"))
-        self._kernels = [
-            LoadedKernels(some, its, folder, options.progress)
-            for some, its in ((names - TILED, isa), (names & TILED, AMX))
-            if some
-        ]
-        self._addresses = {name: loaded[name] for loaded in self._kernels for name in loaded.names}
+        self._kernels = LoadedKernels(names, isa, folder, options.progress)
+        self._addresses = {name: self._kernels[name] for name in names}
         self._team: Team | None = Team(threads, self._addresses["tape"])
         self._barrier = np.zeros(64, np.int64)
         make_locks(self, NumbaProgram._make_locks)

@@ -68,8 +68,8 @@ class _Machine:
     """Loaded kernels and a team of threads that runs them."""
 
     def __init__(self, threads: int, names: Sequence[str]) -> None:
-        self.threads = threads
-        self._loaded = LoadedKernels({"tape", *names}, chosen_isa(), default_folder())
+        self.threads, self.isa = threads, chosen_isa()
+        self._loaded = LoadedKernels({"tape", *names}, self.isa, default_folder())
         self._addresses = {name: self._loaded[name] for name in names}
         self._team = Team(threads, self._loaded["tape"])
         self._barrier = np.zeros(64, np.int64)
@@ -143,7 +143,9 @@ class _Model:
         weights = {name: _tensor(name, parameter.shape, kind) for name, parameter in graph.parameters.items()}
         precision = Precision("float32", "int8", "float16")
         self._values, self._cache = StepValues(self._spec), KVCache(self._spec, "float16")
-        self._lowered = lower_graph(graph, weights, self._spec, precision, self._values, self._cache, machine.threads)
+        self._lowered = lower_graph(
+            graph, weights, self._spec, precision, self._values, self._cache, machine.threads, tiles=machine.isa.tiles
+        )
 
     @property
     def weight_bytes(self) -> int:

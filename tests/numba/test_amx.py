@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from mistral_portable_numba.compiler import amx_probe
-from mistral_portable_numba.compiler.amx import AMX
+from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.amx_probe import amx_works
 from mistral_portable_numba.compiler.toolchain import assembly
 
@@ -84,7 +84,7 @@ def test_the_real_child_ends_well_or_by_an_illegal_instruction(monkeypatch: pyte
 
 
 def test_its_instructions_are_in_the_code() -> None:
-    listing = assembly("probe", amx_probe._PROBE, AMX, "x86_64-unknown-linux-gnu")
+    listing = assembly("probe", amx_probe._PROBE, ISAS["amx"], "x86_64-unknown-linux-gnu")
     for instruction in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tdpbusd", "tilestored", "tilerelease"):
         assert f"\t{instruction}" in listing
 

@@ -7,7 +7,6 @@ import json
 import sys
 from pathlib import Path
 
-from mistral_portable_numba.compiler.amx import AMX
 from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.objects import host_triple, object_path, write_object
 from mistral_portable_numba.compiler.toolchain import lower, object_file
@@ -16,7 +15,7 @@ from mistral_portable_numba.kernels.registry import kernel
 
 def main(isa_name: str, folders: str, *names: str) -> None:
     """Compile kernels for this system into the first of some cache folders that takes them (see `objects`)."""
-    isa, places = {**ISAS, AMX.name: AMX}[isa_name], [Path(folder) for folder in json.loads(folders)]
+    isa, places = ISAS[isa_name], [Path(folder) for folder in json.loads(folders)]
     for name in names:
         text = lower(name, kernel(name, isa))
         code = object_file(name, text, isa, host_triple())

@@ -17,7 +17,7 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import numpy as np
 
-from mistral_portable_numba.compiler.amx import AMX
+from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.toolchain import object_file
 from mistral_portable_numba.layouts import tile_sizes
 
@@ -31,7 +31,7 @@ define void @probe(i64 %sizes, i64 %a, i64 %b, i64 %c) {
   call void @mp.tile_load.4(i64 %a, i64 64)
   call void @mp.tile_load.6(i64 %b, i64 64)
   call void @mp.tile_bf16.0.4.6()
-  call void @mp.tile_u8s8.1.4.6()
+  call void @mp.tile_s8u8.1.4.6()
   call void @mp.tile_store.0(i64 %c, i64 64)
   %second = add i64 %c, 1024
   call void @mp.tile_store.1(i64 %second, i64 64)
@@ -39,6 +39,7 @@ define void @probe(i64 %sizes, i64 %a, i64 %b, i64 %c) {
   ret void
 }
 """
+_AMX = ISAS["amx"]
 _CHILD = (sys.executable, "-Pm", "mistral_portable_numba.compiler.amx_probe")
 _VARIES = ("processor", "cpu MHz", "bogomips", "core id", "apicid", "initial apicid", "siblings", "cpu cores")
 _PATIENCE = 60  # seconds for the child, which takes 0.3
@@ -53,7 +54,7 @@ def amx_works(folder: Path) -> bool:
     """
     if not announced():
         return False
-    file = folder / "kernels" / AMX.name / f"works-{_machine()}"
+    file = folder / "kernels" / _AMX.name / f"works-{_machine()}"
     try:
         answer = file.read_text()
     except OSError:
@@ -70,7 +71,7 @@ def announced() -> bool:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
     features = llvm.get_host_cpu_features()
-    return all(features.get(name[1:], False) for name in AMX.features.split(",") if name.startswith("+"))
+    return all(features.get(name[1:], False) for name in _AMX.features.split(",") if name.startswith("+"))
 
 
 def permit() -> bool:
@@ -89,7 +90,7 @@ def multiply() -> bool:
     wide = random.integers(-9, 10, (2, 16, 16, 2)).astype(np.float32)
     a, b = (wide.view(np.uint32) >> 16).astype(np.uint16)  # [m, k, 2] and [k, n, 2]
     out = np.zeros((2, 16, 16), np.int32)
-    code = object_file("probe", _PROBE, AMX, llvm.get_process_triple())
+    code = object_file("probe", _PROBE, _AMX, llvm.get_process_triple())
     machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
@@ -97,7 +98,7 @@ def multiply() -> bool:
     probe = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(engine.get_function_address("probe"))
     sizes = tile_sizes(16)
     probe(*(array.ctypes.data for array in (sizes, a, b, out)))
-    fours = a.view(np.uint8).reshape(16, 16, 4).astype(np.int32), b.view(np.int8).reshape(16, 16, 4).astype(np.int32)
+    fours = a.view(np.int8).reshape(16, 16, 4).astype(np.int32), b.view(np.uint8).reshape(16, 16, 4).astype(np.int32)
     return bool(
         np.array_equal(out[0].view(np.float32), np.einsum("mkp,knp->mn", *wide))
         and np.array_equal(out[1], np.einsum("mkp,knp->mn", *fours))

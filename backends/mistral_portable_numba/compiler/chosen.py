@@ -1,11 +1,14 @@
 """The instruction set that kernels are compiled for: the machine's best, or another one that it has."""
 
 import os
+from pathlib import Path
 
 import llvmlite.binding as llvm
 
 from mistral_portable.errors import BackendError
+from mistral_portable_numba.compiler.amx_probe import amx_works
 from mistral_portable_numba.compiler.isa import ISAS, Isa, host_isa
+from mistral_portable_numba.compiler.objects import default_folder
 
 __all__ = ["VARIABLE", "chosen_isa", "lacking"]
 
@@ -13,18 +16,21 @@ VARIABLE = "MISTRAL_PORTABLE_ISA"
 """The environment variable that names an instruction set, to measure it or to have the answers of another machine."""
 
 
-def chosen_isa(name: str | None = None) -> Isa:
+def chosen_isa(name: str | None = None, folder: Path | None = None) -> Isa:
     """The instruction set of a name, or of VARIABLE if that is set, or else the machine's best.
 
+    folder: the cache of kernels, where it is kept whether AMX works here; None: the default one.
     Raises BackendError for a name that is none, and for an instruction set that this machine lacks.
     """
-    name = name or os.environ.get(VARIABLE)
+    name, folder = name or os.environ.get(VARIABLE), folder or default_folder()
     if not name:
-        return host_isa()
+        return ISAS["amx"] if amx_works(folder) else host_isa()
     if name not in ISAS:
         raise BackendError(f"no instruction set {name!r}: {VARIABLE} may be {', '.join(ISAS)}")
     if missing := lacking(ISAS[name]):
         raise BackendError(f"this machine has no {', '.join(missing)}, which {name} needs: unset {VARIABLE}")
+    if ISAS[name].tiles and not amx_works(folder):
+        raise BackendError(f"AMX does not work on this machine: unset {VARIABLE}")
     return ISAS[name]
 
 

@@ -5,7 +5,7 @@
 | mp.dot4(acc, w, x) | acc + the sums of four products; w 0..127, x -127..127 |
 | mp.add_pairs(words, w, x) | words + the sums of two products, in 16 bits (`Isa.words`) |
 | mp.signed_pairs(w, x) | the sums of two products in 16 bits, of weights from mp.signed |
-| mp.add_words(acc, words, factors) | acc + the sums of two products of 16-bit words |
+| mp.add_words(acc, words, factors) | acc + the sums of two products of signed 16-bit words (`words` or `tiles`) |
 | mp.signed_zero() | 128 where products take unsigned weights, else 0 |
 | mp.signed(w) | weights -128..127 in the form that dot4_signed takes: with mp.signed_zero() added |
 | mp.dot4_signed(acc, w, x) | acc + the sums of four products of such weights and x, -127..127 |
@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import llvmlite.binding as llvm
+
+from mistral_portable_numba.compiler.amx import TILE_DEFINITIONS, TILE_FEATURES
 
 __all__ = ["FUNCTIONS", "ISAS", "Isa", "host_isa"]
 
@@ -50,6 +52,7 @@ class Isa:
     name: its key in ISAS. title: its name for the command `backends`. cpu, features: LLVM's target. functions: LLVM IR
     that defines `mp.*`. tokens: the tokens that a linear kernel takes at a time, limited by the number of registers.
     words: whether the fastest products of bytes are pairs of them, added in 16 bits, rather than four, added in 32.
+    tiles: whether it has the functions of `amx.py`, for many tokens.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Isa:
     functions: str
     tokens: int
     words: bool = False
+    tiles: bool = False
 
 
 def _constant(kind: str, value: int | float, count: int) -> str:
@@ -153,6 +157,16 @@ _DOT_AVX512_VNNI = _dot(
     "  %r = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %a, <64 x i8> %w, <64 x i8> %x)",
     1,
 ) + _signed_as_dot4(128)
+
+_ADD_WORDS_AVX512 = "declare <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32>, <32 x i16>, <32 x i16>)\n" + _function(
+    "<16 x i32>",
+    "add_words",
+    "<16 x i32> %a, <16 x i32> %w, <16 x i32> %f",
+    """  %v = bitcast <16 x i32> %w to <32 x i16>
+  %g = bitcast <16 x i32> %f to <32 x i16>
+  %r = call <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32> %a, <32 x i16> %v, <32 x i16> %g)
+  ret <16 x i32> %r""",
+)
 
 _DOT_AVX_VNNI = _dot(
     "dot4",
@@ -400,17 +414,22 @@ _PAUSE_AARCH64 = _pause("declare void @llvm.aarch64.hint(i32)\n", "  call void @
 
 _X86_64_V3 = "+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+lzcnt,+movbe"
 
+_AVX512 = f"{_X86_64_V3},+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd,+avx512vnni,-prefer-256-bit"
+_FUNCTIONS_AVX512 = _DOT_AVX512_VNNI + _PIN_AVX512 + _LOOKUP_AVX512 + _HALF_NATIVE + _PAUSE_X86
+
 ISAS: dict[str, Isa] = {
     isa.name: isa
     for isa in (
         Isa(
-            "avx512_vnni",
-            "AVX-512 VNNI",
+            "amx",
+            "AVX-512 VNNI with AMX",
             "cascadelake",
-            f"{_X86_64_V3},+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd,+avx512vnni,-prefer-256-bit",
-            _DOT_AVX512_VNNI + _PIN_AVX512 + _LOOKUP_AVX512 + _HALF_NATIVE + _PAUSE_X86,
+            f"{_AVX512},{TILE_FEATURES}",
+            _FUNCTIONS_AVX512 + _ADD_WORDS_AVX512 + TILE_DEFINITIONS,
             8,
+            tiles=True,
         ),
+        Isa("avx512_vnni", "AVX-512 VNNI", "cascadelake", _AVX512, _FUNCTIONS_AVX512, 8),
         Isa(
             "avx_vnni",
             "AVX2 with AVX-VNNI",
@@ -426,7 +445,7 @@ ISAS: dict[str, Isa] = {
             _X86_64_V3,
             _DOT_AVX2 + _PIN_AVX2 + _LOOKUP_AVX2 + _HALF_NATIVE + _PAUSE_X86,
             4,
-            True,
+            words=True,
         ),
         Isa(
             "neon_dotprod",
@@ -450,7 +469,7 @@ ISAS: dict[str, Isa] = {
 
 
 def host_isa(system: str = sys.platform, machine: str = platform.machine(), root: Path = Path("/")) -> Isa:
-    """The best instruction set of this machine."""
+    """The best instruction set of this machine, but AMX, which must be tried (`amx_probe.py`)."""
     if machine in ("arm64", "aarch64"):
         return ISAS["neon_dotprod" if system == "darwin" or _linux_has_dotprod(root) else "generic"]
     features = llvm.get_host_cpu_features()

@@ -23,10 +23,8 @@ def lower(name: str, kernel: Kernel) -> str:
     """The LLVM IR of a module with one public function, `name`, in terms of `mp.*`."""
     from numba import cfunc
 
-    for function in (
-        *FUNCTIONS,
-        *TILE_FUNCTIONS,
-    ):  # Numba also emits code for this process, where these are neither defined nor called
+    # Numba also emits code for this process, where these are neither defined nor called.
+    for function in (*FUNCTIONS, *TILE_FUNCTIONS):
         llvm.add_symbol(f"mp.{function}", 1)
     compiled = cfunc("void(int64, int64, int64)", error_model="numpy")(kernel)
     text = compiled.inspect_llvm().replace(compiled.native_name, name)

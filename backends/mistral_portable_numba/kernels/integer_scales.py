@@ -1,13 +1,14 @@
-"""Products of tiles with tokens for blocks of 256 columns, where words are multiplied with the integers of the scales.
+"""Products of tiles with tokens for blocks of 256 columns, where sums are multiplied with the integers of the scales.
 
-For 128 columns, which share the scale of the activations, all is exact: sums of products in 16 bits, times the integers
-of scales and offsets in 32. Then sum * d - minima * dmin is multiplied with the activations' scale.
+For 128 columns, which share the scale of the activations, all is exact: sums of products in 16 or 32 bits, times the
+integers of scales and offsets in 32. Then sum * d - minima * dmin is multiplied with the activations' scale.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mistral_portable_numba.compiler.simd.byte_dots import as_signed, signed_zero
 from mistral_portable_numba.compiler.simd.load_store import (
     load_bytes,
     load_f32,
@@ -18,6 +19,7 @@ from mistral_portable_numba.compiler.simd.load_store import (
 )
 from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.compiler.simd.tokens import Tokens
+from mistral_portable_numba.compiler.simd.words import low_word
 from mistral_portable_numba.kernels.dwords import two_dwords
 from mistral_portable_numba.kernels.formats import Format
 from mistral_portable_numba.layouts import START_ZEROS, activation_block, activation_sums, integer_record
@@ -40,14 +42,15 @@ class _Source:
 
 
 class IntegerScales:
-    """The arithmetic of a format's linear kernel, where `Isa.words`; the methods are those of `FloatScales`.
+    """The arithmetic of a format's linear kernel; the methods are those of `FloatScales`.
 
     Scratch has a record for 128 columns (`layouts.integer_record`).
     """
 
-    def __init__(self, fmt: Format) -> None:
+    def __init__(self, fmt: Format, words: bool) -> None:
+        """words: `Isa.words`; then products are added in 16 bits, as many as fit (`Format.dwords`)."""
         assert fmt.integers is not None
-        self._format, self._integers = fmt, fmt.integers
+        self._format, self._words = fmt, words
         layout, record = fmt.layout, integer_record(fmt.layout)
         steps, pair_bytes, has_offset, two_steps = (
             32 // layout.step,
@@ -55,9 +58,13 @@ class IntegerScales:
             layout.offset,
             layout.step == 16,
         )
-        codes, small, whole = fmt.codes, fmt.integers.small, fmt.integers.whole
+        signed_codes, small, whole = fmt.codes, fmt.integers.small, fmt.integers.whole
         least, minima = fmt.integers.least or whole, fmt.integers.minima or small
-        sub = self._sub = 1024 + 128 * steps
+        sub, shifted = 1024 + 128 * steps, fmt.signed and not words
+
+        @inlined
+        def codes(p: Any, s: Any, k: Any) -> Any:
+            return as_signed(signed_codes(p, s, k)) if shifted else signed_codes(p, s, k)
 
         @inlined
         def put(p: Any, s: Any, at: Any) -> None:
@@ -118,28 +125,33 @@ class IntegerScales:
 
     def times(self, count: int, group: int, *, from_tiles: bool, pinned: bool) -> Any:
         """The function that multiplies two tiles with `count` tokens of a group; see `FloatScales.times`."""
-        fmt, layout = self._format, self._format.layout
+        fmt, layout, words = self._format, self._format.layout, self._words
         source = self._tiles if from_tiles else self._scratch
         codes, small, minima, whole, least = source.codes, source.small, source.minima, source.whole, source.least
         each = Tokens(count, pinned=pinned)
         zeros, load_each, store_each, no_ints = each.zeros, each.load_each, each.store_each, each.no_ints
         add_words, add_whole, add_whole_and = each.add_words, each.add_whole, each.add_whole_and
-        signed_pairs, pairs = each.signed_pairs, each.words(0)
+        signed_pairs, pairs, add_products = each.signed_pairs, each.words(0), each.add_products
         steps, signed, has_offset, two_steps = 32 // layout.step, fmt.signed, layout.offset, layout.step == 16
         record, pair_bytes = integer_record(layout), 32 * layout.bytes
         sub_bytes = 4 * layout.bytes
-        sums_bytes = activation_sums(1, layout.step, True).itemsize
+        sums_bytes = activation_sums(1, layout.step, words).itemsize
         x_sub, x_scale, x_block = 32 * group, 128 * group, _BLOCK * group
         u_sub, u_pairs = sums_bytes * group, 8 * steps * group
         zero, dwords = fmt.zero, fmt.dwords
-        start = each.words({32: 0, 4: -3}.get(zero, 0))  # the start's words are for a zero point of 32
-        assert zero in (0, 4, 32)
-        assert START_ZEROS[16] == 32
-        two = two_dwords(codes, each.add_pairs, group, sub_bytes)
+        eighths = 8 * zero // START_ZEROS[layout.step]
+        assert 8 * zero % START_ZEROS[layout.step] == 0
+        assert layout.step == 32 or not signed  # a step of 16 would have another start
+        start_words, start = each.words({8: 0, 1: -3}.get(eighths, 0)), each.start
+        product = each.add_pairs if words else each.dot_signed if signed else each.dot
+        two = two_dwords(codes, product, group, sub_bytes)
 
         @inlined
         def begin(u: Any) -> Any:
-            return start(u) if zero else no_ints()
+            if words:
+                return start_words(u) if zero else no_ints()
+            one = start(u, signed_zero() if signed else eighths)
+            return one, one
 
         @inlined
         def four_dwords(part: Any, p: Any, q: Any, s: Any, k: Any, x: Any, due: Any) -> Any:
@@ -154,6 +166,14 @@ class IntegerScales:
         def sub_block(ints: Any, p: Any, q: Any, x: Any, u: Any, due: Any, s: Any) -> Any:
             """Multiply 32 columns."""
             left, right = small(p, s, 0), small(q, s, 0)
+            if not words:
+                part = four_dwords(begin(u), p, q, s, 0, x, due)
+                if two_steps:
+                    ints = add_products(ints, part, low_word(left), low_word(right))
+                    part = four_dwords(begin(u + 4 * group), p, q, s, 4, x, due)
+                    return add_products(ints, part, low_word(small(p, s, 1)), low_word(small(q, s, 1)))
+                part = four_dwords(part, p, q, s, 4, x, due)
+                return add_products(ints, part, low_word(left), low_word(right))
             if signed:
                 for k in range(8):
                     ints = signed_dword(ints, left, right, p, q, s, k, x)

@@ -17,7 +17,16 @@ from mistral_portable_numba.kernels.float_scales import FloatScales
 from mistral_portable_numba.kernels.formats import FORMATS, Format
 from mistral_portable_numba.kernels.integer_scales import IntegerScales
 from mistral_portable_numba.kernels.registry import Factory
-from mistral_portable_numba.layouts import CHUNK, FEW, TOKEN_GROUP, activation_block, activation_sums
+from mistral_portable_numba.kernels.tiled_blocks import tiled_products
+from mistral_portable_numba.layouts import (
+    CHUNK,
+    FEW,
+    FEW_TILED,
+    SHARE,
+    TOKEN_GROUP,
+    activation_block,
+    activation_sums,
+)
 
 __all__ = ["KERNELS", "linear_kernel"]
 
@@ -25,12 +34,9 @@ _BLOCK = activation_block(1).itemsize
 _AHEAD = 9216
 """Bytes between the address that is read and the one that is prefetched."""
 
-_SHARE = 4
-"""Pairs of tiles that a thread claims where there are many tokens."""
-
 
 def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
-    """The kernel of out = x @ weight.T for a format; it takes 1, 4 or `isa.tokens` tokens at a time.
+    """The kernel of out = x @ weight.T for a format; it takes `layouts.token_group` tokens at a time.
 
     Arguments: counter, address of T, pairs of tiles, blocks per row, weights, out, bytes between its rows, x's blocks,
     their bytes per token, x's sums over the format's steps, their bytes per token, scratch, its bytes per thread.
@@ -41,7 +47,8 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
     columns, large = layout.columns, layout.columns == 256
     sums_bytes, chunk_blocks = activation_sums(1, layout.step, isa.words).itemsize, CHUNK // columns
     assert TOKEN_GROUP % most == 0
-    arithmetic = IntegerScales(fmt) if isa.words and large else FloatScales(fmt, isa.words)
+    integers = large and (isa.words or isa.tiles)
+    arithmetic = (IntegerScales if integers else FloatScales)(fmt, isa.words)
     take_apart = arithmetic.take_apart
     # From tiles, products wait for memory, and for prefetches that stand in a row: 72 of them in a block of q4_k.
     # Where codes need not be unpacked, pinning costs registers and gains nothing.
@@ -51,10 +58,11 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
     at_once = 2 if isa.words else most
     # The most tokens for which codes are unpacked anew, and how many at a time: until scratch is faster.
     few, together = (2, 2) if isa.words else (FEW, 4) if most > 4 else (1 if large else 4, 4)
+    few = FEW_TILED if isa.tiles else few
     one = arithmetic.times(1, 1, from_tiles=True, pinned=pinned)
     # Where it is not called, it is not compiled in vain.
     some_of_four = one if few == 1 else arithmetic.times(together, 4, from_tiles=True, pinned=pinned)
-    many = arithmetic.times(at_once, most, from_tiles=False, pinned=isa.words)
+    many = one if isa.tiles else arithmetic.times(at_once, most, from_tiles=False, pinned=isa.words)
 
     @inlined
     def several(
@@ -75,13 +83,15 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
                     for j in range(0, most, at_once):
                         many(scratch, q, some, due, a + 4 * j, b + 4 * j, c + os * j, os, first > 0)
 
+    products = tiled_products(fmt) if isa.tiles else several
+
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, pairs = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
         blocks, weights, out, os = get_i64(args + 24), get_i64(args + 32), get_i64(args + 40), get_i64(args + 48)
         x, xs, u, us = get_i64(args + 56), get_i64(args + 64), get_i64(args + 72), get_i64(args + 80)
         scratch, row_bytes = get_i64(args + 88) + thread * get_i64(args + 96), blocks * tile_bytes
         # With many tokens, a chunk's inputs stay in the CPU's cache for a share of pairs; with few, weights stream.
-        share = pairs // (8 * threads) if count <= few else min(_SHARE, pairs // (4 * threads))
+        share = pairs // (8 * threads) if count <= few else min(SHARE, pairs // (4 * threads))
         share = max(1, share)
         while count > 0:
             first = fetch_add(counter, share)
@@ -90,7 +100,7 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
             some = min(share, pairs - first)
             p, o = weights + 2 * row_bytes * first, out + 128 * first
             if count > few:
-                several(p, some, blocks, count, x, xs, u, us, o, os, scratch)
+                products(p, some, blocks, count, x, xs, u, us, o, os, scratch)
                 continue
             for _ in range(some):
                 if count == 1:

@@ -22,7 +22,9 @@ from mistral_portable_numba.compiler.simd.load_store import (
     store_i32,
 )
 from mistral_portable_numba.compiler.simd.operation import inlined
+from mistral_portable_numba.compiler.simd.tiles import begin_tiles, byte_product, end_tiles, load_tile
 from mistral_portable_numba.kernels.registry import AnyIsa, Factory
+from mistral_portable_numba.kernels.tile_sizes import write_sizes
 
 __all__ = ["KERNELS", "dot4_probe", "fma_probe", "read_probe"]
 
@@ -54,6 +56,8 @@ def dot4_probe(isa: Isa) -> Callable[..., Any]:
     Arguments: counter, pieces, the address of 1 KiB to multiply, sink, and the address of an int64 to which each piece
     adds its number of multiplications and additions.
     """
+    if isa.tiles:
+        return _tiles_probe()
 
     @inlined
     def zero() -> Any:
@@ -64,6 +68,34 @@ def dot4_probe(isa: Isa) -> Callable[..., Any]:
         return dot4(total, load_bytes(weights), repeat4(x))
 
     return _arithmetic(isa.tokens, 128, zero, add, store_i32)
+
+
+def _tiles_probe() -> Callable[..., Any]:
+    """`dot4_probe` by tiles, into four tiles of sums."""
+    load4, load5, load6, load7 = (load_tile(tile) for tile in range(4, 8))
+    add0, add1 = byte_product(0, 4, 6, signed=True), byte_product(1, 4, 7, signed=True)
+    add2, add3 = byte_product(2, 5, 6, signed=True), byte_product(3, 5, 7, signed=True)
+    rounds = _ROUNDS // 16
+
+    def kernel(args: Any, thread: Any, threads: Any) -> None:
+        counter, pieces, data, sink = get_i64(args), get_i64(args + 8), get_i64(args + 16), get_i64(args + 24)
+        own = sink + 64 * thread
+        write_sizes(own, 16, 64)
+        begin_tiles(own)
+        load4(data, 64)
+        load5(data, 64)
+        load6(data, 64)
+        load7(data, 64)
+        while fetch_add(counter, 1) < pieces:
+            for _ in range(rounds):
+                add0()
+                add1()
+                add2()
+                add3()
+            fetch_add(get_i64(args + 32), rounds * 4 * 2 * 16 * 16 * 64)
+        end_tiles()
+
+    return kernel
 
 
 def fma_probe(isa: Isa) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from mistral_portable_numba.layouts import BLOCKS, KV_DTYPES
 __all__ = ["MODULES", "TILED", "AnyIsa", "Factory", "kernel", "needs_isa"]
 
 Factory = Callable[[Isa], Any]
-"""Called with an instruction set, of which only `tokens` and `words` count; returns the kernel."""
+"""Called with an instruction set, of which only `tokens`, `words` and `tiles` count; returns the kernel."""
 
 _KINDS = ("keys", "values")
 
@@ -33,7 +33,7 @@ MODULES: Mapping[str, str] = {
 """Kernel -> the module of this package whose `KERNELS` holds its factory."""
 
 TILED = frozenset({"tiled_bfloat16"})
-"""The kernels for AMX alone (`compiler.amx.AMX`)."""
+"""The kernels for AMX alone (`Isa.tiles`)."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from numba.core import types
 from mistral_portable_numba.compiler.simd.emit import call
 from mistral_portable_numba.compiler.simd.operation import operation
 
-__all__ = ["begin_tiles", "bf16_product", "end_tiles", "load_tile", "store_tile", "zero_tile"]
+__all__ = ["begin_tiles", "bf16_product", "byte_product", "end_tiles", "load_tile", "store_tile", "zero_tile"]
 
 _VOID = ir.VoidType()
 
@@ -57,9 +57,18 @@ def store_tile(tile: int) -> Any:
 
 def bf16_product(total: int, left: int, right: int) -> Any:
     """The operation () -> None that adds left @ right to a tile of sums, in bfloat16."""
+    return _product("bf16", total, left, right)
+
+
+def byte_product(total: int, left: int, right: int, *, signed: bool) -> Any:
+    """The operation () -> None that adds left @ right to a tile of sums, in bytes. signed: whether the right ones are."""
+    return _product("s8s8" if signed else "s8u8", total, left, right)
+
+
+def _product(kind: str, total: int, left: int, right: int) -> Any:
 
     @operation(types.void)
     def multiply(builder: Any) -> None:
-        call(builder, f"mp.tile_bf16.{total}.{left}.{right}", _VOID)
+        call(builder, f"mp.tile_{kind}.{total}.{left}.{right}", _VOID)
 
     return multiply

@@ -113,6 +113,15 @@ class Tokens:
                     result = b.insert_value(result, total, (side, token))
             return result
 
+        @operation(pair, pair, pair, i32x16, i32x16)
+        def add_products(b: Any, totals: Any, sums: Any, left: Any, right: Any) -> Any:
+            result = totals
+            for token in range(count):
+                for side, factors in enumerate((left, right)):
+                    total, value = (b.extract_value(values, (side, token)) for values in (totals, sums))
+                    result = b.insert_value(result, b.add(total, b.mul(value, factors)), (side, token))
+            return result
+
         @operation(floats, floats, ints, f32x16, types.int64, types.int64)
         def add_whole(b: Any, sums: Any, totals: Any, scale: Any, first: Any, stride: Any) -> Any:
             def one(token: int) -> Any:
@@ -223,6 +232,9 @@ class Tokens:
         self.add_words = add_words
         """((ints, ints), (words, words), left, right) -> (ints, ints): plus the words of each lane, times the factors
         in the lanes of left and right."""
+        self.add_products = add_products
+        """((ints, ints), (sums, sums), left, right) -> (ints, ints): plus the sums times the factors in the lanes of left
+        and right."""
         self.add_whole, self.add_whole_and = add_whole, add_whole_and
         """(floats, ints, scale, first, stride) -> floats + ints * scale * each token's float32. add_whole_and takes
         ints and a scale twice, and adds both products."""

@@ -70,6 +70,7 @@ for _symbol, _float, _int in (
 ):
     _infix(_symbol, f32x16, getattr(ir.IRBuilder, _float))
     _infix(_symbol, i32x16, getattr(ir.IRBuilder, _int))
+_infix(operator.sub, bytes64, ir.IRBuilder.sub)
 for _symbol, _int in (
     (operator.and_, "and_"),
     (operator.or_, "or_"),
