@@ -81,7 +81,11 @@ def blank_codes(tokens: int, columns: int) -> Memories:
 
 def _groups(memories: Memories, tokens: int, columns: int, isa: Isa) -> Iterator[tuple[Any, ...]]:
     """Views of each group: its first token, codes [blocks, 2, 16, n, 4], scales [blocks, n], and two arrays of sums."""
-    size, tiled, blocks = token_group(tokens, isa.tokens, isa.tiles), isa.tiles and tokens > FEW_TILED, -(-columns // 128)
+    size, tiled, blocks = (
+        token_group(tokens, isa.tokens, isa.tiles),
+        isa.tiles and tokens > FEW_TILED,
+        -(-columns // 128),
+    )
     for first in range(0, tokens, size):
         n = min(size, tokens - first) if tiled else size
         codes, *sums = (memory[first : first + n].reshape(-1) for memory in memories)

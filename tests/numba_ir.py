@@ -28,7 +28,10 @@ def kernel_ir(name: str, isa: Isa) -> str:
     like = replace(generic, tokens=isa.tokens, words=isa.words, tiles=isa.tiles) if needs_isa(name) else generic
     key = digest(name, like)
     return _kept(
-        f"{name}-{like.tokens}{'w' if like.words else ''}{'t' if like.tiles else ''}", key, "ll", lambda: lower(name, kernel(name, isa)).encode()
+        f"{name}-{like.tokens}{'w' if like.words else ''}{'t' if like.tiles else ''}",
+        key,
+        "ll",
+        lambda: lower(name, kernel(name, isa)).encode(),
     ).read_text()
 
 

@@ -59,7 +59,9 @@ class NumbaProgram:
         self._graph, self._spec = graph, spec
         self._values = StepValues(spec)
         self._cache = KVCache(spec, precision.kv_cache or precision.dtype)
-        self._lowered = lower_graph(graph, weights, spec, precision, self._values, self._cache, threads, tiles=isa.tiles)
+        self._lowered = lower_graph(
+            graph, weights, spec, precision, self._values, self._cache, threads, tiles=isa.tiles
+        )
         notice_unpacked(
             graph,
             weights,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from mistral_portable_numba.compiler import amx_probe
-from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.amx_probe import amx_works
+from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.toolchain import assembly
 
 WORKS = "pass"

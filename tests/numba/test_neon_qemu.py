@@ -178,7 +178,7 @@ def test_linear_over_blocks(run: Run, kind: str, tokens: int) -> None:
     isa = ISAS["neon_dotprod"]
     blank = blank_codes(tokens, columns)
     made = [Rows(image.put(memory), memory.shape[1], memory.shape, memory.dtype) for memory in blank]
-    out, scratch = image.results(tokens, rows), linear_scratch(layout)
+    out, scratch = image.results(tokens, rows), linear_scratch(layout, False)
     block = [layout.bytes, layout.half, layout.payload, layout.dwords]
     sums = made[2] if layout.step == 16 else made[1]
     run(

@@ -158,14 +158,17 @@ _DOT_AVX512_VNNI = _dot(
     1,
 ) + _signed_as_dot4(128)
 
-_ADD_WORDS_AVX512 = "declare <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32>, <32 x i16>, <32 x i16>)\n" + _function(
-    "<16 x i32>",
-    "add_words",
-    "<16 x i32> %a, <16 x i32> %w, <16 x i32> %f",
-    """  %v = bitcast <16 x i32> %w to <32 x i16>
+_ADD_WORDS_AVX512 = (
+    "declare <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32>, <32 x i16>, <32 x i16>)\n"
+    + _function(
+        "<16 x i32>",
+        "add_words",
+        "<16 x i32> %a, <16 x i32> %w, <16 x i32> %f",
+        """  %v = bitcast <16 x i32> %w to <32 x i16>
   %g = bitcast <16 x i32> %f to <32 x i16>
   %r = call <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32> %a, <32 x i16> %v, <32 x i16> %g)
   ret <16 x i32> %r""",
+    )
 )
 
 _DOT_AVX_VNNI = _dot(

@@ -84,6 +84,7 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
                         many(scratch, q, some, due, a + 4 * j, b + 4 * j, c + os * j, os, first > 0)
 
     products = tiled_products(fmt) if isa.tiles else several
+    streams = few
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, pairs = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
@@ -91,19 +92,21 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
         x, xs, u, us = get_i64(args + 56), get_i64(args + 64), get_i64(args + 72), get_i64(args + 80)
         scratch, row_bytes = get_i64(args + 88) + thread * get_i64(args + 96), blocks * tile_bytes
         # With many tokens, a chunk's inputs stay in the CPU's cache for a share of pairs; with few, weights stream.
-        share = pairs // (8 * threads) if count <= few else min(SHARE, pairs // (4 * threads))
-        share = max(1, share)
+        stream = count <= streams
+        share = max(1, pairs // (8 * threads) if stream else min(SHARE, pairs // (4 * threads)))
         while count > 0:
             first = fetch_add(counter, share)
             if first >= pairs:
                 break
             some = min(share, pairs - first)
             p, o = weights + 2 * row_bytes * first, out + 128 * first
-            if count > few:
+            if not stream:
                 products(p, some, blocks, count, x, xs, u, us, o, os, scratch)
                 continue
             for _ in range(some):
-                if count == 1:
+                if count > few:
+                    products(p, 1, blocks, count, x, xs, u, us, o, os, scratch)
+                elif count == 1:
                     one(p, p + tile_bytes, blocks, p + _AHEAD, x, u, o, os, False)
                 else:
                     for t in range(0, count, 4):

@@ -22,9 +22,9 @@ from mistral_portable_numba.compiler.simd.load_store import (
     store_i32,
 )
 from mistral_portable_numba.compiler.simd.operation import inlined
-from mistral_portable_numba.compiler.simd.tiles import begin_tiles, byte_product, end_tiles, load_tile
+from mistral_portable_numba.compiler.simd.tiles import begin_tiles, byte_product, end_tiles
+from mistral_portable_numba.kernels.byte_tiles import load4, load5, load6, load7, write_sizes
 from mistral_portable_numba.kernels.registry import AnyIsa, Factory
-from mistral_portable_numba.kernels.tile_sizes import write_sizes
 
 __all__ = ["KERNELS", "dot4_probe", "fma_probe", "read_probe"]
 
@@ -72,7 +72,6 @@ def dot4_probe(isa: Isa) -> Callable[..., Any]:
 
 def _tiles_probe() -> Callable[..., Any]:
     """`dot4_probe` by tiles, into four tiles of sums."""
-    load4, load5, load6, load7 = (load_tile(tile) for tile in range(4, 8))
     add0, add1 = byte_product(0, 4, 6, signed=True), byte_product(1, 4, 7, signed=True)
     add2, add3 = byte_product(2, 5, 6, signed=True), byte_product(3, 5, 7, signed=True)
     rounds = _ROUNDS // 16

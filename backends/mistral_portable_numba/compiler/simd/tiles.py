@@ -61,7 +61,7 @@ def bf16_product(total: int, left: int, right: int) -> Any:
 
 
 def byte_product(total: int, left: int, right: int, *, signed: bool) -> Any:
-    """The operation () -> None that adds left @ right to a tile of sums, in bytes. signed: whether the right ones are."""
+    """The operation () -> None that adds left @ right to a tile of sums, in bytes. signed: whether right is."""
     return _product("s8s8" if signed else "s8u8", total, left, right)
 
 

@@ -233,8 +233,8 @@ class Tokens:
         """((ints, ints), (words, words), left, right) -> (ints, ints): plus the words of each lane, times the factors
         in the lanes of left and right."""
         self.add_products = add_products
-        """((ints, ints), (sums, sums), left, right) -> (ints, ints): plus the sums times the factors in the lanes of left
-        and right."""
+        """((ints, ints), (sums, sums), left, right) -> (ints, ints): plus the sums, times the factors in the lanes of
+        left and right."""
         self.add_whole, self.add_whole_and = add_whole, add_whole_and
         """(floats, ints, scale, first, stride) -> floats + ints * scale * each token's float32. add_whole_and takes
         ints and a scale twice, and adds both products."""
