@@ -54,8 +54,21 @@ def test_blocks_with_every_number_of_tokens(isa: str, kind: str) -> None:
 
 @EVERY_ISA
 @EVERY_KIND
+def test_many_tokens_have_the_bits_of_one(isa: str, kind: str) -> None:
+    """Also more tokens than AMX takes at a time (`layouts.BLOCK_TOKENS`), and groups that are not full."""
+    columns, random = 3 * max(BLOCKS[kind].columns, 96), np.random.default_rng(9)
+    weight, x = PackedWeight(isa, kind, signed_blocks(kind, 40, columns, random)), Activations(530, columns, random)
+    alone = [weight.times(x.codes[t : t + 1], x.scales[t : t + 1])[0] for t in range(40)]
+    for tokens in (2, 4, 5, 8, 16, 17, 33, 530):
+        found = weight.times(x.codes[:tokens], x.scales[:tokens])
+        np.testing.assert_array_equal(found[:40], alone[:tokens])
+    np.testing.assert_array_equal(found[-1], weight.times(x.codes[-1:], x.scales[-1:])[0])
+
+
+@EVERY_ISA
+@EVERY_KIND
 @pytest.mark.parametrize("fill", [0x00, 0x7F, 0x80, 0xFF])
-@pytest.mark.parametrize("tokens", [1, 2, 5])
+@pytest.mark.parametrize("tokens", [1, 2, 5, 17])
 def test_the_largest_sums(isa: str, kind: str, fill: int, tokens: int) -> None:
     """All codes, and integers of scales, as large as they may be, and inputs of one sign: sums in 16 bits hold them."""
     random, layout = np.random.default_rng(8), BLOCKS[kind]

@@ -23,7 +23,7 @@ def product(x: Floats, weight: Floats) -> Floats:
     memory, (rows, columns), tokens = Memory(), weight.shape, len(x)
     stored = memory.array((weight.view(np.uint32) >> 16).astype(np.uint16))
     rounded = memory.blank((round_up(tokens, TOKEN_GROUP), bf16_bytes(columns)), np.uint8)
-    memory.run("avx512_vnni", "round_bfloat16", [tokens], columns, *at(memory.rows_of(x)), *at(rounded))
+    memory.run("amx", "round_bfloat16", [tokens], columns, *at(memory.rows_of(x)), *at(rounded))
     out, scratch = memory.rows(tokens, rows), memory.blank(2 * TILED_SCRATCH, np.uint8)
     places = (stored, *at(rounded), *at(out), memory.array(all_tile_sizes()), scratch, TILED_SCRATCH)
     memory.run("amx", "tiled_bfloat16", [tokens], rows, columns, *places, thread=1)
