@@ -21,11 +21,11 @@ def chosen_isa(name: str | None = None) -> Isa:
     name = name or os.environ.get(VARIABLE)
     if not name:
         return host_isa()
-    if name not in ISAS:
-        raise BackendError(f"no instruction set {name!r}: {VARIABLE} may be {', '.join(ISAS)}")
-    if missing := lacking(ISAS[name]):
-        raise BackendError(f"this machine has no {', '.join(missing)}, which {name} needs: unset {VARIABLE}")
-    return ISAS[name]
+    here = [isa.name for isa in ISAS.values() if not lacking(isa)]
+    if name in here:
+        return ISAS[name]
+    fault = f"this machine lacks {', '.join(lacking(ISAS[name]))}" if name in ISAS else "there is no such name"
+    raise BackendError(f"instruction set {name!r}: {fault}; {VARIABLE} may be {', '.join(here)} here, or unset")
 
 
 def lacking(isa: Isa) -> list[str]:
