@@ -33,7 +33,7 @@ class Candidate:
 
 
 def candidates() -> tuple[Candidate, ...]:
-    """All backends that are installed or known by name: first what the user's settings refuse, then best score first."""
+    """All backends that are installed or known by name: those that are refused first, then the best score first."""
     found: dict[str, Candidate] = {}
     for entry in (_REFERENCE, *entry_points(group=GROUP)):
         found.setdefault(entry.name, _load(entry))
