@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -29,7 +29,7 @@ def send(name: str, code: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def compiled(names: list[str], isa: Isa) -> Iterator[tuple[str, bytes]]:
+def compiled(names: list[str], isa: Isa) -> Generator[tuple[str, bytes]]:
     """Compile kernels in two processes: the name and the object of each, as soon as it is made.
 
     Closing the iterator ends the processes. Raises BackendError if one fails.
