@@ -48,7 +48,7 @@ class NumbaBackend:
             isa = chosen_isa(self._isa, self._folder)
             compiler = version("numba")
         except BackendError as error:
-            return Availability(0, str(error))
+            return Availability(0, str(error), refused=True)
         except (ImportError, OSError, PackageNotFoundError) as error:
             return Availability(0, f"{error}: pip install --upgrade numba")
         threads = default_threads()

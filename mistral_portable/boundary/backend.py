@@ -17,10 +17,13 @@ __all__ = ["Availability", "Backend", "check_options", "check_supported", "prepa
 @dataclass(frozen=True)
 class Availability:
     """The result of `probe`. score 0: unusable, and `reason` says why and what to do; else the highest score wins
-    `backend="auto"`, and `reason` says what would run (device, instruction set, versions)."""
+    `backend="auto"`, and `reason` says what would run (device, instruction set, versions). refused: unusable because of
+    what the user asked of this backend outside of all arguments, by an environment variable, say: then "auto" takes no
+    other one."""
 
     score: int
     reason: str
+    refused: bool = False
 
 
 class Backend(Protocol):

@@ -33,19 +33,25 @@ class Candidate:
 
 
 def candidates() -> tuple[Candidate, ...]:
-    """All backends that are installed or known by name, best score first."""
+    """All backends that are installed or known by name: those that are refused first, then the best score first."""
     found: dict[str, Candidate] = {}
     for entry in (_REFERENCE, *entry_points(group=GROUP)):
         found.setdefault(entry.name, _load(entry))
     for name, command in _INSTALL.items():
         found.setdefault(name, Candidate(name, Availability(0, f"not installed: {command}"), None))
-    return tuple(sorted(found.values(), key=lambda candidate: (-candidate.availability.score, candidate.name)))
+    return tuple(sorted(found.values(), key=_rank))
+
+
+def _rank(candidate: Candidate) -> tuple[bool, int, str]:
+    """Where a candidate stands for "auto": the least one is taken, or refused."""
+    return not candidate.availability.refused, -candidate.availability.score, candidate.name
 
 
 def select(name: str = "auto") -> Backend:
     """The backend of that name, or for "auto" the usable one with the best score.
 
-    Raises BackendError, with the reason and the remedy, for an unknown name or one that cannot run here.
+    Raises BackendError, with the reason and the remedy, for an unknown name or one that cannot run here, and for "auto"
+    if one was asked for what this machine lacks (`Availability.refused`).
     """
     entries = {entry.name: entry for entry in (*entry_points(group=GROUP), _REFERENCE)}
     # To probe the others would import their frameworks.
@@ -55,7 +61,7 @@ def select(name: str = "auto") -> Backend:
     for candidate in known:
         if candidate.name == name:
             if candidate.backend is None or candidate.availability.score <= 0:
-                raise BackendError(f"backend {name!r} cannot run here: {candidate.availability.reason}")
+                raise _cannot_run(name, candidate.availability)
             return candidate.backend
     names = ", ".join(candidate.name for candidate in known)
     raise BackendError(
@@ -64,15 +70,27 @@ def select(name: str = "auto") -> Backend:
 
 
 def select_quantizing() -> QuantizingBackend:
-    """The first backend by name that makes ggml blocks and can run here. Raises BackendError if there is none."""
+    """The first backend by name that makes ggml blocks and can run here.
+
+    Raises BackendError if there is none, or if one was asked for what this machine lacks (`Availability.refused`).
+    """
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             backend = entry.load()
-            if isinstance(backend, QuantizingBackend) and backend.probe().score > 0:
-                return backend
+            if not isinstance(backend, QuantizingBackend):
+                continue
+            availability = backend.probe()
         except Exception:  # as in _load; `backends` says why
             continue
+        if availability.refused:
+            raise _cannot_run(entry.name, availability)
+        if availability.score > 0:
+            return backend
     raise BackendError(f"no backend that quantizes can run here: {_INSTALL['numba']}")
+
+
+def _cannot_run(name: str, availability: Availability) -> BackendError:
+    return BackendError(f"backend {name!r} cannot run here: {availability.reason}")
 
 
 def _load(entry: EntryPoint) -> Candidate:

@@ -9,10 +9,13 @@ def main(arguments: list[str] | None = None) -> None:
     0: done. 2: wrong usage or input (InputError). 3: does not fit into memory (CapacityError). 75: busy, try again
     (BusyError). 130: Ctrl-C. 143: SIGTERM. 1: any other failure. stderr says in one line what went wrong.
     """
+    from mistral_portable.cli.collector import end_quickly
     from mistral_portable.cli.signals import Signals
 
-    signals = Signals()
-    with signals.handled(for_good=arguments is None):
+    signals, own_process = Signals(), arguments is None
+    if own_process:
+        end_quickly()
+    with signals.handled(for_good=own_process):
         from mistral_portable.cli.app import run_app
 
         run_app(arguments, signals)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mistral_portable import __version__
+from mistral_portable.cli.collector import resting
 from mistral_portable.cli.debug import DebugOption, Settings
 from mistral_portable.cli.hints import command_hint, name_options, option_hint
 from mistral_portable.cli.output import one_line
@@ -111,7 +112,8 @@ def run_app(arguments: list[str] | None, signals: Signals) -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # what its warnings say, our errors do
     settings = Settings(signals)
     words = sys.argv[1:] if arguments is None else arguments
-    app = make_app(words)
+    with resting():
+        app = make_app(words)
     try:
         signals.work()
         # Ctrl-C is typer's 130; a pipe whose reader has gone is its quiet 1.

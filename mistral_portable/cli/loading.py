@@ -6,19 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from threading import Timer
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TransferSpeedColumn,
-)
-
+from mistral_portable.cli.bar import bar
+from mistral_portable.cli.collector import resting
 from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import cache_bytes_of
 from mistral_portable.cli.output import note, one_line
@@ -54,7 +43,7 @@ def load_model(
     arguments, cache_bytes = options.arguments, cache_bytes_of(cache_ram)
     if by_name:
         arguments["adapter"] = None
-    with reading(f"loading {model}") as progress:
+    with reading(f"loading {model}") as progress, resting():
 
         def report(what: str, done: int, total: int) -> None:
             progress(what, done, total)
@@ -84,8 +73,8 @@ def open_model(model: str, revision: str | None, quantize: str | None = None) ->
 @contextmanager
 def working(title: str) -> Iterator[Callable[[str], None]]:
     """Show a spinner on stderr, if that is a terminal; the block calls the function to say what it is doing."""
-    with _bar(title, TaskProgressColumn()) as (bar, task):
-        yield lambda what: bar.update(task, description=one_line(f"{title}: {what}"))
+    with bar(title) as update:
+        yield lambda what: update(f"{title}: {what}", None, None)
 
 
 def reading(title: str) -> AbstractContextManager[Report]:
@@ -94,22 +83,21 @@ def reading(title: str) -> AbstractContextManager[Report]:
 
     Warnings issued in the block become notes on stderr after it, unless it raises.
     """
-    return _reading(title, TaskProgressColumn())
+    return _reading(title, in_bytes=False)
 
 
 def downloading(title: str) -> AbstractContextManager[Report]:
     """Show the same for bytes, with their number and how many come in a second."""
-    return _reading(title, DownloadColumn(binary_units=True), TransferSpeedColumn())
+    return _reading(title, in_bytes=True)
 
 
 @contextmanager
-def _reading(title: str, *columns: ProgressColumn) -> Iterator[Report]:
+def _reading(title: str, *, in_bytes: bool) -> Iterator[Report]:
     stages = _Stages()
-    with warnings.catch_warnings(record=True) as caught, _bar(title, *columns) as (bar, task):
+    with warnings.catch_warnings(record=True) as caught, bar(title, in_bytes=in_bytes) as update:
 
         def report(what: str, done: int, total: int) -> None:
-            text = f"{title}: {what}" if done < total else title
-            bar.update(task, description=one_line(text), completed=done, total=total)
+            update(f"{title}: {what}" if done < total else title, done, total)
             stages.report(f"{title}: {what}", done < total)
 
         try:
@@ -139,18 +127,3 @@ class _Stages:
             self._timer = Timer(_LASTS, note, [f"note: {one_line(name)}"])
             self._timer.daemon = True
             self._timer.start()
-
-
-@contextmanager
-def _bar(title: str, *columns: ProgressColumn) -> Iterator[tuple[Progress, TaskID]]:
-    bar = Progress(
-        SpinnerColumn(),
-        BarColumn(),
-        *columns,
-        TextColumn("{task.description}", markup=False),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    with bar:
-        yield bar, bar.add_task(one_line(title), total=None)

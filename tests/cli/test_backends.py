@@ -1,7 +1,9 @@
 """`backends`: the table and its JSON say what the registry says."""
 
 import json
+from pathlib import Path
 
+import pytest
 from cli.processes import invoke
 
 from mistral_portable.boundary.registry import candidates, select
@@ -23,3 +25,23 @@ def test_json() -> None:
     assert [row["name"] for row in rows] == [candidate.name for candidate in candidates()]
     assert [row["name"] for row in rows if row["auto"]] == [select().name]
     assert all(row["usable"] == (row["score"] > 0) and row["reason"] for row in rows)
+
+
+def test_a_setting_that_cannot_be_met_is_refused_and_no_other_backend_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MISTRAL_PORTABLE_ISA", "sse")
+    (row,) = (row for row in json.loads(invoke("backends", "--json").out) if row["auto"])
+    assert (row["name"], row["usable"]) == ("numba", False)
+    for command in (
+        ("run", "Once", "--model", "tiny"),
+        ("chat", "--model", "tiny"),
+        ("serve", "tiny"),
+        ("bench", "tiny"),
+        ("verify", "tiny"),
+        ("warmup", "tiny"),
+        ("quantize", "tiny", str(tmp_path / "out.gguf"), "--type", "q4_0"),
+    ):
+        result = invoke(*command)
+        assert (result.status, result.out) == (1, "")
+        assert result.err == f"error: backend 'numba' cannot run here: {row['reason']}\n"

@@ -1,5 +1,6 @@
 """The command line as users start it."""
 
+import gc
 import json
 import os
 import shlex
@@ -76,6 +77,24 @@ def test_help_needs_no_heavy_library() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_off_a_terminal_nothing_is_drawn() -> None:
+    code = (
+        "import atexit, sys\n"
+        "from mistral_portable.cli import main\n"
+        "atexit.register(lambda: print('rich.progress' in sys.modules))\n"
+        "main(['run', 'Once', '--max-tokens', '1'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.endswith("False\n"), done.stderr
+
+
+@pytest.mark.parametrize("model", ["tiny", "no-such-model"])
+def test_the_collector_of_cycles_works_after_a_start(model: str) -> None:
+    assert (invoke("run", "Once", "--model", model, "--max-tokens", "1").status == 0) == (model == "tiny")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0  # only a process that ends puts all objects out of its sight
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell closes the streams")

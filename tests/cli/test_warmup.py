@@ -30,8 +30,7 @@ def test_a_cache_that_takes_nothing_is_an_error(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("MISTRAL_PORTABLE_CACHE", str(tmp_path / "file"))
     result = invoke(*NUMBA)
     assert (result.status, result.out) == (1, "")
-    assert "compiled kernels cannot be kept in " in result.err
-    assert result.err.count("\n") == 1
+    assert result.err.splitlines()[-1].startswith("error: compiled kernels cannot be kept in ")
 
 
 def test_backends_that_keep_nothing_run_a_token() -> None:

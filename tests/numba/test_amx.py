@@ -46,8 +46,23 @@ def test_a_child_answers_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, c
     child(monkeypatch, WRONG if works else WORKS)
     assert amx_works(tmp_path) == works
     amx_works.cache_clear()
-    monkeypatch.setattr(amx_probe, "_machine", lambda: "after the next start of the system")
-    assert amx_works(tmp_path) != works
+    for start in range(3):
+        monkeypatch.setattr(amx_probe, "_boot", lambda start=start: f"start {start}")
+        assert amx_works(tmp_path) != works
+        amx_works.cache_clear()
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
+
+
+@linux
+@pytest.mark.parametrize("content", [b"", b"yes", b"yes\nanother start\n", b"\xff\n\xfe\n"])
+def test_a_damaged_answer_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes) -> None:
+    child(monkeypatch, WRONG)
+    for works in (False, True):
+        assert amx_works(tmp_path) == works
+        amx_works.cache_clear()
+        (kept,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        kept.write_bytes(content)
+        child(monkeypatch, WORKS)
 
 
 @linux

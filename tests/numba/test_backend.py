@@ -9,12 +9,12 @@ import pytest
 from cli.processes import invoke
 from mistral_portable_numba import BACKEND
 from mistral_portable_numba.backend import NumbaBackend
-from mistral_portable_numba.compiler.chosen import lacking
+from mistral_portable_numba.compiler.chosen import chosen_isa, lacking
 from mistral_portable_numba.compiler.isa import ISAS, host_isa
 
 import mistral_portable as mp
 from mistral_portable.boundary import ExecutorOptions, prepare
-from mistral_portable.boundary.registry import select
+from mistral_portable.boundary.registry import select, select_quantizing
 from mistral_portable.errors import BackendError
 from mistral_portable.graph import OPS
 
@@ -125,17 +125,32 @@ def test_the_environment_may_name_the_instruction_set(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("sse", "no instruction set 'sse': MISTRAL_PORTABLE_ISA may be avx512_vnni, avx_vnni, avx2, "),
-        ("neon_dotprod", "this machine has no "),
-        ("avx2", "this machine has no "),
+        ("sse", "there is no such name; MISTRAL_PORTABLE_ISA may be .*generic here, or unset"),
+        ("neon_dotprod", "this machine lacks .*neon"),
+        ("avx2", "this machine lacks .*avx2"),
     ],
 )
 def test_an_instruction_set_that_cannot_run_is_refused(name: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in ISAS and not lacking(ISAS[name]):
         pytest.skip(f"this machine has {name}")
     monkeypatch.setenv("MISTRAL_PORTABLE_ISA", name)
-    with pytest.raises(BackendError, match=f"backend 'numba' cannot run here: {reason}"):
-        select("numba")
+    for asked in ("numba", "auto"):
+        with pytest.raises(BackendError, match=f"backend 'numba' cannot run here: instruction set '{name}': {reason}"):
+            select(asked)
+    with pytest.raises(BackendError, match=f"instruction set '{name}'"):
+        select_quantizing()
+    assert select("reference").name == "reference"
+
+
+def test_the_names_in_a_refusal_are_those_that_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MISTRAL_PORTABLE_ISA", "sse")
+    with pytest.raises(BackendError) as caught:
+        chosen_isa()
+    names = str(caught.value).partition("may be ")[2].partition(" here")[0].split(", ")
+    assert host_isa().name in names
+    for name in names:
+        monkeypatch.setenv("MISTRAL_PORTABLE_ISA", name)
+        assert chosen_isa().name == name
 
 
 def test_the_errors_of_prepare_come_before_any_work() -> None:

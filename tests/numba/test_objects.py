@@ -1,10 +1,12 @@
 """The cache of compiled kernels: children compile each kernel once, damaged files are replaced, any folder works."""
 
 import ctypes
+import errno
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +51,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     popen = subprocess.Popen
 
     def spy(command: list[str], **options: Any) -> Any:
-        started.append(command[5:])
+        started.append(command[4:])
         return popen(command, **options)
 
     monkeypatch.setattr(subprocess, "Popen", spy)
@@ -123,13 +125,69 @@ def test_a_damaged_file_is_replaced(copied: Path, children: list[list[str]], dam
 
 
 def test_an_object_that_cannot_be_written_is_made_each_time(copied: Path) -> None:
-    """The same happens on a full disk."""
     file = files(copied)[0]
     file.unlink()
     file.mkdir()
-    with pytest.warns(UserWarning, match=r"cannot be kept in .* \(some could not be written\): each start") as caught:
+    with pytest.warns(UserWarning, match=r"cannot be kept in .*: each start") as caught:
         assert add(LoadedKernels(["add"], ISA, copied)) == 3
     assert "\n" not in str(caught[0].message)
+
+
+def refusing(call: Callable[..., Any], code: int) -> Callable[..., Any]:
+    """The call, which fails with this errno if a file in the folder "full" is asked for."""
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        if any("full" in str(argument) for argument in (*arguments, options.get("dir"))):
+            raise OSError(code, os.strerror(code))
+        return call(*arguments, **options)
+
+    return refuse
+
+
+class Full:
+    """A new file, which takes its first 100 bytes."""
+
+    def __init__(self, code: int, **options: Any) -> None:
+        self._code, self._file = code, NAMED(**options)
+        self.name = self._file.name
+
+    def __enter__(self) -> "Full":
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._file.close()
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data[:100])
+        self._file.flush()
+        raise OSError(self._code, os.strerror(self._code))
+
+
+NAMED = tempfile.NamedTemporaryFile
+
+
+@pytest.mark.parametrize(
+    ("where", "code"),
+    [("folders", errno.EROFS), ("files", errno.EACCES), ("bytes", errno.ENOSPC), ("names", errno.EDQUOT)],
+)
+def test_a_folder_that_refuses_costs_one_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, where: str, code: int
+) -> None:
+    """Nothing is kept in it, not even a part of a file, and its kernels work."""
+    if where == "folders":
+        monkeypatch.setattr(os, "mkdir", refusing(os.mkdir, code))
+    elif where == "files":
+        monkeypatch.setattr(os, "open", refusing(os.open, code))
+    elif where == "bytes":
+        monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda **options: Full(code, **options))
+    else:
+        monkeypatch.setattr(os, "replace", refusing(os.replace, code))
+    assert add(LoadedKernels(["add"], ISA, tmp_path / "full")) == 3
+    (note,) = recwarn
+    assert str(note.message).startswith(
+        f"compiled kernels cannot be kept in {tmp_path / 'full'} ({os.strerror(code)}):"
+    )
+    assert everything(tmp_path) == []
 
 
 def test_a_file_at_the_path_of_the_folder_is_kept(tmp_path: Path, children: list[list[str]]) -> None:
@@ -152,7 +210,11 @@ def test_a_read_only_folder_makes_each_start_compile(children: list[list[str]]) 
 def test_objects_in_a_read_only_folder_are_used(
     warm: Path, children: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "_obstacle", lambda folder: "read-only")
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for call in ("mkdir", "replace"):
+        monkeypatch.setattr(os, call, refuse)
     assert add(LoadedKernels(NAMES, ISA, warm)) == 3
     assert children == []
 
@@ -243,7 +305,8 @@ def test_children_end_if_the_progress_callback_raises(tmp_path: Path, monkeypatc
         return started[-1]
 
     def interrupt(what: str, done: int, total: int) -> None:
-        raise KeyboardInterrupt
+        if done:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess, "Popen", spy)
     with pytest.raises(KeyboardInterrupt):

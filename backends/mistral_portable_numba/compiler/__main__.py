@@ -1,32 +1,19 @@
-"""`python -m mistral_portable_numba.compiler ISA FOLDERS KERNEL...`: compile kernels, a line of output each.
+"""`python -m mistral_portable_numba.compiler ISA KERNEL...`: compile kernels for this system (see `children`)."""
 
-FOLDERS is a JSON list.
-"""
-
-import json
 import sys
-from pathlib import Path
 
+from mistral_portable_numba.compiler.children import send
 from mistral_portable_numba.compiler.isa import ISAS
-from mistral_portable_numba.compiler.objects import host_triple, object_path, write_object
+from mistral_portable_numba.compiler.objects import host_triple
 from mistral_portable_numba.compiler.toolchain import lower, object_file
 from mistral_portable_numba.kernels.registry import kernel
 
 
-def main(isa_name: str, folders: str, *names: str) -> None:
-    """Compile kernels for this system into the first of some cache folders that takes them (see `objects`)."""
-    isa, places = ISAS[isa_name], [Path(folder) for folder in json.loads(folders)]
+def main(isa_name: str, *names: str) -> None:
+    """Compile kernels, and hand each object to the parent as soon as it is made."""
+    isa = ISAS[isa_name]
     for name in names:
-        text = lower(name, kernel(name, isa))
-        code = object_file(name, text, isa, host_triple())
-        for place in places:
-            try:
-                write_object(object_path(place, name, isa), code)
-                break
-            except OSError:  # a full disk
-                if place is places[-1]:
-                    raise
-        print(name, flush=True)
+        send(name, object_file(name, lower(name, kernel(name, isa)), isa, host_triple()))
 
 
 if __name__ == "__main__":

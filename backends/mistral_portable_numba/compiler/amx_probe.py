@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from mistral_portable_numba.compiler.isa import ISAS
+from mistral_portable_numba.compiler.objects import write_whole
 from mistral_portable_numba.compiler.toolchain import object_file
 from mistral_portable_numba.layouts import tile_sizes
 
@@ -50,19 +50,19 @@ def amx_works(folder: Path) -> bool:
     """Whether AMX works in this process and in its forks: the CPU announces it, a child's product was right, and the
     system permits it.
 
-    The child's answer is kept in `folder`, the cache of kernels, until the machine starts again.
+    The child's answer is kept in `folder`, the cache of kernels, until the system starts again: a file of two lines,
+    "yes" or "no", and the name of the start.
     """
     if not announced():
         return False
-    file = folder / "kernels" / _AMX.name / f"works-{_machine()}"
-    try:
-        answer = file.read_text()
-    except OSError:
+    file, boot = folder / "kernels" / _AMX.name / f"works-{_machine()}", _boot()
+    answer, *since = _lines(file) or [""]
+    if since != [boot]:
         status = _child_status()
         answer = "yes" if status == 0 else "no"
         if status is not None:
             with suppress(OSError):  # a folder that cannot be written to: each start asks a child
-                _write(file, answer)
+                write_whole(file, f"{answer}\n{boot}\n".encode())
     return answer == "yes" and permit()
 
 
@@ -115,21 +115,24 @@ def _child_status() -> int | None:
     return child.returncode
 
 
-def _write(file: Path, answer: str) -> None:
-    """Write the answer, so that no reader sees a part of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
-        new.write(answer)
-    os.replace(new.name, file)
-
-
 def _machine() -> str:
-    """16 hex digits that change with the CPU's model, the start of the system, and what is tried."""
+    """16 hex digits that change with the CPU's model, and with what is tried."""
     known = {_PROBE, str(llvm.llvm_version_info)}
-    for path in ("/proc/cpuinfo", "/proc/sys/kernel/random/boot_id"):
-        with suppress(OSError):  # a sandbox may hide them
-            known |= {line for line in Path(path).read_text().splitlines() if not line.startswith(_VARIES)}
+    known |= {line for line in _lines(Path("/proc/cpuinfo")) if not line.startswith(_VARIES)}
     return hashlib.sha256("\n".join(sorted(known)).encode()).hexdigest()[:16]
+
+
+def _boot() -> str:
+    """The name of this run of the system, from its start on; "" where Linux does not give it."""
+    return "".join(_lines(Path("/proc/sys/kernel/random/boot_id")))
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file; none if it is not there, or a sandbox hides it."""
+    try:
+        return file.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 if __name__ == "__main__":

@@ -25,13 +25,13 @@ def chosen_isa(name: str | None = None, folder: Path | None = None) -> Isa:
     name, folder = name or os.environ.get(VARIABLE), folder or default_folder()
     if not name:
         return ISAS["amx"] if amx_works(folder) else host_isa()
-    if name not in ISAS:
-        raise BackendError(f"no instruction set {name!r}: {VARIABLE} may be {', '.join(ISAS)}")
-    if missing := lacking(ISAS[name]):
-        raise BackendError(f"this machine has no {', '.join(missing)}, which {name} needs: unset {VARIABLE}")
-    if ISAS[name].tiles and not amx_works(folder):
-        raise BackendError(f"AMX does not work on this machine: unset {VARIABLE}")
-    return ISAS[name]
+    here = [isa.name for isa in ISAS.values() if not lacking(isa) and (not isa.tiles or amx_works(folder))]
+    if name in here:
+        return ISAS[name]
+    fault = "there is no such name"
+    if name in ISAS:
+        fault = f"this machine lacks {', '.join(lacking(ISAS[name])) or 'AMX that works'}"
+    raise BackendError(f"instruction set {name!r}: {fault}; {VARIABLE} may be {', '.join(here)} here, or unset")
 
 
 def lacking(isa: Isa) -> list[str]:

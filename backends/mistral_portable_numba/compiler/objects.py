@@ -8,30 +8,35 @@ the VERSIONS newest objects are kept.
 """
 
 import hashlib
-import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO
 
 import llvmlite.binding as llvm
 
-import mistral_portable
-import mistral_portable_numba
 from mistral_portable.boundary import COMPILING
 from mistral_portable.errors import BackendError, NotKeptWarning
+from mistral_portable_numba.compiler.children import compiled
 from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.kernels.registry import MODULES
 
-__all__ = ["VERSIONS", "LoadedKernels", "default_folder", "digest", "host_triple", "object_path", "write_object"]
+__all__ = [
+    "VERSIONS",
+    "LoadedKernels",
+    "default_folder",
+    "digest",
+    "host_triple",
+    "object_path",
+    "write_object",
+    "write_whole",
+]
 
 Progress = Callable[[str, int, int], None]
 
@@ -59,8 +64,8 @@ class LoadedKernels:
     """The addresses of kernels, whose code stays loaded as long as this object lives."""
 
     def __init__(self, names: Iterable[str], isa: Isa, folder: Path, progress: Progress | None = None) -> None:
-        """Compile the kernels that are missing in `folder`, and load all. Those that cannot be written there, as it is
-        read-only or its disk is full, go to a temporary one, with a warning.
+        """Compile the kernels that are missing in `folder`, and load all. A folder that cannot be written to, as it is
+        read-only or its disk is full, costs a warning.
 
         Raises BackendError for a kernel that does not exist, or if the compiler fails.
         """
@@ -96,18 +101,23 @@ def object_path(folder: Path, name: str, isa: Isa) -> Path:
 
 
 def write_object(path: Path, code: bytes) -> None:
-    """Write an object and its hash so that no reader sees a part of it; remove old objects of the same kernel."""
+    """Write an object and its hash; remove old objects of the same kernel. Raises OSError, and leaves no new file."""
+    write_whole(path, hashlib.sha256(code).digest() + code)
+    _remove_old(path)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that no reader sees a part of it. Raises OSError, and leaves no new file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         try:
-            file.write(hashlib.sha256(code).digest() + code)
+            file.write(data)
             file.close()
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
         except BaseException:  # a full disk, Ctrl-C
             os.unlink(file.name)
             raise
-    _remove_old(path)
 
 
 def _remove_old(path: Path) -> None:
@@ -138,20 +148,24 @@ def _found(names: Iterable[str], isa: Isa, folder: Path) -> dict[str, bytes]:
 
 
 def _made(names: list[str], isa: Isa, folder: Path, progress: Progress | None) -> dict[str, bytes]:
-    """Compile kernels, or find what another process compiled meanwhile; their objects."""
-    place = folder / "kernels" / isa.name
-    if reason := _obstacle(place):
-        _warn(folder, reason)
-    with nullcontext() if reason else _alone(place, progress), tempfile.TemporaryDirectory() as spare:
-        found = {} if reason else _found(names, isa, folder)
+    """Compile kernels, or find what another process compiled meanwhile; their objects, also where none can be kept."""
+    refused = False
+    with _alone(folder / "kernels" / isa.name, progress):
+        found = _found(names, isa, folder)
         missing = [name for name in names if name not in found]
-        places = [Path(spare)] if reason else [folder, Path(spare)]
-        if missing:
-            _compile(missing, isa, places, progress)
-        for name in missing:
-            found[name] = _read(object_path(places[0], name, isa)) or _required(object_path(places[-1], name, isa))
-        if not reason and next(Path(spare).rglob("*.o"), None):
-            _warn(folder, "some could not be written")
+        if missing and progress is not None:
+            progress(COMPILING, 0, len(missing))
+        with closing(compiled(missing, isa)) as objects:
+            for done, (name, code) in enumerate(objects, 1):
+                found[name] = code
+                try:
+                    write_object(object_path(folder, name, isa), code)
+                except OSError as error:
+                    if not refused:
+                        _warn(folder, error.strerror or str(error))
+                    refused = True
+                if progress is not None:
+                    progress(COMPILING, done, len(missing))
     return found
 
 
@@ -159,8 +173,8 @@ def _made(names: list[str], isa: Isa, folder: Path, progress: Progress | None) -
 def _alone(folder: Path, progress: Progress | None) -> Iterator[None]:
     """Let one process at a time compile into a folder, so that the next one finds what it made.
 
-    The system frees the lock of a process that dies. Where files cannot be locked, and when another process has kept
-    the lock for PATIENCE seconds, as one that is stopped does, nobody waits: then both compile.
+    The system frees the lock of a process that dies. Where files cannot be locked or written, and when another process
+    has kept the lock for PATIENCE seconds, as one that is stopped does, nobody waits: then both compile.
     """
     from filelock import FileLock, Timeout
 
@@ -185,24 +199,6 @@ def _read(path: Path) -> bytes | None:
     except OSError:
         return None
     return data[32:] if hashlib.sha256(data[32:]).digest() == data[:32] and len(data) > 32 else None
-
-
-def _required(path: Path) -> bytes:
-    """The object in a file that was just written. Raises BackendError if it is not there."""
-    code = _read(path)
-    if code is None:
-        raise BackendError(f"backend 'numba': the compiled kernel {path} vanished: start again")
-    return code
-
-
-def _obstacle(folder: Path) -> str:
-    """The reason why no file can be created in a folder, which is made if need be; "": one can."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return ""
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def _warn(folder: Path, reason: str) -> None:
@@ -248,58 +244,3 @@ def _sources(package: Path, module: str) -> dict[str, bytes]:
             found[path] = (package / path).read_bytes()
             waiting += [f"{name.decode().replace('.', '/')}.py" for name in _IMPORT.findall(found[path])]
     return dict(sorted(found.items()))
-
-
-def _compile(names: list[str], isa: Isa, places: list[Path], progress: Progress | None) -> None:
-    """Compile kernels, in two processes, each into the first of the cache folders that it can be written to.
-
-    Raises BackendError if one fails.
-    """
-    # Formats with blocks of 256 columns take about ten times as long as the others, so they are dealt out first.
-    ordered = sorted(names, key=lambda name: (not name.startswith("linear_"), not name.endswith(("_k", "_xs")), name))
-    children = []
-    try:
-        for share in filter(None, (ordered[::2], ordered[1::2])):
-            # -P: Python then does not import a numba.py, say, of the user's current folder.
-            command = [
-                sys.executable,
-                "-Pm",
-                "mistral_portable_numba.compiler",
-                isa.name,
-                json.dumps([*map(str, places)]),
-                *share,
-            ]
-            errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # a pipe could fill while nobody reads it
-            children.append((_start(command, errors), errors))
-        if progress is not None:
-            progress(COMPILING, 0, len(names))
-        # A child prints a line per kernel. The shares take about the same time, so reading one child after the other
-        # delays few progress reports.
-        done = 0
-        for child, _ in children:
-            assert child.stdout is not None
-            for _ in child.stdout:
-                done += 1
-                if progress is not None:
-                    progress(COMPILING, done, len(names))
-        for child, errors in children:
-            if child.wait():
-                errors.seek(0)
-                lines = errors.read().strip().splitlines() or [f"exit status {child.returncode}"]
-                raise BackendError(f"backend 'numba' could not compile its kernels: {lines[-1]}")
-    finally:
-        for child, errors in children:
-            child.kill()
-            child.communicate()
-            errors.close()
-
-
-def _start(command: list[str], errors: IO[str]) -> "subprocess.Popen[str]":
-    """Start a compiling process, which imports this package from where it is, installed or not."""
-    roots = {str(Path(module.__file__ or "").parent.parent) for module in (mistral_portable, mistral_portable_numba)}
-    path = [os.environ.get("PYTHONPATH", ""), *(root for root in sorted(roots) if "site-packages" not in root)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
-    try:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
-    except OSError as error:
-        raise BackendError(f"backend 'numba' cannot start {command[0] or 'Python'} to compile: {error}") from error
