@@ -1,11 +1,16 @@
 """Segments of attention: which work is shared out by them, and the memory that they need. Imports no Numba."""
 
-from mistral_portable_numba.layouts import PAGE_SIZE, head_width, round_up, tokens_per_item
+from mistral_portable_numba.layouts import PAGE_SIZE, head_width, round_up
 
-__all__ = ["SEGMENT", "attention_scratch", "part_bytes", "takes_all_heads"]
+__all__ = ["SEGMENT", "attention_scratch", "part_bytes", "takes_all_heads", "tokens_per_item"]
 
 SEGMENT = 8
 """Pages whose keys and values attention adds up on their own, before it merges them with those of other segments."""
+
+
+def tokens_per_item(group: int) -> int:
+    """Query tokens of a piece of work if `group` query heads share a key/value head: about 64 rows."""
+    return max(1, 64 // group)
 
 
 def takes_all_heads(tokens: int, heads: int) -> bool:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from mistral_portable.cache import CacheSpec, Reads, StepPlan, first_visible
 from mistral_portable.errors import BackendError
 from mistral_portable.graph import Rotation
-from mistral_portable_numba.layouts import PAGE_SIZE, tokens_per_item
-from mistral_portable_numba.segments import SEGMENT, part_bytes, takes_all_heads
+from mistral_portable_numba.layouts import PAGE_SIZE
+from mistral_portable_numba.segments import SEGMENT, part_bytes, takes_all_heads, tokens_per_item
 
 __all__ = ["StepValues"]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mistral_portable_numba.layouts import KV_DTYPES, head_width, tokens_per_item
-from mistral_portable_numba.segments import attention_scratch, part_bytes, takes_all_heads
+from mistral_portable_numba.layouts import KV_DTYPES, head_width
+from mistral_portable_numba.segments import attention_scratch, part_bytes, takes_all_heads, tokens_per_item
 from numba_kernels import EVERY_ISA, Argument, Memory, at, is_blank
 from numpy.typing import NDArray
 

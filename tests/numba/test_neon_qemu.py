@@ -313,7 +313,8 @@ def test_attention(run: Run, kv: str) -> None:
     out, scratch = image.results(14, HEADS, HEAD_DIM), attention_scratch(HEADS, KV_HEADS, HEAD_DIM)
     parts = sum(part_bytes(tokens, HEADS, KV_HEADS, HEAD_DIM) for tokens in (9, 5))  # one segment each
     to = image.cell(image.put(slots))
-    read = [table, image.cell(image.put(pages)), image.cell(image.space(parts)), image.space(THREADS * scratch), scratch]
+    places = [image.cell(image.put(pages)), image.cell(image.space(parts))]
+    read = [table, *places, image.space(THREADS * scratch), scratch]
     sizes, attributes = [KV_HEADS, HEAD_DIM], [HEADS, KV_HEADS, HEAD_DIM, WINDOW, bits(scale)]
     attend = [image.cell(2), image.cell(image.put(items)), *attributes, image.rows(q), out, *read]
     run(

@@ -1,13 +1,13 @@
 """Attention over the cache, in the manner of FlashAttention (Dao et al. 2022).
 
-A sequence's pages are taken in segments of 8 that begin at multiples of 512 positions. Over a segment, each row (a query
-of a head) keeps a running maximum, a running sum, and outputs that are rescaled when the maximum grows; segments are
-merged in order. So what a row adds up, and in which order, depends on positions alone: not on threads, on the chunk that
-it came in, on other sequences in the step, nor on where pages lie.
+A sequence's pages are taken in segments of 8, which begin at multiples of 512 positions. Over a segment, each row (a
+query of a head) keeps a running maximum, a running sum, and outputs that are rescaled when the maximum grows; segments
+are merged in order. So what a row adds up, and in which order, depends on positions alone: not on threads, on the chunk
+that it came in, on other sequences in the step, nor on where pages lie.
 
-Few tokens of a sequence wait for memory. Their work items are its segments with all heads: a page's heads lie side by
-side, and each segment leaves a part (maximum, sum and outputs of all rows). These are merged when all have been made. The
-work items of more tokens are their key/value heads, which merge as they go.
+Few tokens of a sequence wait for memory. Threads share out its segments, each with all heads, as a page's heads lie
+side by side, and leave parts (the maxima, sums and outputs of all rows), which are merged when all have been made. Of
+more tokens threads share out the key/value heads, and merge as they go.
 """
 
 from collections.abc import Callable

@@ -66,8 +66,8 @@ def rows_and_page(dtype: str, isa: Isa) -> Callable[..., Any]:
     ) -> None:
         """Add the keys and values of a page, from `position` on, to the part of all rows.
 
-        For many rows, the page is unpacked to float32, first its keys and then its values, which stay in the first-level
-        cache; and each four rows prefetch some of the next page.
+        For many rows, the page is unpacked to float32, first its keys and then its values, which stay in the
+        first-level cache; and each four rows prefetch some of the next page.
         """
         width, padded = (head_dim + 31) // 32 * 32, (rows + 3) // 4 * 4
         key_scales, value_scales = keys + 64 * head_dim * size, values + 64 * width * size
@@ -105,7 +105,8 @@ def rows_and_page(dtype: str, isa: Isa) -> Callable[..., Any]:
             else:
                 few_weigh(values, value_scales, width, w, scaled_weights, f, to, qs, whole)
 
-    return attend
+    function: Callable[..., Any] = attend
+    return function
 
 
 @inlined
