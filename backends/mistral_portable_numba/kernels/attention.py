@@ -113,7 +113,9 @@ def attention_kernel(dtype: str, isa: Isa) -> Callable[..., Any]:
                 segments = last // SEGMENT - first // SEGMENT + 1
                 padded = (tokens * group + 3) // 4 * 4
                 part_bytes = 4 * padded * (width + 2)
-                units = (0 if merges and not together else kv_heads) if merges or not together else segments
+                units = segments if together and not merges else kv_heads
+                if merges and not together:
+                    units = 0
                 if work < before + units:
                     break
                 piece, before = piece + 32, before + units
