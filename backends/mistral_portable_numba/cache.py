@@ -56,12 +56,12 @@ class KVCache:
         """The keys in these slots, float32 [slots, key/value heads, head_dim]."""
         pool, number, head_dim = self._pools[layer, "keys"], KV_DTYPES[self._dtype], self._spec.head_dim
         end = PAGE_SIZE * head_dim * number.itemsize
-        pages, vectors, lanes = slots // PAGE_SIZE, slots % PAGE_SIZE // 16, slots % 16
-        numbers = pool[..., :end].view(number).reshape(*pool.shape[:2], -1, head_dim, 16)
-        values = numbers[pages, :, vectors, :, lanes].astype(np.float32)
+        pages, offsets = slots // PAGE_SIZE, slots % PAGE_SIZE
+        numbers = pool[..., :end].view(number).reshape(*pool.shape[:2], head_dim, PAGE_SIZE)
+        values = numbers[pages, :, :, offsets].astype(np.float32)
         if self._dtype == "q8_0":
-            scales = pool[..., end:].view(np.float16).reshape(*pool.shape[:2], -1, head_width(head_dim) // 32, 16)
-            factors = scales[pages, :, vectors, :, lanes].astype(np.float32)
+            scales = pool[..., end:].view(np.float16).reshape(*pool.shape[:2], -1, PAGE_SIZE)
+            factors = scales[pages, :, :, offsets].astype(np.float32)
             values *= np.repeat(factors, 32, axis=-1)[..., :head_dim]
         return values
 
@@ -125,12 +125,10 @@ class KVCache:
         """Set slots of all these pages to zero, numbers and scales."""
         number, head_dim = KV_DTYPES[self._dtype], self._spec.head_dim
         end = PAGE_SIZE * (head_dim if kind == "keys" else head_width(head_dim)) * number.itemsize
-        for part in (pages[..., :end].view(number), pages[..., end:].view(np.float16)):
-            if kind == "keys":
-                vectors = part.reshape(*part.shape[:2], PAGE_SIZE // 16, -1, 16)
-                vectors[:, :, slots // 16, :, slots % 16] = 0
-            else:
-                part.reshape(*part.shape[:2], PAGE_SIZE, -1)[:, :, slots] = 0
+        numbers, scales = pages[..., :end].view(number), pages[..., end:].view(np.float16)
+        columns = 1 if kind == "keys" else 32
+        numbers.reshape(*pages.shape[:2], -1, PAGE_SIZE, columns)[:, :, :, slots] = 0
+        scales.reshape(*pages.shape[:2], -1, PAGE_SIZE)[..., slots] = 0
 
     def _zeros(self, kind: str, pages: int) -> _Pool:
         return np.zeros((pages, self._spec.num_key_value_heads, self._head_bytes[kind]), np.uint8)

@@ -21,11 +21,11 @@ follow the codes of all columns.
 **Keys and values** lie in pages of 64 slots. A layer has a pool of pages for its keys and one for its values. A page
 has, for each key/value head in turn:
 
-    keys    [4, head_dim, 16]   16 keys are the lanes of a vector, so a score needs no sum across lanes
-    values  [64, width]         width: head_dim rounded up to a multiple of 32
+    keys    [head_dim, 64]          keys are the lanes of vectors, so a score needs no sum across lanes
+    values  [width / 32, 64, 32]    width: head_dim rounded up to a multiple of 32
 
 The numbers are float32, float16, or int8 with a float16 scale, max|x| / 127, for each 32 numbers of a key or value
-(q8_0). The scales follow the head's numbers: keys' as [4, width / 32, 16], values' as [64, width / 32].
+(q8_0). The scales follow the head's numbers, as [width / 32, 64]. Attention reads all of it in order.
 """
 
 from dataclasses import dataclass
@@ -62,7 +62,6 @@ __all__ = [
     "activation_bytes",
     "activation_sums",
     "all_tile_sizes",
-    "attention_scratch",
     "bf16_bytes",
     "head_bytes",
     "head_width",
@@ -73,7 +72,6 @@ __all__ = [
     "split_record",
     "tile_sizes",
     "token_group",
-    "tokens_per_item",
 ]
 
 TILE_ROWS = 16
@@ -278,18 +276,3 @@ def head_bytes(dtype: str, head_dim: int) -> dict[str, int]:
     scales = width // 32 * 2 if dtype == "q8_0" else 0
     number = KV_DTYPES[dtype].itemsize
     return {kind: PAGE_SIZE * (count * number + scales) for kind, count in (("keys", head_dim), ("values", width))}
-
-
-def tokens_per_item(group: int) -> int:
-    """Query tokens in a work item of attention if `group` query heads share a key/value head: about 64 rows."""
-    return max(1, 64 // group)
-
-
-def padded_rows(group: int) -> int:
-    """Rows of a full work item, rounded up to a multiple of 4."""
-    return round_up(tokens_per_item(group) * group, 4)
-
-
-def attention_scratch(group: int, head_dim: int) -> int:
-    """Bytes of scratch per thread: queries, outputs, a maximum and a sum per row, 4 x 64 weights, and factors."""
-    return 4 * (padded_rows(group) * (2 * head_width(head_dim) + 2) + 4 * 64 + 16)

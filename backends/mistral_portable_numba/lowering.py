@@ -23,12 +23,12 @@ from mistral_portable_numba.layouts import (
     TILED_SCRATCH,
     activation_bytes,
     all_tile_sizes,
-    attention_scratch,
     bf16_bytes,
     linear_scratch,
     round_up,
 )
 from mistral_portable_numba.matrices import Matrix, float_row, matrix
+from mistral_portable_numba.segments import attention_scratch
 from mistral_portable_numba.step import StepValues
 from mistral_portable_numba.tape import Argument, Buffer, Instruction, Place, bits, set_waits
 
@@ -174,13 +174,11 @@ class _Lowering:
         arguments: list[Argument] = [*self._values.items(layer, heads // kv_heads), heads, kv_heads, head_dim]
         window = node.window or 0  # the kernel's `cache.window.visible`: 0 stands for no window
         arguments += [window, bits(node.number("scale")), *self._at(q), Place(out), out.stride]
-        arguments += [self._cache.address(layer), self._values.pages(layer), self._scratch, self._scratch_bytes]
-        self._emit(
-            f"attention_{self._kv}",
-            arguments,
-            [self._buffer(q), ("cache", layer, "keys"), ("cache", layer, "values")],
-            [out],
-        )
+        arguments += [self._cache.address(layer), self._values.pages(layer)]
+        arguments += [self._values.parts(layer, heads, kv_heads, head_dim), self._scratch, self._scratch_bytes]
+        cached, parts = [("cache", layer, kind) for kind in ("keys", "values")], ("parts",)
+        self._emit(f"attention_{self._kv}", [*arguments, 0], [self._buffer(q), *cached], [out, parts])
+        self._emit(f"attention_{self._kv}", [*arguments, 1], [self._buffer(q), parts], [out])
 
     def attention_weights(self, node: Node) -> None:
         if node.attributes["layer"] not in self._attended:
@@ -363,8 +361,8 @@ class _Lowering:
         needs += [TILED_SCRATCH if self._tiled(m) else DENSE_SCRATCH for m in floats]
         for node in self._graph.nodes:
             if node.op == "attention":
-                group = node.integer("num_attention_heads") // node.integer("num_key_value_heads")
-                needs.append(attention_scratch(group, node.integer("head_dim")))
+                names = ("num_attention_heads", "num_key_value_heads", "head_dim")
+                needs.append(attention_scratch(*map(node.integer, names)))
         return needs
 
 

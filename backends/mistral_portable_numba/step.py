@@ -6,14 +6,16 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.cache import CacheSpec, Reads, StepPlan
+from mistral_portable.cache import CacheSpec, Reads, StepPlan, first_visible
 from mistral_portable.errors import BackendError
 from mistral_portable.graph import Rotation
-from mistral_portable_numba.layouts import PAGE_SIZE, tokens_per_item
+from mistral_portable_numba.layouts import PAGE_SIZE
+from mistral_portable_numba.segments import SEGMENT, part_bytes, takes_all_heads, tokens_per_item
 
 __all__ = ["StepValues"]
 
 _CELLS = 256
+_SEGMENT = SEGMENT * PAGE_SIZE  # positions
 _AHEAD = 64  # positions whose angles are computed at a time: NumPy takes as long for them as for 18 one by one
 
 
@@ -26,6 +28,7 @@ class StepValues:
         self._index: dict[tuple[object, ...], int] = {}
         self._counts: list[tuple[int, Callable[[StepPlan], int]]] = []
         self._sources: list[tuple[int, Callable[[StepPlan], NDArray[np.generic]]]] = []
+        self._rooms: list[tuple[int, Callable[[StepPlan], int]]] = []
         self._arrays: dict[int, NDArray[np.generic]] = {}
         self._copied: dict[int, NDArray[np.generic] | None] = {}  # what is in the arrays
         self._angles: dict[Rotation, _Angles] = {}
@@ -75,12 +78,31 @@ class StepValues:
             self._cell(("items", sharing, group), array=lambda plan: _items(plan, plan.groups[group], size)),
         )
 
+    def parts(self, layer: int, heads: int, kv_heads: int, head_dim: int) -> int:
+        """The address of the cell for memory for the parts of segments that attention merges (`kernels/attention.py`).
+
+        They take about a hundredth of the memory of the keys and values of a layer.
+        """
+        size, group = tokens_per_item(heads // kv_heads), self._spec.group_of(layer)
+        window = self._spec.groups[group].window
+
+        def count(plan: StepPlan) -> int:
+            return sum(
+                _segments(position, tokens, window) * part_bytes(tokens, heads, kv_heads, head_dim)
+                for _, tokens, position, _ in _items(plan, plan.groups[group], size)
+                if takes_all_heads(tokens, heads)
+            )
+
+        return self._cell(("parts", group, heads, kv_heads, head_dim), room=count)
+
     def update(self, plan: StepPlan) -> None:
         """Fill the cells from a plan. The arrays keep their contents until the next call."""
         for index, count in self._counts:
             self._cells[index] = count(plan)
         for index, source in self._sources:
             self._put(index, source(plan))
+        for index, size in self._rooms:
+            self._make_room(index, size(plan))
 
     def shrink(self) -> None:
         """Drop the arrays, so that the next `update` allocates them for its own plan."""
@@ -93,8 +115,9 @@ class StepValues:
         *,
         count: Callable[[StepPlan], int] | None = None,
         array: Callable[[StepPlan], NDArray[np.generic]] | None = None,
+        room: Callable[[StepPlan], int] | None = None,
     ) -> int:
-        """The address of the cell `key`, which `count` or `array` fills from each plan.
+        """The address of the cell `key`, which `count` or `array` fills from each plan. room: bytes for kernels to use.
 
         Raises BackendError if there are too many cells.
         """
@@ -107,6 +130,8 @@ class StepValues:
                 self._counts.append((index, count))
             if array is not None:
                 self._sources.append((index, array))
+            if room is not None:
+                self._rooms.append((index, room))
         return int(self._cells[index:].ctypes.data)
 
     def _put(self, index: int, values: NDArray[np.generic]) -> None:
@@ -125,6 +150,13 @@ class StepValues:
             self._cells[index] = array.ctypes.data
         array[:size] = values if values.ndim == 1 else values.reshape(-1)
         self._copied[index] = values
+
+    def _make_room(self, index: int, size: int) -> None:
+        """Let a cell point to so many bytes at least."""
+        array = self._arrays.get(index)
+        if array is None or array.size < size:
+            array = self._arrays[index] = np.empty(size, np.uint8)
+            self._cells[index] = array.ctypes.data
 
 
 class _Angles:
@@ -162,6 +194,11 @@ def _item_count(plan: StepPlan, size: int) -> int:
         return len(plan.lanes)
     starts = plan.query_starts.tolist()
     return sum(-(-(stop - start) // size) for start, stop in pairwise(starts))
+
+
+def _segments(position: int, tokens: int, window: int | None) -> int:
+    """The number of segments that tokens from a position on read."""
+    return (position + tokens - 1) // _SEGMENT - first_visible(position, window) // _SEGMENT + 1
 
 
 def _items(plan: StepPlan, reads: Reads, size: int) -> NDArray[np.int64]:

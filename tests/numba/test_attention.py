@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mistral_portable_numba.layouts import KV_DTYPES, attention_scratch, head_width, tokens_per_item
-from numba_kernels import EVERY_ISA, Memory, at, is_blank
+from mistral_portable_numba.layouts import KV_DTYPES, head_width
+from mistral_portable_numba.segments import attention_scratch, part_bytes, takes_all_heads, tokens_per_item
+from numba_kernels import EVERY_ISA, Argument, Memory, at, is_blank
 from numpy.typing import NDArray
 
 from mistral_portable.cache import first_visible, visible
@@ -23,7 +24,8 @@ SEEDS = st.integers(0, 2**31)
 class Pool:
     """The keys or the values of a layer, in the layout of `layouts.py`, filled with poison at first.
 
-    raw: the memory. numbers: [pages, heads, 4, 16, head_dim]. scales, for q8_0: [pages, heads, 4, 16, groups].
+    raw: the memory. numbers: [pages, heads, head_dim, 64, 1] of keys, [pages, heads, groups, 64, 32] of values. scales,
+    for q8_0: [pages, heads, groups, 64, 1].
     """
 
     def __init__(self, memory: Memory, dtype: str, kind: str, heads: int, head_dim: int, pages: int) -> None:
@@ -32,16 +34,13 @@ class Pool:
         self.raw = memory.blank((pages, heads, 64 * (columns * number.itemsize + 2 * groups)), np.uint8)
         end = 64 * columns * number.itemsize
         numbers, scales = self.raw[..., :end].view(number), self.raw[..., end:].view(np.float16)
-        if kind == "keys":
-            self.numbers = numbers.reshape(pages, heads, 4, columns, 16).swapaxes(3, 4)
-            self.scales = scales.reshape(pages, heads, 4, groups, 16).swapaxes(3, 4)
-        else:
-            self.numbers = numbers.reshape(pages, heads, 4, 16, columns)[..., :head_dim]
-            self.scales = scales.reshape(pages, heads, 4, 16, groups)
+        self.numbers = numbers.reshape(pages, heads, -1, 64, 1 if kind == "keys" else 32)
+        self.scales = scales.reshape(pages, heads, groups, 64, 1)
+        self.head_dim = head_dim
 
     def at(self, slots: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         """The contents of these slots, [slots, heads, head_dim]."""
-        values = self._of(self.numbers, slots).astype(np.float64)
+        values = self._of(self.numbers, slots)[..., : self.head_dim].astype(np.float64)
         if self.scales.size:
             with np.errstate(invalid="ignore"):
                 values *= np.repeat(self.scales_at(slots), 32, axis=-1)[..., : values.shape[-1]]
@@ -56,11 +55,11 @@ class Pool:
         """Poison these slots."""
         for part in (self.numbers, self.scales):
             poison = np.full(part.dtype.itemsize, 0xFF, np.uint8).view(part.dtype)
-            part[slots // 64, :, slots % 64 // 16, slots % 16] = poison
+            part[slots // 64, :, :, slots % 64] = poison
 
     @staticmethod
     def _of(part: NDArray[Any], slots: NDArray[np.integer[Any]]) -> NDArray[Any]:
-        return part[slots // 64, :, slots % 64 // 16, slots % 16]
+        return part[slots // 64, :, :, slots % 64].reshape(len(slots), part.shape[1], -1)
 
 
 # --- store ------------------------------------------------------------------------------------------------------------
@@ -184,27 +183,31 @@ class Scene:
         """The kernel's output, [tokens, heads, head_dim]."""
         memory, (tokens, heads, _) = self.memory, self.q.shape
         size, items, token, width = tokens_per_item(self.group), [], 0, max(map(len, self.tables))
+        parts = 0
         for row, (oldest, (length, count)) in enumerate(zip(self.first, self.sequences, strict=True)):
             for start in range(0, count, size):
-                origin = row * width - oldest // 64
-                items.append((token + start, min(size, count - start), length - count + start, origin))
+                origin, some, position = row * width - oldest // 64, min(size, count - start), length - count + start
+                items.append((token + start, some, position, origin))
+                if takes_all_heads(some, heads):
+                    segments = (position + some - 1) // 512 - first_visible(position, self.window) // 512 + 1
+                    parts += segments * part_bytes(some, heads, self.heads, self.head_dim)
             token += count
         pages = [table + [0] * (width - len(table)) for table in self.tables]
         columns = heads * self.head_dim
         out = memory.rows(tokens, columns)
-        scratch = memory.blank((2, attention_scratch(self.group, self.head_dim)), np.uint8)
-        memory.run(
-            isa,
-            f"attention_{self.dtype}",
+        scratch = memory.blank((2, attention_scratch(heads, self.heads, self.head_dim)), np.uint8)
+        arguments: list[Argument] = [
             *([len(items)], [memory.array(np.array(items, np.int64))], heads, self.heads, self.head_dim),
             *(self.window or 0, self.scale),
             *at(memory.rows_of(self.q.reshape(tokens, columns))),
             *at(out),
             [self.keys.raw, self.values.raw],
             [memory.array(np.array(pages, np.int32))],
+            [memory.blank(parts, np.uint8)],
             *at(scratch),
-            thread=thread,
-        )
+        ]
+        for merges in (0, 1):
+            memory.run(isa, f"attention_{self.dtype}", *arguments, merges, thread=thread)
         assert is_blank(scratch[1 - thread]), "wrote to another thread's scratch"
         assert is_blank(out[tokens:])
         assert is_blank(out[:, columns:])

@@ -30,11 +30,11 @@ from mistral_portable_numba.layouts import (
     DENSE_SCRATCH,
     KV_DTYPES,
     TOKEN_GROUP,
-    attention_scratch,
     head_width,
     linear_scratch,
     round_up,
 )
+from mistral_portable_numba.segments import attention_scratch, part_bytes
 from mistral_portable_numba.tape import bits
 from numba_activations import Codes, blank_codes
 from numba_ir import arm_object
@@ -279,12 +279,11 @@ def cached(memory: Array, kv: str, keys: bool) -> NDArray[np.float32]:
     pages = memory.reshape(PAGES, KV_HEADS, -1)
     numbers = pages[..., : 64 * width * dtype.itemsize].view(dtype)
     scales = pages[..., 64 * width * dtype.itemsize :].view(np.float16) if kv == "q8_0" else None
-    if keys:
-        numbers = numbers.reshape(PAGES, KV_HEADS, 4, width, 16).swapaxes(3, 4)
-        scales = scales if scales is None else scales.reshape(PAGES, KV_HEADS, 4, GROUPS, 16).swapaxes(3, 4)
-    values: NDArray[np.float32] = numbers.reshape(PAGES, KV_HEADS, 64, width)[..., :HEAD_DIM].astype(np.float32)
+    # slots [.., 64] stand before the columns that lie side by side: one of a key, 32 of a value
+    columns = numbers.reshape(PAGES, KV_HEADS, -1, 64, 1 if keys else 32).swapaxes(2, 3)
+    values: NDArray[np.float32] = columns.reshape(PAGES, KV_HEADS, 64, -1)[..., :HEAD_DIM].astype(np.float32)
     if scales is not None:
-        factors = scales.reshape(PAGES, KV_HEADS, 64, GROUPS).astype(np.float32)
+        factors = scales.reshape(PAGES, KV_HEADS, GROUPS, 64).swapaxes(2, 3).astype(np.float32)
         values *= np.repeat(factors, 32, axis=3)[..., :HEAD_DIM]
     return values.swapaxes(1, 2).reshape(PAGES * 64, KV_HEADS, HEAD_DIM)
 
@@ -311,15 +310,18 @@ def test_attention(run: Run, kv: str) -> None:
     pools = [image.space(bytes_of[keys]) for keys in (True, False)]
     table = image.put(np.array(pools, np.int64))
     items = np.array([[0, 9, 121, 0], [9, 5, 0, 3]], np.int64)
-    out, scratch = image.results(14, HEADS, HEAD_DIM), attention_scratch(HEADS // KV_HEADS, HEAD_DIM)
+    out, scratch = image.results(14, HEADS, HEAD_DIM), attention_scratch(HEADS, KV_HEADS, HEAD_DIM)
+    parts = sum(part_bytes(tokens, HEADS, KV_HEADS, HEAD_DIM) for tokens in (9, 5))  # one segment each
     to = image.cell(image.put(slots))
-    read = [table, image.cell(image.put(pages)), image.space(THREADS * scratch), scratch]
+    places = [image.cell(image.put(pages)), image.cell(image.space(parts))]
+    read = [table, *places, image.space(THREADS * scratch), scratch]
     sizes, attributes = [KV_HEADS, HEAD_DIM], [HEADS, KV_HEADS, HEAD_DIM, WINDOW, bits(scale)]
+    attend = [image.cell(2), image.cell(image.put(items)), *attributes, image.rows(q), out, *read]
     run(
         image,
         (f"store_keys_{kv}", [image.cell(135), *sizes, image.rows(k), to, table]),
         (f"store_values_{kv}", [image.cell(135), *sizes, image.rows(v), to, table + 8]),
-        (f"attention_{kv}", [image.cell(2), image.cell(image.put(items)), *attributes, image.rows(q), out, *read]),
+        *((f"attention_{kv}", [*attend, merges]) for merges in (0, 1)),
     )
     stored = []
     for address, original, keys in zip(pools, (k, v), (True, False), strict=True):

@@ -60,16 +60,16 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
         return 1.0 / rounded if rounded > 0.0 else numba.float32(0.0)
 
     @inlined
-    def store(x: Any, at: Any, apart: Any, scales: Any, scales_apart: Any, head_dim: Any) -> None:
-        """Store head_dim numbers, `apart` bytes from each other."""
+    def store(x: Any, numbers: Any, scales: Any, head_dim: Any) -> None:
+        """Store head_dim numbers; those of keys are 64 numbers apart, of values 32 and 32 side by side."""
         factor = numba.float32(1.0)
         for j in range(head_dim):
             value = get_f32(x + 4 * j)
             if scaled:
                 if j % 32 == 0:
-                    factor = put_scale(scales + j // 32 * scales_apart, x + 4 * j, min(32, head_dim - j))
+                    factor = put_scale(scales + 4 * j, x + 4 * j, min(32, head_dim - j))
                 value *= factor
-            put(at + apart * j, value)
+            put(numbers + (64 * j if keys else j // 32 * 2048 + j % 32) * size, value)
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, heads, head_dim = (
@@ -91,13 +91,8 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
             page, offset = slot // 64, slot % 64
             for head in range(heads):
                 row, base = x + t * xs + 4 * head * head_dim, pages + (page * heads + head) * head_bytes
-                if keys:
-                    at = base + (offset // 16 * 16 * columns + offset % 16) * size
-                    scales = base + numbers + (offset // 16 * 16 * groups + offset % 16) * 2
-                    store(row, at, 16 * size, scales, 32, head_dim)
-                else:
-                    at = base + offset * columns * size
-                    store(row, at, size, base + numbers + offset * groups * 2, 2, head_dim)
+                numbers_at = base + (offset if keys else 32 * offset) * size
+                store(row, numbers_at, base + numbers + 2 * offset, head_dim)
 
     return kernel
 
