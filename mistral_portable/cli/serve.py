@@ -14,10 +14,10 @@ from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.loading import load_model
 from mistral_portable.cli.model_name import placed
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import CacheRamOption, ModelArgument, NamedOption
+from mistral_portable.cli.options import CacheRamOption, ModelArgument, NamedOption, ray_option
 from mistral_portable.cli.output import note
 from mistral_portable.cli.ranges import with_range
-from mistral_portable.cli.ray_options import RayOptions, ray_option
+from mistral_portable.cli.replica_options import ReplicaOptions
 from mistral_portable.cli.sampling_options import SamplingSource
 from mistral_portable.errors import BackendError, InputError
 
@@ -87,7 +87,7 @@ def serve(
     max_replicas: Annotated[
         int | None, ray_option("With --ray: up to so many where more requests run or wait than there are.", low=1)
     ] = None,
-    scaling: RayOptions,
+    scaling: ReplicaOptions,
     options: ModelOptions,
     cache_ram: CacheRamOption = None,
     debug: DebugOption = False,
@@ -124,7 +124,8 @@ def serve(
             sampling="model" if sampling is SamplingSource.MODEL else None,
         )
 
-    if scaling.ray is not None:
+    address = scaling.cluster(options)
+    if address is not None:
         if uds is not None or sessions_dir is not None:
             raise InputError("--uds and --sessions-dir do not go with --ray: there is no one machine that has them")
         if max_replicas is not None and max_replicas < (scaling.replicas or 1):
@@ -147,15 +148,14 @@ def serve(
             arguments,
             settings,
             Replicas(scaling.replicas or 1, max_replicas, scaling.threads_per_replica or 1, parallel),
-            address=scaling.ray,
+            address=address,
             host=host,
             port=port,
             ready=answering,
         )
         return
-    scaling.refuse()
     if max_replicas is not None:
-        raise InputError("--max-replicas needs --ray")
+        raise InputError("--max-replicas needs --ray, and does not go with --stages")
     listener = listen_tcp(host, port) if uds is None else listen_unix(uds)  # before a large model is loaded
     with (
         listener,
