@@ -128,6 +128,8 @@ def serve(
     if address is not None:
         if uds is not None or sessions_dir is not None:
             raise InputError("--uds and --sessions-dir do not go with --ray: there is no one machine that has them")
+        if port == 0:
+            raise InputError("--port 0 does not go with --ray: each machine listens on the same port")
         if max_replicas is not None and max_replicas < (scaling.replicas or 1):
             raise InputError(f"--max-replicas {max_replicas} is less than --replicas {scaling.replicas or 1}")
         arguments = {

@@ -18,6 +18,7 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import RequestRouterConfig
+from ray.serve.context import _get_global_client
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -27,7 +28,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mistral_portable.clusters import connect
 from mistral_portable.engine import load
-from mistral_portable.errors import BackendError
+from mistral_portable.errors import BackendError, InputError
 from mistral_portable.scaling.prefix_routing import PrefixRouting, prefixes
 from mistral_portable.server import Service, Settings, create_app
 from mistral_portable.server.bodies import BodyReader
@@ -230,11 +231,13 @@ def run_service(
     until `serve shutdown`, and a call with other options replaces it, replica by replica.
 
     address: as `connect` takes it. host, port: of the proxy on each machine. ready: called when requests are answered.
-    Raises the errors of `connect`, BackendError if replicas do not start.
+    Raises the errors of `connect`, InputError if Serve runs already with another host or port, BackendError if replicas
+    do not start.
     """
     with connect(address, cpus=(replicas.most or replicas.least) * replicas.threads):
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         serve.start(http_options={"host": host, "port": port})
+        _check_place(host, port)
         try:
             serve.run(application(options, settings, replicas), name=_NAME, route_prefix="/")
         except RuntimeError as error:
@@ -249,6 +252,16 @@ def run_service(
         finally:
             signal.signal(signal.SIGTERM, before)
             serve.shutdown()
+
+
+def _check_place(host: str, port: int) -> None:
+    """Raise InputError if Serve's proxies listen elsewhere: they ran before, and there is one set of them."""
+    http = _get_global_client().http_config
+    if (http.host, http.port) != (host, port):
+        raise InputError(
+            f"host={host} port={port}: Ray Serve runs on this cluster already: give host={http.host} port={http.port}, "
+            "or end it before (serve shutdown)"
+        )
 
 
 def _why(error: RuntimeError) -> str:

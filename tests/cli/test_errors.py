@@ -53,6 +53,7 @@ TINY = open_checkpoint("tiny").path
         ("serve --replicas 2", 2, "--replicas and --threads-per-replica need --ray"),
         ("serve --ray local --stages 2 --replicas 2", 2, "--threads-per-replica need --ray, and do not go with --st"),
         ("serve --ray local --stages 2 --max-replicas 2", 2, "--max-replicas needs --ray, and does not go with --st"),
+        ("serve --ray local --port 0", 2, "--port 0 does not go with --ray"),
         ("serve --ray local --threads 2", 2, "--threads does not go with --ray: give --threads-per-replica"),
         ("chat --quantize q3", 2, "--quantize 'q3'"),
         ("run x --window 0", 2, "'--window'"),
