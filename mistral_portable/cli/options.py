@@ -123,7 +123,11 @@ TensorParallelOption = Annotated[
 ]
 StagesOption = Annotated[
     int | None,
-    _model("Processes that have a part of the layers each, and work on several texts at a time.", "N", low=1),
+    _model(
+        "Processes that have a part of the layers each; with --threads they work on several texts at a time.",
+        "N",
+        low=1,
+    ),
 ]
 RayOption = Annotated[
     str | None,
