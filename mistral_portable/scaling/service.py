@@ -7,12 +7,13 @@ A request goes from Serve's proxy to an `_Entrance`, which reads its body and as
 import asyncio
 import json
 import logging
+import os
 import signal
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ray import serve
@@ -35,8 +36,9 @@ from mistral_portable.server.bodies import BodyReader
 from mistral_portable.server.connection import ClientGone
 from mistral_portable.server.errors import Failure, error_body, failure_of
 from mistral_portable.server.events import sse
+from mistral_portable.server.keys import read_keys
 
-__all__ = ["PrefixRouter", "Replicas", "application", "run_service"]
+__all__ = ["PrefixRouter", "Replicas", "application", "build", "run_service"]
 
 _GONE = Failure(503, "the replica that made this answer has ended: ask again", {"Retry-After": "1"})
 _MODEL = "model"
@@ -215,6 +217,17 @@ def application(options: Mapping[str, Any], settings: Settings, replicas: Replic
     )
     bound = models.bind({**options, "threads": replicas.threads, "max_lanes": replicas.ongoing}, asdict(settings))
     return entrance.bind(bound, settings.max_body)
+
+
+def build(arguments: dict[str, dict[str, Any]]) -> Any:
+    """Serve's application, for its own configuration files: `import_path: mistral_portable.scaling.service:build`.
+
+    arguments: "load": those of `mistral_portable.load`; "settings" and "replicas": those of the two classes. Requests
+    must bring the key MISTRAL_PORTABLE_API_KEY, if that is set. Raises TypeError for names that are none.
+    """
+    settings = Settings(**arguments["settings"])
+    keys = read_keys(settings.keys, None, os.environ)
+    return application(arguments["load"], replace(settings, keys=keys), Replicas(**arguments.get("replicas", {})))
 
 
 def run_service(

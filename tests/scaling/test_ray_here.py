@@ -1,4 +1,4 @@
-"""What needs a Ray in this process: one, which takes seconds to start."""
+"""Stages and services on a Ray of this process: on one, which takes seconds to start."""
 
 from typing import Any
 
