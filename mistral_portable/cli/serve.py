@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,7 @@ import typer
 
 from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
-from mistral_portable.cli.loading import load_model
+from mistral_portable.cli.loading import load_model, reading
 from mistral_portable.cli.model_name import placed
 from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import CacheRamOption, ModelArgument, NamedOption, ray_option
@@ -142,19 +143,24 @@ def serve(
         settings = settings_of(Path(model).name)
         url = _url(host, port)
 
+        waiting = ExitStack()
+
         def answering() -> None:
+            waiting.close()
             note(f"serving {settings.alias} on {url}, on Ray")
             note(_curl("", url, with_key=bool(keys), chats=True))
 
-        run_service(
-            arguments,
-            settings,
-            Replicas(scaling.replicas or 1, max_replicas, scaling.threads_per_replica or 1, parallel),
-            address=address,
-            host=host,
-            port=port,
-            ready=answering,
-        )
+        with waiting:
+            waiting.enter_context(reading(f"{model} on Ray"))("starting replicas", 0, 1)
+            run_service(
+                arguments,
+                settings,
+                Replicas(scaling.replicas or 1, max_replicas, scaling.threads_per_replica or 1, parallel),
+                address=address,
+                host=host,
+                port=port,
+                ready=answering,
+            )
         return
     if max_replicas is not None:
         raise InputError("--max-replicas needs --ray, and does not go with --stages")
