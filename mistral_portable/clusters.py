@@ -61,8 +61,8 @@ def join(address: str, *, cpus: int = 1) -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        if address == "auto":
+    except Exception as error:  # a bare one, if Ray has not started within 30 s
+        if address == "auto" and isinstance(error, ConnectionError):
             raise BackendError("ray=auto: this machine belongs to no cluster: give HOST:PORT of its head") from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BackendError(f"ray={address}: {lines[0]}") from error
