@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 
 from mistral_portable.errors import BackendError, InputError
 
@@ -16,17 +17,12 @@ __all__ = ["check_address", "connect", "join"]
 
 _PATIENCE = 10.0  # seconds in which a cluster's head must take a connection; ray.init itself tries for minutes
 
-# Ray's core and Ray Data write what they do, and tracebacks of workers, to stderr: what is wrong our errors say.
-_QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_LOG_LEVEL": "CRITICAL"}
-
-# A cluster checks a token by default; a process that joins it shows its own (~/.ray/auth_token) only if it is told to.
-_AUTHENTICATED = {"RAY_AUTH_MODE": "token"}
-
 
 def check_address(address: str) -> None:
     """Check that Ray is installed, and the form of an address: "local" (Ray is started here), "auto" (the cluster that
-    this machine belongs to), or HOST:PORT of a cluster's head. Call it before Ray is imported for the first time, as it
-    sets what Ray reads from the environment then.
+    this machine belongs to), or HOST:PORT of a cluster's head. Call it before Ray is imported for the first time: a
+    cluster checks a token by default, and Ray reads then from the environment whether it is to show its own
+    (~/.ray/auth_token).
 
     Raises BackendError without Ray, InputError for another address.
     """
@@ -34,8 +30,8 @@ def check_address(address: str) -> None:
         raise BackendError("--ray needs Ray: pip install 'mistral-portable[ray]'")
     if address not in ("local", "auto") and _host_and_port(address) is None:
         raise InputError(f"ray={address!r:.80} must be local, auto, or HOST:PORT of a cluster's head")
-    for name, value in ({**_QUIET, **_AUTHENTICATED} if _host_and_port(address) else _QUIET).items():
-        os.environ.setdefault(name, value)
+    if _host_and_port(address):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def join(address: str, *, cpus: int = 1) -> None:
@@ -46,26 +42,27 @@ def join(address: str, *, cpus: int = 1) -> None:
     to another one than HOST:PORT.
     """
     check_address(address)
-    place = _host_and_port(address)
-    if place is not None:
-        try:
-            socket.create_connection(place, _PATIENCE).close()
-        except OSError as error:
-            raise BackendError(f"ray={address}: no cluster answers there: {error.strerror or error}") from error
     import ray
 
     if ray.is_initialized():
         here = ray.get_runtime_context().gcs_address
-        if place is not None and here != address:
+        if address not in ("local", "auto", here):
             raise BackendError(f"ray={address}: this process is connected to {here}: call ray.shutdown() first")
         return
+    place = _last_joined() if address == "auto" else address
+    if (head := _host_and_port(place)) is not None:
+        try:
+            socket.create_connection(head, _PATIENCE).close()
+        except OSError as error:
+            what = f"ray={address}: no cluster answers at {place}: {error.strerror or error}"
+            raise BackendError(what if place == address else f"{what}; give HOST:PORT of a head that runs") from error
     settings = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False} if address == "local" else {}
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        if address == "auto":
+    except Exception as error:  # a bare one, if Ray has not started within 30 s
+        if address == "auto" and isinstance(error, ConnectionError):
             raise BackendError("ray=auto: this machine belongs to no cluster: give HOST:PORT of its head") from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BackendError(f"ray={address}: {lines[0]}") from error
@@ -90,6 +87,12 @@ def connect(address: str, *, cpus: int = 1) -> Iterator[None]:
     finally:
         if not connected:
             ray.shutdown()
+
+
+def _last_joined() -> str:
+    """The head of the cluster that `ray start` has joined here, where Ray finds it itself; "": there is none."""
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    return os.environ.get("RAY_ADDRESS") or (note.read_text().strip() if note.exists() else "")
 
 
 def _host_and_port(address: str) -> tuple[str, int] | None:

@@ -11,7 +11,7 @@ from mistral_portable.cli.loading import load_model, reading
 from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import CacheRamOption, ModelOption
 from mistral_portable.cli.ranges import with_range
-from mistral_portable.cli.ray_options import RayOptions
+from mistral_portable.cli.replica_options import ReplicaOptions
 
 if TYPE_CHECKING:
     from mistral_portable.openai.batch import BatchResult
@@ -41,7 +41,7 @@ def batch(
     parallel: Annotated[int, typer.Option(metavar="N", **with_range("Requests that run at a time.", 1))] = 8,
     model: ModelOption = "tiny",
     options: ModelOptions,
-    scaling: RayOptions,
+    scaling: ReplicaOptions,
     cache_ram: CacheRamOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -50,8 +50,8 @@ def batch(
     A line of IN.jsonl is {"custom_id": "a", "url": "/v1/chat/completions", "method": "POST", "body": {...}}.
     Interrupted and started again, it goes on where it stopped. A request that fails gets a line that says why.
     """
-    if scaling.ray is None:
-        scaling.refuse()
+    address = scaling.cluster(options)
+    if address is None:
         result = _here(Path(requests), Path(answers), model, options, cache_ram, parallel)
     else:
         arguments = {**scaling.arguments(model, options, cache_ram), "max_lanes": parallel}
@@ -62,7 +62,7 @@ def batch(
                 requests,
                 answers,
                 arguments,
-                address=scaling.ray,
+                address=address,
                 replicas=scaling.replicas or 1,
                 threads=scaling.threads_per_replica or 1,
                 progress=progress,

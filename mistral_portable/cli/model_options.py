@@ -15,6 +15,7 @@ from mistral_portable.cli.options import (
     KVCacheOption,
     MaxContextOption,
     QuantizeOption,
+    RayOption,
     RevisionOption,
     StagesOption,
     ThreadsOption,
@@ -36,6 +37,7 @@ class ModelOptions:
     device: DeviceOption = None
     attention: AttentionOption = None
     stages: StagesOption = None
+    ray: RayOption = None
     window: WindowOption = "config"
     max_context: MaxContextOption = None
     threads: ThreadsOption = None
@@ -57,6 +59,7 @@ class ModelOptions:
             "device": f"cuda:{self.device}" if self.device and self.device.isdecimal() else self.device,
             "attention": self.attention,
             "stages": self.stages,
+            "ray": self.ray,
             "window": window_of(self.window),
             "max_context": self.max_context,
             "threads": self.threads,

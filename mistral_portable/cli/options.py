@@ -24,6 +24,7 @@ __all__ = [
     "ModelOption",
     "NamedOption",
     "QuantizeOption",
+    "RayOption",
     "RevisionOption",
     "SessionOption",
     "StagesOption",
@@ -33,6 +34,7 @@ __all__ = [
     "VerifyDtypeOption",
     "WindowOption",
     "cache_bytes_of",
+    "ray_option",
     "window_of",
 ]
 
@@ -47,6 +49,13 @@ _THREADS = "CPU threads; by default the physical cores that this process may use
 
 def _model(help: str, metavar: str = "NAME", *names: str, **settings: Any) -> Any:
     return typer.Option(*names, metavar=metavar, rich_help_panel="Model", **with_range(help, **settings))
+
+
+def ray_option(help: str, metavar: str = "N", **settings: Any) -> Any:
+    """An option of the panel "Many machines"."""
+    return typer.Option(
+        metavar=metavar, rich_help_panel="Many machines", show_default=False, **with_range(help, **settings)
+    )
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
@@ -114,7 +123,19 @@ TensorParallelOption = Annotated[
 ]
 StagesOption = Annotated[
     int | None,
-    _model("Processes that have a part of the layers each, and work on several texts at a time.", "N", low=1),
+    _model(
+        "Processes that have a part of the layers each; with --threads they work on several texts at a time.",
+        "N",
+        low=1,
+    ),
+]
+RayOption = Annotated[
+    str | None,
+    ray_option(
+        "Run the stages on this Ray cluster; serve and batch without --stages: replicas. HOST:PORT of its head, auto "
+        "(that of this machine), local (start Ray here).",
+        "ADDRESS",
+    ),
 ]
 WindowOption = Annotated[
     str,

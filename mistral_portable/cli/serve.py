@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,13 +12,13 @@ import typer
 
 from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
-from mistral_portable.cli.loading import load_model
+from mistral_portable.cli.loading import load_model, reading
 from mistral_portable.cli.model_name import placed
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import CacheRamOption, ModelArgument, NamedOption
+from mistral_portable.cli.options import CacheRamOption, ModelArgument, NamedOption, ray_option
 from mistral_portable.cli.output import note
 from mistral_portable.cli.ranges import with_range
-from mistral_portable.cli.ray_options import RayOptions, ray_option
+from mistral_portable.cli.replica_options import ReplicaOptions
 from mistral_portable.cli.sampling_options import SamplingSource
 from mistral_portable.errors import BackendError, InputError
 
@@ -87,7 +88,7 @@ def serve(
     max_replicas: Annotated[
         int | None, ray_option("With --ray: up to so many where more requests run or wait than there are.", low=1)
     ] = None,
-    scaling: RayOptions,
+    scaling: ReplicaOptions,
     options: ModelOptions,
     cache_ram: CacheRamOption = None,
     debug: DebugOption = False,
@@ -124,9 +125,12 @@ def serve(
             sampling="model" if sampling is SamplingSource.MODEL else None,
         )
 
-    if scaling.ray is not None:
+    address = scaling.cluster(options)
+    if address is not None:
         if uds is not None or sessions_dir is not None:
             raise InputError("--uds and --sessions-dir do not go with --ray: there is no one machine that has them")
+        if port == 0:
+            raise InputError("--port 0 does not go with --ray: each machine listens on the same port")
         if max_replicas is not None and max_replicas < (scaling.replicas or 1):
             raise InputError(f"--max-replicas {max_replicas} is less than --replicas {scaling.replicas or 1}")
         arguments = {
@@ -139,23 +143,27 @@ def serve(
         settings = settings_of(Path(model).name)
         url = _url(host, port)
 
+        waiting = ExitStack()
+
         def answering() -> None:
+            waiting.close()
             note(f"serving {settings.alias} on {url}, on Ray")
             note(_curl("", url, with_key=bool(keys), chats=True))
 
-        run_service(
-            arguments,
-            settings,
-            Replicas(scaling.replicas or 1, max_replicas, scaling.threads_per_replica or 1, parallel),
-            address=scaling.ray,
-            host=host,
-            port=port,
-            ready=answering,
-        )
+        with waiting:
+            waiting.enter_context(reading(f"{model} on Ray"))("starting replicas", 0, 1)
+            run_service(
+                arguments,
+                settings,
+                Replicas(scaling.replicas or 1, max_replicas, scaling.threads_per_replica or 1, parallel),
+                address=address,
+                host=host,
+                port=port,
+                ready=answering,
+            )
         return
-    scaling.refuse()
     if max_replicas is not None:
-        raise InputError("--max-replicas needs --ray")
+        raise InputError("--max-replicas needs --ray, and does not go with --stages")
     listener = listen_tcp(host, port) if uds is None else listen_unix(uds)  # before a large model is loaded
     with (
         listener,

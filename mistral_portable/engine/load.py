@@ -71,10 +71,10 @@ def load(
     ("flash_attn", "varlen", "flex", "sdpa", "eager"); the best one if None.
     tensor_parallel: number of processes, started by torchrun, that share the model on the torch executor; each of them
     makes the same calls, with the same seeds.
-    stages: number of processes that each have a part of the layers, with their weights and cache, and work on several
-    sequences at a time (docs/scaling.md); scripts then need `if __name__ == "__main__":`, and `threads` are those of
-    each, by default its share of the CPUs. ray: the address of a Ray cluster that runs the stages, in actors; "local":
-    one that is started here.
+    stages: number of processes that each have a part of the layers, with their weights and cache (docs/scaling.md);
+    scripts then need `if __name__ == "__main__":`. They take turns with all CPUs, or, if `threads` are given, those of
+    each, work on several sequences at a time. ray: the address of a Ray cluster that runs the stages, in actors, at the
+    same time; "local": one that is started here.
     window: "config" keeps the checkpoint's, None is full attention, an int replaces it in every layer.
     max_context: tokens a sequence may reach; the model's own limit if None. max_lanes: sequences that run at a time,
     further ones wait; lanes take memory only when used. cache_bytes: limit of keys and values of all lanes, and of

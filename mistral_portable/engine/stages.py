@@ -14,7 +14,6 @@ from mistral_portable.clusters import join
 from mistral_portable.engine.opening import Opened, Opening
 from mistral_portable.errors import CheckpointError, InputError
 from mistral_portable.graph.stages import even_cuts
-from mistral_portable.sampling.pool import usable_cpus
 from mistral_portable.staging import Made, Stage, StagedProgram, make_part
 from mistral_portable.staging.processes import ProcessStage
 
@@ -36,16 +35,15 @@ def start_stages(opening: Opening, opened: Opened, backend: Backend, cuts: Cuts,
     """Start a stage for each part of the layers, and one more than there are cuts.
 
     All compute in the dtype that the backend chooses for the whole model. ray: the address of a cluster whose machines
-    run them, or "local"; None: processes that share the CPUs. Raises the errors of `boundary.prepare`, and BackendError
-    without Ray.
+    run them, or "local"; None: processes of this machine, which work at the same time if `options.threads` says how
+    many threads each has; else each has the backend's choice, and they take turns. Raises the errors of
+    `boundary.prepare`, and BackendError without Ray.
     """
     count = len(cuts) + 1
     options = opening.options
     check_supported(backend, opened.graph, options)
     weights = {name: opened.tensors[name] for name in opened.graph.tensors}
     own = replace(options, dtype=options.dtype or backend.default_dtype(weights, options), progress=None)
-    if options.threads is None and ray is None and "threads" in backend.capabilities.options:
-        own = replace(own, threads=max(1, usable_cpus() // count))
     adapters = {name: _anywhere(path) for name, path in opening.adapters.items()}
     elsewhere = replace(opening, options=own, model=_anywhere(opening.model), adapters=adapters)
     ends = pairwise((0, *cuts, opened.config.num_hidden_layers))
@@ -58,7 +56,10 @@ def start_stages(opening: Opening, opened: Opened, backend: Backend, cuts: Cuts,
         for stage in stages:
             stage.close()
         raise
-    return StagedProgram(stages, options.progress)
+    # A kernel reads its weights once for all sequences of a step: on the same CPUs, all of them in one step are faster
+    # than stages that each have some of the CPUs and some of the sequences.
+    together = ray is not None or options.threads is not None
+    return StagedProgram(stages, options.progress, depth=count if together else 1)
 
 
 def make_stage(opening: Opening, cuts: Cuts, stage: int, weights: str) -> Made:

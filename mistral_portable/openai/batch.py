@@ -9,7 +9,14 @@ from typing import IO, Any
 
 from mistral_portable.engine import Model
 from mistral_portable.errors import InputError
-from mistral_portable.openai.batch_lines import BEGINNING, answer_lines, beginning, check_request, parse_object
+from mistral_portable.openai.batch_lines import (
+    BEGINNING,
+    answer_lines,
+    beginning,
+    check_request,
+    lines_of,
+    parse_object,
+)
 
 __all__ = ["BatchResult", "check_files", "check_target", "read_answers", "run_batch"]
 
@@ -99,8 +106,7 @@ def read_answers(file: IO[bytes], name: str, known: Set[str]) -> tuple[set[str],
     """
     done: set[str] = set()
     end = 0
-    for number, text in enumerate(file, start=1):
-        where = f"{name} line {number}"
+    for where, text in lines_of(file, name):
         if not text.endswith(b"\n"):
             if text[: len(BEGINNING)] != BEGINNING[: len(text)]:
                 raise InputError(f"{where}: no answer of a batch: give another file for answers")
@@ -116,17 +122,16 @@ def read_answers(file: IO[bytes], name: str, known: Set[str]) -> tuple[set[str],
 def _read_requests(path: Path, file: IO[bytes]) -> list[_Line]:
     """All requests. Raises InputError that names the first line that is none, or whose custom_id is not its own."""
     lines: list[_Line] = []
-    seen: dict[str, int] = {}
+    seen: dict[str, str] = {}
     offset = 0
-    for number, text in enumerate(file, start=1):
-        where = f"{path} line {number}"
+    for where, text in lines_of(file, str(path)):
         if text.strip():
             line = parse_object(text, where)
             check_request(line, where)
             custom_id = line["custom_id"]
             if custom_id in seen:
-                raise InputError(f"{where}: custom_id {custom_id!r} is that of line {seen[custom_id]}, too")
-            seen[custom_id] = number
+                raise InputError(f"{where}: custom_id {custom_id!r} is that of {seen[custom_id]}, too")
+            seen[custom_id] = where
             lines.append(_Line(custom_id, offset, beginning(line)))
         offset += len(text)
     return lines

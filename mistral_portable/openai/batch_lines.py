@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mistral_portable.engine import Model
 from mistral_portable.engine.request import Completion
@@ -22,10 +22,11 @@ from mistral_portable.errors import ClosedError, InputError, MistralPortableErro
 from mistral_portable.openai.answers import chat_completion, text_completion
 from mistral_portable.openai.requests import ChatRequest, TextRequest, parse_request
 
-__all__ = ["BEGINNING", "AnswerLine", "answer_lines", "beginning", "check_request", "parse_object"]
+__all__ = ["BEGINNING", "AnswerLine", "answer_lines", "beginning", "check_request", "lines_of", "parse_object"]
 
 BEGINNING = b'{"id": "batch_req_'
 """Begins every line of an answer."""
+_LONGEST = 64 * 2**20  # bytes of a line
 _COMPARED = 1000  # characters of a prompt by which requests are sorted
 
 AnswerLine = tuple[bool, bytes]
@@ -40,6 +41,18 @@ class _Job:
     request: ChatRequest | TextRequest
     answers: list[Answer] = field(default_factory=list)
     left: int = 0
+
+
+def lines_of(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes]]:
+    """The lines of a file, each with where it stands: "in.jsonl line 3". A compressed one may be of any length, so
+    there is a limit. Raises InputError, which begins so, if one is longer."""
+    number = 0
+    while text := file.readline(_LONGEST + 1):
+        number += 1
+        where = f"{name} line {number}"
+        if len(text) > _LONGEST:
+            raise InputError(f"{where}: it has more than {_LONGEST >> 20} MiB: no request needs so much")
+        yield where, text
 
 
 def parse_object(text: bytes | str, where: str) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Where a batch's answers go, and which are there already."""
 
+import threading
 import time
 import uuid
 from collections.abc import Set
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -13,7 +15,6 @@ from mistral_portable.scaling.places import Place
 __all__ = ["AnswerFile", "AnswerFolder", "answers_at"]
 
 _LINES = 1000  # of a file in a folder
-_SECONDS = 10.0  # for which answers wait for others to share a file with
 
 
 class AnswerFile:
@@ -43,14 +44,14 @@ class AnswerFile:
 class AnswerFolder:
     """A folder, here or in an object store, to which files of up to 1,000 lines are added.
 
-    A file is written under another name, `.NAME.partial`, and moved when it is whole: with the first answer
-    after 10 s, if not before. So a process that dies leaves whole files, and what it has not written is answered again.
+    A file is written under another name, `.NAME.partial`, and moved when it is whole: some seconds after its first
+    answer, if not before. So a process that dies leaves whole files, and what it has not written is answered again.
     """
 
-    def __init__(self, place: Place, known: Set[str]) -> None:
-        """known: custom_ids of all requests. Raises InputError if a .jsonl file there holds anything but answers to
-        them, or the folder cannot be made."""
-        self._place = place
+    def __init__(self, place: Place, known: Set[str], seconds: float = 10.0) -> None:
+        """known: custom_ids of all requests. seconds: for which answers wait for others to share a file with. Raises
+        InputError if a .jsonl file there holds anything but answers to them, or the folder cannot be made."""
+        self._place, self._seconds = place, seconds
         found: set[str] = set()
         try:
             place.system.create_dir(place.path, recursive=True)
@@ -62,22 +63,37 @@ class AnswerFolder:
             raise InputError(f"{place.text}: cannot be written: {error}: choose another place") from error
         self.done: Set[str] = found
         self._lines: list[bytes] = []
-        self._since = time.monotonic()
+        self._end = 0.0  # when they must be written, by time.monotonic
+        self._timer: threading.Timer | None = None
+        self._turn = threading.Lock()
 
     def add(self, line: bytes) -> None:
         """Take a line, and write those that wait if there are enough, or the first has waited long."""
-        if not self._lines:
-            self._since = time.monotonic()
-        self._lines.append(line)
-        if len(self._lines) >= _LINES or time.monotonic() - self._since >= _SECONDS:
-            self._write()
+        with self._turn:
+            if not self._lines:
+                self._end = time.monotonic() + self._seconds
+                self._timer = threading.Timer(self._seconds, self._write_late)
+                self._timer.daemon = True
+                self._timer.start()
+            self._lines.append(line)
+            if len(self._lines) >= _LINES or time.monotonic() >= self._end:
+                self._write()
 
     def close(self) -> None:
         """Write the lines that wait."""
-        if self._lines:
+        with self._turn:
+            self._write()
+
+    def _write_late(self) -> None:
+        """Write them while no line comes. What cannot be written the next call tries again, and says why."""
+        with self._turn, suppress(OSError):
             self._write()
 
     def _write(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._lines:
+            return
         name = f"answers-{uuid.uuid4().hex}.jsonl"
         partial = f"{self._place.path}/.{name}.partial"
         with self._place.system.open_output_stream(partial, compression=None) as file:

@@ -1,6 +1,7 @@
 """Batches on Ray Data: files are read where Ray likes, pieces of requests go to replicas, answers come back here."""
 
 import json
+import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
@@ -20,6 +21,8 @@ from mistral_portable.scaling.places import Place, request_files, requests_in
 
 __all__ = ["run_ray_batch"]
 
+# Ray Data and what is below it write what they do, and tracebacks of workers, to stderr: our errors say what is wrong.
+_QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_LOG_LEVEL": "CRITICAL"}
 _AT_A_TIME = 2  # pieces in a replica: while the last answers of one are made, the next one fills the lanes
 _ROWS = 1000  # requests that are handed on together
 
@@ -50,6 +53,8 @@ def run_ray_batch(
     if f"{Place.of(target).path}/".startswith(f"{place.path}/"):  # else the next start would read them as requests
         raise InputError(f"{target}: the answers need a place of their own, outside of {source}")
     paths = request_files(place)
+    for name, level in _QUIET.items():  # before Ray is imported
+        os.environ.setdefault(name, level)
     with connect(address, cpus=replicas * threads), _ray_errors():
         progress("reading requests", 0, 1)
         requests, ids = _read(place, paths)

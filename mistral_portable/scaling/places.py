@@ -15,7 +15,7 @@ from pyarrow import parquet as pq
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from mistral_portable.errors import InputError
-from mistral_portable.openai.batch_lines import parse_object
+from mistral_portable.openai.batch_lines import lines_of, parse_object
 
 __all__ = ["Place", "request_files", "requests_in"]
 
@@ -89,7 +89,7 @@ def requests_in(system: FileSystem, path: str) -> Iterator[tuple[str, dict[str, 
     A file that ends with .parquet has columns `custom_id`, `url`, `body` and perhaps `method`; a body is JSON, or a
     struct, of which fields that are null are left out. Any other has an object in each line, and may be compressed.
 
-    Raises InputError if a file cannot be read, a line is no object, or a body no JSON.
+    Raises InputError if a file cannot be read, a line is no object or too long, or a body no JSON.
     """
     try:
         yield from _rows(system, path) if path.endswith(".parquet") else _lines(system, path)
@@ -99,9 +99,8 @@ def requests_in(system: FileSystem, path: str) -> Iterator[tuple[str, dict[str, 
 
 def _lines(system: FileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with io.BufferedReader(system.open_input_stream(path)) as file:
-        for number, text in enumerate(file, start=1):
+        for where, text in lines_of(file, path):
             if text.strip():
-                where = f"{path} line {number}"
                 yield where, parse_object(text, where)
 
 

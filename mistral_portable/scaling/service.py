@@ -7,17 +7,19 @@ A request goes from Serve's proxy to an `_Entrance`, which reads its body and as
 import asyncio
 import json
 import logging
+import os
 import signal
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import RequestRouterConfig
+from ray.serve.context import _get_global_client
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -27,15 +29,16 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mistral_portable.clusters import connect
 from mistral_portable.engine import load
-from mistral_portable.errors import BackendError
+from mistral_portable.errors import BackendError, InputError
 from mistral_portable.scaling.prefix_routing import PrefixRouting, prefixes
 from mistral_portable.server import Service, Settings, create_app
 from mistral_portable.server.bodies import BodyReader
 from mistral_portable.server.connection import ClientGone
 from mistral_portable.server.errors import Failure, error_body, failure_of
 from mistral_portable.server.events import sse
+from mistral_portable.server.keys import read_keys
 
-__all__ = ["PrefixRouter", "Replicas", "application", "run_service"]
+__all__ = ["PrefixRouter", "Replicas", "application", "build", "run_service"]
 
 _GONE = Failure(503, "the replica that made this answer has ended: ask again", {"Retry-After": "1"})
 _MODEL = "model"
@@ -216,6 +219,17 @@ def application(options: Mapping[str, Any], settings: Settings, replicas: Replic
     return entrance.bind(bound, settings.max_body)
 
 
+def build(arguments: dict[str, dict[str, Any]]) -> Any:
+    """Serve's application, for its own configuration files: `import_path: mistral_portable.scaling.service:build`.
+
+    arguments: "load": those of `mistral_portable.load`; "settings" and "replicas": those of the two classes. Requests
+    must bring the key MISTRAL_PORTABLE_API_KEY, if that is set. Raises TypeError for names that are none.
+    """
+    settings = Settings(**arguments["settings"])
+    keys = read_keys(settings.keys, None, os.environ)
+    return application(arguments["load"], replace(settings, keys=keys), Replicas(**arguments.get("replicas", {})))
+
+
 def run_service(
     options: Mapping[str, Any],
     settings: Settings,
@@ -230,11 +244,13 @@ def run_service(
     until `serve shutdown`, and a call with other options replaces it, replica by replica.
 
     address: as `connect` takes it. host, port: of the proxy on each machine. ready: called when requests are answered.
-    Raises the errors of `connect`, BackendError if replicas do not start.
+    Raises the errors of `connect`, InputError if Serve runs already with another host or port, BackendError if replicas
+    do not start.
     """
     with connect(address, cpus=(replicas.most or replicas.least) * replicas.threads):
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         serve.start(http_options={"host": host, "port": port})
+        _check_place(host, port)
         try:
             serve.run(application(options, settings, replicas), name=_NAME, route_prefix="/")
         except RuntimeError as error:
@@ -249,6 +265,16 @@ def run_service(
         finally:
             signal.signal(signal.SIGTERM, before)
             serve.shutdown()
+
+
+def _check_place(host: str, port: int) -> None:
+    """Raise InputError if Serve's proxies listen elsewhere: they ran before, and there is one set of them."""
+    http = _get_global_client().http_config
+    if (http.host, http.port) != (host, port):
+        raise InputError(
+            f"host={host} port={port}: Ray Serve runs on this cluster already: give host={http.host} port={http.port}, "
+            "or end it before (serve shutdown)"
+        )
 
 
 def _why(error: RuntimeError) -> str:

@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -10,7 +11,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from mistral_portable.boundary.process import OwnProcess
 from mistral_portable.errors import BackendError, ClosedError
@@ -35,7 +37,7 @@ class ProcessStage:
         """name: for errors, such as "stage 1 of 2". make: that of Part, picklable."""
         self._name = name
         self._own = OwnProcess("a model in stages")
-        self._closed = False
+        self._closed, self._closing = False, threading.Lock()
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make), name=name, daemon=True)
@@ -51,18 +53,23 @@ class ProcessStage:
         return self._process.pid
 
     def submit(self, method: str, *arguments: Any) -> "Future[Any]":
-        """Let the part's method be called. Raises BackendError in a forked child; further: see Stage."""
+        """Let the part's method be called. Raises BackendError in a forked child, ClosedError after `close`; further:
+        see Stage."""
         self._own.require()
         future: Future[Any] = Future()
-        self._calls.put((future, method, arguments))
+        with self._closing:
+            if self._closed:
+                raise ClosedError(self._end())
+            self._calls.put((future, method, arguments))
         return future
 
     def close(self) -> None:
         """End the process; it has nothing that must be saved."""
         if self._own.forked:
             return
-        self._closed = True
-        self._calls.put(None)
+        with self._closing:
+            self._closed = True
+            self._calls.put(None)
         self._process.terminate()
         self._process.join(_PATIENCE_S)
         if self._process.is_alive():
@@ -105,6 +112,7 @@ class ProcessStage:
 def _serve(pipe: Connection, make: Callable[[], Made]) -> None:
     """Run a Part in this process until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)  # amid the compiling of kernels: its folder and processes end with it
     part = Part(make)
     with suppress(EOFError, OSError):
         while True:
@@ -114,6 +122,10 @@ def _serve(pipe: Connection, make: Callable[[], Made]) -> None:
             except Exception as error:
                 answer = _picklable(error), None
             pipe.send(answer)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def _picklable(error: Exception) -> Exception:

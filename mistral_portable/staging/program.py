@@ -39,8 +39,12 @@ class StagedProgram:
     fails in one stage fails in those behind it, which then have not taken part.
     """
 
-    def __init__(self, stages: Sequence[Stage], progress: Callable[[str, int, int], None] | None = None) -> None:
+    def __init__(
+        self, stages: Sequence[Stage], progress: Callable[[str, int, int], None] | None = None, *, depth: int
+    ) -> None:
         """Start all stages together.
+
+        depth: steps that are under way together: as many as stages, where these work at the same time.
 
         Warnings that came in stages are issued here, each once. Raises the errors of `Part.start`; no stage is left
         then.
@@ -60,7 +64,7 @@ class StagedProgram:
             raise
         for notice in dict.fromkeys(notice for facts in self._facts for notice in facts.notices):
             warnings.warn(notice, stacklevel=2)
-        self.depth = len(stages)
+        self.depth = depth
         self.precision = self._facts[0].precision
         self.batch_invariant = all(facts.batch_invariant for facts in self._facts)
 

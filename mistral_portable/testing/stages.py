@@ -46,12 +46,11 @@ class StagedBackend:
     ) -> Program:
         """Cut the graph at every layer, and lower each stage onto `inner`."""
         cuts = range(1, len(layers_of(graph)))
-        return StagedProgram(
-            [
-                LocalStage(partial(make_part, self.inner, graph, cuts, stage, weights, cache, options))
-                for stage in range(len(cuts) + 1)
-            ]
-        )
+        stages = [
+            LocalStage(partial(make_part, self.inner, graph, cuts, stage, weights, cache, options))
+            for stage in range(len(cuts) + 1)
+        ]
+        return StagedProgram(stages, depth=len(stages))
 
 
 def difference_from_whole(case: Case, backend: Backend, options: ExecutorOptions) -> str:

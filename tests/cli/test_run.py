@@ -1,10 +1,12 @@
 """`run`: its output, and the arguments that reach the library."""
 
 import json
+import os
 import re
 import sys
 from inspect import signature
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import pytest
@@ -113,7 +115,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     arrived = watch(monkeypatch)
     line = (
         "run Hi --model a/b --backend reference --dtype float64 --quantize q4_0 --kv-cache q8_0 --device cpu "
-        "--attention eager --stages 3 --tensor-parallel 2 --window 7 "
+        "--attention eager --stages 3 --ray local --tensor-parallel 2 --window 7 "
         "--max-context 99 --threads 2 --revision main --chat-template c.jinja --adapter a/sql --adapter b.gguf=0.5 "
         "--draft off --max-tokens 5 --temperature 0.5 "
         "--top-k 9 --top-p 0.8 "
@@ -136,6 +138,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "device": "cpu",
         "attention": "eager",
         "stages": 3,
+        "ray": "local",
         "tensor_parallel": 2,
         "window": 7,
         "max_context": 99,
@@ -193,11 +196,20 @@ def test_defaults_are_those_of_the_library(command: tuple[str, ...], monkeypatch
     defaults = {name: parameter.default for name, parameter in signature(mp.load).parameters.items()}
     assert arrived.pop("reasoning_effort") is None
     del arrived["prompt"], arrived["progress"], defaults["progress"]
-    del defaults["ray"]  # stages on a cluster have no option
     assert arrived == defaults
 
 
-@pytest.mark.parametrize("command", [("chat",), ("bench",), ("perplexity", "tiny", __file__), ("run", "x")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("chat",),
+        ("bench",),
+        ("perplexity", "tiny", __file__),
+        ("run", "x"),
+        ("serve", "--port", "0"),
+        ("batch", os.devnull, str(Path(gettempdir(), "answers-that-never-come.jsonl"))),
+    ],
+)
 def test_every_command_passes_the_options_of_a_model(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     arrived: dict[str, Any] = {}
 
@@ -218,6 +230,8 @@ def test_every_command_passes_the_options_of_a_model(command: tuple[str, ...], m
         "threads": "2",
         "revision": "main",
         "chat_template": "c.jinja",
+        "stages": "2",
+        "ray": "local",
     }
     line = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     assert invoke(*command, *line).err == "error: that is enough\n"

@@ -6,11 +6,14 @@ import random
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,8 @@ from late_stages import LateStage
 
 import mistral_portable as mp
 from mistral_portable.errors import CapacityError, ClosedError, InputError
+from mistral_portable.staging import Made
+from mistral_portable.staging.processes import ProcessStage
 
 PROMPTS = [
     list(range(first, first + length)) for first, length in [(5, 100), (5, 80), (300, 3), (400, 60), (7, 1), (9, 9)]
@@ -182,6 +187,26 @@ def test_what_does_not_go_together_is_refused() -> None:
     for options, said in refused:
         with pytest.raises(InputError, match=said):
             mp.load("tiny", **{"backend": "numba", **options})
+
+
+def compile_for_ever(place: Path) -> Made:
+    """Stands for a stage that compiles its kernels, in a folder that it removes."""
+    with TemporaryDirectory(dir=place):
+        while True:
+            time.sleep(0.01)
+
+
+def test_a_process_that_is_ended_amid_its_start_leaves_nothing(tmp_path: Path) -> None:
+    stage = ProcessStage("stage 1 of 1", partial(compile_for_ever, tmp_path))
+    started = stage.submit("start")
+    while not list(tmp_path.iterdir()):
+        time.sleep(0.01)
+    stage.close()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ClosedError, match="the model is closed: load it again"):
+        started.result()
+    with pytest.raises(ClosedError, match="the model is closed: load it again"):
+        stage.submit("memory")
 
 
 def test_processes_answer_and_one_that_is_killed_is_one_error_for_all(expected: list[tuple[int, ...]]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -34,7 +35,24 @@ def test_a_port_that_nobody_listens_to() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{bound.getsockname()[1]}"
-        with pytest.raises(BackendError, match=f"ray={address}: no cluster answers there"), connect(address):
+        with pytest.raises(BackendError, match=f"ray={address}: no cluster answers at {address}"), connect(address):
+            pass
+
+
+@pytest.mark.usefixtures("ray_is_there")
+@pytest.mark.parametrize("told", ["by a file", "by a variable"])
+def test_a_cluster_of_this_machine_that_has_ended(told: str, tmp_path: Path) -> None:
+    """Ray itself would try for minutes."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        if told == "by a file":
+            (tmp_path / "ray").mkdir()
+            (tmp_path / "ray/ray_current_cluster").write_text(f"{address}\n")
+            os.environ["RAY_TMPDIR"] = str(tmp_path)
+        else:
+            os.environ["RAY_ADDRESS"] = address
+        with pytest.raises(BackendError, match=f"ray=auto: no cluster answers at {address}: .*give"), connect("auto"):
             pass
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -96,6 +97,7 @@ def test_a_folder_has_the_files_of_all_kinds(tmp_path: Path) -> None:
     [
         ("a.jsonl", b"{}\n5\n", "a.jsonl line 2: 5 must be an object"),
         ("a.jsonl", b"\xff\n", "a.jsonl line 1: no JSON"),
+        ("a.jsonl.gz", gzip.compress(bytes(2**26 + 1)), "a.jsonl.gz line 1: it has more than 64 MiB"),
         ("a.jsonl.gz", b"no gzip\n", "a.jsonl.gz: cannot be read"),
         ("a.parquet", b"no parquet", "a.parquet: cannot be read"),
     ],
@@ -138,6 +140,28 @@ def test_answers_that_were_there_are_known(
         answers.close()
         written |= set(new)
     assert answers_of.answers_at(target, ids).done == ids
+
+
+def test_answers_are_written_in_time_though_no_other_comes(tmp_path: Path) -> None:
+    answers = AnswerFolder(Place.of(str(tmp_path)), {"a", "b"}, seconds=0.01)
+    for custom_id in ("a", "b"):
+        before = set(tmp_path.glob("*.jsonl"))
+        answers.add(answer(custom_id))
+        while not (new := set(tmp_path.glob("*.jsonl")) - before):
+            time.sleep(0.001)
+        assert new.pop().read_bytes() == answer(custom_id)
+    answers.close()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_answers_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
+    """Though the thread that writes in time has tried it before, and has nobody to tell."""
+    answers = AnswerFolder(Place.of(str(tmp_path / "out")), {"a"}, seconds=0.01)
+    (tmp_path / "out").rmdir()
+    answers.add(answer("a"))
+    time.sleep(0.1)
+    with pytest.raises(OSError, match="out"):
+        answers.close()
 
 
 def test_a_folder_of_anything_else_is_refused(tmp_path: Path) -> None:
