@@ -68,9 +68,10 @@ def check_drawn_tables(
         own = torch.randn(2, end - first, groups, size, generator=made).to(dtype)
         slots = torch.arange(first, end)
         pools[:, table[s, slots // page].long(), slots % page] = own.float()
-        wanted.append(expected(q[s], *own, scale=size**-0.5))
-    arguments: list[torch.Tensor] = [q, *pools.to(dtype), table, torch.tensor(ends).int(), torch.tensor(hidden).int()]
-    found = attend(*(some.to(DEVICE) for some in arguments), size**-0.5, splits)
+        wanted.append(expected(q[s], own[0], own[1], size**-0.5))
+    keys, values = pools.to(DEVICE, dtype)
+    lengths = (torch.tensor(counts, dtype=torch.int32, device=DEVICE) for counts in (ends, hidden))
+    found = attend(q.to(DEVICE), keys, values, table.to(DEVICE), *lengths, scale=size**-0.5, splits=splits)
     assert found.dtype == dtype
     close(found.cpu(), torch.stack(wanted), dtype)
 
