@@ -64,14 +64,14 @@ def check_drawn_tables(
     pools = torch.full((2, len(order), page, groups, size), torch.nan)
     q = torch.randn(len(lengths), groups * shared, size, generator=made).to(dtype)
     wanted = []
-    for s, (first, end) in enumerate(zip(hidden, ends, strict=True)):
-        own = torch.randn(2, end - first, groups, size, generator=made).to(dtype)
-        slots = torch.arange(first, end)
+    for s, (begin, end) in enumerate(zip(hidden, ends, strict=True)):
+        own = torch.randn(2, end - begin, groups, size, generator=made).to(dtype)
+        slots = torch.arange(begin, end)
         pools[:, table[s, slots // page].long(), slots % page] = own.float()
         wanted.append(expected(q[s], own[0], own[1], size**-0.5))
     keys, values = pools.to(DEVICE, dtype)
-    lengths = (torch.tensor(counts, dtype=torch.int32, device=DEVICE) for counts in (ends, hidden))
-    found = attend(q.to(DEVICE), keys, values, table.to(DEVICE), *lengths, scale=size**-0.5, splits=splits)
+    last, first = (torch.tensor(counts, dtype=torch.int32, device=DEVICE) for counts in (ends, hidden))
+    found = attend(q.to(DEVICE), keys, values, table.to(DEVICE), last, first, size**-0.5, splits)
     assert found.dtype == dtype
     close(found.cpu(), torch.stack(wanted), dtype)
 

@@ -13,9 +13,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +78,14 @@ def _attend(sequences: int, head_dim: int = 128) -> None:
     paged_kernels.attend(_meta(sequences, 32, head_dim), pool, pool, table, lengths, lengths, 0.1, splits)
 
 
+def _multiply(kind: str) -> None:
+    gemv.multiply(_meta(1, 4096), _blocks(kind), kind)
+
+
+def _unpack(kind: str) -> None:
+    unpacking.unpack(_blocks(kind), kind, torch.bfloat16)
+
+
 def _blocks(kind: str) -> torch.Tensor:
     layout = LAYOUTS[kind]
     return _meta(4096, 4096 // layout.columns * layout.bytes, dtype=torch.uint8)
@@ -86,11 +95,8 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "attention, 1 sequence": lambda: _attend(1),
     "attention, head_dim 64": lambda: _attend(1, 64),
     "attention, head_dim 256": lambda: _attend(1, 256),
-    **{f"product, {kind}": lambda kind=kind: gemv.multiply(_meta(1, 4096), _blocks(kind), kind) for kind in gemv.KINDS},
-    **{
-        f"unpacking, {kind}": lambda kind=kind: unpacking.unpack(_blocks(kind), kind, torch.bfloat16)
-        for kind in unpacking.KINDS
-    },
+    **{f"product, {kind}": partial(_multiply, kind) for kind in gemv.KINDS},
+    **{f"unpacking, {kind}": partial(_unpack, kind) for kind in unpacking.KINDS},
 }
 """Calls of the executor's functions, each of which launches one kernel or two."""
 
@@ -145,7 +151,7 @@ def _counts(kernel: Any, constants: dict[str, Any]) -> Counts:
     return Counts(name, usage["REG"], spilled, shared, warps, len(body), loaded, _needed(name, constants))
 
 
-def _needed(name: str, constants: dict[str, Any]) -> int:
+def _needed(name: str, constants: Mapping[str, int]) -> int:
     """Bytes of keys and values, of partial results, or of weights that a pass takes, and of weights that it writes."""
     if name == "_split":
         return 2 * 2 * constants["TILE"] * constants["SIZE"]
