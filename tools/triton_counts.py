@@ -1,4 +1,4 @@
-"""What Triton makes of the torch executor's kernels, without a GPU: `python -m tools.triton_counts`.
+"""Counts of the torch executor's Triton kernels, without a GPU: `python -m tools.triton_counts`.
 
 Each kernel is compiled for a GPU of compute capability 9.0 (or `--capability 80`) with the arguments that the executor
 gives it for the shapes of Mistral 7B in bfloat16, on tensors without memory. Counted in the machine code (SASS) that

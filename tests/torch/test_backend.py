@@ -31,7 +31,7 @@ CPU = find_device("cpu")
 
 @pytest.fixture
 def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in most CPU builds of torch; where it is installed, its kernel would be compiled when it is chosen."""
+    """Hide Triton, as in most CPU builds of torch; else its kernel would be compiled when it is chosen."""
     monkeypatch.setattr(obstacles, "find_spec", lambda name: None)
 
 
