@@ -1,4 +1,4 @@
-"""Stand-ins for the flash kernels of GPUs: their documented behaviour in plain operations.
+"""Stand-ins for the flash kernels of GPUs and for our own: their documented behaviour in plain operations.
 
 Masks are by index. Queries and keys of a text are aligned at their ends (flash-attn since 2.1): query i of T sees key j
 of K if `i + K - T - left <= j <= i + K - T + right`; -1 means no bound. A text without keys gives zeros and a
@@ -11,7 +11,7 @@ torch.nn.attention.varlen.varlen_attn (torch 2.13), which calls `flash_forward`,
 import torch
 from torch import Tensor
 
-__all__ = ["flash_attn_varlen_func", "flash_attn_with_kvcache", "flash_forward"]
+__all__ = ["flash_attn_varlen_func", "flash_attn_with_kvcache", "flash_forward", "paged_attend"]
 
 
 def flash_attn_varlen_func(
@@ -102,6 +102,20 @@ def flash_forward(
         own = slice(start, start + count)
         parts.append(_attend(part, key[own], value[own], scale, window))
     return torch.cat([part for part, _ in parts]), torch.cat([lse for _, lse in parts], dim=1)
+
+
+def paged_attend(
+    q: Tensor, keys: Tensor, values: Tensor, table: Tensor, ends: Tensor, hidden: Tensor, scale: float, splits: int
+) -> Tensor:
+    """`paged_kernels.attend`: q [S, h, d] -> the same."""
+    assert splits >= 1
+    assert bool((hidden >= 0).all() and (hidden < keys.shape[1]).all() and (hidden < ends).all())
+    assert int(ends.max()) <= table.shape[1] * keys.shape[1]
+    outs = []
+    for s in range(len(q)):
+        own_k, own_v = (pool[table[s].long()].flatten(0, 1)[hidden[s] : ends[s]] for pool in (keys, values))
+        outs.append(_attend(q[s : s + 1], own_k, own_v, scale, (-1, -1))[0])
+    return torch.cat(outs)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ PACKAGES = {"torch": (*_COMMON, "transformers>=5.7"), "mlx": (*_COMMON, "mlx[cud
 """Packages that a bare machine lacks; torch and Triton are there."""
 
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-_KERNELS = ("flash_attn", "varlen", "sdpa", "flex", "eager")
+_KERNELS = ("triton", "flash_attn", "varlen", "sdpa", "flex", "eager")
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -48,7 +48,7 @@ def torch_stages(folder: Path, dry: bool) -> Iterator[Stage]:
     device = "cpu" if dry else "cuda"
     yield Stage("machine", _python("tools.cuda_parity", "machine", "--device", device), gate=True)
     if not dry:
-        yield Stage("Triton's products", _pytest("tests/torch/test_gemv.py"), gate=True)
+        yield Stage("Triton's kernels", _pytest("tests/torch/test_gemv.py", "tests/torch/test_paged.py"), gate=True)
     kernels = ("sdpa",) if dry else _KERNELS
     for kernel in kernels:
         for dtype in ("bfloat16",) if dry else _DTYPES:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,10 @@ class Device:
         if self.capability is not None and self.capability < (8, 0):
             return ("float32", "float16")
         return ("float32", "float16", "bfloat16")
+
+    def as_current(self) -> AbstractContextManager[object]:
+        """A context in which it is torch's current GPU, on which Triton runs."""
+        return torch.cuda.device(self.torch) if self.torch.type == "cuda" else nullcontext()
 
     @property
     def total_memory(self) -> int:

@@ -47,7 +47,7 @@ def _fused(function: Callable[..., Tensor], attempt: Attempt) -> Callable[..., T
     compiled = torch.compile(function, dynamic=True)
 
     def run(*arguments: Any) -> Tensor:
-        return attempt.run(lambda: compiled(*arguments), lambda: function(*arguments))
+        return attempt.run(arguments[0].device, lambda: compiled(*arguments), lambda: function(*arguments))
 
     return run
 

@@ -81,6 +81,7 @@ class Blocks:
         if kernel is None or len(x) > MAX_GEMV_TOKENS:
             return self._unpacked_product(x, bias)
         return _PACKED.run(
+            x.device,
             lambda: kernel(x, self._blocks) if bias is None else kernel(x, self._blocks) + bias,
             lambda: self._unpacked_product(x, bias),
         )
@@ -91,7 +92,11 @@ class Blocks:
 
         if self._kernel is None:
             return linear(x, by_torch(), bias)
-        return linear(x, _PACKED.run(lambda: unpacked(self._blocks, self._kind, self._dtype), by_torch), bias)
+
+        def by_kernel() -> Tensor:
+            return unpacked(self._blocks, self._kind, self._dtype)
+
+        return linear(x, _PACKED.run(x.device, by_kernel, by_torch), bias)
 
     def rows(self, tokens: Tensor) -> Tensor:
         return self._layout.rows(self._blocks[tokens], self._dtype)

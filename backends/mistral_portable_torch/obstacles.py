@@ -2,10 +2,11 @@
 
 import re
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 __all__ = ["KERNELS", "TRANSFORMERS_NAMES", "flash_attn_waits", "obstacle", "summary"]
 
-KERNELS = ("flash_attn", "varlen", "sdpa", "flex", "eager")
+KERNELS = ("triton", "flash_attn", "varlen", "sdpa", "flex", "eager")
 """Names of the kernels, the best one first."""
 
 TRANSFORMERS_NAMES = {"flash_attention_2": "flash_attn", "flex_attention": "flex"}
@@ -32,7 +33,7 @@ def obstacle(
 
     capability: a CUDA GPU's compute capability. dtype, head_dim: the program's, where known.
     """
-    if name not in ("flash_attn", "varlen"):
+    if name not in _NEEDS:
         return None
     if kind != "cuda":
         return f"it needs a CUDA GPU, and this is {kind}"
@@ -42,7 +43,7 @@ def obstacle(
         return f"it computes in {' or '.join(_HALF)}, not in {dtype}"
     if head_dim % 8 or head_dim > _MAX_HEAD_DIM:
         return f"head_dim must be a multiple of 8 up to {_MAX_HEAD_DIM}, and is {head_dim}"
-    return _flash_attn() if name == "flash_attn" else _varlen()
+    return _NEEDS[name]()
 
 
 def summary(kind: str, capability: tuple[int, int] | None) -> str:
@@ -74,6 +75,14 @@ def _varlen() -> str | None:
     if flash_forward() is None:
         return "this torch's flash kernels take no windows or no lengths: pip install --upgrade 'torch>=2.11'"
     return None
+
+
+def _triton() -> str | None:
+    return None if find_spec("triton") else "Triton is not installed: pip install triton"
+
+
+_NEEDS = {"triton": _triton, "flash_attn": _flash_attn, "varlen": _varlen}
+"""What the kernels of CUDA GPUs need beside the GPU, by name: a reason why it is not there, or None."""
 
 
 def _numbers(version: str, count: int = 2) -> tuple[int, ...]:

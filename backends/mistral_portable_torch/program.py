@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -148,8 +148,7 @@ class TorchProgram:
     @contextmanager
     def _running(self) -> Iterator[None]:
         _PROCESS.require()  # before the lock, which another thread may have held at the fork
-        current = torch.cuda.device(self._device.torch) if self._device.kind == "cuda" else nullcontext()
-        with self._lock, torch.inference_mode(), _cpu_threads(self._threads), current:  # Triton runs on the current GPU
+        with self._lock, torch.inference_mode(), _cpu_threads(self._threads), self._device.as_current():
             if self._closed:
                 raise ClosedError("the program is closed: prepare it again")
             yield
@@ -181,7 +180,7 @@ class TorchProgram:
             for name, parameter in parameters.items()
             if kinds[name] is not None or form(weights[parameter.parts[0]]) != "dense"
         }
-        first = Sizes(tokens, 1, tokens, tokens * tokens)
+        first = Sizes(tokens, 1, tokens, tokens * tokens, 0, 0)
         self._memory.require(total, self._cache.first_bytes(tokens), self._scratch(first), tokens)
         self._memory.take(total)
         tables = {node.inputs[1] for node in self._graph.nodes if node.op in ("linear", "embedding")}
@@ -279,20 +278,22 @@ class TorchProgram:
 
     def _sizes(self, plan: StepPlan, recorded: bool) -> Sizes:
         """Those of the layer group that reads most."""
-        keys = longest = 0
+        keys = longest = columns = page = 0
         counts = np.diff(plan.query_starts)
+        padding = bucket if recorded else int
+        tokens = padding(len(plan.tokens))
         for index in range(len(plan.groups)):
             reads = GroupReads(plan, self._spec, index)
+            row = reads.columns(int(reads.counts.max()), recorded)
             if recorded:  # tokens and columns are padded, and all are read together
-                pages = reads.columns(int(reads.counts.max()), recorded)
-                each = pages * reads.page if self._attention.recordable == 1 else pages  # else no key is copied
-                own = products = bucket(len(plan.tokens)) * each
+                own = products = tokens * row * reads.page
             else:
                 slots = reads.counts.astype(np.int64) * reads.page
                 own, products = int(slots.sum()), int((slots * counts).max())
             keys, longest = max(keys, own), max(longest, products)
-        padding = bucket if recorded else int
-        return Sizes(padding(len(plan.tokens)), padding(len(plan.logit_rows)), keys, longest)
+            if recorded or counts.max() == 1:
+                columns, page = max(columns, row), max(page, reads.page)
+        return Sizes(tokens, padding(len(plan.logit_rows)), keys, longest, columns, page)
 
     def _scratch(self, sizes: Sizes) -> int:
         if sizes not in self._known:

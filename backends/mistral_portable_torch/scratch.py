@@ -80,9 +80,8 @@ def _own(
             return _experts(node, shapes, packed, itemsize, sizes)
         case "attention":
             heads, groups = node.integer("num_attention_heads"), node.integer("num_key_value_heads")
-            gathered = 2 * sizes.keys * groups * node.integer("head_dim") * itemsize
-            scores = sizes.longest * attention.score_bytes(heads, groups)
-            return gathered + scores + 3 * _bytes(shape, sizes, itemsize)
+            own = attention.scratch_bytes(sizes, heads, groups, node.integer("head_dim"), itemsize)
+            return own + 3 * _bytes(shape, sizes, itemsize)
         case "attention_weights":
             groups = node.integer("num_key_value_heads")
             return 3 * _bytes(shape, sizes, 4) + sizes.keys * groups * node.integer("head_dim") * 4

@@ -42,7 +42,7 @@ __all__ = [
 _MODELS = "'tiny' (built in), a folder, a .gguf file or a raw tar, or a hub id: owner/name or owner/name:file.gguf."
 _DTYPES = "float32, float64, bfloat16, float16, or int8 (inputs of quantized weights); by default "
 _ATTENTION = (
-    "The torch executor's attention kernel: flash_attn, varlen, flex, sdpa or eager; by default the best usable one."
+    "The torch executor's attention kernel: triton, flash_attn, varlen, flex, sdpa or eager; by default the best one."
 )
 _THREADS = "CPU threads; by default the physical cores that this process may use."
 

@@ -68,7 +68,7 @@ def load(
     `quantize` makes them; "nf4", "fp4" or "int8": bitsandbytes' types, of the torch executor.
     kv_cache: the type of cached keys and values ("float32", "float16", "q8_0"); the executor's choice if None.
     device, attention: where the torch executor runs ("cuda", "cuda:1", "mps", "cpu") and its attention kernel
-    ("flash_attn", "varlen", "flex", "sdpa", "eager"); the best one if None.
+    ("triton", "flash_attn", "varlen", "flex", "sdpa", "eager"); the best one if None.
     tensor_parallel: number of processes, started by torchrun, that share the model on the torch executor; each of them
     makes the same calls, with the same seeds.
     stages: number of processes that each have a part of the layers, with their weights and cache (docs/scaling.md);

@@ -29,6 +29,12 @@ TURING = Device(torch.device("cuda", 0), "T4", (7, 5))
 CPU = find_device("cpu")
 
 
+@pytest.fixture
+def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide Triton, as in most CPU builds of torch; else its kernel would be compiled when it is chosen."""
+    monkeypatch.setattr(obstacles, "find_spec", lambda name: None)
+
+
 def prepared(**options: Any) -> Any:
     return prepare(
         BACKEND,
@@ -49,9 +55,10 @@ def test_on_a_cpu_it_scores_below_numba_and_above_the_reference() -> None:
     found = BACKEND.probe()
     assert REFERENCE.probe().score < found.score < NUMBA.probe().score
     assert found.reason.startswith(f"CPU, torch {torch.__version__}")
-    assert "attention by sdpa, flex, eager; not flash_attn: it needs a CUDA GPU" in found.reason
+    assert "attention by sdpa, flex, eager; not triton: it needs a CUDA GPU" in found.reason
 
 
+@pytest.mark.usefixtures("without_triton")
 def test_on_a_gpu_it_scores_above_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     from mistral_portable_numba import BACKEND as NUMBA
 
@@ -61,7 +68,8 @@ def test_on_a_gpu_it_scores_above_numba(monkeypatch: pytest.MonkeyPatch) -> None
     found = BACKEND.probe()
     assert found.score > NUMBA.probe().score
     assert found.reason.startswith("CUDA, H200, 141 GB, torch 2.13.0: ")
-    assert "attention by varlen, sdpa, flex, eager; not flash_attn: flash-attn is not installed: pip" in found.reason
+    assert "attention by varlen, sdpa, flex, eager; not triton: Triton is not installed: pip install" in found.reason
+    assert "not flash_attn: flash-attn is not installed: pip" in found.reason
 
 
 def test_a_cpu_build_is_known_without_importing_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +121,7 @@ def test_every_op_in_every_float_type() -> None:
         ({"device": "tpu"}, "device='tpu': choose cuda, cuda:0, cuda:1 and so on, mps or cpu"),
         ({"device": "cuda:x"}, "device='cuda:x': choose cuda"),
         ({"device": "cpu:1"}, "device='cpu:1': the last cpu device here is cpu:0; choose one up to it"),
-        ({"attention": "frob"}, "attention='frob': choose one of flash_attn, varlen, sdpa, flex, eager"),
+        ({"attention": "frob"}, "attention='frob': choose one of triton, flash_attn, varlen, sdpa, flex, eager"),
         ({"device": "cpu", "attention": "flash_attn"}, "attention='flash_attn': it needs a CUDA GPU, and this is cpu"),
         ({"device": "cpu", "attention": "flash_attention_2"}, "attention='flash_attn': it needs a CUDA GPU, and this"),
         ({"device": "cpu", "attention": "varlen"}, "choose another one, or leave the option out"),
@@ -154,8 +162,11 @@ def test_an_older_gpu_has_no_bfloat16() -> None:
         ("varlen", HOPPER, "bfloat16", 20, "head_dim must be a multiple of 8 up to 256, and is 20"),
         ("flash_attn", HOPPER, "bfloat16", 512, "head_dim must be a multiple of 8 up to 256, and is 512"),
         ("flash_attn", HOPPER, "bfloat16", 128, "flash-attn is not installed: pip install --no-build-isolation"),
+        ("triton", HOPPER, "bfloat16", 128, "Triton is not installed: pip install triton; choose another one"),
+        ("triton", TURING, "float16", 128, r"it needs compute capability 8\.0"),
     ],
 )
+@pytest.mark.usefixtures("without_triton")
 def test_the_error_for_a_kernel_that_cannot_run_says_why(
     wanted: str, device: Device, dtype: str, head_dim: int, message: str
 ) -> None:
@@ -203,6 +214,7 @@ def test_flash_attn_that_reads_lengths_back_decodes_by_its_other_function(monkey
         assert bool(used) == calls
 
 
+@pytest.mark.usefixtures("without_triton")
 def test_a_torch_whose_flash_kernels_take_no_windows_has_no_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The op is asked for its arguments, not torch for its version."""
     assert obstacles.obstacle("varlen", "cuda", (9, 0)) is None
@@ -231,6 +243,7 @@ def test_torch_s_own_flash_op_takes_what_varlen_gives_it(window: int | None, tok
     assert (out.shape, out.dtype) == (q.shape, q.dtype)
 
 
+@pytest.mark.usefixtures("without_triton")
 @pytest.mark.parametrize(
     ("device", "dtype", "head_dim", "kernel"),
     [

@@ -6,8 +6,10 @@
 from dataclasses import replace
 
 import pytest
-from flash_kernels import flash_attn_varlen_func, flash_attn_with_kvcache, flash_forward
+from flash_kernels import flash_attn_varlen_func, flash_attn_with_kvcache, flash_forward, paged_attend
 from mistral_portable_torch.attention.flash import FlashAttn
+from mistral_portable_torch.attention.paged import Paged
+from mistral_portable_torch.attention.sdpa import SDPA
 from mistral_portable_torch.attention.varlen import Varlen
 from torch_sessions import PagedBackend, Repeated
 
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 
 FLASH = PagedBackend(kernel=FlashAttn(flash_attn_varlen_func, flash_attn_with_kvcache))
 VARLEN = PagedBackend(kernel=Varlen(flash_forward), record=Repeated())
+TRITON = PagedBackend(kernel=Paged(paged_attend, SDPA()), record=Repeated())
 TARGETS = {
     "sdpa, float32": Target(PagedBackend(record=Repeated()), ExecutorOptions(dtype="float32", attention="sdpa")),
     "sdpa, bfloat16": Target(PagedBackend(), ExecutorOptions(dtype="bfloat16", attention="sdpa")),
@@ -29,6 +32,7 @@ TARGETS = {
     "flex, bfloat16": Target(PagedBackend(), ExecutorOptions(dtype="bfloat16", attention="flex")),
     "flash_attn": Target(FLASH, ExecutorOptions(dtype="bfloat16")),
     "varlen": Target(VARLEN, ExecutorOptions(dtype="float16")),
+    "triton": Target(TRITON, ExecutorOptions(dtype="bfloat16")),
 }
 
 

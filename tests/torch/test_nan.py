@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from flash_kernels import flash_attn_varlen_func, flash_attn_with_kvcache, flash_forward
+from flash_kernels import flash_attn_varlen_func, flash_attn_with_kvcache, flash_forward, paged_attend
 from mistral_portable_torch.attention import Eager
 from mistral_portable_torch.attention.flash import FlashAttn
 from mistral_portable_torch.attention.flex import Flex
+from mistral_portable_torch.attention.paged import Paged
 from mistral_portable_torch.attention.varlen import Varlen
 from torch_sessions import CONFIG, PagedBackend, Repeated, Session, text
 
@@ -25,6 +26,7 @@ KERNELS = {
     "flex": PagedBackend(page=8, kernel=Flex(compiled=False)),
     "flash_attn": PagedBackend(page=8, kernel=FlashAttn(flash_attn_varlen_func, flash_attn_with_kvcache)),
     "varlen": PagedBackend(page=8, kernel=Varlen(flash_forward), record=Repeated()),
+    "triton": PagedBackend(page=8, kernel=Paged(paged_attend, Varlen(flash_forward)), record=Repeated()),
 }
 PURE = [token for token in text(200) if token != POISON]
 

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flash_kernels import flash_attn_varlen_func, flash_attn_with_kvcache, flash_forward
+from flash_kernels import flash_attn_varlen_func, flash_attn_with_kvcache, flash_forward, paged_attend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_portable_torch.attention import Attention
 from mistral_portable_torch.attention.flash import FlashAttn
+from mistral_portable_torch.attention.paged import Paged
+from mistral_portable_torch.attention.sdpa import SDPA
 from mistral_portable_torch.attention.varlen import Varlen
 from mistral_portable_torch.padding import bucket
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,6 +37,7 @@ KERNELS: dict[str, Attention | None] = {
     "sdpa": None,
     "flash": FlashAttn(flash_attn_varlen_func, flash_attn_with_kvcache),
     "varlen": Varlen(flash_forward),
+    "triton": Paged(paged_attend, SDPA()),
 }
 
 
@@ -53,7 +56,7 @@ def many_lanes(record: Repeated | None, config: MistralConfig = CONFIG, kernel: 
 CLOSE: Any = {"rtol": 1e-4, "atol": 1e-5}
 
 
-@settings(max_examples=15, deadline=None)  # each runs both programs for dozens of steps
+@settings(max_examples=20, deadline=None)  # each runs both programs for dozens of steps
 @given(
     st.lists(
         st.lists(

@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from flash_kernels import flash_forward
+from flash_kernels import flash_forward, paged_attend
+from mistral_portable_torch.attention import Attention
+from mistral_portable_torch.attention.paged import Paged
+from mistral_portable_torch.attention.sdpa import SDPA
 from mistral_portable_torch.attention.varlen import Varlen
 from mistral_portable_torch.program import AsynchronousProgram
 from torch_sessions import CONFIG, PagedBackend, Repeated, Session, text
@@ -18,11 +21,17 @@ from mistral_portable.sampling import Sampler, SamplingParams
 from mistral_portable.testing import random_weights
 from mistral_portable.weights import DenseTensor
 
+KERNELS: dict[str, Attention | None] = {
+    "sdpa": None,
+    "varlen": Varlen(flash_forward),
+    "triton": Paged(paged_attend, SDPA()),
+}
 
-@pytest.mark.parametrize("varlen", [False, True])
-def test_a_step_is_recorded_once_while_windows_move(varlen: bool) -> None:
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_step_is_recorded_once_while_windows_move(kernel: str) -> None:
     record = Repeated()
-    backend = PagedBackend(page=16, kernel=Varlen(flash_forward) if varlen else None, record=record)
+    backend = PagedBackend(page=16, kernel=KERNELS[kernel], record=record)
     session, plain = Session(backend=backend), Session(backend=replace(backend, record=None))
     lanes = [session.begin(text(count, count))[0] for count in (70, 81)]
     for count in (70, 81):

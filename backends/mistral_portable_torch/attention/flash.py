@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mistral_portable_torch.attention.kernel import Planned
+from mistral_portable_torch.attention.kernel import Planned, Sizes
 from mistral_portable_torch.reads import GroupReads, Integers
 
 __all__ = ["FlashAttn"]
@@ -67,5 +67,6 @@ class FlashAttn:
         starts = integers["query_starts"], integers["key_starts"]
         return self._varlen(q, keys, values, *starts, fixed.max_queries, fixed.max_keys, **common)
 
-    def score_bytes(self, heads: int, groups: int) -> int:
-        return 0  # they stay in registers
+    def scratch_bytes(self, sizes: Sizes, heads: int, groups: int, head_dim: int, itemsize: int) -> int:
+        splits = min(128, sizes.columns * sizes.page // 64)  # flash-attn's most; each has at least 64 keys
+        return sizes.tokens * splits * heads * (head_dim + 1) * 4

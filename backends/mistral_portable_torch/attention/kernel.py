@@ -4,6 +4,7 @@ T: tokens of a step. S: its sequences. N: slots of the pages that a sequence rea
 d: head_dim. A pool is [pages, page_size, g, d].
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mistral_portable_torch.reads import GroupReads, Integers
 
-__all__ = ["Attention", "Piece", "Pieces", "Planned", "Sizes"]
+__all__ = ["Attention", "Piece", "Pieces", "Planned", "Sizes", "gathered_bytes"]
 
 
 Array = TypeVar("Array")
@@ -37,13 +38,16 @@ class Sizes:
     """Sizes of a step on which its scratch depends.
 
     tokens: T. rows: R, of which logits are wanted. keys: slots that all its sequences read. longest: the most products
-    of a sequence's tokens and slots.
+    of a sequence's tokens and slots. columns: of the page table, where each sequence has one token; else 0. page: slots
+    of a page.
     """
 
     tokens: int
     rows: int
     keys: int
     longest: int
+    columns: int
+    page: int
 
 
 class Attention(Protocol):
@@ -66,8 +70,9 @@ class Attention(Protocol):
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, prepared: Any, scale: float) -> Tensor:
         """q [T, h, d], pools -> [T, h, d]"""
 
-    def score_bytes(self, heads: int, groups: int) -> int:
-        """The most bytes of scores and masks, per query and key of one sequence, for all heads."""
+    def scratch_bytes(self, sizes: Sizes, heads: int, groups: int, head_dim: int, itemsize: int) -> int:
+        """The most bytes that it takes at once in a step, beside its inputs and three times its result. itemsize:
+        bytes of a number in the program's dtype."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class _Fixed:
     page: int
 
 
-class Pieces:
+class Pieces(ABC):
     """Planning for kernels that take one sequence at a time, and mask its whole pages by position."""
 
     recordable = 1
@@ -130,6 +135,18 @@ class Pieces:
             pages = arrays["table"][s, :columns]
             pieces.append(Piece(tokens, arrays["first"][tokens], arrays["positions"][tokens], held, pages, run))
         return pieces
+
+    def scratch_bytes(self, sizes: Sizes, heads: int, groups: int, head_dim: int, itemsize: int) -> int:
+        return gathered_bytes(sizes, groups, head_dim, itemsize) + sizes.longest * self.score_bytes(heads, groups)
+
+    @abstractmethod
+    def score_bytes(self, heads: int, groups: int) -> int:
+        """The most bytes of scores and masks, per query and key of one sequence, for all heads."""
+
+
+def gathered_bytes(sizes: Sizes, groups: int, head_dim: int, itemsize: int) -> int:
+    """Bytes of copies of all keys and values that a step reads."""
+    return 2 * sizes.keys * groups * head_dim * itemsize
 
 
 def _run(pages: list[int]) -> int | None:

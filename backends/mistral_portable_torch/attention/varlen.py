@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mistral_portable_torch.attention.kernel import Planned
+from mistral_portable_torch.attention.kernel import Planned, Sizes, gathered_bytes
 from mistral_portable_torch.reads import GroupReads, Integers
 
 __all__ = ["Varlen", "flash_forward"]
@@ -150,5 +150,8 @@ class Varlen:
         merged: Tensor = (parts * torch.softmax(weight, dim=1)[..., None]).sum(1)
         return merged.to(q.dtype)
 
-    def score_bytes(self, heads: int, groups: int) -> int:
-        return 0  # they stay in registers
+    def scratch_bytes(self, sizes: Sizes, heads: int, groups: int, head_dim: int, itemsize: int) -> int:
+        if not sizes.columns:
+            return gathered_bytes(sizes, groups, head_dim, itemsize)
+        # Queries and results of pages, and these in float32, twice; log-sum-exps, and three times what is made of them.
+        return sizes.tokens * sizes.columns * heads * (head_dim * (2 * itemsize + 8) + 16)
