@@ -15,8 +15,8 @@ with weights; the dwords of a group's tokens lie side by side:
 
     a block of a group of 8   ->   32 x 8 dwords of codes, 8 scales: a kernel reads them in order
 
-For AMX, groups of up to 16 tokens have, for 64 columns at a time, the codes of one token after the other; the scales
-follow the codes of all columns.
+With AMX and more than FEW_TILED tokens, groups of up to 16 have, for 64 columns at a time, the codes of one token after
+the other; the scales follow the codes of all columns.
 
 **Keys and values** lie in pages of 64 slots. A layer has a pool of pages for its keys and one for its values. A page
 has, for each key/value head in turn:
@@ -80,7 +80,8 @@ PAGE_SIZE = 64
 """Slots of a page of keys and values: as many as attention takes at a time."""
 
 TOKEN_GROUP = 8
-"""The most tokens that linears take at a time. They read and write whole groups, so buffers have room for these."""
+"""The most tokens that linears take at a time, but for AMX. They read and write whole groups, so buffers have room for
+these; AMX takes no more tokens than there are."""
 
 FEW = 16
 """Tokens of a step up to which linears take four at a time: then a pair of tiles is read anew, from the CPU's cache."""
@@ -109,9 +110,9 @@ TILED_SCRATCH = 128 * TILED_CHUNK + 256 * TILED_QUADS * TILED_TOKENS
 SHARE = 4
 """Pairs of tiles that a thread claims where there are many tokens."""
 
-BLOCK_TOKENS, TILED_SUMS = 512, 128 + 8192
+BLOCK_TOKENS, TILED_SUMS = 512, 128 + 4096
 """Tokens that AMX multiplies with unpacked blocks at a time, and bytes of scratch for the sizes of its tiles and for
-eight tiles of integer sums; behind these are float sums, for a share of pairs, then what was unpacked."""
+four tiles of integer sums; behind these are float sums, for a share of pairs, then what was unpacked."""
 
 DENSE_CHUNK, DENSE_ROWS, DENSE_TOKENS = 512, 32, 60
 """Columns, rows and tokens that products of float matrices take at a time; 60 tokens are whole groups of 3 and of 4."""

@@ -286,7 +286,7 @@ class _Lowering:
         return self._codes[x]
 
     def _tiled(self, weight: Matrix) -> bool:
-        """Whether a weight is multiplied by AMX, by request, as inputs are then rounded to bfloat16."""
+        """Whether a float weight is multiplied by AMX: by request, as its inputs are then rounded to bfloat16."""
         return self._tiles and weight.kind == "bfloat16" and self._precision.dtype == "bfloat16"
 
     def _rounded(self, count: int, x: Buffer, columns: int) -> Buffer:

@@ -1,4 +1,4 @@
-"""Segments of attention: which work is shared out by them, and the memory that they need. Imports no Numba."""
+"""Segments of attention: how threads share them out, and the memory that they need. Imports no Numba."""
 
 from mistral_portable_numba.layouts import PAGE_SIZE, head_width, round_up
 

@@ -81,7 +81,7 @@ class StepValues:
     def parts(self, layer: int, heads: int, kv_heads: int, head_dim: int) -> int:
         """The address of the cell for memory for the parts of segments that attention merges (`kernels/attention.py`).
 
-        They take about a hundredth of the memory of the keys and values of a layer.
+        They take a few hundredths of the memory of the keys and values of a layer.
         """
         size, group = tokens_per_item(heads // kv_heads), self._spec.group_of(layer)
         window = self._spec.groups[group].window

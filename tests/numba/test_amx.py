@@ -15,7 +15,8 @@ from mistral_portable_numba.compiler.toolchain import assembly
 
 WORKS = "pass"
 TRAPS = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
-WRONG = "raise SystemExit(1)"
+WRONG = "raise SystemExit(3)"
+FAILS = "raise ImportError('no module')"
 HANGS = "import time; time.sleep(600)"
 
 
@@ -69,7 +70,27 @@ def test_a_damaged_answer_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_a_child_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     child(monkeypatch, HANGS)
     monkeypatch.setattr(amx_probe, "_PATIENCE", 0.2)
-    assert not amx_works(tmp_path)
+    with pytest.warns(UserWarning, match="not found out .*timed out"):
+        assert not amx_works(tmp_path)
+
+
+@linux
+def test_a_child_that_could_not_try_is_no_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    child(monkeypatch, FAILS)
+    with pytest.warns(UserWarning, match="not found out .ImportError: no module.: not used this time"):
+        assert not amx_works(tmp_path)
+    amx_works.cache_clear()
+    child(monkeypatch, WORKS)
+    assert amx_works(tmp_path)
+
+
+@linux
+def test_without_the_name_of_the_start_nothing_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(amx_probe, "_boot", lambda: "")
+    for code, works in ((WORKS, True), (WRONG, False)):
+        child(monkeypatch, code)
+        assert amx_works(tmp_path) == works
+        amx_works.cache_clear()
 
 
 @linux
@@ -94,13 +115,13 @@ def test_the_real_child_ends_well_or_by_an_illegal_instruction(monkeypatch: pyte
     if not amx_probe.announced():
         pytest.skip("this CPU does not announce AMX")
     status = os.spawnv(os.P_WAIT, sys.executable, [*amx_probe._CHILD])
-    assert status in (0, 1, -signal.SIGILL)
+    assert status in (0, 3, -signal.SIGILL)
     amx_works.cache_clear()
 
 
 def test_its_instructions_are_in_the_code() -> None:
     listing = assembly("probe", amx_probe._PROBE, ISAS["amx"], "x86_64-unknown-linux-gnu")
-    for instruction in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tdpbusd", "tilestored", "tilerelease"):
+    for instruction in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tdpbsud", "tdpbssd", "tilestored", "tilerelease"):
         assert f"\t{instruction}" in listing
 
 

@@ -259,6 +259,17 @@ def sequences(draw: st.DrawFn) -> list[tuple[int, int]]:
 
 @EVERY_ISA
 @EVERY_DTYPE
+@pytest.mark.parametrize("window", [None, 600])
+def test_several_segments(isa: str, dtype: str, window: int | None) -> None:
+    """Few tokens and more of them, in one to four segments of 512 positions."""
+    random = np.random.default_rng(11)
+    for sequences in ([(512, 1), (513, 2)], [(1030, 1)], [(1600, 3), (40, 1)], [(1600, 40), (1030, 1)]):
+        scene = Scene(dtype, sequences, window, (2, 4, 32), random)
+        scene.check(scene.run(isa))
+
+
+@EVERY_ISA
+@EVERY_DTYPE
 @settings(max_examples=30)
 @given(
     sequences=sequences(),

@@ -55,14 +55,27 @@ def test_blocks_with_every_number_of_tokens(isa: str, kind: str) -> None:
 @EVERY_ISA
 @EVERY_KIND
 def test_many_tokens_have_the_bits_of_one(isa: str, kind: str) -> None:
-    """Also more tokens than AMX takes at a time (`layouts.BLOCK_TOKENS`), and groups that are not full."""
-    columns, random = 3 * max(BLOCKS[kind].columns, 96), np.random.default_rng(9)
+    """More tokens than AMX takes at a time (`layouts.BLOCK_TOKENS`), too, and groups that are not full."""
+    columns, random = 3 * max(BLOCKS[kind].columns, 192), np.random.default_rng(9)
     weight, x = PackedWeight(isa, kind, signed_blocks(kind, 40, columns, random)), Activations(530, columns, random)
     alone = [weight.times(x.codes[t : t + 1], x.scales[t : t + 1])[0] for t in range(40)]
     for tokens in (2, 4, 5, 8, 16, 17, 33, 530):
         found = weight.times(x.codes[:tokens], x.scales[:tokens])
         np.testing.assert_array_equal(found[:40], alone[:tokens])
     np.testing.assert_array_equal(found[-1], weight.times(x.codes[-1:], x.scales[-1:])[0])
+
+
+@EVERY_ISA
+@pytest.mark.parametrize("kind", ["q4_0", "q4_k"])
+def test_many_tokens_with_many_rows(isa: str, kind: str) -> None:
+    """Several pairs of tiles, several chunks of columns, and a second round of tokens."""
+    random = np.random.default_rng(10)
+    weight, x = PackedWeight(isa, kind, signed_blocks(kind, 1100, 1280, random)), Activations(530, 1280, random)
+    found = weight.times(x.codes, x.scales)
+    np.testing.assert_array_equal(
+        found[[0, 511, 512, 529]],
+        [weight.times(x.codes[t : t + 1], x.scales[t : t + 1])[0] for t in (0, 511, 512, 529)],
+    )
 
 
 @EVERY_ISA

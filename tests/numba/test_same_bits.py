@@ -61,7 +61,7 @@ def as_tensor(name: str, array: NDArray[Any], kind: str) -> Tensor:
 def program(isa: str | None, kind: str, kv_cache: str, threads: int, dtype: str = "int8") -> Program:
     """One program for all schedules, which reuse its lanes.
 
-    isa: None for this machine's best, with AMX where dtype is bfloat16.
+    isa: None for this machine's best.
     """
     if isa is not None:
         product_kernels(isa)
@@ -122,7 +122,7 @@ def test_so_do_products_of_tiles(schedule: Scenario, threads: int) -> None:
 
 @NEEDS_AMX
 def test_only_by_request_are_inputs_rounded_to_bfloat16() -> None:
-    """By default AMX is not used: the bits are those of AVX-512."""
+    """By default AMX does not multiply float weights: the bits are those of AVX-512."""
     exact = np.concatenate(alone("avx512_vnni", "bfloat16", "float32"))
     assert np.array_equal(np.concatenate(alone(None, "bfloat16", "float32")), exact)
     assert not np.array_equal(np.concatenate(alone(None, "bfloat16", "float32", "bfloat16")), exact)

@@ -5,10 +5,11 @@
 
 import ctypes
 import hashlib
-import os
 import platform
+import signal
 import subprocess
 import sys
+import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import numpy as np
 
+from mistral_portable_numba.compiler.children import child_environment
 from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.objects import write_whole
 from mistral_portable_numba.compiler.toolchain import object_file
@@ -28,13 +30,17 @@ define void @probe(i64 %sizes, i64 %a, i64 %b, i64 %c) {
   call void @mp.tiles(i64 %sizes)
   call void @mp.tile_zero.0()
   call void @mp.tile_zero.1()
+  call void @mp.tile_zero.2()
   call void @mp.tile_load.4(i64 %a, i64 64)
   call void @mp.tile_load.6(i64 %b, i64 64)
   call void @mp.tile_bf16.0.4.6()
   call void @mp.tile_s8u8.1.4.6()
+  call void @mp.tile_s8s8.2.4.6()
   call void @mp.tile_store.0(i64 %c, i64 64)
   %second = add i64 %c, 1024
   call void @mp.tile_store.1(i64 %second, i64 64)
+  %third = add i64 %c, 2048
+  call void @mp.tile_store.2(i64 %third, i64 64)
   call void @mp.tiles_end()
   ret void
 }
@@ -42,7 +48,9 @@ define void @probe(i64 %sizes, i64 %a, i64 %b, i64 %c) {
 _AMX = ISAS["amx"]
 _CHILD = (sys.executable, "-Pm", "mistral_portable_numba.compiler.amx_probe")
 _VARIES = ("processor", "cpu MHz", "bogomips", "core id", "apicid", "initial apicid", "siblings", "cpu cores")
-_PATIENCE = 60  # seconds for the child, which takes 0.3
+_PATIENCE = 60  # seconds for the child, which takes 0.4
+_WRONG = 3  # the child's exit status if a product was not right
+_TRAPPED = frozenset({-signal.SIGILL, -signal.SIGSEGV, -signal.SIGBUS})
 
 
 @cache
@@ -51,16 +59,18 @@ def amx_works(folder: Path) -> bool:
     system permits it.
 
     The child's answer is kept in `folder`, the cache of kernels, until the system starts again: a file of two lines,
-    "yes" or "no", and the name of the start.
+    "yes" or "no", and the name of the start. A child that could not try is no answer: a warning says so.
     """
     if not announced():
         return False
     file, boot = folder / "kernels" / _AMX.name / f"works-{_machine()}", _boot()
     answer, *since = _lines(file) or [""]
-    if since != [boot]:
-        status = _child_status()
-        answer = "yes" if status == 0 else "no"
-        if status is not None:
+    if since != [boot] or not boot:
+        fault = _child_fault()
+        answer = "yes" if fault is None else "no"
+        if fault:
+            warnings.warn(f"whether AMX works was not found out ({fault}): not used this time", stacklevel=2)
+        elif boot:
             with suppress(OSError):  # a folder that cannot be written to: each start asks a child
                 write_whole(file, f"{answer}\n{boot}\n".encode())
     return answer == "yes" and permit()
@@ -83,13 +93,13 @@ def permit() -> bool:
 
 
 def multiply() -> bool:
-    """Multiply two tiles, of bfloat16 and of bytes: whether both products are right. If AMX traps, the process dies."""
+    """Multiply two tiles, as bfloat16 and as bytes: whether the products are right. If AMX traps, the process dies."""
     if not permit():
         return False
     random = np.random.default_rng(0)
     wide = random.integers(-9, 10, (2, 16, 16, 2)).astype(np.float32)
     a, b = (wide.view(np.uint32) >> 16).astype(np.uint16)  # [m, k, 2] and [k, n, 2]
-    out = np.zeros((2, 16, 16), np.int32)
+    out = np.zeros((3, 16, 16), np.int32)
     code = object_file("probe", _PROBE, _AMX, llvm.get_process_triple())
     machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
@@ -98,21 +108,24 @@ def multiply() -> bool:
     probe = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(engine.get_function_address("probe"))
     sizes = tile_sizes(16)
     probe(*(array.ctypes.data for array in (sizes, a, b, out)))
-    fours = a.view(np.int8).reshape(16, 16, 4).astype(np.int32), b.view(np.uint8).reshape(16, 16, 4).astype(np.int32)
-    return bool(
-        np.array_equal(out[0].view(np.float32), np.einsum("mkp,knp->mn", *wide))
-        and np.array_equal(out[1], np.einsum("mkp,knp->mn", *fours))
+    left, *rights = (
+        part.reshape(16, 16, 4).astype(np.int32) for part in (a.view(np.int8), b.view(np.uint8), b.view(np.int8))
     )
+    expected = [np.einsum("mkp,knp->mn", left, right) for right in rights]
+    floats = np.einsum("mkp,knp->mn", *wide)
+    return np.array_equal(out[0].view(np.float32), floats) and np.array_equal(out[1:], expected)
 
 
-def _child_status() -> int | None:
-    """The exit status of a child process that runs `multiply`, 0 if it was right; None if it could not say."""
-    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[2]))))
+def _child_fault() -> str | None:
+    """Let a child process run `multiply`: None if it was right, "" if it was not or AMX traps, else why nobody knows."""
     try:
-        child = subprocess.run(_CHILD, capture_output=True, timeout=_PATIENCE, env=os.environ | {"PYTHONPATH": path})
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return child.returncode
+        child = subprocess.run(_CHILD, capture_output=True, timeout=_PATIENCE, env=child_environment())
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if child.returncode in (0, _WRONG, *_TRAPPED):
+        return "" if child.returncode else None
+    lines = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {child.returncode}"]
+    return lines[-1]
 
 
 def _machine() -> str:
@@ -136,4 +149,4 @@ def _lines(file: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(not multiply())
+    sys.exit(0 if multiply() else _WRONG)

@@ -1,6 +1,6 @@
 """Child processes that compile kernels and hand the objects to their parent through a pipe, so no disk is needed.
 
-A child's output is, for each kernel, a line of its name and the object's size, and the object.
+A child's output is, for each kernel, a line of a mark, its name and the object's size, and the object.
 """
 
 import os
@@ -17,15 +17,16 @@ import mistral_portable_numba
 from mistral_portable.errors import BackendError
 from mistral_portable_numba.compiler.isa import Isa
 
-__all__ = ["compiled", "send"]
+__all__ = ["child_environment", "compiled", "send"]
 
+_MARK = b"\0object "
 _Objects = SimpleQueue[tuple[str, bytes] | None]
 """Names and objects; None when a child has ended."""
 
 
 def send(name: str, code: bytes) -> None:
     """Hand an object to the parent of this process."""
-    sys.stdout.buffer.write(f"{name} {len(code)}\n".encode() + code)
+    sys.stdout.buffer.write(_MARK + f"{name} {len(code)}\n".encode() + code)
     sys.stdout.buffer.flush()
 
 
@@ -88,7 +89,9 @@ class _Child:
         try:
             with self.process.stdout as pipe:
                 for line in pipe:
-                    name, size = line.split()
+                    if not line.startswith(_MARK):  # what a module has printed while it was imported
+                        continue
+                    name, size = line[len(_MARK) :].split()
                     code = pipe.read(int(size))
                     if len(code) == int(size):  # else the process died
                         self.made.put((name.decode(), code))
@@ -101,14 +104,18 @@ class _Child:
             self.errors.extend(pipe)
 
 
-def _start(isa: Isa, names: list[str]) -> "subprocess.Popen[bytes]":
-    """Start a compiling process, which imports this package from where it is, installed or not."""
-    # -P: Python then does not import a numba.py, say, of the user's current folder.
-    command = [sys.executable, "-Pm", "mistral_portable_numba.compiler", isa.name, *names]
+def child_environment() -> dict[str, str]:
+    """The environment in which a child process imports this package from where it is, installed or not."""
     roots = {str(Path(module.__file__ or "").parent.parent) for module in (mistral_portable, mistral_portable_numba)}
     path = [os.environ.get("PYTHONPATH", ""), *(root for root in sorted(roots) if "site-packages" not in root)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
+def _start(isa: Isa, names: list[str]) -> "subprocess.Popen[bytes]":
+    """Start a compiling process."""
+    # -P: Python then does not import a numba.py, say, of the user's current folder.
+    command = [sys.executable, "-Pm", "mistral_portable_numba.compiler", isa.name, *names]
     try:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment())
     except OSError as error:
         raise BackendError(f"backend 'numba' cannot start {command[0] or 'Python'} to compile: {error}") from error

@@ -25,9 +25,13 @@ def chosen_isa(name: str | None = None, folder: Path | None = None) -> Isa:
     name, folder = name or os.environ.get(VARIABLE), folder or default_folder()
     if not name:
         return ISAS["amx"] if amx_works(folder) else host_isa()
-    here = [isa.name for isa in ISAS.values() if not lacking(isa) and (not isa.tiles or amx_works(folder))]
-    if name in here:
+
+    def runs(isa: Isa) -> bool:
+        return not lacking(isa) and (not isa.tiles or amx_works(folder))
+
+    if name in ISAS and runs(ISAS[name]):
         return ISAS[name]
+    here = [isa.name for isa in ISAS.values() if runs(isa)]
     fault = "there is no such name"
     if name in ISAS:
         fault = f"this machine lacks {', '.join(lacking(ISAS[name])) or 'AMX that works'}"

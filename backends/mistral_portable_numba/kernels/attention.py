@@ -6,8 +6,9 @@ are merged in order. So what a row adds up, and in which order, depends on posit
 that it came in, on other sequences in the step, nor on where pages lie.
 
 Few tokens of a sequence wait for memory. Threads share out its segments, each with all heads, as a page's heads lie
-side by side, and leave parts (the maxima, sums and outputs of all rows), which are merged when all have been made. Of
-more tokens threads share out the key/value heads, and merge as they go.
+side by side, or with some of them where there are more threads. They leave parts (the maxima, sums and outputs of all
+rows), which are merged when all have been made. Of more tokens threads share out the key/value heads, and merge as they
+go.
 """
 
 from collections.abc import Callable
@@ -113,7 +114,8 @@ def attention_kernel(dtype: str, isa: Isa) -> Callable[..., Any]:
                 segments = last // SEGMENT - first // SEGMENT + 1
                 padded = (tokens * group + 3) // 4 * 4
                 part_bytes = 4 * padded * (width + 2)
-                units = segments if together and not merges else kv_heads
+                shares = min(kv_heads, (threads + segments - 1) // segments) if together else 1
+                units = segments * shares if together and not merges else kv_heads
                 if merges and not together:
                     units = 0
                 if work < before + units:
@@ -131,10 +133,11 @@ def attention_kernel(dtype: str, isa: Isa) -> Callable[..., Any]:
                 to = out + token * os + 4 * unit * group * head_dim
                 finish(scratch, rows, padded, width, head_dim, group, to, os)
                 continue
-            head, head_end = (0, kv_heads) if together else (unit, unit + 1)
-            total, part = scratch, parts + unit * kv_heads * part_bytes if together else scratch + part_bytes
+            head, head_end, total, part = unit, unit + 1, scratch, scratch + part_bytes
             if together:
-                segment = first // SEGMENT + unit
+                share, segment = unit % shares, first // SEGMENT + unit // shares
+                head, head_end = kv_heads * share // shares, kv_heads * (share + 1) // shares
+                part = parts + (unit // shares * kv_heads + head) * part_bytes
                 first, last = max(first, SEGMENT * segment), min(last, SEGMENT * segment + SEGMENT - 1)
             else:
                 clear(total, padded, width)

@@ -23,6 +23,7 @@ from mistral_portable_numba.layouts import (
     FEW,
     FEW_TILED,
     SHARE,
+    TILED_GROUP,
     TOKEN_GROUP,
     activation_block,
     activation_sums,
@@ -41,7 +42,7 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
     Arguments: counter, address of T, pairs of tiles, blocks per row, weights, out, bytes between its rows, x's blocks,
     their bytes per token, x's sums over the format's steps, their bytes per token, scratch, its bytes per thread.
 
-    It reads and writes whole groups of tokens (see `layouts.token_group`).
+    It reads and writes whole groups of tokens, or with AMX the tokens that there are (see `layouts.token_group`).
     """
     layout, tile_bytes, most = fmt.layout, 16 * fmt.layout.bytes, isa.tokens
     columns, large = layout.columns, layout.columns == 256
@@ -84,7 +85,7 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
                         many(scratch, q, some, due, a + 4 * j, b + 4 * j, c + os * j, os, first > 0)
 
     products = tiled_products(fmt) if isa.tiles else several
-    streams = few
+    streams = TILED_GROUP if isa.tiles else few  # the most tokens for which weights are read pair by pair, as they lie
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, pairs = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
@@ -100,13 +101,14 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
                 break
             some = min(share, pairs - first)
             p, o = weights + 2 * row_bytes * first, out + 128 * first
-            if not stream:
-                products(p, some, blocks, count, x, xs, u, us, o, os, scratch)
+            if count > few:
+                at_a_time = 1 if stream else some
+                for pair in range(0, some, at_a_time):
+                    at, to = p + 2 * row_bytes * pair, o + 128 * pair
+                    products(at, at_a_time, blocks, count, x, xs, u, us, to, os, scratch)
                 continue
             for _ in range(some):
-                if count > few:
-                    products(p, 1, blocks, count, x, xs, u, us, o, os, scratch)
-                elif count == 1:
+                if count == 1:
                     one(p, p + tile_bytes, blocks, p + _AHEAD, x, u, o, os, False)
                 else:
                     for t in range(0, count, 4):

@@ -37,10 +37,13 @@ def tiled_products(fmt: Format) -> Any:
 
     take_apart(p, blocks, at): unpack blocks of a pair to scratch;
     factors_of(at, subs): the factors that scale the sums of `subs` times 32 columns, at most 128;
-    multiply(at, subs, n, x, factors, before, due): multiply these columns with n tokens into tiles 0 to 3; between its
-    instructions call `rows` for 16 tokens before, and prefetch weights from `due` on;
-    row(t, factors, before): scale the sums of token t. before: (tokens, subs, address of the sums, of the activations'
-    scales and sums, of float32 [tokens, 2, 16] to which they are added, and two to prefetch from, inputs and sums).
+    multiply(at, subs, n, x, factors, before, due): multiply these columns with n tokens into tiles 0 to 3; meanwhile
+    scale the sums of the last product, `before`, and prefetch weights from `due` on, unless it is 0;
+    row(t, factors, before): scale the sums of token t.
+
+    before holds what belongs to a product: its tokens and subs; the addresses of its sums, of the activations' scales and
+    sums, and of float32 [tokens, 2, 16], to which the scaled sums are added; and two addresses to prefetch from, of
+    inputs and of such float32.
 
     The last three work on a tile of the pair where blocks have 32 columns, on both where they have 256. AMX and the
     vector units work side by side only where their instructions alternate, as few of these wait at a time.
@@ -53,7 +56,7 @@ def tiled_products(fmt: Format) -> Any:
     due_bytes = tile_bytes if large else 4 * tile_bytes
 
     @inlined
-    def of_chunk(
+    def multiply_chunk(
         unpacked: Any,
         sub: Any,
         subs: Any,
@@ -115,7 +118,7 @@ def tiled_products(fmt: Format) -> Any:
                     if first == 0:
                         for row in range(2 * tokens):
                             store_f32(to + 64 * row, all_f32(0.0))
-                    of_chunk(
+                    multiply_chunk(
                         unpacked, first * subs_of, some * subs_of, tokens, own, xs, codes, its_u, us, scratch, to, due
                     )
             for pair in range(pairs):
