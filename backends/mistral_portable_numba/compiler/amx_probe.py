@@ -117,7 +117,7 @@ def multiply() -> bool:
 
 
 def _child_fault() -> str | None:
-    """Let a child process run `multiply`: None if it was right, "" if it was not or AMX traps, else why nobody knows."""
+    """Let a child process run `multiply`: None if it was right, "" if not or if AMX traps, else why nobody knows."""
     try:
         child = subprocess.run(_CHILD, capture_output=True, timeout=_PATIENCE, env=child_environment())
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -41,8 +41,8 @@ def tiled_products(fmt: Format) -> Any:
     scale the sums of the last product, `before`, and prefetch weights from `due` on, unless it is 0;
     row(t, factors, before): scale the sums of token t.
 
-    before holds what belongs to a product: its tokens and subs; the addresses of its sums, of the activations' scales and
-    sums, and of float32 [tokens, 2, 16], to which the scaled sums are added; and two addresses to prefetch from, of
+    before holds what belongs to a product: its tokens and subs; the addresses of its sums, of the activations' scales
+    and sums, and of float32 [tokens, 2, 16], to which the scaled sums are added; and two addresses to prefetch from, of
     inputs and of such float32.
 
     The last three work on a tile of the pair where blocks have 32 columns, on both where they have 256. AMX and the
