@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 
 from mistral_portable.errors import BackendError, InputError
 
@@ -49,7 +48,7 @@ def join(address: str, *, cpus: int = 1) -> None:
         if address not in ("local", "auto", here):
             raise BackendError(f"ray={address}: this process is connected to {here}: call ray.shutdown() first")
         return
-    place = _last_joined() if address == "auto" else address
+    place = _found_by_ray() if address == "auto" else address
     if (head := _host_and_port(place)) is not None:
         try:
             socket.create_connection(head, _PATIENCE).close()
@@ -62,8 +61,6 @@ def join(address: str, *, cpus: int = 1) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:  # a bare one, if Ray has not started within 30 s
-        if address == "auto" and isinstance(error, ConnectionError):
-            raise BackendError("ray=auto: this machine belongs to no cluster: give HOST:PORT of its head") from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BackendError(f"ray={address}: {lines[0]}") from error
     if main:
@@ -89,10 +86,14 @@ def connect(address: str, *, cpus: int = 1) -> Iterator[None]:
             ray.shutdown()
 
 
-def _last_joined() -> str:
-    """The head of the cluster that `ray start` has joined here, where Ray finds it itself; "": there is none."""
-    note = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
-    return os.environ.get("RAY_ADDRESS") or (note.read_text().strip() if note.exists() else "")
+def _found_by_ray() -> str:
+    """The head that Ray itself finds: by RAY_ADDRESS, or the one that `ray start` has joined or started here."""
+    from ray._private.services import get_ray_address_from_environment  # there is no public name
+
+    try:
+        return str(get_ray_address_from_environment("auto", None))
+    except ConnectionError as error:
+        raise BackendError("ray=auto: this machine belongs to no cluster: give HOST:PORT of its head") from error
 
 
 def _host_and_port(address: str) -> tuple[str, int] | None:

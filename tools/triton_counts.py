@@ -4,8 +4,9 @@ Each kernel is compiled for a GPU of compute capability 9.0 (or `--capability 80
 gives it for the shapes of Mistral 7B in bfloat16, on tensors without memory. Counted in the machine code (SASS) that
 `cuobjdump`, which comes with Triton, prints, in the kernel's longest loop, or in all of it if it has none.
 
-The table is that of docs/torch.md. Its last column: the time in which a multiprocessor issues a pass's instructions, by
-the time in which its share of the memory's bandwidth moves what the pass must move. From 1 on instructions bound it.
+The table in docs/torch.md has its figures. The last column: the time in which a multiprocessor issues a pass's
+instructions, by the time in which its share of the memory's bandwidth moves what the pass must move. From 1 on
+instructions bound it.
 """
 
 import argparse

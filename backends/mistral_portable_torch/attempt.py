@@ -20,8 +20,15 @@ _COMPILERS = {
 }
 """Errors of compilers, by the module that has them."""
 
-_WORDS = ("Failed to find C", "active drivers", "no kernel image is available", "device kernel image is invalid")
-"""What other errors say, of which Triton and CUDA raise RuntimeError: no compiler, no driver, not for this card."""
+_WORDS = (
+    "Failed to find C",
+    "active drivers",
+    "libcuda.so cannot found",
+    "Cannot find ptxas",
+    "no kernel image is available",
+    "device kernel image is invalid",
+)
+"""What other errors of Triton and CUDA say: no compiler, no driver, not for this card."""
 
 
 class Attempt:
@@ -63,8 +70,9 @@ def why_not_compiled(error: Exception) -> str | None:
         if hasattr(sys.modules.get(module), name)
     )
     said = str(error).strip() or type(error).__name__
-    worded = isinstance(error, RuntimeError) and any(words in said for words in _WORDS)
-    if not worded and not isinstance(error, (subprocess.CalledProcessError, *known)):
+    # ImportError: of a broken Triton; OSError: its cache cannot be written, or its compiler is not where CC says.
+    ours = isinstance(error, (subprocess.CalledProcessError, ImportError, OSError, *known))
+    if not ours and not any(words in said for words in _WORDS):
         return None
     return (
         f"kernels cannot be compiled here ({shorten(said, 200)}): install Triton and a C compiler (gcc), or use a "

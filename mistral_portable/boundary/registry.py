@@ -43,7 +43,7 @@ def candidates() -> tuple[Candidate, ...]:
 
 
 def _rank(candidate: Candidate) -> tuple[bool, int, str]:
-    """Where a candidate stands for "auto": the least one is taken, or refused."""
+    """The rank of a candidate for "auto": the least one is taken, or refused."""
     return not candidate.availability.refused, -candidate.availability.score, candidate.name
 
 

@@ -151,7 +151,8 @@ def serve(
             note(_curl("", url, with_key=bool(keys), chats=True))
 
         with waiting:
-            waiting.enter_context(reading(f"{model} on Ray"))("starting replicas", 0, 1)
+            report = waiting.enter_context(reading(f"{model} on Ray"))
+            report("starting replicas", 0, 1)
             run_service(
                 arguments,
                 settings,

@@ -35,9 +35,9 @@ def start_stages(opening: Opening, opened: Opened, backend: Backend, cuts: Cuts,
     """Start a stage for each part of the layers, and one more than there are cuts.
 
     All compute in the dtype that the backend chooses for the whole model. ray: the address of a cluster whose machines
-    run them, or "local"; None: processes of this machine, which work at the same time if `options.threads` says how
-    many threads each has; else each has the backend's choice, and they take turns. Raises the errors of
-    `boundary.prepare`, and BackendError without Ray.
+    run them at the same time, or "local"; None: processes. Those of this machine work at the same time if
+    `options.threads` says how many threads each has; else each has the backend's choice, and they take turns. Raises
+    the errors of `boundary.prepare`, and BackendError without Ray.
     """
     count = len(cuts) + 1
     options = opening.options
@@ -58,7 +58,7 @@ def start_stages(opening: Opening, opened: Opened, backend: Backend, cuts: Cuts,
         raise
     # A kernel reads its weights once for all sequences of a step: on the same CPUs, all of them in one step are faster
     # than stages that each have some of the CPUs and some of the sequences.
-    together = ray is not None or options.threads is not None
+    together = ray not in (None, "local") or options.threads is not None
     return StagedProgram(stages, options.progress, depth=count if together else 1)
 
 

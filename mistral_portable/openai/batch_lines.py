@@ -44,8 +44,8 @@ class _Job:
 
 
 def lines_of(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes]]:
-    """The lines of a file, each with where it stands: "in.jsonl line 3". A compressed one may be of any length, so
-    there is a limit. Raises InputError, which begins so, if one is longer."""
+    """The lines of a file of requests, each with where it stands: "in.jsonl line 3". A compressed one may be of any
+    length, so there is a limit. Raises InputError, which begins so, if one is longer."""
     number = 0
     while text := file.readline(_LONGEST + 1):
         number += 1

@@ -63,6 +63,7 @@ class AnswerFolder:
             raise InputError(f"{place.text}: cannot be written: {error}: choose another place") from error
         self.done: Set[str] = found
         self._lines: list[bytes] = []
+        self._name = ""  # of the file for them: a second try writes to the same one
         self._end = 0.0  # when they must be written, by time.monotonic
         self._timer: threading.Timer | None = None
         self._turn = threading.Lock()
@@ -71,6 +72,7 @@ class AnswerFolder:
         """Take a line, and write those that wait if there are enough, or the first has waited long."""
         with self._turn:
             if not self._lines:
+                self._name = f"answers-{uuid.uuid4().hex}.jsonl"
                 self._end = time.monotonic() + self._seconds
                 self._timer = threading.Timer(self._seconds, self._write_late)
                 self._timer.daemon = True
@@ -86,7 +88,7 @@ class AnswerFolder:
 
     def _write_late(self) -> None:
         """Write them while no line comes. What cannot be written the next call tries again, and says why."""
-        with self._turn, suppress(OSError):
+        with self._turn, suppress(Exception):  # stores raise errors of their own
             self._write()
 
     def _write(self) -> None:
@@ -94,11 +96,10 @@ class AnswerFolder:
             self._timer.cancel()
         if not self._lines:
             return
-        name = f"answers-{uuid.uuid4().hex}.jsonl"
-        partial = f"{self._place.path}/.{name}.partial"
+        partial = f"{self._place.path}/.{self._name}.partial"
         with self._place.system.open_output_stream(partial, compression=None) as file:
             file.write(b"".join(self._lines))
-        self._place.system.move(partial, f"{self._place.path}/{name}")
+        self._place.system.move(partial, f"{self._place.path}/{self._name}")
         self._lines.clear()
 
 

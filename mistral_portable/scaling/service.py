@@ -5,6 +5,7 @@ A request goes from Serve's proxy to an `_Entrance`, which reads its body and as
 """
 
 import asyncio
+import inspect
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from ray import serve
@@ -28,7 +30,7 @@ from starlette.routing import Mount
 from starlette.types import Message, Receive, Scope, Send
 
 from mistral_portable.clusters import connect
-from mistral_portable.engine import load
+from mistral_portable.engine import load as load_model
 from mistral_portable.errors import BackendError, InputError
 from mistral_portable.scaling.prefix_routing import PrefixRouting, prefixes
 from mistral_portable.server import Service, Settings, create_app
@@ -92,7 +94,7 @@ class _Replica:
     """The server's application around a model."""
 
     def __init__(self, options: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        self._app = create_app(Service(load(**options), Settings(**settings)))
+        self._app = create_app(Service(load_model(**options), Settings(**settings)))
 
     async def answer(self, scope: Scope, body: bytes, beginnings: list[bytes]) -> AsyncGenerator[Message, None]:
         """The application's messages to a request. Closing it ends the request, as if the client had gone."""
@@ -223,11 +225,18 @@ def build(arguments: dict[str, dict[str, Any]]) -> Any:
     """Serve's application, for its own configuration files: `import_path: mistral_portable.scaling.service:build`.
 
     arguments: "load": those of `mistral_portable.load`; "settings" and "replicas": those of the two classes. Requests
-    must bring the key MISTRAL_PORTABLE_API_KEY, if that is set. Raises TypeError for names that are none.
+    must bring the key MISTRAL_PORTABLE_API_KEY, if that is set. Raises TypeError for names that are none or missing.
     """
-    settings = Settings(**arguments["settings"])
-    keys = read_keys(settings.keys, None, os.environ)
-    return application(arguments["load"], replace(settings, keys=keys), Replicas(**arguments.get("replicas", {})))
+    return _build(**arguments)
+
+
+def _build(
+    *, load: dict[str, Any], settings: dict[str, Any], replicas: Mapping[str, Any] = MappingProxyType({})
+) -> Any:
+    inspect.signature(load_model).bind(**load)
+    served = Settings(**settings)
+    keys = read_keys(served.keys, None, os.environ)
+    return application(load, replace(served, keys=keys), Replicas(**replicas))
 
 
 def run_service(

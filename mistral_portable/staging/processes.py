@@ -122,9 +122,11 @@ def _serve(pipe: Connection, make: Callable[[], Made]) -> None:
             except Exception as error:
                 answer = _picklable(error), None
             pipe.send(answer)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once, also amid a step
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a second one would end the first one's cleaning
     sys.exit(128 + number)
 
 

@@ -35,6 +35,18 @@ def test_serve_takes_the_service() -> None:
     assert isinstance(made, import_module("ray.serve").Application)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"replica": {"least": 3}}, {"load": {"modle": "tiny"}}, {"settings": {"alais": "tiny"}}, {"replicas": {"min": 1}}],
+)
+def test_a_name_that_is_none_is_refused_before_replicas_start(wrong: dict[str, Any]) -> None:
+    pytest.importorskip("ray")
+    from mistral_portable.scaling.service import build
+
+    with pytest.raises(TypeError):
+        build({"load": {"model": "tiny"}, "settings": {"alias": "tiny"}, **wrong})
+
+
 def test_pods_of_a_cluster_have_the_same_image_and_folders() -> None:
     for spec in (read("raycluster.yaml")["spec"], read("rayservice.yaml")["spec"]["rayClusterConfig"]):
         pods = [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]

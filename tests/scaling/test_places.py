@@ -147,7 +147,8 @@ def test_answers_are_written_in_time_though_no_other_comes(tmp_path: Path) -> No
     for custom_id in ("a", "b"):
         before = set(tmp_path.glob("*.jsonl"))
         answers.add(answer(custom_id))
-        while not (new := set(tmp_path.glob("*.jsonl")) - before):
+        end = time.monotonic() + 30
+        while not (new := set(tmp_path.glob("*.jsonl")) - before) and time.monotonic() < end:
             time.sleep(0.001)
         assert new.pop().read_bytes() == answer(custom_id)
     answers.close()
