@@ -102,10 +102,10 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
             some = min(share, pairs - first)
             p, o = weights + 2 * row_bytes * first, out + 128 * first
             if count > few:
-                at_a_time = 1 if stream else some
-                for pair in range(0, some, at_a_time):
+                rounds, each = (some, 1) if stream else (1, some)
+                for pair in range(rounds):
                     at, to = p + 2 * row_bytes * pair, o + 128 * pair
-                    products(at, at_a_time, blocks, count, x, xs, u, us, to, os, scratch)
+                    products(at, each, blocks, count, x, xs, u, us, to, os, scratch)
                 continue
             for _ in range(some):
                 if count == 1:
