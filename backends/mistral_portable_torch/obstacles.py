@@ -7,7 +7,7 @@ from importlib.util import find_spec
 __all__ = ["KERNELS", "TRANSFORMERS_NAMES", "flash_attn_waits", "obstacle", "summary"]
 
 KERNELS = ("triton", "flash_attn", "varlen", "sdpa", "flex", "eager")
-"""Names of the kernels, the best one first."""
+"""Names of the kernels, the one that is preferred first: by what each reads and waits for, not by measurement."""
 
 TRANSFORMERS_NAMES = {"flash_attention_2": "flash_attn", "flex_attention": "flex"}
 """transformers' names of some kernels -> ours."""
