@@ -68,6 +68,8 @@ class Codes:
     @staticmethod
     def read(memories: Memories, tokens: int, columns: int, isa: Isa) -> "Codes":
         """Read the codes and scales that a kernel wrote; `laid_out` then gives all that it should have written."""
+        if not tokens:
+            return Codes(np.zeros((0, columns), np.int8), np.zeros((0, -(-columns // 128)), np.float32))
         groups = list(_groups(memories, tokens, columns, isa))
         codes = np.concatenate([codes.transpose(3, 0, 1, 2, 4).reshape(codes.shape[3], -1) for _, codes, *_ in groups])
         scales = np.concatenate([scales.T for _, _, scales, *_ in groups])
