@@ -78,7 +78,7 @@ def test_scratch_shrinks_long_after_large_steps() -> None:
     other.begin(text(300))  # resets the count of small steps
     np.testing.assert_array_equal(session.feed(lane, [1, 2]), other.feed(twin, [1, 2]))
     assert other.program.scratch_bytes == large
-    assert session.program.scratch_bytes < large / 4
+    assert session.program.scratch_bytes - empty < (large - empty) / 4  # the threads' own scratch stays
     for tokens in ([3], [4, 5, 6], text(200)):
         np.testing.assert_array_equal(session.feed(lane, tokens), other.feed(twin, tokens))
     out = session.begin(text(512))[1]
