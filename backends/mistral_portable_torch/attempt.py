@@ -28,7 +28,7 @@ _WORDS = (
     "no kernel image is available",
     "device kernel image is invalid",
 )
-"""What other errors of Triton and CUDA say: no compiler, no driver, not for this card."""
+"""Words in other errors of Triton and CUDA: no compiler, no driver, not for this card."""
 
 
 class Attempt:

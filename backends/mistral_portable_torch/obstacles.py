@@ -82,7 +82,7 @@ def _triton() -> str | None:
 
 
 _NEEDS = {"triton": _triton, "flash_attn": _flash_attn, "varlen": _varlen}
-"""What the kernels of CUDA GPUs need beside the GPU, by name: a reason why it is not there, or None."""
+"""Needs of the kernels for CUDA GPUs beside the GPU, by name: a reason why one is not there, or None."""
 
 
 def _numbers(version: str, count: int = 2) -> tuple[int, ...]:

@@ -40,7 +40,6 @@ def test_serve_takes_the_service() -> None:
     [{"replica": {"least": 3}}, {"load": {"modle": "tiny"}}, {"settings": {"alais": "tiny"}}, {"replicas": {"min": 1}}],
 )
 def test_a_name_that_is_none_is_refused_before_replicas_start(wrong: dict[str, Any]) -> None:
-    pytest.importorskip("ray")
     from mistral_portable.scaling.service import build
 
     with pytest.raises(TypeError):
