@@ -235,8 +235,8 @@ def linear_scratch(layout: BlockLayout, tiles: bool) -> int:
     """Bytes of scratch per thread for a linear, at most. tiles: `Isa.tiles`."""
     needs = [CHUNK // 32 * linear_record(layout), CHUNK // 128 * integer_record(layout)]
     if tiles:
-        record = 2 * split_record(layout) if layout.columns == 256 else CHUNK // 32 * linear_record(layout)
-        needs.append(TILED_SUMS + 128 * SHARE * BLOCK_TOKENS + record)
+        record = split_record(layout) if layout.columns == 256 else 4 * linear_record(layout)
+        needs.append(TILED_SUMS + 128 * SHARE * BLOCK_TOKENS + 2 * record)
     return max(needs)
 
 

@@ -21,8 +21,6 @@ _NEUTRAL: Mapping[str, Any] = MappingProxyType(
         "dola_layers": None,
         "encoder_no_repeat_ngram_size": 0,
         "encoder_repetition_penalty": 1,
-        "epsilon_cutoff": 0,
-        "eta_cutoff": 0,
         "exponential_decay_length_penalty": None,
         "force_words_ids": None,
         "forced_bos_token_id": None,
@@ -49,6 +47,8 @@ GenerationConfig. All others change how a text is made (its cache, beams' early 
 _TRANSLATED: Mapping[str, str] = MappingProxyType(
     {
         "bad_words_ids": "bad_words_ids",
+        "epsilon_cutoff": "epsilon_cutoff",
+        "eta_cutoff": "eta_cutoff",
         "min_new_tokens": "min_tokens",
         "no_repeat_ngram_size": "no_repeat_ngram_size",
     }

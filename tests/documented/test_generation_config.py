@@ -143,6 +143,11 @@ def test_the_native_interface_uses_it_if_asked(folder: Path) -> None:
             {"temperature": 0.5},
         ),
         ({"max_new_tokens": 5, "max_length": 9, "top_p": None}, {"max_tokens": 5}),
+        (
+            {"temperature": 0.5, "epsilon_cutoff": 3e-4, "eta_cutoff": 0.0},
+            {"temperature": 0.5, "epsilon_cutoff": 3e-4},
+        ),
+        ({"temperature": 0.5, "epsilon_cutoff": 0.0, "eta_cutoff": 2e-3}, {"temperature": 0.5, "eta_cutoff": 2e-3}),
     ],
 )
 def test_what_a_file_states(stated: dict[str, Any], fields: dict[str, Any]) -> None:

@@ -23,7 +23,6 @@ from mistral_portable_numba.layouts import (
     FEW,
     FEW_TILED,
     SHARE,
-    TILED_GROUP,
     TOKEN_GROUP,
     activation_block,
     activation_sums,
@@ -85,7 +84,6 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
                         many(scratch, q, some, due, a + 4 * j, b + 4 * j, c + os * j, os, first > 0)
 
     products = tiled_products(fmt) if isa.tiles else several
-    streams = TILED_GROUP if isa.tiles else few  # the most tokens for which weights are read pair by pair, as they lie
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, pairs = get_i64(args), get_i64(get_i64(args + 8)), get_i64(args + 16)
@@ -93,8 +91,7 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
         x, xs, u, us = get_i64(args + 56), get_i64(args + 64), get_i64(args + 72), get_i64(args + 80)
         scratch, row_bytes = get_i64(args + 88) + thread * get_i64(args + 96), blocks * tile_bytes
         # With many tokens, a chunk's inputs stay in the CPU's cache for a share of pairs; with few, weights stream.
-        stream = count <= streams
-        share = max(1, pairs // (8 * threads) if stream else min(SHARE, pairs // (4 * threads)))
+        share = max(1, pairs // (8 * threads) if count <= few else min(SHARE, pairs // (4 * threads)))
         while count > 0:
             first = fetch_add(counter, share)
             if first >= pairs:
@@ -102,10 +99,7 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
             some = min(share, pairs - first)
             p, o = weights + 2 * row_bytes * first, out + 128 * first
             if count > few:
-                rounds, each = (some, 1) if stream else (1, some)
-                for pair in range(rounds):
-                    at, to = p + 2 * row_bytes * pair, o + 128 * pair
-                    products(at, each, blocks, count, x, xs, u, us, to, os, scratch)
+                products(p, some, blocks, count, x, xs, u, us, o, os, scratch)
                 continue
             for _ in range(some):
                 if count == 1:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from mistral_portable_numba.compiler.simd.load_store import load_f32, load_i32, prefetch_first, store_bytes, store_f32
+from mistral_portable_numba.compiler.simd.load_store import load_f32, load_i32, store_bytes, store_f32
 from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.compiler.simd.tiles import byte_product
 from mistral_portable_numba.compiler.simd.tokens import Tokens
@@ -30,17 +30,25 @@ def scaled_by_floats(fmt: Format) -> tuple[Callable[..., Any], ...]:
     add0, add1, add2, add3 = (byte_product(tile, 4, 6, signed=True) for tile in range(4))
 
     @inlined
-    def take_apart(p: Any, blocks: Any, at: Any) -> None:
-        for _ in range(blocks):
-            for side in range(2):
-                own, to = p + tile_bytes * side, at + 64 * side
-                for k in range(8):
-                    store_bytes(to + 128 * k, codes(own, 0, k) - zero if zero else codes(own, 0, k))
-                store_f32(to + 1024, scale(own, 0, 0))
-                if has_offset:
-                    store_f32(to + 1152, offset(own, 0, 0))
-            p += 2 * tile_bytes
-            at += record
+    def put(p: Any, at: Any) -> None:
+        for k in range(8):
+            store_bytes(at + 128 * k, codes(p, 0, k) - zero if zero else codes(p, 0, k))
+        store_f32(at + 1024, scale(p, 0, 0))
+        if has_offset:
+            store_f32(at + 1152, offset(p, 0, 0))
+
+    @inlined
+    def put_coming(coming: Any, slot: Any) -> None:
+        p, _, subs, at = coming
+        if slot < subs:
+            put(p + 2 * tile_bytes * slot, at + record * slot)
+
+    @inlined
+    def take_apart(coming: Any) -> None:
+        put_coming(coming, 0)
+        put_coming(coming, 1)
+        put_coming(coming, 2)
+        put_coming(coming, 3)
 
     @inlined
     def factors_of(at: Any, subs: Any) -> Any:
@@ -58,11 +66,9 @@ def scaled_by_floats(fmt: Format) -> tuple[Callable[..., Any], ...]:
 
     @inlined
     def row(t: Any, factors: Any, before: Any) -> None:
-        n, subs, ints, x_scale, u, out, due_x, due_out = before
+        n, subs, ints, x_scale, u, out = before
         scales, offsets = factors
         own, v, step, to = ints + 64 * t, u + 4 * n + 4 * t, u_sub * n, out + 128 * t
-        prefetch_first(due_x + 64 * t)
-        prefetch_first(due_out + 128 * t)
         some = add_sub(zeros(), own, scales[0], offsets[0], v)
         if subs > 1:
             some = add_sub(some, own + 1024, scales[1], offsets[1], v + step)
@@ -73,35 +79,38 @@ def scaled_by_floats(fmt: Format) -> tuple[Callable[..., Any], ...]:
         store_one(to, 0, add_scaled(load_one(to, 0), some, x_scale + 4 * t, 4))
 
     @inlined
-    def rows(first: Any, count: Any, factors: Any, before: Any) -> None:
-        for t in range(first, min(first + count, before[0])):
-            row(t, factors, before)
+    def between(slot: Any, factors: Any, before: Any, due: Any, coming: Any) -> None:
+        """Do a quarter of what is done between products."""
+        fetch(due, slot)
+        if before[0] > 0:
+            row(2 * slot, factors, before)
+            row(2 * slot + 1, factors, before)
+            if before[0] > 8:
+                row(2 * slot + 8, factors, before)
+                row(2 * slot + 9, factors, before)
+        put_coming(coming, slot)
 
     @inlined
-    def multiply(at: Any, subs: Any, n: Any, x: Any, factors: Any, before: Any, due: Any) -> None:
+    def multiply(at: Any, subs: Any, n: Any, x: Any, factors: Any, before: Any, due: Any, coming: Any) -> None:
         zero_sums()
         load4(x, 64)
         load6(at, 128)
         add0()
-        fetch(due, 0)
-        rows(0, 4, factors, before)
+        between(0, factors, before, due, coming)
         if subs > 1:
             load4(x + 32, 64)
             load6(at + record, 128)
             add1()
-        fetch(due, 1)
-        rows(4, 4, factors, before)
+        between(1, factors, before, due, coming)
         if subs > 2:
             load4(x + 64 * n, 64)
             load6(at + 2 * record, 128)
             add2()
-        fetch(due, 2)
-        rows(8, 4, factors, before)
+        between(2, factors, before, due, coming)
         if subs > 3:
             load4(x + 64 * n + 32, 64)
             load6(at + 3 * record, 128)
             add3()
-        fetch(due, 3)
-        rows(12, 4, factors, before)
+        between(3, factors, before, due, coming)
 
     return take_apart, factors_of, multiply, row

@@ -10,7 +10,6 @@ from typing import Any
 from mistral_portable_numba.compiler.simd.load_store import (
     load_f32,
     load_i32,
-    prefetch_first,
     store_bytes,
     store_f32,
     store_i32,
@@ -49,28 +48,22 @@ def scaled_by_integers(fmt: Format) -> tuple[Callable[..., Any], ...]:
     high1, high3 = (byte_product(tile, 4, 7, signed=not halves) for tile in (1, 3))
 
     @inlined
-    def put_dwords(p: Any, s: Any, first: Any, last: Any, factors: Any, at: Any) -> None:
+    def put_part(p: Any, s: Any, part: Any, at: Any) -> None:
+        """Unpack four dwords, an eighth of 128 columns. s and part are constants, so LLVM folds the shifts."""
+        sub, first = part // 2, 4 * (part % 2)
+        factors = small(p, s + sub, part % 2 if two_steps else 0)
         low_factors, high_factors = factors & 0x70007, (factors >> 3) & 0x70007
-        for k in range(first, last):
-            low = high = codes(p, s, k)
+        for k in range(first, first + 4):
+            low = high = codes(p, s + sub, k)
             if halves:
                 low, high = times_words(low, low_factors), times_words(high, high_factors)
             else:
                 low, high = split(low, factors)
-            store_bytes(at + 128 * k, low)
-            store_bytes(at + 4096 + 128 * k, high)
+            store_bytes(at + 1024 * sub + 128 * k, low)
+            store_bytes(at + 4096 + 1024 * sub + 128 * k, high)
 
     @inlined
-    def put_sub(p: Any, s: Any, at: Any) -> None:
-        put_dwords(p, s, 0, 4, small(p, s, 0), at)
-        put_dwords(p, s, 4, 8, small(p, s, 1 if two_steps else 0), at)
-
-    @inlined
-    def put_half(p: Any, s: Any, at: Any) -> None:
-        put_sub(p, s, at)
-        put_sub(p, s + 1, at + 1024)
-        put_sub(p, s + 2, at + 2048)
-        put_sub(p, s + 3, at + 3072)
+    def put_factors(p: Any, s: Any, at: Any) -> None:
         store_f32(at + 8192, whole(p))
         if has_offset:
             store_f32(at + 8320, least(p))
@@ -83,13 +76,33 @@ def scaled_by_integers(fmt: Format) -> tuple[Callable[..., Any], ...]:
                 store_i32(at + 8576, minima(p, s + 2))
 
     @inlined
-    def take_apart(p: Any, blocks: Any, at: Any) -> None:
-        for _ in range(blocks):
-            for side in range(2):
-                put_half(p, 0, at + 64 * side)
-                put_half(p, 4, at + record + 64 * side)
-                p += tile_bytes
-            at += 2 * record
+    def put_slot(p: Any, s: Any, slot: Any, at: Any) -> None:
+        """Unpack an eighth of 128 columns of a pair."""
+        put_part(p, s, slot, at)
+        put_part(p + tile_bytes, s, slot, at + 64)
+        if slot == 7:
+            put_factors(p, s, at)
+            put_factors(p + tile_bytes, s, at + 64)
+
+    @inlined
+    def put_coming(coming: Any, slot: Any) -> None:
+        p, chunk, _, at = coming
+        if p != 0:
+            if chunk % 2 == 0:
+                put_slot(p, 0, slot, at)
+            else:
+                put_slot(p, 4, slot, at)
+
+    @inlined
+    def take_apart(coming: Any) -> None:
+        put_coming(coming, 0)
+        put_coming(coming, 1)
+        put_coming(coming, 2)
+        put_coming(coming, 3)
+        put_coming(coming, 4)
+        put_coming(coming, 5)
+        put_coming(coming, 6)
+        put_coming(coming, 7)
 
     @inlined
     def minima_of(at: Any) -> Any:
@@ -127,45 +140,43 @@ def scaled_by_integers(fmt: Format) -> tuple[Callable[..., Any], ...]:
 
     @inlined
     def row(t: Any, factors: Any, before: Any) -> None:
-        n, _, ints, x_scale, u, out, due_x, due_out = before
+        n, _, ints, x_scale, u, out = before
         d, e, left, right = factors
         own, v, step, to = ints + 64 * t, u + u_pairs * n + 4 * t, sums_bytes * n, out + 128 * t
-        prefetch_first(due_x + 128 * t)
-        prefetch_first(due_x + 128 * t + 64)
-        prefetch_first(due_out + 128 * t)
         add_side(own, d, left, to, x_scale + 4 * t, v, step)
         add_side(own + 2048, e, right, to + 64, x_scale + 4 * t, v, step)
 
     @inlined
-    def rows(first: Any, count: Any, factors: Any, before: Any) -> None:
-        for t in range(first, min(first + count, before[0])):
-            row(t, factors, before)
+    def between(slot: Any, factors: Any, before: Any, due: Any, coming: Any) -> None:
+        """Do an eighth of what is done between products."""
+        fetch(due, slot)
+        if before[0] > 0:
+            row(slot, factors, before)
+            if before[0] > 8:
+                row(slot + 8, factors, before)
+        put_coming(coming, slot)
 
     @inlined
-    def half(at: Any, first: Any, factors: Any, before: Any, due: Any) -> None:
+    def half(at: Any, slot: Any, factors: Any, before: Any, due: Any, coming: Any) -> None:
         load6(at, 128)
         low0()
-        fetch(due, first // 2)
-        rows(first, 2, factors, before)
+        between(slot, factors, before, due, coming)
         load7(at + 4096, 128)
         high1()
-        fetch(due, first // 2 + 1)
-        rows(first + 2, 2, factors, before)
+        between(slot + 1, factors, before, due, coming)
         load6(at + 64, 128)
         low2()
-        fetch(due, first // 2 + 2)
-        rows(first + 4, 2, factors, before)
+        between(slot + 2, factors, before, due, coming)
         load7(at + 4160, 128)
         high3()
-        fetch(due, first // 2 + 3)
-        rows(first + 6, 2, factors, before)
+        between(slot + 3, factors, before, due, coming)
 
     @inlined
-    def multiply(at: Any, subs: Any, n: Any, x: Any, factors: Any, before: Any, due: Any) -> None:
+    def multiply(at: Any, subs: Any, n: Any, x: Any, factors: Any, before: Any, due: Any, coming: Any) -> None:
         zero_sums()
         load4(x, 64)
-        half(at, 0, factors, before, due)
+        half(at, 0, factors, before, due, coming)
         load4(x + 64 * n, 64)
-        half(at + 2048, 8, factors, before, due)
+        half(at + 2048, 4, factors, before, due, coming)
 
     return take_apart, factors_of, multiply, row
