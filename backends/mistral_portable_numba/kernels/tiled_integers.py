@@ -20,7 +20,7 @@ from mistral_portable_numba.compiler.simd.tokens import Tokens
 from mistral_portable_numba.compiler.simd.words import products_in_bytes, times_words
 from mistral_portable_numba.kernels.byte_tiles import load4, load6, load7, part_of_prefetch, zero_sums
 from mistral_portable_numba.kernels.formats import Format
-from mistral_portable_numba.layouts import activation_sums, split_record
+from mistral_portable_numba.layouts import activation_sums
 
 __all__ = ["scaled_by_integers"]
 
@@ -38,7 +38,7 @@ def scaled_by_integers(fmt: Format) -> tuple[Callable[..., Any], ...]:
     layout, codes = fmt.layout, fmt.codes
     small, whole = fmt.integers.small, fmt.integers.whole
     least, minima = fmt.integers.least or whole, fmt.integers.minima or small
-    two_steps, has_offset, record = layout.step == 16, layout.offset, split_record(layout)
+    two_steps, has_offset = layout.step == 16, layout.offset
     tile_bytes, sums_bytes = 16 * layout.bytes, activation_sums(1, layout.step, False).itemsize
     u_pairs, fetch = 8 * (32 // layout.step), part_of_prefetch(tile_bytes, 8)
     # Scales and codes that are not negative are multiplied in bytes, with 3 bits of a scale at a time: 31 x 7 < 256.
