@@ -32,7 +32,7 @@ def test_the_innermost_loop(prefix: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("llvm-mca-19") is None, reason="needs llvm-mca-19, of Debian's package llvm-19")
-@pytest.mark.parametrize(("isa", "cpu"), MODELS)
+@pytest.mark.parametrize(("isa", "cpu"), [MODELS[0], MODELS[-1]])  # each compiles for some seconds
 def test_counts(isa: str, cpu: str) -> None:
     for title, counts in counted(FORMATS["q4_0"], ISAS[isa], cpu):
         least = 1024 // (64 if title == "unpacking" else 32)  # products, or bytes of two loads or stores
