@@ -25,25 +25,28 @@ _DAY = 24 * 3600
 def kernel_ir(name: str, isa: Isa) -> str:
     """The LLVM IR of a kernel, for instruction sets that take as many tokens at a time and products alike."""
     generic = ISAS["generic"]  # for all, as the IR depends on nothing else of an instruction set
-    like = replace(generic, tokens=isa.tokens, words=isa.words, tiles=isa.tiles) if needs_isa(name) else generic
+    own = {field: getattr(isa, field) for field in ("tokens", "at_once", "words", "tiles", "squares")}
+    like = replace(generic, **own) if needs_isa(name) else generic
     key = digest(name, like)
     return _kept(
-        f"{name}-{like.tokens}{'w' if like.words else ''}{'t' if like.tiles else ''}",
+        f"{name}-{like.tokens}{'w' if like.words else ''}{'t' if like.tiles else ''}{'s' if like.squares else ''}",
         key,
         "ll",
         lambda: lower(name, kernel(name, isa)).encode(),
     ).read_text()
 
 
-def arm_object(name: str) -> Path:
+def arm_object(name: str, isa: Isa = NEON) -> Path:
     """A kernel as a file of machine code for Linux on ARM."""
     triple = "aarch64-unknown-linux-gnu"
-    return _kept(name, digest(name, NEON), "o", lambda: object_file(name, _arm_ir(name), NEON, triple))
+    return _kept(
+        f"{name}-{isa.name}", digest(name, isa), "o", lambda: object_file(name, kernel_ir(name, isa), isa, triple)
+    )
 
 
-def apple_listing(name: str) -> str:
+def apple_listing(name: str, isa: Isa = NEON) -> str:
     """A kernel in assembly for Apple's systems."""
-    return _listing(name, NEON, "arm64-apple-darwin")
+    return _listing(name, isa, "arm64-apple-darwin")
 
 
 def linux_listing(name: str, isa: str) -> str:
@@ -56,10 +59,6 @@ def _listing(name: str, isa: Isa, triple: str) -> str:
         return assembly(name, kernel_ir(name, isa), isa, triple).encode()
 
     return _kept(f"{name}-{isa.name}", digest(name, isa), "s", made).read_text()
-
-
-def _arm_ir(name: str) -> str:
-    return kernel_ir(name, NEON)
 
 
 def _kept(stem: str, key: str, kind: str, make: Callable[[], bytes]) -> Path:

@@ -70,6 +70,7 @@ __all__ = [
     "linear_scratch",
     "round_up",
     "split_record",
+    "square_record",
     "tile_sizes",
     "token_group",
 ]
@@ -231,9 +232,15 @@ def split_record(layout: BlockLayout) -> int:
     return 8192 + 128 * (2 + 64 // layout.step if layout.offset else 1)
 
 
+def square_record(layout: BlockLayout) -> int:
+    """Bytes of 32 unpacked columns of two tiles for `kernels/squares.py`: like `linear_record`, but scales and offsets
+    stand twice."""
+    return 1024 + 256 * (32 // layout.step) * (2 if layout.offset else 1)
+
+
 def linear_scratch(layout: BlockLayout, tiles: bool) -> int:
     """Bytes of scratch per thread for a linear, at most. tiles: `Isa.tiles`."""
-    needs = [CHUNK // 32 * linear_record(layout), CHUNK // 128 * integer_record(layout)]
+    needs = [CHUNK // 32 * square_record(layout), CHUNK // 128 * integer_record(layout)]
     if tiles:
         record = split_record(layout) if layout.columns == 256 else 4 * linear_record(layout)
         needs.append(TILED_SUMS + 128 * SHARE * BLOCK_TOKENS + 2 * record)

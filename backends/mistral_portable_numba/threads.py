@@ -3,12 +3,13 @@
 A second thread on a core adds nothing where kernels keep the core's units busy, and a slow core makes fast ones wait.
 """
 
-import ctypes
 import math
 import os
 import sys
 from collections.abc import Iterator, Set
 from pathlib import Path, PurePosixPath
+
+from mistral_portable_numba.sysctl import sysctl
 
 __all__ = ["cpu_limit", "default_threads", "parse_cpus", "physical_cores"]
 
@@ -25,7 +26,7 @@ def default_threads(root: Path = _ROOT) -> int:
         return max(1, math.ceil(min(physical_cores(os.sched_getaffinity(0), root), cpu_limit(root))))
     logical = os.cpu_count() or 1
     if sys.platform == "darwin":
-        return _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu") or logical
+        return sysctl("hw.perflevel0.physicalcpu") or sysctl("hw.physicalcpu") or logical
     return max(1, logical // 2) if sys.platform == "win32" else logical
 
 
@@ -94,10 +95,3 @@ def _quotas(root: Path) -> Iterator[tuple[str, str]]:
                 quota_file, period_file = (mounts / "cpu" / path / f"cpu.cfs_{word}_us" for word in ("quota", "period"))
                 if quota_file.exists():
                     yield quota_file.read_text().strip(), period_file.read_text()
-
-
-def _sysctl(name: str) -> int:
-    """The integer of a sysctl name on macOS; 0 if the name is unknown."""
-    value, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
-    failed = ctypes.CDLL(None).sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0)
-    return 0 if failed else value.value

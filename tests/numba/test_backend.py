@@ -9,6 +9,7 @@ import pytest
 from cli.processes import invoke
 from mistral_portable_numba import BACKEND
 from mistral_portable_numba.backend import NumbaBackend
+from mistral_portable_numba.compiler import isa as isas
 from mistral_portable_numba.compiler.amx_probe import amx_works
 from mistral_portable_numba.compiler.chosen import chosen_isa, lacking
 from mistral_portable_numba.compiler.isa import ISAS, host_isa
@@ -169,14 +170,25 @@ def test_the_errors_of_prepare_come_before_any_work() -> None:
 
 
 @pytest.mark.parametrize(
-    ("system", "features", "isa"),
+    ("system", "features", "known", "isa"),
     [
-        ("linux", "fp asimd evtstrm crc32 atomics fphp asimdhp asimddp", "neon_dotprod"),
-        ("linux", "fp asimd evtstrm crc32", "generic"),
-        ("darwin", None, "neon_dotprod"),
+        ("linux", "fp asimd evtstrm crc32 atomics fphp asimdhp asimddp sve asimdfhm i8mm bf16", {}, "neon_i8mm"),
+        ("linux", "fp asimd evtstrm crc32 atomics fphp asimdhp asimddp", {}, "neon_dotprod"),
+        ("linux", "fp asimd evtstrm crc32", {}, "generic"),
+        ("linux", None, {}, "generic"),
+        ("darwin", None, {"hw.optional.arm.FEAT_I8MM": 1}, "neon_i8mm"),
+        ("darwin", None, {}, "neon_dotprod"),
     ],
 )
-def test_instruction_set_of_arm_machines(system: str, features: str | None, isa: str, tmp_path: Path) -> None:
+def test_instruction_set_of_arm_machines(
+    system: str,
+    features: str | None,
+    known: dict[str, int],
+    isa: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(isas, "sysctl", lambda name: known.get(name, 0))
     if features is not None:
         (tmp_path / "proc").mkdir()
         (tmp_path / "proc" / "cpuinfo").write_text(f"processor\t: 0\nFeatures\t: {features}\n")

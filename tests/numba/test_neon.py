@@ -6,6 +6,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
+from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.simd.load_store import load_f32, store_f16
 from mistral_portable_numba.compiler.toolchain import assembly, lower
 from mistral_portable_numba.kernels.registry import MODULES, TILED
@@ -71,3 +72,7 @@ def test_vectors_are_narrowed_to_float16_by_one_instruction() -> None:
         store_f16(args, load_f32(args))
 
     assert "fcvtn" in instructions(assembly("narrow", lower("narrow", kernel), NEON, "arm64-apple-darwin"))
+
+
+def test_i8mm_has_products_of_squares() -> None:
+    assert {"smmla", "sdot", "fmla"} <= instructions(apple_listing("linear_q4_0", ISAS["neon_i8mm"]))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
-from mistral_portable_numba.compiler.isa import ISAS
+from mistral_portable_numba.compiler.isa import ISAS, Isa
 from mistral_portable_numba.compiler.simd.byte_dots import as_signed, dot4, dot4_signed, signed_zero, table_of
 from mistral_portable_numba.compiler.simd.get_put import get_i64
 from mistral_portable_numba.compiler.simd.lanes import all_i32
@@ -45,7 +45,11 @@ COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 MISSING = [tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
-CPU = "neoverse-n1"  # ARMv8.2, the oldest with this instruction set: kernels that need more fail
+NEON, I8MM = ISAS["neon_dotprod"], ISAS["neon_i8mm"]
+CPUS = {
+    NEON: "neoverse-n1",
+    I8MM: "max",
+}  # Neoverse N1 is ARMv8.2, the oldest with dotprod: kernels that need more fail
 BASE, THREADS, LINE = 1 << 36, 2, 64
 NUMBERS: dict[str, Any] = dict(KV_DTYPES)
 Array = NDArray[Any]
@@ -121,14 +125,17 @@ class Image:
 
 
 Run = Callable[..., None]
-"""(image, (kernel, arguments), ..): run the kernels on the image."""
+"""(image, (kernel, arguments), .., linears=): run the kernels on the image, linears of this instruction set."""
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    def run(image: Image, *instructions: tuple[str, Sequence[Argument]], own: Sequence[Path] = ()) -> None:
+    def run(
+        image: Image, *instructions: tuple[str, Sequence[Argument]], own: Sequence[Path] = (), linears: Isa = NEON
+    ) -> None:
         names = {"tape", *(name for name, _ in instructions)} - {path.stem for path in own}
-        objects = [*own, *(arm_object(name) for name in sorted(names))]
+        isas = {name: linears if name.startswith("linear_") else NEON for name in sorted(names)}
+        objects = [*own, *(arm_object(name, isa) for name, isa in isas.items())]
         program, file = tmp_path / "program", tmp_path / "image"
         sources = [str(path) for path in (Path(__file__).with_name("run_tape.c"), *objects)]
         subprocess.run([COMPILER, "-O1", "-static", "-pthread", *sources, "-o", str(program)], check=True)
@@ -136,7 +143,7 @@ def run(tmp_path: Path) -> Run:
         addresses = {name: int(address, 16) for address, _, name in map(str.split, listing.splitlines())}
         image.write_tape([(addresses[name], arguments) for name, arguments in instructions])
         file.write_bytes(image.memory)
-        command = [EMULATOR, "-cpu", CPU, str(program), str(file), str(BASE), str(THREADS)]
+        command = [EMULATOR, "-cpu", CPUS[linears], str(program), str(file), str(BASE), str(THREADS)]
         subprocess.run(command, check=True, timeout=120)
         image.memory[:] = file.read_bytes()
 
@@ -164,10 +171,11 @@ def int8(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]
     return codes.reshape(len(x), -1)[:, : x.shape[1]].astype(np.int8), (largest / 127.0).astype(np.float32)
 
 
-@pytest.mark.parametrize("tokens", [1, 9])
-@pytest.mark.parametrize("kind", BLOCKS)
-def test_linear_over_blocks(run: Run, kind: str, tokens: int) -> None:
-    """Rows that do not fill a tile; more columns than a chunk, and no multiple of 128 where blocks allow it."""
+def multiplied(run: Run, kind: str, tokens: int, isa: Isa) -> tuple[Array, Array, Array]:
+    """The result of a linear over random blocks, its inputs as they are rounded, and its weights.
+
+    Rows that do not fill a tile; more columns than a chunk, and no multiple of 128 where blocks allow it.
+    """
     layout, rows = BLOCKS[kind], 40
     columns = 2304 if layout.columns == 256 else 2208
     packed = random_blocks(kind.upper(), (rows, columns), np.random.default_rng(1))
@@ -175,7 +183,6 @@ def test_linear_over_blocks(run: Run, kind: str, tokens: int) -> None:
     image = Image()
     count, blocks, pairs = image.cell(tokens), columns // layout.columns, 2
     source, tiles = image.put(packed), image.space(32 * pairs * blocks * layout.bytes)
-    isa = ISAS["neon_dotprod"]
     blank = blank_codes(tokens, columns)
     made = [Rows(image.put(memory), memory.shape[1], memory.shape, memory.dtype) for memory in blank]
     out, scratch = image.results(tokens, rows), linear_scratch(layout, False)
@@ -189,12 +196,24 @@ def test_linear_over_blocks(run: Run, kind: str, tokens: int) -> None:
             f"linear_{kind}",
             [count, pairs, blocks, tiles, out, made[0], sums, image.space(THREADS * scratch), scratch],
         ),
+        linears=isa,
     )
     expected_codes, expected_scales = int8(x)
     for memory, expected in zip(made, Codes(expected_codes, expected_scales).laid_out(isa), strict=True):
         np.testing.assert_array_equal(image[memory], expected)
     weight = quants.dequantize(packed, GGMLQuantizationType[kind.upper()])
-    assert_sums(image[out], expected_codes * np.repeat(expected_scales, 128, axis=1)[:, :columns], weight)
+    return image[out], expected_codes * np.repeat(expected_scales, 128, axis=1)[:, :columns], weight
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_linear_over_blocks(run: Run, kind: str, tokens: int) -> None:
+    assert_sums(*multiplied(run, kind, tokens, NEON))
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_k", "q6_k", "q8_0"])  # with and without zero points, offsets, two steps
+def test_squares_have_the_bits_of_single_products(run: Run, kind: str) -> None:
+    np.testing.assert_array_equal(multiplied(run, kind, 9, I8MM)[0], multiplied(run, kind, 9, NEON)[0])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

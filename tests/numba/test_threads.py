@@ -181,7 +181,7 @@ def test_other_systems(monkeypatch: pytest.MonkeyPatch, platform: str, known: Ma
 
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
-    monkeypatch.setattr(threads, "_sysctl", sysctl)
+    monkeypatch.setattr(threads, "sysctl", sysctl)
     assert default_threads() == expected
 
 

@@ -18,7 +18,7 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from mistral_portable_numba.compiler.children import child_environment
-from mistral_portable_numba.compiler.isa import ISAS
+from mistral_portable_numba.compiler.isa import ISAS, host_features
 from mistral_portable_numba.compiler.objects import write_whole
 from mistral_portable_numba.compiler.toolchain import object_file
 from mistral_portable_numba.layouts import tile_sizes
@@ -80,8 +80,7 @@ def announced() -> bool:
     """Whether this is Linux, on a CPU that announces AMX and what else the kernels for it need."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
-    features = llvm.get_host_cpu_features()
-    return all(features.get(name[1:], False) for name in _AMX.features.split(",") if name.startswith("+"))
+    return _AMX.needs <= host_features()
 
 
 def permit() -> bool:

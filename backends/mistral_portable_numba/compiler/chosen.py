@@ -3,11 +3,9 @@
 import os
 from pathlib import Path
 
-import llvmlite.binding as llvm
-
 from mistral_portable.errors import BackendError
 from mistral_portable_numba.compiler.amx_probe import amx_works
-from mistral_portable_numba.compiler.isa import ISAS, Isa, host_isa
+from mistral_portable_numba.compiler.isa import ISAS, Isa, host_features, host_isa
 from mistral_portable_numba.compiler.objects import default_folder
 
 __all__ = ["VARIABLE", "chosen_isa", "lacking"]
@@ -40,8 +38,4 @@ def chosen_isa(name: str | None = None, folder: Path | None = None) -> Isa:
 
 def lacking(isa: Isa) -> list[str]:
     """The features, in LLVM's terms, that an instruction set needs and this machine lacks."""
-    if isa == host_isa():  # LLVM does not report all features of ARM
-        return []
-    here = llvm.get_host_cpu_features()
-    wanted = [feature[1:] for feature in isa.features.split(",") if feature.startswith("+")]
-    return [feature for feature in wanted if not here.get(feature)]
+    return sorted(isa.needs - host_features())

@@ -6,6 +6,7 @@
 | mp.add_pairs(words, w, x) | words + the sums of two products, in 16 bits (`Isa.words`) |
 | mp.signed_pairs(w, x) | the sums of two products in 16 bits, of weights from mp.signed |
 | mp.add_words(acc, words, factors) | acc + the sums of two products of signed 16-bit words (`words` or `tiles`) |
+| mp.square(acc, w, x) | acc + the sums of eight products: w int8 [8, 8], x int8 [2, 8], four times (`squares`) |
 | mp.signed_zero() | 128 where products take unsigned weights, else 0 |
 | mp.signed(w) | weights -128..127 in the form that dot4_signed takes: with mp.signed_zero() added |
 | mp.dot4_signed(acc, w, x) | acc + the sums of four products of such weights and x, -127..127 |
@@ -25,12 +26,14 @@ from pathlib import Path
 import llvmlite.binding as llvm
 
 from mistral_portable_numba.compiler.amx import TILE_DEFINITIONS, TILE_FEATURES
+from mistral_portable_numba.sysctl import sysctl
 
-__all__ = ["FUNCTIONS", "ISAS", "Isa", "host_isa"]
+__all__ = ["FUNCTIONS", "ISAS", "Isa", "host_features", "host_isa"]
 
 FUNCTIONS = (
     "dot4",
     "dot4_signed",
+    "square",
     "add_pairs",
     "signed_pairs",
     "add_words",
@@ -50,9 +53,11 @@ class Isa:
     """An instruction set.
 
     name: its key in ISAS. title: its name for the command `backends`. cpu, features: LLVM's target. functions: LLVM IR
-    that defines `mp.*`. tokens: the tokens that a linear kernel takes at a time, limited by the number of registers.
+    that defines `mp.*`. tokens: those of a group (`layouts.token_group`). at_once: those of a group whose sums fit into
+    the registers, beside weights.
     words: whether the fastest products of bytes are pairs of them, added in 16 bits, rather than four, added in 32.
     tiles: whether it has the functions of `amx.py`, for many tokens.
+    squares: whether it has mp.square, for many tokens (`simd/squares.py`).
     """
 
     name: str
@@ -61,8 +66,15 @@ class Isa:
     features: str
     functions: str
     tokens: int
+    at_once: int
     words: bool = False
     tiles: bool = False
+    squares: bool = False
+
+    @property
+    def needs(self) -> set[str]:
+        """The features that a machine must have, in LLVM's terms."""
+        return {feature[1:] for feature in self.features.split(",") if feature.startswith("+")}
 
 
 def _constant(kind: str, value: int | float, count: int) -> str:
@@ -271,6 +283,13 @@ _DOT_AARCH64 = _dot(
     4,
 ) + _signed_as_dot4(0)
 
+_SQUARE_AARCH64 = _dot(
+    "square",
+    "declare <4 x i32> @llvm.aarch64.neon.smmla.v4i32.v16i8(<4 x i32>, <16 x i8>, <16 x i8>)\n",
+    "  %r = call <4 x i32> @llvm.aarch64.neon.smmla.v4i32.v16i8(<4 x i32> %a, <16 x i8> %w, <16 x i8> %x)",
+    4,
+)
+
 
 def _strided(first: int) -> str:
     return "<" + ", ".join(f"i32 {first + 4 * lane}" for lane in range(4)) + ">"
@@ -419,6 +438,7 @@ _X86_64_V3 = "+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+lzcnt,+movbe"
 
 _AVX512 = f"{_X86_64_V3},+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd,+avx512vnni,-prefer-256-bit"
 _FUNCTIONS_AVX512 = _DOT_AVX512_VNNI + _PIN_AVX512 + _LOOKUP_AVX512 + _HALF_NATIVE + _PAUSE_X86
+_FUNCTIONS_NEON = _DOT_AARCH64 + _PIN_AARCH64 + _LOOKUP_AARCH64 + _HALF_NATIVE + _PAUSE_AARCH64
 
 ISAS: dict[str, Isa] = {
     isa.name: isa
@@ -430,9 +450,10 @@ ISAS: dict[str, Isa] = {
             f"{_AVX512},{TILE_FEATURES}",
             _FUNCTIONS_AVX512 + _ADD_WORDS_AVX512 + TILE_DEFINITIONS,
             8,
+            8,
             tiles=True,
         ),
-        Isa("avx512_vnni", "AVX-512 VNNI", "cascadelake", _AVX512, _FUNCTIONS_AVX512, 8),
+        Isa("avx512_vnni", "AVX-512 VNNI", "cascadelake", _AVX512, _FUNCTIONS_AVX512, 8, 8),
         Isa(
             "avx_vnni",
             "AVX2 with AVX-VNNI",
@@ -440,6 +461,7 @@ ISAS: dict[str, Isa] = {
             f"{_X86_64_V3},+avxvnni",
             _DOT_AVX_VNNI + _PIN_AVX2 + _LOOKUP_AVX2 + _HALF_NATIVE + _PAUSE_X86,
             4,
+            2,
         ),
         Isa(
             "avx2",
@@ -448,16 +470,20 @@ ISAS: dict[str, Isa] = {
             _X86_64_V3,
             _DOT_AVX2 + _PIN_AVX2 + _LOOKUP_AVX2 + _HALF_NATIVE + _PAUSE_X86,
             4,
+            2,
             words=True,
         ),
         Isa(
-            "neon_dotprod",
-            "NEON with dotprod",
+            "neon_i8mm",
+            "NEON with i8mm",
             "neoverse-n1",
-            "+neon,+dotprod",
-            _DOT_AARCH64 + _PIN_AARCH64 + _LOOKUP_AARCH64 + _HALF_NATIVE + _PAUSE_AARCH64,
+            "+neon,+dotprod,+i8mm",
+            _FUNCTIONS_NEON + _SQUARE_AARCH64,
             4,
+            4,
+            squares=True,
         ),
+        Isa("neon_dotprod", "NEON with dotprod", "neoverse-n1", "+neon,+dotprod", _FUNCTIONS_NEON, 4, 2),
         Isa(
             "generic",
             "any",
@@ -465,31 +491,30 @@ ISAS: dict[str, Isa] = {
             "",
             _DOT_GENERIC + _NO_PIN + _lookup_by_comparison() + _half_by_bits() + _pause("", ""),
             4,
+            2,
         ),
     )
 }
 """Instruction sets by name, best first within an architecture."""
 
+_LINUX_ARM = {"asimd": "neon", "asimddp": "dotprod", "i8mm": "i8mm"}
+"""Features of ARM: their names in /proc/cpuinfo, and LLVM's."""
+
+
+def host_features(system: str = sys.platform, machine: str = platform.machine(), root: Path = Path("/")) -> set[str]:
+    """The features of this machine, in LLVM's terms. LLVM itself does not report all of ARM."""
+    if machine not in ("arm64", "aarch64"):
+        return {name for name, has in llvm.get_host_cpu_features().items() if has}
+    if system == "darwin":  # all have dotprod, i8mm those since M2
+        return {"neon", "dotprod", *(["i8mm"] if sysctl("hw.optional.arm.FEAT_I8MM") else [])}
+    try:
+        words = set((root / "proc" / "cpuinfo").read_text().split())
+    except OSError:
+        return set()
+    return {feature for word, feature in _LINUX_ARM.items() if word in words}
+
 
 def host_isa(system: str = sys.platform, machine: str = platform.machine(), root: Path = Path("/")) -> Isa:
     """The best instruction set of this machine, but AMX, which must be tried (`amx_probe.py`)."""
-    if machine in ("arm64", "aarch64"):
-        return ISAS["neon_dotprod" if system == "darwin" or _linux_has_dotprod(root) else "generic"]
-    features = llvm.get_host_cpu_features()
-
-    def has(*names: str) -> bool:
-        return all(features.get(name, False) for name in names)
-
-    if has("avx2", "f16c", "fma", "bmi2", "movbe"):
-        if has("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512vnni"):
-            return ISAS["avx512_vnni"]
-        return ISAS["avx_vnni" if has("avxvnni") else "avx2"]
-    return ISAS["generic"]
-
-
-def _linux_has_dotprod(root: Path) -> bool:
-    """Whether Linux reports dotprod. LLVM 22 does not: it does not know the name that Linux gives the feature."""
-    try:
-        return "asimddp" in (root / "proc" / "cpuinfo").read_text().split()
-    except OSError:
-        return False
+    here = host_features(system, machine, root)
+    return next(isa for isa in ISAS.values() if not isa.tiles and isa.needs <= here)

@@ -6,6 +6,7 @@ are unpacked once into scratch that stays in the CPU's cache.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from mistral_portable_numba.kernels.float_scales import FloatScales
 from mistral_portable_numba.kernels.formats import FORMATS, Format
 from mistral_portable_numba.kernels.integer_scales import IntegerScales
 from mistral_portable_numba.kernels.registry import Factory
+from mistral_portable_numba.kernels.squares import Squares
 from mistral_portable_numba.kernels.tiled_blocks import tiled_products
 from mistral_portable_numba.layouts import (
     CHUNK,
@@ -28,11 +30,51 @@ from mistral_portable_numba.layouts import (
     activation_sums,
 )
 
-__all__ = ["KERNELS", "linear_kernel"]
+__all__ = ["KERNELS", "Products", "linear_kernel", "products_of"]
 
 _BLOCK = activation_block(1).itemsize
 _AHEAD = 9216
 """Bytes between the address that is read and the one that is prefetched."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """The functions that a format's linear kernel is made of (see `FloatScales`).
+
+    one: for one token. some: for `together` tokens of four, with codes unpacked anew each time, if there are up to
+    `few` tokens. many: for `at_once` tokens of a group, from scratch, which take_apart fills.
+    """
+
+    one: Callable[..., Any]
+    some: Callable[..., Any]
+    many: Callable[..., Any]
+    take_apart: Callable[..., Any]
+    few: int
+    together: int
+    at_once: int
+
+
+def products_of(fmt: Format, isa: Isa) -> Products:
+    """The functions of a format's products on an instruction set."""
+    layout, most = fmt.layout, isa.tokens
+    large = layout.columns == 256
+    integers = large and (isa.words or isa.tiles)
+    arithmetic = (IntegerScales if integers else FloatScales)(fmt, isa.words)
+    # From tiles, products wait for memory, and for prefetches that stand in a row: 72 of them in a block of q4_k.
+    # Where codes need not be unpacked, pinning costs registers and gains nothing.
+    pinned = layout.bytes < layout.columns
+    # The most tokens for which codes are unpacked anew, and how many at a time: until scratch is faster.
+    few, together = (FEW, 4) if most > 4 else (2 if large or isa.words else 4, 2)
+    few = FEW_TILED if isa.tiles else few
+    one = arithmetic.times(1, 1, from_tiles=True, pinned=pinned)
+    some = arithmetic.times(together, 4, from_tiles=True, pinned=pinned)
+    if isa.squares:
+        squares = Squares(fmt)
+        many, take_apart = squares.times, squares.take_apart
+    else:  # where it is not called, it is not compiled in vain
+        many = one if isa.tiles else arithmetic.times(isa.at_once, most, from_tiles=False, pinned=isa.words)
+        take_apart = arithmetic.take_apart
+    return Products(one, some, many, take_apart, few, together, isa.at_once)
 
 
 def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
@@ -44,25 +86,12 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
     It reads and writes whole groups of tokens, or with AMX the tokens that there are (see `layouts.token_group`).
     """
     layout, tile_bytes, most = fmt.layout, 16 * fmt.layout.bytes, isa.tokens
-    columns, large = layout.columns, layout.columns == 256
-    sums_bytes, chunk_blocks = activation_sums(1, layout.step, isa.words).itemsize, CHUNK // columns
+    columns, sums_bytes = layout.columns, activation_sums(1, layout.step, isa.words).itemsize
+    chunk_blocks = CHUNK // columns
     assert TOKEN_GROUP % most == 0
-    integers = large and (isa.words or isa.tiles)
-    arithmetic = (IntegerScales if integers else FloatScales)(fmt, isa.words)
-    take_apart = arithmetic.take_apart
-    # From tiles, products wait for memory, and for prefetches that stand in a row: 72 of them in a block of q4_k.
-    # Where codes need not be unpacked, pinning costs registers and gains nothing.
-    pinned = layout.bytes < columns
-
-    # Tokens of a group whose sums fit into the registers: with 16 of these, products in words leave room for two.
-    at_once = 2 if isa.words else most
-    # The most tokens for which codes are unpacked anew, and how many at a time: until scratch is faster.
-    few, together = (2, 2) if isa.words else (FEW, 4) if most > 4 else (1 if large else 4, 4)
-    few = FEW_TILED if isa.tiles else few
-    one = arithmetic.times(1, 1, from_tiles=True, pinned=pinned)
-    # Where it is not called, it is not compiled in vain.
-    some_of_four = one if few == 1 else arithmetic.times(together, 4, from_tiles=True, pinned=pinned)
-    many = one if isa.tiles else arithmetic.times(at_once, most, from_tiles=False, pinned=isa.words)
+    made = products_of(fmt, isa)
+    one, some_of_four, many, take_apart = made.one, made.some, made.many, made.take_apart
+    few, together, at_once = made.few, made.together, made.at_once
 
     @inlined
     def several(

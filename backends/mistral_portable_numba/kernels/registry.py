@@ -11,7 +11,7 @@ from mistral_portable_numba.layouts import BLOCKS, KV_DTYPES
 __all__ = ["MODULES", "TILED", "AnyIsa", "Factory", "kernel", "needs_isa"]
 
 Factory = Callable[[Isa], Any]
-"""Called with an instruction set, of which only `tokens`, `words` and `tiles` count; returns the kernel."""
+"""Called with an instruction set, of which only its fields from `tokens` on count; returns the kernel."""
 
 _KINDS = ("keys", "values")
 
