@@ -26,10 +26,10 @@ class Matrix(Protocol):
     def rows(self, tokens: mx.array) -> mx.array:
         """tokens [T] -> [T, I]"""
 
-    def gather(self, x: mx.array, chosen: mx.array, count: int) -> mx.array:
-        """Multiply with chosen experts: x [T, 1 or k, 1, I], chosen [T, k] -> [T, k, 1, O].
+    def gather(self, x: mx.array, chosen: mx.array, count: int, sorted: bool) -> mx.array:
+        """Multiply with chosen experts: x [T, 1 or k, 1, I], chosen [T, k] -> [T, k, 1, O], or without the axis of k.
 
-        The matrices of `count` experts lie one below the other.
+        The matrices of `count` experts lie one below the other. sorted: whether those chosen are in rising order.
         """
 
     @property
@@ -49,14 +49,14 @@ class Dense:
     def rows(self, tokens: mx.array) -> mx.array:
         return self.weight[tokens]
 
-    def gather(self, x: mx.array, chosen: mx.array, count: int) -> mx.array:
+    def gather(self, x: mx.array, chosen: mx.array, count: int, sorted: bool) -> mx.array:
         matrices = self.weight.reshape(count, -1, self.weight.shape[1]).swapaxes(1, 2)
         if self.weight.dtype == mx.float32 or not _on_cpu():
-            return mx.gather_mm(x, matrices, rhs_indices=chosen)
+            return mx.gather_mm(x, matrices, rhs_indices=chosen, sorted_indices=sorted)
         # On a CPU, MLX 0.32 gathers matrices of float32 only, so each expert computes all tokens.
         out = x @ matrices[0]
         for index in range(1, count):
-            out = mx.where((chosen == index)[:, :, None, None], x @ matrices[index], out)
+            out = mx.where((chosen == index)[..., None, None], x @ matrices[index], out)
         return out
 
     @property
@@ -100,11 +100,16 @@ class Affine:
         out = mx.quantized_matmul(wide, self.codes, self.scales, self.biases, group_size=form.group, bits=form.bits)
         return out.astype(self.dtype)
 
-    def gather(self, x: mx.array, chosen: mx.array, count: int) -> mx.array:
+    def gather(self, x: mx.array, chosen: mx.array, count: int, sorted: bool) -> mx.array:
         wide, form = x.astype(self.form.floats), self.form
         codes, scales, biases = (array.reshape(count, -1, array.shape[1]) for array in self.arrays)
         out = mx.gather_qmm(
-            wide, codes, scales, biases, rhs_indices=chosen, transpose=True, group_size=form.group, bits=form.bits
+            *(wide, codes, scales, biases),
+            rhs_indices=chosen,
+            transpose=True,
+            group_size=form.group,
+            bits=form.bits,
+            sorted_indices=sorted,
         )
         return out.astype(self.dtype)
 

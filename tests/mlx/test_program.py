@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType
 from hypothesis import given
 from hypothesis import strategies as st
 from mistral_portable_mlx import BACKEND
-from mistral_portable_mlx.cache import room
+from mistral_portable_mlx.stacks import room
 from mistral_portable_mlx.memory import Memory
 from mlx_sessions import CONFIG, Session, in_use, text
 from weights.files import random_blocks
