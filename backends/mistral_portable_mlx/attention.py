@@ -37,8 +37,8 @@ class Format(Protocol):
     def nbytes(self, heads: int, slots: int) -> int:
         """Bytes of a page in `empty`."""
 
-    def encode(self, x: mx.array) -> list[mx.array]:
-        """Encode keys or values [..., d] as the stored arrays, each [..., n]."""
+    def encode(self, *kinds: mx.array) -> list[mx.array]:
+        """Encode keys, or keys and values, each [T, kv_heads, d], as the stored arrays, each [T, kv_heads, n]."""
 
     def attend(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
         """Attention: q [B, heads, T, d], `parts` of B pages, mask `seen` [B, 1, T, C] -> [B, heads, T, d]."""
@@ -61,8 +61,8 @@ class FloatFormat:
     def nbytes(self, heads: int, slots: int) -> int:
         return 2 * heads * slots * self._head_dim * self._dtype.size
 
-    def encode(self, x: mx.array) -> list[mx.array]:
-        return [x]
+    def encode(self, *kinds: mx.array) -> list[mx.array]:
+        return list(kinds)
 
     def attend(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
         keys, values = parts
@@ -99,12 +99,17 @@ class Q8Format:
     def nbytes(self, heads: int, slots: int) -> int:
         return 2 * heads * slots * self._groups * (Q8_0_BLOCK + 2)
 
-    def encode(self, x: mx.array) -> list[mx.array]:
-        blocks = self._padded(x.astype(mx.float32)).reshape(*x.shape[:-1], self._groups, Q8_0_BLOCK)
-        scales = (mx.abs(blocks).max(axis=-1) / 127).astype(mx.float16)
-        steps = scales.astype(mx.float32)[..., None]
-        codes = mx.where(steps > 0, mx.clip(mx.round(blocks / steps), -127, 127), 0) + 128
-        return [codes.astype(mx.uint8).reshape(*x.shape[:-1], -1).view(mx.uint32), scales]
+    def encode(self, *kinds: mx.array) -> list[mx.array]:
+        heads = kinds[0].shape[1]
+        x = kinds[0] if len(kinds) == 1 else mx.concatenate(kinds, axis=1)  # the kernels below once, not for each
+        # Casts stand where they are fused with what follows: behind reshapes.
+        blocks = self._padded(x).reshape(*x.shape[:-1], self._groups, Q8_0_BLOCK)
+        scales = (mx.abs(blocks).max(axis=-1).astype(mx.float32) / 127).astype(mx.float16)
+        steps = scales[..., None].astype(mx.float32)
+        rounded = mx.clip(mx.round(blocks.astype(mx.float32) / steps), -127.0, 127.0)
+        codes = mx.where(steps > 0.0, rounded, 0.0) + 128.0  # integers here would each cost a kernel that casts them
+        both = codes.astype(mx.uint8).reshape(*x.shape[:-1], -1).view(mx.uint32), scales
+        return [array[:, begin : begin + heads] for begin in range(0, x.shape[1], heads) for array in both]
 
     def attend(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
         if q.shape[2] > _FEW:
@@ -119,7 +124,7 @@ class Q8Format:
     def _weights(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
         """[B, kv_heads, n, T, C]"""
         codes, scales = parts[:2]
-        queries = _grouped(self._padded(q.astype(mx.float32) * scale), codes.shape[1])
+        queries = _grouped(self._padded(q), codes.shape[1]).astype(mx.float32) * scale
         return _softmax(_multiply(queries, codes, scales, transpose=True), seen)
 
     def _padded(self, x: mx.array) -> mx.array:
@@ -134,7 +139,7 @@ class Q8Format:
 
 def _multiply(x: mx.array, codes: mx.array, scales: mx.array, transpose: bool) -> mx.array:
     """Multiply x [B, kv_heads, n, T, m] with the codes of [B, kv_heads], in the type of x."""
-    numbers = scales.astype(x.dtype)[:, :, None]
+    numbers = scales[:, :, None].astype(x.dtype)
     return mx.quantized_matmul(x, codes[:, :, None], numbers, -128 * numbers, transpose, Q8_0_BLOCK, 8)
 
 

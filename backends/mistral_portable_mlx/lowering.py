@@ -1,6 +1,7 @@
 """Lowering: every op of the closed list as a function of MLX arrays."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,6 @@ class Step:
     inputs: Mapping[str, mx.array]
     layers: dict[int, list[Parts]]
     masks: dict[tuple[int, int, Span], mx.array] = field(default_factory=dict)
-    written: set[tuple[int, str]] = field(default_factory=set)
 
     def mask(self, group: int, stack: int, span: Span) -> mx.array:
         """The attention mask, bool [sequences, 1, tokens of each, slots], made once for all layers of a group."""
@@ -115,8 +115,7 @@ class Lowering:
         back = f"back.{self._spec.group_of(layer)}"
 
         def attend(step: Step, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-            self._write(step, layer, "keys", k)
-            self._write(step, layer, "values", v)
+            self._write(step, layer, k, v)
             outs = [
                 self._format.attend(queries, parts, seen, scale).swapaxes(1, 2).reshape(-1, q.shape[1])
                 for queries, parts, seen in self._reads(step, layer, q)
@@ -131,7 +130,7 @@ class Lowering:
         scale, layer = node.number("scale"), node.integer("layer")
 
         def weights(step: Step, q: mx.array, k: mx.array) -> list[mx.array]:
-            self._write(step, layer, "keys", k)
+            self._write(step, layer, k)
             return [
                 self._format.weights(queries, parts, seen, scale)
                 for queries, parts, seen in self._reads(step, layer, q)
@@ -186,7 +185,7 @@ class Lowering:
         def replace(step: Step, x: mx.array, given: mx.array, places: mx.array) -> mx.array:
             if not len(places):
                 return x
-            replaced = mx.array(x)  # another object: assignment to rows changes the object, not only the name
+            replaced = copy(x)  # another object: assignment to rows changes the object, not only the name
             replaced[places] = given
             return replaced
 
@@ -196,19 +195,14 @@ class Lowering:
         """The requested rows."""
         return lambda step, x: x[step.inputs["logit_rows"]]
 
-    def _write(self, step: Step, layer: int, kind: str, x: mx.array) -> None:
-        """Write keys or values [T, kv_heads * d] into their slots, once per step."""
-        if (layer, kind) in step.written:
-            return
-        step.written.add((layer, kind))
-        half = len(self._format.parts) // 2
-        begin = 0 if kind == "keys" else half
+    def _write(self, step: Step, layer: int, *kinds: mx.array) -> None:
+        """Write keys, or keys and values, each [T, kv_heads * d], into their slots."""
         group, stacks = self._spec.group_of(layer), step.layers[layer]
         for stack, parts in enumerate(stacks):
             rows, slots = (step.inputs[f"{name}.{group}.{stack}"] for name in ("rows", "slots"))
-            mine = x if len(stacks) == 1 else step.tokens_of(x, group, stack)
-            for at, heads in enumerate(self._format.encode(_heads(mine, self._spec.head_dim)), begin):
-                written = mx.array(parts[at])  # another object, as in `replace_rows`
+            mine = kinds if len(stacks) == 1 else [step.tokens_of(x, group, stack) for x in kinds]
+            for at, heads in enumerate(self._format.encode(*(_heads(x, self._spec.head_dim) for x in mine))):
+                written = copy(parts[at])  # another object, as in `replace_rows`
                 written[rows, self._heads, slots] = heads  # indices of one type: nothing but a scatter
                 parts[at] = written
 

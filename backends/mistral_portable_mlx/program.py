@@ -1,6 +1,5 @@
 """MLXProgram: a lowered graph with its weights and its cache, on a stream of its own."""
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from mistral_portable.boundary import LaneState, Precision
 from mistral_portable.boundary.process import OwnProcess
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs, notice_unpacked
-from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.errors import ClosedError, InputError
 from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.graph.passes import fuse_linears
@@ -25,10 +24,10 @@ from mistral_portable_mlx.cache import Cache, Seats
 from mistral_portable_mlx.ggml import LAYOUTS
 from mistral_portable_mlx.inputs import Span, spans_of, step_inputs
 from mistral_portable_mlx.lowering import Kernel, Lowering, Step
-from mistral_portable_mlx.matrices import Matrix, form, read_matrix, read_vector
+from mistral_portable_mlx.matrices import Matrix, form, notice_float32, on_cpu, read_matrix, read_vector
 from mistral_portable_mlx.memory import Memory, weight_bytes
 from mistral_portable_mlx.stacks import Parts
-from mistral_portable_mlx.streams import take_stream
+from mistral_portable_mlx.streams import TURN, take_stream
 
 __all__ = ["MLXProgram", "MLXStep"]
 
@@ -71,8 +70,11 @@ class MLXProgram:
 
         self._graph = fuse_linears(graph, lambda parameter: form(weights[parameter.parts[0]], self._dtype))
         self._shapes = infer_shapes(self._graph)
-        kind = Q8Format if precision.kv_cache == "q8_0" else FloatFormat
-        self._format: Format = kind(self._dtype, spec.head_dim)
+        self._format: Format = FloatFormat(self._dtype, spec.head_dim)
+        if precision.kv_cache == "q8_0":
+            # float16 has as many bits as the scales; on a CPU MLX adds up in the type of the scales.
+            sums = mx.float16 if self._dtype == mx.float16 and not on_cpu() else mx.float32
+            self._format = Q8Format(self._dtype, spec.head_dim, sums)
         self._cache = Cache(spec, self._format, memory)
         self._steps: list[tuple[str, Kernel, tuple[str, ...]]] = []
         self._compiled: OrderedDict[tuple[object, ...], Run] = OrderedDict()
@@ -89,10 +91,12 @@ class MLXProgram:
             f"MLX has no such blocks; of ggml's types it holds {', '.join(sorted(LAYOUTS))}",
             lambda part: not isinstance(part, BlockTensor) or part.dtype in LAYOUTS,
         )
+        if not on_cpu():
+            notice_float32(self._graph, weights, self._dtype)
         memory.configure()
-        self._turn = threading.Lock()
         self._stream: mx.Stream | None
-        self._stream, self._give_stream_back = take_stream(self)
+        with TURN:
+            self._stream, self._give_stream_back = take_stream(self)
         self._lower(weights, total, progress)
 
     @property
@@ -147,6 +151,20 @@ class MLXProgram:
                 mx.async_eval(step.following.argmax)
             return tokens
 
+    def warm(self) -> None:
+        """Run a step of one token, so that the device's kernels are made while loading, and not in the first text. The
+        cache is empty again afterwards."""
+        manager = CacheManager(self._spec)
+        plan = manager.plan([Chunk(manager.open(), [0], [0])])
+        sizes = {"T": 1, "R": 1}
+        shapes = {
+            name: [sizes.get(size, 0) if isinstance(size, str) else size for size in shape]
+            for name, shape in self._graph.given.items()
+        }
+        kinds = {name: np.float32 if len(shape) == 2 else np.int32 for name, shape in shapes.items()}
+        self.step(plan, {name: np.zeros(shape, kinds[name]) for name, shape in shapes.items()})
+        self._cache.clear()
+
     def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
         with self._on_stream():
             return self._cache.read(group, pages, blank)
@@ -158,7 +176,7 @@ class MLXProgram:
     def close(self) -> None:
         if _PROCESS.forked:  # the memory and the threads are the parent's
             return
-        with self._turn:
+        with TURN:
             if self._stream is not None:
                 mx.synchronize(self._stream)
             self._stream = None
@@ -171,7 +189,7 @@ class MLXProgram:
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
         _PROCESS.require()  # before the lock, which another thread may have held at the fork
-        with self._turn:
+        with TURN:
             if self._stream is None:
                 raise ClosedError("the program is closed: prepare it again")
             with mx.stream(self._stream):

@@ -29,7 +29,7 @@ def room(length: int, page_size: int) -> int:
 
 @dataclass(eq=False)
 class Stack:
-    """pages: the numbers of those that are its rows, in order. slots: allocated for each. layers: the arrays of each."""
+    """pages: the numbers of those that are its rows, in order. slots: of each. layers: the arrays of each layer."""
 
     pages: tuple[int, ...]
     slots: int
@@ -42,7 +42,7 @@ class Stack:
 
 
 def copied(format: Format, heads: int, slots: int, rows: Sequence[Parts]) -> Parts:
-    """Copy the arrays of pages, each [1, heads, slots or fewer, n] or none, into new ones of `slots`, to be evaluated."""
+    """Copy the arrays of pages, each [1, heads, slots or fewer, n] or none, into new ones, to be evaluated."""
     # Zeros: an empty slot gets the weight 0, and 0 * NaN would be NaN.
     made = format.empty(len(rows), heads, slots)
     for row, parts in enumerate(rows):
