@@ -21,8 +21,8 @@ def generated_per_second(engine: Engine, tokens: int, temperature: float) -> flo
         return engine.generated_per_second(tokens, temperature)
     if not isinstance(engine, ModelEngine):
         return None
-    options = {"max_tokens": tokens, "temperature": temperature, "seed": 0, "draft": "off"}
-    timings = engine.model.generate(_PROMPT, **options).timings
+    made = engine.model.generate(_PROMPT, max_tokens=tokens, temperature=temperature, seed=0, draft="off")
+    timings = made.timings
     if not timings.decode_tokens:
         raise RuntimeError(f"the text ended after one token: generate:{temperature} has nothing to measure")
     return timings.decode_tokens / timings.decode_s

@@ -101,7 +101,7 @@ class Q8Format:
 
     def encode(self, *kinds: mx.array) -> list[mx.array]:
         heads = kinds[0].shape[1]
-        x = kinds[0] if len(kinds) == 1 else mx.concatenate(kinds, axis=1)  # the kernels below once, not for each
+        x = kinds[0] if len(kinds) == 1 else mx.concatenate(list(kinds), axis=1)  # the kernels below once, not for each
         # Casts stand where they are fused with what follows: behind reshapes.
         blocks = self._padded(x).reshape(*x.shape[:-1], self._groups, Q8_0_BLOCK)
         scales = (mx.abs(blocks).max(axis=-1).astype(mx.float32) / 127).astype(mx.float16)
@@ -115,7 +115,8 @@ class Q8Format:
         if q.shape[2] > _FEW:
             keys, values = (self._unpacked(*parts[at : at + 2]) for at in (0, 2))
             return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=seen)
-        out = _multiply(self._weights(q, parts, seen, scale).astype(self._sums), *parts[2:], transpose=False)
+        codes, scales = parts[2:]
+        out = _multiply(self._weights(q, parts, seen, scale).astype(self._sums), codes, scales, transpose=False)
         return out.reshape(*q.shape[:3], -1)[..., : self._head_dim].astype(self._dtype)
 
     def weights(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:

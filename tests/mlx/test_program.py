@@ -17,8 +17,9 @@ import pytest
 from gguf import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mistral_portable_mlx import BACKEND, device, program
-from mistral_portable_mlx.matrices import notice_float32
+from mistral_portable_mlx import BACKEND, device
+from mistral_portable_mlx.inputs import step_inputs
+from mistral_portable_mlx.matrices import notice_float32, read_matrix
 from mistral_portable_mlx.memory import Memory
 from mistral_portable_mlx.stacks import room
 from mlx_sessions import CONFIG, Session, in_use, text
@@ -310,8 +311,8 @@ def test_programs_do_not_use_mlx_at_the_same_time(monkeypatch: pytest.MonkeyPatc
 
     session = Session()
     lane, _ = session.begin(text(5))
-    monkeypatch.setattr(program, "read_matrix", watched(program.read_matrix))
-    monkeypatch.setattr(program, "step_inputs", watched(program.step_inputs))
+    monkeypatch.setattr("mistral_portable_mlx.program.read_matrix", watched(read_matrix))
+    monkeypatch.setattr("mistral_portable_mlx.program.step_inputs", watched(step_inputs))
     threads = [threading.Thread(target=Session), threading.Thread(target=lambda: session.decode(lane, 20))]
     for thread in threads:
         thread.start()

@@ -29,7 +29,8 @@ def expected_attention(
     wide = q.astype(np.float64), np.repeat(keys, shared, 0).astype(np.float64), np.repeat(values, shared, 0)
     scores = np.where(seen, wide[0] @ wide[1].swapaxes(1, 2) / np.sqrt(q.shape[2]), -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return (weights / weights.sum(axis=-1, keepdims=True)) @ wide[2].astype(np.float64)
+    result: NDArray[np.float64] = (weights / weights.sum(axis=-1, keepdims=True)) @ wide[2].astype(np.float64)
+    return result
 
 
 def rounded(x: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -56,11 +57,10 @@ def check_attention(format: Format, head_dim: int, lanes: int, tokens: int, slot
     parts = [array.reshape(lanes, slots, KV_HEADS, -1).swapaxes(1, 2) for array in format.encode(*made)]
     seen = mask(*(mx.array(array.astype(np.int32)) for array in (first, positions, held)))
     found = np.array(format.attend(mx.array(q), parts, seen, head_dim**-0.5).astype(mx.float32))
-    if isinstance(format, Q8Format):
-        keys, values = rounded(keys), rounded(values)
+    stored = [rounded(x) for x in (keys, values)] if isinstance(format, Q8Format) else [keys, values]
     for lane in range(lanes):
         visible = (held[lane] >= first[lane][:, None]) & (held[lane] <= positions[lane][:, None])
-        assert nmse(found[lane], expected_attention(q[lane], keys[lane], values[lane], visible)) <= allowed
+        assert nmse(found[lane], expected_attention(q[lane], stored[0][lane], stored[1][lane], visible)) <= allowed
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
