@@ -36,14 +36,12 @@ class Seats:
 
 @dataclass(frozen=True)
 class _Party:
-    """Sequences that go into one stack. pages: theirs; sources: the pages whose contents they begin with. joins:
-    whether the stack must hold these pages and no others."""
+    """Sequences that make a stack. pages: theirs; sources: the pages whose contents they begin with."""
 
     sequences: tuple[int, ...]
     pages: tuple[int, ...]
     sources: tuple[int, ...]
     slots: int
-    joins: bool
 
 
 class Cache:
@@ -74,11 +72,7 @@ class Cache:
         parties = [self._parties(plan, group) for group in range(len(self._spec.groups))]
         growth = sum(self._growth(group, party) for group, some in enumerate(parties) for party in some)
         self._memory.require_growth(growth, int(plan.ends.max()))
-        # A party that takes its stack as it is comes last: those that join may move others of that stack.
-        return [
-            [self._seats(group, party) for party in sorted(some, key=lambda party: not party.joins)]
-            for group, some in enumerate(parties)
-        ]
+        return [[self._seats(group, party) for party in some] for group, some in enumerate(parties)]
 
     def put(self, taken: Sequence[Sequence[Seats]], layers: Mapping[int, list[Parts]]) -> None:
         """Keep the arrays that a step has made of those of the stacks from `take`, by layer."""
@@ -160,14 +154,15 @@ class Cache:
         for s, count in enumerate(counts):
             parties.setdefault((slots[s], s if count > _TOGETHER else None), []).append(s)
         return [
-            _Party(tuple(some), tuple(pages[s] for s in some), tuple(sources[s] for s in some), size, alone is None)
-            for (size, alone), some in parties.items()
+            _Party(tuple(some), tuple(pages[s] for s in some), tuple(sources[s] for s in some), size)
+            for (size, _), some in parties.items()
         ]
 
     def _seats(self, group: int, party: _Party) -> Seats:
         stack = self._stacks.get((group, party.sources[0]))
         whole = stack is not None and stack.slots >= party.slots
-        if stack is None or not whole or party.pages != party.sources or not _holds(stack, party):
+        same = stack is not None and sorted(stack.pages) == sorted(party.pages)
+        if stack is None or not whole or party.pages != party.sources or not same:
             if stack is not None and whole and stack.pages == party.sources and len(party.pages) == 1:
                 # A copy of a page: MLX copies the arrays when one of the two is written.
                 stack = Stack(party.pages, stack.slots, {layer: list(parts) for layer, parts in stack.layers.items()})
@@ -228,11 +223,6 @@ class Cache:
     def _name(self, part: str, layer: int) -> str:
         kind, *suffix = part.split(".")
         return ".".join([kind, str(layer), *suffix])
-
-
-def _holds(stack: Stack, party: _Party) -> bool:
-    """Whether the stack has the pages of the party, and no others if it must not."""
-    return not party.joins or (len(stack.pages) == len(party.pages) and set(stack.pages) == set(party.pages))
 
 
 def _numpy_name(dtype: mx.Dtype) -> str:

@@ -226,6 +226,19 @@ def test_sequences_that_join_leave_and_fork_have_the_logits_that_they_have_alone
             alone.manager.close(numbers.pop(ended))
 
 
+def test_sequences_that_have_decoded_together_read_prompts_in_one_step() -> None:
+    session, alone = (Session(config=CONFIG.with_window(300), max_chunk=200) for _ in range(2))
+    lanes = [session.begin(text(20, lane))[0] for lane in range(3)]
+    session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in lanes]))
+    chunks = [Chunk(lane, text(90, 10 + lane)) for lane in lanes[:2]]
+    session.program.step(session.manager.plan(chunks))
+    found = session.program.step(session.manager.plan([Chunk(lane, [2], [0]) for lane in lanes]))["logits"]
+    for lane, row in zip(lanes, found, strict=True):
+        more = text(90, 10 + lane) if lane < 2 else []
+        expected = alone.begin([*text(20, lane), 1, *more, 2])[1][-1]
+        np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_sequences_share_memory_as_long_as_they_decode_together() -> None:
     """Their arrays are joined, not kept twice, and parted when one of them starts anew."""
     session = Session(WIDE, max_context=9000, max_chunk=500)
