@@ -10,6 +10,7 @@ ratio to each peer. --record also writes the section into docs/benchmarks.md, do
     python -m tools.bench MODEL.gguf prefill:512 decode:0 --isa avx2 --peer ik_llama.cpp=/opt/ik/bin/llama-bench
     python -m tools.bench MODEL.gguf prefill:512 --backend torch --dtype bfloat16 --peer numba --peer transformers
     python -m tools.bench FOLDER prefill:512 memory --backend mlx --peer mlx-lm --quantize none --quantize q4_0
+    python -m tools.bench FOLDER generate:0 generate:0.7 --backend mlx --peer mlx-lm    # whole texts, at a temperature
 
 Needs the extra bench (llama-cpp-python, matplotlib); build llama-cpp-python for your machine, or the comparison is
 unfair: `CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python`. The peer mlx-lm needs
@@ -17,11 +18,12 @@ mlx-lm, and a folder or hub id with safetensors.
 """
 
 import argparse
+import json
 import os
 import shlex
 import sys
 import time
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -31,6 +33,7 @@ from typing import Any
 from mistral_portable.bench import STANDARD, Measurement, obstacle, parse
 from mistral_portable.errors import MistralPortableError
 from tools.bench_engines import PEERS, Setup, Worker
+from tools.bench_generate import generated_per_second, temperature_of
 from tools.bench_llama_bench import LlamaBench
 from tools.bench_process import one_token, one_token_command
 from tools.bench_report import machine, markdown, record, versions
@@ -44,12 +47,17 @@ _REST = 0.1  # seconds before each measurement: threads of the previous engine m
 
 
 def compare(
-    setups: dict[str, Setup], measurements: list[Measurement], others: Container[str], repeats: int
+    setups: dict[str, Setup],
+    measurements: list[Measurement],
+    others: Container[str],
+    repeats: int,
+    generations: Sequence[tuple[int, float]] = (),
 ) -> dict[str, Any]:
     """Measure all engines; returns `rows` (figures by engine, one per repetition), `kernels`, and `builds`, the commits
     of programs.
 
-    others: any of "process", "memory" and "kernels"; the last for the numba backend only.
+    others: any of "process", "memory" and "kernels"; the last for the numba backend only. generations: pairs of tokens
+    and temperature.
     """
     rows: list[dict[str, Any]] = []
     if "process" in others:  # first: later the engines hold memory that the machine may not have twice
@@ -63,6 +71,7 @@ def compare(
         for measurement in measurements:
             print(measurement.name, file=sys.stderr, flush=True)
             rows.append(_row(engines, ours, setups[OURS], measurement, repeats))
+        rows += [_generation(engines, *generation, repeats) for generation in generations]
         if "memory" in others:
             peaks = {name: [engine.peak_memory() / 1e9] for name, engine in engines.items()}
             rows.append({"name": "peak memory", "unit": "GB", "figures": peaks})
@@ -94,6 +103,20 @@ def _row(
     return {"name": measurement.name, "unit": "tokens/s", "figures": figures, "shares": shares}
 
 
+def _generation(
+    engines: dict[str, Worker | LlamaBench], tokens: int, temperature: float, repeats: int
+) -> dict[str, Any]:
+    """Measure whole texts of the engines that generate, in turn; one before, to warm up, does not count."""
+    figures: dict[str, list[float]] = {}
+    for repeat in range(repeats + 1):
+        for name, engine in engines.items():
+            time.sleep(_REST)
+            rate = None if isinstance(engine, LlamaBench) else engine.run(generated_per_second, tokens, temperature)
+            if repeat and rate is not None:
+                figures.setdefault(name, []).append(rate)
+    return {"name": f"generate, temperature {temperature:g}", "unit": "tokens/s", "figures": figures, "shares": []}
+
+
 def _processes(setups: dict[str, Setup], repeats: int) -> list[dict[str, Any]]:
     able = {name: setup for name, setup in setups.items() if one_token_command(setup)}
     seconds: dict[str, list[float]] = {name: [] for name in able}
@@ -116,7 +139,9 @@ def main() -> None:
     )
     parser.add_argument("model", help="a .gguf file; with no peer but transformers, any model")
     parser.add_argument(
-        "what", nargs="*", help=f"any of {' '.join(_ALL)} memory, with any numbers; default: all but memory"
+        "what",
+        nargs="*",
+        help=f"any of {' '.join(_ALL)} memory generate:TEMPERATURE, with any numbers; default: all but the last two",
     )
     parser.add_argument(
         "--peer",
@@ -146,6 +171,7 @@ def main() -> None:
         metavar="TITLE",
         help="write the result into docs/benchmarks.md, in place of the last one of that title",
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON document a comparison, not Markdown")
     args = parser.parse_args()
     what = args.what or list(_ALL)
     for quantize in dict.fromkeys(args.quantize or ["none"]):
@@ -157,13 +183,15 @@ def main() -> None:
 
 def _compare_and_print(args: argparse.Namespace, what: list[str], quantize: str | None) -> None:
     model = str(Path(args.model).resolve()) if Path(args.model).exists() else args.model
-    measurements = [parse(text, args.tokens) for text in what if text not in _WORDS]
+    generations = [(args.tokens, temperature) for text in what if (temperature := temperature_of(text)) is not None]
+    steps = [text for text in what if text not in _WORDS and temperature_of(text) is None]
+    measurements = [parse(text, args.tokens) for text in steps]
     lanes = max([1, *(measurement.sequences for measurement in measurements)])
     own_threads = args.backend == "mlx" or args.device not in (None, "cpu")
     threads = args.threads or (None if own_threads else os.cpu_count())
     ours = Setup(None, model, args.backend, threads, lanes, quantize, args.dtype, args.device, args.isa)
     setups = {OURS: ours} | {name: _beside(ours, name, program) for name, program in args.peer}
-    result = compare(setups, measurements, what, args.repeat)
+    result = compare(setups, measurements, what, args.repeat, generations)
     title = args.record or Path(model).name
     run = {
         "title": f"{title}, {quantize}" if quantize else title,
@@ -175,7 +203,7 @@ def _compare_and_print(args: argparse.Namespace, what: list[str], quantize: str 
         "engines": list(setups),
         **result,
     }
-    print(markdown(run))
+    print(json.dumps(run) if args.json else markdown(run))
     if args.record:
         record(run)
 

@@ -48,7 +48,7 @@ def mlx_machine(arguments: argparse.Namespace) -> dict[str, Any]:
     from mistral_portable_mlx import BACKEND
 
     reason = BACKEND.probe().reason
-    if arguments.gpu and not reason.startswith("CUDA"):
+    if arguments.gpu and not reason.startswith(("CUDA", "Metal")):
         raise SystemExit(f"MLX does not run on a GPU here: {reason}")
     return {"mlx": reason}
 

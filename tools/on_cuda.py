@@ -13,12 +13,12 @@ import argparse
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tools.stages import LIMIT_S, Stage, run_stages
+from tools.stages import LIMIT_S, Stage, python, run_stages, tests
 
-__all__ = ["PACKAGES", "declare", "mlx_stages", "torch_stages"]
+__all__ = ["PACKAGES", "add_options", "declare", "mlx_stages", "mlx_verifications", "run", "torch_stages"]
 
 ROOT = Path(__file__).parent.parent
 _COMMON = (
@@ -35,7 +35,11 @@ _COMMON = (
         "matplotlib>=3.9",
     ),
 )
-PACKAGES = {"torch": (*_COMMON, "transformers>=5.7"), "mlx": (*_COMMON, "mlx[cuda13]>=0.32.4", "mlx-lm>=0.32")}
+PACKAGES = {
+    "torch": (*_COMMON, "transformers>=5.7"),
+    "mlx": (*_COMMON, "mlx[cuda13]>=0.32.4", "mlx-lm>=0.32"),
+    "mlx on a Mac": (*_COMMON, "mlx>=0.32.4", "mlx-lm>=0.32"),
+}
 """Packages that a bare machine lacks; torch and Triton are there."""
 
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
@@ -46,38 +50,40 @@ _DTYPES = ("bfloat16", "float16", "float32")
 def torch_stages(folder: Path, dry: bool) -> Iterator[Stage]:
     """Answers first; then speed, in the order of what a short loan should tell. dry: on a CPU, in seconds."""
     device = "cpu" if dry else "cuda"
-    yield Stage("machine", _python("tools.cuda_parity", "machine", "--device", device), gate=True)
+    yield Stage("machine", python("tools.cuda_parity", "machine", "--device", device), gate=True)
     if not dry:
-        yield Stage("Triton's kernels", _pytest("tests/torch/test_gemv.py", "tests/torch/test_paged.py"), gate=True)
+        yield Stage("Triton's kernels", tests("tests/torch/test_gemv.py", "tests/torch/test_paged.py"), gate=True)
     kernels = ("sdpa",) if dry else _KERNELS
     for kernel in kernels:
         for dtype in ("bfloat16",) if dry else _DTYPES:
             options = ("--device", device, "--attention", kernel, "--dtype", dtype)
-            yield Stage(f"verify {kernel} {dtype}", _python("tools.cuda_parity", "verify", *options), gate=True)
+            yield Stage(f"verify {kernel} {dtype}", python("tools.cuda_parity", "verify", *options), gate=True)
     for kind in ("q4_0",) if dry else ("q4_0", "q4_1", "q5_0", "q8_0"):
         options = ("--device", device, "--dtype", "bfloat16", "--quantize", kind)
-        yield Stage(f"verify {kind}", _python("tools.cuda_parity", "verify", *options), gate=True)
+        yield Stage(f"verify {kind}", python("tools.cuda_parity", "verify", *options), gate=True)
     together = ("--device", device, "--tokens", "96" if dry else "2000")
-    yield Stage("two programs at once, long texts", _python("tools.cuda_parity", "together", *together), gate=True)
+    yield Stage("two programs at once, long texts", python("tools.cuda_parity", "together", *together), gate=True)
     if not dry:
         yield Stage(
-            "tests on the GPU: agreement", _pytest("tests/torch/test_on_gpu.py", "-k", "not conformance"), gate=True
+            "tests on the GPU: agreement",
+            tests("tests/torch/test_on_gpu.py", "-k", "not conformance"),
+            gate=True,
         )
         for kernel in ("sdpa", "eager", "flex"):
             chosen = ("tests/torch/test_on_gpu.py", "-k", f"conformance and {kernel}")
-            yield Stage(f"tests on the GPU: ladder, {kernel}", _pytest(*chosen), gate=True)
-    yield Stage("limits of the device", _python("tools.cuda_parity", "limits", "--device", device))
+            yield Stage(f"tests on the GPU: ladder, {kernel}", tests(*chosen), gate=True)
+    yield Stage("limits of the device", python("tools.cuda_parity", "limits", "--device", device))
     files = {"BF16": "tiny", "Q4_0": "tiny"} if dry else {}
     for kind in ("BF16", "Q4_0"):
         if not dry:
             files[kind] = str(folder / f"7b-{kind}.gguf")
             made = ("--family", "7b-v0.1", "--type", kind, files[kind])
-            yield Stage(f"weights {kind}", _python("tools.make_random_gguf", *made))
+            yield Stage(f"weights {kind}", python("tools.make_random_gguf", *made))
     yield from _speed(files, device, dry)
     if not dry:
         peer = ("--backend", "torch", "--device", "cuda", "--dtype", "bfloat16", "--tokens", "64", "--repeat", "3")
         what = ("prefill:512", "decode:0", "--peer", "transformers")
-        yield Stage("BF16 beside transformers", _python("tools.bench", files["BF16"], *what, *peer))
+        yield Stage("BF16 beside transformers", python("tools.bench", files["BF16"], *what, *peer))
 
 
 def _speed(files: dict[str, str], device: str, dry: bool) -> Iterator[Stage]:
@@ -94,32 +100,26 @@ def _speed(files: dict[str, str], device: str, dry: bool) -> Iterator[Stage]:
         for kind, file in files.items():
             for what in measurements:
                 options = ("--backend", "torch", "--device", device, "--dtype", "bfloat16", *repeat, "--json")
-                yield Stage(f"{kind} {what}", _python("mistral_portable", "bench", file, what, *options))
+                yield Stage(f"{kind} {what}", python("mistral_portable", "bench", file, what, *options))
 
 
 def mlx_stages(folder: Path, dry: bool) -> Iterator[Stage]:
     """The MLX executor: its own checks, then the conformance suite on the embedded model. dry: its CPU build."""
     wanted = () if dry else ("--gpu",)
-    yield Stage("machine", _python("tools.cuda_parity", "mlx-machine", *wanted), gate=True)
-    for path in (
-        ("tests/mlx/test_backend.py",)
-        if dry
-        else sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests/mlx").glob("test_*.py"))
-    ):
-        yield Stage(path, _pytest(path), gate=True)
+    yield Stage("machine", python("tools.cuda_parity", "mlx-machine", *wanted), gate=True)
+    files = sorted((ROOT / "tests/mlx").glob("test_*.py"))
+    for path in ["tests/mlx/test_ggml.py"] if dry else [str(file.relative_to(ROOT)) for file in files]:
+        yield Stage(path, tests(path), gate=True)
+    yield from mlx_verifications(dry)
+
+
+def mlx_verifications(dry: bool) -> Iterator[Stage]:
+    """The conformance suite on the embedded model, in all types. dry: in one."""
     options = ("--dtype float32", "--dtype float16", "--dtype bfloat16", "--dtype bfloat16 --kv-cache q8_0",
                "--dtype float16 --quantize q4_0", "--dtype float32 --quantize q8_0")  # fmt: skip
     for chosen in options[:1] if dry else options:
-        command = _python("mistral_portable", "verify", "tiny", "--backend", "mlx", *chosen.split())
+        command = python("mistral_portable", "verify", "tiny", "--backend", "mlx", *chosen.split())
         yield Stage(f"verify {chosen}", command, gate=True)
-
-
-def _python(module: str, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", module, *arguments)
-
-
-def _pytest(*arguments: str) -> tuple[str, ...]:
-    return _python("pytest", *arguments, "-n", "0")  # one process: all share the GPU
 
 
 def download(executor: str, target: Path) -> None:
@@ -127,7 +127,7 @@ def download(executor: str, target: Path) -> None:
     platforms = [part for name in _PLATFORMS for part in ("--platform", name)]
     subprocess.run(
         [
-            *_python("pip", "download", "-q", "--only-binary", ":all:", "--python-version", "3.12"),
+            *python("pip", "download", "-q", "--only-binary", ":all:", "--python-version", "3.12"),
             *platforms,
             "-d",
             str(target),
@@ -164,32 +164,43 @@ def declare(site: Path) -> None:
     (folder / "entry_points.txt").write_text("\n".join(["[mistral_portable.backends]", *lines, ""]))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("executor", choices=PACKAGES)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/on_cuda"))
-    parser.add_argument("--wheels", type=Path, help="install from these files instead of the network")
-    parser.add_argument(
-        "--download", type=Path, metavar="DIR", help="download and list what a bare machine lacks, only"
-    )
+def add_options(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Add the options of every command that runs stages. folder: the default one."""
+    parser.add_argument("--folder", type=Path, default=Path(folder))
     parser.add_argument("--within", type=float, metavar="SECONDS", help="begin no stage that would end later")
     parser.add_argument("--limit", type=float, default=LIMIT_S, metavar="SECONDS", help="of a stage")
     parser.add_argument("--only", metavar="TEXT", help="only the stages with this in their names")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, with the packages that are installed")
+
+
+def run(arguments: argparse.Namespace, executor: str, stages: Iterable[Stage], wheels: Path | None = None) -> bool:
+    """Install what `executor` needs, unless this is a dry run, and run the stages; whether all have passed."""
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    paths = [ROOT, ROOT / "backends", ROOT / "tests"]
+    if not arguments.dry_run:
+        paths.insert(0, install(executor, arguments.folder, wheels))
+    chosen = [stage for stage in stages if (arguments.only or "") in stage.name]
+    environment = {"PYTHONPATH": ":".join(map(str, paths))}
+    done = run_stages(chosen, arguments.folder, environment, arguments.within, arguments.limit)
+    print(f"rows: {arguments.folder / 'rows.jsonl'}")
+    return done
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("executor", choices=("torch", "mlx"))
+    add_options(parser, "/tmp/on_cuda")
+    parser.add_argument("--wheels", type=Path, help="install from these files instead of the network")
+    parser.add_argument(
+        "--download", type=Path, metavar="DIR", help="download and list what a bare machine lacks, only"
+    )
     arguments = parser.parse_args()
     if arguments.download:
         download(arguments.executor, arguments.download)
         return 0
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    paths = [ROOT, ROOT / "backends", ROOT / "tests"]
-    if not arguments.dry_run:
-        paths.insert(0, install(arguments.executor, arguments.folder, arguments.wheels))
     make = torch_stages if arguments.executor == "torch" else mlx_stages
-    stages = [stage for stage in make(arguments.folder, arguments.dry_run) if (arguments.only or "") in stage.name]
-    environment = {"PYTHONPATH": ":".join(map(str, paths))}
-    done = run_stages(stages, arguments.folder, environment, arguments.within, arguments.limit)
-    print(f"rows: {arguments.folder / 'rows.jsonl'}")
-    return 0 if done else 1
+    stages = make(arguments.folder, arguments.dry_run)
+    return 0 if run(arguments, arguments.executor, stages, arguments.wheels) else 1
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LIMIT_S", "Row", "Stage", "passed", "run_stages"]
+__all__ = ["LIMIT_S", "Row", "Stage", "passed", "python", "results", "run_stages", "tests"]
 
 LIMIT_S = 480
 """Seconds after which a stage is ended."""
@@ -47,17 +47,33 @@ class Row:
     output: str = ""
 
 
+def python(module: str, *arguments: str) -> tuple[str, ...]:
+    """A command that runs a module with this Python."""
+    return (sys.executable, "-m", module, *arguments)
+
+
+def tests(*arguments: str) -> tuple[str, ...]:
+    """A command that runs tests in one process: all share the device."""
+    return python("pytest", *arguments, "-n", "0")
+
+
+def results(rows: Path) -> dict[str, Any]:
+    """The JSON documents of the stages that have passed, the last one of each, by name."""
+    return {row["stage"]: row["result"] for row in _read(rows) if row["status"] == "passed"}
+
+
 def passed(rows: Path) -> set[str]:
-    """The names of the stages that have passed. A last line that was cut off does not count."""
-    found = set()
+    """The names of the stages that have passed."""
+    return set(results(rows))
+
+
+def _read(rows: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file. A last line that was cut off does not count."""
     for line in rows.read_text().splitlines() if rows.exists() else []:
         try:
-            row = json.loads(line)
+            yield json.loads(line)
         except json.JSONDecodeError:
             continue
-        if row["status"] == "passed":
-            found.add(row["stage"])
-    return found
 
 
 def run_stages(

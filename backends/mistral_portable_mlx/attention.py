@@ -1,6 +1,6 @@
 """Attention over a ring in the order of its slots: no key is moved, and a mask hides keys by their positions.
 
-In shapes, T is the number of tokens of one sequence, C that of the slots of its page, d is head_dim.
+In shapes, B is the number of sequences, T that of the tokens of each, C that of the slots of a page, d is head_dim.
 """
 
 from typing import Protocol
@@ -15,12 +15,13 @@ _FEW = 8  # up to so many queries are multiplied with 8-bit codes; for more, unp
 
 
 def mask(first: mx.array, positions: mx.array, held: mx.array) -> mx.array:
-    """The attention mask, bool [T, C]: whether a query sees the key in a slot.
+    """The attention mask, bool [B, 1, T, C]: whether a query sees the key in a slot.
 
-    first: [T], the oldest position that a query sees (`cache.window.visible`). positions: [T], the query's own, the
-    newest that it sees. held: [C], the position in each slot, negative in an empty one.
+    first: [B, T], the oldest position that a query sees (`cache.window.visible`). positions: [B, T], the query's own,
+    the newest that it sees. held: [B, C], the position in each slot, negative in an empty one.
     """
-    return (held >= first[:, None]) & (held <= positions[:, None])
+    keys = held[:, None, None]
+    return (keys >= first[:, None, :, None]) & (keys <= positions[:, None, :, None])
 
 
 class Format(Protocol):
@@ -30,20 +31,20 @@ class Format(Protocol):
     def parts(self) -> tuple[str, ...]:
         """Names of a page's arrays: first those of the keys, then as many of the values."""
 
-    def empty(self, heads: int, slots: int) -> list[mx.array]:
-        """Make the arrays of a page, zeros, each [heads, slots, n]."""
+    def empty(self, pages: int, heads: int, slots: int) -> list[mx.array]:
+        """Make the arrays of pages, zeros, each [pages, heads, slots, n]."""
 
     def nbytes(self, heads: int, slots: int) -> int:
-        """Bytes of `empty`."""
+        """Bytes of a page in `empty`."""
 
-    def encode(self, x: mx.array) -> list[mx.array]:
-        """Encode keys or values [heads, T, d] as the stored arrays, each [heads, T, n]."""
+    def encode(self, *kinds: mx.array) -> list[mx.array]:
+        """Encode keys, or keys and values, each [T, kv_heads, d], as the stored arrays, each [T, kv_heads, n]."""
 
     def attend(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
-        """Attention: q [heads, T, d], `parts` of a page, mask `seen` [T, C] -> [heads, T, d]."""
+        """Attention: q [B, heads, T, d], `parts` of B pages, mask `seen` [B, 1, T, C] -> [B, heads, T, d]."""
 
     def weights(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
-        """The softmax of `attend`, [heads, T, C]."""
+        """The softmax of `attend`, [B, heads, T, C]."""
 
 
 class FloatFormat:
@@ -54,23 +55,23 @@ class FloatFormat:
     def __init__(self, dtype: mx.Dtype, head_dim: int) -> None:
         self._dtype, self._head_dim = dtype, head_dim
 
-    def empty(self, heads: int, slots: int) -> list[mx.array]:
-        return [mx.zeros((heads, slots, self._head_dim), self._dtype) for _ in self.parts]
+    def empty(self, pages: int, heads: int, slots: int) -> list[mx.array]:
+        return [mx.zeros((pages, heads, slots, self._head_dim), self._dtype) for _ in self.parts]
 
     def nbytes(self, heads: int, slots: int) -> int:
         return 2 * heads * slots * self._head_dim * self._dtype.size
 
-    def encode(self, x: mx.array) -> list[mx.array]:
-        return [x]
+    def encode(self, *kinds: mx.array) -> list[mx.array]:
+        return list(kinds)
 
     def attend(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
         keys, values = parts
-        return mx.fast.scaled_dot_product_attention(q[None], keys[None], values[None], scale=scale, mask=seen)[0]
+        return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=seen)
 
     def weights(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
-        keys = parts[0].astype(mx.float32)
-        scores = _grouped(q.astype(mx.float32) * scale, len(keys)) @ keys.swapaxes(1, 2)
-        return _softmax(scores, seen)
+        keys = parts[0].astype(mx.float32)[:, :, None]
+        scores = _grouped(q.astype(mx.float32) * scale, keys.shape[1]) @ keys.swapaxes(3, 4)
+        return _softmax(scores, seen).reshape(*q.shape[:3], -1)
 
 
 class Q8Format:
@@ -78,50 +79,58 @@ class Q8Format:
 
     MLX multiplies with affine groups, scale * code + bias, so codes are stored with 128 added, and the bias is
     -128 * scale. Heads are padded with zeros to whole groups, which changes neither scales nor scores.
+
+    Each query head is multiplied on its own, also where several share a key head: MLX's kernels that divide a long sum
+    are those for one row.
     """
 
     parts = ("keys", "keys.scales", "values", "values.scales")
 
-    def __init__(self, dtype: mx.Dtype, head_dim: int) -> None:
-        self._dtype, self._head_dim = dtype, head_dim
+    def __init__(self, dtype: mx.Dtype, head_dim: int, sums: mx.Dtype = mx.float32) -> None:
+        """sums: the type in which the sum of values is returned, and so of the scales that it reads. Scores are always
+        float32: a score of 40 in float16 is off by up to 0.016, and its weight by as much, relatively."""
+        self._dtype, self._head_dim, self._sums = dtype, head_dim, sums
         self._groups = -(-head_dim // Q8_0_BLOCK)
 
-    def empty(self, heads: int, slots: int) -> list[mx.array]:
+    def empty(self, pages: int, heads: int, slots: int) -> list[mx.array]:
         kinds = [(self._groups * Q8_0_BLOCK // 4, mx.uint32), (self._groups, mx.float16)] * 2
-        return [mx.zeros((heads, slots, width), dtype) for width, dtype in kinds]
+        return [mx.zeros((pages, heads, slots, width), dtype) for width, dtype in kinds]
 
     def nbytes(self, heads: int, slots: int) -> int:
         return 2 * heads * slots * self._groups * (Q8_0_BLOCK + 2)
 
-    def encode(self, x: mx.array) -> list[mx.array]:
-        blocks = self._padded(x.astype(mx.float32)).reshape(*x.shape[:-1], self._groups, Q8_0_BLOCK)
-        scales = (mx.abs(blocks).max(axis=-1) / 127).astype(mx.float16)
-        steps = scales.astype(mx.float32)[..., None]
-        codes = mx.where(steps > 0, mx.clip(mx.round(blocks / steps), -127, 127), 0) + 128
-        return [codes.astype(mx.uint8).reshape(*x.shape[:-1], -1).view(mx.uint32), scales]
+    def encode(self, *kinds: mx.array) -> list[mx.array]:
+        heads = kinds[0].shape[1]
+        x = kinds[0] if len(kinds) == 1 else mx.concatenate(list(kinds), axis=1)  # the kernels below once, not for each
+        # Casts stand where they are fused with what follows: behind reshapes.
+        blocks = self._padded(x).reshape(*x.shape[:-1], self._groups, Q8_0_BLOCK)
+        scales = (mx.abs(blocks).max(axis=-1).astype(mx.float32) / 127).astype(mx.float16)
+        steps = scales[..., None].astype(mx.float32)
+        rounded = mx.clip(mx.round(blocks.astype(mx.float32) / steps), -127.0, 127.0)
+        codes = mx.where(steps > 0.0, rounded, 0.0) + 128.0  # integers here would each cost a kernel that casts them
+        both = codes.astype(mx.uint8).reshape(*x.shape[:-1], -1).view(mx.uint32), scales
+        return [array[:, begin : begin + heads] for begin in range(0, x.shape[1], heads) for array in both]
 
     def attend(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
-        if q.shape[1] > _FEW:
+        if q.shape[2] > _FEW:
             keys, values = (self._unpacked(*parts[at : at + 2]) for at in (0, 2))
-            return mx.fast.scaled_dot_product_attention(q[None], keys[None], values[None], scale=scale, mask=seen)[0]
-        weights = self.weights(q, parts, seen, scale)
+            return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=seen)
         codes, scales = parts[2:]
-        grouped = weights.reshape(len(codes), -1, weights.shape[-1])
-        out = self._multiply(grouped, codes, scales, transpose=False)
-        return out.reshape(len(weights), q.shape[1], -1)[..., : self._head_dim].astype(self._dtype)
+        out = _multiply(self._weights(q, parts, seen, scale).astype(self._sums), codes, scales, transpose=False)
+        return out.reshape(*q.shape[:3], -1)[..., : self._head_dim].astype(self._dtype)
 
     def weights(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
+        return self._weights(q, parts, seen, scale).reshape(*q.shape[:3], -1)
+
+    def _weights(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
+        """[B, kv_heads, n, T, C]"""
         codes, scales = parts[:2]
-        queries = _grouped(self._padded(q.astype(mx.float32) * scale), len(codes))
-        return _softmax(self._multiply(queries, codes, scales, transpose=True), seen)
+        queries = _grouped(self._padded(q), codes.shape[1]).astype(mx.float32) * scale
+        return _softmax(_multiply(queries, codes, scales, transpose=True), seen)
 
     def _padded(self, x: mx.array) -> mx.array:
         missing = self._groups * Q8_0_BLOCK - self._head_dim
-        return mx.pad(x, [(0, 0), (0, 0), (0, missing)]) if missing else x
-
-    def _multiply(self, x: mx.array, codes: mx.array, scales: mx.array, transpose: bool) -> mx.array:
-        numbers = scales.astype(mx.float32)
-        return mx.quantized_matmul(x, codes, numbers, -128 * numbers, transpose, Q8_0_BLOCK, 8)
+        return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
 
     def _unpacked(self, codes: mx.array, scales: mx.array) -> mx.array:
         numbers = scales.astype(mx.float32)
@@ -129,12 +138,17 @@ class Q8Format:
         return floats[..., : self._head_dim].astype(self._dtype)
 
 
+def _multiply(x: mx.array, codes: mx.array, scales: mx.array, transpose: bool) -> mx.array:
+    """Multiply x [B, kv_heads, n, T, m] with the codes of [B, kv_heads], in the type of x."""
+    numbers = scales[:, :, None].astype(x.dtype)
+    return mx.quantized_matmul(x, codes[:, :, None], numbers, -128 * numbers, transpose, Q8_0_BLOCK, 8)
+
+
 def _grouped(q: mx.array, kv_heads: int) -> mx.array:
-    """Group queries by their key/value head: [heads, T, d] -> [kv_heads, n * T, d], n = heads / kv_heads."""
-    return q.reshape(kv_heads, -1, q.shape[-1])
+    """Group queries by their key/value head: [B, heads, T, d] -> [B, kv_heads, n, T, d], n = heads / kv_heads."""
+    return q.reshape(q.shape[0], kv_heads, -1, *q.shape[2:])
 
 
 def _softmax(scores: mx.array, seen: mx.array) -> mx.array:
-    """scores [kv_heads, n * T, C], mask [T, C] -> [kv_heads * n, T, C]"""
-    tokens, slots = seen.shape
-    return mx.softmax(mx.where(seen, scores.reshape(-1, tokens, slots), -mx.inf), axis=-1, precise=True)
+    """scores [B, kv_heads, n, T, C], mask [B, 1, T, C] -> the softmax of those that are seen"""
+    return mx.softmax(mx.where(seen[:, :, None], scores, -mx.inf), axis=-1, precise=True)

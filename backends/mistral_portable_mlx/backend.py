@@ -1,5 +1,6 @@
 """Descriptor of the MLX executor."""
 
+import warnings
 from collections.abc import Mapping
 
 from mistral_portable.boundary import Availability, Capabilities, ExecutorOptions, Precision, Program
@@ -53,7 +54,16 @@ class MLXBackend:
         device = find_device()
         precision = Precision(options.dtype, kv_cache="q8_0" if options.kv_cache == "q8_0" else None)
         memory = Memory(self._memory or device.memory, device.kind)
-        return MLXProgram(graph, weights, cache, precision, memory, options.progress)
+        if options.dtype == "bfloat16" and device.emulates_bfloat16:
+            warnings.warn(
+                f"{device.name} has no bfloat16 arithmetic and emulates it: --dtype float16 may be faster, where "
+                "activations stay below 65,504",
+                stacklevel=2,
+            )
+        program = MLXProgram(graph, weights, cache, precision, memory, options.progress)
+        if device.kind != "CPU":  # where MLX compiles kernels when they are first used
+            program.warm()
+        return program
 
 
 BACKEND = MLXBackend()

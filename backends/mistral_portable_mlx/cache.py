@@ -2,9 +2,12 @@
 
 MLX arrays are values: a write makes a new array. If nothing else refers to the old one, the new one takes over its
 memory, and the write costs only the rows written. Else, as where a page is a copy of another, MLX copies it first.
+
+Pages of sequences that are stepped together lie in one array, a stack, so that one write and one attention serve all.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -14,25 +17,31 @@ from mistral_portable.boundary.shared import check_pages
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable_mlx.attention import Format
 from mistral_portable_mlx.memory import Memory
+from mistral_portable_mlx.stacks import Parts, Stack, copied, room
 
-__all__ = ["Cache", "Parts", "room"]
+__all__ = ["Cache", "Seats"]
 
-Parts = list[mx.array]
-"""The arrays of a layer's page, each [key/value heads, slots, n], in the order of `Format.parts`."""
-
-_LEAST, _STEP = 256, 1024
+_TOGETHER = 64  # tokens; a sequence that adds more reads a prompt, and does not join a stack before it decodes
 
 
-def room(length: int, page_size: int) -> int:
-    """Slots to allocate for `length` tokens, at most `page_size`: doublings from 256 to 1024, then finer steps.
+@dataclass(frozen=True)
+class Seats:
+    """The part of a step that is in one stack. sequences: their indices in the plan, in the order of the stack's rows;
+    rows: the row of each."""
 
-    Attention reads all slots of a page, so unused ones cost time: at most 1024 or, in long lanes, an eighth. Examples:
-    300 tokens get 512, 1500 get 2048, and 33,000 get 36,864.
-    """
-    if length <= _STEP:
-        return min(page_size, max(_LEAST, 1 << (length - 1).bit_length()))
-    step = max(_STEP, 1 << (length.bit_length() - 4))
-    return min(page_size, -(-length // step) * step)
+    stack: Stack
+    sequences: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Party:
+    """Sequences that make a stack. pages: theirs; sources: the pages whose contents they begin with."""
+
+    sequences: tuple[int, ...]
+    pages: tuple[int, ...]
+    sources: tuple[int, ...]
+    slots: int
 
 
 class Cache:
@@ -40,48 +49,45 @@ class Cache:
 
     def __init__(self, spec: CacheSpec, format: Format, memory: Memory) -> None:
         self._spec, self._format, self._memory = spec, format, memory
-        self._pages: dict[tuple[int, int], Parts] = {}  # by layer and page
+        self._heads = spec.num_key_value_heads
+        self._stacks: dict[tuple[int, int], Stack] = {}  # by layer group and page
 
     @property
     def nbytes(self) -> int:
         """Bytes now allocated; shared arrays count once."""
-        arrays = {id(array): array.nbytes for parts in self._pages.values() for array in parts}
+        arrays = {id(array): array.nbytes for array in self.arrays()}
         return sum(arrays.values())
 
     def slot_bytes(self, group: int) -> int:
         """Bytes of a slot in all layers of a group."""
-        return len(self._spec.groups[group].layers) * self._format.nbytes(self._spec.num_key_value_heads, 1)
+        return len(self._spec.groups[group].layers) * self._format.nbytes(self._heads, 1)
 
-    def take(self, plan: StepPlan) -> dict[int, list[Parts]]:
-        """The arrays of the plan's sequences, by layer, with room for its tokens; those of a copy may be its source's.
+    def take(self, plan: StepPlan) -> list[list[Seats]]:
+        """Find the stacks of the plan's sequences, by layer group, and make room for its tokens.
 
-        Raises CapacityError if memory is short; only pages that the plan begins or copies to have changed then.
+        Sequences of equally many slots are brought into one stack, which is copied when one joins or leaves. Raises
+        CapacityError if memory is short; only pages that the plan begins or copies to have changed then.
         """
         self._begin(plan)
-        longest = int(plan.ends.max())
-        self._memory.require_growth(sum(self._growth(*wanted) for wanted in self._wanted(plan)), longest)
-        layers: dict[int, list[Parts]] = {layer: [] for group in self._spec.groups for layer in group.layers}
-        for layer, page, source, slots in self._wanted(plan):
-            parts = self._pages.get((layer, source), [])
-            if self._slots(layer, source) < slots:
-                parts = self._pages[layer, page] = self._grown(parts, slots)
-            layers[layer].append(list(parts))
-        return layers
+        parties = [self._parties(plan, group) for group in range(len(self._spec.groups))]
+        growth = sum(self._growth(group, party) for group, some in enumerate(parties) for party in some)
+        self._memory.require_growth(growth, int(plan.ends.max()))
+        return [[self._seats(group, party) for party in some] for group, some in enumerate(parties)]
 
-    def put(self, plan: StepPlan, layers: Mapping[int, list[Parts]]) -> None:
-        """Keep the arrays that a step has made of those from `take`."""
-        for group, reads in zip(self._spec.groups, plan.groups, strict=True):
+    def put(self, taken: Sequence[Sequence[Seats]], layers: Mapping[int, list[Parts]]) -> None:
+        """Keep the arrays that a step has made of those of the stacks from `take`, by layer."""
+        for group, seats in zip(self._spec.groups, taken, strict=True):
             for layer in group.layers:
-                for page, parts in zip(reads.pages[:, 0].tolist(), layers[layer], strict=True):
-                    self._pages[layer, page] = parts
+                for seat, parts in zip(seats, layers[layer], strict=True):
+                    seat.stack.layers[layer] = parts
 
     def arrays(self) -> Parts:
-        """The arrays of all pages and layers."""
-        return [array for parts in self._pages.values() for array in parts]
+        """The arrays of all stacks and layers; some twice."""
+        return [array for stack in self._stacks.values() for parts in stack.layers.values() for array in parts]
 
     def clear(self) -> None:
         """Release all memory."""
-        self._pages.clear()
+        self._stacks.clear()
 
     def read(self, group: int, pages: Sequence[int], blank: Sequence[int]) -> LaneState:
         """NumPy copies named KIND.LAYER, scales KIND.LAYER.scales, each [pages, heads, slots, n]; bfloat16 as uint16.
@@ -90,14 +96,15 @@ class Cache:
         slots `blank`.
         """
         layers, empty = self._spec.groups[group].layers, self._empty_parts()
-        slots = max((self._slots(layers[0], page) for page in pages), default=0)
+        slots = max((self._slots(group, page) for page in pages), default=0)
         state = {}
         for layer in layers:
             for at, (part, like) in enumerate(empty.items()):
-                out = np.zeros((len(pages), len(like), slots, like.shape[2]), _numpy_name(like.dtype))
+                out = np.zeros((len(pages), self._heads, slots, like.shape[3]), _numpy_name(like.dtype))
                 for row, page in zip(out, pages, strict=True):
-                    array = self._pages[layer, page][at] if (layer, page) in self._pages else like
-                    row[:, : array.shape[1]] = np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
+                    for array in self._row(group, layer, page)[at : at + 1]:
+                        plain = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
+                        row[:, : array.shape[2]] = np.array(plain)[0]
                 out[-1:, :, [slot for slot in blank if slot < slots]] = 0
                 state[self._name(part, layer)] = out
         return state
@@ -107,66 +114,111 @@ class Cache:
 
         Raises CacheError if they are not this model's, CapacityError if they do not fit; nothing has changed then.
         """
-        own, heads = self._spec.groups[group], self._spec.num_key_value_heads
-        like = self._empty_parts()
+        own, like = self._spec.groups[group], self._empty_parts()
         saved = state.get(self._name(self._format.parts[0], own.layers[0]))
         slots = min(saved.shape[2], own.page_size) if saved is not None and saved.ndim == 4 else 0
-        rows = {part: ((heads, slots, array.shape[2]), _numpy_name(array.dtype)) for part, array in like.items()}
+        rows = {part: ((self._heads, slots, array.shape[3]), _numpy_name(array.dtype)) for part, array in like.items()}
         suffixes = {part: part.partition(".")[2] for part in like if "." in part}
         check_pages(state, self._spec, group, len(pages), rows, suffixes)
-        self._memory.require_growth(len(pages) * len(own.layers) * self._format.nbytes(heads, slots), slots)
+        self._memory.require_growth(len(pages) * slots * self.slot_bytes(group), slots)
         loaded = {
-            (layer, page): [
-                mx.array(np.ascontiguousarray(state[self._name(part, layer)][row])).view(array.dtype)
-                for part, array in like.items()
+            layer: [
+                [
+                    mx.array(np.ascontiguousarray(state[self._name(part, layer)][row : row + 1])).view(array.dtype)
+                    for part, array in like.items()
+                ]
+                for row in range(len(pages))
             ]
             for layer in own.layers
-            for row, page in enumerate(pages)
         }
         mx.eval(list(loaded.values()))
-        self._pages |= loaded
+        self._restack(group, pages)
+        for row, page in enumerate(pages):
+            self._stacks[group, page] = Stack((page,), slots, {layer: loaded[layer][row] for layer in own.layers})
 
     def _begin(self, plan: StepPlan) -> None:
         """Release the old arrays of pages in which a sequence begins, and of those that become copies."""
         begun = plan.positions[plan.query_starts[:-1]] == 0
-        for group, reads in zip(self._spec.groups, plan.groups, strict=True):
-            for page in (*reads.pages[begun, 0].tolist(), *reads.copies[:, 1].tolist()):
-                for layer in group.layers:
-                    self._pages.pop((layer, page), None)
+        for group, reads in enumerate(plan.groups):
+            old = (*reads.pages[begun, 0].tolist(), *reads.copies[:, 1].tolist())
+            self._restack(group, [page for page in old if (group, page) in self._stacks])
 
-    def _wanted(self, plan: StepPlan) -> Iterator[tuple[int, int, int, int]]:
-        """For each layer and sequence: the layer, the page, the page whose content it begins with, and its slots."""
-        ends = plan.ends.tolist()
-        for group, reads in zip(self._spec.groups, plan.groups, strict=True):
-            sources = {target: source for source, target in reads.copies.tolist()}
-            pages = reads.pages[:, 0].tolist()
-            for layer in group.layers:
-                for page, end in zip(pages, ends, strict=True):
-                    yield layer, page, sources.get(page, page), room(end, group.page_size)
+    def _parties(self, plan: StepPlan, group: int) -> list[_Party]:
+        """The sequences by the number of slots that their pages have or need; those that read a prompt one by one."""
+        reads, page_size = plan.groups[group], self._spec.groups[group].page_size
+        pages, ends, counts = reads.pages[:, 0].tolist(), plan.ends.tolist(), np.diff(plan.query_starts).tolist()
+        copies = {target: source for source, target in reads.copies.tolist()}
+        sources = [copies.get(page, page) for page in pages]
+        slots = [max(room(end, page_size), self._slots(group, page)) for end, page in zip(ends, sources, strict=True)]
+        parties: dict[tuple[int, int | None], list[int]] = {}
+        for s, count in enumerate(counts):
+            parties.setdefault((slots[s], s if count > _TOGETHER else None), []).append(s)
+        return [
+            _Party(tuple(some), tuple(pages[s] for s in some), tuple(sources[s] for s in some), size)
+            for (size, _), some in parties.items()
+        ]
 
-    def _growth(self, layer: int, page: int, source: int, slots: int) -> int:
-        """Bytes that a page needs beyond those it has; a copy has none: the first write to it copies its source."""
-        heads, held = self._spec.num_key_value_heads, self._slots(layer, source)
-        needed = self._format.nbytes(heads, max(held, slots))
-        return needed if page != source else needed - self._format.nbytes(heads, held)
+    def _seats(self, group: int, party: _Party) -> Seats:
+        stack = self._stacks.get((group, party.sources[0]))
+        whole = stack is not None and stack.slots >= party.slots
+        same = stack is not None and sorted(stack.pages) == sorted(party.pages)
+        if stack is None or not whole or party.pages != party.sources or not same:
+            if stack is not None and whole and stack.pages == party.sources and len(party.pages) == 1:
+                # A copy of a page: MLX copies the arrays when one of the two is written.
+                stack = Stack(party.pages, stack.slots, {layer: list(parts) for layer, parts in stack.layers.items()})
+                self._stacks[group, party.pages[0]] = stack
+            else:
+                stack = self._restack(group, party.pages, party.sources, party.slots)
+        rows = dict(sorted((stack.pages.index(page), s) for s, page in zip(party.sequences, party.pages, strict=True)))
+        return Seats(stack, tuple(rows.values()), tuple(rows))
 
-    def _slots(self, layer: int, page: int) -> int:
+    def _restack(self, group: int, leaving: Collection[int], sources: Sequence[int] = (), slots: int = 0) -> Stack:
+        """Take pages out of their stacks, and return a new stack that they make with the contents of `sources`; without
+        these they are given up. Other pages of their stacks get arrays of their own.
+
+        Each layer is evaluated before the next one, so that only one layer is in memory twice.
+        """
+        broken = {id(stack): stack for page in leaving if (stack := self._stacks.get((group, page))) is not None}
+        others = {page: stack for stack in broken.values() for page in stack.pages if page not in leaving}
+        made = Stack(tuple(leaving), slots, {})
+        alone = {page: Stack((page,), stack.slots, {}) for page, stack in others.items()}
+        for layer in self._spec.groups[group].layers:
+            if sources:
+                rows = [self._row(group, layer, page) for page in sources]
+                made.layers[layer] = copied(self._format, self._heads, slots, rows)
+                del rows
+            for page, stack in others.items():
+                alone[page].layers[layer] = copied(self._format, self._heads, stack.slots, [stack.row(layer, page)])
+            mx.eval(made.layers.get(layer, []), [stack.layers[layer] for stack in alone.values()])
+            for stack in broken.values():
+                stack.layers[layer] = []
+        for page in leaving:
+            self._stacks.pop((group, page), None)
+            if sources:
+                self._stacks[group, page] = made
+        self._stacks |= {(group, page): stack for page, stack in alone.items()}
+        return made
+
+    def _growth(self, group: int, party: _Party) -> int:
+        """Bytes that pages need beyond those they have; a copy has none: the first write to it copies its source."""
+        return sum(
+            self.slot_bytes(group) * (party.slots - (self._slots(group, page) if page == source else 0))
+            for page, source in zip(party.pages, party.sources, strict=True)
+        )
+
+    def _slots(self, group: int, page: int) -> int:
         """Allocated slots of a page."""
-        parts = self._pages.get((layer, page))
-        return parts[0].shape[1] if parts else 0
+        stack = self._stacks.get((group, page))
+        return stack.slots if stack else 0
 
-    def _grown(self, parts: Parts, slots: int) -> Parts:
-        """Copies with more slots. Evaluated, so that only one layer's page is in memory twice."""
-        # Zeros: an empty slot gets the weight 0, and 0 * NaN would be NaN.
-        grown = self._format.empty(self._spec.num_key_value_heads, slots)
-        for new, old in zip(grown, parts, strict=False):
-            new[:, : old.shape[1]] = old
-        mx.eval(grown)
-        return grown
+    def _row(self, group: int, layer: int, page: int) -> Parts:
+        """The arrays of a page, each [1, heads, slots, n]; none if it has none."""
+        stack = self._stacks.get((group, page))
+        return stack.row(layer, page) if stack else []
 
     def _empty_parts(self) -> dict[str, mx.array]:
         """Arrays without slots, by the names of the parts."""
-        return dict(zip(self._format.parts, self._format.empty(self._spec.num_key_value_heads, 0), strict=True))
+        return dict(zip(self._format.parts, self._format.empty(1, self._heads, 0), strict=True))
 
     def _name(self, part: str, layer: int) -> str:
         kind, *suffix = part.split(".")

@@ -14,12 +14,19 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 @dataclass(frozen=True)
 class Device:
-    """kind: "Metal", "CUDA" or "CPU". name: the chip's. memory: bytes for weights, cache and scratch together."""
+    """kind: "Metal", "CUDA" or "CPU". name: the chip's. memory: bytes for weights, cache and scratch together.
+    architecture: as MLX names it, "applegpu_g14s" say."""
 
     kind: str
     name: str
     memory: int
     version: str
+    architecture: str = ""
+
+    @property
+    def emulates_bfloat16(self) -> bool:
+        """Whether it computes bfloat16 in several operations: Apple's GPUs do before the M3, "applegpu_g15"."""
+        return self.architecture.startswith(("applegpu_g13", "applegpu_g14"))
 
 
 def find_device() -> Device:
@@ -36,7 +43,8 @@ def find_device() -> Device:
             raise RuntimeError(f"it does not tell the memory of its {kind} device, only {', '.join(info)}")
     else:
         kind, memory = "CPU", _main_memory()
-    return Device(kind, str(info.get("device_name", "unknown")), memory, version("mlx"))
+    names = str(info.get("device_name", "unknown")), str(info.get("architecture", ""))
+    return Device(kind, names[0], memory, version("mlx"), names[1])
 
 
 def _main_memory() -> int:

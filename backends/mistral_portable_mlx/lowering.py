@@ -1,8 +1,8 @@
 """Lowering: every op of the closed list as a function of MLX arrays."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -11,43 +11,47 @@ from mistral_portable.cache import CacheSpec
 from mistral_portable.graph import Node, Rotation
 from mistral_portable.graph.ir import PLAN_INPUTS
 from mistral_portable_mlx.attention import Format, mask
-from mistral_portable_mlx.cache import Parts
+from mistral_portable_mlx.inputs import Span
 from mistral_portable_mlx.matrices import Matrix
+from mistral_portable_mlx.stacks import Parts
 
 __all__ = ["Kernel", "Lowering", "Step"]
+
+_SORTED = 64  # pairs of a token and an expert from which on they are sorted by expert (mlx-lm's bound)
 
 
 @dataclass
 class Step:
     """A step for kernels: its shapes are integers, fixed where it is compiled; all else is in arrays.
 
-    query_starts: sequence s owns the tokens query_starts[s] .. query_starts[s + 1] - 1. inputs: see `inputs.py`.
-    layers: by layer, the arrays of each sequence's page; attention replaces them by the written ones.
+    spans: by layer group and stack, the parts that are attended as one. inputs: see `inputs.py`. layers: by layer, the
+    arrays of each stack; attention replaces them by the written ones.
     """
 
-    query_starts: tuple[int, ...]
+    spans: tuple[tuple[tuple[Span, ...], ...], ...]
     inputs: Mapping[str, mx.array]
     layers: dict[int, list[Parts]]
-    masks: dict[tuple[int, int], mx.array] = field(default_factory=dict)
-    written: set[tuple[int, str]] = field(default_factory=set)
+    masks: dict[tuple[int, int, Span], mx.array] = field(default_factory=dict)
 
-    @property
-    def spans(self) -> list[tuple[int, slice]]:
-        """Index and tokens of each sequence."""
-        return [(s, slice(a, b)) for s, (a, b) in enumerate(pairwise(self.query_starts))]
-
-    def mask(self, group: int, sequence: int, tokens: slice) -> mx.array:
-        """The attention mask, bool [T of the sequence, slots], made once for all layers of a group."""
-        key = group, sequence
+    def mask(self, group: int, stack: int, span: Span) -> mx.array:
+        """The attention mask, bool [sequences, 1, tokens of each, slots], made once for all layers of a group."""
+        key = group, stack, span
         if key not in self.masks:
-            first, positions = self.inputs[f"first.{group}"][tokens], self.inputs["positions"][tokens]
-            self.masks[key] = mask(first, positions, self.inputs[f"held.{group}.{sequence}"])
+            first, positions, held = (self.inputs[f"{name}.{group}.{stack}"] for name in ("first", "positions", "held"))
+            count = len(span.sequences)
+            first, positions = (_part(array, span.tokens).reshape(count, -1) for array in (first, positions))
+            self.masks[key] = mask(first, positions, _part(held, span.sequences))
         return self.masks[key]
+
+    def tokens_of(self, x: mx.array, group: int, stack: int) -> mx.array:
+        """Rows of x [T, n] that are of a stack's sequences, in the order of its rows."""
+        order = self.inputs.get(f"order.{group}.{stack}")
+        return x if order is None else x[order]
 
 
 Kernel = Callable[..., Any]
 """A node's function: takes the Step and the node's inputs, returns an array; attention weights: a list of one array
-per sequence."""
+per span."""
 
 
 class Lowering:
@@ -63,6 +67,8 @@ class Lowering:
     ) -> None:
         self._spec, self._format, self._rotations = spec, format, rotations
         self._matrices, self._vectors = matrices, vectors
+        self._heads = mx.arange(spec.num_key_value_heads, dtype=mx.uint32)[None]
+        mx.eval(self._heads)
         # Elementwise ops, each compiled into one kernel for any T. Compiled per program: MLX binds a compiled function
         # to the stream of its first run.
         self._turn = mx.compile(lambda *arrays: _turn(*arrays), shapeless=True)
@@ -104,34 +110,30 @@ class Lowering:
         return turn
 
     def attention(self, node: Node) -> Kernel:
-        """Write keys and values to the pages, then attend, sequence by sequence."""
-        head_dim, scale, layer = node.integer("head_dim"), node.number("scale"), node.integer("layer")
-        group = self._spec.group_of(layer)
+        """Write keys and values to the pages, then attend, stack by stack."""
+        scale, layer = node.number("scale"), node.integer("layer")
+        back = f"back.{self._spec.group_of(layer)}"
 
         def attend(step: Step, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-            self._write(step, layer, "keys", k)
-            self._write(step, layer, "values", v)
-            outs = []
-            for s, tokens in step.spans:
-                seen = step.mask(group, s, tokens)
-                out = self._format.attend(_heads(q[tokens], head_dim), step.layers[layer][s], seen, scale)
-                outs.append(out.swapaxes(0, 1).reshape(seen.shape[0], -1))
-            return outs[0] if len(outs) == 1 else mx.concatenate(outs)
+            self._write(step, layer, k, v)
+            outs = [
+                self._format.attend(queries, parts, seen, scale).swapaxes(1, 2).reshape(-1, q.shape[1])
+                for queries, parts, seen in self._reads(step, layer, q)
+            ]
+            out = outs[0] if len(outs) == 1 else mx.concatenate(outs)
+            return out[step.inputs[back]] if back in step.inputs else out
 
         return attend
 
     def attention_weights(self, node: Node) -> Kernel:
-        """Write keys to the pages; the softmax of each sequence, [T, heads, slots] in the order of slots."""
-        head_dim, scale, layer = node.integer("head_dim"), node.number("scale"), node.integer("layer")
-        group = self._spec.group_of(layer)
+        """Write keys to the pages; the softmax of each span, [sequences, heads, T, slots] in the order of slots."""
+        scale, layer = node.number("scale"), node.integer("layer")
 
         def weights(step: Step, q: mx.array, k: mx.array) -> list[mx.array]:
-            self._write(step, layer, "keys", k)
+            self._write(step, layer, k)
             return [
-                self._format.weights(
-                    _heads(q[tokens], head_dim), step.layers[layer][s], step.mask(group, s, tokens), scale
-                ).swapaxes(0, 1)
-                for s, tokens in step.spans
+                self._format.weights(queries, parts, seen, scale)
+                for queries, parts, seen in self._reads(step, layer, q)
             ]
 
         return weights
@@ -146,12 +148,21 @@ class Lowering:
         top_k = node.integer("top_k")
 
         def mix(step: Step, x: mx.array, scores: mx.array) -> mx.array:
-            count = scores.shape[1]
             chosen, shares = _choose(scores.astype(mx.float32), top_k)
-            each = x[:, None, None, :]  # [T, 1, 1, H], times matrices of [T, top_k]
-            inner = self._silu_mul(gate.gather(each, chosen, count), up.gather(each, chosen, count))
-            out = down.gather(inner, chosen, count)[:, :, 0].astype(mx.float32)  # [T, top_k, H]
-            return (out * shares[:, :, None]).sum(axis=1).astype(x.dtype)
+            several = chosen.size >= _SORTED
+            if several:  # by expert, so that a kernel reads its matrix once for all its tokens
+                order = mx.argsort(chosen.reshape(-1))
+                each, experts = x[order // top_k][:, None], chosen.reshape(-1)[order]  # [T * top_k, 1, H]
+            else:
+                each, experts = x[:, None, None], chosen  # [T, 1, 1, H], times matrices of [T, top_k]
+
+            def product(matrix: Matrix, of: mx.array) -> mx.array:
+                return matrix.gather(of, experts, scores.shape[1], several)
+
+            out = product(down, self._silu_mul(product(gate, each), product(up, each)))[..., 0, :]
+            if several:
+                out = out[mx.argsort(order)].reshape(*chosen.shape, -1)
+            return (out.astype(mx.float32) * shares[:, :, None]).sum(axis=1).astype(x.dtype)
 
         return mix
 
@@ -174,7 +185,7 @@ class Lowering:
         def replace(step: Step, x: mx.array, given: mx.array, places: mx.array) -> mx.array:
             if not len(places):
                 return x
-            replaced = mx.array(x)  # another object: assignment to rows changes the object, not only the name
+            replaced = copy(x)  # another object: assignment to rows changes the object, not only the name
             replaced[places] = given
             return replaced
 
@@ -184,20 +195,25 @@ class Lowering:
         """The requested rows."""
         return lambda step, x: x[step.inputs["logit_rows"]]
 
-    def _write(self, step: Step, layer: int, kind: str, x: mx.array) -> None:
-        """Write keys or values [T, kv_heads * d] into their slots, once per step."""
-        if (layer, kind) in step.written:
-            return
-        step.written.add((layer, kind))
-        half = len(self._format.parts) // 2
-        begin = 0 if kind == "keys" else half
-        slots = step.inputs[f"slots.{self._spec.group_of(layer)}"]
-        for s, tokens in step.spans:
-            parts = step.layers[layer][s]
-            for at, rows in enumerate(self._format.encode(_heads(x[tokens], self._spec.head_dim)), begin):
-                written = mx.array(parts[at])  # another object, as in `replace_rows`
-                written[:, slots[tokens]] = rows
+    def _write(self, step: Step, layer: int, *kinds: mx.array) -> None:
+        """Write keys, or keys and values, each [T, kv_heads * d], into their slots."""
+        group, stacks = self._spec.group_of(layer), step.layers[layer]
+        for stack, parts in enumerate(stacks):
+            rows, slots = (step.inputs[f"{name}.{group}.{stack}"] for name in ("rows", "slots"))
+            mine = kinds if len(stacks) == 1 else [step.tokens_of(x, group, stack) for x in kinds]
+            for at, heads in enumerate(self._format.encode(*(_heads(x, self._spec.head_dim) for x in mine))):
+                written = copy(parts[at])  # another object, as in `replace_rows`
+                written[rows, self._heads, slots] = heads  # indices of one type: nothing but a scatter
                 parts[at] = written
+
+    def _reads(self, step: Step, layer: int, q: mx.array) -> Iterator[tuple[mx.array, list[mx.array], mx.array]]:
+        """The queries [B, heads, T, d], arrays [B, ...] and mask of each span, stack by stack."""
+        group = self._spec.group_of(layer)
+        for stack, parts in enumerate(step.layers[layer]):
+            queries = _heads(step.tokens_of(q, group, stack), self._spec.head_dim)
+            for span in step.spans[group][stack]:
+                mine = _part(queries, span.tokens).reshape(len(span.sequences), -1, *queries.shape[1:])
+                yield mine.swapaxes(1, 2), [_part(array, span.rows) for array in parts], step.mask(group, stack, span)
 
 
 def _choose(scores: mx.array, top_k: int) -> tuple[mx.array, mx.array]:
@@ -214,8 +230,13 @@ def _choose(scores: mx.array, top_k: int) -> tuple[mx.array, mx.array]:
 
 
 def _heads(x: mx.array, head_dim: int) -> mx.array:
-    """[T, heads * d] -> [heads, T, d]"""
-    return x.reshape(len(x), -1, head_dim).swapaxes(0, 1)
+    """[T, heads * d] -> [T, heads, d]"""
+    return x.reshape(len(x), -1, head_dim)
+
+
+def _part(x: mx.array, rows: range) -> mx.array:
+    """Rows of x; x itself if these are all."""
+    return x if len(rows) == len(x) else x[rows.start : rows.stop]
 
 
 def _turn(x: mx.array, swapped: mx.array, cos: mx.array, sin: mx.array) -> mx.array:

@@ -1,6 +1,7 @@
 """Weights on the device: dense matrices and affine groups, read from the tensors of a checkpoint."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -9,10 +10,21 @@ import mlx.core as mx
 
 from mistral_portable.boundary.shared import stored_dtype
 from mistral_portable.errors import BackendError
+from mistral_portable.graph import Graph
 from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, Tensor, release
 from mistral_portable_mlx.ggml import GROUP, LAYOUTS, pack
 
-__all__ = ["Affine", "Dense", "Form", "Matrix", "form", "read_matrix", "read_vector"]
+__all__ = [
+    "Affine",
+    "Dense",
+    "Form",
+    "Matrix",
+    "form",
+    "notice_float32",
+    "on_cpu",
+    "read_matrix",
+    "read_vector",
+]
 
 _SLICE = 2**24  # weights that are unpacked from ggml's blocks at a time; each takes a few bytes of scratch
 
@@ -26,10 +38,10 @@ class Matrix(Protocol):
     def rows(self, tokens: mx.array) -> mx.array:
         """tokens [T] -> [T, I]"""
 
-    def gather(self, x: mx.array, chosen: mx.array, count: int) -> mx.array:
-        """Multiply with chosen experts: x [T, 1 or k, 1, I], chosen [T, k] -> [T, k, 1, O].
+    def gather(self, x: mx.array, chosen: mx.array, count: int, sorted: bool) -> mx.array:
+        """Multiply with chosen experts: x [T, 1 or k, 1, I], chosen [T, k] -> [T, k, 1, O], or without the axis of k.
 
-        The matrices of `count` experts lie one below the other.
+        The matrices of `count` experts lie one below the other. sorted: whether those chosen are in rising order.
         """
 
     @property
@@ -49,14 +61,14 @@ class Dense:
     def rows(self, tokens: mx.array) -> mx.array:
         return self.weight[tokens]
 
-    def gather(self, x: mx.array, chosen: mx.array, count: int) -> mx.array:
+    def gather(self, x: mx.array, chosen: mx.array, count: int, sorted: bool) -> mx.array:
         matrices = self.weight.reshape(count, -1, self.weight.shape[1]).swapaxes(1, 2)
-        if self.weight.dtype == mx.float32 or not _on_cpu():
-            return mx.gather_mm(x, matrices, rhs_indices=chosen)
+        if self.weight.dtype == mx.float32 or not on_cpu():
+            return mx.gather_mm(x, matrices, rhs_indices=chosen, sorted_indices=sorted)
         # On a CPU, MLX 0.32 gathers matrices of float32 only, so each expert computes all tokens.
         out = x @ matrices[0]
         for index in range(1, count):
-            out = mx.where((chosen == index)[:, :, None, None], x @ matrices[index], out)
+            out = mx.where((chosen == index)[..., None, None], x @ matrices[index], out)
         return out
 
     @property
@@ -100,11 +112,16 @@ class Affine:
         out = mx.quantized_matmul(wide, self.codes, self.scales, self.biases, group_size=form.group, bits=form.bits)
         return out.astype(self.dtype)
 
-    def gather(self, x: mx.array, chosen: mx.array, count: int) -> mx.array:
+    def gather(self, x: mx.array, chosen: mx.array, count: int, sorted: bool) -> mx.array:
         wide, form = x.astype(self.form.floats), self.form
         codes, scales, biases = (array.reshape(count, -1, array.shape[1]) for array in self.arrays)
         out = mx.gather_qmm(
-            wide, codes, scales, biases, rhs_indices=chosen, transpose=True, group_size=form.group, bits=form.bits
+            *(wide, codes, scales, biases),
+            rhs_indices=chosen,
+            transpose=True,
+            group_size=form.group,
+            bits=form.bits,
+            sorted_indices=sorted,
         )
         return out.astype(self.dtype)
 
@@ -121,8 +138,7 @@ def form(tensor: Tensor, dtype: mx.Dtype) -> Form:
     """The layout that a stored matrix gets in a program of `dtype`."""
     # A bfloat16 has 8 significant bits, too few for scales that were made with 11: such scales, and so their products,
     # are float32. On a CPU all are: there MLX 0.32.4 sums quantized products in the type of the scales.
-    narrowed = dtype == mx.bfloat16 and stored_dtype([tensor]) != "bfloat16"
-    floats = mx.float32 if narrowed or _on_cpu() else dtype
+    floats = mx.float32 if _narrowed(tensor, dtype) or on_cpu() else dtype
     if isinstance(tensor, AffineTensor):
         return Form(floats, tensor.bits, tensor.group_size)
     if isinstance(tensor, BlockTensor) and tensor.dtype in LAYOUTS:
@@ -130,7 +146,24 @@ def form(tensor: Tensor, dtype: mx.Dtype) -> Form:
     return Form(dtype)
 
 
-def _on_cpu() -> bool:
+def notice_float32(graph: Graph, weights: Mapping[str, Tensor], dtype: mx.Dtype) -> None:
+    """Warn of packed matrices that a bfloat16 program multiplies in float32 (see `form`)."""
+    parts = [weights[part] for parameter in graph.parameters.values() for part in parameter.parts]
+    count = sum(form(part, dtype).bits is not None and _narrowed(part, dtype) for part in parts)
+    if count:
+        warnings.warn(
+            f"{count} matrices are multiplied in float32, as their scales are float16: --dtype float16 multiplies them "
+            "in float16, and reads fewer bytes",
+            stacklevel=2,
+        )
+
+
+def _narrowed(tensor: Tensor, dtype: mx.Dtype) -> bool:
+    return dtype == mx.bfloat16 and stored_dtype([tensor]) != "bfloat16"
+
+
+def on_cpu() -> bool:
+    """Whether MLX's default device is a CPU."""
     return mx.default_device().type == mx.DeviceType.cpu
 
 

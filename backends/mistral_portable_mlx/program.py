@@ -1,6 +1,5 @@
 """MLXProgram: a lowered graph with its weights and its cache, on a stream of its own."""
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,19 +14,20 @@ from mistral_portable.boundary import LaneState, Precision
 from mistral_portable.boundary.process import OwnProcess
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs, notice_unpacked
-from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.errors import ClosedError, InputError
 from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import BlockTensor, Tensor
 from mistral_portable_mlx.attention import FloatFormat, Format, Q8Format
-from mistral_portable_mlx.cache import Cache, Parts
+from mistral_portable_mlx.cache import Cache, Seats
 from mistral_portable_mlx.ggml import LAYOUTS
-from mistral_portable_mlx.inputs import step_inputs
+from mistral_portable_mlx.inputs import Span, spans_of, step_inputs
 from mistral_portable_mlx.lowering import Kernel, Lowering, Step
-from mistral_portable_mlx.matrices import Matrix, form, read_matrix, read_vector
+from mistral_portable_mlx.matrices import Matrix, form, notice_float32, on_cpu, read_matrix, read_vector
 from mistral_portable_mlx.memory import Memory, weight_bytes
-from mistral_portable_mlx.streams import take_stream
+from mistral_portable_mlx.stacks import Parts
+from mistral_portable_mlx.streams import TURN, take_stream
 
 __all__ = ["MLXProgram", "MLXStep"]
 
@@ -70,8 +70,11 @@ class MLXProgram:
 
         self._graph = fuse_linears(graph, lambda parameter: form(weights[parameter.parts[0]], self._dtype))
         self._shapes = infer_shapes(self._graph)
-        kind = Q8Format if precision.kv_cache == "q8_0" else FloatFormat
-        self._format: Format = kind(self._dtype, spec.head_dim)
+        self._format: Format = FloatFormat(self._dtype, spec.head_dim)
+        if precision.kv_cache == "q8_0":
+            # float16 has as many bits as the scales; on a CPU MLX adds up in the type of the scales.
+            sums = mx.float16 if self._dtype == mx.float16 and not on_cpu() else mx.float32
+            self._format = Q8Format(self._dtype, spec.head_dim, sums)
         self._cache = Cache(spec, self._format, memory)
         self._steps: list[tuple[str, Kernel, tuple[str, ...]]] = []
         self._compiled: OrderedDict[tuple[object, ...], Run] = OrderedDict()
@@ -88,10 +91,12 @@ class MLXProgram:
             f"MLX has no such blocks; of ggml's types it holds {', '.join(sorted(LAYOUTS))}",
             lambda part: not isinstance(part, BlockTensor) or part.dtype in LAYOUTS,
         )
+        if not on_cpu():
+            notice_float32(self._graph, weights, self._dtype)
         memory.configure()
-        self._turn = threading.Lock()
         self._stream: mx.Stream | None
-        self._stream, self._give_stream_back = take_stream(self)
+        with TURN:
+            self._stream, self._give_stream_back = take_stream(self)
         self._lower(weights, total, progress)
 
     @property
@@ -113,10 +118,13 @@ class MLXProgram:
     def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[np.float32]]:
         check_inputs(self._graph, plan, inputs)
         with self._on_stream():
-            values = self._build(plan, {name: self._given(array) for name, array in inputs.items()})
+            taken = self._cache.take(plan)
+            values = self._build(plan, taken, {name: self._given(array) for name, array in inputs.items()})
             # A step without requested rows is not waited for: the next chunk is recorded while this one runs.
             mx.async_eval(values, self._cache.arrays())
-            return {name: self._output(value, values.get(name), plan) for name, value in self._graph.outputs.items()}
+            return {
+                name: self._output(value, values.get(name), plan, taken) for name, value in self._graph.outputs.items()
+            }
 
     def submit(self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: boundary.Step | None = None) -> "MLXStep":
         if not isinstance(after, MLXStep | None):
@@ -127,7 +135,7 @@ class MLXProgram:
             given = {name: self._given(array) for name, array in inputs.items()}
             if before and plan.sources is not None:
                 given["tokens"] = _gathered(plan.tokens, plan.sources, before.argmax)
-            step = MLXStep(self, self._build(plan, given, greedy=True)[_ARGMAX])
+            step = MLXStep(self, self._build(plan, self._cache.take(plan), given, greedy=True)[_ARGMAX])
             if before is None or before.read:
                 mx.async_eval(step.argmax)
             else:
@@ -143,6 +151,20 @@ class MLXProgram:
                 mx.async_eval(step.following.argmax)
             return tokens
 
+    def warm(self) -> None:
+        """Run a step of one token, so that the device's kernels are made while loading, and not in the first text. The
+        cache is empty again afterwards."""
+        manager = CacheManager(self._spec)
+        plan = manager.plan([Chunk(manager.open(), [0], [0])])
+        sizes = {"T": 1, "R": 1}
+        shapes = {
+            name: [sizes.get(size, 0) if isinstance(size, str) else size for size in shape]
+            for name, shape in self._graph.given.items()
+        }
+        kinds = {name: np.float32 if len(shape) == 2 else np.int32 for name, shape in shapes.items()}
+        self.step(plan, {name: np.zeros(shape, kinds[name]) for name, shape in shapes.items()})
+        self._cache.clear()
+
     def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
         with self._on_stream():
             return self._cache.read(group, pages, blank)
@@ -154,7 +176,7 @@ class MLXProgram:
     def close(self) -> None:
         if _PROCESS.forked:  # the memory and the threads are the parent's
             return
-        with self._turn:
+        with TURN:
             if self._stream is not None:
                 mx.synchronize(self._stream)
             self._stream = None
@@ -167,7 +189,7 @@ class MLXProgram:
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
         _PROCESS.require()  # before the lock, which another thread may have held at the fork
-        with self._turn:
+        with TURN:
             if self._stream is None:
                 raise ClosedError("the program is closed: prepare it again")
             with mx.stream(self._stream):
@@ -200,23 +222,30 @@ class MLXProgram:
         """An input of the step: floats in the program's dtype, integers in int32."""
         return mx.array(array, self._dtype if array.dtype.kind == "f" else mx.int32)
 
-    def _build(self, plan: StepPlan, given: Mapping[str, mx.array], greedy: bool = False) -> Values:
-        """Record a step: its outputs, to be evaluated. given: arrays for the graph's other inputs, or for `tokens`."""
-        starts, rows = tuple(plan.query_starts.tolist()), len(plan.logit_rows)
-        layers = self._cache.take(plan)
-        slots = [[parts[0].shape[1] for parts in layers[group.layers[0]]] for group in self._spec.groups]
-        inputs = step_inputs(plan, self._spec, self._rotations, slots) | dict(given)
+    def _build(
+        self, plan: StepPlan, taken: list[list[Seats]], given: Mapping[str, mx.array], greedy: bool = False
+    ) -> Values:
+        """Record a step on these stacks: its outputs, to be evaluated. given: arrays for the graph's other inputs, or
+        for `tokens`."""
         shapes = tuple(tuple(given[name].shape) for name in self._graph.given)
+        spans = tuple(tuple(spans_of(plan, seats) for seats in some) for some in taken)
+        function = self._function(plan, taken, spans, greedy, shapes)
+        inputs = step_inputs(plan, self._spec, self._rotations, taken) | dict(given)
+        layers = {
+            layer: [list(seats.stack.layers[layer]) for seats in some]
+            for group, some in zip(self._spec.groups, taken, strict=True)
+            for layer in group.layers
+        }
         # No variable here may keep a page's old arrays: MLX would then copy instead of writing in place.
-        values, layers = self._function(starts, rows, slots, greedy, shapes)(inputs, layers)
-        self._cache.put(plan, layers)
+        values, layers = function(inputs, layers)
+        self._cache.put(taken, layers)
         return values
 
     def _function(
         self,
-        starts: tuple[int, ...],
-        rows: int,
-        slots: list[list[int]],
+        plan: StepPlan,
+        taken: list[list[Seats]],
+        spans: tuple[tuple[tuple[Span, ...], ...], ...],
         greedy: bool,
         given: tuple[tuple[int, ...], ...],
     ) -> Run:
@@ -225,14 +254,17 @@ class MLXProgram:
         given: the shapes of the inputs in `Graph.given`.
         """
 
+        rows = len(plan.logit_rows)
+
         def run(inputs: dict[str, mx.array], layers: Layers) -> tuple[Values, Layers]:
-            values, layers = self._run(starts, rows, inputs, layers)
+            values, layers = self._run(spans, rows, inputs, layers)
             return ({_ARGMAX: _argmax(values["logits"])} if greedy else values), layers
 
-        each = starts[1]
-        if each > _MOST_EACH or starts != tuple(range(0, len(starts) * each, each)):
+        counts = np.diff(plan.query_starts)
+        if counts.max() > _MOST_EACH or counts.min() != counts.max():
             return run
-        key = (starts, rows, greedy, given, *map(tuple, slots))
+        slots = tuple(tuple(seats.stack.slots for seats in some) for some in taken)
+        key = (len(plan.tokens), rows, greedy, given, spans, slots)
         if key not in self._compiled:
             self._compiled[key] = mx.compile(run)
             if len(self._compiled) > _KEPT:
@@ -241,10 +273,14 @@ class MLXProgram:
         return self._compiled[key]
 
     def _run(
-        self, starts: tuple[int, ...], rows: int, inputs: dict[str, mx.array], layers: Layers
+        self,
+        spans: tuple[tuple[tuple[Span, ...], ...], ...],
+        rows: int,
+        inputs: dict[str, mx.array],
+        layers: Layers,
     ) -> tuple[Values, Layers]:
         self.traces += 1
-        step = Step(starts, inputs, {layer: [list(parts) for parts in lanes] for layer, lanes in layers.items()})
+        step = Step(spans, inputs, {layer: [list(parts) for parts in stacks] for layer, stacks in layers.items()})
         values: Values = {name: inputs[name] for name in self._graph.given}
         for name, kernel, names in self._steps:
             if self._shapes[name][0] == "R" and not rows:
@@ -257,13 +293,16 @@ class MLXProgram:
         }
         return wide, step.layers
 
-    def _output(self, value: str, found: Any, plan: StepPlan) -> NDArray[np.float32]:
+    def _output(self, value: str, found: Any, plan: StepPlan, taken: list[list[Seats]]) -> NDArray[np.float32]:
         shape = self._shapes[value]
         if shape[-1] == "K":
             (node,) = (node for node in self._graph.nodes if node.name == value)
-            size = self._spec.groups[self._spec.group_of(node.integer("layer"))].page_size
+            group = self._spec.group_of(node.integer("layer"))
+            size = self._spec.groups[group].page_size
+            order = [s for seats in taken[group] for s in seats.sequences]
+            weights = dict(zip(order, (row.swapaxes(0, 1) for span in found for row in np.array(span)), strict=True))
             return attention_weights_by_position(
-                node, plan, self._spec, lambda s, slots: np.array(found[s])[:, :, slots % size]
+                node, plan, self._spec, lambda s, slots: weights[s][:, :, slots % size]
             )
         if found is None:  # no rows were requested
             return np.zeros((0, *(int(size) for size in shape[1:])), np.float32)

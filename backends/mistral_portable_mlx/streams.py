@@ -1,11 +1,19 @@
-"""Streams for programs. Those of programs that have ended are used again: MLX ends no stream, and each has a thread."""
+"""Streams for programs, and the lock under which programs use MLX.
 
+Streams of programs that have ended are used again: MLX ends none, and each has a thread, on Metal a command queue.
+"""
+
+import threading
 import weakref
 from collections.abc import Callable
 
 import mlx.core as mx
 
-__all__ = ["take_stream"]
+__all__ = ["TURN", "take_stream"]
+
+TURN = threading.RLock()
+"""Held by one program at a time while it reads weights, records a step or waits for one: MLX's evaluation may race
+where two threads begin one. Reentrant, as the collector may close a program in a thread that holds it."""
 
 _free: list[mx.Stream] = []
 

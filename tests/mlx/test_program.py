@@ -4,6 +4,9 @@ import gc
 import subprocess
 import sys
 import threading
+import time
+import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from mistral_portable_mlx import BACKEND
-from mistral_portable_mlx.cache import room
+from mistral_portable_mlx import BACKEND, device
+from mistral_portable_mlx.inputs import step_inputs
+from mistral_portable_mlx.matrices import notice_float32, read_matrix
 from mistral_portable_mlx.memory import Memory
+from mistral_portable_mlx.stacks import room
 from mlx_sessions import CONFIG, Session, in_use, text
 from weights.files import random_blocks
 
@@ -181,6 +186,73 @@ def test_foreign_pages_are_refused_and_nothing_changes(broken: str) -> None:
     np.testing.assert_array_equal(session.feed(lane, [1]), expected.feed(its, [1]))
 
 
+@settings(max_examples=15)  # each of them some 40 steps
+@given(data=st.data(), kv_cache=st.sampled_from(KV_CACHES), window=st.sampled_from([3, 8, 20, None, (None, 5)]))
+def test_sequences_that_join_leave_and_fork_have_the_logits_that_they_have_alone(
+    data: st.DataObject, kv_cache: str | None, window: Any
+) -> None:
+    """Sequences of any lengths come together in one array, and part again; 70 tokens are read apart from others."""
+    config = CONFIG.with_window(window)
+    session, alone = (Session(config, max_context=700, max_chunk=100, kv_cache=kv_cache) for _ in range(2))
+    numbers = dict[int, int]()  # of a lane, that of the same text in the other program
+    for step in range(8):
+        if len(numbers) < 4:
+            lane = session.manager.open() if not numbers or data.draw(st.booleans()) else -1
+            if lane < 0:
+                source = data.draw(st.sampled_from(sorted(numbers)))
+                lane = session.manager.fork(source)
+                numbers[lane] = alone.manager.fork(numbers[source])
+            else:
+                numbers[lane] = alone.manager.open()
+        chosen = data.draw(st.lists(st.sampled_from(sorted(numbers)), min_size=1, unique=True))
+        counts = data.draw(
+            st.one_of(
+                st.just([1] * len(chosen)),
+                st.lists(st.sampled_from([1, 2, 9, 70]), min_size=len(chosen), max_size=len(chosen)),
+            )
+        )
+        chunks = [
+            Chunk(lane, text(count, 10 * step + lane), [count - 1])
+            for lane, count in zip(chosen, counts, strict=True)
+            if sum(counts) <= session.spec.max_chunk
+        ] or [Chunk(chosen[0], text(1), [0])]
+        found = session.program.step(session.manager.plan(chunks))["logits"]
+        for row, chunk in zip(found, chunks, strict=True):
+            expected = alone.program.step(alone.manager.plan([chunk._replace(lane=numbers[chunk.lane])]))["logits"]
+            np.testing.assert_allclose(row, expected[0], rtol=1e-4, atol=1e-4)
+        if len(numbers) > 2 and data.draw(st.booleans()):
+            ended = data.draw(st.sampled_from(sorted(numbers)))
+            session.manager.close(ended)
+            alone.manager.close(numbers.pop(ended))
+
+
+def test_sequences_that_have_decoded_together_read_prompts_in_one_step() -> None:
+    session, alone = (Session(config=CONFIG.with_window(300), max_chunk=200) for _ in range(2))
+    lanes = [session.begin(text(20, lane))[0] for lane in range(3)]
+    session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in lanes]))
+    chunks = [Chunk(lane, text(90, 10 + lane)) for lane in lanes[:2]]
+    session.program.step(session.manager.plan(chunks))
+    found = session.program.step(session.manager.plan([Chunk(lane, [2], [0]) for lane in lanes]))["logits"]
+    for lane, row in zip(lanes, found, strict=True):
+        more = text(90, 10 + lane) if lane < 2 else []
+        expected = alone.begin([*text(20, lane), 1, *more, 2])[1][-1]
+        np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sequences_share_memory_as_long_as_they_decode_together() -> None:
+    """Their arrays are joined, not kept twice, and parted when one of them starts anew."""
+    session = Session(WIDE, max_context=9000, max_chunk=500)
+    lanes = [session.begin(text(300, lane))[0] for lane in range(3)]
+    held = session.program.cache_bytes
+    for some in (lanes, lanes[:2], lanes, lanes[1:]):
+        session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in some]))
+        assert session.program.cache_bytes == held
+    session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in lanes]))
+    session.manager.close(lanes[1])
+    session.begin([1])
+    assert session.program.cache_bytes == held * (512 + 256 + 512) // (3 * 512)
+
+
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +306,34 @@ def test_steps_from_several_threads_take_turns() -> None:
         thread.join()
     for lane in lanes:
         np.testing.assert_allclose(found[lane][0], alone.begin(text(20, lane))[1][-1], rtol=1e-5, atol=1e-5)
+
+
+def test_programs_do_not_use_mlx_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One steps while others read their weights."""
+    events: list[tuple[str, int]] = []
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            events.append(("begin", threading.get_ident()))
+            time.sleep(0.001)  # lets others begin, if they can
+            result = function(*arguments)
+            events.append(("end", threading.get_ident()))
+            return result
+
+        return run
+
+    session = Session()
+    lane, _ = session.begin(text(5))
+    monkeypatch.setattr("mistral_portable_mlx.program.read_matrix", watched(read_matrix))
+    monkeypatch.setattr("mistral_portable_mlx.program.step_inputs", watched(step_inputs))
+    threads = [threading.Thread(target=Session), threading.Thread(target=lambda: session.decode(lane, 20))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({thread for _, thread in events}) == 2
+    for begin, end in zip(events[::2], events[1::2], strict=True):
+        assert (begin[0], end[0], begin[1]) == ("begin", "end", end[1])
 
 
 def test_a_closed_program_says_so() -> None:
@@ -391,6 +491,33 @@ def test_it_is_said_if_weights_cannot_stay_resident(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(mx, "set_wired_limit", refuse)
     with pytest.warns(UserWarning, match="weights are not wired.*macOS 15"):
         Memory(2**30, "Metal").configure()
+
+
+def test_blocks_that_bfloat16_programs_multiply_in_float32_are_noticed() -> None:
+    graph = select_rows(build(K_CONFIG), "logits")
+    with pytest.warns(UserWarning, match=r"9 matrices are multiplied in float32.*--dtype float16"):
+        notice_float32(graph, k_weights(K_CONFIG, "q4_0"), mx.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        notice_float32(graph, k_weights(K_CONFIG, "q4_0"), mx.float16)
+        notice_float32(graph, random_weights(build(K_CONFIG), 0), mx.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "emulates"),
+    [("applegpu_g13s", True), ("applegpu_g14g", True), ("applegpu_g15d", False), ("", False)],
+)
+def test_a_gpu_that_emulates_bfloat16_is_noticed(
+    architecture: str, emulates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An M1 or M2; and on a GPU, which makes its kernels when they are first used, a program is warmed."""
+    found = device.Device("CUDA", "Apple M2", 2**30, "1", architecture)
+    monkeypatch.setattr(device, "find_device", lambda: found)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        session = Session(dtype="bfloat16")
+    assert any("Apple M2 has no bfloat16" in str(warning.message) for warning in caught) == emulates
+    assert session.program.traces == 1
 
 
 def test_pieces_of_bfloat16_are_run_in_bfloat16_and_blocks_in_float16() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tools.mac import mac_stages
 from tools.on_cuda import PACKAGES, declare, mlx_stages, torch_stages
 from tools.stages import Stage, run_stages
 
@@ -23,6 +24,10 @@ def python(script: str) -> tuple[str, ...]:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def on_a_mac(dry: bool) -> list[Stage]:
+    return list(mac_stages("MODEL", "MIXTRAL", dry))
 
 
 def test_rows_have_the_json_that_a_stage_prints(tmp_path: Path) -> None:
@@ -72,17 +77,17 @@ def test_speed_is_not_measured_after_a_wrong_answer(tmp_path: Path) -> None:
 
 
 def test_answers_come_first_and_names_are_unique(tmp_path: Path) -> None:
-    for make in (torch_stages, mlx_stages):
-        for dry in (False, True):
-            stages = list(make(tmp_path, dry))
+    for dry in (False, True):
+        for stages in (*(list(make(tmp_path, dry)) for make in (torch_stages, mlx_stages)), on_a_mac(dry)):
             assert len({stage.name for stage in stages}) == len(stages)
             gates = [stage.gate for stage in stages]
             assert gates == sorted(gates, reverse=True)
 
 
 def test_tests_that_stages_name_are_there(tmp_path: Path) -> None:
-    named = {part for make in (torch_stages, mlx_stages) for stage in make(tmp_path, False) for part in stage.command}
-    files = {part for part in named if part.startswith("tests/")}
+    made = [list(make(tmp_path, dry)) for make in (torch_stages, mlx_stages) for dry in (False, True)]
+    stages = [stage for some in (*made, on_a_mac(False), on_a_mac(True)) for stage in some]
+    files = {part for stage in stages for part in stage.command if part.startswith("tests/")}
     assert len(files) > 5
     assert all((ROOT / file).exists() for file in files)
 
@@ -106,15 +111,30 @@ def test_packages_of_a_bare_machine_are_the_library_s_and_the_tests_own() -> Non
 
 
 @pytest.mark.parametrize(
-    ("executor", "only", "count"), [("torch", "e:0", 2), ("torch", "machine", 1), ("mlx", "machine", 1)]
+    ("script", "only", "count"),
+    [
+        ("torch_on_cuda", "e:0", 2),
+        ("torch_on_cuda", "machine", 1),
+        ("mlx_on_cuda", "machine", 1),
+        ("on_a_mac", "generate:0.7", 1),
+    ],
 )
-def test_a_dry_run_on_the_cpu(executor: str, only: str, count: int, tmp_path: Path) -> None:
-    """`tools/torch_on_cuda --dry-run` runs all of them in about a minute; these are some."""
-    command = [f"tools/{executor}_on_cuda", "--dry-run", "--folder", str(tmp_path), "--only", only]
+def test_a_dry_run_on_the_cpu(script: str, only: str, count: int, tmp_path: Path) -> None:
+    """`--dry-run` runs all of them, each script in one to three minutes; these are some."""
+    command = [f"tools/{script}", "--dry-run", "--folder", str(tmp_path), "--only", only]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHON": sys.executable}, timeout=300
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHON": sys.executable, "MLX_DISABLE_COMPILE": "1"},  # on a CPU, compiling takes seconds
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     found = rows(tmp_path)
     assert [row["status"] for row in found] == ["passed"] * count
     assert all(row["result"] for row in found)
+    if script == "on_a_mac":
+        tables = (tmp_path / "tables.md").read_text()
+        assert "## none generate:0.7\n" in tables
+        assert "| generate, temperature 0.7 |" in tables
