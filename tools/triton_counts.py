@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 import triton
-from mistral_portable_torch import gemv, unpacking
+from mistral_portable_torch import gemv, tiles, unpacking
 from mistral_portable_torch.attention import paged_kernels
 from mistral_portable_torch.attention.paged import splits_of
-from mistral_portable_torch.ggml import LAYOUTS
+from mistral_portable_torch.planes import Planes
 from triton.backends.compiler import GPUTarget
 
 __all__ = ["LAUNCHES", "Counts", "counted"]
@@ -35,12 +35,7 @@ __all__ = ["LAUNCHES", "Counts", "counted"]
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
 _ISSUED = 4  # instructions of warps that a multiprocessor begins in a clock
 _MOVED = 3.35e12 / 132 / 1.7e9  # bytes a clock that one of 132 of an H100 gets of 3.35 TB/s, at 1.7 GHz: 15
-_PART = {
-    "q4_0": 32,
-    "q8_0": 32,
-    "q4_k": 64,
-    "q6_k": 128,
-}  # weights of a block, or of a part of it, as kernels take them
+_KINDS = ("q4_0", "q8_0", "q4_k", "q6_k")  # the most used ones of `--quantize`, and those in Q4_K_M files
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 
@@ -79,25 +74,27 @@ def _attend(sequences: int, head_dim: int = 128) -> None:
     paged_kernels.attend(_meta(sequences, 32, head_dim), pool, pool, table, lengths, lengths, 0.1, splits)
 
 
-def _multiply(kind: str) -> None:
-    gemv.multiply(_meta(1, 4096), _blocks(kind), kind)
+def _multiply(by: Any, kind: str, tokens: int) -> None:
+    by.multiply(_meta(tokens, 4096), _planes(kind))
 
 
 def _unpack(kind: str) -> None:
-    unpacking.unpack(_blocks(kind), kind, torch.bfloat16)
+    unpacking.unpack(_planes(kind), torch.bfloat16)
 
 
-def _blocks(kind: str) -> torch.Tensor:
-    layout = LAYOUTS[kind]
-    return _meta(4096, 4096 // layout.columns * layout.bytes, dtype=torch.uint8)
+def _planes(kind: str) -> Planes:
+    return Planes.empty(kind, (4096, 4096), torch.device("meta"))
 
 
 LAUNCHES: dict[str, Callable[[], object]] = {
     "attention, 1 sequence": lambda: _attend(1),
     "attention, head_dim 64": lambda: _attend(1, 64),
     "attention, head_dim 256": lambda: _attend(1, 256),
-    **{f"product, {kind}": partial(_multiply, kind) for kind in gemv.KINDS},
-    **{f"unpacking, {kind}": partial(_unpack, kind) for kind in unpacking.KINDS},
+    **{f"product of a token, {kind}": partial(_multiply, gemv, kind, 1) for kind in _KINDS},
+    **{f"product of 4 tokens, {kind}": partial(_multiply, gemv, kind, 4) for kind in _KINDS},
+    **{f"product of 16 tokens, {kind}": partial(_multiply, tiles, kind, 16) for kind in _KINDS},
+    **{f"product of 64 tokens, {kind}": partial(_multiply, tiles, kind, 64) for kind in _KINDS},
+    **{f"unpacking, {kind}": partial(_unpack, kind) for kind in _KINDS},
 }
 """Calls of the executor's functions, each of which launches one kernel or two."""
 
@@ -158,10 +155,11 @@ def _needed(name: str, constants: Mapping[str, int]) -> int:
         return 2 * 2 * constants["TILE"] * constants["SIZE"]
     if name == "_merge":
         return 4 * constants["TOGETHER"] * (constants["SIZE"] + 2)
-    kind = name.removeprefix("_")
-    unpacks = "TOGETHER" in constants
-    weights = _PART[kind] * (constants["TOGETHER"] if unpacks else constants["ROWS"] * constants["BLOCKS"])
-    return weights * LAYOUTS[kind].bytes // LAYOUTS[kind].columns + (2 * weights if unpacks else 0)
+    scales = constants["HALVES"] * (1 if constants["PRODUCTS"] else 2) + constants["PRODUCTS"] * 2 / 8
+    group = 4 * (constants["LOW"] + constants["HIGH"]) + scales * (1 + constants["MINIMA"])
+    if name == "_unpack":
+        return int((group + 2 * 32) * constants["TOGETHER"])
+    return int(group * constants["ROWS"] * constants["GROUPS"])
 
 
 def _longest_loop(code: list[tuple[int, str, str]]) -> list[str]:
