@@ -43,8 +43,9 @@ _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 class Counts:
     """name: of the kernel's function. registers, and spilled bytes: of a thread. shared: bytes of a program.
 
-    Of a pass of the loop: instructions of a warp; bytes that all threads of a program load, also the same ones; needed:
-    bytes of what it computes with, keys and values or weights, and of what it writes. warps: of a program.
+    whole: all instructions of the kernel. Of a pass of the loop: instructions of a warp; bytes that all threads of a
+    program load, also the same ones; needed: bytes of what it computes with, keys and values or weights, and of what it
+    writes. warps: of a program.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Counts:
     spilled: int
     shared: int
     warps: int
+    whole: int
     instructions: int
     loaded: int
     needed: int
@@ -112,7 +114,7 @@ def _compiled_only(capability: int) -> Iterator[list[tuple[Any, dict[str, Any]]]
     their constants."""
     target, made, run = GPUTarget("cuda", capability, 32), list[tuple[Any, dict[str, Any]]](), triton.JITFunction.run
     driver = SimpleNamespace(
-        get_current_target=lambda: target, get_current_device=lambda: 0, get_current_stream=lambda device: 0
+        get_current_target=lambda: target, get_current_device=lambda: capability, get_current_stream=lambda device: 0
     )
     runtime = triton.runtime.driver
     before = runtime._active
@@ -146,7 +148,8 @@ def _counts(kernel: Any, constants: dict[str, Any]) -> Counts:
     loaded = 32 * kernel.metadata.num_warps * sum(widths)
     spilled = usage["STACK"] + usage["LOCAL"]
     name, shared, warps = kernel.metadata.name, kernel.metadata.shared, kernel.metadata.num_warps
-    return Counts(name, usage["REG"], spilled, shared, warps, len(body), loaded, _needed(name, constants))
+    whole = sum(name != "NOP" for _, name, _ in code)
+    return Counts(name, usage["REG"], spilled, shared, warps, whole, len(body), loaded, _needed(name, constants))
 
 
 def _needed(name: str, constants: Mapping[str, int]) -> int:
@@ -178,11 +181,11 @@ def main() -> int:
     parser.add_argument("--capability", type=int, default=90, help="of the GPU: 80, 86, 89, 90, 100")
     capability = parser.parse_args().capability
     print(f"Triton {triton.__version__}, compute capability {capability / 10}\n")
-    print("| Kernel | Registers | Spilled | Shared | Instructions | Bytes loaded | Bytes needed | Issue |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| Kernel | Registers | Spilled | Shared | Whole | Instructions | Bytes loaded | Bytes needed | Issue |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, launch in LAUNCHES.items():
         for row in counted(launch, capability):
-            figures = (row.registers, row.spilled, row.shared, row.instructions, row.loaded, row.needed)
+            figures = (row.registers, row.spilled, row.shared, row.whole, row.instructions, row.loaded, row.needed)
             print(f"| {name}: `{row.name}` | {' | '.join(f'{n:,}' for n in figures)} | {row.issue:.2f} |")
     return 0
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mistral_portable_torch.ggml import LAYOUTS
 from mistral_portable_torch.planes import Planes
 
-__all__ = ["arguments", "constants", "minimum_of", "numbers", "scale_of"]
+__all__ = ["arguments", "constants", "numbers", "scale_of", "weights_of"]
 
 
 def arguments(planes: Planes) -> tuple[Tensor, ...]:
@@ -41,17 +41,16 @@ def constants(planes: Planes) -> dict[str, Any]:
 def numbers(low, high, PLACE: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, OFFSET: tl.constexpr):
     """The codes at a place of their words, minus OFFSET, float32.
 
-    Nothing is converted, which would take several clocks: a code that lies at bit `at` of a float32 with the exponent
-    of 2^(23 - at) makes it 2^(23 - at) + code. It must end below bit 23, so codes that lie higher are shifted by 12.
+    Nothing is converted, which would take several clocks: a code at bit `at` of a float32 with the exponent of
+    2^(23 - at) makes it 2^(23 - at) + code. It must end below bit 23, so codes that lie higher are shifted down.
     """
-    begin: tl.constexpr = LOW * PLACE % 32
-    down: tl.constexpr = 12 if begin + LOW + HIGH > 23 else 0
-    at: tl.constexpr = begin - down
-    word = (low >> (LOW * PLACE - begin)).to(tl.int32)
-    bits = ((word >> down) & ((2**LOW - 1) << at)) | ((150 - at) << 23)
+    down: tl.constexpr = 16 if LOW * PLACE + LOW + HIGH > 23 else 0
+    at: tl.constexpr = LOW * PLACE - down
+    bits = ((low.to(tl.int32) >> down) & ((2**LOW - 1) << at)) | ((150 - at) << 23)
     if HIGH > 0:
         up: tl.constexpr = at + LOW - HIGH * PLACE
-        bits |= (high.to(tl.int32) << up) & ((2**HIGH - 1) << (at + LOW))
+        word = high.to(tl.int32)
+        bits |= ((word << up) if up > 0 else (word >> -up)) & ((2**HIGH - 1) << (at + LOW))
     return bits.to(tl.float32, bitcast=True) - (2 ** (23 - at) + OFFSET)
 
 
@@ -63,3 +62,38 @@ def scale_of(scales, d, group, HALF: tl.constexpr, HALVES: tl.constexpr, PRODUCT
     """
     found = tl.load(scales + group * HALVES + HALF).to(tl.float32)
     return tl.load(d + group // 8).to(tl.float32) * found if PRODUCTS else found
+
+
+@triton.jit
+def weights_of(
+    low, high, scales, minima, d, dmin, group,
+    COUNT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, OFFSET: tl.constexpr, HALVES: tl.constexpr,
+    MINIMA: tl.constexpr, PRODUCTS: tl.constexpr,
+):  # fmt: skip
+    """The weights of groups [COUNT], float32 [COUNT, 32]."""
+    word = group[:, None] * 4 + tl.arange(0, 4)[None, :]
+    lower = tl.load(low + word)
+    upper = tl.load(high + word) if HIGH > 0 else lower
+    first = _half(lower, upper, scales, minima, d, dmin, group, 0, LOW, HIGH, OFFSET, HALVES, MINIMA, PRODUCTS)
+    second = _half(lower, upper, scales, minima, d, dmin, group, 1, LOW, HIGH, OFFSET, HALVES, MINIMA, PRODUCTS)
+    return tl.join(first, second).permute(0, 4, 2, 3, 1).reshape(COUNT, 32)
+
+
+@triton.jit
+def _half(
+    lower, upper, scales, minima, d, dmin, group,
+    HALF: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, OFFSET: tl.constexpr, HALVES: tl.constexpr,
+    MINIMA: tl.constexpr, PRODUCTS: tl.constexpr,
+):  # fmt: skip
+    """Weights at 4 places, half of each group: [COUNT, words, bit 1 of the place, bit 0 of it]."""
+    even = tl.join(
+        numbers(lower, upper, 4 * HALF, LOW, HIGH, OFFSET), numbers(lower, upper, 4 * HALF + 2, LOW, HIGH, OFFSET)
+    )
+    odd = tl.join(
+        numbers(lower, upper, 4 * HALF + 1, LOW, HIGH, OFFSET), numbers(lower, upper, 4 * HALF + 3, LOW, HIGH, OFFSET)
+    )
+    which: tl.constexpr = HALF * (HALVES - 1)
+    weights = tl.join(even, odd) * scale_of(scales, d, group, which, HALVES, PRODUCTS)[:, None, None, None]
+    if MINIMA:
+        weights -= scale_of(minima, dmin, group, which, HALVES, PRODUCTS)[:, None, None, None]
+    return weights

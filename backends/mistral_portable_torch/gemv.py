@@ -1,7 +1,7 @@
-"""Products of 1 to 4 tokens with packed weights, in Triton: weights are read once for all tokens, unpacked in registers.
+"""Products of 1 to 4 tokens with packed weights, in Triton: weights are read once for all tokens.
 
-Such a product is bound by the bandwidth of the weights. A program takes some rows and goes along them; a thread has whole
-groups of 32 columns, adds up their products, and multiplies the sum by the group's scale. Sums are float32.
+A product of one token is bound by the bandwidth of the weights. A program takes some rows and goes along them; a thread
+has groups of 32 columns, adds up their products, and multiplies each sum by the group's scale. Sums are float32.
 """
 
 import torch
@@ -56,13 +56,14 @@ def _gemv(
             for i in tl.static_range(8 // HALVES):
                 at = given + column * 32 + 4 * (half * (8 // HALVES) + i) + k
                 inputs = tl.load(at, mask=known, other=0.0).to(tl.float32)
-                products += numbers(lower, upper, half * (8 // HALVES) + i, LOW, HIGH, OFFSET) * inputs
+                codes = numbers(lower, upper, half * (8 // HALVES) + i, LOW, HIGH, OFFSET)
+                products = tl.fma(codes, inputs, products)
                 summed += inputs
             scale = scale_of(scales, d, group, half, HALVES, PRODUCTS)
-            total += scale * tl.sum(products, 3, keep_dims=True)
+            total = tl.fma(scale, tl.sum(products, 3, keep_dims=True), total)
             if MINIMA:
                 minimum = scale_of(minima, dmin, group, half, HALVES, PRODUCTS)
-                total -= minimum * tl.sum(summed, 3, keep_dims=True)
+                total = tl.fma(-minimum, tl.sum(summed, 3, keep_dims=True), total)
     total = tl.sum(tl.sum(total, 3), 2)
     place = token[:, None].to(tl.int64) * rows + row[None, :]
     inside = (token < tokens)[:, None] & (row < rows)[None, :]

@@ -177,7 +177,8 @@ def _q6_k(blocks: Tensor) -> Parts:
 
 
 def _iq4_levels(packed: Tensor) -> Tensor:
-    return _iq4_table(packed.device)[_nibbles(packed).int()]
+    codes = _nibbles(packed)
+    return _iq4_table(packed.device).index_select(0, codes.flatten().int()).view(codes.shape)
 
 
 @cache
@@ -204,7 +205,7 @@ LAYOUTS = {
     "q4_1": Layout(32, 20, _q4_1, 0, (4,)),
     "q5_0": Layout(32, 22, _q5_0, 16, (4, 1)),
     "q5_1": Layout(32, 24, _q5_1, 0, (4, 1)),
-    "q8_0": Layout(32, 34, _q8_0, 128, (8,)),
+    "q8_0": Layout(32, 34, _q8_0, 128, (4, 4)),
     "iq4_nl": Layout(32, 18, _iq4_nl),
     "q2_k": Layout(256, 84, _q2_k, 0, (2,)),
     "q3_k": Layout(256, 110, _q3_k, 4, (2, 1)),

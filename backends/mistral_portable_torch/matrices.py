@@ -16,7 +16,7 @@ from mistral_portable.weights import Tensor as Stored
 from mistral_portable_torch.bits_and_bytes import quantized, quantized_bytes
 from mistral_portable_torch.ggml import LAYOUTS, SLICE
 from mistral_portable_torch.packed import Packed, has_kernels
-from mistral_portable_torch.planes import Planes, planes_bytes
+from mistral_portable_torch.planes import Planes
 
 __all__ = ["Blocks", "Dense", "Matrix", "form", "read_matrix", "read_vector", "stored_bytes"]
 
@@ -90,8 +90,9 @@ def form(tensor: Stored) -> str:
 def stored_bytes(tensor: Stored, dtype: torch.dtype, device: torch.device, quantize: str | None = None) -> int:
     """Bytes on the device of a program in `dtype`. quantize: the bitsandbytes type of float matrices, if any."""
     if isinstance(tensor, BlockTensor):
-        packed = has_kernels(tensor.dtype, device)
-        return planes_bytes(tensor.dtype, tensor.shape) if packed else tensor.nbytes
+        if has_kernels(tensor.dtype, device):
+            return Planes.empty(tensor.dtype, tensor.shape, torch.device("meta")).nbytes
+        return tensor.nbytes
     return quantized_bytes(tensor.shape, quantize) if quantize else prod(tensor.shape) * dtype.itemsize
 
 

@@ -1,11 +1,11 @@
 """ggml blocks repacked into planes that Triton's kernels read in whole words: codes, scales, minima.
 
-A group is 32 columns. Its column 4 i + k, i in 0 .. 7 and k in 0 .. 3, has its code in the k-th of four words, at place i.
-So a thread that loads four words has a whole group, and the codes at one place are those of 4 columns in a row. A code of
-5 bits lies in two planes, of 4 bits and of 1.
+A group is 32 columns. Its column 4 i + k, i in 0 .. 7 and k in 0 .. 3, has its code in the k-th of four words, at place
+i. So a thread that loads four words has a whole group, and the codes at one place are those of 4 columns in a row.
+Codes of 3, 5, 6 and 8 bits lie in two planes: those of 5, the lower 4 bits in words of 32, the upper one in bytes.
 
-A matrix takes as many bytes as its blocks do, but for the small scales and minima of K types, which become bytes: for 256
-weights of Q4_K 148 in place of 144, of Q5_K 180 (176), of Q3_K 114 (110), of Q2_K 100 (84), of Q6_K 210 as before.
+A matrix takes as many bytes as its blocks do, except for K types, whose scales and minima of 4 or 6 bits become bytes:
+256 weights of Q4_K take 148 in place of 144, of Q5_K 180 (176), of Q3_K 114 (110), of Q2_K 100 (84), of Q6_K 210 (210).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from mistral_portable_torch.ggml import LAYOUTS, Parts, in_slices
 
-__all__ = ["GROUP", "Planes", "planes_bytes"]
+__all__ = ["GROUP", "Planes"]
 
 GROUP = 32
 """Columns of a group."""
 
 _PLACES = 8
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 """Types of words with _PLACES codes, by the bits of a code."""
 
 
@@ -44,8 +44,8 @@ class Planes:
     dmin: Tensor | None
 
     @classmethod
-    def empty(cls, kind: str, shape: tuple[int, int], device: torch.device) -> "Planes":
-        """Planes of a matrix [O, I] that wait to be filled."""
+    def empty(cls, kind: str, shape: Sequence[int], device: torch.device) -> "Planes":
+        """Planes of a matrix of the shape O, I, to be filled; on the device "meta" they take no memory."""
         layout = LAYOUTS[kind]
         blocks = torch.empty(shape[0], shape[1] // layout.columns * layout.bytes, dtype=torch.uint8, device="meta")
         return _repacked(blocks, kind).each(lambda plane: torch.empty_like(plane, device=device))
@@ -61,15 +61,15 @@ class Planes:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Planes":
         """Planes changed by a function that leaves the dimensions behind O as they are."""
-        others = (None if plane is None else change(plane) for plane in (self.scales, self.minima, self.d, self.dmin))
-        return Planes(self.kind, tuple(change(plane) for plane in self.codes), *others)
+        minima, d, dmin = (None if plane is None else change(plane) for plane in (self.minima, self.d, self.dmin))
+        return Planes(self.kind, tuple(change(plane) for plane in self.codes), change(self.scales), minima, d, dmin)
 
     def __getitem__(self, rows: slice | Tensor) -> "Planes":
         """Some rows of a matrix."""
         return self.each(lambda plane: plane[rows])
 
     def fill(self, blocks: Tensor) -> None:
-        """Repack blocks uint8 [O, bytes per row]. Takes up to 8 bytes a weight meanwhile.
+        """Repack blocks uint8 [O, bytes per row]. Takes up to 5 bytes a weight meanwhile.
 
         Example: a block of Q4_0 has the codes 0, 1, 2 .. 15, 0, 1, 2 .. 15. Word 0 of its four has those of the columns
         0, 4, 8 .. 28, from its lowest bits on: 0, 4, 8, 12, 0, 4, 8, 12. So it is 0xc840c840.
@@ -100,11 +100,6 @@ class Planes:
 
         parts = Parts(split(codes), split(self.scales), split(self.minima), split(self.d), split(self.dmin))
         return layout.weights(parts).flatten(-2)
-
-
-def planes_bytes(kind: str, shape: Sequence[int]) -> int:
-    """Bytes of the planes of a matrix [O, I]."""
-    return Planes.empty(kind, (shape[0], shape[1]), torch.device("meta")).nbytes
 
 
 def _repacked(blocks: Tensor, kind: str) -> Planes:

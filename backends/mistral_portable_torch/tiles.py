@@ -1,8 +1,8 @@
-"""Products of 5 to 64 tokens with packed weights, in Triton: tiles of weights are unpacked in registers, and multiplied by
-all tokens on tensor cores.
+"""Products of 5 to 64 tokens with packed weights, in Triton: tiles of weights are unpacked and multiplied by all tokens
+on tensor cores.
 
-Weights are rounded to the tokens' type, float16 or bfloat16, as `unpacking.py` rounds them; sums are float32. float32 has
-no product on tensor cores that keeps its bits.
+Weights are rounded to the tokens' type, float16 or bfloat16, as `unpacking.py` rounds them; sums are float32. There are
+no products of float32 on tensor cores that keep all bits.
 """
 
 import torch
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mistral_portable_torch.codes import arguments, constants, numbers, scale_of
+from mistral_portable_torch.codes import arguments, constants, weights_of
 from mistral_portable_torch.planes import GROUP, Planes
 from mistral_portable_torch.products import INTERPRETED, product
 
@@ -32,13 +32,13 @@ def multiply(x: Tensor, planes: Planes) -> Tensor:
     tokens, (rows, inputs) = len(x), planes.shape
     groups, tiles = inputs // GROUP, triton.cdiv(rows, _ROWS)
     splits = min(triton.cdiv(_PROGRAMS, tiles), triton.cdiv(groups, 4 * _GROUPS))
-    sums = torch.empty(splits, tokens, rows, dtype=torch.float32, device=x.device)
+    sums = x.new_empty(splits, tokens, rows, dtype=torch.float32 if splits > 1 else x.dtype)
     _tiles[(tiles, splits)](
         x.contiguous(), *arguments(planes), sums, tokens, rows, groups, **constants(planes),
         TOKENS=max(16, triton.next_power_of_2(tokens)), ROWS=_ROWS, GROUPS=_GROUPS, INTERPRETED=INTERPRETED,
         num_warps=4,
     )  # fmt: skip
-    return sums.sum(0).to(x.dtype)
+    return sums.sum(0).to(x.dtype) if splits > 1 else sums[0]
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -48,29 +48,21 @@ def _tiles(
     PRODUCTS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    row, token, word = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS), tl.arange(0, 4 * GROUPS)
+    row, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS)
     start = tl.minimum(row, rows - 1).to(tl.int64)[:, None] * groups
     share = tl.cdiv(tl.cdiv(groups, GROUPS), tl.num_programs(1)) * GROUPS
     begin = tl.program_id(1) * share
     total = tl.zeros((ROWS, TOKENS), tl.float32)
     for first in range(begin, tl.minimum(begin + share, groups), GROUPS):
-        known = word < (groups - first) * 4
-        column = first + word // 4
-        at = (start + first) * 4 + word[None, :]
-        lower = tl.load(low + at, mask=known[None, :], other=0)
-        upper = tl.load(high + at, mask=known[None, :], other=0) if HIGH > 0 else lower
-        group = start + tl.minimum(column, groups - 1)[None, :]
-        given = x + token[None, :] * groups * 32 + (column * 32 + word % 4)[:, None]
-        seen = known[:, None] & (token < tokens)[None, :]
-        for half in tl.static_range(HALVES):
-            scale = scale_of(scales, d, group, half, HALVES, PRODUCTS)
-            if MINIMA:
-                minimum = scale_of(minima, dmin, group, half, HALVES, PRODUCTS)
-            for i in tl.static_range(8 // HALVES):
-                weights = scale * numbers(lower, upper, half * (8 // HALVES) + i, LOW, HIGH, OFFSET)
-                if MINIMA:
-                    weights -= minimum
-                inputs = tl.load(given + 4 * (half * (8 // HALVES) + i), mask=seen, other=0.0)
-                total = product(weights.to(inputs.dtype), inputs, total, INTERPRETED)
+        column = first * 32 + tl.arange(0, GROUPS * 32)
+        at = x + token[None, :] * groups * 32 + column[:, None]
+        inputs = tl.load(at, mask=(column < groups * 32)[:, None] & (token < tokens)[None, :], other=0.0)
+        # What is beyond the end is multiplied by 0.
+        group = start + tl.minimum(first + tl.arange(0, GROUPS), groups - 1)[None, :]
+        weights = weights_of(
+            low, high, scales, minima, d, dmin, group.reshape(ROWS * GROUPS),
+            ROWS * GROUPS, LOW, HIGH, OFFSET, HALVES, MINIMA, PRODUCTS,
+        )  # fmt: skip
+        total = product(weights.to(inputs.dtype).reshape(ROWS, GROUPS * 32), inputs, total, INTERPRETED)
     place = (tl.program_id(1) * tokens + token[None, :]).to(tl.int64) * rows + row[:, None]
-    tl.store(sums + place, total, mask=(row < rows)[:, None] & (token < tokens)[None, :])
+    tl.store(sums + place, total.to(sums.dtype.element_ty), mask=(row < rows)[:, None] & (token < tokens)[None, :])

@@ -71,7 +71,10 @@ def product(tokens: int, bias: bool, dtype: torch.dtype = torch.float32) -> tupl
 @pytest.mark.parametrize(
     ("dtype", "tokens", "called"),
     [
-        *((torch.bfloat16, *case) for case in ((1, "gemv"), (4, "gemv"), (5, "tiles"), (64, "tiles"), (65, "unpacking"))),
+        *(
+            (torch.bfloat16, *case)
+            for case in ((1, "gemv"), (4, "gemv"), (5, "tiles"), (64, "tiles"), (65, "unpacking"))
+        ),
         *((torch.float32, *case) for case in ((1, "gemv"), (4, "gemv"), (5, "unpacking"), (65, "unpacking"))),
     ],
 )
