@@ -39,31 +39,35 @@ def _gemv(
     PRODUCTS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     row, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS)
-    # All tiles are [tokens, rows, groups, words], so that a thread has the same groups in each.
-    k = tl.arange(0, 4)[None, None, None, :]
-    start = tl.minimum(row, rows - 1).to(tl.int64)[None, :, None, None] * groups
-    given = x + token[:, None, None, None] * groups * 32
+    word, scale = tl.arange(0, GROUPS * 4), tl.arange(0, ROWS * GROUPS)
+    # The compiler lets a thread load what it sees to be in a row: here 4 words of any type, and 4 numbers of x. So a
+    # thread has the same groups of all tiles, and threads exchange nothing.
+    words = tl.minimum(row, rows - 1).to(tl.int64)[:, None] * groups * 4 + (word // 4 * 4 + word % 4)[None, :]
+    given = x + token[:, None] * groups * 32 + (word // 4 * 32 + word % 4)[None, :]
+    scaled = tl.minimum(tl.program_id(0) * ROWS + scale // GROUPS, rows - 1).to(tl.int64) * groups
     total = tl.zeros((TOKENS, ROWS, GROUPS, 1), tl.float32)
     for first in range(0, groups, GROUPS):
-        column = first + tl.arange(0, GROUPS)[None, None, :, None]
-        known = (token < tokens)[:, None, None, None] & (column < groups)
-        group = start + tl.minimum(column, groups - 1)  # what is beyond the end is multiplied by 0
-        lower = tl.load(low + group * 4 + k)
-        upper = tl.load(high + group * 4 + k) if HIGH > 0 else lower
+        known = (word < (groups - first) * 4)[None, :]
+        seen = known & (token < tokens)[:, None]
+        lower = tl.load(low + words + first * 4, mask=known, other=0).reshape(1, ROWS, GROUPS, 4)
+        upper = lower
+        if HIGH > 0:
+            upper = tl.load(high + words + first * 4, mask=known, other=0).reshape(1, ROWS, GROUPS, 4)
+        group = scaled + tl.minimum(first + scale % GROUPS, groups - 1)  # what is beyond the end is multiplied by 0
         for half in tl.static_range(HALVES):
             products = tl.zeros((TOKENS, ROWS, GROUPS, 4), tl.float32)
             summed = tl.zeros((TOKENS, 1, GROUPS, 4), tl.float32)
             for i in tl.static_range(8 // HALVES):
-                at = given + column * 32 + 4 * (half * (8 // HALVES) + i) + k
-                inputs = tl.load(at, mask=known, other=0.0).to(tl.float32)
+                at = given + first * 32 + 4 * (half * (8 // HALVES) + i)
+                inputs = tl.load(at, mask=seen, other=0.0).to(tl.float32).reshape(TOKENS, 1, GROUPS, 4)
                 codes = numbers(lower, upper, half * (8 // HALVES) + i, LOW, HIGH, OFFSET)
                 products = tl.fma(codes, inputs, products)
                 summed += inputs
-            scale = scale_of(scales, d, group, half, HALVES, PRODUCTS)
-            total = tl.fma(scale, tl.sum(products, 3, keep_dims=True), total)
+            factor = scale_of(scales, d, group, half, HALVES, PRODUCTS).reshape(1, ROWS, GROUPS, 1)
+            total = tl.fma(factor, tl.sum(products, 3, keep_dims=True), total)
             if MINIMA:
-                minimum = scale_of(minima, dmin, group, half, HALVES, PRODUCTS)
-                total = tl.fma(-minimum, tl.sum(summed, 3, keep_dims=True), total)
+                factor = scale_of(minima, dmin, group, half, HALVES, PRODUCTS).reshape(1, ROWS, GROUPS, 1)
+                total = tl.fma(-factor, tl.sum(summed, 3, keep_dims=True), total)
     total = tl.sum(tl.sum(total, 3), 2)
     place = token[:, None].to(tl.int64) * rows + row[None, :]
     inside = (token < tokens)[:, None] & (row < rows)[None, :]
