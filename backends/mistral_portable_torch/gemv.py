@@ -56,18 +56,18 @@ def _gemv(
         group = scaled + tl.minimum(first + scale % GROUPS, groups - 1)  # what is beyond the end is multiplied by 0
         for half in tl.static_range(HALVES):
             products = tl.zeros((TOKENS, ROWS, GROUPS, 4), tl.float32)
-            summed = tl.zeros((TOKENS, 1, GROUPS, 4), tl.float32)
+            summed = tl.zeros((TOKENS, 1, GROUPS, 1), tl.float32)
             for i in tl.static_range(8 // HALVES):
                 at = given + first * 32 + 4 * (half * (8 // HALVES) + i)
                 inputs = tl.load(at, mask=seen, other=0.0).to(tl.float32).reshape(TOKENS, 1, GROUPS, 4)
                 codes = numbers(lower, upper, half * (8 // HALVES) + i, LOW, HIGH, OFFSET)
                 products = tl.fma(codes, inputs, products)
-                summed += inputs
+                summed += tl.sum(inputs, 3, keep_dims=True)
             factor = scale_of(scales, d, group, half, HALVES, PRODUCTS).reshape(1, ROWS, GROUPS, 1)
             total = tl.fma(factor, tl.sum(products, 3, keep_dims=True), total)
             if MINIMA:
                 factor = scale_of(minima, dmin, group, half, HALVES, PRODUCTS).reshape(1, ROWS, GROUPS, 1)
-                total = tl.fma(-factor, tl.sum(summed, 3, keep_dims=True), total)
+                total = tl.fma(-factor, summed, total)
     total = tl.sum(tl.sum(total, 3), 2)
     place = token[:, None].to(tl.int64) * rows + row[None, :]
     inside = (token < tokens)[:, None] & (row < rows)[None, :]
