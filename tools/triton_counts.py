@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 import triton
-from mistral_portable_torch import gemv, unpacking
+from mistral_portable_torch import gemv, tiles, unpacking
 from mistral_portable_torch.attention import paged_kernels
 from mistral_portable_torch.attention.paged import splits_of
-from mistral_portable_torch.ggml import LAYOUTS
+from mistral_portable_torch.planes import Planes
 from triton.backends.compiler import GPUTarget
 
 __all__ = ["LAUNCHES", "Counts", "counted"]
@@ -35,12 +35,7 @@ __all__ = ["LAUNCHES", "Counts", "counted"]
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
 _ISSUED = 4  # instructions of warps that a multiprocessor begins in a clock
 _MOVED = 3.35e12 / 132 / 1.7e9  # bytes a clock that one of 132 of an H100 gets of 3.35 TB/s, at 1.7 GHz: 15
-_PART = {
-    "q4_0": 32,
-    "q8_0": 32,
-    "q4_k": 64,
-    "q6_k": 128,
-}  # weights of a block, or of a part of it, as kernels take them
+_KINDS = ("q4_0", "q8_0", "q4_k", "q6_k")  # the most used ones of `--quantize`, and those in Q4_K_M files
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 
@@ -48,8 +43,9 @@ _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 class Counts:
     """name: of the kernel's function. registers, and spilled bytes: of a thread. shared: bytes of a program.
 
-    Of a pass of the loop: instructions of a warp; bytes that all threads of a program load, also the same ones; needed:
-    bytes of what it computes with, keys and values or weights, and of what it writes. warps: of a program.
+    whole: all instructions of the kernel. Of a pass of the loop: instructions of a warp; bytes that all threads of a
+    program load, also the same ones; needed: bytes of what it computes with, keys and values or weights, and of what it
+    writes. warps: of a program.
     """
 
     name: str
@@ -57,6 +53,7 @@ class Counts:
     spilled: int
     shared: int
     warps: int
+    whole: int
     instructions: int
     loaded: int
     needed: int
@@ -79,25 +76,27 @@ def _attend(sequences: int, head_dim: int = 128) -> None:
     paged_kernels.attend(_meta(sequences, 32, head_dim), pool, pool, table, lengths, lengths, 0.1, splits)
 
 
-def _multiply(kind: str) -> None:
-    gemv.multiply(_meta(1, 4096), _blocks(kind), kind)
+def _multiply(by: Any, kind: str, tokens: int) -> None:
+    by.multiply(_meta(tokens, 4096), _planes(kind))
 
 
 def _unpack(kind: str) -> None:
-    unpacking.unpack(_blocks(kind), kind, torch.bfloat16)
+    unpacking.unpack(_planes(kind), torch.bfloat16)
 
 
-def _blocks(kind: str) -> torch.Tensor:
-    layout = LAYOUTS[kind]
-    return _meta(4096, 4096 // layout.columns * layout.bytes, dtype=torch.uint8)
+def _planes(kind: str) -> Planes:
+    return Planes.empty(kind, (4096, 4096), torch.device("meta"))
 
 
 LAUNCHES: dict[str, Callable[[], object]] = {
     "attention, 1 sequence": lambda: _attend(1),
     "attention, head_dim 64": lambda: _attend(1, 64),
     "attention, head_dim 256": lambda: _attend(1, 256),
-    **{f"product, {kind}": partial(_multiply, kind) for kind in gemv.KINDS},
-    **{f"unpacking, {kind}": partial(_unpack, kind) for kind in unpacking.KINDS},
+    **{f"product of a token, {kind}": partial(_multiply, gemv, kind, 1) for kind in _KINDS},
+    **{f"product of 4 tokens, {kind}": partial(_multiply, gemv, kind, 4) for kind in _KINDS},
+    **{f"product of 16 tokens, {kind}": partial(_multiply, tiles, kind, 16) for kind in _KINDS},
+    **{f"product of 64 tokens, {kind}": partial(_multiply, tiles, kind, 64) for kind in _KINDS},
+    **{f"unpacking, {kind}": partial(_unpack, kind) for kind in _KINDS},
 }
 """Calls of the executor's functions, each of which launches one kernel or two."""
 
@@ -115,7 +114,7 @@ def _compiled_only(capability: int) -> Iterator[list[tuple[Any, dict[str, Any]]]
     their constants."""
     target, made, run = GPUTarget("cuda", capability, 32), list[tuple[Any, dict[str, Any]]](), triton.JITFunction.run
     driver = SimpleNamespace(
-        get_current_target=lambda: target, get_current_device=lambda: 0, get_current_stream=lambda device: 0
+        get_current_target=lambda: target, get_current_device=lambda: capability, get_current_stream=lambda device: 0
     )
     runtime = triton.runtime.driver
     before = runtime._active
@@ -149,7 +148,8 @@ def _counts(kernel: Any, constants: dict[str, Any]) -> Counts:
     loaded = 32 * kernel.metadata.num_warps * sum(widths)
     spilled = usage["STACK"] + usage["LOCAL"]
     name, shared, warps = kernel.metadata.name, kernel.metadata.shared, kernel.metadata.num_warps
-    return Counts(name, usage["REG"], spilled, shared, warps, len(body), loaded, _needed(name, constants))
+    whole = sum(name != "NOP" for _, name, _ in code)
+    return Counts(name, usage["REG"], spilled, shared, warps, whole, len(body), loaded, _needed(name, constants))
 
 
 def _needed(name: str, constants: Mapping[str, int]) -> int:
@@ -158,10 +158,11 @@ def _needed(name: str, constants: Mapping[str, int]) -> int:
         return 2 * 2 * constants["TILE"] * constants["SIZE"]
     if name == "_merge":
         return 4 * constants["TOGETHER"] * (constants["SIZE"] + 2)
-    kind = name.removeprefix("_")
-    unpacks = "TOGETHER" in constants
-    weights = _PART[kind] * (constants["TOGETHER"] if unpacks else constants["ROWS"] * constants["BLOCKS"])
-    return weights * LAYOUTS[kind].bytes // LAYOUTS[kind].columns + (2 * weights if unpacks else 0)
+    scales = constants["HALVES"] * (1 if constants["PRODUCTS"] else 2) + constants["PRODUCTS"] * 2 / 8
+    group = 4 * (constants["LOW"] + constants["HIGH"]) + scales * (1 + constants["MINIMA"])
+    if name == "_unpack":
+        return int((group + 2 * 32) * constants["TOGETHER"])
+    return int(group * constants["ROWS"] * constants["GROUPS"])
 
 
 def _longest_loop(code: list[tuple[int, str, str]]) -> list[str]:
@@ -180,11 +181,11 @@ def main() -> int:
     parser.add_argument("--capability", type=int, default=90, help="of the GPU: 80, 86, 89, 90, 100")
     capability = parser.parse_args().capability
     print(f"Triton {triton.__version__}, compute capability {capability / 10}\n")
-    print("| Kernel | Registers | Spilled | Shared | Instructions | Bytes loaded | Bytes needed | Issue |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| Kernel | Registers | Spilled | Shared | Whole | Instructions | Bytes loaded | Bytes needed | Issue |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, launch in LAUNCHES.items():
         for row in counted(launch, capability):
-            figures = (row.registers, row.spilled, row.shared, row.instructions, row.loaded, row.needed)
+            figures = (row.registers, row.spilled, row.shared, row.whole, row.instructions, row.loaded, row.needed)
             print(f"| {name}: `{row.name}` | {' | '.join(f'{n:,}' for n in figures)} | {row.issue:.2f} |")
     return 0
 

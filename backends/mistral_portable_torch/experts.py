@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mistral_portable_torch.elementwise import Elementwise
 from mistral_portable_torch.matrices import Blocks, Dense, Matrix
+from mistral_portable_torch.packed import Packed
 
 __all__ = ["Experts", "route"]
 
@@ -15,7 +16,7 @@ class Experts:
     """The experts of a layer. matrices: gate, up and down, each the matrices of all experts, stacked by rows."""
 
     def __init__(self, matrices: Sequence[Matrix], top_k: int, elementwise: Elementwise) -> None:
-        self._matrices = [matrix for matrix in matrices if isinstance(matrix, Dense | Blocks)]
+        self._matrices = [matrix for matrix in matrices if isinstance(matrix, Dense | Blocks | Packed)]
         assert len(self._matrices) == 3
         self._top_k, self._elementwise = top_k, elementwise
 

@@ -1,17 +1,18 @@
-"""ggml blocks unpacked with torch's operations, on any device, to the same bits as by `gguf.quants`.
+"""ggml blocks taken apart and unpacked with torch's operations, on any device, to the same bits as by `gguf.quants`.
 
-Source of the layouts: ggml `ggml-common.h`, `dequantize_row_*` in `ggml-quants.c`. Every unpacking function takes uint8
-[..., bytes per block] and returns float32 [..., columns per block].
+Source of the layouts: ggml `ggml-common.h`, `dequantize_row_*` in `ggml-quants.c`. The function of a type takes uint8
+[..., bytes per block] and returns its Parts.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["LAYOUTS", "SLICE", "Layout"]
+__all__ = ["LAYOUTS", "SLICE", "Layout", "Parts", "in_slices"]
 
 SLICE = 2**24
 """Weights that are unpacked at a time: they go through float32, several times, in memory."""
@@ -19,33 +20,77 @@ SLICE = 2**24
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
+class Parts(NamedTuple):
+    """The numbers in blocks, of which weights are made: scale * (code - offset) - minimum.
+
+    codes: uint8 [..., columns], or float32 levels. scales, minima: [..., groups], one for each group of columns; either
+    float16, or small integers, to be multiplied by d and dmin, float16 [..., 1].
+    """
+
+    codes: Tensor
+    scales: Tensor
+    minima: Tensor | None = None
+    d: Tensor | None = None
+    dmin: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Layout:
-    """columns and bytes of a block; unpack: uint8 [..., bytes] -> float32 [..., columns]."""
+    """A type. columns and bytes of a block. parts: uint8 [..., bytes] -> Parts. offset: of its codes.
+
+    bits: of a code in each of the planes that Triton's kernels read (`planes.py`); none if no kernel reads the type.
+    """
 
     columns: int
     bytes: int
-    unpack: Callable[[Tensor], Tensor]
+    parts: Callable[[Tensor], Parts]
+    offset: int = 0
+    bits: tuple[int, ...] = ()
 
     def rows(self, blocks: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 [..., O, bytes per row] -> [..., O, I] in `dtype`."""
-        columns = blocks.shape[-1] // self.bytes * self.columns
-        if blocks.ndim == 2 and blocks.shape[0] * columns > SLICE:
-            out = torch.empty(blocks.shape[0], columns, dtype=dtype, device=blocks.device)
-            rows = max(1, SLICE // columns)
-            for target, part in zip(out.split(rows), blocks.split(rows), strict=True):
-                target.copy_(self.rows(part, dtype))
-            return out
-        return self.unpack(blocks.unflatten(-1, (-1, self.bytes))).flatten(-2).to(dtype)
+        if blocks.ndim > 2:
+            return self._unpacked(blocks).to(dtype)
+        columns = blocks.shape[1] // self.bytes * self.columns
+        return in_slices(lambda some: self._unpacked(blocks[some]), (len(blocks), columns), dtype, blocks.device)
+
+    def _unpacked(self, blocks: Tensor) -> Tensor:
+        return self.weights(self.parts(blocks.unflatten(-1, (-1, self.bytes)))).flatten(-2)
+
+    def weights(self, parts: Parts) -> Tensor:
+        """float32 [..., columns]"""
+        weights = parts.codes.float()
+        if self.offset:
+            weights -= self.offset
+        groups = weights.unflatten(-1, (parts.scales.shape[-1], -1))
+        groups *= _products(parts.scales, parts.d)[..., None]
+        if parts.minima is not None:
+            groups -= _products(parts.minima, parts.dmin)[..., None]
+        return weights
 
 
-def _halves(blocks: Tensor, begin: int, count: int = 1) -> Tensor:
-    """`count` float16 numbers from byte `begin` on, as float32 [..., count]."""
-    return blocks[..., begin : begin + 2 * count].contiguous().view(torch.float16).float()
+def in_slices(
+    weights: Callable[[slice], Tensor], shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Make a matrix of float32 `weights` of some of its rows, SLICE weights at a time."""
+    rows, columns = shape
+    together = max(1, SLICE // columns)
+    if rows <= together:
+        return weights(slice(None)).to(dtype)
+    out = torch.empty(shape, dtype=dtype, device=device)
+    for begin in range(0, rows, together):
+        some = slice(begin, begin + together)
+        out[some] = weights(some)
+    return out
 
 
-def _signed(packed: Tensor) -> Tensor:
-    return packed.contiguous().view(torch.int8).float()
+def _products(numbers: Tensor, factor: Tensor | None) -> Tensor:
+    return numbers.float() if factor is None else factor.float() * numbers.float()
+
+
+def _half(blocks: Tensor, begin: int) -> Tensor:
+    """The float16 number from byte `begin` on, [..., 1]."""
+    return blocks[..., begin : begin + 2].contiguous().view(torch.float16)
 
 
 def _shifted(packed: Tensor, shifts: range, bits: int) -> Tensor:
@@ -65,58 +110,49 @@ def _fifth_bits(packed: Tensor) -> Tensor:
     return ((packed[..., None] >> steps) & 1).flatten(-2) << 4
 
 
-def _grouped(codes: Tensor, scales: Tensor, minima: Tensor | None = None) -> Tensor:
-    """codes [..., n * size], scales and minima [..., n] -> scale * code - minimum, with one of each per group."""
-    groups = codes.float().unflatten(-1, (scales.shape[-1], -1)) * scales[..., None]
-    return (groups if minima is None else groups - minima[..., None]).flatten(-2)
+def _q4_0(blocks: Tensor) -> Parts:
+    return Parts(_nibbles(blocks[..., 2:]), _half(blocks, 0))
 
 
-def _q4_0(blocks: Tensor) -> Tensor:
-    return _halves(blocks, 0) * (_nibbles(blocks[..., 2:]).float() - 8)
+def _q4_1(blocks: Tensor) -> Parts:
+    return Parts(_nibbles(blocks[..., 4:]), _half(blocks, 0), -_half(blocks, 2))
 
 
-def _q4_1(blocks: Tensor) -> Tensor:
-    return _halves(blocks, 0) * _nibbles(blocks[..., 4:]).float() + _halves(blocks, 2)
+def _q5_0(blocks: Tensor) -> Parts:
+    return Parts(_nibbles(blocks[..., 6:]) | _fifth_bits(blocks[..., 2:6]), _half(blocks, 0))
 
 
-def _q5_0(blocks: Tensor) -> Tensor:
-    codes = _nibbles(blocks[..., 6:]) | _fifth_bits(blocks[..., 2:6])
-    return _halves(blocks, 0) * (codes.float() - 16)
+def _q5_1(blocks: Tensor) -> Parts:
+    return Parts(_nibbles(blocks[..., 8:]) | _fifth_bits(blocks[..., 4:8]), _half(blocks, 0), -_half(blocks, 2))
 
 
-def _q5_1(blocks: Tensor) -> Tensor:
-    codes = _nibbles(blocks[..., 8:]) | _fifth_bits(blocks[..., 4:8])
-    return _halves(blocks, 0) * codes.float() + _halves(blocks, 2)
+def _q8_0(blocks: Tensor) -> Parts:
+    """Codes are int8: with the sign bit turned they are those of an offset of 128."""
+    return Parts(blocks[..., 2:] ^ 128, _half(blocks, 0))
 
 
-def _q8_0(blocks: Tensor) -> Tensor:
-    return _signed(blocks[..., 2:]) * _halves(blocks, 0)
-
-
-def _q2_k(blocks: Tensor) -> Tensor:
+def _q2_k(blocks: Tensor) -> Parts:
     """16 bytes of scales and minima, 4 bits each; 64 of codes; d, dmin."""
-    scales = _halves(blocks, 80) * (blocks[..., :16] & 15).float()
-    minima = _halves(blocks, 82) * (blocks[..., :16] >> 4).float()
     codes = _shifted(blocks[..., 16:80].unflatten(-1, (2, 32)), range(0, 8, 2), 2).flatten(-2)
-    return _grouped(codes, scales, minima)
+    return Parts(codes, blocks[..., :16] & 15, blocks[..., :16] >> 4, _half(blocks, 80), _half(blocks, 82))
 
 
-def _q3_k(blocks: Tensor) -> Tensor:
-    """32 bytes of third bits, where a 0 subtracts 4; 64 of codes; 12 of scales; d."""
+def _q3_k(blocks: Tensor) -> Parts:
+    """32 bytes of third bits; 64 of codes; 12 of scales, 6 bits each with an offset of 32; d."""
     low = _shifted(blocks[..., 96:104], range(0, 8, 4), 4)
     high = _shifted(blocks[..., 104:108], range(0, 8, 2), 2)
-    scales = _halves(blocks, 108) * ((low | (high << 4)).float() - 32)
+    scales = (low | (high << 4)).view(torch.int8) - 32
     codes = _shifted(blocks[..., 32:96].unflatten(-1, (2, 32)), range(0, 8, 2), 2).flatten(-2)
     third = _shifted(blocks[..., :32], range(8), 1)
-    return _grouped(codes.float() - 4 * (1 - third.float()), scales)
+    return Parts(codes | (third << 2), scales, d=_half(blocks, 108))
 
 
-def _k_scales(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """d, dmin, and 12 bytes of 6-bit numbers -> 8 scales and 8 minima, float32 [..., 8]."""
+def _k_scales(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """d, dmin, and 12 bytes of 6-bit numbers -> 8 scales and 8 minima, uint8 [..., 8]; d and dmin."""
     a, b, c = blocks[..., 4:8], blocks[..., 8:12], blocks[..., 12:16]
     scales = torch.cat([a & 63, (c & 15) | ((a >> 6) << 4)], -1)
     minima = torch.cat([b & 63, (c >> 4) | ((b >> 6) << 4)], -1)
-    return _halves(blocks, 0) * scales.float(), _halves(blocks, 2) * minima.float()
+    return scales, minima, _half(blocks, 0), _half(blocks, 2)
 
 
 def _k_nibbles(packed: Tensor) -> Tensor:
@@ -124,25 +160,25 @@ def _k_nibbles(packed: Tensor) -> Tensor:
     return _nibbles(packed.unflatten(-1, (4, 32))).flatten(-2)
 
 
-def _q4_k(blocks: Tensor) -> Tensor:
-    return _grouped(_k_nibbles(blocks[..., 16:]), *_k_scales(blocks))
+def _q4_k(blocks: Tensor) -> Parts:
+    return Parts(_k_nibbles(blocks[..., 16:]), *_k_scales(blocks))
 
 
-def _q5_k(blocks: Tensor) -> Tensor:
+def _q5_k(blocks: Tensor) -> Parts:
     fifth = _shifted(blocks[..., 16:48], range(8), 1) << 4
-    return _grouped(_k_nibbles(blocks[..., 48:]) | fifth, *_k_scales(blocks))
+    return Parts(_k_nibbles(blocks[..., 48:]) | fifth, *_k_scales(blocks))
 
 
-def _q6_k(blocks: Tensor) -> Tensor:
+def _q6_k(blocks: Tensor) -> Parts:
     """128 bytes of low 4 bits, 64 of upper 2 bits, 16 int8 scales, d."""
     low = _nibbles(blocks[..., :128].unflatten(-1, (2, 64))).flatten(-2)
     high = _shifted(blocks[..., 128:192].unflatten(-1, (2, 32)), range(0, 8, 2), 2).flatten(-2)
-    scales = _halves(blocks, 208) * _signed(blocks[..., 192:208])
-    return _grouped((low | (high << 4)).float() - 32, scales)
+    return Parts(low | (high << 4), blocks[..., 192:208].contiguous().view(torch.int8), d=_half(blocks, 208))
 
 
-def _iq4_codes(packed: Tensor) -> Tensor:
-    return _iq4_table(packed.device)[_nibbles(packed).int()]
+def _iq4_levels(packed: Tensor) -> Tensor:
+    codes = _nibbles(packed)
+    return _iq4_table(packed.device).index_select(0, codes.flatten().int()).view(codes.shape)
 
 
 @cache
@@ -151,31 +187,31 @@ def _iq4_table(device: torch.device) -> Tensor:
     return torch.tensor(_IQ4, dtype=torch.float32, device=device)
 
 
-def _iq4_nl(blocks: Tensor) -> Tensor:
-    return _halves(blocks, 0) * _iq4_codes(blocks[..., 2:])
+def _iq4_nl(blocks: Tensor) -> Parts:
+    return Parts(_iq4_levels(blocks[..., 2:]), _half(blocks, 0))
 
 
-def _iq4_xs(blocks: Tensor) -> Tensor:
+def _iq4_xs(blocks: Tensor) -> Parts:
     """d, 8 x 2 upper bits of scales, 8 x 4 lower bits of them, 8 groups of 16 bytes."""
     pairs = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)
     high = ((blocks[..., 2:4, None] >> pairs) & 3).flatten(-2)
     low = torch.stack([blocks[..., 4:8] & 15, blocks[..., 4:8] >> 4], -1).flatten(-2)
-    scales = _halves(blocks, 0) * ((low | (high << 4)).float() - 32)
-    return _grouped(_iq4_codes(blocks[..., 8:].unflatten(-1, (8, 16))).flatten(-2), scales)
+    scales = (low | (high << 4)).view(torch.int8) - 32
+    return Parts(_iq4_levels(blocks[..., 8:].unflatten(-1, (8, 16))).flatten(-2), scales, d=_half(blocks, 0))
 
 
 LAYOUTS = {
-    "q4_0": Layout(32, 18, _q4_0),
-    "q4_1": Layout(32, 20, _q4_1),
-    "q5_0": Layout(32, 22, _q5_0),
-    "q5_1": Layout(32, 24, _q5_1),
-    "q8_0": Layout(32, 34, _q8_0),
+    "q4_0": Layout(32, 18, _q4_0, 8, (4,)),
+    "q4_1": Layout(32, 20, _q4_1, 0, (4,)),
+    "q5_0": Layout(32, 22, _q5_0, 16, (4, 1)),
+    "q5_1": Layout(32, 24, _q5_1, 0, (4, 1)),
+    "q8_0": Layout(32, 34, _q8_0, 128, (4, 4)),
     "iq4_nl": Layout(32, 18, _iq4_nl),
-    "q2_k": Layout(256, 84, _q2_k),
-    "q3_k": Layout(256, 110, _q3_k),
-    "q4_k": Layout(256, 144, _q4_k),
-    "q5_k": Layout(256, 176, _q5_k),
-    "q6_k": Layout(256, 210, _q6_k),
+    "q2_k": Layout(256, 84, _q2_k, 0, (2,)),
+    "q3_k": Layout(256, 110, _q3_k, 4, (2, 1)),
+    "q4_k": Layout(256, 144, _q4_k, 0, (4,)),
+    "q5_k": Layout(256, 176, _q5_k, 0, (4, 1)),
+    "q6_k": Layout(256, 210, _q6_k, 32, (4, 2)),
     "iq4_xs": Layout(256, 136, _iq4_xs),
 }
 """By ggml type."""

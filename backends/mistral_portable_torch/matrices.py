@@ -1,8 +1,6 @@
 """Weights on the device: dense matrices, and packed ggml blocks."""
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any, Protocol
 
@@ -15,14 +13,12 @@ from torch.nn.functional import embedding, linear
 from mistral_portable.errors import BackendError
 from mistral_portable.weights import BlockTensor, DenseTensor, release
 from mistral_portable.weights import Tensor as Stored
-from mistral_portable_torch.attempt import Attempt
 from mistral_portable_torch.bits_and_bytes import quantized, quantized_bytes
-from mistral_portable_torch.ggml import LAYOUTS
+from mistral_portable_torch.ggml import LAYOUTS, SLICE
+from mistral_portable_torch.packed import Packed, has_kernels
+from mistral_portable_torch.planes import Planes
 
 __all__ = ["Blocks", "Dense", "Matrix", "form", "read_matrix", "read_vector", "stored_bytes"]
-
-MAX_GEMV_TOKENS = 8
-"""For more tokens, unpacking a matrix once is cheaper than reading its blocks for each token."""
 
 _FLOATS = ("float32", "float16", "bfloat16")
 _SLICE = 2**26  # bytes copied from the file to the device at a time, so that the host holds no more of a tensor
@@ -65,38 +61,14 @@ class Dense:
 
 
 class Blocks:
-    """blocks uint8 [O, bytes per row] of ggml's `kind`, unpacked for every product.
-
-    On a CUDA GPU a product of few tokens reads packed blocks, and one of more unpacks them by one kernel, if Triton is
-    installed and has kernels for the kind.
-    """
+    """blocks uint8 [O, bytes per row] of ggml's `kind`, unpacked by torch's operations for every product."""
 
     def __init__(self, blocks: Tensor, kind: str, dtype: torch.dtype) -> None:
         self._blocks, self._kind, self._layout, self._dtype = blocks, kind, LAYOUTS[kind], dtype
-        self._kernel = gemv_of(kind) if blocks.is_cuda else None
         self.nbytes = blocks.nbytes
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        kernel = self._kernel
-        if kernel is None or len(x) > MAX_GEMV_TOKENS:
-            return self._unpacked_product(x, bias)
-        return _PACKED.run(
-            x.device,
-            lambda: kernel(x, self._blocks) if bias is None else kernel(x, self._blocks) + bias,
-            lambda: self._unpacked_product(x, bias),
-        )
-
-    def _unpacked_product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        def by_torch() -> Tensor:
-            return self._layout.rows(self._blocks, self._dtype)
-
-        if self._kernel is None:
-            return linear(x, by_torch(), bias)
-
-        def by_kernel() -> Tensor:
-            return unpacked(self._blocks, self._kind, self._dtype)
-
-        return linear(x, _PACKED.run(x.device, by_kernel, by_torch), bias)
+        return linear(x, self._layout.rows(self._blocks, self._dtype), bias)
 
     def rows(self, tokens: Tensor) -> Tensor:
         return self._layout.rows(self._blocks[tokens], self._dtype)
@@ -110,45 +82,16 @@ class Blocks:
         return self._layout.rows(self._blocks.unflatten(0, (count, -1))[indices], self._dtype)
 
 
-_PACKED = Attempt("quantized weights are unpacked for every token, which is slow")
-
-
-@cache
-def gemv_of(kind: str) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The kernel of `gemv.py` for the kind, called with x and blocks; None, with a warning, if there is none."""
-    try:
-        from mistral_portable_torch import gemv
-    except ImportError as error:
-        warnings.warn(
-            f"quantized weights are unpacked for every token, which is slow, because Triton is missing ({error}): "
-            "pip install triton",
-            stacklevel=2,
-        )
-        return None
-    if kind not in gemv.KINDS:
-        warnings.warn(
-            f"{kind} weights are unpacked for every token, which is slow: only {', '.join(gemv.KINDS)} are not",
-            stacklevel=2,
-        )
-        return None
-    return partial(gemv.multiply, kind=kind)
-
-
-def unpacked(blocks: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
-    """The weights of blocks by the kernel of `unpacking.py`, which is there where `gemv_of` finds one."""
-    from mistral_portable_torch import unpacking
-
-    return unpacking.unpack(blocks, kind, dtype)
-
-
 def form(tensor: Stored) -> str:
     """The form of a matrix on the device: a ggml type, or "dense". Matrices of one form can be joined."""
     return tensor.dtype if isinstance(tensor, BlockTensor) else "dense"
 
 
-def stored_bytes(tensor: Stored, dtype: torch.dtype, quantize: str | None = None) -> int:
+def stored_bytes(tensor: Stored, dtype: torch.dtype, device: torch.device, quantize: str | None = None) -> int:
     """Bytes on the device of a program in `dtype`. quantize: the bitsandbytes type of float matrices, if any."""
     if isinstance(tensor, BlockTensor):
+        if has_kernels(tensor.dtype, device):
+            return Planes.empty(tensor.dtype, tensor.shape, torch.device("meta")).nbytes
         return tensor.nbytes
     return quantized_bytes(tensor.shape, quantize) if quantize else prod(tensor.shape) * dtype.itemsize
 
@@ -170,9 +113,11 @@ def read_matrix(
         weight = _floats(parts, dtype, device)
         return quantized(weight, quantize) if quantize else Dense(weight)
     blocks = [part for part in parts if isinstance(part, BlockTensor)]
-    sizes = [part.shape[0] for part in blocks]
-    packed = torch.empty(sum(sizes), blocks[0].nbytes // sizes[0], dtype=torch.uint8, device=device)
-    for target, part in zip(packed.split(sizes), blocks, strict=True):
+    shape = sum(part.shape[0] for part in blocks), blocks[0].shape[1]
+    if has_kernels(kind, device):
+        return Packed(_planes(blocks, kind, shape, device), dtype)
+    packed = torch.empty(shape[0], blocks[0].nbytes // blocks[0].shape[0], dtype=torch.uint8, device=device)
+    for target, part in zip(packed.split([part.shape[0] for part in blocks]), blocks, strict=True):
         _fill(target, part.blocks())
     return Blocks(packed, kind, dtype)
 
@@ -194,15 +139,29 @@ def _floats(parts: Sequence[Stored], dtype: torch.dtype, device: torch.device) -
     return joined
 
 
+def _planes(parts: Sequence[BlockTensor], kind: str, shape: tuple[int, int], device: torch.device) -> Planes:
+    """Repack the rows of all parts on the device, SLICE weights at a time."""
+    planes, begin = Planes.empty(kind, shape, device), 0
+    for part in parts:
+        blocks = part.blocks()
+        for rows in _slices(len(blocks), SLICE // shape[1]):
+            staged = torch.from_numpy(np.array(blocks[rows])).to(device)
+            planes[begin : begin + len(staged)].fill(staged)
+            begin += len(staged)
+        release(blocks)
+    return planes
+
+
 def _fill(target: Tensor, array: NDArray[Any], stored: torch.dtype | None = None) -> None:
     """Copy an array to the device, a slice at a time. stored: the type of its bits, if NumPy has no such type."""
-    for part in _slices(array):
+    for part in _slices(len(array), _SLICE * len(array) // max(1, array.nbytes)):
         staged = torch.from_numpy(np.array(array[part]))  # a copy: torch takes no read-only arrays
         target[part].copy_(staged if stored is None else staged.view(stored))
     release(array)
 
 
-def _slices(array: NDArray[Any]) -> Iterator[slice]:
-    step = max(1, _SLICE * len(array) // max(1, array.nbytes))
-    for begin in range(0, len(array), step):
+def _slices(count: int, together: int) -> Iterator[slice]:
+    """Slices of some of `count` rows, at least one at a time."""
+    step = max(1, together)
+    for begin in range(0, count, step):
         yield slice(begin, begin + step)

@@ -171,7 +171,9 @@ class TorchProgram:
                 f"quantize={quantize!r} changes nothing: the weights are quantized already; leave it out"
             )
         sizes = {
-            name: sum(stored_bytes(weights[part], self._dtype, kinds[name]) for part in parameter.parts)
+            name: sum(
+                stored_bytes(weights[part], self._dtype, self._device.torch, kinds[name]) for part in parameter.parts
+            )
             for name, parameter in parameters.items()
         }
         total, tokens = sum(sizes.values()), min(self._spec.max_chunk, self._spec.max_context)

@@ -13,7 +13,7 @@ from mistral_portable_torch.liveness import last_uses
 
 __all__ = ["scratch_bytes"]
 
-_UNPACKING = 16  # bytes per weight of a slice while ggml blocks are unpacked: up to four float32 at once
+_UNPACKING = 10  # bytes per weight of a slice while ggml blocks are unpacked: two float32, and codes
 _ELEMENTWISE = 12  # bytes per element of an operation in float32: up to three float32 at once
 
 

@@ -17,6 +17,13 @@ def test_every_kernel_compiles_without_spills_and_fits(name: str, capability: in
         assert row.loaded > 0, row
 
 
+@pytest.mark.parametrize("name", [name for name in LAUNCHES if name.startswith("product of a token")])
+def test_products_of_a_token_are_bound_by_instructions_above_60_percent_of_the_bandwidth_at_worst(name: str) -> None:
+    """All instructions count: a row of 4,096 columns takes one pass."""
+    (row,) = counted(LAUNCHES[name])
+    assert row.whole / row.instructions * row.issue <= 1 / 0.6
+
+
 @pytest.mark.parametrize("name", [name for name in LAUNCHES if name.startswith("attention")])
 def test_attention_loads_keys_and_values_once_and_is_not_bound_by_instructions(name: str) -> None:
     split, merge = counted(LAUNCHES[name])

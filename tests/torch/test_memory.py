@@ -184,7 +184,7 @@ def test_a_step_is_refused_unless_what_it_takes_is_there(options: dict[str, Any]
         return session
 
     session = begun(None)
-    stored = sum(stored_bytes(tensor, getattr(torch, dtype)) for tensor in weights.values())
+    stored = sum(stored_bytes(tensor, getattr(torch, dtype), torch.device("cpu")) for tensor in weights.values())
     exact = -(-tokens // 16) * 16 * session.program.slot_bytes(0)
     session.manager.rollback(0, 0)  # pools have grown
     with Held() as held:

@@ -1,4 +1,4 @@
-"""Products with ggml blocks where Triton's kernels are there, by stand-ins for them, and where they do not compile."""
+"""Products with packed weights: which of Triton's kernels is called, by stand-ins, and what is done without them."""
 
 import sys
 import warnings
@@ -9,61 +9,82 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
-from mistral_portable_torch import matrices
+from mistral_portable_torch import matrices, packed
 from mistral_portable_torch.attempt import Attempt
-from mistral_portable_torch.ggml import LAYOUTS
-from mistral_portable_torch.matrices import Blocks
+from mistral_portable_torch.matrices import Blocks, read_matrix
+from mistral_portable_torch.packed import Packed, has_kernels
+from mistral_portable_torch.planes import Planes
 from weights.files import random_blocks
 
 from mistral_portable.weights import QuantTensor
 
-# float32 sums of 512 products, which torch and NumPy add up in different orders.
-CLOSE: Any = {"rtol": 1e-4, "atol": 1e-4}
 STORED = QuantTensor(
     "w", (24, 512), GGMLQuantizationType.Q4_0, random_blocks("Q4_0", (24, 512), np.random.default_rng(0))
 )
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A GPU's kernels. calls: the names of those that were called. error: what they raise, if anything."""
+    """A GPU's kernels. calls: the modules of those that were called. error: what they raise, if anything."""
     made = SimpleNamespace(calls=[], error=None)
 
-    def unpack(blocks: torch.Tensor, kind: str, dtype: torch.dtype) -> torch.Tensor:
-        made.calls.append("unpack")
+    def called(name: str) -> None:
+        made.calls.append(name)
         if made.error is not None:
             raise made.error
-        return LAYOUTS[kind].rows(blocks, dtype)
 
-    def gemv(x: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
-        made.calls.append("gemv")
-        if made.error is not None:
-            raise made.error
-        return x @ LAYOUTS["q4_0"].rows(blocks, x.dtype).T
+    def unpack(planes: Planes, dtype: torch.dtype) -> torch.Tensor:
+        called("unpacking")
+        return planes.weights(dtype)
 
-    monkeypatch.setitem(sys.modules, "mistral_portable_torch.unpacking", SimpleNamespace(unpack=unpack))
-    monkeypatch.setattr("mistral_portable_torch.unpacking", SimpleNamespace(unpack=unpack), raising=False)
-    monkeypatch.setattr(matrices, "gemv_of", lambda kind: gemv)
-    monkeypatch.setattr(matrices, "_PACKED", Attempt("quantized weights are unpacked for every token, which is slow"))
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    def product(name: str, x: torch.Tensor, planes: Planes) -> torch.Tensor:
+        called(name)
+        return x @ planes.weights(x.dtype).T
+
+    modules = {
+        "gemv": SimpleNamespace(MAX_TOKENS=4, multiply=lambda x, planes: product("gemv", x, planes)),
+        "tiles": SimpleNamespace(
+            MAX_TOKENS=64,
+            DTYPES=(torch.float16, torch.bfloat16),
+            multiply=lambda x, planes: product("tiles", x, planes),
+        ),
+        "unpacking": SimpleNamespace(unpack=unpack),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, f"mistral_portable_torch.{name}", module)
+        monkeypatch.setattr(f"mistral_portable_torch.{name}", module, raising=False)
+    monkeypatch.setattr(matrices, "has_kernels", lambda kind, device: True)
+    monkeypatch.setattr(packed, "_COMPILED", Attempt("quantized weights are unpacked for every token, which is slow"))
     return made
 
 
-def product(tokens: int, bias: bool) -> tuple[Any, Any]:
-    x = torch.randn(tokens, 512, generator=torch.Generator().manual_seed(1))
-    added = torch.ones(24) if bias else None
-    matrix = Blocks(torch.from_numpy(STORED.blocks().copy()), "q4_0", torch.float32)
-    expected = x.numpy() @ STORED.numpy().T + (1 if bias else 0)
-    return matrix.multiply(x, added).numpy(), expected
+def product(tokens: int, bias: bool, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    x = torch.randn(tokens, 512, generator=torch.Generator().manual_seed(1)).to(dtype)
+    matrix = read_matrix([STORED], dtype, CPU)
+    assert isinstance(matrix, Packed)
+    found = matrix.multiply(x, torch.ones(24, dtype=dtype) if bias else None)
+    return found.float().numpy(), x.float().numpy() @ STORED.numpy().T + (1 if bias else 0)
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("tokens", "called"), [(1, "gemv"), (8, "gemv"), (9, "unpack"), (40, "unpack")])
-def test_few_tokens_read_blocks_and_many_unpack_them_once(
-    tokens: int, called: str, bias: bool, kernels: SimpleNamespace
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "called"),
+    [
+        *(
+            (torch.bfloat16, *case)
+            for case in ((1, "gemv"), (4, "gemv"), (5, "tiles"), (64, "tiles"), (65, "unpacking"))
+        ),
+        *((torch.float32, *case) for case in ((1, "gemv"), (4, "gemv"), (5, "unpacking"), (65, "unpacking"))),
+    ],
+)
+def test_the_kernel_follows_from_the_number_of_tokens(
+    dtype: torch.dtype, tokens: int, called: str, bias: bool, kernels: SimpleNamespace
 ) -> None:
-    found, expected = product(tokens, bias)
-    np.testing.assert_allclose(found, expected, **CLOSE)
+    found, expected = product(tokens, bias, dtype)
+    # Sums of 512 products, whose weights and results bfloat16 rounds to 8 bits; float32 sums in another order.
+    error = 1e-4 if dtype is torch.float32 else 2**-8
+    np.testing.assert_allclose(found, expected, rtol=2 * error, atol=error * np.abs(expected).max())
     assert kernels.calls == [called]
 
 
@@ -73,8 +94,29 @@ def test_products_without_kernels_are_right_and_one_warning_says_why(tokens: int
     with pytest.warns(
         UserWarning, match=r"unpacked for every token, which is slow, because .* \(Failed to find C comp"
     ):
-        np.testing.assert_allclose(*product(tokens, True), **CLOSE)
+        np.testing.assert_allclose(*product(tokens, True), rtol=1e-4, atol=1e-4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        np.testing.assert_allclose(*product(10 - tokens, False), **CLOSE)
+        np.testing.assert_allclose(*product(10 - tokens, False), rtol=1e-4, atol=1e-4)
     assert len(kernels.calls) == 1
+
+
+def test_blocks_stay_as_they_are_on_a_cpu() -> None:
+    assert isinstance(read_matrix([STORED], torch.float32, CPU), Blocks)
+
+
+def test_types_without_kernels_are_named_and_those_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_kernels.cache_clear()
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace())
+    with pytest.warns(UserWarning, match=r"iq4_xs weights are unpacked .*: only q4_0, q4_1, .*, q6_k are not"):
+        assert not has_kernels("iq4_xs", CUDA)
+    assert has_kernels("q4_k", CUDA)
+    has_kernels.cache_clear()
+
+
+def test_triton_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_kernels.cache_clear()
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.warns(UserWarning, match=r"because Triton is missing .*: pip install triton"):
+        assert not has_kernels("q4_0", CUDA)
+    has_kernels.cache_clear()

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mistral_portable_torch.products import INTERPRETED, product
+
 __all__ = ["attend"]
 
 _LOWEST = tl.constexpr(-3.0e38)
@@ -44,7 +46,7 @@ def attend(
         q, keys, values, table, ends, hidden, sums, weights, scale * 1.4426950408889634, table.shape[1],
         GROUPS=groups, SHARED=heads // groups, SIZE=size, PAGE=page, WHOLE=splits == 1,
         ROWS=max(16, triton.next_power_of_2(heads // groups)), PADDED=padded,
-        TILE=tile, INTERPRETED=not isinstance(_product, triton.JITFunction), num_stages=2,
+        TILE=tile, INTERPRETED=INTERPRETED, num_stages=2,
     )  # fmt: skip
     if splits > 1:
         _merge[(sequences * heads,)](sums, weights, out, splits, SIZE=size, PADDED=padded, TOGETHER=_MERGED)
@@ -87,13 +89,13 @@ def _split(
         known = seen[:, None] & (column < SIZE)[None, :]
         key = tl.load(keys + at, mask=known, other=0.0)
         value = tl.load(values + at, mask=known, other=0.0)
-        score = _product(query, tl.trans(key), tl.zeros((ROWS, TILE), tl.float32), INTERPRETED) * scale
+        score = product(query, tl.trans(key), tl.zeros((ROWS, TILE), tl.float32), INTERPRETED) * scale
         score = tl.where(seen[None, :], score, float("-inf"))
         higher = tl.maximum(top, tl.max(score, 1))
         weight = tl.exp2(score - higher[:, None])
         shrunk = tl.exp2(top - higher)
         total = total * shrunk + tl.sum(weight, 1)
-        summed = _product(weight.to(value.dtype), value, summed * shrunk[:, None], INTERPRETED)
+        summed = product(weight.to(value.dtype), value, summed * shrunk[:, None], INTERPRETED)
         top = higher
 
     if WHOLE:
@@ -104,14 +106,6 @@ def _split(
         tl.store(sums + place[:, None] * SIZE + column[None, :], summed, mask=inside & (total != 0)[:, None])
         tl.store(weights + place * 2, top, mask=row < SHARED)
         tl.store(weights + place * 2 + 1, total, mask=row < SHARED)
-
-
-@triton.jit
-def _product(a, b, added, INTERPRETED: tl.constexpr):
-    """a b + added. Triton's interpreter multiplies the bits of bfloat16 as integers: it gets float32, of equal sums."""
-    if INTERPRETED:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, added)
 
 
 @triton.jit(do_not_specialize=["splits"])

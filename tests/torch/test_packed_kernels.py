@@ -4,5 +4,5 @@ from triton_process import needs_triton, run_checks
 
 
 @needs_triton
-def test_products_equal_those_of_unpacked_weights() -> None:
-    run_checks("gemv_products.py")
+def test_products_and_unpacking_equal_those_of_unpacked_weights() -> None:
+    run_checks("packed_kernels.py")

@@ -1,0 +1,79 @@
+"""Matrices in planes, which Triton's kernels multiply by any number of tokens."""
+
+import importlib
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from mistral_portable_torch.attempt import Attempt
+from mistral_portable_torch.ggml import LAYOUTS
+from mistral_portable_torch.planes import Planes
+
+__all__ = ["Packed", "has_kernels"]
+
+
+class Packed:
+    """Planes of a matrix [O, I]. Few tokens are multiplied by one kernel, some more by a second one; for many, a third
+    one unpacks the weights. Where none can be compiled, torch's operations unpack them for every product."""
+
+    def __init__(self, planes: Planes, dtype: torch.dtype) -> None:
+        self._planes, self._dtype = planes, dtype
+        self.nbytes = planes.nbytes
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return _COMPILED.run(
+            x.device,
+            lambda: _product(x, self._planes, bias),
+            lambda: linear(x, self._planes.weights(self._dtype), bias),
+        )
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        return self._planes[tokens].weights(self._dtype)
+
+    def one_of(self, index: int, count: int) -> "Packed":
+        """Matrix `index` of `count` matrices that are stacked by rows."""
+        return Packed(self._planes.each(lambda plane: plane.unflatten(0, (count, -1))[index]), self._dtype)
+
+    def some_of(self, indices: Tensor, count: int) -> Tensor:
+        """The matrices of the indices [n] among `count` stacked ones, unpacked, [n, O, I]."""
+        return self._planes.each(lambda plane: plane.unflatten(0, (count, -1))[indices]).weights(self._dtype)
+
+
+_COMPILED = Attempt("quantized weights are unpacked for every token, which is slow")
+
+
+def _product(x: Tensor, planes: Planes, bias: Tensor | None) -> Tensor:
+    """x [T, I] of the program's dtype, bias [O] -> [T, O], by the kernel for so many tokens."""
+    from mistral_portable_torch import gemv, tiles, unpacking
+
+    if len(x) <= gemv.MAX_TOKENS:
+        out = gemv.multiply(x, planes)
+    elif len(x) <= tiles.MAX_TOKENS and x.dtype in tiles.DTYPES:
+        out = tiles.multiply(x, planes)
+    else:
+        return linear(x, unpacking.unpack(planes, x.dtype), bias)
+    return out if bias is None else out + bias
+
+
+@cache
+def has_kernels(kind: str, device: torch.device) -> bool:
+    """Whether matrices of ggml's `kind` are repacked into planes on the device; a warning says why they are not."""
+    if device.type != "cuda":
+        return False
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        warnings.warn(
+            f"quantized weights are unpacked for every token, which is slow, because Triton is missing ({error}): "
+            "pip install triton",
+            stacklevel=2,
+        )
+        return False
+    if not LAYOUTS[kind].bits:
+        read = ", ".join(name for name, layout in LAYOUTS.items() if layout.bits)
+        warnings.warn(f"{kind} weights are unpacked for every token, which is slow: only {read} are not", stacklevel=2)
+        return False
+    return True
