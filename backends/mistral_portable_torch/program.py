@@ -28,6 +28,7 @@ from mistral_portable_torch.capture import Captured, Record
 from mistral_portable_torch.device import Device
 from mistral_portable_torch.elementwise import elementwise
 from mistral_portable_torch.inputs import Layout, pack
+from mistral_portable_torch.launches import Launch, launches
 from mistral_portable_torch.liveness import last_uses
 from mistral_portable_torch.lowering import ATTENTION, EXPOSED, Kernel, Lowering, Step
 from mistral_portable_torch.matrices import Matrix, form, read_matrix, read_vector, stored_bytes
@@ -96,7 +97,7 @@ class TorchProgram:
         self._rotations = graph.rotations
         self._lock = threading.Lock()
         self._memory = memory
-        self._kernels: list[tuple[str, Kernel, tuple[str, ...]]] = []
+        self._kernels: list[tuple[Launch, Kernel, tuple[str, ...]]] = []
         self._last_use: Mapping[str, Sequence[str]] = {}
         self._closed = False
         with self._running(), memory.while_loading():
@@ -210,7 +211,7 @@ class TorchProgram:
             matrices,
             vectors,
         )
-        self._kernels = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
+        self._kernels = [(launch, *lowering.kernel(launch)) for launch in launches(self._graph)]
         self._last_use = last_uses(self._graph)
 
     def _begin(
@@ -327,10 +328,12 @@ class TorchProgram:
 
     def _run(self, step: Step, rows: int) -> dict[str, Any]:
         values: dict[str, Any] = {name: self._given(step.inputs[name]) for name in self._graph.given}
-        for name, kernel, names in self._kernels:
+        for launch, kernel, names in self._kernels:
+            name = launch.name
             if self._shapes[name][0] == "R" and not rows:
                 continue
-            values[name] = kernel(step, *(values[value] for value in names))
+            made = kernel(step, *(values[value] for value in names))
+            values |= zip(launch.results, made, strict=True) if len(launch.results) > 1 else {name: made}
             if name in self._after:
                 values[name] = self._after[name](values[name])
             for value in self._last_use[name]:
