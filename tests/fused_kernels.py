@@ -4,12 +4,15 @@ process of its own.
 Compiled on a GPU; elsewhere interpreted slowly, with TRITON_INTERPRET=1, which Triton reads at its import.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_portable_torch.elementwise import Turn
 from mistral_portable_torch.elementwise_kernels import add_rms_norm, rms_norm, rope_into, silu_mul
+from numpy.typing import NDArray
 
 from mistral_portable.config import QueryScale
 from mistral_portable.graph import Rotation
@@ -21,7 +24,7 @@ SIZES = st.sampled_from([1, 2, 7, 64, 100, 1000, 1025, 5120])
 SEEDS = st.integers(0, 2**31)
 
 
-def close(found: torch.Tensor, wanted: np.ndarray, scale: float = 1.0) -> None:  # type: ignore[type-arg]  # any float
+def close(found: torch.Tensor, wanted: NDArray[Any], scale: float = 1.0) -> None:
     """Triton's interpreter rounds bfloat16 towards zero, so a rounding is off by up to an epsilon. scale: of the terms
     of which a result is the sum, which float32's own error is relative to."""
     eps = torch.finfo(found.dtype).eps
@@ -31,11 +34,12 @@ def close(found: torch.Tensor, wanted: np.ndarray, scale: float = 1.0) -> None: 
 def columns(made: torch.Generator, rows: int, sizes: list[int], dtype: torch.dtype) -> list[torch.Tensor]:
     """Random rows of several matrices that lie side by side, as a fused product's result."""
     both = torch.randn(rows, sum(sizes), generator=made).to(DEVICE, dtype)
-    return list(both.split(sizes, dim=1))
+    return list(both.split_with_sizes(sizes, dim=1))
 
 
-def wide(x: torch.Tensor) -> np.ndarray:  # type: ignore[type-arg]  # float64
-    return x.cpu().double().numpy()
+def wide(x: torch.Tensor) -> NDArray[np.float64]:
+    made: NDArray[np.float64] = x.cpu().double().numpy()
+    return made
 
 
 @settings(max_examples=30, deadline=None)  # Triton's interpreter runs each in Python

@@ -95,7 +95,7 @@ def _blocks(kind: str) -> torch.Tensor:
 
 def _rotate() -> None:
     """One token: 32 query heads, 8 key/value heads, side by side."""
-    q, k, v = _meta(1, 6144).split([4096, 1024, 1024], dim=1)
+    q, k, v = _meta(1, 6144).split_with_sizes([4096, 1024, 1024], dim=1)
     table, pool = _meta(1, 1, 2, 64, dtype=torch.float32), _meta(400, 256, 8, 128)
     slots, turn = _meta(1, dtype=torch.int64), Turn(table, table)
     elementwise_kernels.rope_into(q, k, v, (turn, turn), pool, pool, slots)

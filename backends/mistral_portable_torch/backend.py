@@ -70,7 +70,7 @@ class TorchBackend:
             from mistral_portable_torch.device import find_device
             from mistral_portable_torch.memory import Memory
             from mistral_portable_torch.parallel import join
-            from mistral_portable_torch.program import AsynchronousProgram, TorchProgram
+            from mistral_portable_torch.program import AsynchronousProgram, DrawingTorchProgram, TorchProgram
         except (ImportError, OSError) as error:
             raise BackendError(f"torch cannot be imported ({error}): {_INSTALL}") from error
         device, group = find_device(options.device), None
@@ -85,8 +85,9 @@ class TorchBackend:
         if options.threads is not None and device.kind != "cpu":
             raise BackendError(f"threads={options.threads}: the device is {device.kind}, no CPU; leave the option out")
         attention = choose(options.attention, device, dtype, cache.head_dim)
-        program = TorchProgram if device.kind == "cpu" else AsynchronousProgram
-        return program(
+        # Metal has no float64.
+        programs = {"cpu": TorchProgram, "cuda": DrawingTorchProgram, "mps": AsynchronousProgram}
+        return programs[device.kind](
             graph,
             weights,
             cache,

@@ -22,7 +22,7 @@ class Launch:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What its nodes read and do not make."""
+        """Values that its nodes read and do not make."""
         own = {node.name for node in self.nodes}
         return tuple(value for node in self.nodes for value in node.inputs if value not in own)
 

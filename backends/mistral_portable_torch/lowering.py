@@ -81,6 +81,7 @@ class Lowering:
         return lambda step, x: self._elementwise.rms_norm(x, weight, eps)
 
     def add_and_rms_norm(self, add: Node, norm: Node) -> Kernel:
+        """Both of a sum and its norm."""
         weight, eps = self._vectors[norm.inputs[1]], norm.number("eps")
         return lambda step, a, b: self._elementwise.add_rms_norm(a, b, weight, eps)
 
@@ -106,6 +107,7 @@ class Lowering:
         return written
 
     def rope_and_rope_and_attention(self, queries: Node, keys: Node, node: Node) -> Kernel:
+        """Attention, of queries and keys that are turned as they are written."""
         layer, attend = node.integer("layer"), self._attend(node)
         group, turns = self._spec.group_of(layer), (self._turn(queries), self._turn(keys))
 

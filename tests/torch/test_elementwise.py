@@ -63,7 +63,7 @@ def test_kernels_that_cannot_be_compiled_are_replaced_and_one_warning_says_so(ca
         assert torch.equal(normed, plain.rms_norm(total, weight, 1e-5))
         assert torch.equal(on_gpu.silu_mul(x, x), plain.silu_mul(x, x))
         pools = torch.zeros(2, 2, 3, 2, 4)
-        assert torch.equal(on_gpu.rope_into(x, x, x, (turn, turn), *pools, slots), plain.rope(x, turn))
+        assert torch.equal(on_gpu.rope_into(x, x, x, (turn, turn), pools[0], pools[1], slots), plain.rope(x, turn))
         assert torch.equal(pools[0].flatten(0, 1)[slots].flatten(1), plain.rope(x, turn))
         assert torch.equal(pools[1].flatten(0, 1)[slots].flatten(1), x)
         assert pools[1].count_nonzero() == x.numel()

@@ -18,7 +18,7 @@ from mistral_portable_torch.launches import launches
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_sessions import CONFIG, PagedBackend, Session, text
 
-from mistral_portable.graph import Graph, build
+from mistral_portable.graph import Graph, Node, build
 from mistral_portable.graph.passes import expose_attention_weights, expose_hidden_states, select_rows
 
 GRAPHS = {
@@ -33,7 +33,7 @@ GRAPHS = {
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
 def test_each_node_is_in_one_launch_behind_what_it_reads(graph: Graph) -> None:
     there = {*graph.inputs, *graph.parameters}
-    nodes = []
+    nodes: list[Node] = []
     for launch in launches(graph):
         assert there >= set(launch.inputs)
         there |= set(launch.results)
