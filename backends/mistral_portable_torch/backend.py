@@ -85,9 +85,12 @@ class TorchBackend:
         if options.threads is not None and device.kind != "cpu":
             raise BackendError(f"threads={options.threads}: the device is {device.kind}, no CPU; leave the option out")
         attention = choose(options.attention, device, dtype, cache.head_dim)
-        # Metal has no float64.
-        programs = {"cpu": TorchProgram, "cuda": DrawingTorchProgram, "mps": AsynchronousProgram}
-        return programs[device.kind](
+        program = TorchProgram if device.kind == "cpu" else AsynchronousProgram
+        # Metal has no float64. And of several processes one might leave a row to the sampler that another one draws, as
+        # sums on a GPU need not have the same order twice: their steps would then be others.
+        if device.kind == "cuda" and group is None:
+            program = DrawingTorchProgram
+        return program(
             graph,
             weights,
             cache,

@@ -73,6 +73,22 @@ def test_each_token_is_the_sampler_s(drawn: tuple[list[SamplingParams], Rows]) -
     check(*drawn)
 
 
+def test_rules_that_cut_nearly_even_shares() -> None:
+    """Each rule decides in many rows, as no token has nearly all of the probability."""
+    numbers = np.random.default_rng(0)
+    params = [
+        SamplingParams(
+            seed=seed,
+            temperature=float(numbers.uniform(0.2, 2)),
+            top_k=int(numbers.integers(1, 12)),
+            top_p=float(numbers.uniform(0.2, 1)),
+            min_p=float(numbers.uniform(0, 0.7)),
+        )
+        for seed in range(1500)
+    ]
+    assert check(params, numbers.standard_normal((1500, 12), np.float32) / 2) == 0
+
+
 @pytest.mark.parametrize(
     "rules", [{}, {"temperature": 1.0}, {"top_k": 50}, {"top_p": 0.9}, {"top_k": 40, "top_p": 0.95, "min_p": 0.05}]
 )

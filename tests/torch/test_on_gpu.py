@@ -49,6 +49,15 @@ def test_tiny_writes_the_reference_s_story_by_recorded_steps() -> None:
         assert model.generate("Once upon a time", max_tokens=200, temperature=0).tokens == expected.tokens
 
 
+def test_texts_that_the_device_draws_are_those_of_the_sampler() -> None:
+    """Log-probabilities are made by the host, and so are tokens then."""
+    with mp.load("tiny", backend="torch", device="cuda", dtype="float32") as model:
+        for seed, rules in enumerate(({}, {"top_k": 20}, {"top_p": 0.9, "temperature": 1.3}, {"min_p": 0.05})):
+            options = {"max_tokens": 200, "ignore_eos": True, "seed": seed, **rules}
+            by_host = model.generate("Once upon a time", logprobs=0, **options).tokens
+            assert model.generate("Once upon a time", **options).tokens == by_host
+
+
 def test_memory_is_constant_once_the_window_is_full() -> None:
     with mp.load("tiny", backend="torch", device="cuda") as model:
         model.generate("Once upon a time", max_tokens=700, temperature=0, ignore_eos=True)
