@@ -48,8 +48,8 @@ def torch_stages(folder: Path, dry: bool) -> Iterator[Stage]:
     device = "cpu" if dry else "cuda"
     yield Stage("machine", _python("tools.cuda_parity", "machine", "--device", device), gate=True)
     if not dry:
-        files = [f"tests/torch/test_{name}.py" for name in ("gemv", "paged", "elementwise")]
-        yield Stage("Triton's kernels", _pytest(*files), gate=True)
+        tests = [f"tests/torch/test_{name}.py" for name in ("gemv", "paged", "elementwise")]
+        yield Stage("Triton's kernels", _pytest(*tests), gate=True)
     kernels = ("sdpa",) if dry else _KERNELS
     for kernel in kernels:
         for dtype in ("bfloat16",) if dry else _DTYPES:

@@ -86,7 +86,7 @@ def test_rules_that_cut_nearly_even_shares() -> None:
         )
         for seed in range(1500)
     ]
-    assert check(params, numbers.standard_normal((1500, 12), np.float32) / 2) == 0
+    assert check(params, numbers.standard_normal((1500, 12), np.float32)) == 0
 
 
 @pytest.mark.parametrize(
