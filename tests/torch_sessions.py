@@ -13,7 +13,7 @@ from mistral_portable_torch.attention import Attention, choose
 from mistral_portable_torch.device import find_device
 from mistral_portable_torch.memory import Memory
 from mistral_portable_torch.parallel import Group
-from mistral_portable_torch.program import AsynchronousProgram
+from mistral_portable_torch.program import DrawingTorchProgram
 from numpy.typing import NDArray
 from program_sessions import CONFIG, ProgramSession, text
 
@@ -51,7 +51,7 @@ def _listed(value: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class PagedBackend:
-    """The executor on the CPU, with the argmax on the device as on a GPU. kernel: used instead of the option's."""
+    """The executor on the CPU, which chooses tokens as on a GPU. kernel: used instead of the option's."""
 
     page: int = 3
     kernel: Attention | None = None
@@ -72,10 +72,10 @@ class PagedBackend:
 
     def prepare(
         self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
-    ) -> AsynchronousProgram:
+    ) -> DrawingTorchProgram:
         device, dtype = find_device("cpu"), options.dtype or "float32"
         kernel = self.kernel or choose(options.attention, device, dtype, cache.head_dim)
-        return AsynchronousProgram(
+        return DrawingTorchProgram(
             graph,
             weights,
             cache,
@@ -89,7 +89,7 @@ class PagedBackend:
         )
 
 
-class Session(ProgramSession[AsynchronousProgram]):
+class Session(ProgramSession[DrawingTorchProgram]):
     """A torch program."""
 
     def __init__(self, config: MistralConfig = CONFIG, backend: PagedBackend | None = None, **options: Any) -> None:

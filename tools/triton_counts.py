@@ -24,9 +24,10 @@ from typing import Any
 
 import torch
 import triton
-from mistral_portable_torch import gemv, tiles, unpacking
+from mistral_portable_torch import elementwise_kernels, gemv, tiles, unpacking
 from mistral_portable_torch.attention import paged_kernels
 from mistral_portable_torch.attention.paged import splits_of
+from mistral_portable_torch.elementwise import Turn
 from mistral_portable_torch.planes import Planes
 from triton.backends.compiler import GPUTarget
 
@@ -88,7 +89,18 @@ def _planes(kind: str) -> Planes:
     return Planes.empty(kind, (4096, 4096), torch.device("meta"))
 
 
+def _rotate() -> None:
+    """One token: 32 query heads, 8 key/value heads, side by side."""
+    q, k, v = _meta(1, 6144).split_with_sizes([4096, 1024, 1024], dim=1)
+    table, pool = _meta(1, 1, 2, 64, dtype=torch.float32), _meta(400, 256, 8, 128)
+    slots, turn = _meta(1, dtype=torch.int64), Turn(table, table)
+    elementwise_kernels.rope_into(q, k, v, (turn, turn), pool, pool, slots)
+
+
 LAUNCHES: dict[str, Callable[[], object]] = {
+    "sum and RMS norm": lambda: elementwise_kernels.add_rms_norm(_meta(1, 4096), _meta(1, 4096), _meta(4096), 1e-5),
+    "rotations, keys, values": _rotate,
+    "SwiGLU": lambda: elementwise_kernels.silu_mul(*_meta(1, 28672).chunk(2, dim=1)),
     "attention, 1 sequence": lambda: _attend(1),
     "attention, head_dim 64": lambda: _attend(1, 64),
     "attention, head_dim 256": lambda: _attend(1, 256),
@@ -153,11 +165,18 @@ def _counts(kernel: Any, constants: dict[str, Any]) -> Counts:
 
 
 def _needed(name: str, constants: Mapping[str, int]) -> int:
-    """Bytes of keys and values, of partial results, or of weights that a pass takes, and of weights that it writes."""
+    """Bytes of keys and values, of partial results, of weights, or of rows that a pass takes, and of weights and rows
+    that it writes."""
     if name == "_split":
         return 2 * 2 * constants["TILE"] * constants["SIZE"]
     if name == "_merge":
         return 4 * constants["TOGETHER"] * (constants["SIZE"] + 2)
+    if name == "_rms_norm":  # of two rows and the weight, two rows are made
+        return 2 * 5 * constants["SIZE"]
+    if name == "_silu_mul":
+        return 2 * 3 * constants["COLUMNS"]
+    if name == "_rope_into":  # heads before and behind, and what they turn by
+        return (2 * 2 * constants["TOGETHER"] + 2 * 4) * 2 * constants["HALF"]
     scales = constants["HALVES"] * (1 if constants["PRODUCTS"] else 2) + constants["PRODUCTS"] * 2 / 8
     group = 4 * (constants["LOW"] + constants["HIGH"]) + scales * (1 + constants["MINIMA"])
     if name == "_unpack":

@@ -70,7 +70,7 @@ class TorchBackend:
             from mistral_portable_torch.device import find_device
             from mistral_portable_torch.memory import Memory
             from mistral_portable_torch.parallel import join
-            from mistral_portable_torch.program import AsynchronousProgram, TorchProgram
+            from mistral_portable_torch.program import AsynchronousProgram, DrawingTorchProgram, TorchProgram
         except (ImportError, OSError) as error:
             raise BackendError(f"torch cannot be imported ({error}): {_INSTALL}") from error
         device, group = find_device(options.device), None
@@ -86,6 +86,10 @@ class TorchBackend:
             raise BackendError(f"threads={options.threads}: the device is {device.kind}, no CPU; leave the option out")
         attention = choose(options.attention, device, dtype, cache.head_dim)
         program = TorchProgram if device.kind == "cpu" else AsynchronousProgram
+        # Metal has no float64. And of several processes one might leave a row to the sampler that another one draws, as
+        # sums on a GPU need not have the same order twice: their steps would then be others.
+        if device.kind == "cuda" and group is None:
+            program = DrawingTorchProgram
         return program(
             graph,
             weights,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["Layout", "pack"]
 
-_DTYPES = {"int32": torch.int32, "int64": torch.int64, "float32": torch.float32}
+_DTYPES = {"int32": torch.int32, "int64": torch.int64, "float32": torch.float32, "float64": torch.float64}
 _ALIGN = 32  # words: arrays begin at multiples of 128 bytes, for wide loads
 
 
@@ -22,7 +22,7 @@ class Layout:
     entries: tuple[tuple[str, int, tuple[int, ...], torch.dtype], ...]
 
     def unpack(self, words: Tensor) -> dict[str, Tensor]:
-        """Views of int32 words: int32, int64 and float32 tensors by name."""
+        """Views of int32 words: int32, int64, float32 and float64 tensors by name."""
         found = {}
         for name, begin, shape, dtype in self.entries:
             size = int(np.prod(shape)) * (dtype.itemsize // words.itemsize)
@@ -31,7 +31,7 @@ class Layout:
 
 
 def pack(arrays: Mapping[str, NDArray[Any]]) -> tuple[Layout, NDArray[np.int32]]:
-    """Lay int32, int64 and float32 arrays end to end, as int32 words."""
+    """Lay int32, int64, float32 and float64 arrays end to end, as int32 words."""
     entries, end = [], 0
     flat = [np.ascontiguousarray(array).ravel().view(np.int32) for array in arrays.values()]
     for (name, array), own in zip(arrays.items(), flat, strict=True):

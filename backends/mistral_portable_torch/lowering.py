@@ -10,8 +10,9 @@ from mistral_portable.cache import CacheSpec
 from mistral_portable.graph import PLAN_INPUTS, Node
 from mistral_portable_torch.attention import Attention, Eager, Planned
 from mistral_portable_torch.cache import Cache
-from mistral_portable_torch.elementwise import Elementwise
+from mistral_portable_torch.elementwise import Elementwise, Turn, write
 from mistral_portable_torch.experts import Experts
+from mistral_portable_torch.launches import Launch
 from mistral_portable_torch.matrices import Matrix
 
 __all__ = ["ATTENTION", "EXPOSED", "Kernel", "Lowering", "Step"]
@@ -41,11 +42,12 @@ class Step:
 
 
 Kernel = Callable[..., Any]
-"""Takes the Step and the node's inputs; returns a tensor, or for attention weights a list of one per sequence."""
+"""Takes the Step and a launch's inputs; returns its result, or a tuple of several: tensors, or for attention weights a
+list of one per sequence."""
 
 
 class Lowering:
-    """One method per op, each returning the kernel of a node."""
+    """One method for each op, and for ops that are computed together, each returning a kernel."""
 
     def __init__(
         self,
@@ -60,11 +62,11 @@ class Lowering:
         self._spec, self._cache, self._attention, self._elementwise = spec, cache, attention, elementwise
         self._rotations, self._matrices, self._vectors, self._eager = rotations, matrices, vectors, Eager()
 
-    def kernel(self, node: Node) -> tuple[Kernel, tuple[str, ...]]:
-        """The node's kernel, and the names of the values that it is called with; parameters are bound already."""
-        made: Kernel = getattr(self, node.op)(node)
+    def kernel(self, launch: Launch) -> tuple[Kernel, tuple[str, ...]]:
+        """The launch's kernel, and the names of the values that it is called with; parameters are bound already."""
+        made: Kernel = getattr(self, "_and_".join(node.op for node in launch.nodes))(*launch.nodes)
         bound = {*self._matrices, *self._vectors, *PLAN_INPUTS}
-        return made, tuple(name for name in node.inputs if name not in bound)
+        return made, tuple(name for name in launch.inputs if name not in bound)
 
     def embedding(self, node: Node) -> Kernel:
         table = self._matrices[node.inputs[1]]
@@ -78,27 +80,43 @@ class Lowering:
         weight, eps = self._vectors[node.inputs[1]], node.number("eps")
         return lambda step, x: self._elementwise.rms_norm(x, weight, eps)
 
+    def add_and_rms_norm(self, add: Node, norm: Node) -> Kernel:
+        """Both of a sum and its norm."""
+        weight, eps = self._vectors[norm.inputs[1]], norm.number("eps")
+        return lambda step, a, b: self._elementwise.add_rms_norm(a, b, weight, eps)
+
     def linear(self, node: Node) -> Kernel:
         weight = self._matrices[node.inputs[1]]
         bias = self._vectors[node.inputs[2]] if len(node.inputs) == 3 else None
         return lambda step, x: weight.multiply(x, bias)
 
     def rope(self, node: Node) -> Kernel:
-        name = self._rotations.index(node.rotation)
-        return lambda step, x: self._elementwise.rope(x, step.inputs[f"cos.{name}"], step.inputs[f"sin.{name}"])
+        turn = self._turn(node)
+        return lambda step, x: self._elementwise.rope(x, turn(step))
 
     def attention(self, node: Node) -> Kernel:
-        head_dim, scale, layer = node.integer("head_dim"), node.number("scale"), node.integer("layer")
+        layer, attend = node.integer("layer"), self._attend(node)
         group = self._spec.group_of(layer)
 
-        def attend(step: Step, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values, slots = self._cache.keys(layer), self._cache.values(layer), step.inputs[f"slots.{group}"]
-            _write(keys, slots, k)
-            _write(values, slots, v)
-            prepared = step.prepared(self._attention, ATTENTION, group)
-            return self._attention.attend(q.unflatten(1, (-1, head_dim)), keys, values, prepared, scale).flatten(1)
+        def written(step: Step, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            slots = step.inputs[f"slots.{group}"]
+            write(self._cache.keys(layer), slots, k)
+            write(self._cache.values(layer), slots, v)
+            return attend(step, q)
 
-        return attend
+        return written
+
+    def rope_and_rope_and_attention(self, queries: Node, keys: Node, node: Node) -> Kernel:
+        """Attention, of queries and keys that are turned as they are written."""
+        layer, attend = node.integer("layer"), self._attend(node)
+        group, turns = self._spec.group_of(layer), (self._turn(queries), self._turn(keys))
+
+        def written(step: Step, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            pools = self._cache.keys(layer), self._cache.values(layer)
+            both = turns[0](step), turns[1](step)
+            return attend(step, self._elementwise.rope_into(q, k, v, both, *pools, step.inputs[f"slots.{group}"]))
+
+        return written
 
     def attention_weights(self, node: Node) -> Kernel:
         head_dim, scale, layer = node.integer("head_dim"), node.number("scale"), node.integer("layer")
@@ -107,7 +125,7 @@ class Lowering:
         def weights(step: Step, q: Tensor, k: Tensor) -> list[Tensor]:
             """Per sequence [T, heads, slots], in order of slots."""
             keys = self._cache.keys(layer)
-            _write(keys, step.inputs[f"slots.{group}"], k)
+            write(keys, step.inputs[f"slots.{group}"], k)
             prepared = step.prepared(self._eager, EXPOSED, group)
             return self._eager.weights(q.unflatten(1, (-1, head_dim)), keys, prepared, scale)
 
@@ -134,7 +152,18 @@ class Lowering:
     def take_rows(self, node: Node) -> Kernel:
         return lambda step, x: x[step.inputs["logit_rows"]]
 
+    def _turn(self, node: Node) -> Callable[[Step], Turn]:
+        name = self._rotations.index(node.rotation)
+        return lambda step: Turn(step.inputs[f"cos.{name}"], step.inputs[f"sin.{name}"])
 
-def _write(pool: Tensor, slots: Tensor, x: Tensor) -> None:
-    """Write keys or values [T, heads * d] to their slots [T] of a pool: int64, as each write would copy int32 ones."""
-    pool.flatten(0, 1)[slots] = x.view(-1, *pool.shape[2:])
+    def _attend(self, node: Node) -> Callable[[Step, Tensor], Tensor]:
+        """Make the attention of queries [T, heads * d] to what the layer's pools hold."""
+        head_dim, scale, layer = node.integer("head_dim"), node.number("scale"), node.integer("layer")
+        group = self._spec.group_of(layer)
+
+        def attend(step: Step, q: Tensor) -> Tensor:
+            keys, values = self._cache.keys(layer), self._cache.values(layer)
+            prepared = step.prepared(self._attention, ATTENTION, group)
+            return self._attention.attend(q.unflatten(1, (-1, head_dim)), keys, values, prepared, scale).flatten(1)
+
+        return attend

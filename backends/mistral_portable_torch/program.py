@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mistral_portable import boundary
-from mistral_portable.boundary import LaneState, Precision
+from mistral_portable.boundary import Draws, LaneState, Precision
 from mistral_portable.boundary.process import OwnProcess
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs
@@ -25,9 +25,11 @@ from mistral_portable.weights import Tensor as Stored
 from mistral_portable_torch.attention import Attention, Eager, Sizes
 from mistral_portable_torch.cache import Cache
 from mistral_portable_torch.capture import Captured, Record
+from mistral_portable_torch.choosing import Choice, Drawn, Highest
 from mistral_portable_torch.device import Device
 from mistral_portable_torch.elementwise import elementwise
 from mistral_portable_torch.inputs import Layout, pack
+from mistral_portable_torch.launches import Launch, launches
 from mistral_portable_torch.liveness import last_uses
 from mistral_portable_torch.lowering import ATTENTION, EXPOSED, Kernel, Lowering, Step
 from mistral_portable_torch.matrices import Matrix, form, read_matrix, read_vector, stored_bytes
@@ -38,9 +40,9 @@ from mistral_portable_torch.reads import GroupReads
 from mistral_portable_torch.scratch import scratch_bytes
 from mistral_portable_torch.transfer import HostCopy, to_device
 
-__all__ = ["AsynchronousProgram", "TorchProgram", "TorchStep"]
+__all__ = ["AsynchronousProgram", "DrawingTorchProgram", "TorchProgram", "TorchStep"]
 
-_ARGMAX = "argmax"
+_TOKENS = "tokens"
 _KNOWN = 1024  # sizes of steps whose scratch is remembered
 _PROCESS = OwnProcess("torch")  # this module is imported when the first program is prepared
 
@@ -96,7 +98,7 @@ class TorchProgram:
         self._rotations = graph.rotations
         self._lock = threading.Lock()
         self._memory = memory
-        self._kernels: list[tuple[str, Kernel, tuple[str, ...]]] = []
+        self._kernels: list[tuple[Launch, Kernel, tuple[str, ...]]] = []
         self._last_use: Mapping[str, Sequence[str]] = {}
         self._closed = False
         with self._running(), memory.while_loading():
@@ -212,7 +214,7 @@ class TorchProgram:
             matrices,
             vectors,
         )
-        self._kernels = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
+        self._kernels = [(launch, *lowering.kernel(launch)) for launch in launches(self._graph)]
         self._last_use = last_uses(self._graph)
 
     def _begin(
@@ -220,32 +222,37 @@ class TorchProgram:
         plan: StepPlan,
         inputs: Inputs = NO_INPUTS,
         *,
-        greedy: bool = False,
+        choice: Choice | None = None,
         before: Tensor | None = None,
     ) -> dict[str, Any]:
-        """Compute the outputs, on the device; with `greedy` the argmax alone. before: the argmax of the step that this
-        greedy one is submitted after."""
+        """Compute the outputs, on the device; with a `choice` the tokens, and the logits if it keeps them. before: the
+        tokens of the step that this one is submitted after."""
         recorded, asked = self._is_recorded(plan, inputs), plan
-        self._make_room(plan, recorded)
+        self._make_room(plan, recorded, choice)
         if recorded:
             plan, inputs = padded(self._graph, self._spec, plan, inputs)
-        layout, fixed, words = self._inputs(plan, inputs, recorded, greedy)
+        layout, fixed, words = self._inputs(plan, inputs, recorded, choice)
         if before is not None:
             # Not in what is recorded, which then need not depend on the number of rows before.
             arrays = layout.unpack(words)
             known = torch.cat([arrays["tokens"], before])
-            # -1 marks a row without an argmax: its next token is not used, but must be in the vocabulary.
+            # -1 marks a row without a token: its next one is not used, but must be in the vocabulary.
             torch.clamp(known[arrays["sources"]], min=0, out=arrays["tokens"])
         rows = len(plan.logit_rows)
 
         def run(words: Tensor) -> dict[str, Any]:
-            values = self._run(Step(layout.unpack(words), fixed, recorded), rows)
-            return {_ARGMAX: _argmax(values["logits"])} if greedy else values
+            step = Step(layout.unpack(words), fixed, recorded)
+            values = self._run(step, rows)
+            if choice is None:
+                return values
+            logits = values["logits"]
+            kept = {"logits": logits} if choice.keeps_logits else {}
+            return {_TOKENS: choice.choose(logits, step.inputs), **kept}
 
         def own(values: dict[str, Any]) -> dict[str, Any]:
             """Leave out the rows that the plan was padded by."""
             sizes = {"T": len(asked.tokens), "R": len(asked.logit_rows)}
-            kinds = {_ARGMAX: "R"} if greedy else {name: self._output_shapes[name][0] for name in values}
+            kinds = {name: "R" if name == _TOKENS else self._output_shapes[name][0] for name in values}
             return {
                 name: found[: len(asked.lanes)] if isinstance(found, list) else found[: sizes[str(kinds[name])]]
                 for name, found in values.items()
@@ -257,7 +264,7 @@ class TorchProgram:
         if self._growths != self._cache.growths:
             self._captured.clear()
             self._growths = self._cache.growths
-        return own(self._captured.run((layout, tuple(fixed.items()), greedy), words, run))
+        return own(self._captured.run((layout, tuple(fixed.items()), choice and choice.key), words, run))
 
     def _is_recorded(self, plan: StepPlan, inputs: Inputs) -> bool:
         """Whether a step may be recorded and replayed: one that decodes, or tries a few drafted tokens."""
@@ -267,10 +274,13 @@ class TorchProgram:
         single = self._eager is not None or replaces_rows(self._graph, inputs)
         return int(np.diff(plan.query_starts).max()) <= (1 if single else self._attention.recordable)
 
-    def _make_room(self, plan: StepPlan, recorded: bool) -> None:
+    def _make_room(self, plan: StepPlan, recorded: bool, choice: Choice | None) -> None:
         """Have the cache make room, if the step's scratch fits besides. What has fitted once, without the cache having
         grown since, is not asked for again: the allocator keeps it."""
-        scratch, more = self._scratch(self._sizes(plan, recorded)), self._cache.missing_bytes(plan)
+        sizes, more = self._sizes(plan, recorded), self._cache.missing_bytes(plan)
+        scratch = self._scratch(sizes)
+        if choice is not None:
+            scratch += choice.scratch_bytes(sizes.rows, int(self._output_shapes["logits"][1]))
         if more:
             self._fitted = 0
         if scratch > self._fitted:
@@ -305,12 +315,13 @@ class TorchProgram:
         return self._known[sizes]
 
     def _inputs(
-        self, plan: StepPlan, inputs: Inputs, recorded: bool, greedy: bool
+        self, plan: StepPlan, inputs: Inputs, recorded: bool, choice: Choice | None
     ) -> tuple[Layout, dict[str, tuple[Any, ...]], Tensor]:
         """A step's inputs: layout and `fixed`, which a recorded step bakes in, and the words, which it takes anew."""
         arrays: dict[str, NDArray[Any]] = {"tokens": plan.tokens, "logit_rows": plan.logit_rows}
-        if greedy:  # also where no other step is before this one: the layout stays the same
-            arrays["sources"] = _places(plan)
+        if choice is not None:
+            arrays["sources"] = _places(plan)  # also where no step is before this one: the layout stays the same
+            arrays |= choice.arrays(len(plan.logit_rows))
         arrays |= {name: array.astype(_word(array)) for name, array in inputs.items()}
         for name, rotation in enumerate(self._rotations):
             # On the host, because not every device has float64.
@@ -329,10 +340,12 @@ class TorchProgram:
 
     def _run(self, step: Step, rows: int) -> dict[str, Any]:
         values: dict[str, Any] = {name: self._given(step.inputs[name]) for name in self._graph.given}
-        for name, kernel, names in self._kernels:
+        for launch, kernel, names in self._kernels:
+            name = launch.name
             if self._shapes[name][0] == "R" and not rows:
                 continue
-            values[name] = kernel(step, *(values[value] for value in names))
+            made = kernel(step, *(values[value] for value in names))
+            values |= zip(launch.results, made, strict=True) if len(launch.results) > 1 else {name: made}
             if name in self._after:
                 values[name] = self._after[name](values[name])
             for value in self._last_use[name]:
@@ -362,7 +375,7 @@ class TorchProgram:
 
 
 class AsynchronousProgram(TorchProgram):
-    """A program on a device that computes while the host goes on, and that takes the argmax itself."""
+    """A program on a device that computes while the host goes on, and that takes the highest logits itself."""
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -372,24 +385,44 @@ class AsynchronousProgram(TorchProgram):
         return torch.mps.driver_allocated_memory()
 
     def submit(self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: boundary.Step | None = None) -> "TorchStep":
+        return self._choose(plan, Highest(), inputs, after)
+
+    def _choose(self, plan: StepPlan, choice: Choice, inputs: Inputs, after: boundary.Step | None) -> "TorchStep":
         if not isinstance(after, TorchStep | None):
             raise InputError(f"after is a {type(after).__name__}: give a step that this program has begun")
-        before = after.argmax if after is not None and plan.sources is not None else None
+        before = after.chosen if after is not None and plan.sources is not None else None
         check_inputs(self._graph, plan, inputs, rows_before=0 if before is None else len(before))
         with self._running(), self._memory.while_stepping():
-            return TorchStep(self._begin(plan, inputs, greedy=True, before=before)[_ARGMAX].clone())
+            made = self._begin(plan, inputs, choice=choice, before=before)
+            # Copies: the next step of the same recording writes to the same memory.
+            logits = made["logits"].clone() if choice.keeps_logits else None
+            return TorchStep(made[_TOKENS].clone(), logits)
+
+
+class DrawingTorchProgram(AsynchronousProgram):
+    """A program on a device that draws tokens, too: one that computes in float64."""
+
+    def draw(
+        self, plan: StepPlan, draws: Draws, inputs: Inputs = NO_INPUTS, *, after: boundary.Step | None = None
+    ) -> "TorchStep":
+        return self._choose(plan, Drawn(draws), inputs, after)
 
 
 class TorchStep:
     """A step that the device computes, and the copy of its tokens to the host."""
 
-    def __init__(self, argmax: Tensor) -> None:
-        self.argmax = argmax
+    def __init__(self, chosen: Tensor, logits: Tensor | None) -> None:
+        self.chosen = chosen
         """int32 [R], on the device."""
-        self._copy = HostCopy(argmax)
+        self._logits = logits
+        self._copy = HostCopy(chosen)
 
     def tokens(self) -> NDArray[np.int32]:
         return self._copy.numpy()
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        assert self._logits is not None  # of a step that was drawn
+        return HostCopy(self._logits[row]).numpy()
 
 
 def _places(plan: StepPlan) -> NDArray[np.int32]:
@@ -404,13 +437,6 @@ def _places(plan: StepPlan) -> NDArray[np.int32]:
 def _word(array: NDArray[Any]) -> type[np.float32] | type[np.int32]:
     """The type of 4 bytes in which an input is copied to the device."""
     return np.float32 if array.dtype.kind == "f" else np.int32
-
-
-def _argmax(logits: Tensor) -> Tensor:
-    """logits float32 [R, vocab_size] -> ids of the highest ones, int32 [R], the lowest id on ties; -1 for a row that
-    the sampler refuses."""
-    highest = logits.amax(-1)  # NaN if there is one
-    return torch.where(torch.isfinite(highest), logits.argmax(-1), -1).int()
 
 
 @contextmanager

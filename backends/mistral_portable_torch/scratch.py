@@ -9,6 +9,7 @@ from math import prod
 from mistral_portable.graph import Graph, Node, Shape, infer_shapes
 from mistral_portable_torch.attention import Attention, Sizes
 from mistral_portable_torch.ggml import SLICE
+from mistral_portable_torch.launches import launches
 from mistral_portable_torch.liveness import last_uses
 
 __all__ = ["scratch_bytes"]
@@ -30,19 +31,19 @@ def scratch_bytes(graph: Graph, packed: Mapping[str, int], attention: Attention,
     views: dict[str, set[str]] = {}
     held = {name: _bytes(shape, sizes, itemsize) for name, shape in graph.given.items()}
     most = sum(held.values())
-    for node in graph.nodes:
+    for launch in launches(graph):
+        node, within = launch.nodes[-1], [node for node in launch.nodes if node.name not in launch.results]
         if node.op == "take_columns":
             owner = whole.get(node.inputs[0], node.inputs[0])
             whole[node.name] = owner
             views.setdefault(owner, {owner}).add(node.name)
             held[node.name] = 0
         else:
-            held[node.name] = _bytes(shapes[node.name], sizes, itemsize)
-        most = max(
-            most,
-            sum(held.values()) + _own(node, packed, shapes, attention, itemsize, sizes),
-        )
-        for value in dying[node.name]:
+            held |= {name: _bytes(shapes[name], sizes, itemsize) for name in launch.results}
+        inner = sum(_bytes(shapes[node.name], sizes, itemsize) for node in within)
+        own = max(_own(node, packed, shapes, attention, itemsize, sizes) for node in launch.nodes)
+        most = max(most, sum(held.values()) + inner + own)
+        for value in dying[launch.name]:
             owner = whole.get(value, value)
             users = views.get(owner, {owner})
             users.discard(value)

@@ -14,6 +14,9 @@ __all__ = [
     "INT8_BLOCK",
     "NO_INPUTS",
     "Q8_0_BLOCK",
+    "DrawingProgram",
+    "DrawnStep",
+    "Draws",
     "GreedyProgram",
     "Inputs",
     "LaneState",
@@ -164,6 +167,48 @@ class GreedyProgram(Protocol):
         Example: sequences A and B have decoded in `after`, in this order, and the token of B, in row 1, is not known
         yet. Now C begins beside B: tokens [7 8 9 | 0], sources [-1 -1 -1 | 1].
         """
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How the token of each requested row of a step is drawn, by the rule of the sampler: arrays [R].
+
+    numbers: float64, each row's random number in [0, 1). temperatures: float64; 0: the highest logit, whatever the rest
+    says. top_k: int32; 0: off. top_p: float64; 1: off. min_p: float64; 0: off. They apply in this order, as in
+    `sampling.processors`; then the first token is drawn, in order of ids, at which the cumulative probability exceeds
+    the number.
+
+    Example: the logits log(0.2), log(0.5), log(0.3), temperature 1 and number 0.4 draw token 1; with top_k 1, too.
+    """
+
+    numbers: NDArray[np.float64]
+    temperatures: NDArray[np.float64]
+    top_k: NDArray[np.int32]
+    top_p: NDArray[np.float64]
+    min_p: NDArray[np.float64]
+
+
+class DrawnStep(Step, Protocol):
+    """A step whose tokens the device draws."""
+
+    def tokens(self) -> NDArray[np.int32]:
+        """Wait for the step: per row of its plan the token that the sampler would draw.
+
+        -1 where the sampler must choose, by `logits`: the number is so near to a bound between two tokens that rounding
+        decides, or the sampler would refuse the row.
+        """
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """Wait for the step: the logits of a row, float32 [vocab_size]."""
+
+
+@runtime_checkable
+class DrawingProgram(GreedyProgram, Protocol):
+    """A GreedyProgram whose device draws tokens, too, with the host's random numbers."""
+
+    def draw(self, plan: StepPlan, draws: Draws, inputs: Inputs = NO_INPUTS, *, after: Step | None = None) -> DrawnStep:
+        """Begin a step as `submit` does, whose tokens are drawn. A row of -1 stands for any token: once the sampler has
+        chosen it, the caller has its sequence read it again."""
 
 
 class StepInPipeline(Protocol):

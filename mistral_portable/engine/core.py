@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.boundary import (
+    DrawingProgram,
+    DrawnStep,
+    Draws,
     GreedyProgram,
     PipelinedProgram,
     Program,
@@ -103,6 +106,14 @@ class Core:
         if not isinstance(program, GreedyProgram):
             raise InputError("this program leaves the argmax to the sampler: use step")
         return self._run(chunks, lambda plan, inputs: program.submit(plan, inputs, after=after))[1]
+
+    def draw(self, chunks: Sequence[Chunk], draws: Draws, after: Step | None = None) -> DrawnStep:
+        """Begin one step of a DrawingProgram; see there. Raises the errors of `run`, and InputError for a program that
+        leaves draws to the sampler."""
+        program = self.program
+        if not isinstance(program, DrawingProgram):
+            raise InputError("this program leaves draws to the sampler: use step")
+        return self._run(chunks, lambda plan, inputs: program.draw(plan, draws, inputs, after=after))[1]
 
     def adopt(self, lane: int, source: "Core") -> None:
         """Copy the keys and values of a lane from another core of the same manager, whose program holds them.

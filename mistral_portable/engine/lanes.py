@@ -52,7 +52,7 @@ class RequestLanes:
 
     def is_ready(self, request: _Request) -> bool:
         """Whether its tokens are known, and no other request reads some that this one begins with and could find."""
-        if any(request in begun.completions for begun in self._under_way):  # it was put aside meanwhile
+        if any(request in begun.rows for begun in self._under_way):  # it was put aside meanwhile
             return False
         if not self._manager.keeps:
             return True

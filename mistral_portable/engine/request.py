@@ -136,8 +136,13 @@ class Completion(Request[Sampled]):
 
     @property
     def greedy(self) -> bool:
-        """Whether a device may choose its tokens."""
+        """Whether its tokens are those of the highest logits, which a device may choose."""
         return self.sampler.params.is_greedy
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a device may draw its tokens, with its numbers."""
+        return self.sampler.params.is_drawn
 
     @property
     def left(self) -> int:

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.boundary import GreedyProgram, Step
+from mistral_portable.boundary import DrawingProgram, DrawnStep, GreedyProgram, Step
 from mistral_portable.cache import Chunk, common_length
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.drafting import Drafting
+from mistral_portable.engine.draws import draws_of
 from mistral_portable.engine.flight import Flight
 from mistral_portable.engine.lanes import RequestLanes
 from mistral_portable.engine.request import Completion, Request, Scoring
@@ -24,18 +25,12 @@ from mistral_portable.errors import (
     CapacityError,
     ClosedError,
     InputError,
-    NumericsError,
 )
 from mistral_portable.sampling import Sampled, sample_rows
 
 __all__ = ["Steps", "Text"]
 
 _Request = Request[Any]
-
-_NOT_FINITE = (
-    "a logit is not finite: the weights are corrupt or the dtype overflowed; "
-    "try float32, another backend, or `mistral-portable verify`"
-)
 
 
 class Text(NamedTuple):
@@ -58,7 +53,7 @@ class Steps:
         """Prompt and answer of the completion that ended last, of those without a `cache_salt`."""
         self._core = core
         self._drafting = drafting
-        self._on_device = isinstance(core.program, GreedyProgram)
+        self._chooses, self._draws = isinstance(core.program, GreedyProgram), isinstance(core.program, DrawingProgram)
         self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk, learns=not lockstep)
         self._arrived: deque[_Request] = deque()
         self._left: deque[_Request] = deque()
@@ -253,13 +248,13 @@ class Steps:
 
         Whoever ends by a token that is read later takes part in vain.
         """
-        if self._drafting is not None and any(completion.drafts for completion in before.completions):
+        if self._drafting is not None and any(completion.drafts for completion in before.rows):
             return  # what it makes tells what to try
         turn = self._next_turn()
-        ending = {completion for completion in before.completions if completion.left == 1}
+        ending = {completion for completion in before.rows if completion.left == 1}
         if ending:
             turn = Turn(tuple(request for request in turn.decoding if request not in ending), turn.reading)
-        rows: dict[_Request, int] = {completion: row for row, completion in enumerate(before.completions)}
+        rows = dict[_Request, int](before.rows.items())
         chunks = [
             self._chunk(request, count, rows.get(request))
             for request, count in zip(turn.requests, turn.counts, strict=True)
@@ -270,10 +265,20 @@ class Steps:
     def _submit(self, turn: Turn[_Request], chunks: Sequence[Chunk], after: Step | None = None) -> bool:
         """Begin a step whose tokens the device chooses; False if there are none, or others."""
         asking = [request for request, chunk in zip(turn.requests, chunks, strict=True) if chunk.rows]
-        if not (self._on_device and asking and all(isinstance(some, Completion) and some.greedy for some in asking)):
+        completions = [request for request in asking if isinstance(request, Completion)]
+        if not asking or len(completions) < len(asking):
             return False
-        step = self._core.submit(chunks, after)
-        self._begun.append(UnderWay(step, turn, cast(list[Completion], asking), after is not None))
+        drawn: DrawnStep | None = None
+        if self._chooses and all(completion.greedy for completion in completions):
+            step = self._core.submit(chunks, after)
+        elif self._draws and all(completion.greedy or completion.drawn for completion in completions):
+            unread = [sum(completion in begun.rows for begun in self._begun) for completion in completions]
+            draws = draws_of([completion.sampler for completion in completions], unread)
+            step = drawn = self._core.draw(chunks, draws, after)
+        else:
+            return False
+        rows = {completion: row for row, completion in enumerate(completions)}
+        self._begun.append(UnderWay(step, drawn, turn, rows, after is not None))
         self._took_place(turn)
         return True
 
@@ -281,7 +286,8 @@ class Steps:
         """The request's next tokens. row: of the step under way, which chooses the newest one; None: it is known."""
         lane, fed = request.lane, request.fed
         assert lane is not None
-        if self._core.manager.length(lane) != fed:  # Ctrl-C came between a step and the note that it had taken place
+        # A step was in vain, or Ctrl-C came between it and the note that it had taken place.
+        if self._core.manager.length(lane) != fed:
             self._core.manager.rollback(lane, fed)
         embeds = None if request.embeds is None else request.embeds[fed : fed + count]
         tokens = request.tokens[fed : fed + count] if row is None else [0]
@@ -386,15 +392,23 @@ class Steps:
         self._scheduler.observe(first.turn, seconds)
         if self._drafting is not None and not first.follows:
             self._drafting.observe(first.turn, sum(first.turn.counts), seconds)
-        for completion, token in zip(first.completions, tokens, strict=True):
+        for completion, row in first.rows.items():
             if completion not in self._scheduler:  # it ended while the step ran
                 continue
-            if token < 0:
-                self.fail([completion], NumericsError(_NOT_FINITE))
-            else:
-                if self._take(completion, Sampled(token), begin):
-                    self._note_time(completion, begin)
-                    self._tell(completion)
+            made = self._take(completion, first.choose(completion, tokens[row]), begin)
+            if made and tokens[row] < 0:
+                self._read_again(completion)
+            if made:
+                self._note_time(completion, begin)
+                self._tell(completion)
+
+    def _read_again(self, completion: Completion) -> None:
+        """Let the steps that have begun not count for a completion whose newest token they did not have."""
+        for number, begun in enumerate(self._begun):
+            if completion in begun.rows:
+                self._begun[number] = begun.without(completion)
+                completion.fed -= 1
+                self._scheduler.advance(completion, -1)
 
     def _note_time(self, completion: Completion, begin: float) -> None:
         """Note how long an answer has waited for a step. begin: of the step, by time.perf_counter."""
@@ -436,7 +450,7 @@ class Steps:
         self.interrupted = False
 
     def _is_torn(self, request: _Request) -> bool:
-        under_way = sum(request in begun.completions for begun in self._begun)
+        under_way = sum(request in begun.rows for begun in self._begun)
         agrees = self._scheduler.agrees(request, request.fed, request.lane is not None)
         return not agrees or request.lacks(under_way)
 
@@ -458,5 +472,5 @@ class Steps:
                 self.last_text = Text(request.tokens[:taken], request.adapters)
             self._lanes.end(request)
             self._scheduler.remove(request)  # last: until then, Ctrl-C can be followed by another try
-            if self._begun and not any(completion in self._scheduler for completion in self._begun[0].completions):
+            if self._begun and not any(completion in self._scheduler for completion in self._begun[0].rows):
                 self._begun.popleft()  # it was begun in vain

@@ -181,8 +181,26 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         """Whether each token is the argmax of the unchanged logits, and nothing else of them is requested."""
-        if self.temperature:
-            return False
+        return not self.temperature and self._is_plain
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether each token is drawn from the unchanged logits by temperature, top_k, top_p and min_p alone, in this
+        order, and nothing else of them is requested."""
+        others = (
+            self.typical_p != 1,
+            self.epsilon_cutoff,
+            self.eta_cutoff,
+            self.top_n_sigma > 0,
+            self.xtc_probability,
+            self.dynatemp_range,
+            self.mirostat,
+        )
+        return self.temperature > 0 and self.samplers == SAMPLERS and self._is_plain and not any(others)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether no rule changes or bans logits, and none of them are asked for."""
         return not any(
             (
                 self.repetition_penalty != 1,

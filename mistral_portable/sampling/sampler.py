@@ -1,6 +1,7 @@
 """Sampler: chooses the next token of one sequence from a row of logits."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from copy import copy, deepcopy
 from dataclasses import replace
@@ -70,6 +71,7 @@ class Sampler:
         self._prompt = np.asarray(prompt_tokens, dtype=np.int64)
         random = np.random.PCG64(params.seed)
         self._random = np.random.Generator(random)
+        self._numbers = deque[float]()  # of the next draws, which `number` has told
         chances = np.random.Generator(random.jumped()) if params.xtc_probability else None
         self._vocab_size = 0  # the first row tells it
         self._memory = Memory(params, self._prompt, end_tokens=end_tokens, piece=piece, chances=chances)
@@ -95,7 +97,7 @@ class Sampler:
         else:
             tokens, left = self._left(row)
             probabilities = processors.softmax(left, scratch(left.size, np.float64))
-            drawn = _drawn(probabilities, self._random.random())
+            drawn = _drawn(probabilities, self._next_number())
             token = drawn if tokens is None else int(tokens[drawn])
             self._remember(token, probabilities[drawn])
         if self.params.logprobs is None:
@@ -111,10 +113,22 @@ class Sampler:
         taken = list[Sampled]()
         while len(taken) < most and (token := self._only_token()) is not None:
             if self.params.temperature != 0:
-                self._random.random()
+                self._next_number()
             self._remember(token, 1.0)
             taken.append(Sampled(token))
         return taken
+
+    def number(self, ahead: int = 0) -> float:
+        """Return the random number with which the next token is drawn, or one of those behind it; none is taken."""
+        while len(self._numbers) <= ahead:
+            self._numbers.append(self._random.random())
+        return self._numbers[ahead]
+
+    def drawn(self, token: int) -> Sampled:
+        """Note that a device has drawn the next token with its number, as `sample` would; for `params.is_drawn`."""
+        self._next_number()
+        self._remember(token, 1.0)
+        return Sampled(token)
 
     def ahead(self) -> "Sampler":
         """Return another one that will choose what this one would, and changes nothing of it: to guess what comes.
@@ -125,7 +139,7 @@ class Sampler:
         other = copy(self)
         if self.params.logprobs is not None or self.params.logits_processors:
             other.params = replace(self.params, logprobs=None, logits_processors=())
-        other._random = deepcopy(self._random)
+        other._random, other._numbers = deepcopy(self._random), self._numbers.copy()
         other._memory = self._memory.copy()
         other._constraint = None if self._constraint is None else self._constraint.copy()
         other._make_rules()
@@ -197,6 +211,9 @@ class Sampler:
         self._steps = steps(params, behind, self._memory, lambda: self._vocab_size)
         self._restricts = bool(self._memory.bans or params.logits_processors or self._constraint is not None)
         self._is_raw = not (self._changes or self._restricts)
+
+    def _next_number(self) -> float:
+        return self._numbers.popleft() if self._numbers else self._random.random()
 
     def _only_token(self) -> int | None:
         """Return the token that `sample` would choose whatever the logits are, if there is one."""

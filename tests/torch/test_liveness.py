@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from mistral_portable_torch.launches import launches
 from mistral_portable_torch.liveness import last_uses
 from torch_memory import Held
 from torch_sessions import CONFIG, Session, text
@@ -29,8 +30,8 @@ def test_outputs_and_what_is_read_later_are_kept() -> None:
     graph = expose_hidden_states(build(CONFIG))
     alive: set[str] = set()
     dying = last_uses(graph)
-    for node in graph.nodes:
-        assert alive >= {name for name in node.inputs if name in dying}
-        alive.add(node.name)
-        alive -= set(dying[node.name])
+    for launch in launches(graph):
+        assert alive >= {name for name in launch.inputs if name not in (*graph.parameters, *graph.inputs)}
+        alive |= set(launch.results)
+        alive -= set(dying[launch.name])
     assert alive == set(graph.outputs.values())

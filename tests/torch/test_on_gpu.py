@@ -1,5 +1,7 @@
 """Checks that need a CUDA GPU: the conformance ladder on the real kernels, recorded steps, memory."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,16 @@ def test_tiny_writes_the_reference_s_story_by_recorded_steps() -> None:
     expected = mp.load("tiny", backend="reference").generate("Once upon a time", max_tokens=200, temperature=0)
     with mp.load("tiny", backend="torch", device="cuda", dtype="float32") as model:
         assert model.generate("Once upon a time", max_tokens=200, temperature=0).tokens == expected.tokens
+
+
+def test_texts_that_the_device_draws_are_those_of_the_sampler() -> None:
+    """Log-probabilities are made by the host, and so are tokens then."""
+    with mp.load("tiny", backend="torch", device="cuda", dtype="float32") as model:
+        choices: list[dict[str, Any]] = [{}, {"top_k": 20}, {"top_p": 0.9, "temperature": 1.3}, {"min_p": 0.05}]
+        for seed, rules in enumerate(choices):
+            options: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "seed": seed, **rules}
+            by_host = model.generate("Once upon a time", logprobs=0, **options).tokens
+            assert model.generate("Once upon a time", **options).tokens == by_host
 
 
 def test_memory_is_constant_once_the_window_is_full() -> None:

@@ -1,0 +1,54 @@
+"""Nodes of a graph that are computed together: each group is one kernel where Triton is."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from mistral_portable.graph import Graph, Node
+
+__all__ = ["Launch", "launches"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """nodes: one, or a few in the order of the graph. results: their values that are read behind them."""
+
+    nodes: tuple[Node, ...]
+    results: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """That of its last node, whose value is a result."""
+        return self.nodes[-1].name
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Values that its nodes read and do not make."""
+        own = {node.name for node in self.nodes}
+        return tuple(value for node in self.nodes for value in node.inputs if value not in own)
+
+
+def launches(graph: Graph) -> tuple[Launch, ...]:
+    """All nodes, each in one launch, in an order in which they can be computed.
+
+    Joined are a sum and its RMS norm, in place of the sum, with both as results; and the rotations of queries and keys
+    with the attention that alone reads them, in its place. Of a layer of a fused graph these are left:
+
+    input_layernorm with the sum before it, q+k+v, attention with q_rope and k_rope, o, post_attention_layernorm with
+    the sum before it, gate+up, silu_mul, down; and columns, which are views.
+    """
+    made = {node.name: node for node in graph.nodes}
+    readers = Counter([*graph.outputs.values(), *(value for node in graph.nodes for value in node.inputs)])
+    joined: dict[str, Launch] = {}  # by the node in whose place they are
+    elsewhere: set[str] = set()
+    for node in graph.nodes:
+        source = made.get(node.inputs[0])
+        turned = [made[value] for value in node.inputs if value in made and made[value].op == "rope"]
+        if node.op == "rms_norm" and source is not None and source.op == "add" and source.name not in joined:
+            joined[source.name] = Launch((source, node), (source.name, node.name))
+            elsewhere.add(node.name)
+        elif node.op == "attention" and [readers[rope.name] for rope in turned] == [1, 1]:
+            joined[node.name] = Launch((*turned, node), (node.name,))
+            elsewhere |= {rope.name for rope in turned}
+    return tuple(
+        joined.get(node.name, Launch((node,), (node.name,))) for node in graph.nodes if node.name not in elsewhere
+    )
