@@ -291,6 +291,5 @@ def _why(error: RuntimeError) -> str:
     """The last line of what Serve says of the replicas that have not started, without the name of an error of ours."""
     found = serve.status().applications.get(_NAME)
     message = found.deployments[_MODEL].message if found and _MODEL in found.deployments else str(error)
-    return re.sub(
-        r"^mistral_portable\.errors\.\w+: ", "", (message.strip().splitlines() or ["no reason was given"])[-1]
-    )
+    last = (message.strip().splitlines() or ["no reason was given"])[-1]
+    return re.sub(r"^mistral_portable\.errors\.\w+: ", "", last)
