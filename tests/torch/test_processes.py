@@ -98,9 +98,14 @@ def test_a_chat_and_the_end_of_a_process(alone: mp.Model) -> None:
             lines.write("Anybody there?\n")
         out, err = first.communicate(timeout=PATIENCE)
         assert (first.returncode, out) == (1, "")
-        assert (
-            err == "error: a process that shares this model has ended, and with it its part: start all of them again\n"
+        assert ours(err) == (
+            "error: a process that shares this model has ended, and with it its part: start all of them again\n"
         )
+
+
+def ours(text: str) -> str:
+    """Lines of a log, without the log of torch's C++, "[W1129 ...", such as of a socket that it tries again."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("["))
 
 
 def test_a_batch(alone: mp.Model, tmp_path: Path) -> None:
@@ -122,8 +127,9 @@ def test_a_batch(alone: mp.Model, tmp_path: Path) -> None:
     run_batch(alone, requests, expected)
     with two_processes("batch", str(requests), str(answers)) as (first, second):
         out, err = first.communicate(timeout=PATIENCE)
-        assert (first.returncode, out, err) == (0, "", f"3 answered, 1 failed: {answers}\n")
-        assert (*second.communicate(timeout=PATIENCE), second.returncode) == ("", "", 0)
+        assert (first.returncode, out, ours(err)) == (0, "", f"3 answered, 1 failed: {answers}\n")
+        out, err = second.communicate(timeout=PATIENCE)
+        assert (second.returncode, out, ours(err)) == (0, "", "")
     assert texts(answers) == texts(expected)
 
 
