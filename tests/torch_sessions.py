@@ -12,7 +12,7 @@ from mistral_portable_torch import BACKEND
 from mistral_portable_torch.attention import Attention, choose
 from mistral_portable_torch.device import find_device
 from mistral_portable_torch.memory import Memory
-from mistral_portable_torch.parallel import Group
+from mistral_portable_torch.processes import Group
 from mistral_portable_torch.program import DrawingTorchProgram
 from numpy.typing import NDArray
 from program_sessions import CONFIG, ProgramSession, text
@@ -82,7 +82,7 @@ class PagedBackend:
             Precision(dtype),
             device,
             kernel,
-            Memory(device, self.memory),
+            Memory(device, self.memory, self.group),
             record=self.record,
             quantize=options.quantize,
             group=self.group,

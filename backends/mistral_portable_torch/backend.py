@@ -5,6 +5,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Mapping
+from functools import partial
 
 from mistral_portable.boundary import Availability, Capabilities, ExecutorOptions, Precision, Program
 from mistral_portable.boundary.shared import stored_dtype
@@ -68,8 +69,9 @@ class TorchBackend:
             from mistral_portable_torch.attention import choose
             from mistral_portable_torch.capture import cuda_graph
             from mistral_portable_torch.device import find_device
+            from mistral_portable_torch.lockstep import share_program
             from mistral_portable_torch.memory import Memory
-            from mistral_portable_torch.parallel import join
+            from mistral_portable_torch.processes import join
             from mistral_portable_torch.program import AsynchronousProgram, DrawingTorchProgram, TorchProgram
         except (ImportError, OSError) as error:
             raise BackendError(f"torch cannot be imported ({error}): {_INSTALL}") from error
@@ -85,25 +87,27 @@ class TorchBackend:
         if options.threads is not None and device.kind != "cpu":
             raise BackendError(f"threads={options.threads}: the device is {device.kind}, no CPU; leave the option out")
         attention = choose(options.attention, device, dtype, cache.head_dim)
-        program = TorchProgram if device.kind == "cpu" else AsynchronousProgram
+        kind = TorchProgram if device.kind == "cpu" else AsynchronousProgram
         # Metal has no float64. And of several processes one might leave a row to the sampler that another one draws, as
         # sums on a GPU need not have the same order twice: their steps would then be others.
         if device.kind == "cuda" and group is None:
-            program = DrawingTorchProgram
-        return program(
+            kind = DrawingTorchProgram
+        make = partial(
+            kind,
             graph,
             weights,
             cache,
             Precision(dtype),
             device,
             attention,
-            Memory(device),
+            Memory(device, group=group),
             threads=options.threads,
             record=cuda_graph(device.torch) if device.kind == "cuda" and attention.recordable else None,
             quantize=options.quantize,
             group=group,
             progress=options.progress,
         )
+        return make() if group is None else share_program(make, group)
 
 
 def _probe_cpu(build: Build) -> Availability:

@@ -10,48 +10,23 @@ Example, 2 processes, 4 heads of 8, 2 key/value heads: q_proj [32, 64] becomes [
 [8, 64], o_proj [64, 32] becomes [64, 16], with a sum.
 """
 
-import atexit
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
-import torch
-import torch.distributed as distributed
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
 from mistral_portable.graph import Graph, Node, Parameter
 from mistral_portable.weights import BlockTensor, DenseTensor
 from mistral_portable.weights import Tensor as Stored
-from mistral_portable_torch.device import Device
 from mistral_portable_torch.ggml import LAYOUTS
 
-__all__ = ["Group", "Shard", "join", "shard"]
+__all__ = ["Shard", "shard"]
 
 _BY_COLUMN = ("rope", "attention", "silu_mul")
-
-
-@dataclass(frozen=True)
-class Group:
-    """All processes, as this one sees them. rank: its own number, 0 .. size - 1."""
-
-    rank: int
-    size: int
-
-    def sum(self, x: Tensor) -> Tensor:
-        """[T, H]: the sum over all processes."""
-        distributed.all_reduce(x)
-        return x
-
-    def gather(self, x: Tensor) -> Tensor:
-        """[T, V / size] -> [T, V]: the columns of all processes, in order of ranks."""
-        parts = [torch.empty_like(x) for _ in range(self.size)]
-        distributed.all_gather(parts, x.contiguous())
-        return torch.cat(parts, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -62,30 +37,6 @@ class Shard:
     weights: Mapping[str, Stored]
     spec: CacheSpec
     after: Mapping[str, str]
-
-
-def join(size: int, device: Device) -> Group:
-    """Join the processes that torchrun has started. Raises BackendError if their number is not `size`."""
-    started = os.environ.get("WORLD_SIZE")
-    if started != str(size):
-        raise BackendError(
-            f"tensor_parallel={size}: torchrun has started {started or 'no'} processes: begin the command with "
-            f"torchrun --nproc-per-node {size} -m mistral_portable"
-        )
-    if not distributed.is_initialized():
-        try:
-            distributed.init_process_group("nccl" if device.kind == "cuda" else "gloo")
-        except ValueError as error:  # a variable that torchrun sets is missing
-            raise BackendError(f"tensor_parallel={size}: {error}: begin the command with torchrun") from error
-        # gloo's threads sometimes abort a process that ends while they run.
-        atexit.register(_leave, os.getpid())
-    return Group(distributed.get_rank(), size)
-
-
-def _leave(process: int) -> None:
-    """Leave the group, unless it was left before, or this is a forked child of the process that joined it."""
-    if os.getpid() == process and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def shard(graph: Graph, weights: Mapping[str, Stored], spec: CacheSpec, rank: int, size: int) -> Shard:

@@ -35,7 +35,8 @@ from mistral_portable_torch.lowering import ATTENTION, EXPOSED, Kernel, Lowering
 from mistral_portable_torch.matrices import Matrix, form, read_matrix, read_vector, stored_bytes
 from mistral_portable_torch.memory import Memory
 from mistral_portable_torch.padding import bucket, padded, replaces_rows
-from mistral_portable_torch.parallel import Group, shard
+from mistral_portable_torch.parallel import shard
+from mistral_portable_torch.processes import Group
 from mistral_portable_torch.reads import GroupReads
 from mistral_portable_torch.scratch import scratch_bytes
 from mistral_portable_torch.transfer import HostCopy, to_device

@@ -26,7 +26,7 @@ class ExecutorOptions:
     device: where to run, for a backend that has several ("cpu", "cuda:1").
     attention: the attention kernel ("sdpa").
     quantize: one of BACKEND_QUANTIZE, made of float matrices as they are read.
-    tensor_parallel: number of processes that share a model; each of them makes the same steps.
+    tensor_parallel: number of processes that share a model; the first one makes the calls, and others follow it.
     """
 
     dtype: str | None = None

@@ -7,7 +7,7 @@ import typer
 
 from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
-from mistral_portable.cli.loading import load_model, reading
+from mistral_portable.cli.loading import loader, reading
 from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import CacheRamOption, ModelOption
 from mistral_portable.cli.ranges import with_range
@@ -76,9 +76,10 @@ def _here(
 ) -> "BatchResult":
     from mistral_portable.openai.batch import check_files, run_batch
 
+    load = loader(model, options, cache_ram=cache_ram, max_lanes=parallel)
     check_files(requests, answers)  # before a large model is loaded
     with (
-        load_model(model, options, cache_ram=cache_ram, max_lanes=parallel) as loaded,
+        load() as loaded,
         reading(f"{loaded.backend} on {model}") as progress,
     ):
         return run_batch(loaded, requests, answers, progress=progress)

@@ -20,9 +20,9 @@ from mistral_portable.bench import (
 )
 from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
-from mistral_portable.cli.loading import load_model, working
+from mistral_portable.cli.loading import loader, working
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import JsonOption, ModelArgument, NamedOption, TensorParallelOption
+from mistral_portable.cli.options import JsonOption, ModelArgument, NamedOption
 from mistral_portable.cli.output import size
 from mistral_portable.cli.ranges import with_range
 from mistral_portable.cli.table import print_table
@@ -52,7 +52,6 @@ def bench(
     repeat: Annotated[int, typer.Option(metavar="N", **with_range("Repetitions.", 1))] = 5,
     as_json: JsonOption = False,
     options: ModelOptions,
-    tensor_parallel: TensorParallelOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Measure a model's speed: tokens per second of prompts, of decoding at a depth, and of sequences together.
@@ -68,7 +67,7 @@ def bench(
     except InputError as error:
         raise typer.BadParameter(str(error), param_hint="'WHAT'") from error
     lanes = max(measurement.sequences for measurement in measurements)
-    with load_model(model, options, tensor_parallel=tensor_parallel, max_lanes=lanes) as loaded:
+    with loader(model, options, max_lanes=lanes)() as loaded:
         first_token_s = _first_token(loaded)
         with working(f"{loaded.backend} on {model}") as progress:
             engine, rows = ModelEngine(loaded), []

@@ -11,7 +11,7 @@ from mistral_portable.cli.conversation import Conversation
 from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
 from mistral_portable.cli.lines import ReadLine
-from mistral_portable.cli.loading import load_model
+from mistral_portable.cli.loading import loader
 from mistral_portable.cli.model_name import placed
 from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import (
@@ -20,7 +20,6 @@ from mistral_portable.cli.options import (
     NamedOption,
     ReasoningEffortOption,
     SessionOption,
-    TensorParallelOption,
 )
 from mistral_portable.cli.output import aside, note, one_line
 from mistral_portable.cli.prompt import SystemOption
@@ -41,7 +40,6 @@ def chat(
     name: NamedOption = None,
     system: SystemOption = None,
     options: ModelOptions,
-    tensor_parallel: TensorParallelOption = None,
     cache_ram: CacheRamOption = None,
     session: SessionOption = None,
     sampling: SamplingOptions,
@@ -50,12 +48,8 @@ def chat(
 ) -> None:
     """Chat with a model. /help lists the commands; piped input is one message per line."""
     sampling.params()  # whatever the model, they must be right
-    if tensor_parallel is not None:
-        raise typer.BadParameter(
-            "several processes cannot share a conversation: use 'run'", param_hint="'--tensor-parallel'"
-        )
     model = placed(name, model)[0] or "tiny"
-    with load_model(model, options, tensor_parallel=tensor_parallel, cache_ram=cache_ram) as loaded:
+    with loader(model, options, cache_ram=cache_ram)() as loaded:
         params = sampling.params_of(loaded, context)
         conversation = Conversation(loaded.tokenizer, system)
         if resume(loaded, session) and session is not None:

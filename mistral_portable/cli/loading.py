@@ -1,10 +1,12 @@
 """Open a checkpoint or load a model, with a progress bar on a terminal; warnings become notes on stderr."""
 
+import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from threading import Timer
+from typing import Any
 
 from mistral_portable.cli.bar import bar
 from mistral_portable.cli.collector import resting
@@ -13,52 +15,68 @@ from mistral_portable.cli.options import cache_bytes_of
 from mistral_portable.cli.output import note, one_line
 from mistral_portable.engine import Model, load
 from mistral_portable.engine.block_maker import block_maker
+from mistral_portable.errors import MistralPortableError
 from mistral_portable.weights import Checkpoint, open_checkpoint
 
-__all__ = ["downloading", "load_model", "open_model", "reading", "working"]
+__all__ = ["downloading", "loader", "open_model", "reading", "working"]
 
 Report = Callable[[str, int, int], None]
 
 _LASTS = 3.0  # seconds
 
 
-def load_model(
+def loader(
     model: str,
     options: ModelOptions,
     *,
     cache_ram: str | None = None,
     max_lanes: int = 8,
-    tensor_parallel: int | None = None,
     embeddings: bool = False,
     by_name: bool = False,
     watch: Report | None = None,
-) -> Model:
-    """Call `mistral_portable.load` with the values of the options; its warnings become notes on stderr.
+) -> Callable[[], Model]:
+    """Return what calls `mistral_portable.load` with the values of the options; its warnings become notes on stderr.
+
+    Of several processes that share a model only the first one returns from here: call it before stdin is read, a port
+    taken or a file written. The others load their parts now, silently, and follow the first one to its end.
 
     by_name: whether calls have adapters that they name, and no others; else all have those of the options. watch:
     called with all that is reported, too.
 
-    Raises typer.BadParameter for a window or a size that cannot be read, and the errors of `load`.
+    Raises typer.BadParameter for a window or a size that cannot be read. What it returns raises the errors of `load`.
     """
-    arguments, cache_bytes = options.arguments, cache_bytes_of(cache_ram)
+    arguments = {
+        **options.arguments,
+        "model": model,
+        "cache_bytes": cache_bytes_of(cache_ram),
+        "max_lanes": max_lanes,
+        "embeddings": embeddings,
+    }
     if by_name:
         arguments["adapter"] = None
-    with reading(f"loading {model}") as progress, resting():
+    if options.tensor_parallel not in (None, 1) and os.environ.get("RANK", "0") != "0":
+        _follow(arguments)
 
-        def report(what: str, done: int, total: int) -> None:
-            progress(what, done, total)
-            if watch is not None:
-                watch(what, done, total)
+    def load_here() -> Model:
+        with reading(f"loading {model}") as progress, resting():
 
-        return load(
-            model=model,
-            **arguments,
-            cache_bytes=cache_bytes,
-            max_lanes=max_lanes,
-            tensor_parallel=tensor_parallel,
-            embeddings=embeddings,
-            progress=report,
-        )
+            def report(what: str, done: int, total: int) -> None:
+                progress(what, done, total)
+                if watch is not None:
+                    watch(what, done, total)
+
+            return load(**arguments, progress=report)
+
+    return load_here
+
+
+def _follow(arguments: Mapping[str, Any]) -> None:
+    """Load a model that another process drives. Raises SystemExit when that one ends, and the errors of `load`."""
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            load(**arguments)
+    except MistralPortableError as error:
+        raise type(error)(f"process {os.environ['RANK']} of those that torchrun has started: {error}") from error
 
 
 def open_model(model: str, revision: str | None, quantize: str | None = None) -> Checkpoint:

@@ -18,6 +18,7 @@ from mistral_portable.cli.options import (
     RayOption,
     RevisionOption,
     StagesOption,
+    TensorParallelOption,
     ThreadsOption,
     WindowOption,
     window_of,
@@ -36,6 +37,7 @@ class ModelOptions:
     kv_cache: KVCacheOption = None
     device: DeviceOption = None
     attention: AttentionOption = None
+    tensor_parallel: TensorParallelOption = None
     stages: StagesOption = None
     ray: RayOption = None
     window: WindowOption = "config"
@@ -58,6 +60,7 @@ class ModelOptions:
             "kv_cache": self.kv_cache,
             "device": f"cuda:{self.device}" if self.device and self.device.isdecimal() else self.device,
             "attention": self.attention,
+            "tensor_parallel": self.tensor_parallel,
             "stages": self.stages,
             "ray": self.ray,
             "window": window_of(self.window),

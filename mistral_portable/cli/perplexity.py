@@ -8,10 +8,10 @@ import typer
 
 from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
-from mistral_portable.cli.loading import load_model, reading
+from mistral_portable.cli.loading import loader, reading
 from mistral_portable.cli.model_name import named, placed
 from mistral_portable.cli.model_options import ModelOptions
-from mistral_portable.cli.options import JsonOption, ModelArgument, NamedOption, TensorParallelOption
+from mistral_portable.cli.options import JsonOption, ModelArgument, NamedOption
 from mistral_portable.cli.ranges import with_range
 from mistral_portable.cli.text import read_file
 from mistral_portable.errors import InputError
@@ -42,15 +42,12 @@ def perplexity(
     ] = None,
     as_json: JsonOption = False,
     options: ModelOptions,
-    tensor_parallel: TensorParallelOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Measure how well a model predicts a text, as llama-perplexity does; shows what a quantization costs.
 
     The text is cut into chunks, and the second half of each is scored. Lower is better; 1 is a perfect prediction.
     """
-    if tensor_parallel is not None:
-        raise typer.BadParameter("several processes would measure the same: use one", param_hint="'--tensor-parallel'")
     model, file = placed(name, model, file)
     model = named(model)
     if (file is None) is (text_file is None):
@@ -59,7 +56,7 @@ def perplexity(
     if not text.strip():
         raise InputError(f"{path}: holds no text to measure")
     items = read_questions(questions) if questions else []
-    with load_model(model, options, tensor_parallel=tensor_parallel) as loaded:
+    with loader(model, options)() as loaded:
         with reading(f"{loaded.backend} on {model}") as progress:
             result = measure(loaded, text, context=context, progress=progress)
             answers = accuracy(loaded, items, progress=progress) if items else None

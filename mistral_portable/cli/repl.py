@@ -184,7 +184,7 @@ class Repl:
         try:
             show_answer(streamer)
         except KeyboardInterrupt:
-            if not stdin.is_terminal():
+            if not stdin.interrupts():
                 raise
             self._signals.go_on()
 

@@ -35,6 +35,8 @@ class ReplicaOptions:
         from mistral_portable.clusters import check_address
 
         check_address(options.ray)
+        if options.tensor_parallel is not None:
+            raise InputError("--tensor-parallel does not go with --ray: a replica is one process")
         if options.threads is not None:
             raise InputError("--threads does not go with --ray: give --threads-per-replica")
         return options.ray

@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -12,13 +9,12 @@ import typer
 from mistral_portable.cli.answer import end_answer, show_answer
 from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
-from mistral_portable.cli.loading import load_model
+from mistral_portable.cli.loading import loader
 from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import (
     ModelOption,
     ReasoningEffortOption,
     SessionOption,
-    TensorParallelOption,
 )
 from mistral_portable.cli.output import aside, show, speed
 from mistral_portable.cli.prompt import FileOption, PromptArgument, PromptOption, SystemOption, read_prompt
@@ -55,7 +51,6 @@ def run(
     ] = None,
     model: ModelOption = "tiny",
     options: ModelOptions,
-    tensor_parallel: TensorParallelOption = None,
     session: SessionOption = None,
     sampling: SamplingOptions,
     reasoning_effort: ReasoningEffortOption = None,
@@ -73,21 +68,15 @@ def run(
     if system is not None and chat is False:
         raise typer.BadParameter("a text that is continued has none: leave out --raw", param_hint="'--system'")
     chat = system is not None if chat is None else chat
+    load = loader(model, options)
     rule = Rule(json_schema, grammar, regex, prompt_is_piped=prompt is text is file is None)
     asked = read_prompt(prompt, text, file, piped=json_schema != "-")
-    if tensor_parallel is not None and sampling.temperature > 0 and sampling.seed is None:
-        raise typer.BadParameter("all processes must draw alike: give --seed, too", param_hint="'--tensor-parallel'")
-    if tensor_parallel is not None and session is not None:
-        raise typer.BadParameter("several processes cannot share a session", param_hint="'--session'")
     sampling.params(logprobs)  # whatever the model, they must be right
     messages = [{"role": "user", "content": asked}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     interrupted = False
-    with (
-        _one_answer(tensor_parallel),
-        load_model(model, options, tensor_parallel=tensor_parallel) as loaded,
-    ):
+    with load() as loaded:
         resume(loaded, session)
         params = sampling.params_of(loaded, context, logprobs)
         params = dataclasses.replace(params, grammar=rule.compile(loaded))
@@ -113,16 +102,6 @@ def run(
             loaded.save_session(session)
     if interrupted:
         raise typer.Exit(130)
-
-
-@contextmanager
-def _one_answer(processes: int | None) -> Iterator[None]:
-    """Let only the first of several processes that compute the same answer write it."""
-    if processes is None or os.environ.get("RANK", "0") == "0":
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        yield
 
 
 def _report(generation: Generation) -> dict[str, Any]:

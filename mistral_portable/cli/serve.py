@@ -12,7 +12,7 @@ import typer
 
 from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
-from mistral_portable.cli.loading import load_model, reading
+from mistral_portable.cli.loading import loader, reading
 from mistral_portable.cli.model_name import placed
 from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import CacheRamOption, ModelArgument, NamedOption, ray_option
@@ -165,13 +165,11 @@ def serve(
         return
     if max_replicas is not None:
         raise InputError("--max-replicas needs --ray, and does not go with --stages")
+    load = loader(
+        model, options, cache_ram=cache_ram, max_lanes=parallel, embeddings=embeddings is not None, by_name=True
+    )
     listener = listen_tcp(host, port) if uds is None else listen_unix(uds)  # before a large model is loaded
-    with (
-        listener,
-        load_model(
-            model, options, cache_ram=cache_ram, max_lanes=parallel, embeddings=embeddings is not None, by_name=True
-        ) as loaded,
-    ):
+    with listener, load() as loaded:
         settings = settings_of(Path(loaded.source).name)
         set_up_logging(log)
         if uds is None:

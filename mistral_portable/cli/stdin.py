@@ -1,5 +1,6 @@
 """Read standard input: piped text as a whole, or piped lines."""
 
+import os
 import sys
 from collections.abc import Iterator
 from threading import Timer
@@ -7,7 +8,7 @@ from threading import Timer
 from mistral_portable.cli.output import note
 from mistral_portable.cli.text import decode
 
-__all__ = ["is_terminal", "read_lines", "read_text"]
+__all__ = ["interrupts", "is_terminal", "read_lines", "read_text"]
 
 _SILENCE = 3.0  # seconds
 
@@ -15,6 +16,19 @@ _SILENCE = 3.0  # seconds
 def is_terminal() -> bool:
     """Whether standard input is a terminal."""
     return sys.stdin is not None and sys.stdin.isatty()
+
+
+def interrupts() -> bool:
+    """Whether standard input is a terminal whose Ctrl-C comes to this process. It does not where a launcher, such as
+    torchrun, has given the process a session of its own: the launcher gets it, and ends all that it has started."""
+    if not is_terminal():
+        return False
+    if hasattr(os, "tcgetpgrp"):
+        try:
+            os.tcgetpgrp(sys.stdin.fileno())
+        except OSError:  # ENOTTY: it is the terminal of another session
+            return False
+    return True
 
 
 def read_text(*, asked: bool = False) -> str | None:

@@ -9,7 +9,7 @@ from mistral_portable.boundary import COMPILING
 from mistral_portable.cache import Chunk
 from mistral_portable.cli.debug import DebugOption
 from mistral_portable.cli.groups import grouped
-from mistral_portable.cli.loading import load_model
+from mistral_portable.cli.loading import loader
 from mistral_portable.cli.model_options import ModelOptions
 from mistral_portable.cli.options import ModelArgument
 from mistral_portable.errors import BackendError, NotKeptWarning
@@ -35,7 +35,7 @@ def warmup(*, model: ModelArgument = None, options: ModelOptions, debug: DebugOp
     with warnings.catch_warnings():
         warnings.simplefilter("error", NotKeptWarning)
         try:
-            with load_model(model or "tiny", options, watch=watch) as loaded, loaded.lane() as lane:
+            with loader(model or "tiny", options, watch=watch)() as loaded, loaded.lane() as lane:
                 loaded.step([Chunk(lane, [0], range(1))])
                 backend = loaded.backend
         except NotKeptWarning as error:

@@ -69,8 +69,8 @@ def load(
     kv_cache: the type of cached keys and values ("float32", "float16", "q8_0"); the executor's choice if None.
     device, attention: where the torch executor runs ("cuda", "cuda:1", "mps", "cpu") and its attention kernel
     ("triton", "flash_attn", "varlen", "flex", "sdpa", "eager"); the best one if None.
-    tensor_parallel: number of processes, started by torchrun, that share the model on the torch executor; each of them
-    makes the same calls, with the same seeds.
+    tensor_parallel: number of processes, started by torchrun, that share the model on the torch executor. Only the
+    first one returns; the others follow it until it closes the model or ends, and raise SystemExit then.
     stages: number of processes that each have a part of the layers, with their weights and cache (docs/scaling.md);
     scripts then need `if __name__ == "__main__":`. They take turns with all CPUs, or, if `threads` are given, those of
     each, work on several sequences at a time. ray: the address of a Ray cluster that runs the stages, in actors, at the
@@ -127,8 +127,8 @@ def load(
         raise InputError(f"embeddings={embeddings!r:.40} must be True or False")
     if not isinstance(draft, str | Path | Model):
         raise InputError(f'draft={draft!r:.40} must be "auto", "suffix", "off" or a model')
-    if draft not in ("auto", "off") and tensor_parallel is not None:
-        raise InputError(f"draft={str(draft)!r:.40} and tensor_parallel do not go together: leave out one of them")
+    if draft not in ("auto", "suffix", "off") and tensor_parallel is not None:
+        raise InputError(f"draft={str(draft)!r:.40} does not go with tensor_parallel: say 'suffix', or leave it out")
     if adapters and tensor_parallel is not None:
         raise InputError("adapters and tensor_parallel do not go together: leave out one of them, or merge the adapter")
     if stages is not None and tensor_parallel is not None:
@@ -168,15 +168,13 @@ def load(
             draft_model = closing.enter_context(_draft_model(draft, progress, same))
         drafter = lent or draft_model
         if drafter is not None:
-            if drafter.lockstep:
-                raise InputError(f"draft={draft!r:.80}: a model of several processes cannot draft; load it without")
             require_same_vocabulary(config.vocab_size, tokenizer, drafter)
         program = (
             prepare(chosen, opened.graph, opened.tensors, opened.spec, options)
             if cuts is None
             else start_stages(opening, opened, chosen, cuts, ray)
         )
-        source = _draft_source(drafter or draft, program.batch_invariant and tensor_parallel is None)
+        source = _draft_source(drafter or draft, program.batch_invariant)
         budget = _budget(program, opened.spec, cache_bytes)
         manager = CacheManager(opened.spec, model=opened.fingerprint, budget=budget)
         closing.pop_all()
@@ -187,7 +185,6 @@ def load(
         tokenizer=tokenizer,
         source=str(checkpoint.path),
         load_s=time.perf_counter() - begin,
-        lockstep=tensor_parallel is not None,
         embeddings=embeddings,
         ends=checkpoint.ends,
         adapters=opened.adapters,
@@ -208,8 +205,7 @@ def _draft_model(
 
 
 def _draft_source(draft: str | Path | Model, by_default: bool) -> DraftSource | None:
-    """Choose what proposes drafts. by_default: whether there are any for "auto": the bits of answers do not depend on
-    the batch, and no other process must make the same steps, whatever its clock says."""
+    """Choose what proposes drafts. by_default: whether "auto" does: the bits of answers do not depend on the batch."""
     if isinstance(draft, Model):
         return ModelDrafting(draft.core)
     return SuffixDrafting() if draft == "suffix" or (draft == "auto" and by_default) else None

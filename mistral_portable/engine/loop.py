@@ -39,14 +39,12 @@ class Loop:
     the middle of a step, comes there. What it tears is mended: only texts of the main thread may end by it.
     """
 
-    def __init__(
-        self, core: Core, *, lanes: int | None = None, lockstep: bool = False, drafting: Drafting | None = None
-    ) -> None:
-        """lanes: the most that its requests hold together; None: all that nobody else holds. lockstep: whether other
-        processes make the same calls and must make the same steps. drafting: what steps try; None: nothing."""
+    def __init__(self, core: Core, *, lanes: int | None = None, drafting: Drafting | None = None) -> None:
+        """lanes: the most that its requests hold together; None: all that nobody else holds. drafting: what steps try;
+        None: nothing."""
         lanes = lanes or core.manager.spec.max_lanes
         self._core = core
-        self._steps = Steps(core, lanes=lanes, lockstep=lockstep, drafting=drafting)
+        self._steps = Steps(core, lanes=lanes, drafting=drafting)
         self._tasks: deque[Task[Any]] = deque()
         self._bells: WeakKeyDictionary[asyncio.AbstractEventLoop, Bell] = WeakKeyDictionary()
         self._together = 4 * lanes  # requests of one caller: enough to choose from, and no longer lists

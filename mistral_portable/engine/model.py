@@ -50,7 +50,6 @@ class Model:
         tokenizer: Tokenizer | None,
         source: str,
         load_s: float,
-        lockstep: bool = False,
         embeddings: bool = False,
         ends: Iterable[int] = (),
         adapters: Adapters | None = None,
@@ -58,19 +57,17 @@ class Model:
         drafting: Drafting | None = None,
         draft_model: "Model | None" = None,
     ) -> None:
-        """Made by `load`. lockstep: as `Loop` takes it. embeddings: whether the program has that output. ends: ids that
-        end a text, beside the config's and the tokenizer's. adapters: those of its program; None: it has none.
-        generation: the fields of generation_config.json. drafting: what steps try. draft_model: is closed with it."""
+        """Made by `load`. embeddings: whether the program has that output. ends: ids that end a text, beside the
+        config's and the tokenizer's. adapters: those of its program; None: it has none. generation: the fields of
+        generation_config.json. drafting: what steps try. draft_model: is closed with it."""
         self.config = config
         self.backend = backend
         self.core = core
         self.source = source
         self.load_s = load_s
-        self.lockstep = lockstep
-        """Whether other processes make the same calls."""
         self.embeddings = embeddings
         """Whether `embed` is possible."""
-        self.loop = Loop(core, lockstep=lockstep, drafting=drafting)
+        self.loop = Loop(core, drafting=drafting)
         size = config.vocab_size
         self._prompts = Prompts(tokenizer, vocab_size=size, max_context=self.max_context, source=source)
         own = frozenset[int]() if tokenizer is None else tokenizer.end_ids
@@ -89,7 +86,7 @@ class Model:
             stated=self.generation,
         )
         self._draft_model = draft_model
-        self._sessions = SessionFiles(core, self.loop, adapters, backend=backend, vocab_size=size, lockstep=lockstep)
+        self._sessions = SessionFiles(core, self.loop, adapters, backend=backend, vocab_size=size)
 
     @property
     def program(self) -> Program:

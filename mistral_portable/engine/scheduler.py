@@ -13,8 +13,6 @@ __all__ = ["Lanes", "Scheduler", "Turn"]
 Key = TypeVar("Key", bound=Hashable)
 AnyKey = TypeVar("AnyKey", bound=Hashable, contravariant=True)
 
-_LOCKSTEP = 16  # tokens of prompts in a step beside others, where times must not decide
-
 
 class Lanes(Protocol[AnyKey]):
     """The lanes that `Scheduler.admit` hands out."""
@@ -78,11 +76,9 @@ class Scheduler(Generic[Key]):
     much (`Pace`); beside all 288 if both are of one caller, who waits for both.
     """
 
-    def __init__(self, budget: int, *, learns: bool = True) -> None:
-        """budget: tokens of prompts in a step; while others decode fewer (`Pace`). learns: whether it does;
-        else steps do not depend on times, and are the same in several processes."""
+    def __init__(self, budget: int) -> None:
+        """budget: tokens of prompts in a step; while others decode fewer (`Pace`)."""
         self._budget = budget
-        self._learns = learns
         self._waiting: dict[Key, _Job[Key]] = {}
         self._reading: dict[Key, _Job[Key]] = {}
         self._decoding: dict[Key, _Job[Key]] = {}
@@ -257,8 +253,7 @@ class Scheduler(Generic[Key]):
 
     def observe(self, turn: Turn[Key], seconds: float) -> None:
         """Learn from the time that a step has taken how many tokens of prompts the next ones can read beside others."""
-        if self._learns:
-            self._pace.observe(len(turn.decoding), sum(count for _, count in turn.reading), seconds)
+        self._pace.observe(len(turn.decoding), sum(count for _, count in turn.reading), seconds)
 
     def _job(self, key: Key) -> _Job[Key]:
         return self._waiting.get(key) or self._reading.get(key) or self._decoding[key]
@@ -276,7 +271,7 @@ class Scheduler(Generic[Key]):
         """Tokens of prompts for the next step."""
         if not decoding or self._one_caller():
             return self._budget
-        return min(self._budget, self._pace.room(decoding) if self._learns else _LOCKSTEP)
+        return min(self._budget, self._pace.room(decoding))
 
     def _one_caller(self) -> bool:
         """Whether all that have a lane are of one caller: the sum of their steps matters then, and no single one."""

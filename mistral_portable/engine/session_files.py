@@ -20,16 +20,13 @@ __all__ = ["SessionFiles"]
 class SessionFiles:
     """Writes and reads a model's session files, between two steps of its loop."""
 
-    def __init__(
-        self, core: Core, loop: Loop, adapters: Adapters, *, backend: str, vocab_size: int, lockstep: bool
-    ) -> None:
-        """backend: its name. lockstep: whether other processes share the model: then all calls are refused."""
+    def __init__(self, core: Core, loop: Loop, adapters: Adapters, *, backend: str, vocab_size: int) -> None:
+        """backend: its name."""
         self._core = core
         self._loop = loop
         self._adapters = adapters
         self._backend = backend
         self._vocab_size = vocab_size
-        self._lockstep = lockstep
 
     def save(self, path: str | Path, wanted: Text | None, messages: Messages | None) -> int:
         """Write the longest known beginning of the tokens `wanted`, or of the text that ended last; return its length.
@@ -66,8 +63,6 @@ class SessionFiles:
     def _checked(self, path: str | Path) -> Path:
         if not isinstance(path, str | Path):
             raise InputError(f"path={path!r:.40} must be a string or a Path")
-        if self._lockstep:
-            raise InputError("several processes share this model (tensor_parallel): a session is of one process")
         if not self._core.manager.keeps:
             raise InputError("nothing is kept with cache_bytes=0: load the model with another value to use sessions")
         return Path(path)

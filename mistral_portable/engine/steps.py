@@ -43,7 +43,7 @@ class Text(NamedTuple):
 class Steps:
     """The requests of a Loop. `add` and `leave` are for any thread; all else for the one that runs steps."""
 
-    def __init__(self, core: Core, *, lanes: int, lockstep: bool, drafting: Drafting | None) -> None:
+    def __init__(self, core: Core, *, lanes: int, drafting: Drafting | None) -> None:
         """Arguments: those of `Loop`."""
         self.foreign: set[_Request] = set()
         """Requests that other threads than the main one have submitted, but for those that stand still."""
@@ -54,7 +54,7 @@ class Steps:
         self._core = core
         self._drafting = drafting
         self._chooses, self._draws = isinstance(core.program, GreedyProgram), isinstance(core.program, DrawingProgram)
-        self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk, learns=not lockstep)
+        self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk)
         self._arrived: deque[_Request] = deque()
         self._left: deque[_Request] = deque()
         self._stalled: set[_Request] = set()

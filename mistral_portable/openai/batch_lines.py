@@ -22,12 +22,23 @@ from mistral_portable.errors import ClosedError, InputError, MistralPortableErro
 from mistral_portable.openai.answers import chat_completion, text_completion
 from mistral_portable.openai.requests import ChatRequest, TextRequest, parse_request
 
-__all__ = ["BEGINNING", "AnswerLine", "answer_lines", "beginning", "check_request", "lines_of", "parse_object"]
+__all__ = [
+    "BEGINNING",
+    "LONGEST",
+    "AnswerLine",
+    "answer_lines",
+    "beginning",
+    "check_request",
+    "lines_of",
+    "parse_object",
+]
 
 BEGINNING = b'{"id": "batch_req_'
 """Begins every line of an answer."""
-_LONGEST = 64 * 2**20  # bytes of a line
+LONGEST = 64 * 2**20
+"""Bytes of a line, of requests and of answers: what is written must be readable when a batch goes on."""
 _COMPARED = 1000  # characters of a prompt by which requests are sorted
+_NAMED = 1000  # characters of a custom_id, which is in every answer and in memory
 
 AnswerLine = tuple[bool, bytes]
 """Whether the request has an answer (status 200), and the line, with its end."""
@@ -47,11 +58,11 @@ def lines_of(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes]]:
     """The lines of a file of requests, each with where it stands: "in.jsonl line 3". A compressed one may be of any
     length, so there is a limit. Raises InputError, which begins so, if one is longer."""
     number = 0
-    while text := file.readline(_LONGEST + 1):
+    while text := file.readline(LONGEST + 1):
         number += 1
         where = f"{name} line {number}"
-        if len(text) > _LONGEST:
-            raise InputError(f"{where}: it has more than {_LONGEST >> 20} MiB: no request needs so much")
+        if len(text) > LONGEST:
+            raise InputError(f"{where}: it has more than {LONGEST >> 20} MiB: no request needs so much")
         yield where, text
 
 
@@ -69,8 +80,8 @@ def parse_object(text: bytes | str, where: str) -> dict[str, Any]:
 def check_request(line: Mapping[str, Any], where: str) -> None:
     """Raise InputError, which begins with `where`, if a line is no request. Its body is checked as it is answered."""
     custom_id, body = line.get("custom_id"), line.get("body")
-    if not isinstance(custom_id, str) or not custom_id:
-        raise InputError(f"{where}: custom_id={custom_id!r} must be a text of its own")
+    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= _NAMED:
+        raise InputError(f"{where}: custom_id={custom_id!r:.60} must be a text of its own, of 1 to {_NAMED} characters")
     if line.get("method", "POST") != "POST" or not isinstance(line.get("url"), str):
         raise InputError(f"{where}: it needs a method POST and a url")
     if not isinstance(body, dict):
@@ -125,8 +136,18 @@ def answer_lines(model: Model, requests: Iterable[Mapping[str, Any]]) -> Generat
                 del jobs[completion]
                 job.left -= 1
                 if not job.left:
-                    yield True, _line(job.custom_id, _body(model, job), 200)
+                    yield _answer(model, job)
     yield from failed
+
+
+def _answer(model: Model, job: _Job) -> AnswerLine:
+    line = _line(job.custom_id, _body(model, job), 200)
+    if len(line) <= LONGEST:
+        return True, line
+    fault = (
+        f"the answer has {len(line)} bytes, more than {LONGEST >> 20} MiB: ask for fewer choices or log-probabilities"
+    )
+    return _failure(job.custom_id, InputError(fault))
 
 
 def _failure(custom_id: str, error: MistralPortableError) -> AnswerLine:

@@ -15,7 +15,7 @@ from pyarrow import parquet as pq
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from mistral_portable.errors import InputError
-from mistral_portable.openai.batch_lines import lines_of, parse_object
+from mistral_portable.openai.batch_lines import LONGEST, lines_of, parse_object
 
 __all__ = ["Place", "request_files", "requests_in"]
 
@@ -89,7 +89,7 @@ def requests_in(system: FileSystem, path: str) -> Iterator[tuple[str, dict[str, 
     A file that ends with .parquet has columns `custom_id`, `url`, `body` and perhaps `method`; a body is JSON, or a
     struct, of which fields that are null are left out. Any other has an object in each line, and may be compressed.
 
-    Raises InputError if a file cannot be read, a line is no object or too long, or a body no JSON.
+    Raises InputError if a file cannot be read, a line or a row is no object or too long, or a body no JSON.
     """
     try:
         yield from _rows(system, path) if path.endswith(".parquet") else _lines(system, path)
@@ -105,20 +105,20 @@ def _lines(system: FileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _rows(system: FileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    number = 0
     with system.open_input_file(path) as file:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                where = f"{path} row {number}"
-                row = _without_nulls(row)
-                if isinstance(row.get("body"), str):
-                    row["body"] = parse_object(row["body"], f"{where}: body")
-                try:
-                    json.dumps(row)
-                except TypeError as error:
-                    raise InputError(f"{where}: no JSON: {error}") from error
-                yield where, row
+        # One by one: a value that a file has once may be that of all its rows.
+        for number, batch in enumerate(pq.ParquetFile(file).iter_batches(batch_size=1), 1):
+            where = f"{path} row {number}"
+            if batch.nbytes > LONGEST:
+                raise InputError(f"{where}: it has more than {LONGEST >> 20} MiB: no request needs so much")
+            row = _without_nulls(batch.to_pylist()[0])
+            if isinstance(row.get("body"), str):
+                row["body"] = parse_object(row["body"], f"{where}: body")
+            try:
+                json.dumps(row)
+            except TypeError as error:
+                raise InputError(f"{where}: no JSON: {error}") from error
+            yield where, row
 
 
 def _without_nulls(value: Any) -> Any:

@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import signal
 import threading
 from collections import Counter
@@ -263,7 +264,7 @@ def run_service(
         try:
             serve.run(application(options, settings, replicas), name=_NAME, route_prefix="/")
         except RuntimeError as error:
-            raise BackendError(f"Ray: {_why(error)}") from error
+            raise BackendError(f"a replica has not started: {_why(error)}") from error
         ready()
         if address != "local":
             return
@@ -287,7 +288,8 @@ def _check_place(host: str, port: int) -> None:
 
 
 def _why(error: RuntimeError) -> str:
-    """The last line of what Serve says of the replicas that have not started."""
+    """The last line of what Serve says of the replicas that have not started, without the name of an error of ours."""
     found = serve.status().applications.get(_NAME)
     message = found.deployments[_MODEL].message if found and _MODEL in found.deployments else str(error)
-    return (message.strip().splitlines() or ["no reason was given"])[-1]
+    last = (message.strip().splitlines() or ["no reason was given"])[-1]
+    return re.sub(r"^mistral_portable\.errors\.\w+: ", "", last)

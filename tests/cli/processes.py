@@ -33,6 +33,12 @@ _ENVIRONMENT = os.environ | {
     "XDG_STATE_HOME": _STATE.name,
 }
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+_LAUNCHER = """
+import signal, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], start_new_session=True)
+signal.signal(signal.SIGINT, lambda *_: process.send_signal(signal.SIGINT))
+sys.exit(process.wait())
+"""
 _PATIENCE = 120  # seconds; the machines that run this are shared
 
 
@@ -82,7 +88,14 @@ class Terminal:
     ...     assert terminal.wait() == 0
     """
 
-    def __init__(self, *arguments: str, columns: int = 80, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        columns: int = 80,
+        environment: Mapping[str, str] | None = None,
+        launched: bool = False,
+    ) -> None:
+        """launched: as torchrun does it, in a session of its own, by a process that passes Ctrl-C on."""
         import pty
 
         self.text = ""
@@ -92,7 +105,9 @@ class Terminal:
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background has it ignored, and so its children
-            os.execve(sys.executable, [*COMMAND, *arguments], {**_ENVIRONMENT, **(environment or {})})
+            launcher = [sys.executable, "-c", _LAUNCHER] if launched else []
+            command = [*launcher, *COMMAND, *arguments]
+            os.execve(command[0], command, {**_ENVIRONMENT, **(environment or {})})
         self.resize(columns)
 
     def resize(self, columns: int) -> None:

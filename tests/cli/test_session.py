@@ -167,12 +167,6 @@ def test_a_cache_that_keeps_nothing(tmp_path: Path) -> None:
     assert not file.exists()
 
 
-def test_several_processes_share_no_session(tmp_path: Path) -> None:
-    result = run(tmp_path / "one", "--tensor-parallel", "2", "--seed", "1")
-    assert result.status == 2
-    assert "several processes cannot share a session" in result.err
-
-
 @pytest.fixture
 def third_is_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C instead of the third piece of an answer."""

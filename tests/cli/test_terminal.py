@@ -40,6 +40,17 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(tmp_path: Path) -> None:
     assert "Traceback" not in terminal.text
 
 
+def test_ctrl_c_ends_a_chat_whose_launcher_passes_it_on() -> None:
+    """torchrun ends all that it has started, and would kill a chat that goes on."""
+    with Terminal("chat", *ENDLESS, launched=True) as terminal:
+        terminal.expect("> ")
+        terminal.press("Hello\n")
+        terminal.expect(r"Hello[^\n]*\n[^\n]{20}")
+        terminal.press("\x03")
+        assert terminal.wait() == 130
+    assert "Traceback" not in terminal.text
+
+
 def test_ctrl_c_at_the_prompt_leaves_with_130_and_a_full_context_does_not_leave() -> None:
     with Terminal("chat", "--max-context", "8") as terminal:
         terminal.expect("> ")

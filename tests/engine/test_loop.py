@@ -27,7 +27,7 @@ from mistral_portable.boundary import Step
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.cache import Chunk, StepPlan
 from mistral_portable.config import Window
-from mistral_portable.engine.loop import Loop
+from mistral_portable.engine.pace import Pace
 from mistral_portable.errors import BusyError, CapacityError, ClosedError, InputError, NumericsError
 from mistral_portable.testing.greedy import ByHost
 
@@ -433,7 +433,7 @@ def test_ctrl_c_while_one_is_put_aside_whose_token_is_on_the_device(
 ) -> None:
     """It is read again from its first token, in chunks of 16, and not before that token is known."""
     model = loaded(None, LANES, 0, True)
-    monkeypatch.setattr(model, "loop", Loop(model.core, lockstep=True))
+    monkeypatch.setattr(Pace, "room", lambda *_: 16)
     options: dict[str, Any] = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
     prompts = [list(range(5, 13)), list(range(20, 28))]
     expected = [model.generate(prompt, **options).tokens for prompt in prompts]

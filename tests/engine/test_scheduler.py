@@ -56,8 +56,8 @@ class World:
         self.aside.append(key)
         self.left[key] = self.jobs[key].prompt + self.jobs[key].made
 
-    def steps(self, arrivals: list[int], learns: bool = True) -> Iterator[tuple[Scheduler[int], Turn[int]]]:
-        scheduler: Scheduler[int] = Scheduler(BUDGET, learns=learns)
+    def steps(self, arrivals: list[int]) -> Iterator[tuple[Scheduler[int], Turn[int]]]:
+        scheduler: Scheduler[int] = Scheduler(BUDGET)
         waiting = list(enumerate(self.jobs))
         for step in range(100_000):
             while waiting and arrivals[waiting[0][0]] <= step:
@@ -189,15 +189,6 @@ def test_whoever_would_rather_wait_is_passed_over() -> None:
             assert turn.requests in [(1,), ()]
             world.jobs[0].ready = turn.requests == (1,)
     assert world.begun == [1, 0]
-
-
-def test_in_lockstep_times_decide_nothing() -> None:
-    """Processes that share a model must make the same steps, however fast each is."""
-    turns = []
-    for seconds in ((0.1, 0.001), (0.001, 0.1)):
-        world = World([Job(4, 60), Job(300, 3), Job(90, 9)], lanes=3, seconds=seconds)
-        turns.append([turn for _, turn in world.steps([0, 5, 9], learns=False)])
-    assert turns[0] == turns[1]
 
 
 @pytest.mark.parametrize(("callers", "beside"), [("aa", BUDGET), ("ab", 7)])

@@ -244,15 +244,6 @@ def test_every_lane_is_taken(model: mp.Model, file: Path) -> None:
     assert model.load_session(file) == model.save_session(file) == len(CHAT) + 5
 
 
-def test_a_model_that_processes_share(model: mp.Model, file: Path) -> None:
-    """Each has a part of the keys and values, and would write it to the same file."""
-    parts: dict[str, Any] = {"core": model.core, "tokenizer": None, "source": "", "load_s": 0.0}
-    shared = mp.Model(config=model.config, backend=model.backend, lockstep=True, **parts)
-    for call in (shared.save_session, shared.load_session):
-        with pytest.raises(InputError, match=r"several processes share this model \(tensor_parallel\)"):
-            call(file)
-
-
 def test_a_closed_model(model: mp.Model, file: Path) -> None:
     model.close()
     for call in (model.save_session, model.load_session):

@@ -121,6 +121,21 @@ def test_a_row_that_fails_is_its_request_s_error(
     assert model.manager.lanes == ()
 
 
+def test_an_answer_that_could_not_be_read_again_is_an_error(
+    model: mp.Model, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a batch goes on, whatever was asked."""
+    source, target = files
+    monkeypatch.setattr("mistral_portable.openai.batch_lines.LONGEST", 1500)  # bytes, in place of 64 MiB
+    write(source, [line("many", {"prompt": "Once", "n": 9}), line("one", {"prompt": "Once", "max_tokens": 5})])
+    result = run_batch(model, source, target)
+    assert (result.answered, result.failed) == (1, 1)
+    assert read(target)["many"]["status_code"] == 400
+    assert "ask for fewer choices or log-probabilities" in read(target)["many"]["body"]["error"]["message"]
+    result = run_batch(model, source, target)
+    assert (result.answered, result.failed, result.before) == (0, 0, 2)
+
+
 def test_it_goes_on_where_it_stopped(model: mp.Model, files: tuple[Path, Path]) -> None:
     source, target = files
     lines = [line(str(i), {"prompt": "Once", "seed": i}) for i in range(9)]
@@ -157,6 +172,7 @@ def test_killed_at_any_moment_it_writes_no_line_twice_and_loses_none(files: tupl
     ("lines", "words"),
     [
         ([{"url": TEXT, "body": {}}], "line 1: custom_id=None"),
+        ([line("a" * 1001, {})], "line 1: custom_id='aaa.* of 1 to 1000 characters"),
         ([line("a", {}), line("a", {})], "line 2: custom_id 'a' is that of .*line 1, too"),
         ([line("a", 5)], "line 1: body=5"),
         ([line("a", {}, url=None)], "line 1: it needs a method POST and a url"),  # type: ignore[arg-type]

@@ -108,6 +108,18 @@ def test_broken_files_are_named(tmp_path: Path, name: str, content: bytes, words
         read(tmp_path / name)
 
 
+def test_a_row_of_parquet_has_64_mib_at_most(tmp_path: Path) -> None:
+    """Also where the file has a value once, for all rows, and few bytes for it."""
+    lines = [request("a", prompt="x"), *(request(name, prompt="x" * 2**26) for name in "bc")]
+    write_parquet(tmp_path / "a.parquet", lines)
+    assert (tmp_path / "a.parquet").stat().st_size < 2**24
+    place = Place.of(str(tmp_path / "a.parquet"))
+    found = places.requests_in(place.system, place.path)
+    assert next(found)[1] == lines[0]
+    with pytest.raises(InputError, match=r"a\.parquet row 2: it has more than 64 MiB"):
+        next(found)
+
+
 def test_places_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         read(tmp_path / "no")

@@ -1,134 +1,22 @@
-"""Tensor parallelism: several processes that share a model compute what one computes.
+"""Tensor parallelism: several processes compute what one computes. Threads stand for them."""
 
-In most tests threads stand for processes, and a barrier for the network; one test starts two real processes.
-"""
-
-import json
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from threading import Barrier
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mistral_portable_torch import BACKEND
-from mistral_portable_torch.parallel import Group, shard
-from numpy.typing import NDArray
-from torch_sessions import CONFIG, PagedBackend
+from mistral_portable_torch.parallel import shard
+from torch_processes import ParallelBackend
+from torch_sessions import CONFIG
 
-import mistral_portable as mp
-from mistral_portable.boundary import Availability, Capabilities, ExecutorOptions, LaneState, Precision
-from mistral_portable.boundary.program import NO_INPUTS, Inputs
-from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.boundary import ExecutorOptions
+from mistral_portable.cache import CacheSpec
 from mistral_portable.errors import BackendError
-from mistral_portable.graph import Graph, build, infer_shapes
+from mistral_portable.graph import build, infer_shapes
 from mistral_portable.graph.passes import expose_attention_weights, select_rows
 from mistral_portable.testing import Case, check, random_weights
 from mistral_portable.testing.strategies import configs, scenarios
-from mistral_portable.weights import Tensor
-
-
-class Network:
-    """A network of `size` threads, which exchange tensors: each sends one and gets all of them."""
-
-    def __init__(self, size: int) -> None:
-        self._barrier, self._given = Barrier(size), [torch.empty(0)] * size
-
-    def exchange(self, rank: int, x: torch.Tensor) -> list[torch.Tensor]:
-        self._given[rank] = x
-        self._barrier.wait()
-        found = list(self._given)
-        self._barrier.wait()
-        return found
-
-
-@dataclass(frozen=True)
-class Member(Group):
-    network: Network = field(default_factory=lambda: Network(1))
-
-    def sum(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack(self.network.exchange(self.rank, x)).sum(0)
-
-    def gather(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat(self.network.exchange(self.rank, x), dim=-1)
-
-
-class Together:
-    """The programs of all ranks as one: each makes every step, and their outputs must be equal."""
-
-    batch_invariant = False
-
-    def __init__(self, programs: list[Any]) -> None:
-        self._programs = programs
-        self.precision: Precision = programs[0].precision
-
-    def _all(self, call: Callable[[Any], Any]) -> list[Any]:
-        with ThreadPoolExecutor(len(self._programs)) as pool:
-            return list(pool.map(call, self._programs))
-
-    def slot_bytes(self, group: int) -> int:
-        return sum(int(program.slot_bytes(group)) for program in self._programs)
-
-    @property
-    def cache_bytes(self) -> int:
-        return sum(program.cache_bytes for program in self._programs)
-
-    @property
-    def scratch_bytes(self) -> int:
-        return sum(program.scratch_bytes for program in self._programs)
-
-    def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> Mapping[str, NDArray[np.float32]]:
-        outputs = self._all(lambda program: program.step(plan, inputs))
-        for other in outputs[1:]:
-            for name, array in outputs[0].items():
-                np.testing.assert_array_equal(array, other[name])
-        first: Mapping[str, NDArray[np.float32]] = outputs[0]
-        return first
-
-    def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
-        return {
-            f"{name}/{rank}": array
-            for rank, state in enumerate(self._all(lambda program: program.read_pages(group, pages, blank)))
-            for name, array in state.items()
-        }
-
-    def write_pages(self, group: int, pages: Sequence[int], state: LaneState) -> None:
-        for rank, program in enumerate(self._programs):
-            own = {name.split("/")[0]: array for name, array in state.items() if name.endswith(f"/{rank}")}
-            program.write_pages(group, pages, own)
-
-    def close(self) -> None:
-        self._all(lambda program: program.close())
-
-
-@dataclass(frozen=True)
-class ParallelBackend:
-    size: int
-    name: str = "torch"
-
-    def probe(self) -> Availability:
-        return Availability(1, "")
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return replace(BACKEND.capabilities, page_size=3)
-
-    def default_dtype(self, weights: Mapping[str, Tensor], options: ExecutorOptions) -> str:
-        return "float32"
-
-    def prepare(
-        self, graph: Graph, weights: Mapping[str, Tensor], cache: CacheSpec, options: ExecutorOptions
-    ) -> Together:
-        network = Network(self.size)
-        members = [Member(rank, self.size, network) for rank in range(self.size)]
-        return Together([PagedBackend(group=member).prepare(graph, weights, cache, options) for member in members])
 
 
 @pytest.mark.parametrize("quantization", [None, "q4_0"])
@@ -200,46 +88,3 @@ def test_attention_weights_are_refused() -> None:
     graph, weights = expose_attention_weights(build(CONFIG)), random_weights(build(CONFIG), 0)
     with pytest.raises(BackendError, match="tensor_parallel=2 cannot return attention weights"):
         shard(graph, weights, CacheSpec.from_config(CONFIG, max_context=64, page_size=256), 0, 2)
-
-
-def test_processes_whose_clocks_differ_make_the_same_steps(tmp_path: Path) -> None:
-    """Prompts are read beside streams that decode: how many of their tokens in a step must not depend on times."""
-    prompts = [list(range(5, 5 + length)) for length in (3, 700, 120)]
-    script = tmp_path / "several.py"
-    script.write_text(
-        f"""
-import itertools, json, os, types
-import mistral_portable as mp
-import mistral_portable.engine.steps as steps
-
-if os.environ["RANK"] == "1":  # each step takes longer than the one before
-    ticks = itertools.count()
-    steps.time = types.SimpleNamespace(perf_counter=lambda: next(ticks) ** 2.0)
-with mp.load("tiny", backend="torch", device="cpu", dtype="float32", tensor_parallel=2) as model:
-    streams = [model.stream(prompt, max_tokens=60, temperature=0, ignore_eos=True) for prompt in {prompts}]
-    for stream in streams:  # each prompt is read beside those that decode
-        for _ in range(9):
-            next(stream, None)
-    found = [(list(stream), stream.generation)[1] for stream in streams]
-    if os.environ["RANK"] == "0":
-        print(json.dumps([generation.tokens for generation in found]))
-"""
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    with mp.load("tiny", backend="torch", device="cpu", dtype="float32") as model:
-        expected = model.generate(prompts, max_tokens=60, temperature=0, ignore_eos=True)
-    assert json.loads(done.stdout) == [list(generation.tokens) for generation in expected]
-
-
-def test_two_processes_write_one_story() -> None:
-    """Run torchrun with gloo; only the first process writes."""
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "mistral_portable", "run"]
-    options = ["--backend", "torch", "--tensor-parallel", "2", "--device", "cpu", "--dtype", "float32"]
-    text = ["Once upon a time", "--temperature", "0", "--max-tokens", "70", "--json"]
-    done = subprocess.run([sys.executable, *command, *text, *options], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    with mp.load("tiny", backend="torch", device="cpu", dtype="float32") as model:
-        expected = model.generate("Once upon a time", max_tokens=70, temperature=0)
-    assert json.loads(done.stdout)["tokens"] == list(expected.tokens)
