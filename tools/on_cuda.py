@@ -52,8 +52,8 @@ def torch_stages(folder: Path, dry: bool) -> Iterator[Stage]:
     device = "cpu" if dry else "cuda"
     yield Stage("machine", python("tools.cuda_parity", "machine", "--device", device), gate=True)
     if not dry:
-        kernels = [f"tests/torch/test_{name}.py" for name in ("packed_kernels", "paged", "elementwise")]
-        yield Stage("Triton's kernels", tests(*kernels), gate=True)
+        proofs = [f"tests/torch/test_{name}.py" for name in ("packed_kernels", "paged", "elementwise")]
+        yield Stage("Triton's kernels", tests(*proofs), gate=True)
     kernels = ("sdpa",) if dry else _KERNELS
     for kernel in kernels:
         for dtype in ("bfloat16",) if dry else _DTYPES:

@@ -77,7 +77,7 @@ class Drawn:
         draws = self.draws
         least = np.array([log(p) if p else -np.inf for p in draws.min_p.tolist()])
         # least: a logit's, below the highest one
-        arrays = draws.numbers, draws.temperatures, draws.top_k, draws.top_p, least
+        arrays: tuple[NDArray[Any], ...] = draws.numbers, draws.temperatures, draws.top_k, draws.top_p, least
         chosen = np.minimum(np.arange(rows), len(least) - 1)
         return {f"draws.{name}": array[chosen] for name, array in zip(_ARRAYS, arrays, strict=True)}
 
