@@ -56,7 +56,7 @@ def check_few_tokens(kind: str, tokens: int, rows: int, blocks: int, dtype: torc
     check(x, gemv.multiply(x, planes), stored.numpy(np.float64))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None)  # Triton's interpreter runs each in Python
 @given(
     kind=st.sampled_from(KINDS),
     tokens=st.integers(1, tiles.MAX_TOKENS),
@@ -73,7 +73,7 @@ def check_some_tokens(kind: str, tokens: int, rows: int, blocks: int, dtype: tor
     check(x, tiles.multiply(x, planes), unpack(planes, dtype).double().cpu().numpy())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None)  # Triton's interpreter runs each in Python
 @given(
     kind=st.sampled_from(KINDS),
     rows=st.integers(1, 9),

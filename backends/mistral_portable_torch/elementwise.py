@@ -15,7 +15,6 @@ from mistral_portable_torch.attempt import Attempt
 
 __all__ = ["Elementwise", "Fused", "Plain", "Turn", "elementwise", "write"]
 
-
 _ROWS = 32
 
 
@@ -75,10 +74,8 @@ class Fused:
     """One kernel each, by `elementwise_kernels`; where these cannot be compiled, as `plain` does it."""
 
     def __init__(self, plain: Elementwise) -> None:
-        self._plain, self._attempt = (
-            plain,
-            Attempt("RMS norm, RoPE and SwiGLU take several kernels each, which is slow"),
-        )
+        self._plain = plain
+        self._attempt = Attempt("RMS norm, RoPE and SwiGLU take several kernels each, which is slow")
         self.rope = plain.rope  # of attention whose weights are asked for: no decoding step that has to be fast
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -20,7 +20,6 @@ from mistral_portable_torch.planes import Planes
 
 __all__ = ["Blocks", "Dense", "Matrix", "form", "read_matrix", "read_vector", "stored_bytes"]
 
-_FLOATS = ("float32", "float16", "bfloat16")
 _SLICE = 2**26  # bytes copied from the file to the device at a time, so that the host holds no more of a tensor
 
 

@@ -33,7 +33,8 @@ def model() -> Iterator[mp.Model]:
 @pytest.fixture
 def followed(model: mp.Model, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each step that was drawn was submitted after another one."""
-    found, draw = list[bool](), model.program.draw  # type: ignore[attr-defined]  # a DrawingProgram
+    assert isinstance(model.program, DrawingProgram)
+    found, draw = list[bool](), model.program.draw
 
     def watched(*arguments: Any, after: Any = None) -> Any:
         found.append(after is not None)

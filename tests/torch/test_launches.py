@@ -51,7 +51,7 @@ def test_sums_are_joined_with_norms_and_rotations_with_the_attention_that_alone_
     assert joined(GRAPHS["weights"]) == ["add rms_norm", "add rms_norm"] * layers
 
 
-class Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it, here and below
     """Counts operations that launch a kernel: all but views and allocations; and a stand-in for one of ours as one."""
 
     def __init__(self) -> None:
