@@ -227,7 +227,8 @@ class Scheduler(Generic[Key]):
             self._dealt[job.user] += 1
 
     def advance(self, key: Key, tokens: int) -> None:
-        """Note that a request which decodes has more tokens in its lane than its turn had: drafted ones."""
+        """Note that a request which decodes has more tokens in its lane than its turn had, drafted ones; or fewer, by a
+        negative number, as its step was in vain."""
         job = self._decoding[key]
         job.length += tokens
         self._dealt[job.user] += tokens
