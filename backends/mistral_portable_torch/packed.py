@@ -43,6 +43,8 @@ class Packed:
 
 
 _COMPILED = Attempt("quantized weights are unpacked for every token, which is slow")
+# This one takes the most shared memory, up to 68 KiB, which a small GPU does not have: Triton says so when it compiles.
+_TILES = Attempt("quantized weights are unpacked for every 5 to 64 tokens, which is slow")
 
 
 def _product(x: Tensor, planes: Planes, bias: Tensor | None) -> Tensor:
@@ -52,7 +54,9 @@ def _product(x: Tensor, planes: Planes, bias: Tensor | None) -> Tensor:
     if len(x) <= gemv.MAX_TOKENS:
         out = gemv.multiply(x, planes)
     elif len(x) <= tiles.MAX_TOKENS and x.dtype in tiles.DTYPES:
-        out = tiles.multiply(x, planes)
+        out = _TILES.run(
+            x.device, lambda: tiles.multiply(x, planes), lambda: linear(x, unpacking.unpack(planes, x.dtype))
+        )
     else:
         return linear(x, unpacking.unpack(planes, x.dtype), bias)
     return out if bias is None else out + bias

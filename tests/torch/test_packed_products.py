@@ -56,6 +56,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         monkeypatch.setattr(f"mistral_portable_torch.{name}", module, raising=False)
     monkeypatch.setattr(matrices, "has_kernels", lambda kind, device: True)
     monkeypatch.setattr(packed, "_COMPILED", Attempt("quantized weights are unpacked for every token, which is slow"))
+    monkeypatch.setattr(packed, "_TILES", Attempt("weights are unpacked for every 5 to 64 tokens, which is slow"))
     return made
 
 
@@ -65,6 +66,12 @@ def product(tokens: int, bias: bool, dtype: torch.dtype = torch.float32) -> tupl
     assert isinstance(matrix, Packed)
     found = matrix.multiply(x, torch.ones(24, dtype=dtype) if bias else None)
     return found.float().numpy(), x.float().numpy() @ STORED.numpy().T + (1 if bias else 0)
+
+
+def check(found: Any, expected: Any, dtype: torch.dtype) -> None:
+    # Sums of 512 products, whose weights and results bfloat16 rounds to 8 bits; float32 sums in another order.
+    error = 1e-4 if dtype is torch.float32 else 2**-8
+    np.testing.assert_allclose(found, expected, rtol=2 * error, atol=error * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -81,10 +88,7 @@ def product(tokens: int, bias: bool, dtype: torch.dtype = torch.float32) -> tupl
 def test_the_kernel_follows_from_the_number_of_tokens(
     dtype: torch.dtype, tokens: int, called: str, bias: bool, kernels: SimpleNamespace
 ) -> None:
-    found, expected = product(tokens, bias, dtype)
-    # Sums of 512 products, whose weights and results bfloat16 rounds to 8 bits; float32 sums in another order.
-    error = 1e-4 if dtype is torch.float32 else 2**-8
-    np.testing.assert_allclose(found, expected, rtol=2 * error, atol=error * np.abs(expected).max())
+    check(*product(tokens, bias, dtype), dtype)
     assert kernels.calls == [called]
 
 
@@ -99,6 +103,23 @@ def test_products_without_kernels_are_right_and_one_warning_says_why(tokens: int
         warnings.simplefilter("error")
         np.testing.assert_allclose(*product(10 - tokens, False), rtol=1e-4, atol=1e-4)
     assert len(kernels.calls) == 1
+
+
+def test_a_gpu_too_small_for_one_kernel_keeps_the_others(kernels: SimpleNamespace, monkeypatch: Any) -> None:
+    """Tiles take the most shared memory. Triton's OutOfResources is a TritonError."""
+    errors = SimpleNamespace(TritonError=type("OutOfResources", (Exception,), {}))
+    monkeypatch.setitem(sys.modules, "triton.errors", errors)
+
+    def too_large(x: torch.Tensor, planes: Planes) -> torch.Tensor:
+        raise errors.TritonError("out of resource: shared memory, Required: 69632, Hardware limit: 65536")
+
+    monkeypatch.setattr(sys.modules["mistral_portable_torch.tiles"], "multiply", too_large)
+    with pytest.warns(UserWarning, match=r"every 5 to 64 tokens, .* \(out of resource: shared memory, Required: 69632"):
+        check(*product(64, True, torch.bfloat16), torch.bfloat16)
+    for tokens, called in ((64, "unpacking"), (1, "gemv"), (65, "unpacking")):
+        kernels.calls.clear()
+        check(*product(tokens, True, torch.bfloat16), torch.bfloat16)
+        assert kernels.calls == [called]
 
 
 def test_blocks_stay_as_they_are_on_a_cpu() -> None:
