@@ -82,8 +82,9 @@ class Cache:
                     seat.stack.layers[layer] = parts
 
     def arrays(self) -> Parts:
-        """The arrays of all stacks and layers; some twice."""
-        return [array for stack in self._stacks.values() for parts in stack.layers.values() for array in parts]
+        """The arrays of all stacks and layers; those that a copied page shares twice."""
+        stacks = dict.fromkeys([*self._stacks.values()])  # a list first: `nbytes` is read beside a step that changes it
+        return [array for stack in stacks for parts in stack.layers.values() for array in parts]
 
     def clear(self) -> None:
         """Release all memory."""
@@ -153,9 +154,10 @@ class Cache:
         parties: dict[tuple[int, int | None], list[int]] = {}
         for s, count in enumerate(counts):
             parties.setdefault((slots[s], s if count > _TOGETHER else None), []).append(s)
+        # By size, so that steps in which the same sizes are in another order have one shape.
         return [
             _Party(tuple(some), tuple(pages[s] for s in some), tuple(sources[s] for s in some), size)
-            for (size, _), some in parties.items()
+            for (size, _), some in sorted(parties.items(), key=lambda party: party[0][0])
         ]
 
     def _seats(self, group: int, party: _Party) -> Seats:

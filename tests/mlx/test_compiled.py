@@ -122,6 +122,17 @@ def test_joins_and_ends_build_a_step_for_each_number_of_sequences() -> None:
     assert session.program.traces == before
 
 
+def test_the_order_of_lanes_of_different_sizes_builds_no_step() -> None:
+    """256 slots of one lane, 512 of the others."""
+    session = Session(config_of(None), max_context=4000, max_chunk=500)
+    lanes = [session.begin(text(count))[0] for count in (20, 300, 310)]
+    session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in lanes]))
+    before = session.program.traces
+    for some in (lanes[::-1], [lanes[1], lanes[0], lanes[2]]):
+        session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in some]))
+    assert session.program.traces == before
+
+
 def test_replaced_rows_are_part_of_a_compiled_step() -> None:
     """Replacing a token's embedding by another token's gives the logits of the other token."""
     graph = select_rows(accept_embeddings(build(CONFIG)), "logits")
