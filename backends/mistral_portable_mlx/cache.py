@@ -26,12 +26,10 @@ _TOGETHER = 64  # tokens; a sequence that adds more reads a prompt, and does not
 
 @dataclass(frozen=True)
 class Seats:
-    """The part of a step that is in one stack. sequences: their indices in the plan, in the order of the stack's rows;
-    rows: the row of each."""
+    """The part of a step that is in one stack. sequences: their indices in the plan, one for each row of the stack."""
 
     stack: Stack
     sequences: tuple[int, ...]
-    rows: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -172,8 +170,8 @@ class Cache:
                 self._stacks[group, party.pages[0]] = stack
             else:
                 stack = self._restack(group, party.pages, party.sources, party.slots)
-        rows = dict(sorted((stack.pages.index(page), s) for s, page in zip(party.sequences, party.pages, strict=True)))
-        return Seats(stack, tuple(rows.values()), tuple(rows))
+        of = dict(zip(party.pages, party.sequences, strict=True))
+        return Seats(stack, tuple(of[page] for page in stack.pages))
 
     def _restack(self, group: int, leaving: Collection[int], sources: Sequence[int] = (), slots: int = 0) -> Stack:
         """Take pages out of their stacks, and return a new stack that they make with the contents of `sources`; without
