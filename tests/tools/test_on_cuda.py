@@ -54,7 +54,7 @@ def test_a_run_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
 
 
 def test_a_stage_with_another_command_is_another_one(tmp_path: Path) -> None:
-    """What a dry run has passed, or another model, says nothing of this one."""
+    """A dry run, or one of another model, says nothing of this one."""
     dry, other = (Stage("speed", python(f"print({number})")) for number in (1, 2))
     assert run_stages([dry], tmp_path, {})
     assert results(tmp_path / "rows.jsonl", [other]) == {}
