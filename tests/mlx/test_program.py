@@ -218,6 +218,7 @@ def test_sequences_that_join_leave_and_fork_have_the_logits_that_they_have_alone
         ] or [Chunk(chosen[0], text(1), [0])]
         found = session.program.step(session.manager.plan(chunks))["logits"]
         for row, chunk in zip(found, chunks, strict=True):
+            # The tolerance: sums of other shapes are added up in another order, in float32.
             expected = alone.program.step(alone.manager.plan([chunk._replace(lane=numbers[chunk.lane])]))["logits"]
             np.testing.assert_allclose(row, expected[0], rtol=1e-4, atol=1e-4)
         if len(numbers) > 2 and data.draw(st.booleans()):
