@@ -12,6 +12,7 @@ of unpacking, which all tokens of a step share, per 1,024 weights.
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -122,6 +123,10 @@ def main() -> int:
     parser.add_argument("--formats", default="q4_0,q4_k,q6_k,q8_0", help="names of block formats, with commas")
     parser.add_argument("--llvm-mca", default="llvm-mca-19", help="the program")
     options = parser.parse_args()
+    if not shutil.which(options.llvm_mca):
+        parser.error(f"--llvm-mca {options.llvm_mca}: no such program, it is in Debian's package llvm-19")
+    if unknown := set(options.formats.split(",")) - FORMATS.keys():
+        parser.error(f"--formats {','.join(sorted(unknown))}: choose from {', '.join(FORMATS)}")
     print(f"| | {' | '.join(f'{isa}, {cpu}' for isa, cpu in MODELS)} |\n|---{'|---' * len(MODELS)}|")
     for name in options.formats.split(","):
         found = [dict(counted(FORMATS[name], ISAS[isa], cpu, options.llvm_mca)) for isa, cpu in MODELS]

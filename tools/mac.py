@@ -72,8 +72,9 @@ def main() -> int:
     parser.add_argument("--mixtral", help="one of a model of experts; without it, nothing of experts is measured")
     arguments = parser.parse_args()
     model = _TINY if arguments.dry_run else arguments.model
-    done = run(arguments, "mlx on a Mac", mac_stages(model, arguments.mixtral, arguments.dry_run))
-    (arguments.folder / "tables.md").write_text(tables(results(arguments.folder / "rows.jsonl")))
+    stages = list(mac_stages(model, arguments.mixtral, arguments.dry_run))
+    done = run(arguments, "mlx on a Mac", stages)
+    (arguments.folder / "tables.md").write_text(tables(results(arguments.folder / "rows.jsonl", stages)))
     print(f"tables: {arguments.folder / 'tables.md'}")
     return 0 if done else 1
 

@@ -175,12 +175,18 @@ def add_options(parser: argparse.ArgumentParser, folder: str) -> None:
 
 
 def run(arguments: argparse.Namespace, executor: str, stages: Iterable[Stage], wheels: Path | None = None) -> bool:
-    """Install what `executor` needs, unless this is a dry run, and run the stages; whether all have passed."""
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    """Install what `executor` needs, unless this is a dry run, and run the stages; whether all have passed. Raises
+    SystemExit for a folder that cannot be made, and where no stage is chosen."""
+    chosen = [stage for stage in stages if (arguments.only or "") in stage.name]
+    if not chosen:
+        raise SystemExit(f"--only {arguments.only!r}: no stage has this in its name")
+    try:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"--folder {arguments.folder}: cannot be made: {error.strerror}") from error
     paths = [ROOT, ROOT / "backends", ROOT / "tests"]
     if not arguments.dry_run:
         paths.insert(0, install(executor, arguments.folder, wheels))
-    chosen = [stage for stage in stages if (arguments.only or "") in stage.name]
     environment = {"PYTHONPATH": ":".join(map(str, paths))}
     done = run_stages(chosen, arguments.folder, environment, arguments.within, arguments.limit)
     print(f"rows: {arguments.folder / 'rows.jsonl'}")

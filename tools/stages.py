@@ -1,7 +1,8 @@
 """Commands in stages for a machine that is lent for minutes at a time: each ends within a limit, and its row is kept.
 
 Rows are JSON, one a line, in FOLDER/rows.jsonl, written as soon as a stage ends. Begun again, a run goes on behind the
-stages that have passed; those that failed or ran out of time are tried again.
+stages that have passed; those that failed or ran out of time are tried again, and so are those whose command is another
+one, as of a dry run before, or with another model.
 """
 
 import json
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LIMIT_S", "Row", "Stage", "passed", "python", "results", "run_stages", "tests"]
+__all__ = ["LIMIT_S", "Row", "Stage", "python", "results", "run_stages", "tests"]
 
 LIMIT_S = 480
 """Seconds after which a stage is ended."""
@@ -57,14 +58,19 @@ def tests(*arguments: str) -> tuple[str, ...]:
     return python("pytest", *arguments, "-n", "0")
 
 
-def results(rows: Path) -> dict[str, Any]:
-    """The JSON documents of the stages that have passed, the last one of each, by name."""
-    return {row["stage"]: row["result"] for row in _read(rows) if row["status"] == "passed"}
+def results(rows: Path, stages: Sequence[Stage]) -> dict[str, Any]:
+    """The JSON documents of the stages that have passed with the command that they have now, the last one of each, by
+    name."""
+    commands = {stage.name: _line(stage) for stage in stages}
+    return {
+        row["stage"]: row["result"]
+        for row in _read(rows)
+        if row["status"] == "passed" and commands.get(row["stage"]) == row["command"]
+    }
 
 
-def passed(rows: Path) -> set[str]:
-    """The names of the stages that have passed."""
-    return set(results(rows))
+def _line(stage: Stage) -> str:
+    return " ".join(stage.command)
 
 
 def _read(rows: Path) -> Iterator[dict[str, Any]]:
@@ -86,7 +92,7 @@ def run_stages(
     """Run the stages that have not passed yet; whether all have. within: seconds for all of them, None: no limit."""
     folder.mkdir(parents=True, exist_ok=True)
     rows, end = folder / "rows.jsonl", None if within is None else time.monotonic() + within
-    done, failed = passed(rows), list[str]()
+    done, failed = results(rows, stages), list[str]()
     for number, stage in enumerate(stages, 1):
         if stage.name in done:
             continue
@@ -105,7 +111,7 @@ def run_stages(
             print(row.output, file=sys.stderr, flush=True)
             if stage.gate:
                 failed.append(stage.name)
-    return {stage.name for stage in stages} <= passed(rows)
+    return {stage.name for stage in stages} <= results(rows, stages).keys()
 
 
 def _run(stage: Stage, environment: Mapping[str, str], limit: float) -> Row:
@@ -125,7 +131,7 @@ def _run(stage: Stage, environment: Mapping[str, str], limit: float) -> Row:
         os.killpg(process.pid, signal.SIGKILL)
         out, error = process.communicate()
         status = "out of time"
-    seconds, command = round(time.monotonic() - begin, 2), " ".join(stage.command)
+    seconds, command = round(time.monotonic() - begin, 2), _line(stage)
     try:
         return Row(stage.name, status, seconds, command, json.loads(out), error[-_KEPT:] if status != "passed" else "")
     except json.JSONDecodeError:

@@ -26,12 +26,10 @@ _TOGETHER = 64  # tokens; a sequence that adds more reads a prompt, and does not
 
 @dataclass(frozen=True)
 class Seats:
-    """The part of a step that is in one stack. sequences: their indices in the plan, in the order of the stack's rows;
-    rows: the row of each."""
+    """The part of a step that is in one stack. sequences: their indices in the plan, one for each row of the stack."""
 
     stack: Stack
     sequences: tuple[int, ...]
-    rows: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,9 @@ class Cache:
                     seat.stack.layers[layer] = parts
 
     def arrays(self) -> Parts:
-        """The arrays of all stacks and layers; some twice."""
-        return [array for stack in self._stacks.values() for parts in stack.layers.values() for array in parts]
+        """The arrays of all stacks and layers; those that a copied page shares twice."""
+        stacks = dict.fromkeys([*self._stacks.values()])  # a list first: `nbytes` is read beside a step that changes it
+        return [array for stack in stacks for parts in stack.layers.values() for array in parts]
 
     def clear(self) -> None:
         """Release all memory."""
@@ -141,7 +140,8 @@ class Cache:
         begun = plan.positions[plan.query_starts[:-1]] == 0
         for group, reads in enumerate(plan.groups):
             old = (*reads.pages[begun, 0].tolist(), *reads.copies[:, 1].tolist())
-            self._restack(group, [page for page in old if (group, page) in self._stacks])
+            if held := [page for page in old if (group, page) in self._stacks]:
+                self._restack(group, held)
 
     def _parties(self, plan: StepPlan, group: int) -> list[_Party]:
         """The sequences by the number of slots that their pages have or need; those that read a prompt one by one."""
@@ -153,9 +153,10 @@ class Cache:
         parties: dict[tuple[int, int | None], list[int]] = {}
         for s, count in enumerate(counts):
             parties.setdefault((slots[s], s if count > _TOGETHER else None), []).append(s)
+        # By size, so that steps in which the same sizes are in another order have one shape.
         return [
             _Party(tuple(some), tuple(pages[s] for s in some), tuple(sources[s] for s in some), size)
-            for (size, _), some in parties.items()
+            for (size, _), some in sorted(parties.items(), key=lambda party: party[0][0])
         ]
 
     def _seats(self, group: int, party: _Party) -> Seats:
@@ -169,34 +170,36 @@ class Cache:
                 self._stacks[group, party.pages[0]] = stack
             else:
                 stack = self._restack(group, party.pages, party.sources, party.slots)
-        rows = dict(sorted((stack.pages.index(page), s) for s, page in zip(party.sequences, party.pages, strict=True)))
-        return Seats(stack, tuple(rows.values()), tuple(rows))
+        of = dict(zip(party.pages, party.sequences, strict=True))
+        return Seats(stack, tuple(of[page] for page in stack.pages))
 
     def _restack(self, group: int, leaving: Collection[int], sources: Sequence[int] = (), slots: int = 0) -> Stack:
         """Take pages out of their stacks, and return a new stack that they make with the contents of `sources`; without
         these they are given up. Other pages of their stacks get arrays of their own.
 
-        Each layer is evaluated before the next one, so that only one layer is in memory twice.
+        Each layer is evaluated before the next one, so that only one layer is in memory twice. All are recorded before:
+        if an evaluation fails, or Ctrl-C ends it, the pages hold what they held, evaluated or not.
         """
-        broken = {id(stack): stack for page in leaving if (stack := self._stacks.get((group, page))) is not None}
-        others = {page: stack for stack in broken.values() for page in stack.pages if page not in leaving}
+        places = [(group, page) for page in leaving]
+        broken = {stack for place in places if (stack := self._stacks.get(place)) is not None}
+        others = {page: stack for stack in broken for page in stack.pages if page not in leaving}
         made = Stack(tuple(leaving), slots, {})
         alone = {page: Stack((page,), stack.slots, {}) for page, stack in others.items()}
-        for layer in self._spec.groups[group].layers:
+        layers = self._spec.groups[group].layers
+        for layer in layers:
             if sources:
                 rows = [self._row(group, layer, page) for page in sources]
                 made.layers[layer] = copied(self._format, self._heads, slots, rows)
                 del rows
             for page, stack in others.items():
                 alone[page].layers[layer] = copied(self._format, self._heads, stack.slots, [stack.row(layer, page)])
+        kept = {place: stack for place, stack in self._stacks.items() if place not in places}
+        joined = dict.fromkeys(places, made) if sources else {}
+        self._stacks = kept | joined | {(group, page): stack for page, stack in alone.items()}
+        for stack in broken:
+            stack.layers.clear()  # else whoever holds it would keep the old arrays
+        for layer in layers:
             mx.eval(made.layers.get(layer, []), [stack.layers[layer] for stack in alone.values()])
-            for stack in broken.values():
-                stack.layers[layer] = []
-        for page in leaving:
-            self._stacks.pop((group, page), None)
-            if sources:
-                self._stacks[group, page] = made
-        self._stacks |= {(group, page): stack for page, stack in alone.items()}
         return made
 
     def _growth(self, group: int, party: _Party) -> int:

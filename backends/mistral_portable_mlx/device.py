@@ -25,7 +25,7 @@ class Device:
 
     @property
     def emulates_bfloat16(self) -> bool:
-        """Whether it computes bfloat16 in several operations: Apple's GPUs do before the M3, "applegpu_g15"."""
+        """True if it computes bfloat16 in several operations: Apple's GPUs do before the M3, "applegpu_g15"."""
         return self.architecture.startswith(("applegpu_g13", "applegpu_g14"))
 
 

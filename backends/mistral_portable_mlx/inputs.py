@@ -15,28 +15,25 @@ __all__ = ["Span", "spans_of", "step_inputs"]
 
 
 class Span(NamedTuple):
-    """Sequences of a stack that are attended as one: they have equally many tokens, and rows that follow each other.
+    """Sequences of a stack that are attended as one, with equally many tokens, in rows that follow each other.
 
-    sequences: their places among those of the stack that the step takes. rows: of the stack. tokens: on the axis of
-    the tokens of these sequences. In a step of one token each, a stack of three pages is
-    `Span(range(3), range(3), range(3))`.
+    rows: of the stack. tokens: on the axis of the tokens of the stack's sequences. In a step of one token each, a stack
+    of three pages is `Span(range(3), range(3))`.
     """
 
-    sequences: range
     rows: range
     tokens: range
 
 
 def spans_of(plan: StepPlan, seats: Seats) -> tuple[Span, ...]:
-    """One span where all rows of the stack take part with equally many tokens, else one for each sequence."""
-    counts = [span.stop - span.start for span in (plan.spans[s] for s in seats.sequences)]
-    every = range(len(counts))
-    if len(set(counts)) == 1 and len(counts) == len(seats.stack.pages):
-        return (Span(every, every, range(sum(counts))),)
+    """One span where all sequences of the stack have equally many tokens, else one for each."""
+    counts = [plan.spans[s].stop - plan.spans[s].start for s in seats.sequences]
+    if len(set(counts)) == 1:
+        return (Span(range(len(counts)), range(sum(counts))),)
     ends = np.cumsum(counts).tolist()
     return tuple(
-        Span(range(at, at + 1), range(row, row + 1), range(end - count, end))
-        for at, row, end, count in zip(every, seats.rows, ends, counts, strict=True)
+        Span(range(row, row + 1), range(end - count, end))
+        for row, (end, count) in enumerate(zip(ends, counts, strict=True))
     )
 
 
@@ -64,7 +61,7 @@ def step_inputs(
         orders, rows = [], np.zeros(len(plan.tokens), np.uint32)
         for seat in seats:
             orders.append(np.concatenate([np.arange(spans[s].start, spans[s].stop) for s in seat.sequences]))
-            for s, row in zip(seat.sequences, seat.rows, strict=True):
+            for row, s in enumerate(seat.sequences):
                 rows[spans[s]] = row
         slots = (reads.slot_mapping % own.page_size).astype(np.uint32)
         for stack, (seat, order) in enumerate(zip(seats, orders, strict=True)):

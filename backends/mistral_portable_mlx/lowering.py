@@ -38,9 +38,9 @@ class Step:
         key = group, stack, span
         if key not in self.masks:
             first, positions, held = (self.inputs[f"{name}.{group}.{stack}"] for name in ("first", "positions", "held"))
-            count = len(span.sequences)
+            count = len(span.rows)
             first, positions = (_part(array, span.tokens).reshape(count, -1) for array in (first, positions))
-            self.masks[key] = mask(first, positions, _part(held, span.sequences))
+            self.masks[key] = mask(first, positions, _part(held, span.rows))
         return self.masks[key]
 
     def tokens_of(self, x: mx.array, group: int, stack: int) -> mx.array:
@@ -212,7 +212,7 @@ class Lowering:
         for stack, parts in enumerate(step.layers[layer]):
             queries = _heads(step.tokens_of(q, group, stack), self._spec.head_dim)
             for span in step.spans[group][stack]:
-                mine = _part(queries, span.tokens).reshape(len(span.sequences), -1, *queries.shape[1:])
+                mine = _part(queries, span.tokens).reshape(len(span.rows), -1, *queries.shape[1:])
                 yield mine.swapaxes(1, 2), [_part(array, span.rows) for array in parts], step.mask(group, stack, span)
 
 

@@ -163,7 +163,7 @@ def _narrowed(tensor: Tensor, dtype: mx.Dtype) -> bool:
 
 
 def on_cpu() -> bool:
-    """Whether MLX's default device is a CPU."""
+    """Tell whether MLX's default device is a CPU."""
     return mx.default_device().type == mx.DeviceType.cpu
 
 

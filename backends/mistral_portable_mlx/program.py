@@ -215,7 +215,8 @@ class MLXProgram:
                     done += vectors[name].nbytes
             if progress is not None:
                 progress("weights", min(done, total), total)
-        lowering = Lowering(self._spec, self._format, self._rotations, matrices, vectors)
+        with self._on_stream():
+            lowering = Lowering(self._spec, self._format, self._rotations, matrices, vectors)
         self._steps = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
 
     def _given(self, array: NDArray[Any]) -> mx.array:

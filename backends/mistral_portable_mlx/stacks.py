@@ -46,6 +46,10 @@ def copied(format: Format, heads: int, slots: int, rows: Sequence[Parts]) -> Par
     # Zeros: an empty slot gets the weight 0, and 0 * NaN would be NaN.
     made = format.empty(len(rows), heads, slots)
     for row, parts in enumerate(rows):
-        for new, old in zip(made, parts, strict=False):
-            new[row : row + 1, :, : old.shape[2]] = old
+        for part, (new, old) in enumerate(zip(made, parts, strict=False)):
+            if new.shape == old.shape:
+                # MLX would make no copy but a view, which keeps all pages of the old array in memory.
+                made[part] = old[mx.array([0])]
+            else:
+                new[row : row + 1, :, : old.shape[2]] = old
     return made

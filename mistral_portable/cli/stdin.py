@@ -14,13 +14,13 @@ _SILENCE = 3.0  # seconds
 
 
 def is_terminal() -> bool:
-    """Whether standard input is a terminal."""
+    """Tell whether standard input is a terminal."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
 def interrupts() -> bool:
-    """Whether standard input is a terminal whose Ctrl-C comes to this process. It does not where a launcher, such as
-    torchrun, has given the process a session of its own: the launcher gets it, and ends all that it has started."""
+    """Tell whether standard input is a terminal whose Ctrl-C comes to this process. It does not where a launcher, such
+    as torchrun, has given the process a session of its own: the launcher gets it, and ends all that it has started."""
     if not is_terminal():
         return False
     if hasattr(os, "tcgetpgrp"):

@@ -14,7 +14,7 @@ from mlx_sessions import CONFIG, Session, in_use, text
 import mistral_portable as mp
 from mistral_portable.boundary import ExecutorOptions, GreedyProgram, Step, prepare
 from mistral_portable.cache import Chunk
-from mistral_portable.config import MistralConfig
+from mistral_portable.config import Window
 from mistral_portable.errors import CapacityError, NumericsError
 from mistral_portable.graph import build
 from mistral_portable.graph.passes import EMBEDDED_ROWS, INPUTS_EMBEDS, accept_embeddings, select_rows
@@ -23,19 +23,16 @@ from mistral_portable.testing import Case, check, random_weights
 from mistral_portable.testing.strategies import scenarios
 from mistral_portable.weights import DenseTensor
 
-WINDOWS = [1, 2, 3, 4, 5, 6, 7, 8, None, (None, 3), (2, 7)]
-
-
-def config_of(window: object) -> MistralConfig:
-    return CONFIG.with_window(window if not isinstance(window, tuple) else tuple(window))  # type: ignore[arg-type]
+Windows = Window | tuple[Window, ...]
+WINDOWS: list[Windows] = [1, 2, 3, 4, 5, 6, 7, 8, None, (None, 3), (2, 7)]
 
 
 @pytest.mark.parametrize("kv_cache", [None, "q8_0"])
-@settings(max_examples=8)
+@settings(max_examples=8)  # each compiles steps of several shapes
 @given(window=st.sampled_from(WINDOWS), data=st.data(), seed=st.integers(0, 2**31))
-def test_compiled_steps_match_the_oracle(kv_cache: str | None, window: object, data: st.DataObject, seed: int) -> None:
+def test_compiled_steps_match_the_oracle(kv_cache: str | None, window: Windows, data: st.DataObject, seed: int) -> None:
     """Token by token and ragged, with rollbacks and lanes that are swapped."""
-    config = config_of(window)
+    config = CONFIG.with_window(window)
     drawn = scenarios(config.vocab_size, sequences=2, chunks=(1, 1, 3), rollback=False, swap=data.draw(st.booleans()))
     graph = select_rows(build(config), "logits")
     case = Case("compiled", config, graph, random_weights(graph, seed), data.draw(drawn))
@@ -55,7 +52,7 @@ def test_no_step_is_built_again_while_decoding(kv_cache: str | None) -> None:
 
 
 def test_a_lane_that_grows_builds_a_step_for_each_of_its_sizes() -> None:
-    session = Session(config_of(None), max_context=4000, max_chunk=500)
+    session = Session(CONFIG.with_window(None), max_context=4000, max_chunk=500)
     lane, _ = session.begin(text(3))
     session.decode(lane, 1)
     before = session.program.traces
@@ -96,7 +93,7 @@ def test_drafts_of_one_length_share_a_step(counts: list[int], again: int) -> Non
 
 def test_the_first_text_finds_a_warm_program_as_it_was() -> None:
     """The step of one token is recorded, and the cache is empty."""
-    warm, cold = Session(config_of(None)), Session(config_of(None))
+    warm, cold = Session(CONFIG.with_window(None)), Session(CONFIG.with_window(None))
     warm.program.warm()
     assert warm.program.cache_bytes == 0
     traces = warm.program.traces
@@ -118,6 +115,17 @@ def test_joins_and_ends_build_a_step_for_each_number_of_sequences() -> None:
         session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in some]))
     before = session.program.traces
     for some in ([lanes[3], lanes[1]], lanes[1:], lanes[::-1], lanes[2:], [lanes[0], lanes[2], lanes[3]]):
+        session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in some]))
+    assert session.program.traces == before
+
+
+def test_the_order_of_lanes_of_different_sizes_builds_no_step() -> None:
+    """256 slots of one lane, 512 of the others."""
+    session = Session(CONFIG.with_window(None), max_context=4000, max_chunk=500)
+    lanes = [session.begin(text(count))[0] for count in (20, 300, 310)]
+    session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in lanes]))
+    before = session.program.traces
+    for some in (lanes[::-1], [lanes[1], lanes[0], lanes[2]]):
         session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in some]))
     assert session.program.traces == before
 

@@ -218,6 +218,7 @@ def test_sequences_that_join_leave_and_fork_have_the_logits_that_they_have_alone
         ] or [Chunk(chosen[0], text(1), [0])]
         found = session.program.step(session.manager.plan(chunks))["logits"]
         for row, chunk in zip(found, chunks, strict=True):
+            # The tolerance: sums of other shapes are added up in another order, in float32.
             expected = alone.program.step(alone.manager.plan([chunk._replace(lane=numbers[chunk.lane])]))["logits"]
             np.testing.assert_allclose(row, expected[0], rtol=1e-4, atol=1e-4)
         if len(numbers) > 2 and data.draw(st.booleans()):
@@ -251,6 +252,43 @@ def test_sequences_share_memory_as_long_as_they_decode_together() -> None:
     session.manager.close(lanes[1])
     session.begin([1])
     assert session.program.cache_bytes == held * (512 + 256 + 512) // (3 * 512)
+
+
+@pytest.mark.parametrize("kv_cache", KV_CACHES)
+def test_sequences_that_leave_keep_no_arrays_of_those_that_go_on(kv_cache: str | None) -> None:
+    session = Session(WIDE, max_context=9000, max_chunk=500, kv_cache=kv_cache)
+    lanes = [session.begin(text(300, lane))[0] for lane in range(4)]
+    held = in_use()
+    for count in (4, 3, 2, 1):
+        session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in lanes[:count]]))
+        assert in_use() - held < session.program.cache_bytes // 8  # half a page: one in vain would be twice as much
+
+
+@pytest.mark.parametrize("done", [0, 1])
+@pytest.mark.parametrize("kv_cache", KV_CACHES)
+def test_a_join_that_is_interrupted_loses_nothing(
+    kv_cache: str | None, done: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ctrl-C or for want of memory, behind the first layers."""
+    interrupted, whole = (Session(config=CONFIG, kv_cache=kv_cache) for _ in range(2))
+    for session in (interrupted, whole):
+        lanes = [session.begin(text(20, lane))[0] for lane in range(2)]
+    chunks = [Chunk(lane, [1], [0]) for lane in lanes]
+    evaluate, calls = mx.eval, iter(range(CONFIG.num_hidden_layers))
+
+    def evaluate_some(*arrays: Any) -> None:
+        evaluate(*arrays)
+        if arrays[0] and next(calls) == done:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "eval", evaluate_some)
+        plan = interrupted.manager.plan(chunks)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.program.step(plan)
+    interrupted.manager.undo(plan)
+    found, expected = (s.program.step(s.manager.plan(chunks))["logits"] for s in (interrupted, whole))
+    np.testing.assert_array_equal(found, expected)
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------

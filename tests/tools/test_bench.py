@@ -10,8 +10,10 @@ import pytest
 
 from mistral_portable.bench import Engine, Spread, measure, parse, prepare
 from mistral_portable.boundary.registry import select
+from mistral_portable.errors import InputError
 from tools.bench import OURS, compare
 from tools.bench_engines import Setup, Worker
+from tools.bench_generate import generated_per_second, temperature_of
 from tools.bench_process import one_token
 from tools.bench_report import machine, markdown, plot, ratios, record, versions
 from tools.bench_roofline import Limits, Work
@@ -57,6 +59,15 @@ def test_a_worker_loads_once_and_passes_errors_on() -> None:
         assert worker.run(measure, measurement, 1) > 0
         with pytest.raises(Exception, match="lanes"):
             worker.run(prepare, parse("batch:3", 1), 1)
+
+
+def test_texts_that_cannot_be_measured_are_named() -> None:
+    assert (temperature_of("generate:0.7"), temperature_of("decode:0")) == (0.7, None)
+    for text in ("generate:", "generate:warm"):
+        with pytest.raises(InputError, match=f"'{text}' is not generate:TEMPERATURE"):
+            temperature_of(text)
+    with Worker(TINY) as worker, pytest.raises(InputError, match="--tokens 1: "):
+        worker.run(generated_per_second, 1, 0.0)
 
 
 def test_the_numba_backend_may_be_restricted_to_an_instruction_set() -> None:

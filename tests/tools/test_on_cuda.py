@@ -13,7 +13,7 @@ import pytest
 
 from tools.mac import mac_stages
 from tools.on_cuda import PACKAGES, declare, mlx_stages, torch_stages
-from tools.stages import Stage, run_stages
+from tools.stages import Stage, results, run_stages
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -51,6 +51,17 @@ def test_a_run_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
     assert (tmp_path / "count").read_text() == "x"
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line)["status"] for line in lines if not line.endswith("sta")] == ["passed", "failed", "passed"]
+
+
+def test_a_stage_with_another_command_is_another_one(tmp_path: Path) -> None:
+    """A dry run, or one of another model, says nothing of this one."""
+    dry, other = (Stage("speed", python(f"print({number})")) for number in (1, 2))
+    assert run_stages([dry], tmp_path, {})
+    assert results(tmp_path / "rows.jsonl", [other]) == {}
+    assert run_stages([other], tmp_path, {})
+    assert run_stages([dry], tmp_path, {})
+    assert [row["result"] for row in rows(tmp_path)] == [1, 2]
+    assert results(tmp_path / "rows.jsonl", [dry]) == {"speed": 1}
 
 
 def test_a_stage_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
