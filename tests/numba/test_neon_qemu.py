@@ -46,10 +46,8 @@ MISSING = [tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
 NEON, I8MM = ISAS["neon_dotprod"], ISAS["neon_i8mm"]
-CPUS = {
-    NEON: "neoverse-n1",
-    I8MM: "max",
-}  # Neoverse N1 is ARMv8.2, the oldest with dotprod: kernels that need more fail
+# Neoverse N1 is ARMv8.2, the oldest with dotprod: kernels that need more fail.
+CPUS = {NEON: "neoverse-n1", I8MM: "max"}
 BASE, THREADS, LINE = 1 << 36, 2, 64
 NUMBERS: dict[str, Any] = dict(KV_DTYPES)
 Array = NDArray[Any]
@@ -211,7 +209,8 @@ def test_linear_over_blocks(run: Run, kind: str, tokens: int) -> None:
     assert_sums(*multiplied(run, kind, tokens, NEON))
 
 
-@pytest.mark.parametrize("kind", ["q4_0", "q4_k", "q6_k", "q8_0"])  # with and without zero points, offsets, two steps
+# With and without zero points, offsets, two steps; q2_k: offsets of two steps; q3_k: another zero than START_ZEROS.
+@pytest.mark.parametrize("kind", ["q4_0", "q8_0", "q4_k", "q6_k", "q2_k", "q3_k"])
 def test_squares_have_the_bits_of_single_products(run: Run, kind: str) -> None:
     np.testing.assert_array_equal(multiplied(run, kind, 9, I8MM)[0], multiplied(run, kind, 9, NEON)[0])
 
