@@ -82,10 +82,10 @@ PAGE_SIZE = 64
 
 TOKEN_GROUP = 8
 """The most tokens that linears take at a time, but for AMX. They read and write whole groups, so buffers have room for
-these; AMX takes no more tokens than there are."""
+these; AMX writes no more tokens than there are, and reads up to the end of the last 8."""
 
 FEW = 16
-"""Tokens of a step up to which linears take four at a time: then a pair of tiles is read anew, from the CPU's cache."""
+"""Tokens of a step up to which groups have four: then a pair of tiles is read anew for each, from the CPU's cache."""
 
 FEW_TILED, TILED_GROUP = 4, 16
 """Where there is AMX: the most tokens that are multiplied without it, and the tokens of a group that it takes."""
@@ -113,7 +113,7 @@ SHARE = 4
 
 BLOCK_TOKENS, TILED_SUMS = 512, 128 + 4096
 """Tokens that AMX multiplies with unpacked blocks at a time, and bytes of scratch for the sizes of its tiles and for
-four tiles of integer sums; behind these are float sums, for a share of pairs, then what was unpacked."""
+four tiles of integer sums; behind these are float sums, for a share of pairs, then two records of what was unpacked."""
 
 DENSE_CHUNK, DENSE_ROWS, DENSE_TOKENS = 512, 32, 60
 """Columns, rows and tokens that products of float matrices take at a time; 60 tokens are whole groups of 3 and of 4."""

@@ -12,8 +12,8 @@ __all__ = ["MOST_DRAFTED", "MOST_TOKENS", "DraftSource", "Drafting", "most_draft
 MOST_DRAFTED = 15
 """Tokens of a draft, which with the newest one fill groups that kernels take at a time."""
 
-MOST_TOKENS = 128
-"""Tokens of a step with drafts: eight answers may have the longest ones."""
+MOST_TOKENS = 64
+"""Tokens of a step with drafts."""
 
 _PAUSE = 64  # steps without drafts behind one for which memory was short
 

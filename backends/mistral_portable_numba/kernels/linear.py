@@ -1,8 +1,8 @@
 """Linear layers over quantized weights: codes of 2 to 8 bits times int8, one kernel per block format.
 
 A lane is a row, so nothing is summed across lanes. A kernel multiplies two tiles of weights with a group of tokens at a
-time (`Isa.tokens` at most). For few tokens, codes are unpacked as they are needed, for four at a time; for more, they
-are unpacked once into scratch that stays in the CPU's cache.
+time (`Isa.at_once` at most). For few tokens, codes are unpacked as they are needed, for two or four at a time; for more,
+they are unpacked once into scratch that stays in the CPU's cache.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class Products:
     """The functions that a format's linear kernel is made of (see `FloatScales`).
 
     one: for one token. some: for `together` tokens of four, with codes unpacked anew each time, if there are up to
-    `few` tokens. many: for `at_once` tokens of a group, from scratch, which take_apart fills.
+    `few` tokens. many: for `Isa.at_once` tokens of a group, from scratch, which take_apart fills.
     """
 
     one: Callable[..., Any]
@@ -51,7 +51,6 @@ class Products:
     take_apart: Callable[..., Any]
     few: int
     together: int
-    at_once: int
 
 
 def products_of(fmt: Format, isa: Isa) -> Products:
@@ -74,7 +73,7 @@ def products_of(fmt: Format, isa: Isa) -> Products:
     else:  # where it is not called, it is not compiled in vain
         many = one if isa.tiles else arithmetic.times(isa.at_once, most, from_tiles=False, pinned=isa.words)
         take_apart = arithmetic.take_apart
-    return Products(one, some, many, take_apart, few, together, isa.at_once)
+    return Products(one, some, many, take_apart, few, together)
 
 
 def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
@@ -83,7 +82,7 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
     Arguments: counter, address of T, pairs of tiles, blocks per row, weights, out, bytes between its rows, x's blocks,
     their bytes per token, x's sums over the format's steps, their bytes per token, scratch, its bytes per thread.
 
-    It reads and writes whole groups of tokens, or with AMX the tokens that there are (see `layouts.token_group`).
+    It reads and writes whole groups of tokens; with AMX it writes those that there are (see `layouts.token_group`).
     """
     layout, tile_bytes, most = fmt.layout, 16 * fmt.layout.bytes, isa.tokens
     columns, sums_bytes = layout.columns, activation_sums(1, layout.step, isa.words).itemsize
@@ -91,7 +90,7 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
     assert TOKEN_GROUP % most == 0
     made = products_of(fmt, isa)
     one, some_of_four, many, take_apart = made.one, made.some, made.many, made.take_apart
-    few, together, at_once = made.few, made.together, made.at_once
+    few, together, at_once = made.few, made.together, isa.at_once
 
     @inlined
     def several(

@@ -44,7 +44,7 @@ def tiled_products(fmt: Format) -> Any:
     before holds what belongs to a product: its tokens and subs; the addresses of its sums, of the activations' scales
     and sums, and of float32 [tokens, 2, 16], to which the scaled sums are added. coming: a block's address, or 0; the
     number of the chunk; its subs; and where it is unpacked to. Sums are scaled for 8 tokens or 16, whatever their
-    number: what stands beside theirs is neither read nor kept.
+    number: what stands beside theirs is read, as buffers have whole groups of 8, and not kept.
 
     AMX and the vector units work side by side only where their instructions alternate, as few of these wait at a time.
     """
