@@ -1,7 +1,7 @@
 """Linear layers over quantized weights: codes of 2 to 8 bits times int8, one kernel per block format.
 
 A lane is a row, so nothing is summed across lanes. A kernel multiplies two tiles of weights with a group of tokens at a
-time (`Isa.at_once` at most). For few tokens, codes are unpacked as they are needed, for two or four at a time; for more,
+time (`Isa.at_once` at most). For few tokens codes are unpacked as they are needed, for two or four at a time; for more
 they are unpacked once into scratch that stays in the CPU's cache.
 """
 
