@@ -237,6 +237,7 @@ def test_sequences_that_have_decoded_together_read_prompts_in_one_step() -> None
     for lane, row in zip(lanes, found, strict=True):
         more = text(90, 10 + lane) if lane < 2 else []
         expected = alone.begin([*text(20, lane), 1, *more, 2])[1][-1]
+        # The tolerance: sums of other shapes are added up in another order, in float32.
         np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-4)
 
 

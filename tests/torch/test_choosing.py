@@ -177,6 +177,7 @@ def test_steps_that_follow_each_other_take_the_tokens_that_were_drawn(recorded: 
             "logits"
         ]
         for row, logits in enumerate(rows):
+            # The tolerance: sums of other shapes are added up in another order, in float32.
             np.testing.assert_allclose(step.logits(row), logits, rtol=1e-4, atol=1e-5)
         tokens = [sampler.sample(step.logits(row)).token for row, sampler in enumerate(samplers)]
         assert step.tokens().tolist() == tokens
