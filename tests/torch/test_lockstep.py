@@ -28,7 +28,7 @@ from mistral_portable.testing.corpus import DRIVES
 from mistral_portable.testing.greedy import greedy_tokens
 from mistral_portable.testing.strategies import scenarios
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # of two processes, the sums of each half are added up, in float32
+RTOL, ATOL = 1e-4, 1e-5  # of two processes, the sums of each half are added up, in float32
 
 
 class Shared(ProgramSession[LeadingAsynchronousProgram]):
@@ -102,7 +102,7 @@ def test_saved_lanes_are_those_of_one_process() -> None:
     by_several, by_one = several.save(lane), one.save(one.begin(text(30))[0])
     expected = several.feed(lane, text(9, 1))
     for session, saved in ((one, by_several), (several, by_one)):
-        np.testing.assert_allclose(session.feed(session.load(saved), text(9, 1)), expected, **CLOSE)
+        np.testing.assert_allclose(session.feed(session.load(saved), text(9, 1)), expected, rtol=RTOL, atol=ATOL)
 
 
 def test_a_saved_lane_that_is_another_models_is_refused() -> None:
@@ -142,8 +142,8 @@ def test_memory_is_that_of_the_one_with_least() -> None:
         session.begin(text(300))
     session.manager.close(1)
     expected = other.begin(text(20))[1]
-    np.testing.assert_allclose(found, expected, **CLOSE)
-    np.testing.assert_allclose(session.feed(lane, text(9, 1)), other.feed(0, text(9, 1)), **CLOSE)
+    np.testing.assert_allclose(found, expected, rtol=RTOL, atol=ATOL)
+    np.testing.assert_allclose(session.feed(lane, text(9, 1)), other.feed(0, text(9, 1)), rtol=RTOL, atol=ATOL)
     session.program.close()
     assert session.end() == 0
 
@@ -196,7 +196,7 @@ def test_ctrl_c_amid_a_step_ends_the_waiting_alone(interrupted: threading.Event)
     with pytest.raises(KeyboardInterrupt):
         session.feed(lane, [1])
     expected = other.feed(other.begin(text(7))[0], [2, 3])
-    np.testing.assert_allclose(session.feed(lane, [2, 3]), expected, **CLOSE)
+    np.testing.assert_allclose(session.feed(lane, [2, 3]), expected, rtol=RTOL, atol=ATOL)
     session.program.close()
     assert session.end() == 0
 
