@@ -9,7 +9,7 @@ The sampler is made to choose a trace, whatever the weights are. "copy 70 %" rep
 each token there is a chance that it leaves it: so that about 70 % of what is drafted is accepted. "copy nothing"
 repeats none. A draft model is made to agree with a trace of new tokens at a share of the places: 90, 70, 50 and 0 %.
 Each repetition runs the same trace without drafts, with them, and with prompt lookup as other libraries do it: what
-stood behind the first place of the last 3 tokens, or else 2 or 1; always 10 of it.
+stood behind the first place of the last 3 tokens, or else 2 or 1; always 10 of it. Another one is the first each time.
 """
 
 import argparse
@@ -171,8 +171,9 @@ def measured(
             traces = [edit_trace(model.tokenizer, *edit)] * sequences
         else:
             traces = [copy_trace(100 * number + one, model.config.vocab_size, stay) for one in range(sequences)]
-        for engine, loop in loops.items():
-            rate, some, right = run(loop, model, traces, engine != "without", agree)
+        order = list(loops)[number % len(loops) :] + list(loops)[: number % len(loops)]  # none is always the first
+        for engine in order:
+            rate, some, right = run(loops[engine], model, traces, engine != "without", agree)
             rates[engine].append(rate)
             if engine == "drafts":
                 drafted, accepted = drafted + some, accepted + right

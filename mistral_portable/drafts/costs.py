@@ -5,6 +5,7 @@ from math import inf
 __all__ = ["StepCosts"]
 
 _RISE = 0.2  # the part of a longer time that counts
+_WHOLE = 16  # tokens that multiply as long as a step reads weights, before that is measured
 _FORGET = 512  # steps after which a time is forgotten: batches and texts are others then
 
 
@@ -12,9 +13,11 @@ class StepCosts:
     """Seconds of a step by its number of tokens, 1 to `most`.
 
     More tokens never take less: a shorter time of a larger step counts for smaller ones, too. Sizes between two that
-    were run lie on a line between them; larger ones go on as the last two do, by a sixteenth per token at least. So a
-    size is tried when there is good reason. Of sizes below those that were run nothing is known. The first step of a
-    size does not count: something may have been compiled.
+    were run lie on a line between them. Larger ones are guessed to go on by half of what a token of the largest known
+    one took, or a sixteenth of it all if that is less: most of a short step is to read weights, and of a long one to
+    multiply, so more tokens cost between nothing and their share. The last two sizes do not tell: kernels take tokens
+    in groups, and the first token behind a full one is dear. Of sizes below those that were run nothing is known. The
+    first step of a size does not count: something may have been compiled.
 
     >>> costs = StepCosts(6)
     >>> for tokens, seconds in [(2, 16.0), (4, 28.0), (5, 20.0)] * 2: costs.observe(tokens, seconds)
@@ -61,12 +64,11 @@ class StepCosts:
             return filled
         size, time = known[0]
         filled[size] = time
-        slope = 0.0
         for larger, longer in known[1:]:
             slope = (longer - time) / (larger - size)
             filled[size + 1 : larger + 1] = [time + slope * more for more in range(1, larger - size + 1)]
             size, time = larger, longer
-        slope = max(slope, time / 16)
+        slope = time / max(_WHOLE, 2 * size)
         filled[size + 1 :] = [time + slope * more for more in range(1, len(filled) - size)]
         return filled
 

@@ -111,6 +111,17 @@ def test_what_was_learned_pays_from_a_cold_start(right: float, least: float) -> 
     assert median(rates) >= least
 
 
+def test_longer_steps_are_tried_behind_a_full_group_whose_next_token_is_dear() -> None:
+    """Eight sequences that repeat themselves; kernels take 16 tokens at a time, as with AMX (in times of one token)."""
+    costs = StepCosts(64)
+    for tokens, seconds in [(8, 1.59), (16, 2.09), (17, 2.6)] * 2:
+        costs.observe(tokens, seconds)
+    assert sum(best_lengths([[0.9] * 15] * 8, costs.seconds())) > 16
+    for tokens, seconds in [(32, 4.2), (64, 8.4)] * 2:  # tried, they turn out to be dearer
+        costs.observe(tokens, seconds)
+    assert sum(best_lengths([[0.9] * 15] * 8, costs.seconds())) == 8
+
+
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.01, 9)), max_size=40))
 def test_longer_steps_never_count_as_shorter(steps: list[tuple[int, float]]) -> None:
     costs = StepCosts(8)
