@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 __all__ = ["Acceptance"]
 
-_WEIGHT = 1 / 12  # of the newest token
-
 
 class Acceptance:
     """A moving average for each kind of drafted token: one that is likely, say, and one that is not.
@@ -16,9 +14,15 @@ class Acceptance:
     (0.542, 0.8)
     """
 
-    def __init__(self, first: Sequence[float]) -> None:
-        """first: for each kind the chance that counts until more is known."""
+    def __init__(self, first: Sequence[float], weight: float = 1 / 12) -> None:
+        """first: for each kind the chance that counts until more is known. weight: of the newest token."""
         self._likely = list(first)
+        self._weight = weight
+
+    @property
+    def chances(self) -> Sequence[float]:
+        """The chance of each kind."""
+        return self._likely
 
     def of(self, kind: int) -> float:
         """The chance of a token of this kind, if all before it are right."""
@@ -26,4 +30,4 @@ class Acceptance:
 
     def observe(self, kind: int, right: bool) -> None:
         """Note whether a token of this kind was the right one."""
-        self._likely[kind] += _WEIGHT * (right - self._likely[kind])
+        self._likely[kind] += self._weight * (right - self._likely[kind])

@@ -26,25 +26,24 @@ class StepCosts:
     """
 
     def __init__(self, most: int) -> None:
-        self._seconds = [0.0] * (most + 1)
-        self._noted = [0] * (most + 1)
+        self._most = most
+        self._seconds: dict[int, float] = {}
+        self._noted: dict[int, int] = {}
         self._steps = 0
         self._all: list[float] | None = None
 
     def observe(self, tokens: int, seconds: float) -> None:
         """Note the time of a step. One that is longer than before counts little: something else may have run, too."""
-        if tokens >= len(self._seconds):
+        if tokens > self._most:
             return
         self._steps += 1
-        if not self._noted[tokens]:
-            self._noted[tokens] = self._steps
-            return
-        before = self._seconds[tokens] if self._is_known(tokens) else 0.0
-        if before and seconds > before:
-            seconds = before + _RISE * (min(seconds, 2 * before) - before)
-        self._seconds[tokens] = seconds
+        if tokens in self._noted:
+            before = self._seconds[tokens] if self._is_known(tokens) else 0.0
+            if before and seconds > before:
+                seconds = before + _RISE * (min(seconds, 2 * before) - before)
+            self._seconds[tokens] = seconds
+            self._all = None
         self._noted[tokens] = self._steps
-        self._all = None
 
     def seconds(self) -> list[float]:
         """The time of steps of 0, 1, 2 ... `most` tokens; 0.0 up to the smallest size that is known."""
@@ -54,23 +53,20 @@ class StepCosts:
 
     def _filled(self) -> list[float]:
         least, known = inf, list[tuple[int, float]]()
-        for tokens in range(len(self._seconds) - 1, 0, -1):
-            if self._is_known(tokens):
-                least = min(least, self._seconds[tokens])
-                known.append((tokens, least))
-        known.reverse()
-        filled = [0.0] * len(self._seconds)
+        for tokens in sorted(filter(self._is_known, self._seconds), reverse=True):
+            least = min(least, self._seconds[tokens])
+            known.append((tokens, least))
         if not known:
-            return filled
-        size, time = known[0]
-        filled[size] = time
-        for larger, longer in known[1:]:
+            return [0.0] * (self._most + 1)
+        size, time = known.pop()
+        filled = [0.0] * size + [time]
+        while known:
+            larger, longer = known.pop()
             slope = (longer - time) / (larger - size)
-            filled[size + 1 : larger + 1] = [time + slope * more for more in range(1, larger - size + 1)]
+            filled += [time + slope * more for more in range(1, larger - size + 1)]
             size, time = larger, longer
         slope = time / max(_WHOLE, 2 * size)
-        filled[size + 1 :] = [time + slope * more for more in range(1, len(filled) - size)]
-        return filled
+        return filled + [time + slope * more for more in range(1, self._most - size + 1)]
 
     def _is_known(self, tokens: int) -> bool:
-        return self._seconds[tokens] > 0 and self._noted[tokens] + _FORGET >= self._steps
+        return tokens in self._seconds and self._noted[tokens] + _FORGET >= self._steps

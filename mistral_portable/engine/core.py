@@ -41,6 +41,10 @@ class Core:
     def __init__(self, program: Program, manager: CacheManager, *, given: Mapping[str, Shape] | None = None) -> None:
         """given: the inputs that the program's graph has beside those of plans (`Graph.given`)."""
         self.program = program
+        # To ask what a protocol asks takes 10 us; each is asked once, and not for every step.
+        self._pipelined = program if isinstance(program, PipelinedProgram) else None
+        self._greedy = program if isinstance(program, GreedyProgram) else None
+        self._drawing = program if isinstance(program, DrawingProgram) else None
         self.manager = manager
         self._given = given or {}
         self._closed = False
@@ -76,7 +80,7 @@ class Core:
     @property
     def depth(self) -> int:
         """Steps that the program works on at a time; more than 1 where it has stages."""
-        return self.program.depth if isinstance(self.program, PipelinedProgram) else 1
+        return 1 if self._pipelined is None else self._pipelined.depth
 
     def begin(self, chunks: Sequence[Chunk]) -> Callable[[], Mapping[str, NDArray[np.float32]]]:
         """Begin one step; return a function that waits for it and returns the outputs of `run`, each time it is called.
@@ -84,8 +88,8 @@ class Core:
         Steps that have begun together are of different lanes. A program that has no stages runs the step now. Errors
         are those of `run`, now or when the outputs are asked for.
         """
-        program = self.program
-        if not isinstance(program, PipelinedProgram):
+        program = self._pipelined
+        if program is None:
             made = self.run(chunks)[1]
             return lambda: made
         plan, step = self._run(chunks, program.begin)
@@ -102,16 +106,16 @@ class Core:
     def submit(self, chunks: Sequence[Chunk], after: Step | None = None) -> Step:
         """Begin one step of a GreedyProgram; see there. Raises the errors of `run`, and InputError for a program that
         leaves the argmax to the sampler."""
-        program = self.program
-        if not isinstance(program, GreedyProgram):
+        program = self._greedy
+        if program is None:
             raise InputError("this program leaves the argmax to the sampler: use step")
         return self._run(chunks, lambda plan, inputs: program.submit(plan, inputs, after=after))[1]
 
     def draw(self, chunks: Sequence[Chunk], draws: Draws, after: Step | None = None) -> DrawnStep:
         """Begin one step of a DrawingProgram; see there. Raises the errors of `run`, and InputError for a program that
         leaves draws to the sampler."""
-        program = self.program
-        if not isinstance(program, DrawingProgram):
+        program = self._drawing
+        if program is None:
             raise InputError("this program leaves draws to the sampler: use step")
         return self._run(chunks, lambda plan, inputs: program.draw(plan, draws, inputs, after=after))[1]
 

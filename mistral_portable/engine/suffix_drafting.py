@@ -12,6 +12,7 @@ __all__ = ["SuffixDrafting", "SuffixOffers"]
 _READ = 1024  # tokens of a text that are looked at in one step: 2 ms
 _LEADS = 8  # last tokens of a prompt that stand before a prediction, too: behind them the answer begins
 _LEAST_CHANCE = 0.02  # of the first token: below, none is proposed
+_SLOWLY = 1 / 64  # the weight of a token in what all texts have in common
 _FIRST = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.8)  # chances behind 0, 1, 2 to 3, 4 to 7, 8 to 15, 16 to 31, and more tokens
 
 
@@ -48,9 +49,13 @@ class SuffixDrafting:
 
 
 class SuffixOffers:
-    """Finds, for each of a loop's answers, what stood behind its end before."""
+    """Finds, for each of a loop's answers, what stood behind its end before.
+
+    A text begins with the chances that were usual in those before it, as many answers end before they teach their own.
+    """
 
     def __init__(self) -> None:
+        self._usual = Acceptance(_FIRST, _SLOWLY)
         self._texts: WeakKeyDictionary[Completion, _Text] = WeakKeyDictionary()
 
     def read(self, completions: Iterable[Completion]) -> None:
@@ -74,7 +79,9 @@ class SuffixOffers:
         text = self._texts.get(completion)
         if text is None:
             before = completion.prediction
-            text = self._texts[completion] = _Text([*completion.tokens[-_LEADS:], *before] if before else ())
+            text = self._texts[completion] = _Text(
+                [*completion.tokens[-_LEADS:], *before] if before else (), self._usual
+            )
         return text
 
 
@@ -85,11 +92,12 @@ class _Text:
     A draft's token behind a match of m tokens is one behind m + 1 if it is right, and so on.
     """
 
-    def __init__(self, before: Sequence[int]) -> None:
-        """before: tokens that it may repeat besides its own."""
+    def __init__(self, before: Sequence[int], usual: Acceptance) -> None:
+        """before: tokens that it may repeat besides its own. usual: the chances to begin with, which learn from it."""
         self._before = before
         self._suffixes = Suffixes()
-        self._learned = Acceptance(_FIRST)
+        self._usual = usual
+        self._learned = Acceptance(usual.chances)
         self._offered = NOTHING
 
     def catch_up(self, tokens: Sequence[int]) -> bool:
@@ -100,7 +108,8 @@ class _Text:
             return False
         new = tokens[known : known + _READ]
         if new:
-            self._offered.judge(new, self._learned)
+            for learning in (self._learned, self._usual):
+                self._offered.judge(new, learning)
             self._offered = NOTHING
         self._suffixes.extend(new)
         return known + len(new) == len(tokens)
