@@ -55,7 +55,7 @@ def loader(
     }
     if by_name:
         arguments["adapter"] = None
-    if options.tensor_parallel > 1 and os.environ.get("RANK", "0") != "0":
+    if (options.tensor_parallel or 1) > 1 and os.environ.get("RANK", "0") != "0":
         _follow(arguments)
 
     def load_here() -> Model:

@@ -37,7 +37,7 @@ class ModelOptions:
     kv_cache: KVCacheOption = None
     device: DeviceOption = None
     attention: AttentionOption = None
-    tensor_parallel: TensorParallelOption = 1
+    tensor_parallel: TensorParallelOption = None
     stages: StagesOption = None
     ray: RayOption = None
     window: WindowOption = "config"

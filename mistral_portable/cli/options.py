@@ -119,7 +119,7 @@ AttentionOption = Annotated[
 ]
 VerifyAttentionOption = Annotated[str | None, _model(_ATTENTION, "KERNEL")]
 TensorParallelOption = Annotated[
-    int, _model("Processes, started by torchrun, that share the model (torch).", "N", low=1)
+    int | None, _model("Processes, started by torchrun, that share the model (torch).", "N", low=1)
 ]
 StagesOption = Annotated[
     int | None,
