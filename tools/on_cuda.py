@@ -60,8 +60,8 @@ def torch_stages(folder: Path, dry: bool) -> Iterator[Stage]:
             options = ("--device", device, "--attention", kernel, "--dtype", dtype)
             yield Stage(f"verify {kernel} {dtype}", python("tools.cuda_parity", "verify", *options), gate=True)
     for kind in ("q4_0",) if dry else ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0"):
-        options = ("--device", device, "--dtype", "bfloat16", "--quantize", kind)
-        yield Stage(f"verify {kind}", python("tools.cuda_parity", "verify", *options), gate=True)
+        quantized = ("--device", device, "--dtype", "bfloat16", "--quantize", kind)
+        yield Stage(f"verify {kind}", python("tools.cuda_parity", "verify", *quantized), gate=True)
     together = ("--device", device, "--tokens", "96" if dry else "2000")
     yield Stage("two programs at once, long texts", python("tools.cuda_parity", "together", *together), gate=True)
     if not dry:
@@ -76,8 +76,8 @@ def torch_stages(folder: Path, dry: bool) -> Iterator[Stage]:
     yield Stage("limits of the device", python("tools.cuda_parity", "limits", "--device", device))
     if not dry:
         for dtype in ("bfloat16", "float16"):
-            options = ("--device", device, "--dtype", dtype)
-            yield Stage(f"products of few tokens, {dtype}", python("tools.cuda_parity", "products", *options))
+            measured = python("tools.cuda_parity", "products", "--device", device, "--dtype", dtype)
+            yield Stage(f"products of few tokens, {dtype}", measured)
     files = {"BF16": "tiny", "Q4_0": "tiny"} if dry else {}
     for kind in ("BF16", "Q4_0"):
         if not dry:

@@ -60,7 +60,7 @@ def choose(
         device, dtype = weights[0].device, weights[0].dtype
         key = device, dtype, shape, captured is None
         if key not in _CHOSEN:
-            found = _COMPILED.run(device, partial(_faster, weights, captured, clock), frozenset)
+            found = _COMPILED.run(device, partial(_faster, weights, captured, clock), frozenset[int])
             _CHOSEN.setdefault(key, found)
         ours = _CHOSEN[key]
         if group is not None:

@@ -79,7 +79,7 @@ def _follow(arguments: Mapping[str, Any]) -> None:
     """
     rank, stderr = os.environ["RANK"], sys.stderr
 
-    def say(message: Warning | str, *where: object) -> None:
+    def say(message: Warning | str, *where: object, **more: object) -> None:
         print(f"note: process {rank}: {one_line(str(message))}", file=stderr, flush=True)
 
     try:

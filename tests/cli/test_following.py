@@ -10,7 +10,7 @@ from cli.processes import invoke
 
 def test_a_process_that_follows_says_what_its_executor_warns_of_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """All else is of the model, and the first process says it."""
-    registry: dict[str, Any] = {}
+    registry: dict[str | tuple[str, type[Warning], int], int] = {}
 
     def load(**arguments: Any) -> None:
         print("loading")

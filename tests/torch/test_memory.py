@@ -233,6 +233,7 @@ def not_compiled(x: torch.Tensor, planes: Planes, bias: torch.Tensor | None) -> 
 def counted_again(session: Session, tokens: int) -> int:
     """The bytes that an allocator counts in a step of a text that was read before, for which pools have grown."""
     session.manager.rollback(0, 0)
-    with Held() as held:
+    held = Held()
+    with held:
         session.feed(0, text(tokens))
     return held.most
