@@ -76,7 +76,7 @@ def products(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure bytes of weights per second in products of 1 to 4 tokens with the shapes of Mistral 7B, by our kernel and
     by torch's. Programs choose between both by these times (`faster.py`)."""
     import torch
-    from mistral_portable_torch.capture import Captured, cuda_graph
+    from mistral_portable_torch.capture import cuda_graph
     from mistral_portable_torch.faster import MAX_TOKENS, seconds
 
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
@@ -86,7 +86,7 @@ def products(arguments: argparse.Namespace) -> dict[str, Any]:
         weights = [torch.randn(shape, device=device).to(dtype) for _ in range(count)]
         for tokens in range(1, MAX_TOKENS + 1):
             with torch.inference_mode():
-                taken = seconds(weights, tokens, Captured(cuda_graph(device)))
+                taken = seconds(weights, tokens, cuda_graph(device))
             rates = {kernel: weights[0].nbytes / time for kernel, time in taken.items()}
             found[f"{name} {shape[0]} x {shape[1]}, {tokens} tokens"] = rates
         del weights

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from mistral_portable_torch.attempt import Attempt
-from mistral_portable_torch.capture import Captured, Outputs
+from mistral_portable_torch.capture import Captured, Outputs, Record
 from mistral_portable_torch.matrices import Dense
 from mistral_portable_torch.processes import Group
 
@@ -42,14 +42,12 @@ def gpu_seconds(run: Callable[[], object]) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-def choose(
-    matrices: Iterable[Dense], captured: Captured | None, group: Group | None, clock: Clock = gpu_seconds
-) -> None:
+def choose(matrices: Iterable[Dense], record: Record | None, group: Group | None, clock: Clock = gpu_seconds) -> None:
     """Have the matrices of a program multiply 1 to MAX_TOKENS tokens by the kernel that is faster for their shape; the
     log says which. Those that are not of DTYPES are left to torch.
 
-    captured: where steps are recorded; what is in it is dropped. group: the processes that share the model, which all
-    choose our kernel where each has found it faster.
+    record: records steps, if they are recorded. group: the processes that share the model, which all choose our kernel
+    where each has found it faster.
     """
     alike: dict[torch.Size, list[Dense]] = defaultdict(list)
     for matrix in matrices:
@@ -58,35 +56,33 @@ def choose(
     for shape, some in alike.items():
         weights = [matrix.weight for matrix in some]
         device, dtype = weights[0].device, weights[0].dtype
-        key = device, dtype, shape, captured is None
+        key = device, dtype, shape, record is None
         if key not in _CHOSEN:
-            found = _COMPILED.run(device, partial(_faster, weights, captured, clock), frozenset[int])
+            found = _COMPILED.run(device, partial(_faster, weights, record, clock), frozenset[int])
             _CHOSEN.setdefault(key, found)
         ours = _CHOSEN[key]
         if group is not None:
             ours = frozenset(count for count in range(1, MAX_TOKENS + 1) if group.least(int(count in ours)))
         for matrix in some:
             matrix.ours = ours
-    if captured is not None:
-        captured.clear()
 
 
 def seconds(
-    weights: Sequence[Tensor], tokens: int, captured: Captured | None, clock: Clock = gpu_seconds
+    weights: Sequence[Tensor], tokens: int, record: Record | None, clock: Clock = gpu_seconds
 ) -> Mapping[str, float]:
     """The time of a product with one of the matrices [O, I], by our kernel ("ours") and by torch's ("torch").
 
     All are multiplied one after another, as in a step, so that they come from memory: together they should be larger
-    than the GPU's cache. Each kernel is compiled, then recorded, if steps are, and then timed.
+    than the GPU's cache. Each kernel is compiled, then recorded, if there is a `record`, and then timed.
     """
     from mistral_portable_torch import float_gemv
 
     x = torch.ones(tokens, weights[0].shape[1], dtype=weights[0].dtype, device=weights[0].device)
+    captured = None if record is None else Captured(record)
     found = {}
     for name, multiply in (("ours", float_gemv.multiply), ("torch", linear)):
         step = partial(_multiply, weights, multiply)
-        key = weights[0].shape, tokens, name
-        run = partial(step, x) if captured is None else partial(captured.run, key, x, step)
+        run = partial(step, x) if captured is None else partial(captured.run, name, x, step)
         for _ in range(2):
             run()
         found[name] = min(clock(run) for _ in range(_REPEATS)) / len(weights)
@@ -99,11 +95,11 @@ def _multiply(weights: Sequence[Tensor], multiply: Callable[[Tensor, Tensor], Te
     return {}
 
 
-def _faster(weights: Sequence[Tensor], captured: Captured | None, clock: Clock) -> frozenset[int]:
+def _faster(weights: Sequence[Tensor], record: Record | None, clock: Clock) -> frozenset[int]:
     """The numbers of tokens that our kernel multiplies faster."""
     ours, told = set[int](), list[str]()
     for count in range(1, MAX_TOKENS + 1):
-        taken = seconds(weights, count, captured, clock)
+        taken = seconds(weights, count, record, clock)
         if taken["ours"] * _GAIN < taken["torch"]:
             ours.add(count)
         chosen = "ours" if count in ours else "torch's"

@@ -104,7 +104,7 @@ class TorchProgram:
         self._last_use: Mapping[str, Sequence[str]] = {}
         self._closed = False
         with self._running(), memory.while_loading():
-            self._lower(weights, quantize, group, progress)
+            self._lower(weights, quantize, record, group, progress)
 
     @property
     def device(self) -> torch.device:
@@ -167,6 +167,7 @@ class TorchProgram:
         self,
         weights: Mapping[str, Stored],
         quantize: str | None,
+        record: Record | None,
         group: Group | None,
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
@@ -216,7 +217,7 @@ class TorchProgram:
         if self._device.kind == "cuda":
             factors = [matrices[node.inputs[1]] for node in self._graph.nodes if node.op == "linear"]
             dense = [matrix for matrix in factors if isinstance(matrix, Dense)]
-            choose(dense, self._captured, group)
+            choose(dense, record, group)
         plain = elementwise(self._device.kind)
         lowering = Lowering(
             self._spec,
