@@ -26,7 +26,7 @@ def drawn(tokens: int, rows: int, columns: int, dtype: torch.dtype, seed: int) -
 @given(
     tokens=st.integers(1, MAX_TOKENS),
     rows=st.integers(1, 9),
-    # A program takes 1,024 columns at a time; where they are no multiple of 16, it loads them one by one.
+    # A program takes 1,024 or 2,048 columns at a time; where they are no multiple of 16, it loads them one by one.
     columns=st.one_of(st.integers(1, 40), st.sampled_from([64, 1000, 1024, 1025, 2048, 2500])),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**31),

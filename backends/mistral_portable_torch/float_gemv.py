@@ -11,19 +11,22 @@ from torch import Tensor
 
 __all__ = ["multiply"]
 
-# 1,024 programs for 4,096 rows, each with 16 KB on its way. Registers allow eight of them at a time on a multiprocessor
-# of an H100, and four where there are 4 tokens; for its share of the bandwidth it needs about 30 KB on their way.
 _ROWS = 4
-_COLUMNS = 2048
+_COLUMNS = {1: 1024, 2: 1024, 4: 2048}
+"""Columns of a pass, by the power of two that the tokens fill.
+
+4,096 rows are 1,024 programs, 8 for each multiprocessor of an H100, which has registers for 8 of 1 or 2 tokens: all run
+at once, with 64 KB on their way. Of 4 tokens it has registers for 4, which need the wider passes for as much.
+"""
 
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """x [T, I], T <= 4, weight [O, I] of the same dtype -> [T, O] in x's dtype, summed in float32."""
     tokens, (rows, inputs) = len(x), weight.shape
-    out = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
+    out, padded = torch.empty(tokens, rows, dtype=x.dtype, device=x.device), triton.next_power_of_2(tokens)
     _float_gemv[(triton.cdiv(rows, _ROWS),)](
         x.contiguous(), weight, out, tokens, rows, inputs,
-        TOKENS=triton.next_power_of_2(tokens), ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
+        TOKENS=padded, ROWS=_ROWS, COLUMNS=_COLUMNS[padded], num_warps=4,
     )  # fmt: skip
     return out
 
