@@ -21,7 +21,9 @@ needs_triton = pytest.mark.skipif(
 def run_checks(file: str) -> None:
     """Run a file of this folder: on a GPU its kernels are compiled, else interpreted. It fails if the file does."""
     interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    environment = os.environ | {"PYTHONPATH": str(TESTS)} | interpreted
+    # On a bare machine this project, too, is found by PYTHONPATH alone (tools/on_cuda.py).
+    paths = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": paths} | interpreted
     done = subprocess.run(
         [sys.executable, str(TESTS / file)], capture_output=True, text=True, env=environment, timeout=900
     )

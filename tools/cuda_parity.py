@@ -23,6 +23,15 @@ from mistral_portable.errors import BackendError
 from mistral_portable.testing import nmse, verify_checkpoint
 from mistral_portable.weights import open_checkpoint
 
+_SHAPES = {
+    "q, k and v": (6144, 4096),
+    "o": (4096, 4096),
+    "gate and up": (28672, 4096),
+    "down": (4096, 14336),
+    "LM head": (32000, 4096),
+}
+_FROM_MEMORY = 2**30  # bytes of matrices that are multiplied in turn: many times what a GPU's cache holds
+
 _FLOAT32 = 1e-8
 """Allowed error (NMSE) of float32 logits; the CPU's own, token by token against chunks of 50, is 8e-12."""
 
@@ -61,6 +70,27 @@ def limits(arguments: argparse.Namespace) -> dict[str, Any]:
 
     device = torch.device(arguments.device)
     return {"copy_bytes_per_s": copy_bandwidth(device), "bfloat16_flops": matmul_peak(device, "bfloat16")}
+
+
+def products(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure bytes of weights per second in products of 1 to 4 tokens with the shapes of Mistral 7B, by our kernel and
+    by torch's. Programs choose between both by these times (`faster.py`)."""
+    import torch
+    from mistral_portable_torch.capture import cuda_graph
+    from mistral_portable_torch.faster import MAX_TOKENS, seconds
+
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    found: dict[str, Any] = {}
+    for name, shape in _SHAPES.items():
+        count = -(-_FROM_MEMORY // (2 * shape[0] * shape[1]))
+        weights = [torch.randn(shape, device=device).to(dtype) for _ in range(count)]
+        for tokens in range(1, MAX_TOKENS + 1):
+            with torch.inference_mode():
+                taken = seconds(weights, tokens, cuda_graph(device))
+            rates = {kernel: weights[0].nbytes / time for kernel, time in taken.items()}
+            found[f"{name} {shape[0]} x {shape[1]}, {tokens} tokens"] = rates
+        del weights
+    return {"bytes_per_s": found}
 
 
 def verify(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -114,6 +144,7 @@ CHECKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "machine": machine,
     "mlx-machine": mlx_machine,
     "limits": limits,
+    "products": products,
     "verify": verify,
     "together": together,
 }

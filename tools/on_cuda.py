@@ -52,16 +52,16 @@ def torch_stages(folder: Path, dry: bool) -> Iterator[Stage]:
     device = "cpu" if dry else "cuda"
     yield Stage("machine", python("tools.cuda_parity", "machine", "--device", device), gate=True)
     if not dry:
-        proofs = [f"tests/torch/test_{name}.py" for name in ("packed_kernels", "paged", "elementwise")]
-        yield Stage("Triton's kernels", tests(*proofs), gate=True)
+        for name in ("packed_kernels", "faster", "paged", "elementwise"):
+            yield Stage(f"Triton's kernels: {name}", tests(f"tests/torch/test_{name}.py"), gate=True)
     kernels = ("sdpa",) if dry else _KERNELS
     for kernel in kernels:
         for dtype in ("bfloat16",) if dry else _DTYPES:
             options = ("--device", device, "--attention", kernel, "--dtype", dtype)
             yield Stage(f"verify {kernel} {dtype}", python("tools.cuda_parity", "verify", *options), gate=True)
-    for kind in ("q4_0",) if dry else ("q4_0", "q4_1", "q5_0", "q8_0"):
-        options = ("--device", device, "--dtype", "bfloat16", "--quantize", kind)
-        yield Stage(f"verify {kind}", python("tools.cuda_parity", "verify", *options), gate=True)
+    for kind in ("q4_0",) if dry else ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0"):
+        quantized = ("--device", device, "--dtype", "bfloat16", "--quantize", kind)
+        yield Stage(f"verify {kind}", python("tools.cuda_parity", "verify", *quantized), gate=True)
     together = ("--device", device, "--tokens", "96" if dry else "2000")
     yield Stage("two programs at once, long texts", python("tools.cuda_parity", "together", *together), gate=True)
     if not dry:
@@ -74,6 +74,10 @@ def torch_stages(folder: Path, dry: bool) -> Iterator[Stage]:
             chosen = ("tests/torch/test_on_gpu.py", "-k", f"conformance and {kernel}")
             yield Stage(f"tests on the GPU: ladder, {kernel}", tests(*chosen), gate=True)
     yield Stage("limits of the device", python("tools.cuda_parity", "limits", "--device", device))
+    if not dry:
+        for dtype in ("bfloat16", "float16"):
+            measured = python("tools.cuda_parity", "products", "--device", device, "--dtype", dtype)
+            yield Stage(f"products of few tokens, {dtype}", measured)
     files = {"BF16": "tiny", "Q4_0": "tiny"} if dry else {}
     for kind in ("BF16", "Q4_0"):
         if not dry:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import triton
-from mistral_portable_torch import elementwise_kernels, gemv, tiles, unpacking
+from mistral_portable_torch import elementwise_kernels, float_gemv, gemv, tiles, unpacking
 from mistral_portable_torch.attention import paged_kernels
 from mistral_portable_torch.attention.paged import splits_of
 from mistral_portable_torch.elementwise import Turn
@@ -36,7 +36,8 @@ __all__ = ["LAUNCHES", "Counts", "counted"]
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
 _ISSUED = 4  # instructions of warps that a multiprocessor begins in a clock
 _MOVED = 3.35e12 / 132 / 1.7e9  # bytes a clock that one of 132 of an H100 gets of 3.35 TB/s, at 1.7 GHz: 15
-_KINDS = ("q4_0", "q8_0", "q4_k", "q6_k")  # the most used ones of `--quantize`, and those in Q4_K_M files
+# The most used ones of `--quantize`, those in Q4_K_M files, and one whose codes stand for levels.
+_KINDS = ("q4_0", "q8_0", "q4_k", "q6_k", "iq4_xs")
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 
@@ -81,6 +82,10 @@ def _multiply(by: Any, kind: str, tokens: int) -> None:
     by.multiply(_meta(tokens, 4096), _planes(kind))
 
 
+def _multiply_floats(tokens: int) -> None:
+    float_gemv.multiply(_meta(tokens, 4096), _meta(4096, 4096))
+
+
 def _unpack(kind: str) -> None:
     unpacking.unpack(_planes(kind), torch.bfloat16)
 
@@ -104,6 +109,8 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "attention, 1 sequence": lambda: _attend(1),
     "attention, head_dim 64": lambda: _attend(1, 64),
     "attention, head_dim 256": lambda: _attend(1, 256),
+    "product of a token, floats": partial(_multiply_floats, 1),
+    **{f"product of {tokens} tokens, floats": partial(_multiply_floats, tokens) for tokens in (2, 4)},
     **{f"product of a token, {kind}": partial(_multiply, gemv, kind, 1) for kind in _KINDS},
     **{f"product of 4 tokens, {kind}": partial(_multiply, gemv, kind, 4) for kind in _KINDS},
     **{f"product of 16 tokens, {kind}": partial(_multiply, tiles, kind, 16) for kind in _KINDS},
@@ -177,6 +184,8 @@ def _needed(name: str, constants: Mapping[str, int]) -> int:
         return 2 * 3 * constants["COLUMNS"]
     if name == "_rope_into":  # heads before and behind, and what they turn by
         return (2 * 2 * constants["TOGETHER"] + 2 * 4) * 2 * constants["HALF"]
+    if name == "_float_gemv":
+        return 2 * constants["ROWS"] * constants["COLUMNS"]
     scales = constants["HALVES"] * (1 if constants["PRODUCTS"] else 2) + constants["PRODUCTS"] * 2 / 8
     group = 4 * (constants["LOW"] + constants["HIGH"]) + scales * (1 + constants["MINIMA"])
     if name == "_unpack":

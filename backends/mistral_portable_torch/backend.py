@@ -76,7 +76,7 @@ class TorchBackend:
         except (ImportError, OSError) as error:
             raise BackendError(f"torch cannot be imported ({error}): {_INSTALL}") from error
         device, group = find_device(options.device), None
-        if options.tensor_parallel not in (None, 1):
+        if options.tensor_parallel > 1:
             if options.device is None and device.kind == "cuda":
                 device = find_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
             group = join(options.tensor_parallel, device)

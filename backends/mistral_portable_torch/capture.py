@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Captured", "Record", "cuda_graph"]
+__all__ = ["Captured", "Outputs", "Record", "cuda_graph"]
 
 Outputs = dict[str, Any]
 Record = Callable[[Callable[[], Outputs]], tuple[Outputs, Callable[[], object]]]

@@ -34,9 +34,9 @@ def multiply(x: Tensor, planes: Planes) -> Tensor:
 
 @triton.jit(do_not_specialize=["tokens"])
 def _gemv(
-    x, low, high, scales, minima, d, dmin, out, tokens, rows, groups,
-    LOW: tl.constexpr, HIGH: tl.constexpr, OFFSET: tl.constexpr, HALVES: tl.constexpr, MINIMA: tl.constexpr,
-    PRODUCTS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr,
+    x, low, high, scales, minima, d, dmin, levels, out, tokens, rows, groups,
+    LOW: tl.constexpr, HIGH: tl.constexpr, OFFSET: tl.constexpr, LEVELS: tl.constexpr, HALVES: tl.constexpr,
+    MINIMA: tl.constexpr, PRODUCTS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     row, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS)
     word, scale = tl.arange(0, GROUPS * 4), tl.arange(0, ROWS * GROUPS)
@@ -60,7 +60,7 @@ def _gemv(
             for i in tl.static_range(8 // HALVES):
                 at = given + first * 32 + 4 * (half * (8 // HALVES) + i)
                 inputs = tl.load(at, mask=seen, other=0.0).to(tl.float32).reshape(TOKENS, 1, GROUPS, 4)
-                codes = numbers(lower, upper, half * (8 // HALVES) + i, LOW, HIGH, OFFSET)
+                codes = numbers(lower, upper, levels, half * (8 // HALVES) + i, LOW, HIGH, OFFSET, LEVELS)
                 products = tl.fma(codes, inputs, products)
                 summed += tl.sum(inputs, 3, keep_dims=True)
             factor = scale_of(scales, d, group, half, HALVES, PRODUCTS).reshape(1, ROWS, GROUPS, 1)

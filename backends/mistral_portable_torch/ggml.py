@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["LAYOUTS", "SLICE", "Layout", "Parts", "in_slices"]
+__all__ = ["LAYOUTS", "SLICE", "Layout", "Parts", "in_slices", "level_table"]
 
 SLICE = 2**24
 """Weights that are unpacked at a time: they go through float32, several times, in memory."""
@@ -21,10 +21,10 @@ _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 
 
 class Parts(NamedTuple):
-    """The numbers in blocks, of which weights are made: scale * (code - offset) - minimum.
+    """The numbers in blocks, of which weights are made: scale * (code - offset) - minimum, or scale * levels[code].
 
-    codes: uint8 [..., columns], or float32 levels. scales, minima: [..., groups], one for each group of columns; either
-    float16, or small integers, to be multiplied by d and dmin, float16 [..., 1].
+    codes: uint8 [..., columns]. scales, minima: [..., groups], one for each group of columns; either float16, or small
+    integers, to be multiplied by d and dmin, float16 [..., 1].
     """
 
     codes: Tensor
@@ -36,16 +36,18 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """A type. columns and bytes of a block. parts: uint8 [..., bytes] -> Parts. offset: of its codes.
+    """A type. columns and bytes of a block. parts: uint8 [..., bytes] -> Parts.
 
-    bits: of a code in each of the planes that Triton's kernels read (`planes.py`); none if no kernel reads the type.
+    bits: of a code in each of the planes that Triton's kernels read (`planes.py`). offset: of codes. levels: the
+    numbers that codes stand for, if these are no numbers themselves.
     """
 
     columns: int
     bytes: int
     parts: Callable[[Tensor], Parts]
+    bits: tuple[int, ...]
     offset: int = 0
-    bits: tuple[int, ...] = ()
+    levels: tuple[float, ...] = ()
 
     def rows(self, blocks: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 [..., O, bytes per row] -> [..., O, I] in `dtype`."""
@@ -59,7 +61,7 @@ class Layout:
 
     def weights(self, parts: Parts) -> Tensor:
         """float32 [..., columns]"""
-        weights = parts.codes.float()
+        weights = _at(self.levels, parts.codes) if self.levels else parts.codes.float()
         if self.offset:
             weights -= self.offset
         groups = weights.unflatten(-1, (parts.scales.shape[-1], -1))
@@ -176,19 +178,18 @@ def _q6_k(blocks: Tensor) -> Parts:
     return Parts(low | (high << 4), blocks[..., 192:208].contiguous().view(torch.int8), d=_half(blocks, 208))
 
 
-def _iq4_levels(packed: Tensor) -> Tensor:
-    codes = _nibbles(packed)
-    return _iq4_table(packed.device).index_select(0, codes.flatten().int()).view(codes.shape)
-
-
 @cache
-def _iq4_table(device: torch.device) -> Tensor:
-    """The 16 levels, cached per device: copies from the host cannot be recorded into CUDA graphs."""
-    return torch.tensor(_IQ4, dtype=torch.float32, device=device)
+def level_table(levels: tuple[float, ...], device: torch.device) -> Tensor:
+    """The levels as float32, cached per device: copies from the host cannot be recorded into CUDA graphs."""
+    return torch.tensor(levels, dtype=torch.float32, device=device)
+
+
+def _at(levels: tuple[float, ...], codes: Tensor) -> Tensor:
+    return level_table(levels, codes.device).index_select(0, codes.flatten().int()).view(codes.shape)
 
 
 def _iq4_nl(blocks: Tensor) -> Parts:
-    return Parts(_iq4_levels(blocks[..., 2:]), _half(blocks, 0))
+    return Parts(_nibbles(blocks[..., 2:]), _half(blocks, 0))
 
 
 def _iq4_xs(blocks: Tensor) -> Parts:
@@ -197,21 +198,21 @@ def _iq4_xs(blocks: Tensor) -> Parts:
     high = ((blocks[..., 2:4, None] >> pairs) & 3).flatten(-2)
     low = torch.stack([blocks[..., 4:8] & 15, blocks[..., 4:8] >> 4], -1).flatten(-2)
     scales = (low | (high << 4)).view(torch.int8) - 32
-    return Parts(_iq4_levels(blocks[..., 8:].unflatten(-1, (8, 16))).flatten(-2), scales, d=_half(blocks, 0))
+    return Parts(_nibbles(blocks[..., 8:].unflatten(-1, (8, 16))).flatten(-2), scales, d=_half(blocks, 0))
 
 
 LAYOUTS = {
-    "q4_0": Layout(32, 18, _q4_0, 8, (4,)),
-    "q4_1": Layout(32, 20, _q4_1, 0, (4,)),
-    "q5_0": Layout(32, 22, _q5_0, 16, (4, 1)),
-    "q5_1": Layout(32, 24, _q5_1, 0, (4, 1)),
-    "q8_0": Layout(32, 34, _q8_0, 128, (4, 4)),
-    "iq4_nl": Layout(32, 18, _iq4_nl),
-    "q2_k": Layout(256, 84, _q2_k, 0, (2,)),
-    "q3_k": Layout(256, 110, _q3_k, 4, (2, 1)),
-    "q4_k": Layout(256, 144, _q4_k, 0, (4,)),
-    "q5_k": Layout(256, 176, _q5_k, 0, (4, 1)),
-    "q6_k": Layout(256, 210, _q6_k, 32, (4, 2)),
-    "iq4_xs": Layout(256, 136, _iq4_xs),
+    "q4_0": Layout(32, 18, _q4_0, (4,), 8),
+    "q4_1": Layout(32, 20, _q4_1, (4,)),
+    "q5_0": Layout(32, 22, _q5_0, (4, 1), 16),
+    "q5_1": Layout(32, 24, _q5_1, (4, 1)),
+    "q8_0": Layout(32, 34, _q8_0, (4, 4), 128),
+    "iq4_nl": Layout(32, 18, _iq4_nl, (4,), levels=_IQ4),
+    "q2_k": Layout(256, 84, _q2_k, (2,)),
+    "q3_k": Layout(256, 110, _q3_k, (2, 1), 4),
+    "q4_k": Layout(256, 144, _q4_k, (4,)),
+    "q5_k": Layout(256, 176, _q5_k, (4, 1)),
+    "q6_k": Layout(256, 210, _q6_k, (4, 2), 32),
+    "iq4_xs": Layout(256, 136, _iq4_xs, (4,), levels=_IQ4),
 }
 """By ggml type."""

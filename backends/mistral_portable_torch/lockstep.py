@@ -89,7 +89,11 @@ class _Part:
         self._newest: _Step | None = None
 
     def step(self, plan: StepPlan, inputs: Inputs) -> Mapping[str, NDArray[np.float32]]:
-        return self._program.step(plan, inputs)
+        """The outputs, in the first process."""
+        if self._group.rank == 0:
+            return self._program.step(plan, inputs)
+        self._program.take_part(plan, inputs)
+        return {}
 
     def submit(self, plan: StepPlan, inputs: Inputs, after: int | None) -> "_Step":
         """after: the number of a step."""

@@ -1,6 +1,6 @@
 """Weights on the device: dense matrices, and packed ggml blocks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from math import prod
 from typing import Any, Protocol
 
@@ -41,22 +41,29 @@ class Dense:
     """weight [O, I] in the program's dtype."""
 
     def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
+        self.weight = weight
         self.nbytes = weight.nbytes
+        self.ours: Collection[int] = ()
+        """Numbers of tokens that our kernel multiplies (`faster.choose`); torch's multiplies all others."""
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return linear(x, self._weight, bias)
+        if len(x) not in self.ours:
+            return linear(x, self.weight, bias)
+        from mistral_portable_torch import float_gemv
+
+        out = float_gemv.multiply(x, self.weight)
+        return out if bias is None else out + bias
 
     def rows(self, tokens: Tensor) -> Tensor:
-        return embedding(tokens, self._weight)
+        return embedding(tokens, self.weight)
 
     def one_of(self, index: int, count: int) -> "Dense":
         """Matrix `index` of `count` matrices that are stacked by rows."""
-        return Dense(self._weight.unflatten(0, (count, -1))[index])
+        return Dense(self.weight.unflatten(0, (count, -1))[index])
 
     def some_of(self, indices: Tensor, count: int) -> Tensor:
         """The matrices of the indices [n] among `count` stacked ones, [n, O, I]."""
-        return self._weight.unflatten(0, (count, -1))[indices]
+        return self.weight.unflatten(0, (count, -1))[indices]
 
 
 class Blocks:
@@ -89,7 +96,7 @@ def form(tensor: Stored) -> str:
 def stored_bytes(tensor: Stored, dtype: torch.dtype, device: torch.device, quantize: str | None = None) -> int:
     """Bytes on the device of a program in `dtype`. quantize: the bitsandbytes type of float matrices, if any."""
     if isinstance(tensor, BlockTensor):
-        if has_kernels(tensor.dtype, device):
+        if has_kernels(device):
             return Planes.empty(tensor.dtype, tensor.shape, torch.device("meta")).nbytes
         return tensor.nbytes
     return quantized_bytes(tensor.shape, quantize) if quantize else prod(tensor.shape) * dtype.itemsize
@@ -113,7 +120,7 @@ def read_matrix(
         return quantized(weight, quantize) if quantize else Dense(weight)
     blocks = [part for part in parts if isinstance(part, BlockTensor)]
     shape = sum(part.shape[0] for part in blocks), blocks[0].shape[1]
-    if has_kernels(kind, device):
+    if has_kernels(device):
         return Packed(_planes(blocks, kind, shape, device), dtype)
     packed = torch.empty(shape[0], blocks[0].nbytes // blocks[0].shape[0], dtype=torch.uint8, device=device)
     for target, part in zip(packed.split([part.shape[0] for part in blocks]), blocks, strict=True):

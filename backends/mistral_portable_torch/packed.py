@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from mistral_portable_torch.attempt import Attempt
-from mistral_portable_torch.ggml import LAYOUTS
 from mistral_portable_torch.planes import Planes
 
 __all__ = ["Packed", "has_kernels"]
@@ -63,8 +62,8 @@ def _product(x: Tensor, planes: Planes, bias: Tensor | None) -> Tensor:
 
 
 @cache
-def has_kernels(kind: str, device: torch.device) -> bool:
-    """Whether matrices of ggml's `kind` are repacked into planes on the device; a warning says why they are not."""
+def has_kernels(device: torch.device) -> bool:
+    """Whether ggml blocks are repacked into planes on the device; a warning says why they are not on a GPU."""
     if device.type != "cuda":
         return False
     try:
@@ -75,9 +74,5 @@ def has_kernels(kind: str, device: torch.device) -> bool:
             "pip install triton",
             stacklevel=2,
         )
-        return False
-    if not LAYOUTS[kind].bits:
-        read = ", ".join(name for name, layout in LAYOUTS.items() if layout.bits)
-        warnings.warn(f"{kind} weights are unpacked for every token, which is slow: only {read} are not", stacklevel=2)
         return False
     return True

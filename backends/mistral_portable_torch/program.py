@@ -28,11 +28,12 @@ from mistral_portable_torch.capture import Captured, Record
 from mistral_portable_torch.choosing import Choice, Drawn, Highest
 from mistral_portable_torch.device import Device
 from mistral_portable_torch.elementwise import elementwise
+from mistral_portable_torch.faster import choose
 from mistral_portable_torch.inputs import Layout, pack
 from mistral_portable_torch.launches import Launch, launches
 from mistral_portable_torch.liveness import last_uses
 from mistral_portable_torch.lowering import ATTENTION, EXPOSED, Kernel, Lowering, Step
-from mistral_portable_torch.matrices import Matrix, form, read_matrix, read_vector, stored_bytes
+from mistral_portable_torch.matrices import Dense, Matrix, form, read_matrix, read_vector, stored_bytes
 from mistral_portable_torch.memory import Memory
 from mistral_portable_torch.padding import bucket, padded, replaces_rows
 from mistral_portable_torch.parallel import shard
@@ -103,7 +104,7 @@ class TorchProgram:
         self._last_use: Mapping[str, Sequence[str]] = {}
         self._closed = False
         with self._running(), memory.while_loading():
-            self._lower(weights, quantize, progress)
+            self._lower(weights, quantize, record, group, progress)
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +128,12 @@ class TorchProgram:
             values = self._begin(plan, inputs)
             # A step without requested rows waits for nothing: the host builds the next chunk while it is computed.
             return {name: self._output(name, values.get(name), plan) for name in self._graph.outputs}
+
+    def take_part(self, plan: StepPlan, inputs: Inputs) -> None:
+        """Run a step of several processes whose outputs are read in another one. Raises the errors of `step`."""
+        check_inputs(self._graph, plan, inputs)
+        with self._running(), self._memory.while_stepping():
+            self._begin(plan, inputs)
 
     def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
         with self._running(), self._memory.while_stepping():
@@ -160,6 +167,8 @@ class TorchProgram:
         self,
         weights: Mapping[str, Stored],
         quantize: str | None,
+        record: Record | None,
+        group: Group | None,
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
         """Read the weights one by one, so that the host holds no more than a slice of one that is on the device."""
@@ -205,6 +214,10 @@ class TorchProgram:
             done += sizes[name]
             if progress is not None:
                 progress("weights", done, total)
+        if self._device.kind == "cuda":
+            factors = [matrices[node.inputs[1]] for node in self._graph.nodes if node.op == "linear"]
+            dense = [matrix for matrix in factors if isinstance(matrix, Dense)]
+            choose(dense, record, group)
         plain = elementwise(self._device.kind)
         lowering = Lowering(
             self._spec,

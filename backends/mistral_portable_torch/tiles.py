@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mistral_portable_torch.codes import arguments, constants, weights_of
+from mistral_portable_torch.occupancy import PROGRAMS
 from mistral_portable_torch.planes import GROUP, Planes
 from mistral_portable_torch.products import INTERPRETED, product
 
@@ -21,7 +22,6 @@ DTYPES = (torch.float16, torch.bfloat16)
 
 _ROWS = 64
 _GROUPS = 4
-_PROGRAMS = 256  # two for each multiprocessor of an H100, of which it has 132
 
 
 def multiply(x: Tensor, planes: Planes) -> Tensor:
@@ -31,7 +31,7 @@ def multiply(x: Tensor, planes: Planes) -> Tensor:
     """
     tokens, (rows, inputs) = len(x), planes.shape
     groups, tiles = inputs // GROUP, triton.cdiv(rows, _ROWS)
-    splits = min(triton.cdiv(_PROGRAMS, tiles), triton.cdiv(groups, 4 * _GROUPS))
+    splits = min(triton.cdiv(PROGRAMS, tiles), triton.cdiv(groups, 4 * _GROUPS))
     sums = x.new_empty(splits, tokens, rows, dtype=torch.float32 if splits > 1 else x.dtype)
     _tiles[(tiles, splits)](
         x.contiguous(), *arguments(planes), sums, tokens, rows, groups, **constants(planes),
@@ -43,9 +43,9 @@ def multiply(x: Tensor, planes: Planes) -> Tensor:
 
 @triton.jit(do_not_specialize=["tokens"])
 def _tiles(
-    x, low, high, scales, minima, d, dmin, sums, tokens, rows, groups,
-    LOW: tl.constexpr, HIGH: tl.constexpr, OFFSET: tl.constexpr, HALVES: tl.constexpr, MINIMA: tl.constexpr,
-    PRODUCTS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr,
+    x, low, high, scales, minima, d, dmin, levels, sums, tokens, rows, groups,
+    LOW: tl.constexpr, HIGH: tl.constexpr, OFFSET: tl.constexpr, LEVELS: tl.constexpr, HALVES: tl.constexpr,
+    MINIMA: tl.constexpr, PRODUCTS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     row, token = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS)
@@ -60,8 +60,8 @@ def _tiles(
         # What is beyond the end is multiplied by 0.
         group = start + tl.minimum(first + tl.arange(0, GROUPS), groups - 1)[None, :]
         weights = weights_of(
-            low, high, scales, minima, d, dmin, group.reshape(ROWS * GROUPS),
-            ROWS * GROUPS, LOW, HIGH, OFFSET, HALVES, MINIMA, PRODUCTS,
+            low, high, scales, minima, d, dmin, levels, group.reshape(ROWS * GROUPS),
+            ROWS * GROUPS, LOW, HIGH, OFFSET, LEVELS, HALVES, MINIMA, PRODUCTS,
         )  # fmt: skip
         total = product(weights.to(inputs.dtype).reshape(ROWS, GROUPS * 32), inputs, total, INTERPRETED)
     place = (tl.program_id(1) * tokens + token[None, :]).to(tl.int64) * rows + row[:, None]

@@ -27,14 +27,14 @@ def unpack(planes: Planes, dtype: torch.dtype) -> Tensor:
 
 @triton.jit
 def _unpack(
-    low, high, scales, minima, d, dmin, out, count,
-    LOW: tl.constexpr, HIGH: tl.constexpr, OFFSET: tl.constexpr, HALVES: tl.constexpr, MINIMA: tl.constexpr,
-    PRODUCTS: tl.constexpr, TOGETHER: tl.constexpr,
+    low, high, scales, minima, d, dmin, levels, out, count,
+    LOW: tl.constexpr, HIGH: tl.constexpr, OFFSET: tl.constexpr, LEVELS: tl.constexpr, HALVES: tl.constexpr,
+    MINIMA: tl.constexpr, PRODUCTS: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(0).to(tl.int64) * TOGETHER + tl.arange(0, TOGETHER)
     inside, group = (group < count)[:, None], tl.minimum(group, count - 1)
     weights = weights_of(
-        low, high, scales, minima, d, dmin, group, TOGETHER, LOW, HIGH, OFFSET, HALVES, MINIMA, PRODUCTS
+        low, high, scales, minima, d, dmin, levels, group, TOGETHER, LOW, HIGH, OFFSET, LEVELS, HALVES, MINIMA, PRODUCTS
     )
     at = out + group[:, None] * 32 + tl.arange(0, 32)[None, :]
     tl.store(at, weights.to(out.dtype.element_ty), mask=inside)

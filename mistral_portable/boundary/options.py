@@ -26,7 +26,7 @@ class ExecutorOptions:
     device: where to run, for a backend that has several ("cpu", "cuda:1").
     attention: the attention kernel ("sdpa").
     quantize: one of BACKEND_QUANTIZE, made of float matrices as they are read.
-    tensor_parallel: number of processes that share a model; the first one makes the calls, and others follow it.
+    tensor_parallel: number of processes that share a model; of several the first one makes the calls, others follow it.
     """
 
     dtype: str | None = None
@@ -36,7 +36,7 @@ class ExecutorOptions:
     device: str | None = None
     attention: str | None = None
     quantize: str | None = None
-    tensor_parallel: int | None = None
+    tensor_parallel: int = 1
 
 
 _COMMON = ("dtype", "kv_cache", "progress")
@@ -73,8 +73,8 @@ class Capabilities:
                 f"kv_cache={options.kv_cache!r}: it keeps keys and values in {', '.join(caches)}{beside}; "
                 "choose one, or leave the option out"
             )
-        for name in (own.name for own in fields(options)):
-            value = getattr(options, name)
-            if value is not None and name not in _COMMON and name not in self.options:
-                return f"{name}={value!r}: it has no such choice; leave the option out, or choose another backend"
+        for own in fields(options):
+            value = getattr(options, own.name)
+            if value != own.default and own.name not in (*_COMMON, *self.options):
+                return f"{own.name}={value!r}: it has no such choice; leave the option out, or choose another backend"
         return None

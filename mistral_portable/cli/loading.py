@@ -38,7 +38,8 @@ def loader(
     """Return what calls `mistral_portable.load` with the values of the options; its warnings become notes on stderr.
 
     Of several processes that share a model only the first one returns from here: call it before stdin is read, a port
-    taken or a file written. The others load their parts now, silently, and follow the first one to its end.
+    taken or a file written. The others load their parts now, and follow the first one to its end; all that they say are
+    warnings of their executor.
 
     by_name: whether calls have adapters that they name, and no others; else all have those of the options. watch:
     called with all that is reported, too.
@@ -54,7 +55,7 @@ def loader(
     }
     if by_name:
         arguments["adapter"] = None
-    if options.tensor_parallel not in (None, 1) and os.environ.get("RANK", "0") != "0":
+    if (options.tensor_parallel or 1) > 1 and os.environ.get("RANK", "0") != "0":
         _follow(arguments)
 
     def load_here() -> Model:
@@ -71,12 +72,29 @@ def loader(
 
 
 def _follow(arguments: Mapping[str, Any]) -> None:
-    """Load a model that another process drives. Raises SystemExit when that one ends, and the errors of `load`."""
+    """Load a model that another process drives. Raises SystemExit when that one ends, and the errors of `load`.
+
+    Of warnings, those of an executor become notes, as they are of this process's device; all others the first process
+    has, too.
+    """
+    rank, stderr = os.environ["RANK"], sys.stderr
+
+    def say(message: Warning | str, *where: object, **more: object) -> None:
+        print(f"note: process {rank}: {one_line(str(message))}", file=stderr, flush=True)
+
     try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        with (
+            open(os.devnull, "w") as nowhere,
+            redirect_stdout(nowhere),
+            redirect_stderr(nowhere),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", module=r"mistral_portable_\w+\.")
+            warnings.showwarning = say
             load(**arguments)
     except MistralPortableError as error:
-        raise type(error)(f"process {os.environ['RANK']} of those that torchrun has started: {error}") from error
+        raise type(error)(f"process {rank} of those that torchrun has started: {error}") from error
 
 
 def open_model(model: str, revision: str | None, quantize: str | None = None) -> Checkpoint:

@@ -35,7 +35,7 @@ class ReplicaOptions:
         from mistral_portable.clusters import check_address
 
         check_address(options.ray)
-        if options.tensor_parallel is not None:
+        if (options.tensor_parallel or 1) > 1:
             raise InputError("--tensor-parallel does not go with --ray: a replica is one process")
         if options.threads is not None:
             raise InputError("--threads does not go with --ray: give --threads-per-replica")

@@ -69,8 +69,9 @@ def load(
     kv_cache: the type of cached keys and values ("float32", "float16", "q8_0"); the executor's choice if None.
     device, attention: where the torch executor runs ("cuda", "cuda:1", "mps", "cpu") and its attention kernel
     ("triton", "flash_attn", "varlen", "flex", "sdpa", "eager"); the best one if None.
-    tensor_parallel: number of processes, started by torchrun, that share the model on the torch executor. Only the
-    first one returns; the others follow it until it closes the model or ends, and raise SystemExit then.
+    tensor_parallel: number of processes, started by torchrun, that share the model on the torch executor. 1 or None:
+    this one alone. Of several only the first one returns; the others follow it until it closes the model or ends, and
+    raise SystemExit then.
     stages: number of processes that each have a part of the layers, with their weights and cache (docs/scaling.md);
     scripts then need `if __name__ == "__main__":`. They take turns with all CPUs, or, if `threads` are given, those of
     each, work on several sequences at a time. ray: the address of a Ray cluster that runs the stages, in actors, at the
@@ -109,6 +110,7 @@ def load(
     ):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise InputError(f"{name}={value!r} must be an integer from {least} on")
+    processes = tensor_parallel or 1
     if progress is not None and not callable(progress):
         raise InputError(f"progress={progress!r:.40} must be a function of (what, done, total)")
     own, blocks = (quantize, None) if quantize in BACKEND_QUANTIZE else (None, quantize)
@@ -120,18 +122,18 @@ def load(
         device=device,
         attention=attention,
         quantize=own,
-        tensor_parallel=tensor_parallel,
+        tensor_parallel=processes,
     )
     check_options(chosen, options)
     if not isinstance(embeddings, bool):
         raise InputError(f"embeddings={embeddings!r:.40} must be True or False")
     if not isinstance(draft, str | Path | Model):
         raise InputError(f'draft={draft!r:.40} must be "auto", "suffix", "off" or a model')
-    if draft not in ("auto", "suffix", "off") and tensor_parallel is not None:
+    if draft not in ("auto", "suffix", "off") and processes > 1:
         raise InputError(f"draft={str(draft)!r:.40} does not go with tensor_parallel: say 'suffix', or leave it out")
-    if adapters and tensor_parallel is not None:
+    if adapters and processes > 1:
         raise InputError("adapters and tensor_parallel do not go together: leave out one of them, or merge the adapter")
-    if stages is not None and tensor_parallel is not None:
+    if stages is not None and processes > 1:
         raise InputError("stages and tensor_parallel do not go together: leave out one of them")
     if ray is not None and stages is None:
         raise InputError(f"ray={ray!r:.60} is where stages run: give stages, too, the number of them")

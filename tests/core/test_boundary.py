@@ -98,8 +98,12 @@ def test_every_option_is_common_or_declared() -> None:
     bare = Capabilities(dtypes={"float32": ("float32",)})
     values: dict[str, Any] = {"dtype": "float32", "kv_cache": "float32", "progress": print}
     for name in ExecutorOptions.__dataclass_fields__:
-        refusal = bare.refusal(ExecutorOptions(**{name: values.get(name, 1)}))
+        refusal = bare.refusal(ExecutorOptions(**{name: values.get(name, 2)}))
         assert (refusal is None) is (name in values)
+
+
+def test_one_process_is_what_every_backend_has() -> None:
+    assert Capabilities(dtypes={"float32": ("float32",)}).refusal(ExecutorOptions(tensor_parallel=1)) is None
 
 
 def test_options_are_by_keyword() -> None:

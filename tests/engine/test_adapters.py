@@ -214,6 +214,11 @@ def test_choices_that_cannot_be_had(model: Model, choice: Any, message: str) -> 
     assert model.manager.lanes == ()
 
 
+def test_one_process_goes_with_all_that_several_do_not(paths: Paths) -> None:
+    with mp.load("tiny", backend="reference", tensor_parallel=1, adapters=paths, draft="tiny") as model:
+        assert model.generate([1], max_tokens=2).tokens
+
+
 def test_loads_that_cannot_be_had(paths: Paths) -> None:
     with mp.load("tiny", backend="reference") as model, pytest.raises(InputError, match=r"give load\(..., adapters="):
         model.generate([1], adapter="first")
@@ -223,4 +228,4 @@ def test_loads_that_cannot_be_had(paths: Paths) -> None:
     with pytest.raises(CheckpointError, match="no such file or folder"):
         mp.load("tiny", adapters={"a": "x" * 5000})
     with pytest.raises(InputError, match="adapters and tensor_parallel do not go together"):
-        mp.load("tiny", backend="torch", tensor_parallel=1, adapters=paths)
+        mp.load("tiny", backend="torch", tensor_parallel=2, adapters=paths)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from triton_process import run_checks
 
 from tools.mac import mac_stages
 from tools.on_cuda import PACKAGES, declare, mlx_stages, torch_stages
@@ -110,6 +111,17 @@ def test_backends_are_found_where_the_project_is_not_installed(tmp_path: Path) -
     assert (found.name, found.version) == ("mistral-portable", installed.version)
     assert {entry.name for entry in found.entry_points} == {"jax", "mlx", "numba", "torch"}
     assert all(entry.group == "mistral_portable.backends" for entry in found.entry_points)
+
+
+def test_checks_of_kernels_find_what_a_bare_machine_has_by_path_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "only_there.py").touch()
+    (tmp_path / "checks.py").write_text("import only_there, triton_process")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    run_checks(str(tmp_path / "checks.py"))
 
 
 def test_packages_of_a_bare_machine_are_the_library_s_and_the_tests_own() -> None:

@@ -12,7 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mistral_portable_torch import program
 from mistral_portable_torch.lockstep import LeadingAsynchronousProgram
+from mistral_portable_torch.transfer import HostCopy
 from program_sessions import ProgramSession
 from torch_processes import Member, ParallelBackend
 from torch_sessions import CONFIG, Session, text
@@ -93,6 +95,22 @@ def test_a_step_follows_the_newest_one_alone() -> None:
     with pytest.raises(InputError, match="after is a str: give a step that this program has begun"):
         session.program.submit(plan, after=cast(Any, "older"))
     assert session.program.submit(plan, after=newest).tokens().shape == (1,)
+
+
+def test_logits_are_copied_from_the_device_in_the_first_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[threading.Thread] = []
+
+    class Counted(HostCopy):
+        def __init__(self, tensor: torch.Tensor) -> None:
+            copied.append(threading.current_thread())
+            super().__init__(tensor)
+
+    monkeypatch.setattr(program, "HostCopy", Counted)
+    session = Shared()
+    lane = session.begin(text(5))[0]
+    session.feed(lane, [1])
+    assert len(copied) == 2
+    assert session.backend.threads[0] not in copied
 
 
 def test_saved_lanes_are_those_of_one_process() -> None:

@@ -1,12 +1,17 @@
 """Memory of the torch executor: pools, their growth, and what happens where it runs out."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mistral_portable_torch import matrices, packed
+from mistral_portable_torch.attempt import Attempt
 from mistral_portable_torch.matrices import stored_bytes
+from mistral_portable_torch.memory import Memory
+from mistral_portable_torch.planes import Planes
 from torch_memory import Held, least_memory
 from torch_sessions import CONFIG, PagedBackend, Repeated, Session, alone, text
 
@@ -15,6 +20,7 @@ from mistral_portable.graph import build
 from mistral_portable.testing import random_weights
 
 WIDE = CONFIG.with_window(2000)
+WIDER = replace(CONFIG, hidden_size=256, intermediate_size=512, num_hidden_layers=2)
 
 
 def test_pools_stop_growing_once_the_window_is_full() -> None:
@@ -166,7 +172,7 @@ def test_steps_are_recorded_again_after_memory_ran_out_while_pools_grew(monkeypa
 @pytest.mark.parametrize("tokens", [3, 40, 200])
 def test_a_step_is_refused_unless_what_it_takes_is_there(options: dict[str, Any], dtype: str, tokens: int) -> None:
     """The scratch that must be free is no less than what an allocator counts, and at most four times as much."""
-    config = replace(CONFIG, hidden_size=256, intermediate_size=512, num_hidden_layers=options.get("layers", 2))
+    config = replace(WIDER, num_hidden_layers=options.get("layers", 2))
     if experts := options.get("experts"):
         config = replace(config, num_local_experts=experts, num_experts_per_tok=2)
     weights = random_weights(build(config), 0, options.get("quantization"))
@@ -184,10 +190,50 @@ def test_a_step_is_refused_unless_what_it_takes_is_there(options: dict[str, Any]
         return session
 
     session = begun(None)
+    counted = counted_again(session, tokens)
     stored = sum(stored_bytes(tensor, getattr(torch, dtype), torch.device("cpu")) for tensor in weights.values())
     exact = -(-tokens // 16) * 16 * session.program.slot_bytes(0)
-    session.manager.rollback(0, 0)  # pools have grown
-    with Held() as held:
-        session.feed(0, text(tokens))
     scratch = least_memory(begun, 10**8) - stored - exact
-    assert held.most <= scratch <= 4 * held.most
+    assert counted <= scratch <= 4 * counted
+
+
+@pytest.mark.parametrize(("quantization", "dtype"), [("q4_0", "bfloat16"), ("q8_0", "float32")])
+@pytest.mark.parametrize("tokens", [3, 40, 200])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_scratch_of_repacked_weights_is_known(
+    quantization: str, dtype: str, tokens: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where kernels cannot be compiled, planes are unpacked by torch's operations, for which scratch is asked. Kernels
+    take less of it, and how much follows from the number of tokens."""
+    asked: list[int] = []
+    monkeypatch.setattr(Memory, "require_step", lambda self, scratch, more, tokens: asked.append(scratch))
+    monkeypatch.setattr(matrices, "has_kernels", lambda device: True)
+    monkeypatch.setattr(packed, "_product", product if compiled else not_compiled)
+    monkeypatch.setattr(packed, "_COMPILED", Attempt("quantized weights are unpacked for every token"))
+    session = Session(WIDER, dtype=dtype, max_chunk=tokens, weights=random_weights(build(WIDER), 0, quantization))
+    with nullcontext() if compiled else pytest.warns(UserWarning, match="cannot be compiled"):
+        session.begin(text(tokens))
+    counted = counted_again(session, tokens)
+    assert counted <= asked[0]
+    assert compiled or asked[0] <= 4 * counted
+
+
+def product(x: torch.Tensor, planes: Planes, bias: torch.Tensor | None) -> torch.Tensor:
+    """Stands for `packed._product`, with the memory of its kernels: for some tokens two partial sums, for many an
+    unpacked matrix."""
+    if len(x) <= 64:
+        return x.new_zeros(2, len(x), planes.shape[0], dtype=torch.float32).sum(0).to(x.dtype)
+    return x @ torch.zeros(planes.shape, dtype=x.dtype).T
+
+
+def not_compiled(x: torch.Tensor, planes: Planes, bias: torch.Tensor | None) -> torch.Tensor:
+    raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+
+
+def counted_again(session: Session, tokens: int) -> int:
+    """The bytes that an allocator counts in a step of a text that was read before, for which pools have grown."""
+    session.manager.rollback(0, 0)
+    held = Held()
+    with held:
+        session.feed(0, text(tokens))
+    return held.most

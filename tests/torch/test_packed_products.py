@@ -54,7 +54,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, f"mistral_portable_torch.{name}", module)
         monkeypatch.setattr(f"mistral_portable_torch.{name}", module, raising=False)
-    monkeypatch.setattr(matrices, "has_kernels", lambda kind, device: True)
+    monkeypatch.setattr(matrices, "has_kernels", lambda device: True)
     monkeypatch.setattr(packed, "_COMPILED", Attempt("quantized weights are unpacked for every token, which is slow"))
     monkeypatch.setattr(packed, "_TILES", Attempt("weights are unpacked for every 5 to 64 tokens, which is slow"))
     return made
@@ -126,12 +126,11 @@ def test_blocks_stay_as_they_are_on_a_cpu() -> None:
     assert isinstance(read_matrix([STORED], torch.float32, CPU), Blocks)
 
 
-def test_types_without_kernels_are_named_and_those_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_repacked_where_triton_is(monkeypatch: pytest.MonkeyPatch) -> None:
     has_kernels.cache_clear()
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace())
-    with pytest.warns(UserWarning, match=r"iq4_xs weights are unpacked .*: only q4_0, q4_1, .*, q6_k are not"):
-        assert not has_kernels("iq4_xs", CUDA)
-    assert has_kernels("q4_k", CUDA)
+    assert has_kernels(CUDA)
+    assert not has_kernels(CPU)
     has_kernels.cache_clear()
 
 
@@ -139,5 +138,5 @@ def test_triton_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     has_kernels.cache_clear()
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.warns(UserWarning, match=r"because Triton is missing .*: pip install triton"):
-        assert not has_kernels("q4_0", CUDA)
+        assert not has_kernels(CUDA)
     has_kernels.cache_clear()

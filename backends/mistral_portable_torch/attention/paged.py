@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from mistral_portable_torch.attention.kernel import Attention, Planned, Sizes
+from mistral_portable_torch.occupancy import PROGRAMS
 from mistral_portable_torch.reads import GroupReads, Integers
 
 __all__ = ["Paged", "splits_of"]
 
-_PROGRAMS = 256  # two for each multiprocessor of an H100, of which it has 132
 _LEAST, _MOST = 64, 1024  # keys of a split: fewer are not worth a program, more make a long text's program the last one
 
 
@@ -70,5 +70,5 @@ def splits_of(sequences: int, groups: int, slots: int) -> int:
 
     Example, 8 key/value heads: one sequence of 4,096 slots is read in 32 parts of 128; 32 of them, in 4 each of 1,024.
     """
-    wanted = max(-(-_PROGRAMS // (sequences * groups)), -(-slots // _MOST))
+    wanted = max(-(-PROGRAMS // (sequences * groups)), -(-slots // _MOST))
     return 1 << (min(wanted, -(-slots // _LEAST)) - 1).bit_length()
