@@ -12,7 +12,8 @@ from mistral_portable_numba.backend import NumbaBackend
 from mistral_portable_numba.compiler import isa as isas
 from mistral_portable_numba.compiler.amx_probe import amx_works
 from mistral_portable_numba.compiler.chosen import chosen_isa, lacking
-from mistral_portable_numba.compiler.isa import ISAS, host_isa
+from mistral_portable_numba.compiler.host import host_isa
+from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.objects import default_folder
 
 import mistral_portable as mp

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mistral_portable_numba.compiler import objects
-from mistral_portable_numba.compiler.isa import host_isa
+from mistral_portable_numba.compiler.host import host_isa
 from mistral_portable_numba.compiler.objects import VERSIONS, LoadedKernels, default_folder, digest, object_path
 from mistral_portable_numba.kernels.registry import MODULES
 
@@ -221,7 +221,7 @@ def test_objects_in_a_read_only_folder_are_used(
 
 LOAD = """
 import sys, pathlib, time
-from mistral_portable_numba.compiler.isa import host_isa
+from mistral_portable_numba.compiler.host import host_isa
 from mistral_portable_numba.compiler.objects import LoadedKernels
 def progress(what, done, total):
     if total == 1 and what.startswith("waiting"):
@@ -405,7 +405,7 @@ def test_code_loads_in_a_fragmented_address_space() -> None:
     """Large weights occupy addresses near the code; its sections must still lie within 2 GiB of each other."""
     program = """
 import mmap
-from mistral_portable_numba.compiler.isa import host_isa
+from mistral_portable_numba.compiler.host import host_isa
 from mistral_portable_numba.compiler.objects import LoadedKernels, default_folder
 held = []
 for turn in range(60):

@@ -18,7 +18,8 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from mistral_portable_numba.compiler.children import child_environment
-from mistral_portable_numba.compiler.isa import ISAS, host_features
+from mistral_portable_numba.compiler.host import host_features
+from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.objects import write_whole
 from mistral_portable_numba.compiler.toolchain import object_file
 from mistral_portable_numba.layouts import tile_sizes

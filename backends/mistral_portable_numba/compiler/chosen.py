@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mistral_portable.errors import BackendError
 from mistral_portable_numba.compiler.amx_probe import amx_works
-from mistral_portable_numba.compiler.isa import ISAS, Isa, host_features, host_isa
+from mistral_portable_numba.compiler.host import host_features, host_isa
+from mistral_portable_numba.compiler.isa import ISAS, Isa
 from mistral_portable_numba.compiler.objects import default_folder
 
 __all__ = ["VARIABLE", "chosen_isa", "lacking"]
