@@ -49,7 +49,9 @@ def run_batch(
     lines = _requests(source, target)
     counts = {True: 0, False: 0}
     with source.open("rb") as requests, closing(AnswerFile(target, lines.keys())) as out:
-        waiting = sorted((lines[name] for name in lines.keys() - out.done), key=lambda line: (line.beginning, line.offset))
+        waiting = sorted(
+            (lines[name] for name in lines.keys() - out.done), key=lambda line: (line.beginning, line.offset)
+        )
         before = len(out.done)
         with closing(answer_lines(model, (_request_at(requests, line.offset) for line in waiting))) as answers:
             for made, text in answers:
