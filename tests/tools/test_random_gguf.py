@@ -64,8 +64,14 @@ def test_families_have_their_shape(name: str, tmp_path: Path) -> None:
     # The config that is written, in a file that is small: one narrow layer, and 512 tokens, as tekken's 131,072 take
     # two seconds to write and to read. That the vocabulary fits the tokenizer is below.
     layers = len(family.config.sliding_window) if isinstance(family.config.sliding_window, tuple) else 1
-    narrow = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": layers, "head_dim": 2}
-    config = replace(family.config, **narrow, vocab_size=512)
+    config = replace(
+        family.config,
+        vocab_size=512,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        head_dim=2,
+    )
     path = tmp_path / "model.gguf"
     write(path, Family(config, TOKENIZER), "Q8_0")
     assert open_checkpoint(path).config == config
