@@ -16,9 +16,11 @@ from mistral_portable_numba.compiler.objects import default_folder, digest
 from mistral_portable_numba.compiler.toolchain import assembly, lower, object_file
 from mistral_portable_numba.kernels.registry import kernel, needs_isa
 
-__all__ = ["NEON", "apple_listing", "arm_object", "kernel_ir", "linux_listing"]
+__all__ = ["NEON", "TILED", "apple_listing", "arm_object", "kernel_ir", "linux_listing"]
 
 NEON = ISAS["neon_dotprod"]
+TILED = frozenset({"tiled_bfloat16"})
+"""The kernels for AMX alone (`Isa.tiles`)."""
 _DAY = 24 * 3600
 
 

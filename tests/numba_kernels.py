@@ -23,10 +23,10 @@ from mistral_portable_numba.compiler.objects import (
     write_object,
 )
 from mistral_portable_numba.compiler.toolchain import lower, object_file
-from mistral_portable_numba.kernels.registry import MODULES, TILED
+from mistral_portable_numba.kernels.registry import MODULES
 from mistral_portable_numba.layouts import TOKEN_GROUP, round_up
 from mistral_portable_numba.tape import bits
-from numba_ir import kernel_ir
+from numba_ir import TILED, kernel_ir
 from numpy.typing import NDArray
 
 __all__ = ["EVERY_ISA", "NEEDS_AMX", "Argument", "Memory", "at", "compile_everywhere", "is_blank", "product_kernels"]

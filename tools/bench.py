@@ -38,6 +38,7 @@ from tools.bench_llama_bench import LlamaBench
 from tools.bench_process import one_token, one_token_command
 from tools.bench_report import machine, markdown, record, versions
 from tools.bench_roofline import LIMITS, Work, kernels
+from tools.positive import positive
 
 OURS = "mistral_portable"
 _ALL = ("process", *STANDARD, "kernels")
@@ -156,7 +157,7 @@ def main() -> None:
     parser.add_argument("--dtype", help="dtype of this library's arithmetic; default: the backend's choice")
     parser.add_argument("--device", help="device of the torch backend and of the peer transformers, such as cuda")
     parser.add_argument("--isa", help="instruction set of the numba backend, such as avx2; default: the machine's best")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all CPUs, for MLX its own choice")
+    parser.add_argument("--threads", type=positive, help="CPU threads; default: all CPUs, for MLX its own choice")
     parser.add_argument(
         "--quantize",
         choices=["none", "q4_0"],
@@ -164,8 +165,8 @@ def main() -> None:
         default=[],
         help="quantize on reading; given several times: one comparison for each",
     )
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=32, help="tokens to decode in one repetition")
+    parser.add_argument("--repeat", type=positive, default=5)
+    parser.add_argument("--tokens", type=positive, default=32, help="tokens to decode in one repetition")
     parser.add_argument(
         "--record",
         metavar="TITLE",

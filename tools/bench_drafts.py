@@ -32,6 +32,7 @@ from mistral_portable.engine.model_drafting import ModelDrafting
 from mistral_portable.engine.request import Completion
 from mistral_portable.engine.suffix_drafting import SuffixDrafting
 from mistral_portable.tokenizer import Tokenizer
+from tools.positive import positive
 
 __all__ = ["Lookup", "Trace"]
 
@@ -230,8 +231,8 @@ def main() -> None:
     parser.add_argument("--edit", nargs=2, type=Path, metavar=("BEFORE", "AFTER"))
     parser.add_argument("--draft", metavar="SMALL.gguf")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg")
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--repeat", type=positive, default=3)
+    parser.add_argument("--threads", type=positive)
     args = parser.parse_args()
     model = mp.load(args.model, backend="numba", threads=args.threads, draft="off")
     size = model.config.vocab_size

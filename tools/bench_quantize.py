@@ -17,6 +17,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from mistral_portable.quantization import MIXTURES
+from tools.positive import positive
 
 _TAIL = """
 import resource
@@ -66,8 +67,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare quantize with llama.cpp's quantizer.")
     parser.add_argument("source", type=Path)
     parser.add_argument("--type", choices=MIXTURES, default="q4_k_m")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--repeat", type=positive, default=5)
     args = parser.parse_args()
     run(_OURS, args.source, args.type, args.threads)
     pairs = []

@@ -16,6 +16,7 @@ import numpy as np
 
 from mistral_portable.bench import Spread
 from mistral_portable.sampling import Sampler, SamplingParams, sample_rows
+from tools.positive import positive
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "greedy": {"temperature": 0},
@@ -71,8 +72,8 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench_sampler", description="Measure the sampler.")
     parser.add_argument("--vocab", type=int, default=131072)
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--repeat", type=int, default=30)
+    parser.add_argument("--rows", type=positive, default=16)
+    parser.add_argument("--repeat", type=positive, default=30)
     args = parser.parse_args()
     print(table(args.vocab, args.rows, args.repeat))
 

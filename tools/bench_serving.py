@@ -40,6 +40,7 @@ from tools.bench_our_server import OurServer
 from tools.bench_play import Reply, Trace, play
 from tools.bench_report import machine, markdown, record, versions
 from tools.bench_scenarios import Figures, Scenario, scenarios
+from tools.positive import positive
 
 __all__ = ["HTTP", "OURS", "PEER", "compare"]
 
@@ -144,10 +145,10 @@ def main() -> None:
     parser.add_argument("--llama-server", metavar="PATH", help="llama.cpp's server, to compare with")
     parser.add_argument("--http", action="store_true", help="also ask this library over HTTP, by its own server")
     parser.add_argument("--backend", default="numba")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads; default: all CPUs")
-    parser.add_argument("--requests", type=int, default=24, help="requests of the mix")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="CPU threads; default: all CPUs")
+    parser.add_argument("--requests", type=positive, default=24, help="requests of the mix")
     parser.add_argument("--rate", type=float, default=0.2, help="requests of the mix that arrive in a second")
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=positive, default=5)
     parser.add_argument(
         "--record",
         metavar="TITLE",

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import mistral_portable as mp
+from tools.positive import positive
 
 _PROMPT, _ANSWER = 16, 24  # tokens
 
@@ -39,10 +40,10 @@ def main() -> None:
     """Print a line for each number of sequences."""
     parser = argparse.ArgumentParser(description="Measure a model in stages beside the whole one.")
     parser.add_argument("model")
-    parser.add_argument("--stages", type=int, default=2)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 16])
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--stages", type=positive, default=2)
+    parser.add_argument("--threads", type=positive)
+    parser.add_argument("--sequences", type=positive, nargs="+", default=[1, 8, 16])
+    parser.add_argument("--repeat", type=positive, default=5)
     args = parser.parse_args()
     draw = random.Random(0)
     with (

@@ -18,6 +18,7 @@ from mistral_portable_torch.reads import GroupReads
 
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, LayerGroup
 from tools.bench_report import DOCS
+from tools.positive import positive
 
 __all__ = ["attention_seconds", "copy_bandwidth", "draw", "matmul_peak"]
 
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help="default: the best one")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--window", type=int, default=4096)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384, 32768])
+    parser.add_argument("--lengths", type=positive, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384, 32768])
     parser.add_argument("--out", type=Path, default=DOCS, help="folder for attention.svg and attention.json")
     args = parser.parse_args(arguments)
     device = find_device(args.device)

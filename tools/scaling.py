@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mistral_portable.scaling.answers import AnswerFile
+from mistral_portable.openai.answer_file import AnswerFile
 from mistral_portable.scaling.pieces import piece_size
 
 

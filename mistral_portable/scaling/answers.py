@@ -9,36 +9,12 @@ from io import BytesIO
 from pathlib import Path
 
 from mistral_portable.errors import InputError
-from mistral_portable.openai.batch import check_target, read_answers
+from mistral_portable.openai.answer_file import AnswerFile, read_answers
 from mistral_portable.scaling.places import Place
 
-__all__ = ["AnswerFile", "AnswerFolder", "answers_at"]
+__all__ = ["AnswerFolder", "answers_at"]
 
 _LINES = 1000  # of a file in a folder
-
-
-class AnswerFile:
-    """A file on this machine, which lines are appended to. One that was cut off, as the process died, is removed."""
-
-    def __init__(self, path: Path, known: Set[str]) -> None:
-        """known: custom_ids of all requests. Raises InputError if the file holds anything but answers to them."""
-        check_target(path)
-        self.done: Set[str] = set()
-        end = 0
-        if path.exists():
-            with path.open("rb") as file:
-                self.done, end = read_answers(file, str(path), known)
-        self._file = path.open("ab")
-        self._file.truncate(end)
-
-    def add(self, line: bytes) -> None:
-        """Append a line."""
-        self._file.write(line)
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 class AnswerFolder:

@@ -13,9 +13,10 @@ import pyarrow as pa
 from mistral_portable.clusters import connect
 from mistral_portable.engine import load
 from mistral_portable.errors import BackendError, InputError, MistralPortableError
+from mistral_portable.openai.answer_file import AnswerFile
 from mistral_portable.openai.batch import BatchResult
 from mistral_portable.openai.batch_lines import answer_lines, beginning, check_request
-from mistral_portable.scaling.answers import AnswerFile, AnswerFolder, answers_at
+from mistral_portable.scaling.answers import AnswerFolder, answers_at
 from mistral_portable.scaling.pieces import cut, piece_size
 from mistral_portable.scaling.places import Place, request_files, requests_in
 

@@ -1,13 +1,15 @@
 """Full disks, dangling links, files of nothing or of something else: one line each; and what lasts, off a terminal."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from cli.processes import COMMAND, invoke
+from cli.processes import COMMAND, compile_kernels, invoke
+from mistral_portable_numba.compiler.objects import default_folder
 
 from mistral_portable.cli import loading
 
@@ -89,16 +91,20 @@ def test_what_lasts_is_a_line_and_what_does_not_is_none(
 
 @NOT_POSIX
 def test_a_cache_that_takes_nothing_is_a_note(tmp_path: Path) -> None:
-    """The kernels are compiled, whatever becomes of them."""
-    (tmp_path / "file").write_text("in the way")
-    environment = {**os.environ, "MISTRAL_PORTABLE_CACHE": str(tmp_path / "file")}
+    """A kernel that is missing is compiled, whatever becomes of it: here a folder is in the way of its file. Other
+    things that stand in the way are in `tests/numba/test_objects.py`."""
+    compile_kernels()
+    shutil.copytree(default_folder() / "kernels", tmp_path / "kernels", ignore=shutil.ignore_patterns(".lock"))
+    for one in tmp_path.glob("kernels/*/add-*.o"):
+        one.unlink()
+        one.mkdir()
     done = subprocess.run(
         [*COMMAND, "run", "Once", "-n", "2", "--backend", "numba"],
-        env=environment,
+        env={**os.environ, "MISTRAL_PORTABLE_CACHE": str(tmp_path)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=300,
     )
     assert (done.returncode, done.stdout[:4]) == (0, b"Once")
     *_, last = done.stderr.decode().splitlines()
-    assert last.startswith(f"note: compiled kernels cannot be kept in {tmp_path / 'file'} (Not a directory)")
+    assert last.startswith(f"note: compiled kernels cannot be kept in {tmp_path} (Is a directory)")

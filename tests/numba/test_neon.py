@@ -9,9 +9,9 @@ import pytest
 from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.compiler.simd.load_store import load_f32, store_f16
 from mistral_portable_numba.compiler.toolchain import assembly, lower
-from mistral_portable_numba.kernels.registry import MODULES, TILED
+from mistral_portable_numba.kernels.registry import MODULES
 from mistral_portable_numba.layouts import BLOCKS
-from numba_ir import NEON, apple_listing, arm_object
+from numba_ir import NEON, TILED, apple_listing, arm_object
 
 TABLES = ("iq4_nl", "iq4_xs")
 INSTRUCTIONS: dict[str, set[str]] = {

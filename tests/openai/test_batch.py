@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mistral_portable as mp
-from mistral_portable.errors import InputError
+from mistral_portable.errors import InputError, MistralPortableError
 from mistral_portable.openai import run_batch
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -210,3 +211,26 @@ def test_files_that_cannot_be_used(model: mp.Model, files: tuple[Path, Path]) ->
     source.write_bytes(b"\xff\n")
     with pytest.raises(InputError, match=r"in\.jsonl line 1: no JSON"):
         run_batch(model, source, target)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_answers_that_cannot_be_written_end_it(model: mp.Model, files: tuple[Path, Path]) -> None:
+    source, _ = files
+    write(source, [line("a", {"prompt": "Once"})])
+    with pytest.raises(MistralPortableError, match="/dev/full: cannot be written: No space left on device"):
+        run_batch(model, source, Path("/dev/full"))
+    assert model.manager.lanes == ()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes(model: mp.Model, files: tuple[Path, Path]) -> None:
+    """Answers go into one, and what it held before is not asked for; requests are read twice, so they need a file."""
+    source, target = files
+    write(source, [line("a", {"prompt": "Once"}), line("b", {"prompt": "One"})])
+    os.mkfifo(target)
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(target.read_text)
+        assert run_batch(model, source, target).answered == 2
+        assert {json.loads(one)["custom_id"] for one in reader.result(60).splitlines()} == {"a", "b"}
+    with pytest.raises(InputError, match=r"out\.jsonl: a pipe cannot be read twice"):
+        run_batch(model, target, source)

@@ -17,6 +17,7 @@ import pytest
 from cli.processes import COMMAND
 
 import mistral_portable as mp
+from mistral_portable.clusters import connect
 from mistral_portable.errors import BackendError
 from mistral_portable.openai import BatchResult, run_batch
 
@@ -105,14 +106,15 @@ def test_it_goes_on_and_says_what_is_wrong(tmp_path: Path) -> None:
             str(source), str(target), options, address="local", replicas=2, progress=lambda *what: seen.append(what)
         )
 
-    result = run(target)
-    assert (result.answered, result.failed, result.before) == (14, 0, 10)
-    assert seen[-1] == ("requests", 24, 24)
-    assert read(list(target.glob("*.jsonl"))) == expected
+    with connect("local", cpus=2):  # one Ray for both, which takes seconds to start
+        result = run(target)
+        assert (result.answered, result.failed, result.before) == (14, 0, 10)
+        assert seen[-1] == ("requests", 24, 24)
+        assert read(list(target.glob("*.jsonl"))) == expected
 
-    options["model"] = str(tmp_path / "no-model.gguf")
-    with pytest.raises(BackendError, match=r"a replica on .*no-model\.gguf"):
-        run(tmp_path / "other.jsonl")
+        options["model"] = str(tmp_path / "no-model.gguf")
+        with pytest.raises(BackendError, match=r"a replica on .*no-model\.gguf"):
+            run(tmp_path / "other.jsonl")
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds Ray's workers in /proc")

@@ -11,7 +11,7 @@ import pytest
 from mistral_portable.bench import Engine, Spread, measure, parse, prepare
 from mistral_portable.boundary.registry import select
 from mistral_portable.errors import InputError
-from tools.bench import OURS, compare
+from tools.bench import OURS, compare, main
 from tools.bench_engines import Setup, Worker
 from tools.bench_generate import generated_per_second, temperature_of
 from tools.bench_process import one_token
@@ -59,6 +59,18 @@ def test_a_worker_loads_once_and_passes_errors_on() -> None:
         assert worker.run(measure, measurement, 1) > 0
         with pytest.raises(Exception, match="lanes"):
             worker.run(prepare, parse("batch:3", 1), 1)
+
+
+@pytest.mark.parametrize("words", ["--repeat 0", "--threads -1", "--tokens many"])
+def test_counts_below_1_are_refused(
+    words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    option, value = words.split()
+    monkeypatch.setattr("sys.argv", ["bench", "tiny", option, value])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err.endswith(f"argument {option}: '{value}' is not an integer >= 1\n")
 
 
 def test_texts_that_cannot_be_measured_are_named() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.layouts import BLOCKS, KV_DTYPES
 
-__all__ = ["MODULES", "TILED", "AnyIsa", "Factory", "kernel", "needs_isa"]
+__all__ = ["MODULES", "AnyIsa", "Factory", "kernel", "needs_isa"]
 
 Factory = Callable[[Isa], Any]
 """Called with an instruction set, of which only its fields from `tokens` on count; returns the kernel."""
@@ -31,9 +31,6 @@ MODULES: Mapping[str, str] = {
     **dict.fromkeys(("probe_read", "probe_dot4", "probe_fma"), "probes"),
 }
 """Kernel -> the module of this package whose `KERNELS` holds its factory."""
-
-TILED = frozenset({"tiled_bfloat16"})
-"""The kernels for AMX alone (`Isa.tiles`)."""
 
 
 @dataclass(frozen=True)
