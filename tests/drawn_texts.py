@@ -1,8 +1,9 @@
 """Tests of texts that a device draws, for each executor that does: they are the host's. Each step begins before the
 last one's tokens are read, also where the device leaves some to the sampler.
 
-A test file imports the tests and has two fixtures: `model`, the embedded one on two lanes in a program that draws, and
-`leave`, which widens the margin within which the program leaves rows to the sampler to a share of the total.
+A test file imports the tests and has three fixtures: `model`, the embedded one on two lanes in a program that draws;
+`leave`, which widens the margin within which the program leaves rows to the sampler to a share of the total; `margin`,
+such a share.
 """
 
 from collections.abc import Callable
@@ -71,7 +72,6 @@ def test_a_text_is_drawn_by_steps_that_follow_each_other(model: mp.Model, follow
         assert followed == ([False, *[True] * 39] if own.temperature else [])
 
 
-@pytest.mark.parametrize("margin", [0.01, 0.2])
 def test_rows_that_are_left_to_the_sampler_change_nothing(
     margin: float, model: mp.Model, followed: list[bool], leave: Leave
 ) -> None:

@@ -49,8 +49,8 @@ class Memory:
         self._require_cache(more, f"the cache of a sequence of {tokens} tokens does not fit")
 
     def require_copies(self, more: int, pages: int) -> None:
-        """Raise CapacityError if `more` bytes, to bring `pages` sequences into arrays of their own, do not fit."""
-        self._require_cache(more, f"the cache of {pages} sequences cannot be copied together")
+        """Raise CapacityError if `more` bytes, to bring `pages` pages into new arrays, do not fit."""
+        self._require_cache(more, f"the cache cannot be moved, {pages} sequences, a layer at a time")
 
     def _require_cache(self, more: int, what: str) -> None:
         used = mx.get_active_memory()

@@ -72,7 +72,7 @@ class MLXProgram:
 
         self._graph = fuse_linears(graph, lambda parameter: form(weights[parameter.parts[0]], self._dtype))
         self._shapes = infer_shapes(self._graph)
-        self._last_attention = [node.name for node in self._graph.nodes if node.op == "attention"][-1]
+        self._attentions = [node.name for node in self._graph.nodes if node.op == "attention"]
         self._format: Format = FloatFormat(self._dtype, spec.head_dim)
         if precision.kv_cache == "q8_0":
             # float16 has as many bits as the scales; on a CPU MLX adds up in the type of the scales.
@@ -155,8 +155,8 @@ class MLXProgram:
             return np.array(step.logits_kept[row])
 
     def warm(self) -> None:
-        """Run a step of one token, so that the device's kernels are made while loading, and not in the first text. The
-        cache is empty again afterwards."""
+        """Run a step of one token, and one that draws its token, so that the device's kernels are made while loading, and
+        not in the first text. The cache is empty again afterwards."""
         manager = CacheManager(self._spec)
         plan = manager.plan([Chunk(manager.open(), [0], [0])])
         sizes = {"T": 1, "R": 1}
@@ -165,7 +165,12 @@ class MLXProgram:
             for name, shape in self._graph.given.items()
         }
         kinds = {name: np.float32 if len(shape) == 2 else np.int32 for name, shape in shapes.items()}
-        self.step(plan, {name: np.zeros(shape, kinds[name]) for name, shape in shapes.items()})
+        given = {name: np.zeros(shape, kinds[name]) for name, shape in shapes.items()}
+        self.step(plan, given)
+        logits = self._graph.outputs.get("logits")
+        if logits is not None and self._shapes[logits][0] == "R":
+            one = np.ones(1)
+            self.draw(plan, Draws(one / 2, one, np.zeros(1, np.int32), one, one * 0), given).tokens()
         self._cache.clear()
 
     def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
@@ -289,7 +294,8 @@ class MLXProgram:
             if choice is None:
                 return outputs, layers
             logits = outputs["logits"]
-            made = {_CHOSEN: choice.choose(logits, inputs), _ATTENDED: values[self._last_attention]}
+            attended = values[self._attentions[-1]] if self._attentions else logits
+            made = {_CHOSEN: choice.choose(logits, inputs), _ATTENDED: attended}
             return (made | {"logits": logits} if choice.keeps_logits else made), layers
 
         counts = np.diff(plan.query_starts)

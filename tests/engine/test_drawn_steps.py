@@ -36,3 +36,9 @@ def model() -> Iterator[mp.Model]:
 @pytest.fixture
 def leave(monkeypatch: pytest.MonkeyPatch) -> Leave:
     return lambda share: monkeypatch.setattr(mistral_portable_torch.choosing, "_margin", lambda count: share)
+
+
+@pytest.fixture(params=[0.01, 0.2])
+def margin(request: pytest.FixtureRequest) -> float:
+    share: float = request.param
+    return share

@@ -36,3 +36,8 @@ def model() -> Iterator[mp.Model]:
 @pytest.fixture
 def leave(monkeypatch: pytest.MonkeyPatch) -> Leave:
     return lambda share: monkeypatch.setattr(mistral_portable_mlx.choosing, "_OFF", share / 2)
+
+
+@pytest.fixture
+def margin() -> float:
+    return 0.1

@@ -108,8 +108,8 @@ def test_sequences_share_memory_as_long_as_they_decode_together() -> None:
 def test_sequences_join_and_part_a_layer_at_a_time() -> None:
     """No more than one layer is in memory twice, which is what a step asks for before it begins."""
     config = replace(CONFIG.with_window(2000), head_dim=256, num_hidden_layers=4)
-    session = Session(config, max_context=9000, max_chunk=500)
-    lanes = [session.begin(text(1000, lane))[0] for lane in range(3)]
+    session = Session(config, max_context=9000, max_chunk=100)
+    lanes = [session.begin(text(300, lane))[0] for lane in range(3)]
     for some in (lanes, lanes[:2]):
         before = in_use()
         mx.reset_peak_memory()
