@@ -30,7 +30,7 @@ from mistral_portable_mlx.memory import Memory, weight_bytes
 from mistral_portable_mlx.stacks import Parts
 from mistral_portable_mlx.streams import TURN, take_stream
 
-__all__ = ["MLXProgram", "MLXStep"]
+__all__ = ["DrawingMLXProgram", "MLXProgram", "MLXStep"]
 
 Values = dict[str, Any]
 Layers = dict[int, list[Parts]]
@@ -45,7 +45,7 @@ _PROCESS = OwnProcess("MLX")  # this module is imported when the first program i
 
 
 class MLXProgram:
-    """A DrawingProgram that records a step's operations for MLX to run.
+    """A GreedyProgram that records a step's operations for MLX to run.
 
     A step in which all sequences have the same few tokens is compiled (`mx.compile`), once for each combination of
     shapes: the numbers of sequences and tokens, the slots of their pages, the rows given for `replace_rows`. Other
@@ -132,11 +132,6 @@ class MLXProgram:
     def submit(self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: boundary.Step | None = None) -> "MLXStep":
         return self._choose(plan, Highest(), inputs, after)
 
-    def draw(
-        self, plan: StepPlan, draws: Draws, inputs: Inputs = NO_INPUTS, *, after: boundary.Step | None = None
-    ) -> "MLXStep":
-        return self._choose(plan, Drawn(draws), inputs, after)
-
     def read(self, step: "MLXStep") -> NDArray[np.int32]:
         """Wait for a step's tokens, int32 [R]. The one that follows starts when this one has read its pages: the device
         goes on with it while the host reads the tokens."""
@@ -155,8 +150,8 @@ class MLXProgram:
             return np.array(step.logits_kept[row])
 
     def warm(self) -> None:
-        """Run a step of one token, and one that draws its token, so that the device's kernels are made while loading, and
-        not in the first text. The cache is empty again afterwards."""
+        """Run a step of one token, so that the device's kernels are made while loading, and not in the first text. The
+        cache is empty again afterwards."""
         manager = CacheManager(self._spec)
         plan = manager.plan([Chunk(manager.open(), [0], [0])])
         sizes = {"T": 1, "R": 1}
@@ -165,12 +160,7 @@ class MLXProgram:
             for name, shape in self._graph.given.items()
         }
         kinds = {name: np.float32 if len(shape) == 2 else np.int32 for name, shape in shapes.items()}
-        given = {name: np.zeros(shape, kinds[name]) for name, shape in shapes.items()}
-        self.step(plan, given)
-        logits = self._graph.outputs.get("logits")
-        if logits is not None and self._shapes[logits][0] == "R":
-            one = np.ones(1)
-            self.draw(plan, Draws(one / 2, one, np.zeros(1, np.int32), one, one * 0), given).tokens()
+        self._try(plan, {name: np.zeros(shape, kinds[name]) for name, shape in shapes.items()})
         self._cache.clear()
 
     def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
@@ -243,6 +233,10 @@ class MLXProgram:
             else:
                 before.following = step
             return step
+
+    def _try(self, plan: StepPlan, inputs: Inputs) -> None:
+        """Run a step in each way in which a text runs one."""
+        self.step(plan, inputs)
 
     def _given(self, array: NDArray[Any]) -> mx.array:
         """An input of the step: floats in the program's dtype, integers in int32."""
@@ -349,6 +343,22 @@ class MLXProgram:
         if found is None:  # no rows were requested
             return np.zeros((0, *(int(size) for size in shape[1:])), np.float32)
         return np.array(found)
+
+
+class DrawingMLXProgram(MLXProgram):
+    """A DrawingProgram: one on a GPU, where draws take less time than a host that waits for logits."""
+
+    def draw(
+        self, plan: StepPlan, draws: Draws, inputs: Inputs = NO_INPUTS, *, after: boundary.Step | None = None
+    ) -> "MLXStep":
+        return self._choose(plan, Drawn(draws), inputs, after)
+
+    def _try(self, plan: StepPlan, inputs: Inputs) -> None:
+        super()._try(plan, inputs)
+        logits = self._graph.outputs.get("logits")
+        if logits is not None and self._shapes[logits][0] == "R":
+            one = np.ones(1)
+            self.draw(plan, Draws(one / 2, one, np.zeros(1, np.int32), one, one * 0), inputs).tokens()
 
 
 class MLXStep:

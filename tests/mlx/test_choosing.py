@@ -1,5 +1,6 @@
 """Tokens that the device draws are the sampler's, though it computes in float32."""
 
+import mistral_portable_mlx.program as mlx_executor
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from drawn_rows import (
 from mistral_portable_mlx.choosing import Drawn
 from mlx_sessions import Session
 
-from mistral_portable.boundary import Draws
+from mistral_portable.boundary import DrawingProgram, Draws
+from mistral_portable.cache import Chunk
+from mistral_portable.engine.draws import draws_of
+from mistral_portable.sampling import Sampler, SamplingParams
 
 __all__ = [
     "test_bounds_of_four_equal_tokens",
@@ -69,6 +73,28 @@ def test_quotients_are_as_near_as_the_margin_takes_for_granted() -> None:
     assert (np.abs(found - exact) <= 2.5 * EPSILON * np.abs(exact)).all()
 
 
-@pytest.mark.usefixtures("uncompiled")
+@pytest.fixture
+def drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, as on a GPU."""
+    monkeypatch.setattr(mlx_executor, "MLXProgram", mlx_executor.DrawingMLXProgram)
+
+
+@pytest.mark.usefixtures("uncompiled", "drawing")
 def test_steps_that_follow_each_other_take_the_tokens_that_were_drawn() -> None:
     check_steps_that_follow(Session(), Session())
+
+
+@pytest.mark.usefixtures("drawing")
+def test_compiled_steps_that_draw_are_built_once() -> None:
+    session = Session()
+    program = session.program
+    assert isinstance(program, DrawingProgram)
+    lane, sampler = session.manager.open(), Sampler(SamplingParams(seed=0))
+    token, built = 1, []
+    for _ in range(4):
+        step = program.draw(session.manager.plan([Chunk(lane, [token], [0])]), draws_of([sampler], [0]))
+        (found,) = step.tokens().tolist()
+        token = sampler.sample(step.logits(0)).token
+        assert found == token
+        built.append(program.traces)
+    assert built == [1] * 4

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import mistral_portable_mlx.choosing
+import mistral_portable_mlx.program as mlx_executor
 import mlx.core as mx
 import pytest
 from drawn_texts import (
@@ -28,8 +29,10 @@ __all__ = [
 @pytest.fixture(scope="module")
 def model() -> Iterator[mp.Model]:
     mx.disable_compile()  # a compiled step would keep the margin with which it was recorded
-    with mp.load("tiny", backend="mlx", dtype="float32", max_lanes=2) as model:
-        yield model
+    with pytest.MonkeyPatch.context() as patch:  # on a CPU, as on a GPU
+        patch.setattr(mlx_executor, "MLXProgram", mlx_executor.DrawingMLXProgram)
+        with mp.load("tiny", backend="mlx", dtype="float32", max_lanes=2) as model:
+            yield model
     mx.enable_compile()
 
 
