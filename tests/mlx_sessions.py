@@ -11,7 +11,10 @@ from program_sessions import CONFIG, ProgramSession, text
 from mistral_portable.config import MistralConfig
 from mistral_portable.graph import Graph
 
-__all__ = ["CONFIG", "Session", "in_use", "text"]
+__all__ = ["CONFIG", "KV_CACHES", "WIDE", "Session", "in_use", "text"]
+
+WIDE = CONFIG.with_window(2000)
+KV_CACHES = [None, "q8_0"]
 
 
 def in_use() -> int:

@@ -60,17 +60,24 @@ class ProgramSession(Generic[AnyProgram]):
         self.program = prepare(backend, graph, weights, self.spec, ExecutorOptions(**options))  # type: ignore[assignment]
 
     def feed(self, lane: int, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Feed tokens in chunks, one step each; the logits after each token. A step that fails is undone."""
-        size, found = self.spec.max_chunk, []
-        for begin in range(0, len(tokens), size):
-            chunk = tokens[begin : begin + size]
-            plan = self.manager.plan([Chunk(lane, chunk, range(len(chunk)))])
-            try:
-                found.append(self.program.step(plan)["logits"])
-            except BaseException:
-                self.manager.undo(plan)
-                raise
-        return np.concatenate(found)
+        """Feed tokens in chunks, one step each; the logits after each token."""
+        size = self.spec.max_chunk
+        chunks = [tokens[begin : begin + size] for begin in range(0, len(tokens), size)]
+        return np.concatenate([self.step([Chunk(lane, chunk, range(len(chunk)))]) for chunk in chunks])
+
+    def step(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Run one step: the logits of the requested rows. One that fails is undone."""
+        plan = self.manager.plan(chunks)
+        try:
+            logits: NDArray[np.float32] = self.program.step(plan)["logits"]
+        except BaseException:
+            self.manager.undo(plan)
+            raise
+        return logits
+
+    def together(self, lanes: Sequence[int], token: int = 1) -> NDArray[np.float32]:
+        """Feed a token to each of these lanes in one step; the logits after it, a row for each."""
+        return self.step([Chunk(lane, [token], [0]) for lane in lanes])
 
     def begin(self, tokens: Sequence[int]) -> tuple[int, NDArray[np.float32]]:
         """Open a lane and feed it these tokens; the lane and their logits."""

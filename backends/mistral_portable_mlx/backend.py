@@ -48,7 +48,7 @@ class MLXBackend:
     ) -> Program:
         from mistral_portable_mlx.device import find_device
         from mistral_portable_mlx.memory import Memory
-        from mistral_portable_mlx.program import MLXProgram
+        from mistral_portable_mlx.program import DrawingMLXProgram, MLXProgram
 
         assert options.dtype is not None  # set by `boundary.prepare`
         device = find_device()
@@ -60,7 +60,8 @@ class MLXBackend:
                 "activations stay below 65,504",
                 stacklevel=2,
             )
-        program = MLXProgram(graph, weights, cache, precision, memory, options.progress)
+        kind = MLXProgram if device.kind == "CPU" else DrawingMLXProgram
+        program = kind(graph, weights, cache, precision, memory, options.progress)
         if device.kind != "CPU":  # where MLX compiles kernels when they are first used
             program.warm()
         return program

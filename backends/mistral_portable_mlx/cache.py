@@ -64,7 +64,8 @@ class Cache:
         """Find the stacks of the plan's sequences, by layer group, and make room for its tokens.
 
         Sequences of equally many slots are brought into one stack, which is copied when one joins or leaves. Raises
-        CapacityError if memory is short; only pages that the plan begins or copies to have changed then.
+        CapacityError if memory is short, also for the copies; only pages that the plan begins or copies to have
+        changed then.
         """
         self._begin(plan)
         parties = [self._parties(plan, group) for group in range(len(self._spec.groups))]
@@ -177,12 +178,14 @@ class Cache:
         """Take pages out of their stacks, and return a new stack that they make with the contents of `sources`; without
         these they are given up. Other pages of their stacks get arrays of their own.
 
-        Each layer is evaluated before the next one, so that only one layer is in memory twice. All are recorded before:
-        if an evaluation fails, or Ctrl-C ends it, the pages hold what they held, evaluated or not.
+        Each layer is evaluated before the next one, so that only one layer is in memory twice; raises CapacityError if
+        there is no room for that. All are recorded before: if an evaluation fails, or Ctrl-C ends it, the pages hold
+        what they held, evaluated or not.
         """
         places = [(group, page) for page in leaving]
         broken = {stack for place in places if (stack := self._stacks.get(place)) is not None}
         others = {page: stack for stack in broken for page in stack.pages if page not in leaving}
+        self._require_copies(group, leaving, sources, slots, others)
         made = Stack(tuple(leaving), slots, {})
         alone = {page: Stack((page,), stack.slots, {}) for page, stack in others.items()}
         layers = self._spec.groups[group].layers
@@ -201,6 +204,18 @@ class Cache:
         for layer in layers:
             mx.eval(made.layers.get(layer, []), [stack.layers[layer] for stack in alone.values()])
         return made
+
+    def _require_copies(
+        self, group: int, leaving: Collection[int], sources: Sequence[int], slots: int, others: Collection[int]
+    ) -> None:
+        """Raise CapacityError without the memory that `_restack` takes: what pages grow by, and one layer of those that
+        are copied, whose old arrays go when the new ones are there."""
+        had = sum(self._slots(group, page) for page in leaving)
+        grown = max(0, slots * len(sources) - had)
+        moved = sum(self._slots(group, page) for page in (*others, *sources))
+        layers = len(self._spec.groups[group].layers)
+        more = self.slot_bytes(group) * (grown * layers + moved) // layers
+        self._memory.require_copies(more, len(others) + len(sources))
 
     def _growth(self, group: int, party: _Party) -> int:
         """Bytes that pages need beyond those they have; a copy has none: the first write to it copies its source."""

@@ -46,12 +46,18 @@ class Memory:
 
     def require_growth(self, more: int, tokens: int) -> None:
         """Raise CapacityError if `more` bytes, for keys and values of a sequence of `tokens` tokens, do not fit."""
+        self._require_cache(more, f"the cache of a sequence of {tokens} tokens does not fit")
+
+    def require_copies(self, more: int, pages: int) -> None:
+        """Raise CapacityError if `more` bytes, to bring `pages` pages into new arrays, do not fit."""
+        self._require_cache(more, f"the cache cannot be moved, {pages} sequences, a layer at a time")
+
+    def _require_cache(self, more: int, what: str) -> None:
         used = mx.get_active_memory()
         if more and used + more > self.bytes:
             raise CapacityError(
-                f"the cache of a sequence of {tokens} tokens does not fit: {gigabytes(more)} more beside "
-                f"{gigabytes(used)} in use, and {self.kind} has {gigabytes(self.bytes)}: "
-                "use --kv-cache q8_0, a shorter text or fewer sequences"
+                f"{what}: {gigabytes(more)} more beside {gigabytes(used)} in use, and {self.kind} has "
+                f"{gigabytes(self.bytes)}: use --kv-cache q8_0, a shorter text or fewer sequences"
             )
 
 

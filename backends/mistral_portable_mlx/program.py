@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable import boundary
-from mistral_portable.boundary import LaneState, Precision
+from mistral_portable.boundary import Draws, LaneState, Precision
 from mistral_portable.boundary.process import OwnProcess
 from mistral_portable.boundary.program import NO_INPUTS, Inputs
 from mistral_portable.boundary.shared import attention_weights_by_position, check_inputs, notice_unpacked
@@ -21,6 +21,7 @@ from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import BlockTensor, Tensor
 from mistral_portable_mlx.attention import FloatFormat, Format, Q8Format
 from mistral_portable_mlx.cache import Cache, Seats
+from mistral_portable_mlx.choosing import Choice, Drawn, Highest
 from mistral_portable_mlx.ggml import LAYOUTS
 from mistral_portable_mlx.inputs import Span, spans_of, step_inputs
 from mistral_portable_mlx.lowering import Kernel, Lowering, Step
@@ -29,13 +30,14 @@ from mistral_portable_mlx.memory import Memory, weight_bytes
 from mistral_portable_mlx.stacks import Parts
 from mistral_portable_mlx.streams import TURN, take_stream
 
-__all__ = ["MLXProgram", "MLXStep"]
+__all__ = ["DrawingMLXProgram", "MLXProgram", "MLXStep"]
 
 Values = dict[str, Any]
 Layers = dict[int, list[Parts]]
 Run = Callable[[dict[str, mx.array], Layers], tuple[Values, Layers]]
 
-_ARGMAX = "argmax"  # the output of a greedy step
+_CHOSEN = "chosen"  # the tokens of a step that chooses them
+_ATTENDED = "attended"  # a value of such a step that is there when all pages have been written and read
 _KEPT = 64  # compiled steps; the least recently used one is dropped
 _MOST_EACH = 8  # tokens of each sequence in a step that is compiled: what is drafted comes in few lengths
 
@@ -70,6 +72,7 @@ class MLXProgram:
 
         self._graph = fuse_linears(graph, lambda parameter: form(weights[parameter.parts[0]], self._dtype))
         self._shapes = infer_shapes(self._graph)
+        self._attentions = [node.name for node in self._graph.nodes if node.op == "attention"]
         self._format: Format = FloatFormat(self._dtype, spec.head_dim)
         if precision.kv_cache == "q8_0":
             # float16 has as many bits as the scales; on a CPU MLX adds up in the type of the scales.
@@ -127,29 +130,24 @@ class MLXProgram:
             }
 
     def submit(self, plan: StepPlan, inputs: Inputs = NO_INPUTS, *, after: boundary.Step | None = None) -> "MLXStep":
-        if not isinstance(after, MLXStep | None):
-            raise InputError(f"after is a {type(after).__name__}: give a step that this program has begun")
-        before = after
-        check_inputs(self._graph, plan, inputs, rows_before=before.argmax.size if before else 0)
-        with self._on_stream():
-            given = {name: self._given(array) for name, array in inputs.items()}
-            if before and plan.sources is not None:
-                given["tokens"] = _gathered(plan.tokens, plan.sources, before.argmax)
-            step = MLXStep(self, self._build(plan, self._cache.take(plan), given, greedy=True)[_ARGMAX])
-            if before is None or before.read:
-                mx.async_eval(step.argmax)
-            else:
-                before.following = step
-            return step
+        return self._choose(plan, Highest(), inputs, after)
 
     def read(self, step: "MLXStep") -> NDArray[np.int32]:
-        """Wait for a step's tokens, int32 [R], and start the step that follows it."""
+        """Wait for a step's tokens, int32 [R]. The one that follows starts when this one has read its pages: the device
+        goes on with it while the host reads the tokens."""
         with self._on_stream():
-            tokens = np.array(step.argmax)
-            step.read = True
             if step.following is not None:
-                mx.async_eval(step.following.argmax)
+                mx.eval(step.attended)
+                step.following.start()
+            tokens = np.array(step.chosen)
+            step.read = True
             return tokens
+
+    def read_logits(self, step: "MLXStep", row: int) -> NDArray[np.float32]:
+        """Wait for the logits of a row of a step that was drawn, float32 [vocab_size]."""
+        with self._on_stream():
+            assert step.logits_kept is not None
+            return np.array(step.logits_kept[row])
 
     def warm(self) -> None:
         """Run a step of one token, so that the device's kernels are made while loading, and not in the first text. The
@@ -162,7 +160,7 @@ class MLXProgram:
             for name, shape in self._graph.given.items()
         }
         kinds = {name: np.float32 if len(shape) == 2 else np.int32 for name, shape in shapes.items()}
-        self.step(plan, {name: np.zeros(shape, kinds[name]) for name, shape in shapes.items()})
+        self._try(plan, {name: np.zeros(shape, kinds[name]) for name, shape in shapes.items()})
         self._cache.clear()
 
     def read_pages(self, group: int, pages: Sequence[int], blank: Sequence[int] = ()) -> LaneState:
@@ -219,19 +217,46 @@ class MLXProgram:
             lowering = Lowering(self._spec, self._format, self._rotations, matrices, vectors)
         self._steps = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
 
+    def _choose(self, plan: StepPlan, choice: Choice, inputs: Inputs, after: boundary.Step | None) -> "MLXStep":
+        if not isinstance(after, MLXStep | None):
+            raise InputError(f"after is a {type(after).__name__}: give a step that this program has begun")
+        before = after
+        check_inputs(self._graph, plan, inputs, rows_before=before.chosen.size if before else 0)
+        with self._on_stream():
+            given = {name: self._given(array) for name, array in inputs.items()}
+            if before and plan.sources is not None:
+                given["tokens"] = _gathered(plan.tokens, plan.sources, before.chosen)
+            made = self._build(plan, self._cache.take(plan), given, choice)
+            step = MLXStep(self, made[_CHOSEN], made[_ATTENDED], made.get("logits"))
+            if before is None or before.read:
+                step.start()
+            else:
+                before.following = step
+            return step
+
+    def _try(self, plan: StepPlan, inputs: Inputs) -> None:
+        """Run a step in each way in which a text runs one."""
+        self.step(plan, inputs)
+
     def _given(self, array: NDArray[Any]) -> mx.array:
         """An input of the step: floats in the program's dtype, integers in int32."""
         return mx.array(array, self._dtype if array.dtype.kind == "f" else mx.int32)
 
     def _build(
-        self, plan: StepPlan, taken: list[list[Seats]], given: Mapping[str, mx.array], greedy: bool = False
+        self,
+        plan: StepPlan,
+        taken: list[list[Seats]],
+        given: Mapping[str, mx.array],
+        choice: Choice | None = None,
     ) -> Values:
-        """Record a step on these stacks: its outputs, to be evaluated. given: arrays for the graph's other inputs, or
-        for `tokens`."""
+        """Record a step on these stacks: its outputs, to be evaluated; with a `choice` the tokens, and the logits if it
+        keeps them. given: arrays for the graph's other inputs, or for `tokens`."""
         shapes = tuple(tuple(given[name].shape) for name in self._graph.given)
         spans = tuple(tuple(spans_of(plan, seats) for seats in some) for some in taken)
-        function = self._function(plan, taken, spans, greedy, shapes)
+        function = self._function(plan, taken, spans, choice, shapes)
         inputs = step_inputs(plan, self._spec, self._rotations, taken) | dict(given)
+        if choice is not None:
+            inputs |= choice.arrays()
         layers = {
             layer: [list(seats.stack.layers[layer]) for seats in some]
             for group, some in zip(self._spec.groups, taken, strict=True)
@@ -247,7 +272,7 @@ class MLXProgram:
         plan: StepPlan,
         taken: list[list[Seats]],
         spans: tuple[tuple[tuple[Span, ...], ...], ...],
-        greedy: bool,
+        choice: Choice | None,
         given: tuple[tuple[int, ...], ...],
     ) -> Run:
         """Make a function of arrays of the step, compiled if all sequences have the same few tokens.
@@ -259,13 +284,19 @@ class MLXProgram:
 
         def run(inputs: dict[str, mx.array], layers: Layers) -> tuple[Values, Layers]:
             values, layers = self._run(spans, rows, inputs, layers)
-            return ({_ARGMAX: _argmax(values["logits"])} if greedy else values), layers
+            outputs = self._outputs(values)
+            if choice is None:
+                return outputs, layers
+            logits = outputs["logits"]
+            attended = values[self._attentions[-1]] if self._attentions else logits
+            made = {_CHOSEN: choice.choose(logits, inputs), _ATTENDED: attended}
+            return (made | {"logits": logits} if choice.keeps_logits else made), layers
 
         counts = np.diff(plan.query_starts)
         if counts.max() > _MOST_EACH or counts.min() != counts.max():
             return run
         slots = tuple(tuple(seats.stack.slots for seats in some) for some in taken)
-        key = (len(plan.tokens), rows, greedy, given, spans, slots)
+        key = (len(plan.tokens), rows, choice and choice.key, given, spans, slots)
         if key not in self._compiled:
             self._compiled[key] = mx.compile(run)
             if len(self._compiled) > _KEPT:
@@ -280,6 +311,7 @@ class MLXProgram:
         inputs: dict[str, mx.array],
         layers: Layers,
     ) -> tuple[Values, Layers]:
+        """Walk the graph: all values by name, and the written layers."""
         self.traces += 1
         step = Step(spans, inputs, {layer: [list(parts) for parts in stacks] for layer, stacks in layers.items()})
         values: Values = {name: inputs[name] for name in self._graph.given}
@@ -287,12 +319,15 @@ class MLXProgram:
             if self._shapes[name][0] == "R" and not rows:
                 continue
             values[name] = kernel(step, *(values[value] for value in names))
+        return values, step.layers
+
+    def _outputs(self, values: Values) -> Values:
+        """The outputs of the graph, in float32."""
         wanted = {name: values[value] for name, value in self._graph.outputs.items() if value in values}
-        wide = {
+        return {
             name: [array.astype(mx.float32) for array in value] if isinstance(value, list) else value.astype(mx.float32)
             for name, value in wanted.items()
         }
-        return wide, step.layers
 
     def _output(self, value: str, found: Any, plan: StepPlan, taken: list[list[Seats]]) -> NDArray[np.float32]:
         shape = self._shapes[value]
@@ -310,32 +345,56 @@ class MLXProgram:
         return np.array(found)
 
 
-class MLXStep:
-    """A recorded step of `program`, which starts when the tokens of the step before it are read.
+class DrawingMLXProgram(MLXProgram):
+    """A DrawingProgram: one on a GPU, where draws take less time than a host that waits for logits."""
 
-    It does not start earlier: while a step may still read a layer's ring, MLX copies the ring instead of writing in
-    place.
+    def draw(
+        self, plan: StepPlan, draws: Draws, inputs: Inputs = NO_INPUTS, *, after: boundary.Step | None = None
+    ) -> "MLXStep":
+        return self._choose(plan, Drawn(draws), inputs, after)
+
+    def _try(self, plan: StepPlan, inputs: Inputs) -> None:
+        super()._try(plan, inputs)
+        logits = self._graph.outputs.get("logits")
+        if logits is not None and self._shapes[logits][0] == "R":
+            one = np.ones(1)
+            self.draw(plan, Draws(one / 2, one, np.zeros(1, np.int32), one, one * 0), inputs).tokens()
+
+
+class MLXStep:
+    """A recorded step of `program`. One that is submitted after another starts while the tokens of that one are read.
+
+    It does not start earlier than the other one has read its pages: while a step may still read a layer's ring, MLX
+    copies the ring instead of writing in place. What is left of the other one then, the rest of its last layer, the
+    head and the choice, keeps the device busy until this one comes.
     """
 
-    def __init__(self, program: MLXProgram, argmax: mx.array) -> None:
+    def __init__(self, program: MLXProgram, chosen: mx.array, attended: mx.array, logits: mx.array | None) -> None:
         self._program = program
-        self.argmax = argmax
-        """The chosen tokens, int32 [R], to be evaluated."""
+        self.chosen = chosen
+        """The tokens, int32 [R], to be evaluated."""
+        self.attended = attended
+        """A value that is there when the step has read its pages."""
+        self.logits_kept = logits
+        """float32 [R, vocab_size], if it was drawn."""
         self.following: MLXStep | None = None
         self.read = False
 
+    def start(self) -> None:
+        """Have the device begin, in two parts that can be waited for."""
+        mx.async_eval(self.attended)
+        mx.async_eval(self.chosen)
+
     def tokens(self) -> NDArray[np.int32]:
         return self._program.read(self)
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        return self._program.read_logits(self, row)
 
 
 def _gathered(tokens: NDArray[np.int32], sources: NDArray[np.int32], before: mx.array) -> mx.array:
     """The tokens of a step, int32 [T], where `sources` is r >= 0 those of row r of the step before."""
     rows = mx.array(sources)
     # Not in what is compiled, which then need not depend on the number of rows before.
-    return mx.where(rows < 0, mx.array(tokens), before[mx.maximum(rows, 0)])
-
-
-def _argmax(logits: mx.array) -> mx.array:
-    """The ids of the highest logits, int32 [R], of float32 [R, vocab_size]; -1 for a row that the sampler refuses."""
-    unsound = mx.isnan(logits).any(axis=-1) | mx.isinf(logits.max(axis=-1))
-    return mx.where(unsound, -1, logits.argmax(axis=-1).astype(mx.int32))
+    # A row without a token, -1, stands for any.
+    return mx.where(rows < 0, mx.array(tokens), mx.maximum(before, 0)[mx.maximum(rows, 0)])

@@ -1,23 +1,27 @@
-"""Texts that a device draws are the host's: each step begins before the last one's tokens are read, also where the
-device leaves some to the sampler."""
+"""Texts that torch's device draws are the host's; shared tests, see `drawn_texts.py`."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import mistral_portable_torch.choosing
 import mistral_portable_torch.program as torch_executor
 import pytest
+from drawn_texts import (
+    Leave,
+    followed,
+    test_a_step_with_rules_that_a_device_does_not_know_is_the_host_s,
+    test_a_text_is_drawn_by_steps_that_follow_each_other,
+    test_rows_that_are_left_to_the_sampler_change_nothing,
+    test_who_ends_by_a_token_that_was_left_to_the_sampler,
+)
 
 import mistral_portable as mp
-from mistral_portable.boundary import DrawingProgram
 
-PROMPTS = [[5 + number, *range(40 * number + 50, 40 * number + 55 + 9 * number)] for number in range(5)]
-RULES: list[dict[str, Any]] = [
-    {},
-    {"top_k": 20},
-    {"top_p": 0.9, "temperature": 1.3},
-    {"min_p": 0.05},
-    {"temperature": 0},
+__all__ = [
+    "followed",
+    "test_a_step_with_rules_that_a_device_does_not_know_is_the_host_s",
+    "test_a_text_is_drawn_by_steps_that_follow_each_other",
+    "test_rows_that_are_left_to_the_sampler_change_nothing",
+    "test_who_ends_by_a_token_that_was_left_to_the_sampler",
 ]
 
 
@@ -26,83 +30,15 @@ def model() -> Iterator[mp.Model]:
     with pytest.MonkeyPatch.context() as patch:  # on a CPU, as on a GPU
         patch.setattr(torch_executor, "TorchProgram", torch_executor.DrawingTorchProgram)
         with mp.load("tiny", backend="torch", dtype="float32", max_lanes=2) as model:
-            assert isinstance(model.program, DrawingProgram)
             yield model
 
 
 @pytest.fixture
-def followed(model: mp.Model, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether each step that was drawn was submitted after another one."""
-    assert isinstance(model.program, DrawingProgram)
-    found, draw = list[bool](), model.program.draw
-
-    def watched(*arguments: Any, after: Any = None) -> Any:
-        found.append(after is not None)
-        return draw(*arguments, after=after)
-
-    monkeypatch.setattr(model.program, "draw", watched)
-    return found
+def leave(monkeypatch: pytest.MonkeyPatch) -> Leave:
+    return lambda share: monkeypatch.setattr(mistral_portable_torch.choosing, "_margin", lambda count: share)
 
 
-def by_host(model: mp.Model, **options: Any) -> list[tuple[int, ...]]:
-    """Log-probabilities are made by the host, and so are tokens then."""
-    return [
-        model.generate(prompt, max_tokens=40, ignore_eos=True, seed=seed, logprobs=0, **rules, **options).tokens
-        for seed, (prompt, rules) in enumerate(zip(PROMPTS, RULES, strict=True))
-    ]
-
-
-def params(count: int = 40) -> list[mp.SamplingParams]:
-    return [
-        mp.SamplingParams(max_tokens=count, ignore_eos=True, seed=seed, **rules) for seed, rules in enumerate(RULES)
-    ]
-
-
-def test_a_text_is_drawn_by_steps_that_follow_each_other(model: mp.Model, followed: list[bool]) -> None:
-    expected = by_host(model)
-    assert not followed
-    for prompt, own, tokens in zip(PROMPTS, params(), expected, strict=True):
-        followed.clear()
-        assert model.generate(prompt, own).tokens == tokens
-        assert followed == ([False, *[True] * 39] if own.temperature else [])
-
-
-@pytest.mark.parametrize("margin", [0.01, 0.2])
-def test_rows_that_are_left_to_the_sampler_change_nothing(
-    margin: float, model: mp.Model, followed: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Five texts on two lanes, across two windows. Who was left to the sampler reads its token again."""
-    expected = by_host(model)
-    monkeypatch.setattr(mistral_portable_torch.choosing, "_margin", lambda count: margin)
-    model.manager.forget()
-    found = model.generate(PROMPTS, params())
-    assert [generation.tokens for generation in found] == expected
-    assert sum(followed) > len(followed) / 2
-    assert model.manager.lanes == ()
-    for prompt, own, tokens in zip(PROMPTS, params(), expected, strict=True):  # what was kept is right
-        assert model.generate(prompt, own).tokens == tokens
-    again = [
-        model.generate([*prompt, *tokens], max_tokens=5, temperature=0)
-        for prompt, tokens in zip(PROMPTS, expected, strict=True)
-    ]
-    model.manager.forget()
-    for prompt, tokens, generation in zip(PROMPTS, expected, again, strict=True):
-        assert model.generate([*prompt, *tokens], max_tokens=5, temperature=0).tokens == generation.tokens
-
-
-def test_a_step_with_rules_that_a_device_does_not_know_is_the_host_s(model: mp.Model, followed: list[bool]) -> None:
-    expected = by_host(model)[:2]
-    other = mp.SamplingParams(max_tokens=12, ignore_eos=True, seed=9, repetition_penalty=1.2)
-    alone = model.generate(PROMPTS[1], other).tokens
-    followed.clear()
-    found = model.generate(PROMPTS[:2], [params()[0], other])
-    assert [generation.tokens for generation in found] == [expected[0], alone]
-    assert len(followed) == 40 - 12  # those behind the other one's end
-
-
-def test_who_ends_by_a_token_that_was_left_to_the_sampler(model: mp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = by_host(model)[0]
-    monkeypatch.setattr(mistral_portable_torch.choosing, "_margin", lambda count: 1.0)
-    own = mp.SamplingParams(max_tokens=40, ignore_eos=True, seed=0, stop_token_ids=(tokens[7],))
-    assert model.generate(PROMPTS[0], own).tokens == tokens[: tokens.index(tokens[7]) + 1]
-    assert model.manager.lanes == ()
+@pytest.fixture(params=[0.01, 0.2])
+def margin(request: pytest.FixtureRequest) -> float:
+    share: float = request.param
+    return share

@@ -1,6 +1,6 @@
 """Compiled decoding steps: right, compiled once for each shape, and writing in place."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import mlx.core as mx
@@ -64,10 +64,10 @@ def test_sequences_that_decode_together_share_a_step() -> None:
     session = Session()
     lanes = [session.begin(text(count, count))[0] for count in (30, 5, 48)]
     for _ in range(2):
-        session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in lanes]))
+        session.together(lanes)
     before = session.program.traces
     for token in text(60):
-        session.program.step(session.manager.plan([Chunk(lane, [token], [0]) for lane in lanes]))
+        session.together(lanes, token)
     assert session.program.traces == before
 
 
@@ -78,9 +78,7 @@ def test_drafts_of_one_length_share_a_step(counts: list[int], again: int) -> Non
     lanes = [session.begin(text(20, lane))[0] for lane in range(len(counts))]
 
     def verify() -> None:
-        session.program.step(
-            session.manager.plan([Chunk(lane, text(n), range(n)) for lane, n in zip(lanes, counts, strict=True)])
-        )
+        session.step([Chunk(lane, text(n), range(n)) for lane, n in zip(lanes, counts, strict=True)])
         for lane, n in zip(lanes, counts, strict=True):
             session.manager.rollback(lane, session.manager.length(lane) - n + 1)
 
@@ -112,10 +110,10 @@ def test_joins_and_ends_build_a_step_for_each_number_of_sequences() -> None:
     session = Session()
     lanes = [session.begin(text(20 + lane))[0] for lane in range(4)]
     for some in (lanes, lanes[:3], lanes[:2]):
-        session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in some]))
+        session.together(some)
     before = session.program.traces
     for some in ([lanes[3], lanes[1]], lanes[1:], lanes[::-1], lanes[2:], [lanes[0], lanes[2], lanes[3]]):
-        session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in some]))
+        session.together(some)
     assert session.program.traces == before
 
 
@@ -123,10 +121,10 @@ def test_the_order_of_lanes_of_different_sizes_builds_no_step() -> None:
     """256 slots of one lane, 512 of the others."""
     session = Session(CONFIG.with_window(None), max_context=4000, max_chunk=500)
     lanes = [session.begin(text(count))[0] for count in (20, 300, 310)]
-    session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in lanes]))
+    session.together(lanes)
     before = session.program.traces
     for some in (lanes[::-1], [lanes[1], lanes[0], lanes[2]]):
-        session.program.step(session.manager.plan([Chunk(lane, [1], [0]) for lane in some]))
+        session.together(some)
     assert session.program.traces == before
 
 
@@ -145,8 +143,9 @@ def test_replaced_rows_are_part_of_a_compiled_step() -> None:
         given = {INPUTS_EMBEDS: table[[tokens[row] for row in rows]], EMBEDDED_ROWS: np.array(rows, np.int32)}
         plan = session.manager.plan([Chunk(lane, [token], [0]) for lane, token in zip(lanes, fed, strict=True)])
         found = session.program.step(plan, given if rows else none)["logits"]
-        plan = plain.manager.plan([Chunk(lane, [token], [0]) for lane, token in zip(its, tokens, strict=True)])
-        np.testing.assert_array_equal(found, plain.program.step(plan)["logits"])
+        np.testing.assert_array_equal(
+            found, plain.step([Chunk(lane, [token], [0]) for lane, token in zip(its, tokens, strict=True)])
+        )
         traces.append(session.program.traces)
     assert traces == [1, 2, 2, 2, 3, 3, 3]
 
@@ -226,6 +225,32 @@ def test_steps_that_choose_for_themselves_are_built_once_and_write_in_place() ->
     assert session.program.traces == traces
     cache = session.program.cache_bytes
     assert mx.get_peak_memory() - weights < cache + copy_of(cache)
+
+
+def test_a_step_starts_before_the_tokens_that_it_reads_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not before the step that makes them has read its pages: MLX would copy these."""
+    session = Session()
+    lane, _ = session.begin(text(30))
+    first = session.program.submit(session.manager.plan([Chunk(lane, [1], [0])]))
+    following = session.program.submit(session.manager.plan([Chunk(lane, [0], [0], source=0)]), after=first)
+    events, evaluate, begin = list[mx.array](), mx.eval, mx.async_eval
+
+    def noted(function: Callable[[mx.array], None]) -> Callable[[mx.array], None]:
+        def call(array: mx.array) -> None:
+            events.append(array)
+            function(array)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "eval", noted(evaluate))
+        patch.setattr(mx, "async_eval", noted(begin))
+        token = int(first.tokens()[0])
+    expected = [first.attended, following.attended, following.chosen]
+    assert [id(array) for array in events] == [id(array) for array in expected]
+    other = Session()
+    expected_token = other.feed(other.begin(text(30))[0], [1, token])[-1].argmax()
+    assert following.tokens()[0] == expected_token
 
 
 def test_steps_that_take_tokens_of_any_rows_are_built_once() -> None:

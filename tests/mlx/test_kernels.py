@@ -40,7 +40,7 @@ def kernels(folder: Path, config: MistralConfig, lanes: int, **options: Any) -> 
     chunks = [Chunk(lane, [0], [0], source=row) for row, lane in enumerate(opened)]
     step = session.program.submit(session.manager.plan(chunks), after=first)
     graph = folder / "graph.dot"
-    mx.export_to_dot(str(graph), step.argmax)
+    mx.export_to_dot(str(graph), step.chosen)
     found = Counter(re.findall(r'label ?= ?"(\w+)", shape=rectangle', graph.read_text()))
     return Counter({name: count for name, count in found.items() if name not in _VIEWS})
 
