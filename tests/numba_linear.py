@@ -74,7 +74,7 @@ class PackedWeight:
     @cached_property
     def values(self) -> NDArray[np.float32]:
         """The values of the blocks, [rows, columns]."""
-        values: NDArray[np.float32] = dequantize(self._tensor.blocks(), self._tensor.type)
+        values: NDArray[np.float32] = dequantize(self._tensor.blocks(), GGMLQuantizationType(self._tensor.type))
         return values
 
     def times(self, codes: NDArray[np.int8], scales: NDArray[np.float32], thread: int = 0) -> NDArray[np.float32]:
