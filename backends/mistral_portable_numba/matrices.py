@@ -35,7 +35,7 @@ class Matrix:
         return round_up(self.rows, 2 * TILE_ROWS) // (2 * TILE_ROWS)
 
     def packing(self) -> "Packing":
-        """What packs the blocks into tiles."""
+        """The arguments with which the kernel `pack` makes tiles of the blocks."""
         layout = BLOCKS[self.kind]
         if len(self.parts) == 1:
             stored, order = self.parts[0].stored()
