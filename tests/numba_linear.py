@@ -59,20 +59,22 @@ def signed_blocks(kind: str, rows: int, columns: int, random: np.random.Generato
 class PackedWeight:
     """Blocks [rows, bytes] as the kernels of an instruction set read them: `tiles`."""
 
-    def __init__(self, isa: str, kind: str, blocks: NDArray[np.uint8]) -> None:
+    def __init__(self, isa: str, kind: str, blocks: NDArray[np.uint8], order: NDArray[np.intp] | None = None) -> None:
+        """order: for each row of the weight its row in `blocks`; None: the same."""
         self._isa, self._layout = isa, BLOCKS[kind]
         shape = (len(blocks), blocks.shape[1] // self._layout.bytes * self._layout.columns)
-        self._tensor = QuantTensor("w", shape, GGMLQuantizationType[kind.upper()], blocks)
+        self._tensor = QuantTensor("w", shape, GGMLQuantizationType[kind.upper()], blocks, order)
         empty = matrix([self._tensor], quantized=True)
         self._memory = Memory()
         self.tiles = self._memory.blank(empty.data.shape, np.uint8)
         self._matrix = replace(empty, data=self.tiles)
-        self._matrix.fill(lambda arguments: self._memory.run(isa, "pack", *arguments))
+        packing = self._matrix.packing()
+        self._memory.run(isa, "pack", *packing.arguments)
 
     @cached_property
     def values(self) -> NDArray[np.float32]:
         """The values of the blocks, [rows, columns]."""
-        values: NDArray[np.float32] = dequantize(self._tensor.blocks(), self._tensor.type)
+        values: NDArray[np.float32] = dequantize(self._tensor.blocks(), GGMLQuantizationType(self._tensor.type))
         return values
 
     def times(self, codes: NDArray[np.int8], scales: NDArray[np.float32], thread: int = 0) -> NDArray[np.float32]:

@@ -1,22 +1,22 @@
 """Weights in the layouts that kernels read: tiles of ggml blocks, and float matrices in the file's own order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.weights import BlockTensor, DenseTensor, Tensor, release
+from mistral_portable.weights import BlockTensor, DenseTensor, Tensor
 from mistral_portable_numba.layouts import BLOCKS, TILE_ROWS, round_up
 
-__all__ = ["Matrix", "float_row", "matrix"]
+__all__ = ["Matrix", "Packing", "float_row", "matrix"]
 
 
 @dataclass(frozen=True)
 class Matrix:
     """A weight matrix. kind: its kernel is "linear_KIND". data: the array that the kernel reads; for blocks,
-    `fill` writes it. parts: the tensors of blocks to pack."""
+    the kernel `pack` writes it. parts: the tensors of blocks to pack."""
 
     kind: str
     rows: int
@@ -34,27 +34,28 @@ class Matrix:
         """The number of pairs of tiles."""
         return round_up(self.rows, 2 * TILE_ROWS) // (2 * TILE_ROWS)
 
-    def fill(self, pack: Callable[[list[int]], None]) -> None:
-        """Pack the blocks into tiles, and release the file's pages. pack: runs the kernel `pack` on arguments."""
+    def packing(self) -> "Packing":
+        """The arguments with which the kernel `pack` makes tiles of the blocks."""
         layout = BLOCKS[self.kind]
-        blocks = self.columns // layout.columns
-        sources = [np.ascontiguousarray(part.blocks()) for part in self.parts]
-        source = sources[0] if len(sources) == 1 else np.concatenate(sources)
-        pack(
-            [
-                self.row_pairs,
-                self.rows,
-                blocks,
-                source.ctypes.data,
-                layout.bytes,
-                layout.half,
-                layout.payload,
-                layout.dwords,
-                self.address,
-            ]
-        )
-        for array in sources:
-            release(array)
+        if len(self.parts) == 1:
+            stored, order = self.parts[0].stored()
+        else:
+            stored, order = np.concatenate([part.blocks() for part in self.parts]), None
+        source = np.ascontiguousarray(stored)
+        places = np.arange(self.rows) if order is None else np.ascontiguousarray(order, np.int64)
+        addresses = [source.ctypes.data, places.ctypes.data]
+        block = [layout.bytes, layout.half, layout.payload, layout.dwords]
+        sizes = [self.row_pairs, self.rows, self.columns // layout.columns]
+        return Packing([*sizes, *addresses, *block, self.address], source, places)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Arguments of the kernel `pack`, without the counter, and the arrays that they point to."""
+
+    arguments: Sequence[int]
+    source: NDArray[np.uint8]
+    places: NDArray[np.int64]
 
 
 def matrix(parts: Sequence[Tensor], quantized: bool) -> Matrix:

@@ -20,12 +20,13 @@ from mistral_portable.cache import CacheSpec, StepPlan, visible
 from mistral_portable.errors import CapacityError, ClosedError
 from mistral_portable.forks import make_locks
 from mistral_portable.graph import Graph, Node, infer_shapes
-from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, Tensor
+from mistral_portable.weights import AffineTensor, BlockTensor, DenseTensor, Tensor, release
 from mistral_portable_numba.cache import KVCache
 from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.compiler.objects import LoadedKernels
 from mistral_portable_numba.layouts import TOKEN_GROUP, round_up
 from mistral_portable_numba.lowering import lower_graph
+from mistral_portable_numba.matrices import Packing
 from mistral_portable_numba.step import StepValues
 from mistral_portable_numba.tape import Layout, lay_out
 from mistral_portable_numba.team import Team, yield_address
@@ -36,6 +37,9 @@ T = TypeVar("T")
 
 SHRINK_AFTER = 64
 """Steps in a row that need less than a quarter of the buffers' memory before the buffers shrink."""
+
+_PACKED = 2**28
+"""Bytes of weights that are packed at a time."""
 
 
 class NumbaProgram:
@@ -181,23 +185,34 @@ class NumbaProgram:
         self._barrier[:] = 0
 
     def _read_weights(self, options: ExecutorOptions) -> None:
-        """Pack the matrices in ggml blocks, on all threads, as the file is read."""
+        """Pack the matrices in ggml blocks, on all threads, as the file is read.
+
+        As many at a time as make _PACKED bytes: meanwhile nobody waits for the GIL, which another thread may hold.
+        """
         matrices = list(self._lowered.matrices.values())
         total = sum(matrix.data.nbytes for matrix in matrices)
-        done = 0
+        done = packed = 0
+        waiting: list[Packing] = []
         for matrix in matrices:
-            if matrix.parts:
-                matrix.fill(self._pack)
             done += matrix.data.nbytes
-            if options.progress is not None:
-                options.progress("weights", done, total)
+            if matrix.parts:
+                waiting.append(matrix.packing())
+            if done - packed >= _PACKED or done == total:
+                if waiting:
+                    self._pack(waiting)
+                waiting, packed = [], done
+                if options.progress is not None:
+                    options.progress("weights", done, total)
 
-    def _pack(self, arguments: list[int]) -> None:
-        """Run the kernel `pack` on all threads."""
-        counter = np.zeros(8, np.int64)
-        values = np.array([counter.ctypes.data, *arguments], np.int64)
-        tape = np.array([[self._addresses["pack"], values.ctypes.data, 0]], np.int64)
+    def _pack(self, packings: Sequence[Packing]) -> None:
+        """Pack matrices on all threads, and release the file's pages."""
+        counters = np.zeros((len(packings), 8), np.int64)  # a cache line each
+        arguments = [[line.ctypes.data, *each.arguments] for line, each in zip(counters, packings, strict=True)]
+        values = np.array(arguments, np.int64)
+        tape = np.array([[self._addresses["pack"], row.ctypes.data, 0] for row in values], np.int64)
         self._run(len(tape), tape.ctypes.data)
+        for each in packings:
+            release(each.source)
 
     def _run(self, instructions: int, tape: int) -> None:
         """Run the instructions at the address `tape` on all threads."""
@@ -287,8 +302,5 @@ class _Table:
         """The tokens' rows, float32 [T, columns]."""
         if isinstance(self._tensor, DenseTensor):
             return self._tensor.gather(tokens)
-        from gguf.quants import dequantize
-
         assert self._blocks is not None
-        unpacked: NDArray[np.float32] = dequantize(self._blocks[tokens], self._tensor.type)
-        return unpacked
+        return self._tensor.unpack(self._blocks[tokens])

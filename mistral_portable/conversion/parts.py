@@ -155,10 +155,8 @@ def rows_of(tensor: Tensor) -> Callable[[slice], NDArray[np.float32]]:
         read = rows_of(tensor.base)
         return lambda part: tensor.changed(read(part), part)
     if isinstance(tensor, BlockTensor):
-        from gguf import quants
-
-        blocks, kind = tensor.blocks(), tensor.type
-        return lambda part: quants.dequantize(blocks[part], kind)
+        blocks, unpack = tensor.blocks(), tensor.unpack
+        return lambda part: unpack(blocks[part])
     values: NDArray[np.float32] = tensor.numpy()
     return lambda part: values[part]
 

@@ -4,7 +4,11 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,7 +27,7 @@ from mistral_portable.engine.stages import choose_cuts, start_stages
 from mistral_portable.engine.suffix_drafting import SuffixDrafting
 from mistral_portable.errors import InputError, MistralPortableError
 from mistral_portable.spelling import checks_names
-from mistral_portable.tokenizer import load_tokenizer
+from mistral_portable.tokenizer import Tokenizer, TokenizerSource, load_tokenizer
 from mistral_portable.tokenizer.open_common import UnknownVersionError
 
 __all__ = ["load"]
@@ -155,12 +159,11 @@ def load(
     for notice in checkpoint.notices:
         warnings.warn(notice, stacklevel=3)
     cuts = None if stages is None else choose_cuts(opened, stages)
-    try:  # before weights are read
-        tokenizer = load_tokenizer(checkpoint.tokenizer, chat_template) if checkpoint.tokenizer else None
-    except UnknownVersionError as error:
-        warnings.warn(f"{error}. Until then give token ids instead of text.", stacklevel=3)
-        tokenizer = None
-    with ExitStack() as closing:
+    with ThreadPoolExecutor(1, "mistral_portable-tokenizer") as aside, ExitStack() as closing:
+        reading = aside.submit(_read_tokenizer, checkpoint.tokenizer, chat_template)
+        if checkpoint.format == "gguf":  # the first step unpacks rows of the embedding table: 0.1 s
+            aside.submit(import_module, "gguf")
+        options = replace(options, progress=partial(_report, progress, reading))
         lent = draft if isinstance(draft, Model) else None
         draft_model = None
         if lent is None and draft not in ("auto", "suffix", "off"):
@@ -168,14 +171,18 @@ def load(
             # Lanes for each text and its draft; one stays free.
             same |= {"backend": chosen.name, "cache_bytes": cache_bytes, "max_lanes": 2 * max_lanes + 1}
             draft_model = closing.enter_context(_draft_model(draft, progress, same))
-        drafter = lent or draft_model
-        if drafter is not None:
-            require_same_vocabulary(config.vocab_size, tokenizer, drafter)
         program = (
             prepare(chosen, opened.graph, opened.tensors, opened.spec, options)
             if cuts is None
             else start_stages(opening, opened, chosen, cuts, ray)
         )
+        closing.callback(program.close)
+        tokenizer, notice = reading.result()
+        if notice:
+            warnings.warn(notice, stacklevel=3)
+        drafter = lent or draft_model
+        if drafter is not None:
+            require_same_vocabulary(config.vocab_size, tokenizer, drafter)
         source = _draft_source(drafter or draft, program.batch_invariant)
         budget = _budget(program, opened.spec, cache_bytes)
         manager = CacheManager(opened.spec, model=opened.fingerprint, budget=budget)
@@ -194,6 +201,29 @@ def load(
         drafting=None if source is None else Drafting(source, vocab_size=config.vocab_size),
         draft_model=draft_model,
     )
+
+
+_Tokenizer = tuple[Tokenizer | None, str]
+"""A tokenizer, or why there is none, where the model can be used without."""
+
+
+def _read_tokenizer(source: TokenizerSource | None, chat_template: str | Path | None) -> _Tokenizer:
+    if source is None:
+        return None, ""
+    try:
+        return load_tokenizer(source, chat_template), ""
+    except UnknownVersionError as error:
+        return None, f"{error}. Until then give token ids instead of text."
+
+
+def _report(
+    progress: Callable[[str, int, int], None] | None, reading: Future[_Tokenizer], what: str, done: int, total: int
+) -> None:
+    """Report that weights are read, or raise the error of the tokenizer, for which they are read in vain."""
+    if reading.done():
+        reading.result()
+    if progress is not None:
+        progress(what, done, total)
 
 
 def _draft_model(

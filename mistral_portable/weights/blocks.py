@@ -6,19 +6,16 @@ They hold blocks and unpack them. `quantize_on_read.py` has the third kind, whos
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType
+from mistral_portable.weights.ggml_types import BLOCK_SIZES, AnyType, GGMLType
 
 __all__ = ["QUANTIZED", "BlockTensor", "QuantTensor"]
 
-QUANTIZED = frozenset(
-    ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
-)
+QUANTIZED = frozenset(type.name for type, (weights, _) in BLOCK_SIZES.items() if weights > 1)
 """Names of the ggml block types that can be unpacked."""
 
 
@@ -32,7 +29,7 @@ class BlockTensor(ABC):
 
     name: str
     shape: tuple[int, ...]
-    type: "GGMLQuantizationType"
+    type: AnyType
 
     @property
     def dtype(self) -> str:
@@ -42,22 +39,29 @@ class BlockTensor(ABC):
     @property
     def nbytes(self) -> int:
         """Size of all blocks in bytes."""
-        from gguf import GGML_QUANT_SIZES
-
-        block, size = GGML_QUANT_SIZES[self.type]
-        return prod(self.shape) // block * size
+        weights, size = BLOCK_SIZES[GGMLType(self.type)]
+        return prod(self.shape) // weights * size
 
     @abstractmethod
     def blocks(self) -> NDArray[np.uint8]:
         """The packed blocks, uint8 [rows, bytes_per_row]; may be a read-only view of the file."""
 
+    def stored(self) -> tuple[NDArray[np.uint8], NDArray[np.intp] | None]:
+        """Blocks as they are stored, and for each row its row in these; None: the same. A copy is saved."""
+        return self.blocks(), None
+
     def numpy(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """Unpacked values of `shape`; in float32 bit for bit those of `gguf.quants.dequantize`."""
-        from gguf.quants import dequantize
-
         with np.errstate(over="ignore", invalid="ignore"):  # a file may hold infinite scales
-            values: NDArray[np.float32] = dequantize(self.blocks(), self.type)
+            values = self.unpack(self.blocks())
         return values.reshape(self.shape).astype(dtype, copy=False)
+
+    def unpack(self, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The values of some rows of `blocks`, float32 [rows, columns]."""
+        from gguf import GGMLQuantizationType, quants
+
+        values: NDArray[np.float32] = quants.dequantize(blocks, GGMLQuantizationType(self.type))
+        return values
 
     @abstractmethod
     def permute_rows(self, order: NDArray[np.intp]) -> Self:
@@ -75,6 +79,10 @@ class QuantTensor(BlockTensor):
     def blocks(self) -> NDArray[np.uint8]:
         """The packed blocks, uint8 [rows, bytes_per_row]; a read-only view of the file unless rows are permuted."""
         return self.data if self.order is None else self.data[self.order]
+
+    def stored(self) -> tuple[NDArray[np.uint8], NDArray[np.intp] | None]:
+        """`data` and `order`."""
+        return self.data, self.order
 
     def permute_rows(self, order: NDArray[np.intp]) -> Self:
         """The matrix whose row i is row `order[i]` of this one; applied by `blocks`."""

@@ -5,7 +5,7 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,11 @@ from mistral_portable.tokenizer.source import GGUFVocabulary
 from mistral_portable.weights.adapter_files import explain_gguf
 from mistral_portable.weights.blocks import QUANTIZED, QuantTensor
 from mistral_portable.weights.experts import expert_names
+from mistral_portable.weights.ggml_types import AnyType
 from mistral_portable.weights.gguf_file import Array, GGUFFile, Scalar, StoredTensor, read_gguf
 from mistral_portable.weights.names import from_gguf, half_split
 from mistral_portable.weights.source import DENSE, Checkpoint, DenseTensor, Tensor, listing
 from mistral_portable.weights.windows import inferred_windows
-
-if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType
 
 __all__ = ["open_gguf", "part_names"]
 
@@ -237,7 +235,7 @@ def _tensors(path: Path, stored: StoredTensor, experts: int) -> list[Tensor]:
 
 
 def _tensor(
-    path: Path, name: str, stored: str, type: "GGMLQuantizationType", shape: tuple[int, ...], data: NDArray[np.uint8]
+    path: Path, name: str, stored: str, type: AnyType, shape: tuple[int, ...], data: NDArray[np.uint8]
 ) -> Tensor:
     kind = type.name
     if kind in DENSE:

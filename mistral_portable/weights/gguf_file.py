@@ -15,16 +15,14 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mistral_portable.errors import CheckpointError
+from mistral_portable.weights.ggml_types import AnyType, stored_type
 from mistral_portable.weights.source import map_file
-
-if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType
 
 __all__ = ["Array", "GGUFFile", "Scalar", "StoredTensor", "read_gguf"]
 
@@ -43,7 +41,7 @@ class StoredTensor:
 
     name: str
     shape: tuple[int, ...]
-    type: "GGMLQuantizationType"
+    type: AnyType
     data: NDArray[np.uint8]
     """Read-only view of the mapped file, one axis."""
 
@@ -170,12 +168,10 @@ class _Walk:
         return name, tuple(reversed(sizes)), self.number("I"), self.number("Q")
 
     def tensor(self, start: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> StoredTensor:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-        if kind not in list(GGMLQuantizationType):
-            raise ValueError(f"tensor {name!r} has the unknown ggml type {kind}")
-        ggml_type = GGMLQuantizationType(kind)
-        block, block_bytes = GGML_QUANT_SIZES[ggml_type]
+        try:
+            ggml_type, block, block_bytes = stored_type(kind)
+        except ValueError:
+            raise ValueError(f"tensor {name!r} has the unknown ggml type {kind}") from None
         if shape[-1] % block or not math.prod(shape):
             raise ValueError(f"tensor {name!r} has the shape {shape}, which {ggml_type.name} blocks cannot fill")
         size = math.prod(shape) // block * block_bytes

@@ -1,6 +1,9 @@
 """load(): every format gives the same model, and what does not fit is named."""
 
 import shutil
+import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -163,15 +166,32 @@ def test_the_reference_refuses_int8() -> None:
         mp.load("tiny", backend="reference", dtype="int8")
 
 
-def test_a_damaged_tokenizer_is_found_before_the_weights_are_read(tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_is_an_error(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(Path(mp.__file__).parent / "assets" / "tiny", folder)
     damaged = next(path for path in folder.iterdir() if path.name.startswith(("tokenizer.model", "tekken")))
     damaged.write_bytes(b"no tokenizer")
-    read: list[str] = []
     with pytest.raises(mp.MistralPortableError, match=r"tokenizer|tekken"):
-        mp.load(folder, backend="reference", progress=lambda what, done, total: read.append(what))
-    assert read == []
+        mp.load(folder, backend="reference")
+
+
+def test_an_error_of_the_tokenizer_ends_the_reading_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read at the same time."""
+    failed, left = threading.Event(), list[int]()
+
+    def fail(*arguments: object) -> None:
+        failed.set()
+        raise TokenizerError("no tokenizer")
+
+    def wait(what: str, done: int, total: int) -> None:
+        failed.wait(60)
+        time.sleep(0.02)  # until the thread has ended, at the latest when a few tensors have been read
+        left.append(total - done)
+
+    monkeypatch.setattr(sys.modules["mistral_portable.engine.load"], "load_tokenizer", fail)
+    with pytest.raises(TokenizerError, match="no tokenizer"):
+        mp.load("tiny", backend="reference", progress=wait)
+    assert 0 not in left
 
 
 def test_a_saved_lane_of_other_weights_is_refused(tmp_path: Path) -> None:

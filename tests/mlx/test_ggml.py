@@ -26,7 +26,7 @@ def tensor(kind: str, rows: int, columns: int, seed: int) -> QuantTensor:
 @given(rows=st.integers(1, 5), blocks=st.integers(1, 3), seed=st.integers(0, 2**31))
 def test_weights_are_those_of_gguf_bit_for_bit(kind: str, rows: int, blocks: int, seed: int) -> None:
     stored = tensor(kind, rows, 256 * blocks, seed)
-    expected = quants.dequantize(stored.blocks(), stored.type)
+    expected = quants.dequantize(stored.blocks(), GGMLQuantizationType(stored.type))
     matrix = read_matrix([stored], mx.float32)
     assert isinstance(matrix, Affine)
     found = np.array(matrix.rows(mx.arange(rows)))

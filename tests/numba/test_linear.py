@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mistral_portable_numba.compiler.isa import host_isa
 from mistral_portable_numba.layouts import BLOCKS, DENSE_SCRATCH
 from numba_kernels import EVERY_ISA, Memory, at, is_blank
 from numba_linear import HALVES, KINDS, Expected, PackedWeight, signed_blocks
 from numpy.typing import NDArray
 
 from mistral_portable.testing.rounding import round_to
+from mistral_portable.weights.names import half_split_order
 
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 ROWS, TOKENS, SEEDS = st.integers(1, 70), st.integers(1, 40), st.integers(0, 2**31)
@@ -93,6 +95,18 @@ def test_the_largest_sums(isa: str, kind: str, fill: int, tokens: int) -> None:
     x.codes[:] = np.where(np.arange(tokens) % 2, -127, 127)[:, None]
     weight = PackedWeight(isa, kind, blocks.reshape(20, -1))
     Expected(x.values, weight.values, random).check(weight.times(x.codes, x.scales))
+
+
+@EVERY_KIND
+@settings(max_examples=15)  # for each kind
+@given(heads=st.integers(1, 3), half=st.integers(1, 20), turned=st.booleans(), seed=SEEDS)
+def test_rows_are_packed_in_their_order(kind: str, heads: int, half: int, turned: bool, seed: int) -> None:
+    """The order of half-split RoPE, and any other one."""
+    random, rows = np.random.default_rng(seed), 2 * half * heads
+    blocks = signed_blocks(kind, rows, 512, random)
+    order = half_split_order(heads, 2 * half) if turned else random.permutation(rows)
+    packed = PackedWeight(host_isa().name, kind, blocks, order)
+    np.testing.assert_array_equal(packed.tiles, PackedWeight(host_isa().name, kind, blocks[order]).tiles)
 
 
 @EVERY_ISA

@@ -31,7 +31,7 @@ def test_every_quantized_type_has_a_layout() -> None:
 @given(rows=st.integers(1, 5), blocks=st.integers(1, 3), seed=st.integers(0, 2**31))
 def test_weights_have_the_bits_of_gguf(kind: str, rows: int, blocks: int, seed: int) -> None:
     stored = tensor(kind, rows, 256 * blocks, seed)
-    expected = quants.dequantize(stored.blocks(), stored.type)
+    expected = quants.dequantize(stored.blocks(), GGMLQuantizationType(stored.type))
     matrix = read_matrix([stored], torch.float32, CPU)
     assert isinstance(matrix, Blocks)
     assert matrix.nbytes == stored.nbytes

@@ -36,7 +36,7 @@ def test_planes_have_the_bits_of_gguf(kind: str, rows: int, blocks: int, seed: i
     stored = tensor(kind, rows, LAYOUTS[kind].columns * blocks, seed)
     planes = Planes.empty(kind, stored.shape, CPU)
     planes.fill(torch.from_numpy(stored.blocks().copy()))
-    expected = quants.dequantize(stored.blocks(), stored.type)
+    expected = quants.dequantize(stored.blocks(), GGMLQuantizationType(stored.type))
     # -0 and 0 count as the same weight; all others must have the same bits.
     found = planes.weights(torch.float32).numpy()
     np.testing.assert_array_equal((found + 0.0).view(np.uint32), (expected + 0.0).view(np.uint32))
