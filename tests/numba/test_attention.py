@@ -266,7 +266,7 @@ class Scene:
         return np.concatenate(parts)
 
     def _moved(self, slots: NDArray[np.int64], weights: NDArray[Any], steps: np.random.Generator) -> NDArray[Any]:
-        """What a page's values add if weights [slots, tokens, heads] times scales move by up to a step."""
+        """The change of a page's sums if weights [slots, tokens, heads] times scales move by up to a step."""
         scales, codes = (
             np.repeat(part, self.group, axis=1)[:, None]
             for part in (self.values.scales_at(slots), self.values.numbers_at(slots))

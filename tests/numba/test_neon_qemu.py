@@ -357,8 +357,8 @@ def test_attention(run: Run, kv: str) -> None:
         behind = asking[:, None] - positions[own]
         weights = np.exp(np.where((behind >= 0) & (behind < WINDOW), scores, -np.inf))
         weights /= weights.sum(axis=2, keepdims=True)
-        # With q8_0, queries (up to 0.6) and weights are rounded to 16 bits, by up to half a 32512th of the largest: scores
-        # of 40 columns are some 1e-5 * sqrt(40) off, values (up to 4) as much times their own size.
+        # With q8_0, queries (up to 0.6) and weights are rounded to 16 bits, by up to half a 32512th of the largest:
+        # scores of 40 columns are some 1e-5 * sqrt(40) off, values (up to 4) as much times their own size.
         limit = 1e-4 if kv == "q8_0" else 1e-6
         np.testing.assert_allclose(image[out][rows], np.einsum("htn,nhd->thd", weights, stored[1][own]), atol=limit)
 
