@@ -32,6 +32,7 @@ from typing import Any
 
 from mistral_portable.bench import STANDARD, Measurement, obstacle, parse
 from mistral_portable.errors import MistralPortableError
+from mistral_portable.weights.quantize_on_read import QUANTIZABLE
 from tools.bench_engines import PEERS, Setup, Worker
 from tools.bench_generate import generated_per_second, temperature_of
 from tools.bench_llama_bench import LlamaBench
@@ -160,7 +161,7 @@ def main() -> None:
     parser.add_argument("--threads", type=positive, help="CPU threads; default: all CPUs, for MLX its own choice")
     parser.add_argument(
         "--quantize",
-        choices=["none", "q4_0"],
+        choices=["none", *QUANTIZABLE],
         action="append",
         default=[],
         help="quantize on reading; given several times: one comparison for each",

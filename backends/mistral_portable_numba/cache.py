@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from mistral_portable.boundary import LaneState
 from mistral_portable.boundary.shared import check_pages
 from mistral_portable.cache import CacheSpec, StepPlan
-from mistral_portable_numba.layouts import KV_DTYPES, PAGE_SIZE, head_bytes, head_width
+from mistral_portable_numba.layouts import KV_BESIDE, KV_DTYPES, PAGE_SIZE, head_bytes, head_width, round_up
 
 __all__ = ["KVCache"]
 
@@ -55,10 +55,11 @@ class KVCache:
     def keys(self, layer: int, slots: NDArray[np.intp]) -> NDArray[np.float32]:
         """The keys in these slots, float32 [slots, key/value heads, head_dim]."""
         pool, number, head_dim = self._pools[layer, "keys"], KV_DTYPES[self._dtype], self._spec.head_dim
-        end = PAGE_SIZE * head_dim * number.itemsize
+        beside = KV_BESIDE[self._dtype]
+        end = PAGE_SIZE * round_up(head_dim, beside) * number.itemsize
         pages, offsets = slots // PAGE_SIZE, slots % PAGE_SIZE
-        numbers = pool[..., :end].view(number).reshape(*pool.shape[:2], head_dim, PAGE_SIZE)
-        values = numbers[pages, :, :, offsets].astype(np.float32)
+        numbers = pool[..., :end].view(number).reshape(*pool.shape[:2], -1, PAGE_SIZE, beside)[pages, :, :, offsets]
+        values = numbers.reshape(*numbers.shape[:2], -1)[..., :head_dim].astype(np.float32)
         if self._dtype == "q8_0":
             scales = pool[..., end:].view(np.float16).reshape(*pool.shape[:2], -1, PAGE_SIZE)
             factors = scales[pages, :, :, offsets].astype(np.float32)
@@ -123,11 +124,15 @@ class KVCache:
 
     def _empty(self, kind: str, pages: _Pool, slots: NDArray[np.intp]) -> None:
         """Set slots of all these pages to zero, numbers and scales."""
-        number, head_dim = KV_DTYPES[self._dtype], self._spec.head_dim
-        end = PAGE_SIZE * (head_dim if kind == "keys" else head_width(head_dim)) * number.itemsize
+        number, head_dim, beside = KV_DTYPES[self._dtype], self._spec.head_dim, KV_BESIDE[self._dtype]
+        columns = head_width(head_dim) if kind == "values" else round_up(head_dim, beside)
+        end = PAGE_SIZE * columns * number.itemsize
         numbers, scales = pages[..., :end].view(number), pages[..., end:].view(np.float16)
-        columns = 1 if kind == "keys" else 32
-        numbers.reshape(*pages.shape[:2], -1, PAGE_SIZE, columns)[:, :, :, slots] = 0
+        if kind == "keys":
+            numbers.reshape(*pages.shape[:2], -1, PAGE_SIZE, beside)[:, :, :, slots] = 0
+        else:
+            values = numbers.reshape(*pages.shape[:2], -1, PAGE_SIZE // beside, 32, beside)
+            values[:, :, :, slots // beside, :, slots % beside] = 0
         scales.reshape(*pages.shape[:2], -1, PAGE_SIZE)[..., slots] = 0
 
     def _zeros(self, kind: str, pages: int) -> _Pool:

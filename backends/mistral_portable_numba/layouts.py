@@ -25,7 +25,12 @@ has, for each key/value head in turn:
     values  [width / 32, 64, 32]    width: head_dim rounded up to a multiple of 32
 
 The numbers are float32, float16, or int8 with a float16 scale, max|x| / 127, for each 32 numbers of a key or value
-(q8_0). The scales follow the head's numbers, as [width / 32, 64]. Attention reads all of it in order.
+(q8_0). Bytes lie in fours, whose products are added in a lane: four columns of a key, four values of a column.
+
+    keys    [head_dim / 4, 64, 4]           head_dim rounded up to a multiple of 4
+    values  [width / 32, 16, 32, 4]
+
+The scales follow the head's numbers, as [width / 32, 64]. Attention reads all of it in order.
 """
 
 from dataclasses import dataclass
@@ -45,6 +50,7 @@ __all__ = [
     "ENCODE_SCRATCH",
     "FEW",
     "FEW_TILED",
+    "KV_BESIDE",
     "KV_DTYPES",
     "PAGE_SIZE",
     "SHARE",
@@ -130,6 +136,9 @@ KV_DTYPES: dict[str, "np.dtype[Any]"] = {
     "q8_0": np.dtype(np.int8),
 }
 """Cache type -> dtype of its numbers."""
+
+KV_BESIDE = {"float32": 1, "float16": 1, "q8_0": 4}
+"""Cache type -> columns of a key, or values of a column, that lie side by side, to be multiplied together."""
 
 
 @dataclass(frozen=True)
@@ -282,5 +291,5 @@ def head_bytes(dtype: str, head_dim: int) -> dict[str, int]:
     """
     width = head_width(head_dim)
     scales = width // 32 * 2 if dtype == "q8_0" else 0
-    number = KV_DTYPES[dtype].itemsize
-    return {kind: PAGE_SIZE * (count * number + scales) for kind, count in (("keys", head_dim), ("values", width))}
+    counts = {"keys": round_up(head_dim, KV_BESIDE[dtype]), "values": width}
+    return {kind: PAGE_SIZE * (count * KV_DTYPES[dtype].itemsize + scales) for kind, count in counts.items()}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mistral_portable_numba.layouts import KV_DTYPES, head_width
+from mistral_portable_numba.layouts import KV_BESIDE, KV_DTYPES, head_width, round_up
 from mistral_portable_numba.segments import attention_scratch, part_bytes, takes_all_heads, tokens_per_item
 from numba_kernels import EVERY_ISA, Argument, Memory, at, is_blank
 from numpy.typing import NDArray
@@ -19,28 +19,30 @@ from mistral_portable.testing.rounding import EPSILON
 EVERY_DTYPE = pytest.mark.parametrize("dtype", KV_DTYPES)
 HEAD_DIMS = st.one_of(st.integers(1, 128), st.sampled_from([2, 16, 32, 64, 80, 96, 128]))
 SEEDS = st.integers(0, 2**31)
+STEPS = 32512
+"""Steps of a 16-bit number, `kernels/byte_pages.py`."""
 
 
 class Pool:
     """The keys or the values of a layer, in the layout of `layouts.py`, filled with poison at first.
 
-    raw: the memory. numbers: [pages, heads, head_dim, 64, 1] of keys, [pages, heads, groups, 64, 32] of values. scales,
-    for q8_0: [pages, heads, groups, 64, 1].
+    raw: the memory. numbers: [pages, heads, head_dim / n, 64, n] of keys, [pages, heads, groups, 64 / n, 32, n] of
+    values; n: `KV_BESIDE`. scales, for q8_0: [pages, heads, groups, 64].
     """
 
     def __init__(self, memory: Memory, dtype: str, kind: str, heads: int, head_dim: int, pages: int) -> None:
-        number, width = KV_DTYPES[dtype], head_width(head_dim)
-        columns, groups = head_dim if kind == "keys" else width, width // 32 if dtype == "q8_0" else 0
+        number, width, n = KV_DTYPES[dtype], head_width(head_dim), KV_BESIDE[dtype]
+        columns, groups = round_up(head_dim, n) if kind == "keys" else width, width // 32 if dtype == "q8_0" else 0
         self.raw = memory.blank((pages, heads, 64 * (columns * number.itemsize + 2 * groups)), np.uint8)
         end = 64 * columns * number.itemsize
         numbers, scales = self.raw[..., :end].view(number), self.raw[..., end:].view(np.float16)
-        self.numbers = numbers.reshape(pages, heads, -1, 64, 1 if kind == "keys" else 32)
-        self.scales = scales.reshape(pages, heads, groups, 64, 1)
+        self.numbers = numbers.reshape(pages, heads, -1, *((64, n) if kind == "keys" else (64 // n, 32, n)))
+        self.scales = scales.reshape(pages, heads, groups, 64)
         self.head_dim = head_dim
 
     def at(self, slots: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         """The contents of these slots, [slots, heads, head_dim]."""
-        values = self._of(self.numbers, slots)[..., : self.head_dim].astype(np.float64)
+        values = self.numbers_at(slots)[..., : self.head_dim].astype(np.float64)
         if self.scales.size:
             with np.errstate(invalid="ignore"):
                 values *= np.repeat(self.scales_at(slots), 32, axis=-1)[..., : values.shape[-1]]
@@ -48,18 +50,23 @@ class Pool:
 
     def scales_at(self, slots: NDArray[np.integer[Any]]) -> NDArray[np.float16]:
         """The scales of these slots, [slots, heads, groups]."""
-        scales: NDArray[np.float16] = self._of(self.scales, slots)
+        scales: NDArray[np.float16] = self.scales[slots // 64, :, :, slots % 64]
         return scales
 
     def forget(self, slots: NDArray[np.integer[Any]]) -> None:
         """Poison these slots."""
-        for part in (self.numbers, self.scales):
-            poison = np.full(part.dtype.itemsize, 0xFF, np.uint8).view(part.dtype)
-            part[slots // 64, :, :, slots % 64] = poison
+        poison = [np.full(part.itemsize, 0xFF, np.uint8).view(part.dtype) for part in (self.numbers, self.scales)]
+        self.numbers[self._places(slots)], self.scales[slots // 64, :, :, slots % 64] = poison
 
-    @staticmethod
-    def _of(part: NDArray[Any], slots: NDArray[np.integer[Any]]) -> NDArray[Any]:
-        return part[slots // 64, :, :, slots % 64].reshape(len(slots), part.shape[1], -1)
+    def numbers_at(self, slots: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """The stored numbers of these slots, with padding, [slots, heads, columns]."""
+        found: NDArray[Any] = self.numbers[self._places(slots)].reshape(len(slots), self.numbers.shape[1], -1)
+        return found
+
+    def _places(self, slots: NDArray[np.integer[Any]]) -> tuple[Any, ...]:
+        every, page, slot, n = slice(None), slots // 64, slots % 64, self.numbers.shape[-1]
+        keys = self.numbers.ndim == 5
+        return (page, every, every, slot) if keys else (page, every, every, slot // n, every, slot % n)
 
 
 # --- store ------------------------------------------------------------------------------------------------------------
@@ -214,23 +221,32 @@ class Scene:
         return out[:tokens, :columns].reshape(self.q.shape)
 
     def check(self, out: NDArray[np.float32]) -> None:
-        """Compare with float64. The limit is the error of plain float32 runs on numbers moved by up to an epsilon."""
+        """Compare with float64. The limit is the error of plain float32 runs on numbers moved by up to an epsilon; with
+        q8_0, queries and weights are moved by up to a step of the 16-bit numbers that they are rounded to."""
         random = np.random.default_rng(0)
 
         def nudged(x: NDArray[Any]) -> NDArray[np.float32]:
             return (x * (1 + random.uniform(-1, 1, x.shape) * EPSILON["float32"])).astype(np.float32)
 
-        naive = [self._expected(nudged) for _ in range(3 if out.size >= 4096 else 8 + 64 // out.size)]
+        steps = random if self.dtype == "q8_0" else None
+        naive = [self._expected(nudged, steps) for _ in range(3 if out.size >= 4096 else 8 + 64 // out.size)]
         comparison = compare(out, self._expected(lambda x: x.astype(np.float64)), naive, "float32")
         assert comparison.problem == ""
 
-    def _expected(self, read: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
-        """Attention over the visible keys in the type that `read` returns, summed key by key."""
+    def _expected(
+        self, read: Callable[[NDArray[Any]], NDArray[Any]], steps: np.random.Generator | None = None
+    ) -> NDArray[Any]:
+        """Attention over the visible keys in the type that `read` returns, summed key by key.
+
+        steps: moves queries and weights by up to a step.
+        """
         parts, token = [], 0
         for slots, first, (length, count) in zip(self.slots(), self.first, self.sequences, strict=True):
             positions = np.arange(first, length)
             keys, values = (np.repeat(read(part.at(slots)), self.group, axis=1) for part in (self.keys, self.values))
             q = read(self.q[token : token + count] * np.float32(self.scale))
+            if steps:
+                q += (steps.uniform(-1, 1, q.shape) * np.abs(q).max(axis=-1, keepdims=True) / STEPS).astype(q.dtype)
             mask = visible(np.arange(length - count, length)[:, None], positions[None, :], self.window)
             scores = np.zeros((len(positions), *q.shape[:2]), q.dtype)
             for j in range(self.head_dim):
@@ -241,9 +257,24 @@ class Scene:
             for weight, value in zip(weights, values, strict=True):
                 total += weight
                 out += weight[:, :, None] * value
+            if steps:
+                for page in np.unique(positions // 64):
+                    some = positions // 64 == page
+                    out += self._moved(slots[some], weights[some], steps)
             parts.append(out / total[:, :, None])
             token += count
         return np.concatenate(parts)
+
+    def _moved(self, slots: NDArray[np.int64], weights: NDArray[Any], steps: np.random.Generator) -> NDArray[Any]:
+        """The change of a page's sums if weights [slots, tokens, heads] times scales move by up to a step."""
+        scales, codes = (
+            np.repeat(part, self.group, axis=1)[:, None]
+            for part in (self.values.scales_at(slots), self.values.numbers_at(slots))
+        )
+        largest = (weights[..., None] * scales).max(axis=0, keepdims=True)
+        amounts = steps.uniform(-1, 1, (*weights.shape, scales.shape[-1])) * largest / STEPS
+        moved: NDArray[Any] = (np.repeat(amounts, 32, axis=-1) * codes).sum(axis=0)[..., : self.head_dim]
+        return moved.astype(weights.dtype)
 
 
 WINDOWS = st.one_of(st.none(), st.integers(1, 8), st.integers(9, 150))

@@ -24,8 +24,9 @@ from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.compiler.simd.reduce import first_lane
 from mistral_portable_numba.kernels.exp import exp
 from mistral_portable_numba.kernels.kv import KV_FORMATS
-from mistral_portable_numba.kernels.pages import NOTHING, rows_and_page
+from mistral_portable_numba.kernels.pages import NOTHING, query_row, rows_and_page
 from mistral_portable_numba.kernels.registry import Factory
+from mistral_portable_numba.layouts import KV_BESIDE
 from mistral_portable_numba.segments import SEGMENT, takes_all_heads
 
 __all__ = ["KERNELS", "attention_kernel"]
@@ -45,8 +46,8 @@ def attention_kernel(dtype: str, isa: Isa) -> Callable[..., Any]:
     its sequence lie in the page `pages[origin + n]`.
     """
     kind = KV_FORMATS[dtype]
-    size, scaled = kind.size, kind.scaled
-    attend = rows_and_page(dtype, isa)
+    size, scaled, beside = kind.size, kind.scaled, KV_BESIDE[dtype]
+    attend, put_query = rows_and_page(dtype, isa), query_row(dtype, isa)
 
     @inlined
     def extent(piece: Any, window: Any) -> Any:
@@ -103,7 +104,8 @@ def attention_kernel(dtype: str, isa: Isa) -> Callable[..., Any]:
         group, groups = heads // kv_heads, (head_dim + 31) // 32
         width = 32 * groups
         scale_bytes = 64 * 2 * groups if scaled else 0
-        key_bytes, value_bytes = 64 * (head_dim * size) + scale_bytes, 64 * width * size + scale_bytes
+        columns = (head_dim + beside - 1) // beside * beside
+        key_bytes, value_bytes = 64 * columns * size + scale_bytes, 64 * width * size + scale_bytes
         end, before = piece + 32 * count, 0
         while True:
             work = fetch_add(counter, 1)
@@ -147,9 +149,7 @@ def attention_kernel(dtype: str, isa: Isa) -> Callable[..., Any]:
                 for row in range(padded):
                     which = min(row, rows - 1)
                     at = q + (token + which // group) * qs + 4 * (h * group + which % group) * head_dim
-                    to = queries + 4 * ((h - head) * padded + row) * width
-                    for j in range(0, head_dim, 16):
-                        store_f32(to + 4 * j, load_f32(at + 4 * j) * scale)
+                    put_query(at, scale, head_dim, queries + 4 * ((h - head) * padded + row) * width, width)
             for number in range(first, last + 1):
                 if number == first or number % SEGMENT == 0:
                     if number != first:

@@ -9,21 +9,20 @@ import numba
 from mistral_portable_numba.compiler.simd.atomics import fetch_add
 from mistral_portable_numba.compiler.simd.convert import nearest_i64
 from mistral_portable_numba.compiler.simd.get_put import get_f16, get_f32, get_i32, get_i64, put_f16, put_f32, put_i8
-from mistral_portable_numba.compiler.simd.load_store import load_f16, load_f32, load_i8
 from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.kernels.registry import AnyIsa, Factory
+from mistral_portable_numba.layouts import KV_BESIDE
 
 __all__ = ["KERNELS", "KV_FORMATS", "KVFormat", "store_kernel"]
 
 
 @dataclass(frozen=True)
 class KVFormat:
-    """A type of the cache. size: bytes of a number. scaled: whether numbers have scales. load: the operation that loads
-    16 numbers. put: the one that stores a number."""
+    """A type of the cache. size: bytes of a number. scaled: whether numbers have scales. put: the operation that stores
+    a number."""
 
     size: int
     scaled: bool
-    load: Any
     put: Any
 
 
@@ -33,9 +32,9 @@ def _put_code(address: Any, value: Any) -> None:
 
 
 KV_FORMATS = {
-    "float32": KVFormat(4, False, load_f32, put_f32),
-    "float16": KVFormat(2, False, load_f16, put_f16),
-    "q8_0": KVFormat(1, True, load_i8, _put_code),
+    "float32": KVFormat(4, False, put_f32),
+    "float16": KVFormat(2, False, put_f16),
+    "q8_0": KVFormat(1, True, _put_code),
 }
 
 
@@ -46,7 +45,7 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
     slots (int32, page * 64 + offset), address of the address of the layer's keys or values.
     """
     kind = KV_FORMATS[dtype]
-    size, scaled, put = kind.size, kind.scaled, kind.put
+    size, scaled, put, beside = kind.size, kind.scaled, kind.put, KV_BESIDE[dtype]
 
     @inlined
     def put_scale(address: Any, x: Any, count: Any) -> Any:
@@ -61,7 +60,8 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
 
     @inlined
     def store(x: Any, numbers: Any, scales: Any, head_dim: Any) -> None:
-        """Store head_dim numbers; those of keys are 64 numbers apart, of values 32 and 32 side by side."""
+        """Store head_dim numbers. `beside` numbers of a key lie side by side, and the next ones 64 of these further; of
+        32 numbers of a value each lies among `beside` values."""
         factor = numba.float32(1.0)
         for j in range(head_dim):
             value = get_f32(x + 4 * j)
@@ -69,7 +69,8 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
                 if j % 32 == 0:
                     factor = put_scale(scales + 4 * j, x + 4 * j, min(32, head_dim - j))
                 value *= factor
-            put(numbers + (64 * j if keys else j // 32 * 2048 + j % 32) * size, value)
+            at = j // beside * 64 * beside + j % beside if keys else j // 32 * 2048 + j % 32 * beside
+            put(numbers + at * size, value)
 
     def kernel(args: Any, thread: Any, threads: Any) -> None:
         counter, count, heads, head_dim = (
@@ -80,7 +81,7 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
         )
         x, xs, slots, pages = get_i64(args + 32), get_i64(args + 40), get_i64(args + 48), get_i64(get_i64(args + 56))
         groups = (head_dim + 31) // 32
-        columns = head_dim if keys else groups * 32
+        columns = (head_dim + beside - 1) // beside * beside if keys else groups * 32
         numbers = 64 * columns * size
         head_bytes = numbers + (64 * groups * 2 if scaled else 0)
         while True:
@@ -89,10 +90,10 @@ def store_kernel(dtype: str, keys: bool) -> Callable[..., Any]:
                 break
             slot = get_i32(get_i64(slots) + 4 * t)
             page, offset = slot // 64, slot % 64
+            place = offset * beside if keys else offset // beside * 32 * beside + offset % beside
             for head in range(heads):
                 row, base = x + t * xs + 4 * head * head_dim, pages + (page * heads + head) * head_bytes
-                numbers_at = base + (offset if keys else 32 * offset) * size
-                store(row, numbers_at, base + numbers + 2 * offset, head_dim)
+                store(row, base + place * size, base + numbers + 2 * offset, head_dim)
 
     return kernel
 

@@ -8,16 +8,18 @@ from typing import Any
 
 from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.compiler.simd.get_put import get_f32, put_f32
-from mistral_portable_numba.compiler.simd.lanes import all_f32, keep_between, lane_numbers, weighed
+from mistral_portable_numba.compiler.simd.lanes import all_f32, keep_between, lane_numbers
 from mistral_portable_numba.compiler.simd.load_store import load_f16, load_f32, prefetch, store_f32
 from mistral_portable_numba.compiler.simd.maxima import larger, largest_lane
 from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.compiler.simd.reduce import first_lane, sum_lanes
 from mistral_portable_numba.compiler.simd.tokens import Tokens
+from mistral_portable_numba.kernels.byte_pages import byte_rows, put_byte_query
 from mistral_portable_numba.kernels.exp import exp
 from mistral_portable_numba.kernels.kv import KV_FORMATS
+from mistral_portable_numba.layouts import KV_BESIDE
 
-__all__ = ["NOTHING", "rows_and_page"]
+__all__ = ["NOTHING", "query_row", "rows_and_page"]
 
 NOTHING = -3.0e38
 """The score of a hidden key."""
@@ -26,22 +28,53 @@ _AHEAD = 9216
 """Bytes between what few rows read and what they prefetch."""
 
 
+_LOADS = {"float32": load_f32, "float16": load_f16}
+
 _DIRECT = 16
 """Rows up to which keys and values are not unpacked first."""
+
+
+def query_row(dtype: str, isa: Isa) -> Callable[..., Any]:
+    """The function that stores a row of queries, times a scale, in the form that `attend` takes: 4 * width bytes."""
+    bytes_of: Callable[..., Any] = put_byte_query(isa.words)
+
+    @inlined
+    def put_query(x: Any, scale: Any, head_dim: Any, to: Any, width: Any) -> None:
+        for j in range(0, head_dim, 16):
+            store_f32(to + 4 * j, load_f32(x + 4 * j) * scale)
+
+    return bytes_of if KV_FORMATS[dtype].scaled else put_query
+
+
+@inlined
+def _fetch_nothing(keys: Any, width: Any, row: Any) -> None:
+    """Floats are all prefetched where they are multiplied."""
 
 
 def rows_and_page(dtype: str, isa: Isa) -> Callable[..., Any]:
     """The function `attend` for a type of keys and values."""
     kind, wide = KV_FORMATS[dtype], isa.tokens > 4
-    size, scaled, load = kind.size, kind.scaled, kind.load
-    few_scores, few_weigh = _four_rows(size, load, scaled, wide, fetches=True)
-    many_scores, many_weigh = _four_rows(4, load_f32, scaled, wide, fetches=False)
+    size, scaled, beside = kind.size, kind.scaled, KV_BESIDE[dtype]
+    load: Any = _LOADS.get(dtype)
+    if scaled:
+        (few_scores, few_weigh, fetch_more), (many_scores, many_weigh, _) = byte_rows(isa, _AHEAD), byte_rows(isa, 0)
+    else:
+        few_scores, few_weigh = _four_rows(size, load, wide, fetches=True)
+        many_scores, many_weigh = _four_rows(4, load_f32, wide, fetches=False)
+        fetch_more = _fetch_nothing
 
     @inlined
-    def unpack(numbers: Any, count: Any, out: Any) -> None:
+    def unpack(numbers: Any, count: Any, out: Any) -> Any:
         for i in range(0, count, 64):
             for j in range(i, i + 64, 16):
                 store_f32(out + 4 * j, load(numbers + j * size))
+        return out
+
+    @inlined
+    def keep(numbers: Any, count: Any, out: Any) -> Any:
+        return numbers
+
+    unpacked = keep if scaled else unpack
 
     @inlined
     def fetch(address: Any, lines: Any) -> None:
@@ -66,18 +99,18 @@ def rows_and_page(dtype: str, isa: Isa) -> Callable[..., Any]:
     ) -> None:
         """Add the keys and values of a page, from `position` on, to the part of all rows.
 
-        For many rows, the page is unpacked to float32, first its keys and then its values, which stay in the
+        For many rows, a page of floats is unpacked to float32, first its keys and then its values, which stay in the
         first-level cache; and each four rows prefetch some of the next page.
         """
         width, padded = (head_dim + 31) // 32 * 32, (rows + 3) // 4 * 4
-        key_scales, value_scales = keys + 64 * head_dim * size, values + 64 * width * size
+        columns = (head_dim + beside - 1) // beside * beside
+        key_scales, value_scales = keys + 64 * columns * size, values + 64 * width * size
         floats = (scratch + 63) // 64 * 64
         weights = floats + 256 * width
         scaled_weights = weights + 256 * padded
         factors, states = scaled_weights + 4 * 256, part + 4 * padded * width
         lines, qs = 4 * width * size // padded + 1, 4 * width
-        if padded > _DIRECT:
-            unpack(keys, 64 * head_dim, floats)
+        source = unpacked(keys, 64 * head_dim, floats) if padded > _DIRECT else keys
         for row in range(0, padded, 4):
             seen, whole = visible(row, position, begin, window, rows, group)
             if not seen:
@@ -85,15 +118,16 @@ def rows_and_page(dtype: str, isa: Isa) -> Callable[..., Any]:
             q, w = queries + 4 * row * width, weights + 256 * row
             if padded > _DIRECT:
                 fetch(next_keys + row // 4 * lines * 64, lines)
-                many_scores(floats, key_scales, head_dim, q, qs, w)
+                many_scores(source, key_scales, head_dim, q, qs, w)
             else:
-                few_scores(keys, key_scales, head_dim, q, qs, w)
+                few_scores(source, key_scales, head_dim, q, qs, w)
             for i in range(row, row + 4):
                 high = begin + min(i, rows - 1) // group
                 low = max(0, high - window + 1) if window > 0 else 0
+                if padded <= _DIRECT:
+                    fetch_more(keys, width, i - row)
                 put_f32(factors + 4 * i, soften(weights + 256 * i, position, low, high, whole, states + 8 * i))
-        if padded > _DIRECT:
-            unpack(values, 64 * width, floats)
+        source = unpacked(values, 64 * width, floats) if padded > _DIRECT else values
         for row in range(0, padded, 4):
             seen, whole = visible(row, position, begin, window, rows, group)
             if not seen:
@@ -101,9 +135,9 @@ def rows_and_page(dtype: str, isa: Isa) -> Callable[..., Any]:
             to, w, f = part + 4 * row * width, weights + 256 * row, factors + 4 * row
             if padded > _DIRECT:
                 fetch(next_values + row // 4 * lines * 64, lines)
-                many_weigh(floats, value_scales, width, w, scaled_weights, f, to, qs, whole)
+                many_weigh(source, value_scales, width, w, scaled_weights, f, to, qs, whole)
             else:
-                few_weigh(values, value_scales, width, w, scaled_weights, f, to, qs, whole)
+                few_weigh(source, value_scales, width, w, scaled_weights, f, to, qs, whole)
 
     function: Callable[..., Any] = attend
     return function
@@ -148,38 +182,29 @@ def soften(scores: Any, position: Any, low: Any, high: Any, whole: Any, state: A
     return factor
 
 
-def _four_rows(size: int, load: Any, scaled: bool, wide: bool, *, fetches: bool) -> tuple[Any, Any]:
-    """The functions of four rows that make scores, and that weigh values.
+def _four_rows(size: int, load: Any, wide: bool, *, fetches: bool) -> tuple[Any, Any]:
+    """The functions of four rows that make scores, and that weigh values; floats have no use for scales and `room`.
 
-    size, load: of a number. scaled: whether they have scales. wide: whether there are registers for 16 vectors of sums.
-    fetches: whether they prefetch what is _AHEAD.
+    size, load: of a number. wide: whether there are registers for 16 vectors of sums. fetches: whether they prefetch
+    what is _AHEAD.
     """
     each = Tokens(4)
     zeros, fma_one, fma_seen = each.zeros, each.fma_one, each.fma_seen
-    add_times, add_scaled = each.add_times, each.add_scaled
-    load_each, store_each = each.load_each, each.store_each
+    add_scaled, load_each, store_each = each.add_scaled, each.load_each, each.store_each
     ahead = _AHEAD if fetches else 0
 
     @inlined
     def wide_scores(keys: Any, scales: Any, head_dim: Any, q: Any, qs: Any, out: Any) -> None:
         """out [4, 64] = 4 rows times the 64 keys of a page."""
         a, b, c, d = zeros(), zeros(), zeros(), zeros()
-        for first in range(0, head_dim, 32):
-            e, f, g, h = (zeros(), zeros(), zeros(), zeros()) if scaled else (a, b, c, d)
-            for j in range(first, min(first + 32, head_dim)):
-                at = keys + 64 * j * size
-                for line in range(size if fetches else 0):
-                    prefetch(at + ahead + 64 * line)
-                e = fma_one(e, load(at), q + 4 * j, qs)
-                f = fma_one(f, load(at + 16 * size), q + 4 * j, qs)
-                g = fma_one(g, load(at + 32 * size), q + 4 * j, qs)
-                h = fma_one(h, load(at + 48 * size), q + 4 * j, qs)
-            if scaled:
-                scale = scales + 4 * first
-                a, b = add_times(a, e, load_f16(scale)), add_times(b, f, load_f16(scale + 32))
-                c, d = add_times(c, g, load_f16(scale + 64)), add_times(d, h, load_f16(scale + 96))
-            else:
-                a, b, c, d = e, f, g, h
+        for j in range(head_dim):
+            at = keys + 64 * j * size
+            for line in range(size if fetches else 0):
+                prefetch(at + ahead + 64 * line)
+            a = fma_one(a, load(at), q + 4 * j, qs)
+            b = fma_one(b, load(at + 16 * size), q + 4 * j, qs)
+            c = fma_one(c, load(at + 32 * size), q + 4 * j, qs)
+            d = fma_one(d, load(at + 48 * size), q + 4 * j, qs)
         store_each(out, 256, a)
         store_each(out + 64, 256, b)
         store_each(out + 128, 256, c)
@@ -191,14 +216,11 @@ def _four_rows(size: int, load: Any, scaled: bool, wide: bool, *, fetches: bool)
         for first in range(0, head_dim, 32):
             for part in range(0, 64, 16):
                 a = zeros() if first == 0 else load_each(out + 4 * part, 256)
-                e = zeros() if scaled else a
                 for j in range(first, min(first + 32, head_dim)):
                     if fetches:
                         prefetch(keys + ahead + (64 * first + 32 * part + 16 * (j - first)) * size)
-                    e = fma_one(e, load(keys + (64 * j + part) * size), q + 4 * j, qs)
-                if scaled:
-                    e = add_times(a, e, load_f16(scales + 4 * first + 2 * part))
-                store_each(out + 4 * part, 256, e)
+                    a = fma_one(a, load(keys + (64 * j + part) * size), q + 4 * j, qs)
+                store_each(out + 4 * part, 256, a)
 
     @inlined
     def weigh(
@@ -206,16 +228,9 @@ def _four_rows(size: int, load: Any, scaled: bool, wide: bool, *, fetches: bool)
     ) -> None:
         """out [4, width] = out * factors + weights [4, 64] times the 64 values of a page.
 
-        Unless `whole`, some of the values are hidden; these have the weight 0 and may hold anything. room: 1 KiB.
+        Unless `whole`, some of the values are hidden; these have the weight 0 and may hold anything.
         """
-        w = weights
         for j in range(0, width, 32):
-            if scaled:
-                w = room
-                for i in range(4):
-                    for slot in range(0, 64, 16):
-                        at = 256 * i + 4 * slot
-                        store_f32(w + at, weighed(load_f16(scales + 4 * j + 2 * slot), load_f32(weights + at)))
             for part in range(0, 32, 32 if wide else 16):
                 to, at = out + 4 * (j + part), values + (64 * j + part) * size
                 a = add_scaled(zeros(), load_each(to, os), factors, 4)
@@ -226,12 +241,12 @@ def _four_rows(size: int, load: Any, scaled: bool, wide: bool, *, fetches: bool)
                     if fetches and wide and size == 4:
                         prefetch(at + ahead + 128 * slot + 64)
                     value = at + 32 * slot * size
-                    if whole or scaled:
-                        a = fma_one(a, load(value), w + 4 * slot, 256)
-                        b = fma_one(b, load(value + 16 * size), w + 4 * slot, 256) if wide else b
+                    if whole:
+                        a = fma_one(a, load(value), weights + 4 * slot, 256)
+                        b = fma_one(b, load(value + 16 * size), weights + 4 * slot, 256) if wide else b
                     else:
-                        a = fma_seen(a, load(value), w + 4 * slot, 256)
-                        b = fma_seen(b, load(value + 16 * size), w + 4 * slot, 256) if wide else b
+                        a = fma_seen(a, load(value), weights + 4 * slot, 256)
+                        b = fma_seen(b, load(value + 16 * size), weights + 4 * slot, 256) if wide else b
                 store_each(to, os, a)
                 if wide:
                     store_each(to + 64, os, b)

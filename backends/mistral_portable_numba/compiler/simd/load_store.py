@@ -29,7 +29,6 @@ __all__ = [
     "load_bytes",
     "load_f16",
     "load_f32",
-    "load_i8",
     "load_i32",
     "prefetch",
     "prefetch_first",
@@ -62,12 +61,6 @@ def load_bf16(builder: Any, address: Any) -> Any:
     """16 consecutive bfloat16."""
     wide = builder.zext(load(builder, address, I16X16), I32X16)
     return builder.bitcast(builder.shl(wide, ir.Constant(I32X16, [16] * 16)), F32X16)
-
-
-@operation(f32x16, types.int64)
-def load_i8(builder: Any, address: Any) -> Any:
-    """16 consecutive int8, as float32."""
-    return builder.sitofp(builder.sext(load(builder, address, ir.VectorType(I8, 16)), I32X16), F32X16)
 
 
 @operation(i32x16, types.int64)
