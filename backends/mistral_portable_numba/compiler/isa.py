@@ -235,8 +235,8 @@ _WORDS_AVX2 = (
         "signed_pairs",
         "<16 x i32>",
         [_W, _X],
-        """  %u = call <32 x i8> @llvm.abs.v32i8(<32 x i8> %w, i1 false)
-  %y = call <32 x i8> @llvm.x86.avx2.psign.b(<32 x i8> %x, <32 x i8> %w)
+        """  %u = call <32 x i8> @llvm.abs.v32i8(<32 x i8> %x, i1 false)
+  %y = call <32 x i8> @llvm.x86.avx2.psign.b(<32 x i8> %w, <32 x i8> %x)
   %p = call <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8> %u, <32 x i8> %y)
   %r = bitcast <16 x i16> %p to <8 x i32>""",
     )
