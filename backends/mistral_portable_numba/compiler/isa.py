@@ -4,7 +4,7 @@
 |---|---|
 | mp.dot4(acc, w, x) | acc + the sums of four products; w 0..127, x -127..127 |
 | mp.add_pairs(words, w, x) | words + the sums of two products, in 16 bits (`Isa.words`) |
-| mp.signed_pairs(w, x) | the sums of two products in 16 bits, of weights from mp.signed |
+| mp.signed_pairs(w, x) | the sums of two products in 16 bits, of weights from mp.signed; both -127..127 |
 | mp.add_words(acc, words, factors) | acc + the sums of two products of signed 16-bit words (`words` or `tiles`) |
 | mp.square(acc, w, x) | acc + the sums of eight products: w int8 [8, 8], x int8 [2, 8], four times (`squares`) |
 | mp.signed_zero() | 128 where products take unsigned weights, else 0 |
@@ -213,7 +213,8 @@ def _halves(name: str, result: str, parameters: Sequence[tuple[str, str, int]], 
 
 
 # pmaddubsw adds two products in 16 bits: at most 2 * 127 * 127, or 2 * 128 * 127 with signed weights, so it never
-# saturates. With signed weights |w| is the unsigned operand, and x takes the sign of w.
+# saturates. With signed weights |w| is the unsigned operand, and x takes the sign of w; in signed_pairs, whose weights
+# are never -128, |x| is, which all weights share, and w takes the sign of x.
 _W, _X = ("w", "i8", 32), ("x", "i8", 32)
 _WORDS_AVX2 = (
     _halves(
@@ -229,8 +230,8 @@ _WORDS_AVX2 = (
         "signed_pairs",
         "<16 x i32>",
         [_W, _X],
-        """  %u = call <32 x i8> @llvm.abs.v32i8(<32 x i8> %w, i1 false)
-  %y = call <32 x i8> @llvm.x86.avx2.psign.b(<32 x i8> %x, <32 x i8> %w)
+        """  %u = call <32 x i8> @llvm.abs.v32i8(<32 x i8> %x, i1 false)
+  %y = call <32 x i8> @llvm.x86.avx2.psign.b(<32 x i8> %w, <32 x i8> %x)
   %p = call <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8> %u, <32 x i8> %y)
   %r = bitcast <16 x i16> %p to <8 x i32>""",
     )

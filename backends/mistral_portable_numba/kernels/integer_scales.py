@@ -144,7 +144,13 @@ class IntegerScales:
         assert layout.step == 32 or not signed  # a step of 16 would have another start
         start_words, start = each.words({8: 0, 1: -3}.get(eighths, 0)), each.start
         product = each.add_pairs if words else each.dot_signed if signed else each.dot
-        two = two_dwords(codes, product, group, sub_bytes)
+
+        @inlined
+        def scaled_product(sums: Any, left: Any, right: Any, x: Any) -> Any:
+            ints, factor, other = sums
+            return add_words(ints, signed_pairs(left, right, x), factor, other), factor, other
+
+        two = two_dwords(codes, scaled_product if words and signed else product, group, sub_bytes)
 
         @inlined
         def begin(u: Any) -> Any:
@@ -156,11 +162,6 @@ class IntegerScales:
         @inlined
         def four_dwords(part: Any, p: Any, q: Any, s: Any, k: Any, x: Any, due: Any) -> Any:
             return two(two(part, p, q, s, k, x, due), p, q, s, k + 2, x, due)
-
-        @inlined
-        def signed_dword(ints: Any, left: Any, right: Any, p: Any, q: Any, s: Any, k: Any, x: Any) -> Any:
-            words = signed_pairs(codes(p, s, k), codes(q, s, k), x + 4 * group * k)
-            return add_words(ints, words, left, right)
 
         @inlined
         def sub_block(ints: Any, p: Any, q: Any, x: Any, u: Any, due: Any, s: Any) -> Any:
@@ -175,9 +176,7 @@ class IntegerScales:
                 part = four_dwords(part, p, q, s, 4, x, due)
                 return add_products(ints, part, low_word(left), low_word(right))
             if signed:
-                for k in range(8):
-                    ints = signed_dword(ints, left, right, p, q, s, k, x)
-                return ints
+                return four_dwords(four_dwords((ints, left, right), p, q, s, 0, x, due), p, q, s, 4, x, due)[0]
             part = four_dwords(begin(u), p, q, s, 0, x, due)
             if two_steps:
                 ints = add_words(ints, part, left, right)

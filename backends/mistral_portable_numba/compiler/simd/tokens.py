@@ -228,7 +228,7 @@ class Tokens:
             products("mp.signed_pairs", added=False),
         )
         """((words, words), left, right, first) -> (words, words): plus sums of two products of codes. signed_pairs:
-        of signed codes, added to nothing."""
+        of signed codes, -127..127, added to nothing."""
         self.add_words = add_words
         """((ints, ints), (words, words), left, right) -> (ints, ints): plus the words of each lane, times the factors
         in the lanes of left and right."""
