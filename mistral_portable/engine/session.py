@@ -31,7 +31,7 @@ Settings = Mapping[str, str]
 
 _KEY = "mistral_portable.session"
 _BEGIN = f'{{"__metadata__":{{"{_KEY}":"'.encode()  # behind the 8 bytes of the header's size
-_VERSION = 2  # 1: another layout of numba's pages
+_VERSION = 3  # 1, 2: other layouts of numba's pages
 _TYPES = ("F64", "F32", "F16", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64")  # those that NumPy has
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mistral_portable_numba.compiler.isa import host_isa
+from mistral_portable_numba.compiler.host import host_isa
 from mistral_portable_numba.layouts import BLOCKS, DENSE_SCRATCH
 from numba_kernels import EVERY_ISA, Memory, at, is_blank
 from numba_linear import HALVES, KINDS, Expected, PackedWeight, signed_blocks
