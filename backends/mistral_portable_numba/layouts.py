@@ -44,6 +44,7 @@ __all__ = [
     "BLOCK_TOKENS",
     "CHUNK",
     "DENSE_CHUNK",
+    "DENSE_PART",
     "DENSE_ROWS",
     "DENSE_SCRATCH",
     "DENSE_TOKENS",
@@ -121,11 +122,12 @@ BLOCK_TOKENS, TILED_SUMS = 512, 128 + 4096
 """Tokens that AMX multiplies with unpacked blocks at a time, and bytes of scratch for the sizes of its tiles and for
 four tiles of integer sums; behind these are float sums, for a share of pairs, then two records of what was unpacked."""
 
-DENSE_CHUNK, DENSE_ROWS, DENSE_TOKENS = 512, 32, 60
-"""Columns, rows and tokens that products of float matrices take at a time; 60 tokens are whole groups of 3 and of 4."""
+DENSE_CHUNK, DENSE_PART, DENSE_ROWS, DENSE_TOKENS = 256, 16, 32, 60
+"""Columns and rows of float matrices that are unpacked at a time, and rows and tokens whose sums wait in scratch; 60
+tokens are whole groups of 3 and of 4."""
 
-DENSE_SCRATCH = 32 * DENSE_CHUNK + 64 * DENSE_ROWS * DENSE_TOKENS
-"""Bytes of scratch per thread for these products: 8 rows in float32, then sums."""
+DENSE_SCRATCH = 4 * DENSE_PART * DENSE_CHUNK + 64 * DENSE_ROWS * DENSE_TOKENS
+"""Bytes of scratch per thread for these products: unpacked rows in float32, then sums."""
 
 ENCODE_SCRATCH = 64 * (256 + 3 * 64)
 """Bytes of scratch per thread for encoding blocks: 256 columns of 16 rows, scales, and a tile of the longest block."""

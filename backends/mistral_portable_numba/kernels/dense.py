@@ -1,7 +1,7 @@
 """Linear layers over float32, float16 and bfloat16 weights in the file's own row order, in float32 arithmetic.
 
 A sum has 16 lanes, of every 16th column, which are added up at its end, for one token and for many alike. Few tokens
-are multiplied four at a time, or one by one, with rows as they are read. For many, a chunk of columns of 8 rows is
+are multiplied four at a time, or one by one, with rows as they are read. For many, a chunk of columns of 16 rows is
 unpacked to scratch, which stays in the first-level cache, and the sums of all tokens wait in the second-level one.
 """
 
@@ -13,12 +13,12 @@ from mistral_portable_numba.compiler.isa import Isa
 from mistral_portable_numba.compiler.simd.atomics import fetch_add
 from mistral_portable_numba.compiler.simd.get_put import get_bf16, get_f16, get_f32, get_i64, put_f32
 from mistral_portable_numba.compiler.simd.lanes import all_f32
-from mistral_portable_numba.compiler.simd.load_store import load_bf16, load_f16, load_f32, store_f32
+from mistral_portable_numba.compiler.simd.load_store import load_bf16, load_f16, load_f32, prefetch_first, store_f32
 from mistral_portable_numba.compiler.simd.operation import inlined
 from mistral_portable_numba.compiler.simd.reduce import sum_lanes
 from mistral_portable_numba.compiler.simd.tokens import Tokens
 from mistral_portable_numba.kernels.registry import Factory
-from mistral_portable_numba.layouts import DENSE_CHUNK, DENSE_ROWS, DENSE_TOKENS
+from mistral_portable_numba.layouts import DENSE_CHUNK, DENSE_PART, DENSE_ROWS, DENSE_TOKENS
 
 __all__ = ["DENSE", "KERNELS", "dense_kernel"]
 
@@ -80,23 +80,24 @@ def dense_kernel(dtype: str, isa: Isa) -> Callable[..., Any]:
 
     @inlined
     def unpack(w: Any, ws: Any, rows: Any, columns: Any, to: Any) -> None:
-        """Unpack some columns of 8 rows to float32; the last row stands for rows beyond it."""
-        for row in range(8):
+        """Unpack some columns of DENSE_PART rows to float32; the last row stands for rows beyond it."""
+        for row in range(DENSE_PART):
             at = w + ws * min(row, rows - 1)
             for column in range(0, columns, 16):
                 store_f32(to + 4 * (DENSE_CHUNK * row + column), load(at + size * column))
 
     @inlined
-    def add_columns(w: Any, columns: Any, x: Any, xs: Any, sums: Any, ss: Any) -> None:
+    def add_columns(w: Any, columns: Any, x: Any, xs: Any, ahead: Any, sums: Any, ss: Any) -> None:
         """Add the products of some columns of `down` rows and `across` tokens to their sums, vectors of 16 lanes.
 
-        A token's sums are ss bytes apart.
+        A token's sums are ss bytes apart. ahead: the columns of another token, which are wanted soon.
         """
         a, b = load_each(sums, ss), load_each(sums + 64, ss)
         if wide:
             c, d = load_each(sums + 128, ss), load_each(sums + 192, ss)
         for column in range(0, columns, 16):
             at, to = w + 4 * column, x + 4 * column
+            prefetch_first(ahead + 4 * column)
             a = fma_each(a, load_f32(at), to, xs)
             b = fma_each(b, load_f32(at + 4 * DENSE_CHUNK), to, xs)
             if wide:
@@ -122,17 +123,18 @@ def dense_kernel(dtype: str, isa: Isa) -> Callable[..., Any]:
         w: Any, ws: Any, rows: Any, columns: Any, x: Any, xs: Any, count: Any, out: Any, os: Any, scratch: Any
     ) -> None:
         """Multiply up to DENSE_ROWS rows with up to DENSE_TOKENS tokens, in whole groups, chunk after chunk."""
-        sums, ss = scratch + 32 * DENSE_CHUNK, 64 * DENSE_ROWS
+        sums, ss = scratch + 4 * DENSE_PART * DENSE_CHUNK, 64 * DENSE_ROWS
         for at in range(sums, sums + ss * count, 64):
             store_f32(at, all_f32(0.0))
         for first in range(0, columns // 16 * 16, DENSE_CHUNK):
             some = min(DENSE_CHUNK, columns // 16 * 16 - first)
-            for eight in range(0, rows, 8):
-                unpack(w + ws * eight + size * first, ws, rows - eight, some, scratch)
+            for part in range(0, rows, DENSE_PART):
+                unpack(w + ws * part + size * first, ws, rows - part, some, scratch)
                 for t in range(0, count, across):
-                    for row in range(0, 8, down):
-                        to = sums + ss * t + 64 * (eight + row)
-                        add_columns(scratch + 4 * DENSE_CHUNK * row, some, x + xs * t + 4 * first, xs, to, ss)
+                    for row in range(0, DENSE_PART, down):
+                        to = sums + ss * t + 64 * (part + row)
+                        ahead = x + xs * (t + across + min(row // down, across - 1)) + 4 * first
+                        add_columns(scratch + 4 * DENSE_CHUNK * row, some, x + xs * t + 4 * first, xs, ahead, to, ss)
         for t in range(count):
             finish(w, ws, rows, columns, x + xs * t, sums + ss * t, out + os * t)
 
