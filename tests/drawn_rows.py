@@ -96,7 +96,7 @@ def test_rules_that_cut_nearly_even_shares(device_tokens: DeviceTokens, left: fl
         )
         for seed in range(1500)
     ]
-    assert check(device_tokens, params, numbers.standard_normal((1500, 12), np.float32)) <= 1500 * left
+    assert check(device_tokens, params, numbers.standard_normal((1500, 12), np.float32)) <= 150 * left  # few bounds
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ class MLXProgram:
             return step
 
     def _try(self, plan: StepPlan, inputs: Inputs) -> None:
-        """Run a step in each way in which a text runs one."""
+        """Run a step, so that most of the kernels of a text's first step are compiled."""
         self.step(plan, inputs)
 
     def _given(self, array: NDArray[Any]) -> mx.array:

@@ -1,9 +1,11 @@
 """The kernel for products of few tokens with a float matrix: torch's or ours, whichever is faster on this GPU.
 
-Both are timed when a program is made, once in a process for each shape: so all programs of a process compute alike.
+Both are timed when a program is made, once in a process for each shape and number of matrices: so
+all programs of a model compute alike.
 """
 
 import logging
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -12,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from mistral_portable_torch.attempt import Attempt
-from mistral_portable_torch.capture import Captured, Outputs, Record
+from mistral_portable_torch.attempt import Attempt, why_not_compiled
+from mistral_portable_torch.capture import Outputs, Record
 from mistral_portable_torch.matrices import Dense
 from mistral_portable_torch.processes import Group
 
@@ -56,9 +58,9 @@ def choose(matrices: Iterable[Dense], record: Record | None, group: Group | None
     for shape, some in alike.items():
         weights = [matrix.weight for matrix in some]
         device, dtype = weights[0].device, weights[0].dtype
-        key = device, dtype, shape, record is None
+        key = device, dtype, shape, len(weights), record is None
         if key not in _CHOSEN:
-            found = _COMPILED.run(device, partial(_faster, weights, record, clock), frozenset[int])
+            found = _COMPILED.run(device, partial(_measured, weights, record, clock), frozenset[int])
             _CHOSEN.setdefault(key, found)
         ours = _CHOSEN[key]
         if group is not None:
@@ -73,18 +75,17 @@ def seconds(
     """The time of a product with one of the matrices [O, I], by our kernel ("ours") and by torch's ("torch").
 
     All are multiplied one after another, as in a step, so that they come from memory: together they should be larger
-    than the GPU's cache. Each kernel is compiled, then recorded, if there is a `record`, and then timed.
+    than the GPU's cache. Each kernel is compiled, then recorded, if there is a `record`, and then timed. Raises what
+    they raise.
     """
     from mistral_portable_torch import float_gemv
 
     x = torch.ones(tokens, weights[0].shape[1], dtype=weights[0].dtype, device=weights[0].device)
-    captured = None if record is None else Captured(record)
     found = {}
     for name, multiply in (("ours", float_gemv.multiply), ("torch", linear)):
-        step = partial(_multiply, weights, multiply)
-        run = partial(step, x) if captured is None else partial(captured.run, name, x, step)
-        for _ in range(2):
-            run()
+        step = partial(_multiply, weights, multiply, x)
+        step()  # what compiles or initializes itself cannot be recorded
+        run = step if record is None else record(step)[1]
         found[name] = min(clock(run) for _ in range(_REPEATS)) / len(weights)
     return found
 
@@ -93,6 +94,19 @@ def _multiply(weights: Sequence[Tensor], multiply: Callable[[Tensor, Tensor], Te
     for weight in weights:
         multiply(x, weight)
     return {}
+
+
+def _measured(weights: Sequence[Tensor], record: Record | None, clock: Clock) -> frozenset[int]:
+    """The result of `_faster`; none, with a warning, if it fails: a model can do without. Compilers' errors are
+    raised."""
+    try:
+        return _faster(weights, record, clock)
+    except Exception as error:  # no memory, or no recording
+        if why_not_compiled(error) is not None:
+            raise
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        warnings.warn(f"products of 1 to 4 tokens are torch's, as no others could be timed ({first})", stacklevel=3)
+        return frozenset()
 
 
 def _faster(weights: Sequence[Tensor], record: Record | None, clock: Clock) -> frozenset[int]:

@@ -4,8 +4,9 @@ A group is 32 columns. Its column 4 i + k, i in 0 .. 7 and k in 0 .. 3, has its 
 i. So a thread that loads four words has a whole group, and the codes at one place are those of 4 columns in a row.
 Codes of 3, 5, 6 and 8 bits lie in two planes: those of 5, the lower 4 bits in words of 32, the upper one in bytes.
 
-A matrix takes as many bytes as its blocks do, except for K types, whose scales and minima of 4 or 6 bits become bytes:
-256 weights of Q4_K take 148 in place of 144, of Q5_K 180 (176), of Q3_K 114 (110), of Q2_K 100 (84), of Q6_K 210 (210).
+A matrix takes as many bytes as its blocks do, except for K types and IQ4_XS, whose scales and minima of 4 or 6 bits
+become bytes: 256 weights of Q4_K take 148 in place of 144, of Q5_K 180 (176), of Q3_K 114 (110), of Q2_K
+100 (84), of Q6_K 210 (210), of IQ4_XS 138 (136).
 """
 
 from collections.abc import Callable, Iterator, Sequence

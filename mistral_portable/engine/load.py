@@ -171,6 +171,11 @@ def load(
             # Lanes for each text and its draft; one stays free.
             same |= {"backend": chosen.name, "cache_bytes": cache_bytes, "max_lanes": 2 * max_lanes + 1}
             draft_model = closing.enter_context(_draft_model(draft, progress, same))
+        drafter = lent or draft_model
+        if drafter is not None:
+            require_same_vocabulary(config.vocab_size, reading.result()[0], drafter)
+        elif processes > 1 or cuts is not None:
+            reading.result()  # before other processes are met or started: they would wait
         program = (
             prepare(chosen, opened.graph, opened.tensors, opened.spec, options)
             if cuts is None
@@ -180,9 +185,6 @@ def load(
         tokenizer, notice = reading.result()
         if notice:
             warnings.warn(notice, stacklevel=3)
-        drafter = lent or draft_model
-        if drafter is not None:
-            require_same_vocabulary(config.vocab_size, tokenizer, drafter)
         source = _draft_source(drafter or draft, program.batch_invariant)
         budget = _budget(program, opened.spec, cache_bytes)
         manager = CacheManager(opened.spec, model=opened.fingerprint, budget=budget)

@@ -29,11 +29,13 @@ __all__ = [
 @pytest.fixture(scope="module")
 def model() -> Iterator[mp.Model]:
     mx.disable_compile()  # a compiled step would keep the margin with which it was recorded
-    with pytest.MonkeyPatch.context() as patch:  # on a CPU, as on a GPU
-        patch.setattr(mlx_executor, "MLXProgram", mlx_executor.DrawingMLXProgram)
-        with mp.load("tiny", backend="mlx", dtype="float32", max_lanes=2) as model:
-            yield model
-    mx.enable_compile()
+    try:
+        with pytest.MonkeyPatch.context() as patch:  # on a CPU, as on a GPU
+            patch.setattr(mlx_executor, "MLXProgram", mlx_executor.DrawingMLXProgram)
+            with mp.load("tiny", backend="mlx", dtype="float32", max_lanes=2) as model:
+                yield model
+    finally:
+        mx.enable_compile()
 
 
 @pytest.fixture
