@@ -42,7 +42,7 @@ class Matrix:
         else:
             stored, order = np.concatenate([part.blocks() for part in self.parts]), None
         source = np.ascontiguousarray(stored)
-        places = np.arange(self.rows) if order is None else np.ascontiguousarray(order, np.int64)
+        places = np.arange(self.rows, dtype=np.int64) if order is None else np.ascontiguousarray(order, np.int64)
         addresses = [source.ctypes.data, places.ctypes.data]
         block = [layout.bytes, layout.half, layout.payload, layout.dwords]
         sizes = [self.row_pairs, self.rows, self.columns // layout.columns]

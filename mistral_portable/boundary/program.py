@@ -51,6 +51,8 @@ class Precision:
 
     quantized_linear: "int8": the input of a `linear` whose weight is in ggml blocks, in blocks of INT8_BLOCK columns.
     kv_cache: keys and values as they are written: a float type, or "q8_0", in blocks of Q8_0_BLOCK along head_dim.
+    Beside "q8_0" an executor may round queries and attention weights, too, to 16 bits of the largest one of a row,
+    which is 1/256 of the keys' step.
 
     The numbers of a block, the last of which may be shorter, become `round(x / scale) * scale` with
     `scale = max|x| / 127`; q8_0 keeps its scales in float16. [1, -2, 127] with scale 1 stays as it is.

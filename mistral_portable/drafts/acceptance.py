@@ -22,7 +22,7 @@ class Acceptance:
     @property
     def chances(self) -> Sequence[float]:
         """The chance of each kind."""
-        return self._likely
+        return tuple(self._likely)
 
     def of(self, kind: int) -> float:
         """The chance of a token of this kind, if all before it are right."""

@@ -159,30 +159,31 @@ def load(
     for notice in checkpoint.notices:
         warnings.warn(notice, stacklevel=3)
     cuts = None if stages is None else choose_cuts(opened, stages)
-    with ThreadPoolExecutor(1, "mistral_portable-tokenizer") as aside, ExitStack() as closing:
-        reading = aside.submit(_read_tokenizer, checkpoint.tokenizer, chat_template)
-        if checkpoint.format == "gguf":  # the first step unpacks rows of the embedding table: 0.1 s
-            aside.submit(import_module, "gguf")
-        options = replace(options, progress=partial(_report, progress, reading))
-        lent = draft if isinstance(draft, Model) else None
-        draft_model = None
-        if lent is None and draft not in ("auto", "suffix", "off"):
-            same: dict[str, Any] = {"dtype": dtype, "kv_cache": kv_cache, "device": device, "threads": threads}
-            # Lanes for each text and its draft; one stays free.
-            same |= {"backend": chosen.name, "cache_bytes": cache_bytes, "max_lanes": 2 * max_lanes + 1}
-            draft_model = closing.enter_context(_draft_model(draft, progress, same))
-        drafter = lent or draft_model
-        if drafter is not None:
-            require_same_vocabulary(config.vocab_size, reading.result()[0], drafter)
-        elif processes > 1 or cuts is not None:
-            reading.result()  # before other processes are met or started: they would wait
-        program = (
-            prepare(chosen, opened.graph, opened.tensors, opened.spec, options)
-            if cuts is None
-            else start_stages(opening, opened, chosen, cuts, ray)
-        )
-        closing.callback(program.close)
-        tokenizer, notice = reading.result()
+    with ExitStack() as closing:
+        with ThreadPoolExecutor(1, "mistral_portable-tokenizer") as aside:
+            reading = aside.submit(_read_tokenizer, checkpoint.tokenizer, chat_template)
+            if checkpoint.format == "gguf":  # the first step unpacks rows of the embedding table: 0.1 s
+                aside.submit(import_module, "gguf")
+            options = replace(options, progress=partial(_report, progress, reading))
+            lent = draft if isinstance(draft, Model) else None
+            draft_model = None
+            if lent is None and draft not in ("auto", "suffix", "off"):
+                same: dict[str, Any] = {"dtype": dtype, "kv_cache": kv_cache, "device": device, "threads": threads}
+                # Lanes for each text and its draft; one stays free.
+                same |= {"backend": chosen.name, "cache_bytes": cache_bytes, "max_lanes": 2 * max_lanes + 1}
+                draft_model = closing.enter_context(_draft_model(draft, progress, same))
+            drafter = lent or draft_model
+            if drafter is not None:
+                require_same_vocabulary(config.vocab_size, reading.result()[0], drafter)
+            elif processes > 1 or cuts is not None:
+                reading.result()  # before other processes are met or started: they would wait
+            program = (
+                prepare(chosen, opened.graph, opened.tensors, opened.spec, options)
+                if cuts is None
+                else start_stages(opening, opened, chosen, cuts, ray)
+            )
+            closing.callback(program.close)
+            tokenizer, notice = reading.result()
         if notice:
             warnings.warn(notice, stacklevel=3)
         source = _draft_source(drafter or draft, program.batch_invariant)

@@ -22,9 +22,13 @@ class AnswerFile:
         """known: custom_ids of all requests. Raises the errors of `answered`."""
         self.done: Set[str]
         self.done, end = answered(path, known)
-        self._path, self._file = path, path.open("ab")
-        if not _keeps_nothing(path):
-            self._file.truncate(end)
+        self._path = path
+        try:
+            if not _keeps_nothing(path) and path.exists():
+                os.truncate(path, end)
+            self._file = path.open("ab")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}: choose another place") from error
 
     def add(self, line: bytes) -> None:
         """Append a line. Raises MistralPortableError if it cannot be written, as the disk is full, say."""

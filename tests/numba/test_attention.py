@@ -346,9 +346,30 @@ def test_scores_that_differ_by_thousands(isa: str, dtype: str) -> None:
 
 @EVERY_ISA
 @EVERY_DTYPE
-def test_nan_stays_with_its_query(isa: str, dtype: str) -> None:
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-30])
+def test_queries_of_nothing_and_hardly_more(isa: str, dtype: str, size: float) -> None:
+    """All keys weigh alike, whether few queries ask or many."""
+    for tokens in (2, 40):
+        scene = Scene(dtype, [(100, tokens)], None, (1, 4, 32), np.random.default_rng(8))
+        scene.q[1] = size
+        scene.check(scene.run(isa))
+
+
+@EVERY_ISA
+@EVERY_DTYPE
+def test_values_of_nothing(isa: str, dtype: str) -> None:
+    scene = Scene(dtype, [(100, 3)], None, (1, 4, 32), np.random.default_rng(9))
+    for part in (scene.values.numbers, scene.values.scales):
+        part[scene.slots()[0] // 64] = 0
+    assert not scene.run(isa).any()
+
+
+@EVERY_ISA
+@EVERY_DTYPE
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_nan_stays_with_its_query(isa: str, dtype: str, wrong: float) -> None:
     scene = Scene(dtype, [(100, 5)], 50, (2, 3, 32), np.random.default_rng(7))
-    scene.q[2, 4, 7] = np.nan
+    scene.q[2, 4, 7] = wrong
     expected = np.zeros(scene.q.shape, bool)
     expected[2, 4] = True
     assert np.array_equal(np.isnan(scene.run(isa)), expected)

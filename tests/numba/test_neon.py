@@ -21,7 +21,7 @@ INSTRUCTIONS: dict[str, set[str]] = {
     "linear_bfloat16": {"fmla"},
     "attention_float32": {"fmla"},
     "attention_float16": {"fmla", "fcvtl"},
-    "attention_q8_0": {"fmla", "fcvtl"},
+    "attention_q8_0": {"sdot", "fmla", "fcvtl"},
     "store_keys_float16": {"fcvt"},
     "store_values_float16": {"fcvt"},
     "silu_mul": {"fmla"},

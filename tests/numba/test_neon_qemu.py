@@ -189,7 +189,7 @@ def multiplied(run: Run, kind: str, tokens: int, isa: Isa) -> tuple[Array, Array
     sums = made[2] if layout.step == 16 else made[1]
     run(
         image,
-        ("pack", [pairs, rows, blocks, source, image.put(np.arange(rows)), *block, tiles]),
+        ("pack", [pairs, rows, blocks, source, image.put(np.arange(rows, dtype=np.int64)), *block, tiles]),
         ("quantize", [count, columns, image.rows(x), *made]),
         (
             f"linear_{kind}",

@@ -53,7 +53,7 @@ def put_byte_query(words: bool) -> Any:
             put(to + j, width, a)
             put(to + j + 16, width, b)
             put_i32(sums + j // 8, sum_i32(a + b))
-        put_f32(sums + width // 8, bound * (1.0 / _MOST))
+        put_f32(sums + width // 8, bound * (1.0 / _MOST) + (bound - bound))  # NaN if a number is infinite
 
     return put_query
 

@@ -59,6 +59,7 @@ class Rows16:
                         if words:
                             total = call(b, "mp.add_words", I32X16, total, odd if half else even, x)
                         else:
+                            # A low digit may be -128, too, which dot4_signed takes where products are not of `words`.
                             digits = b.bitcast(x, BYTES64)
                             pair = (digits, codes) if numbers_first else (codes, digits)
                             total = call(b, "mp.dot4_signed", I32X16, total, *pair)
