@@ -9,7 +9,7 @@ import pytest
 from cli.processes import invoke
 from mistral_portable_numba import BACKEND
 from mistral_portable_numba.backend import NumbaBackend
-from mistral_portable_numba.compiler import isa as isas
+from mistral_portable_numba.compiler import host
 from mistral_portable_numba.compiler.amx_probe import amx_works
 from mistral_portable_numba.compiler.chosen import chosen_isa, lacking
 from mistral_portable_numba.compiler.host import host_isa
@@ -189,7 +189,7 @@ def test_instruction_set_of_arm_machines(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(isas, "sysctl", lambda name: known.get(name, 0))
+    monkeypatch.setattr(host, "sysctl", lambda name: known.get(name, 0))
     if features is not None:
         (tmp_path / "proc").mkdir()
         (tmp_path / "proc" / "cpuinfo").write_text(f"processor\t: 0\nFeatures\t: {features}\n")
