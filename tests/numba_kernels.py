@@ -181,7 +181,8 @@ def _own(isa: str, kernel: Callable[..., Any]) -> int:
     """The address of a test's function, compiled like the product's kernels."""
     code = object_file("own", lower("own", kernel), ISAS[isa], host_triple())
     machine = llvm.Target.from_triple(host_triple()).create_target_machine()
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    # As in `LoadedKernels`: LLVM's own memory manager ends the process where code and constants are 2 GiB apart.
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine, use_lmm=True)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
