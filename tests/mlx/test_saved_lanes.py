@@ -39,6 +39,7 @@ def test_pages_of_different_lengths_are_read_and_written_together(kv_cache: str 
     short, long = (other.manager.pages(lane)[0] for lane in theirs)
     other.program.write_pages(0, long + short, state)
     for mine, its in zip(lanes, theirs, strict=True):
+        # The tolerance: sums of other shapes are added up in another order, in float32.
         np.testing.assert_allclose(one.feed(mine, [1, 2]), other.feed(its, [1, 2]), rtol=1e-5, atol=1e-5)
 
 

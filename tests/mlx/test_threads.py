@@ -34,6 +34,7 @@ def test_steps_from_several_threads_take_turns() -> None:
     for thread in threads:
         thread.join()
     for lane in lanes:
+        # The tolerance: sums of other shapes are added up in another order, in float32.
         np.testing.assert_allclose(found[lane][0], alone.begin(text(20, lane))[1][-1], rtol=1e-5, atol=1e-5)
 
 
