@@ -17,7 +17,6 @@ import pytest
 from cli.processes import COMMAND
 
 import mistral_portable as mp
-from mistral_portable.clusters import connect
 from mistral_portable.errors import BackendError
 from mistral_portable.openai import BatchResult, run_batch
 
@@ -45,6 +44,10 @@ def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.terminate()
+            try:
+                process.wait(PATIENCE)
+            finally:
+                process.kill()
 
 
 def read(paths: list[Path]) -> dict[str, Any]:
@@ -78,10 +81,11 @@ def processes(title: bytes) -> list[int]:
 def test_a_worker_is_killed(tmp_path: Path) -> None:
     source, target = write(tmp_path / "in.jsonl", 300, max_tokens=60, ignore_eos=True), tmp_path / "out.jsonl"
     command = [*COMMAND, "batch", str(source), str(target), "--backend", "numba", "--ray", "local", "--replicas", "2"]
-    before = set(processes(b"ray::MapWorker"))
+    before, begun = set(processes(b"ray::MapWorker")), time.monotonic()
     with started(command) as process:
         while not target.exists() or target.read_bytes().count(b"\n") < 30:
             assert process.poll() is None
+            assert time.monotonic() < begun + PATIENCE
             time.sleep(0.02)
         os.kill(next(pid for pid in processes(b"ray::MapWorker") if pid not in before), signal.SIGKILL)
         _, log = process.communicate(timeout=PATIENCE)
@@ -106,15 +110,14 @@ def test_it_goes_on_and_says_what_is_wrong(tmp_path: Path) -> None:
             str(source), str(target), options, address="local", replicas=2, progress=lambda *what: seen.append(what)
         )
 
-    with connect("local", cpus=2):  # one Ray for both, which takes seconds to start
-        result = run(target)
-        assert (result.answered, result.failed, result.before) == (14, 0, 10)
-        assert seen[-1] == ("requests", 24, 24)
-        assert read(list(target.glob("*.jsonl"))) == expected
+    result = run(target)
+    assert (result.answered, result.failed, result.before) == (14, 0, 10)
+    assert seen[-1] == ("requests", 24, 24)
+    assert read(list(target.glob("*.jsonl"))) == expected
 
-        options["model"] = str(tmp_path / "no-model.gguf")
-        with pytest.raises(BackendError, match=r"a replica on .*no-model\.gguf"):
-            run(tmp_path / "other.jsonl")
+    options["model"] = str(tmp_path / "no-model.gguf")
+    with pytest.raises(BackendError, match=r"a replica on .*no-model\.gguf"):
+        run(tmp_path / "other.jsonl")
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds Ray's workers in /proc")
