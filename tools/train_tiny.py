@@ -278,7 +278,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--report-every", type=positive, default=50, help="steps between progress lines")
-    parser.add_argument("--evaluate-every", type=positive, default=400, help="steps between evaluations and checkpoints")
+    parser.add_argument("--evaluate-every", type=positive, default=400, help="steps between evaluations, checkpoints")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="folder for the exported model")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
