@@ -71,7 +71,7 @@ def table(vocab: int, rows: int, repeats: int) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench_sampler", description="Measure the sampler.")
-    parser.add_argument("--vocab", type=int, default=131072)
+    parser.add_argument("--vocab", type=positive, default=131072)
     parser.add_argument("--rows", type=positive, default=16)
     parser.add_argument("--repeat", type=positive, default=30)
     args = parser.parse_args()

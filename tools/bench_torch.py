@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", help="default: the best one")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--window", type=int, default=4096)
+    parser.add_argument("--window", type=positive, default=4096)
     parser.add_argument("--lengths", type=positive, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384, 32768])
     parser.add_argument("--out", type=Path, default=DOCS, help="folder for attention.svg and attention.json")
     args = parser.parse_args(arguments)

@@ -22,6 +22,7 @@ from mistral_portable.engine.block_maker import block_maker
 from mistral_portable.errors import BackendError
 from mistral_portable.testing import nmse, verify_checkpoint
 from mistral_portable.weights import open_checkpoint
+from tools.positive import positive
 
 _SHAPES = {
     "q, k and v": (6144, 4096),
@@ -157,7 +158,7 @@ def main() -> int:
     parser.add_argument("--attention")
     parser.add_argument("--dtype")
     parser.add_argument("--quantize")
-    parser.add_argument("--tokens", type=int, default=2000)
+    parser.add_argument("--tokens", type=positive, default=2000)
     parser.add_argument("--gpu", action="store_true")
     arguments = parser.parse_args()
     print(json.dumps(CHECKS[arguments.check](arguments)))

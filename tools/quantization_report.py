@@ -33,6 +33,7 @@ from mistral_portable.quantization.calibrate import calibrated
 from mistral_portable.weights import open_checkpoint
 from mistral_portable.weights.names import to_gguf
 from tools.llama_cpp_quantizer import quantize_by_llama_cpp
+from tools.positive import positive
 from tools.tiny_documents import story_document
 from tools.tiny_grammar import Split
 
@@ -218,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what each quantization costs the embedded model.")
     parser.add_argument("plot", type=Path, help="the .svg file to write")
     parser.add_argument("--text", type=Path, help="where to write the held-out stories")
-    parser.add_argument("--orders", type=int, default=3, help="number of column orders")
+    parser.add_argument("--orders", type=positive, default=3, help="number of column orders")
     args = parser.parse_args()
     text = stories("held_out", 20_000)
     if args.text:

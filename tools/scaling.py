@@ -18,6 +18,7 @@ import numpy as np
 
 from mistral_portable.openai.answer_file import AnswerFile
 from mistral_portable.scaling.pieces import piece_size
+from tools.positive import positive
 
 
 def writer_seconds(answers: int = 20_000) -> float:
@@ -52,7 +53,7 @@ def batch_seconds(servers: int, requests: int, rate: float, tokens: float, writi
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description="Simulate a batch on 1 to 10,000 servers.")
-    parser.add_argument("--requests", type=int, default=10**6)
+    parser.add_argument("--requests", type=positive, default=10**6)
     parser.add_argument("--rate", type=float, default=100.0, help="tokens/s of a server")
     parser.add_argument("--tokens", type=float, default=200.0, help="of an answer, on average")
     args = parser.parse_args()

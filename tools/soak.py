@@ -29,6 +29,7 @@ from typing import Any
 import httpx
 
 from tools.bench_http import free_port
+from tools.positive import positive
 
 WORDS = ["the", "red", "ball", "sun", "day", "dog", "tree", "house", "river", "little", "big", "ran", "saw", "happy"]
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
@@ -183,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--clients", type=int, default=12)
+    parser.add_argument("--clients", type=positive, default=12)
     parser.add_argument("--most-growth", type=float, default=10, metavar="MIB")
     parser.add_argument("--every", type=float, default=10, metavar="S", help="seconds between two lines")
     arguments = parser.parse_args()

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mistral_portable as mp
+from tools.positive import positive
 from tools.tiny_card import EXAMPLES, write_card
 from tools.tiny_documents import Mix, document
 from tools.tiny_grammar import NAMES, VALUES
@@ -272,12 +273,12 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Train the embedded model `tiny`.")
     parser.add_argument("--run-dir", type=Path, required=True, help="folder for the checkpoint and the results")
-    parser.add_argument("--tokens", type=int, default=5_000_000, help="training budget")
+    parser.add_argument("--tokens", type=positive, default=5_000_000, help="training budget")
     parser.add_argument("--from", dest="start", type=Path, help="folder of a model to continue from")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--report-every", type=int, default=50, help="steps between progress lines")
-    parser.add_argument("--evaluate-every", type=int, default=400, help="steps between evaluations and checkpoints")
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--report-every", type=positive, default=50, help="steps between progress lines")
+    parser.add_argument("--evaluate-every", type=positive, default=400, help="steps between evaluations, checkpoints")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="folder for the exported model")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mistral_portable.weights import BlockTensor, DenseTensor, Tensor
+from mistral_portable.weights import BlockTensor, DenseTensor, Tensor, release
 from mistral_portable_numba.layouts import BLOCKS, TILE_ROWS, round_up
 
 __all__ = ["Matrix", "Packing", "float_row", "matrix"]
@@ -37,10 +37,7 @@ class Matrix:
     def packing(self) -> "Packing":
         """The arguments with which the kernel `pack` makes tiles of the blocks."""
         layout = BLOCKS[self.kind]
-        if len(self.parts) == 1:
-            stored, order = self.parts[0].stored()
-        else:
-            stored, order = np.concatenate([part.blocks() for part in self.parts]), None
+        stored, order = self.parts[0].stored() if len(self.parts) == 1 else (_joined(self.parts), None)
         source = np.ascontiguousarray(stored)
         places = np.arange(self.rows, dtype=np.int64) if order is None else np.ascontiguousarray(order, np.int64)
         addresses = [source.ctypes.data, places.ctypes.data]
@@ -74,6 +71,15 @@ def matrix(parts: Sequence[Tensor], quantized: bool) -> Matrix:
         return Matrix(parts[0].dtype, rows, columns, np.ascontiguousarray(parts[0].raw()), ())
     floats = [part.numpy(np.float32) for part in parts]
     return Matrix("float32", rows, columns, floats[0] if len(floats) == 1 else np.concatenate(floats), ())
+
+
+def _joined(parts: Sequence[BlockTensor]) -> NDArray[np.uint8]:
+    """Copy the blocks of all parts, [rows, bytes_per_row], and release the file's pages."""
+    stored = [part.stored() for part in parts]
+    joined = np.concatenate([blocks if order is None else blocks[order] for blocks, order in stored])
+    for blocks, _ in stored:
+        release(blocks)
+    return joined
 
 
 def float_row(parts: Sequence[Tensor]) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mistral_portable.cli.output import one_line
+from mistral_portable.cli.output import aside, one_line
 
 __all__ = ["Update", "bar"]
 
@@ -15,7 +15,7 @@ Update = Callable[[str, int | None, int | None], None]
 @contextmanager
 def bar(title: str, *, in_bytes: bool = False) -> Iterator[Update]:
     """Show a bar with this title; the block calls the function. in_bytes: with their number, and how many come in a
-    second."""
+    second. Ctrl-C leaves a line that says what it has ended."""
     if not sys.stderr.isatty():
         yield lambda what, done, total: None
         return
@@ -31,13 +31,19 @@ def bar(title: str, *, in_bytes: bool = False) -> Iterator[Update]:
     )
 
     columns = [DownloadColumn(binary_units=True), TransferSpeedColumn()] if in_bytes else [TaskProgressColumn()]
-    with Progress(
-        SpinnerColumn(),
-        BarColumn(),
-        *columns,
-        TextColumn("{task.description}", markup=False),
-        console=Console(stderr=True),
-        transient=True,
-    ) as progress:
-        task = progress.add_task(one_line(title), total=None)
-        yield lambda what, done, total: progress.update(task, description=one_line(what), completed=done, total=total)
+    try:
+        with Progress(
+            SpinnerColumn(),
+            BarColumn(),
+            *columns,
+            TextColumn("{task.description}", markup=False),
+            console=Console(stderr=True),
+            transient=True,
+        ) as progress:
+            task = progress.add_task(one_line(title), total=None)
+            yield lambda what, done, total: progress.update(
+                task, description=one_line(what), completed=done, total=total
+            )
+    except KeyboardInterrupt:
+        aside(f"interrupted: {one_line(title)}")
+        raise

@@ -51,9 +51,9 @@ class Rule:
 
 def _read(path: str) -> str:
     """The text of a file, or of standard input for "-", of which not much more is read than may be compiled."""
-    if path != "-":
-        return read_file(path, MOST_BYTES + 1)
-    piped = stdin.read_text()
-    if piped is None:
+    rule = stdin.read_text() if path == "-" else read_file(path, MOST_BYTES + 1)
+    if rule is None:
         raise InputError("nothing is piped in: pipe the schema, or name a file")
-    return piped
+    if not rule:
+        raise InputError(f"{'standard input' if path == '-' else path}: is empty, and holds no rule for the answer")
+    return rule

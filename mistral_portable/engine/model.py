@@ -69,7 +69,13 @@ class Model:
         """Whether `embed` is possible."""
         self.loop = Loop(core, drafting=drafting)
         size = config.vocab_size
-        self._prompts = Prompts(tokenizer, vocab_size=size, max_context=self.max_context, source=source)
+        self._prompts = Prompts(
+            tokenizer,
+            vocab_size=size,
+            max_context=self.max_context,
+            longest=config.max_position_embeddings,
+            source=source,
+        )
         own = frozenset[int]() if tokenizer is None else tokenizer.end_ids
         self.end_tokens = set(config.eos_token_ids) | {id for id in (*own, *ends) if id < size}
         """The ids that end a text: those of config.json and generation_config.json, GGUF's, and the tokenizer's."""

@@ -20,11 +20,14 @@ Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Messages
 class Prompts:
     """Makes token ids of prompts, and refuses those that a model cannot read."""
 
-    def __init__(self, tokenizer: Tokenizer | None, *, vocab_size: int, max_context: int, source: str) -> None:
-        """source: the checkpoint's path, for errors."""
+    def __init__(
+        self, tokenizer: Tokenizer | None, *, vocab_size: int, max_context: int, longest: int, source: str
+    ) -> None:
+        """longest: the most that max_context may be. source: the checkpoint's path. Both are for errors."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_context = max_context
+        self._longest = longest
         self._source = source
 
     @property
@@ -80,9 +83,9 @@ class Prompts:
         if not len(token_ids):
             raise InputError("the prompt is empty: give at least one token")
         if len(token_ids) > self._max_context:
+            remedy = f", or raise max_context={self._max_context}" if self._max_context < self._longest else ""
             raise ContextError(
-                f"the prompt is too long: {len(token_ids)} tokens > {self._max_context} maximum: "
-                f"shorten it or raise max_context"
+                f"the prompt is too long: {len(token_ids)} tokens > {self._max_context} maximum: shorten it{remedy}"
             )
         for token in token_ids:
             if isinstance(token, bool) or not isinstance(token, int | np.integer):

@@ -75,7 +75,7 @@ TINY = open_checkpoint("tiny").path
         ("run x --max-context 999999999", 2, "--max-context 999999999"),
         ("run x --logprobs 1", 2, "'--logprobs'"),
         ("run x --logprobs 99999 --json", 2, "--logprobs 99999"),
-        ("run one-two-three --max-context 2", 2, "tokens > 2 maximum"),
+        ("run one-two-three --max-context 2", 2, "tokens > 2 maximum: shorten it, or raise --max-context 2"),
         ("run x y", 2, "y"),
         ("run x --frob", 2, "--frob"),
         ("run \udcff", 2, "it is not UTF-8 text: byte 0xff at index 0"),

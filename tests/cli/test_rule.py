@@ -34,14 +34,18 @@ def test_the_answer_keeps_a_grammar_and_a_regex(tmp_path: Path) -> None:
 def test_what_cannot_be_read_or_kept_is_said_in_one_line(schema: Path, tmp_path: Path) -> None:
     latin = tmp_path / "latin"
     latin.write_bytes(b"\xff")
+    empty = tmp_path / "empty"
+    empty.touch()
     wrong = {
         ("--grammar", str(tmp_path / "none")): "none: cannot be read: No such file",
         ("--grammar", str(latin)): "latin is not UTF-8 text: byte 0xff at index 0",
+        ("--grammar", str(empty)): "empty: is empty",
+        ("--json-schema", str(empty)): "empty: is empty",
         ("--json-schema", str(tmp_path)): "cannot be read: Is a directory",
         ("--regex", "("): "regex: ",
         ("--regex", "a", "--ignore-eos"): "--ignore-eos: a grammar",
         ("--regex", "a", "--json-schema", str(schema)): "give one of them",
-        ("--json-schema", "-"): "nothing is piped in|not JSON|not empty",
+        ("--json-schema", "-"): "nothing is piped in|standard input: is empty",
     }
     for options, message in wrong.items():
         done = invoke("run", "Who?", *options)

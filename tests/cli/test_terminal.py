@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from cli.processes import Terminal
+from filelock import FileLock
+from mistral_portable_numba.compiler.chosen import chosen_isa
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 
@@ -65,3 +67,17 @@ def test_run_without_a_prompt_is_wrong_usage() -> None:
         assert terminal.wait() == 2
     assert terminal.text.startswith("error: Invalid value for 'PROMPT': give a text, or pipe one in")
     assert terminal.text.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("run", "Once"), ("chat",), ("serve", "--port", "0")])
+def test_ctrl_c_amid_loading_says_what_it_has_ended(command: tuple[str, ...], tmp_path: Path) -> None:
+    """The loading waits for this process, as if that compiled kernels."""
+    lock = tmp_path / "kernels" / chosen_isa().name / ".lock"
+    lock.parent.mkdir(parents=True)
+    environment = {"MISTRAL_PORTABLE_CACHE": str(tmp_path)}
+    with FileLock(lock), Terminal(*command, "--backend", "numba", columns=120, environment=environment) as terminal:
+        terminal.expect("loading tiny: waiting for another process")
+        terminal.press("\x03")
+        assert terminal.wait() == 130
+    assert terminal.text.splitlines()[-1] == "interrupted: loading tiny"
+    assert "Traceback" not in terminal.text

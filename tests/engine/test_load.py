@@ -3,8 +3,8 @@
 import shutil
 import sys
 import threading
-import time
 import warnings
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -176,21 +176,25 @@ def test_a_damaged_tokenizer_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_tokenizer_ends_the_reading_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are read at the same time."""
-    failed, left = threading.Event(), list[int]()
+    """They are read at the same time, and each report of the reading asks for the error."""
+    failed, left, set_exception = threading.Event(), list[int](), Future.set_exception
 
     def fail(*arguments: object) -> None:
-        failed.set()
         raise TokenizerError("no tokenizer")
 
+    def keep(future: Future[object], error: BaseException) -> None:
+        set_exception(future, error)
+        failed.set()
+
     def wait(what: str, done: int, total: int) -> None:
-        failed.wait(60)
-        time.sleep(0.02)  # until the thread has ended, at the latest when a few tensors have been read
+        assert failed.wait(60)
         left.append(total - done)
 
     monkeypatch.setattr(sys.modules["mistral_portable.engine.load"], "load_tokenizer", fail)
+    monkeypatch.setattr(Future, "set_exception", keep)
     with pytest.raises(TokenizerError, match="no tokenizer"):
         mp.load("tiny", backend="reference", progress=wait)
+    assert len(left) <= 1  # none where the error comes before the first report
     assert 0 not in left
 
 

@@ -1,18 +1,25 @@
-"""Memory of the Numba executor's programs: growth, shrinking, and steps that do not fit."""
+"""Memory of the Numba executor's programs: growth, shrinking, steps that do not fit, and what stays of files."""
 
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
+from mistral_portable_numba.matrices import matrix
 from mistral_portable_numba.program import SHRINK_AFTER
 from numba_sessions import CONFIG, KV_CACHES, WINDOW, Session, text
 from numpy.typing import NDArray
+from weights.files import random_blocks
+from weights.resident import resident_files
 
 from mistral_portable.cache import Chunk
 from mistral_portable.errors import CapacityError
+from mistral_portable.weights import QuantTensor
+from mistral_portable.weights.source import map_file
 
 
 def page_bytes(kv_cache: str, head_dim: int) -> int:
@@ -156,3 +163,19 @@ def test_loading_pages_without_memory_changes_nothing(failing: int, monkeypatch:
             session.program.write_pages(0, [1], state)
     assert session.program.cache_bytes == size
     np.testing.assert_array_equal(session.feed(lane, text(5, 1)), expected)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_parts_that_were_joined_leave_the_memory(tmp_path: Path) -> None:
+    shape, kind = (1024, 8192), GGMLQuantizationType.Q8_0
+    blocks = random_blocks("Q8_0", shape, np.random.default_rng(0))
+    names, orders = ("q", "k", "v"), (np.arange(shape[0])[::-1], np.arange(shape[0]), None)
+    for name in names:
+        (tmp_path / name).write_bytes(blocks.tobytes())
+    mapped = [np.frombuffer(map_file(tmp_path / name), np.uint8).reshape(blocks.shape) for name in names]
+    given = zip(names, mapped, orders, strict=True)
+    parts = [QuantTensor(name, shape, kind, data, order) for name, data, order in given]
+    before = resident_files()
+    packing = matrix(parts, quantized=True).packing()
+    assert resident_files() - before < blocks.nbytes / 2
+    np.testing.assert_array_equal(packing.source[packing.places], np.concatenate([blocks[::-1], blocks, blocks]))

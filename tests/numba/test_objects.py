@@ -325,7 +325,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def digests() -> dict[str, str]:
-    objects._sources.cache_clear()
+    objects._digest.cache_clear()
     return {name: digest(name, ISA) for name in MODULES}
 
 

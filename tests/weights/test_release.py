@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from weights.resident import resident_files
 
 from mistral_portable.weights import DenseTensor, release
 from mistral_portable.weights.source import map_file
@@ -24,28 +25,22 @@ def mapped(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.uint8]:
     return np.frombuffer(map_file(path), np.uint8)
 
 
-def _resident() -> int:
-    """Bytes of mapped files, including those in a tmpfs, that are resident in this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssFile:", "RssShmem:")))
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_pages_leave_the_memory_and_come_back(mapped: NDArray[np.uint8]) -> None:
     expected = int(mapped.sum())
-    before = _resident()
+    before = resident_files()
     release(mapped)
-    assert _resident() < before - SIZE // 2
+    assert resident_files() < before - SIZE // 2
     assert int(mapped.sum()) == expected
-    assert _resident() > before - SIZE // 2
+    assert resident_files() > before - SIZE // 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_only_the_pages_of_the_array_leave(mapped: NDArray[np.uint8]) -> None:
     int(mapped.sum())
-    before = _resident()
+    before = resident_files()
     release(mapped[100 : SIZE // 4].reshape(-1, 4).view(np.uint16))
-    assert before - SIZE // 2 < _resident() < before - SIZE // 8
+    assert before - SIZE // 2 < resident_files() < before - SIZE // 8
 
 
 @given(st.integers(0, SIZE), st.integers(0, SIZE), st.integers(1, 3))

@@ -136,6 +136,7 @@ def _remove_old(path: Path) -> None:
             old.unlink()
 
 
+@cache
 def host_triple() -> str:
     """This process's system in LLVM's terms; JIT-compiled code is ELF on Windows, too."""
     triple: str = llvm.get_process_triple()
@@ -212,9 +213,14 @@ def _warn(folder: Path, reason: str) -> None:
 
 def digest(name: str, isa: Isa) -> str:
     """24 hex digits that change with anything that the machine code of a kernel depends on."""
-    content = hashlib.sha256(repr((isa, host_triple(), *_compilers())).encode())
-    package = Path(__file__).parent.parent
-    for path, source in _sources(package, f"kernels/{MODULES[name]}.py").items():
+    return _digest(Path(__file__).parent.parent, f"kernels/{MODULES[name]}.py", (isa, host_triple(), *_compilers()))
+
+
+@cache  # a program has a dozen kernels, and tests have thousands of programs
+def _digest(package: Path, module: str, maker: tuple[Isa, str, str, str]) -> str:
+    """The digest of the kernels of a module. maker: the instruction set, the system, the versions of the compilers."""
+    content = hashlib.sha256(repr(maker).encode())
+    for path, source in _sources(package, module).items():
         content.update(f"\0{path}\0".encode() + source)
     return content.hexdigest()[:24]
 
@@ -228,7 +234,6 @@ def _compilers() -> tuple[str, str]:
 _IMPORT = re.compile(rb"^from mistral_portable_numba\.([\w.]+) import", re.MULTILINE)
 
 
-@cache
 def _sources(package: Path, module: str) -> dict[str, bytes]:
     """The sources that a kernel's machine code depends on, by path in the package, sorted.
 
