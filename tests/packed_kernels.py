@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_portable_torch import gemv, tiles
+from mistral_portable_torch.elementwise_kernels import silu_mul
 from mistral_portable_torch.ggml import LAYOUTS
 from mistral_portable_torch.planes import Planes
 from mistral_portable_torch.unpacking import unpack
@@ -56,6 +57,24 @@ def check_few_tokens(kind: str, tokens: int, rows: int, blocks: int, dtype: torc
     check(x, gemv.multiply(x, planes), stored.numpy(np.float64))
 
 
+@settings(max_examples=30, deadline=None)  # Triton's interpreter runs each in Python
+@given(
+    kind=st.sampled_from(KINDS),
+    tokens=st.integers(1, gemv.MAX_TOKENS),
+    half=st.integers(1, 9),
+    blocks=st.integers(1, 5),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    seed=SEEDS,
+)
+def check_swiglu(kind: str, tokens: int, half: int, blocks: int, dtype: torch.dtype, seed: int) -> None:
+    """Products are rounded as those that are written are."""
+    random = np.random.default_rng(seed)
+    stored, planes = drawn(kind, 2 * half, blocks, random)
+    x = torch.from_numpy(random.standard_normal((tokens, stored.shape[1]))).to(DEVICE, dtype)
+    expected = silu_mul(*gemv.multiply(x, planes).chunk(2, dim=1))
+    torch.testing.assert_close(gemv.multiply(x, planes, gated=True), expected)
+
+
 @settings(max_examples=40, deadline=None)  # Triton's interpreter runs each in Python
 @given(
     kind=st.sampled_from(KINDS),
@@ -94,5 +113,6 @@ def check_unpacking(kind: str, rows: int, blocks: int, dtype: torch.dtype, seed:
 
 if __name__ == "__main__":
     check_few_tokens()
+    check_swiglu()
     check_some_tokens()
     check_unpacking()

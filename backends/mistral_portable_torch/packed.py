@@ -29,6 +29,11 @@ class Packed:
             lambda: linear(x, self._planes.weights(self._dtype), bias),
         )
 
+    def gated(self, x: Tensor) -> Tensor | None:
+        """x [T, I] -> SwiGLU of the products with gate's rows, which lie above, and up's, [T, O / 2]; None where that
+        takes more than one kernel."""
+        return _COMPILED.run(x.device, lambda: _gated(x, self._planes), lambda: None)
+
     def rows(self, tokens: Tensor) -> Tensor:
         return self._planes[tokens].weights(self._dtype)
 
@@ -59,6 +64,12 @@ def _product(x: Tensor, planes: Planes, bias: Tensor | None) -> Tensor:
     else:
         return linear(x, unpacking.unpack(planes, x.dtype), bias)
     return out if bias is None else out + bias
+
+
+def _gated(x: Tensor, planes: Planes) -> Tensor | None:
+    from mistral_portable_torch import gemv
+
+    return gemv.multiply(x, planes, gated=True) if len(x) <= gemv.MAX_TOKENS else None
 
 
 @cache
