@@ -46,9 +46,10 @@ class Measurement:
     """Append `tokens` tokens, `chunk` at a time, to each of `sequences` sequences of `depth` tokens.
 
     `prefill:2048` appends 2048 tokens to an empty sequence, in steps of 512 or as the executor likes them;
-    `prefill:512@8192` appends 512 to a sequence of 8192. `decode:4096` appends one token at a time to a sequence of 4096. `batch:8` appends one token at a time to
-    each of eight empty sequences, `batch:8@4096` to eight of 4096 tokens. `verify:8` appends 8 at a time to an empty
-    sequence, and wants the logits of all (`every_row`), as a step does that tries 7 drafted tokens.
+    `prefill:512@8192` appends 512 to a sequence of 8192. `decode:4096` appends one token at a time to a sequence of
+    4096. `batch:8` appends one token at a time to each of eight empty sequences, `batch:8@4096` to eight of 4096
+    tokens. `verify:8` appends 8 at a time to an empty sequence, and wants the logits of all (`every_row`), as a step
+    does that tries 7 drafted tokens.
     """
 
     name: str

@@ -74,8 +74,8 @@ class Member(Group):
 
 @dataclass(frozen=True)
 class ParallelBackend:
-    """Programs of `size` threads. member: makes each one's place; memory: the bytes that each may allocate; chunk: as that of
-    PagedBackend."""
+    """Programs of `size` threads. member: makes each one's place; memory: the bytes that each may allocate; chunk: as
+    PagedBackend has it."""
 
     size: int = 2
     page: int = 3

@@ -123,7 +123,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     **{f"product of a token, {kind}": partial(_multiply, gemv, kind, 1) for kind in _KINDS},
     **{f"product of 4 tokens, {kind}": partial(_multiply, gemv, kind, 4) for kind in _KINDS},
     **{f"SwiGLU of {tokens} products, floats": partial(_gate, None, tokens) for tokens in (1, 4)},
-    **{f"SwiGLU of {tokens} products, {kind}": partial(_gate, kind, tokens) for tokens in (1, 4) for kind in _KINDS},
+    **{f"SwiGLU of {tokens} products, {kind}": partial(_gate, kind, tokens) for tokens in (1, 2) for kind in _KINDS},
     **{f"product of 16 tokens, {kind}": partial(_multiply, tiles, kind, 16) for kind in _KINDS},
     **{f"product of 64 tokens, {kind}": partial(_multiply, tiles, kind, 64) for kind in _KINDS},
     **{f"unpacking, {kind}": partial(_unpack, kind) for kind in _KINDS},

@@ -20,7 +20,8 @@ def rows_of(place, rows, ROWS: tl.constexpr, GATED: tl.constexpr):
 
 @triton.jit
 def write(products, out, tokens, rows, TOKENS: tl.constexpr, ROWS: tl.constexpr, GATED: tl.constexpr):
-    """Write products float32 [TOKENS, ROWS] of `rows_of` to out [tokens, rows], or SwiGLU of them to [tokens, rows / 2].
+    """Write products float32 [TOKENS, ROWS] of `rows_of` to out [tokens, rows], or SwiGLU of them to out
+    [tokens, rows / 2].
 
     Products are rounded first, as those that are written are.
     """

@@ -13,10 +13,13 @@ from mistral_portable_torch.codes import arguments, constants, numbers, scale_of
 from mistral_portable_torch.gated import rows_of, write
 from mistral_portable_torch.planes import GROUP, Planes
 
-__all__ = ["MAX_TOKENS", "multiply"]
+__all__ = ["MAX_GATED", "MAX_TOKENS", "multiply"]
 
 MAX_TOKENS = 4
 """Each token more takes as many multiplications as the first, which then bound the kernel in place of the memory."""
+
+MAX_GATED = 2
+"""With SwiGLU in the kernel: products of 4 tokens, which take all registers, would spill some on a GPU of 8.6."""
 
 _ROWS = 4
 _GROUPS = 128

@@ -28,7 +28,7 @@ class Memory:
         return self._in_all(self._own_free)
 
     def fits(self, size: int) -> bool:
-        """Whether `size` bytes are free; of processes that share a model, whether each has the size that it asks for."""
+        """Whether `size` bytes are free; of processes that share a model, whether each has what it asks for."""
         return self._in_all(self._own_free - size) >= 0
 
     def take(self, size: int) -> None:

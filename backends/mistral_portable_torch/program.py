@@ -201,7 +201,9 @@ class TorchProgram:
         }
         if chunk is not None and self._memory.fits(total + sum(self._first_step(chunk))):
             self.prompt_chunk = chunk
-        self._memory.require(total, *self._first_step(self.prompt_chunk), min(self.prompt_chunk, self._spec.max_context))
+        self._memory.require(
+            total, *self._first_step(self.prompt_chunk), min(self.prompt_chunk, self._spec.max_context)
+        )
         self._memory.take(total)
         tables = {node.inputs[1] for node in self._graph.nodes if node.op in ("linear", "embedding")}
         experts = {name for node in self._graph.nodes if node.op == "moe" for name in node.inputs[2:]}

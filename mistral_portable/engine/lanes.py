@@ -92,7 +92,7 @@ class RequestLanes:
         self._close(request)
 
     def end(self, request: _Request) -> None:
-        """Close the lane of a request that has ended, if it has one; others may use as many as ever, in steps as long."""
+        """Close the lane of a request that has ended, if it has one; others may use as many as ever, and long steps."""
         self._compared.pop(request, None)
         if self._refused is not None and self._refused.request is request:
             self._refused = None

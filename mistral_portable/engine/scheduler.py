@@ -77,8 +77,8 @@ class Scheduler(Generic[Key]):
     """
 
     def __init__(self, budget: int, short: int | None = None) -> None:
-        """budget: tokens of prompts in a step. short: the most of them while others decode, of which `Pace` takes fewer,
-        and where memory is short; None: as many."""
+        """budget: tokens of prompts in a step. short: the most of them where memory is short, and while others decode,
+        who may leave room for fewer (`Pace`); None: as many."""
         self._whole = self._budget = budget
         self._short = budget if short is None else min(short, budget)
         self._waiting: dict[Key, _Job[Key]] = {}

@@ -125,8 +125,10 @@ def counted_step(layers: int, products: str) -> int:
     names = ("rms_norm", "add_rms_norm", "rope_into", "silu_mul")
     modules = {
         "elementwise_kernels": SimpleNamespace(**{name: one(getattr(plain, name)) for name in names}),
-        "gemv": SimpleNamespace(MAX_TOKENS=4, multiply=one(multiply)),
+        "gemv": SimpleNamespace(MAX_TOKENS=4, MAX_GATED=2, multiply=one(multiply)),
+        "tiles": SimpleNamespace(MAX_TOKENS=64, DTYPES=(torch.bfloat16,), multiply=one(multiply)),
         "float_gemv": SimpleNamespace(multiply=one(multiply)),
+        "unpacking": SimpleNamespace(unpack=one(Planes.weights)),
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, module in modules.items():

@@ -46,7 +46,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return Plain().silu_mul(*made.chunk(2, dim=1)) if gated else made
 
     modules = {
-        "gemv": SimpleNamespace(MAX_TOKENS=4, multiply=partial(product, "gemv")),
+        "gemv": SimpleNamespace(MAX_TOKENS=4, MAX_GATED=2, multiply=partial(product, "gemv")),
         "tiles": SimpleNamespace(
             MAX_TOKENS=64,
             DTYPES=(torch.float16, torch.bfloat16),
@@ -148,13 +148,31 @@ def test_triton_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_swiglu_is_made_in_the_kernel_for_few_tokens(kernels: SimpleNamespace) -> None:
     matrix = read_matrix([STORED], torch.bfloat16, CPU)
     assert isinstance(matrix, Packed)
-    for tokens in (1, 4):
+    for tokens in (1, 2):
         x = torch.randn(tokens, 512, generator=torch.Generator().manual_seed(tokens)).to(torch.bfloat16)
         found, halves = matrix.gated(x), matrix.multiply(x, None).chunk(2, dim=1)
         assert found is not None
         assert torch.equal(found, Plain().silu_mul(*halves))
     assert kernels.calls == ["gemv"] * 4
-    assert matrix.gated(torch.ones(5, 512, dtype=torch.bfloat16)) is None
+    assert matrix.gated(torch.ones(3, 512, dtype=torch.bfloat16)) is None
     kernels.error = RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
     with pytest.warns(UserWarning, match="unpacked for every token"):
         assert matrix.gated(x) is None
+
+
+def test_rows_and_chosen_experts_are_unpacked_by_the_kernel(kernels: SimpleNamespace) -> None:
+    """Where it cannot be compiled, by torch's operations."""
+    matrix, weights = read_matrix([STORED], torch.float32, CPU), STORED.numpy()
+    assert isinstance(matrix, Packed)
+    indices = torch.tensor([2, 0, 2])
+
+    def check_all() -> None:
+        np.testing.assert_array_equal(matrix.rows(indices).numpy(), weights[[2, 0, 2]])
+        np.testing.assert_array_equal(matrix.some_of(indices, 3).numpy(), weights.reshape(3, 8, 512)[[2, 0, 2]])
+
+    check_all()
+    assert kernels.calls == ["unpacking"] * 2
+    kernels.error = RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+    with pytest.warns(UserWarning, match="unpacked for every token"):
+        check_all()
+    assert kernels.calls == ["unpacking"] * 3
