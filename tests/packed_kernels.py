@@ -121,7 +121,7 @@ def check_unpacking(kind: str, rows: int, blocks: int, dtype: torch.dtype, seed:
     seed=SEEDS,
 )
 def check_chosen_experts(kind: str, count: int, rows: int, chosen: list[int], seed: int) -> None:
-    """Of experts that are stacked by rows, some more than once."""
+    """Experts are stacked by rows; some are chosen more than once."""
     stored, planes = drawn(kind, count * rows, 2, np.random.default_rng(seed))
     indices = [index % count for index in chosen]
     found = Packed(planes, torch.float32).some_of(torch.tensor(indices, device=DEVICE), count)

@@ -12,7 +12,7 @@ from mistral_portable.config import Window
 from mistral_portable.engine.chunks import spec_of_plans
 
 
-def spec_for(window: Window, context: int = 100) -> CacheSpec:
+def spec_for(window: Window | tuple[Window, ...], context: int = 100) -> CacheSpec:
     return CacheSpec.from_config(CONFIG.with_window(window), max_context=context, page_size=4, max_chunk=8)
 
 

@@ -77,7 +77,8 @@ class Sizes(list[int]):
 def expected() -> tuple[int, ...]:
     """The answer by steps of 512 tokens."""
     with mp.load("tiny", backend="torch", dtype="float32") as model:
-        return model.generate(PROMPT, **GREEDY).tokens
+        answer: mp.Generation = model.generate(PROMPT, **GREEDY)
+        return answer.tokens
 
 
 @pytest.fixture
