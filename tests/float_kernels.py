@@ -41,7 +41,7 @@ def check_products(tokens: int, rows: int, columns: int, dtype: torch.dtype, see
     assert nmse(found.double().cpu().numpy(), expected.cpu().numpy()) <= torch.finfo(dtype).eps ** 2
 
 
-@settings(max_examples=30, deadline=None)  # Triton's interpreter runs each in Python
+@settings(max_examples=15, deadline=None)  # Triton's interpreter runs each in Python
 @given(
     tokens=st.integers(1, MAX_TOKENS),
     half=st.integers(1, 9),

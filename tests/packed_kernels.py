@@ -58,7 +58,7 @@ def check_few_tokens(kind: str, tokens: int, rows: int, blocks: int, dtype: torc
     check(x, gemv.multiply(x, planes), stored.numpy(np.float64))
 
 
-@settings(max_examples=30, deadline=None)  # Triton's interpreter runs each in Python
+@settings(max_examples=15, deadline=None)  # Triton's interpreter runs each in Python
 @given(
     kind=st.sampled_from(KINDS),
     tokens=st.integers(1, gemv.MAX_GATED),
