@@ -16,6 +16,7 @@ import numpy as np
 from mistral_portable.boundary import OwnMemory
 from mistral_portable.cache import Chunk
 from mistral_portable.engine import Model
+from mistral_portable.engine.chunks import CHUNK
 from mistral_portable.engine.generation import peak_memory_bytes
 from mistral_portable.errors import InputError
 
@@ -39,17 +40,16 @@ STANDARD = (
 )
 """The measurements that are taken by default, as text for `parse`."""
 
-_CHUNK = 512  # tokens of one prefill step
-
 
 @dataclass(frozen=True)
 class Measurement:
     """Append `tokens` tokens, `chunk` at a time, to each of `sequences` sequences of `depth` tokens.
 
-    `prefill:2048` appends 2048 tokens to an empty sequence, 512 at a time; `prefill:512@8192` appends 512 to a sequence
-    of 8192. `decode:4096` appends one token at a time to a sequence of 4096. `batch:8` appends one token at a time to
-    each of eight empty sequences, `batch:8@4096` to eight of 4096 tokens. `verify:8` appends 8 at a time to an empty
-    sequence, and wants the logits of all (`every_row`), as a step does that tries 7 drafted tokens.
+    `prefill:2048` appends 2048 tokens to an empty sequence, in steps of 512 or as the executor likes them;
+    `prefill:512@8192` appends 512 to a sequence of 8192. `decode:4096` appends one token at a time to a sequence of
+    4096. `batch:8` appends one token at a time to each of eight empty sequences, `batch:8@4096` to eight of 4096
+    tokens. `verify:8` appends 8 at a time to an empty sequence, and wants the logits of all (`every_row`), as a step
+    does that tries 7 drafted tokens.
     """
 
     name: str
@@ -128,9 +128,9 @@ class ModelEngine:
         self.model.step([Chunk(lane, chunk, range(len(chunk) - rows, len(chunk))) for lane, chunk in lanes])
 
 
-def parse(text: str, tokens: int) -> Measurement:
+def parse(text: str, tokens: int, chunk: int = CHUNK) -> Measurement:
     """Parse `prefill:N[@DEPTH]`, `decode:DEPTH`, `batch:N[@DEPTH]` or `verify:N[@DEPTH]`; all but the first append
-    `tokens` tokens, the last one at least N.
+    `tokens` tokens, the last one at least N. chunk: tokens of a step that reads a prompt.
 
     Raises InputError for any other text.
     """
@@ -141,12 +141,12 @@ def parse(text: str, tokens: int) -> Measurement:
         )
     kind, number = match[1], int(match[2])
     if kind == "prefill":
-        return Measurement(text, depth=int(match[3] or 0), tokens=number, chunk=min(number, _CHUNK))
+        return Measurement(text, depth=int(match[3] or 0), tokens=number, chunk=min(number, chunk))
     if kind == "decode":
         return Measurement(text, depth=number, tokens=tokens)
     if kind == "verify":
-        if number > _CHUNK:
-            raise InputError(f"{text!r}: at most {_CHUNK} tokens are verified in a step")
+        if number > CHUNK:
+            raise InputError(f"{text!r}: at most {CHUNK} tokens are verified in a step")
         steps = max(1, tokens // number)
         return Measurement(text, depth=int(match[3] or 0), tokens=number * steps, chunk=number, every_row=True)
     return Measurement(text, sequences=number, depth=int(match[3] or 0), tokens=tokens)
@@ -168,7 +168,7 @@ def obstacle(engine: Engine, measurement: Measurement, repeats: int) -> str | No
 def prepare(engine: Engine, measurement: Measurement, repeats: int) -> None:
     """Fill the sequences to the depth and take a step, so that the measured ones do nothing for the first time."""
     engine.reset(measurement.sequences, measurement.room(repeats))
-    _append(engine, measurement.sequences, measurement.depth, _CHUNK)
+    _append(engine, measurement.sequences, measurement.depth, CHUNK)
     _append(engine, measurement.sequences, measurement.chunk, measurement.chunk, measurement.every_row)
 
 

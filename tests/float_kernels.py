@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_portable_torch import float_gemv
+from mistral_portable_torch.elementwise_kernels import silu_mul
 from mistral_portable_torch.faster import DTYPES, MAX_TOKENS
 
 from mistral_portable.testing import nmse
@@ -40,6 +41,21 @@ def check_products(tokens: int, rows: int, columns: int, dtype: torch.dtype, see
     assert nmse(found.double().cpu().numpy(), expected.cpu().numpy()) <= torch.finfo(dtype).eps ** 2
 
 
+@settings(max_examples=15, deadline=None)  # Triton's interpreter runs each in Python
+@given(
+    tokens=st.integers(1, MAX_TOKENS),
+    half=st.integers(1, 9),
+    columns=st.sampled_from([7, 64, 1025]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**31),
+)
+def check_swiglu(tokens: int, half: int, columns: int, dtype: torch.dtype, seed: int) -> None:
+    """Products are rounded as those that are written are."""
+    x, weight = drawn(tokens, 2 * half, columns, dtype, seed)
+    expected = silu_mul(*float_gemv.multiply(x, weight).chunk(2, dim=1))
+    torch.testing.assert_close(float_gemv.multiply(x, weight, gated=True), expected)
+
+
 def check_nan() -> None:
     """NaN stays in its token, and in its row."""
     x, weight = drawn(3, 6, 1500, torch.bfloat16, 0)
@@ -53,3 +69,4 @@ def check_nan() -> None:
 if __name__ == "__main__":
     check_nan()
     check_products()
+    check_swiglu()

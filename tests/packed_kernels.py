@@ -9,7 +9,9 @@ from gguf import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_portable_torch import gemv, tiles
+from mistral_portable_torch.elementwise_kernels import silu_mul
 from mistral_portable_torch.ggml import LAYOUTS
+from mistral_portable_torch.packed import Packed
 from mistral_portable_torch.planes import Planes
 from mistral_portable_torch.unpacking import unpack
 from weights.files import random_blocks
@@ -56,6 +58,24 @@ def check_few_tokens(kind: str, tokens: int, rows: int, blocks: int, dtype: torc
     check(x, gemv.multiply(x, planes), stored.numpy(np.float64))
 
 
+@settings(max_examples=15, deadline=None)  # Triton's interpreter runs each in Python
+@given(
+    kind=st.sampled_from(KINDS),
+    tokens=st.integers(1, gemv.MAX_GATED),
+    half=st.integers(1, 9),
+    blocks=st.integers(1, 5),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    seed=SEEDS,
+)
+def check_swiglu(kind: str, tokens: int, half: int, blocks: int, dtype: torch.dtype, seed: int) -> None:
+    """Products are rounded as those that are written are."""
+    random = np.random.default_rng(seed)
+    stored, planes = drawn(kind, 2 * half, blocks, random)
+    x = torch.from_numpy(random.standard_normal((tokens, stored.shape[1]))).to(DEVICE, dtype)
+    expected = silu_mul(*gemv.multiply(x, planes).chunk(2, dim=1))
+    torch.testing.assert_close(gemv.multiply(x, planes, gated=True), expected)
+
+
 @settings(max_examples=40, deadline=None)  # Triton's interpreter runs each in Python
 @given(
     kind=st.sampled_from(KINDS),
@@ -92,7 +112,26 @@ def check_unpacking(kind: str, rows: int, blocks: int, dtype: torch.dtype, seed:
     )
 
 
+@settings(max_examples=15, deadline=None)  # Triton's interpreter runs each in Python
+@given(
+    kind=st.sampled_from(KINDS),
+    count=st.integers(1, 4),
+    rows=st.integers(1, 5),
+    chosen=st.lists(st.integers(0, 3), min_size=1, max_size=4),
+    seed=SEEDS,
+)
+def check_chosen_experts(kind: str, count: int, rows: int, chosen: list[int], seed: int) -> None:
+    """Experts are stacked by rows; some are chosen more than once."""
+    stored, planes = drawn(kind, count * rows, 2, np.random.default_rng(seed))
+    indices = [index % count for index in chosen]
+    found = Packed(planes, torch.float32).some_of(torch.tensor(indices, device=DEVICE), count)
+    expected = stored.numpy().reshape(count, rows, -1)[indices]
+    np.testing.assert_allclose(found.cpu().numpy(), expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max(initial=0))
+
+
 if __name__ == "__main__":
     check_few_tokens()
+    check_swiglu()
     check_some_tokens()
     check_unpacking()
+    check_chosen_experts()

@@ -74,12 +74,14 @@ class Member(Group):
 
 @dataclass(frozen=True)
 class ParallelBackend:
-    """Programs of `size` threads. member: makes each one's place; memory: the bytes that each may allocate."""
+    """Programs of `size` threads. member: makes each one's place; memory: the bytes that each may allocate; chunk: as
+    PagedBackend has it."""
 
     size: int = 2
     page: int = 3
     member: Callable[[int, int, None, Network], Member] = Member
     memory: Sequence[int | None] = ()
+    chunk: int | None = None
     ends: list[Any] = field(default_factory=list)
     """For each thread that has ended its exit status, or the error that it raised."""
     threads: list[threading.Thread] = field(default_factory=list)
@@ -104,7 +106,8 @@ class ParallelBackend:
 
         def share(rank: int) -> Program:
             member = self.member(rank, self.size, None, network)
-            backend = PagedBackend(self.page, group=member, memory=self.memory[rank] if self.memory else None)
+            memory = self.memory[rank] if self.memory else None
+            backend = PagedBackend(self.page, group=member, memory=memory, chunk=self.chunk)
             return share_program(partial(backend.prepare, graph, weights, cache, options), member)
 
         def follow(rank: int) -> None:

@@ -51,13 +51,15 @@ def _listed(value: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class PagedBackend:
-    """The executor on the CPU, which chooses tokens as on a GPU. kernel: used instead of the option's."""
+    """The executor on the CPU, which chooses tokens as on a GPU. kernel: used instead of the option's.
+    chunk: tokens of a step that reads prompts, where memory suffices."""
 
     page: int = 3
     kernel: Attention | None = None
     record: Repeated | None = None
     group: Group | None = None
     memory: int | None = None
+    chunk: int | None = None
     name: str = "torch"
 
     def probe(self) -> Availability:
@@ -83,6 +85,7 @@ class PagedBackend:
             device,
             kernel,
             Memory(device, self.memory, self.group),
+            chunk=self.chunk,
             record=self.record,
             quantize=options.quantize,
             group=self.group,

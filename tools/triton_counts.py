@@ -86,12 +86,21 @@ def _multiply_floats(tokens: int) -> None:
     float_gemv.multiply(_meta(tokens, 4096), _meta(4096, 4096))
 
 
+def _gate(kind: str | None, tokens: int) -> None:
+    """Gate and up, with SwiGLU. kind: of their matrix; None: floats."""
+    x = _meta(tokens, 4096)
+    if kind is None:
+        float_gemv.multiply(x, _meta(28672, 4096), gated=True)
+    else:
+        gemv.multiply(x, _planes(kind, 28672), gated=True)
+
+
 def _unpack(kind: str) -> None:
     unpacking.unpack(_planes(kind), torch.bfloat16)
 
 
-def _planes(kind: str) -> Planes:
-    return Planes.empty(kind, (4096, 4096), torch.device("meta"))
+def _planes(kind: str, rows: int = 4096) -> Planes:
+    return Planes.empty(kind, (rows, 4096), torch.device("meta"))
 
 
 def _rotate() -> None:
@@ -113,6 +122,8 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     **{f"product of {tokens} tokens, floats": partial(_multiply_floats, tokens) for tokens in (2, 4)},
     **{f"product of a token, {kind}": partial(_multiply, gemv, kind, 1) for kind in _KINDS},
     **{f"product of 4 tokens, {kind}": partial(_multiply, gemv, kind, 4) for kind in _KINDS},
+    **{f"SwiGLU of {tokens} products, floats": partial(_gate, None, tokens) for tokens in (1, 4)},
+    **{f"SwiGLU of {tokens} products, {kind}": partial(_gate, kind, tokens) for tokens in (1, 2) for kind in _KINDS},
     **{f"product of 16 tokens, {kind}": partial(_multiply, tiles, kind, 16) for kind in _KINDS},
     **{f"product of 64 tokens, {kind}": partial(_multiply, tiles, kind, 64) for kind in _KINDS},
     **{f"unpacking, {kind}": partial(_unpack, kind) for kind in _KINDS},

@@ -20,6 +20,7 @@ __all__ = ["BACKEND", "TorchBackend"]
 
 _DTYPES = ("float32", "float16", "bfloat16")
 _SCORES = {"cuda": 15, "mps": 8, "cpu": 4}  # numba has 10, so it wins on a CPU
+_CHUNK = 2048  # tokens of a step on CUDA that reads prompts: packed weights are unpacked once for all of them
 _INSTALL = "pip install --upgrade 'mistral-portable[torch]'"
 
 
@@ -102,6 +103,7 @@ class TorchBackend:
             attention,
             Memory(device, group=group),
             threads=options.threads,
+            chunk=_CHUNK if device.kind == "cuda" else None,
             record=cuda_graph(device.torch) if device.kind == "cuda" and attention.recordable else None,
             quantize=options.quantize,
             group=group,

@@ -59,12 +59,6 @@ class Cache:
         """Bytes of a slot in all layers of a group."""
         return self._spec.slot_bytes(group, next(iter(self._pools.values())).itemsize)
 
-    def first_bytes(self, tokens: int) -> int:
-        """Bytes of one lane of `tokens` tokens."""
-        return sum(
-            self._spec.lane_pages(index, tokens) * self._page_bytes(index) for index in range(len(self._spec.groups))
-        )
-
     def keys(self, layer: int) -> Tensor:
         """[pages, page_size, heads, head_dim]"""
         return self._pools["keys", layer]

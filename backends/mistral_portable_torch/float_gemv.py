@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mistral_portable_torch.gated import rows_of, write
+
 __all__ = ["multiply"]
 
 _ROWS = 4
@@ -20,22 +22,25 @@ at once, with 64 KB on their way. Of 4 tokens it has registers for 4, which need
 """
 
 
-def multiply(x: Tensor, weight: Tensor) -> Tensor:
-    """x [T, I], T <= 4, weight [O, I] of the same dtype -> [T, O] in x's dtype, summed in float32."""
+def multiply(x: Tensor, weight: Tensor, *, gated: bool = False) -> Tensor:
+    """x [T, I], T <= 4, weight [O, I] of the same dtype -> [T, O] in x's dtype, summed in float32. gated: [T, O / 2],
+    SwiGLU of the upper and the lower rows' products."""
     tokens, (rows, inputs) = len(x), weight.shape
-    out, padded = torch.empty(tokens, rows, dtype=x.dtype, device=x.device), triton.next_power_of_2(tokens)
+    out = torch.empty(tokens, rows // 2 if gated else rows, dtype=x.dtype, device=x.device)
+    padded = triton.next_power_of_2(tokens)
     _float_gemv[(triton.cdiv(rows, _ROWS),)](
         x.contiguous(), weight, out, tokens, rows, inputs,
-        TOKENS=padded, ROWS=_ROWS, COLUMNS=_COLUMNS[padded], num_warps=4,
+        TOKENS=padded, ROWS=_ROWS, COLUMNS=_COLUMNS[padded], GATED=gated, num_warps=4,
     )  # fmt: skip
     return out
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _float_gemv(
-    x, weight, out, tokens, rows, inputs, TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    x, weight, out, tokens, rows, inputs, TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    GATED: tl.constexpr,
 ):  # fmt: skip
-    row, token, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS), tl.arange(0, COLUMNS)
+    row, token, column = rows_of(tl.arange(0, ROWS), rows, ROWS, GATED), tl.arange(0, TOKENS), tl.arange(0, COLUMNS)
     own = weight + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * inputs + column[None, :]
     given = x + token[:, None] * inputs + column[None, :]
     total = tl.zeros((TOKENS, ROWS, COLUMNS // 8), tl.float32)
@@ -45,6 +50,4 @@ def _float_gemv(
         values = tl.load(given + first, mask=known & (token < tokens)[:, None], other=0.0).to(tl.float32)
         products = weights.reshape(1, ROWS, COLUMNS // 8, 8) * values.reshape(TOKENS, 1, COLUMNS // 8, 8)
         total += tl.sum(products, 3)
-    place = token[:, None].to(tl.int64) * rows + row[None, :]
-    inside = (token < tokens)[:, None] & (row < rows)[None, :]
-    tl.store(out + place, tl.sum(total, 2).to(out.dtype.element_ty), mask=inside)
+    write(tl.sum(total, 2), out, tokens, rows, TOKENS, ROWS, GATED)

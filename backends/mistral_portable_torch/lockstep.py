@@ -143,7 +143,7 @@ class LeadingProgram:
     batch_invariant = TorchProgram.batch_invariant
 
     def __init__(self, program: TorchProgram, group: Group) -> None:
-        self.precision = program.precision
+        self.precision, self.prompt_chunk = program.precision, program.prompt_chunk
         self._program = program
         self._group = group
         self._part = _Part(program, group)

@@ -13,7 +13,8 @@ from mistral_portable_torch.cache import Cache
 from mistral_portable_torch.elementwise import Elementwise, Turn, write
 from mistral_portable_torch.experts import Experts
 from mistral_portable_torch.launches import Launch
-from mistral_portable_torch.matrices import Matrix
+from mistral_portable_torch.matrices import Dense, Matrix
+from mistral_portable_torch.packed import Packed
 
 __all__ = ["ATTENTION", "EXPOSED", "Kernel", "Lowering", "Step"]
 
@@ -133,6 +134,18 @@ class Lowering:
 
     def silu_mul(self, node: Node) -> Kernel:
         return lambda step, gate, up: self._elementwise.silu_mul(gate, up)
+
+    def linear_and_take_columns_and_take_columns_and_silu_mul(
+        self, linear: Node, gate: Node, up: Node, node: Node
+    ) -> Kernel:
+        """SwiGLU of the halves of a product."""
+        weight = self._matrices[linear.inputs[1]]
+
+        def gated(step: Step, x: Tensor) -> Tensor:
+            made = weight.gated(x) if isinstance(weight, Dense | Packed) else None
+            return self._elementwise.silu_mul(*weight.multiply(x, None).chunk(2, dim=1)) if made is None else made
+
+        return gated
 
     def moe(self, node: Node) -> Kernel:
         matrices = [self._matrices[name] for name in node.inputs[2:]]

@@ -54,6 +54,15 @@ class Dense:
         out = float_gemv.multiply(x, self.weight)
         return out if bias is None else out + bias
 
+    def gated(self, x: Tensor) -> Tensor | None:
+        """x [T, I] -> SwiGLU of the products with gate's rows, which lie above, and up's, [T, O / 2]; None where that
+        takes more than one kernel."""
+        if len(x) not in self.ours:
+            return None
+        from mistral_portable_torch import float_gemv
+
+        return float_gemv.multiply(x, self.weight, gated=True)
+
     def rows(self, tokens: Tensor) -> Tensor:
         return embedding(tokens, self.weight)
 

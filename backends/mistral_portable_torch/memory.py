@@ -25,8 +25,11 @@ class Memory:
     @property
     def free(self) -> int:
         """Bytes that may still be allocated."""
-        own = self._device.free_memory if self._limit is None else self._limit - self._taken
-        return own if self._group is None else self._group.least(own)
+        return self._in_all(self._own_free)
+
+    def fits(self, size: int) -> bool:
+        """Whether `size` bytes are free; of processes that share a model, whether each has what it asks for."""
+        return self._in_all(self._own_free - size) >= 0
 
     def take(self, size: int) -> None:
         """Count `size` bytes as allocated; a negative number counts them as freed."""
@@ -80,6 +83,14 @@ class Memory:
         except torch.OutOfMemoryError as error:
             short = self._short("a step's scratch does not fit beside weights and cache")
             raise (CapacityError if self._group is None else ClosedError)(short) from error
+
+    @property
+    def _own_free(self) -> int:
+        return self._device.free_memory if self._limit is None else self._limit - self._taken
+
+    def _in_all(self, number: int) -> int:
+        """The least of the numbers of all processes that share the model."""
+        return number if self._group is None else self._group.least(number)
 
     def _short(self, what: str) -> str:
         name, free, total = self._device.name, self._device.free_memory, self._device.total_memory

@@ -29,8 +29,13 @@ class Packed:
             lambda: linear(x, self._planes.weights(self._dtype), bias),
         )
 
+    def gated(self, x: Tensor) -> Tensor | None:
+        """x [T, I] -> SwiGLU of the products with gate's rows, which lie above, and up's, [T, O / 2]; None where that
+        takes more than one kernel."""
+        return _COMPILED.run(x.device, lambda: _gated(x, self._planes), lambda: None)
+
     def rows(self, tokens: Tensor) -> Tensor:
-        return self._planes[tokens].weights(self._dtype)
+        return self._unpacked(self._planes[tokens])
 
     def one_of(self, index: int, count: int) -> "Packed":
         """Matrix `index` of `count` matrices that are stacked by rows."""
@@ -38,7 +43,14 @@ class Packed:
 
     def some_of(self, indices: Tensor, count: int) -> Tensor:
         """The matrices of the indices [n] among `count` stacked ones, unpacked, [n, O, I]."""
-        return self._planes.each(lambda plane: plane.unflatten(0, (count, -1))[indices]).weights(self._dtype)
+        chosen = self._planes.each(lambda plane: plane.unflatten(0, (count, -1))[indices].flatten(0, 1))
+        return self._unpacked(chosen).unflatten(0, (len(indices), -1))
+
+    def _unpacked(self, planes: Planes) -> Tensor:
+        """Weights [O, I] in the program's dtype."""
+        return _COMPILED.run(
+            planes.scales.device, lambda: _unpack(planes, self._dtype), lambda: planes.weights(self._dtype)
+        )
 
 
 _COMPILED = Attempt("quantized weights are unpacked for every token, which is slow")
@@ -59,6 +71,18 @@ def _product(x: Tensor, planes: Planes, bias: Tensor | None) -> Tensor:
     else:
         return linear(x, unpacking.unpack(planes, x.dtype), bias)
     return out if bias is None else out + bias
+
+
+def _gated(x: Tensor, planes: Planes) -> Tensor | None:
+    from mistral_portable_torch import gemv
+
+    return gemv.multiply(x, planes, gated=True) if len(x) <= gemv.MAX_GATED else None
+
+
+def _unpack(planes: Planes, dtype: torch.dtype) -> Tensor:
+    from mistral_portable_torch import unpacking
+
+    return unpacking.unpack(planes, dtype)
 
 
 @cache

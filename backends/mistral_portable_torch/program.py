@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -65,12 +66,14 @@ class TorchProgram:
         memory: Memory,
         *,
         threads: int | None = None,
+        chunk: int | None = None,
         record: Record | None = None,
         quantize: str | None = None,
         group: Group | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        """threads: CPU threads; None keeps torch's number. record: records decoding steps; None: they are not recorded.
+        """threads: CPU threads; None keeps torch's number. chunk: tokens of a step that reads prompts, if it fits into
+        memory; None: those of the spec. record: records decoding steps; None: they are not recorded.
         quantize: the bitsandbytes type that float matrices are converted to. group: the processes that share the model.
         """
         self.precision = precision
@@ -81,6 +84,7 @@ class TorchProgram:
             graph, weights, spec = part.graph, part.weights, part.spec
             self._after = {name: getattr(group, what) for name, what in part.after.items()}
         self._spec, self._device, self._threads = spec, device, threads
+        self.prompt_chunk = spec.max_chunk
         self._dtype: torch.dtype = getattr(torch, precision.dtype)
 
         def kind(parameter: Parameter) -> tuple[str, bool]:
@@ -104,7 +108,7 @@ class TorchProgram:
         self._last_use: Mapping[str, Sequence[str]] = {}
         self._closed = False
         with self._running(), memory.while_loading():
-            self._lower(weights, quantize, record, group, progress)
+            self._lower(weights, chunk, quantize, record, group, progress)
 
     @property
     def device(self) -> torch.device:
@@ -166,6 +170,7 @@ class TorchProgram:
     def _lower(
         self,
         weights: Mapping[str, Stored],
+        chunk: int | None,
         quantize: str | None,
         record: Record | None,
         group: Group | None,
@@ -188,14 +193,17 @@ class TorchProgram:
             )
             for name, parameter in parameters.items()
         }
-        total, tokens = sum(sizes.values()), min(self._spec.max_chunk, self._spec.max_context)
+        total = sum(sizes.values())
         self._packed = {
             name: prod(parameter.shape)
             for name, parameter in parameters.items()
             if kinds[name] is not None or form(weights[parameter.parts[0]]) != "dense"
         }
-        first = Sizes(tokens, 1, tokens, tokens * tokens, 0, 0)
-        self._memory.require(total, self._cache.first_bytes(tokens), self._scratch(first), tokens)
+        if chunk is not None and self._memory.fits(total + sum(self._first_step(chunk))):
+            self.prompt_chunk = chunk
+        self._memory.require(
+            total, *self._first_step(self.prompt_chunk), min(self.prompt_chunk, self._spec.max_context)
+        )
         self._memory.take(total)
         tables = {node.inputs[1] for node in self._graph.nodes if node.op in ("linear", "embedding")}
         experts = {name for node in self._graph.nodes if node.op == "moe" for name in node.inputs[2:]}
@@ -230,6 +238,12 @@ class TorchProgram:
         )
         self._kernels = [(launch, *lowering.kernel(launch)) for launch in launches(self._graph)]
         self._last_use = last_uses(self._graph)
+
+    def _first_step(self, chunk: int) -> tuple[int, int]:
+        """Bytes of a lane of the first `chunk` tokens of a text, and of the scratch of their step."""
+        tokens = min(chunk, self._spec.max_context)
+        lane = replace(self._spec, max_chunk=tokens).lane_bytes(self._dtype.itemsize, tokens)
+        return lane, self._scratch(Sizes(tokens, 1, tokens, tokens * tokens, 0, 0))
 
     def _begin(
         self,

@@ -40,7 +40,7 @@ def scratch_bytes(graph: Graph, packed: Mapping[str, int], attention: Attention,
             held[node.name] = 0
         else:
             held |= {name: _bytes(shapes[name], sizes, itemsize) for name in launch.results}
-        inner = sum(_bytes(shapes[node.name], sizes, itemsize) for node in within)
+        inner = sum(_bytes(shapes[node.name], sizes, itemsize) for node in within if node.op != "take_columns")
         own = max(_own(node, packed, shapes, attention, itemsize, sizes) for node in launch.nodes)
         most = max(most, sum(held.values()) + inner + own)
         for value in dying[launch.name]:

@@ -10,6 +10,7 @@ from mistral_portable.boundary.options import BACKEND_QUANTIZE, COMPILING, Capab
 from mistral_portable.boundary.program import (
     INT8_BLOCK,
     Q8_0_BLOCK,
+    ChunkingProgram,
     DrawingProgram,
     DrawnStep,
     Draws,
@@ -33,6 +34,7 @@ __all__ = [
     "Availability",
     "Backend",
     "Capabilities",
+    "ChunkingProgram",
     "DrawingProgram",
     "DrawnStep",
     "Draws",

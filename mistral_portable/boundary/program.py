@@ -14,6 +14,7 @@ __all__ = [
     "INT8_BLOCK",
     "NO_INPUTS",
     "Q8_0_BLOCK",
+    "ChunkingProgram",
     "DrawingProgram",
     "DrawnStep",
     "Draws",
@@ -133,6 +134,16 @@ class Program(Protocol):
 
     def close(self) -> None:
         """Release threads, device memory and files; the program cannot step afterwards."""
+
+
+@runtime_checkable
+class ChunkingProgram(Protocol):
+    """A program that reads prompts faster in other chunks than those of the CacheSpec that it was prepared with. Its
+    cache is in pages: the size of a ring depends on the chunk."""
+
+    @property
+    def prompt_chunk(self) -> int:
+        """Tokens of a step that reads prompts. It takes plans of the same spec with this `max_chunk`."""
 
 
 @runtime_checkable

@@ -68,6 +68,7 @@ def bench(
         raise typer.BadParameter(str(error), param_hint="'WHAT'") from error
     lanes = max(measurement.sequences for measurement in measurements)
     with loader(model, options, max_lanes=lanes)() as loaded:
+        measurements = [parse(text, tokens, loaded.manager.spec.max_chunk) for text in what or STANDARD]
         first_token_s = _first_token(loaded)
         with working(f"{loaded.backend} on {model}") as progress:
             engine, rows = ModelEngine(loaded), []

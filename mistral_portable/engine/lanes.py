@@ -92,12 +92,13 @@ class RequestLanes:
         self._close(request)
 
     def end(self, request: _Request) -> None:
-        """Close the lane of a request that has ended, if it has one; others may use as many as ever."""
+        """Close the lane of a request that has ended, if it has one; others may use as many as ever, and long steps."""
         self._compared.pop(request, None)
         if self._refused is not None and self._refused.request is request:
             self._refused = None
         self._close(request)
         self._most = self._all
+        self._scheduler.lengthen()
 
     def close_lost(self) -> None:
         """Close lanes that no request has: Ctrl-C came while one was opened or closed."""
@@ -113,10 +114,13 @@ class RequestLanes:
         return self._scheduler.waiting, BusyError("every lane is held by others: close one or raise max_lanes")
 
     def give_way(self) -> bool:
-        """Free memory, of which a step had too little: what is kept, or else the lane of one request. False: neither.
+        """Free memory, of which a step had too little: by shorter steps, or else of what is kept, or the lane of one
+        request. False: there is none of these.
 
-        Until another one ends, no more lanes are opened than are left then.
+        Until another one ends, steps stay short, and no more lanes are opened than are left then.
         """
+        if self._scheduler.shorten():
+            return True
         if self._manager.forget():
             return True
         if len(self._scheduler.held) == 1:

@@ -17,6 +17,7 @@ from mistral_portable.boundary.registry import select
 from mistral_portable.cache import CacheBudget, CacheManager, CacheSpec
 from mistral_portable.config import Window
 from mistral_portable.engine.adapters import Chosen
+from mistral_portable.engine.chunks import spec_of_plans
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.drafting import Drafting, DraftSource
 from mistral_portable.engine.model import Model
@@ -187,8 +188,9 @@ def load(
         if notice:
             warnings.warn(notice, stacklevel=3)
         source = _draft_source(drafter or draft, program.batch_invariant)
-        budget = _budget(program, opened.spec, cache_bytes)
-        manager = CacheManager(opened.spec, model=opened.fingerprint, budget=budget)
+        spec = spec_of_plans(opened.spec, program, limited=bool(cache_bytes))
+        budget = _budget(program, spec, cache_bytes)
+        manager = CacheManager(spec, model=opened.fingerprint, budget=budget)
         closing.pop_all()
     return Model(
         config=config,

@@ -15,6 +15,7 @@ from mistral_portable.cache import CacheManager, Chunk
 from mistral_portable.config import MistralConfig
 from mistral_portable.engine.adapters import Adapters, Chosen
 from mistral_portable.engine.answer_maker import AnswerMaker, Params
+from mistral_portable.engine.chunks import CHUNK
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.drafting import Drafting
 from mistral_portable.engine.embedding import Embedding, Pooling
@@ -255,9 +256,9 @@ class Model:
         """Teacher-forced logits, float32 [T, vocab_size]: row t predicts token t + 1.
 
         A list of sequences gives a list of arrays, run as one ragged batch. `chunk` is the number of tokens per
-        sequence and step (default: as many as the cache takes); the result does not depend on it, except for rounding
-        where the program is not `batch_invariant`. adapter: as `generate` takes it. Raises InputError for ids or chunks
-        out of range, and the errors of `generate`.
+        sequence and step (default: 512); the result does not depend on it, except for rounding where the program is not
+        `batch_invariant`. adapter: as `generate` takes it. Raises InputError for ids or chunks out of range, and the
+        errors of `generate`.
         """
         spec, weights = self.manager.spec, self._adapters.weights(adapter)
         if chunk is not None and not (isinstance(chunk, int) and 1 <= chunk <= spec.max_chunk):
@@ -269,7 +270,7 @@ class Model:
         else:
             sequences = [self._prompts.checked(token_ids)]
         parts: dict[Scoring, list[NDArray[np.float32]]] = {
-            Scoring(ids, chunk=chunk, adapters=weights): [] for ids in sequences
+            Scoring(ids, chunk=chunk or CHUNK, adapters=weights): [] for ids in sequences
         }
         with closing(self.loop.run(list(parts))) as made:
             for scoring in made:
@@ -285,7 +286,7 @@ class Model:
         tokens = self._prompts.checked(token_ids)
         if not (isinstance(first, int) and 0 <= first < len(tokens)):
             raise InputError(f"first={first!r} must be an index of the {len(tokens)} tokens")
-        scoring = Scoring(tokens, first=first, adapters=self._adapters.weights(adapter))
+        scoring = Scoring(tokens, first=first, chunk=CHUNK, adapters=self._adapters.weights(adapter))
         with closing(self.loop.run([scoring])) as made:
             for _ in made:
                 yield scoring.next()

@@ -12,14 +12,13 @@ from mistral_portable.cache import CacheSpec
 from mistral_portable.config import MistralConfig, Window
 from mistral_portable.engine.adapters import Adapters, Chosen
 from mistral_portable.engine.block_maker import block_maker
+from mistral_portable.engine.chunks import CHUNK
 from mistral_portable.errors import InputError
 from mistral_portable.graph import Graph, build, verify
 from mistral_portable.graph.passes import EMBEDDING, expose_embedding, select_rows
 from mistral_portable.weights import Checkpoint, Tensor, fingerprint, open_checkpoint
 
 __all__ = ["Opened", "Opening"]
-
-_CHUNK = 512  # prompt tokens of one prefill step
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Opening:
             config,
             max_context=context,
             page_size=select(self.backend).capabilities.page_size,
-            max_chunk=_CHUNK,
+            max_chunk=CHUNK,
             max_lanes=self.max_lanes,
         )
         return Opened(checkpoint, config, adapting, graph, tensors, spec)

@@ -76,9 +76,11 @@ class Scheduler(Generic[Key]):
     much (`Pace`); beside all 288 if both are of one caller, who waits for both.
     """
 
-    def __init__(self, budget: int) -> None:
-        """budget: tokens of prompts in a step; while others decode fewer (`Pace`)."""
-        self._budget = budget
+    def __init__(self, budget: int, short: int | None = None) -> None:
+        """budget: tokens of prompts in a step. short: the most of them where memory is short, and while others decode,
+        who may leave room for fewer (`Pace`); None: as many."""
+        self._whole = self._budget = budget
+        self._short = budget if short is None else min(short, budget)
         self._waiting: dict[Key, _Job[Key]] = {}
         self._reading: dict[Key, _Job[Key]] = {}
         self._decoding: dict[Key, _Job[Key]] = {}
@@ -126,7 +128,7 @@ class Scheduler(Generic[Key]):
         if user not in self._dealt:  # one who comes late does not catch up with the others
             self._dealt[user] = min(self._dealt.values(), default=0)
         self._asked[user] += 1
-        self._waiting[key] = _Job(key, tokens, priority, user, chunk or self._budget, self._total, caller)
+        self._waiting[key] = _Job(key, tokens, priority, user, chunk or self._whole, self._total, caller)
 
     def remove(self, key: Key) -> None:
         """Forget a request: it has ended."""
@@ -209,6 +211,16 @@ class Scheduler(Generic[Key]):
         self.put_aside(job.key)
         return job.key
 
+    def shorten(self) -> bool:
+        """Let steps read no more than the short budget, since memory is short; False if they already do not."""
+        shorter = self._short < self._budget
+        self._budget = self._short
+        return shorter
+
+    def lengthen(self) -> None:
+        """Let steps read as many tokens as ever."""
+        self._budget = self._whole
+
     def took_place(self, turn: Turn[Key]) -> None:
         """Note that a step has taken place: what it has read is no longer left."""
         for key, count in turn.reading:
@@ -272,7 +284,7 @@ class Scheduler(Generic[Key]):
         """Tokens of prompts for the next step."""
         if not decoding or self._one_caller():
             return self._budget
-        return min(self._budget, self._pace.room(decoding))
+        return min(self._short, self._pace.room(decoding))
 
     def _one_caller(self) -> bool:
         """Whether all that have a lane are of one caller: the sum of their steps matters then, and no single one."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mistral_portable.boundary import DrawingProgram, DrawnStep, GreedyProgram, Step
 from mistral_portable.cache import Chunk, common_length
+from mistral_portable.engine.chunks import CHUNK
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.drafting import Drafting
 from mistral_portable.engine.draws import draws_of
@@ -54,7 +55,7 @@ class Steps:
         self._core = core
         self._drafting = drafting
         self._chooses, self._draws = isinstance(core.program, GreedyProgram), isinstance(core.program, DrawingProgram)
-        self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk)
+        self._scheduler: Scheduler[_Request] = Scheduler(core.manager.spec.max_chunk, CHUNK)
         self._arrived: deque[_Request] = deque()
         self._left: deque[_Request] = deque()
         self._stalled: set[_Request] = set()

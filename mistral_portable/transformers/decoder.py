@@ -13,6 +13,7 @@ from mistral_portable.boundary import Backend, ExecutorOptions, Program, check_t
 from mistral_portable.boundary.shared import gigabytes
 from mistral_portable.cache import CacheManager, CacheSpec, Chunk, StepPlan
 from mistral_portable.config import MistralConfig
+from mistral_portable.engine.chunks import CHUNK, spec_of_plans
 from mistral_portable.engine.core import Core
 from mistral_portable.engine.drafting import Drafting
 from mistral_portable.engine.loop import Loop
@@ -37,7 +38,6 @@ __all__ = ["ATTENTIONS", "HIDDEN_STATES", "MOST_ROWS", "Decoder", "Outputs"]
 HIDDEN_STATES, ATTENTIONS = "hidden_states", "attentions"
 """Outputs that a program may expose besides its result."""
 
-_CHUNK = 512
 MOST_ROWS = 256
 """Rows of all caches that callers hold; as many again of the batch that runs without one, and of `loop`."""
 
@@ -77,11 +77,12 @@ class Decoder:
             config,
             max_context=limit,
             page_size=backend.capabilities.page_size,
-            max_chunk=_CHUNK,
+            max_chunk=CHUNK,
             max_lanes=3 * MOST_ROWS,
         )
-        self.manager = CacheManager(self._spec)
-        self._cores: dict[frozenset[str], Core] = {}
+        plain = self._prepare(frozenset())
+        self.manager = CacheManager(spec_of_plans(self._spec, plain))
+        self._cores: dict[frozenset[str], Core] = {frozenset(): Core(plain, self.manager, given=self._graph.given)}
         self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()  # those that callers hold
         make_locks(self, Decoder._make_locks)
         self._closed = False
@@ -186,16 +187,18 @@ class Decoder:
         if self._closed:
             raise ClosedError("the model is closed: load it again")
         if exposed not in self._cores:
-            graph = self._graph
-            if HIDDEN_STATES in exposed:
-                graph = expose_hidden_states(graph)
-            if ATTENTIONS in exposed:
-                graph = expose_attention_weights(graph)
-            if self._selects_rows:
-                graph = select_rows(graph, "logits")
-            program = prepare(self._backend, verify(graph), self._tensors, self._spec, self._options)
-            self._cores[exposed] = Core(program, self.manager, given=graph.given)
+            self._cores[exposed] = Core(self._prepare(exposed), self.manager, given=self._graph.given)
         return self._cores[exposed]
+
+    def _prepare(self, exposed: frozenset[str]) -> Program:
+        graph = self._graph
+        if HIDDEN_STATES in exposed:
+            graph = expose_hidden_states(graph)
+        if ATTENTIONS in exposed:
+            graph = expose_attention_weights(graph)
+        if self._selects_rows:
+            graph = select_rows(graph, "logits")
+        return prepare(self._backend, verify(graph), self._tensors, self._spec, self._options)
 
     def _core_with(self, cache: Cache, exposed: frozenset[str]) -> Core:
         """The core, with the cache's keys and values; they are moved if another one of the model holds them."""
@@ -240,7 +243,7 @@ class Decoder:
             cache.close()
 
     def _pieces(self, batch: Batch, cache: Cache, wanted: NDArray[np.intp]) -> Iterator["_Piece"]:
-        """Split the batch into steps of at most max_chunk tokens, each with all rows that have some left."""
+        """Split the batch into steps of at most CHUNK tokens, each with all rows that have some left."""
         requested = np.zeros(batch.shape[1], np.bool_)
         requested[wanted] = True
         past = cache.get_seq_length()

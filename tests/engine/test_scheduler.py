@@ -252,3 +252,27 @@ def test_an_answer_reads_its_own_tokens_before_prompts_and_in_chunks() -> None:
         scheduler.took_place(turn)
     assert read == 100
     assert set(scheduler.next().decoding) == {"other", "prompt", "answer"}
+
+
+def test_the_budget_beside_a_text_that_decodes_and_where_memory_is_short_is_the_short_one() -> None:
+    """Times do not matter here: a step that reads takes as long as one that does not."""
+
+    def read() -> int:
+        scheduler.admit(Room())
+        turn = scheduler.next()
+        scheduler.took_place(turn)
+        scheduler.observe(turn, 1.0)
+        return sum(count for _, count in turn.reading)
+
+    scheduler = Scheduler[str](4 * BUDGET, BUDGET)
+    scheduler.add("long", 30 * BUDGET)
+    assert [read(), read()] == [4 * BUDGET] * 2
+    assert scheduler.shorten()
+    assert not scheduler.shorten()
+    assert [read(), read()] == [BUDGET] * 2
+    scheduler.lengthen()
+    assert read() == 4 * BUDGET
+    scheduler.add("short", 1, priority=1)
+    assert read() == 4 * BUDGET
+    assert max(read() for _ in range(9)) == BUDGET
+    assert not Scheduler[str](BUDGET, 4 * BUDGET).shorten()

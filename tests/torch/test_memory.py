@@ -209,6 +209,8 @@ def test_scratch_of_repacked_weights_is_known(
     monkeypatch.setattr(Memory, "require_step", lambda self, scratch, more, tokens: asked.append(scratch))
     monkeypatch.setattr(matrices, "has_kernels", lambda device: True)
     monkeypatch.setattr(packed, "_product", product if compiled else not_compiled)
+    monkeypatch.setattr(packed, "_gated", lambda x, planes: None)
+    monkeypatch.setattr(packed, "_unpack", unpack if compiled else not_compiled)
     monkeypatch.setattr(packed, "_COMPILED", Attempt("quantized weights are unpacked for every token"))
     session = Session(WIDER, dtype=dtype, max_chunk=tokens, weights=random_weights(build(WIDER), 0, quantization))
     with nullcontext() if compiled else pytest.warns(UserWarning, match="cannot be compiled"):
@@ -226,7 +228,12 @@ def product(x: torch.Tensor, planes: Planes, bias: torch.Tensor | None) -> torch
     return x @ torch.zeros(planes.shape, dtype=x.dtype).T
 
 
-def not_compiled(x: torch.Tensor, planes: Planes, bias: torch.Tensor | None) -> torch.Tensor:
+def unpack(planes: Planes, dtype: torch.dtype) -> torch.Tensor:
+    """Stands for `packed._unpack`."""
+    return torch.zeros(planes.shape, dtype=dtype)
+
+
+def not_compiled(*arguments: object) -> torch.Tensor:
     raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from gguf import GGMLQuantizationType
 from mistral_portable_torch import matrices, packed
 from mistral_portable_torch.attempt import Attempt
+from mistral_portable_torch.elementwise import Plain
 from mistral_portable_torch.matrices import Blocks, read_matrix
 from mistral_portable_torch.packed import Packed, has_kernels
 from mistral_portable_torch.planes import Planes
@@ -38,12 +40,13 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         called("unpacking")
         return planes.weights(dtype)
 
-    def product(name: str, x: torch.Tensor, planes: Planes) -> torch.Tensor:
+    def product(name: str, x: torch.Tensor, planes: Planes, gated: bool = False) -> torch.Tensor:
         called(name)
-        return x @ planes.weights(x.dtype).T
+        made = x @ planes.weights(x.dtype).T
+        return Plain().silu_mul(*made.chunk(2, dim=1)) if gated else made
 
     modules = {
-        "gemv": SimpleNamespace(MAX_TOKENS=4, multiply=lambda x, planes: product("gemv", x, planes)),
+        "gemv": SimpleNamespace(MAX_TOKENS=4, MAX_GATED=2, multiply=partial(product, "gemv")),
         "tiles": SimpleNamespace(
             MAX_TOKENS=64,
             DTYPES=(torch.float16, torch.bfloat16),
@@ -140,3 +143,36 @@ def test_triton_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.warns(UserWarning, match=r"because Triton is missing .*: pip install triton"):
         assert not has_kernels(CUDA)
     has_kernels.cache_clear()
+
+
+def test_swiglu_is_made_in_the_kernel_for_few_tokens(kernels: SimpleNamespace) -> None:
+    matrix = read_matrix([STORED], torch.bfloat16, CPU)
+    assert isinstance(matrix, Packed)
+    for tokens in (1, 2):
+        x = torch.randn(tokens, 512, generator=torch.Generator().manual_seed(tokens)).to(torch.bfloat16)
+        found, halves = matrix.gated(x), matrix.multiply(x, None).chunk(2, dim=1)
+        assert found is not None
+        assert torch.equal(found, Plain().silu_mul(*halves))
+    assert kernels.calls == ["gemv"] * 4
+    assert matrix.gated(torch.ones(3, 512, dtype=torch.bfloat16)) is None
+    kernels.error = RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+    with pytest.warns(UserWarning, match="unpacked for every token"):
+        assert matrix.gated(x) is None
+
+
+def test_rows_and_chosen_experts_are_unpacked_by_the_kernel(kernels: SimpleNamespace) -> None:
+    """Where it cannot be compiled, by torch's operations."""
+    matrix, weights = read_matrix([STORED], torch.float32, CPU), STORED.numpy()
+    assert isinstance(matrix, Packed)
+    indices = torch.tensor([2, 0, 2])
+
+    def check_all() -> None:
+        np.testing.assert_array_equal(matrix.rows(indices).numpy(), weights[[2, 0, 2]])
+        np.testing.assert_array_equal(matrix.some_of(indices, 3).numpy(), weights.reshape(3, 8, 512)[[2, 0, 2]])
+
+    check_all()
+    assert kernels.calls == ["unpacking"] * 2
+    kernels.error = RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+    with pytest.warns(UserWarning, match="unpacked for every token"):
+        check_all()
+    assert kernels.calls == ["unpacking"] * 3
