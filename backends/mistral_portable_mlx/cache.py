@@ -14,7 +14,7 @@ import numpy as np
 
 from mistral_portable.boundary import LaneState
 from mistral_portable.boundary.shared import check_pages
-from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.cache import CacheSpec, Reads, StepPlan
 from mistral_portable_mlx.attention import Format
 from mistral_portable_mlx.memory import Memory
 from mistral_portable_mlx.stacks import Parts, Stack, copied, room
@@ -60,17 +60,30 @@ class Cache:
         """Bytes of a slot in all layers of a group."""
         return len(self._spec.groups[group].layers) * self._format.nbytes(self._heads, 1)
 
+    def slots(self, plan: StepPlan, group: int) -> list[int]:
+        """Slots that the page of each of the plan's sequences has in the step: those that it holds, or more."""
+        reads, page_size = plan.groups[group], self._spec.groups[group].page_size
+        begins = (plan.positions[plan.query_starts[:-1]] == 0).tolist()
+        held = [0 if new else self._slots(group, source) for new, source in zip(begins, _sources(reads), strict=True)]
+        return [max(room(end, page_size), old) for end, old in zip(plan.ends.tolist(), held, strict=True)]
+
+    def growth(self, plan: StepPlan) -> int:
+        """Bytes that the plan's pages take beyond those they hold; fewer where a sequence begins in a longer one."""
+        return sum(
+            self.slot_bytes(group) * (sum(self.slots(plan, group)) - sum(self._slots(group, page) for page in pages))
+            for group, pages in enumerate(reads.pages[:, 0].tolist() for reads in plan.groups)
+        )
+
     def take(self, plan: StepPlan) -> list[list[Seats]]:
         """Find the stacks of the plan's sequences, by layer group, and make room for its tokens.
 
+        There must be memory for that, see `growth`.
+
         Sequences of equally many slots are brought into one stack, which is copied when one joins or leaves. Raises
-        CapacityError if memory is short, also for the copies; only pages that the plan begins or copies to have
-        changed then.
+        CapacityError if memory is short for the copies; only pages that the plan begins or copies to have changed then.
         """
         self._begin(plan)
         parties = [self._parties(plan, group) for group in range(len(self._spec.groups))]
-        growth = sum(self._growth(group, party) for group, some in enumerate(parties) for party in some)
-        self._memory.require_growth(growth, int(plan.ends.max()))
         return [[self._seats(group, party) for party in some] for group, some in enumerate(parties)]
 
     def put(self, taken: Sequence[Sequence[Seats]], layers: Mapping[int, list[Parts]]) -> None:
@@ -146,11 +159,9 @@ class Cache:
 
     def _parties(self, plan: StepPlan, group: int) -> list[_Party]:
         """The sequences by the number of slots that their pages have or need; those that read a prompt one by one."""
-        reads, page_size = plan.groups[group], self._spec.groups[group].page_size
-        pages, ends, counts = reads.pages[:, 0].tolist(), plan.ends.tolist(), np.diff(plan.query_starts).tolist()
-        copies = {target: source for source, target in reads.copies.tolist()}
-        sources = [copies.get(page, page) for page in pages]
-        slots = [max(room(end, page_size), self._slots(group, page)) for end, page in zip(ends, sources, strict=True)]
+        reads = plan.groups[group]
+        pages, counts = reads.pages[:, 0].tolist(), np.diff(plan.query_starts).tolist()
+        sources, slots = _sources(reads), self.slots(plan, group)
         parties: dict[tuple[int, int | None], list[int]] = {}
         for s, count in enumerate(counts):
             parties.setdefault((slots[s], s if count > _TOGETHER else None), []).append(s)
@@ -217,13 +228,6 @@ class Cache:
         more = self.slot_bytes(group) * (grown * layers + moved) // layers
         self._memory.require_copies(more, len(others) + len(sources))
 
-    def _growth(self, group: int, party: _Party) -> int:
-        """Bytes that pages need beyond those they have; a copy has none: the first write to it copies its source."""
-        return sum(
-            self.slot_bytes(group) * (party.slots - (self._slots(group, page) if page == source else 0))
-            for page, source in zip(party.pages, party.sources, strict=True)
-        )
-
     def _slots(self, group: int, page: int) -> int:
         """Allocated slots of a page."""
         stack = self._stacks.get((group, page))
@@ -241,6 +245,12 @@ class Cache:
     def _name(self, part: str, layer: int) -> str:
         kind, *suffix = part.split(".")
         return ".".join([kind, str(layer), *suffix])
+
+
+def _sources(reads: Reads) -> list[int]:
+    """The page that each sequence's begins with: itself, or the one that it is a copy of."""
+    copies = {target: source for source, target in reads.copies.tolist()}
+    return [copies.get(page, page) for page in reads.pages[:, 0].tolist()]
 
 
 def _numpy_name(dtype: mx.Dtype) -> str:

@@ -14,8 +14,8 @@ from drawn_rows import (
     test_rows_that_the_sampler_refuses_are_left_to_it,
     test_rules_that_cut_nearly_even_shares,
 )
-from mistral_portable_mlx.choosing import Drawn
-from mlx_sessions import Session
+from mistral_portable_mlx.choosing import Choice, Drawn, Highest
+from mlx_sessions import Session, in_use
 
 from mistral_portable.boundary import DrawingProgram, Draws
 from mistral_portable.cache import Chunk
@@ -98,3 +98,24 @@ def test_compiled_steps_that_draw_are_built_once() -> None:
         assert found == token
         built.append(program.traces)
     assert built == [1] * 4
+
+
+@pytest.mark.parametrize("rows", [1, 16, 40])
+@pytest.mark.parametrize("top_p", [None, 1.0, 0.9])
+def test_scratch_is_known(rows: int, top_p: float | None) -> None:
+    """top_p: None: the highest logits are taken. MLX counts no more, and a third at least."""
+    ones, vocab_size = np.ones(rows), 4000
+    choice: Choice = Highest()
+    if top_p is not None:
+        choice = Drawn(Draws(ones / 2, ones, np.zeros(rows, np.int32), ones * top_p, ones * 0))
+    logits, inputs = mx.random.normal((rows, vocab_size)), dict(choice.arrays())
+    mx.eval(logits, inputs)
+    limit = mx.set_memory_limit(0)  # it waits for each kernel, as where memory is short
+    try:
+        before = in_use()
+        mx.reset_peak_memory()
+        mx.eval(choice.choose(logits, inputs))
+        counted = mx.get_peak_memory() - before
+    finally:
+        mx.set_memory_limit(limit)
+    assert counted <= choice.scratch_bytes(rows, vocab_size) <= 3 * counted
