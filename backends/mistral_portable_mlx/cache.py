@@ -15,6 +15,7 @@ import numpy as np
 from mistral_portable.boundary import LaneState
 from mistral_portable.boundary.shared import check_pages
 from mistral_portable.cache import CacheSpec, Reads, StepPlan
+from mistral_portable.errors import CapacityError
 from mistral_portable_mlx.attention import Format
 from mistral_portable_mlx.memory import Memory
 from mistral_portable_mlx.stacks import Parts, Stack, copied, room
@@ -26,20 +27,25 @@ _TOGETHER = 64  # tokens; a sequence that adds more reads a prompt, and does not
 
 @dataclass(frozen=True)
 class Seats:
-    """The part of a step that is in one stack. sequences: their indices in the plan, one for each row of the stack."""
+    """The part of a step that is in one stack. rows: of the stack, rising. sequences: that of each row, an index in the
+    plan."""
 
     stack: Stack
+    rows: tuple[int, ...]
     sequences: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Party:
-    """Sequences that make a stack. pages: theirs; sources: the pages whose contents they begin with."""
+    """Sequences that belong into one stack. pages: theirs; sources: the pages whose contents they begin with."""
 
-    sequences: tuple[int, ...]
     pages: tuple[int, ...]
     sources: tuple[int, ...]
     slots: int
+
+    def each(self) -> "list[_Party]":
+        """Parties of one sequence each."""
+        return [_Party((page,), (source,), self.slots) for page, source in zip(self.pages, self.sources, strict=True)]
 
 
 class Cache:
@@ -79,12 +85,15 @@ class Cache:
 
         There must be memory for that, see `growth`.
 
-        Sequences of equally many slots are brought into one stack, which is copied when one joins or leaves. Raises
-        CapacityError if memory is short for the copies; only pages that the plan begins or copies to have changed then.
+        Sequences of equally many slots are brought into one stack, which is copied when one joins or leaves. Where
+        there is no room for that, they stay in the stacks in which they are. Raises CapacityError if there is none for
+        pages that must move, as they grow, begin or are copies; what a page holds for other sequences has not changed.
         """
         self._begin(plan)
-        parties = [self._parties(plan, group) for group in range(len(self._spec.groups))]
-        return [[self._seats(group, party) for party in some] for group, some in enumerate(parties)]
+        for group in range(len(self._spec.groups)):
+            for party in self._parties(plan, group):
+                self._bring_together(group, party)
+        return [self._seats(reads.pages[:, 0].tolist(), group) for group, reads in enumerate(plan.groups)]
 
     def put(self, taken: Sequence[Sequence[Seats]], layers: Mapping[int, list[Parts]]) -> None:
         """Keep the arrays that a step has made of those of the stacks from `take`, by layer."""
@@ -165,25 +174,47 @@ class Cache:
         parties: dict[tuple[int, int | None], list[int]] = {}
         for s, count in enumerate(counts):
             parties.setdefault((slots[s], s if count > _TOGETHER else None), []).append(s)
-        # By size, so that steps in which the same sizes are in another order have one shape.
         return [
-            _Party(tuple(some), tuple(pages[s] for s in some), tuple(sources[s] for s in some), size)
-            for (size, _), some in sorted(parties.items(), key=lambda party: party[0][0])
+            _Party(tuple(pages[s] for s in some), tuple(sources[s] for s in some), size)
+            for (size, _), some in parties.items()
         ]
 
-    def _seats(self, group: int, party: _Party) -> Seats:
+    def _bring_together(self, group: int, party: _Party) -> None:
+        """Make a stack of the pages of a party, unless they are one; of as many as must move, where memory is short."""
         stack = self._stacks.get((group, party.sources[0]))
         whole = stack is not None and stack.slots >= party.slots
-        same = stack is not None and sorted(stack.pages) == sorted(party.pages)
-        if stack is None or not whole or party.pages != party.sources or not same:
-            if stack is not None and whole and stack.pages == party.sources and len(party.pages) == 1:
-                # A copy of a page: MLX copies the arrays when one of the two is written.
-                stack = Stack(party.pages, stack.slots, {layer: list(parts) for layer, parts in stack.layers.items()})
-                self._stacks[group, party.pages[0]] = stack
-            else:
-                stack = self._restack(group, party.pages, party.sources, party.slots)
-        of = dict(zip(party.pages, party.sequences, strict=True))
-        return Seats(stack, tuple(of[page] for page in stack.pages))
+        if whole and party.pages == party.sources and sorted(stack.pages) == sorted(party.pages):
+            return
+        if whole and stack.pages == party.sources and len(party.pages) == 1:
+            # A copy of a page: MLX copies the arrays when one of the two is written.
+            layers = {layer: list(parts) for layer, parts in stack.layers.items()}
+            self._stacks[group, party.pages[0]] = Stack(party.pages, stack.slots, layers)
+            return
+        try:
+            self._restack(group, party.pages, party.sources, party.slots)
+        except CapacityError:
+            moving = [one for one in party.each() if not self._may_stay(group, one)]
+            if moving == [party]:
+                raise
+            for one in moving:
+                self._bring_together(group, one)
+
+    def _may_stay(self, group: int, party: _Party) -> bool:
+        """Tell whether the pages of a party hold all that they need, in whatever stacks."""
+        return party.pages == party.sources and all(self._slots(group, page) >= party.slots for page in party.pages)
+
+    def _seats(self, pages: Sequence[int], group: int) -> list[Seats]:
+        """The stacks of these pages, which are those of a plan's sequences."""
+        found: dict[Stack, list[tuple[int, int]]] = {}
+        for s, page in enumerate(pages):
+            stack = self._stacks[group, page]
+            found.setdefault(stack, []).append((stack.pages.index(page), s))
+        seats = []
+        for stack, some in found.items():
+            rows, sequences = zip(*sorted(some), strict=True)
+            seats.append(Seats(stack, rows, sequences))
+        # By size, so that steps in which the same sizes are in another order have one shape.
+        return sorted(seats, key=lambda seat: (seat.stack.slots, len(seat.stack.pages), seat.rows))
 
     def _restack(self, group: int, leaving: Collection[int], sources: Sequence[int] = (), slots: int = 0) -> Stack:
         """Take pages out of their stacks, and return a new stack that they make with the contents of `sources`; without
