@@ -182,14 +182,14 @@ class Cache:
     def _bring_together(self, group: int, party: _Party) -> None:
         """Make a stack of the pages of a party, unless they are one; of as many as must move, where memory is short."""
         stack = self._stacks.get((group, party.sources[0]))
-        whole = stack is not None and stack.slots >= party.slots
-        if whole and party.pages == party.sources and sorted(stack.pages) == sorted(party.pages):
-            return
-        if whole and stack.pages == party.sources and len(party.pages) == 1:
-            # A copy of a page: MLX copies the arrays when one of the two is written.
-            layers = {layer: list(parts) for layer, parts in stack.layers.items()}
-            self._stacks[group, party.pages[0]] = Stack(party.pages, stack.slots, layers)
-            return
+        if stack is not None and stack.slots >= party.slots:
+            if party.pages == party.sources and sorted(stack.pages) == sorted(party.pages):
+                return
+            if stack.pages == party.sources and len(party.pages) == 1:
+                # A copy of a page: MLX copies the arrays when one of the two is written.
+                layers = {layer: list(parts) for layer, parts in stack.layers.items()}
+                self._stacks[group, party.pages[0]] = Stack(party.pages, stack.slots, layers)
+                return
         try:
             self._restack(group, party.pages, party.sources, party.slots)
         except CapacityError:

@@ -158,7 +158,7 @@ class MLXProgram:
             return np.array(step.logits_kept[row])
 
     def warm(self) -> None:
-        """Run a step of one token, so that the device's kernels are made while loading, and not in the first text. The
+        """Run steps of one token, so that the device's kernels are made while loading, and not in the first text. The
         cache is empty again afterwards."""
         manager = CacheManager(self._spec)
         plan = manager.plan([Chunk(manager.open(), [0], [0])])
@@ -241,8 +241,16 @@ class MLXProgram:
             return step
 
     def _try(self, plan: StepPlan, inputs: Inputs) -> None:
-        """Run a step, so that most of the kernels of a text's first step are compiled."""
+        """Run a step in each way, so that the kernels of a text's first step are compiled."""
         self.step(plan, inputs)
+        if self._chooses:
+            self.submit(plan, inputs).tokens()
+
+    @property
+    def _chooses(self) -> bool:
+        """Whether the graph has logits of requested rows, of which tokens are chosen."""
+        logits = self._graph.outputs.get("logits")
+        return logits is not None and self._shapes[logits][0] == "R"
 
     def _take(self, plan: StepPlan, choice: Choice | None = None) -> list[list[Seats]]:
         """Take the stacks of a step. Raises CapacityError, before anything has changed, if there is no memory for its
@@ -386,10 +394,10 @@ class DrawingMLXProgram(MLXProgram):
 
     def _try(self, plan: StepPlan, inputs: Inputs) -> None:
         super()._try(plan, inputs)
-        logits = self._graph.outputs.get("logits")
-        if logits is not None and self._shapes[logits][0] == "R":
-            one = np.ones(1)
-            self.draw(plan, Draws(one / 2, one, np.zeros(1, np.int32), one, one * 0), inputs).tokens()
+        if self._chooses:
+            one, off = np.ones(1), np.zeros(1, np.int32)
+            for top_p in (one, one / 2):  # without a sort, and with one
+                self.draw(plan, Draws(one / 2, one, off, top_p, one * 0), inputs).tokens()
 
 
 class MLXStep:

@@ -15,7 +15,7 @@ from drawn_rows import (
     test_rules_that_cut_nearly_even_shares,
 )
 from mistral_portable_mlx.choosing import Choice, Drawn, Highest
-from mlx_sessions import Session, in_use
+from mlx_sessions import CONFIG, Session, in_use
 
 from mistral_portable.boundary import DrawingProgram, Draws
 from mistral_portable.cache import Chunk
@@ -119,3 +119,20 @@ def test_scratch_is_known(rows: int, top_p: float | None) -> None:
     finally:
         mx.set_memory_limit(limit)
     assert counted <= choice.scratch_bytes(rows, vocab_size) <= 3 * counted
+
+
+@pytest.mark.usefixtures("drawing")
+def test_the_first_text_builds_no_step_however_its_tokens_are_chosen() -> None:
+    session = Session(CONFIG.with_window(None))
+    program = session.program
+    assert isinstance(program, DrawingProgram)
+    program.warm()
+    assert program.traces == 4
+    for rules in ({}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}):
+        plan = session.manager.plan([Chunk(session.manager.open(), [1], [0])])
+        sampler = Sampler(SamplingParams(seed=0, **rules))
+        assert program.draw(plan, draws_of([sampler], [0])).tokens().shape == (1,)
+    session.manager.close(0)
+    plan = session.manager.plan([Chunk(session.manager.open(), [1], [0])])
+    assert program.submit(plan).tokens().shape == (1,)
+    assert program.traces == 4
