@@ -3,15 +3,18 @@
 In shapes, B is the number of sequences, T that of the tokens of each, C that of the slots of a page, d is head_dim.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 
 from mistral_portable.boundary import Q8_0_BLOCK
 
-__all__ = ["FloatFormat", "Format", "Q8Format", "mask"]
+__all__ = ["FloatFormat", "Format", "Q8Format", "Sizes", "mask"]
 
 _FEW = 8  # up to so many queries are multiplied with 8-bit codes; for more, unpacking the codes once is cheaper
+_FUSED = (64, 128)  # head_dims for which Metal has a kernel for any number of queries (MLX, has_fused_kernel)
+_ENCODING = 24  # bytes for a number that becomes 8 bits: up to six float32 at once
+_UNPACKING = 12  # bytes for one that becomes a float again
 
 
 def mask(first: mx.array, positions: mx.array, held: mx.array) -> mx.array:
@@ -22,6 +25,22 @@ def mask(first: mx.array, positions: mx.array, held: mx.array) -> mx.array:
     """
     keys = held[:, None, None]
     return (keys >= first[:, None, :, None]) & (keys <= positions[:, None, :, None])
+
+
+class Sizes(NamedTuple):
+    """Sizes of a step, which its scratch follows from. tokens: T. rows: R, those that are requested. longest: the most
+    tokens of a sequence. slots: by layer group, those of all its pages. pairs: by layer group, those of a query and a
+    slot of its page. metal: whether the device is a Metal GPU.
+
+    Example: sequences of 1 and 3 tokens, in pages of 256 and 512 slots: slots 768, pairs 256 + 3 * 512.
+    """
+
+    tokens: int
+    rows: int
+    longest: int
+    slots: tuple[int, ...]
+    pairs: tuple[int, ...]
+    metal: bool
 
 
 class Format(Protocol):
@@ -45,6 +64,10 @@ class Format(Protocol):
 
     def weights(self, q: mx.array, parts: list[mx.array], seen: mx.array, scale: float) -> mx.array:
         """The softmax of `attend`, [B, heads, T, C]."""
+
+    def scratch_bytes(self, sizes: Sizes, group: int, heads: int, kv_heads: int) -> int:
+        """The most bytes that `encode` and `attend` need at once in a layer of a group, beside what they take and
+        return."""
 
 
 class FloatFormat:
@@ -72,6 +95,9 @@ class FloatFormat:
         keys = parts[0].astype(mx.float32)[:, :, None]
         scores = _grouped(q.astype(mx.float32) * scale, keys.shape[1]) @ keys.swapaxes(3, 4)
         return _softmax(scores, seen).reshape(*q.shape[:3], -1)
+
+    def scratch_bytes(self, sizes: Sizes, group: int, heads: int, kv_heads: int) -> int:
+        return _scores(sizes, group, heads, kv_heads, self._head_dim, self._dtype.size)
 
 
 class Q8Format:
@@ -136,6 +162,28 @@ class Q8Format:
         numbers = scales.astype(mx.float32)
         floats = mx.dequantize(codes, numbers, -128 * numbers, Q8_0_BLOCK, 8)
         return floats[..., : self._head_dim].astype(self._dtype)
+
+    def scratch_bytes(self, sizes: Sizes, group: int, heads: int, kv_heads: int) -> int:
+        width, slots = self._groups * Q8_0_BLOCK, sizes.slots[group] * kv_heads
+        encoding = 2 * sizes.tokens * kv_heads * width * _ENCODING
+        numbers = 4 * slots * self._groups * 4  # scales and offsets in float32, of keys and of values
+        if sizes.longest > _FEW:
+            unpacked = 2 * slots * width * (_UNPACKING + self._dtype.size)
+            scores = _scores(sizes, group, heads, kv_heads, self._head_dim, self._dtype.size)
+        else:
+            # MLX's CPU kernel copies the codes for each head that shares them.
+            unpacked = 0 if sizes.metal else 2 * sizes.slots[group] * heads * self._groups * (Q8_0_BLOCK + 8)
+            scores = heads * (4 * 4 * sizes.pairs[group] + 3 * 4 * sizes.tokens * width)
+        return encoding + numbers + unpacked + scores
+
+
+def _scores(sizes: Sizes, group: int, heads: int, kv_heads: int, head_dim: int, itemsize: int) -> int:
+    """Bytes of what `mx.fast.scaled_dot_product_attention` makes: scores, masked scores, their softmax and a copy; or,
+    where one kernel does it all, the parts of a long sum."""
+    if sizes.metal and head_dim in _FUSED and min(sizes.longest, _FEW) * heads <= 32 * kv_heads:
+        parts = 128 * sizes.tokens + sizes.pairs[group] // 32 if sizes.longest <= _FEW else 0
+        return parts * heads * (head_dim * itemsize + 8)
+    return 4 * heads * sizes.pairs[group] * itemsize
 
 
 def _multiply(x: mx.array, codes: mx.array, scales: mx.array, transpose: bool) -> mx.array:

@@ -14,7 +14,8 @@ import numpy as np
 
 from mistral_portable.boundary import LaneState
 from mistral_portable.boundary.shared import check_pages
-from mistral_portable.cache import CacheSpec, StepPlan
+from mistral_portable.cache import CacheSpec, Reads, StepPlan
+from mistral_portable.errors import CapacityError
 from mistral_portable_mlx.attention import Format
 from mistral_portable_mlx.memory import Memory
 from mistral_portable_mlx.stacks import Parts, Stack, copied, room
@@ -26,20 +27,25 @@ _TOGETHER = 64  # tokens; a sequence that adds more reads a prompt, and does not
 
 @dataclass(frozen=True)
 class Seats:
-    """The part of a step that is in one stack. sequences: their indices in the plan, one for each row of the stack."""
+    """The part of a step that is in one stack. rows: of the stack, rising. sequences: that of each row, an index in the
+    plan."""
 
     stack: Stack
+    rows: tuple[int, ...]
     sequences: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Party:
-    """Sequences that make a stack. pages: theirs; sources: the pages whose contents they begin with."""
+    """Sequences that belong into one stack. pages: theirs; sources: the pages whose contents they begin with."""
 
-    sequences: tuple[int, ...]
     pages: tuple[int, ...]
     sources: tuple[int, ...]
     slots: int
+
+    def each(self) -> "list[_Party]":
+        """Parties of one sequence each."""
+        return [_Party((page,), (source,), self.slots) for page, source in zip(self.pages, self.sources, strict=True)]
 
 
 class Cache:
@@ -60,18 +66,34 @@ class Cache:
         """Bytes of a slot in all layers of a group."""
         return len(self._spec.groups[group].layers) * self._format.nbytes(self._heads, 1)
 
+    def slots(self, plan: StepPlan, group: int) -> list[int]:
+        """Slots that the page of each of the plan's sequences has in the step: those that it holds, or more."""
+        reads, page_size = plan.groups[group], self._spec.groups[group].page_size
+        begins = (plan.positions[plan.query_starts[:-1]] == 0).tolist()
+        held = [0 if new else self._slots(group, source) for new, source in zip(begins, _sources(reads), strict=True)]
+        return [max(room(end, page_size), old) for end, old in zip(plan.ends.tolist(), held, strict=True)]
+
+    def growth(self, plan: StepPlan) -> int:
+        """Bytes that the plan's pages take beyond those they hold; fewer where a sequence begins in a longer one."""
+        return sum(
+            self.slot_bytes(group) * (sum(self.slots(plan, group)) - sum(self._slots(group, page) for page in pages))
+            for group, pages in enumerate(reads.pages[:, 0].tolist() for reads in plan.groups)
+        )
+
     def take(self, plan: StepPlan) -> list[list[Seats]]:
         """Find the stacks of the plan's sequences, by layer group, and make room for its tokens.
 
-        Sequences of equally many slots are brought into one stack, which is copied when one joins or leaves. Raises
-        CapacityError if memory is short, also for the copies; only pages that the plan begins or copies to have
-        changed then.
+        There must be memory for that, see `growth`.
+
+        Sequences of equally many slots are brought into one stack, which is copied when one joins or leaves. Where
+        there is no room for that, they stay in the stacks in which they are. Raises CapacityError if there is none for
+        pages that must move, as they grow, begin or are copies; what a page holds for other sequences has not changed.
         """
         self._begin(plan)
-        parties = [self._parties(plan, group) for group in range(len(self._spec.groups))]
-        growth = sum(self._growth(group, party) for group, some in enumerate(parties) for party in some)
-        self._memory.require_growth(growth, int(plan.ends.max()))
-        return [[self._seats(group, party) for party in some] for group, some in enumerate(parties)]
+        for group in range(len(self._spec.groups)):
+            for party in self._parties(plan, group):
+                self._bring_together(group, party)
+        return [self._seats(reads.pages[:, 0].tolist(), group) for group, reads in enumerate(plan.groups)]
 
     def put(self, taken: Sequence[Sequence[Seats]], layers: Mapping[int, list[Parts]]) -> None:
         """Keep the arrays that a step has made of those of the stacks from `take`, by layer."""
@@ -146,33 +168,53 @@ class Cache:
 
     def _parties(self, plan: StepPlan, group: int) -> list[_Party]:
         """The sequences by the number of slots that their pages have or need; those that read a prompt one by one."""
-        reads, page_size = plan.groups[group], self._spec.groups[group].page_size
-        pages, ends, counts = reads.pages[:, 0].tolist(), plan.ends.tolist(), np.diff(plan.query_starts).tolist()
-        copies = {target: source for source, target in reads.copies.tolist()}
-        sources = [copies.get(page, page) for page in pages]
-        slots = [max(room(end, page_size), self._slots(group, page)) for end, page in zip(ends, sources, strict=True)]
+        reads = plan.groups[group]
+        pages, counts = reads.pages[:, 0].tolist(), np.diff(plan.query_starts).tolist()
+        sources, slots = _sources(reads), self.slots(plan, group)
         parties: dict[tuple[int, int | None], list[int]] = {}
         for s, count in enumerate(counts):
             parties.setdefault((slots[s], s if count > _TOGETHER else None), []).append(s)
-        # By size, so that steps in which the same sizes are in another order have one shape.
         return [
-            _Party(tuple(some), tuple(pages[s] for s in some), tuple(sources[s] for s in some), size)
-            for (size, _), some in sorted(parties.items(), key=lambda party: party[0][0])
+            _Party(tuple(pages[s] for s in some), tuple(sources[s] for s in some), size)
+            for (size, _), some in parties.items()
         ]
 
-    def _seats(self, group: int, party: _Party) -> Seats:
+    def _bring_together(self, group: int, party: _Party) -> None:
+        """Make a stack of the pages of a party, unless they are one; of as many as must move, where memory is short."""
         stack = self._stacks.get((group, party.sources[0]))
-        whole = stack is not None and stack.slots >= party.slots
-        same = stack is not None and sorted(stack.pages) == sorted(party.pages)
-        if stack is None or not whole or party.pages != party.sources or not same:
-            if stack is not None and whole and stack.pages == party.sources and len(party.pages) == 1:
+        if stack is not None and stack.slots >= party.slots:
+            if party.pages == party.sources and sorted(stack.pages) == sorted(party.pages):
+                return
+            if stack.pages == party.sources and len(party.pages) == 1:
                 # A copy of a page: MLX copies the arrays when one of the two is written.
-                stack = Stack(party.pages, stack.slots, {layer: list(parts) for layer, parts in stack.layers.items()})
-                self._stacks[group, party.pages[0]] = stack
-            else:
-                stack = self._restack(group, party.pages, party.sources, party.slots)
-        of = dict(zip(party.pages, party.sequences, strict=True))
-        return Seats(stack, tuple(of[page] for page in stack.pages))
+                layers = {layer: list(parts) for layer, parts in stack.layers.items()}
+                self._stacks[group, party.pages[0]] = Stack(party.pages, stack.slots, layers)
+                return
+        try:
+            self._restack(group, party.pages, party.sources, party.slots)
+        except CapacityError:
+            moving = [one for one in party.each() if not self._may_stay(group, one)]
+            if moving == [party]:
+                raise
+            for one in moving:
+                self._bring_together(group, one)
+
+    def _may_stay(self, group: int, party: _Party) -> bool:
+        """Tell whether the pages of a party hold all that they need, in whatever stacks."""
+        return party.pages == party.sources and all(self._slots(group, page) >= party.slots for page in party.pages)
+
+    def _seats(self, pages: Sequence[int], group: int) -> list[Seats]:
+        """The stacks of these pages, which are those of a plan's sequences."""
+        found: dict[Stack, list[tuple[int, int]]] = {}
+        for s, page in enumerate(pages):
+            stack = self._stacks[group, page]
+            found.setdefault(stack, []).append((stack.pages.index(page), s))
+        seats = []
+        for stack, some in found.items():
+            rows, sequences = zip(*sorted(some), strict=True)
+            seats.append(Seats(stack, rows, sequences))
+        # By size, so that steps in which the same sizes are in another order have one shape.
+        return sorted(seats, key=lambda seat: (seat.stack.slots, len(seat.stack.pages), seat.rows))
 
     def _restack(self, group: int, leaving: Collection[int], sources: Sequence[int] = (), slots: int = 0) -> Stack:
         """Take pages out of their stacks, and return a new stack that they make with the contents of `sources`; without
@@ -217,13 +259,6 @@ class Cache:
         more = self.slot_bytes(group) * (grown * layers + moved) // layers
         self._memory.require_copies(more, len(others) + len(sources))
 
-    def _growth(self, group: int, party: _Party) -> int:
-        """Bytes that pages need beyond those they have; a copy has none: the first write to it copies its source."""
-        return sum(
-            self.slot_bytes(group) * (party.slots - (self._slots(group, page) if page == source else 0))
-            for page, source in zip(party.pages, party.sources, strict=True)
-        )
-
     def _slots(self, group: int, page: int) -> int:
         """Allocated slots of a page."""
         stack = self._stacks.get((group, page))
@@ -241,6 +276,12 @@ class Cache:
     def _name(self, part: str, layer: int) -> str:
         kind, *suffix = part.split(".")
         return ".".join([kind, str(layer), *suffix])
+
+
+def _sources(reads: Reads) -> list[int]:
+    """The page that each sequence's begins with: itself, or the one that it is a copy of."""
+    copies = {target: source for source, target in reads.copies.tolist()}
+    return [copies.get(page, page) for page in reads.pages[:, 0].tolist()]
 
 
 def _numpy_name(dtype: mx.Dtype) -> str:

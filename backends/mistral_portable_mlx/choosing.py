@@ -19,6 +19,7 @@ from mistral_portable.boundary import Draws
 __all__ = ["Choice", "Drawn", "Highest"]
 
 _TOGETHER = 16  # rows that are drawn at a time
+_DRAWING, _RANKING = 32, 69  # bytes that a logit takes at most, without and with a sort
 _OFF = 5 * 2.0**-23
 """The most by which exp(x) differs from the sampler's, relative to (1 + |x|) exp(x); by which x does, to |x|.
 
@@ -48,6 +49,9 @@ class Choice(Protocol):
     def choose(self, logits: mx.array, inputs: Mapping[str, mx.array]) -> mx.array:
         """logits float32 [R, vocab_size] -> ids, int32 [R]; -1: the sampler must look at the row."""
 
+    def scratch_bytes(self, rows: int, vocab_size: int) -> int:
+        """The most bytes that `choose` needs at once."""
+
 
 class Highest:
     """The highest logit, the lowest id on ties; -1 for a row that the sampler refuses."""
@@ -60,6 +64,9 @@ class Highest:
 
     def choose(self, logits: mx.array, inputs: Mapping[str, mx.array]) -> mx.array:
         return mx.where(_is_sound(logits), logits.argmax(axis=-1).astype(mx.int32), -1)
+
+    def scratch_bytes(self, rows: int, vocab_size: int) -> int:
+        return rows * vocab_size * 2  # whether each is NaN
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,9 @@ class Drawn:
             kept, sure = some.kept(top_k, top_p) if self._ranks else (mx.array(True), mx.array(True))
             parts.append(some.drawn(number, kept, sure, least))
         return mx.concatenate(parts)
+
+    def scratch_bytes(self, rows: int, vocab_size: int) -> int:
+        return rows * vocab_size * (_RANKING if self._ranks else _DRAWING)
 
     @property
     def _ranks(self) -> bool:

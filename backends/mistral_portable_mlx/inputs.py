@@ -26,14 +26,15 @@ class Span(NamedTuple):
 
 
 def spans_of(plan: StepPlan, seats: Seats) -> tuple[Span, ...]:
-    """One span where all sequences of the stack have equally many tokens, else one for each."""
+    """One span where all sequences have equally many tokens, in rows that follow each other, else one for each."""
     counts = [plan.spans[s].stop - plan.spans[s].start for s in seats.sequences]
-    if len(set(counts)) == 1:
-        return (Span(range(len(counts)), range(sum(counts))),)
+    first, last = seats.rows[0], seats.rows[-1]
+    if len(set(counts)) == 1 and last - first + 1 == len(counts):
+        return (Span(range(first, last + 1), range(sum(counts))),)
     ends = np.cumsum(counts).tolist()
     return tuple(
         Span(range(row, row + 1), range(end - count, end))
-        for row, (end, count) in enumerate(zip(ends, counts, strict=True))
+        for row, end, count in zip(seats.rows, ends, counts, strict=True)
     )
 
 
@@ -45,7 +46,7 @@ def step_inputs(
     tokens [T]; logit_rows [R]; cos.X, sin.X float32 [T, 1, 2, d / 2] for each index X of `rotations`. For each layer
     group G and stack K that the step takes (`Cache.take`), with n tokens of its sequences, one after the other in the
     order of its rows: positions.G.K [n]; first.G.K [n], the oldest position that each sees; held.G.K, the position in
-    each slot of each sequence, [sequences, slots]; rows.G.K and slots.G.K [n, 1], where each is written. In a step of
+    each slot of each row, [rows, slots]; rows.G.K and slots.G.K [n, 1], where each is written. In a step of
     several sequences order.G.K [n] has the token of each, and back.G [T] the place of each token behind all K; where
     there is one stack, rows and slots are in the order of the plan's tokens, so that keys need not be put in order.
     """
@@ -61,12 +62,14 @@ def step_inputs(
         orders, rows = [], np.zeros(len(plan.tokens), np.uint32)
         for seat in seats:
             orders.append(np.concatenate([np.arange(spans[s].start, spans[s].stop) for s in seat.sequences]))
-            for row, s in enumerate(seat.sequences):
+            for row, s in zip(seat.rows, seat.sequences, strict=True):
                 rows[spans[s]] = row
         slots = (reads.slot_mapping % own.page_size).astype(np.uint32)
         for stack, (seat, order) in enumerate(zip(seats, orders, strict=True)):
             written = order if len(seats) > 1 else slice(None)
-            held = _held(last[list(seat.sequences)], own.page_size, seat.stack.slots)
+            newest = np.zeros(len(seat.stack.pages), np.int32)  # of rows that take no part, any position
+            newest[list(seat.rows)] = last[list(seat.sequences)]
+            held = _held(newest, own.page_size, seat.stack.slots)
             made = {
                 "positions": plan.positions[order],
                 "first": first[order].astype(np.int32),

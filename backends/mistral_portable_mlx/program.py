@@ -3,6 +3,8 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from operator import mul
 from typing import Any
 
 import mlx.core as mx
@@ -19,7 +21,7 @@ from mistral_portable.errors import ClosedError, InputError
 from mistral_portable.graph import Graph, infer_shapes
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import BlockTensor, Tensor
-from mistral_portable_mlx.attention import FloatFormat, Format, Q8Format
+from mistral_portable_mlx.attention import FloatFormat, Format, Q8Format, Sizes
 from mistral_portable_mlx.cache import Cache, Seats
 from mistral_portable_mlx.choosing import Choice, Drawn, Highest
 from mistral_portable_mlx.ggml import LAYOUTS
@@ -27,7 +29,8 @@ from mistral_portable_mlx.inputs import Span, spans_of, step_inputs
 from mistral_portable_mlx.lowering import Kernel, Lowering, Step
 from mistral_portable_mlx.matrices import Matrix, form, notice_float32, on_cpu, read_matrix, read_vector
 from mistral_portable_mlx.memory import Memory, weight_bytes
-from mistral_portable_mlx.stacks import Parts
+from mistral_portable_mlx.scratch import scratch_bytes
+from mistral_portable_mlx.stacks import Parts, room
 from mistral_portable_mlx.streams import TURN, take_stream
 
 __all__ = ["DrawingMLXProgram", "MLXProgram", "MLXStep"]
@@ -39,6 +42,7 @@ Run = Callable[[dict[str, mx.array], Layers], tuple[Values, Layers]]
 _CHOSEN = "chosen"  # the tokens of a step that chooses them
 _ATTENDED = "attended"  # a value of such a step that is there when all pages have been written and read
 _KEPT = 64  # compiled steps; the least recently used one is dropped
+_KNOWN = 1024  # sizes of steps whose scratch is remembered
 _MOST_EACH = 8  # tokens of each sequence in a step that is compiled: what is drafted comes in few lengths
 
 _PROCESS = OwnProcess("MLX")  # this module is imported when the first program is prepared
@@ -82,11 +86,15 @@ class MLXProgram:
         self._steps: list[tuple[str, Kernel, tuple[str, ...]]] = []
         self._compiled: OrderedDict[tuple[object, ...], Run] = OrderedDict()
         self._rotations = graph.rotations
-        total = weight_bytes(self._graph, weights, self._dtype)
+        self._memory, self._weights = memory, weight_bytes(self._graph, weights, self._dtype)
+        forms = {name: form(weights[own.parts[0]], self._dtype) for name, own in self._graph.parameters.items()}
+        known = self._graph, spec, self._format, forms, self._dtype.size
+        self._scratch = lru_cache(_KNOWN)(lambda sizes: scratch_bytes(*known, sizes))
         tokens = min(spec.max_chunk, spec.max_context)
-        slots = [(len(group.layers), min(tokens, group.page_size)) for group in spec.groups]
-        lane = sum(layers * self._format.nbytes(spec.num_key_value_heads, count) for layers, count in slots)
-        memory.require(total, lane, tokens)
+        slots = [room(tokens, group.page_size) for group in spec.groups]
+        lane = sum(self._cache.slot_bytes(group) * count for group, count in enumerate(slots))
+        first = self._scratch(self._sizes([tokens], [[count] for count in slots], 1))
+        memory.require(self._weights, lane, first, tokens)
         notice_unpacked(
             self._graph,
             weights,
@@ -100,7 +108,7 @@ class MLXProgram:
         self._stream: mx.Stream | None
         with TURN:
             self._stream, self._give_stream_back = take_stream(self)
-        self._lower(weights, total, progress)
+        self._lower(weights, progress)
 
     @property
     def cache_bytes(self) -> int:
@@ -121,7 +129,7 @@ class MLXProgram:
     def step(self, plan: StepPlan, inputs: Inputs = NO_INPUTS) -> dict[str, NDArray[np.float32]]:
         check_inputs(self._graph, plan, inputs)
         with self._on_stream():
-            taken = self._cache.take(plan)
+            taken = self._take(plan)
             values = self._build(plan, taken, {name: self._given(array) for name, array in inputs.items()})
             # A step without requested rows is not waited for: the next chunk is recorded while this one runs.
             mx.async_eval(values, self._cache.arrays())
@@ -150,7 +158,7 @@ class MLXProgram:
             return np.array(step.logits_kept[row])
 
     def warm(self) -> None:
-        """Run a step of one token, so that the device's kernels are made while loading, and not in the first text. The
+        """Run steps of one token, so that the device's kernels are made while loading, and not in the first text. The
         cache is empty again afterwards."""
         manager = CacheManager(self._spec)
         plan = manager.plan([Chunk(manager.open(), [0], [0])])
@@ -193,9 +201,7 @@ class MLXProgram:
             with mx.stream(self._stream):
                 yield
 
-    def _lower(
-        self, weights: Mapping[str, Tensor], total: int, progress: Callable[[str, int, int], None] | None
-    ) -> None:
+    def _lower(self, weights: Mapping[str, Tensor], progress: Callable[[str, int, int], None] | None) -> None:
         """Read the weights, one after the other, so that only one of them is in memory twice, and make the kernels."""
         tables = {node.inputs[1] for node in self._graph.nodes if node.op in ("linear", "embedding")}
         tables |= {name for node in self._graph.nodes if node.op == "moe" for name in node.inputs[2:]}
@@ -212,7 +218,7 @@ class MLXProgram:
                     vectors[name] = read_vector(parts, self._dtype)
                     done += vectors[name].nbytes
             if progress is not None:
-                progress("weights", min(done, total), total)
+                progress("weights", min(done, self._weights), self._weights)
         with self._on_stream():
             lowering = Lowering(self._spec, self._format, self._rotations, matrices, vectors)
         self._steps = [(node.name, *lowering.kernel(node)) for node in self._graph.nodes]
@@ -226,7 +232,7 @@ class MLXProgram:
             given = {name: self._given(array) for name, array in inputs.items()}
             if before and plan.sources is not None:
                 given["tokens"] = _gathered(plan.tokens, plan.sources, before.chosen)
-            made = self._build(plan, self._cache.take(plan), given, choice)
+            made = self._build(plan, self._take(plan, choice), given, choice)
             step = MLXStep(self, made[_CHOSEN], made[_ATTENDED], made.get("logits"))
             if before is None or before.read:
                 step.start()
@@ -235,8 +241,41 @@ class MLXProgram:
             return step
 
     def _try(self, plan: StepPlan, inputs: Inputs) -> None:
-        """Run a step, so that most of the kernels of a text's first step are compiled."""
+        """Run a step in each way, so that the kernels of a text's first step are compiled."""
         self.step(plan, inputs)
+        if self._chooses:
+            self.submit(plan, inputs).tokens()
+
+    @property
+    def _chooses(self) -> bool:
+        """Whether the graph has logits of requested rows, of which tokens are chosen."""
+        logits = self._graph.outputs.get("logits")
+        return logits is not None and self._shapes[logits][0] == "R"
+
+    def _take(self, plan: StepPlan, choice: Choice | None = None) -> list[list[Seats]]:
+        """Take the stacks of a step. Raises CapacityError, before anything has changed, if there is no memory for its
+        keys, values and scratch."""
+        counts = np.diff(plan.query_starts).tolist()
+        slots = [self._cache.slots(plan, group) for group in range(len(self._spec.groups))]
+        rows, more = len(plan.logit_rows), self._cache.growth(plan)
+        scratch = self._scratch(self._sizes(counts, slots, rows))
+        if choice is not None:
+            scratch += choice.scratch_bytes(rows, int(self._shapes[self._graph.outputs["logits"]][1]))
+        if not self._memory.has_room(more + scratch):
+            cache = self._cache.nbytes + more
+            raise self._memory.refusal(self._weights, cache, scratch, len(plan.tokens))
+        return self._cache.take(plan)
+
+    def _sizes(self, counts: Sequence[int], slots: Sequence[Sequence[int]], rows: int) -> Sizes:
+        """counts: tokens of each sequence. slots: by layer group, of the page of each sequence."""
+        return Sizes(
+            tokens=sum(counts),
+            rows=rows,
+            longest=max(counts),
+            slots=tuple(sum(own) for own in slots),
+            pairs=tuple(sum(map(mul, counts, own)) for own in slots),
+            metal=self._memory.kind == "Metal",
+        )
 
     def _given(self, array: NDArray[Any]) -> mx.array:
         """An input of the step: floats in the program's dtype, integers in int32."""
@@ -355,10 +394,10 @@ class DrawingMLXProgram(MLXProgram):
 
     def _try(self, plan: StepPlan, inputs: Inputs) -> None:
         super()._try(plan, inputs)
-        logits = self._graph.outputs.get("logits")
-        if logits is not None and self._shapes[logits][0] == "R":
-            one = np.ones(1)
-            self.draw(plan, Draws(one / 2, one, np.zeros(1, np.int32), one, one * 0), inputs).tokens()
+        if self._chooses:
+            one, off = np.ones(1), np.zeros(1, np.int32)
+            for top_p in (one, one / 2):  # without a sort, and with one
+                self.draw(plan, Draws(one / 2, one, off, top_p, one * 0), inputs).tokens()
 
 
 class MLXStep:

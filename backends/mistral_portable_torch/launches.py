@@ -2,30 +2,11 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from mistral_portable.graph import Graph, Node, Parameter
+from mistral_portable.graph.liveness import Launch
 
-__all__ = ["Launch", "launches"]
-
-
-@dataclass(frozen=True)
-class Launch:
-    """nodes: one, or a few in the order of the graph. results: their values that are read behind them."""
-
-    nodes: tuple[Node, ...]
-    results: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """That of its last node, whose value is a result."""
-        return self.nodes[-1].name
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Values that its nodes read and do not make."""
-        own = {node.name for node in self.nodes}
-        return tuple(value for node in self.nodes for value in node.inputs if value not in own)
+__all__ = ["launches"]
 
 
 def launches(graph: Graph) -> tuple[Launch, ...]:

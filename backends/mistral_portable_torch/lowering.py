@@ -8,11 +8,11 @@ from torch import Tensor
 
 from mistral_portable.cache import CacheSpec
 from mistral_portable.graph import PLAN_INPUTS, Node
+from mistral_portable.graph.liveness import Launch
 from mistral_portable_torch.attention import Attention, Eager, Planned
 from mistral_portable_torch.cache import Cache
 from mistral_portable_torch.elementwise import Elementwise, Turn, write
 from mistral_portable_torch.experts import Experts
-from mistral_portable_torch.launches import Launch
 from mistral_portable_torch.matrices import Dense, Matrix
 from mistral_portable_torch.packed import Packed
 

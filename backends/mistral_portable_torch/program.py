@@ -21,6 +21,7 @@ from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable.errors import BackendError, ClosedError, InputError
 from mistral_portable.graph import Graph, Parameter, infer_shapes
 from mistral_portable.graph.adapters import is_added
+from mistral_portable.graph.liveness import Launch, last_uses
 from mistral_portable.graph.passes import fuse_linears
 from mistral_portable.weights import Tensor as Stored
 from mistral_portable_torch.attention import Attention, Eager, Sizes
@@ -31,8 +32,7 @@ from mistral_portable_torch.device import Device
 from mistral_portable_torch.elementwise import elementwise
 from mistral_portable_torch.faster import choose
 from mistral_portable_torch.inputs import Layout, pack
-from mistral_portable_torch.launches import Launch, launches
-from mistral_portable_torch.liveness import last_uses
+from mistral_portable_torch.launches import launches
 from mistral_portable_torch.lowering import ATTENTION, EXPOSED, Kernel, Lowering, Step
 from mistral_portable_torch.matrices import Dense, Matrix, form, read_matrix, read_vector, stored_bytes
 from mistral_portable_torch.memory import Memory
@@ -236,8 +236,9 @@ class TorchProgram:
             matrices,
             vectors,
         )
-        self._kernels = [(launch, *lowering.kernel(launch)) for launch in launches(self._graph)]
-        self._last_use = last_uses(self._graph)
+        together = launches(self._graph)
+        self._kernels = [(launch, *lowering.kernel(launch)) for launch in together]
+        self._last_use = last_uses(self._graph, together)
 
     def _first_step(self, chunk: int) -> tuple[int, int]:
         """Bytes of a lane of the first `chunk` tokens of a text, and of the scratch of their step."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from math import prod
 
 from mistral_portable.graph import Graph, Node, Shape, infer_shapes
+from mistral_portable.graph.liveness import Launch, most_bytes
 from mistral_portable_torch.attention import Attention, Sizes
 from mistral_portable_torch.ggml import SLICE
 from mistral_portable_torch.launches import launches
-from mistral_portable_torch.liveness import last_uses
 
 __all__ = ["scratch_bytes"]
 
@@ -24,33 +24,17 @@ def scratch_bytes(graph: Graph, packed: Mapping[str, int], attention: Attention,
     packed: the number of weights of each parameter that is unpacked for its products. itemsize: bytes of a number in
     the program's dtype.
 
-    Columns that are taken from a value are views: they keep it. Outputs are kept in float32, too.
+    Outputs are kept in float32, too.
     """
-    shapes, dying = infer_shapes(graph), last_uses(graph)
-    whole: dict[str, str] = {}  # the value that a view belongs to
-    views: dict[str, set[str]] = {}
-    held = {name: _bytes(shape, sizes, itemsize) for name, shape in graph.given.items()}
-    most = sum(held.values())
-    for launch in launches(graph):
-        node, within = launch.nodes[-1], [node for node in launch.nodes if node.name not in launch.results]
-        if node.op == "take_columns":
-            owner = whole.get(node.inputs[0], node.inputs[0])
-            whole[node.name] = owner
-            views.setdefault(owner, {owner}).add(node.name)
-            held[node.name] = 0
-        else:
-            held |= {name: _bytes(shapes[name], sizes, itemsize) for name in launch.results}
+    shapes = infer_shapes(graph)
+
+    def own(launch: Launch) -> int:
+        """Values that its nodes exchange, and what the greatest of its kernels needs while it runs."""
+        within = [node for node in launch.nodes if node.name not in launch.results]
         inner = sum(_bytes(shapes[node.name], sizes, itemsize) for node in within if node.op != "take_columns")
-        own = max(_own(node, packed, shapes, attention, itemsize, sizes) for node in launch.nodes)
-        most = max(most, sum(held.values()) + inner + own)
-        for value in dying[launch.name]:
-            owner = whole.get(value, value)
-            users = views.get(owner, {owner})
-            users.discard(value)
-            if not users:
-                held.pop(owner, None)
-            elif value != owner:
-                held.pop(value, None)
+        return inner + max(_own(node, packed, shapes, attention, itemsize, sizes) for node in launch.nodes)
+
+    most = most_bytes(graph, launches(graph), lambda name: _bytes(shapes[name], sizes, itemsize), own)
     outputs = sum(_bytes(shapes[name], sizes, 4) for name in graph.outputs.values())
     return most + outputs
 

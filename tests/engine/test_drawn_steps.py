@@ -7,7 +7,7 @@ import mistral_portable_torch.program as torch_executor
 import pytest
 from drawn_texts import (
     Leave,
-    followed,
+    drawn,
     test_a_step_with_rules_that_a_device_does_not_know_is_the_host_s,
     test_a_text_is_drawn_by_steps_that_follow_each_other,
     test_rows_that_are_left_to_the_sampler_change_nothing,
@@ -17,7 +17,7 @@ from drawn_texts import (
 import mistral_portable as mp
 
 __all__ = [
-    "followed",
+    "drawn",
     "test_a_step_with_rules_that_a_device_does_not_know_is_the_host_s",
     "test_a_text_is_drawn_by_steps_that_follow_each_other",
     "test_rows_that_are_left_to_the_sampler_change_nothing",

@@ -14,8 +14,8 @@ from drawn_rows import (
     test_rows_that_the_sampler_refuses_are_left_to_it,
     test_rules_that_cut_nearly_even_shares,
 )
-from mistral_portable_mlx.choosing import Drawn
-from mlx_sessions import Session
+from mistral_portable_mlx.choosing import Choice, Drawn, Highest
+from mlx_sessions import CONFIG, Session, in_use
 
 from mistral_portable.boundary import DrawingProgram, Draws
 from mistral_portable.cache import Chunk
@@ -98,3 +98,41 @@ def test_compiled_steps_that_draw_are_built_once() -> None:
         assert found == token
         built.append(program.traces)
     assert built == [1] * 4
+
+
+@pytest.mark.parametrize("rows", [1, 16, 40])
+@pytest.mark.parametrize("top_p", [None, 1.0, 0.9])
+def test_scratch_is_known(rows: int, top_p: float | None) -> None:
+    """top_p: None: the highest logits are taken. MLX counts no more, and a third at least."""
+    ones, vocab_size = np.ones(rows), 4000
+    choice: Choice = Highest()
+    if top_p is not None:
+        choice = Drawn(Draws(ones / 2, ones, np.zeros(rows, np.int32), ones * top_p, ones * 0))
+    logits, inputs = mx.random.normal((rows, vocab_size)), dict(choice.arrays())
+    mx.eval(logits, inputs)
+    limit = mx.set_memory_limit(0)  # it waits for each kernel, as where memory is short
+    try:
+        before = in_use()
+        mx.reset_peak_memory()
+        mx.eval(choice.choose(logits, inputs))
+        counted = mx.get_peak_memory() - before
+    finally:
+        mx.set_memory_limit(limit)
+    assert counted <= choice.scratch_bytes(rows, vocab_size) <= 3 * counted
+
+
+@pytest.mark.usefixtures("drawing")
+def test_the_first_text_builds_no_step_however_its_tokens_are_chosen() -> None:
+    session = Session(CONFIG.with_window(None))
+    program = session.program
+    assert isinstance(program, DrawingProgram)
+    program.warm()
+    assert program.traces == 4
+    for rules in ({}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}):
+        plan = session.manager.plan([Chunk(session.manager.open(), [1], [0])])
+        sampler = Sampler(SamplingParams(seed=0, **rules))
+        assert program.draw(plan, draws_of([sampler], [0])).tokens().shape == (1,)
+    session.manager.close(0)
+    plan = session.manager.plan([Chunk(session.manager.open(), [1], [0])])
+    assert program.submit(plan).tokens().shape == (1,)
+    assert program.traces == 4

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from drawn_texts import (
     Leave,
-    followed,
+    drawn,
     test_a_step_with_rules_that_a_device_does_not_know_is_the_host_s,
     test_a_text_is_drawn_by_steps_that_follow_each_other,
     test_rows_that_are_left_to_the_sampler_change_nothing,
@@ -18,7 +18,7 @@ from drawn_texts import (
 import mistral_portable as mp
 
 __all__ = [
-    "followed",
+    "drawn",
     "test_a_step_with_rules_that_a_device_does_not_know_is_the_host_s",
     "test_a_text_is_drawn_by_steps_that_follow_each_other",
     "test_rows_that_are_left_to_the_sampler_change_nothing",

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from mistral_portable_torch.launches import launches
-from mistral_portable_torch.liveness import last_uses
 from torch_memory import Held
 from torch_sessions import CONFIG, Session, text
 
 from mistral_portable.graph import build
+from mistral_portable.graph.liveness import last_uses
 from mistral_portable.graph.passes import expose_hidden_states
 
 
@@ -29,7 +29,7 @@ def test_memory_of_a_step_does_not_depend_on_the_number_of_layers() -> None:
 def test_outputs_and_what_is_read_later_are_kept() -> None:
     graph = expose_hidden_states(build(CONFIG))
     alive: set[str] = set()
-    dying = last_uses(graph)
+    dying = last_uses(graph, launches(graph))
     for launch in launches(graph):
         assert alive >= {name for name in launch.inputs if name not in (*graph.parameters, *graph.inputs)}
         alive |= set(launch.results)
