@@ -1,6 +1,6 @@
 """Bytes of a step's intermediate values and of its kernels' own memory, known from its plan before it begins.
 
-An upper bound: what MLX counts on a CPU where memory is short lies between a sixth of it and it. Where there is more,
+An upper bound: what MLX counts on a CPU where memory is short lies between an eighth of it and it. Where there is more,
 it takes more: it frees a value when the kernels that read it are done, and gives the device others before they are. At
 the limit of its memory it waits for them (`Memory.configure`).
 """
@@ -16,7 +16,7 @@ from mistral_portable_mlx.matrices import Form
 
 __all__ = ["scratch_bytes"]
 
-_LATE = 5  # kernels that MLX gives a CPU before it looks whether the first of them is done
+_LATE = 10  # kernels that MLX gives a CPU before it looks whether the first of them is done (DISPATCHES_PER_TASK)
 _ELEMENTWISE = 12  # bytes per number of an operation in float32 that is not one kernel: up to three float32 at once
 _UNPACKING = 12  # bytes per number that becomes a float again
 

@@ -112,7 +112,7 @@ def test_a_gpu_that_emulates_bfloat16_is_noticed(
         warnings.simplefilter("always")
         session = Session(dtype="bfloat16")
     assert any("Apple M2 has no bfloat16" in str(warning.message) for warning in caught) == emulates
-    assert session.program.traces == 2
+    assert session.program.traces == 4
 
 
 def test_pieces_of_bfloat16_are_run_in_bfloat16_and_blocks_in_float16() -> None:
