@@ -1,6 +1,7 @@
 """Measure drafts: tokens per second with and without them, on texts that repeat their prompt more or less.
 
     python -m tools.bench_drafts MODEL.gguf                          # traces of random tokens, one sequence and eight
+    python -m tools.bench_drafts MODEL.gguf --sequences 1            # of one alone
     python -m tools.bench_drafts MODEL.gguf --edit BEFORE AFTER      # a file, and what it became
     python -m tools.bench_drafts MODEL.gguf --draft SMALL.gguf       # a draft model, which agrees more or less often
     python -m tools.bench_drafts MODEL.gguf --plot drafts.svg        # the speeds, and times of steps of 1 to 16 tokens
@@ -214,7 +215,7 @@ def plot(path: Path, costs: Sequence[float], speeds: Mapping[str, Mapping[int, f
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
     left.plot(range(1, 17), costs, marker="o")
     left.set(xlabel="tokens of a step", ylabel="time, of one token's", ylim=0)
-    for sequences in (1, 8):
+    for sequences in next(iter(speeds.values())):
         shares = [int(name.split()[1]) if name.split()[1].isdecimal() else 0 for name in speeds]
         right.plot(shares, [some[sequences] for some in speeds.values()], marker="o", label=f"{sequences} sequences")
     right.axhline(1, color="grey", linewidth=0.8)
@@ -231,6 +232,7 @@ def main() -> None:
     parser.add_argument("--edit", nargs=2, type=Path, metavar=("BEFORE", "AFTER"))
     parser.add_argument("--draft", metavar="SMALL.gguf")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg")
+    parser.add_argument("--sequences", type=positive, nargs="+", default=[1, 8], metavar="N")
     parser.add_argument("--repeat", type=positive, default=3)
     parser.add_argument("--threads", type=positive)
     args = parser.parse_args()
@@ -252,7 +254,7 @@ def main() -> None:
     print(f"{head}\n{re.sub('[^|]+', ' --- ', head)}")
     speeds: dict[str, dict[int, float]] = {}
     for name in ["edit"] if args.edit else kinds:
-        rates = {count: measured(loops, model, name, count, args.repeat, args.edit) for count in (1, 8)}
+        rates = {count: measured(loops, model, name, count, args.repeat, args.edit) for count in args.sequences}
         speeds[name] = {count: median(ratios(some, "without")) for count, some in rates.items()}
     if args.plot:
         found = costs(model)

@@ -180,7 +180,8 @@ class Q8Format:
 def _scores(sizes: Sizes, group: int, heads: int, kv_heads: int, head_dim: int, itemsize: int) -> int:
     """Bytes of what `mx.fast.scaled_dot_product_attention` makes: scores, masked scores, their softmax and a copy; or,
     where one kernel does it all, the parts of a long sum."""
-    if sizes.metal and head_dim in _FUSED and min(sizes.longest, _FEW) * heads <= 32 * kv_heads:
+    # Few queries are shared out among 32 threads with those of the heads that read the same keys; many are not.
+    if sizes.metal and head_dim in _FUSED and (sizes.longest > _FEW or sizes.longest * heads <= 32 * kv_heads):
         parts = 128 * sizes.tokens + sizes.pairs[group] // 32 if sizes.longest <= _FEW else 0
         return parts * heads * (head_dim * itemsize + 8)
     return 4 * heads * sizes.pairs[group] * itemsize

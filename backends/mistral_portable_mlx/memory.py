@@ -74,7 +74,7 @@ class Memory:
         self._require_cache(more, f"the cache cannot be moved, {pages} sequences, a layer at a time")
 
     def _require_cache(self, more: int, what: str) -> None:
-        if not self.has_room(more):
+        if more > 0 and not self.has_room(more):
             raise CapacityError(
                 f"{what}: {gigabytes(more)} more beside {gigabytes(mx.get_active_memory())} in use, and {self.kind} "
                 f"has {gigabytes(self.bytes)}: use --kv-cache q8_0, a shorter text or fewer sequences"

@@ -42,6 +42,11 @@ class DraftLanes:
         """Tokens that a text and its draft may reach together."""
         return self._core.max_context
 
+    @property
+    def max_chunk(self) -> int:
+        """Tokens of a text that a step reads at most."""
+        return self._manager.spec.max_chunk
+
     def unread(self, completion: Completion) -> int:
         """Tokens of its text that the draft model has not seen."""
         text = self._texts.get(completion)
@@ -60,7 +65,7 @@ class DraftLanes:
 
     def read(self, completions: Iterable[Completion], most: int) -> None:
         """Read on in texts, up to so many tokens of them all, as far as the answers' own model has read."""
-        room, texts, chunks = min(most, self._manager.spec.max_chunk), list[_Text](), list[Chunk]()
+        room, texts, chunks = min(most, self.max_chunk), list[_Text](), list[Chunk]()
         for completion in self.fitting(completions):
             known = min(completion.fed, len(completion.tokens) - 1)
             if room == 0 or not 0 < known <= self.max_context:

@@ -9,10 +9,10 @@ from mistral_portable.engine.scheduler import Turn
 
 __all__ = ["MOST_DRAFTED", "MOST_TOKENS", "DraftSource", "Drafting", "most_drafted"]
 
-MOST_DRAFTED = 31
+MOST_DRAFTED = 15
 """Tokens of a draft, which with the newest one fill groups that kernels take at a time."""
 
-MOST_TOKENS = 128
+MOST_TOKENS = 64
 """Tokens of a step with drafts."""
 
 _PAUSE = 64  # steps without drafts behind one for which memory was short

@@ -123,12 +123,12 @@ class ModelDrafting:
                 self._pays, self._idle = False, 0
             return {}
         texts = [completions[number] for number in asked]
-        unread, most = sum(map(self._lanes.unread, texts)), _ALONE if len(completions) == 1 else _BESIDE
-        if unread > most + len(texts) * MOST_DRAFTED:
+        unread, most = list(map(self._lanes.unread, texts)), _ALONE if len(completions) == 1 else _BESIDE
+        if sum(unread) > most + len(texts) * MOST_DRAFTED or max(unread) > self._lanes.max_chunk:
             self._lanes.read(texts, most)
             return {}
         with self._lanes.ahead(texts) as ahead:
-            self._draft(ahead, unread, repeated, asked)
+            self._draft(ahead, sum(unread), repeated, asked)
         for draft in asked.values():
             if not draft.tokens:  # a grammar that allows none of what it says, say
                 self._usual.observe(0, False)
@@ -137,7 +137,7 @@ class ModelDrafting:
     def _may_ask(self, completion: Completion, repeated: Sequence[float]) -> bool:
         if most_drafted(completion) < 1 or (repeated and repeated[0] >= self._usual.of(0)):
             return False
-        return len(completion.tokens) + MOST_DRAFTED <= self._lanes.max_context
+        return len(completion.tokens) + most_drafted(completion) <= self._lanes.max_context
 
     def _retried(self, completions: Sequence[Completion], able: Sequence[int]) -> list[int]:
         """Those of the texts about which the model, which did not pay, is asked again: behind a number of tokens, where

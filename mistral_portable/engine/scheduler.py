@@ -296,12 +296,16 @@ class Scheduler(Generic[Key]):
 
     def _share(self, room: int, busy: Set[Key] = frozenset(), most: int | None = None) -> tuple[tuple[Key, int], ...]:
         """Deal out `room` tokens to `most` requests that read, and are not busy."""
-        shares = list[tuple[Key, int]]()
+        shares, short = list[tuple[Key, int]](), self._short
         reading = [job for job in self._reading.values() if not (job.stalled or job.key in busy)]
         for job in sorted(reading, key=lambda job: (not job.answering, self._order(job)))[:most]:
             if room <= 0:
                 break
             count = min(job.left, job.chunk, room)
-            shares.append((job.key, count))
-            room -= count
+            if job.chunk <= self._short:  # together, too: that many logits of all tokens, say
+                count = min(count, short)
+                short -= count
+            if count:
+                shares.append((job.key, count))
+                room -= count
         return tuple(shares)

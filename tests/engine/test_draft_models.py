@@ -22,6 +22,7 @@ from mistral_portable.boundary.registry import candidates
 from mistral_portable.config import Window
 from mistral_portable.drafts import StepCosts
 from mistral_portable.engine.drafting import MOST_DRAFTED
+from mistral_portable.engine.model_drafting import ModelDrafting
 from mistral_portable.errors import CapacityError, CheckpointError, InputError
 from mistral_portable.weights import open_checkpoint
 
@@ -283,6 +284,16 @@ def test_a_draft_model_that_makes_no_numbers_leaves_what_repeats(
         expected = model.generate(repeats, max_tokens=100, temperature=0, ignore_eos=True, draft="off")
         assert found.tokens == expected.tokens
         assert found.timings.accepted_tokens > 30
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.filterwarnings("error")  # where the draft model fails, it warns
+def test_what_is_more_than_a_step_reads_is_read_in_several(drafts: Drafts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ModelDrafting, "read", lambda *_, **__: None)  # it has seen nothing of the prompt
+    with mp.load(drafts(0.0, None), backend="numba") as draft, mp.load("tiny", backend="numba", draft=draft) as model:
+        prompt = [5 + i % 900 for i in range(draft.manager.spec.max_chunk + 8)]
+        found = model.generate(prompt, max_tokens=60, temperature=0, ignore_eos=True)
+        assert found.timings.drafted_tokens > 0
 
 
 @pytest.mark.usefixtures("eager")

@@ -276,3 +276,14 @@ def test_the_budget_beside_a_text_that_decodes_and_where_memory_is_short_is_the_
     assert read() == 4 * BUDGET
     assert max(read() for _ in range(9)) == BUDGET
     assert not Scheduler[str](BUDGET, 4 * BUDGET).shorten()
+
+
+def test_those_that_want_short_chunks_have_short_steps_together_too() -> None:
+    scheduler = Scheduler[str](4 * BUDGET, BUDGET)
+    for key in ("a", "b", "c"):
+        scheduler.add(key, 2 * BUDGET, chunk=BUDGET)
+    scheduler.add("long", 30 * BUDGET)
+    scheduler.admit(Room())
+    dealt = dict(scheduler.next().reading)
+    assert sum(count for key, count in dealt.items() if key != "long") == BUDGET
+    assert dealt["long"] == 3 * BUDGET

@@ -100,7 +100,7 @@ def test_a_fork_for_whose_copy_there_is_no_memory_is_refused(leave_free: Callabl
     lane, _ = session.begin(text(700))
     before = session.program.cache_bytes
     assert before > 5_000_000
-    leave_free(4_000_000)
+    leave_free(4_000_000)  # less than the copy
     fork = session.manager.fork(lane)
     with pytest.raises(CapacityError, match=REFUSAL):
         session.feed(fork, [1])
@@ -115,7 +115,7 @@ def test_lanes_for_whose_join_there_is_no_memory_decode_apart(leave_free: Callab
     lanes, others = ([one.begin(text(700, lane))[0] for lane in range(2)] for one in (session, alone))
     before, held = session.program.cache_bytes, in_use()
     assert before > 10_000_000
-    for free, joins in ((4_000_000, False), (10**9, True), (4_000_000, False)):
+    for free, joins in ((4_000_000, False), (10**9, True), (4_000_000, False)):  # a layer of both takes more
         leave_free(free)
         mx.reset_peak_memory()
         found = session.together(lanes)
@@ -134,7 +134,7 @@ def test_who_leaves_without_memory_for_copies_decodes_in_the_array_of_all(leave_
     for lane in others:
         alone.feed(lane, [1])
     for chosen in ([0, 2], [1], [2, 1], [0, 1, 2]):
-        leave_free(1_500_000)
+        leave_free(1_500_000)  # less than a layer of one
         found = session.together([lanes[number] for number in chosen], 2)
         leave_free(10**9)
         expected = [alone.feed(others[number], [2])[0] for number in chosen]
