@@ -92,9 +92,10 @@ def test_off_a_terminal_nothing_is_drawn() -> None:
 
 @pytest.mark.parametrize("model", ["tiny", "no-such-model"])
 def test_the_collector_of_cycles_works_after_a_start(model: str) -> None:
+    before = gc.get_freeze_count()  # of pytest's own
     assert (invoke("run", "Once", "--model", model, "--max-tokens", "1").status == 0) == (model == "tiny")
     assert gc.isenabled()
-    assert gc.get_freeze_count() == 0  # only a process that ends puts all objects out of its sight
+    assert gc.get_freeze_count() <= before  # only a process that ends puts all objects out of its sight
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell closes the streams")
