@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from documented_models import VALUES, pair
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 MODULES = ("checks", "generation", "generation_config", "logits_rules", "transition_scores", "without_effect")
@@ -111,14 +111,16 @@ def _tokens_alone(call: dict[str, Any]) -> dict[str, Any]:
 
 
 @settings(max_examples=40)  # any subset of 22 rules; 30 ms each
+@example(rules={"top_p": 0.5, "forced_eos_token_id": [0, 1]}, seed=0)
 @given(rules=st.fixed_dictionaries({}, optional=FILTERS | RULES).filter(agreeing), seed=st.integers(0, 99))
 def test_what_is_drawn_from(rules: dict[str, Any], seed: int) -> None:
     """The scores of the first step, before tokens that are drawn differ."""
     call = CALL | {"do_sample": True, "max_new_tokens": 1} | rules
     found, wanted = both(seed, call)
     scores, expected = found.scores[0].numpy(), wanted.scores[0].numpy()
-    edge = (scores == -np.inf) != (expected == -np.inf)  # by rounding, a token may be beyond a filter's threshold
-    assert edge.sum() <= len(PROMPT)
+    edge = (scores == -np.inf) != (expected == -np.inf)
+    # By rounding, a token may be beyond a filter's threshold; of two that tie there, either may be the one that is kept.
+    assert edge.sum(axis=1).max() <= 2
     if not edge.any():
         np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
 
