@@ -119,7 +119,7 @@ def test_what_is_drawn_from(rules: dict[str, Any], seed: int) -> None:
     found, wanted = both(seed, call)
     scores, expected = found.scores[0].numpy(), wanted.scores[0].numpy()
     edge = (scores == -np.inf) != (expected == -np.inf)
-    # By rounding, a token may be beyond a filter's threshold; of two that tie there, either may be the one that is kept.
+    # By rounding, a token may be beyond a filter's threshold; of two that tie there, either may be kept.
     assert edge.sum(axis=1).max() <= 2
     if not edge.any():
         np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
