@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from mistral_portable_numba.compiler.isa import ISAS
 from mistral_portable_numba.layouts import BLOCKS, FEW_TILED, linear_scratch, round_up, token_group
-from mistral_portable_numba.matrices import matrix
+from mistral_portable_numba.matrices import matrices
 from numba_activations import Codes
 from numba_kernels import Memory, at, is_blank
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class PackedWeight:
         self._isa, self._layout = isa, BLOCKS[kind]
         shape = (len(blocks), blocks.shape[1] // self._layout.bytes * self._layout.columns)
         self._tensor = QuantTensor("w", shape, GGMLQuantizationType[kind.upper()], blocks, order)
-        empty = matrix([self._tensor], quantized=True)
+        empty = matrices({"w": [self._tensor]}, quantized=True)["w"]
         self._memory = Memory()
         self.tiles = self._memory.blank(empty.data.shape, np.uint8)
         self._matrix = replace(empty, data=self.tiles)

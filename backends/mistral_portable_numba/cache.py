@@ -9,6 +9,7 @@ from mistral_portable.boundary import LaneState
 from mistral_portable.boundary.shared import check_pages
 from mistral_portable.cache import CacheSpec, StepPlan
 from mistral_portable_numba.layouts import KV_BESIDE, KV_DTYPES, PAGE_SIZE, head_bytes, head_width, round_up
+from mistral_portable_numba.memory import in_huge_pages
 
 __all__ = ["KVCache"]
 
@@ -136,7 +137,7 @@ class KVCache:
         scales.reshape(*pages.shape[:2], -1, PAGE_SIZE)[..., slots] = 0
 
     def _zeros(self, kind: str, pages: int) -> _Pool:
-        return np.zeros((pages, self._spec.num_key_value_heads, self._head_bytes[kind]), np.uint8)
+        return in_huge_pages((pages, self._spec.num_key_value_heads, self._head_bytes[kind]), zeros=True)
 
     def _put(self, layer: int, kind: str, pool: _Pool) -> None:
         """Let kernels find the pool."""

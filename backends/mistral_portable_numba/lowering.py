@@ -27,7 +27,7 @@ from mistral_portable_numba.layouts import (
     linear_scratch,
     round_up,
 )
-from mistral_portable_numba.matrices import Matrix, float_row, matrix
+from mistral_portable_numba.matrices import Matrix, float_row, floats, matrices
 from mistral_portable_numba.segments import attention_scratch
 from mistral_portable_numba.step import StepValues
 from mistral_portable_numba.tape import Argument, Buffer, Instruction, Place, bits, set_waits
@@ -117,12 +117,12 @@ class _Lowering:
         self._codes: dict[Buffer, tuple[Buffer, Buffer, Buffer]] = {}
         self._rounded_values: dict[Buffer, Buffer] = {}
         self._attended = {node.attributes["layer"] for node in graph.nodes if node.op == "attention"}
+        parts = {}
         for node in graph.nodes:
-            if node.op == "linear" and node.inputs[1] not in self.out.matrices:
-                parts = [weights[part] for part in graph.parameters[node.inputs[1]].parts]
-                self.out.matrices[node.inputs[1]] = matrix(parts, precision.quantized_linear == "int8")
-            for part in self._experts(node):
-                self.out.matrices[part] = matrix([weights[part]], precision.quantized_linear == "int8")
+            if node.op == "linear":
+                parts[node.inputs[1]] = [weights[part] for part in graph.parameters[node.inputs[1]].parts]
+            parts |= {part: [weights[part]] for part in self._experts(node)}
+        self.out.matrices |= matrices(parts, quantized=precision.quantized_linear == "int8")
         self._scratch_bytes = round_up(max([64, *self._scratch_needs()]), 64)
         scratch = np.empty(threads * self._scratch_bytes + 64, np.uint8)
         self._scratch = round_up(scratch.ctypes.data, 64)
@@ -135,7 +135,7 @@ class _Lowering:
         if replaced or tokens != "tokens" or len(parts) > 1 or not isinstance(parts[0], DenseTensor):
             self._on_host(node, node.inputs[:1])
             return
-        table, out = matrix(parts, quantized=False), self._new(node)
+        table, out = floats(parts), self._new(node)
         self.out.tables.append(table)
         sizes = [self._count(node), table.rows, table.columns]
         arguments = [*sizes, table.address, self._values.tokens(), *_at(out)]

@@ -1,16 +1,19 @@
 """Weights in the layouts that kernels read: tiles of ggml blocks, and float matrices in the file's own order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mistral_portable.boundary.shared import gigabytes
+from mistral_portable.errors import CapacityError
 from mistral_portable.weights import BlockTensor, DenseTensor, Tensor, release
 from mistral_portable_numba.layouts import BLOCKS, TILE_ROWS, round_up
+from mistral_portable_numba.memory import in_huge_pages
 
-__all__ = ["Matrix", "Packing", "float_row", "matrix"]
+__all__ = ["Matrix", "Packing", "float_row", "floats", "matrices"]
 
 
 @dataclass(frozen=True)
@@ -55,22 +58,55 @@ class Packing:
     places: NDArray[np.int64]
 
 
-def matrix(parts: Sequence[Tensor], quantized: bool) -> Matrix:
-    """One matrix with the rows of all parts: in tiles if `quantized` and all are blocks of one type, else floats.
+def matrices(weights: Mapping[str, Sequence[Tensor]], *, quantized: bool) -> dict[str, Matrix]:
+    """A matrix for each name, with the rows of all its parts: in tiles if `quantized` and all are blocks of one type,
+    else floats.
+
+    Tiles of all matrices lie one after the other, so that huge pages hold them. Raises CapacityError without memory.
+    """
+    tiled = {name: _tile_bytes(parts) if quantized else 0 for name, parts in weights.items()}
+    total = sum(tiled.values())
+    try:
+        memory = in_huge_pages((total,))
+    except MemoryError as error:
+        raise CapacityError(f"no memory is left for weights of {gigabytes(total)}: take a smaller model") from error
+    made, begin = {}, 0
+    for name, parts in weights.items():
+        end = begin + tiled[name]
+        made[name] = _tiles(parts, memory[begin:end]) if end > begin else floats(parts)
+        begin = end
+    return made
+
+
+def floats(parts: Sequence[Tensor]) -> Matrix:
+    """A matrix with the rows of all parts, as they lie in the file if there is one part, and it is no blocks."""
+    rows, columns = _shape(parts)
+    if len(parts) == 1 and isinstance(parts[0], DenseTensor):
+        return Matrix(parts[0].dtype, rows, columns, np.ascontiguousarray(parts[0].raw()), ())
+    unpacked = [part.numpy(np.float32) for part in parts]
+    return Matrix("float32", rows, columns, unpacked[0] if len(unpacked) == 1 else np.concatenate(unpacked), ())
+
+
+def _tile_bytes(parts: Sequence[Tensor]) -> int:
+    """Bytes of the tiles of a matrix, or 0 if its parts are not blocks of one type.
 
     Only fused projections (`fuse_linears`) have several parts; parts of different types are unpacked to float32.
     """
-    rows, columns = sum(part.shape[0] for part in parts), parts[0].shape[1]
-    kinds = {part.dtype for part in parts}
+    kinds = {part.dtype for part in parts if isinstance(part, BlockTensor)}
+    if len(kinds) != 1 or not all(isinstance(part, BlockTensor) for part in parts):
+        return 0
+    layout, (rows, columns) = BLOCKS[kinds.pop()], _shape(parts)
+    return round_up(rows, 2 * TILE_ROWS) * (columns // layout.columns) * layout.bytes
+
+
+def _tiles(parts: Sequence[Tensor], memory: NDArray[np.uint8]) -> Matrix:
     blocks = [part for part in parts if isinstance(part, BlockTensor)]
-    if quantized and len(blocks) == len(parts) and len(kinds) == 1:
-        layout = BLOCKS[blocks[0].dtype]
-        size = round_up(rows, 2 * TILE_ROWS) * (columns // layout.columns) * layout.bytes
-        return Matrix(blocks[0].dtype, rows, columns, np.empty(size, np.uint8), blocks)
-    if len(parts) == 1 and isinstance(parts[0], DenseTensor):
-        return Matrix(parts[0].dtype, rows, columns, np.ascontiguousarray(parts[0].raw()), ())
-    floats = [part.numpy(np.float32) for part in parts]
-    return Matrix("float32", rows, columns, floats[0] if len(floats) == 1 else np.concatenate(floats), ())
+    return Matrix(blocks[0].dtype, *_shape(parts), memory, blocks)
+
+
+def _shape(parts: Sequence[Tensor]) -> tuple[int, int]:
+    """The rows of all parts, and their columns."""
+    return sum(part.shape[0] for part in parts), parts[0].shape[1]
 
 
 def _joined(parts: Sequence[BlockTensor]) -> NDArray[np.uint8]:

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
-from mistral_portable_numba.matrices import matrix
+from hypothesis import given
+from hypothesis import strategies as st
+from mistral_portable_numba.matrices import matrices
+from mistral_portable_numba.memory import HUGE_PAGE, in_huge_pages
 from mistral_portable_numba.program import SHRINK_AFTER
 from numba_sessions import CONFIG, KV_CACHES, WINDOW, Session, text
 from numpy.typing import NDArray
@@ -18,7 +21,7 @@ from weights.resident import resident_files
 
 from mistral_portable.cache import Chunk
 from mistral_portable.errors import CapacityError
-from mistral_portable.weights import QuantTensor
+from mistral_portable.weights import DenseTensor, QuantTensor, Tensor
 from mistral_portable.weights.source import map_file
 
 
@@ -165,6 +168,41 @@ def test_loading_pages_without_memory_changes_nothing(failing: int, monkeypatch:
     np.testing.assert_array_equal(session.feed(lane, text(5, 1)), expected)
 
 
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=2).map(tuple),
+    st.sampled_from([HUGE_PAGE - 1, HUGE_PAGE, HUGE_PAGE + 1, 3 * HUGE_PAGE // 2]),
+    st.booleans(),
+)
+def test_large_arrays_begin_with_a_huge_page(some: tuple[int, ...], last: int, zeros: bool) -> None:
+    array = in_huge_pages((*some, last), zeros=zeros)
+    assert (array.shape, array.dtype) == ((*some, last), np.uint8)
+    assert array.flags.c_contiguous
+    assert array.nbytes < HUGE_PAGE or array.ctypes.data % HUGE_PAGE == 0
+    assert not zeros or not array.any()
+    array.fill(1)
+
+
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=5))
+def test_tiles_of_all_matrices_lie_side_by_side(rows: list[int]) -> None:
+    rng, kind = np.random.default_rng(0), GGMLQuantizationType.Q4_0
+    blocks = [random_blocks("Q4_0", (count, 64), rng) for count in rows]
+    parts: dict[str, list[Tensor]] = {
+        str(place): [QuantTensor("w", (len(data), 64), kind, data, None)] for place, data in enumerate(blocks)
+    }
+    parts["floats"] = [DenseTensor("w", "float32", np.ones((2, 64), np.float32))]
+    made = list(matrices(parts, quantized=True).values())
+    ends = [matrix.address + matrix.data.nbytes for matrix in made]
+    assert [matrix.address for matrix in made[1:-1]] == ends[:-2]
+    assert made[-1].kind == "float32"
+    assert [matrix.rows for matrix in made] == [*rows, 2]
+
+
+def test_weights_without_memory_are_named() -> None:
+    part = QuantTensor("w", (2**30, 2**20), GGMLQuantizationType.Q4_0, np.zeros((0, 0), np.uint8), None)
+    with pytest.raises(CapacityError, match=r"no memory is left for weights of .* GB: take a smaller model"):
+        matrices({"w": [part]}, quantized=True)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_parts_that_were_joined_leave_the_memory(tmp_path: Path) -> None:
     shape, kind = (1024, 8192), GGMLQuantizationType.Q8_0
@@ -176,6 +214,6 @@ def test_parts_that_were_joined_leave_the_memory(tmp_path: Path) -> None:
     given = zip(names, mapped, orders, strict=True)
     parts = [QuantTensor(name, shape, kind, data, order) for name, data, order in given]
     before = resident_files()
-    packing = matrix(parts, quantized=True).packing()
+    packing = matrices({"w": parts}, quantized=True)["w"].packing()
     assert resident_files() - before < blocks.nbytes / 2
     np.testing.assert_array_equal(packing.source[packing.places], np.concatenate([blocks[::-1], blocks, blocks]))
