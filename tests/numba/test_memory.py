@@ -175,7 +175,7 @@ def test_loading_pages_without_memory_changes_nothing(failing: int, monkeypatch:
 )
 def test_large_arrays_begin_with_a_huge_page(some: tuple[int, ...], last: int, zeros: bool) -> None:
     array = in_huge_pages((*some, last), zeros=zeros)
-    assert (array.shape, array.dtype) == ((*some, last), np.uint8)
+    assert array.shape == (*some, last)
     assert array.flags.c_contiguous
     assert array.nbytes < HUGE_PAGE or array.ctypes.data % HUGE_PAGE == 0
     assert not zeros or not array.any()
