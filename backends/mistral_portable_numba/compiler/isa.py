@@ -306,11 +306,17 @@ _DOT_GENERIC = _dot(
 ) + _signed_as_dot4(0)
 
 
-def _lookup(declarations: str, instruction: str, parts: int) -> str:
-    """Table lookup by an instruction that computes %rP from the indices %iP and %t, the table in each 16 bytes."""
+def _lookup(declarations: str, instruction: str, parts: int, register: str | None = None) -> str:
+    """Table lookup by an instruction that computes %rP from the indices %iP and %t, the table in each 16 bytes.
+
+    register: the constraint for a vector of 64 / parts bytes, where registers are few: then %t comes out of assembly
+    without an instruction, or the compiler would load the table, as it is a constant, anew for each lookup.
+    """
     count = 64 // parts
     sixteen = ", ".join(f"i32 {lane % 16}" for lane in range(count))
-    body = [f"  %t = shufflevector <16 x i8> %table, <16 x i8> poison, <{count} x i32> <{sixteen}>"]
+    table = f"shufflevector <16 x i8> %table, <16 x i8> poison, <{count} x i32> <{sixteen}>"
+    kept = f'call <{count} x i8> asm "", "={register},0"(<{count} x i8> %u) nounwind memory(none)'
+    body = [f"  %u = {table}", f"  %t = {kept}"] if register else [f"  %t = {table}"]
     for p in range(parts):
         body.append(
             f"  %i{p} = shufflevector <64 x i8> %index, <64 x i8> poison, <{count} x i32> {_lanes(p * count, count)}"
@@ -333,6 +339,7 @@ _LOOKUP_AVX2 = _lookup(
     "declare <32 x i8> @llvm.x86.avx2.pshuf.b(<32 x i8>, <32 x i8>)\n",
     "  %r{p} = call <32 x i8> @llvm.x86.avx2.pshuf.b(<32 x i8> %t, <32 x i8> %i{p})",
     2,
+    "x",
 )
 _LOOKUP_AARCH64 = _lookup(
     "declare <16 x i8> @llvm.aarch64.neon.tbl1.v16i8(<16 x i8>, <16 x i8>)\n",

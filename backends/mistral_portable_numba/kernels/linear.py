@@ -33,8 +33,8 @@ from mistral_portable_numba.layouts import (
 __all__ = ["KERNELS", "Products", "linear_kernel", "products_of"]
 
 _BLOCK = activation_block(1).itemsize
-_AHEAD = 9216
-"""Bytes between the address that is read and the one that is prefetched."""
+_AHEAD = 4096
+"""Bytes between the block after the one that is read, whose vectors are read in any order, and what is prefetched."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
     """
     layout, tile_bytes, most = fmt.layout, 16 * fmt.layout.bytes, isa.tokens
     columns, sums_bytes = layout.columns, activation_sums(1, layout.step, isa.words).itemsize
-    chunk_blocks = CHUNK // columns
+    chunk_blocks, ahead = CHUNK // columns, 2 * tile_bytes + _AHEAD
     assert TOKEN_GROUP % most == 0
     made = products_of(fmt, isa)
     one, some_of_four, many, take_apart = made.one, made.some, made.many, made.take_apart
@@ -131,12 +131,12 @@ def linear_kernel(fmt: Format, isa: Isa) -> Callable[..., Any]:
                 continue
             for _ in range(some):
                 if count == 1:
-                    one(p, p + tile_bytes, blocks, p + _AHEAD, x, u, o, os, False)
+                    one(p, p + tile_bytes, blocks, p + ahead, x, u, o, os, False)
                 else:
                     for t in range(0, count, 4):
                         for j in range(0, min(4, count - t), together):
                             at, b, c = x + t * xs + 4 * j, u + t * us + 4 * j, o + (t + j) * os
-                            some_of_four(p, p + tile_bytes, blocks, p + _AHEAD, at, b, c, os, False)
+                            some_of_four(p, p + tile_bytes, blocks, p + ahead, at, b, c, os, False)
                 p += 2 * row_bytes
                 o += 128
 

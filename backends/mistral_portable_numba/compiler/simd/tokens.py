@@ -31,7 +31,8 @@ class Tokens:
     those of the next tokens follow at distances of `stride` bytes."""
 
     def __init__(self, count: int, *, pinned: bool = False) -> None:
-        """pinned: whether loads and prefetches stay between the products where they are written: LLVM bunches them."""
+        """pinned: whether loads and prefetches stay between the products where they are written, as LLVM bunches them,
+        and sums of products are added up there, as LLVM puts that off and has no registers for them."""
         ints, floats = types.UniTuple(i32x16, count), types.UniTuple(f32x16, count)
         pair = types.UniTuple(ints, 2)
 
@@ -75,7 +76,7 @@ class Tokens:
                     for side, weights in enumerate((left, right)):
                         before = [b.extract_value(total, (side, token)) for total in totals]
                         words = call(b, name, I32X16, *before, weights, x)
-                        if pinned:
+                        if pinned and added:
                             words = call(b, "mp.pin", I32X16, words)
                         result = b.insert_value(result, words, (side, token))
                 return result
@@ -110,6 +111,8 @@ class Tokens:
                 for side, factors in enumerate((left, right)):
                     values = (b.extract_value(value, (side, token)) for value in (totals, words))
                     total = call(b, "mp.add_words", I32X16, *values, factors)
+                    if pinned:
+                        total = call(b, "mp.pin", I32X16, total)
                     result = b.insert_value(result, total, (side, token))
             return result
 
