@@ -93,8 +93,8 @@ class KVCache:
     def _grow(self, counts: Mapping[int, int]) -> None:
         """Let the pools of layer groups have at least so many pages, or raise MemoryError and leave all as they are.
 
-        By a quarter at least, so that it is rare, if there is memory for that. A page without content takes none: the
-        system gives it to zeros when they are first written.
+        By a quarter at least, so that it is rare, if there is memory for that. Pages without content take none: the
+        system gives it to zeros when they are first written, up to 2 MiB at a time.
         """
         short = {group: count for group, count in counts.items() if count > self._counts[group]}
         if not short:

@@ -78,7 +78,8 @@ def lower_graph(
 
     values, cache: their cells and tables are arguments of the kernels, by address. threads: each gets its own scratch.
     tiles: `Isa.tiles`.
-    Raises BackendError for an input of the graph, or a use of `replace_rows`, that the kernels cannot serve.
+    Raises BackendError for an input of the graph, or a use of `replace_rows`, that the kernels cannot serve,
+    and CapacityError where memory is short of the weights.
     """
     lowering = _Lowering(graph, weights, spec, precision, values, cache, threads, tiles)
     for node in graph.nodes:
@@ -122,7 +123,7 @@ class _Lowering:
             if node.op == "linear":
                 parts[node.inputs[1]] = [weights[part] for part in graph.parameters[node.inputs[1]].parts]
             parts |= {part: [weights[part]] for part in self._experts(node)}
-        self.out.matrices |= matrices(parts, quantized=precision.quantized_linear == "int8")
+        self.out.matrices = matrices(parts, quantized=precision.quantized_linear == "int8")
         self._scratch_bytes = round_up(max([64, *self._scratch_needs()]), 64)
         scratch = np.empty(threads * self._scratch_bytes + 64, np.uint8)
         self._scratch = round_up(scratch.ctypes.data, 64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -65,16 +66,18 @@ def matrices(weights: Mapping[str, Sequence[Tensor]], *, quantized: bool) -> dic
     Tiles of all matrices lie one after the other, so that huge pages hold them. Raises CapacityError without memory.
     """
     tiled = {name: _tile_bytes(parts) if quantized else 0 for name, parts in weights.items()}
-    total = sum(tiled.values())
-    try:
-        memory = in_huge_pages((total,))
-    except MemoryError as error:
-        raise CapacityError(f"no memory is left for weights of {gigabytes(total)}: take a smaller model") from error
     made, begin = {}, 0
-    for name, parts in weights.items():
-        end = begin + tiled[name]
-        made[name] = _tiles(parts, memory[begin:end]) if end > begin else floats(parts)
-        begin = end
+    try:
+        memory = in_huge_pages((sum(tiled.values()),))
+        for name, parts in weights.items():
+            end = begin + tiled[name]
+            made[name] = _tiles(parts, memory[begin:end]) if tiled[name] else floats(parts)
+            begin = end
+    except MemoryError as error:
+        size = sum(tiled[name] or 4 * prod(_shape(parts)) for name, parts in weights.items())
+        raise CapacityError(
+            f"no memory is left for weights of {gigabytes(size)}: use --dtype int8, --quantize q4_0 or a smaller model"
+        ) from error
     return made
 
 
@@ -92,16 +95,20 @@ def _tile_bytes(parts: Sequence[Tensor]) -> int:
 
     Only fused projections (`fuse_linears`) have several parts; parts of different types are unpacked to float32.
     """
-    kinds = {part.dtype for part in parts if isinstance(part, BlockTensor)}
-    if len(kinds) != 1 or not all(isinstance(part, BlockTensor) for part in parts):
+    blocks = _blocks(parts)
+    if len(blocks) < len(parts) or len({part.dtype for part in parts}) > 1:
         return 0
-    layout, (rows, columns) = BLOCKS[kinds.pop()], _shape(parts)
+    layout, (rows, columns) = BLOCKS[blocks[0].dtype], _shape(parts)
     return round_up(rows, 2 * TILE_ROWS) * (columns // layout.columns) * layout.bytes
 
 
 def _tiles(parts: Sequence[Tensor], memory: NDArray[np.uint8]) -> Matrix:
-    blocks = [part for part in parts if isinstance(part, BlockTensor)]
+    blocks = _blocks(parts)
     return Matrix(blocks[0].dtype, *_shape(parts), memory, blocks)
+
+
+def _blocks(parts: Sequence[Tensor]) -> list[BlockTensor]:
+    return [part for part in parts if isinstance(part, BlockTensor)]
 
 
 def _shape(parts: Sequence[Tensor]) -> tuple[int, int]:

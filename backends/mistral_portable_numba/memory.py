@@ -1,6 +1,7 @@
-"""Memory that the system holds in huge pages (NumPy asks Linux for them), out of which cores read faster."""
+"""Memory in huge pages, out of which cores read faster. NumPy asks Linux for them (for zeros since NumPy 2.2)."""
 
-from typing import Any
+from collections.abc import Callable
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,13 @@ HUGE_PAGE = 2**21
 def in_huge_pages(shape: tuple[int, ...], *, zeros: bool = False) -> NDArray[np.uint8]:
     """An array of bytes that begins with a huge page, so that all but its last 2 MiB can be in huge pages.
 
-    malloc's own memory for 9 MB begins anywhere: then 6 or 8 MiB of them are. Arrays of less than a huge page begin
-    anywhere. zeros: whether it is filled with zeros. Raises MemoryError.
+    malloc's memory begins anywhere: of 9 MiB, 6 or 8 lie in huge pages then. An array of less than a huge page begins
+    anywhere, too. zeros: whether it is filled with zeros. Raises MemoryError.
     """
-    make: Any = np.zeros if zeros else np.empty
-    size = int(np.prod(shape, dtype=object))
+    make: Callable[..., NDArray[np.uint8]] = np.zeros if zeros else np.empty
+    size = prod(shape)
     if size < HUGE_PAGE:
-        return np.asarray(make(shape, np.uint8))
-    memory = make(size + HUGE_PAGE, np.uint8)
+        return make(shape, np.uint8)
+    memory = make(size + HUGE_PAGE, np.uint8)  # 4 MiB at least, from which on NumPy asks for huge pages
     begin = -memory.ctypes.data % HUGE_PAGE
-    return np.asarray(memory[begin : begin + size].reshape(shape))
+    return memory[begin : begin + size].reshape(shape)

@@ -1,5 +1,6 @@
 """Memory of the Numba executor's programs: growth, shrinking, steps that do not fit, and what stays of files."""
 
+import ctypes
 import sys
 import threading
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType
 from hypothesis import given
 from hypothesis import strategies as st
+from mistral_portable_numba.cache import KVCache
 from mistral_portable_numba.matrices import matrices
 from mistral_portable_numba.memory import HUGE_PAGE, in_huge_pages
 from mistral_portable_numba.program import SHRINK_AFTER
@@ -19,7 +21,8 @@ from numpy.typing import NDArray
 from weights.files import random_blocks
 from weights.resident import resident_files
 
-from mistral_portable.cache import Chunk
+from mistral_portable.cache import CacheManager, CacheSpec, Chunk
+from mistral_portable.config import MistralConfig
 from mistral_portable.errors import CapacityError
 from mistral_portable.weights import DenseTensor, QuantTensor, Tensor
 from mistral_portable.weights.source import map_file
@@ -182,25 +185,46 @@ def test_large_arrays_begin_with_a_huge_page(some: tuple[int, ...], last: int, z
     array.fill(1)
 
 
-@given(st.lists(st.integers(1, 70), min_size=1, max_size=5))
-def test_tiles_of_all_matrices_lie_side_by_side(rows: list[int]) -> None:
-    rng, kind = np.random.default_rng(0), GGMLQuantizationType.Q4_0
-    blocks = [random_blocks("Q4_0", (count, 64), rng) for count in rows]
-    parts: dict[str, list[Tensor]] = {
-        str(place): [QuantTensor("w", (len(data), 64), kind, data, None)] for place, data in enumerate(blocks)
-    }
+def q4_0(rows: int, columns: int) -> QuantTensor:
+    blocks = random_blocks("Q4_0", (rows, columns), np.random.default_rng(rows))
+    return QuantTensor("w", (rows, columns), GGMLQuantizationType.Q4_0, blocks, None)
+
+
+@given(st.lists(st.integers(1, 70), min_size=2, max_size=5), st.integers(0, 5))
+def test_tiles_of_all_matrices_lie_side_by_side(rows: list[int], place: int) -> None:
+    parts: dict[str, list[Tensor]] = {str(index): [q4_0(count, 64)] for index, count in enumerate(rows)}
+    names = [*parts]
+    names.insert(place, "floats")
     parts["floats"] = [DenseTensor("w", "float32", np.ones((2, 64), np.float32))]
-    made = list(matrices(parts, quantized=True).values())
-    ends = [matrix.address + matrix.data.nbytes for matrix in made]
-    assert [matrix.address for matrix in made[1:-1]] == ends[:-2]
-    assert made[-1].kind == "float32"
-    assert [matrix.rows for matrix in made] == [*rows, 2]
+    made = matrices({name: parts[name] for name in names}, quantized=True)
+    assert [*made] == names
+    assert made.pop("floats").kind == "float32"
+    tiles = [*made.values()]
+    assert [matrix.rows for matrix in tiles] == rows
+    assert [matrix.address for matrix in tiles[1:]] == [one.address + one.data.nbytes for one in tiles[:-1]]
 
 
-def test_weights_without_memory_are_named() -> None:
+def test_weights_begin_with_a_huge_page() -> None:
+    made = matrices({"first": [q4_0(64, 1024)], "second": [q4_0(4096, 1024)]}, quantized=True)
+    assert made["first"].address % HUGE_PAGE == 0
+
+
+def test_pools_begin_with_a_huge_page() -> None:
+    config = MistralConfig(num_hidden_layers=1, sliding_window=None)
+    spec = CacheSpec.from_config(config, max_context=4096, page_size=64, max_chunk=4096)
+    manager, cache = CacheManager(spec), KVCache(spec, "float16")
+    cache.make_room(manager.plan([Chunk(manager.open(), [0] * 4096)]))
+    for kind in ("keys", "values"):
+        assert ctypes.c_int64.from_address(cache.address(0, kind)).value % HUGE_PAGE == 0
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_weights_without_memory_are_named(quantized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     part = QuantTensor("w", (2**30, 2**20), GGMLQuantizationType.Q4_0, np.zeros((0, 0), np.uint8), None)
-    with pytest.raises(CapacityError, match=r"no memory is left for weights of .* GB: take a smaller model"):
-        matrices({"w": [part]}, quantized=True)
+    monkeypatch.setattr(QuantTensor, "numpy", scarce(0))
+    size, remedy = ("633318.70", "4503599.63")[not quantized], "use --dtype int8, --quantize q4_0 or a smaller model"
+    with pytest.raises(CapacityError, match=f"^no memory is left for weights of {size} GB: {remedy}$"):
+        matrices({"w": [part]}, quantized=quantized)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -211,8 +235,8 @@ def test_parts_that_were_joined_leave_the_memory(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).write_bytes(blocks.tobytes())
     mapped = [np.frombuffer(map_file(tmp_path / name), np.uint8).reshape(blocks.shape) for name in names]
-    given = zip(names, mapped, orders, strict=True)
-    parts = [QuantTensor(name, shape, kind, data, order) for name, data, order in given]
+    tensors = zip(names, mapped, orders, strict=True)
+    parts = [QuantTensor(name, shape, kind, data, order) for name, data, order in tensors]
     before = resident_files()
     packing = matrices({"w": parts}, quantized=True)["w"].packing()
     assert resident_files() - before < blocks.nbytes / 2

@@ -309,8 +309,8 @@ _DOT_GENERIC = _dot(
 def _lookup(declarations: str, instruction: str, parts: int, register: str | None = None) -> str:
     """Table lookup by an instruction that computes %rP from the indices %iP and %t, the table in each 16 bytes.
 
-    register: the constraint for a vector of 64 / parts bytes, where registers are few: then %t comes out of assembly
-    without an instruction, or the compiler would load the table, as it is a constant, anew for each lookup.
+    register: its constraint, where registers are few: %t then comes out of empty assembly. LLVM would load the table, a
+    constant, anew for each lookup.
     """
     count = 64 // parts
     sixteen = ", ".join(f"i32 {lane % 16}" for lane in range(count))

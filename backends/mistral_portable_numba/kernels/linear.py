@@ -34,7 +34,7 @@ __all__ = ["KERNELS", "Products", "linear_kernel", "products_of"]
 
 _BLOCK = activation_block(1).itemsize
 _AHEAD = 4096
-"""Bytes between the block after the one that is read, whose vectors are read in any order, and what is prefetched."""
+"""Bytes from the next block to what is prefetched; the vectors of a block are read in any order."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from mistral_portable_numba.kernels.registry import AnyIsa, Factory
 __all__ = ["KERNELS", "pack_kernel"]
 
 _CLAIM = 2**22
-"""Bytes of tiles that a thread claims, if there are enough for all: a huge page belongs to one thread then. Where two
-write to a new one at the same time, the system makes it twice."""
+"""Bytes of tiles that a thread claims, if there are enough for all: most huge pages then belong to one thread. Where
+two write to a new one at the same time, the system makes it twice."""
 
 
 def pack_kernel() -> Callable[..., Any]:

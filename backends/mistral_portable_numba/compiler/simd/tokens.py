@@ -31,8 +31,8 @@ class Tokens:
     those of the next tokens follow at distances of `stride` bytes."""
 
     def __init__(self, count: int, *, pinned: bool = False) -> None:
-        """pinned: whether loads and prefetches stay between the products where they are written, as LLVM bunches them,
-        and sums of products are added up there, as LLVM puts that off and has no registers for them."""
+        """pinned: whether loads and prefetches stay between the products where they are written (LLVM would bunch
+        them), and sums of products are added up there (LLVM would put that off, and has no registers for them)."""
         ints, floats = types.UniTuple(i32x16, count), types.UniTuple(f32x16, count)
         pair = types.UniTuple(ints, 2)
 
