@@ -103,21 +103,25 @@ def test_compiled_steps_that_draw_are_built_once() -> None:
 @pytest.mark.parametrize("rows", [1, 16, 40])
 @pytest.mark.parametrize("top_p", [None, 1.0, 0.9])
 def test_scratch_is_known(rows: int, top_p: float | None) -> None:
-    """top_p: None: the highest logits are taken. MLX counts no more, and a third at least."""
+    """top_p: None: the highest logits are taken. MLX counts no more, and a third at least: the least of five, as a
+    busy machine may free what a kernel read a moment after the next one's memory is taken."""
     ones, vocab_size = np.ones(rows), 4000
     choice: Choice = Highest()
     if top_p is not None:
         choice = Drawn(Draws(ones / 2, ones, np.zeros(rows, np.int32), ones * top_p, ones * 0))
     logits, inputs = mx.random.normal((rows, vocab_size)), dict(choice.arrays())
     mx.eval(logits, inputs)
+    peaks = []
     limit = mx.set_memory_limit(0)  # it waits for each kernel, as where memory is short
     try:
-        before = in_use()
-        mx.reset_peak_memory()
-        mx.eval(choice.choose(logits, inputs))
-        counted = mx.get_peak_memory() - before
+        for _ in range(5):
+            before = in_use()
+            mx.reset_peak_memory()
+            mx.eval(choice.choose(logits, inputs))
+            peaks.append(mx.get_peak_memory() - before)
     finally:
         mx.set_memory_limit(limit)
+    counted = min(peaks)
     assert counted <= choice.scratch_bytes(rows, vocab_size) <= 3 * counted
 
 
